@@ -1,0 +1,44 @@
+# Two commands for everyone: `make demo` and `make test`. Each works alone on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+PARITY := .venv-parity
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: demo test test-slow test-parity lint format bench constraints clean
+
+demo: $(VENV)/.done
+	$(VENV)/bin/mot demo
+
+test: $(VENV)/.done
+	$(VENV)/bin/pytest -n 2 tests
+
+test-slow: $(VENV)/.done
+	$(VENV)/bin/pytest -m slow tests
+
+test-parity: $(PARITY)/.done
+	$(PARITY)/bin/pytest -n 2 tests/parity
+
+lint: $(VENV)/.done
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+format: $(VENV)/.done
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(PARITY)/.done
+	$(PARITY)/bin/python -m tests.bench
+
+$(VENV)/.done: $(INPUTS)
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "mot needs Python 3.11, 3.12 or 3.13; PYTHON=... chooses one")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(PARITY)/.done: $(INPUTS)
+	$(PYTHON) -m venv --clear $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,parity]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PARITY) .cache

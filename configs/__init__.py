@@ -1,0 +1,1 @@
+"""Configurations: `get_config(arg)` in each file returns a locked ConfigDict."""

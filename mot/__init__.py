@@ -1,0 +1,1 @@
+"""mot: Mixture-of-Transformers, in the open."""

@@ -1,0 +1,82 @@
+"""The batch: one for every architecture. Each stream is a fixed number of tokens of one kind, each token a few integers.
+
+The host decides all routing by modality when it packs (`data/packing.py`), so nothing on the device depends on the data.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mot.attention import Info
+
+
+@struct.dataclass
+class Tokens:
+    """Tokens of one stream, or of several merged; every field `[B, C]` but `position`."""
+
+    token: jax.Array  # id in the unified vocabulary
+    rank: jax.Array  # place in the row's document order; unique in the row, padding last
+    position: jax.Array  # [B, C, 1], for RoPE alone
+    segment: jax.Array  # document of the row, from 1; 0 = padding
+    source: jax.Array  # where the document came from, for losses by source
+    doc_id: jax.Array  # which document of that source
+    unit: jax.Array  # image or clip within the row, from 1; 0 = none
+    unit_seed: jax.Array  # uint32, the same wherever the unit is packed
+    span: jax.Array  # group that sees itself both ways; 0 = none
+    private: jax.Array  # bool: seen inside its own span alone
+    target: jax.Array  # id at rank + 1 of the same segment, in whatever stream it lies
+    weight: jax.Array  # float32, of that target's loss; 0 = no target
+
+    @property
+    def info(self) -> Info:
+        return Info(self.rank, self.segment, self.span, self.private)
+
+
+Batch = dict[str, Tokens]  # by stream
+
+
+def merge(batch: Batch, streams: Sequence[str]) -> Tokens:
+    """The tokens of some streams as one, in document order; one stream stays as it is (it is in that order)."""
+    tokens = concatenate([batch[s] for s in streams])
+    if len(streams) == 1:
+        return tokens
+    order_BC = jnp.argsort(tokens.rank, axis=1)  # ranks are unique: any sort is stable
+    take = lambda x: jnp.take_along_axis(x, order_BC.reshape(order_BC.shape + (1,) * (x.ndim - 2)), axis=1)
+    return jax.tree.map(take, tokens)
+
+
+def concatenate(tokens: Sequence[Tokens]) -> Tokens:
+    """End to end along the token axis."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *tokens) if len(tokens) > 1 else tokens[0]
+
+
+def check(batch: Batch) -> None:
+    """Raises `ValueError` if a host batch breaks an invariant; for tests and for new data sources."""
+    tokens = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *batch.values())
+    T = tokens.rank.shape[1]
+    if not (np.sort(tokens.rank, axis=1) == np.arange(T)).all():
+        raise ValueError("ranks of a row are not a permutation of 0..T-1")
+    for name, stream in batch.items():
+        if (np.diff(stream.rank, axis=1) <= 0).any():
+            raise ValueError(f"stream {name}: ranks do not rise within the stream")
+    order = np.argsort(tokens.rank, axis=1)
+    take = lambda x: np.take_along_axis(x, order, axis=1)
+    token, segment, target, weight = map(take, (tokens.token, tokens.segment, tokens.target, tokens.weight))
+    real = segment != 0
+    if (np.diff(real.astype(int), axis=1) > 0).any():
+        raise ValueError("padding does not rank last")
+    if (np.diff(segment, axis=1) * real[:, 1:] < 0).any():
+        raise ValueError("segments do not lie one after another in document order")
+    follows = np.zeros_like(real)
+    follows[:, :-1] = (segment[:, :-1] == segment[:, 1:]) & real[:, :-1]
+    if (weight[~follows] != 0).any():
+        raise ValueError("a token without a successor in its segment has a weight")
+    learns = weight[:, :-1] > 0
+    if (target[:, :-1] != token[:, 1:])[learns].any():
+        raise ValueError("a target is not the id at rank + 1")
+    span = take(tokens.span)
+    if ((span[:, :-1] == span[:, 1:]) & (span[:, :-1] != 0) & learns).any():
+        raise ValueError("a next-token target lies inside a bidirectional span, which already sees it")

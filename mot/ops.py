@@ -1,0 +1,64 @@
+"""The small operations of a block. Float32 islands (norm statistics, rotation angles) are visible in the code."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def linear(x_RD, w_DF):
+    """`x @ w` in the dtype of x: operands in that dtype, accumulation in float32, the weight's gradient in float32.
+
+    Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate.
+    """
+    return _matmul(x_RD, w_DF.astype(x_RD.dtype)).astype(x_RD.dtype)
+
+
+def _linear_forward(x_RD, w_DF):
+    w_DF, dtype = w_DF.astype(x_RD.dtype), w_DF.dtype
+    return _matmul(x_RD, w_DF).astype(x_RD.dtype), (x_RD, w_DF, jnp.zeros((), dtype))
+
+
+def _linear_backward(residuals, g_RF):
+    x_RD, w_DF, like = residuals
+    g_RF = g_RF.astype(x_RD.dtype)
+    return _matmul(g_RF, w_DF.T).astype(x_RD.dtype), _matmul(x_RD.T, g_RF).astype(like.dtype)
+
+
+_matmul = partial(jnp.matmul, preferred_element_type=jnp.float32)
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def rms_norm(x_RD, scale_D, eps: float):
+    """RMSNorm over the last axis (1910.07467); statistics in float32."""
+    x = x_RD.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return (x * _last_axes(scale_D, x)).astype(x_RD.dtype)
+
+
+def layer_norm(x_RNH, scale_NH, bias_NH, eps: float):
+    """LayerNorm over the last axis, with a scale and a bias for each head (Chameleon's q/k norm); statistics in float32."""
+    x = x_RNH.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return (x * _last_axes(scale_NH, x) + _last_axes(bias_NH, x)).astype(x_RNH.dtype)
+
+
+def _last_axes(w, x):
+    return w.reshape((1,) * (x.ndim - w.ndim) + w.shape)
+
+
+def rope(x_BCNH, position_BC1, theta: float):
+    """Rotary position embedding (2104.09864), halves paired as in Llama; angles in float32."""
+    half = x_BCNH.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (position_BC1.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = x_BCNH[..., :half].astype(jnp.float32), x_BCNH[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BCNH.dtype)
+
+
+def swiglu(gate_RF, up_RF):
+    """silu(gate) * up (2002.05202)."""
+    return jax.nn.silu(gate_RF) * up_RF
