@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
         clip=1.0,
         accumulate=1,
         ema=0.0,
+        patience=5,
         # Weights decay; norms' scales and biases do not.
         rules=(dict(match="norm", lr=1.0, decay=0.0), dict(match=".*", lr=1.0, decay=0.1)),
     )

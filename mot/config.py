@@ -103,6 +103,7 @@ class Optim:
     clip: float  # of the global gradient norm
     accumulate: int  # microbatches in a step
     ema: float  # of the parameters; 0 = none
+    patience: int  # steps in a row that may be skipped for a gradient that is not finite
     rules: tuple[Rule, ...]
 
 
@@ -371,7 +372,7 @@ def _data(c):
 
 def _optim(c):
     o = c.optim
-    yield from _positive("optim", o, "lr", "eps", "clip", "accumulate")
+    yield from _positive("optim", o, "lr", "eps", "clip", "accumulate", "patience")
     yield from _at_least_0("optim", o, "end_lr", "warmup", "decay_steps")
     yield from _choice("optim", o, "schedule", "cosine", "linear", "wsd")
     for key in ("beta1", "beta2", "ema"):

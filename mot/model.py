@@ -15,6 +15,7 @@ from mot import ops
 from mot.attention import attend
 from mot.batch import Batch, Tokens
 from mot.config import Config
+from mot.sharding import rows_apart
 
 Group = tuple[str, ...]  # streams that travel merged
 
@@ -88,7 +89,7 @@ def _attention(towers, xs, merged, config):
     parts = [_qkv(t, x, tokens, config.model) for t, x, tokens in zip(towers, xs, merged, strict=True)]
     q_BTNH, k_BTKH, v_BTKH = (jnp.concatenate(x, axis=1) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
     info = batches.concatenate(merged).info
-    o_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, info, info, config.model.attention)
+    o_BTNH = rows_apart(partial(attend, how=config.model.attention))(q_BTNH, k_BTKH, v_BTKH, info, info)
     sizes = [tokens.token.shape[1] for tokens in merged]
     outputs = lax.split(o_BTNH, sizes, axis=1) if len(sizes) > 1 else [o_BTNH]
     rows = lambda o_BCNH: o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1)
@@ -108,7 +109,7 @@ def _qkv(tower, x_RD, tokens, m):
             x_RNH = ops.layer_norm(x_RNH, tower[f"{name}_norm"], tower[f"{name}_norm_bias"], m.norm_eps)
         return x_RNH.reshape(B, C, *w_DNH.shape[1:])
 
-    turn = partial(ops.rope, position_BC1=tokens.position, theta=m.rope_theta)
+    turn = lambda x_BCNH: ops.rope(x_BCNH, tokens.position, m.rope_theta)
     return turn(heads("q")), turn(heads("k")), heads("v")
 
 

@@ -49,14 +49,26 @@ def _last_axes(w, x):
     return w.reshape((1,) * (x.ndim - w.ndim) + w.shape)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rope(x_BCNH, position_BC1, theta: float):
     """Rotary position embedding (2104.09864), halves paired as in Llama; angles in float32."""
+    return _rotate(x_BCNH, position_BC1, theta)
+
+
+def _rotate(x_BCNH, position_BC1, theta, direction=1):
     half = x_BCNH.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = direction * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = (position_BC1.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = x_BCNH[..., :half].astype(jnp.float32), x_BCNH[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BCNH.dtype)
+
+
+# A rotation's transpose is the rotation back; derived from the code above it would be four padded arrays and their sum.
+rope.defvjp(
+    lambda x_BCNH, position_BC1, theta: (_rotate(x_BCNH, position_BC1, theta), position_BC1),
+    lambda theta, position_BC1, g_BCNH: (_rotate(g_BCNH, position_BC1, theta, direction=-1), None),
+)
 
 
 def swiglu(gate_RF, up_RF):

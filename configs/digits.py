@@ -1,0 +1,41 @@
+"""Handwritten digits and their captions beside Python's manual: the demo. All data is embedded; nothing is downloaded.
+
+    --config=configs/digits.py:arch=mot            the demo's size, some minutes on two cores
+    --config=configs/digits.py:arch=mot,size=smoke two steps in seconds
+"""
+
+from ml_collections import ConfigDict
+
+from configs import archs, base
+
+SIZES = {
+    "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=1),
+    "demo": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=8, steps=320, warmup=30, every=40),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = base.parse(arg, arch="mot", size="demo")
+    if arg["size"] not in SIZES:
+        raise ValueError(f"size={arg['size']}: no such size; allowed: {', '.join(SIZES)}; choose one")
+    size = SIZES[arg["size"]]
+    c = base.get_config()
+    width = dict(width=size["width"], ffn=size["ffn"], loss_weight=1.0)
+    c.streams = dict(
+        text=dict(modality="text", budget=256, longest=128, first_id=0, ids=1024, **width),
+        image=dict(modality="image", budget=384, longest=64, first_id=1024, ids=17, **width),
+    )
+    c.towers = archs.towers(arg["arch"], ["text", "image"])
+    c.model.update({k: size[k] for k in ("layers", "heads", "head_size")}, kv_heads=size["heads"])
+    # Documents in these proportions fill the budgets: six digits a row, and manual text for the rest.
+    c.data.update(batch=size["rows"], shares=dict(manual=10, drawn=9, read=9))
+    c.optim.update(lr=2e-3, end_lr=2e-4, warmup=size["warmup"])
+    c.run.update(
+        name=f"digits-{arg['arch']}-{arg['size']}",
+        steps=size["steps"],
+        eval_every=size["every"],
+        eval_batches=2 if arg["size"] == "smoke" else 8,
+        save_every=size["steps"],
+    )
+    c.lock()
+    return c

@@ -1,0 +1,93 @@
+"""Checkpoints: orbax items in `checkpoints/<step>/`, each file's digest in `manifest.json`, verified before use.
+
+A step is written under a temporary name and renamed when it is whole, so a folder named by a number is complete.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class Damaged(ValueError):
+    """A checkpoint, or another file of a run directory, that is not what was written."""
+
+
+def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
+    """Writes the step (unless it is there) and removes all but the newest `keep`.
+
+    `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the position in the data, as JSON.
+    """
+    target, temporary = folder / str(step), folder / f"{step}.partial"
+    if target.exists():
+        return target
+    shutil.rmtree(temporary, ignore_errors=True)
+    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    meta = {"format": FORMAT, "step": step, "items": sorted(trees)}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
+        checkpointer.save(temporary.absolute(), args=arguments)
+    (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1))
+    os.rename(temporary, target)
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(folder / str(old))
+    return target
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that were saved whole, oldest first."""
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def verify(target: Path) -> None:
+    """Raises `Damaged`, naming the first file that is missing, new or changed."""
+    try:
+        expected = json.loads((target / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{target / MANIFEST} cannot be read ({error}); {_remedy(target)}") from None
+    found = _digests(target)
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            raise Damaged(f"{target / name} is missing; {_remedy(target)}")
+        if name not in expected:
+            raise Damaged(f"{target / name} is foreign: the manifest does not list it; {_remedy(target)}")
+        if expected[name] != found[name]:
+            raise Damaged(f"{target / name} is damaged: its digest is not the manifest's; {_remedy(target)}")
+
+
+def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
+    """Verified trees, with the shapes, dtypes and shardings of the abstract trees `like`, and the data position."""
+    target = folder / str(step)
+    verify(target)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        meta = checkpointer.restore(target.absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if meta["format"] != FORMAT:
+            raise Damaged(f"{target} has format {meta['format']}; this version reads {FORMAT}; use the one that wrote it")
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+        arguments = ocp.args.Composite(**items, data=ocp.args.JsonRestore())
+        restored = checkpointer.restore(target.absolute(), args=arguments)
+    return {name: restored[name] for name in like}, restored["data"]
+
+
+def abstract(tree):
+    """Shapes, dtypes and shardings of a tree of arrays, for `restore`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _remedy(target: Path) -> str:
+    others = [s for s in steps(target.parent) if str(s) != target.name]
+    older = f"the run then resumes from step {others[-1]}" if others else "the run then starts anew"
+    return f"move {target} away to go on without it ({older}); nothing was overwritten"
+
+
+def _digests(target: Path) -> dict[str, str]:
+    files = sorted(p for p in target.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {str(p.relative_to(target)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

@@ -1,0 +1,114 @@
+"""Real data that every installation already holds: scikit-learn's handwritten digits and Python's English manual.
+
+1,797 digits of 8x8 pixels in 17 grey levels, each captioned, and the manual text of `pydoc_data.topics`. Nothing is
+downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read` (image, then caption).
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from mot.config import Config
+from mot.data.packing import Document, document
+from mot.tokenizers import text as texts
+from mot.tokenizers.text import BOI, BOS, EOI, EOS
+
+SOURCES = ("manual", "drawn", "read")
+TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CAPTIONS = ("a handwritten {}", "the digit {}, written by hand", "a picture of the number {}", "{} in handwriting")
+HELD_OUT = 10  # one document of ten, by the hash of its content
+
+
+class Sources(NamedTuple):
+    """Documents by source, and what is needed to judge losses on them."""
+
+    names: tuple[str, ...]
+    documents: tuple[tuple[Document, ...], ...]
+    byte_lengths: np.ndarray  # [V], bytes of text that an id stands for; 0 for images and special tokens
+    digest: str  # of all ids, in order
+
+
+def faults(config):
+    """A check for `config.build`: what this data needs of the configuration."""
+    shapes = {"text": (0, TEXT_IDS), "image": (TEXT_IDS, LEVELS)}
+    if set(config.streams) != set(shapes):
+        yield f"streams: {', '.join(config.streams)}; the embedded data has {', '.join(shapes)}; name them so"
+        return
+    for name, (first, ids) in shapes.items():
+        stream = config.streams[name]
+        if (stream.first_id, stream.ids) != (first, ids):
+            yield (
+                f"streams.{name}.first_id, ids: {stream.first_id}, {stream.ids}; the embedded data has ids {first}.."
+                f"{first + ids - 1}; write {first}, {ids}"
+            )
+    if config.streams["image"].longest != PIXELS:
+        yield f"streams.image.longest: {config.streams['image'].longest}; an embedded digit has {PIXELS}; write that"
+    if config.streams["text"].longest < 32:
+        yield f"streams.text.longest: {config.streams['text'].longest}; captions need up to 32; raise it"
+    for source in config.data.shares:
+        if source not in SOURCES:
+            yield f"data.shares.{source}: no such source; allowed: {', '.join(SOURCES)}; remove it"
+
+
+def load(config: Config) -> tuple[Sources, Sources]:
+    """The training and the held-out documents."""
+    sections, images, labels = _manual(), *_digits()
+    tokenizer = texts.load_or_train([s for s in sections if not _held_out(s.encode())] + _all_captions(), TEXT_IDS)
+    lengths = np.concatenate([texts.byte_lengths(tokenizer), np.zeros(LEVELS, int)])
+    splits = []
+    for held_out in (False, True):
+        mine = [s for s in sections if _held_out(s.encode()) == held_out]
+        pieces = [piece for s in mine for piece in texts.split(tokenizer, s, config.streams["text"].longest - 2)]
+        manual = [_text(i, ids) for i, ids in enumerate(pieces)]
+        chosen = [i for i in range(len(images)) if _held_out(images[i].tobytes()) == held_out]
+        captions = [tokenizer.encode(_caption(i, labels[i])).ids for i in chosen]
+        drawn = [_image(1, i, caption, images[i], False) for i, caption in zip(chosen, captions, strict=True)]
+        read = [_image(2, i, caption, images[i], True) for i, caption in zip(chosen, captions, strict=True)]
+        documents = tuple(map(tuple, (manual, drawn, read)))
+        digest = hashlib.sha256(b"".join(d.token.tobytes() for source in documents for d in source)).hexdigest()[:16]
+        splits.append(Sources(SOURCES, documents, lengths, digest))
+    return splits[0], splits[1]
+
+
+def _manual() -> list[str]:
+    """The manual's sections: what blank lines separate."""
+    from pydoc_data.topics import topics
+
+    sections = (s.strip("\n") for name in sorted(topics) for s in topics[name].split("\n\n"))
+    return [section + "\n\n" for section in sections if section.strip()]
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.data.astype(np.uint8), digits.target
+
+
+def _held_out(content: bytes) -> bool:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") % HELD_OUT == 0
+
+
+def _caption(i: int, label: int) -> str:
+    return CAPTIONS[i % len(CAPTIONS)].format(NAMES[label])
+
+
+def _all_captions() -> list[str]:
+    return [caption.format(name) for caption in CAPTIONS for name in NAMES]
+
+
+def _text(doc_id: int, ids: list[int]) -> Document:
+    token = [BOS, *ids, EOS]
+    return document(0, doc_id, token, np.zeros(len(token)))
+
+
+def _image(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
+    """<bos> caption <boi> image <eoi> <eos>, or <bos> <boi> image <eoi> caption <eos>."""
+    image = np.array([BOI, *(TEXT_IDS + pixels.astype(int)), EOI])
+    parts = [image, caption] if image_first else [caption, image]
+    token = np.concatenate([[BOS], *parts, [EOS]])
+    is_pixel = token >= TEXT_IDS
+    # An image's length is fixed, so the format forces <eoi>: nothing is learned from it.
+    return document(source, doc_id, token, is_pixel, weight=token != EOI, unit=is_pixel)

@@ -1,0 +1,103 @@
+"""Parameters and FLOPs, counted from the table of parameters; a multiply and an add are two.
+
+Model FLOPs: what the mathematics needs. Attention is counted for pairs that see each other, recomputation not at all.
+"""
+
+import math
+import re
+
+import numpy as np
+
+from mot import params
+from mot.batch import Batch
+from mot.config import Config
+
+FORWARD_AND_BACKWARD = 3  # each matmul of the forward pass has two of its size in the backward pass
+
+
+def matmul_weights(config: Config) -> dict[str, int]:
+    """For each stream, the weights that multiply one of its tokens: its towers' and the head's."""
+    specs = params.table(config)
+    # `embed` is read, not multiplied; tied, it is the head too.
+    head = math.prod(specs["embed/tokens"].shape)
+    is_matrix = {p: not ("norm" in p.split("/")[-1] or p.split("/")[2] == "norm") for p in specs if _in_block(p)}
+    result = {}
+    for stream in config.streams:
+        mine = [p for p, matrix in is_matrix.items() if matrix and _serves(p, stream, config)]
+        result[stream] = sum(math.prod(specs[p].shape) for p in mine) + head
+    return result
+
+
+def active_parameters(config: Config) -> dict[str, int]:
+    """For each stream, the parameters that one of its tokens meets: shared ones and its own towers'."""
+    specs = params.table(config)
+    return {
+        stream: params.count({p: s for p, s in specs.items() if _serves(p, stream, config)}) for stream in config.streams
+    }
+
+
+def _in_block(path: str) -> bool:
+    return path.startswith("blocks/")
+
+
+def _serves(path: str, stream: str, config: Config) -> bool:
+    parts = path.split("/")
+    if parts[0] == "final_norm":
+        return config.towers.norm[stream] == parts[1]
+    return not _in_block(path) or getattr(config.towers, parts[2])[stream] == parts[3]
+
+
+def attention_per_pair(config: Config) -> int:
+    """Forward FLOPs of one query that sees one key, in all layers: a score and a weighted value."""
+    m = config.model
+    return 4 * m.layers * m.heads * m.head_size
+
+
+def train_step(config: Config, tokens: dict[str, int], pairs: int) -> int:
+    """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs."""
+    matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
+    return FORWARD_AND_BACKWARD * (matmuls + pairs * attention_per_pair(config))
+
+
+def visible_pairs(batch: Batch) -> int:
+    """How many (query, key) pairs of a host batch see each other (`attention.visible`), without the `[T, T]` mask."""
+    join = lambda field: np.concatenate([getattr(t, field) for t in batch.values()], axis=1)
+    order = np.argsort(join("rank"), axis=1)
+    sort = lambda field: np.take_along_axis(join(field), order, axis=1)
+    total = 0
+    for segment, span, private in zip(sort("segment"), sort("span"), sort("private"), strict=True):
+        real = segment != 0
+        segment, span, public = segment[real], span[real], ~private[real]
+        total += _earlier(segment, public).sum()  # public keys at or before the query
+        of_span = span != 0
+        key = segment[of_span].astype(np.int64) * (span.max(initial=0) + 1) + span[of_span]
+        size = np.unique(key, return_inverse=True, return_counts=True)
+        total += (size[2][size[1]] - _earlier(key, public[of_span])).sum()  # the rest of its own span
+    return int(total)
+
+
+def _earlier(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """For each token, how many tokens that count lie at or before it in its group."""
+    order = np.argsort(group, kind="stable")
+    running = np.cumsum(counts[order])
+    starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0]) if len(group) else np.zeros(0, int)
+    before = np.repeat((running - counts[order])[starts], np.diff(np.r_[starts, len(group)]))
+    result = np.empty(len(group), int)
+    result[order] = running - before
+    return result
+
+
+_DOT = re.compile(r"= \w+\[([\d,]*)\]\S* dot\(%?([\w.-]+)[^)]*\).*lhs_contracting_dims=\{([\d,]+)\}")
+_SHAPE = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = \w+\[([\d,]*)\]")
+
+
+def hlo_dots(text: str) -> int:
+    """FLOPs of the `dot`s in an HLO module's text; those in a loop's body count once."""
+    shapes = {m[1]: _numbers(m[2]) for line in text.splitlines() if (m := _SHAPE.match(line))}
+    return sum(
+        2 * math.prod(_numbers(m[1])) * math.prod(shapes[m[2]][i] for i in _numbers(m[3])) for m in _DOT.finditer(text)
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(x) for x in text.split(",") if x]

@@ -1,0 +1,111 @@
+"""What a run reports: one writer (metrics.jsonl, TensorBoard), the live line, and the machine's matmul peak."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from mot import rundir, sharding
+
+
+class Writer:
+    """Rows of metrics.jsonl, each also to TensorBoard. One row for each (kind, step): a resumed run's later rows go."""
+
+    def __init__(self, path: Path, resumed_at: int):
+        file = path / "metrics.jsonl"
+        kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at or row["kind"] == "event"]
+        rundir.write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+        self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
+        self.file = file.open("a")
+        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+
+    def write(self, kind: str, step: int, values: Mapping) -> None:
+        if (kind, step) in self.written:
+            return
+        if kind != "event":
+            self.written.add((kind, step))
+        finite = lambda x: x if not isinstance(x, float) or math.isfinite(x) else str(x)  # JSON has no NaN
+        row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, **{k: finite(v) for k, v in values.items()}}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(f"{kind}/{key}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+class Live:
+    """The line a person watches: losses by modality, speed, time left. Without a terminal, `say` alone prints."""
+
+    def __init__(self, title: str, done: int, steps: int):
+        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(title, completed=done, total=steps, line="compiling ...")
+
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+    def update(self, step: int, line: str) -> None:
+        self.bar.update(self.task, completed=step, line=line)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+
+def line(row: Mapping, modalities) -> str:
+    """`text 3.21  image 1.05  4.2k tok/s  mfu 55 %` of one metrics row."""
+    parts = [f"{m} {row[f'loss/{m}']:.3f}" for m in modalities if f"loss/{m}" in row]
+    if "tokens_per_s" in row:
+        parts += [f"{row['tokens_per_s'] / 1e3:.1f}k tok/s", f"mfu {100 * row['mfu']:.0f} %"]
+    return "  ".join(parts)
+
+
+def losses(nats_MS, weight_MS, modalities, sources) -> dict[str, float]:
+    """Mean cross-entropy by modality and by modality and source; what is absent is left out."""
+    result = {}
+    for m, modality in enumerate(modalities):
+        if (total := weight_MS[m].sum()) > 0:
+            result[f"loss/{modality}"] = float(nats_MS[m].sum() / total)
+        for s, source in enumerate(sources):
+            if weight_MS[m, s] > 0:
+                result[f"loss/{modality}/{source}"] = float(nats_MS[m, s] / weight_MS[m, s])
+    return result
+
+
+def matmul_peak(mesh: Mesh, dtype: str) -> float:
+    """FLOP/s that all devices of the mesh reach together on large square matmuls; the best of five."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    rows = sharding.by_rows(mesh)
+    a = jax.jit(lambda: jnp.full((mesh.size, n, n), 0.5, dtype), out_shardings=rows)()
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=dtype), out_shardings=rows)
+    multiply(a).block_until_ready()
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 * mesh.size / best

@@ -1,0 +1,79 @@
+"""AdamW with learning rate, decay and freezing by path, a schedule, and a guard against steps that are not finite."""
+
+import re
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mot import params
+from mot.config import Config, Rule
+
+
+def rule_for(path: str, rules: tuple[Rule, ...]) -> Rule | None:
+    """The first rule that matches."""
+    return next((rule for rule in rules if re.search(rule.match, path)), None)
+
+
+def uncovered(config: Config) -> Iterator[str]:
+    """A check for `config.build`: every parameter needs a rule, and every rule a parameter."""
+    rules, paths = config.optim.rules, list(params.table(config))
+    bare = [p for p in paths if rule_for(p, rules) is None]
+    if bare:
+        shown = ", ".join(bare[:4]) + (f" and {len(bare) - 4} more" if len(bare) > 4 else "")
+        yield f"optim.rules: no rule matches {shown}; every parameter needs one; add a rule with match='.*' at the end"
+    used = {id(rule_for(p, rules)) for p in paths}
+    for i, rule in enumerate(rules):
+        if id(rule) not in used:
+            yield (
+                f"optim.rules[{i}].match: {rule.match!r} decides for no parameter (earlier rules come first); allowed "
+                f"paths look like {paths[1]}; mend or remove it"
+            )
+
+
+def trainable(config: Config) -> Callable[[str], bool]:
+    """Is the parameter of this path trained? A rule with lr 0 freezes: no gradient, no optimiser state."""
+    return lambda path: rule_for(path, config.optim.rules).lr > 0
+
+
+def schedule(config: Config) -> optax.Schedule:
+    """Learning rate of step n (from 0): linear warm-up to the peak, then cosine, linear, or flat and linear (wsd)."""
+    o, steps = config.optim, config.run.steps
+    after = max(steps - o.warmup, 1)
+    decays = {
+        "cosine": optax.cosine_decay_schedule(o.lr, after, alpha=o.end_lr / o.lr),
+        "linear": optax.linear_schedule(o.lr, o.end_lr, after),
+        "wsd": optax.linear_schedule(o.lr, o.end_lr, o.decay_steps, transition_begin=after - o.decay_steps),
+    }
+    warmup = lambda n: o.lr * (n + 1) / max(o.warmup, 1)  # the first step already moves
+    return optax.join_schedules([warmup, decays[o.schedule]], [o.warmup])
+
+
+def make(config: Config) -> optax.GradientTransformation:
+    """Clip by the global norm, Adam, decoupled decay (1711.05101), then the rate; decay and rate by path."""
+    o = config.optim
+
+    def by_path(f):
+        return optax.stateless(
+            lambda updates, weights: params.nest(
+                {p: f(rule_for(p, o.rules), u, w) for (p, u), w in _zip(updates, weights)}
+            )
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(o.clip),
+        optax.scale_by_adam(o.beta1, o.beta2, o.eps),
+        by_path(lambda rule, u, w: u + rule.decay * w if rule.decay else u),
+        by_path(lambda rule, u, w: rule.lr * u),
+        optax.scale_by_learning_rate(schedule(config)),
+    )
+
+
+def _zip(updates, weights):
+    return zip(params.paths(updates).items(), params.paths(weights).values(), strict=True)
+
+
+def keep_if(ok: jax.Array, new, old):
+    """`new`, or `old` unchanged to the bit where the step was not finite."""
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)

@@ -1,0 +1,78 @@
+"""The run directory: one configuration, its metrics, its checkpoints. Nothing that is not ours is ever overwritten."""
+
+import json
+import os
+from pathlib import Path
+
+from mot import config as configs
+from mot.checkpoint import Damaged
+from mot.config import Config
+
+SCHEMA = 1
+
+
+def folder(config: Config) -> Path:
+    return Path(config.run.root) / config.run.name
+
+
+def open_run(config: Config) -> Path:
+    """The run's folder, made with `config.json` or found with an equal one.
+
+    Raises `ValueError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
+    Where the run directory lies (`run.root`) may change.
+    """
+    path = folder(config)
+    resolved = json.loads(json.dumps(configs.to_dict(config)))
+    if path.exists():
+        known = read_config(path)
+        known["run"]["root"] = resolved["run"]["root"]
+        if different := configs.differences(known, resolved):
+            raise ValueError(
+                f"{path} holds a run of another configuration; nothing was overwritten. Differences (its -> yours):\n"
+                + "\n".join(f"  {d}" for d in different)
+                + "\nchoose another run.name, or give the run its own configuration back"
+            )
+        read_metrics(path)
+        return path
+    path.mkdir(parents=True)
+    write_atomically(path / "config.json", json.dumps(resolved, indent=1))
+    return path
+
+
+def read_config(path: Path) -> dict:
+    """A run's configuration as written; raises `Damaged` where the folder is no run or the file is not whole."""
+    file = path / "config.json"
+    if not file.is_file():
+        held = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else "a file"
+        raise Damaged(f"{path} is no run directory: no config.json, but {held}; choose another run.name")
+    try:
+        found = json.loads(file.read_text())
+        return found if isinstance(found.get("run"), dict) else _not_ours(file, "no configuration of mot")
+    except (ValueError, AttributeError, OSError) as error:
+        return _not_ours(file, error)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl; a last line cut off by a crash is left out, any other damage raises `Damaged`."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    lines = file.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
+        try:
+            row = json.loads(line)
+            rows.append({"kind": row["kind"], "step": row["step"], **row})
+        except (ValueError, TypeError, KeyError) as error:
+            _not_ours(file, f"line {number}: {error}")
+    return rows
+
+
+def write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.partial")
+    temporary.write_text(text)
+    os.replace(temporary, file)
+
+
+def _not_ours(file, why):
+    raise Damaged(f"{file} is damaged or foreign ({why}); nothing was overwritten; move it away or choose another run.name")

@@ -1,0 +1,35 @@
+"""Where arrays live: a mesh whose `data` axis splits the batch by rows; parameters are on every device."""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+ROWS = P("data")
+
+
+def make_mesh(rows: int) -> Mesh:
+    """All devices along `data`; raises `ValueError` where `rows` of a (micro)batch do not divide among them."""
+    n = jax.device_count()
+    if rows % n:
+        raise ValueError(
+            f"data.batch / optim.accumulate: {rows} rows do not divide among {n} devices; make the batch a multiple"
+        )
+    return jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, ROWS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def rows_apart(f: Callable) -> Callable:
+    """`f` on each device's own rows, where a mesh is set: loops whose trip counts depend on a row cannot be split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return f
+    return jax.shard_map(f, in_specs=ROWS, out_specs=ROWS, check_vma=False)
