@@ -1,7 +1,7 @@
 """Handwritten digits and their captions beside Python's manual: the demo. All data is embedded; nothing is downloaded.
 
-    --config=configs/digits.py:arch=mot            the demo's size, some minutes on two cores
-    --config=configs/digits.py:arch=mot,size=smoke two steps in seconds
+--config=configs/digits.py:arch=mot            the demo's size, some minutes on two cores
+--config=configs/digits.py:arch=mot,size=smoke two steps in seconds
 """
 
 from ml_collections import ConfigDict
@@ -37,5 +37,4 @@ def get_config(arg: str = "") -> ConfigDict:
         eval_batches=2 if arg["size"] == "smoke" else 8,
         save_every=size["steps"],
     )
-    c.lock()
-    return c
+    return c.lock()

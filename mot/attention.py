@@ -65,7 +65,8 @@ def _reference(q_BTNH, k_BSKH, v_BSKH, q_info, k_info):
 
 
 # --- chunked -----------------------------------------------------------------------------------------------------
-# Heads come before tokens, the query heads of one key head together: q [B, K, G, T, H], k and v [B, K, S, H].
+# Heads come before tokens, the query heads of one key head together: q [B, K, G, T, H], k and v [B, K, S, H]. In a tile
+# C are the queries of a chunk and J the keys of one.
 
 
 def _chunked(q_BTNH, k_BSKH, v_BSKH, q_info, k_info):
@@ -135,7 +136,7 @@ def _flash(q_BKGTH, k_BKSH, v_BKSH, q_info, k_info):
 
 
 def _flash_forward(q_BKGTH, k_BKSH, v_BKSH, q_info, k_info):
-    """Online softmax over the listed chunks (FlashAttention-2, 2307.08691); also the log-sum-exp, all that backward needs."""
+    """Online softmax over the listed chunks (FlashAttention-2, 2307.08691); keeps the log-sum-exp for the way back."""
     B, K, G, T, H = q_BKGTH.shape
     chunks = T // CHUNK
     lists, counts = _lists(chunk_pairs(q_info, k_info))
@@ -149,16 +150,16 @@ def _flash_forward(q_BKGTH, k_BKSH, v_BKSH, q_info, k_info):
         def one_key_chunk(n, carry):
             m_KGC1, l_KGC1, acc_KGCH = carry
             j = lists[b, i, n]
-            k_KSH, v_KSH, k_tile = _tile(k_BKSH, b, j), _tile(v_BKSH, b, j), _info_tile(k_info, b, j)
-            seen_CS = visible(q_tile, k_tile)
-            s_KGCS = jnp.where(seen_CS, _dot("KGCH,KSH->KGCS", q_KGCH, k_KSH), UNSEEN)
-            new_m_KGC1 = jnp.maximum(m_KGC1, s_KGCS.max(-1, keepdims=True))
-            p_KGCS = jnp.where(seen_CS, jnp.exp(s_KGCS - new_m_KGC1), 0)
+            k_KJH, v_KJH, k_tile = _tile(k_BKSH, b, j), _tile(v_BKSH, b, j), _info_tile(k_info, b, j)
+            seen_CJ = visible(q_tile, k_tile)
+            s_KGCJ = jnp.where(seen_CJ, _dot("KGCH,KJH->KGCJ", q_KGCH, k_KJH), UNSEEN)
+            new_m_KGC1 = jnp.maximum(m_KGC1, s_KGCJ.max(-1, keepdims=True))
+            p_KGCJ = jnp.where(seen_CJ, jnp.exp(s_KGCJ - new_m_KGC1), 0)
             shrink_KGC1 = jnp.exp(m_KGC1 - new_m_KGC1)
             return (
                 new_m_KGC1,
-                l_KGC1 * shrink_KGC1 + p_KGCS.sum(-1, keepdims=True),
-                acc_KGCH * shrink_KGC1 + _dot("KGCS,KSH->KGCH", p_KGCS.astype(v_KSH.dtype), v_KSH),
+                l_KGC1 * shrink_KGC1 + p_KGCJ.sum(-1, keepdims=True),
+                acc_KGCH * shrink_KGC1 + _dot("KGCJ,KJH->KGCH", p_KGCJ.astype(v_KJH.dtype), v_KJH),
             )
 
         start = (jnp.full((K, G, CHUNK, 1), UNSEEN), jnp.zeros((K, G, CHUNK, 1)), jnp.zeros((K, G, CHUNK, H)))
@@ -183,27 +184,27 @@ def _flash_backward(residuals, g_BKGTH):
     def one_key_chunk(n, carry):
         dq_BKGTH, dk_BKSH, dv_BKSH = carry
         b, j = n // chunks, n % chunks
-        k_KSH, v_KSH, k_tile = _tile(k_BKSH, b, j), _tile(v_BKSH, b, j), _info_tile(k_info, b, j)
+        k_KJH, v_KJH, k_tile = _tile(k_BKSH, b, j), _tile(v_BKSH, b, j), _info_tile(k_info, b, j)
 
         def one_query_chunk(n, carry):
-            dq_BKGTH, dk_KSH, dv_KSH = carry
+            dq_BKGTH, dk_KJH, dv_KJH = carry
             i = lists[b, j, n]
             q_tile = _info_tile(q_info, b, i)
             q_KGCH, g_KGCH = _tile(q_BKGTH, b, i) * H**-0.5, _tile(g_BKGTH, b, i)
-            s_KGCS = _dot("KGCH,KSH->KGCS", q_KGCH, k_KSH)
-            p_KGCS = jnp.where(visible(q_tile, k_tile), jnp.exp(s_KGCS - _tile(lse_BKGT1, b, i)), 0)
-            dp_KGCS = _dot("KGCH,KSH->KGCS", g_KGCH, v_KSH)
-            ds_KGCS = (p_KGCS * (dp_KGCS - _tile(delta_BKGT1, b, i))).astype(dtype)
-            dq_KGCH = _tile(dq_BKGTH, b, i) + _dot("KGCS,KSH->KGCH", ds_KGCS, k_KSH) * H**-0.5
+            s_KGCJ = _dot("KGCH,KJH->KGCJ", q_KGCH, k_KJH)
+            p_KGCJ = jnp.where(visible(q_tile, k_tile), jnp.exp(s_KGCJ - _tile(lse_BKGT1, b, i)), 0)
+            dp_KGCJ = _dot("KGCH,KJH->KGCJ", g_KGCH, v_KJH)
+            ds_KGCJ = (p_KGCJ * (dp_KGCJ - _tile(delta_BKGT1, b, i))).astype(dtype)
+            dq_KGCH = _tile(dq_BKGTH, b, i) + _dot("KGCJ,KJH->KGCH", ds_KGCJ, k_KJH) * H**-0.5
             return (
                 _put(dq_BKGTH, dq_KGCH, b, i),
-                dk_KSH + _dot("KGCS,KGCH->KSH", ds_KGCS, q_KGCH),
-                dv_KSH + _dot("KGCS,KGCH->KSH", p_KGCS.astype(dtype), g_KGCH),
+                dk_KJH + _dot("KGCJ,KGCH->KJH", ds_KGCJ, q_KGCH),
+                dv_KJH + _dot("KGCJ,KGCH->KJH", p_KGCJ.astype(dtype), g_KGCH),
             )
 
-        zeros_KSH = jnp.zeros((K, CHUNK, H))
-        dq_BKGTH, dk_KSH, dv_KSH = lax.fori_loop(0, counts[b, j], one_query_chunk, (dq_BKGTH, zeros_KSH, zeros_KSH))
-        return dq_BKGTH, _put(dk_BKSH, dk_KSH, b, j), _put(dv_BKSH, dv_KSH, b, j)
+        zeros_KJH = jnp.zeros((K, CHUNK, H))
+        dq_BKGTH, dk_KJH, dv_KJH = lax.fori_loop(0, counts[b, j], one_query_chunk, (dq_BKGTH, zeros_KJH, zeros_KJH))
+        return dq_BKGTH, _put(dk_BKSH, dk_KJH, b, j), _put(dv_BKSH, dv_KJH, b, j)
 
     start = (jnp.zeros(q_BKGTH.shape, jnp.float32), jnp.zeros_like(k_BKSH), jnp.zeros_like(v_BKSH))
     dq_BKGTH, dk_BKSH, dv_BKSH = lax.fori_loop(0, B * chunks, one_key_chunk, start)

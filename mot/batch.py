@@ -1,6 +1,6 @@
-"""The batch: one for every architecture. Each stream is a fixed number of tokens of one kind, each token a few integers.
+"""The batch: one for every architecture. A stream is a fixed number of tokens of one kind, each token a few integers.
 
-The host decides all routing by modality when it packs (`data/packing.py`), so nothing on the device depends on the data.
+The host decides all routing by modality when it packs (`data/packing.py`): no shape on the device depends on the data.
 """
 
 from collections.abc import Sequence

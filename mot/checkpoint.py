@@ -9,7 +9,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import orbax.checkpoint as ocp
 
 FORMAT = 1
@@ -70,16 +69,13 @@ def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         meta = checkpointer.restore(target.absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta["format"] != FORMAT:
-            raise Damaged(f"{target} has format {meta['format']}; this version reads {FORMAT}; use the one that wrote it")
+            raise Damaged(
+                f"{target} has format {meta['format']}; this version reads {FORMAT}; use the one that wrote it"
+            )
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         arguments = ocp.args.Composite(**items, data=ocp.args.JsonRestore())
         restored = checkpointer.restore(target.absolute(), args=arguments)
     return {name: restored[name] for name in like}, restored["data"]
-
-
-def abstract(tree):
-    """Shapes, dtypes and shardings of a tree of arrays, for `restore`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def _remedy(target: Path) -> str:

@@ -1,7 +1,7 @@
 """The configuration: frozen dataclasses, and every check there is.
 
-Users write `ml_collections.ConfigDict`s (configs/); `build` turns one into a `Config`, once and strictly. All faults are
-reported together, each with its dotted key, the value, what is allowed and the remedy.
+Users write `ml_collections.ConfigDict`s (configs/); `build` turns one into a `Config`, once and strictly. All faults
+are reported together, each with its dotted key, the value, what is allowed and the remedy.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -156,31 +155,19 @@ def build(tree: ConfigDict | Mapping, *more: Check) -> Config:
     """
     tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
     faults: list[str] = []
-    hints = typing.get_type_hints(Config)
-    for key in [k for k in tree if k not in hints]:
-        faults.append(f"{key}: unknown key; allowed: {', '.join(hints)}; remove it")
-    sections, broken = {}, set()
-    for name, kind in hints.items():
-        before = len(faults)
-        sections[name] = _convert(tree[name], kind, name, faults) if name in tree else _missing(name, faults)
-        if len(faults) > before:
-            broken.add(name)
+    sections = _fields(tree, Config, "", faults)
+    broken = {name for name in sections if _touch(faults, {name})}
     if "streams" not in broken:  # ConfigDict sorts keys by name; the order of ids is the one with a meaning
         sections["streams"] = dict(sorted(sections["streams"].items(), key=lambda item: item[1].first_id))
-    view = SimpleNamespace(**sections)
+    view = object.__new__(Config)  # not checked yet: `__post_init__` would raise at the first section that is broken
+    vars(view).update(sections)
     faults += _value_faults(view, broken)
-    if not broken and not faults:
-        view = Config(**sections)
-    if not broken & {"streams", "towers", "model", "optim"} and not _touches(faults, "streams", "towers", "model"):
+    if "optim" not in broken and not _touch(faults, {"streams", "towers", "model"}):
         for check in more:
             faults += check(view)
     if faults:
         raise ConfigError(faults)
-    return view
-
-
-def to_dict(config: Config) -> dict:
-    return dataclasses.asdict(config)
+    return Config(**sections)
 
 
 def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
@@ -189,16 +176,23 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
         keys = [*old, *(k for k in new if k not in old)]
         join = lambda k: f"{path}.{k}" if path else str(k)
         return [d for k in keys for d in differences(old.get(k, "absent"), new.get(k, "absent"), join(k))]
-    plain = lambda x: [plain(y) for y in x] if isinstance(x, (list, tuple)) else x
-    return [] if plain(old) == plain(new) else [f"{path}: {old!r} -> {new!r}"]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
-def _touches(faults, *sections):
-    return any(fault.split(".")[0].split(":")[0] in sections for fault in faults)
+def _touch(faults: list[str], sections: set[str]) -> bool:
+    """Is one of the faults in one of the sections?"""
+    return any(re.split(r"[.:]", fault)[0] in sections for fault in faults)
 
 
-def _missing(path, faults):
-    faults.append(f"{path}: missing; configs/base.py shows every key")
+def _fields(value, kind, path, faults) -> dict:
+    """Every field of a dataclass, converted; None where there is a fault."""
+    hints = typing.get_type_hints(kind)
+    join = lambda key: f"{path}.{key}" if path else key
+    for key in [k for k in value if k not in hints]:
+        faults.append(f"{join(key)}: unknown key, value {value[key]!r}; allowed: {', '.join(hints)}; remove it")
+    for key in [k for k in hints if k not in value]:
+        faults.append(f"{join(key)}: missing; configs/base.py shows every key; add it")
+    return {k: _convert(value[k], t, join(k), faults) if k in value else None for k, t in hints.items()}
 
 
 def _convert(value, kind, path, faults):
@@ -207,14 +201,8 @@ def _convert(value, kind, path, faults):
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             return _wrong(value, "a group of keys", path, faults)
-        hints = typing.get_type_hints(kind)
-        for key in [k for k in value if k not in hints]:
-            faults.append(f"{path}.{key}: unknown key, value {value[key]!r}; allowed: {', '.join(hints)}; remove it")
         before = len(faults)
-        fields = {
-            k: _convert(value[k], t, f"{path}.{k}", faults) if k in value else _missing(f"{path}.{k}", faults)
-            for k, t in hints.items()
-        }
+        fields = _fields(value, kind, path, faults)
         return kind(**fields) if len(faults) == before else None
     if origin is dict:
         if not isinstance(value, Mapping) or not value:

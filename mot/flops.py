@@ -32,7 +32,8 @@ def active_parameters(config: Config) -> dict[str, int]:
     """For each stream, the parameters that one of its tokens meets: shared ones and its own towers'."""
     specs = params.table(config)
     return {
-        stream: params.count({p: s for p, s in specs.items() if _serves(p, stream, config)}) for stream in config.streams
+        stream: params.count({p: s for p, s in specs.items() if _serves(p, stream, config)})
+        for stream in config.streams
     }
 
 

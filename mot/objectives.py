@@ -1,4 +1,4 @@
-"""What the model is judged by: next-token cross-entropy, booked on each target's modality and each document's source."""
+"""What the model is judged by: next-token cross-entropy, booked on the target's modality and the document's source."""
 
 from functools import partial
 
@@ -23,8 +23,8 @@ def modality(ids, config: Config) -> jax.Array:
 def totals(batch: Batch, config: Config) -> jax.Array:
     """Z of each modality `[M]`: the weight its loss is divided by, summed over the whole (global) batch."""
     tokens = batches.concatenate(list(batch.values()))
-    of_M = jnp.arange(len(config.modalities))[:, None, None]
-    weight_M = jnp.where(modality(tokens.target, config) == of_M, tokens.weight, 0).sum((1, 2))
+    m_M11 = jnp.arange(len(config.modalities))[:, None, None]
+    weight_M = jnp.where(modality(tokens.target, config)[None] == m_M11, tokens.weight[None], 0).sum((1, 2))
     return jnp.broadcast_to(weight_M.sum(), weight_M.shape) if config.objective.per == "all" else weight_M
 
 
@@ -82,7 +82,7 @@ def _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, grad):
             return (loss, dw_DV), (nats_R.reshape(B, chunk), None)
         slope_R = jnp.where(scale_R > 0, scale_R, 0)
         p_RV = jnp.exp(logits_RV - lse_R[:, None]) * (1 + 2 * z_loss * lse_R)[:, None]
-        is_target_RV = jnp.arange(w_DV.shape[1]) == target_R[:, None]
+        is_target_RV = jnp.arange(w_DV.shape[1])[None] == target_R[:, None]
         dlogits_RV = (slope_R[:, None] * (p_RV - is_target_RV)).astype(dtype)
         dh_RD = jnp.matmul(dlogits_RV, w_DV.T, preferred_element_type=jnp.float32).astype(dtype)
         dw_DV += jnp.matmul(h_RD.T, dlogits_RV, preferred_element_type=jnp.float32)

@@ -38,7 +38,7 @@ def rms_norm(x_RD, scale_D, eps: float):
 
 
 def layer_norm(x_RNH, scale_NH, bias_NH, eps: float):
-    """LayerNorm over the last axis, with a scale and a bias for each head (Chameleon's q/k norm); statistics in float32."""
+    """LayerNorm over the last axis, a scale and a bias for each head (Chameleon's q/k norm); statistics in float32."""
     x = x_RNH.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)

@@ -19,6 +19,8 @@ def rule_for(path: str, rules: tuple[Rule, ...]) -> Rule | None:
 def uncovered(config: Config) -> Iterator[str]:
     """A check for `config.build`: every parameter needs a rule, and every rule a parameter."""
     rules, paths = config.optim.rules, list(params.table(config))
+    if any(not _compiles(rule.match) for rule in rules):
+        return  # a fault of its own, which `config` reports
     bare = [p for p in paths if rule_for(p, rules) is None]
     if bare:
         shown = ", ".join(bare[:4]) + (f" and {len(bare) - 4} more" if len(bare) > 4 else "")
@@ -30,6 +32,13 @@ def uncovered(config: Config) -> Iterator[str]:
                 f"optim.rules[{i}].match: {rule.match!r} decides for no parameter (earlier rules come first); allowed "
                 f"paths look like {paths[1]}; mend or remove it"
             )
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        return bool(re.compile(pattern))
+    except re.error:
+        return False
 
 
 def trainable(config: Config) -> Callable[[str], bool]:
@@ -55,11 +64,11 @@ def make(config: Config) -> optax.GradientTransformation:
     o = config.optim
 
     def by_path(f):
-        return optax.stateless(
-            lambda updates, weights: params.nest(
-                {p: f(rule_for(p, o.rules), u, w) for (p, u), w in _zip(updates, weights)}
-            )
-        )
+        def update(updates, weights):
+            flat = params.paths(weights)
+            return params.nest({p: f(rule_for(p, o.rules), u, flat[p]) for p, u in params.paths(updates).items()})
+
+        return optax.stateless(update)
 
     return optax.chain(
         optax.clip_by_global_norm(o.clip),
@@ -68,10 +77,6 @@ def make(config: Config) -> optax.GradientTransformation:
         by_path(lambda rule, u, w: rule.lr * u),
         optax.scale_by_learning_rate(schedule(config)),
     )
-
-
-def _zip(updates, weights):
-    return zip(params.paths(updates).items(), params.paths(weights).values(), strict=True)
 
 
 def keep_if(ok: jax.Array, new, old):

@@ -67,7 +67,7 @@ def _towers(mapping: Mapping[str, str]) -> list[str]:
 
 
 def init(specs: Table, seed: int) -> dict:
-    """Initial values. Each depends on its own path and the seed alone; call under `jit` (eager differs in the last bit)."""
+    """Initial values, each from its own path and the seed alone. Call under `jit`: eager differs in the last bit."""
     key = jax.random.key(seed)
 
     def value(path, spec):

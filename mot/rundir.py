@@ -1,5 +1,6 @@
 """The run directory: one configuration, its metrics, its checkpoints. Nothing that is not ours is ever overwritten."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,11 @@ def folder(config: Config) -> Path:
     return Path(config.run.root) / config.run.name
 
 
+def plain(config: Config) -> dict:
+    """The resolved configuration as JSON holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def open_run(config: Config) -> Path:
     """The run's folder, made with `config.json` or found with an equal one.
 
@@ -22,7 +28,7 @@ def open_run(config: Config) -> Path:
     Where the run directory lies (`run.root`) may change.
     """
     path = folder(config)
-    resolved = json.loads(json.dumps(configs.to_dict(config)))
+    resolved = plain(config)
     if path.exists():
         known = read_config(path)
         known["run"]["root"] = resolved["run"]["root"]
@@ -75,4 +81,6 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def _not_ours(file, why):
-    raise Damaged(f"{file} is damaged or foreign ({why}); nothing was overwritten; move it away or choose another run.name")
+    raise Damaged(
+        f"{file} is damaged or foreign ({why}); nothing was overwritten; move it away or choose another run.name"
+    )

@@ -1,6 +1,6 @@
 """Where arrays live: a mesh whose `data` axis splits the batch by rows; parameters are on every device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -9,14 +9,15 @@ from jax.sharding import PartitionSpec as P
 ROWS = P("data")
 
 
-def make_mesh(rows: int) -> Mesh:
-    """All devices along `data`; raises `ValueError` where `rows` of a (micro)batch do not divide among them."""
-    n = jax.device_count()
+def make_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices (default: all) along `data`; `ValueError` where the `rows` of a microbatch do not divide among them."""
+    devices = jax.devices() if devices is None else devices
+    n = len(devices)
     if rows % n:
         raise ValueError(
             f"data.batch / optim.accumulate: {rows} rows do not divide among {n} devices; make the batch a multiple"
         )
-    return jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:

@@ -1,8 +1,9 @@
 """Training, top to bottom: the state, one step, the loop."""
 
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from flax import struct
 
 from mot import batch as batches
 from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding
-from mot.config import Config, ConfigError
+from mot.config import Config, ConfigError, differences
 from mot.data import embedded, pipeline
 from mot.evaluate import make_evaluate
 
@@ -45,7 +46,7 @@ def init_state(config: Config) -> State:
 
 
 def make_step(config: Config, sources: int):
-    """`(state, batch) -> (state, measurements)`: gradients over all microbatches, one update unless they are not finite."""
+    """`(state, batch) -> (state, measurements)`: gradients over all microbatches, and an update if they are finite."""
     optimiser, schedule, is_trained = optim.make(config), optim.schedule(config), optim.trainable(config)
 
     def loss(trained, frozen, microbatch, Z_M):
@@ -63,7 +64,7 @@ def make_step(config: Config, sources: int):
             one = lambda microbatch: value_and_grad(trained, frozen, microbatch, Z_M)
             (total, sums), grads = _accumulate(one, _microbatches(batch, config.optim.accumulate))
         norms = _norms_by_tower(grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, opt = optimiser.update(grads, state.opt, trained)
         ok = jnp.isfinite(norm) & jnp.isfinite(total)
         trained, opt = optim.keep_if(ok, (optax.apply_updates(trained, updates), opt), (trained, state.opt))
@@ -94,7 +95,7 @@ def _norms_by_tower(grads):
     by_tower: dict[str, list] = {}
     for path, grad in params.paths(grads).items():
         by_tower.setdefault(params.tower(path), []).append(grad)
-    return {tower: optax.global_norm(leaves) for tower, leaves in by_tower.items()}
+    return {tower: optax.tree.norm(leaves) for tower, leaves in by_tower.items()}
 
 
 @dataclass
@@ -117,14 +118,16 @@ class Position:
         self.step += 1
 
 
-def run(config: Config, until: int | None = None) -> Path:
-    """Trains to `run.steps` (or stops at step `until`, saved), resuming what the run directory holds; returns the directory.
+def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] | None = None) -> Path:
+    """Trains to `run.steps` (or to step `until`), saved, resuming what the run directory holds; returns the directory.
+
+    The batch's rows are split over `devices`, by default all there are.
 
     Raises `ConfigError`, `Damaged` or `ValueError` before anything is written, `Stopped` after SIGINT or SIGTERM.
     """
     if faults := [*embedded.faults(config), *optim.uncovered(config)]:
         raise ConfigError(faults)
-    mesh = sharding.make_mesh(config.data.batch // config.optim.accumulate)
+    mesh = sharding.make_mesh(config.data.batch // config.optim.accumulate, devices)
     training, held_out = embedded.load(config)
     path = rundir.open_run(config)
     with jax.set_mesh(mesh):
@@ -138,17 +141,38 @@ def run(config: Config, until: int | None = None) -> Path:
     return path
 
 
-def _start(config, path, mesh) -> tuple[State, Position]:
-    """Fresh, or what the newest checkpoint holds."""
+def evaluate(
+    config: Config, step: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> tuple[int, dict[str, float]]:
+    """The step of a run's checkpoint, the newest by default, and its held-out losses; the run must have this model."""
+    path = rundir.folder(config)
+    known = rundir.read_config(path)
+    mine = rundir.plain(config)
+    sections = ("streams", "towers", "model", "objective", "data", "optim")
+    if different := [d for s in sections for d in differences(known[s], mine[s], s)]:
+        raise ValueError(f"{path} was trained with another configuration (its -> yours):\n  " + "\n  ".join(different))
+    saved = checkpoint.steps(path / "checkpoints")
+    if not saved or (step is not None and step not in saved):
+        raise ValueError(
+            f"{path} has no checkpoint{'' if step is None else f' of step {step}'}; it has {saved or 'none'}"
+        )
+    mesh = sharding.make_mesh(config.data.batch, devices)
+    _, held_out = embedded.load(config)
+    with jax.set_mesh(mesh):
+        state, position = _start(config, path, mesh, step)
+        row = make_evaluate(config, held_out, sharding.by_rows(mesh))(state.ema or state.params)
+    return position.step, row
+
+
+def _start(config, path, mesh, step=None) -> tuple[State, Position]:
+    """Fresh, or what a checkpoint (by default the newest) holds."""
     make = jax.jit(lambda: init_state(config), out_shardings=sharding.replicated(mesh))
     saved = checkpoint.steps(path / "checkpoints")
     if not saved:
         return make(), Position()
-    trees = {k: v for k, v in _trees(jax.eval_shape(make)).items()}
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), trees
-    )
-    trees, data = checkpoint.restore(path / "checkpoints", saved[-1], like)
+    shapes = jax.eval_shape(make)
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh))
+    trees, data = checkpoint.restore(path / "checkpoints", step or saved[-1], jax.tree.map(place, _trees(shapes)))
     state = State(trees["params"], trees["opt"]["optax"], trees.get("ema", {}), trees["opt"]["updates"])
     return state, Position(**data)
 
@@ -160,97 +184,114 @@ def _trees(state: State) -> dict:
 
 
 def _loop(config, path, mesh, state, position, training, held_out, writer, live, signals, until):
-    steps = min(config.run.steps, until or config.run.steps)
-    data = pipeline.Batches(training, config, config.data.seed, config.run.steps)
-    if position.step >= steps:
+    end = min(config.run.steps, until or config.run.steps)
+    if position.step >= end:
         live.say(f"{path}: already at step {position.step}")
         return
     rows = sharding.by_rows(mesh)
     evaluate = make_evaluate(config, held_out, rows)
-    incoming = pipeline.iterate(data, position.step)
+    incoming = pipeline.iterate(pipeline.Batches(training, config, config.data.seed, config.run.steps), position.step)
     peak = metrics.matmul_peak(mesh, config.model.dtype)
+    writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest})
     host = next(incoming)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0)
     step = step.lower(state, jax.device_put(host, rows)).compile()
-    writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest})
-
-    def finish(pending):
-        """Reads a dispatched step's measurements (this waits for the device) and writes its row."""
-        measured, at, started, waited = pending
-        measured = jax.device_get(measured)
-        now = time.perf_counter()
-        seconds = now - max(started, finish.last)
-        finish.last = now
-        position.seconds += seconds
-        row = _row(measured, at, config, training.names)
-        row |= {"seconds": position.seconds, "step_seconds": seconds, "wait_seconds": waited}
-        row |= {"tokens_per_s": at["batch_tokens"] / seconds, "mfu": at["step_flops"] / seconds / peak}
-        writer.write("train", at["step"], row)
-        live.update(at["step"], metrics.line(row, config.modalities))
-        position.skipped = 0 if measured["ok"] else position.skipped + 1
-        if not measured["ok"]:
-            _report_skip(writer, live, at["step"], position, measured, config)
-
-    def evaluate_and_write(state):
-        row = evaluate(state.ema or state.params)
-        writer.write("eval", position.step, row | {"flops": position.flops, "seconds": position.seconds})
-        live.say(f"{config.run.name} step {position.step}: held-out {metrics.line(row, config.modalities)}")
-
-    def save(state):
-        checkpoint.save(path / "checkpoints", position.step, _trees(state), vars(position), config.run.keep)
-
-    finish.last = 0.0
-    pending = None
+    log = _Log(config, training.names, position, writer, live, peak)
     if position.step == 0:
-        evaluate_and_write(state)
-    while position.step < steps:
-        started = time.perf_counter()
-        if host is None:
-            host = next(incoming)
+        log.evaluation(evaluate(state.ema or state.params))
+    log.resume()
+    while True:
         batch = jax.device_put(host, rows)
-        # What the device may have waited for the host: nothing, if the step before is still running.
-        idle = 0.0 if pending is None or not pending[0]["ok"].is_ready() else time.perf_counter() - started
-        state, measured = step(state, batch)
-        before = position.flops, sum(position.tokens.values())
-        position.advance(host, config)
-        at = {"step": position.step, "flops": position.flops, "tokens": dict(position.tokens)}
-        at |= {"fill": pipeline.fill(host), "step_flops": position.flops - before[0]}
-        at |= {"batch_tokens": sum(position.tokens.values()) - before[1]}
-        if pending is not None:
-            finish(pending)
-        pending, host = (measured, at, started, idle), None
-        stopping = signals.code is not None or position.step == steps
-        due = position.step % config.run.eval_every == 0 or position.step == config.run.steps
-        saving = position.step % config.run.save_every == 0 or stopping
-        if due or saving:
-            finish(pending)
-            pending = None
-            if due:
-                evaluate_and_write(state)
-            if saving:
-                save(state)
-        if signals.code is not None:
+        idle = log.idle()
+        state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
+        log.dispatched(measured, host, idle)  # and here reads what the step before measured
+        done, stop = position.step == end, signals.code is not None
+        if position.step % config.run.eval_every == 0 or position.step == config.run.steps:
+            log.finish()
+            log.evaluation(evaluate(state.ema or state.params))
+        if position.step % config.run.save_every == 0 or done or stop:
+            log.finish()
+            checkpoint.save(path / "checkpoints", position.step, _trees(state), vars(position), config.run.keep)
+        if done:
+            return
+        if stop:
             raise Stopped(signals.code, f"stopped at step {position.step}, saved; the same command resumes")
+        if log.pending is None:
+            log.resume()
+        host = next(incoming)
 
 
-def _row(measured, at, config, sources) -> dict:
-    row = {"loss": float(measured["loss"]), "lr": float(measured["lr"]), "flops": at["flops"]}
-    row |= metrics.losses(measured["sums"]["nats"], measured["sums"]["weight"], config.modalities, sources)
-    row |= {f"tokens/{m}": n for m, n in at["tokens"].items()}
-    row |= {"grad_norm": float(measured["grad_norm"])}
-    row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}
-    return row | {f"fill/{stream}": x for stream, x in at["fill"].items()}
+class _Log:
+    """Writes each step's row once the next step is on its way, so that the device never waits for the host to read."""
 
+    def __init__(self, config, sources, position, writer, live, peak):
+        self.config, self.sources, self.position = config, sources, position
+        self.writer, self.live, self.peak = writer, live, peak
+        self.pending = None  # a dispatched step whose measurements are not read yet
+        self.clock = time.perf_counter()  # when the device was last known to be done
 
-def _report_skip(writer, live, step, position, measured, config):
-    bad = [tower for tower, x in measured["grad_norms"].items() if not np.isfinite(x)]
-    what = f"step {step} skipped: loss {measured['loss']}, gradient not finite in {', '.join(bad) or 'no tower'}"
-    writer.write("event", step, {"event": "skipped", "towers": ", ".join(bad)})
-    live.say(what)
-    if position.skipped >= config.optim.patience:
-        raise ValueError(
-            f"{what}; {position.skipped} in a row is optim.patience; lower optim.lr or look at the data of these steps"
+    def idle(self) -> float:
+        """Seconds that the device may have waited for the host before this dispatch; 0 if it is still busy."""
+        busy = self.pending is not None and not self.pending[0]["ok"].is_ready()
+        return 0.0 if busy else time.perf_counter() - self.clock
+
+    def dispatched(self, measured, host, idle) -> None:
+        """Takes a step just dispatched on a host batch; finishes the one before."""
+        position, before = self.position, (self.position.flops, sum(self.position.tokens.values()))
+        position.advance(host, self.config)
+        row = {"step": position.step, "flops": position.flops, "idle_seconds": idle}
+        row |= {f"tokens/{m}": n for m, n in position.tokens.items()}
+        row |= {f"fill/{stream}": x for stream, x in pipeline.fill(host).items()}
+        work = position.flops - before[0], sum(position.tokens.values()) - before[1]
+        earlier, self.pending = self.pending, (measured, row, work)
+        self._finish(earlier)
+
+    def finish(self) -> None:
+        """Waits for the last step and writes its row."""
+        earlier, self.pending = self.pending, None
+        self._finish(earlier)
+
+    def resume(self) -> None:
+        """What passed since the last step (an evaluation, a checkpoint) is no step's time."""
+        self.clock = time.perf_counter()
+
+    def _finish(self, pending) -> None:
+        if pending is None:
+            return
+        measured, row, (step_flops, step_tokens) = pending
+        measured = jax.device_get(measured)  # waits for the device
+        seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
+        self.position.seconds += seconds
+        row |= {"seconds": self.position.seconds, "step_seconds": seconds}
+        row |= {"tokens_per_s": step_tokens / seconds, "mfu": step_flops / seconds / self.peak}
+        row |= {"loss": float(measured["loss"]), "lr": float(measured["lr"]), "grad_norm": float(measured["grad_norm"])}
+        row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}
+        sums = measured["sums"]
+        row |= metrics.losses(sums["nats"], sums["weight"], self.config.modalities, self.sources)
+        self.writer.write("train", row.pop("step"), row)
+        self.live.update(self.position.step, metrics.line(row, self.config.modalities))
+        self.position.skipped = 0 if measured["ok"] else self.position.skipped + 1
+        if not measured["ok"]:
+            self._skipped(measured)
+
+    def _skipped(self, measured) -> None:
+        bad = ", ".join(tower for tower, x in measured["grad_norms"].items() if not np.isfinite(x)) or "none"
+        what = (
+            f"step skipped: loss {measured['loss']}, gradient norm {measured['grad_norm']}, not finite in towers: {bad}"
         )
+        self.writer.write("event", self.position.step, {"event": "skipped", "towers": bad})
+        self.live.say(what)
+        if self.position.skipped >= self.config.optim.patience:
+            raise ValueError(
+                f"{what}; {self.position.skipped} in a row, optim.patience is {self.config.optim.patience}; "
+                "lower optim.lr or look at these steps' data; the last checkpoint is untouched"
+            )
+
+    def evaluation(self, row) -> None:
+        position = self.position
+        self.writer.write("eval", position.step, row | {"flops": position.flops, "seconds": position.seconds})
+        line = metrics.line(row, self.config.modalities)
+        self.live.say(f"{self.config.run.name} step {position.step}: held-out {line}")
 
 
 class _Signals:
@@ -259,7 +300,7 @@ class _Signals:
     def __enter__(self):
         self.code = None
         self.before = {}
-        if __import__("threading").current_thread() is __import__("threading").main_thread():
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody set handlers
             for s in (signal.SIGINT, signal.SIGTERM):
                 self.before[s] = signal.signal(s, self._ask)
         return self

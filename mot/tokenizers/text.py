@@ -30,7 +30,9 @@ def train(corpus: Sequence[str], size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(corpus, trainer)
     if tokenizer.get_vocab_size() != size:
-        raise ValueError(f"the corpus yields {tokenizer.get_vocab_size()} entries, {size} were asked for; give more text")
+        raise ValueError(
+            f"the corpus yields {tokenizer.get_vocab_size()} entries, {size} were asked for; give more text"
+        )
     return tokenizer
 
 
@@ -69,26 +71,26 @@ def _digest(content: bytes) -> str:
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes of text that each id stands for; 0 for special tokens. A byte-level entry has a character for every byte."""
+    """Bytes of text that each id stands for, 0 for special tokens: a byte-level entry has a character for each byte."""
     lengths = np.array([len(tokenizer.id_to_token(i)) for i in range(tokenizer.get_vocab_size())])
     lengths[: len(SPECIAL)] = 0
     return lengths
 
 
 def split(tokenizer: Tokenizer, text: str, longest: int) -> list[list[int]]:
-    """The ids of a text in pieces of at most `longest`, cut at the last paragraph, else sentence, else word that fits."""
+    """The ids of a text in pieces of at most `longest`, cut at the last paragraph, sentence or word that fits."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
     ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
+    before = lambda i: text[: starts[i]]
+    boundaries = (
+        lambda i: before(i).endswith("\n\n"),
+        lambda i: before(i).rstrip(" ").endswith((".", "?", "!", "\n")),
+        lambda i: text[starts[i]].isspace(),
+    )
     pieces, begin = [], 0
     while len(ids) - begin > longest:
         candidates = range(begin + longest, begin + longest // 2, -1)
-        before = lambda i: text[: starts[i]]
-        ends = (
-            lambda i: before(i).endswith("\n\n"),
-            lambda i: before(i).endswith("\n") or before(i).rstrip(" ").endswith((".", "?", "!")),
-            lambda i: text[starts[i]].isspace(),
-        )
-        cut = next((i for end in ends for i in candidates if end(i)), begin + longest)
+        cut = next((i for is_end in boundaries for i in candidates if is_end(i)), begin + longest)
         pieces.append(ids[begin:cut])
         begin = cut
     return [*pieces, ids[begin:]]

@@ -1,0 +1,49 @@
+"""`mot COMMAND ...`: one entry for all commands, and how each of them ends."""
+
+import sys
+from collections.abc import Callable
+
+from mot.train import Stopped
+
+COMMANDS = {
+    "demo": "train dense and MoT on real text and images, batch for batch; a table and a picture",
+    "train": "train one configuration, or resume it",
+    "evaluate": "held-out losses of a run",
+}
+USAGE = (
+    "usage: mot COMMAND ...\n\n"
+    + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
+    + "\n\n`mot COMMAND --help` shows its options. Example:\n  mot train --config=configs/digits.py:arch=mot,size=smoke"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"mot: no command {argv[0]!r}; allowed: {', '.join(COMMANDS)}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    from launch import demo, evaluate, train
+
+    return guarded({"demo": demo.main, "train": train.main, "evaluate": evaluate.main}[argv[0]], argv[1:])
+
+
+def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """Runs a command. Exit code 2 and one message for bad input, 130 after Ctrl-C, 75 after SIGTERM; no traceback."""
+    try:
+        return command(argv)
+    except ValueError as error:
+        print(f"mot: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"mot: {stopped}", file=sys.stderr)
+        return stopped.code
+    except KeyboardInterrupt:
+        print("mot: interrupted; what the last checkpoint holds is kept", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

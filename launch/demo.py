@@ -1,0 +1,43 @@
+"""Trains architectures on the same batches of real text and images and shows each modality's loss side by side."""
+
+import sys
+from pathlib import Path
+
+from launch import flags
+from launch.cli import guarded
+from mot import train
+from scaling import runs
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = flags.parser("demo", __doc__, "mot demo --archs dense,mot --seeds 2")
+    flags.add_config(p, "configs/digits.py")
+    p.add_argument("--archs", default="dense,mot", help="of configs/archs.py; default %(default)s")
+    p.add_argument("--seeds", type=int, default=2, help="runs of each architecture; default %(default)s")
+    p.add_argument("--out", type=Path, default=Path("runs/demo"), help="where runs and results go; default %(default)s")
+    options, overrides = flags.parse(p, argv)
+    if options.seeds < 1:
+        raise ValueError(f"--seeds={options.seeds}; must be 1 or more")
+    configs = [
+        _config(options, overrides, arch, seed) for seed in range(options.seeds) for arch in options.archs.split(",")
+    ]
+    folders = [train.run(config) for config in configs]
+    loaded = [runs.load(folder) for folder in folders]
+    runs.print_table(loaded)
+    picture = options.out / "curves.png"
+    runs.draw_curves(loaded, picture)
+    print(f"curves: {picture}\nruns:   {options.out}")
+    return 0
+
+
+def _config(options, overrides, arch, seed):
+    """The same seeds for every architecture: the same batches, and the same initial values of what they share."""
+    file, _, arg = options.config.partition(":")
+    config = flags.read(f"{file}:{arg + ',' if arg else ''}arch={arch}", overrides)
+    config.run.update(root=str(options.out), name=f"{arch}-seed{seed}")
+    config.model.seed, config.data.seed = seed, seed
+    return flags.build(config)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

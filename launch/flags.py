@@ -1,0 +1,75 @@
+"""What every command reads from its command line: `--config=FILE:arg` and `--config.key=value`."""
+
+import argparse
+import ast
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mot import config as configs
+from mot import optim
+from mot.config import Config
+from mot.data import embedded
+
+
+def parser(name: str, description: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"mot {name}",
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config(p: argparse.ArgumentParser, default: str | None = None) -> None:
+    p.add_argument("--config", default=default, required=default is None, help="FILE:arg; default %(default)s")
+    p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.optim.lr=1e-3")
+
+
+def parse(p: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Arguments, and the overrides by dotted key."""
+    options, rest = p.parse_known_args(argv)
+    overrides = {}
+    for argument in rest:
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.") or not equals:
+            p.error(f"{argument!r} is unknown; overrides look like --config.optim.lr=1e-3")
+        overrides[key] = value
+    return options, overrides
+
+
+def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
+    """The configuration of `FILE:arg` with overrides; keys and types are judged later, with everything else."""
+    name, _, arg = file_and_arg.partition(":")
+    file = Path(name)
+    if not file.is_file():
+        raise ValueError(f"--config={file_and_arg}: there is no file {file}; configs/ holds those that ship with mot")
+    found = runpy.run_path(str(file)).get("get_config")
+    if found is None:
+        raise ValueError(f"--config={file_and_arg}: {file} defines no get_config(arg); see configs/digits.py")
+    config = found(arg).unlock()
+    for key, text in overrides.items():
+        *groups, name = key.split(".")
+        group = config
+        for part in groups:
+            if part not in group or not isinstance(group[part], ConfigDict):
+                group[part] = ConfigDict()  # no such group: `build` reports it, with all other faults
+            group = group[part]
+        is_text = name in group and isinstance(group[name], str)
+        if name in group:  # a ConfigDict refuses a value of another type; `build` says what is wrong with it
+            del group[name]
+        group[name] = text if is_text else _literal(text)
+    return config
+
+
+def build(config: ConfigDict) -> Config:
+    """Checked by every room that has a say."""
+    return configs.build(config, embedded.faults, optim.uncovered)
+
+
+def _literal(text):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

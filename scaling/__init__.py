@@ -1,0 +1,1 @@
+"""What runs show: reads run directories and nothing else."""

@@ -1,0 +1,39 @@
+"""Four virtual devices, strict broadcasting, a compilation cache, and no skip that is not listed."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+LISTED = {
+    line.split("#")[0].strip() for line in (ROOT / "tests" / "skips.txt").read_text().splitlines() if "::" in line
+}
+_ran, _skipped = set(), set()
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    return jax.devices()[:1]
+
+
+def pytest_runtest_logreport(report):
+    """On the controlling process, also under xdist."""
+    _ran.add(report.nodeid)
+    if report.skipped:
+        _skipped.add(report.nodeid)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workerinput"):
+        return
+    unlisted, listed_but_run = _skipped - LISTED, (LISTED & _ran) - _skipped
+    if unlisted or listed_but_run:
+        print(f"\ntests/skips.txt differs: skipped but not listed {unlisted}, listed but run {listed_but_run}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

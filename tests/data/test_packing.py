@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mot import batch as batches
+from mot.data.packing import Plan, document, pack
+
+STREAMS, BUDGETS = ("text", "image"), (40, 56)
+
+
+@st.composite
+def documents(draw):
+    """Documents of runs of both streams that fit the budgets, with units and unweighted spans."""
+    result = []
+    for doc_id in range(draw(st.integers(1, 14))):
+        runs = draw(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9), st.booleans()), min_size=1, max_size=5))
+        stream = np.concatenate([[m] * size for m, size, _ in runs])
+        span = np.concatenate([[i * both] * size for i, (_, size, both) in enumerate(runs, 1)])
+        unit = np.concatenate([[i * m] * size for i, (m, size, _) in enumerate(runs, 1)])
+        private = np.concatenate([[both and i % 2 == 0] * size for i, (_, size, both) in enumerate(runs)])
+        token = 1000 * doc_id + np.arange(len(stream))  # every token is unlike any other
+        result.append(document(doc_id % 3, doc_id, token, stream, span == 0, unit, span, private))
+    return result
+
+
+def plan_of(docs, lookahead=4):
+    lengths = lambda g: np.bincount(docs[g % len(docs)].stream, minlength=2)
+    return Plan(lengths, BUDGETS, lookahead)
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents(), st.integers(1, 6))
+def test_every_document_is_placed_once_whole_in_order_and_within_budgets(docs, lookahead):
+    plan = plan_of(docs, lookahead)
+    rows = [plan.row(r) for r in range(6)]
+    placed = [g for row in rows for g in row]
+    assert len(placed) == len(set(placed)), "a document was placed twice"
+    missing = set(range(max(placed) + 1)) - set(placed)
+    assert missing <= set(plan.waiting), "a document was lost"
+    assert len(plan.waiting) <= lookahead
+    batch = pack([[docs[g % len(docs)] for g in row] for row in rows], STREAMS, BUDGETS)
+    batches.check(batch)
+    for b, row in enumerate(rows):
+        assert row == sorted(row)
+        tokens = {name: type(t)(**{f: x[b] for f, x in vars(t).items()}) for name, t in batch.items()}
+        for m, name in enumerate(STREAMS):
+            want = np.concatenate([docs[g % len(docs)].token[docs[g % len(docs)].stream == m] for g in row])
+            real = tokens[name].segment != 0
+            np.testing.assert_array_equal(tokens[name].token[real], want)
+            assert real[: real.sum()].all(), "padding comes last in each stream"
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents())
+def test_integers_and_targets_across_streams_are_right(docs):
+    fitting, room = [], np.array(BUDGETS)
+    for d in docs:
+        used = np.bincount(d.stream, minlength=2)
+        if (used <= room).all():
+            fitting, room = [*fitting, d], room - used
+    batch = pack([fitting], STREAMS, BUDGETS)
+    every = {f: np.concatenate([getattr(t, f)[0] for t in batch.values()]) for f in vars(batch["text"])}
+    by_rank = {f: x[np.argsort(every["rank"])] for f, x in every.items()}
+    start = 0
+    for number, d in enumerate(fitting, 1):
+        mine = {f: x[start : start + len(d.token)] for f, x in by_rank.items()}
+        np.testing.assert_array_equal(mine["token"], d.token)
+        assert (mine["segment"] == number).all()
+        assert (mine["source"] == d.source).all()
+        assert (mine["doc_id"] == d.doc_id).all()
+        np.testing.assert_array_equal(mine["position"][:, 0], np.arange(len(d.token)))
+        np.testing.assert_array_equal(mine["private"], d.private)
+        np.testing.assert_array_equal(mine["target"][:-1], d.token[1:])
+        np.testing.assert_array_equal(mine["weight"], np.append(d.weight[1:], 0))
+        for field in ("unit", "span"):  # the same grouping, under numbers of the row
+            ours, theirs = mine[field], getattr(d, field)
+            assert ((ours == 0) == (theirs == 0)).all()
+            pairs = {(int(a), int(b)) for a, b in zip(ours, theirs, strict=True)}
+            assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
+        start += len(d.token)
+    assert (by_rank["segment"][start:] == 0).all()
+    for field in ("unit", "span"):
+        owners = {}
+        for number, segment in zip(by_rank[field][:start], by_rank["segment"][:start], strict=True):
+            if number:
+                assert owners.setdefault(int(number), int(segment)) == segment, "two documents share a number"
+
+
+def test_unit_seeds_do_not_depend_on_packing():
+    docs = [document(1, i, [3, 4, 5], [0, 1, 1], unit=[0, 1, 1]) for i in range(3)]
+    alone = pack([[docs[2]]], STREAMS, BUDGETS)["image"]
+    after = pack([docs], STREAMS, BUDGETS)["image"]
+    assert alone.unit_seed[0, 0] == after.unit_seed[0, 4] != 0
+    assert after.unit_seed[0, 0] != after.unit_seed[0, 4]
+    assert alone.unit[0, 0] != after.unit[0, 4]
+
+
+def test_a_target_inside_a_bidirectional_span_is_refused():
+    bad = document(0, 7, [1, 2, 3], [0, 1, 1], span=[0, 1, 1])
+    with pytest.raises(ValueError, match=r"document 7 of source 0 asks for a next-token target inside"):
+        pack([[bad]], STREAMS, BUDGETS)
+
+
+def test_documents_that_do_not_fit_are_refused_with_the_numbers():
+    long = document(0, 0, np.arange(60), np.zeros(60))
+    with pytest.raises(ValueError, match=r"\[60\s+0\] tokens by stream do not fit the budgets \[40, 56\]"):
+        pack([[long]], STREAMS, BUDGETS)
+    with pytest.raises(ValueError, match=r"document 0 has \[60\s+0\] tokens by stream; the budgets are \[40 56\]"):
+        plan_of([long]).row(0)
+
+
+def test_the_oldest_document_is_never_starved():
+    """A document that nothing else fits beside still starts the next row."""
+    full = document(0, 0, np.arange(96), np.repeat([0, 1], [40, 56]))
+    small = [document(0, i, np.arange(9), np.zeros(9)) for i in range(1, 12)]
+    plan = plan_of([small[0], full, *small[1:]], lookahead=8)
+    rows = [plan.row(r) for r in range(3)]
+    assert [1] in rows[:2]
+
+
+def test_the_state_resumes_the_plan():
+    rng = np.random.default_rng(0)
+    docs = [document(0, i, np.arange(n), rng.integers(0, 2, n)) for i, n in enumerate(rng.integers(2, 30, 40))]
+    one, two = plan_of(docs), plan_of(docs)
+    for r in range(5):
+        one.row(r)
+    two.position, two.waiting = one.position, list(one.waiting)
+    assert [one.row(r) for r in range(5, 12)] == [two.row(r) for r in range(7)]

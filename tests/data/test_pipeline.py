@@ -1,0 +1,145 @@
+import jax
+import numpy as np
+import pytest
+
+from configs import digits
+from mot import batch as batches
+from mot import config
+from mot.data import embedded, pipeline
+from mot.tokenizers import text as texts
+from mot.tokenizers.text import BOI, BOS, EOI, EOS
+
+
+@pytest.fixture(scope="module")
+def c():
+    return config.build(digits.get_config("size=smoke"), embedded.faults)
+
+
+@pytest.fixture(scope="module")
+def splits(c):
+    return embedded.load(c)
+
+
+def test_the_embedded_documents_are_what_they_say(c, splits):
+    from sklearn.datasets import load_digits
+
+    training, held_out = splits
+    pixels = load_digits().data.astype(int)
+    seen = {split: set() for split in ("training", "held_out")}
+    for name, split in zip(seen, splits, strict=True):
+        manual, drawn, read = split.documents
+        assert len(drawn) == len(read)
+        for d in manual:
+            assert (d.token[0], d.token[-1]) == (BOS, EOS)
+            assert (d.stream == 0).all()
+            assert len(d.token) <= c.streams["text"].longest
+        for d in (*drawn, *read):
+            image = d.token[d.stream == 1] - embedded.TEXT_IDS
+            np.testing.assert_array_equal(image, pixels[d.doc_id])
+            text = list(d.token[d.stream == 0])
+            assert text.count(BOI) == text.count(EOI) == 1
+            assert d.weight[d.token == EOI] == 0
+            assert (d.weight[d.token != EOI] == 1).all()
+            seen[name].add(image.tobytes())
+        boi = lambda d: list(d.token).index(BOI)
+        assert all(boi(d) > 1 for d in drawn)
+        assert all(boi(d) == 1 for d in read)
+    assert not seen["training"] & seen["held_out"]
+    assert len(seen["training"] | seen["held_out"]) == 1797
+    assert 0.05 < len(held_out.documents[1]) / 1797 < 0.15
+    assert training.digest != held_out.digest
+
+
+def test_batch_n_is_a_pure_function_of_seed_and_n(c, splits):
+    one, two = (pipeline.Batches(splits[0], c, seed=3, count=50) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, one[7], two[7])  # without having seen 0 to 6
+    one[20]
+    jax.tree.map(np.testing.assert_array_equal, one[2], two[2])
+    other = pipeline.Batches(splits[0], c, seed=4, count=50)[7]
+    assert not np.array_equal(other["text"].token, one[7]["text"].token)
+
+
+def test_grain_starts_anywhere(c, splits):
+    batches_ = pipeline.Batches(splits[0], c, seed=0, count=9)
+    late = list(pipeline.iterate(batches_, 5))
+    assert len(late) == 4
+    jax.tree.map(np.testing.assert_array_equal, late[0], batches_[5])
+    jax.tree.map(np.testing.assert_array_equal, late[-1], batches_[8])
+
+
+def test_batches_keep_every_invariant_and_fill_95_percent(c, splits):
+    for split, count in ((splits[0], 300), (splits[1], 8)):
+        made = pipeline.Batches(split, c, seed=0, count=count)
+        fills = []
+        for n in range(count):
+            batches.check(made[n])
+            fills.append(list(pipeline.fill(made[n]).values()))
+        assert (np.mean(fills, axis=0) >= 0.95).all(), np.mean(fills, axis=0)
+
+
+def test_each_epoch_holds_each_document_once_in_proportion(c, splits):
+    stream = pipeline.Stream(splits[0], c.data.shares, seed=0)
+    counts = [len(d) for d in splits[0].documents]
+    places = [stream.place(g) for g in range(4000)]
+    for source, n in enumerate(counts):
+        mine = [i for s, i in places if s == source]
+        for epoch in range(len(mine) // n):
+            assert sorted(mine[epoch * n : (epoch + 1) * n]) == list(range(n))
+    shares = np.array(list(c.data.shares[name] for name in splits[0].names))
+    for upto in (28, 100, 1000, 4000):
+        got = np.bincount([s for s, _ in places[:upto]], minlength=3)
+        assert (np.abs(got - upto * shares / shares.sum()) <= 2).all()
+
+
+def test_a_source_without_documents_is_refused(c, splits):
+    empty = splits[0]._replace(documents=((), *splits[0].documents[1:]))
+    with pytest.raises(ValueError, match=r"source manual has a share of 10 and no documents"):
+        pipeline.Stream(empty, c.data.shares, 0)
+
+
+def test_configurations_that_the_data_cannot_serve_are_refused():
+    tree = digits.get_config("size=smoke")
+    tree.unlock()
+    tree.streams.image.longest = 49
+    tree.streams.text.longest = 8
+    tree.data.shares.films = 1
+    with pytest.raises(config.ConfigError) as caught:
+        config.build(tree, embedded.faults)
+    assert [f.split(":")[0] for f in caught.value.faults] == [
+        "streams.image.longest",
+        "streams.text.longest",
+        "data.shares.films",
+    ]
+
+
+def test_the_tokenizer_round_trips_and_counts_bytes(splits):
+    tokenizer = texts.train(["some text to learn merges from, again and again and again"] * 9, 280)
+    for text in ("plain", " spaces  and\n\nlines", "naïve — 漢字 🙂"):
+        ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids) == text
+        assert texts.byte_lengths(tokenizer)[ids].sum() == len(text.encode())
+
+
+def test_the_tokenizer_is_cached_and_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    corpus = ["the cat and the dog and the bird"] * 5
+    first = texts.load_or_train(corpus, 270)
+    (file,) = (tmp_path / "mot").iterdir()
+    monkeypatch.setattr(texts, "train", lambda *_: pytest.fail("trained again although cached"))
+    assert texts.digest(texts.load_or_train(corpus, 270)) == texts.digest(first)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"<eos>", b"<eot>"))
+    assert texts.load_or_train(corpus, 270).token_to_id("<eos>") == EOS
+    assert file.read_bytes() == content
+
+
+def test_long_text_is_split_at_a_boundary():
+    tokenizer = texts.train(["words and sentences. more words? yes! so it goes on and on"] * 9, 290)
+    text = " ".join(f"Sentence number {i} is here. It goes on." for i in range(40))
+    pieces = texts.split(tokenizer, text, 50)
+    assert max(map(len, pieces)) <= 50
+    assert [i for piece in pieces for i in piece] == tokenizer.encode(text).ids
+    assert all(tokenizer.decode(piece).rstrip().endswith(".") for piece in pieces)
+    assert texts.split(tokenizer, "x" * 200, 50)[0] == tokenizer.encode("x" * 200).ids[:50]

@@ -1,0 +1,130 @@
+"""The commands as a user meets them: exit codes, messages, and nothing written on bad input."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import cli, flags
+from tests.conftest import ROOT
+
+SMOKE = "--config=configs/digits.py:arch=mot,size=smoke"
+ENV = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_PLATFORMS": "cpu"}
+
+
+def mot(*args, **kwargs):
+    command = [sys.executable, "-m", "launch.cli", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "usage: mot COMMAND"),
+        (["fly"], "no command 'fly'; allowed: demo, train, evaluate"),
+        (["train", "--config=nowhere.py"], "there is no file nowhere.py"),
+        (
+            ["train", "--config=configs/digits.py:arch=transformer"],
+            "arch=transformer: no such architecture; allowed: dense",
+        ),
+        (["train", "--config=configs/digits.py:colour=red"], "config argument 'colour=red' is unknown; allowed"),
+        (["train", "--config=configs/digits.py:size=huge"], "size=huge: no such size; allowed: smoke, demo"),
+        (["train", SMOKE, "--config.optim.momentum=0.9"], "optim.momentum: unknown key, value 0.9"),
+        (["train", SMOKE, "--config.optim.lr=fast"], "optim.lr: 'fast' is str; must be of type float"),
+        (["train", SMOKE, "--config.optimiser.lr=1"], "optimiser: unknown key"),
+        (["train", SMOKE, "--config.data.shares.films=1"], "data.shares.films: no such source"),
+        (["train", SMOKE, "--config.optim=3"], "optim: 3 is int; must be a group of keys"),
+        (["evaluate", SMOKE], "is no run directory"),
+        (["demo", "--seeds=0"], "--seeds=0; must be 1 or more"),
+    ],
+)
+def test_bad_input_gets_one_message_exit_code_2_and_nothing_written(tmp_path, capsys, monkeypatch, args, says):
+    monkeypatch.chdir(ROOT)
+    root = tmp_path / "runs"
+    if args and args[0] in ("train", "evaluate"):
+        args = [*args, f"--config.run.root={root}"]
+    assert cli.main(args) == 2
+    printed = capsys.readouterr()
+    assert says in printed.out + printed.err
+    assert "Traceback" not in printed.err
+    assert not root.exists()
+
+
+def test_all_faults_of_a_command_line_come_at_once(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    bad = ["optim.lr=-1", "model.heads=3", "model.kv_heads=2", "run.steps=0", "streams.image.budget=10", "nothing=1"]
+    assert cli.main(["train", SMOKE, *(f"--config.{x}" for x in bad)]) == 2
+    message = capsys.readouterr().err
+    for key in ("optim.lr: -1", "model.heads: 3", "run.steps: 0", "streams.image.budget: 10", "nothing: unknown key"):
+        assert key in message, message
+
+
+def test_flags_that_are_no_overrides_are_refused():
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", SMOKE, "--steps=3"])
+    assert caught.value.code == 2
+
+
+def test_overrides_keep_types_and_reach_every_depth(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = {"optim.lr": "1e-3", "run.name": "12", "towers.norm.image": "text", "model.scan": "True"}
+    overrides["optim.rules"] = "({'match': '.*', 'lr': 1, 'decay': 0.0},)"
+    c = flags.build(flags.read(SMOKE.removeprefix("--config="), overrides))
+    assert (c.optim.lr, c.run.name, c.towers.norm["image"], c.model.scan) == (1e-3, "12", "text", True)
+    assert c.optim.rules[0].lr == 1.0
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  mot {command} " in capsys.readouterr().out
+
+
+def test_train_then_evaluate_from_the_shell(tmp_path):
+    root = f"--config.run.root={tmp_path}"
+    trained = mot("train", SMOKE, root)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.strip() == str(tmp_path / "digits-mot-smoke")
+    command = [sys.executable, "-m", "launch.evaluate", SMOKE, root]
+    evaluated = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300, check=True)
+    assert "loss/image/drawn" in evaluated.stdout
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "launch.cli", "train", SMOKE, f"--config.run.root={tmp_path}"]
+    command += ["--config.run.steps=100000", "--config.run.save_every=100000", "--config.run.eval_every=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENV)
+    metrics = tmp_path / "digits-mot-smoke" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and '"train"' in metrics.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "saved; the same command resumes" in err
+    assert list((tmp_path / "digits-mot-smoke" / "checkpoints").glob("*/manifest.json"))
+
+
+def test_the_demo_trains_both_and_draws(tmp_path):
+    done = mot("demo", "--config=configs/digits.py:size=smoke", "--seeds=1", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "dense",
+        "mot",
+        "held-out loss, image",
+        "held-out loss, text",
+        "parameters",
+        "FLOPs per token",
+        "fill, image",
+    ):
+        assert text in done.stdout
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    first, second = ((tmp_path / f"{arch}-seed0" / "metrics.jsonl").read_text() for arch in ("dense", "mot"))
+    assert '"tokens/image"' in first
+    assert first != second

@@ -1,0 +1,126 @@
+"""The bad-input table: every fault is reported at once, with its key, the value, what is allowed and the remedy."""
+
+import dataclasses
+
+import pytest
+
+from mot import config, optim
+from mot.config import ConfigError
+from tests import examples
+
+
+def faults(change):
+    tree = examples.tree()
+    tree.unlock()
+    change(tree)
+    with pytest.raises(ConfigError) as caught:
+        config.build(tree, optim.uncovered)
+    return caught.value.faults
+
+
+def set_(path, value):
+    def change(tree):
+        *groups, name = path.split(".")
+        for group in groups:
+            tree = tree[group]
+        if name in tree:
+            del tree[name]
+        tree[name] = value
+
+    return change
+
+
+def drop(*keys):
+    def change(tree):
+        for key in keys[:-1]:
+            tree = tree[key]
+        del tree[keys[-1]]
+
+    return change
+
+
+RULE = dict(match=".*", lr=1.0, decay=0.0)
+TABLE = [
+    # change, the fault's beginning, what it must also say
+    (set_("optim.momentum", 0.9), "optim.momentum: unknown key, value 0.9", "allowed: lr, end_lr"),
+    (set_("extra", 1), "extra: unknown key", "allowed: run, streams"),
+    (drop("optim", "lr"), "optim.lr: missing", "configs/base.py"),
+    (drop("data"), "data: missing", "configs/base.py"),
+    (set_("optim.lr", "fast"), "optim.lr: 'fast' is str", "must be of type float"),
+    (set_("model.layers", 2.0), "model.layers: 2.0 is float", "must be of type int"),
+    (set_("model.tied", 1), "model.tied: 1 is int", "must be of type bool"),
+    (set_("optim.eps", float("nan")), "optim.eps: nan", "finite"),
+    (set_("streams", 3), "streams: 3 is int", "group of keys"),
+    (set_("optim.rules", "x"), "optim.rules: 'x' is str", "tuple"),
+    (set_("model.heads", 3), "model.heads: 3 query heads do not divide among model.kv_heads = 2", "multiple"),
+    (set_("model.head_size", 7), "model.head_size: 7", "even"),
+    (set_("model.layers", 0), "model.layers: 0", "above 0"),
+    (set_("model.norm", "middle"), "model.norm: 'middle'", "allowed: pre, post"),
+    (set_("model.dtype", "float16"), "model.dtype: 'float16'", "allowed: float32, bfloat16"),
+    (set_("streams.image.budget", 5), "streams.image.budget: 5 tokens do not hold", "at least 8"),
+    (set_("streams.image.width", 32), "streams.image.width: 32, but streams.text.width is 16", "set both alike"),
+    (set_("streams.image.first_id", 5), "streams.image.first_id: ids 5..16 overlap streams.text's 0..11", "free range"),
+    (drop("towers", "attn", "image"), "towers.attn.image: missing", "every stream needs a tower"),
+    (set_("towers.ffn.sound", "sound"), "towers.ffn.sound: 'sound'; no such stream", "allowed: text, image"),
+    (set_("towers.norm.image", "video"), "towers.norm.image: 'video'", "named by a stream: text, image"),
+    (set_("towers.attn.text", "image"), "towers.attn.text: 'image'; a tower is named by the first", "write 'text'"),
+    (
+        lambda t: (set_("towers.ffn.image", "text")(t), set_("streams.image.ffn", 32)(t)),
+        "streams.image.ffn: 32, but it shares its FFN tower with text",
+        "set both alike or untie towers.ffn.image",
+    ),
+    (set_("run.steps", 50), "run.steps: 50 is less than optim.warmup = 100", "raise steps or lower warmup"),
+    (set_("optim.lr", -1e-3), "optim.lr: -0.001", "above 0"),
+    (set_("optim.end_lr", 1.0), "optim.end_lr: 1.0 is above optim.lr = 0.001", "lower end_lr"),
+    (set_("optim.beta2", 1.0), "optim.beta2: 1.0", "below 1"),
+    (set_("optim.schedule", "wsd"), "optim.decay_steps: 0; wsd needs 1 to 900", "change it"),
+    (set_("optim.accumulate", 3), "data.batch: 4 rows do not divide into optim.accumulate = 3", "multiple"),
+    (set_("optim.rules", (RULE | {"match": "("},)), "optim.rules[0].match: '(' is no regular expression", "mend"),
+    (set_("optim.rules", (RULE | {"match": "norm"},)), "optim.rules: no rule matches embed/tokens", "match='.*'"),
+    (set_("optim.rules", (RULE, RULE)), "optim.rules[1].match: '.*' decides for no parameter", "remove"),
+    (set_("data.shares", {"a": 0}), "data.shares: {'a': 0}", "above 0"),
+    (set_("data.shares", {"a": -1, "b": 2}), "data.shares.a: -1", "0 or more"),
+    (set_("run.name", "../x"), "run.name: '../x'", "one folder name"),
+    (set_("run.name", "$(rm -r x)"), "run.name: '$(rm -r x)'", "one folder name"),
+]
+
+
+@pytest.mark.parametrize(("change", "begins", "says"), TABLE, ids=[begins[:40] for _, begins, _ in TABLE])
+def test_bad_input_is_named_with_value_and_remedy(change, begins, says):
+    found = faults(change)
+    matching = [f for f in found if f.startswith(begins)]
+    assert matching, found
+    assert says in matching[0]
+
+
+def test_all_faults_come_at_once():
+    changes = [
+        set_("optim.lr", -1.0),
+        set_("model.heads", 3),
+        set_("data.batch", "four"),
+        set_("optim.rules", (RULE | {"match": "norm"},)),
+        set_("streams.image.budget", 5),
+    ]
+    found = faults(lambda tree: [change(tree) for change in changes])
+    for key in ("optim.lr", "model.heads", "data.batch", "streams.image.budget"):
+        assert any(f.startswith(key) for f in found), (key, found)
+    found = faults(lambda tree: [change(tree) for change in (changes[0], changes[2], changes[3])])
+    assert any(f.startswith("optim.rules: no rule") for f in found), found
+
+
+def test_a_good_configuration_is_frozen_and_complete():
+    c = examples.make()
+    assert (c.vocab, c.length, c.modalities) == (24, 48, ("text", "image"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        c.model.layers = 3
+    with pytest.raises(ConfigError, match=r"model.heads: 5"):
+        dataclasses.replace(c, model=dataclasses.replace(c.model, heads=5))
+
+
+def test_differences_are_dotted():
+    old = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    assert config.differences(old, {"a": {"b": 2, "c": [1, 2]}, "e": 1}) == [
+        "a.b: 1 -> 2",
+        "d: 1 -> 'absent'",
+        "e: 'absent' -> 1",
+    ]

@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mot import config, optim, params
+from tests import examples
+
+
+def make(**changes):
+    tree = examples.tree()
+    tree.run.steps = 100
+    tree.optim.update(dict(lr=1.0, end_lr=0.1, warmup=10) | changes)
+    return config.build(tree, optim.uncovered)
+
+
+@pytest.mark.parametrize(
+    ("changes", "points"),
+    [
+        ({"schedule": "cosine"}, {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.55, 100: 0.1}),
+        ({"schedule": "linear"}, {9: 1.0, 55: 0.55, 100: 0.1}),
+        ({"schedule": "wsd", "decay_steps": 20}, {9: 1.0, 50: 1.0, 80: 1.0, 90: 0.55, 100: 0.1}),
+        ({"warmup": 0}, {0: 1.0, 50: 0.55, 100: 0.1}),
+    ],
+)
+def test_schedules_pass_through_their_points(changes, points):
+    rate = optim.schedule(make(**changes))
+    for step, value in points.items():
+        np.testing.assert_allclose(rate(step), value, rtol=1e-5)
+
+
+def test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path():
+    rules = (dict(match="norm", lr=0.5, decay=0.0), dict(match=".*", lr=1.0, decay=0.1))
+    c = make(rules=rules, clip=0.5, warmup=0)
+    weights = params.init(params.table(c), 0)
+    grads = jax.tree.map(lambda w: jnp.cos(7 * w), weights)
+    optimiser = optim.make(c)
+    updates, _ = optimiser.update(grads, optimiser.init(weights), weights)
+    norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
+    for path, update in params.paths(updates).items():
+        g = np.asarray(params.paths(grads)[path], np.float64) * min(1, 0.5 / norm)
+        adam = g / (np.abs(g) + c.optim.eps)  # the first step's moments, corrected, are g and g squared
+        rate, decay = (0.5, 0.0) if "norm" in path else (1.0, 0.1)
+        want = -rate * (adam + decay * np.asarray(params.paths(weights)[path]))
+        np.testing.assert_allclose(update, want, rtol=2e-3, atol=1e-6, err_msg=path)
+
+
+def test_every_parameter_needs_a_rule_and_every_rule_a_parameter():
+    with pytest.raises(config.ConfigError, match=r"optim.rules: no rule matches embed/tokens, .* more; .*\.\*"):
+        make(rules=(dict(match="norm|head", lr=1.0, decay=0.0),))
+    with pytest.raises(config.ConfigError, match=r"optim.rules\[1\].match: 'embed' decides for no parameter"):
+        make(rules=(dict(match=".*", lr=1.0, decay=0.0), dict(match="embed", lr=1.0, decay=0.0)))

@@ -1,0 +1,141 @@
+"""The project's own rules: imports run one way, files and functions stay small, names keep their shapes."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from mot import config, model, objectives, params, train
+from tests import examples
+
+ROOT = Path(__file__).parent.parent
+# Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
+ORDER = [
+    ["config", "ops", "attention", "tokenizers.text"],
+    ["batch", "sharding", "params"],
+    ["data.packing", "model", "checkpoint"],
+    ["data.embedded", "objectives", "flops", "optim", "rundir"],
+    ["data.pipeline", "metrics"],
+    ["evaluate"],
+    ["train"],
+]
+LEVEL = {f"mot.{room}": level for level, rooms in enumerate(ORDER) for room in rooms}
+PACKAGES = {"mot": {"mot"}, "configs": {"configs"}, "scaling": {"mot", "scaling"}}
+PACKAGES["launch"] = {"mot", "scaling", "launch"}
+SOURCES = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path):
+    """The project's modules that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in LEVEL else node.module for name in names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def name_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_imports_run_one_way(path):
+    me = name_of(path)
+    package = me.split(".")[0]
+    for other in imports(path):
+        if other.split(".")[0] in PACKAGES:
+            assert other.split(".")[0] in PACKAGES[package], f"{me} imports {other}"
+        if me in LEVEL and other in LEVEL:
+            assert LEVEL[other] < LEVEL[me], f"{me} imports {other}, which is not below it"
+        assert package != "configs" or other.split(".")[0] in ("configs", "ml_collections", "collections")
+        assert other not in ("torch", "tensorflow", "transformers", "seqio"), f"{me} imports {other}"
+
+
+def test_every_room_has_its_level():
+    rooms = {name_of(p) for p in (ROOT / "mot").rglob("*.py") if p.name != "__init__.py"}
+    assert rooms == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    assert path.stem not in ("utils", "util", "helpers", "common")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 80, node.name
+
+
+def test_the_oracle_imports_nothing_from_mot():
+    assert not any(name.startswith("mot") for name in imports(ROOT / "tests" / "reference.py"))
+
+
+SHAPED = re.compile(r"[a-z][a-z0-9_]*_([A-Z1]+)")
+
+
+def shape_faults(frame):
+    """Locals of one call whose rank is not what the name says, or whose letters disagree on a size."""
+    sizes = {}
+    for name, value in frame.f_locals.items():
+        shape, letters = getattr(value, "shape", None), SHAPED.fullmatch(name)
+        if letters is None or not isinstance(shape, tuple):
+            continue
+        where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}: {name} {shape}"
+        if len(shape) != len(letters[1]):
+            yield where
+            continue
+        for letter, size in zip(letters[1], shape, strict=True):
+            if sizes.setdefault(letter, 1 if letter == "1" else size) != size:
+                yield f"{where}: {letter} is also {sizes[letter]}"
+
+
+def traced(f, *args):
+    """Runs f under eval_shape and checks every frame of mot when it returns; also how many names were seen."""
+    faults, seen = [], set()
+
+    def profile(frame, event, _):
+        if (
+            event == "return"
+            and "/mot/" in frame.f_code.co_filename
+            and "site-packages" not in frame.f_code.co_filename
+        ):
+            seen.update(n for n in frame.f_locals if SHAPED.fullmatch(n))
+            faults.extend(shape_faults(frame))
+
+    sys.setprofile(profile)
+    try:
+        jax.eval_shape(f, *args)
+    finally:
+        sys.setprofile(None)
+    return sorted(set(faults)), seen
+
+
+@pytest.mark.parametrize("how", ["chunked", "reference"])
+def test_array_names_tell_their_shapes(how):
+    tree = examples.tree("mot", attention=how, qk_norm="layer")
+    c, batch = config.build(tree), examples.batch(budgets=(40, 30))
+    state = jax.eval_shape(lambda: train.init_state(c))
+    faults, seen = traced(train.make_step(c, 2), state, batch)
+    assert not faults, "\n".join(faults)
+    assert {"x_RD", "h_BTD", "w_DNH", "logits_RV", "q_BTNH", "o_BTNH"} <= seen
+
+
+def test_the_shape_check_finds_a_wrong_name():
+    def wrong():
+        x_BT = jax.numpy.zeros((2, 3, 4))
+        y_BD, z_BT = jax.numpy.zeros((2, 3)), jax.numpy.zeros((5, 3))
+        return list(shape_faults(sys._getframe())), x_BT, y_BD, z_BT
+
+    faults = wrong()[0]
+    assert len(faults) == 2
+    assert "x_BT (2, 3, 4)" in faults[0]
+    assert "B is also 2" in faults[1]
+
+
+def test_the_core_is_free_of_heavy_frameworks():
+    assert not {"torch", "tensorflow", "transformers"} & set(sys.modules)
+    assert {model, objectives, params} <= set(sys.modules.values())

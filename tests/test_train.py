@@ -1,0 +1,255 @@
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits
+from mot import checkpoint, config, optim, params, rundir, sharding, train
+from mot.checkpoint import Damaged
+from mot.data import embedded
+from tests import examples
+
+
+def smoke(root, arch="mot", **overrides):
+    tree = digits.get_config(f"arch={arch},size=smoke")
+    tree.unlock()
+    tree.run.root = str(root)
+    for key, value in overrides.items():
+        section, name = key.split("__")
+        tree[section][name] = value
+    return config.build(tree, embedded.faults, optim.uncovered)
+
+
+def rows(path, kind="train"):
+    return [row for row in rundir.read_metrics(path) if row["kind"] == kind]
+
+
+def restored(path, step):
+    """The checkpoint's arrays by path, as written."""
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as c:
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(), opt=ocp.args.StandardRestore())
+        trees = c.restore((path / "checkpoints" / str(step)).absolute(), args=args)
+    return jax.tree.map(np.asarray, {"params": trees["params"], "opt": trees["opt"]})
+
+
+def one_step(c, batch, devices, state=None, sources=2):
+    mesh = sharding.make_mesh(c.data.batch // c.optim.accumulate, devices)
+    with jax.set_mesh(mesh):
+        everywhere = sharding.replicated(mesh)
+        state = state or jax.jit(lambda: train.init_state(c), out_shardings=everywhere)()
+        step = jax.jit(train.make_step(c, sources))
+        return step(state, jax.device_put(batch, sharding.by_rows(mesh)))
+
+
+@pytest.mark.parametrize("arch", ["dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image"])
+def test_every_configuration_trains_two_steps(tmp_path, arch, one_device):
+    c = smoke(tmp_path, arch)
+    path = train.run(c, devices=one_device)
+    done = rows(path)
+    assert [row["step"] for row in done] == [1, 2]
+    assert done[1]["loss"] < done[0]["loss"]
+    evals = rows(path, "eval")
+    assert [row["step"] for row in evals] == [0, 1, 2]
+    for modality in ("text", "image"):
+        assert evals[2][f"loss/{modality}"] < evals[0][f"loss/{modality}"]
+    for key in ("tokens/text", "flops", "loss/text/manual", "lr", "grad_norm/text", "seconds", "mfu", "fill/image"):
+        assert np.isfinite(done[1][key]), key
+    assert evals[2]["bits_per_byte/manual"] < evals[0]["bits_per_byte/manual"]
+    assert checkpoint.steps(path / "checkpoints") == [2]
+
+
+def test_real_sizes_are_shape_checked():
+    for arch in ("dense", "mot"):
+        c = config.build(digits.get_config(f"arch={arch},size=demo"), embedded.faults, optim.uncovered)
+        state = jax.eval_shape(lambda c=c: train.init_state(c))
+        assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(state.params))
+        assert c.data.batch % 4 == 0
+
+
+def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, one_device):
+    settings = dict(run__steps=6, run__eval_every=3, run__save_every=6, optim__ema=0.9)
+    whole, halves = smoke(tmp_path / "a", **settings), smoke(tmp_path / "b", **settings)
+    a = train.run(whole, devices=one_device)
+    train.run(halves, until=3, devices=one_device)
+    b = train.run(halves, devices=one_device)
+    jax.tree.map(np.testing.assert_array_equal, restored(a, 6), restored(b, 6))
+    clock = ("seconds", "step_seconds", "idle_seconds", "tokens_per_s", "mfu")
+    timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in clock} for row in rows(path, kind)]
+    for kind in ("train", "eval"):
+        assert timeless(a, kind) == timeless(b, kind)
+    assert train.run(halves, devices=one_device) == b  # done: nothing more to do
+    assert len(rows(b)) == 6
+
+
+def test_rows_after_the_checkpoint_are_written_once(tmp_path, one_device):
+    """A run killed after its last checkpoint has rows that the resumed one writes again."""
+    c = smoke(tmp_path, run__steps=4, run__eval_every=2)
+    path = train.run(c, until=2, devices=one_device)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"schema": 1, "kind": "train", "step": 3, "loss": 99.0}) + "\n")
+        file.write('{"schema": 1, "kind": "tr')  # cut off by a crash
+    train.run(c, devices=one_device)
+    assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
+    assert rows(path)[2]["loss"] < 99
+
+
+def test_accumulation_over_microbatches_equals_the_whole_batch(one_device):
+    c = examples.make()
+    split = dataclasses.replace(c, optim=dataclasses.replace(c.optim, accumulate=2))
+    batch = examples.batch()
+    (a, measured_a), (b, measured_b) = one_step(c, batch, one_device), one_step(split, batch, one_device)
+    assert examples.leaf_error(jax.tree.leaves(a.opt[1].mu), jax.tree.leaves(b.opt[1].mu)) < 1e-5
+    np.testing.assert_allclose(measured_a["loss"], measured_b["loss"], rtol=1e-6)
+    np.testing.assert_allclose(measured_a["sums"]["nats"], measured_b["sums"]["nats"], rtol=1e-5)
+    np.testing.assert_array_equal(measured_a["sums"]["weight"], measured_b["sums"]["weight"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("arch", ["dense", "mot"])
+def test_one_device_equals_four(arch, accumulate, one_device):
+    """The first moment after one step is a tenth of the clipped gradient: each leaf's, not hidden by Adam."""
+    c = examples.make(arch)
+    c = dataclasses.replace(c, data=dataclasses.replace(c.data, batch=8))
+    c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, accumulate=accumulate))
+    batch = examples.batch(rows=8)
+    (one, measured_one), (four, measured_four) = (one_step(c, batch, d) for d in (one_device, jax.devices()))
+    assert len(jax.tree.leaves(four.params)[0].sharding.device_set) == 4
+    assert examples.leaf_error(jax.tree.leaves(four.opt[1].mu), jax.tree.leaves(one.opt[1].mu)) < 1e-5
+    np.testing.assert_allclose(measured_one["loss"], measured_four["loss"], rtol=1e-6)
+
+
+def test_a_frozen_tower_gets_no_gradient_no_state_and_stays_bit_equal(one_device):
+    tree = examples.tree()
+    tree.optim.rules = (dict(match="/text/", lr=0.0, decay=0.0), dict(match=".*", lr=1.0, decay=0.1))
+    c = config.build(tree, optim.uncovered)
+    state = jax.jit(lambda: train.init_state(c))()
+    after, measured = one_step(c, examples.batch(), one_device, state)
+    assert not any("text" in path for path in params.paths(state.opt[1].mu))
+    assert set(measured["grad_norms"]) == {"embed", "image", "head"}
+    for path, before in params.paths(state.params).items():
+        assert np.array_equal(before, params.paths(after.params)[path]) == ("/text/" in path), path
+
+
+def test_a_step_that_is_not_finite_is_skipped_to_the_bit(one_device):
+    c = examples.make()
+    c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, ema=0.5))
+    state = jax.jit(lambda: train.init_state(c))()
+    broken = jax.tree.map(lambda x: x, state)
+    broken.params["blocks"]["main"]["ffn"]["image"]["w1"] = (
+        broken.params["blocks"]["main"]["ffn"]["image"]["w1"] * jnp.nan
+    )
+    after, measured = one_step(c, examples.batch(), one_device, broken)
+    assert not measured["ok"]
+    jax.tree.map(np.testing.assert_array_equal, after, broken)
+    after, measured = one_step(c, examples.batch(), one_device, state)
+    assert measured["ok"]
+    assert after.updates == 1
+
+
+def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkeypatch):
+    c = smoke(tmp_path, run__steps=8, optim__patience=2)
+    true_init = params.init
+
+    def poisoned(specs, seed):
+        tree = true_init(specs, seed)
+        tree["blocks"]["main"]["ffn"]["image"]["w1"] *= jnp.nan
+        return tree
+
+    monkeypatch.setattr(params, "init", poisoned)
+    with pytest.raises(ValueError, match=r"step skipped: loss nan.*2 in a row, optim.patience is 2; lower optim.lr"):
+        train.run(c, devices=one_device)
+    events = rows(rundir.folder(c), "event")
+    assert [e["event"] for e in events] == ["start", "skipped", "skipped"]
+    assert "image" in events[1]["towers"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_ends_with_a_saved_checkpoint(tmp_path, one_device, monkeypatch, number, code):
+    c = smoke(tmp_path, run__steps=50, run__eval_every=50, run__save_every=50)
+    dispatched = train._Log.dispatched
+
+    def interrupt(self, *args):
+        dispatched(self, *args)
+        if self.position.step == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(train._Log, "dispatched", interrupt)
+    with pytest.raises(train.Stopped, match="saved; the same command resumes") as caught:
+        train.run(c, devices=one_device)
+    assert caught.value.code == code
+    (step,) = checkpoint.steps(rundir.folder(c) / "checkpoints")
+    assert step in (3, 4)
+    assert len(rows(rundir.folder(c))) == step
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    c = smoke(tmp_path_factory.mktemp("runs"))
+    return c, train.run(c, devices=jax.devices()[:1])
+
+
+def tree_of(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_a_run_of_another_configuration_is_refused_with_the_differences(finished, one_device):
+    c, path = finished
+    before = tree_of(path)
+    other = dataclasses.replace(
+        c, optim=dataclasses.replace(c.optim, lr=3e-3), data=dataclasses.replace(c.data, seed=5)
+    )
+    with pytest.raises(ValueError, match="holds a run of another configuration") as caught:
+        train.run(other, devices=one_device)
+    assert "optim.lr: 0.002 -> 0.003" in str(caught.value)
+    assert "data.seed: 0 -> 5" in str(caught.value)
+    assert tree_of(path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("metrics.jsonl", b"not json\n{}\n"),
+        ("metrics.jsonl", b"\xff\n{}\n"),
+    ],
+)
+def test_damaged_and_foreign_files_are_named_and_kept(tmp_path, one_device, name, content):
+    c = smoke(tmp_path)
+    path = rundir.open_run(c)
+    (path / name).write_bytes(content)
+    with pytest.raises(Damaged, match=name):
+        train.run(c, devices=one_device)
+    assert (path / name).read_bytes() == content
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, one_device):
+    c = smoke(tmp_path)
+    rundir.folder(c).mkdir()
+    (rundir.folder(c) / "thesis.tex").write_text("precious")
+    with pytest.raises(Damaged, match=r"is no run directory: no config.json, but \['thesis.tex'\]; choose another"):
+        train.run(c, devices=one_device)
+    assert [p.name for p in rundir.folder(c).iterdir()] == ["thesis.tex"]
+
+
+def test_evaluate_gives_what_training_wrote(finished, one_device):
+    c, path = finished
+    step, row = train.evaluate(c, devices=one_device)
+    assert step == 2
+    np.testing.assert_allclose(row["loss/image"], rows(path, "eval")[-1]["loss/image"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 7; it has \[2\]"):
+        train.evaluate(c, 7, devices=one_device)
+
+
+def test_rows_that_do_not_divide_among_devices_are_refused(finished):
+    c, _ = finished
+    with pytest.raises(ValueError, match=r"2 rows do not divide among 4 devices; make the batch a multiple"):
+        train.run(c)
