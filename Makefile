@@ -10,10 +10,10 @@ demo: $(VENV)/.done
 	$(VENV)/bin/mot demo
 
 test: $(VENV)/.done
-	$(VENV)/bin/pytest -n 2 tests
+	$(VENV)/bin/pytest -n 2 --ignore=tests/parity tests
 
 test-slow: $(VENV)/.done
-	$(VENV)/bin/pytest -m slow tests
+	$(VENV)/bin/pytest -m slow --ignore=tests/parity tests
 
 test-parity: $(PARITY)/.done
 	$(PARITY)/bin/pytest -n 2 tests/parity
@@ -32,12 +32,12 @@ bench: $(PARITY)/.done
 $(VENV)/.done: $(INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "mot needs Python 3.11, 3.12 or 3.13; PYTHON=... chooses one")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(PARITY)/.done: $(INPUTS)
 	$(PYTHON) -m venv --clear $(PARITY)
-	$(PARITY)/bin/python -m pip install --quiet -c constraints.txt -e '.[dev,parity]'
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,parity]'
 	touch $@
 
 clean:

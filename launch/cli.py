@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Callable
 
-from mot.train import Stopped
-
 COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a picture",
     "train": "train one configuration, or resume it",
@@ -25,21 +23,38 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"mot: no command {argv[0]!r}; allowed: {', '.join(COMMANDS)}\n\n{USAGE}", file=sys.stderr)
         return 2
-    from launch import demo, evaluate, train
+    return guarded(COMMAND_OF[argv[0]], argv[1:])
 
-    return guarded({"demo": demo.main, "train": train.main, "evaluate": evaluate.main}[argv[0]], argv[1:])
+
+# Imported when called: JAX takes seconds, which help and a typing error need not wait for.
+def _demo(argv):
+    from launch import demo
+
+    return demo.main(argv)
+
+
+def _train(argv):
+    from launch import train
+
+    return train.main(argv)
+
+
+def _evaluate(argv):
+    from launch import evaluate
+
+    return evaluate.main(argv)
+
+
+COMMAND_OF = {"demo": _demo, "train": _train, "evaluate": _evaluate}
 
 
 def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
-    """Runs a command. Exit code 2 and one message for bad input, 130 after Ctrl-C, 75 after SIGTERM; no traceback."""
+    """Runs a command: 2 and one message for bad input, 130 after Ctrl-C where `mot.train.Stopped` does not answer it."""
     try:
         return command(argv)
     except ValueError as error:
         print(f"mot: {error}", file=sys.stderr)
         return 2
-    except Stopped as stopped:
-        print(f"mot: {stopped}", file=sys.stderr)
-        return stopped.code
     except KeyboardInterrupt:
         print("mot: interrupted; what the last checkpoint holds is kept", file=sys.stderr)
         return 130

@@ -29,12 +29,8 @@ class State:
     updates: jax.Array  # steps applied; skipped ones are not
 
 
-class Stopped(Exception):
-    """Training ended by a signal, its state saved; `code` is the process's exit code."""
-
-    def __init__(self, code: int, message: str):
-        super().__init__(message)
-        self.code = code
+class Stopped(SystemExit):
+    """Training ended by a signal, its state saved. Uncaught, it ends the process with 130 (SIGINT) or 75 (SIGTERM)."""
 
 
 def init_state(config: Config) -> State:
@@ -215,7 +211,8 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
         if done:
             return
         if stop:
-            raise Stopped(signals.code, f"stopped at step {position.step}, saved; the same command resumes")
+            live.say(f"stopped at step {position.step}, saved; the same command resumes")
+            raise Stopped(signals.code)
         if log.pending is None:
             log.resume()
         host = next(incoming)

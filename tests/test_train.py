@@ -181,7 +181,7 @@ def test_a_signal_ends_with_a_saved_checkpoint(tmp_path, one_device, monkeypatch
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(train._Log, "dispatched", interrupt)
-    with pytest.raises(train.Stopped, match="saved; the same command resumes") as caught:
+    with pytest.raises(train.Stopped) as caught:
         train.run(c, devices=one_device)
     assert caught.value.code == code
     (step,) = checkpoint.steps(rundir.folder(c) / "checkpoints")

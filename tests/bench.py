@@ -1,0 +1,222 @@
+"""`make bench`: speed and memory as ratios, each figure paired in turn with its reference in this one process.
+
+Shared machines are noisy: medians over rounds, and the matmul peak is measured again beside each row.
+"""
+
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from configs import archs, base, digits
+from mot import attention, config, flops, metrics, model, objectives, optim, params, rundir, sharding, train
+from mot.attention import Info
+from mot.data import embedded
+from mot.data.packing import document, pack
+
+STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
+ROUNDS = 7
+
+
+def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256):
+    c = base.get_config()
+    stream = dict(width=D, ffn=F, budget=T // 2, longest=T // 2, ids=V // 2, loss_weight=1.0)
+    c.streams = {name: dict(modality=name, first_id=i * V // 2, **stream) for i, name in enumerate(STREAMS)}
+    c.towers = archs.towers(arch, STREAMS)
+    c.model.update(layers=layers, heads=HEADS, kv_heads=HEADS, head_size=D // HEADS, dtype=dtype, attention=how)
+    c.objective.chunk = chunk
+    c.data.update(batch=B, shares=dict(random=1))
+    return config.build(c, optim.uncovered)
+
+
+def batch(documents):
+    """Rows of randomly interleaved spans of 16 to 128 tokens, no padding, cut into some documents."""
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(B):
+        room, runs, m = [T // 2, T // 2], [], 0
+        while sum(room):
+            n = min(int(rng.integers(16, 129)), room[m])
+            room[m], m, runs = room[m] - n, 1 - m, [*runs, np.full(n, m)]
+        stream = np.concatenate(runs)
+        cuts = np.sort(rng.choice(np.arange(1, T), documents - 1, replace=False))
+        ids = rng.integers(0, V // 2, T) + V // 2 * stream
+        parts = zip(np.split(ids, cuts), np.split(stream, cuts), strict=True)
+        rows.append([document(0, i, token, stream) for i, (token, stream) in enumerate(parts)])
+    return pack(rows, STREAMS, (T // 2, T // 2))
+
+
+def stepper(c, host):
+    """A function that takes one training step and waits for it."""
+    state = jax.jit(lambda: train.init_state(c))()
+    step = jax.jit(train.make_step(c, 1), donate_argnums=0)
+    device = jax.device_put(host)
+
+    def once():
+        nonlocal state
+        state, measured = step(state, device)
+        jax.block_until_ready(measured)
+
+    return once
+
+
+def in_turn(*functions, rounds=ROUNDS):
+    """Seconds of each function, `[rounds, functions]`, after a warm-up."""
+    for f in functions:
+        f()
+    rows = []
+    for _ in range(rounds):
+        row = []
+        for f in functions:
+            start = time.perf_counter()
+            f()
+            row.append(time.perf_counter() - start)
+        rows.append(row)
+    return np.array(rows)
+
+
+def ratio(seconds, a=0, b=1):
+    return statistics.median(seconds[:, a] / seconds[:, b])
+
+
+class TorchModel(torch.nn.Module):
+    """The same dense model, eager."""
+
+    def __init__(self):
+        super().__init__()
+        linear = lambda a, b: torch.nn.Linear(a, b, bias=False)
+        norm = lambda n: torch.nn.RMSNorm(n, eps=1e-5)
+        shapes = {"q": (D, D), "k": (D, D), "v": (D, D), "o": (D, D), "1": (D, F), "3": (D, F), "2": (F, D)}
+        norms = {"attn": D, "ffn": D, "qn": D // HEADS, "kn": D // HEADS}
+        block = lambda: torch.nn.ModuleDict(
+            {k: linear(*s) for k, s in shapes.items()} | {k: norm(n) for k, n in norms.items()}
+        )
+        self.embed, self.norm, self.head = torch.nn.Embedding(V, D), norm(D), linear(D, V)
+        self.blocks = torch.nn.ModuleList(block() for _ in range(LAYERS))
+
+    def forward(self, ids, cos, sin):
+        half = D // HEADS // 2
+        turn = lambda x: x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+        heads = lambda x: x.view(B, T, HEADS, -1).transpose(1, 2)
+        x = self.embed(ids)
+        for b in self.blocks:
+            h = b["attn"](x)
+            q, k, v = b["qn"](heads(b["q"](h))), b["kn"](heads(b["k"](h))), heads(b["v"](h))
+            o = torch.nn.functional.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True)
+            x = x + b["o"](o.transpose(1, 2).reshape(B, T, D))
+            h = b["ffn"](x)
+            x = x + b["2"](torch.nn.functional.silu(b["1"](h)) * b["3"](h))
+        return self.head(self.norm(x))
+
+
+def torch_stepper(half):
+    net = TorchModel()
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    ids = torch.randint(0, V, (B, T))
+    n = D // HEADS // 2
+    angle = (torch.arange(T)[:, None] * 10000 ** (-torch.arange(n) / n)[None]).repeat(1, 2)
+
+    def once():
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = net(ids, angle.cos(), angle.sin())
+        torch.nn.functional.cross_entropy(logits.float().view(-1, V), ids.view(-1)).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return once
+
+
+def attention_case(how, length, heads=12):
+    """The whole of attention, forward and backward, on rows of one document in document order."""
+    rows = B if length == 1024 else 1
+    x = [jax.random.normal(jax.random.key(i), (rows, length, heads, 64)) for i in range(3)]
+    rank = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    info = Info(rank, jnp.ones_like(rank), jnp.zeros_like(rank), rank < 0)
+    if how == "jax":
+        mask = attention.visible(info, info)[:, None]
+        f = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask)
+    else:
+        f = lambda q, k, v: attention.attend(q, k, v, info, info, how)
+    compiled = jax.jit(jax.grad(lambda q, k, v: (f(q, k, v) ** 2).sum(), (0, 1, 2))).lower(*x).compile()
+    return (lambda: jax.block_until_ready(compiled(*x))), compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+
+def counted_flops():
+    """Formula over compiler, on an unrolled model that computes every pair and all logits at once."""
+    c = configuration("mot", layers=2, how="reference", chunk=T)
+    host = batch(4)
+
+    def loss(weights):
+        hidden = model.forward(weights, host, c)
+        return objectives.next_token(hidden, model.head(weights, c), objectives.totals(host, c), c, 1)[0]
+
+    shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))
+    text = jax.jit(jax.grad(loss)).lower(shapes).compile().as_text()
+    counted = flops.train_step(c, dict.fromkeys(STREAMS, B * T // 2), B * T * T)
+    return counted / flops.hlo_dots(text), params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def waiting():
+    """The fraction of a training run's time that the device may have waited for the host."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = digits.get_config("arch=mot,size=demo")
+        tree.run.update(root=folder, steps=40, eval_every=40, save_every=40)
+        rows = rundir.read_metrics(train.run(config.build(tree, embedded.faults)))
+    steps = [row for row in rows if row["kind"] == "train"]
+    return sum(row["idle_seconds"] for row in steps) / sum(row["step_seconds"] for row in steps)
+
+
+def main():
+    torch.set_num_threads(torch.get_num_threads())
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    peak = lambda dtype="float32": metrics.matmul_peak(mesh, dtype) / 1e9
+    table = Table("figure", "measured", "bar", "float32 matmul peak beside it (GFLOP/s)", title="mot bench, CPU")
+    add = lambda figure, value, bar: table.add_row(figure, value, bar, f"{peak():.0f}")
+
+    several, one = batch(4), batch(1)
+    dense, mot = (stepper(configuration(arch), several) for arch in ("dense", "mot"))
+    seconds = in_turn(mot, dense)
+    add("mot step / dense step", f"{ratio(seconds):.3f}", "at most 1.05")
+    del mot, dense
+
+    dense, eager = stepper(configuration("dense"), one), torch_stepper(half=False)
+    rates = []
+
+    def and_peak():
+        rates.append(peak())
+
+    seconds = in_turn(dense, eager, and_peak)
+    work = flops.train_step(configuration("dense"), dict.fromkeys(STREAMS, B * T // 2), flops.visible_pairs(one)) / 1e9
+    mfu = statistics.median(work / s / p for s, p in zip(seconds[:, 0], rates[1:], strict=True))
+    add("dense step, float32: model FLOPs of matmul peak", f"{mfu:.2f}", "at least 0.55, aim 0.70")
+    add("dense step / PyTorch eager", f"{ratio(seconds):.2f}", "at most 1.5, aim 1.0")
+    add("  seconds, ours and PyTorch's", "{:.2f}, {:.2f}".format(*np.median(seconds[:, :2], axis=0)), "")
+    del dense, eager
+
+    half, eager = stepper(configuration("dense", dtype="bfloat16"), one), torch_stepper(half=True)
+    seconds = in_turn(half, eager, rounds=3)
+    add("dense step, bfloat16 / PyTorch autocast", f"{ratio(seconds):.2f}", "reported, aim 1.3")
+    add("  seconds, ours and PyTorch's", "{:.2f}, {:.2f}".format(*np.median(seconds, axis=0)), "")
+    del half, eager
+
+    (chunked, _), (plain, _) = attention_case("chunked", 1024), attention_case("jax", 1024)
+    seconds = in_turn(plain, chunked)
+    add("jax.nn attention / chunked, T 1024, 12 heads", f"{ratio(seconds):.1f}", "at least 3")
+    small, large = attention_case("chunked", 4096)[1], attention_case("reference", 4096)[1]
+    add("chunked / reference attention memory, T 4096", f"{small / large:.3f} ({small:.0f} MiB)", "below 0.25")
+
+    add("time the device may wait for the host", f"{100 * waiting():.2f} %", "below 3 %")
+    share, equal = counted_flops()
+    add("counted FLOPs / compiler's", f"{share:.4f}", "0.98 to 1.02")
+    add("counted parameters equal the tree", "yes" if equal else "NO", "yes")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The dense configuration against published implementations: hidden states of tiny models with random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers import ChameleonConfig, ChameleonModel, ChameleonVQVAEConfig, LlamaConfig, LlamaModel
+
+from mot import config, model, params
+from mot.data.packing import document, pack
+from tests import examples
+from tests.test_model import in_document_order
+
+SIZES = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=2 * examples.IDS,
+    rms_norm_eps=1e-5,
+    pad_token_id=None,
+    tie_word_embeddings=False,
+)
+BUDGETS = (24, 24)
+
+
+def shaken(network):
+    """Random weights, also where the library initialises ones and zeros."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    return network.eval().float()
+
+
+def ours(network, c):
+    """The network's weights under our paths."""
+    numpy = lambda x: x.detach().numpy()
+    layers = network.layers
+    m = c.model
+    stack = lambda f: jnp.asarray(np.stack([f(layer) for layer in layers]))
+    heads = lambda name, n: stack(
+        lambda x: numpy(getattr(x.self_attn, f"{name}_proj").weight).T.reshape(-1, n, m.head_size)
+    )
+    matrix = lambda name: stack(lambda x: numpy(getattr(x.mlp, f"{name}_proj").weight).T)
+    flat = {
+        "embed/tokens": jnp.asarray(numpy(network.embed_tokens.weight)),
+        "blocks/main/attn/text/wq": heads("q", m.heads),
+        "blocks/main/attn/text/wk": heads("k", m.kv_heads),
+        "blocks/main/attn/text/wv": heads("v", m.kv_heads),
+        "blocks/main/attn/text/wo": stack(
+            lambda x: numpy(x.self_attn.o_proj.weight).T.reshape(m.heads, m.head_size, -1)
+        ),
+        "blocks/main/ffn/text/w1": matrix("gate"),
+        "blocks/main/ffn/text/w3": matrix("up"),
+        "blocks/main/ffn/text/w2": matrix("down"),
+        "blocks/main/norm/text/attn": stack(lambda x: numpy(x.input_layernorm.weight)),
+        "blocks/main/norm/text/ffn": stack(lambda x: numpy(x.post_attention_layernorm.weight)),
+        "final_norm/text/scale": jnp.asarray(numpy(network.norm.weight)),
+    }
+    if m.qk_norm == "layer":
+        for x in "qk":
+            flat[f"blocks/main/attn/text/{x}_norm"] = stack(
+                lambda y, x=x: numpy(getattr(y.self_attn, f"{x}_norm").weight)
+            )
+            flat[f"blocks/main/attn/text/{x}_norm_bias"] = stack(
+                lambda y, x=x: numpy(getattr(y.self_attn, f"{x}_norm").bias)
+            )
+    specs = params.table(c)
+    for path, value in flat.items():
+        assert value.shape == specs[path].shape, path
+    return params.nest(flat)
+
+
+def agree(network, **choices):
+    """Hidden states of a mixed document, ours in two streams, theirs in one sequence."""
+    tree = examples.tree("dense", BUDGETS, layers=3, head_size=4, **choices)
+    c = config.build(tree)
+    rng = np.random.default_rng(0)
+    stream = rng.permutation(np.repeat([0, 1], BUDGETS))
+    ids = rng.integers(0, examples.IDS, len(stream)) + examples.IDS * stream
+    batch = pack([[document(0, 0, ids, stream)]], examples.STREAMS, BUDGETS)
+    with torch.no_grad():
+        theirs = network(input_ids=torch.tensor(ids)[None]).last_hidden_state.numpy()
+    states = jax.jit(lambda w: in_document_order(model.forward(w, batch, c)))(ours(network, c))
+    assert np.abs(theirs).max() > 1
+    np.testing.assert_allclose(states, theirs, atol=1e-4)
+
+
+def test_llama():
+    agree(shaken(LlamaModel(LlamaConfig(**SIZES))), qk_norm="none")
+
+
+@pytest.mark.parametrize(("swin", "norm"), [(False, "pre"), (True, "post")])
+def test_chameleon_in_both_norm_forms(swin, norm):
+    vq = ChameleonVQVAEConfig(
+        embed_dim=8,
+        num_embeddings=8,
+        latent_channels=8,
+        base_channels=32,
+        channel_multiplier=[1],
+        num_res_blocks=1,
+        resolution=16,
+    )
+    network = ChameleonModel(
+        ChameleonConfig(**SIZES, swin_norm=swin, vq_config=vq.to_dict(), vocabulary_map={"<image>": 1})
+    )
+    agree(shaken(network), qk_norm="layer", norm=norm)
