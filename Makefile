@@ -26,8 +26,15 @@ format: $(VENV)/.done
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# Huge pages, as the `mot` command gives itself (launch/cli.py); PyTorch gets them too.
 bench: $(PARITY)/.done
-	$(PARITY)/bin/python -m tests.bench
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PARITY)/bin/python -m tests.bench
+
+# After changing dependencies: one resolution for all extras and Pythons, without an index address.
+constraints: $(VENV)/.done
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links -o constraints.txt
 
 $(VENV)/.done: $(INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "mot needs Python 3.11, 3.12 or 3.13; PYTHON=... chooses one")'

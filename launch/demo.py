@@ -6,18 +6,21 @@ from pathlib import Path
 from launch import flags
 from launch.cli import guarded
 from mot import train
+from mot.errors import UserError
 from scaling import runs
 
 
 def main(argv: list[str] | None = None) -> int:
     p = flags.parser("demo", __doc__, "mot demo --archs dense,mot --seeds 2")
-    flags.add_config(p, "configs/digits.py")
+    flags.add_config(p, str(Path(__file__).parent.parent / "configs" / "digits.py"))
     p.add_argument("--archs", default="dense,mot", help="of configs/archs.py; default %(default)s")
     p.add_argument("--seeds", type=int, default=2, help="runs of each architecture; default %(default)s")
     p.add_argument("--out", type=Path, default=Path("runs/demo"), help="where runs and results go; default %(default)s")
     options, overrides = flags.parse(p, argv)
     if options.seeds < 1:
-        raise ValueError(f"--seeds={options.seeds}; must be 1 or more")
+        raise UserError(f"--seeds={options.seeds}; must be 1 or more")
+    for key in sorted(overrides.keys() & {"run.root", "run.name", "model.seed", "data.seed"}):
+        raise UserError(f"--config.{key}={overrides[key]}: the demo names and seeds its runs; use --out and --seeds")
     configs = [
         _config(options, overrides, arch, seed) for seed in range(options.seeds) for arch in options.archs.split(",")
     ]

@@ -11,6 +11,7 @@ from mot import config as configs
 from mot import optim
 from mot.config import Config
 from mot.data import embedded
+from mot.errors import UserError
 
 
 def parser(name: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -44,23 +45,32 @@ def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
     name, _, arg = file_and_arg.partition(":")
     file = Path(name)
     if not file.is_file():
-        raise ValueError(f"--config={file_and_arg}: there is no file {file}; configs/ holds those that ship with mot")
+        raise UserError(f"--config={file_and_arg}: there is no file {file}; configs/ holds those that ship with mot")
     found = runpy.run_path(str(file)).get("get_config")
     if found is None:
-        raise ValueError(f"--config={file_and_arg}: {file} defines no get_config(arg); see configs/digits.py")
-    config = found(arg).unlock()
+        raise UserError(f"--config={file_and_arg}: {file} defines no get_config(arg); see configs/digits.py")
+    try:
+        config = (found(arg) if arg else found()).unlock()
+    except ValueError as error:
+        raise UserError(f"--config={file_and_arg}: {error}") from error
     for key, text in overrides.items():
         *groups, name = key.split(".")
         group = config
         for part in groups:
             if part not in group or not isinstance(group[part], ConfigDict):
+                _drop(group, part)
                 group[part] = ConfigDict()  # no such group: `build` reports it, with all other faults
             group = group[part]
         is_text = name in group and isinstance(group[name], str)
-        if name in group:  # a ConfigDict refuses a value of another type; `build` says what is wrong with it
-            del group[name]
+        _drop(group, name)
         group[name] = text if is_text else _literal(text)
     return config
+
+
+def _drop(group, name):
+    """A ConfigDict refuses a value of another type; `build` says what is wrong with it."""
+    if name in group:
+        del group[name]
 
 
 def build(config: ConfigDict) -> Config:

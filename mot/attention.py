@@ -42,13 +42,12 @@ def attend(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, how: str = "chunk
     Scores are scaled by H ** -0.5 and, like the softmax and all accumulation, float32; the result `[B, T, N, H]` has
     the queries' dtype. A query that sees no key gives 0 and gradient 0. T and S may differ.
     """
-    backends = {"reference": _reference, "chunked": _chunked}
-    if how not in backends:
-        raise ValueError(f"attention '{how}' is unknown; allowed: {', '.join(backends)}")
+    if how not in BACKENDS:
+        raise ValueError(f"attention '{how}' is unknown; allowed: {', '.join(BACKENDS)}")
     # 0 * NaN is NaN: whatever lies in padded tokens stops here, and so does what lies in their cotangents.
     clean = lambda x_BTNH, info: jnp.where((info.segment != 0)[..., None, None], x_BTNH, 0)
     q_BTNH, k_BSKH, v_BSKH = clean(q_BTNH, q_info), clean(k_BSKH, k_info), clean(v_BSKH, k_info)
-    return clean(backends[how](q_BTNH, k_BSKH, v_BSKH, q_info, k_info), q_info)
+    return clean(BACKENDS[how](q_BTNH, k_BSKH, v_BSKH, q_info, k_info), q_info)
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, q_info, k_info):
@@ -144,7 +143,7 @@ def _flash_forward(q_BKGTH, k_BKSH, v_BKSH, q_info, k_info):
     def one_query_chunk(n, carry):
         o_BKGTH, lse_BKGT1 = carry
         b, i = n // chunks, n % chunks
-        q_KGCH = _tile(q_BKGTH, b, i) * H**-0.5
+        q_KGCH = _tile(q_BKGTH, b, i)
         q_tile = _info_tile(q_info, b, i)
 
         def one_key_chunk(n, carry):
@@ -152,7 +151,7 @@ def _flash_forward(q_BKGTH, k_BKSH, v_BKSH, q_info, k_info):
             j = lists[b, i, n]
             k_KJH, v_KJH, k_tile = _tile(k_BKSH, b, j), _tile(v_BKSH, b, j), _info_tile(k_info, b, j)
             seen_CJ = visible(q_tile, k_tile)
-            s_KGCJ = jnp.where(seen_CJ, _dot("KGCH,KJH->KGCJ", q_KGCH, k_KJH), UNSEEN)
+            s_KGCJ = jnp.where(seen_CJ, _dot("KGCH,KJH->KGCJ", q_KGCH, k_KJH) * H**-0.5, UNSEEN)
             new_m_KGC1 = jnp.maximum(m_KGC1, s_KGCJ.max(-1, keepdims=True))
             p_KGCJ = jnp.where(seen_CJ, jnp.exp(s_KGCJ - new_m_KGC1), 0)
             shrink_KGC1 = jnp.exp(m_KGC1 - new_m_KGC1)
@@ -190,12 +189,12 @@ def _flash_backward(residuals, g_BKGTH):
             dq_BKGTH, dk_KJH, dv_KJH = carry
             i = lists[b, j, n]
             q_tile = _info_tile(q_info, b, i)
-            q_KGCH, g_KGCH = _tile(q_BKGTH, b, i) * H**-0.5, _tile(g_BKGTH, b, i)
-            s_KGCJ = _dot("KGCH,KJH->KGCJ", q_KGCH, k_KJH)
+            q_KGCH, g_KGCH = _tile(q_BKGTH, b, i), _tile(g_BKGTH, b, i)
+            s_KGCJ = _dot("KGCH,KJH->KGCJ", q_KGCH, k_KJH) * H**-0.5
             p_KGCJ = jnp.where(visible(q_tile, k_tile), jnp.exp(s_KGCJ - _tile(lse_BKGT1, b, i)), 0)
             dp_KGCJ = _dot("KGCH,KJH->KGCJ", g_KGCH, v_KJH)
-            ds_KGCJ = (p_KGCJ * (dp_KGCJ - _tile(delta_BKGT1, b, i))).astype(dtype)
-            dq_KGCH = _tile(dq_BKGTH, b, i) + _dot("KGCJ,KJH->KGCH", ds_KGCJ, k_KJH) * H**-0.5
+            ds_KGCJ = (p_KGCJ * (dp_KGCJ - _tile(delta_BKGT1, b, i)) * H**-0.5).astype(dtype)
+            dq_KGCH = _tile(dq_BKGTH, b, i) + _dot("KGCJ,KJH->KGCH", ds_KGCJ, k_KJH)
             return (
                 _put(dq_BKGTH, dq_KGCH, b, i),
                 dk_KJH + _dot("KGCJ,KGCH->KJH", ds_KGCJ, q_KGCH),
@@ -212,3 +211,5 @@ def _flash_backward(residuals, g_BKGTH):
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
+
+BACKENDS = {"reference": _reference, "chunked": _chunked}

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
+from mot.errors import Damaged
+
 FORMAT = 1
 MANIFEST = "manifest.json"
-
-
-class Damaged(ValueError):
-    """A checkpoint, or another file of a run directory, that is not what was written."""
 
 
 def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:

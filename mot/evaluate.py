@@ -36,8 +36,7 @@ def make_evaluate(config: Config, sources: Sources, rows):
         parts = [sums(params, batch) for batch in fixed]
         nats_MS = np.sum([np.asarray(p["nats"], np.float64) for p in parts], axis=0)
         weight_MS = np.sum([np.asarray(p["weight"], np.float64) for p in parts], axis=0)
-        result = {"loss": float(nats_MS.sum() / weight_MS.sum())}
-        result |= metrics.losses(nats_MS, weight_MS, config.modalities, sources.names)
+        result = metrics.losses(nats_MS, weight_MS, config.modalities, sources.names)
         if "text" in config.modalities:
             for s, source in enumerate(sources.names):
                 if bytes_S[s]:

@@ -4,7 +4,6 @@ Model FLOPs: what the mathematics needs. Attention is counted for pairs that see
 """
 
 import math
-import re
 
 import numpy as np
 
@@ -86,19 +85,3 @@ def _earlier(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
     result = np.empty(len(group), int)
     result[order] = running - before
     return result
-
-
-_DOT = re.compile(r"= \w+\[([\d,]*)\]\S* dot\(%?([\w.-]+)[^)]*\).*lhs_contracting_dims=\{([\d,]+)\}")
-_SHAPE = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = \w+\[([\d,]*)\]")
-
-
-def hlo_dots(text: str) -> int:
-    """FLOPs of the `dot`s in an HLO module's text; those in a loop's body count once."""
-    shapes = {m[1]: _numbers(m[2]) for line in text.splitlines() if (m := _SHAPE.match(line))}
-    return sum(
-        2 * math.prod(_numbers(m[1])) * math.prod(shapes[m[2]][i] for i in _numbers(m[3])) for m in _DOT.finditer(text)
-    )
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(x) for x in text.split(",") if x]

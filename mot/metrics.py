@@ -22,7 +22,7 @@ class Writer:
 
     def __init__(self, path: Path, resumed_at: int):
         file = path / "metrics.jsonl"
-        kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at or row["kind"] == "event"]
+        kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
         rundir.write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
         self.file = file.open("a")
@@ -85,8 +85,8 @@ def line(row: Mapping, modalities) -> str:
 
 
 def losses(nats_MS, weight_MS, modalities, sources) -> dict[str, float]:
-    """Mean cross-entropy by modality and by modality and source; what is absent is left out."""
-    result = {}
+    """Mean cross-entropy over all targets, by modality, and by modality and source; what is absent is left out."""
+    result = {"loss": float(nats_MS.sum() / weight_MS.sum())} if weight_MS.sum() > 0 else {}
     for m, modality in enumerate(modalities):
         if (total := weight_MS[m].sum()) > 0:
             result[f"loss/{modality}"] = float(nats_MS[m].sum() / total)

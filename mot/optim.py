@@ -1,14 +1,12 @@
-"""AdamW with learning rate, decay and freezing by path, a schedule, and a guard against steps that are not finite."""
+"""AdamW with learning rate, decay and freezing by path, and its schedule."""
 
 import re
 from collections.abc import Callable, Iterator
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from mot import params
-from mot.config import Config, Rule
+from mot.config import Config, Rule, reads
 
 
 def rule_for(path: str, rules: tuple[Rule, ...]) -> Rule | None:
@@ -16,6 +14,7 @@ def rule_for(path: str, rules: tuple[Rule, ...]) -> Rule | None:
     return next((rule for rule in rules if re.search(rule.match, path)), None)
 
 
+@reads("streams", "towers", "model", "optim")
 def uncovered(config: Config) -> Iterator[str]:
     """A check for `config.build`: every parameter needs a rule, and every rule a parameter."""
     rules, paths = config.optim.rules, list(params.table(config))
@@ -77,8 +76,3 @@ def make(config: Config) -> optax.GradientTransformation:
         by_path(lambda rule, u, w: rule.lr * u),
         optax.scale_by_learning_rate(schedule(config)),
     )
-
-
-def keep_if(ok: jax.Array, new, old):
-    """`new`, or `old` unchanged to the bit where the step was not finite."""
-    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)

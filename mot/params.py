@@ -30,17 +30,18 @@ def table(config: Config) -> Table:
     m, V = config.model, config.vocab
     L, N, K, H = m.layers, m.heads, m.kv_heads, m.head_size
     D = next(iter(config.streams.values())).width
-    shrink = (2 * L) ** -0.5  # the residual sums 2 L branches (GPT-2)
-    rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), D**-0.5)}
+    scale = lambda n: max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
+    shrink = scale(2 * L)  # the residual sums 2 L branches (GPT-2)
+    rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), scale(D))}
 
     def block(component, tower, weight, shape, axes, *init):
         rows[f"blocks/main/{component}/{tower}/{weight}"] = Spec((L, *shape), ("layer", *axes), *init)
 
     for tower in _towers(config.towers.attn):
-        block("attn", tower, "wq", (D, N, H), ("embed", "heads", "head"), D**-0.5)
-        block("attn", tower, "wk", (D, K, H), ("embed", "kv_heads", "head"), D**-0.5)
-        block("attn", tower, "wv", (D, K, H), ("embed", "kv_heads", "head"), D**-0.5)
-        block("attn", tower, "wo", (N, H, D), ("heads", "head", "embed"), (N * H) ** -0.5 * shrink)
+        block("attn", tower, "wq", (D, N, H), ("embed", "heads", "head"), scale(D))
+        block("attn", tower, "wk", (D, K, H), ("embed", "kv_heads", "head"), scale(D))
+        block("attn", tower, "wv", (D, K, H), ("embed", "kv_heads", "head"), scale(D))
+        block("attn", tower, "wo", (N, H, D), ("heads", "head", "embed"), scale(N * H) * shrink)
         if m.qk_norm == "rms":
             block("attn", tower, "q_norm", (H,), ("head",))
             block("attn", tower, "k_norm", (H,), ("head",))
@@ -50,15 +51,15 @@ def table(config: Config) -> Table:
                 block("attn", tower, f"{x}_norm_bias", (heads, H), (axis, "head"), None, 0.0)
     for tower in _towers(config.towers.ffn):
         F = config.streams[tower].ffn
-        block("ffn", tower, "w1", (D, F), ("embed", "mlp"), D**-0.5)
-        block("ffn", tower, "w3", (D, F), ("embed", "mlp"), D**-0.5)
-        block("ffn", tower, "w2", (F, D), ("mlp", "embed"), F**-0.5 * shrink)
+        block("ffn", tower, "w1", (D, F), ("embed", "mlp"), scale(D))
+        block("ffn", tower, "w3", (D, F), ("embed", "mlp"), scale(D))
+        block("ffn", tower, "w2", (F, D), ("mlp", "embed"), scale(F) * shrink)
     for tower in _towers(config.towers.norm):
         block("norm", tower, "attn", (D,), ("embed",))
         block("norm", tower, "ffn", (D,), ("embed",))
         rows[f"final_norm/{tower}/scale"] = Spec((D,), ("embed",))
     if not m.tied:
-        rows["head/out"] = Spec((D, V), ("embed", "vocab"), D**-0.5)
+        rows["head/out"] = Spec((D, V), ("embed", "vocab"), scale(D))
     return rows
 
 

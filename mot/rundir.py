@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from mot import config as configs
-from mot.checkpoint import Damaged
 from mot.config import Config
+from mot.errors import Damaged, UserError
 
 SCHEMA = 1
 
@@ -24,23 +24,25 @@ def plain(config: Config) -> dict:
 def open_run(config: Config) -> Path:
     """The run's folder, made with `config.json` or found with an equal one.
 
-    Raises `ValueError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
+    Raises `UserError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
     Where the run directory lies (`run.root`) may change.
     """
     path = folder(config)
     resolved = plain(config)
-    if path.exists():
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         known = read_config(path)
         known["run"]["root"] = resolved["run"]["root"]
         if different := configs.differences(known, resolved):
-            raise ValueError(
+            raise UserError(
                 f"{path} holds a run of another configuration; nothing was overwritten. Differences (its -> yours):\n"
                 + "\n".join(f"  {d}" for d in different)
                 + "\nchoose another run.name, or give the run its own configuration back"
             )
         read_metrics(path)
+        if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
+            _not_ours(path / "checkpoints", "a file, not a folder")
         return path
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "config.json", json.dumps(resolved, indent=1))
     return path
 
@@ -53,8 +55,10 @@ def read_config(path: Path) -> dict:
         raise Damaged(f"{path} is no run directory: no config.json, but {held}; choose another run.name")
     try:
         found = json.loads(file.read_text())
-        return found if isinstance(found.get("run"), dict) else _not_ours(file, "no configuration of mot")
-    except (ValueError, AttributeError, OSError) as error:
+        sections = {f.name for f in dataclasses.fields(Config)}
+        whole = isinstance(found, dict) and sections <= found.keys() and "root" in found["run"]
+        return found if whole else _not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
+    except (ValueError, TypeError, OSError) as error:
         return _not_ours(file, error)
 
 
@@ -63,12 +67,17 @@ def read_metrics(path: Path) -> list[dict]:
     file = path / "metrics.jsonl"
     if not file.exists():
         return []
-    lines = file.read_bytes().split(b"\n")
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        _not_ours(file, error)
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
         try:
             row = json.loads(line)
             rows.append({"kind": row["kind"], "step": row["step"], **row})
+            if row["schema"] != SCHEMA:
+                raise ValueError(f"schema {row['schema']}, this version reads {SCHEMA}")
         except (ValueError, TypeError, KeyError) as error:
             _not_ours(file, f"line {number}: {error}")
     return rows

@@ -6,15 +6,17 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mot.errors import UserError
+
 ROWS = P("data")
 
 
 def make_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices (default: all) along `data`; `ValueError` where the `rows` of a microbatch do not divide among them."""
+    """Devices (default: all) along `data`; `UserError` where the `rows` of a microbatch do not divide among them."""
     devices = jax.devices() if devices is None else devices
     n = len(devices)
     if rows % n:
-        raise ValueError(
+        raise UserError(
             f"data.batch / optim.accumulate: {rows} rows do not divide among {n} devices; make the batch a multiple"
         )
     return jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,), devices=devices)

@@ -18,6 +18,7 @@ from mot import batch as batches
 from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding
 from mot.config import Config, ConfigError, differences
 from mot.data import embedded, pipeline
+from mot.errors import UserError
 from mot.evaluate import make_evaluate
 
 
@@ -31,6 +32,10 @@ class State:
 
 class Stopped(SystemExit):
     """Training ended by a signal, its state saved. Uncaught, it ends the process with 130 (SIGINT) or 75 (SIGTERM)."""
+
+
+class Diverged(UserError):
+    """Too many steps in a row were not finite."""
 
 
 def init_state(config: Config) -> State:
@@ -61,15 +66,19 @@ def make_step(config: Config, sources: int):
             (total, sums), grads = _accumulate(one, _microbatches(batch, config.optim.accumulate))
         norms = _norms_by_tower(grads)
         norm = optax.tree.norm(grads)
-        updates, opt = optimiser.update(grads, state.opt, trained)
         ok = jnp.isfinite(norm) & jnp.isfinite(total)
-        trained, opt = optim.keep_if(ok, (optax.apply_updates(trained, updates), opt), (trained, state.opt))
-        weights, d = params.merge(trained, frozen), config.optim.ema
-        ema = jax.tree.map(lambda e, w: d * e + (1 - d) * w, state.ema, weights) if d else {}
-        ema = optim.keep_if(ok, ema, state.ema)
+
+        def update():
+            updates, opt = optimiser.update(grads, state.opt, trained)
+            weights, d = params.merge(optax.apply_updates(trained, updates), frozen), config.optim.ema
+            ema = jax.tree.map(lambda e, w: d * e + (1 - d) * w, state.ema, weights) if d else {}
+            return State(weights, opt, ema, state.updates + 1)
+
+        # A branch, not a `where` on every leaf: half the time of an update on CPU.
+        after = jax.lax.cond(ok, update, lambda: state)
         measured = {"loss": total, "sums": sums, "grad_norm": norm, "grad_norms": norms, "ok": ok}
         measured["lr"] = schedule(state.updates)
-        return State(weights, opt, ema, state.updates + ok), measured
+        return after, measured
 
     return step
 
@@ -103,6 +112,7 @@ class Position:
     flops: int = 0  # model FLOPs
     seconds: float = 0.0  # in steps; compiling, evaluating and saving are not counted
     skipped: int = 0  # steps in a row
+    data: str = ""  # digest of the documents
 
     def advance(self, batch: Mapping, config: Config) -> None:
         """Counts a host batch."""
@@ -119,7 +129,8 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
 
     The batch's rows are split over `devices`, by default all there are.
 
-    Raises `ConfigError`, `Damaged` or `ValueError` before anything is written, `Stopped` after SIGINT or SIGTERM.
+    Raises `UserError` (`ConfigError`, `Damaged`) before anything is written, `Diverged` when optim.patience is up, and
+    `Stopped` after SIGINT or SIGTERM.
     """
     if faults := [*embedded.faults(config), *optim.uncovered(config)]:
         raise ConfigError(faults)
@@ -128,6 +139,12 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
     path = rundir.open_run(config)
     with jax.set_mesh(mesh):
         state, position = _start(config, path, mesh)
+        if position.data not in ("", training.digest):
+            raise UserError(
+                f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another "
+                "Python has another manual); resume it where it began, or choose another run.name"
+            )
+        position.data = training.digest
         with metrics.Live(config.run.name, position.step, config.run.steps) as live, _Signals() as signals:
             writer = metrics.Writer(path, position.step)
             try:
@@ -146,10 +163,10 @@ def evaluate(
     mine = rundir.plain(config)
     sections = ("streams", "towers", "model", "objective", "data", "optim")
     if different := [d for s in sections for d in differences(known[s], mine[s], s)]:
-        raise ValueError(f"{path} was trained with another configuration (its -> yours):\n  " + "\n  ".join(different))
+        raise UserError(f"{path} was trained with another configuration (its -> yours):\n  " + "\n  ".join(different))
     saved = checkpoint.steps(path / "checkpoints")
     if not saved or (step is not None and step not in saved):
-        raise ValueError(
+        raise UserError(
             f"{path} has no checkpoint{'' if step is None else f' of step {step}'}; it has {saved or 'none'}"
         )
     mesh = sharding.make_mesh(config.data.batch, devices)
@@ -190,7 +207,9 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     peak = metrics.matmul_peak(mesh, config.model.dtype)
     writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest})
     host = next(incoming)
-    step = jax.jit(make_step(config, len(training.names)), donate_argnums=0)
+    # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
+    placed = (sharding.replicated(mesh), None)
+    step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=placed)
     step = step.lower(state, jax.device_put(host, rows)).compile()
     log = _Log(config, training.names, position, writer, live, peak)
     if position.step == 0:
@@ -201,18 +220,18 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
         idle = log.idle()
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
         log.dispatched(measured, host, idle)  # and here reads what the step before measured
-        done, stop = position.step == end, signals.code is not None
+        done, stop = position.step == end, signals.code is not None  # asked once: what follows saves
         if position.step % config.run.eval_every == 0 or position.step == config.run.steps:
             log.finish()
             log.evaluation(evaluate(state.ema or state.params))
         if position.step % config.run.save_every == 0 or done or stop:
             log.finish()
             checkpoint.save(path / "checkpoints", position.step, _trees(state), vars(position), config.run.keep)
-        if done:
-            return
         if stop:
             live.say(f"stopped at step {position.step}, saved; the same command resumes")
             raise Stopped(signals.code)
+        if done:
+            return
         if log.pending is None:
             log.resume()
         host = next(incoming)
@@ -261,27 +280,27 @@ class _Log:
         self.position.seconds += seconds
         row |= {"seconds": self.position.seconds, "step_seconds": seconds}
         row |= {"tokens_per_s": step_tokens / seconds, "mfu": step_flops / seconds / self.peak}
-        row |= {"loss": float(measured["loss"]), "lr": float(measured["lr"]), "grad_norm": float(measured["grad_norm"])}
+        row |= {"objective": float(measured["loss"]), "lr": float(measured["lr"])}
+        row |= {"grad_norm": float(measured["grad_norm"])}
         row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}
         sums = measured["sums"]
         row |= metrics.losses(sums["nats"], sums["weight"], self.config.modalities, self.sources)
-        self.writer.write("train", row.pop("step"), row)
-        self.live.update(self.position.step, metrics.line(row, self.config.modalities))
+        step = row.pop("step")
+        self.writer.write("train", step, row)
+        self.live.update(step, metrics.line(row, self.config.modalities))
         self.position.skipped = 0 if measured["ok"] else self.position.skipped + 1
         if not measured["ok"]:
-            self._skipped(measured)
+            self._skipped(step, measured)
 
-    def _skipped(self, measured) -> None:
+    def _skipped(self, step, measured) -> None:
         bad = ", ".join(tower for tower, x in measured["grad_norms"].items() if not np.isfinite(x)) or "none"
-        what = (
-            f"step skipped: loss {measured['loss']}, gradient norm {measured['grad_norm']}, not finite in towers: {bad}"
-        )
-        self.writer.write("event", self.position.step, {"event": "skipped", "towers": bad})
+        what = f"step {step} skipped: loss {measured['loss']}, gradient norm {measured['grad_norm']}, not finite in towers: {bad}"
+        self.writer.write("event", step, {"event": "skipped", "towers": bad})
         self.live.say(what)
         if self.position.skipped >= self.config.optim.patience:
-            raise ValueError(
-                f"{what}; {self.position.skipped} in a row, optim.patience is {self.config.optim.patience}; "
-                "lower optim.lr or look at these steps' data; the last checkpoint is untouched"
+            raise Diverged(
+                f"{what}; {self.position.skipped} in a row, optim.patience is {self.config.optim.patience}; look at "
+                "these steps' data, or start a run of another run.name with a lower optim.lr; checkpoints are untouched"
             )
 
     def evaluation(self, row) -> None:

@@ -1,6 +1,7 @@
 """Run directories, read back: their rows, the table that compares them, and their curves."""
 
 import statistics
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,9 +56,10 @@ def print_table(runs: list[Run]) -> None:
     for modality in first.modalities:
         finals = [[run.series("eval", f"loss/{modality}")[1][-1] for run in group] for group in grouped.values()]
         table.add_row(f"held-out loss, {modality} (nats)", *(_spread(x, "{:.4f}") for x in finals))
-    for source in ("manual",):
-        finals = [[run.series("eval", f"bits_per_byte/{source}")[1][-1] for run in group] for group in grouped.values()]
-        table.add_row(f"bits per byte, {source}", *(_spread(x, "{:.3f}") for x in finals))
+    evaluated = [row for row in runs[0].rows if row["kind"] == "eval"][-1]
+    for key in [k for k in evaluated if k.startswith("bits_per_byte/")]:
+        finals = [[run.series("eval", key)[1][-1] for run in group] for group in grouped.values()]
+        table.add_row(key.replace("bits_per_byte/", "bits per byte, "), *(_spread(x, "{:.3f}") for x in finals))
     group_configs = [group[0].config for group in grouped.values()]
     millions = lambda n: f"{n / 1e6:.2f} M"
     table.add_row("parameters", *(millions(params.count(params.table(c))) for c in group_configs))
@@ -90,7 +92,7 @@ def draw_curves(runs: list[Run], file: Path) -> None:
     figure = Figure(figsize=(5.2 * len(modalities), 4.2), layout="constrained")
     axes = figure.subplots(1, len(modalities), squeeze=False)
     for axis, modality in zip(axes[0], modalities, strict=True):
-        for (arch, group), colour in zip(by_arch(runs).items(), COLOURS, strict=False):
+        for (arch, group), colour in zip(by_arch(runs).items(), cycle(COLOURS), strict=False):
             steps = group[0].series("eval", f"loss/{modality}")[0]
             values = np.stack([run.series("eval", f"loss/{modality}")[1] for run in group])
             steps, values = steps[1:], values[:, 1:]  # before training all are alike, and off the scale

@@ -19,6 +19,7 @@ from mot import attention, config, flops, metrics, model, objectives, optim, par
 from mot.attention import Info
 from mot.data import embedded
 from mot.data.packing import document, pack
+from tests import hlo
 
 STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
 ROUNDS = 7
@@ -159,7 +160,7 @@ def counted_flops():
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))
     text = jax.jit(jax.grad(loss)).lower(shapes).compile().as_text()
     counted = flops.train_step(c, dict.fromkeys(STREAMS, B * T // 2), B * T * T)
-    return counted / flops.hlo_dots(text), params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(shapes))
+    return counted / hlo.dots(text), params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(shapes))
 
 
 def waiting():
@@ -173,7 +174,6 @@ def waiting():
 
 
 def main():
-    torch.set_num_threads(torch.get_num_threads())
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     peak = lambda dtype="float32": metrics.matmul_peak(mesh, dtype) / 1e9
     table = Table("figure", "measured", "bar", "float32 matmul peak beside it (GFLOP/s)", title="mot bench, CPU")

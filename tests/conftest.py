@@ -30,6 +30,12 @@ def pytest_runtest_logreport(report):
         _skipped.add(report.nodeid)
 
 
+def pytest_collectreport(report):
+    """A whole module may be skipped, too."""
+    if report.skipped:
+        _skipped.add(report.nodeid)
+
+
 def pytest_sessionfinish(session):
     if hasattr(session.config, "workerinput"):
         return

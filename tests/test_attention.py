@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import attention
+from mot import attention, config
 from mot.attention import Info, attend
 from tests import examples, reference
 
-BACKENDS = ("reference", "chunked")
+BACKENDS = tuple(attention.BACKENDS)
 
 
 def qkv(T, S, N=4, K=2, H=8, B=2, seed=0):
@@ -61,6 +61,11 @@ def test_queries_and_keys_may_differ_in_number(how):
     part = Info(*(x[:, some] for x in info))
     whole = attend(q, k, v, info, info, how)
     np.testing.assert_allclose(attend(q[:, some], k, v, part, info, how), whole[:, some], atol=1e-6)
+    g = jax.random.normal(jax.random.key(1), q[:, some].shape)
+    alone = jax.grad(lambda k, v: (attend(q[:, some], k, v, part, info, how) * g).sum(), (0, 1))(k, v)
+    within = jax.grad(lambda k, v: (attend(q, k, v, info, info, how)[:, some] * g).sum(), (0, 1))(k, v)
+    for a, b in zip(alone, within, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", BACKENDS)
@@ -149,6 +154,16 @@ def test_bfloat16_is_close_to_float32():
     out = attend(*half, info, info, "chunked")
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), attend(q, k, v, info, info), atol=0.05)
+    loss = lambda how: lambda q, k, v: (attend(q, k, v, info, info, how).astype(jnp.float32) ** 2).sum()
+    got, want = (jax.grad(loss("chunked"), (0, 1, 2))(*x) for x in (half, (q, k, v)))
+    assert examples.leaf_error([x.astype(jnp.float32) for x in got], list(want)) < 0.05
+
+
+def test_the_configuration_allows_exactly_the_backends():
+    for how in BACKENDS:
+        examples.make(attention=how)
+    with pytest.raises(config.ConfigError, match=r"model\.attention: 'splash'"):
+        examples.make(attention="splash")
 
 
 def test_unknown_backend_is_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mot import checkpoint
-from mot.checkpoint import Damaged
+from mot.errors import Damaged
 
 TREES = {"params": {"a": {"w": jnp.arange(6.0).reshape(2, 3)}}, "opt": {"count": jnp.int32(3)}}
 LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREES)

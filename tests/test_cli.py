@@ -36,6 +36,10 @@ def mot(*args, **kwargs):
         (["train", SMOKE, "--config.optimiser.lr=1"], "optimiser: unknown key"),
         (["train", SMOKE, "--config.data.shares.films=1"], "data.shares.films: no such source"),
         (["train", SMOKE, "--config.optim=3"], "optim: 3 is int; must be a group of keys"),
+        (["train", SMOKE, "--config.data.batch=four"], "data.batch: 'four' is str; must be of type int"),
+        (["train", SMOKE, "--config.optim.lr.peak=3"], "optim.lr: "),
+        (["train", "--config=configs/base.py"], "streams: "),
+        (["demo", "--config.run.name=x"], "the demo names and seeds its runs; use --out and --seeds"),
         (["evaluate", SMOKE], "is no run directory"),
         (["demo", "--seeds=0"], "--seeds=0; must be 1 or more"),
     ],
@@ -55,9 +59,17 @@ def test_bad_input_gets_one_message_exit_code_2_and_nothing_written(tmp_path, ca
 def test_all_faults_of_a_command_line_come_at_once(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     bad = ["optim.lr=-1", "model.heads=3", "model.kv_heads=2", "run.steps=0", "streams.image.budget=10", "nothing=1"]
+    bad.append("optim.rules=({'match': 'norm', 'lr': 1.0, 'decay': 0.0},)")
     assert cli.main(["train", SMOKE, *(f"--config.{x}" for x in bad)]) == 2
     message = capsys.readouterr().err
-    for key in ("optim.lr: -1", "model.heads: 3", "run.steps: 0", "streams.image.budget: 10", "nothing: unknown key"):
+    for key in (
+        "optim.lr: -1",
+        "model.heads: 3",
+        "optim.rules: no rule matches",
+        "run.steps: 0",
+        "streams.image.budget: 10",
+        "nothing: unknown key",
+    ):
         assert key in message, message
 
 

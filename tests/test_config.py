@@ -80,6 +80,12 @@ TABLE = [
     (set_("optim.rules", (RULE, RULE)), "optim.rules[1].match: '.*' decides for no parameter", "remove"),
     (set_("data.shares", {"a": 0}), "data.shares: {'a': 0}", "above 0"),
     (set_("data.shares", {"a": -1, "b": 2}), "data.shares.a: -1", "0 or more"),
+    (set_("data.seed", -1), "data.seed: -1", "0 or more"),
+    (
+        lambda t: (set_("streams.image.modality", "text")(t), set_("streams.image.loss_weight", 5.0)(t)),
+        "streams.image.loss_weight: 5.0, but streams.text's is 1.0",
+        "set both alike",
+    ),
     (set_("run.name", "../x"), "run.name: '../x'", "one folder name"),
     (set_("run.name", "$(rm -r x)"), "run.name: '$(rm -r x)'", "one folder name"),
 ]
@@ -102,10 +108,8 @@ def test_all_faults_come_at_once():
         set_("streams.image.budget", 5),
     ]
     found = faults(lambda tree: [change(tree) for change in changes])
-    for key in ("optim.lr", "model.heads", "data.batch", "streams.image.budget"):
+    for key in ("optim.lr", "model.heads", "data.batch", "optim.rules: no rule", "streams.image.budget"):
         assert any(f.startswith(key) for f in found), (key, found)
-    found = faults(lambda tree: [change(tree) for change in (changes[0], changes[2], changes[3])])
-    assert any(f.startswith("optim.rules: no rule") for f in found), found
 
 
 def test_a_good_configuration_is_frozen_and_complete():

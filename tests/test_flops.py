@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mot import attention, flops, model, objectives, params
-from tests import examples
+from tests import examples, hlo
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_counted_flops_equal_the_compilers(arch, choices):
     text = jax.jit(jax.grad(loss)).lower(shapes).compile().as_text()
     B, T = 4, 48
     counted = flops.train_step(c, {"text": B * 24, "image": B * 24}, B * T * T)
-    assert abs(flops.hlo_dots(text) / counted - 1) < 0.02
+    assert abs(hlo.dots(text) / counted - 1) < 0.02
 
 
 def test_visible_pairs_equal_the_mask():

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mot import checkpoint, config, optim, params, rundir, sharding, train
-from mot.checkpoint import Damaged
-from mot.data import embedded
+from launch import flags
+from mot import checkpoint, config, errors, optim, params, rundir, sharding, train
+from mot.data import embedded, pipeline
+from mot.errors import Damaged
 from tests import examples
+from tests.conftest import ROOT
 
 
 def smoke(root, arch="mot", **overrides):
@@ -48,8 +50,18 @@ def one_step(c, batch, devices, state=None, sources=2):
         return step(state, jax.device_put(batch, sharding.by_rows(mesh)))
 
 
+EXPERIMENTS = [p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "archs")]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_trains_two_steps_at_smoke_size(tmp_path, name, one_device):
+    tree = flags.read(f"{ROOT}/configs/{name}.py:size=smoke", {"run.root": str(tmp_path)})
+    path = train.run(flags.build(tree), devices=one_device)
+    assert [row["step"] for row in rows(path)] == [1, 2]
+
+
 @pytest.mark.parametrize("arch", ["dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image"])
-def test_every_configuration_trains_two_steps(tmp_path, arch, one_device):
+def test_every_architecture_trains_two_steps(tmp_path, arch, one_device):
     c = smoke(tmp_path, arch)
     path = train.run(c, devices=one_device)
     done = rows(path)
@@ -65,12 +77,30 @@ def test_every_configuration_trains_two_steps(tmp_path, arch, one_device):
     assert checkpoint.steps(path / "checkpoints") == [2]
 
 
-def test_real_sizes_are_shape_checked():
-    for arch in ("dense", "mot"):
-        c = config.build(digits.get_config(f"arch={arch},size=demo"), embedded.faults, optim.uncovered)
-        state = jax.eval_shape(lambda c=c: train.init_state(c))
-        assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(state.params))
-        assert c.data.batch % 4 == 0
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(name):
+    c = flags.build(flags.read(f"{ROOT}/configs/{name}.py:size=demo", {}))
+    state = jax.eval_shape(lambda: train.init_state(c))
+    assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(state.params))
+    batch = pipeline.Batches(embedded.load(c)[0], c, 0, 1)[0]
+    mesh = sharding.make_mesh(c.data.batch)
+    with jax.set_mesh(mesh):
+        jax.jit(train.make_step(c, 3), in_shardings=(None, sharding.by_rows(mesh))).lower(state, batch)
+
+
+def test_a_run_on_four_devices_resumes(tmp_path):
+    c = smoke(tmp_path, data__batch=4, run__steps=4, run__eval_every=2)
+    train.run(c, until=2)
+    path = train.run(c)
+    assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
+
+
+def test_other_data_under_a_run_is_refused(tmp_path, one_device, monkeypatch):
+    c = smoke(tmp_path, run__steps=4)
+    train.run(c, until=2, devices=one_device)
+    monkeypatch.setattr(embedded, "CAPTIONS", ("the number {}",))
+    with pytest.raises(errors.UserError, match="was trained on other data: its digest is"):
+        train.run(c, devices=one_device)
 
 
 def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, one_device):
@@ -102,6 +132,7 @@ def test_rows_after_the_checkpoint_are_written_once(tmp_path, one_device):
 
 def test_accumulation_over_microbatches_equals_the_whole_batch(one_device):
     c = examples.make()
+    c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, clip=1e9))
     split = dataclasses.replace(c, optim=dataclasses.replace(c.optim, accumulate=2))
     batch = examples.batch()
     (a, measured_a), (b, measured_b) = one_step(c, batch, one_device), one_step(split, batch, one_device)
@@ -114,10 +145,10 @@ def test_accumulation_over_microbatches_equals_the_whole_batch(one_device):
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("arch", ["dense", "mot"])
 def test_one_device_equals_four(arch, accumulate, one_device):
-    """The first moment after one step is a tenth of the clipped gradient: each leaf's, not hidden by Adam."""
+    """The first moment after one step is a tenth of the gradient (clipping is off): no common factor hides in Adam."""
     c = examples.make(arch)
     c = dataclasses.replace(c, data=dataclasses.replace(c.data, batch=8))
-    c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, accumulate=accumulate))
+    c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, accumulate=accumulate, clip=1e9))
     batch = examples.batch(rows=8)
     (one, measured_one), (four, measured_four) = (one_step(c, batch, d) for d in (one_device, jax.devices()))
     assert len(jax.tree.leaves(four.params)[0].sharding.device_set) == 4
@@ -163,10 +194,10 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
         return tree
 
     monkeypatch.setattr(params, "init", poisoned)
-    with pytest.raises(ValueError, match=r"step skipped: loss nan.*2 in a row, optim.patience is 2; lower optim.lr"):
+    with pytest.raises(train.Diverged, match=r"step 2 skipped: loss nan.*2 in a row, optim.patience is 2; look at"):
         train.run(c, devices=one_device)
     events = rows(rundir.folder(c), "event")
-    assert [e["event"] for e in events] == ["start", "skipped", "skipped"]
+    assert [(e["event"], e["step"]) for e in events] == [("start", 0), ("skipped", 1), ("skipped", 2)]
     assert "image" in events[1]["towers"]
 
 
@@ -208,7 +239,7 @@ def test_a_run_of_another_configuration_is_refused_with_the_differences(finished
     )
     with pytest.raises(ValueError, match="holds a run of another configuration") as caught:
         train.run(other, devices=one_device)
-    assert "optim.lr: 0.002 -> 0.003" in str(caught.value)
+    assert f"optim.lr: {c.optim.lr} -> 0.003" in str(caught.value)
     assert "data.seed: 0 -> 5" in str(caught.value)
     assert tree_of(path) == before
 
@@ -218,6 +249,7 @@ def test_a_run_of_another_configuration_is_refused_with_the_differences(finished
     [
         ("config.json", b"{"),
         ("config.json", b"[]"),
+        ("config.json", b'{"run": {}}'),
         ("metrics.jsonl", b"not json\n{}\n"),
         ("metrics.jsonl", b"\xff\n{}\n"),
     ],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mot.config import Config
+from mot.config import Config, reads
 from mot.data.packing import Document, document
 from mot.tokenizers import text as texts
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
@@ -30,6 +30,7 @@ class Sources(NamedTuple):
     digest: str  # of all ids, in order
 
 
+@reads("streams", "data")
 def faults(config):
     """A check for `config.build`: what this data needs of the configuration."""
     shapes = {"text": (0, TEXT_IDS), "image": (TEXT_IDS, LEVELS)}

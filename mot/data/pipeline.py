@@ -10,6 +10,7 @@ from mot.batch import Batch
 from mot.config import Config
 from mot.data.embedded import Sources
 from mot.data.packing import Document, Plan, pack
+from mot.errors import UserError
 
 
 class Stream:
@@ -20,7 +21,7 @@ class Stream:
         self.shares = np.array([shares.get(name, 0) for name in sources.names])
         for name, documents, share in zip(sources.names, sources.documents, self.shares, strict=True):
             if share and not documents:
-                raise ValueError(f"source {name} has a share of {share} and no documents; set data.shares.{name} to 0")
+                raise UserError(f"source {name} has a share of {share} and no documents; set data.shares.{name} to 0")
         # One period of the mixture: at each slot the source that is furthest behind its share.
         self.period, taken = [], np.zeros(len(self.shares), int)
         for slot in range(1, self.shares.sum() + 1):

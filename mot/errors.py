@@ -1,0 +1,9 @@
+"""What a user is told instead of a traceback."""
+
+
+class UserError(ValueError):
+    """Bad input: the message says what was given, what is allowed, what to change. Commands exit with 2."""
+
+
+class Damaged(UserError):
+    """A file of a run directory that is not what was written."""
