@@ -294,7 +294,8 @@ class _Log:
 
     def _skipped(self, step, measured) -> None:
         bad = ", ".join(tower for tower, x in measured["grad_norms"].items() if not np.isfinite(x)) or "none"
-        what = f"step {step} skipped: loss {measured['loss']}, gradient norm {measured['grad_norm']}, not finite in towers: {bad}"
+        what = f"step {step} skipped: loss {measured['loss']}, gradient norm {measured['grad_norm']}"
+        what += f", not finite in towers: {bad}"
         self.writer.write("event", step, {"event": "skipped", "towers": bad})
         self.live.say(what)
         if self.position.skipped >= self.config.optim.patience:

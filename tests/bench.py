@@ -22,7 +22,7 @@ from mot.data.packing import document, pack
 from tests import hlo
 
 STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
-ROUNDS = 7
+ROUNDS = 5
 
 
 def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256):
