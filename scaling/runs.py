@@ -105,11 +105,10 @@ def draw_curves(runs: list[Run], file: Path) -> None:
                 label=f"{arch} {values[:, -1].mean():.3f}",
             )
             axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        axis.set(title=modality, xlabel="step", ylabel="held-out loss (nats per token)", yscale="log")
-        axis.yaxis.set_major_formatter("{x:.2g}")
-        axis.yaxis.set_minor_formatter("{x:.2g}")
-        axis.grid(alpha=0.3, which="both")
+        axis.set(title=modality, xlabel="step", ylabel="held-out loss (nats per token)")
+        axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     seeds = max(len(group) for group in by_arch(runs).values())
-    figure.suptitle(f"the same batches, the same FLOPs per token; mean of {seeds} seed(s), band from least to greatest")
+    which = f"mean of {seeds} seeds, band from least to greatest" if seeds > 1 else "one seed"
+    figure.suptitle(f"the same batches, the same FLOPs per token; {which}")
     figure.savefig(file, dpi=150)

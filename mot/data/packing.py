@@ -42,8 +42,9 @@ class Plan:
     """Which documents of an endless stream share each row: best fit with a bounded look-ahead.
 
     `lengths(g)` gives the tokens of document g in each stream. The plan depends on nothing else, so every host makes
-    the same one; (`position`, `waiting`) is its whole state. A row starts with the document that has waited longest, so
-    none starves; then documents that need several streams, being harder to place; then whatever leaves least room.
+    the same one; (`position`, `waiting`) is its whole state, and a resumed run makes it again from the first row on. A
+    row starts with the document that has waited longest, so none starves; then documents that need several streams,
+    being harder to place; then whatever leaves least room.
     """
 
     def __init__(self, lengths: Callable[[int], np.ndarray], budgets: Sequence[int], lookahead: int):
