@@ -34,7 +34,7 @@ bench: $(PARITY)/.done
 constraints: $(VENV)/.done
 	$(VENV)/bin/python -m pip install --quiet uv
 	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --no-header \
-	  --no-annotate --no-emit-index-url --no-emit-find-links -o constraints.txt
+	  --no-annotate -o constraints.txt
 
 $(VENV)/.done: $(INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "mot needs Python 3.11, 3.12 or 3.13; PYTHON=... chooses one")'

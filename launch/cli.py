@@ -67,7 +67,7 @@ def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None =
 
     try:
         return command(argv)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"mot: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

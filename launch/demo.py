@@ -22,7 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     for key in sorted(overrides.keys() & {"run.root", "run.name", "model.seed", "data.seed"}):
         raise UserError(f"--config.{key}={overrides[key]}: the demo names and seeds its runs; use --out and --seeds")
     configs = [
-        _config(options, overrides, arch, seed) for seed in range(options.seeds) for arch in options.archs.split(",")
+        _config(options, overrides, arch, seed)
+        for seed in range(options.seeds)
+        for arch in dict.fromkeys(options.archs.split(","))
     ]
     folders = [train.run(config) for config in configs]
     loaded = [runs.load(folder) for folder in folders]

@@ -51,7 +51,7 @@ def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
         raise UserError(f"--config={file_and_arg}: {file} defines no get_config(arg); see configs/digits.py")
     try:
         config = (found(arg) if arg else found()).unlock()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"--config={file_and_arg}: {error}") from error
     for key, text in overrides.items():
         *groups, name = key.split(".")

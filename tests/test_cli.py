@@ -36,6 +36,8 @@ def mot(*args, **kwargs):
         (["train", SMOKE, "--config.optimiser.lr=1"], "optimiser: unknown key"),
         (["train", SMOKE, "--config.data.shares.films=1"], "data.shares.films: no such source"),
         (["train", SMOKE, "--config.optim=3"], "optim: 3 is int; must be a group of keys"),
+        (["train", SMOKE, "--config.data.batch=4", "--config.run.root=README.md"], "Not a directory"),
+        (["train", "--config=configs/base.py:arch=mot"], "--config=configs/base.py:arch=mot: get_config() takes"),
         (["train", SMOKE, "--config.data.batch=four"], "data.batch: 'four' is str; must be of type int"),
         (["train", SMOKE, "--config.optim.lr.peak=3"], "optim.lr: "),
         (["train", "--config=configs/base.py"], "streams: "),
@@ -47,7 +49,7 @@ def mot(*args, **kwargs):
 def test_bad_input_gets_one_message_exit_code_2_and_nothing_written(tmp_path, capsys, monkeypatch, args, says):
     monkeypatch.chdir(ROOT)
     root = tmp_path / "runs"
-    if args and args[0] in ("train", "evaluate"):
+    if args and args[0] in ("train", "evaluate") and not any("run.root" in x for x in args):
         args = [*args, f"--config.run.root={root}"]
     assert cli.main(args) == 2
     printed = capsys.readouterr()
