@@ -74,7 +74,7 @@ def make_step(config: Config, sources: int):
             ema = jax.tree.map(lambda e, w: d * e + (1 - d) * w, state.ema, weights) if d else {}
             return State(weights, opt, ema, state.updates + 1)
 
-        # A branch, not a `where` on every leaf: half the time of an update on CPU.
+        # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
         after = jax.lax.cond(ok, update, lambda: state)
         measured = {"loss": total, "sums": sums, "grad_norm": norm, "grad_norms": norms, "ok": ok}
         measured["lr"] = schedule(state.updates)
