@@ -41,11 +41,18 @@ Batch = dict[str, Tokens]  # by stream
 def merge(batch: Batch, streams: Sequence[str]) -> Tokens:
     """The tokens of some streams as one, in document order; one stream stays as it is (it is in that order)."""
     tokens = concatenate([batch[s] for s in streams])
-    if len(streams) == 1:
-        return tokens
-    order_BC = jnp.argsort(tokens.rank, axis=1)  # ranks are unique: any sort is stable
+    return tokens if len(streams) == 1 else in_order(tokens, document_order(tokens))
+
+
+def document_order(tokens: Tokens) -> jax.Array:
+    """`[B, C]`: where the tokens lie, by rank. Of all of a row's tokens `rank` itself is the way back."""
+    return jnp.argsort(tokens.rank, axis=1)  # ranks are unique: any sort is stable
+
+
+def in_order(tree, order_BC: jax.Array):
+    """Every `[B, C, ...]` array of the tree, its tokens in that order."""
     take = lambda x: jnp.take_along_axis(x, order_BC.reshape(order_BC.shape + (1,) * (x.ndim - 2)), axis=1)
-    return jax.tree.map(take, tokens)
+    return jax.tree.map(take, tree)
 
 
 def concatenate(tokens: Sequence[Tokens]) -> Tokens:

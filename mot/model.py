@@ -5,6 +5,7 @@ document order, so dense is an ordinary transformer and pays nothing for the gen
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,20 @@ from jax import lax
 
 from mot import batch as batches
 from mot import ops
-from mot.attention import attend
+from mot.attention import Info, attend
 from mot.batch import Batch, Tokens
 from mot.config import Config
 from mot.sharding import rows_apart
 
 Group = tuple[str, ...]  # streams that travel merged
+
+
+class Row(NamedTuple):
+    """The tokens of all groups where they meet: in document order, where causality leaves the fewest tiles to visit."""
+
+    info: Info
+    order: jax.Array | None = None  # [B, T], from the groups end to end to document order; None: they are in it
+    back: jax.Array | None = None
 
 
 def groups(config: Config) -> list[Group]:
@@ -33,7 +42,8 @@ def forward(params: dict, batch: Batch, config: Config) -> list[tuple[jax.Array,
     """The normed last hidden states `h_RD` (R = B * C, in `model.dtype`) of each group, with the group's tokens."""
     merged = [batches.merge(batch, group) for group in groups(config)]
     xs = [_embed(params["embed"]["tokens"], tokens, config.model.dtype) for tokens in merged]
-    xs = _stack(params["blocks"]["main"], xs, merged, config)
+    layer = partial(_block, merged=merged, row=_row(merged), config=config)
+    xs = _stack(layer, params["blocks"]["main"], xs, config.model)
     final = [params["final_norm"][config.towers.norm[group[0]]]["scale"] for group in groups(config)]
     eps = config.model.norm_eps
     return [(ops.rms_norm(x_RD, scale, eps), tokens) for x_RD, scale, tokens in zip(xs, final, merged, strict=True)]
@@ -50,9 +60,15 @@ def _embed(table_VD, tokens, dtype):
     return jnp.where(tokens.segment.reshape(-1, 1) != 0, x_RD, 0).astype(dtype)
 
 
-def _stack(blocks, xs, merged, config):
-    m = config.model
-    layer = lambda xs, weights: _block(weights, xs, merged, config)
+def _row(merged: list[Tokens]) -> Row:
+    tokens = batches.concatenate(merged)
+    if len(merged) == 1:
+        return Row(tokens.info)
+    order_BT = batches.document_order(tokens)
+    return Row(batches.in_order(tokens.info, order_BT), order_BT, tokens.rank)
+
+
+def _stack(layer, blocks, xs, m):
     if m.remat != "none":
         # dots: keep what projections made, make the rest (and attention) again; block: keep the residual alone.
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
@@ -66,7 +82,7 @@ def _stack(blocks, xs, merged, config):
     return xs
 
 
-def _block(w: dict, xs: list[jax.Array], merged: list[Tokens], config: Config) -> list[jax.Array]:
+def _block(xs: list[jax.Array], w: dict, merged: list[Tokens], row: Row, config: Config) -> list[jax.Array]:
     """One layer: `w[component][tower][weight]`, one residual `x_RD` a group."""
     towers = config.towers
     first = [group[0] for group in groups(config)]
@@ -80,21 +96,27 @@ def _block(w: dict, xs: list[jax.Array], merged: list[Tokens], config: Config) -
 
     attn = [w["attn"][towers.attn[s]] for s in first]
     ffn = [w["ffn"][towers.ffn[s]] for s in first]
-    xs = branch(lambda xs: _attention(attn, xs, merged, config), "attn", xs)
+    xs = branch(lambda xs: _attention(attn, xs, merged, row, config.model), "attn", xs)
     return branch(lambda xs: [_ffn(t, x) for t, x in zip(ffn, xs, strict=True)], "ffn", xs)
 
 
-def _attention(towers, xs, merged, config):
-    """Each group's own projections; one attention over all tokens of the row."""
-    parts = [_qkv(t, x, tokens, config.model) for t, x, tokens in zip(towers, xs, merged, strict=True)]
+def _attention(towers, xs, merged, row, m):
+    """Each group's own projections; one attention over all tokens of the row, in document order."""
+    parts = [_qkv(t, x, tokens, m) for t, x, tokens in zip(towers, xs, merged, strict=True)]
     q_BTNH, k_BTKH, v_BTKH = (jnp.concatenate(x, axis=1) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
-    info = batches.concatenate(merged).info
-    o_BTNH = rows_apart(partial(attend, how=config.model.attention))(q_BTNH, k_BTKH, v_BTKH, info, info)
+    o_BTNH = rows_apart(partial(_mix, how=m.attention))(q_BTNH, k_BTKH, v_BTKH, row)
     sizes = [tokens.token.shape[1] for tokens in merged]
     outputs = lax.split(o_BTNH, sizes, axis=1) if len(sizes) > 1 else [o_BTNH]
     rows = lambda o_BCNH: o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1)
     flat = lambda w_NHD: w_NHD.reshape(-1, w_NHD.shape[-1])
     return [ops.linear(rows(o), flat(t["wo"])) for o, t in zip(outputs, towers, strict=True)]
+
+
+def _mix(q_BTNH, k_BTKH, v_BTKH, row, how):
+    if row.order is None:
+        return attend(q_BTNH, k_BTKH, v_BTKH, row.info, row.info, how)
+    q_BTNH, k_BTKH, v_BTKH = (ops.permute(x, row.order, row.back) for x in (q_BTNH, k_BTKH, v_BTKH))
+    return ops.permute(attend(q_BTNH, k_BTKH, v_BTKH, row.info, row.info, how), row.back, row.order)
 
 
 def _qkv(tower, x_RD, tokens, m):

@@ -71,6 +71,18 @@ rope.defvjp(
 )
 
 
+@jax.custom_vjp
+def permute(x_BTNH, order_BT, back_BT):
+    """Each row's tokens in another order; `back` undoes it. Gathers both ways: the derived transpose would scatter."""
+    return jnp.take_along_axis(x_BTNH, order_BT[:, :, None, None], axis=1)
+
+
+permute.defvjp(
+    lambda x_BTNH, order_BT, back_BT: (permute(x_BTNH, order_BT, back_BT), (order_BT, back_BT)),
+    lambda orders, g_BTNH: (permute(g_BTNH, orders[1], orders[0]), None, None),
+)
+
+
 def swiglu(gate_RF, up_RF):
     """silu(gate) * up (2002.05202)."""
     return jax.nn.silu(gate_RF) * up_RF

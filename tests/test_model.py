@@ -85,22 +85,14 @@ def summed(grads):
     return total
 
 
-def test_tied_towers_equal_one_tower_bit_for_bit():
-    """Equal small streams that travel apart in both models (norms apart): the same shapes, so the same bits."""
-    tree = examples.tree("mot")
-    tree.towers.attn.image = tree.towers.ffn.image = "text"
-    from mot import config
-
-    shared, mot, batch = config.build(tree), examples.make("mot"), examples.batch()
-    weights = examples.weights(shared)
-    flat = params.paths(weights)
-    for path in [p for p in flat if "/image/" in p]:
-        flat[path] = flat[path.replace("/image/", "/text/")]
-    weights = params.nest(flat)
+def test_tied_towers_equal_dense_bit_for_bit():
+    """Streams of equal small length: beyond, a matmul of half the rows may add up in another order."""
+    budgets = (8, 8)
+    dense, mot, batch = examples.make("dense", budgets), examples.make("mot", budgets), examples.batch(0, 2, budgets)
+    weights = examples.weights(dense)
     tied = copies(weights, params.table(mot))
     run = lambda c: jax.jit(lambda w: in_document_order(model.forward(w, batch, c)))
-    np.testing.assert_array_equal(run(mot)(tied), run(shared)(weights))
-    np.testing.assert_array_equal(jax.jit(loss_of(mot, batch))(tied), jax.jit(loss_of(shared, batch))(weights))
+    np.testing.assert_array_equal(run(mot)(tied), run(dense)(weights))
 
 
 @pytest.mark.parametrize("arch", [a for a in ARCHS if a != "dense"])
