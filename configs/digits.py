@@ -10,7 +10,7 @@ from configs import archs, base
 
 SIZES = {
     "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=1),
-    "demo": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=320, warmup=30, every=40),
+    "demo": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=160, warmup=20, every=20),
 }
 
 
@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
         steps=size["steps"],
         eval_every=size["every"],
         eval_batches=2 if arg["size"] == "smoke" else 8,
-        save_every=size["steps"],
+        save_every=max(size["steps"] // 4, 1),
+        keep=4,
     )
     return c.lock()

@@ -5,9 +5,11 @@ import sys
 from collections.abc import Callable
 
 COMMANDS = {
-    "demo": "train dense and MoT on real text and images, batch for batch; a table and a picture",
+    "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
     "train": "train one configuration, or resume it",
     "evaluate": "held-out losses of a run",
+    "sample": "digits drawn from captions, captions read from digits, free text",
+    "report": "one page: how many of dense's steps each architecture needed, for each modality",
 }
 USAGE = (
     "usage: mot COMMAND ...\n\n"
@@ -18,7 +20,7 @@ USAGE = (
 
 def main(argv: list[str] | None = None) -> int:
     if argv is None:
-        _use_huge_pages()
+        _with_environment()
         argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -48,16 +50,37 @@ def _evaluate(argv):
     return evaluate.main(argv)
 
 
-COMMAND_OF = {"demo": _demo, "train": _train, "evaluate": _evaluate}
+def _sample(argv):
+    from launch import sample
+
+    return sample.main(argv)
 
 
-def _use_huge_pages() -> None:
-    """Starts this process anew with glibc asking for huge pages, which only its environment can tell it.
+def _report(argv):
+    from launch import report
 
-    XLA allocates gigabytes anew for every step on CPU; with 4 KiB pages, faults were a fifth of a step's time.
+    return report.main(argv)
+
+
+COMMAND_OF = {"demo": _demo, "train": _train, "evaluate": _evaluate, "sample": _sample, "report": _report}
+
+
+def _with_environment() -> None:
+    """Starts this process anew with what only its environment can tell it; what the user has set there stays.
+
+    Huge pages: XLA allocates gigabytes anew for every step on CPU; with 4 KiB pages, faults were a fifth of a step's
+    time. Compiled programs are kept: a run of another seed, or a resumed one, starts at once.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    from mot.tokenizers.text import cache_folder
+
+    wanted = {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder() / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    if missing and sys.platform == "linux":
+        os.environ.update(missing)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -1,13 +1,13 @@
-"""Trains architectures on the same batches of real text and images and shows each modality's loss side by side."""
+"""Trains architectures on the same batches of real text and images, lets them draw and read, and reports."""
 
 import sys
 from pathlib import Path
 
-from launch import flags
+from launch import flags, sample
 from launch.cli import guarded
-from mot import train
+from mot import checkpoint, train
 from mot.errors import UserError
-from scaling import runs
+from scaling import report, runs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,11 +27,14 @@ def main(argv: list[str] | None = None) -> int:
         for arch in dict.fromkeys(options.archs.split(","))
     ]
     folders = [train.run(config) for config in configs]
-    loaded = [runs.load(folder) for folder in folders]
-    runs.print_table(loaded)
-    picture = options.out / "curves.png"
-    runs.draw_curves(loaded, picture)
-    print(f"curves: {picture}\nruns:   {options.out}")
+    for folder in folders[: len(configs) // options.seeds]:  # of the first seed
+        for step in checkpoint.steps(folder / "checkpoints"):
+            result = sample.draw(folder, step, read=10)
+        print(f"{folder.name}: {sample.summary(result)}")
+    found = runs.find(folders)
+    report.print_table(found)
+    sentence = report.write(found, options.out)
+    print(f"{sentence}\nruns:   {options.out}\nreport: {options.out / 'report.html'}")
     return 0
 
 

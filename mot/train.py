@@ -16,6 +16,7 @@ from flax import struct
 
 from mot import batch as batches
 from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding
+from mot import config as configs
 from mot.config import Config, ConfigError, differences
 from mot.data import embedded, pipeline
 from mot.errors import UserError
@@ -164,17 +165,35 @@ def evaluate(
     sections = ("streams", "towers", "model", "objective", "data", "optim")
     if different := [d for s in sections for d in differences(known[s], mine[s], s)]:
         raise UserError(f"{path} was trained with another configuration (its -> yours):\n  " + "\n  ".join(different))
-    saved = checkpoint.steps(path / "checkpoints")
-    if not saved or (step is not None and step not in saved):
-        raise UserError(
-            f"{path} has no checkpoint{'' if step is None else f' of step {step}'}; it has {saved or 'none'}"
-        )
+    _saved(path, step)
     mesh = sharding.make_mesh(config.data.batch, devices)
     _, held_out = embedded.load(config)
     with jax.set_mesh(mesh):
         state, position = _start(config, path, mesh, step)
         row = make_evaluate(config, held_out, sharding.by_rows(mesh))(state.ema or state.params)
     return position.step, row
+
+
+def load(path: Path, step: int | None = None) -> tuple[Config, Position, dict]:
+    """A run's configuration and what its checkpoint, by default the newest, holds: the position and the parameters.
+
+    The parameters are the averaged ones where the run keeps an average. Raises `UserError` where there is no run, or no
+    such checkpoint.
+    """
+    config = configs.build(rundir.read_config(path))
+    _saved(path, step)
+    state, position = _start(config, path, sharding.make_mesh(1, jax.devices()[:1]), step)
+    return config, position, state.ema or state.params
+
+
+def _saved(path, step) -> list[int]:
+    """The steps of a run's checkpoints, `step` among them."""
+    saved = checkpoint.steps(path / "checkpoints")
+    if not saved or (step is not None and step not in saved):
+        raise UserError(
+            f"{path} has no checkpoint{'' if step is None else f' of step {step}'}; it has {saved or 'none'}"
+        )
+    return saved
 
 
 def _start(config, path, mesh, step=None) -> tuple[State, Position]:
@@ -299,6 +318,7 @@ class _Log:
         self.writer.write("event", step, {"event": "skipped", "towers": bad})
         self.live.say(what)
         if self.position.skipped >= self.config.optim.patience:
+            self.writer.write("event", step, {"event": "diverged"})
             raise Diverged(
                 f"{what}; {self.position.skipped} in a row, optim.patience is {self.config.optim.patience}; look at "
                 "these steps' data, or start a run of another run.name with a lower optim.lr; checkpoints are untouched"

@@ -1,32 +1,42 @@
-"""Run directories, read back: their rows, the table that compares them, and their curves."""
+"""Run directories, read back: what each run is, whether its numbers may be averaged, and tidy tables of them all."""
 
-import statistics
-from itertools import cycle
+import glob
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
+import pandas as pd
 
+from mot import checkpoint, flops, params, rundir
 from mot import config as configs
-from mot import flops, params, rundir
 from mot.config import Config
+from mot.errors import UserError
 
-# Okabe and Ito's colours, which the colour-blind tell apart; one architecture has one colour everywhere.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+# What may differ between two runs that are compared, besides the towers.
+APART = ("run.root", "run.name", "run.keep", "run.save_every", "model.seed", "data.seed", "towers.")
 
 
 class Run(NamedTuple):
     path: Path
     config: Config
     rows: list[dict]
+    faults: tuple[str, ...]  # why it is left out of every mean and slope; a sound run has none
+    notes: tuple[str, ...]  # what else a reader should know
 
     @property
     def arch(self) -> str:
-        """The run's name without its seed."""
-        return self.config.run.name.rpartition("-seed")[0] or self.config.run.name
+        return architecture(self.config)
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        return self.config.model.seed, self.config.data.seed
+
+    @property
+    def digest(self) -> str | None:
+        """Of its training data."""
+        return next((row["data"] for row in self.rows if row.get("event") == "start"), None)
 
     def series(self, kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the rows that have the key."""
@@ -35,80 +45,153 @@ class Run(NamedTuple):
         return np.array(steps), np.array(values, float)
 
 
-def load(path: Path | str) -> Run:
-    """A run directory; raises `ValueError` where it is none or is damaged."""
+class Tables(NamedTuple):
+    """Tidy tables: a row a run; a row a (run, kind, step, modality)."""
+
+    runs: pd.DataFrame
+    losses: pd.DataFrame
+
+
+def architecture(config: Config) -> str:
+    """What the maps amount to: a preset's name, or the maps themselves.
+
+    dense, mot, mot_ffn, mot_attn_ffn and loo_<stream> as configs/archs.py makes them.
+    """
+    streams = list(config.streams)
+    parts = {}  # component -> the streams that share a tower, as a set of sets
+    for component in ("attn", "ffn", "norm"):
+        mapping = getattr(config.towers, component)
+        parts[component] = frozenset(frozenset(s for s in streams if mapping[s] == t) for t in mapping.values())
+    one, own = frozenset([frozenset(streams)]), frozenset(frozenset([s]) for s in streams)
+    shapes = {
+        (one, one, one): "dense",
+        (own, own, own): "mot",
+        (one, own, one): "mot_ffn",
+        (own, own, one): "mot_attn_ffn",
+    }
+    for s in streams if len(streams) > 2 else []:
+        out = frozenset([frozenset([s]), frozenset(streams) - {s}])
+        shapes[out, out, out] = f"loo_{s}"
+    spell = lambda part: "|".join(sorted("+".join(sorted(group)) for group in part))
+    return shapes.get(tuple(parts.values())) or " ".join(f"{c}:{spell(p)}" for c, p in parts.items())
+
+
+def read(path: Path | str) -> Run:
+    """A run directory; raises `UserError` where it is none, or is damaged."""
     path = Path(path)
-    return Run(path, configs.build(rundir.read_config(path)), rundir.read_metrics(path))
+    config = configs.build(rundir.read_config(path))
+    rows = rundir.read_metrics(path)
+    steps = max((row["step"] for row in rows if row["kind"] == "train"), default=0)
+    faults, notes = [], []
+    if any(row.get("event") == "diverged" for row in rows):
+        faults.append(f"diverged at step {steps}")
+    elif not steps:
+        faults.append("no training steps recorded")
+    elif steps < config.run.steps:
+        faults.append(f"unfinished: step {steps:,} of {config.run.steps:,}")
+    file = path / "metrics.jsonl"
+    if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+        notes.append("metrics.jsonl was cut mid-line; the cut line is left out")
+    if skipped := sum(row.get("event") == "skipped" for row in rows):
+        notes.append(f"{skipped} steps were not finite and were skipped")
+    if not checkpoint.steps(path / "checkpoints"):
+        notes.append("no checkpoints, so no samples")
+    return Run(path, config, rows, tuple(faults), tuple(notes))
 
 
-def by_arch(runs: list[Run]) -> dict[str, list[Run]]:
+def find(patterns: Iterable[str | Path]) -> list[Run]:
+    """The runs that paths and globs name, each once, in order; other data than most of them is a fault.
+
+    A path that is no run directory raises `UserError`, and so does a glob that matches none; what else a glob matches
+    (a report, a picture) is passed over.
+    """
+    paths: dict[Path, None] = {}
+    for pattern in map(str, patterns):
+        if Path(pattern).exists():
+            matches = [Path(pattern)]
+        else:
+            matches = [Path(p) for p in sorted(glob.glob(pattern)) if (Path(p) / "config.json").exists()]
+        if not matches:
+            raise UserError(
+                f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
+            )
+        paths.update(dict.fromkeys(matches))
+    runs = [read(path) for path in paths]
+    digests = Counter(run.digest for run in runs if run.digest)
+    if len(digests) > 1:
+        usual = digests.most_common(1)[0][0]
+        other = lambda run: run.digest not in (None, usual)
+        fault = lambda run: f"trained on other data: digest {run.digest}, most have {usual}"
+        runs = [run._replace(faults=(*run.faults, fault(run))) if other(run) else run for run in runs]
+    return runs
+
+
+def load(*patterns: str | Path) -> Tables:
+    """The tables of `load("runs/*")`, for a notebook."""
+    return tables(find(patterns))
+
+
+def tables(runs: list[Run]) -> Tables:
+    labels = names(runs)
+    return Tables(
+        pd.DataFrame([_summary(run, label) for run, label in zip(runs, labels, strict=True)]),
+        pd.DataFrame([row for run, label in zip(runs, labels, strict=True) for row in _losses(run, label)]),
+    )
+
+
+def names(runs: list[Run]) -> list[str]:
+    """Each run's group: its architecture, and its name without the seed where one architecture has several groups."""
+    groups = [(run.arch, run.config.run.name.rpartition("-seed")[0] or run.config.run.name) for run in runs]
+    several = {arch for arch, n in Counter(arch for arch, _ in set(groups)).items() if n > 1}
+    return [f"{arch} ({name})" if arch in several else arch for arch, name in groups]
+
+
+def grouped(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs by group, dense first."""
     result: dict[str, list[Run]] = {}
-    for run in runs:
-        result.setdefault(run.arch, []).append(run)
+    for label, run in sorted(zip(names(runs), runs, strict=True), key=lambda x: (x[1].arch != "dense", x[0])):
+        result.setdefault(label, []).append(run)
     return result
 
 
-def print_table(runs: list[Run]) -> None:
-    """Held-out loss by modality, size, cost and speed; means over seeds, with the least and the greatest."""
-    grouped = by_arch(runs)
-    table = Table("", *grouped, title="after the same steps on the same batches", title_justify="left")
-    first = runs[0].config
-    for modality in first.modalities:
-        finals = [[run.series("eval", f"loss/{modality}")[1][-1] for run in group] for group in grouped.values()]
-        table.add_row(f"held-out loss, {modality} (nats)", *(_spread(x, "{:.4f}") for x in finals))
-    evaluated = [row for row in runs[0].rows if row["kind"] == "eval"][-1]
-    for key in [k for k in evaluated if k.startswith("bits_per_byte/")]:
-        finals = [[run.series("eval", key)[1][-1] for run in group] for group in grouped.values()]
-        table.add_row(key.replace("bits_per_byte/", "bits per byte, "), *(_spread(x, "{:.3f}") for x in finals))
-    group_configs = [group[0].config for group in grouped.values()]
-    millions = lambda n: f"{n / 1e6:.2f} M"
-    table.add_row("parameters", *(millions(params.count(params.table(c))) for c in group_configs))
-    for stream in first.streams:
-        table.add_row(f"active, {stream} token", *(millions(flops.active_parameters(c)[stream]) for c in group_configs))
-    last = lambda run, key: run.series("train", key)[1][-1]
-    tokens = lambda run: sum(last(run, f"tokens/{m}") for m in first.modalities)
-    table.add_row("FLOPs per token", *(millions(last(g[0], "flops") / tokens(g[0])) for g in grouped.values()))
-    for label, key, form in (
-        ("step time (ms)", "step_seconds", lambda x: f"{1e3 * x:.0f}"),
-        ("tokens per second", "tokens_per_s", lambda x: f"{x:,.0f}"),
-        ("of matmul peak", "mfu", lambda x: f"{100 * x:.0f} %"),
-        *((f"fill, {s}", f"fill/{s}", lambda x: f"{100 * x:.1f} %") for s in first.streams),
-    ):
-        summary = statistics.mean if key.startswith("fill") else statistics.median
-        table.add_row(
-            label, *(form(summary([x for r in g for x in r.series("train", key)[1]])) for g in grouped.values())
-        )
-    Console().print(table)
+def comparable(a: Run, b: Run) -> list[str]:
+    """In what, other than towers and seeds, the two runs' configurations differ."""
+    different = configs.differences(rundir.plain(a.config), rundir.plain(b.config))
+    return [d for d in different if not d.startswith(APART)]
 
 
-def _spread(values, form):
-    mean = form.format(statistics.mean(values))
-    return mean if len(values) == 1 else f"{mean}  [{form.format(min(values))}, {form.format(max(values))}]"
+def _summary(run, label):
+    c = run.config
+    last = lambda key: (run.series("train", key)[1][-1:].tolist() or [np.nan])[0]
+    middle = lambda key: float(np.median(run.series("train", key)[1])) if len(run.series("train", key)[1]) else np.nan
+    tokens = sum(last(f"tokens/{m}") for m in c.modalities)
+    row = {
+        "run": str(run.path),
+        "group": label,
+        "arch": run.arch,
+        "model_seed": run.seeds[0],
+        "data_seed": run.seeds[1],
+    }
+    row |= {"faults": "; ".join(run.faults), "notes": "; ".join(run.notes), "data": run.digest}
+    row |= {"steps": run.series("train", "loss")[0].max(initial=0), "parameters": params.count(params.table(c))}
+    row |= {f"active/{s}": n for s, n in flops.active_parameters(c).items()}
+    row |= {"flops": last("flops"), "flops_per_token": last("flops") / tokens, "seconds": last("seconds")}
+    row |= {key: middle(key) for key in ("step_seconds", "tokens_per_s", "mfu")}
+    row |= {f"fill/{s}": _mean(run, f"fill/{s}") for s in c.streams}
+    evaluated = [r for r in run.rows if r["kind"] == "eval"][-1:]
+    keys = [k for r in evaluated for k in r if k.startswith(("loss", "bits_per_byte"))]
+    return row | {f"held_out/{k}": float(evaluated[0][k]) for k in keys}
 
 
-def draw_curves(runs: list[Run], file: Path) -> None:
-    """One panel a modality: held-out loss against steps, a line an architecture, a band over its seeds."""
-    modalities = runs[0].config.modalities
-    figure = Figure(figsize=(5.2 * len(modalities), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(modalities), squeeze=False)
-    for axis, modality in zip(axes[0], modalities, strict=True):
-        for (arch, group), colour in zip(by_arch(runs).items(), cycle(COLOURS), strict=False):
-            steps = group[0].series("eval", f"loss/{modality}")[0]
-            values = np.stack([run.series("eval", f"loss/{modality}")[1] for run in group])
-            steps, values = steps[1:], values[:, 1:]  # before training all are alike, and off the scale
-            axis.plot(
-                steps,
-                values.mean(0),
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=f"{arch} {values[:, -1].mean():.3f}",
-            )
-            axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-        axis.set(title=modality, xlabel="step", ylabel="held-out loss (nats per token)")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    seeds = max(len(group) for group in by_arch(runs).values())
-    which = f"mean of {seeds} seeds, band from least to greatest" if seeds > 1 else "one seed"
-    figure.suptitle(f"the same batches, the same FLOPs per token; {which}")
-    figure.savefig(file, dpi=150)
+def _mean(run, key):
+    values = run.series("train", key)[1]
+    return float(values.mean()) if len(values) else np.nan
+
+
+def _losses(run, label):
+    for row in run.rows:
+        for modality in run.config.modalities:
+            if row["kind"] in ("train", "eval") and f"loss/{modality}" in row:
+                common = {"run": str(run.path), "group": label, "arch": run.arch, "model_seed": run.seeds[0]}
+                place = {key: row.get(key, 0) for key in ("kind", "step", "flops", "seconds")}
+                yield common | place | {"modality": modality, "loss": float(row[f"loss/{modality}"])}

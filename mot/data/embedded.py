@@ -5,9 +5,12 @@ downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read
 """
 
 import hashlib
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from mot.config import Config, reads
 from mot.data.packing import Document, document
@@ -56,7 +59,7 @@ def faults(config):
 def load(config: Config) -> tuple[Sources, Sources]:
     """The training and the held-out documents."""
     sections, images, labels = _manual(), *_digits()
-    tokenizer = texts.load_or_train([s for s in sections if not _held_out(s.encode())] + _all_captions(), TEXT_IDS)
+    tokenizer = _tokenizer(sections)
     lengths = np.concatenate([texts.byte_lengths(tokenizer), np.zeros(LEVELS, int)])
     splits = []
     for held_out in (False, True):
@@ -71,6 +74,50 @@ def load(config: Config) -> tuple[Sources, Sources]:
         digest = hashlib.sha256(b"".join(d.token.tobytes() for source in documents for d in source)).hexdigest()[:16]
         splits.append(Sources(SOURCES, documents, lengths, digest))
     return splits[0], splits[1]
+
+
+def load_tokenizer() -> Tokenizer:
+    """The one that `load` uses."""
+    return _tokenizer(_manual())
+
+
+def _tokenizer(sections: list[str]) -> Tokenizer:
+    return texts.load_or_train([s for s in sections if not _held_out(s.encode())] + all_captions(), TEXT_IDS)
+
+
+def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
+    """The digits of a split: grey levels `[n, 64]`, and which digits they are, `[n]`."""
+    drawn = sources.documents[SOURCES.index("drawn")]
+    pixels = np.stack([d.token[d.token >= TEXT_IDS] - TEXT_IDS for d in drawn])
+    return pixels, _digits()[1][[d.doc_id for d in drawn]]
+
+
+def all_captions() -> list[str]:
+    """Every caption there is."""
+    return [caption.format(name) for caption in CAPTIONS for name in NAMES]
+
+
+def named(text: str) -> int | None:
+    """The digit that a text names, if it names one and no other."""
+    found = [i for i, name in enumerate(NAMES) if re.search(rf"\b{name}\b", text)]
+    return found[0] if len(found) == 1 else None
+
+
+def grammar(ids: Sequence[int]) -> np.ndarray:
+    """`[V]` bool: what may follow in a document of this data; nothing after <eos>."""
+    allowed = np.zeros(TEXT_IDS + LEVELS, bool)
+    ids = list(ids)
+    opened, closed = ids.count(BOI), ids.count(EOI)
+    if ids[-1] == EOS:
+        return allowed
+    if opened == closed:
+        allowed[[EOS, *range(len(texts.SPECIAL), TEXT_IDS)]] = True
+        allowed[BOI] = opened == 0  # a document has one image
+    elif sum(i >= TEXT_IDS for i in ids) < PIXELS:
+        allowed[TEXT_IDS:] = True
+    else:
+        allowed[EOI] = True
+    return allowed
 
 
 def _manual() -> list[str]:
@@ -94,10 +141,6 @@ def _held_out(content: bytes) -> bool:
 
 def _caption(i: int, label: int) -> str:
     return CAPTIONS[i % len(CAPTIONS)].format(NAMES[label])
-
-
-def _all_captions() -> list[str]:
-    return [caption.format(name) for caption in CAPTIONS for name in NAMES]
 
 
 def _text(doc_id: int, ids: list[int]) -> Document:

@@ -1,0 +1,129 @@
+"""The report's pictures, each in a light and a dark version, an architecture in one colour everywhere."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from scaling import published
+from scaling.match import HALF_LIFE, Curve, Slope, smooth
+from scaling.runs import Run
+
+# Okabe and Ito's colours, which the colour-blind tell apart; all are legible on white and on near-black.
+COLOURS = {"dense": "#0072B2", "mot": "#D55E00", "mot_ffn": "#009E73", "mot_attn_ffn": "#CC79A7"}
+OTHERS = ("#E69F00", "#56B4E9", "#999999", "#B8A800")
+MARKERS = "osD^vP*X"
+INK = {"light": ("#1b1b1b", "#ffffff"), "dark": ("#dddddd", "#16181c")}
+
+
+def colours(groups: dict[str, list[Run]]) -> dict[str, str]:
+    """By group; a second group of one architecture takes another colour."""
+    result, spare = {}, list(OTHERS)
+    for label, runs in groups.items():
+        usual = COLOURS.get(runs[0].arch)
+        fresh = usual if usual and usual not in result.values() else spare[len(result) % len(spare)]
+        result[label] = fresh
+    return result
+
+
+def both(draw, *args) -> dict[str, bytes]:
+    """PNGs of `draw(*args) -> Figure`, by theme."""
+    images = {}
+    for theme, (ink, paper) in INK.items():
+        names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        style = dict.fromkeys(names, ink) | {
+            "figure.facecolor": paper,
+            "axes.facecolor": paper,
+            "savefig.facecolor": paper,
+        }
+        with rc_context(style | {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
+            file = io.BytesIO()
+            draw(*args).savefig(file, format="png", dpi=110)
+            images[theme] = file.getvalue()
+    return images
+
+
+def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Figure:
+    """`slopes[group][modality]`: the fraction of dense's steps that each group needs, beside MoT's published range."""
+    modalities = list(next(iter(slopes.values())))
+    places = [(m, group) for m in modalities for group in slopes]
+    figure = Figure(figsize=(7, 1.4 + 0.42 * (len(places) + len(modalities))), layout="constrained")
+    axis = figure.subplots()
+    y, ticks, right = 0, [], 1.3
+    for modality in modalities:
+        top = y
+        for group in slopes:
+            s = slopes[group][modality]
+            axis.plot(s.value, y, marker=">" if s.bound else "o", markersize=8, color=colour[group], zorder=3)
+            if np.isfinite(s.low):
+                axis.plot([s.low, s.high], [y, y], color=colour[group], linewidth=2, zorder=3)
+            axis.annotate(text(s), (s.value, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
+            right = max(right, 1.15 * s.value)
+            ticks.append((y, f"{modality}: {group}"))
+            y += 1
+        if modality in published.SLOPES["mot"]:
+            band = published.SLOPES["mot"][modality]
+            first = modality == modalities[0]
+            axis.fill_betweenx(
+                [top - 0.5, y - 0.5],
+                min(band),
+                max(band),
+                color="#888888",
+                alpha=0.3,
+                linewidth=0,
+                label="MoT, published (37M to 7B)" if first else None,
+            )
+        y += 0.4
+    axis.axvline(1, color=colour.get("dense", COLOURS["dense"]), linewidth=2, label="dense")
+    axis.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
+    axis.set(
+        xlim=(0, right),
+        ylim=(y - 0.6, -0.9),
+        xlabel="fraction of dense's steps for dense's training loss (less is better)",
+    )
+    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.9 / (y + 1)), ncols=2, fontsize=9)
+    return figure
+
+
+def text(s: Slope) -> str:
+    return f"> {s.value:.2f}" if s.bound else f"{s.value:.2f}"
+
+
+def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, costs: Sequence[str]) -> Figure:
+    """Loss of one modality against each cost: held-out with markers, smoothed training thin; bands over seeds."""
+    figure = Figure(figsize=(5.2 * len(costs), 3.9), layout="constrained")
+    labels = {"step": "steps", "flops": "model FLOPs", "seconds": "seconds of training"}
+    for axis, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
+        low, high = np.inf, -np.inf
+        for i, (label, runs) in enumerate(groups.items()):
+            for kind in ("train", "eval"):
+                found = [c for run in runs if (c := curve(run, kind, modality, cost))]
+                if not found:
+                    continue
+                n = min(len(c.step) for c in found)
+                x = np.mean([c.cost[:n] for c in found], axis=0)
+                y = np.stack([smooth(c, HALF_LIFE).loss[:n] if kind == "train" else c.loss[:n] for c in found])
+                late = found[0].step[:n] >= found[0].step[-1] / 4  # the part that slopes are read from
+                x, y = x[late], y[:, late]
+                style = dict(linewidth=1, alpha=0.7) if kind == "train" else dict(marker=MARKERS[i % 8], markersize=4)
+                axis.plot(x, y.mean(0), color=colour[label], label=label if kind == "eval" else None, **style)
+                if len(found) > 1:
+                    axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.15, linewidth=0)
+                low, high = min(low, y.min()), max(high, y.max())
+        axis.set(xlabel=labels[cost], ylabel=f"{modality} loss (nats per token)")
+        axis.grid(alpha=0.25)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False)
+    return figure
+
+
+def curve(run: Run, kind: str, modality: str, cost: str) -> Curve | None:
+    """A run's loss along its steps, FLOPs or seconds; None where it has none."""
+    key = f"loss/{modality}"
+    rows = [row for row in run.rows if row["kind"] == kind and key in row]
+    if len(rows) < 2:
+        return None
+    column = lambda k: np.array([float(row.get(k, 0)) for row in rows])
+    return Curve(column("step"), column(cost), column(key))

@@ -1,0 +1,261 @@
+"""One page that answers: how many of the dense model's steps did each architecture need, modality by modality?"""
+
+import base64
+import json
+import os
+import statistics
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from mot import flops, params, rundir
+from mot.rundir import write_atomically
+from scaling import match, pictures, published, runs
+from scaling.match import Slope
+from scaling.runs import Run
+
+COSTS = {"step": "steps", "flops": "FLOPs", "seconds": "seconds"}
+KINDS = {"train": "training", "eval": "held-out"}
+HALF_LIVES = (0.01, 0.02, 0.04)
+STAGES = 4  # checkpoints whose samples are shown
+
+
+class Key(NamedTuple):
+    group: str
+    modality: str
+    kind: str
+    cost: str
+    half_life: float
+
+
+def write(found: list[Run], out: Path) -> str:
+    """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence."""
+    groups = {
+        label: sound for label, group in runs.grouped(found).items() if (sound := [r for r in group if not r.faults])
+    }
+    notes = _notes(found, groups)
+    slopes = _slopes(groups)
+    sentence = _sentence(slopes)
+    colour = pictures.colours(groups)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    main = {
+        g: {m: slopes[k] for m in _modalities(groups) if (k := Key(g, m, "train", "step", 0.02)) in slopes}
+        for g in groups
+    }
+    if main := {g: by for g, by in main.items() if by}:
+        drawn["headline"] = pictures.both(pictures.headline, main, colour)
+    for modality in _modalities(groups):
+        drawn[f"curves_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, ("step", "flops"))
+    for name, themes in drawn.items():
+        (out / f"{name}.png").write_bytes(themes["light"])
+    every = runs.tables(found)
+    table = pd.DataFrame([k._asdict() | s._asdict() for k, s in slopes.items()])
+    for name, frame in {"runs": every.runs, "losses": every.losses, "slopes": table}.items():
+        write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
+    page = _template().render(
+        sentence=sentence,
+        pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
+        modalities=_modalities(groups),
+        groups=list(groups),
+        colour=colour,
+        slopes=_slope_rows(slopes),
+        half_lives=_half_life_rows(slopes),
+        definition=match.__doc__.split("\n\n")[1],
+        published=published,
+        costs=_cost_rows(groups),
+        samples=_samples(groups),
+        differences=_differences(groups),
+        runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
+    )
+    write_atomically(out / "report.html", page)
+    return sentence
+
+
+def _modalities(groups) -> list[str]:
+    return list(dict.fromkeys(m for group in groups.values() for run in group for m in run.config.modalities))
+
+
+def _partners(groups, label) -> tuple[list[tuple[Run, Run]], str]:
+    """Pairs (dense, other) of equal seeds that differ in nothing but towers; and why there are none."""
+    dense = [run for group in groups.values() for run in group if run.arch == "dense"]
+    if not dense:
+        return [], "no dense partner: no sound run of a dense model"
+    alike = [(d, o) for o, d in product(groups[label], dense) if not runs.comparable(d, o)]
+    if not alike:
+        return [], "no dense partner: every dense run differs in " + "; ".join(
+            runs.comparable(dense[0], groups[label][0])[:3]
+        )
+    same_seed = {o.path: (d, o) for d, o in alike if d.seeds == o.seeds}
+    return list(same_seed.values()), "" if same_seed else "no dense partner with the same seeds"
+
+
+def _notes(found, groups) -> dict[Path, list[str]]:
+    """What a reader must know of each run, by path."""
+    notes = {run.path: [*(f"left out: {fault}" for fault in run.faults), *run.notes] for run in found}
+    for label, group in groups.items():
+        pairs, why = _partners(groups, label)
+        paired = {o.path for _, o in pairs}
+        for run in group:
+            if run.arch != "dense" and run.path not in paired:
+                notes[run.path].append(why or "no dense partner with the same seeds")
+            if len(group) == 1:
+                notes[run.path].append("one seed: no interval, no band")
+    return notes
+
+
+def _slopes(groups) -> dict[Key, Slope]:
+    slopes = {}
+    for label, group in groups.items():
+        pairs = _partners(groups, label)[0] if group[0].arch != "dense" else []
+        for modality, kind, cost, half_life in product(_modalities(groups), KINDS, COSTS, HALF_LIVES):
+            curves = [tuple(pictures.curve(run, kind, modality, cost) for run in pair) for pair in pairs]
+            if curves := [pair for pair in curves if all(pair)]:
+                slopes[Key(label, modality, kind, cost, half_life)] = match.over_seeds(curves, half_life)
+    return slopes
+
+
+def _sentence(slopes) -> str:
+    """The answer, for whoever reads one line."""
+    parts = []
+    for key, s in slopes.items():
+        if key[2:] == ("train", "step", 0.02):
+            share = f"more than {100 * s.value:.0f} %" if s.bound else f"{100 * s.value:.0f} %"
+            spread = f" (95 % interval {100 * s.low:.0f} to {100 * s.high:.0f})" if s.low == s.low else ""
+            parts.append(f"{key.group} needed {share} of dense's steps for dense's {key.modality} loss{spread}")
+    return "; ".join(parts) + "." if parts else "No run here can be compared with a dense one; the runs below say why."
+
+
+def _slope_rows(slopes) -> list[dict]:
+    """A row a (group, modality, kind), at the usual half-life."""
+    rows = []
+    for group, modality, kind in dict.fromkeys(k[:3] for k in slopes):
+        cell = {cost: _cell(slopes[Key(group, modality, kind, cost, match.HALF_LIFE)]) for cost in COSTS}
+        rows.append({"group": group, "modality": modality, "kind": KINDS[kind], **cell})
+        seeds = slopes[Key(group, modality, kind, "step", match.HALF_LIFE)].seeds
+        rows[-1] |= {"seeds": seeds, "published": _published(group, modality) if kind == "train" else ""}
+    return rows
+
+
+def _half_life_rows(slopes) -> list[dict]:
+    return [
+        {
+            "group": group,
+            "modality": modality,
+            "cells": [_cell(slopes[Key(group, modality, "train", "step", h)]) for h in HALF_LIVES],
+        }
+        for group, modality in dict.fromkeys(k[:2] for k in slopes)
+    ]
+
+
+def _published(group, modality) -> str:
+    values = published.SLOPES.get(group, {}).get(modality)
+    return f"{min(values):.2f} to {max(values):.2f}" if values else ""
+
+
+def _cell(s: Slope) -> str:
+    return pictures.text(s) + (f" [{s.low:.2f}, {s.high:.2f}]" if s.low == s.low else "")
+
+
+def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
+    """Rows of (what, a value a group): losses, size, cost and speed; means over seeds, medians over steps."""
+    last = lambda run, key: run.series("train", key)[1][-1]
+    tokens = lambda run: sum(last(run, f"tokens/{m}") for m in run.config.modalities)
+    middle = lambda group, key: statistics.median([x for run in group for x in run.series("train", key)[1]])
+    millions = lambda n: f"{n / 1e6:.2f} M"
+    rows = []
+    for modality in _modalities(groups):
+        ends = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"loss/{modality}")[1])]  # noqa: B023
+        rows.append((f"held-out {modality} loss", [_spread(ends(g)) for g in groups.values()]))
+    rows.append(("parameters", [millions(params.count(params.table(g[0].config))) for g in groups.values()]))
+    for stream in next(iter(groups.values()))[0].config.streams:
+        active = lambda g: flops.active_parameters(g[0].config).get(stream)  # noqa: B023
+        rows.append((f"active, {stream} token", [millions(n) if (n := active(g)) else "" for g in groups.values()]))
+        filled = lambda g: g[0].series("train", f"fill/{stream}")[1]  # noqa: B023
+        rows.append(
+            (f"fill, {stream}", [f"{100 * x.mean():.1f} %" if len(x := filled(g)) else "" for g in groups.values()])
+        )
+    rows.append(("FLOPs per token", [millions(last(g[0], "flops") / tokens(g[0])) for g in groups.values()]))
+    rows.append(("step time", [f"{1e3 * middle(g, 'step_seconds'):.0f} ms" for g in groups.values()]))
+    rows.append(("tokens per second", [f"{middle(g, 'tokens_per_s'):,.0f}" for g in groups.values()]))
+    rows.append(("of matmul peak", [f"{100 * middle(g, 'mfu'):.0f} %" for g in groups.values()]))
+    return rows
+
+
+def _spread(values):
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} [{min(values):.3f}, {max(values):.3f}]"
+
+
+def print_table(found: list[Run]) -> None:
+    groups = runs.grouped(found)
+    table = Table("", *groups, title="after the same steps on the same batches", title_justify="left")
+    for what, values in measures(groups):
+        table.add_row(what, *values)
+    Console().print(table)
+
+
+def _cost_rows(groups):
+    return measures(groups) if groups else []
+
+
+def _samples(groups) -> list[dict]:
+    """The first run of each group that has samples: a picture a stage, from the first to the last."""
+    shown = []
+    for label, group in groups.items():
+        for run in group:
+            folders = [p.parent for p in (run.path / "samples").glob("*/samples.json") if p.parent.name.isdecimal()]
+            folders = sorted(folders, key=lambda p: int(p.name))
+            if folders:
+                chosen = sorted({round(i * (len(folders) - 1) / max(STAGES - 1, 1)) for i in range(STAGES)})
+                shown.append({"group": label, "run": run, "stages": [_stage(folders[i]) for i in chosen]})
+                break
+    return shown
+
+
+def _stage(folder) -> dict:
+    record = json.loads((folder / "samples.json").read_text())
+    images = {n: _inline(f.read_bytes()) for n in ("digits", "captions") if (f := folder / f"{n}.png").exists()}
+    return {"step": int(folder.name), "record": record, **images}
+
+
+def _differences(groups) -> list[tuple[str, list[str]]]:
+    """Each group's configuration against the first's, seeds and names apart."""
+    first = next(iter(groups.values()))[0] if groups else None
+    plain = lambda run: rundir.plain(run.config)
+    skip = tuple(x for x in runs.APART if x != "towers.")
+    different = lambda run: [d for d in runs.configs.differences(plain(first), plain(run)) if not d.startswith(skip)]
+    return [(label, different(group[0])) for label, group in groups.items() if group[0] is not first]
+
+
+def _entry(run, label, out, notes) -> dict:
+    link = lambda path: os.path.relpath(path, out)
+    return {
+        "name": run.config.run.name,
+        "group": label,
+        "arch": run.arch,
+        "seed": run.seeds[0],
+        "path": str(run.path),
+        "config": link(run.path / "config.json"),
+        "metrics": link(run.path / "metrics.jsonl"),
+        "faults": run.faults,
+        "notes": notes[run.path],
+    }
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "report.html"
+    )

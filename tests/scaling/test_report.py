@@ -1,0 +1,220 @@
+"""The page about runs: what is shown, what is left out of means and said so, and that a browser can show it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from configs import digits
+from launch import cli
+from mot import config, rundir
+from scaling import report, runs
+
+STEPS, EVERY = 60, 10
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def planted(root, arch="dense", seed=0, speed=1.0, steps=STEPS, data="d1", name=None, events=(), **changes):
+    """A run directory without training: losses that fall `speed` times as fast as dense's."""
+    tree = digits.get_config(f"arch={arch},size=smoke").unlock()
+    tree.run.update(root=str(root), name=name or f"{arch}-seed{seed}", steps=STEPS)
+    tree.model.seed = tree.data.seed = seed
+    for key, value in changes.items():
+        tree.optim[key] = value
+    path = rundir.open_run(config.build(tree))
+    rng = np.random.default_rng(seed)
+    rows = [{"kind": "event", "step": 0, "event": "start", "data": data, "matmul_peak": 1e11}]
+    for step in range(steps + 1):
+        loss = {f"loss/{m}": base + 4 * (step * speed + 2) ** -0.5 for m, base in (("text", 2), ("image", 1))}
+        common = {"step": step, "flops": step * 10**9, "seconds": 0.5 * step}
+        noisy = {k: v + 0.01 * rng.standard_normal() for k, v in loss.items()}
+        speeds = {"step_seconds": 0.5, "tokens_per_s": 5e3, "mfu": 0.4, "fill/text": 0.99, "fill/image": 1.0}
+        if step:
+            counts = {"tokens/text": 1280 * step, "tokens/image": 1280 * step}
+            rows.append({"kind": "train", "loss": sum(noisy.values()) / 2} | common | noisy | speeds | counts)
+        if step % EVERY == 0:
+            rows.append({"kind": "eval", "loss": sum(loss.values()) / 2} | common | loss)
+    rows += [{"kind": "event", "step": steps, "event": event} for event in events]
+    (path / "metrics.jsonl").write_text("".join(json.dumps({"schema": 1} | row) + "\n" for row in rows))
+    return path
+
+
+def page(root, *patterns, out=None):
+    out = out or root
+    sentence = report.write(runs.find(patterns or [f"{root}/*"]), out)
+    return sentence, (out / "report.html").read_text()
+
+
+def prose(text):
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"data:image[^\"]+", "", text))))
+
+
+def test_the_headline_says_what_was_planted(tmp_path):
+    for seed in range(3):
+        planted(tmp_path, "dense", seed)
+        planted(tmp_path, "mot", seed, speed=2.0)
+    sentence, text = page(tmp_path)
+    found = [int(x) for x in re.findall(r"mot needed (\d+) % of dense's steps", sentence)]
+    assert len(found) == 2
+    assert all(44 <= x <= 52 for x in found), sentence  # 50, and what noise takes off a first crossing
+    assert sentence in prose(text)
+    assert "3" in prose(text)
+    for name in ("runs", "losses", "slopes"):
+        assert (tmp_path / f"{name}.csv").stat().st_size > 100
+    for name in ("headline", "curves_text", "curves_image"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_needs_nothing_beside_it(tmp_path):
+    planted(tmp_path, "dense")
+    planted(tmp_path, "mot")
+    _, text = page(tmp_path)
+    sources = re.findall(r'(?:src|srcset)="([^"]{0,30})', text)
+    assert sources
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.findall(r"<(?:script|link)\b|@import|url\(", text)
+    for link in re.findall(r'href="([^"#][^"]*)"', text):
+        assert (tmp_path / link).exists(), link
+    anchors = set(re.findall(r'href="#([^"]+)"', text))
+    assert anchors <= set(re.findall(r'id="([^"]+)"', text))
+    assert {"group-dense", "group-mot"} <= anchors
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (dict(events=("skipped", "diverged"), steps=30), "left out: diverged at step 30"),
+        (dict(data="d2"), "left out: trained on other data: digest d2, most have d1"),
+        (dict(steps=20), "left out: unfinished: step 20 of 60"),
+        (dict(steps=0), "left out: no training steps recorded"),
+        (dict(lr=1e-2), "no dense partner: every dense run differs in optim.lr"),
+    ],
+)
+def test_a_run_that_cannot_be_compared_is_shown_with_its_reason_and_changes_no_number(tmp_path, make, says):
+    for seed in range(2):
+        planted(tmp_path, "dense", seed)
+        planted(tmp_path, "mot", seed, speed=2.0)
+    before, _ = page(tmp_path)
+    slopes = (tmp_path / "slopes.csv").read_text()
+    apart = "mot-seed2" if "lr" not in make else "other-seed2"
+    planted(tmp_path, "mot", 2, speed=0.3, name=apart, **make)
+    after, text = page(tmp_path)
+    assert says in prose(text)
+    assert apart in prose(text)
+    if "lr" not in make:
+        assert before == after
+        assert slopes == (tmp_path / "slopes.csv").read_text()
+    else:
+        assert "other" not in after
+
+
+def test_what_is_worth_knowing_of_a_sound_run_is_said(tmp_path):
+    planted(tmp_path, "mot")
+    cut = planted(tmp_path, "dense")
+    with (cut / "metrics.jsonl").open("a") as f:
+        f.write('{"schema": 1, "kind": "tr')
+    _, text = page(tmp_path)
+    for remark in ("no checkpoints, so no samples", "one seed: no interval", "metrics.jsonl was cut mid-line"):
+        assert remark in prose(text), remark
+
+
+def test_without_dense_the_page_says_why_there_is_no_answer(tmp_path):
+    planted(tmp_path, "mot")
+    sentence, text = page(tmp_path)
+    assert "can be compared with a dense one" in sentence
+    assert "no dense partner: no sound run of a dense model" in prose(text)
+
+
+def test_only_broken_runs_still_make_a_page(tmp_path):
+    planted(tmp_path, "dense", events=("diverged",), steps=5)
+    _, text = page(tmp_path)
+    assert "left out: diverged at step 5" in prose(text)
+
+
+def test_a_run_that_never_gets_there_is_a_bound(tmp_path):
+    planted(tmp_path, "dense")
+    planted(tmp_path, "mot", speed=0.5)
+    sentence, _ = page(tmp_path)
+    assert "mot needed more than" in sentence
+
+
+@pytest.mark.parametrize(("argument", "says"), [("nowhere/*", "nowhere/*"), ("mine", "is no run directory")])
+def test_no_runs_there_is_one_message(tmp_path, monkeypatch, capsys, argument, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert cli.main(["report", argument]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_tables_for_a_notebook(tmp_path):
+    planted(tmp_path, "dense")
+    planted(tmp_path, "mot")
+    tables = runs.load(f"{tmp_path}/*")
+    assert tables.runs["arch"].tolist() == ["dense", "mot"]
+    last = tables.losses.query("kind == 'eval' and modality == 'image'").groupby("group").loss.last()
+    assert set(last.index) == {"dense", "mot"}
+    assert len(tables.losses.query("kind == 'train'")) == 2 * 2 * STEPS
+
+
+def test_what_a_run_is_called_is_text_and_nothing_else(tmp_path):
+    planted(tmp_path / "<script>", "mot")
+    _, text = page(tmp_path, tmp_path / "<script>" / "*")
+    assert "<script" not in text
+    assert "<script>" in prose(text)
+
+
+@pytest.mark.parametrize(
+    ("arch", "streams", "name"),
+    [
+        ("dense", "ab", "dense"),
+        ("mot", "ab", "mot"),
+        ("mot_ffn", "ab", "mot_ffn"),
+        ("mot_attn_ffn", "abc", "mot_attn_ffn"),
+    ]
+    + [("loo_b", "abc", "loo_b"), ("loo_b", "ab", "mot")],
+)
+def test_an_architecture_is_known_by_its_maps(arch, streams, name):
+    from types import SimpleNamespace
+
+    from configs import archs
+
+    towers = SimpleNamespace(**archs.towers(arch, list(streams)))
+    assert runs.architecture(SimpleNamespace(streams=dict.fromkeys(streams), towers=towers)) == name
+
+
+WRAPPER = """<iframe id=f src="report.html" width={width} height=900 style="border:0"></iframe>
+<pre id=out></pre><script>
+f.onload = () => {{
+  const d = f.contentDocument, wide = [];
+  for (const e of d.body.querySelectorAll("*"))
+    if (!e.closest(".scroll") && e.getBoundingClientRect().right > {width} + 1) wide.push(e.outerHTML.slice(0, 80));
+  const images = [...d.images];
+  out.textContent = JSON.stringify({{
+    images: images.length, broken: images.filter(i => !(i.complete && i.naturalWidth)).length, wide,
+    scrolls: d.documentElement.scrollWidth > {width} }});
+}}</script>"""
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_in_a_browser_every_picture_loads_and_nothing_overflows(tmp_path, width, dark):
+    for arch in ("dense", "mot", "mot_ffn", "mot_attn_ffn"):
+        planted(tmp_path, arch)
+    page(tmp_path)
+    (tmp_path / "wrapper.html").write_text(WRAPPER.format(width=width))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += ["--disable-component-update", "--disable-sync", "--no-first-run", "--allow-file-access-from-files"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=5000"]
+    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    command += ["--dump-dom", f"file://{tmp_path}/wrapper.html"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)[1]))
+    assert found["images"] >= 3
+    assert found["broken"] == 0
+    assert found["wide"] == []
+    assert not found["scrolls"]
