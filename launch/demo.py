@@ -27,10 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         for arch in dict.fromkeys(options.archs.split(","))
     ]
     folders = [train.run(config) for config in configs]
-    for folder in folders[: len(configs) // options.seeds]:  # of the first seed
-        for step in checkpoint.steps(folder / "checkpoints"):
-            result = sample.draw(folder, step, read=10)
-        print(f"{folder.name}: {sample.summary(result)}")
+    for folder in folders[: len(configs) // options.seeds]:  # of the first seed: a digit of each kind at every stage
+        *early, last = checkpoint.steps(folder / "checkpoints")
+        for step in early:
+            sample.draw(folder, step, each=1, read=0)
+        print(f"{folder.name}: {sample.summary(sample.draw(folder, last, each=2, read=10))}")
     found = runs.find(folders)
     report.print_table(found)
     sentence = report.write(found, options.out)

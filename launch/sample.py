@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def draw(
         )
 
     image_alone = lambda row: embedded.grammar(row) & (EOI not in row)
-    drawn = generate([[BOS, *ids(prompt), BOI] for prompt in prompts for _ in range(each)], image_alone, CAPTION)
+    drawn = generate([[BOS, *ids(prompt), BOI] for prompt in prompts * each], image_alone, CAPTION)
     drawn = np.array([[i - TEXT_IDS for i in row if i >= TEXT_IDS] for row in drawn]).reshape(-1, PIXELS)
     pixels, labels = (x[:read] for x in embedded.labelled(held_out))
     captions = generate([[BOS, BOI, *(TEXT_IDS + image), EOI] for image in pixels], embedded.grammar, READ)
@@ -71,7 +72,7 @@ def draw(
     free = generate([[BOS, *ids(text)] for text in texts], lambda row: embedded.grammar(row) & _TEXT, TEXT)
 
     classify, accuracy = judge(training, held_out)
-    asked = [embedded.named(prompt) for prompt in prompts for _ in range(each)]
+    asked = [embedded.named(prompt) for prompt in prompts * each]
     judged = classify(drawn).tolist() if len(drawn) else []
     result = {"step": position.step, "temperature": temperature, "top_k": top_k, "seed": seed, "judge": accuracy}
     result["drawn"] = {"asked": sum(a is not None for a in asked), "right": _equal(asked, judged), "prompts": prompts}
@@ -83,12 +84,10 @@ def draw(
     out.mkdir(parents=True, exist_ok=True)
     files = {"digits": out / "digits.png", "captions": out / "captions.png", "record": out / "samples.json"}
     if prompts:
-        _grid(drawn, [p if i == 0 else "" for p in prompts for i in range(each)], each, files["digits"])
+        _grid(drawn, prompts * each, min(len(prompts), 10), files["digits"])
     if len(pixels):
-        marked = [
-            f"{c}\n{'' if n == label else '(wrong)'}" for c, n, label in zip(captions, named, labels, strict=True)
-        ]
-        _grid(pixels, marked, 5, files["captions"])
+        wrong = ["" if n == label else " (wrong)" for n, label in zip(named, labels, strict=True)]
+        _grid(pixels, [c + w for c, w in zip(captions, wrong, strict=True)], 5, files["captions"])
     write_atomically(files["record"], json.dumps(result, indent=1))
     return result | {"files": {name: str(file) for name, file in files.items() if file.exists()}}
 
@@ -128,15 +127,22 @@ def _words(text: str) -> list[str]:
 
 
 def _grid(images, titles, columns, file) -> None:
-    """Digits `[n, 64]` in rows of `columns`, each under its title; an empty title leaves its place to its neighbour."""
+    """Digits `[n, 64]` in rows of `columns`, each under its title."""
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
-    for axis in (axes := figure.subplots(rows, columns, squeeze=False).ravel()):
+    figure = Figure(figsize=(1.6 * columns, 2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
         axis.set_axis_off()
     for axis, image, title in zip(axes, images, titles, strict=False):
         axis.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=16)
-        axis.set_title(title, fontsize=8, loc="left")
+        axis.set_title(_label(title), fontsize=9, parse_math=False)
     figure.savefig(file, dpi=100)
+
+
+def _label(text: str, width: int = 19, lines: int = 3) -> str:
+    """What a model wrote, as a title can show it: printable, wrapped, cut off after some lines."""
+    shown = "".join(c if c.isprintable() and ord(c) < 0x250 else " " for c in text)
+    return "\n".join(textwrap.wrap(shown, width, max_lines=lines, placeholder=" ..."))
 
 
 def summary(result: dict) -> str:

@@ -1,6 +1,7 @@
 """Generation, the obvious way: the whole document again for every token. Documents grow on the host and are packed as
 in training; a grammar says which ids may come next."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -24,16 +25,23 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
 ) -> list[list[int]]:
-    """Each prompt's ids with what follows, until the grammar allows nothing or a stream's `room` is full.
+    """Each prompt's ids with what follows, until the grammar allows nothing for which its stream has `room`.
 
     `temperature` 0 takes the likeliest id; `top_k` > 0 chooses among so many. Row i depends on i, its
     prompt and the settings, and on no other row. Raises `ValueError` where a prompt does not fit the room.
     """
+    # Rows are short: the whole score matrix is small, and one scanned layer compiles soonest.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="reference", scan=True))
     names, budgets = list(config.streams), [room[name] for name in config.streams]
     first = np.array([s.first_id for s in config.streams.values()])
     stream_of = lambda ids: np.searchsorted(first, ids, side="right") - 1
     rows = [list(map(int, prompt)) for prompt in prompts]
-    full = lambda row: (np.bincount(stream_of(np.array(row)), minlength=len(budgets)) >= budgets).any()
+    stream_V = stream_of(np.arange(config.vocab))
+
+    def allowed(row) -> np.ndarray:
+        used = np.bincount(stream_of(np.array(row)), minlength=len(budgets))
+        return grammar(row) & (used < budgets)[stream_V]
+
     key = jax.random.key(seed)
 
     @jax.jit
@@ -53,8 +61,8 @@ def generate(
         return jax.vmap(jax.random.categorical)(keys, logits_BV / temperature)
 
     while True:
-        allowed_BV = np.stack([grammar(row) for row in rows])
-        going = allowed_BV.any(1) & np.array([not full(row) for row in rows])
+        allowed_BV = np.stack([allowed(row) for row in rows])
+        going = allowed_BV.any(1)
         if not going.any():
             return rows
         batch = pack([[document(0, i, row, stream_of(np.array(row)))] for i, row in enumerate(rows)], names, budgets)

@@ -46,7 +46,7 @@ def test_one_seed_has_no_interval():
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_intervals_cover_the_truth(seeds):
-    """200 simulated cases: slopes vary with the seed, noise is in every step. The nominal 95 % must be at least 90 %."""
+    """200 cases: slopes vary with the seed, noise is in every step. The nominal 95 % must be at least 90 %."""
     rng, truth, covered = np.random.default_rng(seeds), 0.5, 0
     for _ in range(200):
         own = truth + 0.05 * rng.standard_normal(seeds)
