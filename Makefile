@@ -33,7 +33,7 @@ bench: $(PARITY)/.done
 # After changing dependencies: one resolution for all extras and Pythons, without an index address.
 constraints: $(VENV)/.done
 	$(VENV)/bin/python -m pip install --quiet uv
-	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --no-header \
+	$(VENV)/bin/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --all-extras --no-header \
 	  --no-annotate -o constraints.txt
 
 $(VENV)/.done: $(INPUTS)

@@ -22,7 +22,7 @@ from mot.data.packing import document, pack
 from tests import hlo
 
 STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
-ROUNDS = 5
+ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round begins
 
 
 def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256):
@@ -66,12 +66,12 @@ def stepper(c, host):
     return once
 
 
-def in_turn(*functions, rounds=ROUNDS):
+def in_turn(*functions):
     """Seconds of each function, `[rounds, functions]`, after a warm-up."""
+    begin, rows = time.perf_counter(), []
     for f in functions:
         f()
-    rows = []
-    for _ in range(rounds):
+    while len(rows) < ROUNDS and (not rows or time.perf_counter() - begin < BUDGET):
         row = []
         for f in functions:
             start = time.perf_counter()
@@ -177,7 +177,10 @@ def main():
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     peak = lambda dtype="float32": metrics.matmul_peak(mesh, dtype) / 1e9
     table = Table("figure", "measured", "bar", "float32 matmul peak beside it (GFLOP/s)", title="mot bench, CPU")
-    add = lambda figure, value, bar: table.add_row(figure, value, bar, f"{peak():.0f}")
+
+    def add(figure, value, bar):
+        print(f"{figure}: {value}", flush=True)  # the table comes at the end, minutes later
+        table.add_row(figure, value, bar, f"{peak():.0f}")
 
     several, one = batch(4), batch(1)
     dense, mot = (stepper(configuration(arch), several) for arch in ("dense", "mot"))
@@ -200,7 +203,7 @@ def main():
     del dense, eager
 
     half, eager = stepper(configuration("dense", dtype="bfloat16"), one), torch_stepper(half=True)
-    seconds = in_turn(half, eager, rounds=3)
+    seconds = in_turn(half, eager)
     add("dense step, bfloat16 / PyTorch autocast", f"{ratio(seconds):.2f}", "reported, aim 1.3")
     add("  seconds, ours and PyTorch's", "{:.2f}, {:.2f}".format(*np.median(seconds, axis=0)), "")
     del half, eager

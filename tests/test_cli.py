@@ -90,7 +90,7 @@ def test_overrides_keep_types_and_reach_every_depth(monkeypatch):
     assert c.optim.rules[0].lr == 1.0
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo", "sample", "report"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
@@ -125,20 +125,24 @@ def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
     assert list((tmp_path / "digits-mot-smoke" / "checkpoints").glob("*/manifest.json"))
 
 
-def test_the_demo_trains_both_and_draws(tmp_path):
+def test_the_demo_trains_both_draws_and_reports(tmp_path):
     done = mot("demo", "--config=configs/digits.py:size=smoke", "--seeds=1", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
     for text in (
         "dense",
         "mot",
-        "held-out loss, image",
-        "held-out loss, text",
+        "held-out image loss",
+        "held-out text loss",
         "parameters",
         "FLOPs per token",
         "fill, image",
     ):
         assert text in done.stdout
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "mot needed " in done.stdout
+    assert f"report: {tmp_path / 'report.html'}" in done.stdout
+    assert "Samples over training" in (tmp_path / "report.html").read_text()
+    for arch in ("dense", "mot"):
+        assert (tmp_path / f"{arch}-seed0" / "samples" / "1" / "digits.png").exists()
     first, second = ((tmp_path / f"{arch}-seed0" / "metrics.jsonl").read_text() for arch in ("dense", "mot"))
     assert '"tokens/image"' in first
     assert first != second
