@@ -20,7 +20,10 @@ USAGE = (
 
 def main(argv: list[str] | None = None) -> int:
     if argv is None:
-        _with_environment()
+        try:
+            _with_environment()
+        except KeyboardInterrupt:
+            return 130
         argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)

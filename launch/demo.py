@@ -9,6 +9,8 @@ from mot import checkpoint, train
 from mot.errors import UserError
 from scaling import report, runs
 
+OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
+
 
 def main(argv: list[str] | None = None) -> int:
     p = flags.parser("demo", __doc__, "mot demo --archs dense,mot --seeds 2")
@@ -19,13 +21,14 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = flags.parse(p, argv)
     if options.seeds < 1:
         raise UserError(f"--seeds={options.seeds}; must be 1 or more")
-    for key in sorted(overrides.keys() & {"run.root", "run.name", "model.seed", "data.seed"}):
+    archs = list(dict.fromkeys(arch.strip() for arch in options.archs.split(",") if arch.strip()))
+    if not archs:
+        raise UserError(f"--archs={options.archs!r}: names no architecture; see configs/archs.py")
+    if "arch=" in options.config.partition(":")[2]:
+        raise UserError(f"--config={options.config}: the demo chooses architectures; use --archs")
+    for key in sorted(k for k in overrides if k.startswith(OWN)):
         raise UserError(f"--config.{key}={overrides[key]}: the demo names and seeds its runs; use --out and --seeds")
-    configs = [
-        _config(options, overrides, arch, seed)
-        for seed in range(options.seeds)
-        for arch in dict.fromkeys(options.archs.split(","))
-    ]
+    configs = [_config(options, overrides, arch, seed) for seed in range(options.seeds) for arch in archs]
     folders = [train.run(config) for config in configs]
     for folder in folders[: len(configs) // options.seeds]:  # of the first seed: a digit of each kind at every stage
         *early, last = checkpoint.steps(folder / "checkpoints")
@@ -43,8 +46,11 @@ def _config(options, overrides, arch, seed):
     """The same seeds for every architecture: the same batches, and the same initial values of what they share."""
     file, _, arg = options.config.partition(":")
     config = flags.read(f"{file}:{arg + ',' if arg else ''}arch={arch}", overrides)
-    config.run.update(root=str(options.out), name=f"{arch}-seed{seed}")
-    config.model.seed, config.data.seed = seed, seed
+    own = {"run.root": str(options.out), "run.name": f"{arch}-seed{seed}", "model.seed": seed, "data.seed": seed}
+    for key, value in own.items():
+        group, name = key.split(".")
+        if hasattr(config[group], "keys"):  # else `build` says what is wrong with it
+            config[group][name] = value
     return flags.build(config)
 
 

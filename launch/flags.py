@@ -46,13 +46,23 @@ def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
     file = Path(name)
     if not file.is_file():
         raise UserError(f"--config={file_and_arg}: there is no file {file}; configs/ holds those that ship with mot")
-    found = runpy.run_path(str(file)).get("get_config")
-    if found is None:
+    try:
+        found = runpy.run_path(str(file)).get("get_config")
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--config={file_and_arg}: {file} is no configuration file: {error!r}; mend it") from error
+    if not callable(found):
         raise UserError(f"--config={file_and_arg}: {file} defines no get_config(arg); see configs/digits.py")
     try:
-        config = (found(arg) if arg else found()).unlock()
-    except (ValueError, TypeError) as error:
+        config = found(arg) if arg else found()
+    except ValueError as error:  # the file's own message, as for an unknown size
         raise UserError(f"--config={file_and_arg}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--config={file_and_arg}: get_config failed: {error!r}; mend {file}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config={file_and_arg}: get_config returned {type(config).__name__}; it must be a ConfigDict"
+        )
+    config = config.unlock()
     for key, text in overrides.items():
         *groups, name = key.split(".")
         group = config
@@ -81,5 +91,5 @@ def build(config: ConfigDict) -> Config:
 def _literal(text):
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

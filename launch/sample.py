@@ -46,7 +46,7 @@ def draw(
 ) -> dict:
     """Samples, as `samples.json` records them beside `digits.png` and `captions.png`."""
     prompts = PROMPTS if prompts is None else prompts
-    _check(prompts, texts, each, read, temperature, top_k)
+    _check(prompts, texts, each, read, temperature, top_k, seed)
     config, position, params = train.load(run, step)
     training, held_out = embedded.load(config)
     if position.data != training.digest:
@@ -56,6 +56,13 @@ def draw(
         )
     tokenizer = embedded.load_tokenizer()
     ids = lambda text: tokenizer.encode(text).ids
+    for flag, given, most in (("prompt", prompts, CAPTION - 3), ("text", texts, TEXT // 2)):
+        for value in given:
+            if (n := len(ids(value))) > most:
+                raise UserError(f"--{flag} {value[:60]!r}: {n} tokens; there is room for {most}; shorten it")
+    out = out or run / "samples" / str(position.step)
+    files = {"digits": out / "digits.png", "captions": out / "captions.png", "record": out / "samples.json"}
+    _refuse_foreign(files)
 
     def generate(beginnings, grammar, text):
         room = {"text": text, "image": PIXELS}
@@ -80,9 +87,9 @@ def draw(
     result["read"] = {"asked": len(labels), "right": _equal(labels.tolist(), named), "captions": captions}
     result["text"] = [tokenizer.decode([i for i in row if i < TEXT_IDS]) for row in free]
 
-    out = out or run / "samples" / str(position.step)
     out.mkdir(parents=True, exist_ok=True)
-    files = {"digits": out / "digits.png", "captions": out / "captions.png", "record": out / "samples.json"}
+    for file in files.values():
+        file.unlink(missing_ok=True)
     if prompts:
         _grid(drawn, prompts * each, min(len(prompts), 10), files["digits"])
     if len(pixels):
@@ -90,6 +97,17 @@ def draw(
         _grid(pixels, [c + w for c, w in zip(captions, wrong, strict=True)], 5, files["captions"])
     write_atomically(files["record"], json.dumps(result, indent=1))
     return result | {"files": {name: str(file) for name, file in files.items() if file.exists()}}
+
+
+def _refuse_foreign(files: dict[str, Path]) -> None:
+    """Samples are drawn anew over older ones, and over nothing else."""
+    present = [file for file in files.values() if file.exists()]
+    try:
+        ours = {"drawn", "read", "judge"} <= json.loads(files["record"].read_text()).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        ours = False
+    if present and not ours:
+        raise UserError(f"{present[0]} was not written by mot sample and is not overwritten; choose another --out")
 
 
 _TEXT = np.arange(len(embedded.grammar([BOS]))) < TEXT_IDS
@@ -100,24 +118,29 @@ def _equal(a, b) -> int:
     return sum(x == y and x is not None for x, y in zip(a, b, strict=True))
 
 
-def _check(prompts, texts, each, read, temperature, top_k) -> None:
+def _check(prompts, texts, each, read, temperature, top_k, seed) -> None:
     """One message with every fault."""
     known = set(_words(" ".join(embedded.all_captions())))
     faults = []
     for prompt in prompts:
-        if unknown := [word for word in _words(prompt) if word not in known] or (not prompt.strip() and ["nothing"]):
+        odd = [word for word in _words(prompt) if word not in known]
+        if unknown := odd or ([] if _words(prompt) else [prompt.strip() or "nothing"]):
             faults.append(
                 f"--prompt {prompt!r}: {', '.join(unknown)} is in no caption; allowed words: {' '.join(sorted(known))}"
                 "; free text goes with --text"
             )
-    for name, value, least in (
-        ("each", each, 1),
-        ("read", read, 0),
-        ("temperature", temperature, 0),
-        ("top-k", top_k, 0),
+    for text in texts:
+        if not all(c.isprintable() or c.isspace() for c in text):
+            faults.append(f"--text {text!r}: holds characters that are no text; remove them")
+    for name, value, least, most in (
+        ("each", each, 1, 1000),
+        ("read", read, 0, 1000),
+        ("temperature", temperature, 0, 100),
+        ("top-k", top_k, 0, 2**31 - 1),
+        ("seed", seed, 0, 2**31 - 1),
     ):
-        if not value >= least:
-            faults.append(f"--{name}={value}; must be {least} or more")
+        if not least <= value <= most:
+            faults.append(f"--{name}={value}; must be from {least} to {most}")
     if faults:
         raise UserError("\n  ".join(["nothing was sampled", *faults]) if len(faults) > 1 else faults[0])
 

@@ -6,6 +6,7 @@ A step is written under a temporary name and renamed when it is whole, so a fold
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -41,14 +42,16 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
 def steps(folder: Path) -> list[int]:
     """The steps that were saved whole, oldest first."""
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def verify(target: Path) -> None:
     """Raises `Damaged`, naming the first file that is missing, new or changed."""
     try:
         expected = json.loads((target / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(expected, dict):
+            raise ValueError("not an object of file names")
+    except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{target / MANIFEST} cannot be read ({error}); {_remedy(target)}") from None
     found = _digests(target)
     for name in sorted({*expected, *found}):
@@ -65,14 +68,23 @@ def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
     target = folder / str(step)
     verify(target)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        meta = checkpointer.restore(target.absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+        def read(**items):
+            try:
+                return checkpointer.restore(target.absolute(), args=ocp.args.Composite(**items))
+            except (KeyError, ValueError, TypeError, FileNotFoundError) as error:  # what is whole, but not this model's
+                why = str(error).splitlines()[0]
+                raise Damaged(f"{target} does not hold what this run needs ({why}); {_remedy(target)}") from error
+
+        meta = read(meta=ocp.args.JsonRestore())["meta"]
         if meta["format"] != FORMAT:
             raise Damaged(
                 f"{target} has format {meta['format']}; this version reads {FORMAT}; use the one that wrote it"
             )
+        if meta["step"] != step:
+            raise Damaged(f"{target} holds step {meta['step']}, not {step}; give the folder its own name back")
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
-        arguments = ocp.args.Composite(**items, data=ocp.args.JsonRestore())
-        restored = checkpointer.restore(target.absolute(), args=arguments)
+        restored = read(**items, data=ocp.args.JsonRestore())
     return {name: restored[name] for name in like}, restored["data"]
 
 

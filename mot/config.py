@@ -190,6 +190,9 @@ def build(tree: ConfigDict | Mapping, *more: Check) -> Config:
     return Config(**sections)
 
 
+LARGEST = 2**31  # no count, size or seed needs more; a random key takes 32 bits of a seed
+
+
 def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     """`dotted.key: old -> new` wherever two configurations (as nested mappings) differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -232,7 +235,9 @@ def _convert(value, kind, path, faults):
         if not isinstance(value, (list, tuple)):
             return _wrong(value, "a tuple", path, faults)
         return tuple(_convert(v, args[0], f"{path}[{i}]", faults) for i, v in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int and abs(value) >= LARGEST:
+        return _wrong(value, f"less than {LARGEST} in size", path, faults)
+    if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
         return _wrong(value, f"of type {kind.__name__}", path, faults)

@@ -10,6 +10,7 @@ from mot.config import Config
 from mot.errors import Damaged, UserError
 
 SCHEMA = 1
+KINDS = ("train", "eval", "event")
 
 
 def folder(config: Config) -> Path:
@@ -56,10 +57,19 @@ def read_config(path: Path) -> dict:
     try:
         found = json.loads(file.read_text())
         sections = {f.name for f in dataclasses.fields(Config)}
-        whole = isinstance(found, dict) and sections <= found.keys() and "root" in found["run"]
+        whole = isinstance(found, dict) and sections <= found.keys() and isinstance(found["run"], dict)
         return found if whole else _not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         return _not_ours(file, error)
+
+
+def config_of(path: Path) -> Config:
+    """A run's configuration, checked; raises `Damaged` where `read_config` does and where a value is not allowed."""
+    found = read_config(path)
+    try:
+        return configs.build(found)
+    except UserError as error:
+        return _not_ours(path / "config.json", error)
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -75,11 +85,15 @@ def read_metrics(path: Path) -> list[dict]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
         try:
             row = json.loads(line)
-            rows.append({"kind": row["kind"], "step": row["step"], **row})
-            if row["schema"] != SCHEMA:
-                raise ValueError(f"schema {row['schema']}, this version reads {SCHEMA}")
-        except (ValueError, TypeError, KeyError) as error:
-            _not_ours(file, f"line {number}: {error}")
+            if type(row["schema"]) is not int or row["schema"] != SCHEMA:
+                raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
+            if row["kind"] not in KINDS or type(row["step"]) is not int or row["step"] < 0:
+                raise ValueError(f"kind {row['kind']!r}, step {row['step']!r}; kinds are {', '.join(KINDS)}")
+            if wrong := [k for k, v in row.items() if k.startswith("loss") and not _is_number(v)]:
+                raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, no number")
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            _not_ours(file, f"line {number}: {error!r}" if isinstance(error, KeyError) else f"line {number}: {error}")
     return rows
 
 
@@ -87,6 +101,11 @@ def write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.partial")
     temporary.write_text(text)
     os.replace(temporary, file)
+
+
+def _is_number(value) -> bool:
+    """As metrics.jsonl holds one: JSON has no NaN, so what is not finite is text."""
+    return type(value) in (int, float) or value in ("nan", "inf", "-inf")
 
 
 def _not_ours(file, why):

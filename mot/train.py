@@ -16,10 +16,9 @@ from flax import struct
 
 from mot import batch as batches
 from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding
-from mot import config as configs
 from mot.config import Config, ConfigError, differences
 from mot.data import embedded, pipeline
-from mot.errors import UserError
+from mot.errors import Damaged, UserError
 from mot.evaluate import make_evaluate
 
 
@@ -160,8 +159,7 @@ def evaluate(
 ) -> tuple[int, dict[str, float]]:
     """The step of a run's checkpoint, the newest by default, and its held-out losses; the run must have this model."""
     path = rundir.folder(config)
-    known = rundir.read_config(path)
-    mine = rundir.plain(config)
+    known, mine = rundir.plain(rundir.config_of(path)), rundir.plain(config)
     sections = ("streams", "towers", "model", "objective", "data", "optim")
     if different := [d for s in sections for d in differences(known[s], mine[s], s)]:
         raise UserError(f"{path} was trained with another configuration (its -> yours):\n  " + "\n  ".join(different))
@@ -180,7 +178,7 @@ def load(path: Path, step: int | None = None) -> tuple[Config, Position, dict]:
     The parameters are the averaged ones where the run keeps an average. Raises `UserError` where there is no run, or no
     such checkpoint.
     """
-    config = configs.build(rundir.read_config(path))
+    config = rundir.config_of(path)
     _saved(path, step)
     state, position = _start(config, path, sharding.make_mesh(1, jax.devices()[:1]), step)
     return config, position, state.ema or state.params
@@ -206,6 +204,8 @@ def _start(config, path, mesh, step=None) -> tuple[State, Position]:
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh))
     trees, data = checkpoint.restore(path / "checkpoints", step or saved[-1], jax.tree.map(place, _trees(shapes)))
     state = State(trees["params"], trees["opt"]["optax"], trees.get("ema", {}), trees["opt"]["updates"])
+    if unknown := data.keys() ^ vars(Position()).keys():
+        raise Damaged(f"{path}: the position in its checkpoint differs in {', '.join(sorted(unknown))}; move it away")
     return state, Position(**data)
 
 

@@ -122,7 +122,7 @@ def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, 
 def curve(run: Run, kind: str, modality: str, cost: str) -> Curve | None:
     """A run's loss along its steps, FLOPs or seconds; None where it has none."""
     key = f"loss/{modality}"
-    rows = [row for row in run.rows if row["kind"] == kind and key in row]
+    rows = [row for row in run.rows if row["kind"] == kind and np.isfinite(float(row.get(key, "nan")))]
     if len(rows) < 2:
         return None
     column = lambda k: np.array([float(row.get(k, 0)) for row in rows])

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mot import flops, params, rundir
+from mot.errors import UserError
 from mot.rundir import write_atomically
 from scaling import match, pictures, published, runs
 from scaling.match import Slope
@@ -22,6 +23,7 @@ from scaling.runs import Run
 COSTS = {"step": "steps", "flops": "FLOPs", "seconds": "seconds"}
 KINDS = {"train": "training", "eval": "held-out"}
 HALF_LIVES = (0.01, 0.02, 0.04)
+MARK = '<meta name="generator" content="mot report">'
 STAGES = 4  # checkpoints whose samples are shown
 
 
@@ -42,7 +44,7 @@ def write(found: list[Run], out: Path) -> str:
     slopes = _slopes(groups)
     sentence = _sentence(slopes)
     colour = pictures.colours(groups)
-    out.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign(out / "report.html")
     drawn = {}
     main = {
         g: {m: slopes[k] for m in _modalities(groups) if (k := Key(g, m, "train", "step", 0.02)) in slopes}
@@ -52,12 +54,8 @@ def write(found: list[Run], out: Path) -> str:
         drawn["headline"] = pictures.both(pictures.headline, main, colour)
     for modality in _modalities(groups):
         drawn[f"curves_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, ("step", "flops"))
-    for name, themes in drawn.items():
-        (out / f"{name}.png").write_bytes(themes["light"])
     every = runs.tables(found)
     table = pd.DataFrame([k._asdict() | s._asdict() for k, s in slopes.items()])
-    for name, frame in {"runs": every.runs, "losses": every.losses, "slopes": table}.items():
-        write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
     page = _template().render(
         sentence=sentence,
         pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
@@ -73,8 +71,19 @@ def write(found: list[Run], out: Path) -> str:
         differences=_differences(groups),
         runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
     )
+    # All is made; only now is anything written.
+    out.mkdir(parents=True, exist_ok=True)
+    for name, themes in drawn.items():
+        (out / f"{name}.png").write_bytes(themes["light"])
+    for name, frame in {"runs": every.runs, "losses": every.losses, "slopes": table}.items():
+        write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
     write_atomically(out / "report.html", page)
     return sentence
+
+
+def _refuse_foreign(file: Path) -> None:
+    if file.exists() and not (file.is_file() and MARK in file.read_text(errors="replace")):
+        raise UserError(f"{file} was not written by mot report and is not overwritten; choose another --out")
 
 
 def _modalities(groups) -> list[str]:
@@ -215,15 +224,24 @@ def _samples(groups) -> list[dict]:
             folders = sorted(folders, key=lambda p: int(p.name))
             if folders:
                 chosen = sorted({round(i * (len(folders) - 1) / max(STAGES - 1, 1)) for i in range(STAGES)})
-                shown.append({"group": label, "run": run, "stages": [_stage(folders[i]) for i in chosen]})
+                stages = [_stage(folders[i]) for i in chosen]
+                shown.append({"group": label, "run": run, "stages": stages})
                 break
     return shown
 
 
 def _stage(folder) -> dict:
-    record = json.loads((folder / "samples.json").read_text())
-    images = {n: _inline(f.read_bytes()) for n in ("digits", "captions") if (f := folder / f"{n}.png").exists()}
-    return {"step": int(folder.name), "record": record, **images}
+    """A step's pictures and what they score; where a file is not what `mot sample` writes, that instead."""
+    try:
+        record = json.loads((folder / "samples.json").read_text())
+        counts = {k: (int(record[k]["right"]), int(record[k]["asked"])) for k in ("drawn", "read")}
+        images = {n: f.read_bytes() for n in ("digits", "captions") if (f := folder / f"{n}.png").exists()}
+        if foreign := [name for name, png in images.items() if not png.startswith(b"\x89PNG\r\n\x1a\n")]:
+            raise ValueError(f"{foreign[0]}.png is no PNG")
+        stage = {"judge": float(record["judge"]), **counts, **{name: _inline(png) for name, png in images.items()}}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        stage = {"damaged": f"{folder} is damaged: {error!r}"}
+    return {"step": int(folder.name), **stage}
 
 
 def _differences(groups) -> list[tuple[str, list[str]]]:

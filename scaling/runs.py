@@ -36,7 +36,7 @@ class Run(NamedTuple):
     @property
     def digest(self) -> str | None:
         """Of its training data."""
-        return next((row["data"] for row in self.rows if row.get("event") == "start"), None)
+        return next((str(row["data"]) for row in self.rows if row.get("event") == "start" and "data" in row), None)
 
     def series(self, kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the rows that have the key."""
@@ -79,9 +79,9 @@ def architecture(config: Config) -> str:
 def read(path: Path | str) -> Run:
     """A run directory; raises `UserError` where it is none, or is damaged."""
     path = Path(path)
-    config = configs.build(rundir.read_config(path))
-    rows = rundir.read_metrics(path)
-    steps = max((row["step"] for row in rows if row["kind"] == "train"), default=0)
+    config, rows = rundir.config_of(path), rundir.read_metrics(path)
+    trained = [row for row in rows if row["kind"] == "train"]
+    steps = max((row["step"] for row in trained), default=0)
     faults, notes = [], []
     if any(row.get("event") == "diverged" for row in rows):
         faults.append(f"diverged at step {steps}")
@@ -89,14 +89,26 @@ def read(path: Path | str) -> Run:
         faults.append("no training steps recorded")
     elif steps < config.run.steps:
         faults.append(f"unfinished: step {steps:,} of {config.run.steps:,}")
+    needed = ("flops", "seconds", "step_seconds", "tokens_per_s", "mfu", *(f"tokens/{m}" for m in config.modalities))
+    if absent := [key for key in needed if any(not _is_positive(row.get(key)) for row in trained)]:
+        faults.append(f"metrics.jsonl has rows without {', '.join(absent)}")
+    if len({row["step"] for row in trained}) < len(trained) or trained != sorted(trained, key=lambda row: row["step"]):
+        faults.append("metrics.jsonl has steps twice or out of order")
+    last = [row[key] for row in rows[-1:] for key in row if key.startswith("loss")]
+    if not np.isfinite(np.array(last, float)).all():
+        faults.append(f"its losses are not finite at the end, step {steps:,}")
     file = path / "metrics.jsonl"
     if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
         notes.append("metrics.jsonl was cut mid-line; the cut line is left out")
     if skipped := sum(row.get("event") == "skipped" for row in rows):
         notes.append(f"{skipped} steps were not finite and were skipped")
     if not checkpoint.steps(path / "checkpoints"):
-        notes.append("no checkpoints, so no samples")
+        notes.append("no checkpoints, so no samples can be drawn")
     return Run(path, config, rows, tuple(faults), tuple(notes))
+
+
+def _is_positive(value) -> bool:
+    return isinstance(value, (int, float)) and value > 0
 
 
 def find(patterns: Iterable[str | Path]) -> list[Run]:
@@ -105,7 +117,7 @@ def find(patterns: Iterable[str | Path]) -> list[Run]:
     A path that is no run directory raises `UserError`, and so does a glob that matches none; what else a glob matches
     (a report, a picture) is passed over.
     """
-    paths: dict[Path, None] = {}
+    paths: dict[Path, Path] = {}
     for pattern in map(str, patterns):
         if Path(pattern).exists():
             matches = [Path(pattern)]
@@ -115,14 +127,19 @@ def find(patterns: Iterable[str | Path]) -> list[Run]:
             raise UserError(
                 f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
             )
-        paths.update(dict.fromkeys(matches))
-    runs = [read(path) for path in paths]
+        for match in matches:
+            paths.setdefault(match.resolve(), match)  # one run by two names is one run
+    runs = [read(path) for path in paths.values()]
     digests = Counter(run.digest for run in runs if run.digest)
     if len(digests) > 1:
         usual = digests.most_common(1)[0][0]
         other = lambda run: run.digest not in (None, usual)
         fault = lambda run: f"trained on other data: digest {run.digest}, most have {usual}"
         runs = [run._replace(faults=(*run.faults, fault(run))) if other(run) else run for run in runs]
+    first: dict[tuple, Run] = {}
+    for i, (label, run) in enumerate(zip(names(runs), runs, strict=True)):
+        if not run.faults and (before := first.setdefault((label, run.seeds), run)) is not run:
+            runs[i] = run._replace(faults=(f"the same architecture and seeds as {before.path}: no further evidence",))
     return runs
 
 

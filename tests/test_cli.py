@@ -37,7 +37,10 @@ def mot(*args, **kwargs):
         (["train", SMOKE, "--config.data.shares.films=1"], "data.shares.films: no such source"),
         (["train", SMOKE, "--config.optim=3"], "optim: 3 is int; must be a group of keys"),
         (["train", SMOKE, "--config.data.batch=4", "--config.run.root=README.md"], "Not a directory"),
-        (["train", "--config=configs/base.py:arch=mot"], "--config=configs/base.py:arch=mot: get_config() takes"),
+        (
+            ["train", "--config=configs/base.py:arch=mot"],
+            "base.py:arch=mot: get_config failed: TypeError",
+        ),
         (["train", SMOKE, "--config.data.batch=four"], "data.batch: 'four' is str; must be of type int"),
         (["train", SMOKE, "--config.optim.lr.peak=3"], "optim.lr: "),
         (["train", "--config=configs/base.py"], "streams: "),

@@ -21,7 +21,7 @@ ORDER = [
     ["data.packing", "model"],
     ["data.embedded", "objectives", "flops", "optim", "rundir"],
     ["data.pipeline", "metrics"],
-    ["evaluate"],
+    ["evaluate", "sample"],
     ["train"],
 ]
 LEVEL = {f"mot.{room}": level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -118,7 +118,11 @@ def test_what_is_worth_knowing_of_a_sound_run_is_said(tmp_path):
     with (cut / "metrics.jsonl").open("a") as f:
         f.write('{"schema": 1, "kind": "tr')
     _, text = page(tmp_path)
-    for remark in ("no checkpoints, so no samples", "one seed: no interval", "metrics.jsonl was cut mid-line"):
+    for remark in (
+        "no checkpoints, so no samples can be drawn",
+        "one seed: no interval",
+        "metrics.jsonl was cut mid-line",
+    ):
         assert remark in prose(text), remark
 
 
