@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -74,4 +75,24 @@ def test_another_format_is_refused(saved):
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 99}))
     (saved / "20" / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._digests(saved / "20")))
     with pytest.raises(Damaged, match="has format 99; this version reads 1"):
+        checkpoint.restore(saved, 20, LIKE)
+
+
+def test_a_renamed_step_another_shape_and_a_lost_item_are_named(saved):
+    (saved / "20").rename(saved / "30")
+    with pytest.raises(Damaged, match="holds step 20, not 30"):
+        checkpoint.restore(saved, 30, LIKE)
+    other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 2), x.dtype, sharding=x.sharding), LIKE)
+    with pytest.raises(Damaged, match="10 does not hold what this run needs"):
+        checkpoint.restore(saved, 10, other)
+    shutil.rmtree(saved / "10" / "params")
+    (saved / "10" / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._digests(saved / "10")))
+    with pytest.raises(Damaged, match="10 does not hold what this run needs"):
+        checkpoint.restore(saved, 10, LIKE)
+
+
+@pytest.mark.parametrize("content", ["5", "[]", "[" * 100_000])
+def test_a_manifest_that_is_none_is_named(saved, content):
+    (saved / "20" / checkpoint.MANIFEST).write_text(content)
+    with pytest.raises(Damaged, match=r"20/manifest.json cannot be read"):
         checkpoint.restore(saved, 20, LIKE)

@@ -46,6 +46,13 @@ def mot(*args, **kwargs):
         (["train", "--config=configs/base.py"], "streams: "),
         (["demo", "--config.run.name=x"], "the demo names and seeds its runs; use --out and --seeds"),
         (["evaluate", SMOKE], "is no run directory"),
+        (["demo", "--config=configs/digits.py:arch=mot"], "the demo chooses architectures; use --archs"),
+        (["demo", "--archs= ,"], "names no architecture"),
+        (["demo", "--config.model=5"], "model: 5 is int; must be a group of keys"),
+        (["train", SMOKE, "--config.model.seed=4294967296"], "must be less than 2147483648 in size"),
+        (["train", SMOKE, "--config.optim.lr=" + "9" * 400], "must be less than 2147483648 in size"),
+        (["train", "--config=README.md"], "README.md is no configuration file: SyntaxError"),
+        (["train", "--config=configs/archs.py"], "defines no get_config(arg)"),
         (["demo", "--seeds=0"], "--seeds=0; must be 1 or more"),
     ],
 )

@@ -173,3 +173,13 @@ def test_a_run_on_other_data_is_refused(run, monkeypatch, capsys):
     monkeypatch.setattr(embedded, "load", lambda c: [split._replace(digest="other") for split in here])
     assert cli.main(["sample", str(run)]) == 2
     assert "was trained on other data" in capsys.readouterr().err
+
+
+def test_samples_are_drawn_over_samples_and_over_nothing_else(run, tmp_path, capsys):
+    assert cli.main(["sample", str(run), f"--out={tmp_path}", "--each=1", "--read=1"]) == 0
+    assert cli.main(["sample", str(run), f"--out={tmp_path}", "--each=1", "--read=0"]) == 0
+    assert not (tmp_path / "captions.png").exists()
+    (tmp_path / "samples.json").write_text("mine")
+    assert cli.main(["sample", str(run), f"--out={tmp_path}"]) == 2
+    assert "was not written by mot sample and is not overwritten" in capsys.readouterr().err
+    assert (tmp_path / "samples.json").read_text() == "mine"

@@ -222,3 +222,68 @@ def test_in_a_browser_every_picture_loads_and_nothing_overflows(tmp_path, width,
     assert found["broken"] == 0
     assert found["wide"] == []
     assert not found["scrolls"]
+
+
+def test_one_run_by_two_names_and_a_copy_are_no_further_evidence(tmp_path):
+    planted(tmp_path, "dense")
+    run = planted(tmp_path, "mot", speed=2.0)
+    before, _ = page(tmp_path)
+    (tmp_path / "link").symlink_to(run)
+    shutil.copytree(run, tmp_path / "zcopy")
+    after, text = page(tmp_path)
+    assert before == after
+    assert "the same architecture and seeds as" in prose(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("loss/text", "nan", "losses are not finite at the end"),
+        ("loss/text", "inf", "losses are not finite at the end"),
+        ("tokens/text", None, "metrics.jsonl has rows without tokens/text"),
+        ("mfu", None, "metrics.jsonl has rows without mfu"),
+        ("step", 7, "metrics.jsonl has steps twice"),
+    ],
+)
+def test_rows_that_say_nothing_leave_the_run_out(tmp_path, key, value, says):
+    planted(tmp_path, "dense")
+    path = planted(tmp_path, "mot", steps=STEPS)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if key in row and row["kind"] == "train":
+            row[key] = value
+    rows = [{k: v for k, v in row.items() if v is not None} for row in rows if row["kind"] != "eval"]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sentence, text = page(tmp_path)
+    assert says in prose(text)
+    assert "can be compared with a dense one" in sentence
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00", b"", b"[]", b"{}", b"[" * 100_000])
+def test_damaged_samples_are_named_and_the_page_is_made(tmp_path, content):
+    folder = planted(tmp_path, "dense") / "samples" / "2"
+    folder.mkdir(parents=True)
+    (folder / "samples.json").write_bytes(content)
+    _, text = page(tmp_path)
+    assert f"{folder} is damaged" in prose(text)
+
+
+def test_what_others_wrote_is_not_overwritten(tmp_path, capsys):
+    planted(tmp_path, "dense")
+    (tmp_path / "report.html").write_text("mine")
+    assert cli.main(["report", str(tmp_path / "dense-seed0")]) == 2
+    assert "was not written by mot report and is not overwritten" in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text() == "mine"
+    assert not list(tmp_path.glob("*.csv"))
+
+
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, capsys):
+    path = planted(tmp_path, "dense")
+    good = (path / "metrics.jsonl").read_text().splitlines()
+    for bad in ('{"schema": 1, "kind": "train", "step": "3"}', '{"schema": 1, "kind": "train", "step": 3, "loss": []}'):
+        (path / "metrics.jsonl").write_text("\n".join([good[0], bad, ""]))
+        assert cli.main(["report", str(path)]) == 2
+        assert "metrics.jsonl is damaged or foreign (line 2: " in capsys.readouterr().err
+    (path / "config.json").write_text((path / "config.json").read_text().replace('"steps": 60', '"steps": "60"'))
+    assert cli.main(["report", str(path)]) == 2
+    assert "config.json is damaged or foreign" in capsys.readouterr().err
