@@ -59,6 +59,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Fig
             axis.plot(s.value, y, marker=">" if s.bound else "o", markersize=8, color=colour[group], zorder=3)
             if np.isfinite(s.low):
                 axis.plot([s.low, s.high], [y, y], color=colour[group], linewidth=2, zorder=3)
+                right = max(right, 1.05 * s.high)
             axis.annotate(text(s), (s.value, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
             right = max(right, 1.15 * s.value)
             ticks.append((y, f"{modality}: {group}"))
@@ -79,7 +80,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Fig
     axis.axvline(1, color=colour.get("dense", COLOURS["dense"]), linewidth=2, label="dense")
     axis.set_yticks([t for t, _ in ticks], [label for _, label in ticks])
     axis.set(
-        xlim=(0, right),
+        xlim=(0, min(right, 3)),
         ylim=(y - 0.6, -0.9),
         xlabel="fraction of dense's steps for dense's training loss (less is better)",
     )

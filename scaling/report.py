@@ -182,17 +182,19 @@ def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
         ends = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"loss/{modality}")[1])]  # noqa: B023
         rows.append((f"held-out {modality} loss", [_spread(ends(g)) for g in groups.values()]))
     rows.append(("parameters", [millions(params.count(params.table(g[0].config))) for g in groups.values()]))
-    for stream in next(iter(groups.values()))[0].config.streams:
+    streams = list(next(iter(groups.values()))[0].config.streams)
+    for stream in streams:
         active = lambda g: flops.active_parameters(g[0].config).get(stream)  # noqa: B023
         rows.append((f"active, {stream} token", [millions(n) if (n := active(g)) else "" for g in groups.values()]))
-        filled = lambda g: g[0].series("train", f"fill/{stream}")[1]  # noqa: B023
-        rows.append(
-            (f"fill, {stream}", [f"{100 * x.mean():.1f} %" if len(x := filled(g)) else "" for g in groups.values()])
-        )
     rows.append(("FLOPs per token", [millions(last(g[0], "flops") / tokens(g[0])) for g in groups.values()]))
     rows.append(("step time", [f"{1e3 * middle(g, 'step_seconds'):.0f} ms" for g in groups.values()]))
     rows.append(("tokens per second", [f"{middle(g, 'tokens_per_s'):,.0f}" for g in groups.values()]))
     rows.append(("of matmul peak", [f"{100 * middle(g, 'mfu'):.0f} %" for g in groups.values()]))
+    for stream in streams:
+        fill = lambda g: g[0].series("train", f"fill/{stream}")[1]  # noqa: B023
+        rows.append(
+            (f"fill, {stream}", [f"{100 * x.mean():.1f} %" if len(x := fill(g)) else "" for g in groups.values()])
+        )
     return rows
 
 

@@ -2,7 +2,7 @@
 
 import glob
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,24 +111,26 @@ def _is_positive(value) -> bool:
     return isinstance(value, (int, float)) and value > 0
 
 
-def find(patterns: Iterable[str | Path]) -> list[Run]:
+def find(patterns: Sequence[str | Path]) -> list[Run]:
     """The runs that paths and globs name, each once, in order; other data than most of them is a fault.
 
-    A path that is no run directory raises `UserError`, and so does a glob that matches none; what else a glob matches
-    (a report, a picture) is passed over.
+    A folder that is no run raises `UserError`, and so does whatever names no run at all; files among runs (a shell's
+    `runs/*` names the report beside them) are passed over.
     """
     paths: dict[Path, Path] = {}
     for pattern in map(str, patterns):
-        if Path(pattern).exists():
+        if Path(pattern).is_dir():
             matches = [Path(pattern)]
         else:
             matches = [Path(p) for p in sorted(glob.glob(pattern)) if (Path(p) / "config.json").exists()]
-        if not matches:
+        if not matches and not glob.glob(pattern):
             raise UserError(
                 f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
             )
         for match in matches:
             paths.setdefault(match.resolve(), match)  # one run by two names is one run
+    if not paths:
+        raise UserError(f"{', '.join(map(str, patterns))}: no run there; give folders that hold a config.json")
     runs = [read(path) for path in paths.values()]
     digests = Counter(run.digest for run in runs if run.digest)
     if len(digests) > 1:

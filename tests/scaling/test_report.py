@@ -146,13 +146,22 @@ def test_a_run_that_never_gets_there_is_a_bound(tmp_path):
     assert "mot needed more than" in sentence
 
 
-@pytest.mark.parametrize(("argument", "says"), [("nowhere/*", "nowhere/*"), ("mine", "is no run directory")])
+@pytest.mark.parametrize(
+    ("argument", "says"), [("nowhere/*", "nowhere/*"), ("mine", "is no run directory"), ("file", "file: no run")]
+)
 def test_no_runs_there_is_one_message(tmp_path, monkeypatch, capsys, argument, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "file").write_text("mine")
     assert cli.main(["report", argument]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.rglob("report.html"))
+
+
+def test_files_beside_runs_are_passed_over(tmp_path):
+    planted(tmp_path, "dense")
+    first = page(tmp_path)
+    assert page(tmp_path, *tmp_path.iterdir()) == first
 
 
 def test_tables_for_a_notebook(tmp_path):
