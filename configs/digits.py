@@ -12,7 +12,7 @@ from configs import archs, base
 SIZES = {
     "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=1),
     "demo": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=120, warmup=15, every=20),
-    "draw": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=1200, warmup=60, every=150),
+    "draw": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=800, warmup=40, every=100),
 }
 # Documents in these proportions fill the budgets: five digits a row, and manual text for the rest.
 MIXTURE = dict(text=320, longest=128, shares=dict(manual=13, drawn=7, read=7))

@@ -123,7 +123,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
     command += ["--config.run.steps=100000", "--config.run.save_every=100000", "--config.run.eval_every=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENV)
     metrics = tmp_path / "digits-mot-smoke" / "metrics.jsonl"
-    for _ in range(600):
+    for _ in range(3000):
         if metrics.exists() and '"train"' in metrics.read_text():
             break
         time.sleep(0.1)

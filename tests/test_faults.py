@@ -47,7 +47,7 @@ def trial(root, seed, uninterrupted):
     """SIGKILL once a random row is written, at a random moment after it: perhaps in the middle of a save."""
     rng = random.Random(seed)
     process, path, wanted = start(root), root / "digits-mot-smoke", rng.randrange(EVERY + 2, STEPS)
-    for _ in range(3000):
+    for _ in range(30_000):  # a busy machine takes minutes to start
         if (path / "metrics.jsonl").exists() and f'"train", "step": {wanted},' in (path / "metrics.jsonl").read_text():
             break
         time.sleep(0.01)
