@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
         steps=size["steps"],
         eval_every=size["every"],
         eval_batches=2 if arg["size"] == "smoke" else 4,
-        save_every=max(size["steps"] // 4, 1),
+        save_every=max(size["steps"] // 4, 2),
         keep=4,
     )
     return c.lock()

@@ -152,7 +152,7 @@ def test_the_demo_trains_both_draws_and_reports(tmp_path):
     assert f"report: {tmp_path / 'report.html'}" in done.stdout
     assert "Samples over training" in (tmp_path / "report.html").read_text()
     for arch in ("dense", "mot"):
-        assert (tmp_path / f"{arch}-seed0" / "samples" / "1" / "digits.png").exists()
+        assert (tmp_path / f"{arch}-seed0" / "samples" / "2" / "digits.png").exists()
     first, second = ((tmp_path / f"{arch}-seed0" / "metrics.jsonl").read_text() for arch in ("dense", "mot"))
     assert '"tokens/image"' in first
     assert first != second
