@@ -197,7 +197,7 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
     with pytest.raises(train.Diverged, match=r"step 2 skipped: loss nan.*2 in a row, optim.patience is 2; look at"):
         train.run(c, devices=one_device)
     events = rows(rundir.folder(c), "event")
-    assert [(e["event"], e["step"]) for e in events] == [("start", 0), ("skipped", 1), ("skipped", 2)]
+    assert [(e["event"], e["step"]) for e in events] == [("start", 0), ("skipped", 1), ("skipped", 2), ("diverged", 2)]
     assert "image" in events[1]["towers"]
 
 
