@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from scaling import published
-from scaling.match import HALF_LIFE, Curve, Slope, smooth
+from scaling.match import HALF_LIFE, Slope, smooth
 from scaling.runs import Run
 
 # Okabe and Ito's colours, which the colour-blind tell apart; all are legible on white and on near-black.
@@ -97,10 +97,9 @@ def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, 
     figure = Figure(figsize=(5.2 * len(costs), 3.9), layout="constrained")
     labels = {"step": "steps", "flops": "model FLOPs", "seconds": "seconds of training"}
     for axis, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
-        low, high = np.inf, -np.inf
         for i, (label, runs) in enumerate(groups.items()):
             for kind in ("train", "eval"):
-                found = [c for run in runs if (c := curve(run, kind, modality, cost))]
+                found = [c for run in runs if (c := run.curve(kind, modality, cost))]
                 if not found:
                     continue
                 n = min(len(c.step) for c in found)
@@ -112,19 +111,8 @@ def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, 
                 axis.plot(x, y.mean(0), color=colour[label], label=label if kind == "eval" else None, **style)
                 if len(found) > 1:
                     axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.15, linewidth=0)
-                low, high = min(low, y.min()), max(high, y.max())
         axis.set(xlabel=labels[cost], ylabel=f"{modality} loss (nats per token)")
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(frameon=False)
     return figure
-
-
-def curve(run: Run, kind: str, modality: str, cost: str) -> Curve | None:
-    """A run's loss along its steps, FLOPs or seconds; None where it has none."""
-    key = f"loss/{modality}"
-    rows = [row for row in run.rows if row["kind"] == kind and np.isfinite(float(row.get(key, "nan")))]
-    if len(rows) < 2:
-        return None
-    column = lambda k: np.array([float(row.get(k, 0)) for row in rows])
-    return Curve(column("step"), column(cost), column(key))

@@ -4,69 +4,54 @@ import base64
 import json
 import os
 import statistics
-from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from mot import flops, params, rundir
+from mot.config import differences
 from mot.errors import UserError
 from mot.rundir import write_atomically
 from scaling import match, pictures, published, runs
 from scaling.match import Slope
 from scaling.runs import Run
 
-COSTS = {"step": "steps", "flops": "FLOPs", "seconds": "seconds"}
-KINDS = {"train": "training", "eval": "held-out"}
-HALF_LIVES = (0.01, 0.02, 0.04)
+HEADLINE = ("train", "step", match.HALF_LIFE)  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'
 STAGES = 4  # checkpoints whose samples are shown
 
 
-class Key(NamedTuple):
-    group: str
-    modality: str
-    kind: str
-    cost: str
-    half_life: float
-
-
 def write(found: list[Run], out: Path) -> str:
     """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence."""
-    groups = {
-        label: sound for label, group in runs.grouped(found).items() if (sound := [r for r in group if not r.faults])
-    }
+    groups = runs.sound(found)
     notes = _notes(found, groups)
-    slopes = _slopes(groups)
+    slopes = runs.slopes(groups)
     sentence = _sentence(slopes)
     colour = pictures.colours(groups)
     _refuse_foreign(out / "report.html")
     drawn = {}
-    main = {
-        g: {m: slopes[k] for m in _modalities(groups) if (k := Key(g, m, "train", "step", 0.02)) in slopes}
-        for g in groups
-    }
-    if main := {g: by for g, by in main.items() if by}:
+    main: dict[str, dict[str, Slope]] = {}
+    for key, slope in slopes.items():
+        if key[2:] == HEADLINE:
+            main.setdefault(key.group, {})[key.modality] = slope
+    if main:
         drawn["headline"] = pictures.both(pictures.headline, main, colour)
-    for modality in _modalities(groups):
+    for modality in runs.modalities(groups):
         drawn[f"curves_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, ("step", "flops"))
-    every = runs.tables(found)
-    table = pd.DataFrame([k._asdict() | s._asdict() for k, s in slopes.items()])
+    every = runs.tables(found, slopes)
     page = _template().render(
         sentence=sentence,
         pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
-        modalities=_modalities(groups),
+        modalities=runs.modalities(groups),
         groups=list(groups),
         colour=colour,
         slopes=_slope_rows(slopes),
         half_lives=_half_life_rows(slopes),
         definition=match.__doc__.split("\n\n")[1],
         published=published,
-        costs=_cost_rows(groups),
+        costs=measures(groups) if groups else [],
         samples=_samples(groups),
         differences=_differences(groups),
         runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
@@ -75,7 +60,7 @@ def write(found: list[Run], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     for name, themes in drawn.items():
         (out / f"{name}.png").write_bytes(themes["light"])
-    for name, frame in {"runs": every.runs, "losses": every.losses, "slopes": table}.items():
+    for name, frame in every._asdict().items():
         write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
     write_atomically(out / "report.html", page)
     return sentence
@@ -86,29 +71,11 @@ def _refuse_foreign(file: Path) -> None:
         raise UserError(f"{file} was not written by mot report and is not overwritten; choose another --out")
 
 
-def _modalities(groups) -> list[str]:
-    return list(dict.fromkeys(m for group in groups.values() for run in group for m in run.config.modalities))
-
-
-def _partners(groups, label) -> tuple[list[tuple[Run, Run]], str]:
-    """Pairs (dense, other) of equal seeds that differ in nothing but towers; and why there are none."""
-    dense = [run for group in groups.values() for run in group if run.arch == "dense"]
-    if not dense:
-        return [], "no dense partner: no sound run of a dense model"
-    alike = [(d, o) for o, d in product(groups[label], dense) if not runs.comparable(d, o)]
-    if not alike:
-        return [], "no dense partner: every dense run differs in " + "; ".join(
-            runs.comparable(dense[0], groups[label][0])[:3]
-        )
-    same_seed = {o.path: (d, o) for d, o in alike if d.seeds == o.seeds}
-    return list(same_seed.values()), "" if same_seed else "no dense partner with the same seeds"
-
-
 def _notes(found, groups) -> dict[Path, list[str]]:
     """What a reader must know of each run, by path."""
     notes = {run.path: [*(f"left out: {fault}" for fault in run.faults), *run.notes] for run in found}
     for label, group in groups.items():
-        pairs, why = _partners(groups, label)
+        pairs, why = runs.partners(groups, label)
         paired = {o.path for _, o in pairs}
         for run in group:
             if run.arch != "dense" and run.path not in paired:
@@ -118,22 +85,11 @@ def _notes(found, groups) -> dict[Path, list[str]]:
     return notes
 
 
-def _slopes(groups) -> dict[Key, Slope]:
-    slopes = {}
-    for label, group in groups.items():
-        pairs = _partners(groups, label)[0] if group[0].arch != "dense" else []
-        for modality, kind, cost, half_life in product(_modalities(groups), KINDS, COSTS, HALF_LIVES):
-            curves = [tuple(pictures.curve(run, kind, modality, cost) for run in pair) for pair in pairs]
-            if curves := [pair for pair in curves if all(pair)]:
-                slopes[Key(label, modality, kind, cost, half_life)] = match.over_seeds(curves, half_life)
-    return slopes
-
-
 def _sentence(slopes) -> str:
     """The answer, for whoever reads one line."""
     parts = []
     for key, s in slopes.items():
-        if key[2:] == ("train", "step", 0.02):
+        if key[2:] == HEADLINE:
             share = f"more than {100 * s.value:.0f} %" if s.bound else f"{100 * s.value:.0f} %"
             spread = f" (95 % interval {100 * s.low:.0f} to {100 * s.high:.0f})" if s.low == s.low else ""
             parts.append(f"{key.group} needed {share} of dense's steps for dense's {key.modality} loss{spread}")
@@ -144,9 +100,9 @@ def _slope_rows(slopes) -> list[dict]:
     """A row a (group, modality, kind), at the usual half-life."""
     rows = []
     for group, modality, kind in dict.fromkeys(k[:3] for k in slopes):
-        cell = {cost: _cell(slopes[Key(group, modality, kind, cost, match.HALF_LIFE)]) for cost in COSTS}
-        rows.append({"group": group, "modality": modality, "kind": KINDS[kind], **cell})
-        seeds = slopes[Key(group, modality, kind, "step", match.HALF_LIFE)].seeds
+        cell = {cost: _cell(slopes[runs.Key(group, modality, kind, cost, match.HALF_LIFE)]) for cost in runs.COSTS}
+        rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind], **cell})
+        seeds = slopes[runs.Key(group, modality, kind, "step", match.HALF_LIFE)].seeds
         rows[-1] |= {"seeds": seeds, "published": _published(group, modality) if kind == "train" else ""}
     return rows
 
@@ -156,7 +112,7 @@ def _half_life_rows(slopes) -> list[dict]:
         {
             "group": group,
             "modality": modality,
-            "cells": [_cell(slopes[Key(group, modality, "train", "step", h)]) for h in HALF_LIVES],
+            "cells": [_cell(slopes[runs.Key(group, modality, "train", "step", h)]) for h in runs.HALF_LIVES],
         }
         for group, modality in dict.fromkeys(k[:2] for k in slopes)
     ]
@@ -178,7 +134,7 @@ def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
     middle = lambda group, key: statistics.median([x for run in group for x in run.series("train", key)[1]])
     millions = lambda n: f"{n / 1e6:.2f} M"
     rows = []
-    for modality in _modalities(groups):
+    for modality in runs.modalities(groups):
         ends = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"loss/{modality}")[1])]  # noqa: B023
         rows.append((f"held-out {modality} loss", [_spread(ends(g)) for g in groups.values()]))
     rows.append(("parameters", [millions(params.count(params.table(g[0].config))) for g in groups.values()]))
@@ -211,10 +167,6 @@ def print_table(found: list[Run]) -> None:
     for what, values in measures(groups):
         table.add_row(what, *values)
     Console().print(table)
-
-
-def _cost_rows(groups):
-    return measures(groups) if groups else []
 
 
 def _samples(groups) -> list[dict]:
@@ -250,8 +202,7 @@ def _differences(groups) -> list[tuple[str, list[str]]]:
     """Each group's configuration against the first's, seeds and names apart."""
     first = next(iter(groups.values()))[0] if groups else None
     plain = lambda run: rundir.plain(run.config)
-    skip = tuple(x for x in runs.APART if x != "towers.")
-    different = lambda run: [d for d in runs.configs.differences(plain(first), plain(run)) if not d.startswith(skip)]
+    different = lambda run: [d for d in differences(plain(first), plain(run)) if not d.startswith(runs.APART)]
     return [(label, different(group[0])) for label, group in groups.items() if group[0] is not first]
 
 

@@ -3,6 +3,7 @@
 import glob
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,15 @@ from mot import checkpoint, flops, params, rundir
 from mot import config as configs
 from mot.config import Config
 from mot.errors import UserError
+from scaling import match
+from scaling.match import Curve, Slope
 
-# What may differ between two runs that are compared, besides the towers.
-APART = ("run.root", "run.name", "run.keep", "run.save_every", "model.seed", "data.seed", "towers.")
+# What may differ between two runs that are compared, besides the towers: keys that change no result, and seeds.
+APART = ("run.root", "run.name", "run.keep", "run.save_every", "model.seed", "data.seed")
+
+COSTS = {"step": "steps", "flops": "FLOPs", "seconds": "seconds"}
+KINDS = {"train": "training", "eval": "held-out"}
+HALF_LIVES = (0.01, 0.02, 0.04)
 
 
 class Run(NamedTuple):
@@ -44,12 +51,30 @@ class Run(NamedTuple):
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps), np.array(values, float)
 
+    def curve(self, kind: str, modality: str, cost: str) -> Curve | None:
+        """The loss along steps, FLOPs or seconds; None where it has too few values to be one."""
+        key = f"loss/{modality}"
+        rows = [row for row in self.rows if row["kind"] == kind and np.isfinite(float(row.get(key, "nan")))]
+        column = lambda k: np.array([float(row.get(k, 0)) for row in rows])
+        return Curve(column("step"), column(cost), column(key)) if len(rows) > 1 else None
+
+
+class Key(NamedTuple):
+    """What a slope is of: a group against dense."""
+
+    group: str
+    modality: str
+    kind: str
+    cost: str
+    half_life: float
+
 
 class Tables(NamedTuple):
-    """Tidy tables: a row a run; a row a (run, kind, step, modality)."""
+    """Tidy tables: a row a run; a row a (run, kind, step, modality); a row a slope."""
 
     runs: pd.DataFrame
     losses: pd.DataFrame
+    slopes: pd.DataFrame
 
 
 def architecture(config: Config) -> str:
@@ -90,8 +115,11 @@ def read(path: Path | str) -> Run:
     elif steps < config.run.steps:
         faults.append(f"unfinished: step {steps:,} of {config.run.steps:,}")
     needed = ("flops", "seconds", "step_seconds", "tokens_per_s", "mfu", *(f"tokens/{m}" for m in config.modalities))
-    if absent := [key for key in needed if any(not _is_positive(row.get(key)) for row in trained)]:
+    known = lambda value: isinstance(value, (int, float)) and value >= 0
+    if absent := [key for key in needed if not all(known(row.get(key)) for row in trained)]:
         faults.append(f"metrics.jsonl has rows without {', '.join(absent)}")
+    elif not all(sum(row[f"tokens/{m}"] for m in config.modalities) for row in trained):
+        faults.append("metrics.jsonl has steps that trained on no token")
     if len({row["step"] for row in trained}) < len(trained) or trained != sorted(trained, key=lambda row: row["step"]):
         faults.append("metrics.jsonl has steps twice or out of order")
     last = [row[key] for row in rows[-1:] for key in row if key.startswith("loss")]
@@ -105,10 +133,6 @@ def read(path: Path | str) -> Run:
     if not checkpoint.steps(path / "checkpoints"):
         notes.append("no checkpoints, so no samples can be drawn")
     return Run(path, config, rows, tuple(faults), tuple(notes))
-
-
-def _is_positive(value) -> bool:
-    return isinstance(value, (int, float)) and value > 0
 
 
 def find(patterns: Sequence[str | Path]) -> list[Run]:
@@ -127,8 +151,8 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
             raise UserError(
                 f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
             )
-        for match in matches:
-            paths.setdefault(match.resolve(), match)  # one run by two names is one run
+        for folder in matches:
+            paths.setdefault(folder.resolve(), folder)  # one run by two names is one run
     if not paths:
         raise UserError(f"{', '.join(map(str, patterns))}: no run there; give folders that hold a config.json")
     runs = [read(path) for path in paths.values()]
@@ -147,14 +171,16 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
 
 def load(*patterns: str | Path) -> Tables:
     """The tables of `load("runs/*")`, for a notebook."""
-    return tables(find(patterns))
+    runs = find(patterns)
+    return tables(runs, slopes(sound(runs)))
 
 
-def tables(runs: list[Run]) -> Tables:
+def tables(runs: list[Run], slopes: dict[Key, Slope]) -> Tables:
     labels = names(runs)
     return Tables(
         pd.DataFrame([_summary(run, label) for run, label in zip(runs, labels, strict=True)]),
         pd.DataFrame([row for run, label in zip(runs, labels, strict=True) for row in _losses(run, label)]),
+        pd.DataFrame([key._asdict() | slope._asdict() for key, slope in slopes.items()]),
     )
 
 
@@ -173,10 +199,45 @@ def grouped(runs: list[Run]) -> dict[str, list[Run]]:
     return result
 
 
+def sound(runs: list[Run]) -> dict[str, list[Run]]:
+    """The groups of runs that may be averaged."""
+    return {label: whole for label, group in grouped(runs).items() if (whole := [r for r in group if not r.faults])}
+
+
+def modalities(groups: dict[str, list[Run]]) -> list[str]:
+    return list(dict.fromkeys(m for group in groups.values() for run in group for m in run.config.modalities))
+
+
 def comparable(a: Run, b: Run) -> list[str]:
     """In what, other than towers and seeds, the two runs' configurations differ."""
     different = configs.differences(rundir.plain(a.config), rundir.plain(b.config))
-    return [d for d in different if not d.startswith(APART)]
+    return [d for d in different if not d.startswith((*APART, "towers."))]
+
+
+def partners(groups: dict[str, list[Run]], label: str) -> tuple[list[tuple[Run, Run]], str]:
+    """Pairs (dense, other) of equal seeds that differ in nothing but towers; and why there are none."""
+    dense = [run for group in groups.values() for run in group if run.arch == "dense"]
+    if not dense:
+        return [], "no dense partner: no sound run of a dense model"
+    alike = [(d, o) for o, d in product(groups[label], dense) if not comparable(d, o)]
+    if not alike:
+        return [], "no dense partner: every dense run differs in " + "; ".join(
+            comparable(dense[0], groups[label][0])[:3]
+        )
+    same_seed = {o.path: (d, o) for d, o in alike if d.seeds == o.seeds}
+    return list(same_seed.values()), "" if same_seed else "no dense partner with the same seeds"
+
+
+def slopes(groups: dict[str, list[Run]]) -> dict[Key, Slope]:
+    """Of every group of sound runs that has a dense partner, on training and held-out loss, in every cost."""
+    result = {}
+    for label, group in groups.items():
+        pairs = partners(groups, label)[0] if group[0].arch != "dense" else []
+        for modality, kind, cost, half_life in product(modalities(groups), KINDS, COSTS, HALF_LIVES):
+            curves = [tuple(run.curve(kind, modality, cost) for run in pair) for pair in pairs]
+            if curves := [pair for pair in curves if all(pair)]:
+                result[Key(label, modality, kind, cost, half_life)] = match.over_seeds(curves, half_life)
+    return result
 
 
 def _summary(run, label):
@@ -194,7 +255,7 @@ def _summary(run, label):
     row |= {"faults": "; ".join(run.faults), "notes": "; ".join(run.notes), "data": run.digest}
     row |= {"steps": run.series("train", "loss")[0].max(initial=0), "parameters": params.count(params.table(c))}
     row |= {f"active/{s}": n for s, n in flops.active_parameters(c).items()}
-    row |= {"flops": last("flops"), "flops_per_token": last("flops") / tokens, "seconds": last("seconds")}
+    row |= {"flops": last("flops"), "flops_per_token": last("flops") / (tokens or np.nan), "seconds": last("seconds")}
     row |= {key: middle(key) for key in ("step_seconds", "tokens_per_s", "mfu")}
     row |= {f"fill/{s}": _mean(run, f"fill/{s}") for s in c.streams}
     evaluated = [r for r in run.rows if r["kind"] == "eval"][-1:]

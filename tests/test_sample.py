@@ -103,7 +103,6 @@ def test_the_judge_knows_real_digits():
     assert accuracy >= 0.97
     pixels, labels = embedded.labelled(held_out)
     assert (classify(pixels) == labels).mean() == accuracy
-    assert (classify(np.zeros((3, PIXELS))) == classify(np.zeros((3, PIXELS)))[0]).all()
 
 
 @pytest.fixture(scope="module")

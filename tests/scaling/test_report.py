@@ -62,7 +62,8 @@ def test_the_headline_says_what_was_planted(tmp_path):
     assert len(found) == 2
     assert all(44 <= x <= 52 for x in found), sentence  # 50, and what noise takes off a first crossing
     assert sentence in prose(text)
-    assert "3" in prose(text)
+    slopes = (tmp_path / "slopes.csv").read_text().splitlines()
+    assert {row.rsplit(",", 1)[1] for row in slopes[1:]} == {"3"}  # seeds
     for name in ("runs", "losses", "slopes"):
         assert (tmp_path / f"{name}.csv").stat().st_size > 100
     for name in ("headline", "curves_text", "curves_image"):
@@ -164,6 +165,16 @@ def test_files_beside_runs_are_passed_over(tmp_path):
     assert page(tmp_path, *tmp_path.iterdir()) == first
 
 
+def test_a_run_of_one_modality_is_sound(tmp_path):
+    path = planted(tmp_path, "dense")
+    file = path / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    one = lambda row: {k: 0 if k == "tokens/image" else v for k, v in row.items() if k != "loss/image"}
+    file.write_text("".join(json.dumps(one(row)) + "\n" for row in rows))
+    assert runs.read(path).faults == ()
+    page(tmp_path)
+
+
 def test_tables_for_a_notebook(tmp_path):
     planted(tmp_path, "dense")
     planted(tmp_path, "mot")
@@ -171,6 +182,8 @@ def test_tables_for_a_notebook(tmp_path):
     assert tables.runs["arch"].tolist() == ["dense", "mot"]
     last = tables.losses.query("kind == 'eval' and modality == 'image'").groupby("group").loss.last()
     assert set(last.index) == {"dense", "mot"}
+    assert set(tables.slopes.group) == {"mot"}
+    assert set(tables.slopes.cost) == {"step", "flops", "seconds"}
     assert len(tables.losses.query("kind == 'train'")) == 2 * 2 * STEPS
 
 
@@ -251,6 +264,7 @@ def test_one_run_by_two_names_and_a_copy_are_no_further_evidence(tmp_path):
         ("loss/text", "inf", "losses are not finite at the end"),
         ("tokens/text", None, "metrics.jsonl has rows without tokens/text"),
         ("mfu", None, "metrics.jsonl has rows without mfu"),
+        ("tokens", 0, "metrics.jsonl has steps that trained on no token"),
         ("step", 7, "metrics.jsonl has steps twice"),
     ],
 )
@@ -259,8 +273,8 @@ def test_rows_that_say_nothing_leave_the_run_out(tmp_path, key, value, says):
     path = planted(tmp_path, "mot", steps=STEPS)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        if key in row and row["kind"] == "train":
-            row[key] = value
+        for k in [k for k in row if k == key or k.startswith(f"{key}/")] if row["kind"] == "train" else []:
+            row[k] = value
     rows = [{k: v for k, v in row.items() if v is not None} for row in rows if row["kind"] != "eval"]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sentence, text = page(tmp_path)
