@@ -16,7 +16,7 @@ from mot.data import embedded
 from mot.data.embedded import NAMES, PIXELS, TEXT_IDS
 from mot.errors import UserError
 from mot.rundir import write_atomically
-from mot.tokenizers.text import BOI, BOS, EOI
+from mot.tokenizers.text import BOI, BOS, EOI, EOS
 from scaling.judge import judge
 
 CAPTION, READ, TEXT = 24, 48, 96  # text tokens there is room for: a caption and what surrounds it, one read, free text
@@ -85,7 +85,8 @@ def draw(
     result["drawn"] = {"asked": sum(a is not None for a in asked), "right": _equal(asked, judged), "prompts": prompts}
     named = [embedded.named(caption) for caption in captions]
     result["read"] = {"asked": len(labels), "right": _equal(labels.tolist(), named), "captions": captions}
-    result["text"] = [tokenizer.decode([i for i in row if i < TEXT_IDS]) for row in free]
+    cut = lambda row: "" if row[-1] == EOS else f" ... (cut at {TEXT} tokens)"
+    result["text"] = [tokenizer.decode([i for i in row if i < TEXT_IDS]) + cut(row) for row in free]
 
     out.mkdir(parents=True, exist_ok=True)
     for file in files.values():

@@ -56,6 +56,8 @@ def _streams(c):
         yield from _at_least_0(path, s, "first_id", "loss_weight")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             yield f"{path}: a stream's name is lower-case letters, digits and _; rename it"
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", s.modality):
+            yield f"{path}.modality: {s.modality!r}; must be lower-case letters, digits and _; rename it"
         if s.longest > s.budget:
             yield (
                 f"{path}.budget: {s.budget} tokens do not hold this stream's longest document, {path}.longest = "

@@ -110,5 +110,6 @@ def _is_number(value) -> bool:
 
 def _not_ours(file, why):
     raise Damaged(
-        f"{file} is damaged or foreign ({why}); nothing was overwritten; move it away or choose another run.name"
+        f"{file} is damaged or foreign ({why}); nothing was overwritten; move it away, or to train choose another "
+        "run.name"
     )

@@ -1,5 +1,6 @@
 """Where arrays live: a mesh whose `data` axis splits the batch by rows; parameters are on every device."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -20,6 +21,13 @@ def make_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
             f"data.batch / optim.accumulate: {rows} rows do not divide among {n} devices; make the batch a multiple"
         )
     return jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def memory(mesh: Mesh) -> int:
+    """Bytes that all devices hold together; on CPU they share the machine's."""
+    if stats := mesh.devices.flat[0].memory_stats():
+        return stats["bytes_limit"] * mesh.size
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:

@@ -135,6 +135,7 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
     if faults := [*embedded.faults(config), *optim.uncovered(config)]:
         raise ConfigError(faults)
     mesh = sharding.make_mesh(config.data.batch // config.optim.accumulate, devices)
+    _refuse_too_large(config, mesh)
     training, held_out = embedded.load(config)
     path = rundir.open_run(config)
     with jax.set_mesh(mesh):
@@ -152,6 +153,24 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
             finally:
                 writer.close()
     return path
+
+
+def _refuse_too_large(config, mesh) -> None:
+    """`UserError` where what a step cannot do without is more than there is memory: better now than in the middle."""
+    table, is_trained = params.table(config), optim.trainable(config)
+    every = params.count(table)
+    trained = params.count({path: spec for path, spec in table.items() if is_trained(path)})
+    copies = mesh.size  # parameters are on every device
+    state = 4 * copies * (every * (2 if config.optim.ema else 1) + 3 * trained)  # with gradients and Adam's moments
+    rows = config.data.batch // config.optim.accumulate
+    width = max(s.width for s in config.streams.values())
+    residual = 2 * rows * config.length * width * config.model.layers
+    if (have := sharding.memory(mesh)) < state + residual:
+        raise UserError(
+            f"{every:,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB, the residual "
+            f"stream of {rows:,} rows of {config.length:,} tokens at least {residual / 1e9:,.1f} GB, and there are "
+            f"{have / 1e9:,.1f} GB; lower streams.*.width or ffn, model.layers or heads, data.batch or the budgets"
+        )
 
 
 def evaluate(

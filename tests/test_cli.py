@@ -53,6 +53,17 @@ def mot(*args, **kwargs):
         (["train", SMOKE, "--config.optim.lr=" + "9" * 400], "must be less than 2147483648 in size"),
         (["train", "--config=README.md"], "README.md is no configuration file: SyntaxError"),
         (["train", "--config=configs/archs.py"], "defines no get_config(arg)"),
+        (
+            [
+                "train",
+                SMOKE,
+                "--config.model.heads=1000000000",
+                "--config.model.kv_heads=1000000000",
+                "--config.data.batch=4",
+            ],
+            "and there are ",
+        ),
+        (["train", SMOKE, "--config.data.batch=1000000000"], "residual stream of 1,000,000,000 rows"),
         (["demo", "--seeds=0"], "--seeds=0; must be 1 or more"),
     ],
 )

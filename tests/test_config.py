@@ -86,6 +86,7 @@ TABLE = [
         "streams.image.loss_weight: 5.0, but streams.text's is 1.0",
         "set both alike",
     ),
+    (set_("streams.image.modality", "im/age"), "streams.image.modality: 'im/age'", "lower-case"),
     (set_("run.name", "../x"), "run.name: '../x'", "one folder name"),
     (set_("run.name", "$(rm -r x)"), "run.name: '$(rm -r x)'", "one folder name"),
 ]
