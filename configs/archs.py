@@ -1,11 +1,65 @@
-"""Architectures as maps from streams to towers. mot itself knows none of these names."""
+"""Architectures: maps from streams to towers, and each tower's parameter sets. mot itself knows none of these names."""
 
 from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from configs.base import sets
 
 COMPONENTS = ("attn", "ffn", "norm")
 
 
-def towers(arch: str, streams: Sequence[str]) -> dict[str, dict[str, str]]:
+def choose(c: ConfigDict, arch: str) -> None:
+    """Writes `towers`, `attn` and `ffn` of an architecture into a configuration whose streams and model are set.
+
+    towers()'s presets have a single set in each tower. With experts:
+
+    moe_ec4       4 FFNs, each chooses a quarter of a row's tokens: the MoT paper's baseline, which sees LATER tokens
+    moe_tc4       4 FFNs, a token chooses one
+    moe_fine      64 FFNs of a sixteenth, a token chooses 16
+    mot_moe       mot, 4 experts that choose in the first stream's FFN (text's)
+    mot_moe_both  mot, 4 experts that choose in every FFN
+    learned_mot   as many sets of QKV and O, and of FFNs, as mot has; a token chooses one of each
+
+    `<name>_total`: with as many parameters in all as mot has, by the experts' number and width. Where one tower has the
+    attention of all, its experts get what mot spends on further attention, at equal active FLOPs; mot_moe's divide what
+    mot has in one FFN, so that fewer are active.
+    """
+    name, total = arch.removesuffix("_total"), arch.endswith("_total")
+    streams = sorted(c.streams, key=lambda s: c.streams[s].first_id)  # ConfigDict sorts by name
+    maps = {"moe": "dense", "learned_mot": "dense", "mot_moe": "mot", "mot_moe_both": "mot"}
+    routed = ("moe_ec4", "moe_tc4", "moe_fine", "mot_moe", "mot_moe_both", "learned_mot")
+    if name not in routed:
+        c.towers = towers(arch, streams, routed)
+        c.attn, c.ffn = ({t: sets() for t in c.towers[component].values()} for component in ("attn", "ffn"))
+        return
+    c.towers = towers(maps["moe" if name.startswith("moe_") else name], streams)
+    c.attn, c.ffn = ({t: sets() for t in c.towers[component].values()} for component in ("attn", "ffn"))
+    first = streams[0]
+    width = c.streams[first].ffn
+    choosing = dict(router="expert", score="sigmoid")
+    chosen = dict(router="token", score="softmax", balance="loss", balance_rate=0.01, z_loss=1e-3)
+    if name.startswith("moe_"):
+        active, options = {"moe_ec4": (1, choosing), "moe_tc4": (1, chosen), "moe_fine": (16, chosen)}[name]
+        experts = 64 if name == "moe_fine" else 4
+        each = width // active
+        if total:
+            # Of mot's parameters, the FFNs and what it has in attention beyond one tower's; the FFN's three matrices.
+            attention = 2 * (c.model.heads + c.model.kv_heads) * c.model.head_size
+            room = len(streams) * width + (len(streams) - 1) * attention / 3
+            active = max(active, 2)  # halves come closer than wholes
+            experts = round(active * room / width)
+            each = round(room / experts)
+        c.ffn[first] = sets(experts, active=active, width=each, normalise=name == "moe_fine", **options)
+    elif name == "learned_mot":
+        c.attn[first] = sets(len(streams), **chosen)
+        c.ffn[first] = sets(len(streams), width=width, **chosen)
+    else:
+        for stream in streams if name == "mot_moe_both" else [first]:
+            c.ffn[stream] = sets(4, width=c.streams[stream].ffn // (4 if total else 1), **choosing)
+
+
+def towers(arch: str, streams: Sequence[str], others: Sequence[str] = ()) -> dict[str, dict[str, str]]:
     """The three maps of a preset, written out.
 
     dense         one tower for all
@@ -27,5 +81,5 @@ def towers(arch: str, streams: Sequence[str]) -> dict[str, dict[str, str]]:
         one_out = {x: s if x == s else rest[0] for x in streams}
         presets[f"loo_{s}"] = (one_out, one_out, one_out)
     if arch not in presets:
-        raise ValueError(f"arch={arch}: no such architecture; allowed: {', '.join(presets)}; choose one")
+        raise ValueError(f"arch={arch}: no such architecture; allowed: {', '.join([*presets, *others])}; choose one")
     return {component: dict(m) for component, m in zip(COMPONENTS, presets[arch], strict=True)}

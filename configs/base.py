@@ -13,13 +13,40 @@ def parse(arg: str, **defaults: str) -> dict[str, str]:
     return {**defaults, **given}
 
 
+def sets(experts: int = 0, **changes) -> dict:
+    """The parameter sets of one tower's FFN, or of its QKV and O: a single one, or experts and their router."""
+    return (
+        dict(
+            experts=experts,
+            active=1,
+            width=0,
+            shared=0,
+            shared_gate=False,
+            router="token",  # "expert" looks at LATER tokens of the row: no model to generate from, but see causal_loss
+            score="softmax",
+            normalise=False,
+            capacity=0.0,
+            wins="earliest",
+            balance="none",
+            balance_rate=0.0,
+            z_loss=0.0,
+            jitter=0.0,
+        )
+        | changes
+    )
+
+
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.run = dict(root="runs", name="run", steps=1000, eval_every=100, eval_batches=8, save_every=500, keep=3)
     c.streams = ConfigDict()  # the experiment's: modality, width, ffn, budget, longest, first_id, ids, loss_weight
     c.towers = ConfigDict()  # the experiment's: configs/archs.py
+    c.attn = ConfigDict()  # the experiment's: `sets()` by tower
+    c.ffn = ConfigDict()
     c.model = dict(
         layers=8,
+        dense_layers=0,
+        sparse_every=1,
         heads=8,
         kv_heads=8,
         head_size=64,
@@ -32,8 +59,11 @@ def get_config() -> ConfigDict:
         remat="none",
         dtype="float32",  # accelerators want bfloat16
         attention="chunked",
+        dispatch="blocked",  # accelerators want ragged
         seed=0,
     )
+    c.init = dict(run="", step=0, noise=0.0)  # upcycling: begin from another run's weights
+    c.mesh = dict(expert=1, exchange="gather", buffer=1.5)
     c.objective = dict(z_loss=1e-5, per="all", chunk=256)
     c.data = dict(batch=8, seed=0, lookahead=256, shares=dict())
     c.optim = dict(

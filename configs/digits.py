@@ -30,8 +30,8 @@ def get_config(arg: str = "") -> ConfigDict:
         text=dict(modality="text", budget=data["text"], longest=data["longest"], first_id=0, ids=1024, **width),
         image=dict(modality="image", budget=320, longest=64, first_id=1024, ids=17, **width),
     )
-    c.towers = archs.towers(arg["arch"], ["text", "image"])
     c.model.update({k: size[k] for k in ("layers", "heads", "head_size")}, kv_heads=size["heads"])
+    archs.choose(c, arg["arch"])
     c.data.update(batch=size["rows"], shares=data["shares"])
     # Of 2e-3, 4e-3 and 8e-3 the rate with the lowest image loss of dense (one seed, 320 steps, more pixels).
     c.optim.update(lr=4e-3, end_lr=1e-4, warmup=size["warmup"])

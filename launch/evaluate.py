@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     step, row = train.evaluate(config, options.step)
     table = Table("", "held out", title=f"{config.run.name}, step {step}", title_justify="left")
     for name, value in row.items():
-        table.add_row(name, f"{value:.4f}")
+        if isinstance(value, float):  # loads by layer and expert are for the report
+            table.add_row(name, f"{value:.4f}")
     Console().print(table)
     return 0
 

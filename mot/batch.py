@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 
 from mot.attention import Info
+from mot.config import Config
 
 
 @struct.dataclass
@@ -36,6 +37,15 @@ class Tokens:
 
 
 Batch = dict[str, Tokens]  # by stream
+
+
+def modality(ids, config: Config) -> jax.Array:
+    """The index, in `config.modalities`, of the modality whose id range holds each id."""
+    result = jnp.zeros_like(ids)
+    for stream in config.streams.values():
+        inside = (ids >= stream.first_id) & (ids < stream.first_id + stream.ids)
+        result = jnp.where(inside, config.modalities.index(stream.modality), result)
+    return result
 
 
 def merge(batch: Batch, streams: Sequence[str]) -> Tokens:

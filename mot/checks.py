@@ -11,6 +11,10 @@ def faults(c, broken: set[str]) -> Iterator[str]:
         (_streams, {"streams"}),
         (_towers, {"streams", "towers"}),
         (_model, {"model"}),
+        (_experts, {"streams", "towers", "attn", "ffn"}),
+        (_layers, {"model", "attn", "ffn"}),
+        (_init, {"init"}),
+        (_mesh, {"mesh", "attn", "ffn"}),
         (_objective, {"objective"}),
         (_data, {"data"}),
         (_optim, {"optim"}),
@@ -118,6 +122,7 @@ def _model(c):
     yield from _choice("model", m, "remat", "none", "dots", "block")
     yield from _choice("model", m, "dtype", "float32", "bfloat16")
     yield from _choice("model", m, "attention", "chunked", "reference")
+    yield from _choice("model", m, "dispatch", "blocked", "einsum", "ragged")
     if m.kv_heads > 0 and m.heads % m.kv_heads:
         yield (
             f"model.heads: {m.heads} query heads do not divide among model.kv_heads = {m.kv_heads}; "
@@ -125,6 +130,90 @@ def _model(c):
         )
     if m.head_size % 2:
         yield f"model.head_size: {m.head_size}; RoPE turns pairs, so it must be even; add or take one"
+
+
+def _experts(c):
+    for component in ("attn", "ffn"):
+        sets, towers = getattr(c, component), dict.fromkeys(getattr(c.towers, component).values())
+        for tower in [t for t in sets if t not in towers]:
+            yield f"{component}.{tower}: no such tower; towers.{component} names {', '.join(towers)}; remove the key"
+        for tower in [t for t in towers if t not in sets]:
+            yield f"{component}.{tower}: missing; every tower needs its sets; base.sets() is a single one"
+        for tower, s in sets.items():
+            if s.experts:
+                yield from _sets(f"{component}.{tower}", s, component)
+
+
+def _sets(path, s, component):
+    yield from _at_least_0(path, s, "experts", "width", "shared", "capacity", "balance_rate", "z_loss", "jitter")
+    yield from _choice(path, s, "router", "token", "expert")
+    yield from _choice(path, s, "score", "softmax", "sigmoid")
+    yield from _choice(path, s, "wins", "earliest", "highest")
+    yield from _choice(path, s, "balance", "none", "loss", "bias")
+    if not 1 <= s.active <= s.experts:
+        yield f"{path}.active: {s.active}; a token passes through 1 to {path}.experts = {s.experts}; change either"
+    if component == "ffn" and s.width <= 0:
+        yield f"{path}.width: {s.width}; {s.experts} experts need a hidden size above 0; raise it"
+    if component == "attn":
+        for key in ("width", "shared"):
+            if getattr(s, key):
+                yield f"{path}.{key}: {getattr(s, key)}; sets of QKV and O have heads, no hidden size; write 0"
+        if s.router == "expert":
+            yield f"{path}.router: 'expert'; a token without a chosen QKV would be lost; write 'token'"
+    if s.shared_gate and not s.shared:
+        yield f"{path}.shared_gate: True, but {path}.shared is 0; a shared expert needs a hidden size; give it one"
+    if 0 < s.capacity < 1 / max(s.experts, 1):
+        yield (
+            f"{path}.capacity: {s.capacity}; with {s.experts} experts it must be 0 (dropless) or at least "
+            f"{1 / s.experts:.4g}, one in {s.experts}; raise it"
+        )
+    if s.router == "expert" and (s.capacity or s.normalise or s.balance != "none"):
+        yield (
+            f"{path}: capacity {s.capacity}, normalise {s.normalise}, balance {s.balance!r}; experts that choose take "
+            "active * tokens / experts each, balanced as they are; write 0.0, False, 'none'"
+        )
+    if s.jitter >= 1:
+        yield f"{path}.jitter: {s.jitter}; must be below 1; lower it"
+    if s.balance == "none" and s.balance_rate:
+        yield f"{path}.balance_rate: {s.balance_rate}, but {path}.balance is 'none'; write 0.0, or choose loss or bias"
+
+
+def _layers(c):
+    m = c.model
+    routed = any(s.experts for s in (*c.attn.values(), *c.ffn.values()))
+    if not 0 <= m.dense_layers < max(m.layers, 1) or m.sparse_every < 1:
+        yield (
+            f"model.dense_layers, sparse_every: {m.dense_layers}, {m.sparse_every}; allowed: 0 to {m.layers - 1} "
+            "(model.layers less one), and 1 or more; change them"
+        )
+    elif (m.layers - m.dense_layers) % m.sparse_every:
+        yield (
+            f"model.sparse_every: {m.sparse_every} does not divide the {m.layers - m.dense_layers} layers after the "
+            f"first {m.dense_layers}; change model.layers, dense_layers or sparse_every"
+        )
+    elif not routed and (m.dense_layers, m.sparse_every) != (0, 1):
+        yield (
+            f"model.dense_layers, sparse_every: {m.dense_layers}, {m.sparse_every}, but no tower has experts; "
+            "write 0, 1, or give attn or ffn experts"
+        )
+
+
+def _init(c):
+    yield from _at_least_0("init", c.init, "step", "noise")
+    if not c.init.run and (c.init.step or c.init.noise):
+        yield f"init.step, noise: {c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
+
+
+def _mesh(c):
+    yield from _positive("mesh", c.mesh, "expert", "buffer")
+    yield from _choice("mesh", c.mesh, "exchange", "gather", "all_to_all")
+    for component in ("attn", "ffn"):
+        for tower, s in getattr(c, component).items():
+            if s.experts and c.mesh.expert > 0 and s.experts % c.mesh.expert:
+                yield (
+                    f"{component}.{tower}.experts: {s.experts} do not divide among mesh.expert = {c.mesh.expert} "
+                    "devices; make one a multiple of the other"
+                )
 
 
 def _objective(c):

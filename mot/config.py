@@ -51,8 +51,35 @@ class Towers:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The sets of parameters of one tower's FFN, or of its QKV and O, and the router that chooses among them."""
+
+    experts: int  # E; 0 = a single set and no router, and nothing below counts
+    active: int  # A, the sets that a token passes through; on average, where experts choose
+    width: int  # F of each expert; of an FFN alone
+    shared: int  # F of a set beside them that every token passes through; 0 = none
+    shared_gate: bool  # times a sigmoid of the token (Qwen2-MoE)
+    router: str  # token: tokens choose experts. expert: experts choose tokens, and so LOOK AT LATER ONES of the row
+    score: str
+    normalise: bool  # a token's weights add up to 1
+    capacity: float  # 0 = dropless; else an expert takes at most capacity * active * tokens of the row / experts
+    wins: str  # where capacity is short: the earliest tokens, or those of highest score, which LOOKS AT LATER ONES
+    balance: str  # none, a loss, or a bias of the choice that is no parameter
+    balance_rate: float  # the loss's weight, or the bias's step
+    z_loss: float  # weight of log(sum exp)^2 of the router's logits
+    jitter: float  # the router's input is multiplied by 1 - jitter to 1 + jitter in training
+
+    @property
+    def causal(self) -> bool:
+        """Does no token's result depend on later ones?"""
+        return not self.experts or (self.router == "token" and not (self.capacity and self.wins == "highest"))
+
+
+@dataclass(frozen=True)
 class Model:
     layers: int
+    dense_layers: int  # the first so many have no experts
+    sparse_every: int  # of the others, every n-th has; 1 = all
     heads: int
     kv_heads: int
     head_size: int
@@ -65,7 +92,26 @@ class Model:
     remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks
     dtype: str  # of compute; parameters are float32
     attention: str
+    dispatch: str  # how experts' matrices are multiplied
     seed: int
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices split the rows of a batch; `expert` of them share a tower's experts."""
+
+    expert: int
+    exchange: str  # gather: everyone's rows to everyone; all_to_all: rows to their experts, in buffers
+    buffer: float  # all_to_all: room in each buffer, times what an even load needs; what overflows is dropped, counted
+
+
+@dataclass(frozen=True)
+class Init:
+    """Where the first parameters come from (`upcycle.py`)."""
+
+    run: str  # a run directory; "" = random
+    step: int  # of its checkpoint; 0 = the newest
+    noise: float  # on copies, relative to a matrix's root mean square
 
 
 @dataclass(frozen=True)
@@ -125,7 +171,11 @@ class Config:
     run: Run
     streams: dict[str, Stream]  # in the order of their ids
     towers: Towers
+    attn: dict[str, Experts]  # by tower
+    ffn: dict[str, Experts]
     model: Model
+    mesh: Mesh
+    init: Init
     objective: Objective
     data: Data
     optim: Optim
@@ -133,6 +183,18 @@ class Config:
     def __post_init__(self):
         if faults := list(checks.faults(self, set())):
             raise ConfigError(faults)
+
+    @property
+    def causal(self) -> bool:
+        """Does no token's result depend on later ones, other than by bidirectional spans?"""
+        return all(sets.causal for sets in (*self.attn.values(), *self.ffn.values()))
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Which stack each layer belongs to: `main`, or `sparse` where towers have experts."""
+        m, routed = self.model, any(s.experts for s in (*self.attn.values(), *self.ffn.values()))
+        place = lambda i: (i - m.dense_layers + 1) % max(m.sparse_every, 1) == 0
+        return tuple("sparse" if routed and i >= m.dense_layers and place(i) else "main" for i in range(m.layers))
 
     @property
     def vocab(self) -> int:
@@ -181,7 +243,7 @@ def build(tree: ConfigDict | Mapping, *more: Check) -> Config:
     view = object.__new__(Config)  # not checked yet: `__post_init__` would raise at the first section that is broken
     vars(view).update(sections)
     faults += checks.faults(view, broken)
-    unreadable = broken | ({"towers"} if _touch(faults, {"towers"}) else set())
+    unreadable = broken | {s for s in ("towers", "attn", "ffn") if _touch(faults, {s})}
     for check in more:
         if not check.reads & unreadable:
             faults += check(view)

@@ -1,6 +1,7 @@
 """Held-out losses by modality and source, on fixed batches."""
 
 import math
+from functools import partial
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ SEED = 2**31 - 1  # of the held-out batches: the same for every run
 def make_evaluate(config: Config, sources: Sources, rows):
     """`params -> metrics` over `run.eval_batches` batches, which stay on the devices with sharding `rows`.
 
-    Losses are means of l over the targets' weights; bits per byte of a source's text divide its nats by the bytes that
+    Losses are means of l over the targets' weights. A model whose routers look at later tokens has two: `loss`, as it is
+    trained, and `causal_loss`, with routers that do not, as it generates; the former is no likelihood. Bits per byte of a source's text divide its nats by the bytes that
     its text targets stand for, so they compare across tokenizers.
     """
     batches = Batches(sources, config, SEED, config.run.eval_batches)
@@ -26,17 +28,28 @@ def make_evaluate(config: Config, sources: Sources, rows):
     for tokens in (tokens for batch in host for tokens in batch.values()):
         np.add.at(bytes_S, tokens.source, np.where(tokens.weight > 0, sources.byte_lengths[tokens.target], 0))
 
-    @jax.jit
-    def sums(params, batch):
-        hidden = model.forward(params, batch, config)
-        head = model.head(params, config)
-        return objectives.next_token(hidden, head, objectives.totals(batch, config), config, len(sources.names))[1]
+    @partial(jax.jit, static_argnames="causal")
+    def sums(params, batch, causal):
+        hidden, routing = model.forward(params, batch, config, causal=causal)
+        head, Z_M = model.head(params, config), objectives.totals(batch, config)
+        sums = objectives.next_token(hidden, head, Z_M, config, len(sources.names))[1]
+        return sums | {"routing": {name: jax.tree.map(lambda x: x.sum(1), r) for name, r in routing.items()}}
 
-    def evaluate(params) -> dict[str, float]:
-        parts = [sums(params, batch) for batch in fixed]
-        nats_MS = np.sum([np.asarray(p["nats"], np.float64) for p in parts], axis=0)
-        weight_MS = np.sum([np.asarray(p["weight"], np.float64) for p in parts], axis=0)
+    def total(params, causal):
+        parts = [jax.device_get(sums(params, batch, causal)) for batch in fixed]
+        return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *parts)
+
+    def evaluate(params) -> dict:
+        measured = total(params, causal=False)
+        nats_MS, weight_MS = measured["nats"], measured["weight"]
         result = metrics.losses(nats_MS, weight_MS, config.modalities, sources.names)
+        result |= metrics.routing(measured["routing"], config.modalities)
+        if measured["routing"]:
+            result["experts"] = metrics.loads(measured["routing"], config.modalities)
+        if not config.causal:  # what is above saw later tokens; what generation will be like, this tells
+            causal = total(params, causal=True)
+            losses = metrics.losses(causal["nats"], causal["weight"], config.modalities, sources.names)
+            result |= {f"causal_{key}": value for key, value in losses.items()}
         if "text" in config.modalities:
             for s, source in enumerate(sources.names):
                 if bytes_S[s]:

@@ -1,6 +1,7 @@
 """Parameters and FLOPs, counted from the table of parameters; a multiply and an add are two.
 
-Model FLOPs: what the mathematics needs. Attention is counted for pairs that see each other, recomputation not at all.
+Model FLOPs: what the mathematics needs. Attention is counted for pairs that see each other, recomputation not at all,
+experts as a token meets `active` of them, routers that imitate not at all.
 """
 
 import math
@@ -19,21 +20,36 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    is_matrix = {p: not ("norm" in p.split("/")[-1] or p.split("/")[2] == "norm") for p in specs if _in_block(p)}
-    result = {}
-    for stream in config.streams:
-        mine = [p for p, matrix in is_matrix.items() if matrix and _serves(p, stream, config)]
-        result[stream] = sum(math.prod(specs[p].shape) for p in mine) + head
-    return result
+    matrices = {p: s for p, s in specs.items() if _in_block(p) and "norm" not in p.split("/", 2)[2]}
+    return {stream: head + _met(matrices, stream, config) for stream in config.streams}
 
 
 def active_parameters(config: Config) -> dict[str, int]:
-    """For each stream, the parameters that one of its tokens meets: shared ones and its own towers'."""
-    specs = params.table(config)
-    return {
-        stream: params.count({p: s for p, s in specs.items() if _serves(p, stream, config)})
-        for stream in config.streams
-    }
+    """For each stream, the parameters that one of its tokens meets: shared ones, its own towers', its experts'."""
+    return {stream: _met(params.table(config), stream, config) for stream in config.streams}
+
+
+def total_parameters(config: Config) -> int:
+    """All parameters but those that only serve training or causal evaluation: routers' biases and imitators."""
+    return params.count({p: s for p, s in params.table(config).items() if not _aside(p)})
+
+
+def _aside(path: str) -> bool:
+    return params.is_bias(path) or params.is_causal(path)
+
+
+def _met(specs: params.Table, stream: str, config: Config) -> int:
+    """Of these parameters, how many one of the stream's tokens meets: of E experts, the active ones."""
+    total = 0
+    for path, spec in specs.items():
+        if _serves(path, stream, config) and not _aside(path):
+            share = 1
+            if "expert" in spec.axes:
+                _, _, component, tower, _ = path.split("/")
+                sets = getattr(config, component)[tower]
+                share = sets.active / sets.experts
+            total += round(math.prod(spec.shape) * share)
+    return total
 
 
 def _in_block(path: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -94,6 +95,60 @@ def losses(nats_MS, weight_MS, modalities, sources) -> dict[str, float]:
             if weight_MS[m, s] > 0:
                 result[f"loss/{modality}/{source}"] = float(nats_MS[m, s] / weight_MS[m, s])
     return result
+
+
+def routing(reports: Mapping, modalities) -> dict[str, float]:
+    """Summaries of what routers did, by `router/<component>/<tower>/`, from sums over tokens `[L, ...]`.
+
+    `load_max`, `load_min`: the busiest and the idlest expert of any layer, 1 = an even share. `entropy`: of a token's
+    scores, nats. `dropped/<modality>`: the fraction of its choices that found no place. `imitation`: the causal router's
+    cross-entropy, nats. For a tower that modalities share: `specialisation`, the mean over experts of |R_a - R_b| /
+    (R_a + R_b), R the fraction of a modality's choices that go to an expert, a the first modality and b all others; and
+    `mutual_information` of expert and modality, nats. Each a mean over layers.
+    """
+    result = {}
+    for name, r in reports.items():
+        load_LME, tokens_LM = np.asarray(r.load_BME, np.float64), np.asarray(r.tokens_BM, np.float64)
+        share_LE = load_LME.sum(1) / np.maximum(load_LME.sum((1, 2)), 1)[:, None] * load_LME.shape[-1]
+        tokens = max(tokens_LM.sum(), 1)
+        row = {"load_max": share_LE.max(), "load_min": share_LE.min(), "entropy": r.entropy_B.sum() / tokens}
+        if imitation := np.asarray(r.imitation_B).sum():
+            row["imitation"] = imitation / tokens
+        wanted_M, load_M = np.asarray(r.wanted_BM).sum(0), load_LME.sum((0, 2))
+        for m, modality in enumerate(modalities):
+            if wanted_M[m]:
+                row[f"dropped/{modality}"] = 1 - load_M[m] / wanted_M[m]
+        if lost := np.asarray(r.lost_B).sum():
+            row["overflowed"] = lost / load_M.sum()
+        present = tokens_LM.sum(0) > 0
+        if present.sum() > 1:
+            row["specialisation"] = float(np.abs(specialisation(load_LME)).mean())
+            row["mutual_information"] = float(np.mean([_information(load_ME) for load_ME in load_LME]))
+        result |= {f"router/{name}/{key}": float(value) for key, value in row.items()}
+    return result
+
+
+def specialisation(load_LME) -> np.ndarray:
+    """`[L, E]`: (R_a - R_b) / (R_a + R_b), from -1 to 1; 0 for an expert that nobody chose."""
+    r_LME = np.stack([load_LME[:, 0], load_LME[:, 1:].sum(1)], axis=1)
+    r_LME = r_LME / np.maximum(r_LME.sum(-1, keepdims=True), 1)
+    both_LE = r_LME.sum(1)
+    return np.where(both_LE > 0, (r_LME[:, 0] - r_LME[:, 1]) / np.where(both_LE > 0, both_LE, 1), 0)
+
+
+def _information(load_ME) -> float:
+    p_ME = load_ME / max(load_ME.sum(), 1)
+    apart_ME = p_ME.sum(1, keepdims=True) * p_ME.sum(0, keepdims=True)
+    return (p_ME * np.log(np.where(p_ME > 0, p_ME, 1) / np.where(p_ME > 0, apart_ME, 1))).sum()
+
+
+def loads(reports: Mapping, modalities) -> dict:
+    """`{component/tower: {modality: [L][E]}}`: the fraction of the modality's choices that an expert took."""
+    fractions = lambda load_LE: (load_LE / np.maximum(load_LE.sum(-1, keepdims=True), 1)).round(5).tolist()
+    return {
+        name: {m: fractions(r.load_BME[:, i]) for i, m in enumerate(modalities) if r.tokens_BM[:, i].any()}
+        for name, r in reports.items()
+    }
 
 
 def matmul_peak(mesh: Mesh, dtype: str) -> float:

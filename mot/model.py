@@ -4,6 +4,7 @@ Dense, MoT and everything between are the same functions with other maps. Stream
 document order, so dense is an ordinary transformer and pays nothing for the generality.
 """
 
+import zlib
 from functools import partial
 from typing import NamedTuple
 
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from mot import batch as batches
-from mot import ops
+from mot import dispatch, ops, router
 from mot.attention import Info, attend
 from mot.batch import Batch, Tokens
 from mot.config import Config
+from mot.router import Report
 from mot.sharding import rows_apart
 
 Group = tuple[str, ...]  # streams that travel merged
@@ -38,15 +40,31 @@ def groups(config: Config) -> list[Group]:
     return list(by_towers.values())
 
 
-def forward(params: dict, batch: Batch, config: Config) -> list[tuple[jax.Array, Tokens]]:
-    """The normed last hidden states `h_RD` (R = B * C, in `model.dtype`) of each group, with the group's tokens."""
+class Output(NamedTuple):
+    hidden: list[tuple[jax.Array, Tokens]]  # normed last states h_RD (R = B * C, in `model.dtype`) of each group
+    routing: dict[str, Report]  # by `component/tower` with experts; each field with a leading axis of layers
+
+
+class Context(NamedTuple):
+    """What every layer sees alike."""
+
+    config: Config
+    merged: list[Tokens]  # by group
+    row: Row
+    key: jax.Array | None  # of the routers' jitter; None: no jitter
+    causal: bool  # experts that choose are imitated by routers that see no later token
+
+
+def forward(params: dict, batch: Batch, config: Config, key: jax.Array | None = None, causal: bool = False) -> Output:
+    """The model's last hidden states, and what its routers did."""
     merged = [batches.merge(batch, group) for group in groups(config)]
     xs = [_embed(params["embed"]["tokens"], tokens, config.model.dtype) for tokens in merged]
-    layer = partial(_block, merged=merged, row=_row(merged), config=config)
-    xs = _stack(layer, params["blocks"]["main"], xs, config.model)
+    context = Context(config, merged, _row(merged), key, causal)
+    xs, routing = _stack(partial(_block, context=context), params["blocks"], xs, config)
     final = [params["final_norm"][config.towers.norm[group[0]]]["scale"] for group in groups(config)]
     eps = config.model.norm_eps
-    return [(ops.rms_norm(x_RD, scale, eps), tokens) for x_RD, scale, tokens in zip(xs, final, merged, strict=True)]
+    normed = [ops.rms_norm(x_RD, scale, eps) for x_RD, scale in zip(xs, final, strict=True)]
+    return Output(list(zip(normed, merged, strict=True)), routing)
 
 
 def head(params: dict, config: Config) -> jax.Array:
@@ -68,48 +86,92 @@ def _row(merged: list[Tokens]) -> Row:
     return Row(batches.in_order(tokens.info, order_BT), order_BT, tokens.rank)
 
 
-def _stack(layer, blocks, xs, m):
+def _stack(layer, blocks, xs, config):
+    """All layers: some dense ones, then groups of dense ones that end with a sparse one (or of a single dense one)."""
+    m, first = config.model, config.model.dense_layers
+    pattern = config.stacks[first : first + m.sparse_every]
     if m.remat != "none":
         # dots: keep what projections made, make the rest (and attention) again; block: keep the residual alone.
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
         layer = jax.checkpoint(layer, policy=policies[m.remat])
-    if m.scan:
-        return lax.scan(lambda xs, weights: (layer(xs, weights), None), xs, blocks)[0]
-    # Not blocks[i]: its transpose pads every layer's gradient to all layers and adds them up, L times the traffic.
-    leaves, tree = jax.tree.flatten(blocks)
-    for weights in zip(*(lax.split(leaf, (1,) * m.layers) for leaf in leaves), strict=True):
-        xs = layer(xs, tree.unflatten([w.reshape(w.shape[1:]) for w in weights]))
-    return xs
+    if not m.scan:
+        weights, reports = {stack: iter(_layers(w)) for stack, w in blocks.items()}, []
+        for i, stack in enumerate(config.stacks):
+            xs, report = layer(xs, next(weights[stack]), i)
+            reports += [report] if report else []
+        return xs, jax.tree.map(lambda *x: jnp.stack(x), *reports) if reports else {}
+
+    def several(xs, group):
+        """One group: its weights by stack, each `[n, ...]`, and its layers' numbers."""
+        weights, numbers = {stack: iter(_layers(w)) for stack, w in group[0].items()}, group[1]
+        for i, stack in enumerate(pattern):
+            xs, report = layer(xs, next(weights[stack]), numbers[i])
+        return xs, report  # of the last, which alone may be sparse
+
+    cut = lambda x, part: jax.tree.map(lambda leaf: leaf[part], x)
+    if first:
+        dense = cut(blocks["main"], slice(first))
+        xs = lax.scan(lambda xs, w: (layer(xs, *w)[0], None), xs, (dense, jnp.arange(first)))[0]
+    rest = {stack: cut(w, slice(first if stack == "main" else 0, None)) for stack, w in blocks.items()}
+    rest = {stack: rest[stack] for stack in pattern}
+    fold = lambda x, n: jax.tree.map(lambda leaf: leaf.reshape(-1, n, *leaf.shape[1:]), x)
+    rest = {stack: fold(w, pattern.count(stack)) for stack, w in rest.items()}
+    return lax.scan(several, xs, (rest, fold(jnp.arange(first, m.layers), len(pattern))))
 
 
-def _block(xs: list[jax.Array], w: dict, merged: list[Tokens], row: Row, config: Config) -> list[jax.Array]:
-    """One layer: `w[component][tower][weight]`, one residual `x_RD` a group."""
-    towers = config.towers
-    first = [group[0] for group in groups(config)]
-    norms = [w["norm"][towers.norm[s]] for s in first]
+def _layers(weights):
+    """Each layer's weights. Not `x[i]`: its transpose pads each gradient to all layers and adds up, L times the work."""
+    leaves, tree = jax.tree.flatten(weights)
+    for parts in zip(*(lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves), strict=True):
+        yield tree.unflatten([w.reshape(w.shape[1:]) for w in parts])
+
+
+def _block(xs: list[jax.Array], w: dict, number, context: Context) -> tuple[list[jax.Array], dict[str, Report]]:
+    """Layer `number`: `w[component][tower][weight]`, one residual `x_RD` a group; and its routers' reports."""
+    config, reports = context.config, {}
+    norms = [w["norm"][config.towers.norm[group[0]]] for group in groups(config)]
 
     def branch(f, name, xs):
         """x + f(norm(x)), or x + norm(f(x)); f maps all groups' rows at once."""
         norm = lambda xs: [ops.rms_norm(x, n[name], config.model.norm_eps) for x, n in zip(xs, norms, strict=True)]
-        ys = f(norm(xs)) if config.model.norm == "pre" else norm(f(xs))
-        return [x + y for x, y in zip(xs, ys, strict=True)]
+        ys, report = f(norm(xs) if config.model.norm == "pre" else xs)
+        reports.update({f"{name}/{tower}": x for tower, x in report.items()})
+        return [x + y for x, y in zip(xs, ys if config.model.norm == "pre" else norm(ys), strict=True)]
 
-    attn = [w["attn"][towers.attn[s]] for s in first]
-    ffn = [w["ffn"][towers.ffn[s]] for s in first]
-    xs = branch(lambda xs: _attention(attn, xs, merged, row, config.model), "attn", xs)
-    return branch(lambda xs: [_ffn(t, x) for t, x in zip(ffn, xs, strict=True)], "ffn", xs)
+    context = context._replace(key=None if context.key is None else jax.random.fold_in(context.key, number))
+    xs = branch(partial(_attention, w["attn"], context=context), "attn", xs)
+    return branch(partial(_ffns, w["ffn"], context=context), "ffn", xs), reports
 
 
-def _attention(towers, xs, merged, row, m):
+def _towers(component: str, context: Context):
+    """Each tower's name, its sets, and the numbers of the groups that it serves."""
+    mapping = getattr(context.config.towers, component)
+    names = [mapping[group[0]] for group in groups(context.config)]
+    for tower in dict.fromkeys(names):
+        yield tower, getattr(context.config, component)[tower], [i for i, name in enumerate(names) if name == tower]
+
+
+def _attention(w, xs, context):
     """Each group's own projections; one attention over all tokens of the row, in document order."""
-    parts = [_qkv(t, x, tokens, m) for t, x, tokens in zip(towers, xs, merged, strict=True)]
-    q_BTNH, k_BTKH, v_BTKH = (jnp.concatenate(x, axis=1) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
-    o_BTNH = rows_apart(partial(_mix, how=m.attention))(q_BTNH, k_BTKH, v_BTKH, row)
-    sizes = [tokens.token.shape[1] for tokens in merged]
+    qkv, project, reports = {}, {}, {}
+    for tower, sets, mine in _towers("attn", context):
+        if "router" in w[tower]:
+            parts, project[tower], reports[tower] = _routed_attention(w[tower], sets, xs, mine, tower, context)
+        else:
+            parts = [_linears(w[tower], xs[i]) for i in mine]
+            project[tower] = lambda os, wo=w[tower]["wo"]: [ops.linear(o_RE, _flat_out(wo)) for o_RE in os]
+        finish = partial(_finish, w[tower], m=context.config.model)
+        qkv |= {i: finish(part, context.merged[i]) for i, part in zip(mine, parts, strict=True)}
+    every = zip(*(qkv[i] for i in range(len(xs))), strict=True)
+    q_BTNH, k_BTKH, v_BTKH = (jnp.concatenate(x, axis=1) if len(x) > 1 else x[0] for x in every)
+    o_BTNH = rows_apart(partial(_mix, how=context.config.model.attention))(q_BTNH, k_BTKH, v_BTKH, context.row)
+    sizes = [tokens.token.shape[1] for tokens in context.merged]
     outputs = lax.split(o_BTNH, sizes, axis=1) if len(sizes) > 1 else [o_BTNH]
-    rows = lambda o_BCNH: o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1)
-    flat = lambda w_NHD: w_NHD.reshape(-1, w_NHD.shape[-1])
-    return [ops.linear(rows(o), flat(t["wo"])) for o, t in zip(outputs, towers, strict=True)]
+    rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
+    ys = {}
+    for tower, _, mine in _towers("attn", context):
+        ys |= dict(zip(mine, project[tower]([rows[i] for i in mine]), strict=True))
+    return [ys[i] for i in range(len(xs))], reports
 
 
 def _mix(q_BTNH, k_BTKH, v_BTKH, row, how):
@@ -119,21 +181,128 @@ def _mix(q_BTNH, k_BTKH, v_BTKH, row, how):
     return ops.permute(attend(q_BTNH, k_BTKH, v_BTKH, row.info, row.info, how), row.back, row.order)
 
 
-def _qkv(tower, x_RD, tokens, m):
+def _flat_in(w):
+    """`[..., D, N, H]` as `[..., D, N * H]`."""
+    return w.reshape(*w.shape[:-2], -1)
+
+
+def _flat_out(w):
+    """`[..., N, H, D]` as `[..., N * H, D]`."""
+    return w.reshape(*w.shape[:-3], -1, w.shape[-1])
+
+
+def _linears(tower, x_RD):
+    return [ops.linear(x_RD, _flat_in(tower[name])) for name in ("wq", "wk", "wv")]
+
+
+def _finish(tower, parts, tokens, m):
+    """Heads, norms and rotation of projected q, k and v `[R, N * H]`."""
     B, C = tokens.token.shape
 
-    def heads(name):
-        w_DNH = tower[f"w{name}"]
-        x_RNH = ops.linear(x_RD, w_DNH.reshape(w_DNH.shape[0], -1)).reshape(B * C, *w_DNH.shape[1:])
+    def heads(name, x_RE):
+        x_RNH = x_RE.reshape(B * C, -1, m.head_size)
         if name != "v" and m.qk_norm == "rms":
             x_RNH = ops.rms_norm(x_RNH, tower[f"{name}_norm"], m.norm_eps)
         if name != "v" and m.qk_norm == "layer":
             x_RNH = ops.layer_norm(x_RNH, tower[f"{name}_norm"], tower[f"{name}_norm_bias"], m.norm_eps)
-        return x_RNH.reshape(B, C, *w_DNH.shape[1:])
+        return x_RNH.reshape(B, C, -1, m.head_size)
 
     turn = lambda x_BCNH: ops.rope(x_BCNH, tokens.position, m.rope_theta)
-    return turn(heads("q")), turn(heads("k")), heads("v")
+    return turn(heads("q", parts[0])), turn(heads("k", parts[1])), heads("v", parts[2])
 
 
-def _ffn(tower, x_RD):
-    return ops.linear(ops.swiglu(ops.linear(x_RD, tower["w1"]), ops.linear(x_RD, tower["w3"])), tower["w2"])
+def _ffns(w, xs, context):
+    """Each tower's FFN on the rows of the groups that it serves."""
+    ys, reports = {}, {}
+    for tower, sets, mine in _towers("ffn", context):
+        if "router" in w[tower]:
+            parts, reports[tower] = _routed_ffn(w[tower], sets, xs, mine, tower, context)
+        else:
+            parts = [_ffn(w[tower], xs[i]) for i in mine]
+        ys |= dict(zip(mine, parts, strict=True))
+    return [ys[i] for i in range(len(xs))], reports
+
+
+def _ffn(tower, x_RD, linear=ops.linear):
+    return linear(ops.swiglu(linear(x_RD, tower["w1"]), linear(x_RD, tower["w3"])), tower["w2"])
+
+
+# --- routed towers -------------------------------------------------------------------------------------------------
+
+
+def _route(w, sets, xs, mine, tower, context):
+    """The rows `x_RD` of the groups that a tower serves, their experts, and how to go on.
+
+    Returns the rows, the choice, the report, and a function (compute, rows, weights, choice) -> (rows, lost choices).
+    """
+    config, tokens = context.config, batches.concatenate([context.merged[i] for i in mine])
+    B, C = tokens.token.shape
+    real_BC = tokens.segment != 0
+    x_BCD = _join(xs, mine, B)
+    x_BCD = jnp.where(real_BC[..., None], x_BCD, 0)  # whatever padding holds stops here
+    noise_BCD = None
+    if context.key is not None and sets.jitter:
+        key = jax.random.fold_in(context.key, zlib.crc32(tower.encode()))
+        flat = jax.random.uniform(key, (x_BCD.size,), minval=1 - sets.jitter, maxval=1 + sets.jitter)
+        noise_BCD = flat.reshape(x_BCD.shape)
+    kinds = batches.modality(tokens.token, config)
+    arguments = (sets, real_BC, tokens.rank, kinds, len(config.modalities), noise_BCD, context.causal)
+    choice, report = router.route(x_BCD, w, *arguments)
+    most = router.most_choices(sets, C, context.causal)
+    through = partial(dispatch.through, rows=B, most=most, how=config.model.dispatch, mesh=config.mesh)
+    return x_BCD.reshape(B * C, -1), choice, report, through
+
+
+def _join(xs, mine, B):
+    """`[B, C, D]` of several groups' rows, end to end."""
+    return jnp.concatenate([xs[i].reshape(B, -1, xs[i].shape[-1]) for i in mine], axis=1)
+
+
+def _part(y_RD, mine, context):
+    """The rows of each group again."""
+    sizes = [context.merged[i].token.shape[1] for i in mine]
+    B, D = context.merged[mine[0]].token.shape[0], y_RD.shape[-1]
+    parts = lax.split(y_RD.reshape(B, sum(sizes), D), sizes, axis=1)
+    return [part.reshape(-1, D) for part in parts]
+
+
+def _counted(report, lost_R):
+    return report._replace(lost_B=lost_R.reshape(report.lost_B.shape[0], -1).sum(1))
+
+
+def _routed_ffn(w, sets, xs, mine, tower, context):
+    """The sum of each token's experts with their weights, and what every token passes through."""
+    x_RD, choice, report, through = _route(w, sets, xs, mine, f"ffn/{tower}", context)
+    experts = {name: w[name] for name in ("w1", "w2", "w3")}
+    y_RD, lost_R = through(lambda linear, x_SD, w: _ffn(w, x_SD, linear), x_RD, experts, choice)
+    if sets.shared:
+        shared_RD = _ffn({name: w[f"shared_{name}"] for name in experts}, x_RD)
+        if sets.shared_gate:
+            shared_RD *= jax.nn.sigmoid(ops.linear(x_RD, w["shared_gate"]).astype(jnp.float32)).astype(shared_RD.dtype)
+        y_RD += shared_RD
+    return _part(y_RD, mine, context), _counted(report, lost_R)
+
+
+def _routed_attention(w, sets, xs, mine, tower, context):
+    """Each group's q, k and v, a function for the way out, and the report.
+
+    One choice serves both. Going in, a token's weights add up to 1, so that a single expert's q, k and v are its own, as
+    a tower's are; coming out they are the router's, which so learns.
+    """
+    x_RD, choice, report, through = _route(w, sets, xs, mine, f"attn/{tower}", context)
+    total_R1 = choice.weight_RX.sum(-1, keepdims=True)
+    even = choice._replace(weight_RX=choice.weight_RX / jnp.where(total_R1 > 0, total_R1, 1))
+    going_in = {name: _flat_in(w[name]) for name in ("wq", "wk", "wv")}
+    sizes = [weights.shape[-1] for weights in going_in.values()]
+    each = lambda linear, x_SD, w: jnp.concatenate([linear(x_SD, w[name]) for name in going_in], axis=-1)
+    qkv_RE, lost_R = through(each, x_RD, going_in, even)
+    parts = [lax.split(part, sizes, axis=1) for part in _part(qkv_RE, mine, context)]
+    real_R1 = jnp.concatenate([context.merged[i].segment for i in mine], axis=1).reshape(-1, 1) != 0
+
+    def out(os):
+        o_BCE = _join(dict(zip(mine, os, strict=True)), mine, context.merged[mine[0]].token.shape[0])
+        o_RE = jnp.where(real_R1, o_BCE.reshape(-1, o_BCE.shape[-1]), 0)
+        y_RD, _ = through(lambda linear, o_SE, w: linear(o_SE, w["wo"]), o_RE, {"wo": _flat_out(w["wo"])}, choice)
+        return _part(y_RD, mine, context)
+
+    return parts, out, _counted(report, lost_R)

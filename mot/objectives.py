@@ -9,22 +9,14 @@ from jax import lax
 from mot import batch as batches
 from mot.batch import Batch, Tokens
 from mot.config import Config
-
-
-def modality(ids, config: Config) -> jax.Array:
-    """The index, in `config.modalities`, of the modality whose id range holds each id."""
-    result = jnp.zeros_like(ids)
-    for stream in config.streams.values():
-        inside = (ids >= stream.first_id) & (ids < stream.first_id + stream.ids)
-        result = jnp.where(inside, config.modalities.index(stream.modality), result)
-    return result
+from mot.router import Report
 
 
 def totals(batch: Batch, config: Config) -> jax.Array:
     """Z of each modality `[M]`: the weight its loss is divided by, summed over the whole (global) batch."""
     tokens = batches.concatenate(list(batch.values()))
     m_M11 = jnp.arange(len(config.modalities))[:, None, None]
-    weight_M = jnp.where(modality(tokens.target, config)[None] == m_M11, tokens.weight[None], 0).sum((1, 2))
+    weight_M = jnp.where(batches.modality(tokens.target, config)[None] == m_M11, tokens.weight[None], 0).sum((1, 2))
     return jnp.broadcast_to(weight_M.sum(), weight_M.shape) if config.objective.per == "all" else weight_M
 
 
@@ -39,7 +31,7 @@ def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Con
     tokens = batches.concatenate([t for _, t in hidden])
     B = tokens.token.shape[0]
     h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
-    m_BT = modality(tokens.target, config)
+    m_BT = batches.modality(tokens.target, config)
     loss_weight = {s.modality: s.loss_weight for s in config.streams.values()}
     lambda_M = jnp.array([loss_weight[m] for m in config.modalities], jnp.float32)
     scale_M = jnp.where(Z_M > 0, lambda_M / jnp.where(Z_M > 0, Z_M, 1), 0)
@@ -49,6 +41,35 @@ def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Con
     m_BTM, s_BTS = jax.nn.one_hot(m_BT, len(config.modalities)), jax.nn.one_hot(tokens.source, sources)
     by = lambda x_BT: jnp.einsum("BTM,BTS,BT->MS", m_BTM, s_BTS, x_BT, precision=lax.Precision.HIGHEST)
     return loss, {"nats": by(jnp.where(tokens.weight > 0, tokens.weight * nats_BT, 0)), "weight": by(tokens.weight)}
+
+
+def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
+    """How many real tokens of the whole (global) batch meet each tower with experts, by `component/tower`."""
+    real = {stream: (tokens.segment != 0).sum().astype(jnp.float32) for stream, tokens in batch.items()}
+    return {
+        f"{component}/{tower}": sum(real[s] for s in real if getattr(config.towers, component)[s] == tower)
+        for component in ("attn", "ffn")
+        for tower, sets in getattr(config, component).items()
+        if sets.experts
+    }
+
+
+def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Config):
+    """What routers are judged by, summed over layers, a mean over the tower's tokens of the global batch.
+
+    Balance (2101.03961) and z-loss (2202.08906) with their weights; of the causal routers' imitation the gradient alone,
+    which reaches nothing but themselves.
+    """
+    loss = jnp.zeros((), jnp.float32)
+    for name, report in reports.items():
+        component, tower = name.split("/")
+        sets = getattr(config, component)[tower]
+        imitation = report.imitation_B.sum()
+        total = sets.z_loss * report.z_B.sum() + (imitation - lax.stop_gradient(imitation))
+        if sets.balance == "loss":
+            total += sets.balance_rate * report.balance_B.sum()
+        loss += total / jnp.maximum(tokens[name], 1)
+    return loss
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

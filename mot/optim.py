@@ -14,7 +14,7 @@ def rule_for(path: str, rules: tuple[Rule, ...]) -> Rule | None:
     return next((rule for rule in rules if re.search(rule.match, path)), None)
 
 
-@reads("streams", "towers", "model", "optim")
+@reads("streams", "towers", "attn", "ffn", "model", "optim")
 def uncovered(config: Config) -> Iterator[str]:
     """A check for `config.build`: every parameter needs a rule, and every rule a parameter."""
     rules, paths = config.optim.rules, list(params.table(config))
@@ -41,8 +41,11 @@ def _compiles(pattern: str) -> bool:
 
 
 def trainable(config: Config) -> Callable[[str], bool]:
-    """Is the parameter of this path trained? A rule with lr 0 freezes: no gradient, no optimiser state."""
-    return lambda path: rule_for(path, config.optim.rules).lr > 0
+    """Is the parameter of this path trained? A rule with lr 0 freezes: no gradient, no optimiser state.
+
+    A router's bias is moved by the step itself.
+    """
+    return lambda path: rule_for(path, config.optim.rules).lr > 0 and not params.is_bias(path)
 
 
 def schedule(config: Config) -> optax.Schedule:
@@ -59,7 +62,10 @@ def schedule(config: Config) -> optax.Schedule:
 
 
 def make(config: Config) -> optax.GradientTransformation:
-    """Clip by the global norm, Adam, decoupled decay (1711.05101), then the rate; decay and rate by path."""
+    """Clip by the global norm, Adam, decoupled decay (1711.05101), then the rate; decay and rate by path.
+
+    Causal routers, which only imitate, are clipped by themselves: the model trains as it would without them.
+    """
     o = config.optim
 
     def by_path(f):
@@ -69,8 +75,13 @@ def make(config: Config) -> optax.GradientTransformation:
 
         return optax.stateless(update)
 
+    def clip(updates, _):
+        clipped = lambda tree: optax.clip_by_global_norm(o.clip).update(tree, optax.EmptyState())[0]
+        imitators, model = params.split(updates, params.is_causal)
+        return params.merge(clipped(model), clipped(imitators) if imitators else {})
+
     return optax.chain(
-        optax.clip_by_global_norm(o.clip),
+        optax.stateless(clip),
         optax.scale_by_adam(o.beta1, o.beta2, o.eps),
         by_path(lambda rule, u, w: u + rule.decay * w if rule.decay else u),
         by_path(lambda rule, u, w: rule.lr * u),

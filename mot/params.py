@@ -5,7 +5,7 @@ Paths are the public interface: `blocks/<stack>/<component>/<tower>/<weight>`, l
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from mot.config import Config
 
 class Spec(NamedTuple):
     shape: tuple[int, ...]
-    axes: tuple[str, ...]  # logical: embed, vocab, heads, kv_heads, head, mlp, layer
+    axes: tuple[str, ...]  # logical: embed, vocab, heads, kv_heads, head, mlp, layer, expert, router, gate
     std: float | None = None  # of a normal distribution; None means ones (a norm's scale) ...
     fill: float = 1.0  # ... or another constant
 
@@ -27,40 +27,99 @@ Table = dict[str, Spec]
 
 def table(config: Config) -> Table:
     """Every parameter of the model `config` describes, by path."""
-    m, V = config.model, config.vocab
-    L, N, K, H = m.layers, m.heads, m.kv_heads, m.head_size
-    D = next(iter(config.streams.values())).width
-    scale = lambda n: max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
-    shrink = scale(2 * L)  # the residual sums 2 L branches (GPT-2)
-    rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), scale(D))}
-
-    def block(component, tower, weight, shape, axes, *init):
-        rows[f"blocks/main/{component}/{tower}/{weight}"] = Spec((L, *shape), ("layer", *axes), *init)
-
-    for tower in _towers(config.towers.attn):
-        block("attn", tower, "wq", (D, N, H), ("embed", "heads", "head"), scale(D))
-        block("attn", tower, "wk", (D, K, H), ("embed", "kv_heads", "head"), scale(D))
-        block("attn", tower, "wv", (D, K, H), ("embed", "kv_heads", "head"), scale(D))
-        block("attn", tower, "wo", (N, H, D), ("heads", "head", "embed"), scale(N * H) * shrink)
-        if m.qk_norm == "rms":
-            block("attn", tower, "q_norm", (H,), ("head",))
-            block("attn", tower, "k_norm", (H,), ("head",))
-        if m.qk_norm == "layer":
-            for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
-                block("attn", tower, f"{x}_norm", (heads, H), (axis, "head"))
-                block("attn", tower, f"{x}_norm_bias", (heads, H), (axis, "head"), None, 0.0)
-    for tower in _towers(config.towers.ffn):
-        F = config.streams[tower].ffn
-        block("ffn", tower, "w1", (D, F), ("embed", "mlp"), scale(D))
-        block("ffn", tower, "w3", (D, F), ("embed", "mlp"), scale(D))
-        block("ffn", tower, "w2", (F, D), ("mlp", "embed"), scale(F) * shrink)
+    V, D = config.vocab, next(iter(config.streams.values())).width
+    rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), _scale(D))}
+    for stack in dict.fromkeys(config.stacks):
+        layers = config.stacks.count(stack)
+        for path, spec in _layer(config, routed=stack == "sparse"):
+            rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
     for tower in _towers(config.towers.norm):
-        block("norm", tower, "attn", (D,), ("embed",))
-        block("norm", tower, "ffn", (D,), ("embed",))
         rows[f"final_norm/{tower}/scale"] = Spec((D,), ("embed",))
-    if not m.tied:
-        rows["head/out"] = Spec((D, V), ("embed", "vocab"), scale(D))
+    if not config.model.tied:
+        rows["head/out"] = Spec((D, V), ("embed", "vocab"), _scale(D))
     return rows
+
+
+def _scale(n: int) -> float:
+    return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
+
+
+def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
+    """One layer's parameters, `component/tower/weight`."""
+    D = next(iter(config.streams.values())).width
+    for tower in _towers(config.towers.attn):
+        sets = config.attn[tower]
+        for weight, spec in _attention(config, D):
+            yield f"attn/{tower}/{weight}", _of_experts(spec, sets) if routed and weight in QKVO else spec
+        if routed:
+            yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
+    for tower in _towers(config.towers.ffn):
+        sets = config.ffn[tower]
+        width = sets.width if routed and sets.experts else config.streams[tower].ffn
+        for weight, spec in _swiglu(config, D, width):
+            yield f"ffn/{tower}/{weight}", _of_experts(spec, sets) if routed else spec
+        if routed:
+            yield from ((f"ffn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
+        if routed and sets.experts and sets.shared:
+            for weight, spec in _swiglu(config, D, sets.shared):
+                yield f"ffn/{tower}/shared_{weight}", spec
+            if sets.shared_gate:
+                yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), _scale(D))
+    for tower in _towers(config.towers.norm):
+        yield f"norm/{tower}/attn", Spec((D,), ("embed",))
+        yield f"norm/{tower}/ffn", Spec((D,), ("embed",))
+
+
+QKVO = ("wq", "wk", "wv", "wo")
+
+
+def _attention(config, D) -> Iterator[tuple[str, Spec]]:
+    m = config.model
+    N, K, H = m.heads, m.kv_heads, m.head_size
+    yield "wq", Spec((D, N, H), ("embed", "heads", "head"), _scale(D))
+    yield "wk", Spec((D, K, H), ("embed", "kv_heads", "head"), _scale(D))
+    yield "wv", Spec((D, K, H), ("embed", "kv_heads", "head"), _scale(D))
+    yield "wo", Spec((N, H, D), ("heads", "head", "embed"), _scale(N * H) * _scale(2 * m.layers))
+    if m.qk_norm == "rms":
+        yield from ((f"{x}_norm", Spec((H,), ("head",))) for x in "qk")
+    if m.qk_norm == "layer":
+        for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
+            yield f"{x}_norm", Spec((heads, H), (axis, "head"))
+            yield f"{x}_norm_bias", Spec((heads, H), (axis, "head"), None, 0.0)
+
+
+def _swiglu(config, D, F) -> Iterator[tuple[str, Spec]]:
+    yield "w1", Spec((D, F), ("embed", "mlp"), _scale(D))
+    yield "w3", Spec((D, F), ("embed", "mlp"), _scale(D))
+    # The residual sums 2 L branches (GPT-2).
+    yield "w2", Spec((F, D), ("mlp", "embed"), _scale(F) * _scale(2 * config.model.layers))
+
+
+def _router(sets, D) -> Iterator[tuple[str, Spec]]:
+    if not sets.experts:
+        return
+    yield "router", Spec((D, sets.experts), ("embed", "router"), _scale(D))
+    if sets.balance == "bias":
+        yield ROUTER_BIAS, Spec((sets.experts,), ("router",), None, 0.0)
+    if sets.router == "expert":
+        yield f"{CAUSAL}_in", Spec((D, D), ("embed", "mlp"), _scale(D))
+        yield f"{CAUSAL}_out", Spec((D, sets.experts), ("mlp", "router"), _scale(D))
+
+
+def _of_experts(spec: Spec, sets) -> Spec:
+    return spec._replace(shape=(sets.experts, *spec.shape), axes=("expert", *spec.axes)) if sets.experts else spec
+
+
+ROUTER_BIAS = "router_bias"  # moved by loads, not by gradients
+CAUSAL = "causal"  # the routers that imitate experts that choose; they learn by themselves
+
+
+def is_bias(path: str) -> bool:
+    return path.endswith(f"/{ROUTER_BIAS}")
+
+
+def is_causal(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(f"{CAUSAL}_")
 
 
 def _towers(mapping: Mapping[str, str]) -> list[str]:

@@ -48,7 +48,7 @@ def generate(
     def draw(params, batch, last_B, allowed_BV):
         at_last = [
             (jnp.where((t.rank == last_B[:, None])[..., None], h_RD.reshape(*t.rank.shape, -1), 0)).sum(1)
-            for h_RD, t in model.forward(params, batch, config)
+            for h_RD, t in model.forward(params, batch, config, causal=True).hidden
         ]
         logits_BV = jnp.matmul(sum(at_last), model.head(params, config), preferred_element_type=jnp.float32)
         logits_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)

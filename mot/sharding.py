@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh whose `data` axis splits the batch by rows; parameters are on every device."""
+"""Where arrays live. All devices split a batch by rows; along `expert` they share experts; all else is on every one."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,18 +9,25 @@ from jax.sharding import PartitionSpec as P
 
 from mot.errors import UserError
 
-ROWS = P("data")
+ROWS = P(("data", "expert"))
+EXPERTS = P("expert")
+MESH_AXIS = {"expert": "expert"}  # logical axis of a parameter -> axis of the mesh; others are not split
 
 
-def make_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices (default: all) along `data`; `UserError` where the `rows` of a microbatch do not divide among them."""
+def make_mesh(rows: int, devices: Sequence[jax.Device] | None = None, expert: int = 1) -> Mesh:
+    """Devices (default: all), `expert` of them along that axis and the rest along `data`.
+
+    `UserError` where the `rows` of a microbatch do not divide among them, or they among `expert`.
+    """
     devices = jax.devices() if devices is None else devices
     n = len(devices)
     if rows % n:
         raise UserError(
             f"data.batch / optim.accumulate: {rows} rows do not divide among {n} devices; make the batch a multiple"
         )
-    return jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    if n % expert:
+        raise UserError(f"mesh.expert: {expert} does not divide {n} devices; allowed are divisors of {n}; change it")
+    return jax.make_mesh((n // expert, expert), ("data", "expert"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def memory(mesh: Mesh) -> int:
@@ -32,6 +39,11 @@ def memory(mesh: Mesh) -> int:
 
 def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
+
+
+def by_axes(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
+    """Of a parameter with these logical axes."""
+    return NamedSharding(mesh, P(*(MESH_AXIS.get(axis) for axis in axes)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

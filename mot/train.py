@@ -6,28 +6,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 
 from mot import batch as batches
-from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding
+from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding, upcycle
 from mot.config import Config, ConfigError, differences
 from mot.data import embedded, pipeline
 from mot.errors import Damaged, UserError
 from mot.evaluate import make_evaluate
-
-
-@struct.dataclass
-class State:
-    params: dict  # float32
-    opt: Any  # of the parameters that train
-    ema: dict  # of the parameters; {} where optim.ema is 0
-    updates: jax.Array  # steps applied; skipped ones are not
+from mot.state import State, init_state, refuse_too_large, state_shardings, trees
 
 
 class Stopped(SystemExit):
@@ -38,39 +29,38 @@ class Diverged(UserError):
     """Too many steps in a row were not finite."""
 
 
-def init_state(config: Config) -> State:
-    """Call under `jit`."""
-    weights = params.init(params.table(config), config.model.seed)
-    trained, _ = params.split(weights, optim.trainable(config))
-    ema = weights if config.optim.ema else {}
-    return State(weights, optim.make(config).init(trained), ema, jnp.zeros((), jnp.int32))
-
-
 def make_step(config: Config, sources: int):
     """`(state, batch) -> (state, measurements)`: gradients over all microbatches, and an update if they are finite."""
     optimiser, schedule, is_trained = optim.make(config), optim.schedule(config), optim.trainable(config)
+    jitters = any(sets.jitter for sets in (*config.attn.values(), *config.ffn.values()))
 
-    def loss(trained, frozen, microbatch, Z_M):
+    def loss(trained, frozen, microbatch, Z_M, routed, key):
         weights = params.merge(trained, frozen)
-        hidden = model.forward(weights, microbatch, config)
-        return objectives.next_token(hidden, model.head(weights, config), Z_M, config, sources)
+        hidden, routing = model.forward(weights, microbatch, config, key)
+        total, sums = objectives.next_token(hidden, model.head(weights, config), Z_M, config, sources)
+        routers = objectives.routing(routing, routed, config) if routing else 0.0
+        return total + routers, sums | {"routing": {name: _over_rows(report) for name, report in routing.items()}}
 
     def step(state: State, batch: batches.Batch):
         trained, frozen = params.split(state.params, is_trained)
-        Z_M = objectives.totals(batch, config)  # of the whole batch: a microbatch is divided by what all weigh
+        # Of the whole batch: a microbatch is divided by what all weigh.
+        Z_M, routed = objectives.totals(batch, config), objectives.routed_tokens(batch, config)
+        key = jax.random.fold_in(jax.random.key(config.model.seed), state.updates) if jitters else None
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if config.optim.accumulate == 1:
-            (total, sums), grads = value_and_grad(trained, frozen, batch, Z_M)
+            (total, sums), grads = value_and_grad(trained, frozen, batch, Z_M, routed, key)
         else:
-            one = lambda microbatch: value_and_grad(trained, frozen, microbatch, Z_M)
-            (total, sums), grads = _accumulate(one, _microbatches(batch, config.optim.accumulate))
+            keys = jax.random.split(key, config.optim.accumulate) if jitters else None
+            one = lambda x: value_and_grad(trained, frozen, x[0], Z_M, routed, x[1])
+            (total, sums), grads = _accumulate(one, (_microbatches(batch, config.optim.accumulate), keys))
         norms = _norms_by_tower(grads)
-        norm = optax.tree.norm(grads)
-        ok = jnp.isfinite(norm) & jnp.isfinite(total)
+        norm = optax.tree.norm(params.split(grads, params.is_causal)[1])
+        ok = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(total)
 
         def update():
             updates, opt = optimiser.update(grads, state.opt, trained)
             weights, d = params.merge(optax.apply_updates(trained, updates), frozen), config.optim.ema
+            weights = _balanced(weights, sums["routing"], config)
             ema = jax.tree.map(lambda e, w: d * e + (1 - d) * w, state.ema, weights) if d else {}
             return State(weights, opt, ema, state.updates + 1)
 
@@ -81,6 +71,22 @@ def make_step(config: Config, sources: int):
         return after, measured
 
     return step
+
+
+def _over_rows(report):
+    """A report's sums over rows, `[L, ...]`."""
+    return jax.tree.map(lambda x: x.sum(1), report)
+
+
+def _balanced(weights, routing, config):
+    """Routers' biases a step towards even loads (2408.15664): up where an expert has less than the mean, else down."""
+    flat = params.paths(weights)
+    for path in filter(params.is_bias, flat):
+        _, _, component, tower, _ = path.split("/")
+        load_LE = routing[f"{component}/{tower}"].load_BME.sum(1)
+        under_LE = jnp.sign(load_LE.mean(-1, keepdims=True) - load_LE)
+        flat[path] += getattr(config, component)[tower].balance_rate * under_LE
+    return params.nest(flat)
 
 
 def _microbatches(batch, n):
@@ -134,12 +140,16 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
     """
     if faults := [*embedded.faults(config), *optim.uncovered(config)]:
         raise ConfigError(faults)
-    mesh = sharding.make_mesh(config.data.batch // config.optim.accumulate, devices)
-    _refuse_too_large(config, mesh)
+    mesh = sharding.make_mesh(config.data.batch // config.optim.accumulate, devices, config.mesh.expert)
+    refuse_too_large(config, mesh)
     training, held_out = embedded.load(config)
+    first = None
+    if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
+        source, _, trained = load(Path(config.init.run), config.init.step or None)
+        first = upcycle.weights(source, trained, config)
     path = rundir.open_run(config)
     with jax.set_mesh(mesh):
-        state, position = _start(config, path, mesh)
+        state, position = _start(config, path, mesh, first=first)
         if position.data not in ("", training.digest):
             raise UserError(
                 f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another "
@@ -155,35 +165,17 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
     return path
 
 
-def _refuse_too_large(config, mesh) -> None:
-    """`UserError` where what a step cannot do without is more than there is memory: better now than in the middle."""
-    table, is_trained = params.table(config), optim.trainable(config)
-    every = params.count(table)
-    trained = params.count({path: spec for path, spec in table.items() if is_trained(path)})
-    copies = mesh.size  # parameters are on every device
-    state = 4 * copies * (every * (2 if config.optim.ema else 1) + 3 * trained)  # with gradients and Adam's moments
-    rows = config.data.batch // config.optim.accumulate
-    width = max(s.width for s in config.streams.values())
-    residual = 2 * rows * config.length * width * config.model.layers
-    if (have := sharding.memory(mesh)) < state + residual:
-        raise UserError(
-            f"{every:,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB, the residual "
-            f"stream of {rows:,} rows of {config.length:,} tokens at least {residual / 1e9:,.1f} GB, and there are "
-            f"{have / 1e9:,.1f} GB; lower streams.*.width or ffn, model.layers or heads, data.batch or the budgets"
-        )
-
-
 def evaluate(
     config: Config, step: int | None = None, devices: Sequence[jax.Device] | None = None
 ) -> tuple[int, dict[str, float]]:
     """The step of a run's checkpoint, the newest by default, and its held-out losses; the run must have this model."""
     path = rundir.folder(config)
     known, mine = rundir.plain(rundir.config_of(path)), rundir.plain(config)
-    sections = ("streams", "towers", "model", "objective", "data", "optim")
+    sections = ("streams", "towers", "attn", "ffn", "model", "objective", "data", "optim")
     if different := [d for s in sections for d in differences(known[s], mine[s], s)]:
         raise UserError(f"{path} was trained with another configuration (its -> yours):\n  " + "\n  ".join(different))
     _saved(path, step)
-    mesh = sharding.make_mesh(config.data.batch, devices)
+    mesh = sharding.make_mesh(config.data.batch, devices, config.mesh.expert)
     _, held_out = embedded.load(config)
     with jax.set_mesh(mesh):
         state, position = _start(config, path, mesh, step)
@@ -213,25 +205,25 @@ def _saved(path, step) -> list[int]:
     return saved
 
 
-def _start(config, path, mesh, step=None) -> tuple[State, Position]:
-    """Fresh, or what a checkpoint (by default the newest) holds."""
-    make = jax.jit(lambda: init_state(config), out_shardings=sharding.replicated(mesh))
+def _start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
+    """Fresh, with the parameters `first` where they are given, or what a checkpoint (by default the newest) holds."""
+    shardings = state_shardings(config, mesh)
+    make = jax.jit(lambda: init_state(config), out_shardings=shardings)
     saved = checkpoint.steps(path / "checkpoints")
     if not saved:
-        return make(), Position()
-    shapes = jax.eval_shape(make)
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh))
-    trees, data = checkpoint.restore(path / "checkpoints", step or saved[-1], jax.tree.map(place, _trees(shapes)))
+        state = make()
+        if first is not None:
+            place = lambda shardings: jax.tree.map(lambda x, s: jnp.array(x, device=s), first, shardings)
+            ema = place(shardings.ema) if config.optim.ema else {}
+            state = state.replace(params=place(shardings.params), ema=ema)  # arrays of their own: buffers are donated
+        return state, Position()
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    like = jax.tree.map(place, trees(jax.eval_shape(make)), trees(shardings))
+    trees, data = checkpoint.restore(path / "checkpoints", step or saved[-1], like)
     state = State(trees["params"], trees["opt"]["optax"], trees.get("ema", {}), trees["opt"]["updates"])
     if unknown := data.keys() ^ vars(Position()).keys():
         raise Damaged(f"{path}: the position in its checkpoint differs in {', '.join(sorted(unknown))}; move it away")
     return state, Position(**data)
-
-
-def _trees(state: State) -> dict:
-    """The state as checkpoint items."""
-    items = {"params": state.params, "opt": {"optax": state.opt, "updates": state.updates}}
-    return items | ({"ema": state.ema} if state.ema else {})
 
 
 def _loop(config, path, mesh, state, position, training, held_out, writer, live, signals, until):
@@ -246,7 +238,7 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest})
     host = next(incoming)
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
-    placed = (sharding.replicated(mesh), None)
+    placed = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=placed)
     step = step.lower(state, jax.device_put(host, rows)).compile()
     log = _Log(config, training.names, position, writer, live, peak)
@@ -264,7 +256,7 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
             log.evaluation(evaluate(state.ema or state.params))
         if position.step % config.run.save_every == 0 or done or stop:
             log.finish()
-            checkpoint.save(path / "checkpoints", position.step, _trees(state), vars(position), config.run.keep)
+            checkpoint.save(path / "checkpoints", position.step, trees(state), vars(position), config.run.keep)
         if stop:
             live.say(f"stopped at step {position.step}, saved; the same command resumes")
             raise Stopped(signals.code)
@@ -323,6 +315,7 @@ class _Log:
         row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}
         sums = measured["sums"]
         row |= metrics.losses(sums["nats"], sums["weight"], self.config.modalities, self.sources)
+        row |= metrics.routing(sums["routing"], self.config.modalities)
         step = row.pop("step")
         self.writer.write("train", step, row)
         self.live.update(step, metrics.line(row, self.config.modalities))

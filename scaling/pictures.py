@@ -13,7 +13,8 @@ from scaling.runs import Run
 
 # Okabe and Ito's colours, which the colour-blind tell apart; all are legible on white and on near-black.
 COLOURS = {"dense": "#0072B2", "mot": "#D55E00", "mot_ffn": "#009E73", "mot_attn_ffn": "#CC79A7"}
-OTHERS = ("#E69F00", "#56B4E9", "#999999", "#B8A800")
+COLOURS |= {"moe_ec4": "#E69F00", "moe_tc4": "#56B4E9", "mot_moe": "#B8A800", "moe_fine": "#999999"}
+OTHERS = ("#8F6BD1", "#A0703C", "#3FA7A0", "#C2557A", "#6C8E2F", "#7E8AA8")
 MARKERS = "osD^vP*X"
 INK = {"light": ("#1b1b1b", "#ffffff"), "dark": ("#dddddd", "#16181c")}
 
@@ -85,6 +86,34 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Fig
         xlabel="fraction of dense's steps for dense's training loss (less is better)",
     )
     axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.9 / (y + 1)), ncols=2, fontsize=9)
+    return figure
+
+
+def experts(loads: dict[str, dict[str, list]]) -> Figure:
+    """Layer by expert, `loads[tower][modality][layer][expert]`: the share of a modality's choices, 1 = an even share.
+
+    A tower that modalities share has a panel of specialisation, too: +1 where an expert serves the first alone.
+    """
+    panels = []
+    for tower, by_modality in loads.items():
+        arrays = {m: np.array(x) for m, x in by_modality.items()}
+        panels += [(f"{tower}: {m}", x * x.shape[1], "viridis", 0, 2) for m, x in arrays.items()]
+        if len(arrays) > 1:
+            a, b = arrays.values() if len(arrays) == 2 else (next(iter(arrays.values())), sum([*arrays.values()][1:]))
+            both = np.where(a + b > 0, a + b, 1)
+            panels.append((f"{tower}: {next(iter(arrays))} (+) or not (-)", (a - b) / both, "RdBu_r", -1, 1))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (title, x, colours, low, high) in zip(axes, panels, strict=False):
+        image = axis.imshow(x, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+        axis.set(xlabel="expert", ylabel="layer")
+        axis.locator_params(integer=True)
+        figure.colorbar(image, ax=axis)
     return figure
 
 

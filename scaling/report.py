@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import statistics
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import jinja2
 from rich.console import Console
 from rich.table import Table
 
-from mot import flops, params, rundir
+from mot import flops, rundir
 from mot.config import differences
 from mot.errors import UserError
 from mot.rundir import write_atomically
@@ -40,11 +41,15 @@ def write(found: list[Run], out: Path) -> str:
         drawn["headline"] = pictures.both(pictures.headline, main, colour)
     for modality in runs.modalities(groups):
         drawn[f"curves_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, ("step", "flops"))
+    for label, group in groups.items():
+        if loads := runs.loads(group[0]):
+            drawn[f"experts_{_file(label)}"] = pictures.both(pictures.experts, loads)
     every = runs.tables(found, slopes)
     page = _template().render(
         sentence=sentence,
         pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
         modalities=runs.modalities(groups),
+        experts={label: f"experts_{_file(label)}" for label in groups if f"experts_{_file(label)}" in drawn},
         groups=list(groups),
         colour=colour,
         slopes=_slope_rows(slopes),
@@ -64,6 +69,10 @@ def write(found: list[Run], out: Path) -> str:
         write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
     write_atomically(out / "report.html", page)
     return sentence
+
+
+def _file(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", label)
 
 
 def _refuse_foreign(file: Path) -> None:
@@ -137,7 +146,10 @@ def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
     for modality in runs.modalities(groups):
         ends = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"loss/{modality}")[1])]  # noqa: B023
         rows.append((f"held-out {modality} loss", [_spread(ends(g)) for g in groups.values()]))
-    rows.append(("parameters", [millions(params.count(params.table(g[0].config))) for g in groups.values()]))
+        causal = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"causal_loss/{modality}")[1])]  # noqa: B023
+        if any(map(causal, groups.values())):
+            rows.append((f"held-out {modality} loss, causal", [_spread(causal(g) or ends(g)) for g in groups.values()]))
+    rows.append(("parameters", [millions(flops.total_parameters(g[0].config)) for g in groups.values()]))
     streams = list(next(iter(groups.values()))[0].config.streams)
     for stream in streams:
         active = lambda g: flops.active_parameters(g[0].config).get(stream)  # noqa: B023

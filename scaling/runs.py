@@ -17,8 +17,9 @@ from mot.errors import UserError
 from scaling import match
 from scaling.match import Curve, Slope
 
-# What may differ between two runs that are compared, besides the towers: keys that change no result, and seeds.
+# What may differ between two runs that are compared: keys that change no result, seeds, and the architecture.
 APART = ("run.root", "run.name", "run.keep", "run.save_every", "model.seed", "data.seed")
+ARCHITECTURE = ("towers.", "attn.", "ffn.", "model.dense_layers", "model.sparse_every", "model.dispatch", "mesh.")
 
 COSTS = {"step": "steps", "flops": "FLOPs", "seconds": "seconds"}
 KINDS = {"train": "training", "eval": "held-out"}
@@ -78,10 +79,37 @@ class Tables(NamedTuple):
 
 
 def architecture(config: Config) -> str:
-    """What the maps amount to: a preset's name, or the maps themselves.
+    """What the maps and the experts amount to, as configs/archs.py names it where it has a name.
 
-    dense, mot, mot_ffn, mot_attn_ffn and loo_<stream> as configs/archs.py makes them.
+    dense, mot, mot_ffn, mot_attn_ffn, loo_<stream>, or the maps themselves. A tower with experts is named with how they
+    are chosen (ec: experts choose, tc: tokens do), how many there are, how many are active if not one (`a2`), and their
+    width in sixteenths of the dense FFN's if it is another (`w1`).
     """
+    name, marks = _maps(config), []
+    for component in ("attn", "ffn"):
+        for tower, sets in getattr(config, component).items():
+            if sets.experts:
+                mark = f"{'ec' if sets.router == 'expert' else 'tc'}{sets.experts}"
+                mark += f"a{sets.active}" if sets.active > 1 else ""
+                sixteenths = 16 * sets.width / config.streams[tower].ffn
+                mark += f"w{sixteenths:.3g}" if component == "ffn" and sixteenths != 16 else ""
+                marks.append((component, tower, mark))
+    if not marks:
+        return name
+    known = {
+        ("dense", "ffn:ec4"): "moe_ec4",
+        ("dense", "ffn:tc4"): "moe_tc4",
+        ("dense", "ffn:tc64a16w1"): "moe_fine",
+        ("mot", "ffn.text:ec4"): "mot_moe",
+        ("mot", "ffn.text:ec4 ffn.image:ec4"): "mot_moe_both",
+        ("dense", f"attn:tc{len(config.streams)} ffn:tc{len(config.streams)}"): "learned_mot",
+    }
+    single = lambda component: len(set(getattr(config.towers, component).values())) == 1
+    spelt = " ".join(f"{c}:{mark}" if single(c) else f"{c}.{t}:{mark}" for c, t, mark in marks)
+    return known.get((name, spelt)) or f"{name} {spelt}"
+
+
+def _maps(config: Config) -> str:
     streams = list(config.streams)
     parts = {}  # component -> the streams that share a tower, as a set of sets
     for component in ("attn", "ffn", "norm"):
@@ -204,14 +232,19 @@ def sound(runs: list[Run]) -> dict[str, list[Run]]:
     return {label: whole for label, group in grouped(runs).items() if (whole := [r for r in group if not r.faults])}
 
 
+def loads(run: Run) -> dict:
+    """`{component/tower: {modality: [layer][expert]}}` of a run's last evaluation; empty where it has no experts."""
+    return next((row["experts"] for row in reversed(run.rows) if row["kind"] == "eval" and "experts" in row), {})
+
+
 def modalities(groups: dict[str, list[Run]]) -> list[str]:
     return list(dict.fromkeys(m for group in groups.values() for run in group for m in run.config.modalities))
 
 
 def comparable(a: Run, b: Run) -> list[str]:
-    """In what, other than towers and seeds, the two runs' configurations differ."""
+    """In what, other than architecture and seeds, the two runs' configurations differ."""
     different = configs.differences(rundir.plain(a.config), rundir.plain(b.config))
-    return [d for d in different if not d.startswith((*APART, "towers."))]
+    return [d for d in different if not d.startswith((*APART, *ARCHITECTURE))]
 
 
 def partners(groups: dict[str, list[Run]], label: str) -> tuple[list[tuple[Run, Run]], str]:

@@ -29,8 +29,8 @@ def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256
     c = base.get_config()
     stream = dict(width=D, ffn=F, budget=T // 2, longest=T // 2, ids=V // 2, loss_weight=1.0)
     c.streams = {name: dict(modality=name, first_id=i * V // 2, **stream) for i, name in enumerate(STREAMS)}
-    c.towers = archs.towers(arch, STREAMS)
     c.model.update(layers=layers, heads=HEADS, kv_heads=HEADS, head_size=D // HEADS, dtype=dtype, attention=how)
+    archs.choose(c, arch)
     c.objective.chunk = chunk
     c.data.update(batch=B, shares=dict(random=1))
     return config.build(c, optim.uncovered)
@@ -154,7 +154,7 @@ def counted_flops():
     host = batch(4)
 
     def loss(weights):
-        hidden = model.forward(weights, host, c)
+        hidden = model.forward(weights, host, c).hidden
         return objectives.next_token(hidden, model.head(weights, c), objectives.totals(host, c), c, 1)[0]
 
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))

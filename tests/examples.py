@@ -20,8 +20,8 @@ def tree(arch="mot", budgets=(24, 24), **model):
         )
         for i, name in enumerate(STREAMS)
     }
-    c.towers = archs.towers(arch, STREAMS)
     c.model.update(dict(layers=2, heads=4, kv_heads=2, head_size=8) | model)
+    archs.choose(c, arch)
     c.objective.update(chunk=20, z_loss=1e-3)
     c.data.update(batch=4, shares={"a": 1})
     return c

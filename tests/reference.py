@@ -102,3 +102,46 @@ def cross_entropy(h, head, target, scale, z_loss):
     lse = jnp.log(jnp.exp(logits).sum(-1))
     nats = lse - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     return jnp.where(scale > 0, scale * (nats + z_loss * lse**2), 0).sum(), nats
+
+
+def choices(score, liked, real, rank, o):
+    """Of one row: which (token, expert) pairs are wanted and which find a place, `[C, E]` bool. Loops over tokens.
+
+    score, liked [C, E] numpy; o: router, active, capacity, wins.
+    """
+    C, E = score.shape
+    tokens = [t for t in range(C) if real[t]]
+    wanted, found = np.zeros((C, E), bool), np.zeros((C, E), bool)
+    if o["router"] == "expert":
+        for e in range(E):
+            for t in sorted(tokens, key=lambda t, e=e: (-score[t, e], rank[t]))[: int(o["active"] * len(tokens) // E)]:
+                wanted[t, e] = True
+        return wanted, wanted
+    for t in tokens:
+        for e in sorted(range(E), key=lambda e, t=t: (-liked[t, e], e))[: o["active"]]:
+            wanted[t, e] = True
+    if not o["capacity"]:
+        return wanted, wanted
+    for e in range(E):
+        first = (lambda t: rank[t]) if o["wins"] == "earliest" else (lambda t, e=e: (-liked[t, e], rank[t]))
+        asking = sorted((t for t in tokens if wanted[t, e]), key=first)
+        for t in asking[: int(np.floor(o["capacity"] * o["active"] * len(tokens) / E + 1e-6))]:
+            found[t, e] = True
+    return wanted, found
+
+
+def scores(x, w, o):
+    logits = x @ w["router"]
+    return jax.nn.softmax(logits, axis=-1) if o["score"] == "softmax" else 1 / (1 + jnp.exp(-logits))
+
+
+def routed(x, w, wanted, found, o):
+    """One row [C, D] through every expert, of which each token keeps those that it found, with their weights."""
+    weight = scores(x, w, o)
+    if o["normalise"]:
+        weight = weight / jnp.where(wanted.any(1), jnp.where(wanted, weight, 0).sum(1), 1)[:, None]
+    y = jnp.zeros_like(x)
+    for e in range(wanted.shape[1]):
+        hidden = jax.nn.silu(x @ w["w1"][e]) * (x @ w["w3"][e])
+        y = y + jnp.where(found[:, e], weight[:, e], 0)[:, None] * (hidden @ w["w2"][e])
+    return y

@@ -16,7 +16,7 @@ def test_counted_flops_equal_the_compilers(arch, choices):
     batch = examples.batch()
 
     def loss(weights):
-        hidden = model.forward(weights, batch, c)
+        hidden = model.forward(weights, batch, c).hidden
         return objectives.next_token(hidden, model.head(weights, c), objectives.totals(batch, c), c, 2)[0]
 
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))

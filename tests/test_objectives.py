@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mot import batch as batches
 from mot import config, model, objectives
 from tests import examples, reference
 
@@ -55,7 +56,7 @@ def test_loss_is_booked_on_the_targets_modality_and_the_documents_source(per):
     tree.objective.z_loss = 0.0
     c, batch = config.build(tree), examples.batch(spans=False)
     weights = examples.weights(c)
-    hidden, head = model.forward(weights, batch, c), model.head(weights, c)
+    hidden, head = model.forward(weights, batch, c).hidden, model.head(weights, c)
     total, sums = objectives.next_token(hidden, head, objectives.totals(batch, c), c, 2)
     nats, weight = np.zeros((2, 2)), np.zeros((2, 2))
     for h_RD, tokens in hidden:
@@ -80,7 +81,7 @@ def test_an_absent_modality_gives_zero_and_stays_finite():
     weights = examples.weights(c)
 
     def loss(weights):
-        hidden = model.forward(weights, only_text, c)
+        hidden = model.forward(weights, only_text, c).hidden
         return objectives.next_token(hidden, model.head(weights, c), objectives.totals(only_text, c), c, 2)
 
     (total, sums), grads = jax.value_and_grad(loss, has_aux=True)(weights)
@@ -92,4 +93,4 @@ def test_an_absent_modality_gives_zero_and_stays_finite():
 
 def test_modality_of_ids():
     c = examples.make()
-    np.testing.assert_array_equal(objectives.modality(jnp.array([0, 11, 12, 23]), c), [0, 0, 1, 1])
+    np.testing.assert_array_equal(batches.modality(jnp.array([0, 11, 12, 23]), c), [0, 0, 1, 1])

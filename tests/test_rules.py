@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     ["errors", "checks", "ops", "attention", "tokenizers.text"],
     ["config"],
-    ["batch", "sharding", "params", "checkpoint"],
-    ["data.packing", "model"],
+    ["batch", "sharding", "params", "router", "checkpoint"],
+    ["data.packing", "dispatch"],
+    ["model"],
     ["data.embedded", "objectives", "flops", "optim", "rundir"],
-    ["data.pipeline", "metrics"],
-    ["evaluate", "sample"],
+    ["data.pipeline", "metrics", "state"],
+    ["evaluate", "sample", "upcycle"],
     ["train"],
 ]
 LEVEL = {f"mot.{room}": level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -47,7 +47,7 @@ def test_greedy_ids_are_the_likeliest_of_a_whole_forward_pass(tiny):
         assert len(row) > len(prompt)
         stream = np.array(row) >= examples.IDS
         batch = pack([[document(0, 0, row, stream)]], ["text", "image"], (30, 30))
-        h_TD = in_document_order(model.forward(weights, batch, c))[0]
+        h_TD = in_document_order(model.forward(weights, batch, c).hidden)[0]
         logits_TV = np.array(h_TD @ model.head(weights, c))
         for t in range(len(prompt) - 1, len(row) - 1):
             used = np.bincount(stream[: t + 1], minlength=2)

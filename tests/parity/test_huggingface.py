@@ -84,7 +84,7 @@ def agree(network, **choices):
     batch = pack([[document(0, 0, ids, stream)]], examples.STREAMS, BUDGETS)
     with torch.no_grad():
         theirs = network(input_ids=torch.tensor(ids)[None]).last_hidden_state.numpy()
-    states = jax.jit(lambda w: in_document_order(model.forward(w, batch, c)))(ours(network, c))
+    states = jax.jit(lambda w: in_document_order(model.forward(w, batch, c).hidden))(ours(network, c))
     assert np.abs(theirs).max() > 1
     np.testing.assert_allclose(states, theirs, atol=1e-4)
 

@@ -210,7 +210,14 @@ def test_an_architecture_is_known_by_its_maps(arch, streams, name):
     from configs import archs
 
     towers = SimpleNamespace(**archs.towers(arch, list(streams)))
-    assert runs.architecture(SimpleNamespace(streams=dict.fromkeys(streams), towers=towers)) == name
+    single = SimpleNamespace(attn={}, ffn={}, streams=dict.fromkeys(streams), towers=towers)
+    assert runs.architecture(single) == name
+
+
+@pytest.mark.parametrize("arch", ["moe_ec4", "moe_tc4", "moe_fine", "mot_moe", "mot_moe_both", "learned_mot"])
+def test_an_architecture_is_known_by_its_experts(arch):
+    tree = digits.get_config(f"arch={arch},size=smoke")
+    assert runs.architecture(config.build(tree)) == arch
 
 
 WRAPPER = """<iframe id=f src="report.html" width={width} height=900 style="border:0"></iframe>

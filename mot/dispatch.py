@@ -1,0 +1,291 @@
+"""Rows to experts and back: sort by expert, multiply group by group, gather back, sum with weights.
+
+A dispatch is a permutation, so both directions are gathers: no scatter-add, hence the same bits every time. Its memory
+grows with the rows that are routed, not with rows times experts. `grouped` multiplies behind one signature: `einsum` is
+obvious, `blocked` is made for CPU, `ragged` for accelerators. `expert` devices may share the experts of a tower.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mot.config import Mesh
+from mot.router import Choice
+from mot.sharding import EXPERTS, ROWS
+
+BLOCK = 128  # rows that `blocked` multiplies at once; each expert's rows fill whole blocks
+
+
+class Layout(NamedTuple):
+    """Where routed rows lie, by expert: S places, some empty."""
+
+    row_S: jax.Array  # whose row a place holds; R = none
+    choice_S: jax.Array  # which of the R * X choices; R * X = none
+    place_RX: jax.Array  # where a choice lies; S = nowhere
+    expert_S: jax.Array  # E = none
+    start_E: jax.Array  # an expert's first place
+    size_E: jax.Array  # its rows
+
+
+def arrange(choice: Choice, experts: int, most: int, how: str, room: int = 0) -> tuple[Layout, jax.Array]:
+    """The layout of at most `most` choices, and their weights `[R, X]`. With `room`, each expert has so many places.
+
+    Where a token has more places for choices than choices, as where experts choose, its empty ones are moved last.
+    """
+    R, X = choice.expert_RX.shape
+    block = BLOCK if how == "blocked" else 1
+    key_N = choice.expert_RX.reshape(-1)
+    order_N = jnp.argsort(key_N, stable=True).astype(jnp.int32)
+    bounds = jnp.searchsorted(key_N[order_N], jnp.arange(experts + 1)).astype(jnp.int32)
+    bounds = jnp.minimum(bounds, most)
+    first_E, size_E = bounds[:-1], jnp.diff(bounds)
+    if room:
+        size_E, start_E, S = jnp.minimum(size_E, room), jnp.arange(experts, dtype=jnp.int32) * room, experts * room
+    else:
+        blocks_E = -(-size_E // block)
+        start_E = ((jnp.cumsum(blocks_E) - blocks_E) * block).astype(jnp.int32)
+        S = -(-(most + experts * (block - 1)) // block) * block
+    place_S = jnp.arange(S, dtype=jnp.int32)
+    expert_S = (
+        jnp.searchsorted(start_E, place_S, side="right") - 1
+    )  # the last of those that start here: others are empty
+    inside_S = place_S - start_E[expert_S]
+    held_S = inside_S < size_E[expert_S]
+    choice_S = jnp.where(held_S, order_N[jnp.where(held_S, first_E[expert_S] + inside_S, 0)], R * X)
+    turn_N = jnp.argsort(order_N).astype(jnp.int32)  # each choice's turn among the sorted
+    group_N = jnp.minimum(key_N, experts - 1)
+    turn_N -= first_E[group_N]  # ... and among its expert's
+    known_N = (key_N < experts) & (turn_N < size_E[group_N])
+    place_RX = jnp.where(known_N, start_E[group_N] + turn_N, S).reshape(R, X)
+    weight_RX = choice.weight_RX
+    if most < R * X:  # loops over a token's choices end with the last that any token has
+        last_RX = jnp.argsort(place_RX == S, axis=1, stable=True)
+        place_RX, weight_RX = (jnp.take_along_axis(x, last_RX, axis=1) for x in (place_RX, weight_RX))
+        choice_of = jnp.argsort(last_RX, axis=1)  # where the choice went
+        row_S, x_S = choice_S // X, choice_S % X
+        moved_S = row_S * X + choice_of[jnp.minimum(row_S, R - 1), x_S]
+        choice_S = jnp.where(held_S, moved_S, R * X).astype(jnp.int32)
+    expert_S = jnp.where(held_S, expert_S, experts)
+    return Layout((choice_S // X).astype(jnp.int32), choice_S, place_RX, expert_S, start_E, size_E), weight_RX
+
+
+def _take(x_SD, index):
+    """Rows by index; one past the end is a row of zeros."""
+    return jnp.take(x_SD, index, axis=0, mode="fill", fill_value=0)
+
+
+def _over_choices(place_RX, S, f, start):
+    """f(carry, x) for each of the X choices up to the last that any token has."""
+    used = (place_RX < S).any(0).sum()
+    return lax.fori_loop(0, used, lambda x, carry: f(carry, x), start)
+
+
+def _column(a_RX, x):
+    return lax.dynamic_index_in_dim(a_RX, x, axis=1, keepdims=False)
+
+
+@jax.custom_vjp
+def spread(x_RD, layout: Layout):
+    """`[S, D]`: each place's row; an empty place's is 0."""
+    return _take(x_RD, layout.row_S)
+
+
+def _spread_forward(x_RD, layout):
+    return spread(x_RD, layout), (layout, jnp.zeros((0,), x_RD.dtype))
+
+
+def _spread_backward(residuals, g_SD):
+    layout, like = residuals
+    R, S = layout.place_RX.shape[0], g_SD.shape[0]
+    add = lambda total_RD, x: total_RD + _take(g_SD, _column(layout.place_RX, x)).astype(jnp.float32)
+    total_RD = _over_choices(layout.place_RX, S, add, jnp.zeros((R, g_SD.shape[1]), jnp.float32))
+    return total_RD.astype(like.dtype), None
+
+
+spread.defvjp(_spread_forward, _spread_backward)
+
+
+@jax.custom_vjp
+def collect(y_SD, weight_RX, layout: Layout):
+    """`[R, D]`: each token's weighted sum over its choices, added up in float32."""
+    S = y_SD.shape[0]
+    R = weight_RX.shape[0]
+
+    def add(total_RD, x):
+        return total_RD + _column(weight_RX, x)[:, None] * _take(y_SD, _column(layout.place_RX, x)).astype(jnp.float32)
+
+    return _over_choices(layout.place_RX, S, add, jnp.zeros((R, y_SD.shape[1]), jnp.float32)).astype(y_SD.dtype)
+
+
+def collect_forward(y_SD, weight_RX, layout):
+    return collect(y_SD, weight_RX, layout), (y_SD, weight_RX, layout)
+
+
+def collect_backward(residuals, g_RD):
+    y_SD, weight_RX, layout = residuals
+    S = y_SD.shape[0]
+    weight_S = _take(weight_RX.reshape(-1, 1), layout.choice_S)
+    dy_SD = (weight_S * _take(g_RD, layout.row_S).astype(jnp.float32)).astype(y_SD.dtype)
+
+    def product(dw_RX, x):
+        y_RD = _take(y_SD, _column(layout.place_RX, x)).astype(jnp.float32)
+        return lax.dynamic_update_slice(dw_RX, (y_RD * g_RD.astype(jnp.float32)).sum(-1, keepdims=True), (0, x))
+
+    dw_RX = _over_choices(layout.place_RX, S, product, jnp.zeros_like(weight_RX))
+    return dy_SD, dw_RX, None
+
+
+collect.defvjp(collect_forward, collect_backward)
+
+
+# --- matrices by group ---------------------------------------------------------------------------------------------
+
+
+def grouped(x_SD, w_EDF, layout: Layout, how: str):
+    """`[S, F]`: each place's row times its expert's matrix, operands in the dtype of x, accumulated in float32.
+
+    Empty places give 0 and take no part in any gradient, whatever they hold: kernels leave them uninitialised.
+    """
+    held_S1 = (layout.expert_S < w_EDF.shape[0])[:, None]
+    y_SF = BACKENDS[how](jnp.where(held_S1, x_SD, 0), w_EDF, layout)
+    return jnp.where(held_S1, y_SF, 0)
+
+
+_dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+def _einsum(x_SD, w_EDF, layout):
+    mine_SE = jax.nn.one_hot(layout.expert_S, w_EDF.shape[0], dtype=x_SD.dtype)
+    w_EDF = w_EDF.astype(x_SD.dtype)
+    return jnp.einsum("SE,SD,EDF->SF", mine_SE, x_SD, w_EDF, preferred_element_type=jnp.float32).astype(x_SD.dtype)
+
+
+def _ragged(x_SD, w_EDF, layout):
+    w_EDF = w_EDF.astype(x_SD.dtype)
+    return lax.ragged_dot(x_SD, w_EDF, layout.size_E, preferred_element_type=jnp.float32).astype(x_SD.dtype)
+
+
+def _each_block(layout, experts, begin, work, end, carry):
+    """carry = end(carry, e, loop of work(inner, e, first place of a block) from begin(e)) for each expert e."""
+
+    def one_expert(e, carry):
+        matrix, inner = begin(carry, e)
+        blocks = -(-layout.size_E[e] // BLOCK)
+        body = lambda n, inner: work(inner, matrix, layout.start_E[e] + n * BLOCK)
+        return end(carry, e, lax.fori_loop(0, blocks, body, inner))
+
+    return lax.fori_loop(0, experts, one_expert, carry)
+
+
+def _rows(x_SD, first):
+    return lax.dynamic_slice(x_SD, (first, 0), (BLOCK, x_SD.shape[1]))
+
+
+def _multiply(x_SD, w_EDF, layout):
+    """x @ w by blocks; each expert's matrix is read once."""
+    E, _, F = w_EDF.shape
+    matrix = lambda y_SF, e: (lax.dynamic_index_in_dim(w_EDF, e, keepdims=False), y_SF)
+
+    def one_block(y_SF, w_DF, first):
+        return lax.dynamic_update_slice(y_SF, _dot(_rows(x_SD, first), w_DF).astype(y_SF.dtype), (first, 0))
+
+    start_SF = jnp.zeros((x_SD.shape[0], F), x_SD.dtype)
+    return _each_block(layout, E, matrix, one_block, lambda _, e, y_SF: y_SF, start_SF)
+
+
+@jax.custom_vjp
+def _blocked(x_SD, w_EDF, layout):
+    return _multiply(x_SD, w_EDF.astype(x_SD.dtype), layout)
+
+
+def _blocked_forward(x_SD, w_EDF, layout):
+    w_EDF, dtype = w_EDF.astype(x_SD.dtype), w_EDF.dtype
+    return _multiply(x_SD, w_EDF, layout), (x_SD, w_EDF, layout, jnp.zeros((0,), dtype))
+
+
+def _blocked_backward(residuals, g_SF):
+    x_SD, w_EDF, layout, like = residuals
+    g_SF = g_SF.astype(x_SD.dtype)
+    dx_SD = _multiply(g_SF, w_EDF.swapaxes(1, 2), layout)
+
+    def one_block(dw_DF, _, first):
+        return dw_DF + _dot(_rows(x_SD, first).T, _rows(g_SF, first))
+
+    begin = lambda dw_EDF, e: (None, jnp.zeros(w_EDF.shape[1:], jnp.float32))
+    end = lambda dw_EDF, e, dw_DF: lax.dynamic_update_slice(dw_EDF, dw_DF[None], (e, 0, 0))
+    dw_EDF = _each_block(layout, w_EDF.shape[0], begin, one_block, end, jnp.zeros(w_EDF.shape, jnp.float32))
+    return dx_SD, dw_EDF.astype(like.dtype), None
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
+
+BACKENDS = {"einsum": _einsum, "blocked": _blocked, "ragged": _ragged}
+
+
+# --- the whole way ---------------------------------------------------------------------------------------------------
+
+Compute = Callable[[Callable, jax.Array, dict], jax.Array]  # (linear(x_SD, w_EDF), x_SD, weights) -> y_SF
+
+
+def through(compute: Compute, x_RD, weights: dict, choice: Choice, rows: int, most: int, how: str, mesh: Mesh):
+    """`[R, F]`: each token through its experts, summed with their weights; and how many of its choices were lost `[R]`.
+
+    `weights` are `[E, ...]`, one set an expert; the R tokens are `rows` rows, each of which makes at most `most` choices.
+    On several devices each has its own rows, and its share of the experts where the mesh has an `expert` axis.
+    """
+    devices = jax.sharding.get_abstract_mesh()
+    if devices.empty or devices.size == 1:
+        return _here(compute, x_RD, weights, choice, rows * most, how)
+    rows //= devices.size
+    if mesh.expert == 1:
+        f = lambda x_RD, weights, choice: _here(compute, x_RD, weights, choice, rows * most, how)
+    elif mesh.exchange == "gather":
+        f = lambda x_RD, weights, choice: _gathered(compute, x_RD, weights, choice, rows * most, how)
+    else:
+        f = lambda x_RD, weights, choice: _exchanged(compute, x_RD, weights, choice, rows * most, how, mesh.buffer)
+    return jax.shard_map(f, in_specs=(ROWS, EXPERTS, ROWS), out_specs=ROWS, check_vma=False)(x_RD, weights, choice)
+
+
+def _here(compute, x_RD, weights, choice, most, how):
+    experts = next(iter(weights.values())).shape[0]
+    layout, weight_RX = arrange(choice, experts, most, how)
+    linear = lambda x_SD, w_EDF: grouped(x_SD, w_EDF, layout, how)
+    y_RF = collect(compute(linear, spread(x_RD, layout), weights), weight_RX, layout)
+    return y_RF, jnp.zeros(x_RD.shape[0])
+
+
+def _local(expert, experts):
+    """Expert numbers on this device; what lies on others is none."""
+    number = expert - lax.axis_index("expert") * experts
+    return jnp.where((number >= 0) & (number < experts), number, experts)
+
+
+def _gathered(compute, x_RD, weights, choice, most, how):
+    """Every device of the expert axis sees all their rows, computes its experts' part, and keeps its rows of the sum."""
+    experts, devices = next(iter(weights.values())).shape[0], lax.axis_size("expert")
+    x_RD, choice = jax.tree.map(lambda x: lax.all_gather(x, "expert", tiled=True), (x_RD, choice))
+    choice = choice._replace(expert_RX=_local(choice.expert_RX, experts))
+    y_RF, lost_R = _here(compute, x_RD, weights, choice, devices * most, how)
+    back = lambda y: lax.psum_scatter(y, "expert", tiled=True)
+    return back(y_RF), back(lost_R)
+
+
+def _exchanged(compute, x_RD, weights, choice, most, how, buffer):
+    """Rows travel to the devices of their experts and back, in buffers of one size for each pair of devices."""
+    experts, devices = next(iter(weights.values())).shape[0], lax.axis_size("expert")
+    room = math.ceil(buffer * most / devices)
+    R, X = choice.expert_RX.shape
+    to = Choice(jnp.minimum(choice.expert_RX // experts, devices), choice.weight_RX)
+    layout, weight_RX = arrange(to, devices, R * X, "ragged", room)
+    lost_R = ((to.expert_RX < devices) & (layout.place_RX == devices * room)).sum(1).astype(jnp.float32)
+    expert_S = jnp.take(choice.expert_RX.reshape(-1), layout.choice_S, mode="fill", fill_value=experts * devices)
+    swap = lambda x: lax.all_to_all(x, "expert", 0, 0, tiled=True)
+    expert_S = _local(swap(expert_S), experts)
+    come = Choice(expert_S[:, None], jnp.ones((devices * room, 1)))
+    y_SF, _ = _here(compute, swap(spread(x_RD, layout)), weights, come, devices * room, how)
+    return collect(swap(y_SF), weight_RX, layout), lost_R

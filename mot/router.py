@@ -1,0 +1,145 @@
+"""Who goes where: a tower's tokens to its experts, with weights. All arithmetic is float32.
+
+A routing group is one row, and whatever is counted leaves padding out: a result depends neither on the mesh, nor on the
+batch's other rows. `token` routers look at a token alone, and with earliest-wins capacity at those before it; `expert`
+routers (2202.09368) and highest-wins capacity look at later tokens, too.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mot.config import Experts
+
+
+class Choice(NamedTuple):
+    """Each token's experts: X places, of which some may be empty."""
+
+    expert_RX: jax.Array  # int32; E = an empty place
+    weight_RX: jax.Array  # float32; carries the router's gradient
+
+
+class Report(NamedTuple):
+    """What a row's routing amounted to: sums over its real tokens, which add up over rows and microbatches."""
+
+    tokens_BM: jax.Array  # by modality
+    wanted_BM: jax.Array  # choices of an expert
+    load_BME: jax.Array  # choices that found a place
+    entropy_B: jax.Array  # of the scores, normalised; nats
+    balance_B: jax.Array  # the Switch loss (2101.03961, equation 4), times tokens; 1 a token where all is even
+    z_B: jax.Array  # log(sum exp)^2 of the logits (2202.08906)
+    lost_B: jax.Array  # choices that found a place and overflowed a buffer between devices
+    imitation_B: jax.Array  # cross-entropy of the causal router with the experts' choice, mean over experts
+
+
+def capacity(spec: Experts, tokens, factor: float):
+    """How many of a row's tokens an expert takes: floor(factor * active * tokens / experts)."""
+    return jnp.floor(factor * spec.active * tokens / spec.experts + 1e-6).astype(jnp.int32)
+
+
+def most_choices(spec: Experts, tokens: int, causal: bool) -> int:
+    """How many choices a row of `tokens` tokens can make: what a dispatch must have room for."""
+    if spec.router == "expert":
+        return spec.experts * (tokens if causal else spec.active * tokens // spec.experts)
+    return tokens * spec.active
+
+
+def route(
+    x_BCD, weights: dict, spec: Experts, real_BC, rank_BC, modality_BC, modalities: int, noise_BCD=None, causal=False
+) -> tuple[Choice, Report]:
+    """Choices of the rows' tokens, R = B * C, and the report.
+
+    `weights`: `router` [D, E]; `router_bias` [E] where spec.balance is bias; `causal_in` [D, D'] and `causal_out`
+    [D', E] where experts choose. `noise_BCD` multiplies the router's input. `causal`: experts that choose are imitated
+    by a router that sees one token alone (MoMa, 2407.21770, 2.4), which sends it to all that would probably take it;
+    where the highest scores win, all find a place.
+    """
+    B, C, D = x_BCD.shape
+    x_BCD = x_BCD.astype(jnp.float32)
+    logits_BCE = _matmul(x_BCD if noise_BCD is None else x_BCD * noise_BCD, weights["router"])
+    score_BCE = jax.nn.softmax(logits_BCE, axis=-1) if spec.score == "softmax" else jax.nn.sigmoid(logits_BCE)
+    imitation_BC = jnp.zeros((B, C), jnp.float32)
+    if spec.router == "expert":
+        likely_BCE = _causal_logits(lax.stop_gradient(x_BCD), weights)
+        chosen_BCE = likely_BCE > 0 if causal else _experts_choose(score_BCE, spec, real_BC, rank_BC)
+        chosen_BCE &= real_BC[..., None]
+        weight_BCX = jnp.where(chosen_BCE, score_BCE, 0)
+        expert_BCX = jnp.where(chosen_BCE, jnp.arange(spec.experts)[None, None], spec.experts)
+        wanted_BCE = chosen_BCE
+        imitation_BC = (jax.nn.softplus(likely_BCE) - jnp.where(chosen_BCE, likely_BCE, 0)).mean(-1)
+    else:
+        expert_BCX, weight_BCX, wanted_BCE, chosen_BCE = _tokens_choose(
+            score_BCE, weights, spec, real_BC, rank_BC, causal
+        )
+    choice = Choice(expert_BCX.reshape(B * C, -1).astype(jnp.int32), weight_BCX.reshape(B * C, -1))
+    return choice, _report(
+        logits_BCE, score_BCE, wanted_BCE, chosen_BCE, imitation_BC, spec, real_BC, modality_BC, modalities
+    )
+
+
+def _matmul(x, w):
+    return jnp.matmul(x, w.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+
+
+def _causal_logits(x_BCD, weights):
+    return _matmul(jax.nn.silu(_matmul(x_BCD, weights["causal_in"])), weights["causal_out"])
+
+
+def _experts_choose(score_BCE, spec, real_BC, rank_BC):
+    """Each expert takes the tokens of the row that it scores highest."""
+    place_BCE = _places(-lax.stop_gradient(score_BCE), jnp.broadcast_to(real_BC[..., None], score_BCE.shape), rank_BC)
+    return place_BCE < capacity(spec, real_BC.sum(1), 1.0)[:, None, None]
+
+
+def _tokens_choose(score_BCE, weights, spec, real_BC, rank_BC, causal):
+    """Each token takes the experts that it scores highest; where places are short, some choices come to nothing."""
+    E = spec.experts
+    liked_BCE = lax.stop_gradient(score_BCE)
+    if spec.balance == "bias":  # it decides who is chosen, and weighs nothing (2408.15664)
+        liked_BCE = liked_BCE + lax.stop_gradient(weights["router_bias"])[None, None]
+    expert_BCA = lax.top_k(liked_BCE, spec.active)[1]
+    weight_BCA = jnp.take_along_axis(score_BCE, expert_BCA, axis=-1)
+    if spec.normalise:
+        weight_BCA = weight_BCA / weight_BCA.sum(-1, keepdims=True)
+    wanted_BCE = (jax.nn.one_hot(expert_BCA, E, dtype=jnp.int32).sum(2) > 0) & real_BC[..., None]
+    found_BCE = wanted_BCE
+    if spec.capacity and (spec.wins == "earliest" or not causal):
+        first = rank_BC[..., None] if spec.wins == "earliest" else -liked_BCE
+        place_BCE = _places(jnp.broadcast_to(first, liked_BCE.shape).astype(jnp.float32), wanted_BCE, rank_BC)
+        found_BCE = wanted_BCE & (place_BCE < capacity(spec, real_BC.sum(1), spec.capacity)[:, None, None])
+    found_BCA = jnp.take_along_axis(found_BCE, expert_BCA, axis=-1)
+    return jnp.where(found_BCA, expert_BCA, E), jnp.where(found_BCA, weight_BCA, 0), wanted_BCE, found_BCE
+
+
+def _places(key_BCE, asks_BCE, rank_BC):
+    """Each token's place, from 0, in each expert's queue: who asks before who does not, then by key, then by rank."""
+    B, C, E = key_BCE.shape
+    lines = lambda x_BCE: x_BCE.swapaxes(1, 2)
+    rank_BEC = jnp.broadcast_to(rank_BC[:, None], (B, E, C))
+    index_BEC = jnp.broadcast_to(jnp.arange(C, dtype=jnp.int32)[None, None], (B, E, C))
+    keys = (~lines(asks_BCE), lines(key_BCE), rank_BEC, index_BEC)
+    order_BEC = lax.sort(keys, dimension=-1, num_keys=3)[-1]
+    return lines(jnp.argsort(order_BEC, axis=-1))
+
+
+def _report(logits_BCE, score_BCE, wanted_BCE, found_BCE, imitation_BC, spec, real_BC, modality_BC, modalities):
+    total = lambda x_BC: jnp.where(real_BC, x_BC, 0).sum(1)
+    mine_BCM = (modality_BC[..., None] == jnp.arange(modalities)[None, None]) & real_BC[..., None]
+    by_modality = lambda x_BCE: jnp.einsum("BCM,BCE->BME", mine_BCM.astype(jnp.float32), x_BCE.astype(jnp.float32))
+    wanted_BME = by_modality(wanted_BCE)
+    p_BCE = score_BCE / score_BCE.sum(-1, keepdims=True)
+    real_B = jnp.maximum(real_BC.sum(1), 1).astype(jnp.float32)
+    mean_p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1) / real_B[:, None]
+    share_BE = lax.stop_gradient(wanted_BME.sum(1)) / (real_B * spec.active)[:, None]
+    return Report(
+        tokens_BM=mine_BCM.sum(1).astype(jnp.float32),
+        wanted_BM=wanted_BME.sum(-1),
+        load_BME=by_modality(found_BCE),
+        entropy_B=total(-(p_BCE * jnp.log(jnp.maximum(p_BCE, 1e-30))).sum(-1)),
+        balance_B=spec.experts * (share_BE * mean_p_BE).sum(-1) * real_BC.sum(1),
+        z_B=total(jax.nn.logsumexp(logits_BCE, axis=-1) ** 2),
+        lost_B=jnp.zeros(real_BC.shape[0]),
+        imitation_B=total(imitation_BC),
+    )

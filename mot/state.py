@@ -1,0 +1,64 @@
+"""What training changes: its leaves, where they live, and whether there is memory for them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from mot import optim, params, sharding
+from mot.config import Config
+from mot.errors import UserError
+
+
+@struct.dataclass
+class State:
+    params: dict  # float32
+    opt: Any  # of the parameters that train
+    ema: dict  # of the parameters; {} where optim.ema is 0
+    updates: jax.Array  # steps applied; skipped ones are not
+
+
+def init_state(config: Config) -> State:
+    """Call under `jit`."""
+    weights = params.init(params.table(config), config.model.seed)
+    trained, _ = params.split(weights, optim.trainable(config))
+    ema = weights if config.optim.ema else {}
+    return State(weights, optim.make(config).init(trained), ema, jnp.zeros((), jnp.int32))
+
+
+def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
+    """Where each leaf of the state lives; an optimiser's leaf with its parameter."""
+    everywhere = sharding.replicated(mesh)
+    weights = params.nest({p: sharding.by_axes(mesh, spec.axes) for p, spec in params.table(config).items()})
+    trained, _ = params.split(weights, optim.trainable(config))
+    shapes = jax.eval_shape(lambda: init_state(config))
+    opt = optax.tree_utils.tree_map_params(
+        optim.make(config), lambda _, place: place, shapes.opt, trained, transform_non_params=lambda _: everywhere
+    )
+    return State(weights, opt, weights if config.optim.ema else {}, everywhere)
+
+
+def trees(state: State) -> dict:
+    """The state as checkpoint items."""
+    items = {"params": state.params, "opt": {"optax": state.opt, "updates": state.updates}}
+    return items | ({"ema": state.ema} if state.ema else {})
+
+
+def refuse_too_large(config, mesh) -> None:
+    """`UserError` where what a step cannot do without is more than there is memory: better now than in the middle."""
+    table, is_trained = params.table(config), optim.trainable(config)
+    every = params.count(table)
+    trained = params.count({path: spec for path, spec in table.items() if is_trained(path)})
+    copies = mesh.size  # parameters are on every device
+    state = 4 * copies * (every * (2 if config.optim.ema else 1) + 3 * trained)  # with gradients and Adam's moments
+    rows = config.data.batch // config.optim.accumulate
+    width = max(s.width for s in config.streams.values())
+    residual = 2 * rows * config.length * width * config.model.layers
+    if (have := sharding.memory(mesh)) < state + residual:
+        raise UserError(
+            f"{every:,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB, the residual "
+            f"stream of {rows:,} rows of {config.length:,} tokens at least {residual / 1e9:,.1f} GB, and there are "
+            f"{have / 1e9:,.1f} GB; lower streams.*.width or ffn, model.layers or heads, data.batch or the budgets"
+        )
