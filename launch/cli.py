@@ -1,6 +1,7 @@
 """`mot COMMAND ...`: one entry for all commands, and how each of them ends."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,10 +21,8 @@ USAGE = (
 
 def main(argv: list[str] | None = None) -> int:
     if argv is None:
-        try:
-            _with_environment()
-        except KeyboardInterrupt:
-            return 130
+        _leave_on_signals()
+        _with_environment()
         argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -88,17 +87,33 @@ def _with_environment() -> None:
 
 
 def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
-    """Runs a command: 2 and one message for bad input, 130 after a Ctrl-C that `mot.train.Stopped` does not answer."""
+    """Runs a command: 2 and one message for bad input, 130 or 75 after a signal that training does not answer."""
     from mot.errors import UserError
 
+    if argv is None:
+        _leave_on_signals()
     try:
         return command(argv)
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"mot: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mot: interrupted; what the last checkpoint holds is kept", file=sys.stderr)
+        print("mot: interrupted", file=sys.stderr)
         return 130
+
+
+def _leave_on_signals() -> None:
+    """SIGINT and SIGTERM end this process at once; training has its own answer while it runs.
+
+    No exception: one that is raised inside a garbage collector's callback, as during imports, is printed and lost.
+    """
+
+    def leave(number, _):
+        os.write(2, b"mot: interrupted\n")
+        os._exit(75 if number == signal.SIGTERM else 130)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
 
 
 if __name__ == "__main__":

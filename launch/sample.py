@@ -94,8 +94,8 @@ def draw(
     if prompts:
         _grid(drawn, prompts * each, min(len(prompts), 10), files["digits"])
     if len(pixels):
-        wrong = ["" if n == label else " (wrong)" for n, label in zip(named, labels, strict=True)]
-        _grid(pixels, [c + w for c, w in zip(captions, wrong, strict=True)], 5, files["captions"])
+        wrong = ["" if n == label else "WRONG: " for n, label in zip(named, labels, strict=True)]
+        _grid(pixels, [w + c for c, w in zip(captions, wrong, strict=True)], 5, files["captions"])
     write_atomically(files["record"], json.dumps(result, indent=1))
     return result | {"files": {name: str(file) for name, file in files.items() if file.exists()}}
 

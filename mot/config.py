@@ -295,7 +295,7 @@ def _convert(value, kind, path, faults):
         return {str(k): _convert(v, args[1], f"{path}.{k}", faults) for k, v in value.items()}
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            return _wrong(value, "a tuple", path, faults)
+            return _wrong(value, "a tuple of literals, as ({'match': '.*', 'lr': 1.0, 'decay': 0.0},)", path, faults)
         return tuple(_convert(v, args[0], f"{path}[{i}]", faults) for i, v in enumerate(value))
     if type(value) is int and abs(value) >= LARGEST:
         return _wrong(value, f"less than {LARGEST} in size", path, faults)

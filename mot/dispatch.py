@@ -51,9 +51,8 @@ def arrange(choice: Choice, experts: int, most: int, how: str, room: int = 0) ->
         start_E = ((jnp.cumsum(blocks_E) - blocks_E) * block).astype(jnp.int32)
         S = -(-(most + experts * (block - 1)) // block) * block
     place_S = jnp.arange(S, dtype=jnp.int32)
-    expert_S = (
-        jnp.searchsorted(start_E, place_S, side="right") - 1
-    )  # the last of those that start here: others are empty
+    # Of those that start at one place all but the last are empty.
+    expert_S = jnp.searchsorted(start_E, place_S, side="right") - 1
     inside_S = place_S - start_E[expert_S]
     held_S = inside_S < size_E[expert_S]
     choice_S = jnp.where(held_S, order_N[jnp.where(held_S, first_E[expert_S] + inside_S, 0)], R * X)
@@ -233,9 +232,9 @@ Compute = Callable[[Callable, jax.Array, dict], jax.Array]  # (linear(x_SD, w_ED
 
 
 def through(compute: Compute, x_RD, weights: dict, choice: Choice, rows: int, most: int, how: str, mesh: Mesh):
-    """`[R, F]`: each token through its experts, summed with their weights; and how many of its choices were lost `[R]`.
+    """`[R, F]`: each token through its experts, summed with their weights; and how many choices were lost, `[R]`.
 
-    `weights` are `[E, ...]`, one set an expert; the R tokens are `rows` rows, each of which makes at most `most` choices.
+    `weights` are `[E, ...]`, one set an expert; the R tokens are `rows` rows, each with at most `most` choices.
     On several devices each has its own rows, and its share of the experts where the mesh has an `expert` axis.
     """
     devices = jax.sharding.get_abstract_mesh()
@@ -266,7 +265,7 @@ def _local(expert, experts):
 
 
 def _gathered(compute, x_RD, weights, choice, most, how):
-    """Every device of the expert axis sees all their rows, computes its experts' part, and keeps its rows of the sum."""
+    """Every device of the axis sees all their rows, computes its experts' part, and keeps its rows of the sum."""
     experts, devices = next(iter(weights.values())).shape[0], lax.axis_size("expert")
     x_RD, choice = jax.tree.map(lambda x: lax.all_gather(x, "expert", tiled=True), (x_RD, choice))
     choice = choice._replace(expert_RX=_local(choice.expert_RX, experts))

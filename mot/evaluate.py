@@ -17,9 +17,9 @@ SEED = 2**31 - 1  # of the held-out batches: the same for every run
 def make_evaluate(config: Config, sources: Sources, rows):
     """`params -> metrics` over `run.eval_batches` batches, which stay on the devices with sharding `rows`.
 
-    Losses are means of l over the targets' weights. A model whose routers look at later tokens has two: `loss`, as it is
-    trained, and `causal_loss`, with routers that do not, as it generates; the former is no likelihood. Bits per byte of a source's text divide its nats by the bytes that
-    its text targets stand for, so they compare across tokenizers.
+    Losses are means of l over the targets' weights. A model whose routers look at later tokens has two: `loss`, as it
+    trains, which is no likelihood, and `causal_loss`, as it generates. Bits per byte of a source's text divide its nats
+    by the bytes that its text targets stand for, so they compare across tokenizers.
     """
     batches = Batches(sources, config, SEED, config.run.eval_batches)
     host = [batches[n] for n in range(len(batches))]

@@ -59,6 +59,7 @@ class Live:
             TextColumn("{task.fields[line]}"),
             TimeRemainingColumn(),
             console=self.console,
+            transient=True,
             disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task(title, completed=done, total=steps, line="compiling ...")
@@ -101,9 +102,9 @@ def routing(reports: Mapping, modalities) -> dict[str, float]:
     """Summaries of what routers did, by `router/<component>/<tower>/`, from sums over tokens `[L, ...]`.
 
     `load_max`, `load_min`: the busiest and the idlest expert of any layer, 1 = an even share. `entropy`: of a token's
-    scores, nats. `dropped/<modality>`: the fraction of its choices that found no place. `imitation`: the causal router's
+    scores, nats. `dropped/<modality>`: the fraction of its choices without a place. `imitation`: the causal router's
     cross-entropy, nats. For a tower that modalities share: `specialisation`, the mean over experts of |R_a - R_b| /
-    (R_a + R_b), R the fraction of a modality's choices that go to an expert, a the first modality and b all others; and
+    (R_a + R_b), R the fraction of a modality's choices that go to an expert, a the first modality and b the others; and
     `mutual_information` of expert and modality, nats. Each a mean over layers.
     """
     result = {}

@@ -120,7 +120,7 @@ def _stack(layer, blocks, xs, config):
 
 
 def _layers(weights):
-    """Each layer's weights. Not `x[i]`: its transpose pads each gradient to all layers and adds up, L times the work."""
+    """Each layer's weights. Not `x[i]`, whose transpose pads each gradient to all layers and adds them up."""
     leaves, tree = jax.tree.flatten(weights)
     for parts in zip(*(lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves), strict=True):
         yield tree.unflatten([w.reshape(w.shape[1:]) for w in parts])
@@ -286,8 +286,8 @@ def _routed_ffn(w, sets, xs, mine, tower, context):
 def _routed_attention(w, sets, xs, mine, tower, context):
     """Each group's q, k and v, a function for the way out, and the report.
 
-    One choice serves both. Going in, a token's weights add up to 1, so that a single expert's q, k and v are its own, as
-    a tower's are; coming out they are the router's, which so learns.
+    One choice serves both. Going in, a token's weights add up to 1: a single expert's q, k and v are its own, as a
+    tower's are. Coming out they are the router's, which so learns.
     """
     x_RD, choice, report, through = _route(w, sets, xs, mine, f"attn/{tower}", context)
     total_R1 = choice.weight_RX.sum(-1, keepdims=True)

@@ -57,8 +57,8 @@ def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
 def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Config):
     """What routers are judged by, summed over layers, a mean over the tower's tokens of the global batch.
 
-    Balance (2101.03961) and z-loss (2202.08906) with their weights; of the causal routers' imitation the gradient alone,
-    which reaches nothing but themselves.
+    Balance (2101.03961) and z-loss (2202.08906) with their weights; of the causal routers' imitation the gradient
+    alone, which reaches nothing but themselves.
     """
     loss = jnp.zeros((), jnp.float32)
     for name, report in reports.items():

@@ -56,7 +56,7 @@ def route(
     by a router that sees one token alone (MoMa, 2407.21770, 2.4), which sends it to all that would probably take it;
     where the highest scores win, all find a place.
     """
-    B, C, D = x_BCD.shape
+    B, C, _ = x_BCD.shape
     x_BCD = x_BCD.astype(jnp.float32)
     logits_BCE = _matmul(x_BCD if noise_BCD is None else x_BCD * noise_BCD, weights["router"])
     score_BCE = jax.nn.softmax(logits_BCE, axis=-1) if spec.score == "softmax" else jax.nn.sigmoid(logits_BCE)

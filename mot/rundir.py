@@ -52,8 +52,13 @@ def read_config(path: Path) -> dict:
     """A run's configuration as written; raises `Damaged` where the folder is no run or the file is not whole."""
     file = path / "config.json"
     if not file.is_file():
+        if not path.exists():
+            raise Damaged(f"{path}: there is no such run directory; name one that exists, or train it first")
         held = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else "a file"
-        raise Damaged(f"{path} is no run directory: no config.json, but {held}; choose another run.name")
+        raise Damaged(
+            f"{path} is no run directory: no config.json, but {held}; name a run's own folder, or to train choose "
+            "another run.name"
+        )
     try:
         found = json.loads(file.read_text())
         sections = {f.name for f in dataclasses.fields(Config)}

@@ -199,9 +199,9 @@ def _saved(path, step) -> list[int]:
     """The steps of a run's checkpoints, `step` among them."""
     saved = checkpoint.steps(path / "checkpoints")
     if not saved or (step is not None and step not in saved):
-        raise UserError(
-            f"{path} has no checkpoint{'' if step is None else f' of step {step}'}; it has {saved or 'none'}"
-        )
+        if not saved:
+            raise UserError(f"{path} has no checkpoint yet; train it further: the same command resumes")
+        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}; choose one")
     return saved
 
 
@@ -219,8 +219,8 @@ def _start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
         return state, Position()
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     like = jax.tree.map(place, trees(jax.eval_shape(make)), trees(shardings))
-    trees, data = checkpoint.restore(path / "checkpoints", step or saved[-1], like)
-    state = State(trees["params"], trees["opt"]["optax"], trees.get("ema", {}), trees["opt"]["updates"])
+    found, data = checkpoint.restore(path / "checkpoints", step or saved[-1], like)
+    state = State(found["params"], found["opt"]["optax"], found.get("ema", {}), found["opt"]["updates"])
     if unknown := data.keys() ^ vars(Position()).keys():
         raise Damaged(f"{path}: the position in its checkpoint differs in {', '.join(sorted(unknown))}; move it away")
     return state, Position(**data)

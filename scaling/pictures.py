@@ -1,7 +1,9 @@
 """The report's pictures, each in a light and a dark version, an architecture in one colour everywhere."""
 
 import io
+import textwrap
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib import rc_context
@@ -21,11 +23,10 @@ INK = {"light": ("#1b1b1b", "#ffffff"), "dark": ("#dddddd", "#16181c")}
 
 def colours(groups: dict[str, list[Run]]) -> dict[str, str]:
     """By group; a second group of one architecture takes another colour."""
-    result, spare = {}, list(OTHERS)
+    result, spare = {}, cycle(OTHERS)
     for label, runs in groups.items():
         usual = COLOURS.get(runs[0].arch)
-        fresh = usual if usual and usual not in result.values() else spare[len(result) % len(spare)]
-        result[label] = fresh
+        result[label] = usual if usual and usual not in result.values() else next(spare)
     return result
 
 
@@ -63,7 +64,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Fig
                 right = max(right, 1.05 * s.high)
             axis.annotate(text(s), (s.value, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
             right = max(right, 1.15 * s.value)
-            ticks.append((y, f"{modality}: {group}"))
+            ticks.append((y, textwrap.fill(f"{modality}: {group}", 28)))
             y += 1
         if modality in published.SLOPES["mot"]:
             band = published.SLOPES["mot"][modality]
@@ -83,7 +84,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Fig
     axis.set(
         xlim=(0, min(right, 3)),
         ylim=(y - 0.6, -0.9),
-        xlabel="fraction of dense's steps for dense's training loss (less is better)",
+        xlabel="share of dense's steps for its training loss (less is better)",
     )
     axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.9 / (y + 1)), ncols=2, fontsize=9)
     return figure
@@ -142,6 +143,15 @@ def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, 
                     axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.15, linewidth=0)
         axis.set(xlabel=labels[cost], ylabel=f"{modality} loss (nats per token)")
         axis.grid(alpha=0.25)
-        if axis.get_legend_handles_labels()[1]:
-            axis.legend(frameon=False)
+    if labelled := axis.get_legend_handles_labels()[1]:
+        columns = max(1, min(len(labelled), 110 // (6 + max(map(len, labelled)))))
+        figure.legend(
+            *axis.get_legend_handles_labels(),
+            loc="outside lower center",
+            frameon=False,
+            ncols=columns,
+            fontsize=9,
+            title="held-out with markers, smoothed training thin",
+            title_fontsize=8,
+        )
     return figure

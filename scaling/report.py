@@ -52,7 +52,7 @@ def write(found: list[Run], out: Path) -> str:
         experts={label: f"experts_{_file(label)}" for label in groups if f"experts_{_file(label)}" in drawn},
         groups=list(groups),
         colour=colour,
-        slopes=_slope_rows(slopes),
+        slopes=_slope_rows(slopes, groups),
         half_lives=_half_life_rows(slopes),
         definition=match.__doc__.split("\n\n")[1],
         published=published,
@@ -100,19 +100,24 @@ def _sentence(slopes) -> str:
     for key, s in slopes.items():
         if key[2:] == HEADLINE:
             share = f"more than {100 * s.value:.0f} %" if s.bound else f"{100 * s.value:.0f} %"
-            spread = f" (95 % interval {100 * s.low:.0f} to {100 * s.high:.0f})" if s.low == s.low else ""
-            parts.append(f"{key.group} needed {share} of dense's steps for dense's {key.modality} loss{spread}")
+            spread = f"95 % interval {100 * s.low:.0f} to {100 * s.high:.0f}, " if s.low == s.low else ""
+            seeds = f"{s.seeds} seed" + "s" * (s.seeds > 1)
+            what = f"{share} of dense's steps for dense's {key.modality} training loss"
+            parts.append(f"{key.group} needed {what} ({spread}{seeds})")
     return "; ".join(parts) + "." if parts else "No run here can be compared with a dense one; the runs below say why."
 
 
-def _slope_rows(slopes) -> list[dict]:
+def _slope_rows(slopes, groups) -> list[dict]:
     """A row a (group, modality, kind), at the usual half-life."""
     rows = []
     for group, modality, kind in dict.fromkeys(k[:3] for k in slopes):
         cell = {cost: _cell(slopes[runs.Key(group, modality, kind, cost, match.HALF_LIFE)]) for cost in runs.COSTS}
         rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind], **cell})
         seeds = slopes[runs.Key(group, modality, kind, "step", match.HALF_LIFE)].seeds
-        rows[-1] |= {"seeds": seeds, "published": _published(group, modality) if kind == "train" else ""}
+        rows[-1] |= {
+            "seeds": seeds,
+            "published": _published(groups[group][0].arch, modality) if kind == "train" else "",
+        }
     return rows
 
 
@@ -127,8 +132,8 @@ def _half_life_rows(slopes) -> list[dict]:
     ]
 
 
-def _published(group, modality) -> str:
-    values = published.SLOPES.get(group, {}).get(modality)
+def _published(arch, modality) -> str:
+    values = published.SLOPES.get(arch, {}).get(modality)
     return f"{min(values):.2f} to {max(values):.2f}" if values else ""
 
 
@@ -140,7 +145,8 @@ def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
     """Rows of (what, a value a group): losses, size, cost and speed; means over seeds, medians over steps."""
     last = lambda run, key: run.series("train", key)[1][-1]
     tokens = lambda run: sum(last(run, f"tokens/{m}") for m in run.config.modalities)
-    middle = lambda group, key: statistics.median([x for run in group for x in run.series("train", key)[1]])
+    # The first step warms up.
+    middle = lambda group, key: statistics.median([x for run in group for x in _warm(run.series("train", key)[1])])
     millions = lambda n: f"{n / 1e6:.2f} M"
     rows = []
     for modality in runs.modalities(groups):
@@ -164,6 +170,10 @@ def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
             (f"fill, {stream}", [f"{100 * x.mean():.1f} %" if len(x := fill(g)) else "" for g in groups.values()])
         )
     return rows
+
+
+def _warm(values):
+    return values[1:] if len(values) > 1 else values
 
 
 def _spread(values):

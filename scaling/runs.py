@@ -208,7 +208,7 @@ def tables(runs: list[Run], slopes: dict[Key, Slope]) -> Tables:
     return Tables(
         pd.DataFrame([_summary(run, label) for run, label in zip(runs, labels, strict=True)]),
         pd.DataFrame([row for run, label in zip(runs, labels, strict=True) for row in _losses(run, label)]),
-        pd.DataFrame([key._asdict() | slope._asdict() for key, slope in slopes.items()]),
+        pd.DataFrame([(*key, *slope) for key, slope in slopes.items()], columns=[*Key._fields, *Slope._fields]),
     )
 
 
@@ -216,7 +216,7 @@ def names(runs: list[Run]) -> list[str]:
     """Each run's group: its architecture, and its name without the seed where one architecture has several groups."""
     groups = [(run.arch, run.config.run.name.rpartition("-seed")[0] or run.config.run.name) for run in runs]
     several = {arch for arch, n in Counter(arch for arch, _ in set(groups)).items() if n > 1}
-    return [f"{arch} ({name})" if arch in several else arch for arch, name in groups]
+    return [f"{arch} ({name})" if arch in several and name != arch else arch for arch, name in groups]
 
 
 def grouped(runs: list[Run]) -> dict[str, list[Run]]:

@@ -3,6 +3,7 @@
 Shared machines are noisy: medians over rounds, and the matmul peak is measured again beside each row.
 """
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -148,6 +149,18 @@ def attention_case(how, length, heads=12):
     return (lambda: jax.block_until_ready(compiled(*x))), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
+def expert_layers(experts, active):
+    """A step's program over two layers with `experts` of width F / active: MiB of temporaries, seconds to compile."""
+    c = configuration("dense", layers=2)
+    chosen = config.Experts(**base.sets(experts, active=active, width=F // active))
+    c = dataclasses.replace(c, ffn={STREAMS[0]: chosen})
+    shapes, host = jax.eval_shape(lambda: train.init_state(c)), batch(4)
+    lowered = jax.jit(train.make_step(c, 1), donate_argnums=0).lower(shapes, host)
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20, time.perf_counter() - start
+
+
 def counted_flops():
     """Formula over compiler, on an unrolled model that computes every pair and all logits at once."""
     c = configuration("mot", layers=2, how="reference", chunk=T)
@@ -207,6 +220,20 @@ def main():
     add("dense step, bfloat16 / PyTorch autocast", f"{ratio(seconds):.2f}", "reported, aim 1.3")
     add("  seconds, ours and PyTorch's", "{:.2f}, {:.2f}".format(*np.median(seconds, axis=0)), "")
     del half, eager
+
+    for arch, bar in (
+        ("moe_ec4", "at most 1.20"),
+        ("mot_moe", "at most 1.15"),
+        ("moe_tc4", "at most 1.30"),
+        ("moe_fine", "at most 2.3, aim 2.0"),
+    ):
+        routed, dense = (stepper(configuration(x), several) for x in (arch, "dense"))
+        add(f"{arch} step / dense step", f"{ratio(in_turn(routed, dense)):.3f}", bar)
+        del routed, dense
+    few, many = expert_layers(4, 1), expert_layers(64, 1)
+    add("temporaries of a step, 64 / 4 experts of one width", f"{many[0] / few[0]:.2f} ({many[0]:.0f} MiB)", "reported")
+    few, many = expert_layers(4, 1), expert_layers(64, 16)
+    add("seconds to compile, 64 experts, 16 active / 4 and 1", f"{many[1] / few[1]:.2f}", "below 1.3")
 
     (chunked, _), (plain, _) = attention_case("chunked", 1024), attention_case("jax", 1024)
     seconds = in_turn(plain, chunked)

@@ -45,7 +45,7 @@ def mot(*args, **kwargs):
         (["train", SMOKE, "--config.optim.lr.peak=3"], "optim.lr: "),
         (["train", "--config=configs/base.py"], "streams: "),
         (["demo", "--config.run.name=x"], "the demo names and seeds its runs; use --out and --seeds"),
-        (["evaluate", SMOKE], "is no run directory"),
+        (["evaluate", SMOKE], "there is no such run directory"),
         (["demo", "--config=configs/digits.py:arch=mot"], "the demo chooses architectures; use --archs"),
         (["demo", "--archs= ,"], "names no architecture"),
         (["demo", "--config.model=5"], "model: 5 is int; must be a group of keys"),

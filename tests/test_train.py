@@ -268,7 +268,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, one_device):
     c = smoke(tmp_path)
     rundir.folder(c).mkdir()
     (rundir.folder(c) / "thesis.tex").write_text("precious")
-    with pytest.raises(Damaged, match=r"is no run directory: no config.json, but \['thesis.tex'\]; choose another"):
+    with pytest.raises(Damaged, match=r"is no run directory: no config.json, but \['thesis.tex'\]; name a run"):
         train.run(c, devices=one_device)
     assert [p.name for p in rundir.folder(c).iterdir()] == ["thesis.tex"]
 
