@@ -90,56 +90,41 @@ def _column(a_RX, x):
 
 @jax.custom_vjp
 def spread(x_RD, layout: Layout):
-    """`[S, D]`: each place's row; an empty place's is 0."""
+    """`[S, D]`: each place's row; an empty place's is 0. The transpose of `collect`."""
     return _take(x_RD, layout.row_S)
 
 
-def _spread_forward(x_RD, layout):
-    return spread(x_RD, layout), (layout, jnp.zeros((0,), x_RD.dtype))
+@jax.custom_vjp
+def collect(y_SD, layout: Layout):
+    """`[R, D]`: the sum of a token's rows over its choices, added up in float32. The transpose of `spread`."""
+    (R, X), (S, D) = layout.place_RX.shape, y_SD.shape
+    used = (layout.place_RX < S).any(0).sum() if X > 1 else 1  # up to the last choice that any token has
 
+    def add(x, total_RD):
+        place_R = lax.dynamic_index_in_dim(layout.place_RX, x, axis=1, keepdims=False)
+        return total_RD + _take(y_SD, place_R).astype(jnp.float32)
 
-def _spread_backward(residuals, g_SD):
-    layout, like = residuals
-    R, S = layout.place_RX.shape[0], g_SD.shape[0]
-    add = lambda total_RD, x: total_RD + _take(g_SD, _column(layout.place_RX, x)).astype(jnp.float32)
-    total_RD = _over_choices(layout.place_RX, S, add, jnp.zeros((R, g_SD.shape[1]), jnp.float32))
-    return total_RD.astype(like.dtype), None
-
-
-spread.defvjp(_spread_forward, _spread_backward)
+    return lax.fori_loop(0, used, add, jnp.zeros((R, D), jnp.float32)).astype(y_SD.dtype)
 
 
 @jax.custom_vjp
-def collect(y_SD, weight_RX, layout: Layout):
-    """`[R, D]`: each token's weighted sum over its choices, added up in float32."""
-    S = y_SD.shape[0]
-    R = weight_RX.shape[0]
-
-    def add(total_RD, x):
-        return total_RD + _column(weight_RX, x)[:, None] * _take(y_SD, _column(layout.place_RX, x)).astype(jnp.float32)
-
-    return _over_choices(layout.place_RX, S, add, jnp.zeros((R, y_SD.shape[1]), jnp.float32)).astype(y_SD.dtype)
+def weigh(weight_RX, layout: Layout):
+    """`[S, 1]`: the weight of each place's choice; an empty place's is 0."""
+    return _take(weight_RX.reshape(-1, 1), layout.choice_S)
 
 
-def collect_forward(y_SD, weight_RX, layout):
-    return collect(y_SD, weight_RX, layout), (y_SD, weight_RX, layout)
-
-
-def collect_backward(residuals, g_RD):
-    y_SD, weight_RX, layout = residuals
-    S = y_SD.shape[0]
-    weight_S = _take(weight_RX.reshape(-1, 1), layout.choice_S)
-    dy_SD = (weight_S * _take(g_RD, layout.row_S).astype(jnp.float32)).astype(y_SD.dtype)
-
-    def product(dw_RX, x):
-        y_RD = _take(y_SD, _column(layout.place_RX, x)).astype(jnp.float32)
-        return lax.dynamic_update_slice(dw_RX, (y_RD * g_RD.astype(jnp.float32)).sum(-1, keepdims=True), (0, x))
-
-    dw_RX = _over_choices(layout.place_RX, S, product, jnp.zeros_like(weight_RX))
-    return dy_SD, dw_RX, None
-
-
-collect.defvjp(collect_forward, collect_backward)
+spread.defvjp(
+    lambda x_RD, layout: (spread(x_RD, layout), layout),
+    lambda layout, g_SD: (collect(g_SD, layout), None),
+)
+collect.defvjp(
+    lambda y_SD, layout: (collect(y_SD, layout), layout),
+    lambda layout, g_RD: (spread(g_RD, layout), None),
+)
+weigh.defvjp(
+    lambda weight_RX, layout: (weigh(weight_RX, layout), layout),
+    lambda layout, g_S1: (_take(g_S1[:, 0], layout.place_RX), None),
+)
 
 
 # --- matrices by group ---------------------------------------------------------------------------------------------
@@ -150,39 +135,51 @@ def grouped(x_SD, w_EDF, layout: Layout, how: str):
 
     Empty places give 0 and take no part in any gradient, whatever they hold: kernels leave them uninitialised.
     """
-    held_S1 = (layout.expert_S < w_EDF.shape[0])[:, None]
-    y_SF = BACKENDS[how](jnp.where(held_S1, x_SD, 0), w_EDF, layout)
-    return jnp.where(held_S1, y_SF, 0)
+    return BACKENDS[how](x_SD, w_EDF, layout)
 
 
 _dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
 
 
+def _masked(multiply):
+    """Both ways: what lies in empty places neither goes in nor comes out."""
+
+    def masked(x_SD, w_EDF, layout):
+        held_S1 = (layout.expert_S < w_EDF.shape[0])[:, None]
+        return jnp.where(held_S1, multiply(jnp.where(held_S1, x_SD, 0), w_EDF, layout), 0)
+
+    return masked
+
+
+@_masked
 def _einsum(x_SD, w_EDF, layout):
     mine_SE = jax.nn.one_hot(layout.expert_S, w_EDF.shape[0], dtype=x_SD.dtype)
     w_EDF = w_EDF.astype(x_SD.dtype)
     return jnp.einsum("SE,SD,EDF->SF", mine_SE, x_SD, w_EDF, preferred_element_type=jnp.float32).astype(x_SD.dtype)
 
 
+@_masked
 def _ragged(x_SD, w_EDF, layout):
     w_EDF = w_EDF.astype(x_SD.dtype)
     return lax.ragged_dot(x_SD, w_EDF, layout.size_E, preferred_element_type=jnp.float32).astype(x_SD.dtype)
 
 
 def _each_block(layout, experts, begin, work, end, carry):
-    """carry = end(carry, e, loop of work(inner, e, first place of a block) from begin(e)) for each expert e."""
+    """For each expert e: `matrix, inner = begin(carry, e)`, `inner = work(inner, matrix, rows, first)` for each of its
+    blocks, and `carry = end(carry, e, inner)`. `rows` reads a block, empty places as 0; `first` is its first place."""
 
     def one_expert(e, carry):
         matrix, inner = begin(carry, e)
-        blocks = -(-layout.size_E[e] // BLOCK)
-        body = lambda n, inner: work(inner, matrix, layout.start_E[e] + n * BLOCK)
-        return end(carry, e, lax.fori_loop(0, blocks, body, inner))
+        start, size = layout.start_E[e], layout.size_E[e]
+
+        def one_block(n, inner):
+            held_C1 = (n * BLOCK + jnp.arange(BLOCK) < size)[:, None]
+            cut = lambda x_SD: lax.dynamic_slice(x_SD, (start + n * BLOCK, 0), (BLOCK, x_SD.shape[1]))
+            return work(inner, matrix, lambda x_SD: jnp.where(held_C1, cut(x_SD), 0), start + n * BLOCK)
+
+        return end(carry, e, lax.fori_loop(0, -(-size // BLOCK), one_block, inner))
 
     return lax.fori_loop(0, experts, one_expert, carry)
-
-
-def _rows(x_SD, first):
-    return lax.dynamic_slice(x_SD, (first, 0), (BLOCK, x_SD.shape[1]))
 
 
 def _multiply(x_SD, w_EDF, layout):
@@ -190,8 +187,8 @@ def _multiply(x_SD, w_EDF, layout):
     E, _, F = w_EDF.shape
     matrix = lambda y_SF, e: (lax.dynamic_index_in_dim(w_EDF, e, keepdims=False), y_SF)
 
-    def one_block(y_SF, w_DF, first):
-        return lax.dynamic_update_slice(y_SF, _dot(_rows(x_SD, first), w_DF).astype(y_SF.dtype), (first, 0))
+    def one_block(y_SF, w_DF, rows, first):
+        return lax.dynamic_update_slice(y_SF, _dot(rows(x_SD), w_DF).astype(y_SF.dtype), (first, 0))
 
     start_SF = jnp.zeros((x_SD.shape[0], F), x_SD.dtype)
     return _each_block(layout, E, matrix, one_block, lambda _, e, y_SF: y_SF, start_SF)
@@ -212,8 +209,8 @@ def _blocked_backward(residuals, g_SF):
     g_SF = g_SF.astype(x_SD.dtype)
     dx_SD = _multiply(g_SF, w_EDF.swapaxes(1, 2), layout)
 
-    def one_block(dw_DF, _, first):
-        return dw_DF + _dot(_rows(x_SD, first).T, _rows(g_SF, first))
+    def one_block(dw_DF, _, rows, first):
+        return dw_DF + _dot(rows(x_SD).T, rows(g_SF))
 
     begin = lambda dw_EDF, e: (None, jnp.zeros(w_EDF.shape[1:], jnp.float32))
     end = lambda dw_EDF, e, dw_DF: lax.dynamic_update_slice(dw_EDF, dw_DF[None], (e, 0, 0))
@@ -228,7 +225,8 @@ BACKENDS = {"einsum": _einsum, "blocked": _blocked, "ragged": _ragged}
 
 # --- the whole way ---------------------------------------------------------------------------------------------------
 
-Compute = Callable[[Callable, jax.Array, dict], jax.Array]  # (linear(x_SD, w_EDF), x_SD, weights) -> y_SF
+# (enter(w_EDF) -> x_SF of the routed rows, linear(x_SF, w_EFD) -> x_SD, weight_S1, weights) -> weighted y_SD
+Compute = Callable[[Callable, Callable, jax.Array, dict], jax.Array]
 
 
 def through(compute: Compute, x_RD, weights: dict, choice: Choice, rows: int, most: int, how: str, mesh: Mesh):
@@ -254,8 +252,10 @@ def _here(compute, x_RD, weights, choice, most, how):
     experts = next(iter(weights.values())).shape[0]
     layout, weight_RX = arrange(choice, experts, most, how)
     linear = lambda x_SD, w_EDF: grouped(x_SD, w_EDF, layout, how)
-    y_RF = collect(compute(linear, spread(x_RD, layout), weights), weight_RX, layout)
-    return y_RF, jnp.zeros(x_RD.shape[0])
+    # The routed rows are gathered again on the way back: kept, they would be the largest array of a layer.
+    enter = jax.checkpoint(lambda w_EDF: linear(spread(x_RD, layout), w_EDF))
+    y_SF = compute(enter, linear, weigh(weight_RX, layout), weights)
+    return collect(y_SF, layout), jnp.zeros(x_RD.shape[0])
 
 
 def _local(expert, experts):
@@ -285,6 +285,6 @@ def _exchanged(compute, x_RD, weights, choice, most, how, buffer):
     expert_S = jnp.take(choice.expert_RX.reshape(-1), layout.choice_S, mode="fill", fill_value=experts * devices)
     swap = lambda x: lax.all_to_all(x, "expert", 0, 0, tiled=True)
     expert_S = _local(swap(expert_S), experts)
-    come = Choice(expert_S[:, None], jnp.ones((devices * room, 1)))
+    come = Choice(expert_S[:, None], swap(weigh(weight_RX, layout)))
     y_SF, _ = _here(compute, swap(spread(x_RD, layout)), weights, come, devices * room, how)
-    return collect(swap(y_SF), weight_RX, layout), lost_R
+    return collect(swap(y_SF), layout), lost_R

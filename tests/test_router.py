@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs.base import sets
-from mot import dispatch, router
+from mot import dispatch, model, router
 from mot.config import Experts, Mesh
 from tests import examples, reference
 
@@ -78,11 +78,10 @@ KINDS += ("no token", "one modality")
 
 def forward(x_BCD, w, spec, real, rank, modality, how, causal=False):
     choice, report = router.route(x_BCD, w, spec, real, rank, modality, 2, causal=causal)
-    compute = lambda linear, x, w: linear(jax.nn.silu(linear(x, w["w1"])) * linear(x, w["w3"]), w["w2"])
     experts = {name: w[name] for name in ("w1", "w2", "w3")}
     most = router.most_choices(spec, x_BCD.shape[1], causal)
     rows = x_BCD.reshape(-1, x_BCD.shape[-1])
-    y_RD, _ = dispatch.through(compute, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
+    y_RD, _ = dispatch.through(model._expert_ffn, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
     return y_RD.reshape(x_BCD.shape), report
 
 
@@ -176,8 +175,9 @@ def test_nan_in_empty_places_changes_nothing(how):
 def test_combine_of_dispatch_is_the_identity():
     x, real, rank, modality, w = traffic("balanced")
     choice, _ = router.route(x, w, SPECS["top2 normalised"], real, rank, modality, 2)
-    same = lambda linear, x_SD, w: x_SD
-    y, _ = dispatch.through(same, jnp.asarray(x.reshape(-1, D)), {"w1": w["w1"]}, choice, B, 2 * C, "blocked", ALONE)
+    layout, weight_RX = dispatch.arrange(choice, E, 2 * B * C, "blocked")
+    x_SD = dispatch.spread(jnp.asarray(x.reshape(-1, D)), layout)
+    y = dispatch.collect(x_SD * dispatch.weigh(weight_RX, layout), layout)
     np.testing.assert_allclose(y, np.where(real[..., None], x, 0).reshape(-1, D), rtol=1e-6)
 
 
