@@ -128,6 +128,8 @@ def _model(c):
             f"model.heads: {m.heads} query heads do not divide among model.kv_heads = {m.kv_heads}; "
             "make heads a multiple of kv_heads"
         )
+    if m.layers > 10_000:
+        yield f"model.layers: {m.layers}; at most 10000; lower it"
     if m.head_size % 2:
         yield f"model.head_size: {m.head_size}; RoPE turns pairs, so it must be even; add or take one"
 
@@ -174,6 +176,11 @@ def _sets(path, s, component):
         )
     if s.jitter >= 1:
         yield f"{path}.jitter: {s.jitter}; must be below 1; lower it"
+    if s.active == 1 and s.normalise:
+        yield (
+            f"{path}.normalise: True with {path}.active = 1; every weight would be 1 and the router learn nothing from "
+            "the loss; write False, or activate more"
+        )
     if s.balance == "none" and s.balance_rate:
         yield f"{path}.balance_rate: {s.balance_rate}, but {path}.balance is 'none'; write 0.0, or choose loss or bias"
 

@@ -63,7 +63,8 @@ class Experts:
     score: str
     normalise: bool  # a token's weights add up to 1
     capacity: float  # 0 = dropless; else an expert takes at most capacity * active * tokens of the row / experts
-    wins: str  # where capacity is short: the earliest tokens, or those of highest score, which LOOKS AT LATER ONES
+    wins: str  # where capacity is short: the earliest tokens, or those of highest score, which LOOKS AT LATER ONES.
+    # Either way capacity counts the row's real tokens, also later ones: that they are there counts, not what they are.
     balance: str  # none, a loss, or a bias of the choice that is no parameter
     balance_rate: float  # the loss's weight, or the bias's step
     z_loss: float  # weight of log(sum exp)^2 of the router's logits
@@ -71,7 +72,7 @@ class Experts:
 
     @property
     def causal(self) -> bool:
-        """Does no token's result depend on later ones?"""
+        """Does no token's result depend on what later ones are?"""
         return not self.experts or (self.router == "token" and not (self.capacity and self.wins == "highest"))
 
 
@@ -240,6 +241,10 @@ def build(tree: ConfigDict | Mapping, *more: Check) -> Config:
     broken = {name for name in sections if _touch(faults, {name})}
     if "streams" not in broken:  # ConfigDict sorts keys by name; the order of ids is the one with a meaning
         sections["streams"] = dict(sorted(sections["streams"].items(), key=lambda item: item[1].first_id))
+    for component in {"attn", "ffn"} - broken if "streams" not in broken else ():
+        order = list(sections["streams"])
+        known = lambda tower, order=order: order.index(tower) if tower in order else len(order)
+        sections[component] = dict(sorted(sections[component].items(), key=lambda item: known(item[0])))
     view = object.__new__(Config)  # not checked yet: `__post_init__` would raise at the first section that is broken
     vars(view).update(sections)
     faults += checks.faults(view, broken)

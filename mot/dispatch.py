@@ -73,19 +73,9 @@ def arrange(choice: Choice, experts: int, most: int, how: str, room: int = 0) ->
     return Layout((choice_S // X).astype(jnp.int32), choice_S, place_RX, expert_S, start_E, size_E), weight_RX
 
 
-def _take(x_SD, index):
+def _take(x, index):
     """Rows by index; one past the end is a row of zeros."""
-    return jnp.take(x_SD, index, axis=0, mode="fill", fill_value=0)
-
-
-def _over_choices(place_RX, S, f, start):
-    """f(carry, x) for each of the X choices up to the last that any token has."""
-    used = (place_RX < S).any(0).sum()
-    return lax.fori_loop(0, used, lambda x, carry: f(carry, x), start)
-
-
-def _column(a_RX, x):
-    return lax.dynamic_index_in_dim(a_RX, x, axis=1, keepdims=False)
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 
 @jax.custom_vjp

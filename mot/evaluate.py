@@ -48,7 +48,8 @@ def make_evaluate(config: Config, sources: Sources, rows):
             result["experts"] = metrics.loads(measured["routing"], config.modalities)
         if not config.causal:  # what is above saw later tokens; what generation will be like, this tells
             causal = total(params, causal=True)
-            losses = metrics.losses(causal["nats"], causal["weight"], config.modalities, sources.names)
+            nats_MS = causal["nats"]
+            losses = metrics.losses(nats_MS, causal["weight"], config.modalities, sources.names)
             result |= {f"causal_{key}": value for key, value in losses.items()}
         if "text" in config.modalities:
             for s, source in enumerate(sources.names):

@@ -20,7 +20,8 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    matrices = {p: s for p, s in specs.items() if _in_block(p) and "norm" not in p.split("/", 2)[2]}
+    is_matrix = lambda path: not ("norm" in path.split("/")[-1] or path.split("/")[2] == "norm")
+    matrices = {p: s for p, s in specs.items() if _in_block(p) and is_matrix(p)}
     return {stream: head + _met(matrices, stream, config) for stream in config.streams}
 
 

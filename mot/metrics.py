@@ -102,28 +102,33 @@ def routing(reports: Mapping, modalities) -> dict[str, float]:
     """Summaries of what routers did, by `router/<component>/<tower>/`, from sums over tokens `[L, ...]`.
 
     `load_max`, `load_min`: the busiest and the idlest expert of any layer, 1 = an even share. `entropy`: of a token's
-    scores, nats. `dropped/<modality>`: the fraction of its choices without a place. `imitation`: the causal router's
-    cross-entropy, nats. For a tower that modalities share: `specialisation`, the mean over experts of |R_a - R_b| /
-    (R_a + R_b), R the fraction of a modality's choices that go to an expert, a the first modality and b the others; and
-    `mutual_information` of expert and modality, nats. Each a mean over layers.
+    scores, nats. `balance`, `z`: the losses before their weights. `dropped/<modality>`: the fraction of its choices
+    without a place. `experts_per_token/<modality>`: how many took one of its tokens, which where experts choose tells
+    whom they pass over. `imitation`: the causal router's cross-entropy, nats. For a tower that modalities share:
+    `specialisation`, the mean over experts of |R_a - R_b| / (R_a + R_b), R the fraction of a modality's choices that go
+    to an expert, a the first modality and b the others; and `mutual_information` of expert and modality, nats. Each a
+    mean over layers.
     """
     result = {}
     for name, r in reports.items():
         load_LME, tokens_LM = np.asarray(r.load_BME, np.float64), np.asarray(r.tokens_BM, np.float64)
         share_LE = load_LME.sum(1) / np.maximum(load_LME.sum((1, 2)), 1)[:, None] * load_LME.shape[-1]
-        tokens = max(tokens_LM.sum(), 1)
+        tokens_M, tokens = tokens_LM.sum(0), max(tokens_LM.sum(), 1)
         row = {"load_max": share_LE.max(), "load_min": share_LE.min(), "entropy": r.entropy_B.sum() / tokens}
+        row |= {"balance": r.balance_B.sum() / tokens, "z": r.z_B.sum() / tokens}
         if imitation := np.asarray(r.imitation_B).sum():
             row["imitation"] = imitation / tokens
         wanted_M, load_M = np.asarray(r.wanted_BM).sum(0), load_LME.sum((0, 2))
         for m, modality in enumerate(modalities):
             if wanted_M[m]:
                 row[f"dropped/{modality}"] = 1 - load_M[m] / wanted_M[m]
+            if tokens_M[m]:
+                row[f"experts_per_token/{modality}"] = load_M[m] / tokens_M[m]
         if lost := np.asarray(r.lost_B).sum():
             row["overflowed"] = lost / load_M.sum()
         present = tokens_LM.sum(0) > 0
         if present.sum() > 1:
-            row["specialisation"] = float(np.abs(specialisation(load_LME)).mean())
+            row["specialisation"] = float(np.abs(specialisation(load_LME[:, present])).mean())
             row["mutual_information"] = float(np.mean([_information(load_ME) for load_ME in load_LME]))
         result |= {f"router/{name}/{key}": float(value) for key, value in row.items()}
     return result

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mot.config import Experts
@@ -34,9 +35,13 @@ class Report(NamedTuple):
     imitation_B: jax.Array  # cross-entropy of the causal router with the experts' choice, mean over experts
 
 
-def capacity(spec: Experts, tokens, factor: float):
-    """How many of a row's tokens an expert takes: floor(factor * active * tokens / experts)."""
-    return jnp.floor(factor * spec.active * tokens / spec.experts + 1e-6).astype(jnp.int32)
+TINY = 1e-20  # scores that are all 0 to float32 share nothing, rather than 0 / 0
+
+
+def capacity(spec: Experts, tokens_B, longest: int, factor: float):
+    """How many of a row's tokens (`longest` at most) an expert takes: floor(factor * active * tokens / experts)."""
+    table = np.floor(factor * spec.active * np.arange(longest + 1) / spec.experts + 1e-9)  # float32 would round
+    return jnp.asarray(table, jnp.int32)[tokens_B]
 
 
 def most_choices(spec: Experts, tokens: int, causal: bool) -> int:
@@ -90,7 +95,7 @@ def _causal_logits(x_BCD, weights):
 def _experts_choose(score_BCE, spec, real_BC, rank_BC):
     """Each expert takes the tokens of the row that it scores highest."""
     place_BCE = _places(-lax.stop_gradient(score_BCE), jnp.broadcast_to(real_BC[..., None], score_BCE.shape), rank_BC)
-    return place_BCE < capacity(spec, real_BC.sum(1), 1.0)[:, None, None]
+    return place_BCE < capacity(spec, real_BC.sum(1), real_BC.shape[1], 1.0)[:, None, None]
 
 
 def _tokens_choose(score_BCE, weights, spec, real_BC, rank_BC, causal):
@@ -102,13 +107,15 @@ def _tokens_choose(score_BCE, weights, spec, real_BC, rank_BC, causal):
     expert_BCA = lax.top_k(liked_BCE, spec.active)[1]
     weight_BCA = jnp.take_along_axis(score_BCE, expert_BCA, axis=-1)
     if spec.normalise:
-        weight_BCA = weight_BCA / weight_BCA.sum(-1, keepdims=True)
+        weight_BCA = weight_BCA / jnp.maximum(weight_BCA.sum(-1, keepdims=True), TINY)
     wanted_BCE = (jax.nn.one_hot(expert_BCA, E, dtype=jnp.int32).sum(2) > 0) & real_BC[..., None]
     found_BCE = wanted_BCE
     if spec.capacity and (spec.wins == "earliest" or not causal):
         first = rank_BC[..., None] if spec.wins == "earliest" else -liked_BCE
         place_BCE = _places(jnp.broadcast_to(first, liked_BCE.shape).astype(jnp.float32), wanted_BCE, rank_BC)
-        found_BCE = wanted_BCE & (place_BCE < capacity(spec, real_BC.sum(1), spec.capacity)[:, None, None])
+        found_BCE = wanted_BCE & (
+            place_BCE < capacity(spec, real_BC.sum(1), real_BC.shape[1], spec.capacity)[:, None, None]
+        )
     found_BCA = jnp.take_along_axis(found_BCE, expert_BCA, axis=-1)
     return jnp.where(found_BCA, expert_BCA, E), jnp.where(found_BCA, weight_BCA, 0), wanted_BCE, found_BCE
 
@@ -129,7 +136,7 @@ def _report(logits_BCE, score_BCE, wanted_BCE, found_BCE, imitation_BC, spec, re
     mine_BCM = (modality_BC[..., None] == jnp.arange(modalities)[None, None]) & real_BC[..., None]
     by_modality = lambda x_BCE: jnp.einsum("BCM,BCE->BME", mine_BCM.astype(jnp.float32), x_BCE.astype(jnp.float32))
     wanted_BME = by_modality(wanted_BCE)
-    p_BCE = score_BCE / score_BCE.sum(-1, keepdims=True)
+    p_BCE = score_BCE / jnp.maximum(score_BCE.sum(-1, keepdims=True), TINY)
     real_B = jnp.maximum(real_BC.sum(1), 1).astype(jnp.float32)
     mean_p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1) / real_B[:, None]
     share_BE = lax.stop_gradient(wanted_BME.sum(1)) / (real_B * spec.active)[:, None]

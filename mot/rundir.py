@@ -26,13 +26,13 @@ def open_run(config: Config) -> Path:
     """The run's folder, made with `config.json` or found with an equal one.
 
     Raises `UserError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
-    Where the run directory lies (`run.root`) may change.
+    Where the run directory lies (`run.root`) may change, and the mesh.
     """
     path = folder(config)
     resolved = plain(config)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         known = read_config(path)
-        known["run"]["root"] = resolved["run"]["root"]
+        known["run"]["root"], known["mesh"] = resolved["run"]["root"], resolved["mesh"]
         if different := configs.differences(known, resolved):
             raise UserError(
                 f"{path} holds a run of another configuration; nothing was overwritten. Differences (its -> yours):\n"
@@ -62,8 +62,13 @@ def read_config(path: Path) -> dict:
     try:
         found = json.loads(file.read_text())
         sections = {f.name for f in dataclasses.fields(Config)}
-        whole = isinstance(found, dict) and sections <= found.keys() and isinstance(found["run"], dict)
-        return found if whole else _not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
+        if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+            return _not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
+        if lacks := sorted(sections - found.keys()):
+            return _not_ours(
+                file, f"it lacks {', '.join(lacks)}; a run of an earlier version of mot is read by that one"
+            )
+        return found
     except (ValueError, TypeError, OSError, RecursionError) as error:
         return _not_ours(file, error)
 

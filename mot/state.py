@@ -49,10 +49,12 @@ def trees(state: State) -> dict:
 def refuse_too_large(config, mesh) -> None:
     """`UserError` where what a step cannot do without is more than there is memory: better now than in the middle."""
     table, is_trained = params.table(config), optim.trainable(config)
-    every = params.count(table)
-    trained = params.count({path: spec for path, spec in table.items() if is_trained(path)})
-    copies = mesh.size  # parameters are on every device
-    state = 4 * copies * (every * (2 if config.optim.ema else 1) + 3 * trained)  # with gradients and Adam's moments
+    # Parameters are on every device, experts on every one that does not share them with others.
+    copies = lambda spec: mesh.size // (mesh.shape["expert"] if "expert" in spec.axes else 1)
+    count = lambda chosen: sum(params.count({p: s}) * copies(s) for p, s in table.items() if chosen(p))
+    every, trained = params.count(table), count(is_trained)
+    held = count(lambda path: True) * (2 if config.optim.ema else 1)
+    state = 4 * (held + 3 * trained)  # with gradients and Adam's moments
     rows = config.data.batch // config.optim.accumulate
     width = max(s.width for s in config.streams.values())
     residual = 2 * rows * config.length * width * config.model.layers

@@ -53,8 +53,8 @@ def make_step(config: Config, sources: int):
             keys = jax.random.split(key, config.optim.accumulate) if jitters else None
             one = lambda x: value_and_grad(trained, frozen, x[0], Z_M, routed, x[1])
             (total, sums), grads = _accumulate(one, (_microbatches(batch, config.optim.accumulate), keys))
-        norms = _norms_by_tower(grads)
-        norm = optax.tree.norm(params.split(grads, params.is_causal)[1])
+        of_model = params.split(grads, params.is_causal)[1]  # without routers that only imitate
+        norms, norm = _norms_by_tower(of_model), optax.tree.norm(of_model)
         ok = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(total)
 
         def update():
@@ -81,7 +81,8 @@ def _over_rows(report):
 def _balanced(weights, routing, config):
     """Routers' biases a step towards even loads (2408.15664): up where an expert has less than the mean, else down."""
     flat = params.paths(weights)
-    for path in filter(params.is_bias, flat):
+    moves = lambda path: params.is_bias(path) and optim.rule_for(path, config.optim.rules).lr > 0
+    for path in filter(moves, flat):
         _, _, component, tower, _ = path.split("/")
         load_LE = routing[f"{component}/{tower}"].load_BME.sum(1)
         under_LE = jnp.sign(load_LE.mean(-1, keepdims=True) - load_LE)
@@ -147,9 +148,11 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
         source, _, trained = load(Path(config.init.run), config.init.step or None)
         first = upcycle.weights(source, trained, config)
+        del trained
     path = rundir.open_run(config)
     with jax.set_mesh(mesh):
         state, position = _start(config, path, mesh, first=first)
+        del first  # the state has its own copy
         if position.data not in ("", training.digest):
             raise UserError(
                 f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another "

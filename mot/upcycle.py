@@ -1,5 +1,6 @@
 """A model from another's weights: MoE or MoT from dense, MoT x MoE from MoT, by a map of paths (2212.05055)."""
 
+import math
 import zlib
 
 import jax
@@ -16,7 +17,8 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
 
     Each layer comes from the same layer, each tower from the one that serves its first stream, each expert from the
     source's FFN (or QKV and O), or from its slice of it in turn where experts are narrower. What the source lacks, as a
-    router, begins as always. `init.noise` times a matrix's own root mean square is added to every copy but the first.
+    router, begins as always, and so do causal routers. `init.noise` times a matrix's own root mean square is added to
+    every copy but the first.
     Raises `UserError` where shapes do not fit.
     """
     specs, old = params.table(target), params.paths(trained)
@@ -51,8 +53,8 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
             if copied is None:
                 faults.append(f"{path}: {spec.shape[1:]}, which {origin}, {value.shape}, cannot be copied to")
                 break
-            copies = _noisy(copied, spec, before == tower, "expert" in known[origin].axes, path, i, target)
-            layers.append(copies)
+            size = math.prod(spec.shape[1:]) if "expert" not in spec.axes else math.prod(spec.shape[2:])
+            layers.append(_noisy(copied, spec, (before == tower) * (value.size // size), path, i, target))
         else:
             result[path] = jnp.stack(layers)
     if faults:
@@ -89,15 +91,12 @@ def _fit(value, axes, shape, has_experts):
     return np.stack([slices[e % len(slices)] for e in range(E)])
 
 
-def _noisy(value, spec, same_tower, had_experts, path, layer, target):
-    """Noise on every copy but the one that stays where it was, so that copies can part."""
+def _noisy(value, spec, kept, path, layer, target):
+    """Noise on copies, so that they can part; the first `kept` experts, or a matrix if it is kept, stay as they are."""
     if not target.init.noise or spec.std is None:
         return jnp.asarray(value)
     key = jax.random.fold_in(jax.random.key(target.model.seed), zlib.crc32(f"{path}/{layer}/noise".encode()))
     noise = jax.random.normal(key, (value.size,)).reshape(value.shape) * np.sqrt(np.mean(value**2))
-    if "expert" in spec.axes and not had_experts:
-        first = np.arange(value.shape[0]).reshape(-1, *(1,) * (value.ndim - 1)) == 0
-        noise = jnp.where(first & same_tower, 0, noise)
-    elif same_tower:
-        noise = jnp.zeros_like(noise)
-    return value + target.init.noise * noise
+    number = np.arange(value.shape[0] if "expert" in spec.axes else 1)
+    moved = (number >= kept).reshape(-1, *(1,) * (value.ndim - 1))
+    return value + target.init.noise * jnp.where(jnp.broadcast_to(moved, value.shape), noise, 0)

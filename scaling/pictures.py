@@ -100,7 +100,11 @@ def experts(loads: dict[str, dict[str, list]]) -> Figure:
         arrays = {m: np.array(x) for m, x in by_modality.items()}
         panels += [(f"{tower}: {m}", x * x.shape[1], "viridis", 0, 2) for m, x in arrays.items()]
         if len(arrays) > 1:
-            a, b = arrays.values() if len(arrays) == 2 else (next(iter(arrays.values())), sum([*arrays.values()][1:]))
+            a, b = (
+                arrays.values()
+                if len(arrays) == 2
+                else (next(iter(arrays.values())), np.mean([*arrays.values()][1:], 0))
+            )
             both = np.where(a + b > 0, a + b, 1)
             panels.append((f"{tower}: {next(iter(arrays))} (+) or not (-)", (a - b) / both, "RdBu_r", -1, 1))
     columns = min(3, len(panels))

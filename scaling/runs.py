@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mot import checkpoint, flops, params, rundir
+from mot import checkpoint, flops, rundir
 from mot import config as configs
 from mot.config import Config
 from mot.errors import UserError
@@ -53,8 +53,11 @@ class Run(NamedTuple):
         return np.array(steps), np.array(values, float)
 
     def curve(self, kind: str, modality: str, cost: str) -> Curve | None:
-        """The loss along steps, FLOPs or seconds; None where it has too few values to be one."""
-        key = f"loss/{modality}"
+        """The loss along steps, FLOPs or seconds; None where it has too few values to be one.
+
+        The held-out loss of a model whose routers look at later tokens is the causal one.
+        """
+        key = f"loss/{modality}" if kind == "train" or self.config.causal else f"causal_loss/{modality}"
         rows = [row for row in self.rows if row["kind"] == kind and np.isfinite(float(row.get(key, "nan")))]
         column = lambda k: np.array([float(row.get(k, 0)) for row in rows])
         return Curve(column("step"), column(cost), column(key)) if len(rows) > 1 else None
@@ -87,7 +90,8 @@ def architecture(config: Config) -> str:
     """
     name, marks = _maps(config), []
     for component in ("attn", "ffn"):
-        for tower, sets in getattr(config, component).items():
+        sets_of = getattr(config, component)
+        for tower, sets in ((s, sets_of[s]) for s in config.streams if s in sets_of):
             if sets.experts:
                 mark = f"{'ec' if sets.router == 'expert' else 'tc'}{sets.experts}"
                 mark += f"a{sets.active}" if sets.active > 1 else ""
@@ -286,13 +290,13 @@ def _summary(run, label):
         "data_seed": run.seeds[1],
     }
     row |= {"faults": "; ".join(run.faults), "notes": "; ".join(run.notes), "data": run.digest}
-    row |= {"steps": run.series("train", "loss")[0].max(initial=0), "parameters": params.count(params.table(c))}
+    row |= {"steps": run.series("train", "loss")[0].max(initial=0), "parameters": flops.total_parameters(c)}
     row |= {f"active/{s}": n for s, n in flops.active_parameters(c).items()}
     row |= {"flops": last("flops"), "flops_per_token": last("flops") / (tokens or np.nan), "seconds": last("seconds")}
     row |= {key: middle(key) for key in ("step_seconds", "tokens_per_s", "mfu")}
     row |= {f"fill/{s}": _mean(run, f"fill/{s}") for s in c.streams}
     evaluated = [r for r in run.rows if r["kind"] == "eval"][-1:]
-    keys = [k for r in evaluated for k in r if k.startswith(("loss", "bits_per_byte"))]
+    keys = [k for r in evaluated for k in r if k.startswith(("loss", "causal_loss", "bits_per_byte"))]
     return row | {f"held_out/{k}": float(evaluated[0][k]) for k in keys}
 
 

@@ -12,6 +12,7 @@ import pytest
 from configs import archs
 from configs.base import sets
 from mot import checkpoint, config, flops, metrics, model, objectives, optim, params, rundir, train, upcycle
+from mot.data.packing import pack
 from tests import examples
 from tests.conftest import ROOT
 from tests.test_cli import ENV
@@ -60,6 +61,18 @@ def test_total_variants_have_as_many_parameters_as_mot(arch):
         assert abs(active - 1) < 0.01
     plain = flops.active_parameters(build(arch))["text"] / flops.active_parameters(dense)["text"]
     assert abs(plain - 1) < 0.02
+
+
+@pytest.mark.parametrize("arch", ["moe_tc4", "learned_mot"])
+def test_dropless_results_do_not_depend_on_packing(arch):
+    c = examples.make(arch)
+    weights, rng = examples.weights(c), np.random.default_rng(0)
+    mine, other = (examples.random_document(rng, 14, i, spans=False) for i in range(2))
+    states = []
+    for row in ([mine], [other, mine]):
+        (h_RD, tokens) = model.forward(weights, pack([row], ["text", "image"], (24, 24)), c).hidden[0]
+        states.append(np.asarray(h_RD)[np.asarray(tokens.segment[0]) == len(row)])
+    np.testing.assert_allclose(*states, atol=1e-5)
 
 
 def test_some_layers_are_dense_and_scan_equals_unrolled():
@@ -134,6 +147,11 @@ def test_biases_move_towards_even_loads_and_survive_a_resume(tmp_path, one_devic
     assert set(np.abs(np.round(bias / 0.05, 4)).ravel()) <= {0, 1, 2, 3, 4, 5, 6}
     assert bias.any()
     assert not optim.trainable(c)("blocks/sparse/ffn/text/router_bias")
+    still = config.dataclasses.replace(
+        c, optim=config.dataclasses.replace(c.optim, rules=(config.Rule(".*", 0.0, 0.0),))
+    )
+    flat = {"blocks/sparse/ffn/text/router_bias": np.zeros((2, 4))}
+    assert not params.paths(train._balanced(params.nest(flat), {}, still))["blocks/sparse/ffn/text/router_bias"].any()
 
 
 def test_the_bias_rises_where_an_expert_has_less_than_the_mean():
@@ -185,6 +203,8 @@ def test_statistics_from_loads():
                 wanted_BM=np.array([[4.0, 8.0]]),
                 entropy_B=np.array([8.0]),
                 imitation_B=np.zeros(1),
+                balance_B=np.array([8.0]),
+                z_B=np.array([16.0]),
                 lost_B=np.zeros(1),
             ),
         )
@@ -194,6 +214,7 @@ def test_statistics_from_loads():
     assert (key("specialisation"), key("load_max"), key("entropy")) == (1, 1, 1)
     np.testing.assert_allclose(key("mutual_information"), np.log(2))
     assert (key("dropped/text"), key("dropped/image")) == (0, 0.5)
+    assert (key("experts_per_token/text"), key("balance"), key("z")) == (1, 1, 2)
     row = metrics.routing(report([[2, 2], [2, 2]]), ("text", "image"))
     assert (key("specialisation"), key("mutual_information")) == (0, 0)
 
@@ -219,6 +240,11 @@ def test_mot_moe_grown_from_mot_copies_each_towers_ffn_and_noise_parts_the_copie
     noisy = params.paths(upcycle.weights(mot, params.nest(source), config.build(tree)))["blocks/sparse/ffn/text/w1"]
     np.testing.assert_array_equal(noisy[:, 0], text[:, 0])
     np.testing.assert_allclose((noisy - text)[:, 1:].std() / text.std(), 0.1, rtol=0.1)
+    tree.ffn.text.width = 12  # each half once as it is, and once more with noise
+    noisy = params.paths(upcycle.weights(mot, params.nest(source), config.build(tree)))["blocks/sparse/ffn/text/w1"]
+    halves = np.stack(np.split(source["blocks/main/ffn/text/w1"], 2, axis=-1), axis=1)
+    np.testing.assert_array_equal(noisy[:, :2], halves)
+    assert (noisy[:, 2:] != halves).mean() > 0.9
 
 
 def test_narrow_experts_are_slices_and_what_does_not_fit_is_refused():
@@ -242,7 +268,7 @@ def test_a_run_begins_from_another_runs_weights(tmp_path, one_device):
     first = next(row for row in rows if row["kind"] == "eval")
     np.testing.assert_allclose(first["loss/image"], source["loss/image"], rtol=1e-5)
     missing = smoke(tmp_path, "mot", init__run=str(tmp_path / "nowhere"), run__name="never")
-    with pytest.raises(ValueError, match="is no run directory"):
+    with pytest.raises(ValueError, match="there is no such run directory"):
         train.run(missing, devices=one_device)
     assert not (tmp_path / "never").exists()
     assert checkpoint.steps(path / "checkpoints") == [2]
@@ -255,6 +281,7 @@ import dataclasses, json, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from mot import config, model, objectives, params, sharding, train
+from mot.data.packing import pack
 from tests import examples
 from tests.test_model import loss_of
 arch, how = sys.argv[1:3]

@@ -217,6 +217,22 @@ def test_a_row_does_not_depend_on_the_batchs_other_rows(name):
     np.testing.assert_array_equal(run(x)[0], run(np.stack([x[0], 7 * x[1] + 1]))[0])
 
 
+@pytest.mark.parametrize(("factor", "active", "experts"), [(1.3, 1, 4), (0.9, 1, 5), (1.25, 2, 8), (1.0, 16, 64)])
+def test_capacity_is_the_stated_floor(factor, active, experts):
+    from fractions import Fraction
+
+    got = router.capacity(spec(experts=experts, active=active), jnp.arange(1001), 1000, factor)
+    np.testing.assert_array_equal(got, [int(Fraction(str(factor)) * active * n / experts) for n in range(1001)])
+
+
+def test_scores_that_are_all_zero_give_no_nan():
+    x, real, rank, modality, w = traffic("balanced")
+    s = spec(active=2, score="sigmoid", normalise=True)
+    x = np.abs(x) + 1
+    choice, report = router.route(x, w | {"router": jnp.full((D, E), -1e3)}, s, real, rank, modality, 2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((choice.weight_RX, report)))
+
+
 def test_the_balance_loss_is_one_where_all_is_even_and_more_where_it_is_not():
     x, real, rank, modality, w = traffic("exact ties")
     even = router.route(x, w, SPECS["all experts, sigmoid"], real, rank, modality, 2)[1]
@@ -277,6 +293,7 @@ def test_bad_sets_are_refused_with_the_numbers():
     assert "ffn.text: capacity 1.0, normalise True" in faults(router="expert", capacity=1.0, normalise=True)
     assert "attn.text.router: 'expert'; a token without a chosen QKV" in faults("attn", router="expert")
     assert "attn.text.width: 3; sets of QKV and O have heads" in faults("attn", width=3)
+    assert "ffn.text.normalise: True with ffn.text.active = 1" in faults(normalise=True)
     assert "ffn.text.jitter: 1.0; must be below 1" in faults(jitter=1.0)
     assert "ffn.text.balance_rate: 0.1, but ffn.text.balance is 'none'" in faults(balance_rate=0.1)
 

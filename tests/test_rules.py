@@ -117,14 +117,22 @@ def traced(f, *args):
     return sorted(set(faults)), seen
 
 
-@pytest.mark.parametrize("how", ["chunked", "reference"])
-def test_array_names_tell_their_shapes(how):
-    tree = examples.tree("mot", attention=how, qk_norm="layer")
+@pytest.mark.parametrize(
+    ("arch", "how", "names"),
+    [
+        ("mot", "chunked", {"acc_KGCH"}),
+        ("mot", "reference", {"s_BKGTS"}),
+        ("moe_ec4", "chunked", {"score_BCE", "likely_BCE", "place_RX"}),
+        ("learned_mot", "chunked", {"expert_BCA", "qkv_RE"}),
+    ],
+)
+def test_array_names_tell_their_shapes(arch, how, names):
+    tree = examples.tree(arch, attention=how, qk_norm="layer")
     c, batch = config.build(tree), examples.batch(budgets=(40, 30))
     state = jax.eval_shape(lambda: train.init_state(c))
     faults, seen = traced(train.make_step(c, 2), state, batch)
     assert not faults, "\n".join(faults)
-    assert {"x_RD", "h_BTD", "w_DNH", "logits_RV", "q_BTNH", "o_BTNH"} <= seen
+    assert {"x_RD", "h_BTD", "x_RNH", "logits_RV", "q_BTNH", "o_BTNH"} | names <= seen
 
 
 def test_the_shape_check_finds_a_wrong_name():

@@ -144,7 +144,7 @@ def test_sample_writes_labelled_pictures_and_a_record(run, capsys):
         (["--temperature=-1"], "--temperature=-1.0; must be from 0 to 100"),
         (["--temperature=nan"], "--temperature=nan; must be from 0 to 100"),
         (["--top-k=-2"], "--top-k=-2; must be from 0"),
-        (["--step=7"], "has no checkpoint of step 7; it has [2]"),
+        (["--step=7"], "has no checkpoint of step 7; it has 2"),
     ],
 )
 def test_bad_input_gets_one_message_and_nothing_written(run, tmp_path, capsys, args, says):
@@ -164,7 +164,7 @@ def test_a_folder_that_is_no_run_and_one_without_checkpoints(run, tmp_path, caps
     assert "is no run directory" in capsys.readouterr().err
     shutil.copy(run / "config.json", tmp_path)
     assert cli.main(["sample", str(tmp_path)]) == 2
-    assert "has no checkpoint; it has none" in capsys.readouterr().err
+    assert "has no checkpoint yet; train it further" in capsys.readouterr().err
 
 
 def test_a_run_on_other_data_is_refused(run, monkeypatch, capsys):
