@@ -13,7 +13,6 @@ from mot import config, model, params
 from mot.batch import merge
 from mot.data.packing import document, pack
 from tests import examples
-from tests.parity.test_huggingface import shaken
 
 SIZES = dict(hidden_size=16, num_attention_heads=4, vocab_size=24)
 QWEN = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=20)
@@ -29,6 +28,15 @@ BLOCKS = {
         sets(4, width=12, active=2, shared=20, shared_gate=True),
     ),
 }
+
+
+def filled(block):
+    """Random weights; a block alone leaves its experts' uninitialised."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in block.parameters():
+            weight.copy_(0.4 * torch.randn_like(weight))
+    return block.eval().float()
 
 
 def ours(block):
@@ -49,7 +57,7 @@ def ours(block):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_token_choice_equals_a_published_block(name, how):
     make, chosen = BLOCKS[name]
-    block = shaken(make())
+    block = filled(make())
     tree = examples.tree("dense", dispatch=how)
     tree.ffn.text = chosen
     c, rng = config.build(tree), np.random.default_rng(0)
