@@ -160,8 +160,11 @@ def _sets(path, s, component):
         for key in ("width", "shared"):
             if getattr(s, key):
                 yield f"{path}.{key}: {getattr(s, key)}; sets of QKV and O have heads, no hidden size; write 0"
-        if s.router == "expert":
-            yield f"{path}.router: 'expert'; a token without a chosen QKV would be lost; write 'token'"
+        if s.router == "expert" or s.capacity:
+            yield (
+                f"{path}.router, capacity: {s.router!r}, {s.capacity}; a token without a place would be without QKV; "
+                "write 'token', 0.0"
+            )
     if s.shared_gate and not s.shared:
         yield f"{path}.shared_gate: True, but {path}.shared is 0; a shared expert needs a hidden size; give it one"
     if 0 < s.capacity < 1 / max(s.experts, 1):

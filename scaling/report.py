@@ -51,6 +51,7 @@ def write(found: list[Run], out: Path) -> str:
         modalities=runs.modalities(groups),
         experts={label: f"experts_{_file(label)}" for label in groups if f"experts_{_file(label)}" in drawn},
         groups=list(groups),
+        leaking=[label for label, group in groups.items() if not group[0].config.causal],
         colour=colour,
         slopes=_slope_rows(slopes, groups),
         half_lives=_half_life_rows(slopes),
@@ -112,7 +113,8 @@ def _slope_rows(slopes, groups) -> list[dict]:
     rows = []
     for group, modality, kind in dict.fromkeys(k[:3] for k in slopes):
         cell = {cost: _cell(slopes[runs.Key(group, modality, kind, cost, match.HALF_LIFE)]) for cost in runs.COSTS}
-        rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind], **cell})
+        mark = "" if groups[group][0].config.causal else {"train": ", sees later tokens", "eval": ", causal"}[kind]
+        rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind] + mark, **cell})
         seeds = slopes[runs.Key(group, modality, kind, "step", match.HALF_LIFE)].seeds
         rows[-1] |= {
             "seeds": seeds,
