@@ -154,8 +154,6 @@ def _sets(path, s, component):
     yield from _choice(path, s, "balance", "none", "loss", "bias")
     if not 1 <= s.active <= s.experts:
         yield f"{path}.active: {s.active}; a token passes through 1 to {path}.experts = {s.experts}; change either"
-    if component == "ffn" and s.width <= 0:
-        yield f"{path}.width: {s.width}; {s.experts} experts need a hidden size above 0; raise it"
     if component == "attn":
         for key in ("width", "shared"):
             if getattr(s, key):

@@ -56,7 +56,7 @@ class Experts:
 
     experts: int  # E; 0 = a single set and no router, and nothing below counts
     active: int  # A, the sets that a token passes through; on average, where experts choose
-    width: int  # F of each expert; of an FFN alone
+    width: int  # F of each expert, of an FFN alone; 0 = that of the stream the tower is named by
     shared: int  # F of a set beside them that every token passes through; 0 = none
     shared_gate: bool  # times a sigmoid of the token (Qwen2-MoE)
     router: str  # token: tokens choose experts. expert: experts choose tokens, and so LOOK AT LATER ONES of the row

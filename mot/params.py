@@ -55,7 +55,7 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
             yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
     for tower in _towers(config.towers.ffn):
         sets = config.ffn[tower]
-        width = sets.width if routed and sets.experts else config.streams[tower].ffn
+        width = (routed and sets.experts and sets.width) or config.streams[tower].ffn
         for weight, spec in _swiglu(config, D, width):
             yield f"ffn/{tower}/{weight}", _of_experts(spec, sets) if routed else spec
         if routed:

@@ -96,7 +96,7 @@ def architecture(config: Config) -> str:
                 mark = f"{'ec' if sets.router == 'expert' else 'tc'}{sets.experts}"
                 mark += f"a{sets.active}" if sets.active > 1 else ""
                 sixteenths = 16 * sets.width / config.streams[tower].ffn
-                mark += f"w{sixteenths:.3g}" if component == "ffn" and sixteenths != 16 else ""
+                mark += f"w{sixteenths:.3g}" if sixteenths not in (0, 16) else ""
                 marks.append((component, tower, mark))
     if not marks:
         return name

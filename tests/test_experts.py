@@ -43,6 +43,14 @@ def test_every_routed_preset_trains_two_steps(tmp_path, arch, one_device):
     assert c.causal != any("causal_loss/image" in row for row in evals)
 
 
+def test_a_number_of_experts_is_all_that_a_hybrid_needs():
+    tree = examples.tree("mot")
+    tree.ffn.text.experts, tree.ffn.image.experts = 4, 0
+    shapes = {path: spec.shape for path, spec in params.table(config.build(tree)).items()}
+    assert shapes["blocks/sparse/ffn/text/w1"] == (2, 4, 16, 24)
+    assert shapes["blocks/sparse/ffn/image/w1"] == (2, 16, 24)
+
+
 @pytest.mark.parametrize("arch", ["moe_ec4", "moe_tc4", "moe_fine", "mot_moe", "mot_moe_both", "learned_mot"])
 def test_total_variants_have_as_many_parameters_as_mot(arch):
     def build(name):

@@ -286,7 +286,7 @@ def test_bad_sets_are_refused_with_the_numbers():
     assert "ffn.text.active: 5; a token passes through 1 to ffn.text.experts = 4" in faults(active=5)
     assert "ffn.text.capacity: 0.2; with 4 experts it must be 0 (dropless) or at least 0.25" in faults(capacity=0.2)
     assert "ffn.text.experts: 4 do not divide among mesh.expert = 3" in faults(mesh_expert=3)
-    assert "ffn.text.width: 0; 4 experts need a hidden size above 0" in faults(width=0)
+    assert "ffn.text.width: -1; must be 0 or more" in faults(width=-1)
     assert "ffn.text.shared_gate: True, but ffn.text.shared is 0" in faults(shared_gate=True)
     assert "ffn.text.shared: -1; must be 0 or more" in faults(shared=-1)
     assert "ffn.text.router: 'both'; allowed: token, expert" in faults(router="both")
