@@ -27,14 +27,13 @@ def choose(c: ConfigDict, arch: str) -> None:
     """
     name, total = arch.removesuffix("_total"), arch.endswith("_total")
     streams = sorted(c.streams, key=lambda s: c.streams[s].first_id)  # ConfigDict sorts by name
-    maps = {"moe": "dense", "learned_mot": "dense", "mot_moe": "mot", "mot_moe_both": "mot"}
-    routed = ("moe_ec4", "moe_tc4", "moe_fine", "mot_moe", "mot_moe_both", "learned_mot")
-    if name not in routed or arch == "learned_mot_total":  # which has that many as it is
-        c.towers = towers(arch, streams, [*routed, "moe_*_total", "mot_moe*_total"])
-        c.attn, c.ffn = ({t: sets() for t in c.towers[component].values()} for component in ("attn", "ffn"))
-        return
-    c.towers = towers(maps["moe" if name.startswith("moe_") else name], streams)
+    maps = dict.fromkeys(("moe_ec4", "moe_tc4", "moe_fine", "learned_mot"), "dense")
+    maps |= dict.fromkeys(("mot_moe", "mot_moe_both"), "mot")
+    routed = name in maps and arch != "learned_mot_total"  # learned_mot has that many as it is
+    c.towers = towers(maps[name] if routed else arch, streams, [*maps, "moe_*_total", "mot_moe*_total"])
     c.attn, c.ffn = ({t: sets() for t in c.towers[component].values()} for component in ("attn", "ffn"))
+    if not routed:
+        return
     first = streams[0]
     width = c.streams[first].ffn
     choosing = dict(router="expert", score="sigmoid")

@@ -112,8 +112,7 @@ def _stack(layer, blocks, xs, config):
     if first:
         dense = cut(blocks["main"], slice(first))
         xs = lax.scan(lambda xs, w: (layer(xs, *w)[0], None), xs, (dense, jnp.arange(first)))[0]
-    rest = {stack: cut(w, slice(first if stack == "main" else 0, None)) for stack, w in blocks.items()}
-    rest = {stack: rest[stack] for stack in pattern}
+    rest = {stack: cut(blocks[stack], slice(first if stack == "main" else 0, None)) for stack in pattern}
     fold = lambda x, n: jax.tree.map(lambda leaf: leaf.reshape(-1, n, *leaf.shape[1:]), x)
     rest = {stack: fold(w, pattern.count(stack)) for stack, w in rest.items()}
     return lax.scan(several, xs, (rest, fold(jnp.arange(first, m.layers), len(pattern))))
