@@ -65,7 +65,20 @@ def get_config() -> ConfigDict:
     c.init = dict(run="", step=0, noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(expert=1, exchange="gather", buffer=1.5)
     c.objective = dict(z_loss=1e-5, per="all", chunk=256)
-    c.data = dict(batch=8, seed=0, lookahead=256, shares=dict())
+    c.data = dict(
+        batch=8,
+        seed=0,
+        lookahead=256,
+        sources=dict(),  # the experiment's: name -> "embedded", a folder, an address
+        shares=dict(),
+        per="documents",
+        stages=(),  # dict(step=..., shares=dict(...)): another mixture from a step on
+        length=0,
+        verify=True,
+        workers=0,
+        timeout=600.0,
+        most_left_out=100,
+    )
     c.optim = dict(
         lr=1e-3,
         end_lr=1e-4,

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     c.model.update({k: size[k] for k in ("layers", "heads", "head_size")}, kv_heads=size["heads"])
     archs.choose(c, arg["arch"])
-    c.data.update(batch=size["rows"], shares=data["shares"])
+    c.data.update(batch=size["rows"], sources={name: "embedded" for name in data["shares"]}, shares=data["shares"])
     # Of 2e-3, 4e-3 and 8e-3 the rate with the lowest image loss of dense (one seed, 320 steps, more pixels).
     c.optim.update(lr=4e-3, end_lr=1e-4, warmup=size["warmup"])
     c.run.update(

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train one configuration, or resume it",
     "evaluate": "held-out losses of a run",
     "sample": "digits drawn from captions, captions read from digits, free text",
+    "data": "prepare a dataset from your files, or inspect one",
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
 }
 USAGE = (
@@ -58,13 +59,26 @@ def _sample(argv):
     return sample.main(argv)
 
 
+def _data(argv):
+    from launch import data
+
+    return data.main(argv)
+
+
 def _report(argv):
     from launch import report
 
     return report.main(argv)
 
 
-COMMAND_OF = {"demo": _demo, "train": _train, "evaluate": _evaluate, "sample": _sample, "report": _report}
+COMMAND_OF = {
+    "demo": _demo,
+    "train": _train,
+    "evaluate": _evaluate,
+    "sample": _sample,
+    "data": _data,
+    "report": _report,
+}
 
 
 def _with_environment() -> None:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mot import config as configs
 from mot import optim
 from mot.config import Config
-from mot.data import embedded
+from mot.data import sources
 from mot.errors import UserError
 
 
@@ -86,7 +86,7 @@ def _drop(group, name):
 
 def build(config: ConfigDict) -> Config:
     """Checked by every room that has a say."""
-    return configs.build(config, embedded.faults, optim.uncovered)
+    return configs.build(config, sources.faults, optim.uncovered)
 
 
 def _literal(text):

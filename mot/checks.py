@@ -1,5 +1,6 @@
 """Every check of a configuration's values. Each yields faults: dotted key, value, what is allowed, remedy."""
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ def faults(c, broken: set[str]) -> Iterator[str]:
         (_mesh, {"mesh", "attn", "ffn"}),
         (_objective, {"objective"}),
         (_data, {"data"}),
+        (_budgets, {"streams", "data"}),
         (_optim, {"optim"}),
         (_steps, {"run", "optim"}),
         (_accumulate, {"data", "optim"}),
@@ -56,13 +58,13 @@ def _run(c):
 def _streams(c):
     for name, s in c.streams.items():
         path = f"streams.{name}"
-        yield from _positive(path, s, "width", "ffn", "budget", "longest", "ids")
-        yield from _at_least_0(path, s, "first_id", "loss_weight")
+        yield from _positive(path, s, "width", "ffn", "ids")
+        yield from _at_least_0(path, s, "budget", "longest", "first_id", "loss_weight")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             yield f"{path}: a stream's name is lower-case letters, digits and _; rename it"
         if not re.fullmatch(r"[a-z][a-z0-9_]*", s.modality):
             yield f"{path}.modality: {s.modality!r}; must be lower-case letters, digits and _; rename it"
-        if s.longest > s.budget:
+        if s.longest > s.budget > 0:
             yield (
                 f"{path}.budget: {s.budget} tokens do not hold this stream's longest document, {path}.longest = "
                 f"{s.longest}; raise the budget to at least {s.longest}"
@@ -231,13 +233,34 @@ def _objective(c):
 
 
 def _data(c):
-    yield from _positive("data", c.data, "batch", "lookahead")
-    yield from _at_least_0("data", c.data, "seed")
-    for source, share in c.data.shares.items():
-        if share < 0:
-            yield f"data.shares.{source}: {share}; must be 0 or more; raise it"
-    if sum(c.data.shares.values()) <= 0:
-        yield f"data.shares: {dict(c.data.shares)}; at least one source must have a share above 0; raise one"
+    d = c.data
+    yield from _positive("data", d, "batch", "lookahead", "timeout")
+    yield from _at_least_0("data", d, "seed", "length", "workers", "most_left_out")
+    if d.lookahead > 512:
+        yield f"data.lookahead: {d.lookahead}; at most 512, all of which every checkpoint holds; lower it"
+    for name in d.sources:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            yield f"data.sources.{name}: a source's name is letters, digits, _ and -; rename it"
+    every = [("data.shares", d.shares), *((f"data.stages[{i}].shares", s.shares) for i, s in enumerate(d.stages))]
+    for path, shares in every:
+        for source, share in shares.items():
+            if source not in d.sources:
+                yield f"{path}.{source}: no such source; data.sources names {', '.join(d.sources)}; remove it"
+            if share < 0:
+                yield f"{path}.{source}: {share}; must be 0 or more; raise it"
+        if sum(shares.values()) <= 0:
+            yield f"{path}: {dict(shares)}; at least one source must have a share above 0; raise one"
+    steps = [0, *(s.step for s in d.stages)]
+    if any(b <= a for a, b in itertools.pairwise(steps)):
+        yield f"data.stages: begin at steps {steps[1:]}; each must begin later than the one before, after 0; order them"
+
+
+def _budgets(c):
+    auto = [name for name, s in c.streams.items() if not s.budget]
+    if auto and not c.data.length:
+        yield f"streams.{auto[0]}.budget: 0, but data.length is 0; give it a budget, or data.length for all to share"
+    modalities = [s.modality for s in c.streams.values()]
+    yield from _choice("data", c.data, "per", *dict.fromkeys(["documents", "tokens", *modalities]))
 
 
 def _optim(c):

@@ -34,8 +34,8 @@ class Stream:
     modality: str  # what metrics report it under
     width: int  # D, the residual's; discrete streams share one
     ffn: int  # F, the hidden size of its FFN
-    budget: int  # C, its tokens in each row
-    longest: int  # its tokens in one document at most; text is split to fit, images are refused
+    budget: int  # C, its tokens in each row; 0 = its part of data.length
+    longest: int  # its tokens in one document at most: longer ones are cut between sentences and spans; 0 = the budget
     first_id: int
     ids: int
     loss_weight: float  # lambda
@@ -123,11 +123,27 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The mixture from a step on."""
+
+    step: int
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Data:
     batch: int  # rows in a global batch
     seed: int
     lookahead: int  # documents that wait for a row where they fit
-    shares: dict[str, int]  # source -> documents out of every sum(shares)
+    sources: dict[str, str]  # name -> where it lies: "embedded", a dataset's folder or address, or "seqio:<mixture>"
+    shares: dict[str, float]  # of the sources, in what `per` counts; those not named have none
+    per: str  # documents, tokens, or a modality: its tokens
+    stages: tuple[Stage, ...]  # other shares later
+    length: int  # tokens of a row at most, divided among streams with budget 0 as the mixture divides; 0 = as written
+    verify: bool  # every file's digest before training; sizes are always looked at
+    workers: int  # processes that read and pack; 0 = a thread
+    timeout: float  # seconds that a batch may take to arrive
+    most_left_out: int  # documents that could not be read or placed, before the run stops
 
 
 @dataclass(frozen=True)

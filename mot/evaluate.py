@@ -1,5 +1,6 @@
 """Held-out losses by modality and source, on fixed batches."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from mot import metrics, model, objectives
 from mot.config import Config
-from mot.data.embedded import Sources
+from mot.data.mixture import Sources
 from mot.data.pipeline import Batches
+from mot.errors import UserError
 
 SEED = 2**31 - 1  # of the held-out batches: the same for every run
 
@@ -21,8 +23,8 @@ def make_evaluate(config: Config, sources: Sources, rows):
     trains, which is no likelihood, and `causal_loss`, as it generates. Bits per byte of a source's text divide its nats
     by the bytes that its text targets stand for, so they compare across tokenizers.
     """
-    batches = Batches(sources, config, SEED, config.run.eval_batches)
-    host = [batches[n] for n in range(len(batches))]
+    batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches)
+    host = [batches[n].batch for n in range(len(batches))]
     fixed = [jax.device_put(batch, rows) for batch in host]
     bytes_S = np.zeros(len(sources.names))
     for tokens in (tokens for batch in host for tokens in batch.values()):
@@ -59,3 +61,15 @@ def make_evaluate(config: Config, sources: Sources, rows):
         return result
 
     return evaluate
+
+
+def _first_stage(config: Config, sources: Sources) -> Config:
+    """With the shares of the sources that have held-out documents, at every step."""
+    some = {source.name for source in sources.all if source.count}
+    shares = {name: share for name, share in config.data.shares.items() if name in some}
+    if not sum(shares.values()):
+        raise UserError(
+            f"data.sources: none of {', '.join(config.data.sources)} that has a share has held-out documents; prepare "
+            "one with a larger --held-out"
+        )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, shares=shares, stages=()))

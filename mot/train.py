@@ -15,7 +15,7 @@ import optax
 from mot import batch as batches
 from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding, upcycle
 from mot.config import Config, ConfigError, differences
-from mot.data import embedded, pipeline
+from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
 from mot.evaluate import make_evaluate
 from mot.state import State, init_state, refuse_too_large, state_shardings, trees
@@ -120,6 +120,8 @@ class Position:
     seconds: float = 0.0  # in steps; compiling, evaluating and saving are not counted
     skipped: int = 0  # steps in a row
     data: str = ""  # digest of the documents
+    plan: dict = field(default_factory=dict)  # from which the next batch is made: pipeline.Packed.state
+    left_out: dict[str, int] = field(default_factory=dict)  # documents, by source
 
     def advance(self, batch: Mapping, config: Config) -> None:
         """Counts a host batch."""
@@ -139,11 +141,12 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
     Raises `UserError` (`ConfigError`, `Damaged`) before anything is written, `Diverged` when optim.patience is up, and
     `Stopped` after SIGINT or SIGTERM.
     """
-    if faults := [*embedded.faults(config), *optim.uncovered(config)]:
+    if faults := [*sources.faults(config), *optim.uncovered(config)]:
         raise ConfigError(faults)
+    training, held_out = sources.open_(config)
+    config = budgets.resolve(config, training)
     mesh = sharding.make_mesh(config.data.batch // config.optim.accumulate, devices, config.mesh.expert)
     refuse_too_large(config, mesh)
-    training, held_out = embedded.load(config)
     first = None
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
         source, _, trained = load(Path(config.init.run), config.init.step or None)
@@ -173,13 +176,14 @@ def evaluate(
 ) -> tuple[int, dict[str, float]]:
     """The step of a run's checkpoint, the newest by default, and its held-out losses; the run must have this model."""
     path = rundir.folder(config)
+    training, held_out = sources.open_(config)
+    config = budgets.resolve(config, training)
     known, mine = rundir.plain(rundir.config_of(path)), rundir.plain(config)
     sections = ("streams", "towers", "attn", "ffn", "model", "objective", "data", "optim")
     if different := [d for s in sections for d in differences(known[s], mine[s], s)]:
         raise UserError(f"{path} was trained with another configuration (its -> yours):\n  " + "\n  ".join(different))
     _saved(path, step)
     mesh = sharding.make_mesh(config.data.batch, devices, config.mesh.expert)
-    _, held_out = embedded.load(config)
     with jax.set_mesh(mesh):
         state, position = _start(config, path, mesh, step)
         row = make_evaluate(config, held_out, sharding.by_rows(mesh))(state.ema or state.params)
@@ -236,23 +240,27 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
         return
     rows = sharding.by_rows(mesh)
     evaluate = make_evaluate(config, held_out, rows)
-    incoming = pipeline.iterate(pipeline.Batches(training, config, config.data.seed, config.run.steps), position.step)
+    batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None)
+    incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     peak = metrics.matmul_peak(mesh, config.model.dtype)
     writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest})
-    host = next(incoming)
+    packed, waited = _timed(incoming)
+    for line in budgets.advice(config, training):
+        live.say(f"warning: {line}")
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
     placed = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=placed)
-    step = step.lower(state, jax.device_put(host, rows)).compile()
+    step = step.lower(state, jax.device_put(packed.batch, rows)).compile()
     log = _Log(config, training.names, position, writer, live, peak)
     if position.step == 0:
         log.evaluation(evaluate(state.ema or state.params))
     log.resume()
     while True:
-        batch = jax.device_put(host, rows)
+        log.left_out(packed.left_out)
+        batch = jax.device_put(packed.batch, rows)
         idle = log.idle()
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
-        log.dispatched(measured, host, idle)  # and here reads what the step before measured
+        log.dispatched(measured, packed, idle, waited)  # and here reads what the step before measured
         done, stop = position.step == end, signals.code is not None  # asked once: what follows saves
         if position.step % config.run.eval_every == 0 or position.step == config.run.steps:
             log.finish()
@@ -267,7 +275,13 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
             return
         if log.pending is None:
             log.resume()
-        host = next(incoming)
+        packed, waited = _timed(incoming)
+
+
+def _timed(incoming):
+    """The next element, and the seconds that it took to come."""
+    start = time.perf_counter()
+    return next(incoming), time.perf_counter() - start
 
 
 class _Log:
@@ -284,13 +298,31 @@ class _Log:
         busy = self.pending is not None and not self.pending[0]["ok"].is_ready()
         return 0.0 if busy else time.perf_counter() - self.clock
 
-    def dispatched(self, measured, host, idle) -> None:
-        """Takes a step just dispatched on a host batch; finishes the one before."""
+    def left_out(self, documents) -> None:
+        """Counts documents that the next batch lacks; raises `UserError` when they are too many."""
+        position, most = self.position, self.config.data.most_left_out
+        for source, document, why in documents:
+            position.left_out[source] = position.left_out.get(source, 0) + 1
+            self.live.say(f"step {position.step + 1}: left out document {document} of {source}: {why}")
+        if documents:
+            listed = [d._asdict() for d in documents]
+            self.writer.write("event", position.step + 1, {"event": "left out", "documents": listed})
+        if (total := sum(position.left_out.values())) > most:
+            counts = ", ".join(f"{n} of {source}" for source, n in position.left_out.items())
+            raise UserError(
+                f"{total} documents were left out ({counts}; the last was {documents[-1].document}: "
+                f"{documents[-1].why}); data.most_left_out allows {most}; mend the data, or raise it"
+            )
+
+    def dispatched(self, measured, packed, idle, waited) -> None:
+        """Takes a step just dispatched on a packed batch; finishes the one before."""
         position, before = self.position, (self.position.flops, sum(self.position.tokens.values()))
-        position.advance(host, self.config)
-        row = {"step": position.step, "flops": position.flops, "idle_seconds": idle}
+        position.advance(packed.batch, self.config)
+        position.plan = packed.state
+        row = {"step": position.step, "flops": position.flops, "idle_seconds": idle, "data_seconds": waited}
         row |= {f"tokens/{m}": n for m, n in position.tokens.items()}
-        row |= {f"fill/{stream}": x for stream, x in pipeline.fill(host).items()}
+        row |= {f"fill/{stream}": x for stream, x in pipeline.fill(packed.batch).items()}
+        row |= {f"left_out/{source}": n for source, n in position.left_out.items()}
         work = position.flops - before[0], sum(position.tokens.values()) - before[1]
         earlier, self.pending = self.pending, (measured, row, work)
         self._finish(earlier)

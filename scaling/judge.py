@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.svm import SVC
 
 from mot.data import embedded
-from mot.data.embedded import Sources
+from mot.data.mixture import Sources
 
 
 def judge(training: Sources, held_out: Sources) -> tuple[Callable[[np.ndarray], np.ndarray], float]:

@@ -82,7 +82,7 @@ def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(name):
     c = flags.build(flags.read(f"{ROOT}/configs/{name}.py:size=demo", {}))
     state = jax.eval_shape(lambda: train.init_state(c))
     assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(state.params))
-    batch = pipeline.Batches(embedded.load(c)[0], c, 0, 1)[0]
+    batch = pipeline.Batches(embedded.load(c)[0], c, 0, 1)[0].batch
     mesh = sharding.make_mesh(c.data.batch)
     with jax.set_mesh(mesh):
         jax.jit(train.make_step(c, 3), in_shardings=(None, sharding.by_rows(mesh))).lower(state, batch)

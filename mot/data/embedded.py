@@ -7,12 +7,12 @@ downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from mot.config import Config, reads
+from mot.data.mixture import InMemory, Sources
 from mot.data.packing import Document, document
 from mot.tokenizers import text as texts
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
@@ -22,15 +22,6 @@ TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = ("a handwritten {}", "the digit {}, written by hand", "a picture of the number {}", "{} in handwriting")
 HELD_OUT = 10  # one document of ten, by the hash of its content
-
-
-class Sources(NamedTuple):
-    """Documents by source, and what is needed to judge losses on them."""
-
-    names: tuple[str, ...]
-    documents: tuple[tuple[Document, ...], ...]
-    byte_lengths: np.ndarray  # [V], bytes of text that an id stands for; 0 for images and special tokens
-    digest: str  # of all ids, in order
 
 
 @reads("streams", "data")
@@ -51,9 +42,9 @@ def faults(config):
         yield f"streams.image.longest: {config.streams['image'].longest}; an embedded digit has {PIXELS}; write that"
     if config.streams["text"].longest < 32:
         yield f"streams.text.longest: {config.streams['text'].longest}; captions need up to 32; raise it"
-    for source in config.data.shares:
+    for source in config.data.sources:
         if source not in SOURCES:
-            yield f"data.shares.{source}: no such source; allowed: {', '.join(SOURCES)}; remove it"
+            yield f"data.sources.{source}: no such source; the embedded data has {', '.join(SOURCES)}; remove it"
 
 
 def load(config: Config) -> tuple[Sources, Sources]:
@@ -72,7 +63,9 @@ def load(config: Config) -> tuple[Sources, Sources]:
         read = [_image(2, i, caption, images[i], True) for i, caption in zip(chosen, captions, strict=True)]
         documents = tuple(map(tuple, (manual, drawn, read)))
         digest = hashlib.sha256(b"".join(d.token.tobytes() for source in documents for d in source)).hexdigest()[:16]
-        splits.append(Sources(SOURCES, documents, lengths, digest))
+        units = np.array([1, PIXELS])
+        sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(SOURCES))
+        splits.append(Sources(tuple(sources), lengths, digest))
     return splits[0], splits[1]
 
 
@@ -87,7 +80,7 @@ def _tokenizer(sections: list[str]) -> Tokenizer:
 
 def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
     """The digits of a split: grey levels `[n, 64]`, and which digits they are, `[n]`."""
-    drawn = sources.documents[SOURCES.index("drawn")]
+    drawn = sources.all[SOURCES.index("drawn")].documents
     pixels = np.stack([d.token[d.token >= TEXT_IDS] - TEXT_IDS for d in drawn])
     return pixels, _digits()[1][[d.doc_id for d in drawn]]
 

@@ -1,12 +1,13 @@
 """Documents into rows: a plan from lengths alone, then the row's arrays with every integer a token carries."""
 
 import zlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mot.batch import Batch, Tokens
+from mot.errors import UserError
 
 
 class Document(NamedTuple):
@@ -38,51 +39,155 @@ def document(source: int, doc_id: int, token, stream, weight=None, unit=None, sp
     )
 
 
+def cut(d: Document, begin: int, end: int) -> Document:
+    """Tokens begin .. end - 1 of a document; what does not begin with its first token, <bos>, gets that once more."""
+    if (begin, end) == (0, len(d.token)):
+        return d
+    part = lambda x: np.concatenate([x[:1], x[begin:end]]) if begin else x[:end]
+    return Document(d.source, d.doc_id, *(part(x) for x in d[2:]))
+
+
+class Piece(NamedTuple):
+    """Tokens begin .. end - 1 of document g; one that begins later than 0 gets the document's <bos> once more."""
+
+    g: int
+    begin: int
+    end: int
+
+
+class _Waiting(NamedTuple):
+    piece: Piece
+    lengths: np.ndarray  # [M]
+    cuts: np.ndarray | None  # of a document that is to be cut
+
+
+class Documents(Protocol):
+    """What a plan needs of an endless stream of documents."""
+
+    def lengths(self, g: int) -> np.ndarray: ...  # [M] tokens by stream
+
+    def cuts(self, g: int) -> np.ndarray: ...  # [k, 1 + M] where it may be cut, as mixture.Source says
+
+    def enter(self, step: int, g: int) -> None: ...  # document g is taken in for a row of this step
+
+
 class Plan:
     """Which documents of an endless stream share each row: best fit with a bounded look-ahead.
 
-    `lengths(g)` gives the tokens of document g in each stream. The plan depends on nothing else, so every host makes
-    the same one; (`position`, `waiting`) is its whole state, and a resumed run makes it again from the first row on. A
-    row starts with the document that has waited longest, so none starves; then documents that need several streams,
-    being harder to place; then whatever leaves least room.
+    It depends on the documents' lengths alone, so every host makes the same one. A row starts with the document that
+    has waited longest, so none starves; then documents that need several streams, being harder to place; then whatever
+    leaves least room. A document longer than `longest` is cut where it may be: into pieces as long as that allows, and
+    where room is left over, into what fills it.
     """
 
-    def __init__(self, lengths: Callable[[int], np.ndarray], budgets: Sequence[int], lookahead: int):
-        self.lengths, self.budgets, self.lookahead = lengths, np.asarray(budgets), lookahead
-        self.position, self.waiting = 0, []  # the next document to take in; those taken in and not yet placed
-        self.rows: list[list[int]] = []
+    SHORTEST = 16  # tokens that are worth a further cut
+    TRIED = 16  # documents that are tried for one
+    MOST_DROPPED = 1000  # pieces, in one row; more are no accident
 
-    def row(self, r: int) -> list[int]:
-        """The documents of row r, in document order."""
-        while len(self.rows) <= r:
-            self.rows.append(self._next_row())
-        return self.rows[r]
+    def __init__(
+        self, documents: Documents, budgets: Sequence[int], longest: Sequence[int], lookahead: int, rows: int = 1
+    ):
+        """`rows` make a step."""
+        self.documents, self.lookahead, self.rows = documents, lookahead, rows
+        self.budgets, self.longest = np.asarray(budgets), np.asarray(longest)
+        self.number = 0  # the next row's
+        self.position = 0  # the next document to take in
+        self.waiting: list[_Waiting] = []  # taken in and not yet placed whole
+        self.dropped: list[Piece] = []  # what fits no row, since the caller last emptied it
 
-    def _next_row(self) -> list[int]:
+    @property
+    def state(self) -> dict:
+        """What `resume` goes on from, as JSON holds it."""
+        waiting = [[w.piece.g, w.piece.begin] for w in self.waiting]
+        return {"row": self.number, "position": self.position, "waiting": waiting}
+
+    def resume(self, state: dict) -> None:
+        self.number, self.position = state["row"], state["position"]
+        self.waiting = [self._next_piece(g, begin) for g, begin in state["waiting"]]
+
+    def next_row(self) -> list[Piece]:
+        """The next row's pieces, in order of documents."""
+        self.documents.enter(self.number // self.rows, self.position)
         while len(self.waiting) < self.lookahead:
-            if (self.lengths(self.position) > self.budgets).any():
-                raise ValueError(
-                    f"document {self.position} has {self.lengths(self.position)} tokens by stream; the budgets are "
-                    f"{self.budgets}; raise the budgets or split it"
-                )
-            self.waiting.append(self.position)
+            if (piece := self._next_piece(self.position, 0)) is not None:
+                self.waiting.append(piece)
             self.position += 1
-        lengths = np.stack([self.lengths(g) for g in self.waiting])
+        chosen, room = self._whole_pieces()
+        while (cut := self._cut_to_fit(chosen, room)) is not None:
+            i, piece, lengths = cut
+            chosen[i] = piece
+            room = room - lengths
+        self.number += 1
+        after = []
+        for i, w in enumerate(self.waiting):
+            if i not in chosen:
+                after.append(w)
+            elif w.cuts is not None and chosen[i].end < w.cuts[-1, 0]:
+                rest = self._next_piece(w.piece.g, chosen[i].end)
+                after += [rest] if rest is not None else []
+        self.waiting = after
+        return sorted(chosen.values())
+
+    def _whole_pieces(self) -> tuple[dict[int, Piece], np.ndarray]:
+        """The waiting pieces that fit together, by their place in line, and the room that they leave."""
+        lengths = np.stack([w.lengths for w in self.waiting])
         several = (lengths > 0).sum(1) > 1
         free = np.ones(len(lengths), bool)
-        room = self.budgets.copy()
-        chosen = [0]
+        room, chosen, i = self.budgets, {}, 0
         while True:
-            free[chosen[-1]] = False
-            room = room - lengths[chosen[-1]]
+            chosen[i], free[i] = self.waiting[i].piece, False
+            room = room - lengths[i]
             fits = free & (lengths <= room).all(1)
             if not fits.any():
-                break
+                return chosen, room
             left = (((room - lengths) / self.budgets) ** 2).sum(1)
-            chosen.append(int(np.lexsort((left, ~several, ~fits))[0]))
-        row = sorted(self.waiting[i] for i in chosen)
-        self.waiting = [g for i, g in enumerate(self.waiting) if free[i]]
-        return row
+            if (first := fits & several).any():
+                fits = first
+            i = int(np.where(fits, left, np.inf).argmin())
+
+    def _cut_to_fit(self, chosen, room) -> tuple[int, Piece, np.ndarray] | None:
+        """The further cut of a waiting document that leaves least of the room."""
+        if room.max() < self.SHORTEST:
+            return None
+        best, tried = None, 0
+        for i, w in enumerate(self.waiting):
+            if i in chosen or w.cuts is None:
+                continue
+            if (tried := tried + 1) > self.TRIED:
+                break
+            cut = _longest_within(w.cuts, w.piece.begin, room)
+            if cut is not None and cut[1].sum() >= self.SHORTEST and (best is None or cut[1].sum() > best[2].sum()):
+                best = i, Piece(w.piece.g, w.piece.begin, cut[0]), cut[1]
+        return best
+
+    def _next_piece(self, g: int, begin: int) -> _Waiting | None:
+        """The longest piece of document g from `begin` on; what fits no row, as a long sound, is dropped."""
+        lengths = self.documents.lengths(g)
+        if not begin and (lengths <= self.longest).all():
+            return _Waiting(Piece(g, 0, int(lengths.sum())), lengths, None)
+        cuts = self.documents.cuts(g)
+        while (found := _longest_within(cuts, begin, self.longest)) is None:
+            after = int(np.searchsorted(cuts[:, 0], begin)) + 1
+            end, last = int(cuts[after, 0]), cuts[after, 1:] - cuts[after - 1, 1:]
+            self.dropped.append(Piece(g, begin, end))
+            if len(self.dropped) > self.MOST_DROPPED:
+                raise UserError(
+                    f"{len(self.dropped)} pieces of documents fit no row, the last with {last} tokens by stream; "
+                    f"streams.*.longest allows {self.longest}; raise it, or prepare shorter documents"
+                )
+            if end == cuts[-1, 0]:
+                return None
+            begin = end
+        return _Waiting(Piece(g, begin, found[0]), found[1], cuts)
+
+
+def _longest_within(cuts: np.ndarray, begin: int, room: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """The end, and the tokens by stream, of the longest piece from token `begin` on that fits the room."""
+    bos = cuts[0, 1:]  # every piece has it
+    start = int(np.searchsorted(cuts[:, 0], begin))
+    most = room - bos + cuts[start, 1:]
+    last = min(int(np.searchsorted(cuts[:, 1 + m], n, "right")) for m, n in enumerate(most)) - 1
+    return (int(cuts[last, 0]), cuts[last, 1:] - cuts[start, 1:] + bos) if last > start else None
 
 
 def pack(rows: Sequence[Sequence[Document]], streams: Sequence[str], budgets: Sequence[int]) -> Batch:

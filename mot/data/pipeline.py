@@ -1,87 +1,193 @@
-"""Batches of an endless stream: batch n is a pure function of (sources, configuration, seed, n)."""
+"""Batches of an endless stream: batch n is a pure function of (sources, configuration, seed, n), on any host."""
 
+import faulthandler
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
-from functools import lru_cache
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from mot.batch import Batch
 from mot.config import Config
-from mot.data.embedded import Sources
-from mot.data.packing import Document, Plan, pack
+from mot.data.mixture import Mixture, Sources
+from mot.data.packing import Document, Plan, cut, pack
 from mot.errors import UserError
 
 
-class Stream:
-    """Document g of an endless mixture: sources in proportion to their shares, each shuffled anew every epoch."""
+class LeftOut(NamedTuple):
+    """A document, or a part of one, with padding in its place."""
 
-    def __init__(self, sources: Sources, shares: dict[str, int], seed: int):
-        self.sources, self.seed = sources, seed
-        self.shares = np.array([shares.get(name, 0) for name in sources.names])
-        for name, documents, share in zip(sources.names, sources.documents, self.shares, strict=True):
-            if share and not documents:
-                raise UserError(f"source {name} has a share of {share} and no documents; set data.shares.{name} to 0")
-        # One period of the mixture: at each slot the source that is furthest behind its share.
-        self.period, taken = [], np.zeros(len(self.shares), int)
-        for slot in range(1, self.shares.sum() + 1):
-            behind = self.shares * slot / self.shares.sum() - taken
-            source = int(behind.argmax())
-            self.period.append((source, int(taken[source])))
-            taken[source] += 1
-        self._order = lru_cache(maxsize=4 * len(self.shares))(self._order)
-        self._lengths = [
-            np.array([np.bincount(d.stream, minlength=256) for d in documents]) for documents in sources.documents
-        ]
+    source: str
+    document: str  # its own id
+    why: str
 
-    def place(self, g: int) -> tuple[int, int]:
-        """Source and index of document g."""
-        cycle, slot = divmod(g, len(self.period))
-        source, before = self.period[slot]
-        n = len(self.sources.documents[source])
-        epoch, i = divmod(cycle * int(self.shares[source]) + before, n)
-        return source, int(self._order(source, epoch)[i])
 
-    def _order(self, source: int, epoch: int) -> np.ndarray:
-        # By sorting raw Philox output, which numpy promises never to change (Generator.permutation it does not).
-        bits = np.random.Philox(seed=np.random.SeedSequence([self.seed, source, epoch]))
-        return bits.random_raw(len(self.sources.documents[source])).argsort(kind="stable")
-
-    def lengths(self, g: int, streams: int) -> np.ndarray:
-        source, i = self.place(g)
-        return self._lengths[source][i][:streams]
-
-    def __getitem__(self, g: int) -> Document:
-        source, i = self.place(g)
-        return self.sources.documents[source][i]
+class Packed(NamedTuple):
+    batch: Batch  # this process's rows
+    state: dict  # from which the batch after this one is made
+    left_out: tuple[LeftOut, ...]  # of this process's rows, and what fits no row at all
 
 
 class Batches:
-    """Random access to batch 0, 1, ... `count - 1`, as grain wants its sources."""
+    """Random access to batch 0, 1, ... `count - 1`, as grain wants its sources; cheap in order.
 
-    def __init__(self, sources: Sources, config: Config, seed: int, count: int):
-        self.stream = Stream(sources, config.data.shares, seed)
+    `state`, of an earlier `Packed`, is where to begin without planning anew what came before. Of several processes each
+    plans all rows and reads only its own.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        config: Config,
+        seed: int,
+        count: int,
+        state: dict | None = None,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        self.config, self.count = config, count
         self.names = list(config.streams)
         self.budgets = [s.budget for s in config.streams.values()]
-        lengths = lambda g: self.stream.lengths(g, len(self.names))
-        self.plan = Plan(lengths, self.budgets, config.data.lookahead)
-        self.rows, self.count = config.data.batch, count
+        self.longest = [s.longest for s in config.streams.values()]
+        modalities = [s.modality for s in config.streams.values()]
+        self.mixture = Mixture(sources, config.data, seed, modalities)
+        self.rows = config.data.batch
+        if self.rows % processes:
+            raise UserError(
+                f"data.batch: {self.rows} rows do not divide among {processes} processes; make it a multiple of them"
+            )
+        mine = self.rows // processes
+        self.mine = slice(process * mine, (process + 1) * mine)
+        self.state = state or {"row": 0, "position": 0, "waiting": [], "starts": [0]}
+        self._begin()
+
+    def _begin(self) -> None:
+        self.mixture.starts = list(self.state["starts"])
+        self.plan = Plan(self.mixture, self.budgets, self.longest, self.config.data.lookahead, self.rows)
+        self.plan.resume(self.state)
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, n: int) -> Batch:
-        rows = [self.plan.row(n * self.rows + b) for b in range(self.rows)]
-        return pack([[self.stream[g] for g in row] for row in rows], self.names, self.budgets)
+    def __getitem__(self, n: int) -> Packed:
+        if n * self.rows < self.plan.number:
+            self._begin()
+        if n * self.rows < self.plan.number:
+            raise IndexError(f"batch {n} lies before the state that this began from")
+        while True:
+            self.plan.dropped.clear()
+            rows = [self.plan.next_row() for _ in range(self.rows)]
+            if self.plan.number > n * self.rows:
+                break
+        left_out = [self._left_out(piece.g, "is longer than its stream's longest") for piece in self.plan.dropped]
+        documents = []
+        for row in rows[self.mine]:
+            documents.append([])
+            for piece in row:
+                try:
+                    documents[-1].append(self._read(piece))
+                except ValueError as error:
+                    left_out.append(self._left_out(piece.g, str(error)))
+        batch = pack(documents, self.names, self.budgets)
+        return Packed(batch, self.plan.state | {"starts": list(self.mixture.starts)}, tuple(left_out))
+
+    def _read(self, piece) -> Document:
+        source, i = self.mixture.place(piece.g)
+        return cut(self.mixture.sources[source].read(i), piece.begin, piece.end)
+
+    def _left_out(self, g: int, why: str) -> LeftOut:
+        source, i = self.mixture.place(g)
+        return LeftOut(self.mixture.sources[source].name, self.mixture.sources[source].name_of(i), why)
 
 
-def iterate(batches: Batches, start: int) -> Iterator[Batch]:
-    """Batches from `start` on, made ahead by a thread of grain's."""
-    # One thread: the plan is sequential. It keeps ahead of a step by orders of magnitude.
+def iterate(batches: Batches, start: int, workers: int = 0, timeout: float = 600.0) -> Iterator[Packed]:
+    """Batches from `start` on, made ahead by a thread of grain's, or by so many worker processes.
+
+    Raises `UserError` when the next batch is not there after `timeout` seconds, or as soon as a worker has died; the
+    stacks of all threads and workers then go to stderr.
+    """
+    # One thread: the plan is sequential.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    return iter(grain.MapDataset.source(batches)[start:].to_iter_dataset(options))
+    dataset = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
+    if workers:
+        processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_tells_its_stacks)
+    return _watched(dataset, timeout)
+
+
+def _tells_its_stacks(worker: int, workers: int) -> None:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+_END = object()
+
+
+def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
+    """The elements of a dataset, asked for in a thread so that one that hangs can be given up."""
+    ready: queue.Queue = queue.Queue(maxsize=1)
+    gone = threading.Event()
+
+    def hand_over(item) -> bool:
+        while not gone.is_set():
+            try:
+                ready.put(item, timeout=1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def ask():
+        try:
+            iterator = iter(dataset)
+            for item in iterator:
+                if not hand_over(item):
+                    break
+            if hasattr(iterator, "close"):
+                iterator.close()
+            hand_over(_END)
+        except BaseException as error:
+            hand_over(error)
+
+    others = {child.pid for child in multiprocessing.active_children()}
+    workers: dict[int | None, multiprocessing.Process] = {}
+    threading.Thread(target=ask, name="data", daemon=True).start()
+    try:
+        while (item := _next(ready, timeout, workers, others)) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        gone.set()
+
+
+def _next(ready, timeout, workers, others):
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return ready.get(timeout=min(1.0, timeout))
+        except queue.Empty:
+            # `active_children` forgets those that have ended, hence the collection.
+            workers |= {child.pid: child for child in multiprocessing.active_children() if child.pid not in others}
+        dead = [pid for pid, child in workers.items() if child.exitcode not in (None, 0)]
+        if dead or time.monotonic() > end:
+            break
+    for pid, child in workers.items():
+        if child.is_alive():
+            os.kill(pid, signal.SIGUSR1)
+    faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+    what = f"data worker {dead[0]} died" if dead else f"no batch came in {timeout:g} s (data.timeout)"
+    raise UserError(
+        f"{what}; the stacks are above; the run's newest checkpoint is whole: the same command resumes, exactly"
+    )
 
 
 def fill(batch: Batch) -> dict[str, float]:
     """The fraction of each stream's budget that holds tokens."""
-    return {name: float((tokens.segment != 0).mean()) for name, tokens in batch.items()}
+    return {name: float((np.asarray(tokens.segment) != 0).mean()) for name, tokens in batch.items()}

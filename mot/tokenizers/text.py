@@ -1,7 +1,9 @@
 """Text to ids: a byte-level BPE, trained once on a corpus and kept in the user's cache under its digests."""
 
 import hashlib
+import itertools
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,20 +21,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mot"
 
 
-def train(corpus: Sequence[str], size: int) -> Tokenizer:
-    """A byte-level BPE of `size` entries, special tokens first; any text round-trips through it."""
+def train(corpus: Sequence[str], size: int, special: Sequence[str] = SPECIAL) -> Tokenizer:
+    """A byte-level BPE of `size` entries, less where the corpus is small, special tokens first.
+
+    Any text round-trips through it.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    if tokenizer.get_vocab_size() != size:
-        raise ValueError(
-            f"the corpus yields {tokenizer.get_vocab_size()} entries, {size} were asked for; give more text"
-        )
     return tokenizer
 
 
@@ -51,6 +52,10 @@ def load_or_train(corpus: Sequence[str], size: int) -> Tokenizer:
         if path.stem == prefix + _digest(content):
             return Tokenizer.from_str(content.decode())
     tokenizer = train(corpus, size)
+    if tokenizer.get_vocab_size() != size:
+        raise ValueError(
+            f"the corpus yields {tokenizer.get_vocab_size()} entries, {size} were asked for; give more text"
+        )
     content = tokenizer.to_str().encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,11 +75,54 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def load(content: str, special: Sequence[str]) -> Tokenizer:
+    """A tokenizer from its JSON (Hugging Face's `tokenizer.json`), with the special tokens that it lacks put last.
+
+    Text that spells a special token is text to it. Raises `ValueError` where the JSON is no tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # of no type of its own
+        raise ValueError(f"no tokenizer of the tokenizers library: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes of text that each id stands for, 0 for special tokens: a byte-level entry has a character for each byte."""
-    lengths = np.array([len(tokenizer.id_to_token(i)) for i in range(tokenizer.get_vocab_size())])
-    lengths[: len(SPECIAL)] = 0
-    return lengths
+    """`[V]` bytes of text that each id stands for, 0 for special tokens.
+
+    A byte-level entry has a character for each byte; elsewhere a word begins with a sign for a space, and a byte that
+    has no entry is written <0x..>.
+    """
+    added = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    entries = [tokenizer.id_to_token(i) or "" for i in range(tokenizer.get_vocab_size())]
+    if isinstance(tokenizer.decoder, decoders.ByteLevel):
+        size = len
+    else:
+        size = lambda entry: 1 if _BYTE.fullmatch(entry) else len(entry.replace("\u2581", " ").encode())
+    return np.array([0 if i in added else size(entry) for i, entry in enumerate(entries)])
+
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# Where a sentence has ended: after its full stop and closing quotes, and after a line.
+_SENTENCE = re.compile(r"""[.!?]['")\]\u2019\u201d]*(?=\s)|[\u3002\uff01\uff1f]|\n+""")
+LONGEST_SENTENCE = 128
+
+
+def sentences(text: str, starts: Sequence[int]) -> np.ndarray:
+    """Which tokens begin a sentence, but the first; `starts` are the characters at which tokens begin.
+
+    What goes on for longer than `LONGEST_SENTENCE` tokens without an end is cut into parts of so many.
+    """
+    ends = [match.end() for match in _SENTENCE.finditer(text)]
+    begin = np.unique(np.searchsorted(starts, ends))
+    begin = begin[(begin > 0) & (begin < len(starts))]
+    edges = np.concatenate([[0], begin, [len(starts)]])
+    within = [np.arange(a, b, LONGEST_SENTENCE) for a, b in itertools.pairwise(edges)]
+    return np.concatenate(within)[1:].astype(np.int64) if len(starts) else begin
 
 
 def split(tokenizer: Tokenizer, text: str, longest: int) -> list[list[int]]:

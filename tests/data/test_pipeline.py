@@ -27,7 +27,7 @@ def test_the_embedded_documents_are_what_they_say(c, splits):
     pixels = load_digits().data.astype(int)
     seen = {split: set() for split in ("training", "held_out")}
     for name, split in zip(seen, splits, strict=True):
-        manual, drawn, read = split.documents
+        manual, drawn, read = (s.documents for s in split.all)
         assert len(drawn) == len(read)
         for d in manual:
             assert (d.token[0], d.token[-1]) == (BOS, EOS)
@@ -46,7 +46,7 @@ def test_the_embedded_documents_are_what_they_say(c, splits):
         assert all(boi(d) == 1 for d in read)
     assert not seen["training"] & seen["held_out"]
     assert len(seen["training"] | seen["held_out"]) == 1797
-    assert 0.05 < len(held_out.documents[1]) / 1797 < 0.15
+    assert 0.05 < len(held_out.all[1].documents) / 1797 < 0.15
     assert training.digest != held_out.digest
 
 

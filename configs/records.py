@@ -1,0 +1,75 @@
+"""Your own data: datasets that `mot data prepare` has written, one or several, mixed.
+
+--config=configs/records.py:data=data/photos,arch=mot           text and images, a small model
+--config=configs/records.py:data=data/photos+data/books,size=smoke,length=512
+
+Several datasets must share their tokenizers (`mot data prepare --like`). `--config.data.shares.books=0.5` changes how
+much of each is read; `length` is a row's, divided among the streams as the mixture divides.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import archs, base
+
+SIZES = {
+    "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=1),
+    "tiny": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=400, warmup=40, every=50),
+    "small": dict(width=512, layers=8, heads=8, head_size=64, ffn=1408, rows=16, steps=10_000, warmup=500, every=500),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = base.parse(arg, data="data", arch="mot", size="tiny", length="1024")
+    if arg["size"] not in SIZES:
+        raise ValueError(f"size={arg['size']}: no such size; allowed: {', '.join(SIZES)}; choose one")
+    if not arg["length"].isdecimal() or not int(arg["length"]):
+        raise ValueError(f"length={arg['length']}: must be a number of tokens, 1 or more")
+    size, folders = SIZES[arg["size"]], arg["data"].split("+")
+    c = base.get_config()
+    ids, next_id = _ids(folders), 0
+    c.streams = ConfigDict()
+    for modality, n in ids.items():
+        c.streams[modality] = dict(
+            modality=modality,
+            width=size["width"],
+            ffn=size["ffn"],
+            budget=0,
+            longest=0,
+            first_id=next_id,
+            ids=n,
+            loss_weight=1.0,
+        )
+        next_id += n
+    c.model.update({k: size[k] for k in ("layers", "heads", "head_size")}, kv_heads=size["heads"])
+    archs.choose(c, arg["arch"])
+    names = [Path(folder).name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"data={arg['data']}: two datasets of one name; rename a folder")
+    shares = {name: 1.0 for name in names}
+    c.data.update(batch=size["rows"], sources=dict(zip(names, folders, strict=True)), shares=shares)
+    c.data.length = int(arg["length"])
+    c.optim.update(lr=2e-3, end_lr=1e-4, warmup=size["warmup"])
+    c.run.update(
+        name=f"{'+'.join(names)}-{arg['arch']}-{arg['size']}",
+        steps=size["steps"],
+        eval_every=size["every"],
+        eval_batches=4,
+        save_every=max(size["steps"] // 4, 2),
+    )
+    return c.lock()
+
+
+def _ids(folders: list[str]) -> dict[str, int]:
+    """How many ids each modality of some datasets has; text comes first."""
+    found = {}
+    for folder in folders:
+        file = Path(folder) / "dataset.json"
+        try:
+            tokenizers = json.loads(file.read_text())["tokenizers"]
+            found |= {modality: tokenizer["ids"] for modality, tokenizer in tokenizers.items() if modality not in found}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"data={folder}: no dataset ({error!r}); `mot data prepare` makes one") from error
+    return dict(sorted(found.items(), key=lambda item: item[0] != "text"))

@@ -1,0 +1,182 @@
+"""Prepares a dataset of records from files, or shows one: `mot data prepare`, `mot data inspect`."""
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from launch import flags, preview
+from launch.cli import guarded
+from mot.data import budgets, pipeline, prepare, sources, tokenise
+from mot.data.records import SPLITS, Dataset, Record, read_json
+from mot.errors import UserError
+
+PREPARE = "mot data prepare photos/ --out data/photos"
+INSPECT = "mot data inspect data/photos --document 3"
+FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {"prepare": _prepare, "inspect": _inspect}
+    if not argv or argv[0] not in commands:
+        wanted = argv and argv[0] in ("-h", "--help")
+        print(f"usage: mot data prepare|inspect ...\n\n{__doc__}\n\nexamples:\n  {PREPARE}\n  {INSPECT}")
+        return 0 if wanted else 2
+    return commands[argv[0]](argv[1:])
+
+
+def _prepare(argv) -> int:
+    p = flags.parser(
+        "data prepare", "Tokenises documents into a dataset of records; goes on where it stopped.", PREPARE
+    )
+    p.add_argument("inputs", nargs="+", help="files or folders")
+    p.add_argument("--out", type=Path, required=True, help="the dataset's folder")
+    p.add_argument("--format", choices=FORMATS, default="auto", help="default %(default)s, by the files' names")
+    p.add_argument(
+        "--content",
+        action="append",
+        default=[],
+        help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
+    )
+    p.add_argument("--separator", default="", help="of the documents in a text file; default: a file is a document")
+    p.add_argument("--like", default="", help="a dataset whose tokenizers are used, to be mixed with it")
+    p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
+    number = lambda flag, default, text: p.add_argument(
+        flag, type=type(default), default=default, help=f"{text}; default %(default)s"
+    )
+    number("--text-ids", 8192, "entries of a trained text tokenizer, at most")
+    number("--image-side", 32, "pixels to which images are brought")
+    number("--image-patch", 4, "pixels of a patch's side; a patch is a token, 1 is a pixel")
+    number("--image-ids", 1024, "codes of patches")
+    number("--audio-rate", 16000, "samples a second; a token is 20 ms")
+    number("--audio-ids", 512, "codes of sounds")
+    number("--held-out", 0.01, "fraction of documents held out, where the files name no split")
+    number("--longest", 8192, "tokens of a record; longer documents become several")
+    number("--sample", 10000, "documents that the tokenizers learn from")
+    number("--shard", 4096, "documents in a shard")
+    number("--workers", os.cpu_count() or 1, "processes")
+    number("--most-left-out", 100, "bad documents, before it stops")
+    p.add_argument("--preview", action="store_true", help="also draw a page of documents, OUT/preview.png")
+    options = vars(p.parse_args(argv))
+    out, workers, most, wants = (options.pop(k) for k in ("out", "workers", "most_left_out", "preview"))
+    options |= {"inputs": tuple(options["inputs"]), "content": tuple(options["content"])}
+    recipe = prepare.Recipe(**options)
+    summary = prepare.prepare(recipe, out, workers, most)
+    if not summary.documents:
+        print(f"{out} is already whole")
+    _print_summary(out, summary.about)
+    if wants:
+        print(f"preview: {_preview(out, 'train', range(12))}")
+    return 0
+
+
+def _print_summary(folder: Path, about: dict) -> None:
+    console = Console(soft_wrap=True)
+    table = Table("", *SPLITS, title=str(folder), title_justify="left")
+    row = lambda name, value: table.add_row(name, *(f"{value(about['splits'][split]):,}" for split in SPLITS))
+    row("documents", lambda split: split["documents"])
+    for modality in about["modalities"]:
+        row(f"{modality} tokens", lambda split, m=modality: split["tokens"][m])
+        if modality != "text":
+            row(f"{modality} spans", lambda split, m=modality: split["spans"].get(m, 0))
+    row("shards", lambda split: len(split["shards"]))
+    console.print(table)
+    for modality, tokenizer in about["tokenizers"].items():
+        tokens = f", {tokenizer['tokens']} tokens each" if "tokens" in tokenizer else ""
+        console.print(f"{modality}: {tokenizer['ids']} ids{tokens}, tokenizer {tokenizer['digest']}")
+    for why, n in about["left_out"].items():
+        console.print(f"left out: {n} because {why}", markup=False)
+    console.print(f"train on it: mot train --config=configs/records.py:data={folder},arch=mot", markup=False)
+
+
+def _inspect(argv) -> int:
+    p = flags.parser(
+        "data inspect", "Shows a dataset, its documents, or the batches that a configuration makes.", INSPECT
+    )
+    p.add_argument("dataset", type=Path, nargs="?", help="a dataset's folder")
+    p.add_argument("--split", choices=SPLITS, default="train", help="default %(default)s")
+    p.add_argument("--document", type=int, action="append", default=[], help="which to show, may be repeated")
+    p.add_argument("--config", help="FILE:arg: show a packed batch of this configuration instead")
+    p.add_argument("--batch", type=int, default=0, help="which; default %(default)s")
+    p.add_argument("--out", type=Path, help="a PNG to draw; default: text alone")
+    p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.data.length=2048")
+    options, overrides = flags.parse(p, argv)
+    if (options.dataset is None) == (options.config is None):
+        raise UserError("give a dataset's folder, or --config=FILE:arg for a packed batch")
+    if options.config:
+        return _inspect_batch(options, overrides)
+    about = read_json(options.dataset)
+    if not options.document:
+        _print_summary(options.dataset, about)
+    dataset = Dataset(options.dataset, options.split)
+    for i in options.document:
+        if not 0 <= i < dataset.count:
+            raise UserError(f"--document={i}; {options.split} has documents 0 to {dataset.count - 1}")
+        print(_as_text(dataset[i], tokenise.load(options.dataset / "tokenizers")))
+    if options.out:
+        print(f"picture: {_preview(options.dataset, options.split, options.document or range(12), options.out)}")
+    return 0
+
+
+def _as_text(record: Record, tools: tokenise.Tools) -> str:
+    lines = [f"document {record.id}"]
+    for modality, data in record.spans:
+        shown = repr(tools.text.decode(data.tolist())) if modality == "text" else f"{np.ravel(data)[:8]} ..."
+        lines.append(f"  {modality:8}{len(data):6} tokens  {shown}")
+    return "\n".join(lines)
+
+
+def _preview(folder: Path, split: str, documents, file: Path | None = None) -> Path:
+    """A page of documents as the model will see them: what comes back from their tokens."""
+    tools, dataset = tokenise.load(folder / "tokenizers"), Dataset(folder, split)
+    decode = {
+        "text": lambda data: tools.text.decode(data.tolist()),
+        "image": lambda data: tools.image.decode(data),
+        "audio": lambda data: tools.audio.decode(data),
+        "latents": lambda data: data,
+    }
+    shown = [dataset[i] for i in documents if i < dataset.count]
+    rendered = [(r.id, [(modality, decode[modality](data)) for modality, data in r.spans]) for r in shown]
+    file = file or folder / "preview.png"
+    preview.documents(rendered, file, f"{folder.name}, {split}: documents as their tokens give them back")
+    return file
+
+
+def _inspect_batch(options, overrides) -> int:
+    config = flags.build(flags.read(options.config, overrides))
+    training, held_out = sources.open_(config)
+    config = budgets.resolve(config, training)
+    chosen = training if options.split == "train" else held_out
+    packed = pipeline.Batches(chosen, config, config.data.seed, options.batch + 1)[options.batch]
+    fills = pipeline.fill(packed.batch)
+    for name, stream in config.streams.items():
+        print(f"{name}: budget {stream.budget}, {100 * fills[name]:.1f} % filled in batch {options.batch}")
+    for line in budgets.advice(config, training):
+        print(f"warning: {line}")
+    rows = next(iter(packed.batch.values())).token.shape[0]
+    for b in range(rows):
+        counts = Counter()
+        for name, tokens in packed.batch.items():
+            for segment in np.unique(tokens.segment[b]):
+                if segment:
+                    mine = tokens.segment[b] == segment
+                    where = int(segment), training.names[tokens.source[b][mine][0]], int(tokens.doc_id[b][mine][0])
+                    counts[(*where, name)] += int(mine.sum())
+        print(f"row {b}:")
+        for (segment, source, number, name), n in sorted(counts.items()):
+            print(f"  document {segment}: {source} {number}: {n} {name} tokens")
+    for source, document, why in packed.left_out:
+        print(f"left out: document {document} of {source}: {why}")
+    if options.out:
+        preview.batch(packed.batch, options.out, list(config.streams), f"{options.config}, batch {options.batch}")
+        print(f"picture: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,115 @@
+"""How many tokens of a row each stream gets: what the mixture holds decides, and what cannot be cut."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mot.config import Config
+from mot.data.mixture import Mixture, Sources
+from mot.errors import UserError
+
+WELL_FILLED = 0.97
+
+
+def resolve(config: Config, sources: Sources) -> Config:
+    """The configuration with budgets and longest documents in place of zeros, from the first stage's mixture.
+
+    Raises `UserError` where `data.length` is too short for what must not be cut.
+    """
+    streams = config.streams
+    if all(s.budget and s.longest for s in streams.values()):
+        return config
+    given = np.array([s.budget for s in streams.values()])
+    if not given.all():
+        mean, units = means(config, sources), _units(sources)
+        given = np.where(given, given, best(mean, units, config.data.length))
+        if (short := (given < units) & (mean > 0)).any():
+            name = list(streams)[int(short.argmax())]
+            raise UserError(
+                f"data.length: {config.data.length} tokens leave streams.{name} {given[short.argmax()]}, and one of "
+                f"its units has {units[short.argmax()]}; raise data.length"
+            )
+    changed = {
+        name: dataclasses.replace(s, budget=int(b), longest=min(s.longest or int(b), int(b)))
+        for (name, s), b in zip(streams.items(), given, strict=True)
+    }
+    return dataclasses.replace(config, streams=changed)
+
+
+def means(config: Config, sources: Sources, shares: Mapping[str, float] | None = None) -> np.ndarray:
+    """`[M]` tokens of an average document of the mixture, by stream."""
+    data = config.data if shares is None else dataclasses.replace(config.data, shares=dict(shares))
+    data = dataclasses.replace(data, stages=())
+    period = Mixture(sources, data, 0, [s.modality for s in config.streams.values()]).periods[0]
+    weights = period.total / period.total.sum()
+    taken = [(w, s.totals() / max(s.count, 1)) for w, s in zip(weights, sources.all, strict=True) if w and s.count]
+    if not taken:
+        raise UserError("data.length: nobody has counted a stream's tokens; write the streams' budgets")
+    return sum((w * mean for w, mean in taken), np.zeros(len(config.streams)))
+
+
+def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
+    """`[M]` budgets of at most `length` tokens in all that a mixture fills best, of these the largest.
+
+    A budget of images is a multiple of an image. The others follow it, and are multiples of 128, 64, ... 1, of the
+    largest that costs less than half a percent.
+    """
+    present = mean_M > 0
+    whole = present & (units_M > 1)
+    found = None
+    for total in np.arange(length, length // 2, -max(length // 400, 1)):
+        ideal = mean_M / mean_M.sum() * total
+        budget = np.where(whole, np.maximum(np.round(ideal / units_M), 1) * units_M, ideal)
+        rate = (budget[whole] / mean_M[whole]).min() if whole.any() else total / mean_M.sum()
+        budget = np.where(present & ~whole, mean_M * rate, budget)
+        budget = np.array([b if w else _rounded(b) for b, w in zip(budget, whole, strict=True)])
+        worst = np.floor(200 * bounds(budget, mean_M, units_M)[present].min())
+        if budget.sum() <= length and (found is None or (worst, budget.sum()) > found[0]):
+            found = (worst, budget.sum()), budget
+    if found is None:
+        raise UserError(f"data.length: {length} tokens are too few for the streams' units, {units_M}; raise it")
+    return np.maximum(found[1], 1).astype(int)
+
+
+def bounds(budgets_M, mean_M, units_M) -> np.ndarray:
+    """`[M]` the fraction of each budget that any packing can fill in the long run, where every document is placed."""
+    usable = budgets_M // np.maximum(units_M, 1) * np.maximum(units_M, 1)
+    used = mean_M > 0
+    rate = (usable[used] / mean_M[used]).min()  # documents a row
+    return np.where(budgets_M > 0, rate * mean_M / np.maximum(budgets_M, 1), 1.0)
+
+
+def advice(config: Config, sources: Sources) -> list[str]:
+    """What to say of budgets that the mixture cannot fill, of any stage."""
+    said, units = [], _units(sources)
+    budgets = np.array([s.budget for s in config.streams.values()])
+    stages = [("", config.data.shares), *((f" from step {s.step} on", s.shares) for s in config.data.stages)]
+    for when, shares in stages:
+        try:
+            mean = means(config, sources, shares)
+        except UserError:  # a stream of documents that nobody has counted
+            return said
+        reachable = bounds(budgets, mean, units)
+        if reachable.min() >= WELL_FILLED:
+            continue
+        try:
+            better = best(mean, units, int(budgets.sum()))
+        except UserError:
+            continue
+        names = list(config.streams)
+        fills = ", ".join(f"{name} {100 * x:.1f} %" for name, x in zip(names, reachable, strict=True))
+        wanted = ", ".join(f"streams.{name}.budget={b}" for name, b in zip(names, better, strict=True))
+        said.append(f"the mixture{when} can fill of the budgets at most {fills}; better: {wanted}")
+    return said
+
+
+def _units(sources: Sources) -> np.ndarray:
+    return np.max([source.units for source in sources.all], axis=0)
+
+
+def _rounded(budget: float) -> float:
+    for step in (128, 64, 32, 16, 8, 4, 2):
+        if abs((rounded := np.ceil(budget / step) * step) - budget) <= 0.005 * budget:
+            return rounded
+    return np.ceil(budget)

@@ -1,0 +1,266 @@
+"""Encoded media to arrays. What a file claims to be is read from its header and judged before anything is decoded.
+
+Every fault of a file is a `ValueError` that says why; nothing here unpickles.
+"""
+
+import io
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+
+IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_SIDE, MAX_PIXELS, MAX_IMAGE_BYTES = 16384, 64 * 2**20, 256 * 2**20
+RATES, MAX_SECONDS, MAX_AUDIO_BYTES = (1000, 384_000), 3600, 512 * 2**20
+MAX_LATENT_BYTES = 256 * 2**20
+PEAK = 4.0  # decoders overshoot 1 a little; a float wave beyond this was not scaled to -1..1
+
+
+def image(content: bytes | Path | np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: upright by its EXIF orientation, alpha composited on white, the first frame of several.
+
+    Encoded as one of IMAGES, or an array uint8 [H, W], [H, W, 3] or [H, W, 4].
+    """
+    if isinstance(content, np.ndarray):
+        return _pixels(content)
+    from PIL import Image, ImageOps
+
+    encoded = _bytes(content, MAX_IMAGE_BYTES)
+    try:
+        form, width, height = _image_header(encoded)
+    except struct.error:
+        raise ValueError("the image's header is cut off") from None
+    _check_size(width, height)
+    try:
+        with Image.open(io.BytesIO(encoded), formats=[form]) as picture:
+            size = picture.size
+            if math.prod(size) <= MAX_PIXELS:
+                return _rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # Pillow's decoders raise of every kind: SyntaxError, struct.error, zlib.error, ...
+        raise ValueError(f"the {form} image does not decode: {_brief(error)}") from None
+    raise ValueError(f"the {form} header says {width}x{height} pixels, the image has {size[0]}x{size[1]}")
+
+
+def audio(content: bytes | Path | np.ndarray, rate: int = 0) -> tuple[np.ndarray, int]:
+    """float32 [n] in -1..1, the mean of all channels, and the samples a second.
+
+    Encoded as WAV, FLAC, OGG or MP3 (which name their rate), or a 1-d array of samples and its `rate`: floats in -1..1
+    or full-scale int16, int32 or uint8 around 128.
+    """
+    if isinstance(content, np.ndarray):
+        if content.ndim != 1 or (content.dtype not in (np.int16, np.int32, np.uint8) and content.dtype.kind != "f"):
+            raise ValueError(
+                f"audio array {content.dtype} {list(content.shape)}; float, int16, int32 or uint8 [n] is allowed"
+            )
+        _check_length(len(content), 1, rate)
+        if content.dtype.kind == "f":
+            return _wave(content.astype(np.float32)), rate
+        bits = 8 * content.dtype.itemsize
+        centre = 128 if content.dtype == np.uint8 else 0
+        return _wave(((content.astype(np.float64) - centre) / 2 ** (bits - 1)).astype(np.float32)), rate
+    import soundfile
+
+    encoded = _bytes(content, MAX_AUDIO_BYTES)
+    kind = _audio_header(encoded)
+    try:
+        with soundfile.SoundFile(io.BytesIO(encoded)) as file:
+            frames, channels, rate = file.frames, file.channels, file.samplerate
+            _check_length(frames, channels, rate)
+            samples = file.read(dtype="float32", always_2d=True)
+    except ValueError:
+        raise
+    except Exception as error:  # soundfile's own errors are RuntimeErrors, of which it exports no common class
+        raise ValueError(f"the {kind} audio does not decode: {_brief(error)}") from None
+    if len(samples) < frames and kind != "MP3":  # an MP3's length is an estimate
+        raise ValueError(f"the {kind} audio is cut off: {len(samples)} of {frames} samples")
+    return _wave(samples.mean(1)), rate
+
+
+def latents(content: bytes | Path | np.ndarray) -> np.ndarray:
+    """float32 [n, P], finite: a .npy file or an array of floats, [n, P], or [P] for one."""
+    if isinstance(content, np.ndarray):
+        shape, dtype = content.shape, content.dtype
+        _check_latents(shape, dtype)
+        array = content
+    else:
+        file = io.BytesIO(_bytes(content, MAX_LATENT_BYTES + 2**16))
+        shape, fortran, dtype = npy_header(file)
+        _check_latents(shape, dtype)
+        have, count = len(file.getbuffer()) - file.tell(), math.prod(shape)
+        if have < count * dtype.itemsize:
+            raise ValueError(f"the .npy file is cut off: {have} of {count * dtype.itemsize} bytes")
+        array = np.frombuffer(file.getbuffer(), dtype, count, file.tell()).reshape(shape, order="FC"[not fortran])
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.array(array, np.float32, order="C", ndmin=2)
+    if not np.isfinite(finite).all():
+        raise ValueError("latents hold NaN or infinity (in float32)")
+    return finite
+
+
+def npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and dtype of the .npy that an open file stands at; the data come next."""
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in read:
+            raise ValueError(f"version {version}; 1.0 and 2.0 are allowed")
+        shape, fortran, dtype = read[version](file)
+    except Exception as error:  # the header is a Python literal, whose parser raises of many kinds
+        raise ValueError(f"not a .npy file: {_brief(error)}") from None
+    if min(shape, default=0) < 0:
+        raise ValueError(f"not a .npy file: shape {shape}")
+    return shape, fortran, dtype
+
+
+def _bytes(content: bytes | Path, limit: int) -> bytes:
+    if isinstance(content, Path):
+        try:
+            if not content.is_file():  # a pipe or a device would never end
+                raise ValueError(f"{content.name} is not a file" if content.exists() else f"no file {content.name}")
+            if content.stat().st_size > limit:
+                raise ValueError(f"{content.name} has {content.stat().st_size:,} bytes; at most {limit:,} are allowed")
+            content = content.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{content.name} cannot be read: {error.strerror}") from None
+    if not content:
+        raise ValueError("no bytes in it")
+    if len(content) > limit:
+        raise ValueError(f"{len(content):,} bytes; at most {limit:,} are allowed")
+    return content
+
+
+def _brief(error: Exception) -> str:
+    return f"{error}".splitlines()[0][:200] if f"{error}" else type(error).__name__
+
+
+def _check_size(width: int, height: int) -> None:
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        raise ValueError(
+            f"an image of {width}x{height} pixels; sides of 1 to {MAX_SIDE} and at most {MAX_PIXELS} pixels are allowed"
+        )
+
+
+def _image_header(encoded: bytes) -> tuple[str, int, int]:
+    """Format, width and height; `struct.error` where the bytes end too early.
+
+    Not left to Pillow, which refuses an empty image without its numbers and decodes a WEBP while opening it.
+    """
+    at = lambda code, offset: struct.unpack_from(code, encoded, offset)
+    if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG", *at(">II", 16)
+    if encoded[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF", *at("<HH", 6)
+    if encoded.startswith(b"BM"):
+        width, height = at("<HH", 18) if at("<I", 14) == (12,) else at("<ii", 18)
+        return "BMP", width, abs(height)  # negative: rows from the top
+    if encoded.startswith(b"RIFF") and encoded[8:12] == b"WEBP":
+        match encoded[12:16]:
+            case b"VP8X":
+                return "WEBP", *(int.from_bytes(encoded[i : i + 3], "little") + 1 for i in (24, 27))
+            case b"VP8L":
+                (bits,) = at("<I", 21)
+                return "WEBP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+            case _:
+                return "WEBP", *(side & 0x3FFF for side in at("<HH", 26))
+    if encoded.startswith(b"\xff\xd8\xff"):
+        place = 2
+        while True:
+            flag, marker, length = at(">BBH", place)
+            if flag != 0xFF or marker in (0xD9, 0xDA):
+                raise ValueError("the JPEG's header names no size")
+            if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+                place += 1 if marker == 0xFF else 2
+            elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                height, width = at(">HH", place + 5)
+                return "JPEG", width, height
+            else:
+                place += 2 + length
+    raise ValueError(f"not a {', '.join(IMAGES[:-1])} or {IMAGES[-1]} image")
+
+
+def _rgb(picture) -> np.ndarray:
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+        grey = np.clip(np.asarray(picture).astype(np.int32) // 257, 0, 255)
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    if picture.has_transparency_data:
+        from PIL import Image
+
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return np.array(picture.convert("RGB"))
+
+
+def _pixels(array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
+        raise ValueError(
+            f"image array {array.dtype} {list(array.shape)}; uint8 [H, W], [H, W, 3] or [H, W, 4] is allowed"
+        )
+    _check_size(array.shape[1], array.shape[0])
+    if array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=-1)
+    if array.shape[2] == 3:
+        return np.array(array)
+    alpha = array[..., 3:].astype(np.uint16)
+    return ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _audio_header(encoded: bytes) -> str:
+    """The kind of file, by its first bytes, so that no other of the library's many parsers is ever reached."""
+    if encoded.startswith(b"RIFF") and encoded[8:12] == b"WAVE":
+        _check_wav(encoded)
+        return "WAV"
+    if encoded.startswith(b"fLaC"):
+        return "FLAC"
+    if encoded.startswith(b"OggS"):
+        return "OGG"
+    if encoded.startswith(b"ID3") or (len(encoded) > 1 and encoded[0] == 0xFF and encoded[1] & 0xE0 == 0xE0):
+        return "MP3"
+    raise ValueError("not a WAV, FLAC, OGG or MP3 file")
+
+
+def _check_wav(encoded: bytes) -> None:
+    """Refuses a WAV whose samples are cut off; the library would return what is there."""
+    place = 12
+    while place + 8 <= len(encoded):
+        name, size = struct.unpack_from("<4sI", encoded, place)
+        place += 8
+        if name == b"data":
+            have = len(encoded) - place
+            if have < size < 0x7FFFF000:  # what writes to a pipe puts the largest number there
+                raise ValueError(f"the WAV audio is cut off: {have} of {size} bytes")
+            return
+        place += size + size % 2
+    raise ValueError("the WAV audio is cut off: no samples")
+
+
+def _check_length(samples: int, channels: int, rate: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"audio of {rate} samples a second; {RATES[0]} to {RATES[1]} are allowed")
+    if not 1 <= samples <= MAX_SECONDS * rate:
+        raise ValueError(
+            f"audio of {samples} samples at {rate} a second; at least one and at most {MAX_SECONDS} seconds are allowed"
+        )
+    if samples * channels * 4 > MAX_AUDIO_BYTES:
+        raise ValueError(
+            f"audio of {samples} samples by {channels} channels; at most {MAX_AUDIO_BYTES // 4} together are allowed"
+        )
+
+
+def _wave(wave: np.ndarray) -> np.ndarray:
+    if not len(wave):
+        raise ValueError("audio without samples")
+    peak = np.abs(wave).max()
+    if not peak <= PEAK:  # also NaN
+        raise ValueError(f"audio samples reach {peak}; floats in -1..1 are allowed")
+    return np.clip(wave, -1, 1)
+
+
+def _check_latents(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind != "f" or dtype.itemsize > 8 or len(shape) not in (1, 2) or 0 in shape:
+        raise ValueError(f"latents {dtype} {list(shape)}; float16, float32 or float64 [n, P] or [P] are allowed")
+    if math.prod(shape) * dtype.itemsize > MAX_LATENT_BYTES:
+        raise ValueError(f"latents {dtype} {list(shape)}; at most {MAX_LATENT_BYTES} bytes are allowed")

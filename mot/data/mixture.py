@@ -1,0 +1,191 @@
+"""Sources of documents, and the endless stream that mixes them."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mot.config import Data
+from mot.data.packing import Document
+from mot.errors import UserError
+
+PERIOD = 2**14  # slots after which a mixture whose shares are no small integers repeats
+
+
+class Source(Protocol):
+    """Documents 0 .. count - 1, read at random."""
+
+    name: str
+    count: int | None  # None: endless, each document once, in order
+    units: np.ndarray  # [M] tokens of every image or clip of a stream, if all have the same; else 1
+
+    def lengths(self, i: int) -> np.ndarray:
+        """`[M]` tokens of document i by stream."""
+
+    def cuts(self, i: int) -> np.ndarray:
+        """`[k, 1 + M]` where document i may be cut: the tokens before that place in all, and by stream.
+
+        The first row is what every piece begins with (<bos>), the last the whole document.
+        """
+
+    def read(self, i: int) -> Document:
+        """Document i; raises `ValueError` where it cannot be had as `lengths` says."""
+
+    def name_of(self, i: int) -> str:
+        """Document i's own id, for messages."""
+
+    def totals(self) -> np.ndarray:
+        """`[M]` tokens of all documents by stream."""
+
+
+class InMemory(NamedTuple):
+    """A source whose documents are all here, none to be cut."""
+
+    name: str
+    index: int  # among the sources
+    documents: tuple[Document, ...]
+    units: np.ndarray  # [M]
+
+    @property
+    def count(self) -> int:
+        return len(self.documents)
+
+    def lengths(self, i: int) -> np.ndarray:
+        return np.bincount(self.documents[i].stream, minlength=len(self.units))
+
+    def cuts(self, i: int) -> np.ndarray:
+        lengths, bos = self.lengths(i), np.arange(len(self.units)) == self.documents[i].stream[0]
+        return np.array([[1, *bos], [lengths.sum(), *lengths]])
+
+    def read(self, i: int) -> Document:
+        return self.documents[i]
+
+    def name_of(self, i: int) -> str:
+        return str(self.documents[i].doc_id)
+
+    def totals(self) -> np.ndarray:
+        return sum((self.lengths(i) for i in range(self.count)), np.zeros(len(self.units), int))
+
+
+class Sources(NamedTuple):
+    """What a run reads, and what is needed to judge losses on it."""
+
+    all: tuple[Source, ...]
+    byte_lengths: np.ndarray  # [V], bytes of text that an id stands for; 0 for other modalities and special tokens
+    digest: str  # of all ids, in order
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(source.name for source in self.all)
+
+
+class Mixture:
+    """An endless stream of documents, each source in proportion to its share, shuffled anew every epoch.
+
+    Shares may change with the step (stages). At which document a stage began depends on how earlier ones were packed,
+    so `starts` is part of the state; all else follows from g.
+    """
+
+    def __init__(self, sources: Sources, data: Data, seed: int, modalities: Sequence[str]):
+        """`modalities` are those of the streams, for shares that count a modality's tokens."""
+        self.sources, self.seed = sources.all, seed
+        counted = [m for m, modality in enumerate(modalities) if data.per in ("tokens", modality)]
+        self.stages = [(0, data.shares), *((stage.step, stage.shares) for stage in data.stages)]
+        self.periods = [_period(self._documents(shares, data.per, counted)) for _, shares in self.stages]
+        self.starts = [0]  # the document with which each stage began, so far
+        self._order = lru_cache(maxsize=4 * len(self.sources))(self._shuffled)
+
+    def __getstate__(self):
+        return {k: v for k, v in vars(self).items() if k != "_order"}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._order = lru_cache(maxsize=4 * len(self.sources))(self._shuffled)
+
+    def _documents(self, shares, per, counted) -> np.ndarray:
+        """Shares as documents: by what a source's documents hold on average, where they count tokens."""
+        given = np.array([shares.get(source.name, 0.0) for source in self.sources])
+        for n, source in enumerate(self.sources):
+            if not given[n]:
+                continue
+            if source.count == 0:
+                raise UserError(f"source {source.name} has a share of {given[n]} and no documents; remove its share")
+            if per == "documents":
+                continue
+            if source.count is None:
+                raise UserError(
+                    f"source {source.name} is a stream, whose tokens nobody has counted; set data.per=documents"
+                )
+            mean = source.totals()[counted].sum() / source.count
+            if not mean:
+                raise UserError(f"source {source.name} has a share and no {per} tokens; remove it from data.shares")
+            given[n] /= mean
+        return given
+
+    def enter(self, step: int, g: int) -> None:
+        """Told before document g is taken in for a batch of this step; opens the stages that are due."""
+        while len(self.starts) < len(self.stages) and step >= self.stages[len(self.starts)][0]:
+            self.starts.append(g)
+
+    def place(self, g: int) -> tuple[int, int]:
+        """Source and index of document g."""
+        before = 0  # documents of this source taken in earlier stages
+        stage = int(np.searchsorted(self.starts, g, side="right")) - 1
+        cycle, slot = divmod(g - self.starts[stage], len(self.periods[stage].source))
+        source = int(self.periods[stage].source[slot])
+        for earlier in range(stage):
+            before += self.periods[earlier].taken(source, self.starts[earlier + 1] - self.starts[earlier])
+        period = self.periods[stage]
+        nth = before + cycle * int(period.total[source]) + int(period.rank[slot])
+        n = self.sources[source].count
+        if n is None:
+            return source, nth
+        epoch, i = divmod(nth, n)
+        return source, int(self._order(source, epoch)[i])
+
+    def _shuffled(self, source: int, epoch: int) -> np.ndarray:
+        # By sorting raw Philox output, which numpy promises never to change (Generator.permutation it does not). For a
+        # moment this takes 16 bytes a document.
+        bits = np.random.Philox(seed=np.random.SeedSequence([self.seed, source, epoch]))
+        order = bits.random_raw(self.sources[source].count).argsort(kind="stable")
+        return order.astype(np.uint32) if len(order) < 2**32 else order
+
+    def lengths(self, g: int) -> np.ndarray:
+        source, i = self.place(g)
+        return self.sources[source].lengths(i)
+
+    def cuts(self, g: int) -> np.ndarray:
+        source, i = self.place(g)
+        return self.sources[source].cuts(i)
+
+
+class _Period(NamedTuple):
+    """One period of a mixture."""
+
+    source: np.ndarray  # [slots]
+    rank: np.ndarray  # [slots] how many of that source came before in the period
+    total: np.ndarray  # [sources]
+
+    def taken(self, source: int, slots: int) -> int:
+        """Documents of a source among the first so many slots of the endless repetition."""
+        cycles, rest = divmod(slots, len(self.source))
+        return cycles * int(self.total[source]) + int((self.source[:rest] == source).sum())
+
+
+def _period(shares: np.ndarray) -> _Period:
+    """At each slot the source that is furthest behind its share."""
+    if not (shares == shares.astype(int)).all() or shares.sum() > PERIOD:
+        exact = shares / shares.sum() * PERIOD
+        whole = np.where(shares > 0, np.maximum(np.floor(exact), 1), 0)
+        for n in np.argsort(whole - exact, kind="stable")[: max(int(PERIOD - whole.sum()), 0)]:
+            whole[n] += 1  # the largest remainders
+        shares = whole
+    shares = shares.astype(int)
+    taken, source, rank = np.zeros(len(shares), int), [], []
+    for slot in range(1, shares.sum() + 1):
+        n = int((shares * slot / shares.sum() - taken).argmax())
+        source.append(n)
+        rank.append(taken[n])
+        taken[n] += 1
+    return _Period(np.array(source), np.array(rank), shares)

@@ -1,0 +1,296 @@
+"""Documents in the formats that people have, to a dataset of records (records.py): tokenised by parallel processes, in
+blocks, each a shard of its own. What is finished stays finished: the same command goes on where it was interrupted, and
+ends with the same bytes."""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from mot.data import readers, tokenise
+from mot.data.raw import Raw
+from mot.data.records import FORMAT, SPLITS, Shard, file_digest, lengths, read_json, write_shard
+from mot.data.tokenise import Bad, Tools
+from mot.errors import UserError
+from mot.rundir import write_atomically
+
+HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
+COUNTED = 4 << 30  # bytes of input that are read twice, for the sake of the time left
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a dataset's bytes, beside the inputs' own."""
+
+    inputs: tuple[str, ...]
+    format: str
+    content: tuple[str, ...]
+    separator: str
+    like: str  # a dataset whose tokenizers are taken; "" = none
+    tokenizer: str  # a tokenizer.json; "" = trained on the first documents
+    text_ids: int
+    image_side: int  # pixels
+    image_patch: int  # pixels
+    image_ids: int
+    audio_rate: int  # samples a second
+    audio_ids: int
+    held_out: float  # fraction of the documents, by their content, where the input does not say
+    longest: int  # tokens of a record; longer documents become several
+    sample: int  # documents from which tokenizers learn
+    shard: int  # documents of a block
+
+
+class Summary(NamedTuple):
+    folder: Path
+    about: dict  # dataset.json
+    documents: int  # written just now; 0 where all was there
+
+
+def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summary:
+    """Writes the dataset to the folder `out`, or goes on with it.
+
+    Raises `UserError` where the folder holds something else, and where more than `most_left_out` documents are bad.
+    """
+    if faults := list(_faults(recipe, workers)):
+        raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
+    found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
+    _claim(out, json.loads(json.dumps(found)))
+    if (out / "dataset.json").exists():
+        return Summary(out, read_json(out), 0)
+    work = out / ".work"
+    work.mkdir(exist_ok=True)
+    read = lambda: readers.read([Path(p) for p in recipe.inputs], recipe.format, list(recipe.content), recipe.separator)
+    tokenise.choose(recipe, out / "tokenizers", read)
+    written = _blocks(recipe, out, read, workers, most_left_out)
+    about = _finish(recipe, out, written)
+    return Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
+
+
+def _faults(recipe, workers):
+    least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=1000, audio_ids=2)
+    least |= dict(longest=256, sample=1, shard=1)
+    for key, value in least.items():
+        if getattr(recipe, key) < value:
+            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
+    if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
+        yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
+    if not 0 <= recipe.held_out < 1:
+        yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
+    if workers < 1:
+        yield f"--workers={workers}; must be 1 or more"
+    if recipe.like and recipe.tokenizer:
+        yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
+
+
+def _listing(recipe) -> list:
+    """Every input file with its size and time: a dataset is not gone on with from changed inputs."""
+    found = []
+    for given in map(Path, recipe.inputs):
+        files = sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]
+        found += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.exists()]
+    # One digest: a folder may hold millions.
+    return [len(found), sum(size for _, size, _ in found), hashlib.sha256(json.dumps(found).encode()).hexdigest()]
+
+
+def _claim(out: Path, recipe: dict) -> None:
+    """Makes the folder, or finds it begun by the same recipe."""
+    file = out / "recipe.json"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        try:
+            known = json.loads(file.read_text())
+            if "inputs" not in known:
+                raise ValueError
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(f"{out} holds something else; nothing was overwritten; choose another --out") from None
+        if different := [key for key in recipe if known.get(key) != recipe[key]]:
+            listed = ", ".join(f"{key} {known.get(key)!r} -> {recipe[key]!r}" for key in different)
+            raise UserError(
+                f"{out} was begun otherwise ({listed}); nothing was overwritten; choose another --out, or remove it"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(recipe, indent=1))
+
+
+class Written(NamedTuple):
+    """What a worker tells of a block; its arrays lie in `.work`."""
+
+    block: int
+    shards: dict[str, Shard | None]  # by split
+    left_out: list[Bad]
+
+
+def _blocks(recipe, out, read, workers, most_left_out) -> list[Written]:
+    """Every block, tokenised and on disk, in order."""
+    size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
+    total = sum(1 for _ in read()) if size < COUNTED else None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    written: list[Written] = []
+    with Progress(*columns, TextColumn("documents"), TimeRemainingColumn()) as progress:
+        task = progress.add_task(out.name, total=total)
+        pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, out))
+        try:
+            waiting: list[tuple[int, Future]] = []
+
+            def collect():
+                documents, future = waiting.pop(0)
+                written.append(future.result())
+                progress.update(task, advance=documents)
+                if (bad := sum(len(w.left_out) for w in written)) > most_left_out:
+                    last = next(w.left_out[-1] for w in reversed(written) if w.left_out)
+                    raise UserError(
+                        f"{bad} documents are bad, the last {last.id}: {last.why}; --most-left-out allows "
+                        f"{most_left_out}; mend them, or raise it; what is done stays done"
+                    )
+
+            for block, raws in enumerate(_blocks_of(read(), recipe.shard)):
+                waiting.append((len(raws), pool.submit(_block, block, raws)))
+                if len(waiting) > 2 * workers:
+                    collect()
+            while waiting:
+                collect()
+        except BrokenProcessPool:
+            raise UserError(
+                f"a worker died, perhaps for want of memory; run the same command again, with fewer --workers than "
+                f"{workers}: it goes on where it was"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return written
+
+
+def _blocks_of(raws: Iterator[Raw], most: int) -> Iterator[list[Raw]]:
+    block, weight = [], 0
+    for raw in raws:
+        block.append(raw)
+        weight += sum(len(part.content) if isinstance(part.content, bytes | str) else 0 for part in raw.parts)
+        if len(block) >= most or weight >= HEAVIEST:
+            yield block
+            block, weight = [], 0
+    if block:
+        yield block
+
+
+_worker: tuple[Recipe, Path, Tools] | None = None  # of this worker process, set once by `_begin`
+
+
+def _begin(recipe: Recipe, out: Path) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
+    _worker = recipe, out, tokenise.load(out / "tokenizers")
+
+
+def _block(block: int, raws: Sequence[Raw]) -> Written:
+    """Tokenises a block and writes its shards, if an earlier process has not done so."""
+    recipe, out, tools = _worker
+    done = out / ".work" / f"block-{block:05d}"
+    if (known := _done(out, block, done)) is not None:
+        return known
+    records = {split: [] for split in SPLITS}
+    left_out = []
+    for raw in raws:
+        try:
+            held_out, made = tokenise.records(raw, tools, recipe)
+            records["held_out" if held_out else "train"] += made
+        except ValueError as error:
+            left_out.append(Bad(raw.id, str(error)))
+    shards = {}
+    for split, made in records.items():
+        (out / split).mkdir(exist_ok=True)
+        shards[split] = None
+        if made:
+            try:
+                shards[split] = write_shard(out / split / _shard_name(block), [record for record, _ in made])
+            except RuntimeError as error:  # what the writer makes of a full disk
+                raise OSError(f"{out / split} could not be written ({error}); is the disk full?") from None
+        atoms = [atoms for _, atoms in made]
+        sizes = np.array([len(a) for a in atoms], np.int64)
+        tokens = np.array([lengths(a, len(tools.modalities)) for a in atoms], np.int32)
+        _save(done.with_suffix(f".{split}.lengths"), tokens.reshape(-1, len(tools.modalities)))
+        _save(done.with_suffix(f".{split}.atoms"), np.concatenate([np.zeros((0, 2), np.int32), *atoms]))
+        _save(done.with_suffix(f".{split}.sizes"), sizes)
+    told = {split: shard and shard._asdict() for split, shard in shards.items()}
+    write_atomically(done.with_suffix(".json"), json.dumps({"shards": told, "left_out": left_out}))
+    return Written(block, shards, left_out)
+
+
+def _shard_name(block: int) -> str:
+    return f"shard-{block:05d}.array_record"
+
+
+def _done(out: Path, block: int, done: Path) -> Written | None:
+    """What an earlier process has written of a block, where that is whole."""
+    try:
+        told = json.loads(done.with_suffix(".json").read_text())
+        shards = {split: Shard(**shard) if shard else None for split, shard in told["shards"].items()}
+        for split, shard in shards.items():
+            if shard and file_digest(out / split / shard.file) != shard.digest:
+                return None
+        return Written(block, shards, [Bad(*bad) for bad in told["left_out"]])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _finish(recipe: Recipe, out: Path, written: Sequence[Written]) -> dict:
+    """The index of all blocks and `dataset.json`; the folder is a dataset from here on."""
+    tools = tokenise.load(out / "tokenizers")
+    splits = {}
+    for split in SPLITS:
+        (out / split).mkdir(exist_ok=True)
+        parts = lambda kind, split=split: [
+            np.load(out / ".work" / f"block-{w.block:05d}.{split}.{kind}", allow_pickle=False) for w in written
+        ]
+        tokens = np.concatenate([np.zeros((0, len(tools.modalities)), np.int32), *parts("lengths")])
+        atoms = np.concatenate([np.zeros((0, 2), np.int32), *parts("atoms")])
+        firsts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *parts("sizes")]))])
+        index = {"lengths.npy": tokens, "atoms.npy": atoms, "firsts.npy": firsts.astype(np.int64)}
+        for name, array in index.items():
+            _save(out / split / name, array)
+        media = Counter(tools.modalities[m] for m in atoms[:, 0][atoms[:, 0] != 0].tolist())
+        splits[split] = {
+            "documents": len(tokens),
+            "tokens": dict(zip(tools.modalities, tokens.sum(0, dtype=np.int64).tolist(), strict=True)),
+            "spans": dict(sorted(media.items())),
+            "shards": [w.shards[split]._asdict() for w in written if w.shards[split]],
+            "index": [_about_file(out / split / name) for name in index],
+        }
+    left_out = [bad for w in written for bad in w.left_out]
+    write_atomically(out / "left_out.jsonl", "".join(json.dumps(bad._asdict()) + "\n" for bad in left_out))
+    if not splits["train"]["documents"]:
+        raise UserError(
+            f"no document is left to train on ({len(left_out)} were bad, {splits['held_out']['documents']} are held "
+            f"out); {out / 'left_out.jsonl'} says why"
+        )
+    about = {
+        "format": FORMAT,
+        "source": dataclasses.asdict(recipe),
+        "modalities": list(tools.modalities),
+        "tokenizers": tokenise.about(out / "tokenizers"),
+        "splits": splits,
+        "left_out": dict(sorted(Counter(bad.why for bad in left_out).items())),
+    }
+    write_atomically(out / "dataset.json", json.dumps(about, indent=1))
+    shutil.rmtree(out / ".work")
+    return about
+
+
+def _about_file(path: Path) -> dict:
+    return {"file": path.name, "bytes": path.stat().st_size, "digest": file_digest(path)}

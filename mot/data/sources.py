@@ -1,0 +1,190 @@
+"""What a configuration's `data.sources` name, opened: embedded documents, datasets of records, a seqio stream."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import fsspec
+import numpy as np
+
+from mot.config import Config, reads
+from mot.data import embedded
+from mot.data.mixture import Source, Sources
+from mot.data.packing import Document
+from mot.data.records import BYTES, Dataset, Layout, files, read_json, render
+from mot.errors import UserError
+from mot.tokenizers.text import cache_folder
+
+EMBEDDED = "embedded"
+
+
+class Records:
+    """A split of a dataset as a source: the spans of its modalities travel in the streams of those modalities."""
+
+    def __init__(self, name: str, index: int, dataset: Dataset, layout: Layout, streams: int):
+        self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
+        self.count = dataset.count
+        place = {modality: stream for modality, stream, _, _ in layout.streams}
+        self._to_stream = np.zeros((len(dataset.modalities), streams), np.int64)
+        for m, modality in enumerate(dataset.modalities):
+            self._to_stream[m, place[modality]] = 1
+        self._text = place["text"]
+        fixed = {m: dataset.about["tokenizers"][m]["tokens"] for m in layout.fixed}
+        self.units = np.array(
+            [max([fixed.get(m, 1) for m, to in place.items() if to == s] or [1]) for s in range(streams)]
+        )
+
+    def lengths(self, i: int) -> np.ndarray:
+        return self.dataset.lengths[i] @ self._to_stream
+
+    def cuts(self, i: int) -> np.ndarray:
+        atoms = self.dataset.atoms_of(i)
+        tokens = self._to_stream[atoms[:, 0]] * atoms[:, 1:]
+        tokens[:, self._text] += 2 * (atoms[:, 0] != 0)  # its markers
+        bos = np.eye(tokens.shape[1], dtype=np.int64)[self._text]
+        by_stream = np.cumsum([bos, *tokens], axis=0)
+        by_stream[-1] += bos  # and <eos>
+        return np.concatenate([by_stream.sum(1, keepdims=True), by_stream], axis=1)
+
+    def read(self, i: int) -> Document:
+        found = render(self.dataset[i], self.layout, self.index, i)
+        tokens = np.bincount(found.stream, minlength=self._to_stream.shape[1])
+        if (tokens != self.lengths(i)).any():
+            raise ValueError(f"it has {tokens} tokens by stream, lengths.npy says {self.lengths(i)}")
+        return found
+
+    def name_of(self, i: int) -> str:
+        try:
+            return self.dataset[i].id
+        except ValueError:
+            return f"number {i}"
+
+    @cached_property
+    def _totals(self) -> np.ndarray:
+        return np.asarray(self.dataset.lengths, np.int64).sum(0) @ self._to_stream
+
+    def totals(self) -> np.ndarray:
+        return self._totals
+
+
+def is_embedded(config: Config) -> bool:
+    return EMBEDDED in config.data.sources.values()
+
+
+@reads("streams", "data")
+def faults(config):
+    """A check for `config.build`: what the data needs of the configuration."""
+    addresses = config.data.sources
+    if is_embedded(config):
+        if others := [name for name, address in addresses.items() if address != EMBEDDED]:
+            yield f"data.sources.{others[0]}: {addresses[others[0]]!r}; embedded data mixes with no other; remove it"
+            return
+        yield from embedded.faults(config)
+        return
+    known = {}
+    for name, address in addresses.items():
+        try:
+            known[name] = read_json(local(address, whole=False))
+        except (UserError, OSError) as error:
+            yield f"data.sources.{name}: {address!r}; {error}"
+    yield from _tokenizer_faults(known)
+    for name, about in known.items():
+        yield from _dataset_faults(config, name, about)
+
+
+def _tokenizer_faults(known):
+    """Datasets that are mixed must have been tokenised alike."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, about in known.items():
+        for modality, tokenizer in about["tokenizers"].items():
+            first, digest = seen.setdefault(modality, (name, tokenizer["digest"]))
+            if digest != tokenizer["digest"]:
+                yield (
+                    f"data.sources.{name}: its {modality} tokenizer is {tokenizer['digest']}, that of {first} is "
+                    f"{digest}; prepare one with --like the other"
+                )
+
+
+def _dataset_faults(config, name, about):
+    streams = {stream.modality: (key, stream) for key, stream in config.streams.items()}
+    for modality in about["modalities"]:
+        if modality not in streams:
+            yield (
+                f"data.sources.{name}: it has {modality}, for which there is no stream (modalities: "
+                f"{', '.join(streams)}); add a stream, or prepare it without"
+            )
+            continue
+        key, stream = streams[modality]
+        if modality not in about["tokenizers"]:
+            yield (
+                f"data.sources.{name}: its {modality} are vectors, and streams.{key} has ids; streams of vectors are "
+                "not there yet; prepare it without"
+            )
+            continue
+        ids = about["tokenizers"][modality]["ids"]
+        if stream.ids != ids:
+            yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {ids} ids; write {ids}"
+        if stream.longest < (fixed := about["tokenizers"][modality].get("tokens", 0)):
+            yield f"streams.{key}.longest: {stream.longest}; {modality} of {name} has {fixed} tokens; raise it"
+
+
+def open_(config: Config) -> tuple[Sources, Sources]:
+    """The training and the held-out documents; sources without held-out ones are absent from those."""
+    if is_embedded(config):
+        return embedded.load(config)
+    index = {stream.modality: (m, stream) for m, stream in enumerate(config.streams.values())}
+    parts: dict[str, list[Source]] = {"train": [], "held_out": []}
+    digest, byte_lengths = hashlib.sha256(), np.zeros(config.vocab, np.int64)
+    for n, (name, address) in enumerate(config.data.sources.items()):
+        folder = local(address)
+        about = read_json(folder)
+        streams = tuple((m, index[m][0], index[m][1].first_id, index[m][1].ids) for m in about["modalities"])
+        fixed = tuple(m for m, tokenizer in about["tokenizers"].items() if tokenizer.get("tokens"))
+        layout = Layout(streams, about["tokenizers"]["text"]["special"], fixed)
+        for split, sources in parts.items():
+            dataset = Dataset(folder, split, config.data.verify)
+            sources.append(Records(name, n, dataset, layout, len(config.streams)))
+        stream = index["text"][1]
+        byte_lengths[stream.first_id : stream.first_id + stream.ids] = bytes_of_ids(folder, about)
+        digest.update(json.dumps([name, sorted(files(about))]).encode())
+    both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16]) for sources in parts.values()]
+    return both[0], both[1]
+
+
+def bytes_of_ids(folder: Path, about: dict) -> np.ndarray:
+    """`[ids]` bytes of text that each id of a dataset's tokenizer stands for."""
+    file, ids = folder / "tokenizers" / BYTES, about["tokenizers"]["text"]["ids"]
+    try:
+        found = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again") from None
+    if found.shape != (ids,) or found.dtype.kind not in "iu":
+        raise UserError(f"{file} is no list of {ids} integers; copy it again")
+    return found
+
+
+def local(address: str, whole: bool = True) -> Path:
+    """The folder of a dataset: where it is, or copied from a remote address into the user's cache.
+
+    ArrayRecord is read from files. A dataset that is too large to copy to every host is better mounted.
+    """
+    if "://" not in address:
+        return Path(address)
+    remote, root = fsspec.core.url_to_fs(address)
+    try:
+        about = remote.cat_file(f"{root}/dataset.json")
+    except FileNotFoundError:
+        raise UserError(f"{address} is no dataset: it has no dataset.json") from None
+    folder = cache_folder() / "datasets" / hashlib.sha256(about).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_bytes(about)
+    if whole:
+        for name, size, _ in files(read_json(folder)):
+            path = folder / name
+            if not (path.is_file() and path.stat().st_size == size):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f".{path.name}.partial")
+                remote.get_file(f"{root}/{name}", str(partial))
+                partial.rename(path)
+    return folder

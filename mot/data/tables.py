@@ -1,0 +1,233 @@
+"""Rows with named fields: folders of captioned images, and Parquet tables."""
+
+import csv
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mot.data.raw import (
+    Raw,
+    Row,
+    choose,
+    common,
+    document,
+    documents,
+    json_rows,
+    label,
+    lines,
+    needed,
+    parse,
+    short,
+    text,
+    walk,
+)
+from mot.errors import UserError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+FILES, CAPTIONS = ("file_name", "file", "image"), ("caption", "text")
+CAPTION_FILES = ("captions.csv", "metadata.csv")
+MAX_CAPTION = 2**20  # bytes of a .txt beside an image
+
+
+def folder(inputs: Sequence[Path], content: Sequence[str]) -> Iterator[Raw]:
+    """Images, each with a .txt of its name, or rows of a captions file, whose paths are relative to it.
+
+    A row's file and caption are also called `image` and `caption`, whatever the columns' names. A folder below one
+    with a captions file needs none.
+    """
+    rows = (row for path in inputs for row in _folder_rows(path, common(inputs), content))
+    return documents(rows, parse(content) or parse(["text:caption|image:image"]))
+
+
+def _folder_rows(path: Path, root: str, content: Sequence[str]) -> Iterator[Row]:
+    if not path.is_dir():
+        yield from _caption_rows(path, label(path, root), content)
+        return
+    covered, any_found = set(), False
+    for here, names in walk(path):
+        files = [name for name in names if name.lower() in CAPTION_FILES or name.lower().endswith(".jsonl")]
+        if files or here.parent in covered:
+            covered.add(here)
+        for name in files:
+            yield from _caption_rows(here / name, label(here / name, root), content)
+        images = [] if here in covered else [name for name in names if name.lower().endswith(IMAGES)]
+        real = os.path.realpath(here)
+        for name in images:
+            caption = _sidecar(here / f"{Path(name).stem}.txt")
+            yield Row(label(here / name, root), {"image": name, "caption": caption, "text": caption}, real)
+        any_found = any_found or bool(files or images)
+    if not any_found:
+        raise UserError(
+            f"{path}: no image ({', '.join(IMAGES)}) and no {', '.join(CAPTION_FILES)} or .jsonl in it; name another "
+            "input or another format"
+        )
+
+
+def _sidecar(path: Path) -> str | ValueError:
+    try:
+        with open(path, "rb") as file:
+            words = file.read(MAX_CAPTION + 1)
+        if len(words) > MAX_CAPTION:
+            return ValueError(f"{path.name} has more than {MAX_CAPTION} bytes")
+        return text(words.removeprefix(b"\xef\xbb\xbf"), path.name).strip()
+    except OSError as error:
+        return ValueError(f"no caption: {path.name}: {error.strerror}")
+    except ValueError as error:
+        return error
+
+
+def _caption_rows(path: Path, name: str, content: Sequence[str]) -> Iterator[Row]:
+    real = os.path.realpath(path.parent)
+    rows = _csv_fields(path, content) if path.name.lower().endswith(".csv") else json_rows(path)
+    for line, fields in rows:
+        if isinstance(fields, ValueError):
+            yield Row(f"{name}:{line}", {}, bad=str(fields))
+        else:
+            yield Row(f"{name}:{line}", _aliased(fields), real, fields.get("split") or None)
+
+
+def _aliased(fields: dict) -> dict:
+    """With `image`, `caption` and `text` for whatever column holds them."""
+    for alias, names in (("image", FILES), ("caption", CAPTIONS), ("text", CAPTIONS)):
+        column = next((name for name in names if name in fields), None)
+        if column is not None:
+            fields.setdefault(alias, fields[column])
+    return fields
+
+
+def _csv_fields(path: Path, content: Sequence[str]) -> Iterator[tuple[int, dict | ValueError]]:
+    rows = _csv_rows(path)
+    header = next(rows, (1, []))[1]
+    columns = list(_aliased(dict.fromkeys(header)))
+    if content:
+        choose(content, columns, str(path))
+    elif not {"image", "caption"} <= set(columns):
+        raise UserError(
+            f"{path}: its columns are {', '.join(header) or 'none'}; name one {' or '.join(FILES)} and one "
+            f"{' or '.join(CAPTIONS)}, or say which to use, e.g. content 'text:title|image:path'"
+        )
+    for line, row in rows:
+        if len(row) == len(header):
+            yield line, dict(zip(header, row, strict=True))
+        else:
+            yield line, ValueError(f"{len(row)} values; the header has {len(header)} columns")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The line that each record begins in, and its values; the header first."""
+
+    def decoded():
+        for number, line in lines(path):
+            if line is None:
+                raise UserError(f"{path}:{number}: the line is too long for a CSV; break it")
+            # What is not UTF-8 stays in as half characters: the one row that has it is bad, not the file.
+            yield line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").decode(errors="surrogateescape")
+
+    reader, begin = csv.reader(decoded(), strict=True), 1
+    try:
+        for row in reader:
+            if row:
+                yield begin, row
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{begin}: the record that begins here is not CSV ({error}); close its quotes, and write a quote "
+            "inside quotes twice"
+        ) from None
+
+
+def parquet(files: Sequence[tuple[Path, str]], content: Sequence[str]) -> Iterator[Raw]:
+    """Tables as Hugging Face stores them, some rows at a time."""
+    import pyarrow  # takes 0.2 s, which other formats need not wait for
+
+    count = itertools.count()
+    for path, name in files:
+        done = 0
+        try:
+            for row, templates in _parquet_rows(path, name, content):
+                yield document(row, templates[next(count) % len(templates)])
+                done += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            yield Raw(name, (), None, f"the rest of the table, after {done} rows, cannot be read: {reason}")
+
+
+def _parquet_rows(path: Path, name: str, content: Sequence[str]):
+    """Rows, and the templates that suit this file's columns."""
+    from pyarrow.parquet import ParquetFile
+
+    folder = os.path.realpath(path.parent)
+    with ParquetFile(path) as table:
+        schema = table.schema_arrow
+        templates = choose(content, schema.names, str(path))
+        kinds = needed(templates)
+        for column, kind in kinds.items():
+            _check_type(path, column, kind, schema.field(column).type)
+        columns = list(dict.fromkeys([*kinds, *(["split"] if "split" in schema.names else [])]))
+        size = 1024 if set(kinds.values()) == {"text"} else 32  # images have up to megabytes each
+        i = 0
+        for batch in table.iter_batches(batch_size=size, columns=columns, use_threads=False):
+            lists = {column: _values(batch.column(column), kinds.get(column)) for column in columns}
+            for values in zip(*lists.values(), strict=True):
+                fields = dict(zip(lists, values, strict=True))
+                split = fields.get("split")
+                split = split.decode(errors="replace") if isinstance(split, bytes) else split
+                yield Row(f"{name}:{i}", fields, folder, split), templates
+                i += 1
+
+
+def _check_type(path: Path, column: str, kind: str, of) -> None:
+    from pyarrow import types
+
+    is_bytes = lambda t: types.is_binary(t) or types.is_large_binary(t)
+    is_text = lambda t: types.is_string(t) or types.is_large_string(t)
+    is_list = lambda t: types.is_list(t) or types.is_large_list(t) or types.is_fixed_size_list(t)
+    media = is_bytes(of) or (
+        types.is_struct(of)
+        and of.get_field_index("bytes") >= 0
+        and is_bytes(of.field("bytes").type)
+        and (of.get_field_index("path") < 0 or is_text(of.field("path").type))
+    )
+    if kind == "text":
+        fits, allowed = is_text(of) or (types.is_dictionary(of) and is_text(of.value_type)), "a string"
+    elif kind == "latents":
+        inner = of.value_type if is_list(of) else of
+        inner = inner.value_type if is_list(inner) else inner
+        fits, allowed = media or (is_list(of) and types.is_floating(inner)), ".npy files (binary) or lists of floats"
+    else:
+        fits, allowed = media, "binary or a struct of bytes (binary) and path (string)"
+    if not fits:
+        raise UserError(
+            f"{path}: column {column!r} is {of}; {kind} needs {allowed}; name another column in content, or store it so"
+        )
+
+
+def _values(column, kind: str | None) -> list:
+    """A column as Python values: text as bytes, for one that is not UTF-8 must not spoil its neighbours."""
+    import pyarrow
+    from pyarrow import compute, types
+
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_string(column.type) or types.is_large_string(column.type):
+        return column.cast(pyarrow.large_binary()).to_pylist()
+    if types.is_struct(column.type) and kind is not None:
+        paths = [None] * len(column)
+        if column.type.get_field_index("path") >= 0:
+            paths = _values(compute.struct_field(column, "path"), None)
+        encoded = compute.struct_field(column, "bytes").to_pylist()
+        return [b if b is not None else p and os.fsdecode(p) for b, p in zip(encoded, paths, strict=True)]
+    values = column.to_pylist()
+    if kind == "latents":
+        return [_floats(value) if isinstance(value, list) else value for value in values]
+    return values
+
+
+def _floats(value: list) -> np.ndarray | ValueError:
+    try:
+        return np.asarray(value, np.float32)
+    except (ValueError, TypeError):
+        return ValueError(f"latents {short(value)}; lists of the same length, of numbers, are needed")

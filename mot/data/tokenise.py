@@ -1,0 +1,257 @@
+"""A document to records: its media decoded, everything tokenised, its places to be cut noted."""
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mot.data import media
+from mot.data.raw import Part, Raw
+from mot.data.records import BYTES, Record, Span, atoms, file_digest, special_tokens
+from mot.errors import UserError
+from mot.rundir import write_atomically
+from mot.tokenizers import audio as audios
+from mot.tokenizers import image as images
+from mot.tokenizers import text as texts
+from mot.tokenizers.audio import AudioTokenizer
+from mot.tokenizers.image import ImageTokenizer
+
+FILES = {"text": ("text.json", BYTES), "image": ("image.npz",), "audio": ("audio.npz",)}
+CHOSEN = "chosen.json"  # written last: the folder is complete
+CORPUS = 64 << 20  # characters that a text tokenizer learns from at most
+PICTURES, CLIPS = 2000, 2000  # that the others learn from at most
+HEAVIEST = 512 << 20  # bytes of documents that are held to learn from
+
+
+class Bad(NamedTuple):
+    """A document that was left out."""
+
+    id: str
+    why: str
+
+
+class Tools(NamedTuple):
+    modalities: tuple[str, ...]  # of the dataset; text first
+    text: Tokenizer
+    image: ImageTokenizer | None
+    audio: AudioTokenizer | None
+    width: int  # P of latents; 0 = none
+
+
+def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
+    """Writes the dataset's tokenizers, once: another dataset's, a file's, or trained on the first documents.
+
+    Raises `UserError` where a tokenizer is not what it should be, or the documents do not yield one.
+    """
+    if (folder / CHOSEN).exists():
+        return
+    folder.mkdir(exist_ok=True)
+    kinds, width, corpus, pictures, clips = _look(recipe, read)
+    modalities = ["text", *(kind for kind in ("image", "audio", "latents") if kind in kinds)]
+    like = Path(recipe.like) / "tokenizers" if recipe.like else None
+    try:
+        for modality in modalities:
+            if like and all((like / name).is_file() for name in FILES.get(modality, ("",))):
+                for name in FILES[modality]:
+                    shutil.copyfile(like / name, folder / name)
+            elif modality == "text":
+                if like:
+                    raise UserError(f"--like={recipe.like}: no dataset with a text tokenizer; name one")
+                _choose_text(recipe, folder, corpus, modalities)
+            elif modality == "image":
+                made = images.fit_image(pictures, recipe.image_side, recipe.image_patch, recipe.image_ids)
+                images.save(made, folder / "image.npz")
+            elif modality == "audio":
+                made = audios.fit_audio(clips, recipe.audio_rate, ids=recipe.audio_ids)
+                audios.save(made, folder / "audio.npz")
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"the {modality} tokenizer: {error}") from None
+    if lacks := set(special_tokens(modalities)) - _special(_text(folder)).keys():
+        raise UserError(f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew")
+    write_atomically(folder / CHOSEN, json.dumps({"modalities": modalities, "latents": width}))
+
+
+def _look(recipe, read):
+    """What the first documents hold: kinds, the width of latents, text, and media as they are asked for."""
+    first, heavy = [], 0
+    for raw in itertools.islice(read(), recipe.sample):
+        heavy += sum(len(part.content) for part in raw.parts if isinstance(part.content, str | bytes))
+        if heavy > HEAVIEST:
+            break
+        if not raw.bad and not is_held_out(raw, recipe.held_out):
+            first.append(raw)
+    if not first:
+        raise UserError(
+            f"{', '.join(recipe.inputs)}: no document to train on among the first {recipe.sample}; name other inputs, "
+            "or see what is wrong with these"
+        )
+    parts = lambda kind: (part for raw in first for part in raw.parts if part.kind == kind)
+    kinds = {part.kind for raw in first for part in raw.parts}
+    width = next((x.shape[1] for x in _good(media.latents, parts("latents"))), 0)
+    corpus, left = [], CORPUS
+    for part in parts("text"):
+        corpus.append(part.content[:left])
+        left -= len(corpus[-1])
+        if left <= 0:
+            break
+    pictures = itertools.islice(_good(media.image, parts("image")), PICTURES)
+    clips = itertools.islice(_good(media.audio, parts("audio"), rates=True), CLIPS)
+    return kinds, width, corpus, pictures, clips
+
+
+def _good(decode, parts: Iterable[Part], rates: bool = False):
+    """What can be decoded; the rest is reported when its document's turn comes."""
+    for part in parts:
+        try:
+            yield decode(part.content, part.rate) if rates else decode(part.content)
+        except ValueError:
+            continue
+
+
+def _choose_text(recipe, folder, corpus, modalities) -> None:
+    special = special_tokens(modalities)
+    if recipe.tokenizer:
+        try:
+            content = Path(recipe.tokenizer).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--tokenizer={recipe.tokenizer}: {error}; name a tokenizer.json") from None
+    else:
+        # Characters that UTF-8 cannot write are some document's fault, told in its turn.
+        whole = [text.encode("utf-8", "ignore").decode() for text in corpus]
+        content = texts.train(whole, recipe.text_ids, special).to_str()
+    made = texts.load(content, special)
+    write_atomically(folder / "text.json", made.to_str())
+    with open(folder / BYTES, "wb") as file:
+        np.save(file, texts.byte_lengths(made).astype(np.int32), allow_pickle=False)
+
+
+def load(folder: Path) -> Tools:
+    """The tokenizers that `choose` wrote."""
+    chosen = json.loads((folder / CHOSEN).read_text())
+    modalities = tuple(chosen["modalities"])
+    image = images.load(folder / "image.npz") if "image" in modalities else None
+    audio = audios.load(folder / "audio.npz") if "audio" in modalities else None
+    return Tools(modalities, _text(folder), image, audio, chosen["latents"])
+
+
+def _text(folder: Path) -> Tokenizer:
+    return texts.load((folder / "text.json").read_text(), ())
+
+
+def _special(tokenizer: Tokenizer) -> dict[str, int]:
+    return {token.content: i for i, token in sorted(tokenizer.get_added_tokens_decoder().items()) if token.special}
+
+
+def about(folder: Path) -> dict:
+    """What dataset.json says of the tokenizers: those of ids alone."""
+    tools, found = load(folder), {}
+    for modality in tools.modalities:
+        if modality == "latents":
+            continue
+        files = [folder / name for name in FILES[modality]]
+        found[modality] = {
+            "digest": file_digest(files[0])[:16],
+            "files": [{"file": f.name, "bytes": f.stat().st_size, "digest": file_digest(f)} for f in files],
+        }
+    found["text"] |= {"ids": tools.text.get_vocab_size(), "special": _special(tools.text)}
+    if tools.image:
+        found["image"] |= {"ids": tools.image.ids, "tokens": tools.image.tokens}
+    if tools.audio:
+        found["audio"] |= {"ids": tools.audio.ids}
+    return found
+
+
+def records(raw: Raw, tools: Tools, recipe) -> tuple[bool, list[tuple[Record, np.ndarray]]]:
+    """Is the document held out, and its records with their atoms: several where it is longer than `recipe.longest`.
+
+    Raises `ValueError` with what is wrong with the document.
+    """
+    if raw.bad:
+        raise ValueError(raw.bad)
+    spans, cuts = [], []
+    for part in raw.parts:
+        data, inner = _span(part, tools)
+        if len(data):
+            spans.append(Span(part.kind, data))
+            cuts.append(inner)
+    if not spans:
+        raise ValueError("an empty document")
+    made = _cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, recipe.longest)
+    return is_held_out(raw, recipe.held_out), made
+
+
+def is_held_out(raw: Raw, fraction: float) -> bool:
+    """As the input says, or by a hash of the content, so that equal documents are on one side."""
+    if raw.held_out is not None:
+        return raw.held_out
+    content = hashlib.sha256()
+    for kind, x, rate in raw.parts:
+        content.update(f"{kind} {rate} ".encode())
+        if isinstance(x, Path):
+            content.update(file_digest(x).encode() if x.is_file() else b"")
+        elif isinstance(x, np.ndarray):
+            content.update(f"{x.dtype} {x.shape} ".encode() + x.tobytes())
+        else:
+            content.update(x.encode(errors="surrogatepass") if isinstance(x, str) else x)
+    return int.from_bytes(content.digest()[:8], "big") < fraction * 2**64
+
+
+def _span(part: Part, tools: Tools) -> tuple[np.ndarray, np.ndarray]:
+    """A part's data, and the places where it may be cut."""
+    if part.kind not in tools.modalities:
+        raise ValueError(f"it has {part.kind}, and the first documents had none; raise --sample")
+    nowhere = np.zeros(0, np.int64)
+    if part.kind == "text":
+        try:
+            part.content.encode()
+        except UnicodeEncodeError:
+            raise ValueError("its text holds characters that UTF-8 cannot write") from None
+        encoding = tools.text.encode(part.content if part.content.strip() else "", add_special_tokens=False)
+        starts = [start for start, _ in encoding.offsets]
+        return _narrow(encoding.ids, tools.text.get_vocab_size()), texts.sentences(part.content, starts)
+    if part.kind == "image":
+        return _narrow(tools.image.encode(media.image(part.content)), tools.image.ids), nowhere
+    if part.kind == "audio":
+        wave, rate = media.audio(part.content, part.rate)
+        return _narrow(tools.audio.encode(wave, rate), tools.audio.ids), nowhere
+    x = media.latents(part.content)
+    if x.shape[1] != tools.width:
+        raise ValueError(f"latents of {x.shape[1]} features, where the first ones had {tools.width}")
+    return x, nowhere
+
+
+def _narrow(ids, most: int) -> np.ndarray:
+    return np.asarray(ids, np.uint16 if most <= 2**16 else np.uint32)
+
+
+def _cut(record: Record, cuts, modalities, longest: int) -> list[tuple[Record, np.ndarray]]:
+    """The record with its atoms, or several of at most `longest` tokens, if an atom alone is not longer."""
+    whole = atoms(record, modalities, cuts)
+    if whole[:, 1].sum() <= longest:
+        return [(record, whole)]
+    span_of = np.repeat(np.arange(len(cuts)), [len(inner) + 1 for inner in cuts])
+    begins = np.concatenate([[0, *inner] for inner in cuts])  # of each atom, in its span
+    pieces, first, size = [], 0, 0
+    for a, (_, tokens) in enumerate(whole):
+        if size and size + tokens > longest:
+            pieces.append((first, a))
+            first, size = a, 0
+        size += tokens
+    pieces.append((first, len(whole)))
+    found = []
+    for number, (a, b) in enumerate(pieces):
+        spans = []
+        for s in np.unique(span_of[a:b]):
+            mine = np.flatnonzero(span_of[a:b] == s) + a
+            begin, end = begins[mine[0]], begins[mine[-1]] + whole[mine[-1], 1]
+            spans.append(Span(record.spans[s].modality, record.spans[s].data[begin:end]))
+        found.append((Record(f"{record.id}#{number}", tuple(spans)), whole[a:b]))
+    return found

@@ -1,0 +1,105 @@
+"""Pictures to ids: each patch is the nearest of K patches found by k-means.
+
+ImageGPT (Chen et al. 2020) reduced single pixels to 512 colours in this way; `patch=1` is that, larger patches need
+fewer tokens and lose more.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mot.tokenizers import codebook
+
+FORMAT = "mot image tokenizer 1"
+SIDE = 1024  # the most pixels of a side
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTokenizer:
+    """Pictures of `side` x `side` pixels in patches of `patch` x `patch`, row by row."""
+
+    side: int
+    patch: int
+    codes_KP: np.ndarray  # uint8, a patch's pixels row by row, RGB; dark ones first
+
+    def __post_init__(self):
+        _check(self.side, self.patch)
+        codebook.check(self.codes_KP, 3 * self.patch**2)
+
+    @property
+    def ids(self) -> int:
+        return len(self.codes_KP)
+
+    @property
+    def tokens(self) -> int:
+        """Of a picture; each has so many."""
+        return (self.side // self.patch) ** 2
+
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        """int32 `[tokens]` of a picture uint8 `[H, W, 3]`, of which the square in the middle is seen."""
+        return codebook.nearest(_patches(image, self.side, self.patch), self.codes_KP)
+
+    def decode(self, ids) -> np.ndarray:
+        """The picture uint8 `[side, side, 3]`; raises `ValueError` where ids are not `[tokens]` of this tokenizer."""
+        patches, n, p = codebook.look_up(ids, self.codes_KP), self.side // self.patch, self.patch
+        if len(patches) != self.tokens:
+            raise ValueError(f"{len(patches)} ids are no picture: it has {self.tokens}; give as many")
+        return patches.reshape(n, n, p, p, 3).transpose(0, 2, 1, 3, 4).reshape(self.side, self.side, 3)
+
+
+def fit_image(images: Iterable[np.ndarray], side: int, patch: int, ids: int) -> ImageTokenizer:
+    """A tokenizer for pictures like these, uint8 `[H, W, 3]`; the same from the same pictures.
+
+    k-means sees a sample of bounded size. Raises `ValueError` where fewer patches differ than ids are asked for.
+    """
+    _check(side, patch)
+    codebook.check_ids(ids, 3 * patch**2)
+    patches = codebook.sample((_patches(image, side, patch) for image in images), 3 * patch**2)
+    return ImageTokenizer(side, patch, codebook.fit(patches, ids, f"patches of {patch} x {patch} pixels"))
+
+
+def _check(side: int, patch: int) -> None:
+    if not 1 <= side <= SIDE:
+        raise ValueError(f"side={side}; must be from 1 to {SIDE} pixels")
+    fitting = [p for p in range(1, side + 1) if side % p == 0 and 3 * p**2 <= codebook.CODES]
+    if patch not in fitting:
+        raise ValueError(f"patch={patch}; must divide side={side}; choose one of {', '.join(map(str, fitting))}")
+
+
+def _patches(image: np.ndarray, side: int, patch: int) -> np.ndarray:
+    """uint8 `[tokens, 3 * patch**2]`, row by row, of the square in the middle."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"a picture is {image.dtype} {list(image.shape)}; it must be uint8 [height, width, 3]")
+    height, width, _ = image.shape
+    square = min(height, width)
+    left, top = (width - square) // 2, (height - square) // 2
+    box = (left, top, left + square, top + square)
+    pixels = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS, box))
+    n = side // patch
+    return pixels.reshape(n, patch, n, patch, 3).transpose(0, 2, 1, 3, 4).reshape(n * n, 3 * patch**2)
+
+
+def to_bytes(tokenizer: ImageTokenizer) -> bytes:
+    numbers = {"side": tokenizer.side, "patch": tokenizer.patch}
+    return codebook.to_bytes(FORMAT, numbers, tokenizer.codes_KP)
+
+
+def digest(tokenizer: ImageTokenizer) -> str:
+    return codebook.digest(to_bytes(tokenizer))
+
+
+def save(tokenizer: ImageTokenizer, path: Path) -> None:
+    """An .npz file; equal tokenizers give equal bytes."""
+    codebook.write(to_bytes(tokenizer), path)
+
+
+def load(path: Path) -> ImageTokenizer:
+    """What `save` wrote; raises `ValueError` for anything else."""
+    try:
+        numbers, codes_KP = codebook.from_bytes(codebook.read(path), FORMAT, ("side", "patch"))
+        return ImageTokenizer(**numbers, codes_KP=codes_KP)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

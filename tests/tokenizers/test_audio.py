@@ -1,0 +1,141 @@
+"""Sound to ids and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mot.tokenizers import audio, codebook, image
+from tests.tokenizers.examples import random_codes
+
+
+def tone(hertz, seconds=0.5, rate=16000):
+    return np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate).astype(np.float32)
+
+
+def clips(rate=16000):
+    """Sliding tones in some noise."""
+    rng = np.random.default_rng(0)
+    for f in (200, 500, 1100, 2300, 3100):
+        slide = tone(np.linspace(f, 1.2 * f, rate // 2), 0.5, rate) * np.linspace(0.02, 1, rate // 2)
+        yield (slide + 0.01 * rng.standard_normal(rate // 2)).astype(np.float32), rate
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return audio.fit_audio(clips(), ids=64)
+
+
+@given(n=st.integers(1, 5000), hop=st.integers(80, 1600), rate=st.sampled_from([8000, 16000, 22050]))
+@settings(max_examples=60, deadline=None)
+def test_a_token_for_every_hop_that_has_begun(n, hop, rate):
+    tokenizer = audio.AudioTokenizer(16000, hop, random_codes(9, audio.BANDS))
+    resampled = -(-n * 16000 // rate)
+    ids = tokenizer.encode(np.ones(n, np.float32), rate)
+    assert ids.dtype == np.int32
+    assert len(ids) == -(-resampled // hop) >= 1
+
+
+def test_a_tone_is_loudest_in_its_own_band_and_a_second_has_50_tokens(fitted):
+    assert (fitted.rate, fitted.hop, fitted.ids) == (16000, 320, 64)
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 8000 / 700), 42) / 2595) - 1)
+    for hertz in (200, 1000, 4000, 7000):
+        frames = audio._frames(tone(hertz, 1), 16000, 16000, 320)
+        assert frames.shape == (50, 40)
+        band = frames[5:-5].argmax(1)
+        assert (edges[band] < hertz).all()
+        assert (hertz < edges[band + 2]).all()
+
+
+def test_decoding_gives_the_spectrogram_in_decibels(fitted):
+    wave, rate = next(clips())
+    picture = fitted.decode(fitted.encode(wave, rate))
+    assert (picture.dtype, picture.shape) == (np.float32, (40, 25))
+    assert -80 <= picture.min() < -30 < -10 < picture.max() <= 0
+    true = audio._frames(wave, rate, 16000, 320).T * (80 / 255) - 80
+    assert np.sqrt(np.mean((picture - true) ** 2)) < 6
+    np.testing.assert_array_equal(fitted.encode(wave, rate), fitted.encode(wave, rate))
+    np.testing.assert_array_equal(codebook.nearest(fitted.codes_KP, fitted.codes_KP), np.arange(64))
+
+
+def test_loudness_and_offset_make_no_difference(fitted):
+    for wave, rate in clips():
+        ids = fitted.encode(wave, rate)
+        for gain in (2.0**-10, 2.0**100):
+            np.testing.assert_array_equal(fitted.encode(wave * np.float32(gain), rate), ids)
+        for other in (wave / 15, wave.astype(np.float64), wave * 0.5 + 0.25):
+            frames = audio._frames(other, rate, 16000, 320).astype(int)
+            assert np.abs(frames - audio._frames(wave, rate, 16000, 320)).max() <= 1
+
+
+def test_another_sample_rate_sounds_the_same(fitted):
+    low, high = tone(1000, 1, 8000), tone(1000, 1, 48000)
+    for wave, rate in ((low, 8000), (high, 48000)):
+        near = fitted.decode(fitted.encode(wave, rate)) - fitted.decode(fitted.encode(tone(1000, 1), 16000))
+        assert np.abs(near[:, 3:-3]).mean() < 2
+
+
+def test_a_long_clip_is_framed_in_pieces_without_a_seam():
+    wave = np.random.default_rng(0).standard_normal(4200 * 100).astype(np.float32)  # 4,200 frames, 4,096 at a time
+    power = audio._power(wave, 16000, 100)
+    late = audio._power(wave[4000 * 100 :], 16000, 100)
+    np.testing.assert_allclose(power[4002:], late[2:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, 0.3, -1e-44, 3e38])
+def test_silence_is_the_quietest(value):
+    frames = audio._frames(np.full(3000, value, np.float32), 44100, 16000, 320)
+    assert (frames == 0).all()
+
+
+def test_fitting_again_gives_the_same_tokenizer(fitted, tmp_path):
+    assert audio.digest(audio.fit_audio(clips(), ids=64)) == audio.digest(fitted)
+    one = tmp_path / "one.npz"
+    audio.save(fitted, one)
+    loaded = audio.load(one)
+    assert audio.to_bytes(loaded) == one.read_bytes()
+    assert audio.digest(loaded) == codebook.digest(one.read_bytes())
+    assert (loaded.rate, loaded.hop) == (16000, 320)
+
+
+def test_a_tokenizer_of_pictures_is_none_of_sound(tmp_path):
+    file = tmp_path / "image.npz"
+    image.save(image.ImageTokenizer(4, 2, random_codes(5, 12)), file)
+    with pytest.raises(ValueError, match="it holds 'mot image tokenizer 1' and 'mot audio tokenizer 1' is needed"):
+        audio.load(file)
+    file.write_bytes(codebook.to_bytes(audio.FORMAT, {"rate": 10, "hop": 1}, random_codes(5, 40)))
+    with pytest.raises(ValueError, match=r"image.npz: rate=10; must be from 8000 to 48000"):
+        audio.load(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"rate": 4000}, "rate=4000; must be from 8000 to 48000"),
+        ({"hop": 10}, "hop=10; must be from 80 to 1600 samples at rate=16000, 5 to 100 ms; 320 gives 50 tokens"),
+        ({"hop": 0}, "hop=0; must be"),
+        ({"ids": 0}, "ids=0; must be from 1 to 65536"),
+        ({"ids": 5000}, r"5000 ids were asked for and only \d+ different frames of 320 samples"),
+        ({"clips": ()}, "only 0 different frames"),
+    ],
+)
+def test_what_cannot_be_fitted_is_told_with_the_remedy(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        audio.fit_audio(**{"clips": clips(), "ids": 8} | options)
+
+
+@pytest.mark.parametrize(
+    ("wave", "rate", "reason"),
+    [
+        (np.zeros(0, np.float32), 16000, "a clip is empty"),
+        (np.zeros((9, 2), np.float32), 16000, r"a clip is float32 \[9, 2\]; it must be float \[samples\]"),
+        (np.zeros(9, np.int16), 16000, "a clip is int16"),
+        (np.array([0, np.nan], np.float32), 16000, "sample 1 of a clip is not finite"),
+        (np.array([0, np.inf], np.float32), 16000, "sample 1 of a clip is not finite"),
+        (np.ones(9, np.float32), 1, "a clip has 1 samples a second; allowed are 1000 to 768000"),
+        (np.ones(9, np.float32), 10**9, "a clip has 1000000000 samples a second"),
+    ],
+)
+def test_what_is_no_clip_is_a_value_error(fitted, wave, rate, reason):
+    with pytest.raises(ValueError, match=reason):
+        fitted.encode(wave, rate)

@@ -1,0 +1,146 @@
+"""Nearest codes are exact, samples fair, and a file is what was written or a ValueError."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mot.tokenizers import codebook
+from tests.tokenizers.examples import random_codes
+
+CODES = random_codes(7, 12)
+CONTENT = codebook.to_bytes("a kind 1", {"side": 4, "patch": 2}, CODES)
+NAMES = ("side", "patch")
+
+
+@pytest.mark.parametrize("features", [3, 258, 259, 3072])  # 258 is the last that float32 adds up exactly
+def test_the_nearest_code_is_the_nearest_of_whole_numbers(features):
+    rng = np.random.default_rng(0)
+    bright = rng.integers(250, 256, (40, features), np.uint8)
+    codes, rows = codebook.ordered(np.unique(bright, axis=0)), rng.integers(250, 256, (300, features), np.uint8)
+    slow = [((row.astype(int) - codes.astype(int)) ** 2).sum(1).argmin() for row in rows]
+    got = codebook.nearest(rows, codes)
+    assert got.dtype == np.int32
+    np.testing.assert_array_equal(got, slow)
+
+
+def test_of_equally_near_codes_the_lowest_id_is_taken():
+    codes = np.array([[10], [12], [14]], np.uint8)
+    rows = np.array([[0], [11], [13], [255]], np.uint8)
+    np.testing.assert_array_equal(codebook.nearest(rows, codes), [0, 0, 1, 2])
+
+
+def test_ids_do_not_depend_on_what_is_looked_up_together():
+    rng = np.random.default_rng(1)
+    codes, rows = random_codes(4096, 40), rng.integers(0, 256, (2500, 40), np.uint8)  # in chunks of 1,024
+    together = codebook.nearest(rows, codes)
+    for step in (1, 7, 1024):
+        parts = [codebook.nearest(rows[i : i + step], codes) for i in range(0, 2500, step)]
+        np.testing.assert_array_equal(np.concatenate(parts), together)
+    assert len(codebook.nearest(rows[:0], codes)) == 0
+
+
+def test_a_sample_is_bounded_fair_and_the_same_again(monkeypatch):
+    monkeypatch.setattr(codebook, "SAMPLE", 1000)
+    rows = [np.full((50, 2), i, np.uint8) for i in range(200)]
+    kept = codebook.sample(iter(rows), 2)
+    assert kept.shape == (1000, 2)
+    np.testing.assert_array_equal(kept, codebook.sample(iter(rows), 2))
+    early = (kept[:, 0] < 100).mean()
+    assert 0.45 < early < 0.55
+    assert codebook.sample(iter(rows[:3]), 2).shape == (150, 2)  # all of few
+    assert codebook.sample(iter(()), 2).shape == (0, 2)
+    monkeypatch.setattr(codebook, "SAMPLED", 200)
+    assert codebook.sample(iter(rows), 2).shape == (100, 2)
+
+
+def test_as_many_ids_as_rows_differ_give_those_rows_and_more_are_refused():
+    rows = np.repeat(np.array([[9, 1], [3, 3], [3, 2], [0, 200]], np.uint8), 5, axis=0)
+    np.testing.assert_array_equal(codebook.fit(rows, 4, "rows"), [[3, 2], [3, 3], [9, 1], [0, 200]])
+    with pytest.raises(ValueError, match=r"5 ids were asked for and only 4 different rows .* ask for at most 4"):
+        codebook.fit(rows, 5, "rows")
+
+
+def test_codes_are_all_different_even_where_rounding_makes_them_equal():
+    rows = np.array([[x, y] for x in range(5) for y in range(5)], np.uint8)
+    for ids in range(1, 26):
+        codes = codebook.fit(np.repeat(rows, 3, axis=0), ids, "rows")
+        codebook.check(codes, 2)
+        assert len(codes) == ids
+
+
+def test_k_means_finds_groups():
+    rng = np.random.default_rng(2)
+    middles = np.array([[20, 20], [200, 30], [90, 240]])
+    rows = np.concatenate([rng.integers(m - 5, m + 6, (400, 2)) for m in middles]).astype(np.uint8)
+    codes = codebook.fit(rows, 3, "rows")
+    assert np.abs(codes.astype(int) - middles).max() <= 1  # in canonical order: by their sums
+
+
+def test_a_file_holds_what_went_in_and_equal_content_is_equal_bytes():
+    numbers, codes = codebook.from_bytes(CONTENT, "a kind 1", NAMES)
+    assert numbers == {"side": 4, "patch": 2}
+    np.testing.assert_array_equal(codes, CODES)
+    assert codebook.to_bytes("a kind 1", numbers, np.asfortranarray(codes)) == CONTENT
+    with np.load(io.BytesIO(CONTENT), allow_pickle=False) as opened:
+        assert sorted(opened) == ["codes", "format", "patch", "side"]
+    assert codebook.digest(CONTENT) == "39d3a4a6f7b4f2a6"  # the same in every version, or datasets lose their tokenizer
+
+
+def test_every_flipped_bit_and_every_cut_is_found():
+    for i in range(len(CONTENT)):
+        damaged = bytearray(CONTENT)
+        damaged[i] ^= 1 << i % 8
+        for content in (bytes(damaged), CONTENT[:i]):
+            with pytest.raises(ValueError, match="it "):
+                codebook.from_bytes(content, "a kind 1", NAMES)
+
+
+@given(st.binary(max_size=400), st.integers(0, len(CONTENT)), st.integers(0, 40))
+@settings(max_examples=200, deadline=None)
+@example(b"PK\x05\x06" + bytes(18), 0, 0)
+def test_foreign_bytes_are_a_value_error(noise, place, removed):
+    content = CONTENT[:place] + noise + CONTENT[place + removed :]
+    if content != CONTENT:
+        for foreign in (noise, content):
+            with pytest.raises(ValueError, match="it "):
+                codebook.from_bytes(foreign, "a kind 1", NAMES)
+
+
+def archive(compression=zipfile.ZIP_STORED, **arrays):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as file:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array, allow_pickle=True)
+            file.writestr(f"{name}.npy", member.getvalue())
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"codes": CODES.astype(np.float32)},
+        {"codes": CODES[0]},
+        {"codes": np.array([{}], object)},
+        {"side": np.array([4, 4])},
+        {"side": np.array(2**40)},
+        {"side": np.array(np.nan)},
+        {"format": np.array(["a kind 1"], object)},
+        {"more": np.array(1)},
+    ],
+    ids=str,
+)
+def test_other_arrays_are_a_value_error(changed):
+    arrays = {"format": np.array("a kind 1"), "side": np.array(4), "patch": np.array(2), "codes": CODES}
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with pytest.raises(ValueError, match="it "):
+            codebook.from_bytes(archive(compression, **arrays | changed), "a kind 1", NAMES)
+
+
+def test_another_format_is_named():
+    with pytest.raises(ValueError, match=r"it holds 'a kind 1' and 'a kind 2' is needed"):
+        codebook.from_bytes(CONTENT, "a kind 2", NAMES)
