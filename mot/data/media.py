@@ -6,6 +6,7 @@ Every fault of a file is a `ValueError` that says why; nothing here unpickles.
 import io
 import math
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,12 @@ def image(content: bytes | Path | np.ndarray) -> np.ndarray:
         raise ValueError("the image's header is cut off") from None
     _check_size(width, height)
     try:
-        with Image.open(io.BytesIO(encoded), formats=[form]) as picture:
-            size = picture.size
-            if math.prod(size) <= MAX_PIXELS:
-                return _rgb(ImageOps.exif_transpose(picture))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # of frames larger than the header says
+            with Image.open(io.BytesIO(encoded), formats=[form]) as picture:
+                size = picture.size
+                if math.prod(size) <= MAX_PIXELS:
+                    return _rgb(ImageOps.exif_transpose(picture))
     except Exception as error:  # Pillow's decoders raise of every kind: SyntaxError, struct.error, zlib.error, ...
         raise ValueError(f"the {form} image does not decode: {_brief(error)}") from None
     raise ValueError(f"the {form} header says {width}x{height} pixels, the image has {size[0]}x{size[1]}")
@@ -164,8 +167,9 @@ def _image_header(encoded: bytes) -> tuple[str, int, int]:
             case b"VP8L":
                 (bits,) = at("<I", 21)
                 return "WEBP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-            case _:
+            case b"VP8 ":
                 return "WEBP", *(side & 0x3FFF for side in at("<HH", 26))
+        raise ValueError("the WEBP's header names no size")
     if encoded.startswith(b"\xff\xd8\xff"):
         place = 2
         while True:

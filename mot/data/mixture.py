@@ -1,5 +1,6 @@
 """Sources of documents, and the endless stream that mixes them."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -131,13 +132,13 @@ class Mixture:
     def place(self, g: int) -> tuple[int, int]:
         """Source and index of document g."""
         before = 0  # documents of this source taken in earlier stages
-        stage = int(np.searchsorted(self.starts, g, side="right")) - 1
+        stage = bisect_right(self.starts, g) - 1
         cycle, slot = divmod(g - self.starts[stage], len(self.periods[stage].source))
-        source = int(self.periods[stage].source[slot])
+        source = self.periods[stage].source[slot]
         for earlier in range(stage):
             before += self.periods[earlier].taken(source, self.starts[earlier + 1] - self.starts[earlier])
         period = self.periods[stage]
-        nth = before + cycle * int(period.total[source]) + int(period.rank[slot])
+        nth = before + cycle * int(period.total[source]) + period.rank[slot]
         n = self.sources[source].count
         if n is None:
             return source, nth
@@ -163,14 +164,14 @@ class Mixture:
 class _Period(NamedTuple):
     """One period of a mixture."""
 
-    source: np.ndarray  # [slots]
-    rank: np.ndarray  # [slots] how many of that source came before in the period
+    source: list[int]  # [slots]
+    rank: list[int]  # [slots] how many of that source came before in the period
     total: np.ndarray  # [sources]
 
     def taken(self, source: int, slots: int) -> int:
         """Documents of a source among the first so many slots of the endless repetition."""
         cycles, rest = divmod(slots, len(self.source))
-        return cycles * int(self.total[source]) + int((self.source[:rest] == source).sum())
+        return cycles * int(self.total[source]) + self.source[:rest].count(source)
 
 
 def _period(shares: np.ndarray) -> _Period:
@@ -186,6 +187,6 @@ def _period(shares: np.ndarray) -> _Period:
     for slot in range(1, shares.sum() + 1):
         n = int((shares * slot / shares.sum() - taken).argmax())
         source.append(n)
-        rank.append(taken[n])
+        rank.append(int(taken[n]))
         taken[n] += 1
-    return _Period(np.array(source), np.array(rank), shares)
+    return _Period(source, rank, shares)

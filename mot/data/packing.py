@@ -140,7 +140,9 @@ class Plan:
             fits = free & (lengths <= room).all(1)
             if not fits.any():
                 return chosen, room
-            left = (((room - lengths) / self.budgets) ** 2).sum(1)
+            # Of the fraction that each stream's budget has left, the greatest: rows fill all streams at once (measured
+            # on captioned images: 99.9 and 99.5 %; by the sum of squares 95 %, and by differences alone 97 %).
+            left = ((room - lengths) / self.budgets).max(1)
             if (first := fits & several).any():
                 fits = first
             i = int(np.where(fits, left, np.inf).argmin())
@@ -203,29 +205,31 @@ def pack(rows: Sequence[Sequence[Document]], streams: Sequence[str], budgets: Se
 
 def _row(documents: Sequence[Document], budgets: Sequence[int]) -> dict[str, np.ndarray]:
     """The fields of `Tokens` for one row, streams end to end."""
-    join = lambda arrays, dtype: np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype)
-    sizes = [len(d.token) for d in documents]
-    each = lambda values, dtype: np.repeat(np.asarray(values, dtype), sizes)
-    offset = lambda field: join([np.where(x > 0, x + base, 0) for x, base in _bases(documents, field)], np.int32)
-    stream = join([d.stream for d in documents], np.int64)
+    join = lambda field, dtype: np.concatenate(
+        [np.zeros(0, dtype), *(getattr(d, field) for d in documents)], dtype=dtype
+    )
+    sizes = np.array([len(d.token) for d in documents], np.int64)
+    firsts = np.cumsum(sizes) - sizes  # where documents begin
+    each = lambda values: np.repeat(np.asarray(values, np.int32), sizes)
+    stream = join("stream", np.int64)
     used = np.bincount(stream, minlength=len(budgets))
     if len(used) > len(budgets) or (used > budgets).any():
         raise ValueError(f"documents with {used} tokens by stream do not fit the budgets {list(budgets)}")
+    segment = each(np.arange(1, len(documents) + 1))
+    unit, span = join("unit", np.int32), join("span", np.int32)
     fields = {
-        "token": join([d.token for d in documents], np.int32),
+        "token": join("token", np.int32),
         "rank": np.arange(len(stream), dtype=np.int32),
-        "position": join([np.arange(n) for n in sizes], np.int32)[:, None],
-        "segment": each(np.arange(1, len(documents) + 1), np.int32),
-        "source": each([d.source for d in documents], np.int32),
-        "doc_id": each([d.doc_id for d in documents], np.int32),
-        "unit": offset("unit"),
-        "unit_seed": join([_unit_seeds(d) for d in documents], np.uint32),
-        "span": offset("span"),
-        "private": join([d.private for d in documents], bool),
+        "position": (np.arange(len(stream)) - np.repeat(firsts, sizes)).astype(np.int32)[:, None],
+        "segment": segment,
+        "source": each([d.source for d in documents]),
+        "doc_id": each([d.doc_id for d in documents]),
+        "unit": _unique_in_row(unit, firsts, sizes),
+        "unit_seed": _unit_seeds(documents, unit, segment),
+        "span": _unique_in_row(span, firsts, sizes),
+        "private": join("private", bool),
     }
-    targets = [_targets(d) for d in documents]
-    fields["target"] = join([t for t, _ in targets], np.int32)
-    fields["weight"] = join([w for _, w in targets], np.float32)
+    fields["target"], fields["weight"] = _targets(documents, fields, join("weight", np.float32))
 
     # Each token's place in stream order: its stream's start and how many of that stream came before it.
     starts = np.cumsum([0, *budgets[:-1]])
@@ -242,26 +246,34 @@ def _row(documents: Sequence[Document], budgets: Sequence[int]) -> dict[str, np.
     return out
 
 
-def _bases(documents, field):
-    """Each document's values of `field` and what to add, so that numbers are unique in the row."""
-    base = 0
-    for d in documents:
-        values = getattr(d, field)
-        yield values, base
-        base += values.max(initial=0)
+def _unique_in_row(number: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Documents' own numbers, moved so that none is used twice in the row; 0 stays."""
+    if not number.any():
+        return number
+    most = np.maximum.reduceat(number, firsts)
+    return np.where(number > 0, number + np.repeat(np.cumsum(most) - most, sizes), 0).astype(np.int32)
 
 
-def _unit_seeds(d: Document) -> np.ndarray:
-    seed = lambda u: zlib.crc32(f"{d.source}/{d.doc_id}/{u}".encode()) if u else 0
-    numbers, inverse = np.unique(d.unit, return_inverse=True)
-    return np.array([seed(u) for u in numbers], np.uint32)[inverse]
+def _unit_seeds(documents, unit: np.ndarray, segment: np.ndarray) -> np.ndarray:
+    """A hash of source, document and unit, the same wherever it is packed."""
+    begins = np.flatnonzero((np.diff(unit, prepend=0) != 0) | (np.diff(segment, prepend=0) != 0))
+    seeds = np.zeros(len(begins), np.uint32)
+    for i, (u, s) in enumerate(zip(unit[begins].tolist(), segment[begins].tolist(), strict=True)):
+        if u:
+            d = documents[s - 1]
+            seeds[i] = zlib.crc32(f"{d.source}/{d.doc_id}/{u}".encode())
+    return np.repeat(seeds, np.diff(begins, append=len(unit)))
 
 
-def _targets(d: Document) -> tuple[np.ndarray, np.ndarray]:
-    """The next id, and its weight; none for the last token."""
-    target, weight = np.append(d.token[1:], 0), np.append(d.weight[1:], 0).astype(np.float32)
-    inside = (d.span[:-1] == d.span[1:]) & (d.span[:-1] != 0)
-    if (weight[:-1][inside] != 0).any():
+def _targets(documents, fields, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The next id of the same document, and its weight; none for a document's last token."""
+    segment, span = fields["segment"], fields["span"]
+    follows = np.append(segment[1:] == segment[:-1], False)[: len(segment)]
+    target = np.where(follows, np.roll(fields["token"], -1), 0)
+    weight = np.where(follows, np.roll(weight, -1), 0).astype(np.float32)
+    inside = (span != 0) & (np.roll(span, -1) == span) & (weight != 0)
+    if inside.any():
+        d = documents[segment[inside.argmax()] - 1]
         raise ValueError(
             f"document {d.doc_id} of source {d.source} asks for a next-token target inside a bidirectional span, which "
             "already sees it; give the span's tokens weight 0"

@@ -88,9 +88,7 @@ def _names(field: str) -> list[str]:
     return _BRACES.findall(field) or [field]
 
 
-def choose(
-    content: Sequence[str], fields: Iterable[str], where: str, text_alone: bool = True
-) -> tuple[Template, ...]:
+def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone: bool = True) -> tuple[Template, ...]:
     """The user's templates, or one of guessed fields; a `UserError` lists the fields of `where` if they do not fit.
 
     A guess has text, and media too unless `text_alone` will do.

@@ -109,8 +109,8 @@ def detect(inputs: Sequence[Path]) -> str:
         found["folder"] = found.pop("jsonl")
     elif "npz" in found:
         found.pop("jsonl", None)
-    elif "jsonl" in found and "folder" in found and found["folder"].suffix.lower() != ".csv":
-        found.pop("folder")  # the pictures of interleaved documents
+    elif found.keys() & {"jsonl", "parquet"} and "folder" in found and found["folder"].suffix.lower() != ".csv":
+        found.pop("folder")  # the pictures that documents or rows name
     if len(found) > 1:
         found.pop("text", None)
     if len(found) == 1:
@@ -145,7 +145,7 @@ def _jsonl(inputs: list[Path], content: Sequence[str]) -> Iterator[Raw]:
                     own = "" if own is None else ":" + printable(str(own))[:100]
                     yield Row(f"{name}:{number}{own}", fields, folder, fields.get("split"))
 
-    return documents(rows(), parse(content)) if content else map(_interleaved, rows())
+    yield from documents(rows(), parse(content)) if content else map(_interleaved, rows())
 
 
 def _interleaved(row: Row) -> Raw:

@@ -22,7 +22,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from flax import serialization
 
-from mot.data.packing import Document, document
+from mot.data.packing import Document
 from mot.errors import UserError
 
 FORMAT = 1
@@ -102,33 +102,34 @@ def special_tokens(modalities: Sequence[str]) -> list[str]:
 def render(record: Record, layout: Layout, source: int, doc_id: int) -> Document:
     """<bos> span span ... <eos>, spans other than text between markers; raises `ValueError` for ids out of range."""
     place = {modality: (stream, first, ids) for modality, stream, first, ids in layout.streams}
-    text = place["text"][0]
-    token, stream, weight, unit = [[layout.special["<bos>"]]], [[text]], [[1.0]], [[0]]
+    text, special = place["text"][0], layout.special
+    n = 2 + sum(len(data) + 2 * (modality != "text") for modality, data in record.spans)
+    token, stream = np.empty(n, np.int32), np.full(n, text, np.uint8)
+    weight, unit = np.ones(n, np.float32), np.zeros(n, np.int32)
+    token[0], token[-1] = special["<bos>"], special["<eos>"]
+    at = 1
     for number, (modality, data) in enumerate(record.spans, 1):
         if modality not in place:
             raise ValueError(f"a span of {modality}, for which there is no stream")
         where, first, ids = place[modality]
         if data.dtype.kind == "f" or data.min() < 0 or data.max() >= ids:
             raise ValueError(f"{modality} tokens must be ids from 0 to {ids - 1}")
-        n = len(data)
+        end = at + len(data)
         if modality == "text":
-            token.append(data)
-            stream.append(np.full(n, where))
-            weight.append(np.ones(n))
-            unit.append(np.zeros(n))
+            token[at:end] = data
+            token[at:end] += first
+            at = end
             continue
-        begin, end = (layout.special[mark] for mark in markers(modality))
-        token += [[begin], first + data.astype(np.int64), [end]]
-        stream += [[text], np.full(n, where), [text]]
-        weight.append(np.ones(n + 2))
+        token[at], token[end + 1] = (special[mark] for mark in markers(modality))
+        at, end = at + 1, end + 1
+        token[at:end] = data
+        token[at:end] += first
+        stream[at:end], unit[at:end] = where, number
         if modality in layout.fixed:
-            weight[-1][-1] = 0
-        unit += [[0], np.full(n, number), [0]]
-    token.append([layout.special["<eos>"]])
-    stream.append([text])
-    weight.append([1.0])
-    unit.append([0])
-    return document(source, doc_id, *(np.concatenate(x) for x in (token, stream, weight, unit)))
+            weight[end] = 0
+        at = end + 1
+    private = np.zeros(n, bool)
+    return Document(source, doc_id, token, stream, weight, unit, np.zeros(n, np.int32), private)
 
 
 def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray]) -> np.ndarray:
@@ -252,7 +253,7 @@ class Dataset:
 
     def _map(self, name) -> np.ndarray:
         try:
-            return np.load(self.split / name, mmap_mode="r", allow_pickle=False)
+            return np.load(self.split / name, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # a memmap is slow
         except (ValueError, OSError, EOFError) as error:
             raise UserError(f"{self.split / name} is damaged ({error}); prepare the dataset anew") from None
 

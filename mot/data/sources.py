@@ -26,30 +26,35 @@ class Records:
         self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
         self.count = dataset.count
         place = {modality: stream for modality, stream, _, _ in layout.streams}
-        self._to_stream = np.zeros((len(dataset.modalities), streams), np.int64)
-        for m, modality in enumerate(dataset.modalities):
-            self._to_stream[m, place[modality]] = 1
-        self._text = place["text"]
+        self.stream_of = np.array([place[modality] for modality in dataset.modalities])
+        self.streams = streams
         fixed = {m: dataset.about["tokenizers"][m]["tokens"] for m in layout.fixed}
         self.units = np.array(
             [max([fixed.get(m, 1) for m, to in place.items() if to == s] or [1]) for s in range(streams)]
         )
 
     def lengths(self, i: int) -> np.ndarray:
-        return self.dataset.lengths[i] @ self._to_stream
+        return self._by_stream(self.dataset.lengths[i])
+
+    def _by_stream(self, by_modality) -> np.ndarray:
+        result = np.zeros(self.streams, np.int64)
+        result[self.stream_of] = by_modality
+        return result
 
     def cuts(self, i: int) -> np.ndarray:
         atoms = self.dataset.atoms_of(i)
-        tokens = self._to_stream[atoms[:, 0]] * atoms[:, 1:]
-        tokens[:, self._text] += 2 * (atoms[:, 0] != 0)  # its markers
-        bos = np.eye(tokens.shape[1], dtype=np.int64)[self._text]
+        tokens = np.zeros((len(atoms), self.streams), np.int64)
+        tokens[np.arange(len(atoms)), self.stream_of[atoms[:, 0]]] = atoms[:, 1]
+        text = self.stream_of[0]
+        tokens[:, text] += 2 * (atoms[:, 0] != 0)  # its markers
+        bos = (np.arange(self.streams) == text).astype(np.int64)
         by_stream = np.cumsum([bos, *tokens], axis=0)
         by_stream[-1] += bos  # and <eos>
         return np.concatenate([by_stream.sum(1, keepdims=True), by_stream], axis=1)
 
     def read(self, i: int) -> Document:
         found = render(self.dataset[i], self.layout, self.index, i)
-        tokens = np.bincount(found.stream, minlength=self._to_stream.shape[1])
+        tokens = np.bincount(found.stream, minlength=self.streams)
         if (tokens != self.lengths(i)).any():
             raise ValueError(f"it has {tokens} tokens by stream, lengths.npy says {self.lengths(i)}")
         return found
@@ -62,7 +67,7 @@ class Records:
 
     @cached_property
     def _totals(self) -> np.ndarray:
-        return np.asarray(self.dataset.lengths, np.int64).sum(0) @ self._to_stream
+        return self._by_stream(self.dataset.lengths.sum(0, dtype=np.int64))
 
     def totals(self) -> np.ndarray:
         return self._totals
@@ -125,7 +130,7 @@ def _dataset_faults(config, name, about):
         ids = about["tokenizers"][modality]["ids"]
         if stream.ids != ids:
             yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {ids} ids; write {ids}"
-        if stream.longest < (fixed := about["tokenizers"][modality].get("tokens", 0)):
+        if 0 < stream.longest < (fixed := about["tokenizers"][modality].get("tokens", 0)):
             yield f"streams.{key}.longest: {stream.longest}; {modality} of {name} has {fixed} tokens; raise it"
 
 

@@ -79,7 +79,8 @@ def fit(x_RP: np.ndarray, ids: int, what: str) -> np.ndarray:
 
 def check_ids(ids: int, features: int) -> None:
     """Raises `ValueError` unless there may be so many codes of so many features."""
-    if not 1 <= ids <= (most := min(IDS, CODES // features)):
+    most = min(IDS, CODES // features)
+    if not 1 <= ids <= most:
         raise ValueError(f"ids={ids}; must be from 1 to {most} where a code is {features} numbers")
 
 

@@ -1,0 +1,137 @@
+"""Pictures of data: of a sane size, nothing overlaps, and no content stops them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from launch import preview
+from mot.data.packing import document, pack
+
+ODD = "$\\frac{$ x_$ % \x00\x1b[31m \u202e 漢字 🙂 שלום e\u0301 \ud800 \t\n W"
+
+
+def size(file):
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        return image.size
+
+
+def test_a_page_holds_every_kind_of_part_with_odd_and_long_content(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = lambda *shape: rng.integers(0, 256, (*shape, 3), np.uint8)
+    parts = [
+        ("text", ODD * 30),
+        ("text", ""),
+        ("image", picture(32, 32)),
+        ("image", picture(1, 3000)),
+        ("image", picture(700, 9)),
+        ("audio", rng.normal(size=(40, 1))),
+        ("audio", rng.normal(size=(40, 4000))),
+        ("latents", rng.normal(size=(16, 8)).astype(np.float32)),
+        ("latents", np.zeros((3, 2000))),
+        ("latents", np.zeros((0, 4))),
+    ]
+    file = tmp_path / "page.png"
+    preview.documents([(ODD * 40, parts), ("none", []), ("many", parts * 9)], file, ODD * 9)
+    width, height = size(file)
+    assert width == 1200
+    assert 800 < height < 6000
+    preview.documents([("short", [("text", "a few words")])], file, "one")
+    assert size(file)[1] < 250
+    preview.documents([], file, "none")
+    assert size(file)[1] < 200
+
+
+def test_a_picture_is_drawn_in_whole_pixels_where_it_lies(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    file = tmp_path / "page.png"
+    preview.documents([("a", [("text", "words"), ("image", picture)])], file, "title")
+    page = np.asarray(Image.open(file).convert("RGB"))
+    drawn = preview._scaled(picture, 128)
+    assert drawn.shape == (128, 128, 3)
+    windows = np.lib.stride_tricks.sliding_window_view(page, (4, 128, 3))[:, :, 0]
+    assert (windows == drawn[:4]).all((2, 3, 4)).sum() == 1
+
+
+def test_a_page_ends_and_says_what_it_leaves_out(tmp_path, monkeypatch):
+    said = []
+    text = preview._Page.text
+
+    def listen(self, x, y, words, *rest, **options):
+        said.append(words)
+        text(self, x, y, words, *rest, **options)
+
+    monkeypatch.setattr(preview._Page, "text", listen)
+    monkeypatch.setattr(preview, "LONGEST", 1000)
+    file = tmp_path / "page.png"
+    preview.documents([(f"d{i}", [("image", np.zeros((9, 9, 3), np.uint8))]) for i in range(50)], file, "fifty")
+    assert size(file)[1] <= 1000
+    drawn = sum(x.startswith("d") for x in said)
+    assert 3 < drawn < 50
+    assert said[-1] == f"... and {50 - drawn} more documents"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["text", "image", "audio", "latents"]), st.integers(1, 1500)), max_size=20))
+@settings(max_examples=40, deadline=None)
+def test_parts_neither_overlap_nor_leave_the_page(kinds):
+    content = {
+        "text": lambda n: "word " * n,
+        "image": lambda n: np.zeros((n, 1 + 7 * n % 1500, 3), np.uint8),
+        "audio": lambda n: np.zeros((40, n)),
+        "latents": lambda n: np.zeros((n, 1 + 7 * n % 1500)),
+    }
+    columns = 44 if len(kinds) > 1 else 140
+    placed, height = preview._flow([preview._box(kind, content[kind](n), columns) for kind, n in kinds])
+    areas = [(x, y, x + box.size[0], y + box.size[1]) for box, x, y in placed]
+    for i, (left, top, right, bottom) in enumerate(areas):
+        assert 0 <= left < right <= preview.WIDTH - 2 * preview.MARGIN
+        assert 0 <= top < bottom <= height
+        assert all(right <= a[0] or a[2] <= left or bottom <= a[1] or a[3] <= top for a in areas[:i])
+
+
+@pytest.mark.parametrize("points", [7, 9, 12])
+@pytest.mark.parametrize("weight", ["normal", "bold"])
+def test_text_is_as_wide_as_was_reckoned(points, weight):
+    figure = Figure(dpi=preview.DPI)
+    line = preview._shown("Wide words, naïve Ωμέγα Привет 漢字 " * 3)
+    text = figure.text(0, 0, line, family=preview.FONT, fontsize=points, weight=weight)
+    extent = text.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    width, height = preview._extent([line], points)
+    assert abs(extent.width - width) < 12
+    assert extent.height <= height
+
+
+def packed(rows, budgets=(60, 40)):
+    """Rows of documents of 12 text and 16 image tokens."""
+    stream, unit = np.repeat([0, 1, 0], [8, 16, 4]), np.repeat([0, 1, 0], [8, 16, 4])
+    documents = [[document(0, 10 * r + i, np.arange(28), stream, unit=unit) for i in range(2)] for r in range(rows)]
+    return pack(documents, ["text", ODD], budgets)
+
+
+def test_a_batch_is_drawn_with_odd_names_and_its_first_rows(tmp_path):
+    heights = []
+    for rows in (1, 8, 20):
+        file = tmp_path / f"{rows}.png"
+        preview.batch(packed(rows), file, ["text", ODD], ODD * 20)
+        width, height = size(file)
+        assert width == 1200
+        heights.append(height)
+    assert 200 < heights[0] < heights[1] == heights[2] < 1500
+    preview.batch(pack([[]], ["text"], [30]), file, ["text"], "an empty row")
+    assert size(file)[0] == 1200
+
+
+def test_a_batch_shows_each_document_in_its_colour(tmp_path):
+    file = tmp_path / "batch.png"
+    preview.batch(packed(1), file, ["text", ODD], "two documents")
+    seen = {tuple(c) for c in np.asarray(Image.open(file).convert("RGB")).reshape(-1, 3)}
+    for segment in (1, 2):
+        for stream in (0, 1):
+            colour = preview._colour([segment], [stream], 2)[0] * 255
+            assert any(np.abs(np.array(c) - colour).max() <= 1 for c in seen)
+    third = preview._colour([3], [0], 2)[0] * 255
+    assert not any(np.abs(np.array(c) - third).max() <= 1 for c in seen)
