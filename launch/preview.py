@@ -189,7 +189,7 @@ def _shown(text: str) -> str:
 
 @lru_cache
 def _glyphs() -> frozenset[int]:
-    """The characters of the font that are as wide as any other and run from left to right."""
+    """The characters of the font whose script runs from left to right, unjoined."""
     font = font_manager.get_font(font_manager.findfont(FONT))
     return frozenset(c for c in font.get_charmap() if c < 0x530 or 0x1E00 <= c < 0xFB00)
 

@@ -55,7 +55,13 @@ def test_imports_run_one_way(path):
             assert other.split(".")[0] in PACKAGES[package], f"{me} imports {other}"
         if me in LEVEL and other in LEVEL:
             assert LEVEL[other] < LEVEL[me], f"{me} imports {other}, which is not below it"
-        assert package != "configs" or other.split(".")[0] in ("configs", "ml_collections", "collections", "json", "pathlib")
+        assert package != "configs" or other.split(".")[0] in (
+            "configs",
+            "ml_collections",
+            "collections",
+            "json",
+            "pathlib",
+        )
         assert other.split(".")[0] not in ("torch", "tensorflow", "transformers", "seqio"), f"{me} imports {other}"
 
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from mot.data import readers, tokenise
 from mot.data.raw import Raw
-from mot.data.records import FORMAT, SPLITS, Shard, file_digest, lengths, read_json, write_shard
+from mot.data.records import FORMAT, SPLITS, Record, Shard, file_digest, lengths, read_json, write_shard
 from mot.data.tokenise import Bad, Tools
 from mot.errors import UserError
 from mot.rundir import write_atomically
@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
     if faults := list(_faults(recipe, workers)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
     found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
-    _claim(out, json.loads(json.dumps(found)))
+    claim(out, json.loads(json.dumps(found)))
     if (out / "dataset.json").exists():
         return Summary(out, read_json(out), 0)
     work = out / ".work"
@@ -74,7 +74,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
     read = lambda: readers.read([Path(p) for p in recipe.inputs], recipe.format, list(recipe.content), recipe.separator)
     tokenise.choose(recipe, out / "tokenizers", read)
     written = _blocks(recipe, out, read, workers, most_left_out)
-    about = _finish(recipe, out, written)
+    about = finish(dataclasses.asdict(recipe), out, written)
     return Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
 
 
@@ -104,7 +104,7 @@ def _listing(recipe) -> list:
     return [len(found), sum(size for _, size, _ in found), hashlib.sha256(json.dumps(found).encode()).hexdigest()]
 
 
-def _claim(out: Path, recipe: dict) -> None:
+def claim(out: Path, recipe: dict) -> None:
     """Makes the folder, or finds it begun by the same recipe."""
     file = out / "recipe.json"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -207,6 +207,18 @@ def _block(block: int, raws: Sequence[Raw]) -> Written:
             records["held_out" if held_out else "train"] += made
         except ValueError as error:
             left_out.append(Bad(raw.id, str(error)))
+    return write_block(out, block, records, left_out, tools.modalities)
+
+
+def write_block(
+    out: Path,
+    block: int,
+    records: dict[str, list[tuple[Record, np.ndarray]]],
+    left_out: list[Bad],
+    modalities: Sequence[str],
+) -> Written:
+    """Writes the shards of a block and what the index needs of them; `records`, with their atoms, by split."""
+    done = out / ".work" / f"block-{block:05d}"
     shards = {}
     for split, made in records.items():
         (out / split).mkdir(exist_ok=True)
@@ -218,8 +230,8 @@ def _block(block: int, raws: Sequence[Raw]) -> Written:
                 raise OSError(f"{out / split} could not be written ({error}); is the disk full?") from None
         atoms = [atoms for _, atoms in made]
         sizes = np.array([len(a) for a in atoms], np.int64)
-        tokens = np.array([lengths(a, len(tools.modalities)) for a in atoms], np.int32)
-        _save(done.with_suffix(f".{split}.lengths"), tokens.reshape(-1, len(tools.modalities)))
+        tokens = np.array([lengths(a, len(modalities)) for a in atoms], np.int32)
+        _save(done.with_suffix(f".{split}.lengths"), tokens.reshape(-1, len(modalities)))
         _save(done.with_suffix(f".{split}.atoms"), np.concatenate([np.zeros((0, 2), np.int32), *atoms]))
         _save(done.with_suffix(f".{split}.sizes"), sizes)
     told = {split: shard and shard._asdict() for split, shard in shards.items()}
@@ -249,7 +261,7 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def _finish(recipe: Recipe, out: Path, written: Sequence[Written]) -> dict:
+def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
     """The index of all blocks and `dataset.json`; the folder is a dataset from here on."""
     tools = tokenise.load(out / "tokenizers")
     splits = {}
@@ -281,7 +293,7 @@ def _finish(recipe: Recipe, out: Path, written: Sequence[Written]) -> dict:
         )
     about = {
         "format": FORMAT,
-        "source": dataclasses.asdict(recipe),
+        "source": source,
         "modalities": list(tools.modalities),
         "tokenizers": tokenise.about(out / "tokenizers"),
         "splits": splits,

@@ -199,7 +199,10 @@ def read_json(folder: Path) -> dict:
         for modality, tokenizer in found["tokenizers"].items():
             if type(tokenizer["ids"]) is not int or type(tokenizer.get("tokens", 0)) is not int:
                 raise ValueError(f"its {modality} tokenizer's ids and tokens must be integers")
-        if missing := set(special_tokens(found["modalities"])) - found["tokenizers"]["text"]["special"].keys():
+        text = found["tokenizers"]["text"]
+        if any(type(i) is not int or not 0 <= i < text["ids"] for i in text["special"].values()):
+            raise ValueError(f"its special tokens are {text['special']!r}; they must be ids below {text['ids']}")
+        if missing := set(special_tokens(found["modalities"])) - text["special"].keys():
             raise ValueError(f"its text tokenizer lacks {', '.join(sorted(missing))}")
     except FileNotFoundError:
         raise UserError(f"{folder} is no dataset: it has no dataset.json; `mot data prepare` makes one") from None
@@ -276,6 +279,13 @@ class Dataset:
                             f"{self.split / known['file']} is damaged: its digest is {digest[:16]}, dataset.json says "
                             f"{known['digest'][:16]}; copy it again, or prepare the dataset anew"
                         )
+
+    def totals(self) -> np.ndarray:
+        """`[M]` tokens of all documents by modality."""
+        return np.asarray(self.lengths, np.int64).sum(0)
+
+    def lengths_of(self, i: int) -> np.ndarray:
+        return self.lengths[i]
 
     def atoms_of(self, i: int) -> np.ndarray:
         return self.atoms[self.firsts[i] : self.firsts[i + 1]]

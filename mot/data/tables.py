@@ -150,7 +150,7 @@ def parquet(files: Sequence[tuple[Path, str]], content: Sequence[str]) -> Iterat
             for row, templates in _parquet_rows(path, name, content):
                 yield document(row, templates[next(count) % len(templates)])
                 done += 1
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
             reason = str(error).partition("\n")[0][:200]
             yield Raw(name, (), None, f"the rest of the table, after {done} rows, cannot be read: {reason}")
 

@@ -55,6 +55,10 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
     kinds, width, corpus, pictures, clips = _look(recipe, read)
     modalities = ["text", *(kind for kind in ("image", "audio", "latents") if kind in kinds)]
     like = Path(recipe.like) / "tokenizers" if recipe.like else None
+    if like and (like / CHOSEN).is_file() and not json.loads((like / CHOSEN).read_text()).get("encodes", True):
+        raise UserError(
+            f"--like={recipe.like}: its text is a seqio vocabulary's, with which mot cannot encode; seqio can"
+        )
     try:
         for modality in modalities:
             if like and all((like / name).is_file() for name in FILES.get(modality, ("",))):
@@ -184,7 +188,7 @@ def records(raw: Raw, tools: Tools, recipe) -> tuple[bool, list[tuple[Record, np
             cuts.append(inner)
     if not spans:
         raise ValueError("an empty document")
-    made = _cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, recipe.longest)
+    made = cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, recipe.longest)
     return is_held_out(raw, recipe.held_out), made
 
 
@@ -232,7 +236,7 @@ def _narrow(ids, most: int) -> np.ndarray:
     return np.asarray(ids, np.uint16 if most <= 2**16 else np.uint32)
 
 
-def _cut(record: Record, cuts, modalities, longest: int) -> list[tuple[Record, np.ndarray]]:
+def cut(record: Record, cuts, modalities, longest: int) -> list[tuple[Record, np.ndarray]]:
     """The record with its atoms, or several of at most `longest` tokens, if an atom alone is not longer."""
     whole = atoms(record, modalities, cuts)
     if whole[:, 1].sum() <= longest:

@@ -5,7 +5,7 @@ import pytest
 from configs import digits
 from mot import batch as batches
 from mot import config
-from mot.data import embedded, pipeline
+from mot.data import embedded, mixture, pipeline
 from mot.tokenizers import text as texts
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
 
@@ -18,6 +18,13 @@ def c():
 @pytest.fixture(scope="module")
 def splits(c):
     return embedded.load(c)
+
+
+def same(a, b):
+    """Two packed batches, states and all."""
+    jax.tree.map(np.testing.assert_array_equal, a.batch, b.batch)
+    assert a.state == b.state
+    assert a.left_out == b.left_out
 
 
 def test_the_embedded_documents_are_what_they_say(c, splits):
@@ -52,19 +59,19 @@ def test_the_embedded_documents_are_what_they_say(c, splits):
 
 def test_batch_n_is_a_pure_function_of_seed_and_n(c, splits):
     one, two = (pipeline.Batches(splits[0], c, seed=3, count=50) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, one[7], two[7])  # without having seen 0 to 6
+    same(one[7], two[7])  # without having seen 0 to 6
     one[20]
-    jax.tree.map(np.testing.assert_array_equal, one[2], two[2])
-    other = pipeline.Batches(splits[0], c, seed=4, count=50)[7]
-    assert not np.array_equal(other["text"].token, one[7]["text"].token)
+    same(one[2], two[2])
+    other = pipeline.Batches(splits[0], c, seed=4, count=50)[7].batch
+    assert not np.array_equal(other["text"].token, one[7].batch["text"].token)
 
 
 def test_grain_starts_anywhere(c, splits):
     batches_ = pipeline.Batches(splits[0], c, seed=0, count=9)
     late = list(pipeline.iterate(batches_, 5))
     assert len(late) == 4
-    jax.tree.map(np.testing.assert_array_equal, late[0], batches_[5])
-    jax.tree.map(np.testing.assert_array_equal, late[-1], batches_[8])
+    same(late[0], batches_[5])
+    same(late[-1], batches_[8])
 
 
 def test_batches_keep_every_invariant_and_fill_95_percent(c, splits):
@@ -72,14 +79,15 @@ def test_batches_keep_every_invariant_and_fill_95_percent(c, splits):
         made = pipeline.Batches(split, c, seed=0, count=count)
         fills = []
         for n in range(count):
-            batches.check(made[n])
-            fills.append(list(pipeline.fill(made[n]).values()))
+            batch = made[n].batch
+            batches.check(batch)
+            fills.append(list(pipeline.fill(batch).values()))
         assert (np.mean(fills, axis=0) >= 0.95).all(), np.mean(fills, axis=0)
 
 
 def test_each_epoch_holds_each_document_once_in_proportion(c, splits):
-    stream = pipeline.Stream(splits[0], c.data.shares, seed=0)
-    counts = [len(d) for d in splits[0].documents]
+    stream = mixture.Mixture(splits[0], c.data, 0, ("text", "image"))
+    counts = [source.count for source in splits[0].all]
     places = [stream.place(g) for g in range(4000)]
     for source, n in enumerate(counts):
         mine = [i for s, i in places if s == source]
@@ -92,9 +100,10 @@ def test_each_epoch_holds_each_document_once_in_proportion(c, splits):
 
 
 def test_a_source_without_documents_is_refused(c, splits):
-    empty = splits[0]._replace(documents=((), *splits[0].documents[1:]))
-    with pytest.raises(ValueError, match=r"source manual has a share of 13 and no documents"):
-        pipeline.Stream(empty, c.data.shares, 0)
+    manual, *others = splits[0].all
+    empty = splits[0]._replace(all=(manual._replace(documents=()), *others))
+    with pytest.raises(ValueError, match=r"source manual has a share of 13.0 and no documents"):
+        mixture.Mixture(empty, c.data, 0, ("text", "image"))
 
 
 def test_configurations_that_the_data_cannot_serve_are_refused():
@@ -102,13 +111,13 @@ def test_configurations_that_the_data_cannot_serve_are_refused():
     tree.unlock()
     tree.streams.image.longest = 49
     tree.streams.text.longest = 8
-    tree.data.shares.films = 1
+    tree.data.sources.films = "embedded"
     with pytest.raises(config.ConfigError) as caught:
         config.build(tree, embedded.faults)
     assert [f.split(":")[0] for f in caught.value.faults] == [
         "streams.image.longest",
         "streams.text.longest",
-        "data.shares.films",
+        "data.sources.films",
     ]
 
 

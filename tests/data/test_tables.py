@@ -172,6 +172,7 @@ def test_bad_rows_and_bad_files_of_parquet(tmp_path):
     data = whole.read_bytes()
     write(tmp_path / "in" / "a.parquet", data[:-9])
     write(tmp_path / "in" / "c.parquet", b"")
-    assert list(bad(tmp_path / "in")) == ["a.parquet", "c.parquet"]
+    write(tmp_path / "in" / "d.parquet", data.replace(b"text", b"te\xff\xff"))  # the column's name
+    assert list(bad(tmp_path / "in")) == ["a.parquet", "c.parquet", "d.parquet"]
     assert "the rest of the table, after 0 rows" in bad(tmp_path / "in")["a.parquet"]
-    assert len(read(tmp_path / "in")) == 101
+    assert len(read(tmp_path / "in")) == 102

@@ -1,0 +1,96 @@
+"""A seqio task or mixture to a dataset of records: what `mot data prepare --seqio` writes.
+
+One process reads it in seqio's own order, without shuffling, once. A restart begins anew and ends with the same bytes.
+"""
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from mot.data import prepare, seqio_bridge, tokenise
+from mot.data.raw import Part, Raw
+from mot.data.records import BYTES, SPLITS, read_json
+from mot.data.seqio_bridge import Mixture, Read
+from mot.data.tokenise import Bad
+from mot.errors import UserError
+from mot.rundir import write_atomically
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a dataset's bytes, beside the task's own."""
+
+    name: str
+    split: str
+    features: tuple[str, ...]  # () = all lists of ids
+    held_out: float  # fraction of the documents, by their content, where there is no validation split
+    longest: int  # tokens of a record; longer documents become several
+    shard: int  # documents of a block
+
+
+def export(recipe: Recipe, out: Path, most_left_out: int) -> prepare.Summary:
+    """Writes the dataset to the folder `out`; its held-out documents are the validation split, if there is one.
+
+    Raises `UserError` where the folder holds something else, and where more than `most_left_out` documents are bad.
+    """
+    if faults := list(prepare.faults(recipe)):
+        raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
+    mixture = seqio_bridge.open_(recipe.name, recipe.features)
+    digest = mixture.vocabulary.digest
+    source = {"inputs": [seqio_bridge.PREFIX + mixture.name]} | asdict(recipe) | {"features": mixture.features}
+    prepare.claim(out, json.loads(json.dumps(source | {"tokenizer": digest})))
+    if (out / "dataset.json").exists():
+        return prepare.Summary(out, read_json(out), 0)
+    for begun in (".work", "tokenizers", *SPLITS):
+        shutil.rmtree(out / begun, ignore_errors=True)
+    (out / ".work").mkdir()
+    _write_tokenizer(mixture, out / "tokenizers")
+    written, bad = [], 0
+    for block, (held_out, reads) in enumerate(_blocks(mixture, recipe)):
+        records, left_out = {split: [] for split in SPLITS}, []
+        for read in reads:
+            if read.why:
+                left_out.append(Bad(read.record.id, read.why))
+                continue
+            side = "held_out" if _is_held_out(read, held_out, recipe.held_out) else "train"
+            records[side] += tokenise.cut(read.record, read.cuts, seqio_bridge.MODALITIES, recipe.longest)
+        written.append(prepare.write_block(out, block, records, left_out, seqio_bridge.MODALITIES))
+        if (bad := bad + len(left_out)) > most_left_out:
+            raise UserError(
+                f"{bad} documents are bad, the last {left_out[-1].id}: {left_out[-1].why}; --most-left-out allows "
+                f"{most_left_out}; mend them, or raise it"
+            )
+    about = prepare.finish(source, out, written)
+    return prepare.Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
+
+
+def _blocks(mixture: Mixture, recipe: Recipe) -> Iterator[tuple[bool | None, list[Read]]]:
+    """Documents, and on which side they are; None: their content decides."""
+    validation = recipe.split != "validation" and "validation" in mixture.splits
+    splits = {recipe.split: False, "validation": True} if validation else {recipe.split: None}
+    for split, held_out in splits.items():
+        reads = track(seqio_bridge.documents(mixture, split), f"{mixture.name}, {split}")
+        while block := list(itertools.islice(reads, recipe.shard)):
+            yield held_out, block
+
+
+def _is_held_out(read: Read, held_out: bool | None, fraction: float) -> bool:
+    parts = tuple(Part(span.modality, span.data) for span in read.record.spans)
+    return tokenise.is_held_out(Raw(read.record.id, parts, held_out), fraction)
+
+
+def _write_tokenizer(mixture: Mixture, folder: Path) -> None:
+    """As `tokenise.choose` leaves it."""
+    vocabulary = mixture.vocabulary
+    folder.mkdir()
+    write_atomically(folder / "text.json", vocabulary.tokenizer.to_str())
+    with open(folder / BYTES, "wb") as file:
+        np.save(file, vocabulary.byte_lengths, allow_pickle=False)
+    chosen = {"modalities": seqio_bridge.MODALITIES, "latents": 0, "encodes": vocabulary.encodes}
+    write_atomically(folder / tokenise.CHOSEN, json.dumps(chosen))
