@@ -2,21 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
+SEQIO := .venv-seqio
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-parity lint format bench constraints clean
+.PHONY: demo test test-slow test-parity test-seqio lint format bench constraints clean
 
 demo: $(VENV)/.done
 	$(VENV)/bin/mot demo
 
 test: $(VENV)/.done
-	$(VENV)/bin/pytest -n 2 --ignore=tests/parity tests
+	$(VENV)/bin/pytest -n 2 --ignore=tests/parity --ignore=tests/seqio tests
 
 test-slow: $(VENV)/.done
-	$(VENV)/bin/pytest -m slow --ignore=tests/parity tests
+	$(VENV)/bin/pytest -m slow --ignore=tests/parity --ignore=tests/seqio tests
 
 test-parity: $(PARITY)/.done
 	$(PARITY)/bin/pytest -n 2 tests/parity
+
+test-seqio: $(SEQIO)/.done
+	$(SEQIO)/bin/pytest -n 2 tests/seqio
 
 lint: $(VENV)/.done
 	$(VENV)/bin/ruff format --check .
@@ -47,5 +51,11 @@ $(PARITY)/.done: $(INPUTS)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,parity]'
 	touch $@
 
+# TensorFlow makes it 3.5 GB.
+$(SEQIO)/.done: $(INPUTS)
+	$(PYTHON) -m venv --clear $(SEQIO)
+	$(SEQIO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,seqio]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY) .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) .cache

@@ -102,12 +102,15 @@ def _with_environment() -> None:
 
 def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Runs a command: 2 and one message for bad input, 130 or 75 after a signal that training does not answer."""
-    from mot.errors import UserError
+    from mot.errors import Hung, UserError
 
     if argv is None:
         _leave_on_signals()
     try:
         return command(argv)
+    except Hung as error:
+        print(f"mot: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"mot: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 """Prepares a dataset of records from files, or shows one: `mot data prepare`, `mot data inspect`."""
 
 import os
+import runpy
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from launch import flags, preview
 from launch.cli import guarded
-from mot.data import budgets, pipeline, prepare, sources, tokenise
+from mot.data import budgets, export, pipeline, prepare, seqio_bridge, sources, tokenise
 from mot.data.records import SPLITS, Dataset, Record, read_json
 from mot.errors import UserError
 
@@ -34,7 +35,7 @@ def _prepare(argv) -> int:
     p = flags.parser(
         "data prepare", "Tokenises documents into a dataset of records; goes on where it stopped.", PREPARE
     )
-    p.add_argument("inputs", nargs="+", help="files or folders")
+    p.add_argument("inputs", nargs="*", help="files or folders")
     p.add_argument("--out", type=Path, required=True, help="the dataset's folder")
     p.add_argument("--format", choices=FORMATS, default="auto", help="default %(default)s, by the files' names")
     p.add_argument(
@@ -61,18 +62,48 @@ def _prepare(argv) -> int:
     number("--shard", 4096, "documents in a shard")
     number("--workers", os.cpu_count() or 1, "processes")
     number("--most-left-out", 100, "bad documents, before it stops")
+    p.add_argument(
+        "--seqio",
+        default="",
+        metavar="NAME",
+        help="a seqio task or mixture in place of files; a mixture ends with its first task to end",
+    )
+    p.add_argument("--seqio-module", default="", help="what registers it, and is run: a module, or a FILE.py")
+    p.add_argument("--seqio-split", default="train", help="of it; default %(default)s")
+    p.add_argument("--seqio-features", default="", help="of it, as inputs,targets; default: all lists of ids")
     p.add_argument("--preview", action="store_true", help="also draw a page of documents, OUT/preview.png")
     options = vars(p.parse_args(argv))
     out, workers, most, wants = (options.pop(k) for k in ("out", "workers", "most_left_out", "preview"))
+    seqio = {key: options.pop(key) for key in ("seqio", "seqio_module", "seqio_split", "seqio_features")}
+    if bool(options["inputs"]) == bool(seqio["seqio"]):
+        p.error("give files or folders, or --seqio=NAME")
     options |= {"inputs": tuple(options["inputs"]), "content": tuple(options["content"])}
-    recipe = prepare.Recipe(**options)
-    summary = prepare.prepare(recipe, out, workers, most)
+    if seqio["seqio"]:
+        summary = _export(**seqio, options=options, out=out, most=most)
+    else:
+        summary = prepare.prepare(prepare.Recipe(**options), out, workers, most)
     if not summary.documents:
         print(f"{out} is already whole")
     _print_summary(out, summary.about)
     if wants:
         print(f"preview: {_preview(out, 'train', range(12))}")
     return 0
+
+
+def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most) -> prepare.Summary:
+    if unfit := [flag for flag in ("content", "separator", "like", "tokenizer") if options[flag]]:
+        raise UserError(f"--{unfit[0]} is for files; --seqio={seqio} brings its own; give one of the two")
+    seqio_bridge.require()
+    if seqio_module:
+        try:  # the user's own code, as a configuration's file is
+            runpy.run_path(seqio_module) if seqio_module.endswith(".py") else __import__(seqio_module)
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"--seqio-module={seqio_module}: {error!r}; name a FILE.py, or a module that Python finds (PYTHONPATH)"
+            ) from error
+    features = tuple(key for key in seqio_features.split(",") if key)
+    sizes = {key: options[key] for key in ("held_out", "longest", "shard")}
+    return export.export(export.Recipe(seqio, seqio_split, features, **sizes), out, most)
 
 
 def _print_summary(folder: Path, about: dict) -> None:

@@ -245,7 +245,7 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     peak = metrics.matmul_peak(mesh, config.model.dtype)
     writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest})
     packed, waited = _timed(incoming)
-    for line in budgets.advice(config, training):
+    for line in [*budgets.advice(config, training), *sources.remarks(config)]:
         live.say(f"warning: {line}")
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
     placed = (state_shardings(config, mesh), None)

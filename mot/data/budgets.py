@@ -57,12 +57,16 @@ def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
     """
     present = mean_M > 0
     whole = present & (units_M > 1)
+    free = present & ~whole
     found = None
     for total in np.arange(length, length // 2, -max(length // 400, 1)):
         ideal = mean_M / mean_M.sum() * total
-        budget = np.where(whole, np.maximum(np.round(ideal / units_M), 1) * units_M, ideal)
-        rate = (budget[whole] / mean_M[whole]).min() if whole.any() else total / mean_M.sum()
-        budget = np.where(present & ~whole, mean_M * rate, budget)
+        budget = np.where(whole, np.maximum(np.round(ideal / np.maximum(units_M, 1)), 1) * units_M, ideal)
+        if free.any() and (rest := total - budget[whole].sum()) > 0:
+            rate = rest / mean_M[free].sum()  # documents a row
+            if whole.any():
+                rate = min(rate, (budget[whole] / mean_M[whole]).min())
+            budget = np.where(free, mean_M * rate, budget)
         budget = np.array([b if w else _rounded(b) for b, w in zip(budget, whole, strict=True)])
         worst = np.floor(200 * bounds(budget, mean_M, units_M)[present].min())
         if budget.sum() <= length and (found is None or (worst, budget.sum()) > found[0]):
@@ -73,11 +77,14 @@ def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
 
 
 def bounds(budgets_M, mean_M, units_M) -> np.ndarray:
-    """`[M]` the fraction of each budget that any packing can fill in the long run, where every document is placed."""
+    """`[M]` the fraction of each budget that any packing can fill in the long run, where every document is placed.
+
+    1 for a stream of which the mixture has nothing.
+    """
     usable = budgets_M // np.maximum(units_M, 1) * np.maximum(units_M, 1)
     used = mean_M > 0
     rate = (usable[used] / mean_M[used]).min()  # documents a row
-    return np.where(budgets_M > 0, rate * mean_M / np.maximum(budgets_M, 1), 1.0)
+    return np.where(used, rate * mean_M / np.maximum(budgets_M, 1), 1.0)
 
 
 def advice(config: Config, sources: Sources) -> list[str]:

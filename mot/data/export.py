@@ -1,6 +1,7 @@
 """A seqio task or mixture to a dataset of records: what `mot data prepare --seqio` writes.
 
-One process reads it in seqio's own order, without shuffling, once. A restart begins anew and ends with the same bytes.
+One process reads it in seqio's own order, without shuffling, once; a mixture ends where seqio ends it, with the first of
+its tasks that ends. A restart begins anew, and ends with the same bytes.
 """
 
 import itertools
@@ -39,7 +40,7 @@ def export(recipe: Recipe, out: Path, most_left_out: int) -> prepare.Summary:
 
     Raises `UserError` where the folder holds something else, and where more than `most_left_out` documents are bad.
     """
-    if faults := list(prepare.faults(recipe)):
+    if faults := list(_faults(recipe)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
     mixture = seqio_bridge.open_(recipe.name, recipe.features)
     digest = mixture.vocabulary.digest
@@ -68,6 +69,14 @@ def export(recipe: Recipe, out: Path, most_left_out: int) -> prepare.Summary:
             )
     about = prepare.finish(source, out, written)
     return prepare.Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
+
+
+def _faults(recipe: Recipe) -> Iterator[str]:
+    for key, least in dict(longest=256, shard=1).items():
+        if getattr(recipe, key) < least:
+            yield f"--{key}={getattr(recipe, key)}; must be {least} or more; raise it"
+    if not 0 <= recipe.held_out < 1:
+        yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
 
 
 def _blocks(mixture: Mixture, recipe: Recipe) -> Iterator[tuple[bool | None, list[Read]]]:

@@ -77,11 +77,13 @@ class Plan:
     It depends on the documents' lengths alone, so every host makes the same one. A row starts with the document that
     has waited longest, so none starves; then documents that need several streams, being harder to place; then whatever
     leaves least room. A document longer than `longest` is cut where it may be: into pieces as long as that allows, and
-    where room is left over, into what fills it.
+    where room is left over, into what fills it. Where much is left over, so is a shorter one of a single stream: a
+    caption stays with its image.
     """
 
     SHORTEST = 16  # tokens that are worth a further cut
     TRIED = 16  # documents that are tried for one
+    MUCH = 1 / 64  # of a budget
     MOST_DROPPED = 1000  # pieces, in one row; more are no accident
 
     def __init__(
@@ -122,7 +124,7 @@ class Plan:
         for i, w in enumerate(self.waiting):
             if i not in chosen:
                 after.append(w)
-            elif w.cuts is not None and chosen[i].end < w.cuts[-1, 0]:
+            elif chosen[i].end < (w.piece.end if w.cuts is None else w.cuts[-1, 0]):
                 rest = self._next_piece(w.piece.g, chosen[i].end)
                 after += [rest] if rest is not None else []
         self.waiting = after
@@ -152,12 +154,14 @@ class Plan:
         if room.max() < self.SHORTEST:
             return None
         best, tried = None, 0
+        much = (room > self.MUCH * self.budgets).any()
         for i, w in enumerate(self.waiting):
-            if i in chosen or w.cuts is None:
+            if i in chosen or (w.cuts is None and not (much and np.count_nonzero(w.lengths) == 1)):
                 continue
             if (tried := tried + 1) > self.TRIED:
                 break
-            cut = _longest_within(w.cuts, w.piece.begin, room)
+            cuts = self.documents.cuts(w.piece.g) if w.cuts is None else w.cuts
+            cut = _longest_within(cuts, w.piece.begin, room)
             if cut is not None and cut[1].sum() >= self.SHORTEST and (best is None or cut[1].sum() > best[2].sum()):
                 best = i, Piece(w.piece.g, w.piece.begin, cut[0]), cut[1]
         return best

@@ -18,7 +18,7 @@ from mot.batch import Batch
 from mot.config import Config
 from mot.data.mixture import Mixture, Sources
 from mot.data.packing import Document, Plan, cut, pack
-from mot.errors import UserError
+from mot.errors import Hung, UserError
 
 
 class LeftOut(NamedTuple):
@@ -110,8 +110,8 @@ class Batches:
 def iterate(batches: Batches, start: int, workers: int = 0, timeout: float = 600.0) -> Iterator[Packed]:
     """Batches from `start` on, made ahead by a thread of grain's, or by so many worker processes.
 
-    Raises `UserError` when the next batch is not there after `timeout` seconds, or as soon as a worker has died; the
-    stacks of all threads and workers then go to stderr.
+    Raises `Hung` when the next batch is not there after `timeout` seconds, or as soon as a worker has died; the stacks
+    of all threads and workers then go to stderr.
     """
     # One thread: the plan is sequential.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -182,10 +182,11 @@ def _next(ready, timeout, workers, others):
         if child.is_alive():
             os.kill(pid, signal.SIGUSR1)
     faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+    time.sleep(0.5)  # for the workers to write
+    for child in workers.values():
+        child.kill()
     what = f"data worker {dead[0]} died" if dead else f"no batch came in {timeout:g} s (data.timeout)"
-    raise UserError(
-        f"{what}; the stacks are above; the run's newest checkpoint is whole: the same command resumes, exactly"
-    )
+    raise Hung(f"{what}; the stacks are above; the run's newest checkpoint is whole: the same command resumes, exactly")
 
 
 def fill(batch: Batch) -> dict[str, float]:

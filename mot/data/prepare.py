@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
 
 from mot.data import readers, tokenise
 from mot.data.raw import Raw
 from mot.data.records import FORMAT, SPLITS, Record, Shard, file_digest, lengths, read_json, write_shard
-from mot.data.tokenise import Bad, Tools
+from mot.data.tokenise import Bad, Tools, weight_of
 from mot.errors import UserError
 from mot.rundir import write_atomically
 
@@ -137,46 +139,53 @@ def _blocks(recipe, out, read, workers, most_left_out) -> list[Written]:
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
-    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     written: list[Written] = []
-    with Progress(*columns, TextColumn("documents"), TimeRemainingColumn()) as progress:
+    with Progress(*columns, TextColumn("documents"), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(out.name, total=total)
-        pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, out))
-        try:
-            waiting: list[tuple[int, Future]] = []
-
-            def collect():
-                documents, future = waiting.pop(0)
-                written.append(future.result())
-                progress.update(task, advance=documents)
-                if (bad := sum(len(w.left_out) for w in written)) > most_left_out:
-                    last = next(w.left_out[-1] for w in reversed(written) if w.left_out)
-                    raise UserError(
-                        f"{bad} documents are bad, the last {last.id}: {last.why}; --most-left-out allows "
-                        f"{most_left_out}; mend them, or raise it; what is done stays done"
-                    )
-
-            for block, raws in enumerate(_blocks_of(read(), recipe.shard)):
-                waiting.append((len(raws), pool.submit(_block, block, raws)))
-                if len(waiting) > 2 * workers:
-                    collect()
-            while waiting:
-                collect()
-        except BrokenProcessPool:
-            raise UserError(
-                f"a worker died, perhaps for want of memory; run the same command again, with fewer --workers than "
-                f"{workers}: it goes on where it was"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for documents, block in _in_order(recipe, out, _blocks_of(read(), recipe.shard), workers):
+            written.append(block)
+            progress.update(task, advance=documents)
+            if (bad := sum(len(w.left_out) for w in written)) > most_left_out:
+                last = next(w.left_out[-1] for w in reversed(written) if w.left_out)
+                raise UserError(
+                    f"{bad} documents are bad, the last {last.id}: {last.why}; --most-left-out allows "
+                    f"{most_left_out}; mend them, or raise it; what is done stays done"
+                )
     return written
+
+
+def _in_order(recipe, out, blocks, workers) -> Iterator[tuple[int, Written]]:
+    """What workers tell of each block, and its documents; few blocks are in flight at a time."""
+    if workers == 1:  # here
+        _begin(recipe, out)
+        for number, raws in enumerate(blocks):
+            yield len(raws), _block(number, raws)
+        return
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, out))
+    waiting: deque[tuple[int, Future]] = deque()
+    first = lambda: (waiting[0][0], waiting.popleft()[1].result())
+    try:
+        for number, raws in enumerate(blocks):
+            waiting.append((len(raws), pool.submit(_block, number, raws)))
+            if len(waiting) > 2 * workers:
+                yield first()
+        while waiting:
+            yield first()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker died, perhaps for want of memory; run the same command again, with fewer --workers than "
+            f"{workers}: it goes on where it was"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _blocks_of(raws: Iterator[Raw], most: int) -> Iterator[list[Raw]]:
     block, weight = [], 0
     for raw in raws:
         block.append(raw)
-        weight += sum(len(part.content) if isinstance(part.content, bytes | str) else 0 for part in raw.parts)
+        weight += sum(weight_of(part) for part in raw.parts)
         if len(block) >= most or weight >= HEAVIEST:
             yield block
             block, weight = [], 0
@@ -190,6 +199,7 @@ _worker: tuple[Recipe, Path, Tools] | None = None  # of this worker process, set
 def _begin(recipe: Recipe, out: Path) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
+    threadpool_limits(1)  # small products on two threads take up to a hundred times as long
     _worker = recipe, out, tokenise.load(out / "tokenizers")
 
 

@@ -1,5 +1,6 @@
 """What people have, as documents: one ordered, deterministic stream in bounded memory for each format."""
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -68,11 +69,16 @@ def read(
     if not inputs:
         raise UserError("no input; name at least one file or folder")
     if format == "auto":
-        format = detect(inputs)
+        with _told():
+            format = detect(inputs)
     if separator and format != "text":
         raise UserError(f"separator {separator!r}: the input is read as {format}; only text has one; leave it out")
     content = [content] if isinstance(content, str) else list(content)
     parse(content)
+    return _streamed(_documents(inputs, format, content, separator))
+
+
+def _documents(inputs: list[Path], format: str, content: Sequence[str], separator: str) -> Iterator[Raw]:
     match format:
         case "jsonl":
             return _jsonl(inputs, content)
@@ -89,6 +95,20 @@ def read(
         case "npz":
             return arrays.npz(inputs, content)
     raise UserError(f"format {format!r}: allowed are auto, {', '.join(FORMATS)}; choose one")
+
+
+@contextlib.contextmanager
+def _told():
+    """What the system refuses, as a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; make it readable, or leave it out of the input") from None
+
+
+def _streamed(found: Iterator[Raw]) -> Iterator[Raw]:
+    with _told():
+        yield from found
 
 
 def detect(inputs: Sequence[Path]) -> str:

@@ -282,7 +282,7 @@ class Dataset:
 
     def totals(self) -> np.ndarray:
         """`[M]` tokens of all documents by modality."""
-        return np.asarray(self.lengths, np.int64).sum(0)
+        return self.lengths.sum(0, dtype=np.int64)
 
     def lengths_of(self, i: int) -> np.ndarray:
         return self.lengths[i]

@@ -4,6 +4,7 @@ Tasks are registered by whoever owns them: by a module that the configuration's 
 --seqio-module` names. Here they are looked up, read in their own order without shuffling, and never packed or padded.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -39,10 +40,8 @@ def require() -> tuple[Any, Any]:
         raise UserError(
             f"seqio cannot be imported ({error}); it is an extra: pip install -c constraints.txt -e '.[seqio]'"
         ) from None
-    try:
-        tensorflow.config.set_visible_devices([], "GPU")  # its memory is JAX's
-    except RuntimeError:  # whoever registered the task has used TensorFlow before
-        pass
+    with contextlib.suppress(RuntimeError):  # whoever registered the task may have used TensorFlow before
+        tensorflow.config.set_visible_devices([], "GPU")  # their memory is JAX's
     return seqio, tensorflow
 
 
@@ -251,20 +250,20 @@ class Stream:
             self.count = self._next
 
     def _begin(self) -> None:
-        self._held: dict[int, tuple[Record, np.ndarray]] = {}  # the first has not been asked for for longest
+        self._held: dict[int, tuple[Read, np.ndarray]] = {}  # with atoms; the one asked for longest ago is first
         self._tokens = 0  # that these have
         self._next = 0  # the next document to be read
         self._documents = documents(self.mixture, self.split, endless=True) if self.count is None else iter(())
 
     def _hold(self, read: Read) -> None:
-        self._held[self._next] = read.record, atoms(read.record, MODALITIES, read.cuts)
-        self._tokens += sum(len(span.data) for span in read.record.spans)
+        self._held[self._next] = read, atoms(read.record, MODALITIES, read.cuts)
+        self._tokens += int(self._held[self._next][1][:, 1].sum())
         self._next += 1
         while self.count is None and self._tokens > HELD and len(self._held) > FEWEST:
-            record, _ = self._held.pop(next(iter(self._held)))
-            self._tokens -= sum(len(span.data) for span in record.spans)
+            _, dropped = self._held.pop(next(iter(self._held)))
+            self._tokens -= int(dropped[:, 1].sum())
 
-    def _get(self, i: int) -> tuple[Record, np.ndarray]:
+    def _get(self, i: int) -> tuple[Read, np.ndarray]:
         if i not in self._held and i < self._next:
             self._begin()
         while i >= self._next:
@@ -285,7 +284,10 @@ class Stream:
         return self._get(i)[1]
 
     def __getitem__(self, i: int) -> Record:
-        return self._get(i)[0]
+        read = self._get(i)[0]
+        if read.why:
+            raise ValueError(f"{read.record.id}: {read.why}")
+        return read.record
 
     def totals(self) -> np.ndarray:
         """Zeros where it is endless: nobody has counted."""
@@ -297,7 +299,7 @@ class Stream:
         provider, first = self.mixture.provider, hashlib.sha256()
         tasks = getattr(provider, "tasks", [])
         for i in range(PROBED):
-            first.update(b"".join(span.data.tobytes() + b";" for span in self[i].spans))
+            first.update(b"".join(span.data.tobytes() + b";" for span in self._get(i)[0].record.spans))
         rates = [[task.name, float(provider.get_rate(task))] for task in tasks]
         versions = [seqio.__version__, tensorflow.__version__]
         return [self.mixture.name, self.mixture.features, json.dumps(rates), self.split, versions, first.hexdigest()]

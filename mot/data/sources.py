@@ -9,10 +9,11 @@ import fsspec
 import numpy as np
 
 from mot.config import Config, reads
-from mot.data import embedded
+from mot.data import embedded, seqio_bridge
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
-from mot.data.records import BYTES, Dataset, Layout, files, read_json, render
+from mot.data.records import BYTES, SPLITS, Dataset, Layout, files, read_json, render
+from mot.data.seqio_bridge import Stream
 from mot.errors import UserError
 from mot.tokenizers.text import cache_folder
 
@@ -22,7 +23,7 @@ EMBEDDED = "embedded"
 class Records:
     """A split of a dataset as a source: the spans of its modalities travel in the streams of those modalities."""
 
-    def __init__(self, name: str, index: int, dataset: Dataset, layout: Layout, streams: int):
+    def __init__(self, name: str, index: int, dataset: Dataset | Stream, layout: Layout, streams: int):
         self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
         self.count = dataset.count
         place = {modality: stream for modality, stream, _, _ in layout.streams}
@@ -34,7 +35,7 @@ class Records:
         )
 
     def lengths(self, i: int) -> np.ndarray:
-        return self._by_stream(self.dataset.lengths[i])
+        return self._by_stream(self.dataset.lengths_of(i))
 
     def _by_stream(self, by_modality) -> np.ndarray:
         result = np.zeros(self.streams, np.int64)
@@ -67,7 +68,7 @@ class Records:
 
     @cached_property
     def _totals(self) -> np.ndarray:
-        return self._by_stream(self.dataset.lengths.sum(0, dtype=np.int64))
+        return self._by_stream(self.dataset.totals())
 
     def totals(self) -> np.ndarray:
         return self._totals
@@ -89,13 +90,36 @@ def faults(config):
         return
     known = {}
     for name, address in addresses.items():
+        if config.data.workers and seqio_bridge.is_address(address):
+            yield (
+                f"data.workers: {config.data.workers}; {address} is read by one process; set it to 0, or export it: "
+                "`mot data prepare --seqio`"
+            )
         try:
-            known[name] = read_json(local(address, whole=False))
+            known[name] = _about(address)
         except (UserError, OSError) as error:
             yield f"data.sources.{name}: {address!r}; {error}"
     yield from _tokenizer_faults(known)
     for name, about in known.items():
         yield from _dataset_faults(config, name, about)
+
+
+def _about(address) -> dict:
+    """What dataset.json says, as far as there is one."""
+    if seqio_bridge.is_address(address):
+        return seqio_bridge.open_(address).about()
+    return read_json(local(address, whole=False))
+
+
+def remarks(config: Config) -> list[str]:
+    """What a run should be told of its sources."""
+    return [
+        f"data.sources.{name}: {address} is not elastic: one process reads it (of several, each all of it), in its own "
+        "order, and after a resume from its beginning, for which data.timeout must do; `mot data prepare --seqio` "
+        "exports it, which does away with all of that"
+        for name, address in config.data.sources.items()
+        if seqio_bridge.is_address(address)
+    ]
 
 
 def _tokenizer_faults(known):
@@ -142,19 +166,31 @@ def open_(config: Config) -> tuple[Sources, Sources]:
     parts: dict[str, list[Source]] = {"train": [], "held_out": []}
     digest, byte_lengths = hashlib.sha256(), np.zeros(config.vocab, np.int64)
     for n, (name, address) in enumerate(config.data.sources.items()):
-        folder = local(address)
-        about = read_json(folder)
+        about, datasets, bytes_, identity = _opened(address, config.data.verify)
         streams = tuple((m, index[m][0], index[m][1].first_id, index[m][1].ids) for m in about["modalities"])
         fixed = tuple(m for m, tokenizer in about["tokenizers"].items() if tokenizer.get("tokens"))
         layout = Layout(streams, about["tokenizers"]["text"]["special"], fixed)
         for split, sources in parts.items():
-            dataset = Dataset(folder, split, config.data.verify)
-            sources.append(Records(name, n, dataset, layout, len(config.streams)))
+            sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
         stream = index["text"][1]
-        byte_lengths[stream.first_id : stream.first_id + stream.ids] = bytes_of_ids(folder, about)
-        digest.update(json.dumps([name, sorted(files(about))]).encode())
+        byte_lengths[stream.first_id : stream.first_id + stream.ids] = bytes_
+        digest.update(json.dumps([name, identity]).encode())
     both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16]) for sources in parts.values()]
     return both[0], both[1]
+
+
+def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | Stream], np.ndarray, list]:
+    """What is said of a source, its splits, the bytes that its text's ids stand for, and what tells it from others."""
+    if seqio_bridge.is_address(address):
+        mixture = seqio_bridge.open_(address)
+        training = Stream(mixture, "train")
+        held_out = Stream(mixture, "validation", seqio_bridge.MOST_HELD_OUT)
+        splits = dict(zip(SPLITS, (training, held_out), strict=True))
+        return mixture.about(), splits, mixture.vocabulary.byte_lengths, training.identity()
+    folder = local(address)
+    about = read_json(folder)
+    splits = {split: Dataset(folder, split, verify) for split in SPLITS}
+    return about, splits, bytes_of_ids(folder, about), sorted(files(about))
 
 
 def bytes_of_ids(folder: Path, about: dict) -> np.ndarray:

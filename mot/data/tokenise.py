@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.console import Console
 from tokenizers import Tokenizer
 
 from mot.data import media
@@ -52,7 +53,9 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
     if (folder / CHOSEN).exists():
         return
     folder.mkdir(exist_ok=True)
-    kinds, width, corpus, pictures, clips = _look(recipe, read)
+    console = Console(stderr=True)
+    with console.status("looking at the first documents"):
+        kinds, width, corpus, pictures, clips = _look(recipe, read)
     modalities = ["text", *(kind for kind in ("image", "audio", "latents") if kind in kinds)]
     like = Path(recipe.like) / "tokenizers" if recipe.like else None
     if like and (like / CHOSEN).is_file() and not json.loads((like / CHOSEN).read_text()).get("encodes", True):
@@ -64,16 +67,18 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
             if like and all((like / name).is_file() for name in FILES.get(modality, ("",))):
                 for name in FILES[modality]:
                     shutil.copyfile(like / name, folder / name)
-            elif modality == "text":
-                if like:
-                    raise UserError(f"--like={recipe.like}: no dataset with a text tokenizer; name one")
-                _choose_text(recipe, folder, corpus, modalities)
-            elif modality == "image":
-                made = images.fit_image(pictures, recipe.image_side, recipe.image_patch, recipe.image_ids)
-                images.save(made, folder / "image.npz")
-            elif modality == "audio":
-                made = audios.fit_audio(clips, recipe.audio_rate, ids=recipe.audio_ids)
-                audios.save(made, folder / "audio.npz")
+                continue
+            if like and modality == "text":
+                raise UserError(f"--like={recipe.like}: no dataset with a text tokenizer; name one")
+            with console.status(f"learning the {modality} tokenizer"):
+                if modality == "text":
+                    _choose_text(recipe, folder, corpus, modalities)
+                elif modality == "image":
+                    made = images.fit_image(pictures, recipe.image_side, recipe.image_patch, recipe.image_ids)
+                    images.save(made, folder / "image.npz")
+                elif modality == "audio":
+                    made = audios.fit_audio(clips, recipe.audio_rate, ids=recipe.audio_ids)
+                    audios.save(made, folder / "audio.npz")
     except UserError:
         raise
     except ValueError as error:
@@ -87,7 +92,7 @@ def _look(recipe, read):
     """What the first documents hold: kinds, the width of latents, text, and media as they are asked for."""
     first, heavy = [], 0
     for raw in itertools.islice(read(), recipe.sample):
-        heavy += sum(len(part.content) for part in raw.parts if isinstance(part.content, str | bytes))
+        heavy += sum(weight_of(part) for part in raw.parts)
         if heavy > HEAVIEST:
             break
         if not raw.bad and not is_held_out(raw, recipe.held_out):
@@ -109,6 +114,11 @@ def _look(recipe, read):
     pictures = itertools.islice(_good(media.image, parts("image")), PICTURES)
     clips = itertools.islice(_good(media.audio, parts("audio"), rates=True), CLIPS)
     return kinds, width, corpus, pictures, clips
+
+
+def weight_of(part: Part) -> int:
+    """Bytes that a part takes in memory, about; what is still in a file takes none."""
+    return getattr(part.content, "nbytes", 0) or (0 if isinstance(part.content, Path) else len(part.content))
 
 
 def _good(decode, parts: Iterable[Part], rates: bool = False):

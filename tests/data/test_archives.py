@@ -1,4 +1,5 @@
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -49,6 +50,8 @@ def test_hostile_and_broken_members_make_their_sample_bad(tmp_path, monkeypatch)
     monkeypatch.setattr(readers, "MAX_MEMBER", 5000)
     monkeypatch.setattr(readers, "MAX_SAMPLE", 8000)
     before = sorted(tmp_path.parent.rglob("*"))
+    sparse = special("u.txt", tarfile.REGTYPE)
+    sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "4000"}  # 4,000 zeros from no byte
     cases = [
         ([("../evil.txt", b"x")], "leaves the archive"),
         ([("b/../../evil.txt", b"x")], "leaves the archive"),
@@ -71,6 +74,7 @@ def test_hostile_and_broken_members_make_their_sample_bad(tmp_path, monkeypatch)
         ([("r.jpg", b"x")], "no text among jpg, image"),
         ([("s.cls", b"x")], "no text among its members"),
         ([("t.txt", b"")], "an empty document"),
+        ([sparse], "a link, device"),
         ([("good0.jpg", b"x")], "came before"),
     ]
     members = [m for i, (case, _) in enumerate(cases) for m in ((f"good{i}.txt", b"good"), *case)]
@@ -82,6 +86,15 @@ def test_hostile_and_broken_members_make_their_sample_bad(tmp_path, monkeypatch)
         assert expected in r.bad
         assert r.id.startswith("a.tar:")
     assert sorted(tmp_path.parent.rglob("*")) == sorted([*before, archive])  # nothing was extracted
+
+
+def test_an_archive_of_many_members_stays_small_in_memory(tmp_path):
+    members = [(f"{i}.{suffix}", b"words") for i in range(3000) for suffix in ("cls", "txt")]
+    archive = tar(tmp_path / "a.tar", *members)
+    tracemalloc.start()
+    assert sum(not r.bad for r in readers.read([archive])) == 3000
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])

@@ -137,6 +137,8 @@ def test_inputs_that_are_not_there_or_not_clear(tmp_path):
     write(tmp_path / "c.docx", b"")
     write(tmp_path / ".hidden" / "a.jsonl", b"")
     write(tmp_path / "empty" / ".a.jsonl", b"")
+    (tmp_path / ".dangling").mkdir()
+    os.symlink(tmp_path / "none", tmp_path / ".dangling" / "a.jsonl")
     file = write_lines(tmp_path / "f" / "a.jsonl", {"text": "a"})
     allowed = "jsonl, folder, parquet, webdataset, text, npz"
     for inputs, options, message in (
@@ -151,6 +153,7 @@ def test_inputs_that_are_not_there_or_not_clear(tmp_path):
         ([file], {"separator": "--"}, "read as jsonl; only text has one"),
         ([file], {"format": "text", "content": ["text:x"]}, "plain text has no fields"),
         ([file, file.parent], {}, "given twice"),
+        ([tmp_path / ".dangling"], {}, "a.jsonl: No such file or directory; make it readable"),
         ([file], {"format": "npz"}, "JSON lines without arrays"),
     ):
         with pytest.raises(UserError, match=message):
@@ -221,8 +224,10 @@ def test_wrong_utf8_makes_one_document_bad(tmp_path):
         ("A sentence.\nAnother one, longer\n", "\n"),
         ("A sentence. ", ". "),
         ("word ", " "),
-        ("漢字", ""),
-        ("🙂", ""),
+        ("漢字", ""),  # 65,536 bytes end one, two and three bytes into a character
+        ("漢🙂", ""),
+        ("🙂🙂漢", ""),
+        ("é", ""),
     ],
 )
 def test_a_long_text_is_cut_where_it_may_be(tmp_path, unit, ends):

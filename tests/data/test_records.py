@@ -182,7 +182,10 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
         (lambda a: {k: v for k, v in a.items() if k != "splits"}, "it lacks 'splits'"),
         (lambda a: a | {"modalities": ["image", "text"]}, "text must come first"),
         (lambda a: [a], "damaged or foreign"),
-        (lambda a: a | {"tokenizers": {"text": a["tokenizers"]["text"] | {"special": {}}}}, "tokenizer lacks <boi>, <bos>"),
+        (
+            lambda a: a | {"tokenizers": {"text": a["tokenizers"]["text"] | {"special": {}}}},
+            "tokenizer lacks <boi>, <bos>",
+        ),
         (lambda a: a | {"tokenizers": {"text": a["tokenizers"]["text"] | {"ids": "7"}}}, "must be integers"),
     ],
 )

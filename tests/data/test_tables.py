@@ -139,15 +139,20 @@ def test_parquet_of_text_audio_and_latents(tmp_path):
 
 
 def test_columns_of_parquet_that_do_not_fit(tmp_path):
-    file = table(tmp_path / "a.parquet", {"image": ["a.png"], "text": [1], "caption": [["a", "b"]], "pixels": [[1.0]]})
+    columns = {"image": ["a.png"], "text": [1], "caption": [["a", "b"]], "pixels": [[1.0]], "words": [{"bytes": "x"}]}
+    file = table(tmp_path / "a.parquet", columns)
     for content, message in (
         (["text:text"], r"column 'text' is int64; text needs a string"),
         (["text:n {text}"], r"column 'text' is int64; text needs a string"),
         (["text:caption"], r"column 'caption' is list<.*string>; text needs a string"),
         (["image:image"], r"column 'image' is string; image needs binary or a struct of bytes"),
         (["audio:pixels"], r"column 'pixels' is list<.*double>; audio needs binary"),
+        (["image:words"], r"column 'words' is struct<bytes: string>; image needs binary or a struct"),
         (["latents:text"], r"column 'text' is int64; latents needs .npy files"),
-        (["text:title"], r"a.parquet: content names 'title'; its fields are image, text, caption, pixels; say which"),
+        (
+            ["text:title"],
+            r"a.parquet: content names 'title'; its fields are image, text, caption, pixels, words; say which",
+        ),
         (["text:pixels|image:pixels"], r"uses the field 'pixels' as image and as text|as text and as image"),
     ):
         with pytest.raises(UserError, match=message):

@@ -64,12 +64,19 @@ def test_as_many_ids_as_rows_differ_give_those_rows_and_more_are_refused():
         codebook.fit(rows, 5, "rows")
 
 
-def test_codes_are_all_different_even_where_rounding_makes_them_equal():
-    rows = np.random.default_rng(3).integers(0, 2, (300, 12), np.uint8)  # means of zeros and ones round to few codes
-    for ids in range(1, 60, 4):
+def test_codes_that_rounding_makes_equal_give_way_to_the_rows_served_worst(monkeypatch):
+    class Rounded(codebook.KMeans):
+        def fit(self, x, sample_weight):
+            self.cluster_centers_ = np.linspace([1, 1], [1.4, 1.4], self.n_clusters)
+            return self
+
+    monkeypatch.setattr(codebook, "KMeans", Rounded)
+    rows = np.array([[x, y] for x in range(5) for y in range(5)], np.uint8)
+    for ids in range(1, 26):
         codes = codebook.fit(rows, ids, "rows")
-        codebook.check(codes, 12)
+        codebook.check(codes, 2)
         assert len(codes) == ids
+    np.testing.assert_array_equal(codebook.fit(rows, 2, "rows"), [[1, 1], [4, 4]])
 
 
 def test_k_means_finds_groups():

@@ -1,0 +1,257 @@
+"""From users' files to a dataset, and from there to training."""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mot.data import prepare, readers, tokenise
+from mot.data.prepare import Recipe
+from mot.data.records import SPLITS, Dataset, read_json
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = Recipe(
+    inputs=(),
+    format="jsonl",
+    content=(),
+    separator="",
+    like="",
+    tokenizer="",
+    text_ids=300,
+    image_side=8,
+    image_patch=2,
+    image_ids=12,
+    audio_rate=8000,
+    audio_ids=8,
+    held_out=0.2,
+    longest=256,
+    sample=1000,
+    shard=8,
+)
+
+
+def write_inputs(folder, documents=40, bad=()):
+    """Interleaved documents of text and pictures; those that are `bad` have no picture where they say."""
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), []
+    for i in range(documents):
+        Image.fromarray(rng.integers(0, 256, (9, 11, 3), np.uint8)).save(folder / f"{i}.png")
+        text = " ".join(f"Picture number {i}, said {word} times. It goes on." for word in range(rng.integers(1, 20)))
+        image = "nowhere.png" if i in bad else f"{i}.png"
+        content = [{"text": text}, {"image": image}, {"text": "And so it ends <eos>."}][: 1 + i % 3]
+        lines.append(json.dumps({"id": f"doc{i}", "content": content}))
+    (folder / "all.jsonl").write_text("\n".join(lines) + "\n")
+    return dataclasses.replace(SMALL, inputs=(str(folder / "all.jsonl"),))
+
+
+def contents(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "recipe.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A dataset, its recipe and where it lies."""
+    folder = tmp_path_factory.mktemp("prepared")
+    recipe = write_inputs(folder / "in")
+    return recipe, folder / "out", prepare.prepare(recipe, folder / "out", 1, 0)
+
+
+def test_documents_come_out_as_they_went_in(made):
+    recipe, out, summary = made
+    tools = tokenise.load(out / "tokenizers")
+    assert tools.modalities == ("text", "image")
+    raws = {raw.id: raw for raw in readers.read([Path(recipe.inputs[0])], "jsonl")}
+    seen = {}
+    for split in SPLITS:
+        dataset = Dataset(out, split)
+        for i in range(dataset.count):
+            record = dataset[i]
+            name, _, number = record.id.partition("#")
+            assert int(number or 0) == len(seen.setdefault(name, [])), "parts come in order"
+            seen[name].append((split, record))
+            tokens = {m: sum(len(s.data) for s in record.spans if s.modality == m) for m in tools.modalities}
+            images = sum(s.modality == "image" for s in record.spans)
+            assert dataset.lengths[i].tolist() == [tokens["text"] + 2 + 2 * images, tokens["image"]]
+            assert dataset.atoms_of(i)[:, 1].sum() == sum(tokens.values()) <= recipe.longest
+    assert seen.keys() == raws.keys()
+    for name, parts in seen.items():
+        assert len({split for split, _ in parts}) == 1, "a document is on one side"
+        spans = [span for _, record in parts for span in record.spans if span.modality == "text"]
+        text = "".join(tools.text.decode(span.data.tolist()) for span in spans)
+        assert text == "".join(part.content for part in raws[name].parts if part.kind == "text")
+    counts = {split: summary.about["splits"][split]["documents"] for split in SPLITS}
+    assert counts["train"] > counts["held_out"] > 0
+    assert any(len(parts) > 1 for parts in seen.values()), "no document was longer than `longest`"
+
+
+def test_text_that_spells_a_special_token_is_text(made):
+    _, out, _ = made
+    about = read_json(out)
+    special = set(about["tokenizers"]["text"]["special"].values())
+    dataset = Dataset(out, "train")
+    for i in range(dataset.count):
+        for modality, data in dataset[i].spans:
+            assert modality != "text" or not special & set(data.tolist())
+
+
+def test_the_same_command_finds_all_done_and_another_is_refused(made):
+    recipe, out, summary = made
+    again = prepare.prepare(recipe, out, 1, 0)
+    assert (again.documents, again.about) == (0, json.loads(json.dumps(summary.about)))
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"was begun otherwise \(shard 8 -> 9\); nothing was overwritten"):
+        prepare.prepare(dataclasses.replace(recipe, shard=9), out, 1, 0)
+    assert contents(out) == before
+
+
+def test_a_folder_that_holds_something_else_is_not_touched(made, tmp_path):
+    recipe, _, _ = made
+    (tmp_path / "photo.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds something else; nothing was overwritten; choose another --out"):
+        prepare.prepare(recipe, tmp_path, 1, 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.txt"]
+
+
+def test_any_number_of_processes_gives_the_same_bytes(made, tmp_path):
+    recipe, out, _ = made
+    prepare.prepare(recipe, tmp_path / "two", 2, 0)
+    assert contents(tmp_path / "two") == contents(out)
+
+
+COMMAND = """
+import sys, json
+from pathlib import Path
+from mot.data import prepare
+from tests.data.test_prepare import SMALL
+import dataclasses
+if __name__ == "__main__":
+    recipe = dataclasses.replace(SMALL, inputs=(sys.argv[1],))
+    prepare.prepare(recipe, Path(sys.argv[2]), int(sys.argv[3]), 0)
+"""
+
+
+def start(tmp_path, recipe, out, workers, **more):
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    arguments = [sys.executable, str(script), recipe.inputs[0], str(out), str(workers)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, start_new_session=True, **more)
+
+
+def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(made, tmp_path):
+    recipe, out, _ = made
+    again = tmp_path / "again"
+    for shards in (0, 2, 3):  # that are there when it is killed
+        process = start(tmp_path, recipe, again, 1)
+        while len(list(again.glob("*/shard-*"))) < shards or not (again / "recipe.json").exists():
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (again / "dataset.json").exists(), "it was done before it could be killed"
+    prepare.prepare(recipe, again, 1, 0)
+    assert contents(again) == contents(out)
+
+
+def test_a_damaged_shard_is_made_again(made, tmp_path):
+    recipe, out, _ = made
+    again = tmp_path / "again"
+    process = start(tmp_path, recipe, again, 1)
+    while not list(again.glob(".work/block-00001.json")):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    shard = again / "train" / "shard-00000.array_record"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    prepare.prepare(recipe, again, 1, 0)
+    assert contents(again) == contents(out)
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(made, tmp_path):
+    """Files of at most 20 kB stand for a disk with no more room."""
+    recipe, out, _ = made
+    again = tmp_path / "again"
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    process = start(tmp_path, recipe, again, 1, preexec_fn=limit)
+    told = process.communicate()[1].decode()
+    assert process.returncode != 0
+    assert "OSError" in told, told
+    assert not (again / "dataset.json").exists()
+    prepare.prepare(recipe, again, 1, 0)
+    assert contents(again) == contents(out)
+
+
+def test_bad_documents_are_left_out_counted_and_too_many_stop_it(tmp_path):
+    recipe = write_inputs(tmp_path / "in", 30, bad={4, 7, 8, 13})  # 4, 7 and 13 get as far as their picture
+    about = prepare.prepare(recipe, tmp_path / "out", 1, 10).about
+    told = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    assert len(told) == sum(about["left_out"].values()) == 4
+    assert all("doc" in bad["id"] and bad["why"] for bad in told)
+    with pytest.raises(
+        ValueError, match=r"4 documents are bad, the last .*doc13.*: .*; --most-left-out allows 3; mend"
+    ):
+        prepare.prepare(recipe, tmp_path / "strict", 1, 3)
+    assert not (tmp_path / "strict" / "dataset.json").exists()
+    prepare.prepare(recipe, tmp_path / "strict", 1, 4)
+    assert contents(tmp_path / "strict") == contents(tmp_path / "out")
+
+
+def test_a_dataset_like_another_has_its_tokenizers(made, tmp_path):
+    _, out, _ = made
+    (tmp_path / "other.txt").write_text("Quite another text. " * 30)
+    other = dataclasses.replace(
+        SMALL, inputs=(str(tmp_path / "other.txt"),), format="text", like=str(out), held_out=0.0
+    )
+    about = prepare.prepare(other, tmp_path / "out", 1, 0).about
+    assert about["tokenizers"]["text"] == read_json(out)["tokenizers"]["text"]
+    assert about["modalities"] == ["text"]
+    lone = dataclasses.replace(other, like=str(tmp_path))
+    with pytest.raises(ValueError, match=r"--like=.*: no dataset with a text tokenizer; name one"):
+        prepare.prepare(lone, tmp_path / "lone", 1, 0)
+
+
+def test_a_tokenizer_of_ones_own_gets_the_special_tokens(made, tmp_path):
+    from mot.tokenizers import text as texts
+
+    recipe, _, _ = made
+    own = texts.train(["some words of my own, and some more of them"] * 9, 280, ["<unk>"])
+    (tmp_path / "own.json").write_text(own.to_str())
+    own_recipe = dataclasses.replace(recipe, tokenizer=str(tmp_path / "own.json"))
+    text = prepare.prepare(own_recipe, tmp_path / "out", 1, 0).about["tokenizers"]["text"]
+    assert text["ids"] == own.get_vocab_size() + 5
+    assert min(i for name, i in text["special"].items() if name != "<unk>") == own.get_vocab_size()
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"the text tokenizer: no tokenizer of the tokenizers library"):
+        prepare.prepare(dataclasses.replace(recipe, tokenizer=str(tmp_path / "no.json")), tmp_path / "no", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (dict(text_ids=10), "--text-ids=10; must be 300 or more"),
+        (dict(image_side=9), "--image-side=9 is no multiple of --image-patch=2"),
+        (dict(held_out=1.0), "--held-out=1.0; a fraction"),
+        (dict(like="a", tokenizer="b"), "each says which tokenizer; give one"),
+        (dict(image_ids=5000), "the image tokenizer: 5000 ids were asked for and only"),
+        (dict(inputs=("nowhere.jsonl",)), "nowhere.jsonl"),
+    ],
+)
+def test_a_bad_recipe_gets_a_message(made, tmp_path, change, why):
+    recipe, _, _ = made
+    with pytest.raises(ValueError, match=why):
+        prepare.prepare(dataclasses.replace(recipe, **change), tmp_path / "out", 1, 0)
+    assert not (tmp_path / "out" / "dataset.json").exists()
