@@ -10,7 +10,7 @@ import numpy as np
 from mot import metrics, model, objectives
 from mot.config import Config
 from mot.data.mixture import Sources
-from mot.data.pipeline import Batches
+from mot.data.pipeline import Batches, iterate
 from mot.errors import UserError
 
 SEED = 2**31 - 1  # of the held-out batches: the same for every run
@@ -24,7 +24,7 @@ def make_evaluate(config: Config, sources: Sources, rows):
     by the bytes that its text targets stand for, so they compare across tokenizers.
     """
     batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches)
-    host = [batches[n].batch for n in range(len(batches))]
+    host = [packed.batch for packed in iterate(batches, 0, timeout=config.data.timeout)]
     fixed = [jax.device_put(batch, rows) for batch in host]
     bytes_S = np.zeros(len(sources.names))
     for tokens in (tokens for batch in host for tokens in batch.values()):

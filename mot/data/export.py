@@ -1,7 +1,7 @@
 """A seqio task or mixture to a dataset of records: what `mot data prepare --seqio` writes.
 
-One process reads it in seqio's own order, without shuffling, once; a mixture ends where seqio ends it, with the first of
-its tasks that ends. A restart begins anew, and ends with the same bytes.
+One process reads it in seqio's own order, without shuffling, once; a mixture ends where seqio ends it, with its first
+task to end. A restart begins anew, and ends with the same bytes.
 """
 
 import itertools

@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import grain
 import numpy as np
+from absl import flags
 
 from mot.batch import Batch
 from mot.config import Config
@@ -117,6 +118,8 @@ def iterate(batches: Batches, start: int, workers: int = 0, timeout: float = 600
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     dataset = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's processes ask for absl's flags; the defaults are meant
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(processes, worker_init_fn=_tells_its_stacks)
     return _watched(dataset, timeout)
@@ -156,10 +159,17 @@ def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
             hand_over(error)
 
     others = {child.pid for child in multiprocessing.active_children()}
-    workers: dict[int | None, multiprocessing.Process] = {}
     threading.Thread(target=ask, name="data", daemon=True).start()
     try:
-        while (item := _next(ready, timeout, workers, others)) is not _END:
+        while True:
+            try:
+                item = ready.get(timeout=timeout)
+            except queue.Empty:
+                _give_up(f"no batch came in {timeout:g} s (data.timeout)", others)
+            if item is _END:
+                return
+            if isinstance(item, RuntimeError) and "Worker process" in str(item):  # grain's word of a death
+                _give_up(f"a data worker died ({str(item).splitlines()[0]})", others)
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -167,25 +177,15 @@ def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
         gone.set()
 
 
-def _next(ready, timeout, workers, others):
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            return ready.get(timeout=min(1.0, timeout))
-        except queue.Empty:
-            # `active_children` forgets those that have ended, hence the collection.
-            workers |= {child.pid: child for child in multiprocessing.active_children() if child.pid not in others}
-        dead = [pid for pid, child in workers.items() if child.exitcode not in (None, 0)]
-        if dead or time.monotonic() > end:
-            break
-    for pid, child in workers.items():
-        if child.is_alive():
-            os.kill(pid, signal.SIGUSR1)
+def _give_up(what: str, others: set[int | None]) -> NoReturn:
+    """Writes the stacks of this process and of the workers, its children but those `others`, and ends these."""
+    workers = [child for child in multiprocessing.active_children() if child.pid not in others]
+    for child in workers:
+        os.kill(child.pid, signal.SIGUSR1)
     faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
     time.sleep(0.5)  # for the workers to write
-    for child in workers.values():
+    for child in workers:
         child.kill()
-    what = f"data worker {dead[0]} died" if dead else f"no batch came in {timeout:g} s (data.timeout)"
     raise Hung(f"{what}; the stacks are above; the run's newest checkpoint is whole: the same command resumes, exactly")
 
 
