@@ -86,7 +86,7 @@ def _prepare(argv) -> int:
         print(f"{out} is already whole")
     _print_summary(out, summary.about)
     if wants:
-        print(f"preview: {_preview(out, 'train', range(12))}")
+        print(f"preview: {_preview(out, 'train')}")
     return 0
 
 
@@ -150,7 +150,7 @@ def _inspect(argv) -> int:
             raise UserError(f"--document={i}; {options.split} has documents 0 to {dataset.count - 1}")
         print(_as_text(dataset[i], tokenise.load(options.dataset / "tokenizers")))
     if options.out:
-        print(f"picture: {_preview(options.dataset, options.split, options.document or range(12), options.out)}")
+        print(f"picture: {_preview(options.dataset, options.split, options.document, options.out)}")
     return 0
 
 
@@ -165,6 +165,7 @@ def _as_text(record: Record, tools: tokenise.Tools) -> str:
 def _preview(folder: Path, split: str, documents, file: Path | None = None) -> Path:
     """A page of documents as the model will see them: what comes back from their tokens."""
     tools, dataset = tokenise.load(folder / "tokenizers"), Dataset(folder, split)
+    documents = documents or range(0, dataset.count, max(dataset.count // PAGE, 1))[:PAGE]
     decode = {
         "text": lambda data: tools.text.decode(data.tolist()),
         "image": lambda data: tools.image.decode(data),
