@@ -16,13 +16,13 @@ from configs import archs, base
 
 SIZES = {
     "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=1),
-    "tiny": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=400, warmup=40, every=50),
+    "demo": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=400, warmup=40, every=50),
     "small": dict(width=512, layers=8, heads=8, head_size=64, ffn=1408, rows=16, steps=10_000, warmup=500, every=500),
 }
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = base.parse(arg, data="data", arch="mot", size="tiny", length="1024")
+    arg = base.parse(arg, data="data", arch="mot", size="demo", length="1024")
     if arg["size"] not in SIZES:
         raise ValueError(f"size={arg['size']}: no such size; allowed: {', '.join(SIZES)}; choose one")
     if not arg["length"].isdecimal() or not int(arg["length"]):

@@ -18,6 +18,7 @@ from mot.errors import UserError
 
 PREPARE = "mot data prepare photos/ --out data/photos"
 INSPECT = "mot data inspect data/photos --document 3"
+PAGE = 12  # documents of a preview
 FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 
 
@@ -162,7 +163,7 @@ def _as_text(record: Record, tools: tokenise.Tools) -> str:
     return "\n".join(lines)
 
 
-def _preview(folder: Path, split: str, documents, file: Path | None = None) -> Path:
+def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -> Path:
     """A page of documents as the model will see them: what comes back from their tokens."""
     tools, dataset = tokenise.load(folder / "tokenizers"), Dataset(folder, split)
     documents = documents or range(0, dataset.count, max(dataset.count // PAGE, 1))[:PAGE]

@@ -11,6 +11,7 @@ from mot.errors import Damaged, UserError
 
 SCHEMA = 1
 KINDS = ("train", "eval", "event")
+HOW_DATA_IS_READ = ("verify", "workers", "timeout", "most_left_out")
 
 
 def folder(config: Config) -> Path:
@@ -26,13 +27,19 @@ def open_run(config: Config) -> Path:
     """The run's folder, made with `config.json` or found with an equal one.
 
     Raises `UserError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
-    Where the run directory lies (`run.root`) may change, and the mesh.
+    What does not decide the results may change: where the run directory and the data lie, the mesh, and how data is
+    read.
     """
     path = folder(config)
     resolved = plain(config)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         known = read_config(path)
         known["run"]["root"], known["mesh"] = resolved["run"]["root"], resolved["mesh"]
+        if isinstance(known["data"], dict):
+            known["data"] |= {key: resolved["data"][key] for key in HOW_DATA_IS_READ}
+            names = known["data"].get("sources")
+            if isinstance(names, dict) and names.keys() == resolved["data"]["sources"].keys():
+                known["data"]["sources"] = resolved["data"]["sources"]  # the data's digest is compared later
         if different := configs.differences(known, resolved):
             raise UserError(
                 f"{path} holds a run of another configuration; nothing was overwritten. Differences (its -> yours):\n"

@@ -244,7 +244,7 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     peak = metrics.matmul_peak(mesh, config.model.dtype)
     writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest})
-    packed, waited = _timed(incoming)
+    packed, waited = next(incoming), 0.0  # before the clock of steps runs
     for line in [*budgets.advice(config, training), *sources.remarks(config)]:
         live.say(f"warning: {line}")
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
@@ -343,6 +343,7 @@ class _Log:
         measured = jax.device_get(measured)  # waits for the device
         seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
         self.position.seconds += seconds
+        row["data_wait"] = min(row.pop("data_seconds") / seconds, 1.0)
         row |= {"seconds": self.position.seconds, "step_seconds": seconds}
         row |= {"tokens_per_s": step_tokens / seconds, "mfu": step_flops / seconds / self.peak}
         row |= {"objective": float(measured["loss"]), "lr": float(measured["lr"])}

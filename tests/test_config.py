@@ -78,8 +78,8 @@ TABLE = [
     (set_("optim.rules", (RULE | {"match": "("},)), "optim.rules[0].match: '(' is no regular expression", "mend"),
     (set_("optim.rules", (RULE | {"match": "norm"},)), "optim.rules: no rule matches embed/tokens", "match='.*'"),
     (set_("optim.rules", (RULE, RULE)), "optim.rules[1].match: '.*' decides for no parameter", "remove"),
-    (set_("data.shares", {"a": 0}), "data.shares: {'a': 0}", "above 0"),
-    (set_("data.shares", {"a": -1, "b": 2}), "data.shares.a: -1", "0 or more"),
+    (set_("data.shares", {"a": 0}), "data.shares: {'a': 0.0}", "above 0"),
+    (set_("data.shares", {"a": -1, "b": 2}), "data.shares.a: -1.0", "0 or more"),
     (set_("data.seed", -1), "data.seed: -1", "0 or more"),
     (
         lambda t: (set_("streams.image.modality", "text")(t), set_("streams.image.loss_weight", 5.0)(t)),

@@ -86,8 +86,8 @@ def test_the_grammar_of_embedded_documents():
 
 def test_every_document_obeys_the_grammar():
     c = config.build(digits.get_config("size=smoke"), embedded.faults)
-    for documents in embedded.load(c)[1].documents:
-        for d in documents[:20]:
+    for source in embedded.load(c)[1].all:
+        for d in source.documents[:20]:
             assert all(embedded.grammar(d.token[: i + 1])[d.token[i + 1]] for i in range(len(d.token) - 1))
 
 

@@ -11,9 +11,9 @@ import pytest
 from configs import digits
 from launch import flags
 from mot import checkpoint, config, errors, optim, params, rundir, sharding, train
-from mot.data import embedded, pipeline
+from mot.data import budgets, embedded, pipeline, prepare, sources
 from mot.errors import Damaged
-from tests import examples
+from tests import datasets, examples
 from tests.conftest import ROOT
 
 
@@ -53,9 +53,17 @@ def one_step(c, batch, devices, state=None, sources=2):
 EXPERIMENTS = [p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "archs")]
 
 
+def data_for(name, folder):
+    """What an experiment must be told besides its size."""
+    if name != "records":
+        return ""
+    prepare.prepare(datasets.write_inputs(folder / "in"), folder / "pictures", 1, 0)
+    return f",data={folder / 'pictures'}"
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains_two_steps_at_smoke_size(tmp_path, name, one_device):
-    tree = flags.read(f"{ROOT}/configs/{name}.py:size=smoke", {"run.root": str(tmp_path)})
+    tree = flags.read(f"{ROOT}/configs/{name}.py:size=smoke{data_for(name, tmp_path)}", {"run.root": str(tmp_path)})
     path = train.run(flags.build(tree), devices=one_device)
     assert [row["step"] for row in rows(path)] == [1, 2]
 
@@ -78,11 +86,13 @@ def test_every_architecture_trains_two_steps(tmp_path, arch, one_device):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(name):
-    c = flags.build(flags.read(f"{ROOT}/configs/{name}.py:size=demo", {}))
+def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(tmp_path, name):
+    c = flags.build(flags.read(f"{ROOT}/configs/{name}.py:size=demo{data_for(name, tmp_path)}", {}))
+    training = sources.open_(c)[0]
+    c = budgets.resolve(c, training)
     state = jax.eval_shape(lambda: train.init_state(c))
     assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(state.params))
-    batch = pipeline.Batches(embedded.load(c)[0], c, 0, 1)[0].batch
+    batch = pipeline.Batches(training, c, 0, 1)[0].batch
     mesh = sharding.make_mesh(c.data.batch)
     with jax.set_mesh(mesh):
         jax.jit(train.make_step(c, 3), in_shardings=(None, sharding.by_rows(mesh))).lower(state, batch)
@@ -110,7 +120,7 @@ def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, one_device):
     train.run(halves, until=3, devices=one_device)
     b = train.run(halves, devices=one_device)
     jax.tree.map(np.testing.assert_array_equal, restored(a, 6), restored(b, 6))
-    clock = ("seconds", "step_seconds", "idle_seconds", "tokens_per_s", "mfu")
+    clock = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
     timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in clock} for row in rows(path, kind)]
     for kind in ("train", "eval"):
         assert timeless(a, kind) == timeless(b, kind)

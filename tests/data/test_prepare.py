@@ -10,55 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mot.data import prepare, readers, tokenise
-from mot.data.prepare import Recipe
 from mot.data.records import SPLITS, Dataset, read_json
+from tests.datasets import SMALL, contents, write_inputs
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL = Recipe(
-    inputs=(),
-    format="jsonl",
-    content=(),
-    separator="",
-    like="",
-    tokenizer="",
-    text_ids=300,
-    image_side=8,
-    image_patch=2,
-    image_ids=12,
-    audio_rate=8000,
-    audio_ids=8,
-    held_out=0.2,
-    longest=256,
-    sample=1000,
-    shard=8,
-)
-
-
-def write_inputs(folder, documents=40, bad=()):
-    """Interleaved documents of text and pictures; those that are `bad` have no picture where they say."""
-    folder.mkdir()
-    rng, lines = np.random.default_rng(0), []
-    for i in range(documents):
-        Image.fromarray(rng.integers(0, 256, (9, 11, 3), np.uint8)).save(folder / f"{i}.png")
-        text = " ".join(f"Picture number {i}, said {word} times. It goes on." for word in range(rng.integers(1, 20)))
-        image = "nowhere.png" if i in bad else f"{i}.png"
-        content = [{"text": text}, {"image": image}, {"text": "And so it ends <eos>."}][: 1 + i % 3]
-        lines.append(json.dumps({"id": f"doc{i}", "content": content}))
-    (folder / "all.jsonl").write_text("\n".join(lines) + "\n")
-    return dataclasses.replace(SMALL, inputs=(str(folder / "all.jsonl"),))
-
-
-def contents(folder):
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != "recipe.json"
-    }
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +93,7 @@ COMMAND = """
 import sys, json
 from pathlib import Path
 from mot.data import prepare
-from tests.data.test_prepare import SMALL
+from tests.datasets import SMALL
 import dataclasses
 if __name__ == "__main__":
     recipe = dataclasses.replace(SMALL, inputs=(sys.argv[1],))

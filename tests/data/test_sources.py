@@ -21,7 +21,7 @@ from mot.data import budgets, pipeline, prepare, sources
 from mot.data.pipeline import Batches
 from mot.errors import UserError
 from tests.data.test_pipeline import same
-from tests.data.test_prepare import SMALL, contents, write_inputs
+from tests.datasets import SMALL, contents, write_inputs
 
 ROOT = Path(__file__).parent.parent.parent
 

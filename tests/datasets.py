@@ -1,0 +1,50 @@
+"""Small datasets of text and pictures, from files that are written here."""
+
+import dataclasses
+import json
+
+import numpy as np
+from PIL import Image
+
+from mot.data.prepare import Recipe
+
+SMALL = Recipe(
+    inputs=(),
+    format="jsonl",
+    content=(),
+    separator="",
+    like="",
+    tokenizer="",
+    text_ids=300,
+    image_side=8,
+    image_patch=2,
+    image_ids=12,
+    audio_rate=8000,
+    audio_ids=8,
+    held_out=0.2,
+    longest=256,
+    sample=1000,
+    shard=8,
+)
+
+
+def write_inputs(folder, documents=40, bad=()):
+    """Interleaved documents of text and pictures; those that are `bad` have no picture where they say."""
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), []
+    for i in range(documents):
+        Image.fromarray(rng.integers(0, 256, (9, 11, 3), np.uint8)).save(folder / f"{i}.png")
+        text = " ".join(f"Picture number {i}, said {word} times. It goes on." for word in range(rng.integers(1, 20)))
+        image = "nowhere.png" if i in bad else f"{i}.png"
+        content = [{"text": text}, {"image": image}, {"text": "And so it ends <eos>."}][: 1 + i % 3]
+        lines.append(json.dumps({"id": f"doc{i}", "content": content}))
+    (folder / "all.jsonl").write_text("\n".join(lines) + "\n")
+    return dataclasses.replace(SMALL, inputs=(str(folder / "all.jsonl"),))
+
+
+def contents(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "recipe.json"
+    }
