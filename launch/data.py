@@ -45,7 +45,7 @@ def _prepare(argv) -> int:
         default=[],
         help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
     )
-    p.add_argument("--separator", default="", help="of the documents in a text file; default: a file is a document")
+    p.add_argument("--separator", default="", help="of documents in a text file, as \\n\\n; default: a file is one")
     p.add_argument("--like", default="", help="a dataset whose tokenizers are used, to be mixed with it")
     p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
     number = lambda flag, default, text: p.add_argument(
@@ -79,6 +79,7 @@ def _prepare(argv) -> int:
     if bool(options["inputs"]) == bool(seqio["seqio"]):
         p.error("give files or folders, or --seqio=NAME")
     options |= {"inputs": tuple(options["inputs"]), "content": tuple(options["content"])}
+    options["separator"] = options["separator"].replace("\\n", "\n").replace("\\t", "\t")
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)
     else:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from launch import flags
 from launch.cli import guarded
 from mot import sample, train
-from mot.data import embedded
+from mot.data import embedded, sources
 from mot.data.embedded import NAMES, PIXELS, TEXT_IDS
 from mot.errors import UserError
 from mot.rundir import write_atomically
@@ -48,6 +48,10 @@ def draw(
     prompts = PROMPTS if prompts is None else prompts
     _check(prompts, texts, each, read, temperature, top_k, seed)
     config, position, params = train.load(run, step)
+    if not sources.is_embedded(config):
+        raise UserError(
+            f"{run} was trained on {', '.join(config.data.sources)}; mot sample knows embedded digits alone"
+        )
     training, held_out = embedded.load(config)
     if position.data != training.digest:
         raise UserError(

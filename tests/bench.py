@@ -20,7 +20,7 @@ from mot import attention, config, flops, metrics, model, objectives, optim, par
 from mot.attention import Info
 from mot.data import embedded
 from mot.data.packing import document, pack
-from tests import hlo
+from tests import bench_data, hlo
 
 STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
 ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round begins
@@ -243,6 +243,10 @@ def main():
     add("chunked / reference attention memory, T 4096", f"{small / large:.3f} ({small:.0f} MiB)", "below 0.25")
 
     add("time the device may wait for the host", f"{100 * waiting():.2f} %", "below 3 %")
+    for name, rate in bench_data.throughput().items():
+        times = rate * 6 * bench_data.RUNG / (peak() * 1e9)
+        value = f"{rate / 1e3:.0f} thousand, {times:.0f} times what 163M parameters could use"
+        add(f"packed tokens a second and core from records, {name}", value, "at least 300 thousand, 20 times")
     share, equal = counted_flops()
     add("counted FLOPs / compiler's", f"{share:.4f}", "0.98 to 1.02")
     add("counted parameters equal the tree", "yes" if equal else "NO", "yes")

@@ -67,13 +67,14 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
     """
     if faults := list(_faults(recipe, workers)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
+    read = lambda: readers.read([Path(p) for p in recipe.inputs], recipe.format, list(recipe.content), recipe.separator)
+    next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
     found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
     claim(out, json.loads(json.dumps(found)))
     if (out / "dataset.json").exists():
         return Summary(out, read_json(out), 0)
     work = out / ".work"
     work.mkdir(exist_ok=True)
-    read = lambda: readers.read([Path(p) for p in recipe.inputs], recipe.format, list(recipe.content), recipe.separator)
     tokenise.choose(recipe, out / "tokenizers", read)
     written = _blocks(recipe, out, read, workers, most_left_out)
     about = finish(dataclasses.asdict(recipe), out, written)
@@ -107,7 +108,7 @@ def _listing(recipe) -> list:
 
 
 def claim(out: Path, recipe: dict) -> None:
-    """Makes the folder, or finds it begun by the same recipe."""
+    """Makes the folder, or finds it begun by the same recipe; one that came to nothing yet may begin anew."""
     file = out / "recipe.json"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         try:
@@ -116,12 +117,16 @@ def claim(out: Path, recipe: dict) -> None:
                 raise ValueError
         except (OSError, ValueError, TypeError, KeyError):
             raise UserError(f"{out} holds something else; nothing was overwritten; choose another --out") from None
-        if different := [key for key in recipe if known.get(key) != recipe[key]]:
+        different = [key for key in recipe if known.get(key) != recipe[key]]
+        if different and any(out.glob("*/shard-*")):
             listed = ", ".join(f"{key} {known.get(key)!r} -> {recipe[key]!r}" for key in different)
             raise UserError(
                 f"{out} was begun otherwise ({listed}); nothing was overwritten; choose another --out, or remove it"
             )
-        return
+        if not different:
+            return
+        for left in (out / "tokenizers", out / ".work"):
+            shutil.rmtree(left, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(recipe, indent=1))
 

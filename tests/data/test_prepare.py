@@ -75,6 +75,14 @@ def test_the_same_command_finds_all_done_and_another_is_refused(made):
     assert contents(out) == before
 
 
+def test_a_recipe_that_came_to_nothing_may_be_mended(made, tmp_path):
+    recipe, out, _ = made
+    with pytest.raises(ValueError, match=r"5000 ids were asked for"):
+        prepare.prepare(dataclasses.replace(recipe, image_ids=5000), tmp_path / "out", 1, 0)
+    prepare.prepare(recipe, tmp_path / "out", 1, 0)
+    assert contents(tmp_path / "out") == contents(out)
+
+
 def test_a_folder_that_holds_something_else_is_not_touched(made, tmp_path):
     recipe, _, _ = made
     (tmp_path / "photo.txt").write_text("mine")

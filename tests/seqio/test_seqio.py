@@ -150,13 +150,13 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, (a.batch, a.state, a.left_out), (b.batch, b.state, b.left_out))
 
 
-@pytest.mark.parametrize(("held", "count"), [(1 << 20, 30), (400, 12)])
-def test_a_stream_goes_on_from_any_state(monkeypatch, held, count):
+@pytest.mark.parametrize(("name", "held", "count"), [("both", 1 << 20, 30), ("both", 400, 12), ("drawn", 1 << 20, 30)])
+def test_a_stream_goes_on_from_any_state(monkeypatch, name, held, count):
     monkeypatch.setattr(seqio_bridge, "HELD", held)
     monkeypatch.setattr(seqio_bridge, "FEWEST", 2)
     begun, begin = [], seqio_bridge.Stream._begin
     monkeypatch.setattr(seqio_bridge.Stream, "_begin", lambda self: begun.append(1) or begin(self))
-    c = config.build(make(), sources.faults)
+    c = config.build(make(name), sources.faults)
     made = lambda state=None: Batches(sources.open_(c)[0], c, seed=0, count=count, state=state)
     whole = made()
     batches = [whole[n] for n in range(count)]

@@ -1,0 +1,76 @@
+"""`mot data prepare` and `mot data inspect`, as a user calls them."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from launch import data
+from launch.cli import guarded
+from tests.conftest import ROOT
+from tests.datasets import write_inputs
+
+OPTIONS = ["--image-side=8", "--image-patch=2", "--image-ids=12", "--text-ids=300", "--workers=1", "--held-out=0.2"]
+
+
+def call(*arguments):
+    return guarded(data.main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("command")
+    write_inputs(path / "in")
+    assert call("prepare", path / "in", "--out", path / "pictures", "--preview", *OPTIONS) == 0
+    return path
+
+
+def test_prepare_ends_with_a_summary_and_a_page(folder, capsys):
+    assert call("prepare", folder / "in", "--out", folder / "pictures", "--preview", *OPTIONS) == 0
+    told = capsys.readouterr().out
+    assert "pictures is already whole" in told
+    about = json.loads((folder / "pictures" / "dataset.json").read_text())
+    assert f"{about['splits']['train']['tokens']['text']:,}" in told
+    assert "image: 12 ids, 16 tokens each" in told
+    assert f"mot train --config=configs/records.py:data={folder / 'pictures'},arch=mot" in told
+    assert Image.open(folder / "pictures" / "preview.png").width > 600
+
+
+def test_inspect_shows_documents(folder, capsys):
+    assert call("inspect", folder / "pictures", "--document", 2, "--document", 3, "--out", folder / "two.png") == 0
+    told = capsys.readouterr().out
+    assert told.count("\ndocument ") + told.startswith("document ") == 2
+    assert "said 0 times" in told
+    assert Image.open(folder / "two.png").width > 600
+
+
+def test_inspect_shows_a_packed_batch(folder, capsys):
+    config = f"{ROOT}/configs/records.py:data={folder / 'pictures'},size=smoke,length=2048"
+    assert call("inspect", f"--config={config}", "--batch", 1, "--out", folder / "batch.png") == 0
+    told = capsys.readouterr().out
+    assert "row 1:" in told
+    assert "% filled in batch 1" in told
+    assert "document 1: pictures" in told
+    assert Image.open(folder / "batch.png").width > 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["prepare", "nowhere.jsonl", "--out", "x"], "nowhere.jsonl"),
+        (["prepare", "IN", "--out", "x", "--held-out", "2"], "--held-out=2.0; a fraction, from 0 to below 1"),
+        (["prepare", "IN", "--out", "IN"], "holds something else; nothing was overwritten"),
+        (["inspect", "nowhere"], "nowhere is no dataset: it has no dataset.json"),
+        (["inspect", "OUT", "--document", "999"], "--document=999; train has documents 0 to"),
+        (["inspect"], "give a dataset's folder, or --config=FILE:arg"),
+        (["inspect", "OUT", "--config=x"], "give a dataset's folder, or --config=FILE:arg"),
+    ],
+)
+def test_bad_input_gets_one_message_and_exit_code_2(folder, tmp_path, monkeypatch, capsys, arguments, why):
+    monkeypatch.chdir(tmp_path)
+    places = {"IN": folder / "in", "OUT": folder / "pictures"}
+    assert call(*(places.get(a, a) for a in arguments), *(OPTIONS if "prepare" in arguments else [])[:5]) == 2
+    told = capsys.readouterr().err
+    assert why in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir())
