@@ -1,9 +1,10 @@
 """Prepares a dataset of records from files, or shows one: `mot data prepare`, `mot data inspect`."""
 
+import itertools
 import os
 import runpy
 import sys
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from rich.table import Table
 
 from launch import flags, preview
 from launch.cli import guarded
-from mot.data import budgets, export, pipeline, prepare, seqio_bridge, sources, tokenise
+from mot.batch import Batch
+from mot.config import Config
+from mot.data import budgets, embedded, export, pipeline, prepare, seqio_bridge, sources, tokenise
+from mot.data.mixture import Sources
 from mot.data.records import SPLITS, Dataset, Record, read_json
 from mot.errors import UserError
 
@@ -181,29 +185,63 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
     return file
 
 
+def _runs(batch: Batch, b: int, of: Sources, decode) -> Iterator[str]:
+    """A line for each document of a row and for each run of its tokens that are of one stream, unit and span."""
+    fields = ("rank", "segment", "source", "doc_id", "unit", "span", "private", "token")
+    every = {f: np.concatenate([getattr(tokens, f)[b] for tokens in batch.values()]) for f in fields}
+    every["stream"] = np.repeat(np.arange(len(batch)), [tokens.rank.shape[1] for tokens in batch.values()])
+    order = np.argsort(every["rank"])[: int((every["segment"] > 0).sum())]
+    every = {f: x[order] for f, x in every.items()}
+    keys = np.stack([every[f] for f in ("segment", "stream", "unit", "span", "private")])
+    begins = np.flatnonzero(np.append(True, (np.diff(keys) != 0).any(0)))[: len(order)]
+    names, last = list(batch), 0
+    for begin, end in itertools.pairwise([*begins, len(order)]):
+        at = {f: x[begin] for f, x in every.items()}
+        if at["segment"] != last:
+            last = at["segment"]
+            yield f"  document {last}: {of.names[at['source']]} {of.all[at['source']].name_of(int(at['doc_id']))}"
+        marks = "".join(f", {f} {at[f]}" for f in ("unit", "span") if at[f]) + ", private" * bool(at["private"])
+        token = every["token"][begin:end]
+        yield f"    {end - begin:5} {names[at['stream']]}{marks}: {_shown(decode(names[at['stream']], token))}"
+
+
+def _decoder(config: Config):
+    """Of tokens of a stream: text as it reads, where its tokenizer is at hand, other ids as they are."""
+    address = next(iter(config.data.sources.values()))
+    if sources.is_embedded(config):
+        tokenizer = embedded.load_tokenizer()
+    else:
+        folder = None if seqio_bridge.is_address(address) else sources.local(address) / "tokenizers"
+        tokenizer = tokenise.load(folder).text if folder and (folder / "text.json").exists() else None
+
+    def decode(stream: str, ids: np.ndarray) -> str:
+        if config.streams[stream].modality == "text" and tokenizer is not None:
+            return repr(tokenizer.decode((ids - config.streams[stream].first_id).tolist(), skip_special_tokens=False))
+        return " ".join(map(str, ids[:30]))
+
+    return decode
+
+
+def _shown(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else text[:most] + " ..."
+
+
 def _inspect_batch(options, overrides) -> int:
     config = flags.build(flags.read(options.config, overrides))
     training, held_out = sources.open_(config)
     config = budgets.resolve(config, training)
     chosen = training if options.split == "train" else held_out
     packed = pipeline.Batches(chosen, config, config.data.seed, options.batch + 1)[options.batch]
-    fills = pipeline.fill(packed.batch)
+    fills, bounds = pipeline.fill(packed.batch), budgets.reachable(config, training)
     for name, stream in config.streams.items():
-        print(f"{name}: budget {stream.budget}, {100 * fills[name]:.1f} % filled in batch {options.batch}")
+        bound = f", {100 * bounds[name]:.1f} % at most in the long run" if name in bounds else ""
+        print(f"{name}: budget {stream.budget}, {100 * fills[name]:.1f} % filled in batch {options.batch}{bound}")
     for line in budgets.advice(config, training):
         print(f"warning: {line}")
-    rows = next(iter(packed.batch.values())).token.shape[0]
-    for b in range(rows):
-        counts = Counter()
-        for name, tokens in packed.batch.items():
-            for segment in np.unique(tokens.segment[b]):
-                if segment:
-                    mine = tokens.segment[b] == segment
-                    where = int(segment), training.names[tokens.source[b][mine][0]], int(tokens.doc_id[b][mine][0])
-                    counts[(*where, name)] += int(mine.sum())
+    decode = _decoder(config)
+    for b in range(config.data.batch):
         print(f"row {b}:")
-        for (segment, source, number, name), n in sorted(counts.items()):
-            print(f"  document {segment}: {source} {number}: {n} {name} tokens")
+        print("\n".join(_runs(packed.batch, b, chosen, decode)))
     for source, document, why in packed.left_out:
         print(f"left out: document {document} of {source}: {why}")
     if options.out:

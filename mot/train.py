@@ -243,7 +243,8 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None)
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     peak = metrics.matmul_peak(mesh, config.model.dtype)
-    writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest})
+    bounds = {f"reachable_fill/{name}": x for name, x in budgets.reachable(config, training).items()}
+    writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest, **bounds})
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
     for line in [*budgets.advice(config, training), *sources.remarks(config)]:
         live.say(f"warning: {line}")

@@ -87,27 +87,29 @@ def bounds(budgets_M, mean_M, units_M) -> np.ndarray:
     return np.where(used, rate * mean_M / np.maximum(budgets_M, 1), 1.0)
 
 
-def advice(config: Config, sources: Sources) -> list[str]:
-    """What to say of budgets that the mixture cannot fill, of any stage."""
-    said, units = [], _units(sources)
+def reachable(config: Config, sources: Sources, shares: Mapping[str, float] | None = None) -> dict[str, float]:
+    """`bounds` by stream, for other shares where they are given; empty where nobody counted a stream's tokens."""
+    try:
+        mean = means(config, sources, shares)
+    except UserError:
+        return {}
     budgets = np.array([s.budget for s in config.streams.values()])
+    return dict(zip(config.streams, bounds(budgets, mean, _units(sources)).tolist(), strict=True))
+
+
+def advice(config: Config, sources: Sources) -> list[str]:
+    """What to say of budgets that the mixture cannot fill well, of any stage."""
+    said, total = [], sum(s.budget for s in config.streams.values())
     stages = [("", config.data.shares), *((f" from step {s.step} on", s.shares) for s in config.data.stages)]
     for when, shares in stages:
-        try:
-            mean = means(config, sources, shares)
-        except UserError:  # a stream of documents that nobody has counted
-            return said
-        reachable = bounds(budgets, mean, units)
-        if reachable.min() >= WELL_FILLED:
+        fills = reachable(config, sources, shares)
+        if min(fills.values(), default=1.0) >= WELL_FILLED:
             continue
-        try:
-            better = best(mean, units, int(budgets.sum()))
-        except UserError:
-            continue
-        names = list(config.streams)
-        fills = ", ".join(f"{name} {100 * x:.1f} %" for name, x in zip(names, reachable, strict=True))
-        wanted = ", ".join(f"streams.{name}.budget={b}" for name, b in zip(names, better, strict=True))
-        said.append(f"the mixture{when} can fill of the budgets at most {fills}; better: {wanted}")
+        told = ", ".join(f"{name} {100 * x:.1f} %" for name, x in fills.items())
+        said.append(f"the mixture{when} can fill of the budgets at most {told}")
+        better = dict(zip(fills, best(means(config, sources, shares), _units(sources), total).tolist(), strict=True))
+        if better != {name: s.budget for name, s in config.streams.items()}:
+            said[-1] += "; better: " + ", ".join(f"streams.{name}.budget={b}" for name, b in better.items())
     return said
 
 
