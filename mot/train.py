@@ -243,8 +243,8 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None)
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     peak = metrics.matmul_peak(mesh, config.model.dtype)
-    bounds = {f"reachable_fill/{name}": x for name, x in budgets.reachable(config, training).items()}
-    writer.write("event", position.step, {"event": "start", "matmul_peak": peak, "data": training.digest, **bounds})
+    start = {"event": "start", "matmul_peak": peak, "data": training.digest}
+    writer.write("event", position.step, start | {"reachable_fill": budgets.reachable(config, training)})
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
     for line in [*budgets.advice(config, training), *sources.remarks(config)]:
         live.say(f"warning: {line}")
@@ -279,8 +279,7 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
         packed, waited = _timed(incoming)
 
 
-def _timed(incoming):
-    """The next element, and the seconds that it took to come."""
+def _timed(incoming):  # the next element, and the seconds that it took to come
     start = time.perf_counter()
     return next(incoming), time.perf_counter() - start
 
@@ -303,12 +302,12 @@ class _Log:
         """Counts documents that the next batch lacks; raises `UserError` when they are too many."""
         position, most = self.position, self.config.data.most_left_out
         for source, document, why in documents:
-            position.left_out[source] = position.left_out.get(source, 0) + 1
+            position.left_out[source] = 1 + position.left_out.get(source, 0)
             self.live.say(f"step {position.step + 1}: left out document {document} of {source}: {why}")
         if documents:
             listed = [d._asdict() for d in documents]
             self.writer.write("event", position.step + 1, {"event": "left out", "documents": listed})
-        if (total := sum(position.left_out.values())) > most:
+        if documents and (total := sum(position.left_out.values())) > most:
             counts = ", ".join(f"{n} of {source}" for source, n in position.left_out.items())
             raise UserError(
                 f"{total} documents were left out ({counts}; the last was {documents[-1].document}: "

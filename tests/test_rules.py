@@ -138,7 +138,7 @@ def traced(f, *args):
 @pytest.mark.parametrize(
     ("arch", "how", "names"),
     [
-        ("mot", "chunked", {"acc_KGCH"}),
+        ("mot", "chunked", {"acc_KRH"}),
         ("mot", "reference", {"s_BKGTS"}),
         ("moe_ec4", "chunked", {"score_BCE", "likely_BCE", "place_RX"}),
         ("learned_mot", "chunked", {"expert_BCA", "qkv_RE"}),
