@@ -3,13 +3,15 @@
 --config=configs/records.py:data=data/photos,arch=mot           text and images, a small model
 --config=configs/records.py:data=data/photos+data/books,size=smoke,length=512
 
-Several datasets must share their tokenizers (`mot data prepare --like`). `--config.data.shares.books=0.5` changes how
+Several datasets must share their tokenizers (`mot data prepare --like`); `NAME@FOLDER` gives one another name than its
+folder's. `--config.data.shares.books=0.5` changes how
 much of each is read; `length` is a row's, divided among the streams as the mixture divides.
 """
 
 import json
 from pathlib import Path
 
+import fsspec
 from ml_collections import ConfigDict
 
 from configs import archs, base
@@ -27,7 +29,9 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"size={arg['size']}: no such size; allowed: {', '.join(SIZES)}; choose one")
     if not arg["length"].isdecimal() or not int(arg["length"]):
         raise ValueError(f"length={arg['length']}: must be a number of tokens, 1 or more")
-    size, folders = SIZES[arg["size"]], arg["data"].split("+")
+    size = SIZES[arg["size"]]
+    given = [part.rpartition("@") for part in arg["data"].split("+")]
+    folders, names = [folder for _, _, folder in given], [name or Path(folder).name for name, _, folder in given]
     c = base.get_config()
     ids, next_id = _ids(folders), 0
     c.streams = ConfigDict()
@@ -45,7 +49,6 @@ def get_config(arg: str = "") -> ConfigDict:
         next_id += n
     c.model.update({k: size[k] for k in ("layers", "heads", "head_size")}, kv_heads=size["heads"])
     archs.choose(c, arg["arch"])
-    names = [Path(folder).name for folder in folders]
     if len(set(names)) < len(names):
         raise ValueError(f"data={arg['data']}: two datasets of one name; rename a folder")
     shares = {name: 1.0 for name in names}
@@ -66,10 +69,15 @@ def _ids(folders: list[str]) -> dict[str, int]:
     """How many ids each modality of some datasets has; text comes first."""
     found = {}
     for folder in folders:
-        file = Path(folder) / "dataset.json"
         try:
-            tokenizers = json.loads(file.read_text())["tokenizers"]
+            with fsspec.open(f"{folder}/dataset.json") as file:
+                tokenizers = json.load(file)["tokenizers"]
             found |= {modality: tokenizer["ids"] for modality, tokenizer in tokenizers.items() if modality not in found}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"data={folder}: no dataset ({error!r}); `mot data prepare` makes one") from error
+        except FileNotFoundError:
+            raise ValueError(
+                f"data={folder}: there is no {folder}/dataset.json; `mot data prepare` makes one; of one that was "
+                "moved and renamed write data=NAME@FOLDER"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise ValueError(f"data={folder}: its dataset.json cannot be read ({error}); copy it again") from error
     return dict(sorted(found.items(), key=lambda item: item[0] != "text"))

@@ -111,6 +111,9 @@ def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None =
     except Hung as error:
         print(f"mot: {error}", file=sys.stderr, flush=True)
         os._exit(2)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(f"mot: {error}", file=sys.stderr)
         return 2

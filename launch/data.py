@@ -50,7 +50,9 @@ def _prepare(argv) -> int:
         help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
     )
     p.add_argument("--separator", default="", help="of documents in a text file, as \\n\\n; default: a file is one")
-    p.add_argument("--like", default="", help="a dataset whose tokenizers are used, to be mixed with it")
+    p.add_argument(
+        "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
+    )
     p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
     number = lambda flag, default, text: p.add_argument(
         flag, type=type(default), default=default, help=f"{text}; default %(default)s"
@@ -128,7 +130,10 @@ def _print_summary(folder: Path, about: dict) -> None:
         console.print(f"{modality}: {tokenizer['ids']} ids{tokens}, tokenizer {tokenizer['digest']}")
     for why, n in about["left_out"].items():
         console.print(f"left out: {n} because {why}", markup=False)
-    console.print(f"train on it: mot train --config=configs/records.py:data={folder},arch=mot", markup=False)
+    if not about["splits"]["held_out"]["documents"]:
+        console.print("nothing is held out: evaluation needs another dataset that has some, or a larger --held-out")
+    arch = "mot" if len(about["modalities"]) > 1 else "dense"
+    console.print(f"train on it: mot train --config=configs/records.py:data={folder},arch={arch}", markup=False)
 
 
 def _inspect(argv) -> int:
@@ -153,7 +158,8 @@ def _inspect(argv) -> int:
     dataset = Dataset(options.dataset, options.split)
     for i in options.document:
         if not 0 <= i < dataset.count:
-            raise UserError(f"--document={i}; {options.split} has documents 0 to {dataset.count - 1}")
+            has = f"documents 0 to {dataset.count - 1}" if dataset.count else "no documents"
+            raise UserError(f"--document={i}; {options.split} has {has}")
         print(_as_text(dataset[i], tokenise.load(options.dataset / "tokenizers")))
     if options.out:
         print(f"picture: {_preview(options.dataset, options.split, options.document, options.out)}")
@@ -171,7 +177,8 @@ def _as_text(record: Record, tools: tokenise.Tools) -> str:
 def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -> Path:
     """A page of documents as the model will see them: what comes back from their tokens."""
     tools, dataset = tokenise.load(folder / "tokenizers"), Dataset(folder, split)
-    documents = documents or range(0, dataset.count, max(dataset.count // PAGE, 1))[:PAGE]
+    if not documents:  # anywhere: evenly spaced ones would all be of one template, where these take turns
+        documents = np.sort(np.random.default_rng(0).permutation(dataset.count)[:PAGE]).tolist()
     decode = {
         "text": lambda data: tools.text.decode(data.tolist()),
         "image": lambda data: tools.image.decode(data),

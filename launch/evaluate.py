@@ -1,21 +1,34 @@
 """Prints the held-out losses of a run's newest checkpoint, by modality and source."""
 
+import dataclasses
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from launch import flags
 from launch.cli import guarded
-from mot import train
+from mot import rundir, train
+from mot.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = flags.parser("evaluate", __doc__, "mot evaluate --config=configs/digits.py:arch=mot,size=smoke")
-    flags.add_config(p)
+    p = flags.parser("evaluate", __doc__, "mot evaluate runs/digits-mot-smoke")
+    p.add_argument("run", type=Path, nargs="?", help="a run directory; or --config, which names one")
+    flags.add_config(p, "")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
     options, overrides = flags.parse(p, argv)
-    config = flags.build(flags.read(options.config, overrides))
+    if (options.run is None) == (not options.config):
+        raise UserError("give a run directory, or the --config=FILE:arg that it was trained with")
+    if options.run and overrides:
+        raise UserError(f"--config.{next(iter(overrides))}: a run directory has its own configuration; leave it out")
+    if options.run:
+        config = rundir.config_of(options.run)
+        run = dataclasses.replace(config.run, root=str(options.run.parent), name=options.run.name)
+        config = dataclasses.replace(config, run=run)
+    else:
+        config = flags.build(flags.read(options.config, overrides))
     step, row = train.evaluate(config, options.step)
     table = Table("", "held out", title=f"{config.run.name}, step {step}", title_justify="left")
     for name, value in row.items():

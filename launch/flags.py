@@ -24,7 +24,7 @@ def parser(name: str, description: str, example: str) -> argparse.ArgumentParser
 
 
 def add_config(p: argparse.ArgumentParser, default: str | None = None) -> None:
-    text = "FILE:arg; default %(default)s" if default else "FILE:arg, as in the example"
+    text = "FILE:arg; default %(default)s" if default else "FILE:arg, as configs/digits.py:arch=mot,size=smoke"
     p.add_argument("--config", default=default, required=default is None, help=text)
     p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.optim.lr=1e-3")
 

@@ -1,4 +1,4 @@
-"""Digits drawn from captions, captions read from held-out digits, and free text, from a run's checkpoint."""
+"""Digits drawn from captions, captions read from held-out digits, and free text, from a run on the embedded data."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from launch import flags
 from launch.cli import guarded
-from mot import sample, train
+from mot import rundir, sample, train
 from mot.data import embedded, sources
 from mot.data.embedded import NAMES, PIXELS, TEXT_IDS
 from mot.errors import UserError
@@ -45,13 +45,12 @@ def draw(
     run: Path, step=None, prompts=None, texts=(), each=4, read=20, temperature=0.7, top_k=0, seed=0, out=None
 ) -> dict:
     """Samples, as `samples.json` records them beside `digits.png` and `captions.png`."""
+    if not sources.is_embedded(known := rundir.config_of(run)):
+        named = ", ".join(known.data.sources)
+        raise UserError(f"{run} was trained on {named}; mot sample knows the embedded digits and manual alone")
     prompts = PROMPTS if prompts is None else prompts
     _check(prompts, texts, each, read, temperature, top_k, seed)
     config, position, params = train.load(run, step)
-    if not sources.is_embedded(config):
-        raise UserError(
-            f"{run} was trained on {', '.join(config.data.sources)}; mot sample knows embedded digits alone"
-        )
     training, held_out = embedded.load(config)
     if position.data != training.digest:
         raise UserError(

@@ -248,7 +248,7 @@ def _data(c):
                 yield f"{path}.{source}: no such source; data.sources names {', '.join(d.sources)}; remove it"
             if share < 0:
                 yield f"{path}.{source}: {share}; must be 0 or more; raise it"
-        if sum(shares.values()) <= 0:
+        if not any(share > 0 for share in shares.values()):
             yield f"{path}: {dict(shares)}; at least one source must have a share above 0; raise one"
     steps = [0, *(s.step for s in d.stages)]
     if any(b <= a for a, b in itertools.pairwise(steps)):

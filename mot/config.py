@@ -124,7 +124,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Stage:
-    """The mixture from a step on."""
+    """The mixture of the documents taken in from a step on; those that wait by then (`lookahead`) still come."""
 
     step: int
     shares: dict[str, float]
@@ -316,7 +316,8 @@ def _convert(value, kind, path, faults):
         return {str(k): _convert(v, args[1], f"{path}.{k}", faults) for k, v in value.items()}
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            return _wrong(value, "a tuple of literals, as ({'match': '.*', 'lr': 1.0, 'decay': 0.0},)", path, faults)
+            keys = ", ".join(f"'{f.name}': ..." for f in dataclasses.fields(args[0]))
+            return _wrong(value, f"a tuple of groups, as ({{{keys}}},)", path, faults)
         return tuple(_convert(v, args[0], f"{path}[{i}]", faults) for i, v in enumerate(value))
     if type(value) is int and abs(value) >= LARGEST:
         return _wrong(value, f"less than {LARGEST} in size", path, faults)

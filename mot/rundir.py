@@ -33,14 +33,7 @@ def open_run(config: Config) -> Path:
     path = folder(config)
     resolved = plain(config)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        known = read_config(path)
-        known["run"]["root"], known["mesh"] = resolved["run"]["root"], resolved["mesh"]
-        if isinstance(known["data"], dict):
-            known["data"] |= {key: resolved["data"][key] for key in HOW_DATA_IS_READ}
-            names = known["data"].get("sources")
-            if isinstance(names, dict) and names.keys() == resolved["data"]["sources"].keys():
-                known["data"]["sources"] = resolved["data"]["sources"]  # the data's digest is compared later
-        if different := configs.differences(known, resolved):
+        if different := changes(read_config(path), resolved):
             raise UserError(
                 f"{path} holds a run of another configuration; nothing was overwritten. Differences (its -> yours):\n"
                 + "\n".join(f"  {d}" for d in different)
@@ -53,6 +46,17 @@ def open_run(config: Config) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "config.json", json.dumps(resolved, indent=1))
     return path
+
+
+def changes(known: dict, resolved: dict) -> list[str]:
+    """What of a run's configuration, as written, another one changes, of all that decides its results."""
+    known = known | {"run": known["run"] | {"root": resolved["run"]["root"]}, "mesh": resolved["mesh"]}
+    if isinstance(data := known["data"], dict):
+        known["data"] = data | {key: resolved["data"][key] for key in HOW_DATA_IS_READ}
+        sources = data.get("sources")
+        if isinstance(sources, dict) and sources.keys() == resolved["data"]["sources"].keys():
+            known["data"]["sources"] = resolved["data"]["sources"]  # moved; the data's digest is compared later
+    return configs.differences(known, resolved)
 
 
 def read_config(path: Path) -> dict:

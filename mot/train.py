@@ -14,7 +14,7 @@ import optax
 
 from mot import batch as batches
 from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding, upcycle
-from mot.config import Config, ConfigError, differences
+from mot.config import Config, ConfigError
 from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
 from mot.evaluate import make_evaluate
@@ -178,10 +178,12 @@ def evaluate(
     path = rundir.folder(config)
     training, held_out = sources.open_(config)
     config = budgets.resolve(config, training)
-    known, mine = rundir.plain(rundir.config_of(path)), rundir.plain(config)
-    sections = ("streams", "towers", "attn", "ffn", "model", "objective", "data", "optim")
-    if different := [d for s in sections for d in differences(known[s], mine[s], s)]:
-        raise UserError(f"{path} was trained with another configuration (its -> yours):\n  " + "\n  ".join(different))
+    different = rundir.changes(rundir.plain(rundir.config_of(path)), rundir.plain(config))
+    if different := [d for d in different if not d.startswith(("run.", "init."))]:
+        told = "\n  ".join(different)
+        raise UserError(
+            f"{path} was trained with another configuration (its -> yours):\n  {told}\ngive it its own back"
+        )
     _saved(path, step)
     mesh = sharding.make_mesh(config.data.batch, devices, config.mesh.expert)
     with jax.set_mesh(mesh):
@@ -207,7 +209,7 @@ def _saved(path, step) -> list[int]:
     saved = checkpoint.steps(path / "checkpoints")
     if not saved or (step is not None and step not in saved):
         if not saved:
-            raise UserError(f"{path} has no checkpoint yet; train it further: the same command resumes")
+            raise UserError(f"{path} has no checkpoint yet; `mot train` with its configuration makes one")
         raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}; choose one")
     return saved
 
@@ -246,7 +248,7 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     start = {"event": "start", "matmul_peak": peak, "data": training.digest}
     writer.write("event", position.step, start | {"reachable_fill": budgets.reachable(config, training)})
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
-    for line in [*budgets.advice(config, training), *sources.remarks(config)]:
+    for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
         live.say(f"warning: {line}")
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
     placed = (state_shardings(config, mesh), None)
@@ -300,19 +302,14 @@ class _Log:
 
     def left_out(self, documents) -> None:
         """Counts documents that the next batch lacks; raises `UserError` when they are too many."""
-        position, most = self.position, self.config.data.most_left_out
+        position = self.position
         for source, document, why in documents:
             position.left_out[source] = 1 + position.left_out.get(source, 0)
             self.live.say(f"step {position.step + 1}: left out document {document} of {source}: {why}")
         if documents:
             listed = [d._asdict() for d in documents]
             self.writer.write("event", position.step + 1, {"event": "left out", "documents": listed})
-        if documents and (total := sum(position.left_out.values())) > most:
-            counts = ", ".join(f"{n} of {source}" for source, n in position.left_out.items())
-            raise UserError(
-                f"{total} documents were left out ({counts}; the last was {documents[-1].document}: "
-                f"{documents[-1].why}); data.most_left_out allows {most}; mend the data, or raise it"
-            )
+            pipeline.refuse_too_many(position.left_out, documents[-1], self.config.data.most_left_out)
 
     def dispatched(self, measured, packed, idle, waited) -> None:
         """Takes a step just dispatched on a packed batch; finishes the one before."""

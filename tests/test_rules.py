@@ -63,6 +63,7 @@ def test_imports_run_one_way(path):
             "collections",
             "json",
             "pathlib",
+            "fsspec",
         )
         heavy = {"torch", "tensorflow", "transformers", "seqio", "sentencepiece"}
         allowed = {"tensorflow", "seqio", "sentencepiece"} if me == "mot.data.seqio_bridge" else set()

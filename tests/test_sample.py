@@ -164,7 +164,7 @@ def test_a_folder_that_is_no_run_and_one_without_checkpoints(run, tmp_path, caps
     assert "is no run directory" in capsys.readouterr().err
     shutil.copy(run / "config.json", tmp_path)
     assert cli.main(["sample", str(tmp_path)]) == 2
-    assert "has no checkpoint yet; train it further" in capsys.readouterr().err
+    assert "has no checkpoint yet; `mot train` with its configuration" in capsys.readouterr().err
 
 
 def test_a_run_on_other_data_is_refused(run, monkeypatch, capsys):

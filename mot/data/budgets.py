@@ -72,7 +72,7 @@ def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
         if budget.sum() <= length and (found is None or (worst, budget.sum()) > found[0]):
             found = (worst, budget.sum()), budget
     if found is None:
-        raise UserError(f"data.length: {length} tokens are too few for the streams' units, {units_M}; raise it")
+        raise UserError(f"data.length: {length} tokens are too few for images or clips of {units_M.max()}; raise it")
     return np.maximum(found[1], 1).astype(int)
 
 
@@ -110,7 +110,17 @@ def advice(config: Config, sources: Sources) -> list[str]:
         better = dict(zip(fills, best(means(config, sources, shares), _units(sources), total).tolist(), strict=True))
         if better != {name: s.budget for name, s in config.streams.items()}:
             said[-1] += "; better: " + ", ".join(f"streams.{name}.budget={b}" for name, b in better.items())
+        elif length := _long_enough(means(config, sources, shares), _units(sources), total):
+            said[-1] += (
+                f"; rows of data.length={length} could be full, or other data.shares: these count {config.data.per}"
+            )
     return said
+
+
+def _long_enough(mean_M, units_M, length: int) -> int:
+    """The shortest row, by doubling, whose budgets can be filled well; 0 for none that anybody would train on."""
+    fills = lambda n: bounds(best(mean_M, units_M, n), mean_M, units_M).min()
+    return next((n for n in (length << k for k in range(1, 8)) if n <= 2**17 and fills(n) >= WELL_FILLED), 0)
 
 
 def _units(sources: Sources) -> np.ndarray:

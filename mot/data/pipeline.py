@@ -189,6 +189,16 @@ def _give_up(what: str, others: set[int | None]) -> NoReturn:
     raise Hung(f"{what}; the stacks are above; the run's newest checkpoint is whole: the same command resumes, exactly")
 
 
+def refuse_too_many(counts: dict[str, int], last: LeftOut, most: int) -> None:
+    """Raises `UserError` when more documents than `most` were left out, by source."""
+    if (total := sum(counts.values())) > most:
+        told = ", ".join(f"{n} of {source}" for source, n in counts.items())
+        raise UserError(
+            f"{total} documents were left out ({told}; the last was {last.document}: {last.why}); data.most_left_out "
+            f"allows {most}; mend the data, or raise it"
+        )
+
+
 def fill(batch: Batch) -> dict[str, float]:
     """The fraction of each stream's budget that holds tokens."""
     return {name: float((np.asarray(tokens.segment) != 0).mean()) for name, tokens in batch.items()}

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -204,6 +205,8 @@ _worker: tuple[Recipe, Path, Tools] | None = None  # of this worker process, set
 def _begin(recipe: Recipe, out: Path) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # nobody is left to work for
     threadpool_limits(1)  # small products on two threads take up to a hundred times as long
     _worker = recipe, out, tokenise.load(out / "tokenizers")
 

@@ -67,8 +67,8 @@ def _parse(template: str) -> Template:
         balanced = not re.search(r"[{}]", _BRACES.sub("", field))
         if kind not in KINDS or not colon or not field.strip() or (braces and (kind != "text" or not balanced)):
             raise UserError(
-                f"content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)}, text also with "
-                "{field} among words, parts separated by |, e.g. 'text:a drawing of {name}|image:image'"
+                f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)}, text also "
+                "with {field} among words, parts separated by |, e.g. 'text:a drawing of {name}|image:image'"
             )
         parts.append((kind, field if braces else field.strip()))
     return tuple(parts)
@@ -105,7 +105,7 @@ def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone
         names = {kind: known.get(kind) or next(others, kind) for kind in dict.fromkeys(["text", *known, "image"])}
         raise UserError(
             f"{where}: {found}; its fields are {', '.join(map(str, fields)) or 'none'}; say which to use, e.g. "
-            f"content '{'|'.join(f'{kind}:{name}' for kind, name in names.items())}'"
+            f"--content '{'|'.join(f'{kind}:{name}' for kind, name in names.items())}'"
         )
     return templates
 

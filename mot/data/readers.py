@@ -90,7 +90,7 @@ def _documents(inputs: list[Path], format: str, content: Sequence[str], separato
             return _webdataset(inputs, content)
         case "text":
             if content:
-                raise UserError(f"content {content[0]!r}: plain text has no fields; leave it out")
+                raise UserError(f"--content {content[0]!r}: plain text has no fields; leave it out")
             return _text(inputs, separator)
         case "npz":
             return arrays.npz(inputs, content)

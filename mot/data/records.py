@@ -205,6 +205,10 @@ def read_json(folder: Path) -> dict:
         if missing := set(special_tokens(found["modalities"])) - text["special"].keys():
             raise ValueError(f"its text tokenizer lacks {', '.join(sorted(missing))}")
     except FileNotFoundError:
+        if (folder / "recipe.json").exists():
+            raise UserError(
+                f"{folder} is begun and not finished; the same `mot data prepare` command goes on"
+            ) from None
         raise UserError(f"{folder} is no dataset: it has no dataset.json; `mot data prepare` makes one") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error

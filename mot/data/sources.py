@@ -99,9 +99,10 @@ def faults(config):
             known[name] = _about(address)
         except (UserError, OSError) as error:
             yield f"data.sources.{name}: {address!r}; {error}"
-    yield from _tokenizer_faults(known)
+    unlike = list(_tokenizer_faults(known))
+    yield from unlike
     for name, about in known.items():
-        yield from _dataset_faults(config, name, about)
+        yield from _dataset_faults(config, name, about, ids=not unlike)
 
 
 def _about(address) -> dict:
@@ -111,9 +112,12 @@ def _about(address) -> dict:
     return read_json(local(address, whole=False))
 
 
-def remarks(config: Config) -> list[str]:
+def remarks(config: Config, held_out: Sources) -> list[str]:
     """What a run should be told of its sources."""
+    silent = [s.name for s in held_out.all if not s.count and config.data.shares.get(s.name)]
     return [
+        f"data.sources.{name}: it has no held-out documents, so held-out losses say nothing of it" for name in silent
+    ] + [
         f"data.sources.{name}: {address} is not elastic: one process reads it (of several, each all of it), in its own "
         "order, and after a resume from its beginning, for which data.timeout must do; `mot data prepare --seqio` "
         "exports it, which does away with all of that"
@@ -135,7 +139,7 @@ def _tokenizer_faults(known):
                 )
 
 
-def _dataset_faults(config, name, about):
+def _dataset_faults(config, name, about, ids: bool):
     streams = {stream.modality: (key, stream) for key, stream in config.streams.items()}
     for modality in about["modalities"]:
         if modality not in streams:
@@ -151,9 +155,9 @@ def _dataset_faults(config, name, about):
                 "not there yet; prepare it without"
             )
             continue
-        ids = about["tokenizers"][modality]["ids"]
-        if stream.ids != ids:
-            yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {ids} ids; write {ids}"
+        n = about["tokenizers"][modality]["ids"]
+        if ids and stream.ids != n:
+            yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {n} ids; write {n}"
         if 0 < stream.longest < (fixed := about["tokenizers"][modality].get("tokens", 0)):
             yield f"streams.{key}.longest: {stream.longest}; {modality} of {name} has {fixed} tokens; raise it"
 

@@ -27,7 +27,7 @@ from mot.data.raw import (
 from mot.errors import UserError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
-FILES, CAPTIONS = ("file_name", "file", "image"), ("caption", "text")
+FILES, CAPTIONS = ("file_name", "filename", "file", "image"), ("caption", "text")
 CAPTION_FILES = ("captions.csv", "metadata.csv")
 MAX_CAPTION = 2**20  # bytes of a .txt beside an image
 
@@ -74,7 +74,7 @@ def _sidecar(path: Path) -> str | ValueError:
             return ValueError(f"{path.name} has more than {MAX_CAPTION} bytes")
         return text(words.removeprefix(b"\xef\xbb\xbf"), path.name).strip()
     except OSError as error:
-        return ValueError(f"no caption: {path.name}: {error.strerror}")
+        return ValueError(f"no caption: {path.name} cannot be read ({error.strerror})")
     except ValueError as error:
         return error
 
@@ -107,7 +107,7 @@ def _csv_fields(path: Path, content: Sequence[str]) -> Iterator[tuple[int, dict 
     elif not {"image", "caption"} <= set(columns):
         raise UserError(
             f"{path}: its columns are {', '.join(header) or 'none'}; name one {' or '.join(FILES)} and one "
-            f"{' or '.join(CAPTIONS)}, or say which to use, e.g. content 'text:title|image:path'"
+            f"{' or '.join(CAPTIONS)}, or say which to use, e.g. --content 'text:title|image:path'"
         )
     for line, row in rows:
         if len(row) == len(header):
@@ -189,7 +189,7 @@ def _check_type(path: Path, column: str, kind: str, of) -> None:
         types.is_struct(of)
         and of.get_field_index("bytes") >= 0
         and is_bytes(of.field("bytes").type)
-        and (of.get_field_index("path") < 0 or is_text(of.field("path").type))
+        and (of.get_field_index("path") < 0 or is_text(of.field("path").type) or types.is_null(of.field("path").type))
     )
     if kind == "text":
         fits, allowed = is_text(of) or (types.is_dictionary(of) and is_text(of.value_type)), "a string"
@@ -201,7 +201,8 @@ def _check_type(path: Path, column: str, kind: str, of) -> None:
         fits, allowed = media, "binary or a struct of bytes (binary) and path (string)"
     if not fits:
         raise UserError(
-            f"{path}: column {column!r} is {of}; {kind} needs {allowed}; name another column in content, or store it so"
+            f"{path}: column {column!r} is {of}; {kind} needs {allowed}; name another column in --content, or store it "
+            "so"
         )
 
 

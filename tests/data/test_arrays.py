@@ -81,7 +81,7 @@ def test_arrays_that_do_not_fit(tmp_path, monkeypatch):
     clips = dict(labels=np.arange(2), audio=np.zeros(9, np.int16), sample_rate=8000)
     for fields, content, message in (
         (dict(images=PICTURES, tags=np.arange(4)), [], r"no field's name says that it is text; its fields are images, "
-         r"tags; say which to use, e.g. content 'text:tags\|image:images'"),
+         r"tags; say which to use, e.g. --content 'text:tags\|image:images'"),
         (dict(labels=np.arange(4), pixels=PICTURES), [], r"is image or audio; .*'text:labels\|image:pixels'"),
         (dict(labels=np.arange(4)), ["text:label"], "content names 'label'; its fields are labels"),
         (dict(labels=np.arange(4), images=PICTURES / 255), [], r"'images' is float64 \[4, 2, 3, 3\]; image needs"),

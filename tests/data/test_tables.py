@@ -63,12 +63,12 @@ def test_columns_of_a_csv(tmp_path):
     write(tmp_path / "a.png", png())
     file = write(tmp_path / "captions.csv", "path,title\na.png,A\n")
     with pytest.raises(
-        UserError, match=r"its columns are path, title; name one file_name or file or image and one cap"
+        UserError, match=r"its columns are path, title; name one file_name or filename or file or image and one cap"
     ):
         read(file)
     assert good(file, content=["text:title|image:path"])[0][1] == ("image", tmp_path / "a.png")
     with pytest.raises(
-        UserError, match=r"content names 'name'; its fields are path, title; say which to use, e.g. con"
+        UserError, match=r"content names 'name'; its fields are path, title; say which to use, e.g. --con"
     ):
         read(file, content=["text:name|image:path"])
     write(file, "")
