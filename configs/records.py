@@ -9,6 +9,7 @@ much of each is read; `length` is a row's, divided among the streams as the mixt
 """
 
 import json
+import re
 from pathlib import Path
 
 import fsspec
@@ -31,7 +32,10 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"length={arg['length']}: must be a number of tokens, 1 or more")
     size = SIZES[arg["size"]]
     given = [part.rpartition("@") for part in arg["data"].split("+")]
-    folders, names = [folder for _, _, folder in given], [name or Path(folder).name for name, _, folder in given]
+    folders, names = (
+        [folder for _, _, folder in given],
+        [name or re.sub(r"[^A-Za-z0-9_-]", "_", Path(folder).name) for name, _, folder in given],
+    )
     c = base.get_config()
     ids, next_id = _ids(folders), 0
     c.streams = ConfigDict()

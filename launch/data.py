@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from launch import flags, preview
@@ -116,7 +117,7 @@ def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most
 
 def _print_summary(folder: Path, about: dict) -> None:
     console = Console(soft_wrap=True)
-    table = Table("", *SPLITS, title=str(folder), title_justify="left")
+    table = Table("", *SPLITS, title=escape(str(folder)), title_justify="left")
     row = lambda name, value: table.add_row(name, *(f"{value(about['splits'][split]):,}" for split in SPLITS))
     row("documents", lambda split: split["documents"])
     for modality in about["modalities"]:
@@ -238,6 +239,8 @@ def _inspect_batch(options, overrides) -> int:
     training, held_out = sources.open_(config)
     config = budgets.resolve(config, training)
     chosen = training if options.split == "train" else held_out
+    if not 0 <= options.batch < config.run.steps:
+        raise UserError(f"--batch={options.batch}; from 0 to run.steps less 1, here {config.run.steps - 1}")
     packed = pipeline.Batches(chosen, config, config.data.seed, options.batch + 1)[options.batch]
     fills, bounds = pipeline.fill(packed.batch), budgets.reachable(config, training)
     for name, stream in config.streams.items():

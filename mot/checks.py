@@ -236,6 +236,8 @@ def _data(c):
     d = c.data
     yield from _positive("data", d, "batch", "lookahead", "timeout")
     yield from _at_least_0("data", d, "seed", "length", "workers", "most_left_out")
+    if d.timeout > 10**6:
+        yield f"data.timeout: {d.timeout}; at most a million seconds; lower it"
     if d.lookahead > 512:
         yield f"data.lookahead: {d.lookahead}; at most 512, all of which every checkpoint holds; lower it"
     for name in d.sources:

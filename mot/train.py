@@ -241,7 +241,7 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
         live.say(f"{path}: already at step {position.step}")
         return
     rows = sharding.by_rows(mesh)
-    evaluate = make_evaluate(config, held_out, rows)
+    evaluate = make_evaluate(config, held_out, rows, live.say)
     batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None)
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     peak = metrics.matmul_peak(mesh, config.model.dtype)

@@ -64,6 +64,7 @@ def test_imports_run_one_way(path):
             "json",
             "pathlib",
             "fsspec",
+            "re",
         )
         heavy = {"torch", "tensorflow", "transformers", "seqio", "sentencepiece"}
         allowed = {"tensorflow", "seqio", "sentencepiece"} if me == "mot.data.seqio_bridge" else set()

@@ -23,13 +23,17 @@ def resolve(config: Config, sources: Sources) -> Config:
     given = np.array([s.budget for s in streams.values()])
     if not given.all():
         mean, units = means(config, sources), _units(sources)
-        given = np.where(given, given, best(mean, units, config.data.length))
-        if (short := (given < units) & (mean > 0)).any():
-            name = list(streams)[int(short.argmax())]
+        divided = np.where(given, given, best(mean, units, config.data.length))
+        later = np.max([mean, *(means(config, sources, stage.shares) for stage in config.data.stages)], axis=0)
+        if (short := (later > 0) & (given == 0) & ((divided < units) | (mean == 0))).any():
+            m = int(short.argmax())
+            why = f"one of its images or clips has {units[m]}"
+            why = why if mean[m] else "the first stage's mixture has none of it"
             raise UserError(
-                f"data.length: {config.data.length} tokens leave streams.{name} {given[short.argmax()]}, and one of "
-                f"its units has {units[short.argmax()]}; raise data.length"
+                f"data.length: {config.data.length} tokens leave streams.{list(streams)[m]} {divided[m]}, and {why}; "
+                f"raise data.length, or write its budget"
             )
+        given = divided
     changed = {
         name: dataclasses.replace(s, budget=int(b), longest=min(s.longest or int(b), int(b)))
         for (name, s), b in zip(streams.items(), given, strict=True)

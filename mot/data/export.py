@@ -45,13 +45,19 @@ def export(recipe: Recipe, out: Path, most_left_out: int) -> prepare.Summary:
     mixture = seqio_bridge.open_(recipe.name, recipe.features)
     digest = mixture.vocabulary.digest
     source = {"inputs": [seqio_bridge.PREFIX + mixture.name]} | asdict(recipe) | {"features": mixture.features}
-    prepare.claim(out, json.loads(json.dumps(source | {"tokenizer": digest})))
-    if (out / "dataset.json").exists():
-        return prepare.Summary(out, read_json(out), 0)
-    for begun in (".work", "tokenizers", *SPLITS):
-        shutil.rmtree(out / begun, ignore_errors=True)
-    (out / ".work").mkdir()
-    _write_tokenizer(mixture, out / "tokenizers")
+    with prepare.claimed(out, json.loads(json.dumps(source | {"tokenizer": digest}))):
+        if (out / "dataset.json").exists():
+            return prepare.Summary(out, read_json(out), 0)
+        for begun in (".work", "tokenizers", *SPLITS):
+            shutil.rmtree(out / begun, ignore_errors=True)
+        (out / ".work").mkdir()
+        _write_tokenizer(mixture, out / "tokenizers")
+        about = prepare.finish(source, out, _written(mixture, recipe, out, most_left_out))
+    return prepare.Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
+
+
+def _written(mixture, recipe, out, most_left_out) -> list[prepare.Written]:
+    """Every block, on disk, in order."""
     written, bad = [], 0
     for block, (held_out, reads) in enumerate(_blocks(mixture, recipe)):
         records, left_out = {split: [] for split in SPLITS}, []
@@ -67,8 +73,7 @@ def export(recipe: Recipe, out: Path, most_left_out: int) -> prepare.Summary:
                 f"{bad} documents are bad, the last {left_out[-1].id}: {left_out[-1].why}; --most-left-out allows "
                 f"{most_left_out}; mend them, or raise it"
             )
-    about = prepare.finish(source, out, written)
-    return prepare.Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
+    return written
 
 
 def _faults(recipe: Recipe) -> Iterator[str]:

@@ -87,7 +87,8 @@ class Batches:
             rows = [self.plan.next_row() for _ in range(self.rows)]
             if self.plan.number > n * self.rows:
                 break
-        left_out = [self._left_out(piece.g, "is longer than its stream's longest") for piece in self.plan.dropped]
+        dropped = self.plan.dropped if self.mine.start == 0 else []  # every process knows of them; one tells
+        left_out = [self._left_out(piece.g, "a part is longer than its stream's longest") for piece in dropped]
         documents = []
         for row in rows[self.mine]:
             documents.append([])

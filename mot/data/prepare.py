@@ -2,7 +2,9 @@
 blocks, each a shard of its own. What is finished stays finished: the same command goes on where it was interrupted, and
 ends with the same bytes."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -19,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
@@ -66,28 +69,38 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
 
     Raises `UserError` where the folder holds something else, and where more than `most_left_out` documents are bad.
     """
-    if faults := list(_faults(recipe, workers)):
+    if faults := list(_faults(recipe, out, workers, most_left_out)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
     read = lambda: readers.read([Path(p) for p in recipe.inputs], recipe.format, list(recipe.content), recipe.separator)
     next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
     found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
-    claim(out, json.loads(json.dumps(found)))
-    if (out / "dataset.json").exists():
-        return Summary(out, read_json(out), 0)
-    work = out / ".work"
-    work.mkdir(exist_ok=True)
-    tokenise.choose(recipe, out / "tokenizers", read)
-    written = _blocks(recipe, out, read, workers, most_left_out)
-    about = finish(dataclasses.asdict(recipe), out, written)
+    with claimed(out, json.loads(json.dumps(found))):
+        if (out / "dataset.json").exists():
+            return Summary(out, read_json(out), 0)
+        (out / ".work").mkdir(exist_ok=True)
+        tokenise.choose(recipe, out / "tokenizers", read)
+        written = _blocks(recipe, out, read, workers, most_left_out)
+        about = finish(dataclasses.asdict(recipe), out, written)
     return Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
 
 
-def _faults(recipe, workers):
+def _faults(recipe, out, workers, most_left_out):
     least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=1000, audio_ids=2)
     least |= dict(longest=256, sample=1, shard=1)
     for key, value in least.items():
         if getattr(recipe, key) < value:
             yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
+        elif getattr(recipe, key) > (most := 2**20 if key == "text_ids" else 2**31):
+            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; at most {most}; lower it"
+    if most_left_out < 0:
+        yield f"--most-left-out={most_left_out}; must be 0 or more; raise it"
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        yield f"--out={str(out)!r}: a folder's name must be UTF-8; choose another"
+    for given in map(Path, recipe.inputs):
+        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
+            yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
     if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
         yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
     if not 0 <= recipe.held_out < 1:
@@ -99,37 +112,62 @@ def _faults(recipe, workers):
 
 
 def _listing(recipe) -> list:
-    """Every input file with its size and time: a dataset is not gone on with from changed inputs."""
+    """Every file that is named, with its size and time: a dataset is not gone on with from changed inputs.
+
+    The media beside a JSON-lines file are not looked at.
+    """
     found = []
-    for given in map(Path, recipe.inputs):
+    like = [Path(recipe.like) / "tokenizers"] if recipe.like else []
+    for given in [*map(Path, recipe.inputs), *like, *([Path(recipe.tokenizer)] if recipe.tokenizer else [])]:
         files = sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]
         found += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.exists()]
     # One digest: a folder may hold millions.
     return [len(found), sum(size for _, size, _ in found), hashlib.sha256(json.dumps(found).encode()).hexdigest()]
 
 
-def claim(out: Path, recipe: dict) -> None:
-    """Makes the folder, or finds it begun by the same recipe; one that came to nothing yet may begin anew."""
-    file = out / "recipe.json"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        try:
-            known = json.loads(file.read_text())
-            if "inputs" not in known:
-                raise ValueError
-        except (OSError, ValueError, TypeError, KeyError):
-            raise UserError(f"{out} holds something else; nothing was overwritten; choose another --out") from None
+@contextlib.contextmanager
+def claimed(out: Path, recipe: dict) -> Iterator[None]:
+    """The folder of this recipe, made or gone on with, and no other process in it while this lasts.
+
+    Raises `UserError` where it holds something else, was begun by another recipe that has come to something, or is
+    being prepared by another process. The lock ends with its process, however that ends.
+    """
+    if known := _known(out):
         different = [key for key in recipe if known.get(key) != recipe[key]]
         if different and any(out.glob("*/shard-*")):
             listed = ", ".join(f"{key} {known.get(key)!r} -> {recipe[key]!r}" for key in different)
             raise UserError(
                 f"{out} was begun otherwise ({listed}); nothing was overwritten; choose another --out, or remove it"
             )
-        if not different:
-            return
-        for left in (out / "tokenizers", out / ".work"):
-            shutil.rmtree(left, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(recipe, indent=1))
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{out} is being prepared by another process; wait for it, or choose another --out"
+            ) from None
+        for half_written in out.glob("*/.*.partial"):
+            half_written.unlink()
+        if known != recipe:
+            for left in (out / "tokenizers", out / ".work"):
+                shutil.rmtree(left, ignore_errors=True)
+            write_atomically(out / "recipe.json", json.dumps(recipe, indent=1))
+        yield
+        (out / ".lock").unlink()
+
+
+def _known(out: Path) -> dict:
+    """The recipe by which a folder was begun; empty where there is nothing yet."""
+    if not out.exists() or (out.is_dir() and not set(os.listdir(out)) - {".lock"}):
+        return {}
+    try:
+        known = json.loads((out / "recipe.json").read_text())
+        if "inputs" not in known:
+            raise ValueError
+        return known
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{out} holds something else; nothing was overwritten; choose another --out") from None
 
 
 class Written(NamedTuple):
@@ -147,15 +185,17 @@ def _blocks(recipe, out, read, workers, most_left_out) -> list[Written]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
     written: list[Written] = []
     with Progress(*columns, TextColumn("documents"), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(out.name, total=total)
+        task = progress.add_task(escape(out.name), total=total)
         for documents, block in _in_order(recipe, out, _blocks_of(read(), recipe.shard), workers):
             written.append(block)
             progress.update(task, advance=documents)
             if (bad := sum(len(w.left_out) for w in written)) > most_left_out:
+                _tell_left_out(out, written)
                 last = next(w.left_out[-1] for w in reversed(written) if w.left_out)
                 raise UserError(
                     f"{bad} documents are bad, the last {last.id}: {last.why}; --most-left-out allows "
-                    f"{most_left_out}; mend them, or raise it; what is done stays done"
+                    f"{most_left_out}; mend them ({out / 'left_out.jsonl'} lists them), or raise it; what is done "
+                    "stays done"
                 )
     return written
 
@@ -285,6 +325,9 @@ def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
     splits = {}
     for split in SPLITS:
         (out / split).mkdir(exist_ok=True)
+        for shard in (w.shards[split] for w in written if w.shards[split]):
+            if (size := (out / split / shard.file).stat().st_size) != shard.bytes:
+                raise UserError(f"{out / split / shard.file} has {size} bytes, {shard.bytes} were written; try again")
         parts = lambda kind, split=split: [
             np.load(out / ".work" / f"block-{w.block:05d}.{split}.{kind}", allow_pickle=False) for w in written
         ]
@@ -302,8 +345,7 @@ def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
             "shards": [w.shards[split]._asdict() for w in written if w.shards[split]],
             "index": [_about_file(out / split / name) for name in index],
         }
-    left_out = [bad for w in written for bad in w.left_out]
-    write_atomically(out / "left_out.jsonl", "".join(json.dumps(bad._asdict()) + "\n" for bad in left_out))
+    left_out = _tell_left_out(out, written)
     if not splits["train"]["documents"]:
         raise UserError(
             f"no document is left to train on ({len(left_out)} were bad, {splits['held_out']['documents']} are held "
@@ -320,6 +362,12 @@ def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
     write_atomically(out / "dataset.json", json.dumps(about, indent=1))
     shutil.rmtree(out / ".work")
     return about
+
+
+def _tell_left_out(out: Path, written: Sequence[Written]) -> list[Bad]:
+    left_out = [bad for w in written for bad in w.left_out]
+    write_atomically(out / "left_out.jsonl", "".join(json.dumps(bad._asdict()) + "\n" for bad in left_out))
+    return left_out
 
 
 def _about_file(path: Path) -> dict:

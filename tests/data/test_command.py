@@ -59,16 +59,21 @@ def test_inspect_shows_a_packed_batch(folder, capsys):
     [
         (["prepare", "nowhere.jsonl", "--out", "x"], "nowhere.jsonl"),
         (["prepare", "IN", "--out", "x", "--held-out", "2"], "--held-out=2.0; a fraction, from 0 to below 1"),
-        (["prepare", "IN", "--out", "IN"], "holds something else; nothing was overwritten"),
+        (["prepare", "IN", "--out", "OTHER"], "holds something else; nothing was overwritten"),
         (["inspect", "nowhere"], "nowhere is no dataset: it has no dataset.json"),
         (["inspect", "OUT", "--document", "999"], "--document=999; train has documents 0 to"),
+        (["inspect", "BATCH", "--batch", "-1"], "--batch=-1; from 0 to run.steps less 1, here 1"),
+        (["inspect", "BATCH", "--batch", "2"], "--batch=2; from 0 to run.steps less 1, here 1"),
+        (["prepare", "IN", "--out", "x", "--most-left-out", "-1"], "--most-left-out=-1; must be 0 or more"),
+        (["prepare", "IN", "--out", "x", "--sample", str(10**20)], "at most 2147483648; lower it"),
         (["inspect"], "give a dataset's folder, or --config=FILE:arg"),
         (["inspect", "OUT", "--config=x"], "give a dataset's folder, or --config=FILE:arg"),
     ],
 )
 def test_bad_input_gets_one_message_and_exit_code_2(folder, tmp_path, monkeypatch, capsys, arguments, why):
     monkeypatch.chdir(tmp_path)
-    places = {"IN": folder / "in", "OUT": folder / "pictures"}
+    places = {"IN": folder / "in", "OUT": folder / "pictures", "OTHER": ROOT / "docs"}
+    places["BATCH"] = f"--config={ROOT}/configs/records.py:data={folder / 'pictures'},size=smoke,length=2048"
     assert call(*(places.get(a, a) for a in arguments), *(OPTIONS if "prepare" in arguments else [])[:5]) == 2
     told = capsys.readouterr().err
     assert why in told

@@ -221,3 +221,40 @@ def test_a_bad_recipe_gets_a_message(made, tmp_path, change, why):
     with pytest.raises(ValueError, match=why):
         prepare.prepare(dataclasses.replace(recipe, **change), tmp_path / "out", 1, 0)
     assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_two_processes_do_not_prepare_one_folder(made, tmp_path):
+    recipe, out, _ = made
+    first = prepare.claimed(tmp_path / "out", {"inputs": [], "shard": 8})
+    with (
+        first,
+        pytest.raises(ValueError, match=r"is being prepared by another process; wait for it, or choose another"),
+    ):
+        prepare.prepare(recipe, tmp_path / "out", 1, 0)
+    prepare.prepare(recipe, tmp_path / "out", 1, 0)
+    assert contents(tmp_path / "out") == contents(out)
+
+
+def test_workers_end_with_their_command(made, tmp_path):
+    recipe, _, _ = made
+    recipe = write_inputs(tmp_path / "many", 400)
+    process = start(tmp_path, recipe, tmp_path / "again", 2)
+    while not list((tmp_path / "again").glob(".work/*.json")):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    mine = lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
+    end = time.monotonic() + 20
+    while mine() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not mine()
+
+
+def test_a_dataset_does_not_lie_in_its_own_input(made):
+    recipe, _, _ = made
+    folder = Path(recipe.inputs[0]).parent
+    inside = dataclasses.replace(recipe, inputs=(str(folder),))
+    with pytest.raises(ValueError, match=r"lies in the input .*, and would be read as part of it; choose another"):
+        prepare.prepare(inside, folder / "out", 1, 0)
+    assert not (folder / "out").exists()

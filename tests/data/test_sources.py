@@ -20,6 +20,7 @@ from mot import config, train
 from mot.data import budgets, pipeline, prepare, sources
 from mot.data.pipeline import Batches
 from mot.errors import UserError
+from mot.evaluate import make_evaluate
 from tests.data.test_pipeline import same
 from tests.datasets import SMALL, contents, write_inputs
 
@@ -218,6 +219,35 @@ def test_training_counts_what_it_left_out_and_stops_when_it_is_too_much(folder, 
     few = dataclasses.replace(few, run=dataclasses.replace(few.run, name="few"))
     with pytest.raises(UserError, match=r"documents were left out \(\d+ of pictures; .*data.most_left_out allows 0"):
         train.run(few, devices=jax.devices()[:1])
+
+
+def test_damaged_held_out_documents_are_told_and_too_many_stop_it(folder, tmp_path):
+    damaged(folder, tmp_path)
+    for shard in (tmp_path / "pictures" / "held_out").glob("shard-*"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    c, _, held_out = make(tmp_path, data__verify=False)
+    allowing = lambda n: dataclasses.replace(c, data=dataclasses.replace(c.data, most_left_out=n))
+    said = []
+    with pytest.raises(UserError, match=r"the held-out batches hold nothing to predict"):
+        make_evaluate(allowing(10**6), held_out, None, said.append)
+    assert said[0].startswith("evaluation: left out document number ")
+    with pytest.raises(UserError, match=r"documents were left out \(\d+ of pictures; .*data.most_left_out allows 2"):
+        make_evaluate(allowing(2), held_out, None, said.append)
+
+
+def test_a_stage_must_not_bring_what_the_budgets_have_no_room_for(folder):
+    late = {"stages": ({"step": 1, "shares": {"pictures": 1.0}},), "shares": {"prose": 1.0, "pictures": 0.0}}
+    changes = {f"data__{key}": value for key, value in late.items()}
+    with pytest.raises(UserError, match=r"leave streams.image 1, and the first stage's mixture has none of it; raise"):
+        make(folder, ("pictures", "prose"), **changes)
+
+
+def test_a_dataset_may_be_called_what_it_likes(folder, tmp_path):
+    os.symlink(folder / "pictures", tmp_path / "pictures.v1")
+    c = records_config.get_config(f"data={tmp_path / 'pictures.v1'}")
+    assert list(c.data.sources) == ["pictures_v1"]
+    c = records_config.get_config(f"data=other@{folder / 'pictures'}")
+    assert dict(c.data.sources) == {"other": str(folder / "pictures")}
 
 
 def test_a_remote_dataset_is_copied_once(folder, tmp_path, monkeypatch):
