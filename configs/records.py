@@ -82,6 +82,6 @@ def _ids(folders: list[str]) -> dict[str, int]:
                 f"data={folder}: there is no {folder}/dataset.json; `mot data prepare` makes one; of one that was "
                 "moved and renamed write data=NAME@FOLDER"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise ValueError(f"data={folder}: its dataset.json cannot be read ({error}); copy it again") from error
     return dict(sorted(found.items(), key=lambda item: item[0] != "text"))

@@ -1,5 +1,6 @@
 """Prepares a dataset of records from files, or shows one: `mot data prepare`, `mot data inspect`."""
 
+import contextlib
 import itertools
 import os
 import runpy
@@ -156,15 +157,31 @@ def _inspect(argv) -> int:
     about = read_json(options.dataset)
     if not options.document:
         _print_summary(options.dataset, about)
-    dataset = Dataset(options.dataset, options.split)
+    dataset, tools = _opened(options.dataset, options.split)
     for i in options.document:
         if not 0 <= i < dataset.count:
             has = f"documents 0 to {dataset.count - 1}" if dataset.count else "no documents"
             raise UserError(f"--document={i}; {options.split} has {has}")
-        print(_as_text(dataset[i], tokenise.load(options.dataset / "tokenizers")))
+        try:
+            shown = _as_text(dataset[i], tools)
+        except ValueError as error:
+            raise UserError(
+                f"--document={i}: it is damaged ({error}); copy the dataset again, or prepare it anew"
+            ) from None
+        print(shown)
     if options.out:
         print(f"picture: {_preview(options.dataset, options.split, options.document, options.out)}")
     return 0
+
+
+def _opened(folder: Path, split: str) -> tuple[Dataset, tokenise.Tools]:
+    dataset, tools = Dataset(folder, split), tokenise.load(folder / "tokenizers")
+    if tools.modalities != dataset.modalities:
+        raise UserError(
+            f"{folder / 'tokenizers'} is for {', '.join(tools.modalities)}, and the dataset has "
+            f"{', '.join(dataset.modalities)}; copy it again, or prepare the dataset anew"
+        )
+    return dataset, tools
 
 
 def _as_text(record: Record, tools: tokenise.Tools) -> str:
@@ -177,7 +194,7 @@ def _as_text(record: Record, tools: tokenise.Tools) -> str:
 
 def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -> Path:
     """A page of documents as the model will see them: what comes back from their tokens."""
-    tools, dataset = tokenise.load(folder / "tokenizers"), Dataset(folder, split)
+    dataset, tools = _opened(folder, split)
     if not documents:  # anywhere: evenly spaced ones would all be of one template, where these take turns
         documents = np.sort(np.random.default_rng(0).permutation(dataset.count)[:PAGE]).tolist()
     decode = {
@@ -186,10 +203,14 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
         "audio": lambda data: tools.audio.decode(data),
         "latents": lambda data: data,
     }
-    shown = [dataset[i] for i in documents if i < dataset.count]
-    rendered = [(r.id, [(modality, decode[modality](data)) for modality, data in r.spans]) for r in shown]
-    file = file or folder / "preview.png"
-    preview.documents(rendered, file, f"{folder.name}, {split}: documents as their tokens give them back")
+    rendered = []
+    for i in documents:
+        with contextlib.suppress(ValueError):  # a damaged one is left out
+            record = dataset[i]
+            rendered.append((record.id, [(modality, decode[modality](data)) for modality, data in record.spans]))
+    file, damaged = file or folder / "preview.png", len(documents) - len(rendered)
+    left_out = f", but {damaged} damaged ones" * (damaged > 0)
+    preview.documents(rendered, file, f"{folder.name}, {split}: documents as their tokens give them back{left_out}")
     return file
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mot.data.media import npy_header
-from mot.data.raw import Raw, Row, choose, document, find, json_rows, lines, needed
+from mot.data.raw import Raw, Row, choose, document, fault, find, json_rows, lines, needed
 from mot.errors import UserError
 
-MAX_ARRAY = 16 * 2**30  # bytes of one array, which is held whole
+MAX_ARRAY = 4 * 2**30  # bytes of one array, which is held whole
 
 
 def npz(inputs: Sequence[Path], content: Sequence[str]) -> Iterator[Raw]:
@@ -28,12 +28,17 @@ def npz(inputs: Sequence[Path], content: Sequence[str]) -> Iterator[Raw]:
     files = find([path for path in inputs if path not in given], (".npz",)) if len(given) < len(inputs) else []
     if not files:
         raise UserError(f"{given[0]}: JSON lines without arrays; name the .npz too, or read it as jsonl")
-    beside = {path: _beside(path, given, len(files)) for path, _ in files}
+    beside = {path: _beside(path, given, len(files)) for path, *_ in files}
     for path in given:
         if path not in beside.values():
             raise UserError(f"{path}: belongs to no .npz given; name it like its .npz, or give one pair at a time")
     count = itertools.count()
-    for path, name in files:
+    for path, name, bad in files:
+        if not bad and beside[path] and beside[path] not in given:
+            bad = fault(path.parent, beside[path])
+        if bad:
+            yield Raw(name, (), None, bad)
+            continue
         for row, templates in _npz_rows(path, name, beside[path], content):
             yield document(row, templates[next(count) % len(templates)])
 

@@ -15,6 +15,8 @@ IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_SIDE, MAX_PIXELS, MAX_IMAGE_BYTES = 16384, 64 * 2**20, 256 * 2**20
 RATES, MAX_SECONDS, MAX_AUDIO_BYTES = (1000, 384_000), 3600, 512 * 2**20
 MAX_LATENT_BYTES = 256 * 2**20
+MAX_FILE = {"image": MAX_IMAGE_BYTES, "audio": MAX_AUDIO_BYTES, "latents": MAX_LATENT_BYTES + 2**16}  # bytes
+MAX_HEADER = 64 * 2**10  # bytes of a .npy's
 PEAK = 4.0  # decoders overshoot 1 a little; a float wave beyond this was not scaled to -1..1
 
 
@@ -27,7 +29,7 @@ def image(content: bytes | Path | np.ndarray) -> np.ndarray:
         return _pixels(content)
     from PIL import Image, ImageOps
 
-    encoded = _bytes(content, MAX_IMAGE_BYTES)
+    encoded = _bytes(content, MAX_FILE["image"])
     try:
         form, width, height = _image_header(encoded)
     except struct.error:
@@ -64,7 +66,7 @@ def audio(content: bytes | Path | np.ndarray, rate: int = 0) -> tuple[np.ndarray
         return _wave(((content.astype(np.float64) - centre) / 2 ** (bits - 1)).astype(np.float32)), rate
     import soundfile
 
-    encoded = _bytes(content, MAX_AUDIO_BYTES)
+    encoded = _bytes(content, MAX_FILE["audio"])
     kind = _audio_header(encoded)
     try:
         with soundfile.SoundFile(io.BytesIO(encoded)) as file:
@@ -85,7 +87,7 @@ def latents(content: bytes | Path | np.ndarray) -> np.ndarray:
         _check_latents(shape, dtype)
         array = content
     else:
-        file = io.BytesIO(_bytes(content, MAX_LATENT_BYTES + 2**16))
+        file = io.BytesIO(_bytes(content, MAX_FILE["latents"]))
         shape, fortran, dtype = npy_header(file)
         _check_latents(shape, dtype)
         have, count = len(file.getbuffer()) - file.tell(), math.prod(shape)
@@ -102,14 +104,19 @@ def latents(content: bytes | Path | np.ndarray) -> np.ndarray:
 def npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and dtype of the .npy that an open file stands at; the data come next."""
     read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
+        (1, 0): ("<H", np.lib.format.read_array_header_1_0),
+        (2, 0): ("<I", np.lib.format.read_array_header_2_0),
     }
     try:
         version = np.lib.format.read_magic(file)
         if version not in read:
             raise ValueError(f"version {version}; 1.0 and 2.0 are allowed")
-        shape, fortran, dtype = read[version](file)
+        form, parsed = read[version]
+        length = file.read(struct.calcsize(form))
+        (size,) = struct.unpack(form, length)
+        if size > MAX_HEADER:
+            raise ValueError(f"a header of {size:,} bytes; at most {MAX_HEADER:,} are allowed")
+        shape, fortran, dtype = parsed(io.BytesIO(length + file.read(size)))
     except Exception as error:  # the header is a Python literal, whose parser raises of many kinds
         raise ValueError(f"not a .npy file: {_brief(error)}") from None
     if min(shape, default=0) < 0:
@@ -117,13 +124,20 @@ def npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
+def check_file(path: Path, limit: int) -> None:
+    """Raises `ValueError` for what is no regular file, or has more than `limit` bytes; `OSError` as the system does."""
+    if not path.is_file():  # a pipe or a device would never end
+        raise ValueError(f"{path.name} is not a file" if path.exists() else f"no file {path.name}")
+    if path.stat().st_size > limit:
+        raise ValueError(
+            f"{path.name} has {path.stat().st_size:,} bytes; at most {limit:,} are allowed; make it smaller"
+        )
+
+
 def _bytes(content: bytes | Path, limit: int) -> bytes:
     if isinstance(content, Path):
         try:
-            if not content.is_file():  # a pipe or a device would never end
-                raise ValueError(f"{content.name} is not a file" if content.exists() else f"no file {content.name}")
-            if content.stat().st_size > limit:
-                raise ValueError(f"{content.name} has {content.stat().st_size:,} bytes; at most {limit:,} are allowed")
+            check_file(content, limit)
             content = content.read_bytes()
         except OSError as error:
             raise ValueError(f"{content.name} cannot be read: {error.strerror}") from None

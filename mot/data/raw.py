@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from mot.errors import UserError
 
 KINDS = ("text", "image", "audio", "latents")
 MAX_LINE = 64 * 2**20  # bytes
+MAX_TEXT = 16 * 2**20  # bytes of a document's text
 # The fields that a document is made of where the user names none: the first of each kind that is there.
 GUESSES = {
     "text": ("caption", "text", "title", "name", "transcription", "sentence", "labels", "label"),
@@ -134,8 +136,11 @@ def document(row: Row, template: Template) -> Raw:
 
 
 def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Without empty texts; `ValueError` if nothing is left to learn from."""
+    """Without empty texts; `ValueError` if nothing is left to learn from, or too much."""
     parts = tuple(part for part in parts if part.kind != "text" or part.content)
+    words = [part.content for part in parts if part.kind == "text"]
+    if 4 * sum(map(len, words)) > MAX_TEXT:  # no character has more bytes
+        check_text(sum(len(word.encode(errors="surrogatepass")) for word in words))
     if all(part.kind == "text" and not part.content.strip() for part in parts):
         raise ValueError("an empty document")
     return parts
@@ -171,6 +176,11 @@ def _value(row: Row, field: str):
     return value
 
 
+def check_text(size: int) -> None:
+    if size > MAX_TEXT:
+        raise ValueError(f"{size:,} bytes of text; at most {MAX_TEXT:,} are allowed; make several documents of it")
+
+
 def text(value: Any, name: str = "text") -> str:
     """Strings, UTF-8 bytes, numbers and lists of them as text that encodes; otherwise a `ValueError`."""
     match value:
@@ -193,16 +203,19 @@ def text(value: Any, name: str = "text") -> str:
 
 
 def inside(folder: str | None, name: str) -> Path:
-    """The file that a document names, which must lie in the real path `folder`."""
+    """The regular file that a document names, which must lie in the real path `folder`."""
     path = PurePosixPath(name)
     if folder is None or not name or path.is_absolute() or ".." in path.parts:
         raise ValueError(f"path {short(name)}; only paths inside the input's own folder are allowed, without '..'")
     try:
         target = os.path.realpath(os.path.join(folder, name), strict=True)
+        regular = stat.S_ISREG(os.stat(target).st_mode)
     except (OSError, ValueError) as error:
         raise ValueError(f"path {short(name)}: {getattr(error, 'strerror', None) or error}") from None
     if os.path.commonpath([folder, target]) != folder:
-        raise ValueError(f"path {short(name)}: a link that leaves the input's folder")
+        raise ValueError(f"path {short(name)}: a link that leaves the input's folder; copy the file into it")
+    if not regular:  # a pipe or device may never end
+        raise ValueError(f"path {short(name)}: no regular file; only such can be read")
     return Path(target)
 
 
@@ -211,22 +224,38 @@ def short(value: Any) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-def find(inputs: Sequence[Path], suffixes: tuple[str, ...]) -> list[tuple[Path, str]]:
-    """The files among `inputs` and, of those suffixes, in the folders among them; each with its label for ids."""
-    files = []
+def fault(folder: Path, file: Path) -> str:
+    """Why a file that was found in `folder` is not to be opened; "" for one that may be."""
+    try:
+        if not stat.S_ISREG(file.lstat().st_mode):
+            inside(os.path.realpath(folder), os.path.relpath(file, folder))
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def find(inputs: Sequence[Path], suffixes: tuple[str, ...]) -> list[tuple[Path, str, str]]:
+    """The files among `inputs` and, of those suffixes, in the folders among them.
+
+    Each with its label for ids, and why it is not to be opened, or "".
+    """
+    files, faults = [], {}
     for path in inputs:
         if path.is_dir():
             names = [here / name for here, names in walk(path) for name in names if name.lower().endswith(suffixes)]
             if not names:
                 raise UserError(f"{path}: no {' or '.join(suffixes)} file in it; name another input or another format")
             files += names
+            faults |= {file: why for file in names if (why := fault(path, file))}
         else:
             files.append(path)
     if len(set(files)) < len(files):
         twice = next(file for i, file in enumerate(files) if file in files[:i])
         raise UserError(f"{twice}: given twice; name it once")
     root = common(inputs)
-    return [(file, label(file, root)) for file in files]
+    return [(file, label(file, root), faults.get(file, "")) for file in files]
 
 
 def common(inputs: Sequence[Path]) -> str:

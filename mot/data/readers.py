@@ -20,6 +20,7 @@ from mot.data.raw import (
     Row,
     document,
     documents,
+    fault,
     filled,
     find,
     held_out,
@@ -66,6 +67,8 @@ def read(
     for path in inputs:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; name one that exists")
+        if not path.is_dir() and not path.is_file():
+            raise UserError(f"{path}: a pipe or device; only files and folders are read; write it to a file first")
     if not inputs:
         raise UserError("no input; name at least one file or folder")
     if format == "auto":
@@ -114,13 +117,18 @@ def _streamed(found: Iterator[Raw]) -> Iterator[Raw]:
 def detect(inputs: Sequence[Path]) -> str:
     """The format by the files' suffixes; what is not clear is a `UserError`."""
     found: dict[str, Path] = {}
+    refused = []
     for path in inputs:
         names = ((here / name for here, names in walk(path) for name in names)) if path.is_dir() else (path,)
         for file in names:
             name = file.name.lower()
             form = next((form for form, suffixes in SUFFIXES.items() if name.endswith(suffixes)), None)
-            if form is not None:
-                found.setdefault(form, file)
+            if form in found:
+                continue
+            if form is not None and not (path.is_dir() and (why := fault(path, file))):
+                found[form] = file
+            elif form is not None:
+                refused.append(f"{file}: {why}")
             elif not path.is_dir():
                 raise UserError(f"{path}: not clear what it is; give its format: one of {', '.join(FORMATS)}")
     # A .jsonl is documents by itself, rows beside .npz arrays, or the captions of images; texts may be captions or a
@@ -135,7 +143,8 @@ def detect(inputs: Sequence[Path]) -> str:
         found.pop("text", None)
     if len(found) == 1:
         return next(iter(found))
-    what = " and ".join(f"{form} ({file.name})" for form, file in found.items()) or "none that is known"
+    what = " and ".join(f"{form} ({file.name})" for form, file in found.items())
+    what = what or "none that is known" + "".join(f" ({why})" for why in refused[:1])
     raise UserError(
         f"{', '.join(map(str, inputs))}: not clear what it is, the files look like {what}; give its format: one of "
         f"{', '.join(FORMATS)}"
@@ -155,7 +164,10 @@ def _jsonl(inputs: list[Path], content: Sequence[str]) -> Iterator[Raw]:
     files = find(inputs, SUFFIXES["jsonl"])
 
     def rows():
-        for path, name in files:
+        for path, name, bad in files:
+            if bad:
+                yield Row(name, {}, bad=bad)
+                continue
             folder = os.path.realpath(path.parent)
             for number, fields in json_rows(path):
                 if isinstance(fields, ValueError):
@@ -193,7 +205,10 @@ def _json_part(part, folder: str) -> Part:
 
 
 def _text(inputs: list[Path], separator: str) -> Iterator[Raw]:
-    for path, name in find(inputs, SUFFIXES["text"]):
+    for path, name, bad in find(inputs, SUFFIXES["text"]):
+        if bad:
+            yield Raw(name, (), None, bad)
+            continue
         empty = True
         for offset, piece in _pieces(path, separator.encode()):
             if not piece.strip():
@@ -259,8 +274,8 @@ class _Capped:
 def _webdataset(inputs: list[Path], content: Sequence[str]) -> Iterator[Raw]:
     templates, count = parse(content), itertools.count()
     wanted = needed(templates)
-    for path, name in find(inputs, SUFFIXES["webdataset"]):
-        for row in _samples(path, name, wanted):
+    for path, name, bad in find(inputs, SUFFIXES["webdataset"]):
+        for row in [Row(name, {}, bad=bad)] if bad else _samples(path, name, wanted):
             template = templates[next(count) % len(templates)] if templates else ()
             if not templates and not row.bad:
                 template = tuple((kind, kind) for kind in KINDS if kind in row.fields)

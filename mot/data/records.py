@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -29,6 +29,8 @@ FORMAT = 1
 SPLITS = ("train", "held_out")
 INDEX = ("lengths.npy", "atoms.npy", "firsts.npy")
 BYTES = "text_bytes.npy"  # [ids] bytes that each id of the text tokenizer stands for
+NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # of a file, a modality, a digest: no path, no markup, no control codes
+CHUNK = 1024  # documents that are checked at a time
 
 
 class Span(NamedTuple):
@@ -76,7 +78,7 @@ def _span(found) -> Span:
             raise ValueError(f"latents of shape {data.shape} must be [n, P] and finite")
     elif data.dtype.kind not in "iu" or data.ndim != 1:
         raise ValueError(f"ids of dtype {data.dtype} and shape {data.shape} must be integers, [n]")
-    if not len(data):
+    if not data.size:
         raise ValueError("a span is empty")
     return Span(modality, data)
 
@@ -186,24 +188,7 @@ def read_json(folder: Path) -> dict:
     file = folder / "dataset.json"
     try:
         found = json.loads(file.read_text())
-        if found["format"] != FORMAT:
-            raise ValueError(f"its format is {found['format']!r}; this version reads {FORMAT}")
-        for name, size, digest in files(found):
-            # A dataset from elsewhere must not name files outside of its folder.
-            if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or type(size) is not int or type(digest) is not str:
-                raise ValueError(f"{name!r}, {size!r}, {digest!r} is no file of a dataset")
-        if found["modalities"][0] != "text" or not all(type(m) is str for m in found["modalities"]):
-            raise ValueError(f"its modalities are {found['modalities']!r}; text must come first")
-        if found["splits"].keys() != set(SPLITS):
-            raise ValueError(f"its splits are {list(found['splits'])!r}; it needs {', '.join(SPLITS)}")
-        for modality, tokenizer in found["tokenizers"].items():
-            if type(tokenizer["ids"]) is not int or type(tokenizer.get("tokens", 0)) is not int:
-                raise ValueError(f"its {modality} tokenizer's ids and tokens must be integers")
-        text = found["tokenizers"]["text"]
-        if any(type(i) is not int or not 0 <= i < text["ids"] for i in text["special"].values()):
-            raise ValueError(f"its special tokens are {text['special']!r}; they must be ids below {text['ids']}")
-        if missing := set(special_tokens(found["modalities"])) - text["special"].keys():
-            raise ValueError(f"its text tokenizer lacks {', '.join(sorted(missing))}")
+        _check_json(found)
     except FileNotFoundError:
         if (folder / "recipe.json").exists():
             raise UserError(
@@ -216,20 +201,110 @@ def read_json(folder: Path) -> dict:
     return found
 
 
+def _check_json(found: dict) -> None:
+    """Raises `ValueError`, or what Python raises for a wrong type, unless all that is read later is as it must be."""
+    if type(found["format"]) is not int or found["format"] != FORMAT:
+        raise ValueError(f"its format is {found['format']!r:.60}; this version reads {FORMAT}")
+    modalities, tokenizers, splits = found["modalities"], found["tokenizers"], found["splits"]
+    if type(modalities) is not list or modalities[:1] != ["text"] or len(set(modalities)) < len(modalities):
+        raise ValueError(f"its modalities are {modalities!r:.60}; text must come first, and none twice")
+    for modality in modalities:
+        _check_name("a modality", modality)
+    if tokenizers.keys() != set(modalities) - {"latents"}:
+        raise ValueError(f"its tokenizers are of {list(tokenizers)!r:.60}; they must be of all modalities but latents")
+    for modality, tokenizer in tokenizers.items():
+        _check_name(f"its {modality} tokenizer's digest", tokenizer["digest"])
+        _check_number(f"its {modality} tokenizer's ids", tokenizer["ids"], 1, 2**31)
+        if "tokens" in tokenizer:
+            _check_number(f"its {modality} tokenizer's tokens", tokenizer["tokens"], 1, 2**20)
+    text = tokenizers["text"]
+    for name, id_ in text["special"].items():
+        _check_number(f"its special token {name!r:.60}", id_, 0, text["ids"] - 1)
+    if missing := set(special_tokens(modalities)) - text["special"].keys():
+        raise ValueError(f"its text tokenizer lacks {', '.join(sorted(missing))}")
+    if len(set(text["special"].values())) < len(text["special"]) or "tokens" in text:
+        raise ValueError("its text tokenizer has an id for two special tokens, or says how long a text is")
+    if splits.keys() != set(SPLITS):
+        raise ValueError(f"its splits are {list(splits)!r:.60}; it needs {', '.join(SPLITS)}")
+    for split in splits.values():
+        _check_split(split, modalities)
+    for why, n in found["left_out"].items():
+        _check_number(f"left out because {why!r:.60}", n)
+    listed = files(found)
+    for name, size, digest in listed:
+        # A dataset from elsewhere must not name files outside of its folder.
+        if name.count("/") != 1 or not all(map(NAME.fullmatch, (*name.split("/"), digest))):
+            raise ValueError(f"{name!r:.60} with the digest {digest!r:.60} is no file of a dataset")
+        _check_number(f"the bytes of {name}", size)
+    if len({name for name, _, _ in listed}) < len(listed):
+        raise ValueError("it lists a file twice")
+
+
+def _check_split(split: dict, modalities: list[str]) -> None:
+    _check_number("a split's documents", split["documents"])
+    for shard in split["shards"]:
+        _check_number("a shard's documents", shard["documents"])
+    if (n := sum(shard["documents"] for shard in split["shards"])) != split["documents"]:
+        raise ValueError(f"a split has {split['documents']} documents and its shards have {n}")
+    if sorted(file["file"] for file in split["index"]) != sorted(INDEX):
+        raise ValueError(f"a split's index must be {', '.join(INDEX)}")
+    if split["tokens"].keys() != set(modalities) or split["spans"].keys() - set(modalities):
+        raise ValueError("a split's tokens and spans must be those of its modalities")
+    for n in (*split["tokens"].values(), *split["spans"].values()):
+        _check_number("tokens or spans of a split", n)
+
+
+def _check_name(what: str, name) -> None:
+    if type(name) is not str or not NAME.fullmatch(name):
+        raise ValueError(f"{what} is {name!r:.60}; letters, digits, _, - and . are allowed, 100 of them")
+
+
+def _check_number(what: str, n, least: int = 0, most: int = 2**48) -> None:
+    if type(n) is not int or not least <= n <= most:
+        raise ValueError(f"{what}: {n!r:.60} is no whole number from {least} to {most}")
+
+
 def files(about: dict) -> list[tuple[str, int, str]]:
     """Every file of a dataset beside `dataset.json`: its path there, bytes, digest."""
-    known = [(f"{split}/{f['file']}", f) for split in SPLITS for f in _files_of(about["splits"][split])]
-    for tokenizer in about["tokenizers"].values():
-        known += [(f"tokenizers/{f['file']}", f) for f in tokenizer["files"]]
-    return [(path, f["bytes"], f["digest"]) for path, f in known]
+    splits = about["splits"]
+    known = [(split, f) for split in SPLITS for f in splits[split]["shards"] + splits[split]["index"]]
+    known += [("tokenizers", f) for tokenizer in about["tokenizers"].values() for f in tokenizer["files"]]
+    return [(folder + "/" + f["file"], f["bytes"], f["digest"]) for folder, f in known]
 
 
-def _files_of(split: dict) -> list[dict]:
-    return split["shards"] + split["index"]
+def _verify(folder: Path, listed: Sequence[tuple[str, int, str]], digests: bool) -> None:
+    """Raises `UserError` for the first of these files that is not there as `dataset.json` says."""
+    for name, size, _ in listed:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy it again, or prepare the dataset anew")
+        if path.stat().st_size != size:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, dataset.json says {size}; copy it again")
+    if not digests:
+        return
+    with ThreadPoolExecutor() as pool:
+        digests_found = pool.map(lambda known: file_digest(folder / known[0]), listed)
+        for (name, _, digest), found in zip(listed, digests_found, strict=True):
+            if found != digest:
+                raise UserError(
+                    f"{folder / name} is damaged: its digest is {found[:16]}, dataset.json says {digest[:16]}; copy it "
+                    "again, or prepare the dataset anew"
+                )
+
+
+def load_array(file: Path) -> np.ndarray:
+    """An .npy file, mapped; raises `UserError` where it is none."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # a memmap is slow
+    except Exception as error:  # a damaged header raises any of a dozen kinds
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
 
 
 class Dataset:
-    """A split of a dataset, read at random. Opening checks every file's size, and its digest with `verify`."""
+    """A split of a dataset, read at random.
+
+    Opening checks the size of the split's files and the tokenizers', and their digests and the index with `verify`.
+    """
 
     def __init__(self, folder: Path, split: str, verify: bool = True):
         self.folder, self.split = folder, folder / split
@@ -238,51 +313,54 @@ class Dataset:
         self.modalities = tuple(self.about["modalities"])
         self.firsts_of_shards = np.cumsum([0, *(s["documents"] for s in self.known["shards"])])
         self.count = int(self.firsts_of_shards[-1])
-        self._verify(verify)
-        if len(self.lengths) != self.count or len(self.firsts) != self.count + 1:
-            raise UserError(f"{self.split}: lengths.npy has {len(self.lengths)} documents, the shards {self.count}")
+        _verify(folder, [f for f in files(self.about) if f[0].startswith((f"{split}/", "tokenizers/"))], verify)
+        self._check_shapes()
+        for i in range(0, self.count if verify else 0, CHUNK):
+            self._check_documents(i, min(i + CHUNK, self.count))
 
     def __getstate__(self):
         """What a worker process needs to open it again: no mapped file, no reader."""
         return {k: v for k, v in vars(self).items() if k not in ("lengths", "atoms", "firsts", "_reader")}
 
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        return self._map("lengths.npy")
+    lengths = cached_property(lambda self: load_array(self.split / "lengths.npy"))
+    atoms = cached_property(lambda self: load_array(self.split / "atoms.npy"))
+    firsts = cached_property(lambda self: load_array(self.split / "firsts.npy"))
 
-    @cached_property
-    def atoms(self) -> np.ndarray:
-        return self._map("atoms.npy")
+    def _check_shapes(self) -> None:
+        for name, array, dtype, shape in (
+            ("lengths.npy", self.lengths, np.int32, (self.count, len(self.modalities))),
+            ("atoms.npy", self.atoms, np.int32, (*self.atoms.shape[:1], 2)),
+            ("firsts.npy", self.firsts, np.int64, (self.count + 1,)),
+        ):
+            if array.dtype != dtype or array.shape != shape:
+                has = f"it is {array.dtype} {list(array.shape)} and must be {np.dtype(dtype)} {list(shape)}"
+                self._refuse(name, f"{has}, as the shards have {self.count} documents")
+        if self.firsts[0] != 0 or self.firsts[-1] != len(self.atoms):
+            self._refuse("firsts.npy", f"it must rise from 0 to {len(self.atoms)}, the atoms")
+        if self.lengths.min(initial=0) < 0 or self.lengths[:, 0].min(initial=2) < 2:
+            self._refuse("lengths.npy", "a document has less than no tokens, or less than 2 of text: <bos> and <eos>")
 
-    @cached_property
-    def firsts(self) -> np.ndarray:
-        return self._map("firsts.npy")
+    def _check_documents(self, begin: int, end: int) -> None:
+        """Raises `UserError` unless the documents from `begin` to before `end` are as long as their atoms."""
+        firsts, m = self.firsts[begin : end + 1], len(self.modalities)
+        if (firsts[1:] <= firsts[:-1]).any() or firsts[0] < 0 or firsts[-1] > len(self.atoms):
+            self._refuse("firsts.npy", f"it does not rise from document {begin} to {end}")
+        modality, tokens = self.atoms[firsts[0] : firsts[-1]].T
+        if modality.min() < 0 or modality.max() >= m or tokens.min() < 1:
+            self._refuse("atoms.npy", f"it has modalities outside 0 to {m - 1}, or atoms of less than 1 token")
+        fixed = np.array([self.about["tokenizers"].get(name, {}).get("tokens", 0) for name in self.modalities])
+        if ((fixed[modality] > 0) & (fixed[modality] != tokens)).any():
+            self._refuse("atoms.npy", "it has images of another length than dataset.json says")
+        document = np.repeat(np.arange(end - begin), np.diff(firsts))
+        found = np.bincount(document * m + modality, tokens, (end - begin) * m).reshape(-1, m)
+        found[:, 0] += 2 + 2 * np.bincount(document, modality != 0, end - begin)
+        if (wrong := (found != self.lengths[begin:end]).any(1)).any():
+            i = int(wrong.argmax())
+            has = f"document {begin + i} has {self.lengths[begin + i].tolist()} tokens by modality"
+            self._refuse("lengths.npy", f"{has}, and its atoms {found[i].astype(int).tolist()}")
 
-    def _map(self, name) -> np.ndarray:
-        try:
-            return np.load(self.split / name, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # a memmap is slow
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{self.split / name} is damaged ({error}); prepare the dataset anew") from None
-
-    def _verify(self, digests: bool) -> None:
-        files = _files_of(self.known)
-        for known in files:
-            path = self.split / known["file"]
-            if not path.is_file():
-                raise UserError(f"{path} is missing; copy it again, or prepare the dataset anew")
-            if path.stat().st_size != known["bytes"]:
-                raise UserError(
-                    f"{path} has {path.stat().st_size} bytes, dataset.json says {known['bytes']}; copy it again"
-                )
-        if digests:
-            with ThreadPoolExecutor() as pool:
-                found = pool.map(lambda known: file_digest(self.split / known["file"]), files)
-                for known, digest in zip(files, found, strict=True):
-                    if digest != known["digest"]:
-                        raise UserError(
-                            f"{self.split / known['file']} is damaged: its digest is {digest[:16]}, dataset.json says "
-                            f"{known['digest'][:16]}; copy it again, or prepare the dataset anew"
-                        )
+    def _refuse(self, name: str, why) -> NoReturn:
+        raise UserError(f"{self.split / name} is damaged or foreign ({why}); prepare the dataset anew")
 
     def totals(self) -> np.ndarray:
         """`[M]` tokens of all documents by modality."""
@@ -292,6 +370,8 @@ class Dataset:
         return self.lengths[i]
 
     def atoms_of(self, i: int) -> np.ndarray:
+        """`[A, 2]` of document i; raises `UserError` where they are damaged, also in what was opened unverified."""
+        self._check_documents(i, i + 1)
         return self.atoms[self.firsts[i] : self.firsts[i + 1]]
 
     def __getitem__(self, i: int) -> Record:
@@ -301,7 +381,14 @@ class Dataset:
             content = self._reader(shard).read([int(i - self.firsts_of_shards[shard])])[0]
         except (RuntimeError, OSError, IndexError) as error:
             raise ValueError(f"unreadable ({error})") from None
-        return decode(content)
+        record = decode(content)
+        for modality, data in record.spans:
+            tokenizer, vectors = self.about["tokenizers"].get(modality, {}), data.dtype.kind == "f"
+            ids, tokens = tokenizer.get("ids", 0), tokenizer.get("tokens", len(data))
+            fits = vectors if modality == "latents" else not vectors and 0 <= data.min() <= data.max() < ids
+            if modality not in self.modalities or not fits or len(data) != tokens:
+                raise ValueError(f"its {modality!r:.60} are {len(data)} of {data.dtype}, no {tokens} of {ids} ids")
+        return record
 
     @cached_property
     def _reader(self):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mot.config import Config, reads
 from mot.data import embedded, seqio_bridge
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
-from mot.data.records import BYTES, SPLITS, Dataset, Layout, files, read_json, render
+from mot.data.records import BYTES, SPLITS, Dataset, Layout, files, load_array, read_json, render
 from mot.data.seqio_bridge import Stream
 from mot.errors import UserError
 from mot.tokenizers.text import cache_folder
@@ -200,22 +201,32 @@ def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | Strea
 def bytes_of_ids(folder: Path, about: dict) -> np.ndarray:
     """`[ids]` bytes of text that each id of a dataset's tokenizer stands for."""
     file, ids = folder / "tokenizers" / BYTES, about["tokenizers"]["text"]["ids"]
-    try:
-        found = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{file} is missing or damaged ({error}); copy it again") from None
-    if found.shape != (ids,) or found.dtype.kind not in "iu":
-        raise UserError(f"{file} is no list of {ids} integers; copy it again")
+    found = load_array(file)
+    if found.shape != (ids,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
+        raise UserError(f"{file} is no list of {ids} integers of 0 or more; copy it again")
     return found
 
 
 def local(address: str, whole: bool = True) -> Path:
     """The folder of a dataset: where it is, or copied from a remote address into the user's cache.
 
-    ArrayRecord is read from files. A dataset that is too large to copy to every host is better mounted.
+    ArrayRecord is read from files. A dataset that is too large to copy to every host is better mounted. Raises
+    `UserError` where it cannot be had.
     """
     if "://" not in address:
         return Path(address)
+    try:
+        return _copied(address, whole)
+    except UserError:
+        raise
+    except Exception as error:  # each protocol's library has errors of its own; without it, fsspec says what to install
+        raise UserError(
+            f"{address} cannot be read ({type(error).__name__}: {error}); see that it is written as fsspec knows it, "
+            "and that the package for its protocol is installed; or copy the dataset to a folder and name that"
+        ) from error
+
+
+def _copied(address: str, whole: bool) -> Path:
     remote, root = fsspec.core.url_to_fs(address)
     try:
         about = remote.cat_file(f"{root}/dataset.json")
@@ -229,7 +240,7 @@ def local(address: str, whole: bool = True) -> Path:
             path = folder / name
             if not (path.is_file() and path.stat().st_size == size):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".{path.name}.partial")
+                partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
                 remote.get_file(f"{root}/{name}", str(partial))
                 partial.rename(path)
     return folder

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from mot.data.raw import (
+    MAX_TEXT,
     Raw,
     Row,
+    check_text,
     choose,
     common,
     document,
     documents,
+    fault,
+    inside,
     json_rows,
     label,
     lines,
@@ -29,6 +33,7 @@ from mot.errors import UserError
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 FILES, CAPTIONS = ("file_name", "filename", "file", "image"), ("caption", "text")
 CAPTION_FILES = ("captions.csv", "metadata.csv")
+BATCH = 64 * 2**20  # bytes of table rows that are decoded at a time, about
 MAX_CAPTION = 2**20  # bytes of a .txt beside an image
 
 
@@ -52,11 +57,14 @@ def _folder_rows(path: Path, root: str, content: Sequence[str]) -> Iterator[Row]
         if files or here.parent in covered:
             covered.add(here)
         for name in files:
-            yield from _caption_rows(here / name, label(here / name, root), content)
+            if why := fault(path, here / name):
+                yield Row(label(here / name, root), {}, bad=why)
+            else:
+                yield from _caption_rows(here / name, label(here / name, root), content)
         images = [] if here in covered else [name for name in names if name.lower().endswith(IMAGES)]
         real = os.path.realpath(here)
         for name in images:
-            caption = _sidecar(here / f"{Path(name).stem}.txt")
+            caption = _sidecar(real, f"{Path(name).stem}.txt")
             yield Row(label(here / name, root), {"image": name, "caption": caption, "text": caption}, real)
         any_found = any_found or bool(files or images)
     if not any_found:
@@ -66,15 +74,19 @@ def _folder_rows(path: Path, root: str, content: Sequence[str]) -> Iterator[Row]
         )
 
 
-def _sidecar(path: Path) -> str | ValueError:
+def _sidecar(folder: str, name: str) -> str | ValueError:
+    try:
+        path = inside(folder, name)
+    except ValueError as error:
+        return ValueError(f"no caption: {error}")
     try:
         with open(path, "rb") as file:
             words = file.read(MAX_CAPTION + 1)
         if len(words) > MAX_CAPTION:
-            return ValueError(f"{path.name} has more than {MAX_CAPTION} bytes")
-        return text(words.removeprefix(b"\xef\xbb\xbf"), path.name).strip()
+            return ValueError(f"{name} has more than {MAX_CAPTION} bytes")
+        return text(words.removeprefix(b"\xef\xbb\xbf"), name).strip()
     except OSError as error:
-        return ValueError(f"no caption: {path.name} cannot be read ({error.strerror})")
+        return ValueError(f"no caption: {name} cannot be read ({error.strerror})")
     except ValueError as error:
         return error
 
@@ -139,12 +151,15 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from None
 
 
-def parquet(files: Sequence[tuple[Path, str]], content: Sequence[str]) -> Iterator[Raw]:
+def parquet(files: Sequence[tuple[Path, str, str]], content: Sequence[str]) -> Iterator[Raw]:
     """Tables as Hugging Face stores them, some rows at a time."""
     import pyarrow  # takes 0.2 s, which other formats need not wait for
 
     count = itertools.count()
-    for path, name in files:
+    for path, name, bad in files:
+        if bad:
+            yield Raw(name, (), None, bad)
+            continue
         done = 0
         try:
             for row, templates in _parquet_rows(path, name, content):
@@ -167,9 +182,8 @@ def _parquet_rows(path: Path, name: str, content: Sequence[str]):
         for column, kind in kinds.items():
             _check_type(path, column, kind, schema.field(column).type)
         columns = list(dict.fromkeys([*kinds, *(["split"] if "split" in schema.names else [])]))
-        size = 1024 if set(kinds.values()) == {"text"} else 32  # images have up to megabytes each
         i = 0
-        for batch in table.iter_batches(batch_size=size, columns=columns, use_threads=False):
+        for batch in _batches(table, columns):
             lists = {column: _values(batch.column(column), kinds.get(column)) for column in columns}
             for values in zip(*lists.values(), strict=True):
                 fields = dict(zip(lists, values, strict=True))
@@ -177,6 +191,21 @@ def _parquet_rows(path: Path, name: str, content: Sequence[str]):
                 split = split.decode(errors="replace") if isinstance(split, bytes) else split
                 yield Row(f"{name}:{i}", fields, folder, split), templates
                 i += 1
+
+
+def _batches(table, columns: Sequence[str]):
+    """Of few rows where one may be large: a dictionary's only value may stand in every row."""
+    from pyarrow import types
+
+    fields = [table.schema_arrow.field(column) for column in columns]
+    shared = {field.name for field in fields if types.is_dictionary(field.type)}  # values are not repeated
+    for g in range(table.num_row_groups):
+        group = table.metadata.row_group(g)
+        chunks = [group.column(c) for c in range(group.num_columns)]
+        own = [c for c in chunks if (name := c.path_in_schema.split(".")[0]) in columns and name not in shared]
+        largest = max([1, *(max(c.total_uncompressed_size, 8 * c.num_values) for c in own)])
+        size = max(1, min(32 if own else 1024, BATCH // largest))
+        yield from table.iter_batches(batch_size=size, row_groups=[g], columns=columns, use_threads=False)
 
 
 def _check_type(path: Path, column: str, kind: str, of) -> None:
@@ -212,9 +241,15 @@ def _values(column, kind: str | None) -> list:
     from pyarrow import compute, types
 
     if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        places = column.indices.to_pylist()
+        used = sorted(set(places) - {None})
+        found = dict(zip(used, _values(column.dictionary.take(pyarrow.array(used, "int64")), kind), strict=True))
+        return [found.get(place) for place in places]
     if types.is_string(column.type) or types.is_large_string(column.type):
-        return column.cast(pyarrow.large_binary()).to_pylist()
+        encoded = column.cast(pyarrow.large_binary())
+        if (compute.max(compute.binary_length(encoded)).as_py() or 0) > MAX_TEXT:
+            return [_words(value) for value in encoded]
+        return encoded.to_pylist()
     if types.is_struct(column.type) and kind is not None:
         paths = [None] * len(column)
         if column.type.get_field_index("path") >= 0:
@@ -225,6 +260,15 @@ def _values(column, kind: str | None) -> list:
     if kind == "latents":
         return [_floats(value) if isinstance(value, list) else value for value in values]
     return values
+
+
+def _words(value) -> bytes | ValueError | None:
+    """An Arrow scalar, unless it is too long to be copied."""
+    try:
+        check_text(0 if not value.is_valid else value.as_buffer().size)
+    except ValueError as error:
+        return error
+    return value.as_py()
 
 
 def _floats(value: list) -> np.ndarray | ValueError:

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from tokenizers import Tokenizer
 
 from mot.data import media
 from mot.data.raw import Part, Raw
-from mot.data.records import BYTES, Record, Span, atoms, file_digest, special_tokens
+from mot.data.records import BYTES, Record, Span, atoms, file_digest, files, read_json, special_tokens
 from mot.errors import UserError
 from mot.rundir import write_atomically
 from mot.tokenizers import audio as audios
@@ -28,6 +30,10 @@ CHOSEN = "chosen.json"  # written last: the folder is complete
 CORPUS = 64 << 20  # characters that a text tokenizer learns from at most
 PICTURES, CLIPS = 2000, 2000  # that the others learn from at most
 HEAVIEST = 512 << 20  # bytes of documents that are held to learn from
+STRETCH = 256 << 10  # characters that are encoded at a time: the encoder takes hundreds of bytes for each
+LARGEST = 256 << 20  # bytes of a document, decoded and tokenised
+# The trainer's time grows with the square of a word's length.
+_WORD = re.compile(r".*?\S{4096}|.+", re.DOTALL)
 
 
 class Bad(NamedTuple):
@@ -53,23 +59,17 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
     if (folder / CHOSEN).exists():
         return
     folder.mkdir(exist_ok=True)
+    like = _like(Path(recipe.like)) if recipe.like else None
     console = Console(stderr=True)
     with console.status("looking at the first documents"):
         kinds, width, corpus, pictures, clips = _look(recipe, read)
     modalities = ["text", *(kind for kind in ("image", "audio", "latents") if kind in kinds)]
-    like = Path(recipe.like) / "tokenizers" if recipe.like else None
-    if like and (like / CHOSEN).is_file() and not json.loads((like / CHOSEN).read_text()).get("encodes", True):
-        raise UserError(
-            f"--like={recipe.like}: its text is a seqio vocabulary's, with which mot cannot encode; seqio can"
-        )
     try:
         for modality in modalities:
             if like and all((like / name).is_file() for name in FILES.get(modality, ("",))):
                 for name in FILES[modality]:
                     shutil.copyfile(like / name, folder / name)
                 continue
-            if like and modality == "text":
-                raise UserError(f"--like={recipe.like}: no dataset with a text tokenizer; name one")
             with console.status(f"learning the {modality} tokenizer"):
                 if modality == "text":
                     _choose_text(recipe, folder, corpus, modalities)
@@ -88,15 +88,31 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
     write_atomically(folder / CHOSEN, json.dumps({"modalities": modalities, "latents": width}))
 
 
+def _like(dataset: Path) -> Path:
+    """The tokenizers of another dataset, looked at; raises `UserError` where they cannot be taken."""
+    for name, _, digest in files(read_json(dataset)):
+        file = dataset / name
+        if file.parent.name == "tokenizers" and (not file.is_file() or file_digest(file) != digest):
+            raise UserError(
+                f"--like={dataset}: {file} is missing or damaged; copy it again, or prepare the dataset anew"
+            )
+    if not json.loads((dataset / "tokenizers" / CHOSEN).read_text()).get("encodes", True):
+        raise UserError(f"--like={dataset}: its text is a seqio vocabulary's, with which mot cannot encode; seqio can")
+    return dataset / "tokenizers"
+
+
 def _look(recipe, read):
     """What the first documents hold: kinds, the width of latents, text, and media as they are asked for."""
     first, heavy = [], 0
     for raw in itertools.islice(read(), recipe.sample):
-        heavy += sum(weight_of(part) for part in raw.parts)
+        heavy += sum(weight_of(part) for part in raw.parts if not isinstance(part.content, Path))
         if heavy > HEAVIEST:
             break
-        if not raw.bad and not is_held_out(raw, recipe.held_out):
-            first.append(raw)
+        try:
+            if not raw.bad and not is_held_out(raw, recipe.held_out):
+                first.append(raw)
+        except ValueError:  # told when its turn comes
+            continue
     if not first:
         raise UserError(
             f"{', '.join(recipe.inputs)}: no document to train on among the first {recipe.sample}; name other inputs, "
@@ -117,8 +133,13 @@ def _look(recipe, read):
 
 
 def weight_of(part: Part) -> int:
-    """Bytes that a part takes in memory, about; what is still in a file takes none."""
-    return getattr(part.content, "nbytes", 0) or (0 if isinstance(part.content, Path) else len(part.content))
+    """Bytes that a part takes in memory, about; of what is still in a file, the file's, 0 where that is not known."""
+    if isinstance(part.content, Path):
+        try:
+            return os.stat(part.content).st_size
+        except OSError:
+            return 0
+    return getattr(part.content, "nbytes", 0) or len(part.content)
 
 
 def _good(decode, parts: Iterable[Part], rates: bool = False):
@@ -140,24 +161,44 @@ def _choose_text(recipe, folder, corpus, modalities) -> None:
     else:
         # Characters that UTF-8 cannot write are some document's fault, told in its turn.
         whole = [text.encode("utf-8", "ignore").decode() for text in corpus]
+        whole = [words for text in whole for words in _WORD.findall(text)]
         content = texts.train(whole, recipe.text_ids, special).to_str()
     made = texts.load(content, special)
+    ids = sorted(made.get_vocab().values())
+    if ids != list(range(made.get_vocab_size())):
+        raise UserError(
+            f"--tokenizer={recipe.tokenizer}: {len(ids)} entries, of ids {ids[0]} to {ids[-1]}; each id from 0 on must "
+            "belong to one entry; number them anew"
+        )
     write_atomically(folder / "text.json", made.to_str())
     with open(folder / BYTES, "wb") as file:
         np.save(file, texts.byte_lengths(made).astype(np.int32), allow_pickle=False)
 
 
 def load(folder: Path) -> Tools:
-    """The tokenizers that `choose` wrote."""
-    chosen = json.loads((folder / CHOSEN).read_text())
-    modalities = tuple(chosen["modalities"])
-    image = images.load(folder / "image.npz") if "image" in modalities else None
-    audio = audios.load(folder / "audio.npz") if "audio" in modalities else None
-    return Tools(modalities, _text(folder), image, audio, chosen["latents"])
+    """The tokenizers that `choose` wrote; raises `UserError` where a file of theirs is not as it was written."""
+    file = folder / CHOSEN
+    try:
+        chosen = json.loads(file.read_text())
+        modalities, width = tuple(chosen["modalities"]), chosen["latents"]
+        if modalities[:1] != ("text",) or set(modalities) - {*FILES, "latents"} or type(width) is not int or width < 0:
+            raise ValueError(f"modalities {modalities!r:.60}, latents of {width!r:.60} features")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
+    try:
+        image = images.load(folder / "image.npz") if "image" in modalities else None
+        audio = audios.load(folder / "audio.npz") if "audio" in modalities else None
+    except ValueError as error:
+        raise UserError(f"{error}; copy it again, or prepare the dataset anew") from None
+    return Tools(modalities, _text(folder), image, audio, width)
 
 
 def _text(folder: Path) -> Tokenizer:
-    return texts.load((folder / "text.json").read_text(), ())
+    file = folder / "text.json"
+    try:
+        return texts.load(file.read_text(), ())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
 
 
 def _special(tokenizer: Tokenizer) -> dict[str, int]:
@@ -170,7 +211,7 @@ def about(folder: Path) -> dict:
     for modality in tools.modalities:
         if modality == "latents":
             continue
-        files = [folder / name for name in FILES[modality]]
+        files = [folder / name for name in (*FILES[modality], *[CHOSEN] * (modality == "text"))]
         found[modality] = {
             "digest": file_digest(files[0])[:16],
             "files": [{"file": f.name, "bytes": f.stat().st_size, "digest": file_digest(f)} for f in files],
@@ -190,9 +231,13 @@ def records(raw: Raw, tools: Tools, recipe) -> tuple[bool, list[tuple[Record, np
     """
     if raw.bad:
         raise ValueError(raw.bad)
-    spans, cuts = [], []
+    spans, cuts, size = [], [], 0
     for part in raw.parts:
         data, inner = _span(part, tools)
+        if (size := size + data.nbytes) > LARGEST:
+            raise ValueError(
+                f"more than {LARGEST:,} bytes when it is decoded, which is the most; make several documents of it"
+            )
         if len(data):
             spans.append(Span(part.kind, data))
             cuts.append(inner)
@@ -203,14 +248,23 @@ def records(raw: Raw, tools: Tools, recipe) -> tuple[bool, list[tuple[Record, np
 
 
 def is_held_out(raw: Raw, fraction: float) -> bool:
-    """As the input says, or by a hash of the content, so that equal documents are on one side."""
+    """As the input says, or by a hash of the content, so that equal documents are on one side.
+
+    Raises `ValueError` where a file is too large or cannot be read.
+    """
     if raw.held_out is not None:
         return raw.held_out
+    if fraction == 0:
+        return False
     content = hashlib.sha256()
     for kind, x, rate in raw.parts:
         content.update(f"{kind} {rate} ".encode())
         if isinstance(x, Path):
-            content.update(file_digest(x).encode() if x.is_file() else b"")
+            try:
+                media.check_file(x, media.MAX_FILE[kind])
+                content.update(file_digest(x).encode())
+            except OSError as error:
+                raise ValueError(f"{x.name} cannot be read: {error.strerror}") from None
         elif isinstance(x, np.ndarray):
             content.update(f"{x.dtype} {x.shape} ".encode() + x.tobytes())
         else:
@@ -228,9 +282,7 @@ def _span(part: Part, tools: Tools) -> tuple[np.ndarray, np.ndarray]:
             part.content.encode()
         except UnicodeEncodeError:
             raise ValueError("its text holds characters that UTF-8 cannot write") from None
-        encoding = tools.text.encode(part.content if part.content.strip() else "", add_special_tokens=False)
-        starts = [start for start, _ in encoding.offsets]
-        return _narrow(encoding.ids, tools.text.get_vocab_size()), texts.sentences(part.content, starts)
+        return _words(part.content if part.content.strip() else "", tools.text)
     if part.kind == "image":
         return _narrow(tools.image.encode(media.image(part.content)), tools.image.ids), nowhere
     if part.kind == "audio":
@@ -240,6 +292,28 @@ def _span(part: Part, tools: Tools) -> tuple[np.ndarray, np.ndarray]:
     if x.shape[1] != tools.width:
         raise ValueError(f"latents of {x.shape[1]} features, where the first ones had {tools.width}")
     return x, nowhere
+
+
+def _words(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """A text's ids, and the tokens that begin a sentence, but the first, or a stretch of a long text."""
+    ids, begin, count, place = [], [], 0, 0
+    while place < len(text) or not ids:
+        end = place + STRETCH
+        if end < len(text):  # before a word's space, which belongs to the word
+            spaces = (text.rfind(space, place + STRETCH // 2, end) for space in " \n\t")
+            end = at if (at := max(spaces)) > 0 else end
+        stretch, place = text[place:end], end
+        try:
+            encoding = tokenizer.encode(stretch, add_special_tokens=False)
+        except Exception as error:  # of no type of its own
+            raise ValueError(f"its text cannot be encoded by the tokenizer: {error}") from None
+        ids.append(_narrow(encoding.ids, tokenizer.get_vocab_size()))
+        inner = texts.sentences(stretch, [start for start, _ in encoding.offsets]) + count
+        if count and len(ids[-1]):
+            begin.append(np.array([count], np.int64))
+        begin.append(inner)
+        count += len(ids[-1])
+    return np.concatenate(ids), np.concatenate(begin)
 
 
 def _narrow(ids, most: int) -> np.ndarray:
@@ -252,7 +326,7 @@ def cut(record: Record, cuts, modalities, longest: int) -> list[tuple[Record, np
     if whole[:, 1].sum() <= longest:
         return [(record, whole)]
     span_of = np.repeat(np.arange(len(cuts)), [len(inner) + 1 for inner in cuts])
-    begins = np.concatenate([[0, *inner] for inner in cuts])  # of each atom, in its span
+    begins = np.concatenate([np.append(0, inner) for inner in cuts])  # of each atom, in its span
     pieces, first, size = [], 0, 0
     for a, (_, tokens) in enumerate(whole):
         if size and size + tokens > longest:

@@ -1,3 +1,7 @@
+import io
+import os
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +113,27 @@ def test_arrays_that_do_not_fit(tmp_path, monkeypatch):
     two = [npz(tmp_path / f"{name}.npz", images=PICTURES, labels=np.arange(4)) for name in "ab"]
     with pytest.raises(UserError, match=r"c.jsonl: belongs to no .npz given"):
         read(*two, write_lines(tmp_path / "c.jsonl", {}))
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("labels.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b" " * 100)
+    with pytest.raises(UserError, match="a header of 2,147,483,648 bytes; at most 65,536 are allowed"):
+        read(tmp_path / "a.npz")
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1):
+            assert 0 <= size < 100
+            return super().read(size)
+
+    with pytest.raises(ValueError, match="a header of 65,537 bytes"):
+        media.npy_header(Counted(b"\x93NUMPY\x02\x00" + struct.pack("<I", 65537) + bytes(70000)))
+
+
+def test_lines_beside_arrays_that_are_a_link_elsewhere(tmp_path):
+    file = npz(tmp_path / "in" / "a.npz", images=PICTURES)
+    os.symlink(write_lines(tmp_path / "a.jsonl", *[{"name": "x"}] * 4), tmp_path / "in" / "a.jsonl")
+    assert "a link that leaves" in bad(file)["a.npz"]
 
 
 def decoded(found, of):

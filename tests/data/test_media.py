@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import struct
 import zlib
 
@@ -47,6 +48,17 @@ def npy(array, **options) -> bytes:
     file = io.BytesIO()
     np.save(file, array, **options)
     return file.getvalue()
+
+
+def test_a_file_is_judged_by_its_size_before_it_is_read(tmp_path):
+    path = tmp_path / "a.npy"
+    path.write_bytes(npy(np.ones((1, 2))))
+    media.check_file(path, 1000)
+    os.truncate(path, 300 * 10**9)  # sparse
+    with pytest.raises(ValueError, match=r"a.npy has 300,000,000,000 bytes; at most 268,500,992 are allowed"):
+        media.check_file(path, media.MAX_FILE["latents"])
+    with pytest.raises(ValueError, match=r"no file b.npy"):
+        media.check_file(tmp_path / "b.npy", 1000)
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "JPEG", "GIF"])

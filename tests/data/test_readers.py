@@ -83,6 +83,45 @@ def test_bad_lines_are_told_and_the_next_goes_on(tmp_path, monkeypatch):
     assert len(read(file)) == 2 * len(bads)
 
 
+def test_links_that_leave_a_folder_and_pipes_are_not_opened(tmp_path):
+    outside = {
+        "jsonl": write_lines(tmp_path / "out" / "0.jsonl", {"text": "secret"}),
+        "text": write(tmp_path / "out" / "0.txt", "secret"),
+        "webdataset": tar(tmp_path / "out" / "0.tar", ("0.txt", b"secret")),
+        "parquet": table(tmp_path / "out" / "0.parquet", {"text": ["secret"]}),
+        "npz": tmp_path / "out" / "0.npz",
+    }
+    np.savez(outside["npz"], text=np.array(["secret"]), latents=np.ones((1, 2)))
+    for form, file in outside.items():
+        folder = tmp_path / form
+        good_one = write(folder / "real" / f"good{file.suffix}", file.read_bytes())
+        os.symlink(good_one, folder / f"inner{file.suffix}")
+        os.symlink(file, folder / f"link{file.suffix}")
+        os.symlink("/dev/zero", folder / f"device{file.suffix}")
+        os.mkfifo(folder / f"pipe{file.suffix}")
+        reasons = bad(folder)
+        assert {name.partition(".")[0] for name in reasons} == {"link", "device", "pipe"}, form
+        assert "a link that leaves" in reasons[f"link{file.suffix}"]
+        assert "no regular file" in reasons[f"pipe{file.suffix}"]
+        assert len(read(folder)) == 5
+        with pytest.raises(UserError, match="a pipe or device; only files and folders are read"):
+            read(folder / f"pipe{file.suffix}")
+
+
+def test_a_pipe_that_a_row_names_is_bad(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    file = write_lines(tmp_path / "x.jsonl", {"content": [{"image": "a.png"}]})
+    assert "no regular file" in bad(file)["x.jsonl:1"]
+
+
+def test_a_document_of_too_much_text_is_bad(tmp_path, monkeypatch):
+    monkeypatch.setattr(raw, "MAX_TEXT", 1000)
+    part = {"text": "é" * 250}
+    file = write_lines(tmp_path / "x.jsonl", {"content": [part, part]}, {"content": [part, part, {"text": "x"}]})
+    assert list(bad(file)) == ["x.jsonl:2"]
+    assert "1,001 bytes of text; at most 1,000" in bad(file)["x.jsonl:2"]
+
+
 def test_a_long_line_is_never_held_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(raw, "MAX_LINE", 2**20)
     file = write(tmp_path / "x.jsonl", b'{"text": "a"}\n')
@@ -153,7 +192,7 @@ def test_inputs_that_are_not_there_or_not_clear(tmp_path):
         ([file], {"separator": "--"}, "read as jsonl; only text has one"),
         ([file], {"format": "text", "content": ["text:x"]}, "plain text has no fields"),
         ([file, file.parent], {}, "given twice"),
-        ([tmp_path / ".dangling"], {}, "a.jsonl: No such file or directory; make it readable"),
+        ([tmp_path / ".dangling"], {}, "none that is known .*a.jsonl.: No such file or directory"),
         ([file], {"format": "npz"}, "JSON lines without arrays"),
     ):
         with pytest.raises(UserError, match=message):

@@ -1,14 +1,24 @@
 import contextlib
 import json
+from functools import cache
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mot.data import records
+from launch import data as command
+from launch.cli import guarded
+from mot.data import records, sources, tokenise
 from mot.data.records import Dataset, Layout, Record, Span, atoms, decode, encode, lengths, read_json, render
+from mot.errors import UserError
+from mot.tokenizers import audio as audios
+from mot.tokenizers import image as images
+from mot.tokenizers import text as texts
+from mot.tokenizers.audio import AudioTokenizer
+from mot.tokenizers.image import ImageTokenizer
 
 SPECIAL = {name: i for i, name in enumerate(records.special_tokens(["text", "image", "audio"]))}
 LAYOUT = Layout((("text", 0, 0, 50), ("image", 1, 50, 20), ("audio", 2, 70, 30)), SPECIAL, ("image",))
@@ -72,6 +82,7 @@ def test_the_reader_survives_damaged_records(some, data):
         ({"id": "a", "spans": [{"modality": "text", "data": [1, 2]}]}, "its data an array"),
         ({"id": "a", "spans": [{"modality": "text", "data": np.zeros((2, 2), int)}]}, r"must be integers, \[n\]"),
         ({"id": "a", "spans": [{"modality": "text", "data": np.zeros(0, int)}]}, "a span is empty"),
+        ({"id": "a", "spans": [{"modality": "x", "data": np.zeros((2, 0), "f")}]}, "a span is empty"),
         ({"id": "a", "spans": [{"modality": "x", "data": np.full((2, 2), np.nan, "f")}]}, "finite"),
         ({"id": "a", "spans": [{"modality": "x", "data": np.zeros(3, "f")}]}, r"must be \[n, P\]"),
     ],
@@ -114,34 +125,79 @@ def test_tokens_out_of_range_are_refused(span, why):
 
 
 def dataset(folder, documents=7):
-    """A dataset of text alone, written by hand; returns its records."""
-    made = [Record(f"d{i}", (Span("text", np.arange(i + 1, dtype=np.uint16)),)) for i in range(documents)]
-    (folder / "tokenizers").mkdir(parents=True)
-    (folder / "tokenizers" / records.BYTES).write_bytes(b"x")
-    splits = {}
+    """A dataset written by hand, of text and, in every other document, an image of 4 tokens; returns its records."""
+    image = Span("image", np.arange(4, dtype=np.uint16))
+    made = [
+        Record(f"d{i}", (Span("text", np.arange(i + 1, dtype=np.uint16)), *[image] * (i % 2))) for i in range(documents)
+    ]
+    modalities, splits = ("text", "image"), {}
     for split, some in zip(records.SPLITS, (made[:-1], made[-1:]), strict=True):
-        (folder / split).mkdir()
+        (folder / split).mkdir(parents=True)
         halves = some[: len(some) // 2], some[len(some) // 2 :]
         shards = [records.write_shard(folder / split / f"shard-{n}.array_record", h) for n, h in enumerate(halves) if h]
-        cut = [atoms(r, ("text",), [np.zeros(0, int)]) for r in some]
-        index = (
-            ("lengths.npy", np.array([lengths(a, 1) for a in cut], np.int32)),
-            ("atoms.npy", np.concatenate(cut)),
-            ("firsts.npy", np.arange(len(some) + 1)),
-        )
-        known = []
-        for name, array in index:
-            np.save(folder / split / name, array)
-            file = folder / split / name
-            known.append({"file": name, "bytes": file.stat().st_size, "digest": records.file_digest(file)})
-        splits[split] = {"documents": len(some), "tokens": {"text": 0}, "spans": {}, "index": known}
-        splits[split]["shards"] = [s._asdict() for s in shards]
-    special = {name: i for i, name in enumerate(records.special_tokens(["text"]))}
-    text = {"ids": 50, "digest": "d", "special": special}
-    text["files"] = [{"file": records.BYTES, "bytes": 1, "digest": "x"}]
-    about = {"format": 1, "modalities": ["text"], "tokenizers": {"text": text}, "splits": splits, "left_out": {}}
+        cut = [atoms(r, modalities, [np.zeros(0, int)] * len(r.spans)) for r in some]
+        index = {
+            "lengths.npy": np.array([lengths(a, 2) for a in cut], np.int32).reshape(-1, 2),
+            "atoms.npy": np.concatenate([np.zeros((0, 2), np.int32), *cut]),
+            "firsts.npy": np.cumsum([0, *map(len, cut)]),
+        }
+        splits[split] = {"documents": len(some), "tokens": {"text": 0, "image": 0}, "spans": {}, "index": []}
+        splits[split] |= {
+            "shards": [s._asdict() for s in shards],
+            "index": [saved(folder / split, index)[n] for n in index],
+        }
+    special = {name: i for i, name in enumerate(records.special_tokens(modalities))}
+    tokenizers_of(folder / "tokenizers", modalities)
+    text = {"ids": 50, "digest": "d", "special": special, "files": []}
+    text["files"] += saved(folder / "tokenizers", {records.BYTES: np.ones(50, np.int32)}).values()
+    tokenizers = {"text": text, "image": {"ids": 4, "tokens": 4, "digest": "d", "files": []}}
+    about = {"format": 1, "modalities": modalities, "tokenizers": tokenizers, "splits": splits, "left_out": {}}
     (folder / "dataset.json").write_text(json.dumps(about))
     return made
+
+
+@cache
+def text_tokenizer():
+    return texts.train(["So few words."], 300, records.special_tokens(["text", "image", "audio"])).to_str()
+
+
+def tokenizers_of(folder, modalities):
+    folder.mkdir()
+    (folder / "text.json").write_text(text_tokenizer())
+    if "image" in modalities:
+        images.save(ImageTokenizer(4, 2, np.repeat(np.arange(4, dtype=np.uint8)[:, None], 12, 1)), folder / "image.npz")
+    if "audio" in modalities:
+        audios.save(AudioTokenizer(8000, 160, np.zeros((1, audios.BANDS), np.uint8)), folder / "audio.npz")
+    (folder / tokenise.CHOSEN).write_text(json.dumps({"modalities": modalities, "latents": 0}))
+
+
+def saved(folder, arrays):
+    """What dataset.json says of these arrays, once written."""
+    for name, array in arrays.items():
+        np.save(folder / name, array)
+    return {name: known(folder / name) for name in arrays}
+
+
+def known(file):
+    return {"file": file.name, "bytes": file.stat().st_size, "digest": records.file_digest(file)}
+
+
+def reword(folder, change):
+    """Changes dataset.json."""
+    file = folder / "dataset.json"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps(change(about) or about))
+
+
+def put(*path, to):
+    """A change of one value of dataset.json, which `path` leads to."""
+
+    def change(about):
+        for key in path[:-1]:
+            about = about[key]
+        about[path[-1]] = to
+
+    return change
 
 
 def test_a_dataset_is_read_at_random_and_travels_to_another_process(tmp_path):
@@ -152,8 +208,14 @@ def test_a_dataset_is_read_at_random_and_travels_to_another_process(tmp_path):
         assert train.count == 6
         for i in (4, 0, 5, 1, 3, 2):
             equal(train[i], made[i])
-            assert train.lengths[i].tolist() == [i + 3]
-            assert train.atoms_of(i).tolist() == [[0, i + 1]]
+            assert train.lengths[i].tolist() == [i + 3 + i % 2 * 2, i % 2 * 4]
+            assert train.atoms_of(i).tolist() == [[0, i + 1], [1, 4]][: 1 + i % 2]
+
+
+def test_a_dataset_may_have_an_empty_split(tmp_path):
+    dataset(tmp_path / "d", 1)
+    train = Dataset(tmp_path / "d", "train")
+    assert (train.count, train.totals().tolist(), Dataset(tmp_path / "d", "held_out").count) == (0, [0, 0], 1)
 
 
 def test_damaged_missing_and_foreign_files_are_named(tmp_path):
@@ -175,27 +237,174 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
         Dataset(tmp_path / "nowhere", "train")
 
 
+@pytest.mark.parametrize("name", ["tokenizers/text_bytes.npy", "train/atoms.npy"])
+def test_every_file_is_looked_at(tmp_path, name):
+    folder = tmp_path / "d"
+    dataset(folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    assert Dataset(folder, "train", verify=False).count == 6
+    with pytest.raises(UserError, match=rf"{name} is damaged: its digest is"):
+        Dataset(folder, "train")
+    (folder / name).write_bytes(content[:-1])
+    with pytest.raises(UserError, match=rf"{name} has \d+ bytes"):
+        Dataset(folder, "train", verify=False)
+
+
+TRAIN, TEXT = ("splits", "train"), ("tokenizers", "text")
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         (lambda a: a | {"format": 2}, "format is 2; this version reads 1"),
         (lambda a: {k: v for k, v in a.items() if k != "splits"}, "it lacks 'splits'"),
-        (lambda a: a | {"modalities": ["image", "text"]}, "text must come first"),
         (lambda a: [a], "damaged or foreign"),
+        (put("modalities", to=["image", "text"]), "text must come first"),
+        (put("modalities", to=["text", "text"]), "text must come first, and none twice"),
+        (put("modalities", to=["text", ""]), "a modality is ''; letters"),
+        (put("modalities", to=["text", "[red]"]), r"a modality is '\[red\]'"),
+        (put("modalities", to=["text", 3]), "a modality is 3; letters"),
+        (put("modalities", to={"text": 1}), "text must come first"),
+        (put("modalities", to=["text"]), "must be of all modalities but latents"),
+        (put("modalities", to=["text", "image", "smell"]), "must be of all modalities but latents"),
+        (put("tokenizers", to=[]), "damaged or foreign"),
+        (put(*TEXT, "special", to={}), "tokenizer lacks <boi>, <bos>"),
+        (put(*TEXT, "special", "<bos>", to=50), "'<bos>': 50 is no whole number from 0 to 49"),
+        (put(*TEXT, "special", "<bos>", to=True), "'<bos>': True is no whole number"),
+        (put(*TEXT, "special", "<bos>", to=2), "an id for two special tokens"),
+        (put(*TEXT, "tokens", to=5), "says how long a text is"),
+        (put(*TEXT, "ids", to="7"), "text tokenizer's ids: '7' is no whole number from 1"),
+        (put(*TEXT, "ids", to=2**31 + 1), "text tokenizer's ids: 2147483649 is no whole number from 1"),
         (
-            lambda a: a | {"tokenizers": {"text": a["tokenizers"]["text"] | {"special": {}}}},
-            "tokenizer lacks <boi>, <bos>",
+            put("tokenizers", "image", "tokens", to=0),
+            "image tokenizer's tokens: 0 is no whole number from 1 to 1048576",
         ),
-        (lambda a: a | {"tokenizers": {"text": a["tokenizers"]["text"] | {"ids": "7"}}}, "must be integers"),
+        (put("tokenizers", "image", "tokens", to=2**20 + 1), "image tokenizer's tokens: 1048577"),
+        (put("tokenizers", "image", "digest", to=5), "image tokenizer's digest is 5"),
+        (put("tokenizers", "image", "digest", to="[/x]"), "image tokenizer's digest is"),
+        (put(*TEXT, "files", 0, "digest", to=None), "damaged or foreign"),
+        (put(*TEXT, "files", 0, "bytes", to=-1), "text_bytes.npy: -1 is no whole number"),
+        (put(*TEXT, "files", 0, "file", to=7), "damaged or foreign"),
+        (put("splits", "more", to={}), "it needs train, held_out"),
+        (put(*TRAIN, "documents", to=5), "a split has 5 documents and its shards have 6"),
+        (put(*TRAIN, "documents", to=6.0), "documents: 6.0 is no whole number"),
+        (put(*TRAIN, "shards", 0, "documents", to=-3), "a shard's documents: -3 is no whole number from 0"),
+        (put(*TRAIN, "shards", 0, "bytes", to="1"), "'1' is no whole number"),
+        (put(*TRAIN, "shards", 0, "file", to="shard-1.array_record"), "it lists a file twice"),
+        (put(*TRAIN, "index", 0, "file", to="other.npy"), "index must be lengths.npy, atoms.npy, firsts.npy"),
+        (put(*TRAIN, "tokens", to={"text": 1}), "must be those of its modalities"),
+        (put(*TRAIN, "tokens", "text", to=-1), "tokens or spans of a split: -1"),
+        (put(*TRAIN, "spans", to={"smell": 1}), "must be those of its modalities"),
+        (put(*TRAIN, "spans", to={"image": None}), "tokens or spans of a split: None"),
+        (put("left_out", to=[1]), "damaged or foreign"),
+        (put("left_out", to={"it was bad": "1"}), "left out because 'it was bad': '1'"),
     ],
 )
 def test_a_foreign_dataset_json_is_refused_with_the_reason(tmp_path, change, why):
     folder = tmp_path / "d"
     dataset(folder)
-    file = folder / "dataset.json"
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
-    with pytest.raises(ValueError, match=why):
+    read_json(folder)
+    reword(folder, change)
+    with pytest.raises(UserError, match=why):
         read_json(folder)
+
+
+def with_(array, at, value):
+    array = array.copy()
+    array[at] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("lengths.npy", lambda x: x.astype(np.int64), r"int64 \[6, 2\] and must be int32 \[6, 2\]"),
+        ("lengths.npy", lambda x: x[:5], "as the shards have 6 documents"),
+        ("lengths.npy", lambda x: x[:, :1], r"int32 \[6, 1\] and must be int32 \[6, 2\]"),
+        ("lengths.npy", lambda x: with_(x, (1, 1), -1), "less than no tokens"),
+        ("lengths.npy", lambda x: x * 0, "less than 2 of text"),
+        ("atoms.npy", lambda x: x.astype(">i4"), "must be int32"),
+        ("atoms.npy", lambda x: x[:, 0], "must be int32"),
+        ("atoms.npy", lambda x: x[0, 0], "must be int32"),
+        ("atoms.npy", lambda x: x[:-1], "it must rise from 0 to 8, the atoms"),
+        ("firsts.npy", lambda x: x[:-1], r"int64 \[6\] and must be int64 \[7\]"),
+        ("firsts.npy", lambda x: x.astype(np.float64), "float64"),
+        ("firsts.npy", lambda x: x + 1, "it must rise from 0 to 9, the atoms"),
+    ],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_an_index_of_another_shape_is_refused(tmp_path, name, change, why, verify):
+    refused(tmp_path / "d", name, change, why, verify)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why", "document"),
+    [
+        ("lengths.npy", lambda x: with_(x, (3, 0), 99), r"document 3 has \[99, 4\] tokens .* its atoms \[8, 4\]", 3),
+        ("lengths.npy", lambda x: x[:, ::-1] + np.int32(2), "document 0 has", 0),
+        ("atoms.npy", lambda x: with_(x, (0, 0), 2), "modalities outside 0 to 1", 0),
+        ("atoms.npy", lambda x: with_(x, (0, 0), -1), "modalities outside 0 to 1", 0),
+        ("atoms.npy", lambda x: with_(x, (0, 1), 0), "atoms of less than 1 token", 0),
+        ("atoms.npy", lambda x: with_(x, (2, 1), 3), "images of another length", 1),
+        ("atoms.npy", lambda x: with_(x, (0, 1), 2**31 - 1), "document 0 has .* its atoms", 0),
+        ("firsts.npy", lambda x: with_(x, 1, x[2]), "it does not rise", 1),
+        ("firsts.npy", lambda x: with_(x, 1, -1), "it does not rise", 0),
+        ("firsts.npy", lambda x: with_(x, 1, 2**40), "it does not rise", 0),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(tmp_path, monkeypatch, name, change, why, document):
+    monkeypatch.setattr(records, "CHUNK", 2)
+    refused(tmp_path / "d", name, change, why, verify=True)
+    unverified = Dataset(tmp_path / "d", "train", verify=False)
+    with pytest.raises(UserError, match=why):
+        unverified.atoms_of(document)
+
+
+def refused(folder, name, change, why, verify):
+    """Of a dataset that is whole but for an array of its index."""
+    dataset(folder)
+    Dataset(folder, "train", verify)
+    array = change(np.load(folder / "train" / name))
+    reword(folder, put(*TRAIN, "index", records.INDEX.index(name), to=saved(folder / "train", {name: array})[name]))
+    with pytest.raises(UserError, match=rf"train/\w+.npy is damaged or foreign \(.*{why}"):
+        Dataset(folder, "train", verify)
+
+
+@pytest.mark.filterwarnings("ignore")  # numpy's, of what headers may say
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_array_is_read_or_refused_with_a_message(tmp_path_factory, data):
+    file = tmp_path_factory.mktemp("d") / "atoms.npy"
+    np.save(file, np.arange(8))
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, 80))] = data.draw(st.integers(0, 255))
+    file.write_bytes(bytes(content))
+    with contextlib.suppress(UserError):
+        records.load_array(file)
+
+
+@pytest.mark.parametrize(
+    ("span", "why"),
+    [
+        (Span("smell", np.array([1])), "its 'smell' are 1"),
+        (Span("text", np.array([50])), "its 'text' are 1 of int64, no 1 of 50 ids"),
+        (Span("text", np.array([-1])), "its 'text' are"),
+        (Span("text", np.zeros((2, 2), np.float32)), "its 'text' are"),
+        (Span("image", np.array([0, 1, 2])), "its 'image' are 3 of int64, no 4 of 4 ids"),
+        (Span("latents", np.array([1])), "its 'latents' are"),
+    ],
+)
+def test_a_record_that_is_not_of_its_dataset_is_unreadable(tmp_path, span, why):
+    folder = tmp_path / "d"
+    dataset(folder)
+    shard = records.write_shard(folder / "train" / "shard-0.array_record", [Record("a", (span,))] * 3)
+    reword(folder, put(*TRAIN, "shards", 0, to=shard._asdict()))
+    train = Dataset(folder, "train")
+    with pytest.raises(ValueError, match=why):
+        train[1]
+    assert train[3].id == "d3"
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b", "..", ".hidden", "$(touch x)"])
@@ -220,5 +429,134 @@ def test_any_dataset_json_is_read_or_refused_with_a_message(tmp_path_factory, da
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     file.write_bytes(bytes(content))
-    with contextlib.suppress(records.UserError):
+    with contextlib.suppress(UserError):
         read_json(folder)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from([2**31, 2**63, -1]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def paths(tree, path=()):
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield from ((*path, key), *paths(value, (*path, key)))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_with_any_value_in_dataset_json_all_that_is_read_is_shown_or_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("d") / "d"
+    dataset(folder, 3)
+    path = data.draw(st.sampled_from(list(paths(json.loads((folder / "dataset.json").read_text())))))
+    reword(folder, put(*path, to=data.draw(anything)))
+    with contextlib.suppress(UserError):
+        command._print_summary(folder, read_json(folder))
+        for split in records.SPLITS:
+            found = Dataset(folder, split, verify=False)
+            assert [found[i].id for i in range(found.count)] == [["d0", "d1"], ["d2"]][split == "held_out"]
+        sources.bytes_of_ids(folder, found.about)
+
+
+@pytest.mark.parametrize("name", ["chosen.json", "text.json", "image.npz", "audio.npz"])
+@pytest.mark.parametrize("content", [b"", b"junk", b"\xff\xfe", b"[]", b"{}", b"[" * 10**5, None])
+def test_junk_in_place_of_a_tokenizer_is_named(tmp_path, name, content):
+    folder = tmp_path / "tokenizers"
+    tokenizers_of(folder, ["text", "image", "audio"])
+    assert tokenise.load(folder).audio.ids == 1
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}.*; copy it again, or prepare the dataset anew"):
+        tokenise.load(folder)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"modalities": ["image"], "latents": 0},
+        {"modalities": ["text", "smell"], "latents": 0},
+        {"modalities": ["text", ["image"]], "latents": 0},
+        {"modalities": 3, "latents": 0},
+        {"modalities": ["text"], "latents": "3"},
+        {"modalities": ["text"], "latents": -1},
+        {"modalities": ["text"]},
+    ],
+)
+def test_a_foreign_choice_of_tokenizers_is_refused(tmp_path, chosen):
+    tokenizers_of(tmp_path / "tokenizers", ["text"])
+    (tmp_path / "tokenizers" / "chosen.json").write_text(json.dumps(chosen))
+    with pytest.raises(UserError, match=r"chosen.json is missing or damaged"):
+        tokenise.load(tmp_path / "tokenizers")
+
+
+def test_every_file_of_the_tokenizers_is_listed(tmp_path):
+    folder = tmp_path / "tokenizers"
+    tokenizers_of(folder, ["text", "image", "audio"])
+    np.save(folder / records.BYTES, np.ones(3))
+    listed = [file["file"] for tokenizer in tokenise.about(folder).values() for file in tokenizer["files"]]
+    assert sorted(listed) == sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        np.ones(49, int),
+        np.ones((50, 1), int),
+        np.ones(50),
+        -np.ones(50, int),
+        np.full(50, 2**63, np.uint64),
+        np.ones(()),
+    ],
+)
+def test_bytes_of_ids_are_whole_numbers_of_0_or_more(tmp_path, found):
+    folder = tmp_path / "d"
+    dataset(folder)
+    assert sources.bytes_of_ids(folder, read_json(folder)).tolist() == [1] * 50
+    saved(folder / "tokenizers", {records.BYTES: found})
+    with pytest.raises(UserError, match=r"text_bytes.npy is no list of 50 integers"):
+        sources.bytes_of_ids(folder, read_json(folder))
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("foo://bucket/d", "Protocol not known: foo"),
+        ("absent://bucket/d", "ImportError: Install absentfs"),
+        ("dir://bucket/d", "package for its protocol is installed"),
+        ("memory://records/nothing", "is no dataset: it has no dataset.json"),
+        ("memory://records/d", "FileNotFoundError: .*train/shard-0.array_record"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_told_with_the_remedy(tmp_path, monkeypatch, address, why):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fsspec.register_implementation("absent", "absentfs.FileSystem", clobber=True, errtxt="Install absentfs")
+    dataset(tmp_path / "d")
+    fsspec.filesystem("memory").pipe("/records/d/dataset.json", (tmp_path / "d" / "dataset.json").read_bytes())
+    with pytest.raises(UserError, match=rf"{address}.*{why}"):
+        sources.local(address)
+
+
+def test_inspect_tells_of_a_damaged_document_and_draws_the_others(tmp_path, capsys):
+    folder = tmp_path / "d"
+    dataset(folder)
+    damaged = records.write_shard(
+        folder / "train" / "shard-0.array_record", [Record("a", (Span("x", np.ones(1)),))] * 3
+    )
+    reword(folder, put(*TRAIN, "shards", 0, to=damaged._asdict()))
+    inspect = lambda *more: guarded(command.main, ["inspect", str(folder), *more])
+    assert inspect("--document=3", f"--out={tmp_path}/three.png") == 0
+    assert "document d3" in capsys.readouterr().out
+    assert inspect("--document=1") == 2
+    told = capsys.readouterr().err
+    assert "--document=1: it is damaged (" in told
+    assert "; copy the dataset again" in told
+    assert "Traceback" not in told
+    assert inspect(f"--out={tmp_path}/all.png") == 0
+    assert (tmp_path / "all.png").stat().st_size > (tmp_path / "three.png").stat().st_size
+    (folder / "tokenizers" / "chosen.json").write_text(json.dumps({"modalities": ["text"], "latents": 0}))
+    capsys.readouterr()
+    assert inspect() == 2
+    assert "tokenizers is for text, and the dataset has text, image; copy it again" in capsys.readouterr().err

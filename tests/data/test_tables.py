@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow
 import pytest
 
-from mot.data import media
+from mot.data import media, raw, readers, tables
 from mot.data.raw import Part
 from mot.errors import UserError
 from tests.data.files import bad, good, png, read, table, write, write_lines
@@ -31,10 +31,60 @@ def test_images_with_texts_beside_them(tmp_path):
     reasons = bad(folder)
     assert list(reasons) == ["c.png", "d.png", "f.png"]
     for reason, expected in zip(
-        reasons.values(), ("no caption: c.txt", "d.txt is not UTF-8", "link that"), strict=True
+        reasons.values(), ("no caption: path 'c.txt': No such", "d.txt is not UTF-8", "link that"), strict=True
     ):
         assert expected in reason
     assert len(good(folder / "deep", content=["image:image"])) == 1
+
+
+def test_captions_that_are_links_or_pipes(tmp_path):
+    folder = tmp_path / "in"
+    for name in "abc":
+        write(folder / f"{name}.png", png())
+    write(tmp_path / "secret.txt", "secret")
+    os.symlink(tmp_path / "secret.txt", folder / "a.txt")
+    os.mkfifo(folder / "b.txt")
+    os.symlink("/dev/zero", folder / "c.txt")
+    os.mkfifo(folder / "d.png")
+    write(folder / "d.txt", "of a pipe")
+    write(tmp_path / "secret.csv", "file,caption\na.png,secret\n")
+    (folder / "deep").mkdir()
+    os.symlink(tmp_path / "secret.csv", folder / "deep" / "captions.csv")
+    expected = {
+        "a.png": "a link that leaves",
+        "b.png": "no regular file",
+        "c.png": "a link that leaves",
+        "d.png": "no regular file",
+        "deep/captions.csv": "a link that leaves",
+    }
+    reasons = bad(folder)
+    assert list(reasons) == list(expected)
+    assert all(words in reasons[name] for name, words in expected.items())
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_small_table_of_long_texts_stays_small_in_memory(tmp_path, dictionary):
+    words = pyarrow.array(["a" * 2**20]).dictionary_encode().take(pyarrow.array([0] * 700))
+    words = words if dictionary else words.dictionary_decode()
+    file = table(tmp_path / "a.parquet", {"text": words}, compression="zstd")
+    del words
+    assert file.stat().st_size < 5000
+    before = pyarrow.total_allocated_bytes()
+    for count, row in enumerate(readers.read([file]), 1):  # noqa: B007
+        assert len(row.parts[0].content) == 2**20
+        assert pyarrow.total_allocated_bytes() - before < 2 * tables.BATCH
+    assert count == 700
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_row_of_too_much_text_is_bad(tmp_path, monkeypatch, dictionary):
+    for module in (raw, tables):
+        monkeypatch.setattr(module, "MAX_TEXT", 1000)
+    words = pyarrow.array(["x" * 1000, "x" * 1001, None, "y"])
+    words = words.dictionary_encode() if dictionary else words
+    reasons = bad(table(tmp_path / "a.parquet", {"text": words}))
+    assert list(reasons) == ["a.parquet:1", "a.parquet:2"]
+    assert "1,001 bytes of text; at most 1,000" in reasons["a.parquet:1"]
 
 
 @pytest.mark.parametrize("name", ["captions.csv", "metadata.csv", "any.jsonl"])
