@@ -16,7 +16,7 @@ from tests.test_cli import ENV
 from tests.test_train import restored
 
 STEPS, EVERY = 24, 4
-CLOCK = ("seconds", "step_seconds", "idle_seconds", "tokens_per_s", "mfu")
+CLOCK = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
 
 
 def start(root):
