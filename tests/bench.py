@@ -33,7 +33,7 @@ def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256
     c.model.update(layers=layers, heads=HEADS, kv_heads=HEADS, head_size=D // HEADS, dtype=dtype, attention=how)
     archs.choose(c, arch)
     c.objective.chunk = chunk
-    c.data.update(batch=B, shares=dict(random=1))
+    c.data.update(batch=B, sources=dict(random="embedded"), shares=dict(random=1))
     return config.build(c, optim.uncovered)
 
 
