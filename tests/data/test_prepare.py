@@ -102,7 +102,13 @@ import sys, json
 from pathlib import Path
 from mot.data import prepare
 from tests.datasets import SMALL
-import dataclasses
+import dataclasses, time
+
+def slowly(*block, write=prepare.write_block):
+    time.sleep(0.2)  # so that whoever waits for a shard comes in time
+    return write(*block)
+
+prepare.write_block = slowly
 if __name__ == "__main__":
     recipe = dataclasses.replace(SMALL, inputs=(sys.argv[1],))
     prepare.prepare(recipe, Path(sys.argv[2]), int(sys.argv[3]), 0)
