@@ -47,13 +47,13 @@ def export(recipe: Recipe, out: Path, most_left_out: int) -> prepare.Summary:
     source = {"inputs": [seqio_bridge.PREFIX + mixture.name]} | asdict(recipe) | {"features": mixture.features}
     with prepare.claimed(out, json.loads(json.dumps(source | {"tokenizer": digest}))):
         if (out / "dataset.json").exists():
-            return prepare.Summary(out, read_json(out), 0)
+            return prepare.Summary(read_json(out), 0)
         for begun in (".work", "tokenizers", *SPLITS):
             shutil.rmtree(out / begun, ignore_errors=True)
         (out / ".work").mkdir()
         _write_tokenizer(mixture, out / "tokenizers")
         about = prepare.finish(source, out, _written(mixture, recipe, out, most_left_out))
-    return prepare.Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
+    return prepare.Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
 
 def _written(mixture, recipe, out, most_left_out) -> list[prepare.Written]:

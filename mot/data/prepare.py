@@ -59,7 +59,6 @@ class Recipe:
 
 
 class Summary(NamedTuple):
-    folder: Path
     about: dict  # dataset.json
     documents: int  # written just now; 0 where all was there
 
@@ -76,12 +75,12 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
     found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
     with claimed(out, json.loads(json.dumps(found))):
         if (out / "dataset.json").exists():
-            return Summary(out, read_json(out), 0)
+            return Summary(read_json(out), 0)
         (out / ".work").mkdir(exist_ok=True)
         tokenise.choose(recipe, out / "tokenizers", read)
         written = _blocks(recipe, out, read, workers, most_left_out)
         about = finish(dataclasses.asdict(recipe), out, written)
-    return Summary(out, about, sum(split["documents"] for split in about["splits"].values()))
+    return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
 
 def _faults(recipe, out, workers, most_left_out):

@@ -125,10 +125,6 @@ def to_bytes(tokenizer: AudioTokenizer) -> bytes:
     return codebook.to_bytes(FORMAT, numbers, tokenizer.codes_KP)
 
 
-def digest(tokenizer: AudioTokenizer) -> str:
-    return codebook.digest(to_bytes(tokenizer))
-
-
 def save(tokenizer: AudioTokenizer, path: Path) -> None:
     """An .npz file; equal tokenizers give equal bytes."""
     codebook.write(to_bytes(tokenizer), path)

@@ -4,7 +4,6 @@ Rows and codes are whole numbers from 0 to 255, so every distance is exact in fl
 added up: ids depend neither on the machine, nor on its threads, nor on what is looked up together.
 """
 
-import hashlib
 import io
 import os
 import warnings
@@ -172,7 +171,3 @@ def read(path: Path) -> bytes:
     if len(content) > LARGEST:
         raise ValueError(f"it has more than {LARGEST} bytes, which no tokenizer has")
     return content
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

@@ -87,10 +87,6 @@ def to_bytes(tokenizer: ImageTokenizer) -> bytes:
     return codebook.to_bytes(FORMAT, numbers, tokenizer.codes_KP)
 
 
-def digest(tokenizer: ImageTokenizer) -> str:
-    return codebook.digest(to_bytes(tokenizer))
-
-
 def save(tokenizer: ImageTokenizer, path: Path) -> None:
     """An .npz file; equal tokenizers give equal bytes."""
     codebook.write(to_bytes(tokenizer), path)

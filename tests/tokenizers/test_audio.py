@@ -89,12 +89,11 @@ def test_silence_is_the_quietest(value):
 
 
 def test_fitting_again_gives_the_same_tokenizer(fitted, tmp_path):
-    assert audio.digest(audio.fit_audio(clips(), ids=64)) == audio.digest(fitted)
+    assert audio.to_bytes(audio.fit_audio(clips(), ids=64)) == audio.to_bytes(fitted)
     one = tmp_path / "one.npz"
     audio.save(fitted, one)
     loaded = audio.load(one)
     assert audio.to_bytes(loaded) == one.read_bytes()
-    assert audio.digest(loaded) == codebook.digest(one.read_bytes())
     assert (loaded.rate, loaded.hop) == (16000, 320)
 
 

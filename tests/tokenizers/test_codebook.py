@@ -1,5 +1,6 @@
 """Nearest codes are exact, samples fair, and a file is what was written or a ValueError."""
 
+import hashlib
 import io
 import zipfile
 
@@ -96,7 +97,7 @@ def test_a_file_holds_what_went_in_and_equal_content_is_equal_bytes():
         assert sorted(opened) == ["codes", "format", "patch", "side"]
     # The same in every version, or datasets lose their tokenizer.
     content = codebook.to_bytes("a kind 1", {"side": 4}, np.arange(24, dtype=np.uint8).reshape(2, 12))
-    assert codebook.digest(content) == "131fda6fedfa4885"
+    assert hashlib.sha256(content).hexdigest()[:16] == "131fda6fedfa4885"
 
 
 def test_every_flipped_bit_and_every_cut_is_found():

@@ -71,8 +71,8 @@ def test_fitting_again_gives_the_same_tokenizer_on_any_number_of_threads(fitted)
     for threads in (1, 2):
         with threadpool_limits(threads):
             again = image.fit_image(iter(pictures()), 16, 4, 50)
-        assert image.digest(again) == image.digest(fitted)
-    assert image.digest(image.fit_image(pictures()[:30], 16, 4, 50)) != image.digest(fitted)
+        assert image.to_bytes(again) == image.to_bytes(fitted)
+    assert image.to_bytes(image.fit_image(pictures()[:30], 16, 4, 50)) != image.to_bytes(fitted)
 
 
 def test_dark_codes_come_first(fitted):
@@ -88,7 +88,6 @@ def test_saved_is_loaded_byte_for_byte(fitted, tmp_path):
     image.save(loaded, two)
     assert one.read_bytes() == two.read_bytes()
     assert sorted(tmp_path.iterdir()) == [one, two]
-    assert image.digest(loaded) == image.digest(fitted) == codebook.digest(one.read_bytes())
     np.testing.assert_array_equal(loaded.encode(pictures()[0]), fitted.encode(pictures()[0]))
 
 
