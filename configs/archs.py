@@ -26,11 +26,13 @@ def choose(c: ConfigDict, arch: str) -> None:
     mot has in one FFN, so that fewer are active.
     """
     name, total = arch.removesuffix("_total"), arch.endswith("_total")
-    streams = sorted(c.streams, key=lambda s: c.streams[s].first_id)  # ConfigDict sorts by name
+    by_id = lambda s: (c.streams[s].latent > 0, c.streams[s].first_id, s)  # ConfigDict sorts by name
+    streams = sorted(c.streams, key=by_id)
     maps = dict.fromkeys(("moe_ec4", "moe_tc4", "moe_fine", "learned_mot"), "dense")
     maps |= dict.fromkeys(("mot_moe", "mot_moe_both"), "mot")
     routed = name in maps and arch != "learned_mot_total"  # learned_mot has that many as it is
     c.towers = towers(maps[name] if routed else arch, streams, [*maps, "moe_*_total", "mot_moe*_total"])
+    c.towers.walls = ()  # dict(queries="action", keys="text"): action's loss stops before text's keys and values
     c.attn, c.ffn = ({t: sets() for t in c.towers[component].values()} for component in ("attn", "ffn"))
     if not routed:
         return

@@ -13,6 +13,27 @@ def parse(arg: str, **defaults: str) -> dict[str, str]:
     return {**defaults, **given}
 
 
+def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, **changes) -> dict:
+    """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x or ddpm."""
+    return (
+        dict(
+            modality=modality,
+            width=width,
+            ffn=ffn,
+            budget=0,
+            longest=0,
+            first_id=0,
+            ids=0,
+            latent=0,
+            objective="next_token",
+            loss_weight=1.0,
+            diffusion=dict(time="norm", copies="noised", times="logit_normal", shift=1.0, cap=1.0, drop=0.0, centre=0.0)
+            | (diffusion or {}),
+        )
+        | changes
+    )
+
+
 def sets(experts: int = 0, **changes) -> dict:
     """The parameter sets of one tower's FFN, or of its QKV and O: a single one, or experts and their router."""
     return (
@@ -39,7 +60,7 @@ def sets(experts: int = 0, **changes) -> dict:
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.run = dict(root="runs", name="run", steps=1000, eval_every=100, eval_batches=8, save_every=500, keep=3)
-    c.streams = ConfigDict()  # the experiment's: modality, width, ffn, budget, longest, first_id, ids, loss_weight
+    c.streams = ConfigDict()  # the experiment's: `stream(...)` by name
     c.towers = ConfigDict()  # the experiment's: configs/archs.py
     c.attn = ConfigDict()  # the experiment's: `sets()` by tower
     c.ffn = ConfigDict()
@@ -74,6 +95,7 @@ def get_config() -> ConfigDict:
         per="documents",
         stages=(),  # dict(step=..., shares=dict(...)): another mixture from a step on
         length=0,
+        blocks="units",  # prefix: all before a document's last noised unit sees itself both ways; document: all does
         verify=True,
         workers=0,
         timeout=600.0,

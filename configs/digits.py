@@ -25,10 +25,10 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"size={arg['size']}: no such size; allowed: {', '.join(SIZES)}; choose one")
     size, data = SIZES[arg["size"]], CAPTIONED if arg["size"] == "draw" else MIXTURE
     c = base.get_config()
-    width = dict(width=size["width"], ffn=size["ffn"], loss_weight=1.0)
+    sizes = size["width"], size["ffn"]
     c.streams = dict(
-        text=dict(modality="text", budget=data["text"], longest=data["longest"], first_id=0, ids=1024, **width),
-        image=dict(modality="image", budget=320, longest=64, first_id=1024, ids=17, **width),
+        text=base.stream("text", *sizes, budget=data["text"], longest=data["longest"], ids=1024),
+        image=base.stream("image", *sizes, budget=320, longest=64, first_id=1024, ids=17),
     )
     c.model.update({k: size[k] for k in ("layers", "heads", "head_size")}, kv_heads=size["heads"])
     archs.choose(c, arg["arch"])

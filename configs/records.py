@@ -40,16 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ids, next_id = _ids(folders), 0
     c.streams = ConfigDict()
     for modality, n in ids.items():
-        c.streams[modality] = dict(
-            modality=modality,
-            width=size["width"],
-            ffn=size["ffn"],
-            budget=0,
-            longest=0,
-            first_id=next_id,
-            ids=n,
-            loss_weight=1.0,
-        )
+        c.streams[modality] = base.stream(modality, size["width"], size["ffn"], first_id=next_id, ids=n)
         next_id += n
     c.model.update({k: size[k] for k in ("layers", "heads", "head_size")}, kv_heads=size["heads"])
     archs.choose(c, arg["arch"])

@@ -16,7 +16,7 @@ from mot.config import Config
 
 @struct.dataclass
 class Tokens:
-    """Tokens of one stream, or of several merged; every field `[B, C]` but `position`."""
+    """Tokens of one stream, or of several merged; every field `[B, C]` but two."""
 
     token: jax.Array  # id in the unified vocabulary
     rank: jax.Array  # place in the row's document order; unique in the row, padding last
@@ -28,8 +28,12 @@ class Tokens:
     unit_seed: jax.Array  # uint32, the same wherever the unit is packed
     span: jax.Array  # group that sees itself both ways; 0 = none
     private: jax.Array  # bool: seen inside its own span alone
+    noise: (
+        jax.Array
+    )  # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean
     target: jax.Array  # id at rank + 1 of the same segment, in whatever stream it lies
-    weight: jax.Array  # float32, of that target's loss; 0 = no target
+    weight: jax.Array  # float32, of that target's loss, or of a vector's own; 0 = none
+    value: jax.Array  # [B, C, P] float32, of a stream of vectors; P is 0 where tokens have ids
 
     @property
     def info(self) -> Info:
@@ -66,13 +70,26 @@ def in_order(tree, order_BC: jax.Array):
 
 
 def concatenate(tokens: Sequence[Tokens]) -> Tokens:
-    """End to end along the token axis."""
-    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *tokens) if len(tokens) > 1 else tokens[0]
+    """End to end along the token axis, of several without their vectors."""
+    if len(tokens) == 1:
+        return tokens[0]
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(t.replace(value=t.value[..., :0]) for t in tokens))
+
+
+def place_in_unit(tokens: Tokens) -> jax.Array:
+    """`[B, C]`: how many tokens of the same copy of its unit come before it in the stream."""
+    B, C = tokens.unit.shape
+    n_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
+    differs = lambda x_BC: jnp.pad(x_BC[:, 1:] != x_BC[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    begins_BC = differs(tokens.unit) | differs(tokens.private) | differs(tokens.segment)
+    return n_BC - jax.lax.cummax(jnp.where(begins_BC, n_BC, 0), axis=1)
 
 
 def check(batch: Batch) -> None:
     """Raises `ValueError` if a host batch breaks an invariant; for tests and for new data sources."""
-    tokens = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *batch.values())
+    latent = np.concatenate([np.full(t.rank.shape, t.value.shape[-1] > 0) for t in batch.values()], axis=1)
+    join = lambda *x: np.concatenate(x, axis=1)
+    tokens = jax.tree.map(join, *(t.replace(value=t.value[..., :0]) for t in batch.values()))
     T = tokens.rank.shape[1]
     if not (np.sort(tokens.rank, axis=1) == np.arange(T)).all():
         raise ValueError("ranks of a row are not a permutation of 0..T-1")
@@ -82,16 +99,23 @@ def check(batch: Batch) -> None:
     order = np.argsort(tokens.rank, axis=1)
     take = lambda x: np.take_along_axis(x, order, axis=1)
     token, segment, target, weight = map(take, (tokens.token, tokens.segment, tokens.target, tokens.weight))
-    real = segment != 0
+    real, latent, unit = segment != 0, take(latent), take(tokens.unit)
     if (np.diff(real.astype(int), axis=1) > 0).any():
         raise ValueError("padding does not rank last")
-    if (np.diff(segment, axis=1) * real[:, 1:] < 0).any():
-        raise ValueError("segments do not lie one after another in document order")
+    for row, of_vectors, units in zip(segment, latent, unit, strict=True):
+        # A unit trained alone is a segment of its own, amid another.
+        apart = [s for s in np.unique(row[of_vectors]) if of_vectors[row == s].all() and len(set(units[row == s])) == 1]
+        if (np.diff(row[(row != 0) & ~np.isin(row, apart)]) < 0).any():
+            raise ValueError("segments do not lie one after another in document order")
     follows = np.zeros_like(real)
     follows[:, :-1] = (segment[:, :-1] == segment[:, 1:]) & real[:, :-1]
-    if (weight[~follows] != 0).any():
+    if (weight[~follows & ~latent] != 0).any():
         raise ValueError("a token without a successor in its segment has a weight")
-    learns = weight[:, :-1] > 0
+    learns = (weight > 0)[:, :-1] & ~latent[:, :-1]
+    if (learns & latent[:, 1:]).any():
+        raise ValueError("a vector is the target of a next-token loss")
+    if (weight[latent & (take(tokens.noise) == 0)] != 0).any():
+        raise ValueError("a clean vector has a weight")
     if (target[:, :-1] != token[:, 1:])[learns].any():
         raise ValueError("a target is not the id at rank + 1")
     span = take(tokens.span)

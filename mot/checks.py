@@ -58,8 +58,9 @@ def _run(c):
 def _streams(c):
     for name, s in c.streams.items():
         path = f"streams.{name}"
-        yield from _positive(path, s, "width", "ffn", "ids")
-        yield from _at_least_0(path, s, "budget", "longest", "first_id", "loss_weight")
+        yield from _positive(path, s, "width", "ffn")
+        yield from _at_least_0(path, s, "budget", "longest", "first_id", "latent", "loss_weight")
+        yield from _kind(path, s)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             yield f"{path}: a stream's name is lower-case letters, digits and _; rename it"
         if not re.fullmatch(r"[a-z][a-z0-9_]*", s.modality):
@@ -73,7 +74,7 @@ def _streams(c):
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             x, y = c.streams[a], c.streams[b]
-            if x.width != y.width:
+            if x.width != y.width and not x.latent and not y.latent:
                 yield (
                     f"streams.{b}.width: {y.width}, but streams.{a}.width is {x.width}; discrete streams share "
                     "embedding and head, so one width; set both alike"
@@ -83,6 +84,12 @@ def _streams(c):
                     f"streams.{b}.loss_weight: {y.loss_weight}, but streams.{a}'s is {x.loss_weight} and both are of "
                     f"modality {x.modality}, which has one weight; set both alike"
                 )
+            both_learn = "none" not in (x.objective, y.objective)
+            if x.modality == y.modality and both_learn and bool(x.latent) != bool(y.latent):
+                yield (
+                    f"streams.{b}.modality: {y.modality!r}, also that of streams.{a}; losses of ids and of vectors do not "
+                    "add up; name another, or give one of them objective='none'"
+                )
             if x.first_id < y.first_id + y.ids and y.first_id < x.first_id + x.ids:
                 yield (
                     f"streams.{b}.first_id: ids {y.first_id}..{y.first_id + y.ids - 1} overlap streams.{a}'s "
@@ -90,8 +97,38 @@ def _streams(c):
                 )
 
 
+def _kind(path, s):
+    """Ids or vectors, and what is made of them."""
+    if not s.latent:
+        yield from _positive(path, s, "ids")
+        if s.objective not in ("next_token", "none"):
+            yield (
+                f"{path}.objective: {s.objective!r}, but its tokens are {s.ids} ids ({path}.latent = 0); allowed: "
+                f"next_token, none; write one, or make it a stream of vectors: latent=P, ids=0, first_id=0"
+            )
+        return
+    if s.ids or s.first_id:
+        yield (
+            f"{path}.ids, first_id: {s.ids}, {s.first_id}, but its tokens are vectors of {path}.latent = {s.latent}; "
+            "write 0, 0, or latent=0"
+        )
+    yield from _choice(path, s, "objective", "flow", "x", "ddpm", "none")
+    d, path = s.diffusion, f"{path}.diffusion"
+    yield from _choice(path, d, "time", "add", "norm")
+    yield from _choice(path, d, "copies", "noised", "both")
+    yield from _choice(path, d, "times", "uniform", "logit_normal", "beta")
+    yield from _positive(path, d, "shift")
+    yield from _at_least_0(path, d, "centre")
+    if not 0 < d.cap <= 1:
+        yield f"{path}.cap: {d.cap}; a noise level is above 0 and at most 1; change it"
+    if not 0 <= d.drop < 1:
+        yield f"{path}.drop: {d.drop}; a fraction of the units, at least 0 and below 1; change it"
+
+
 def _towers(c):
     names = list(c.streams)
+    if all(s.latent for s in c.streams.values()):
+        yield f"streams: {', '.join(names)} are all of vectors; documents begin and end with ids; add a stream of text"
     for component in ("attn", "ffn", "norm"):
         towers, path = getattr(c.towers, component), f"towers.{component}"
         for stream in [s for s in towers if s not in names]:
@@ -113,6 +150,20 @@ def _towers(c):
                     f"streams.{stream}.ffn: {c.streams[stream].ffn}, but it shares its FFN tower with {tower}, whose "
                     f"ffn is {c.streams[tower].ffn}; set both alike or untie {path}.{stream}"
                 )
+            elif c.streams[stream].width != c.streams[tower].width:
+                yield (
+                    f"streams.{stream}.width: {c.streams[stream].width}, but it shares its {component} tower with "
+                    f"{tower}, whose width is {c.streams[tower].width}; set both alike or untie {path}.{stream}"
+                )
+    for i, wall in enumerate(c.towers.walls):
+        path, attn = f"towers.walls[{i}]", c.towers.attn
+        for key in ("queries", "keys"):
+            yield from _choice(path, wall, key, *names)
+        if wall.queries in attn and attn[wall.queries] == attn.get(wall.keys):
+            yield (
+                f"{path}: {wall.queries} and {wall.keys} share the attention tower {attn[wall.keys]!r}, which the loss "
+                f"of {wall.queries} trains as it is; untie towers.attn.{wall.queries}, or remove the wall"
+            )
 
 
 def _model(c):
@@ -236,6 +287,7 @@ def _data(c):
     d = c.data
     yield from _positive("data", d, "batch", "lookahead", "timeout")
     yield from _at_least_0("data", d, "seed", "length", "workers", "most_left_out")
+    yield from _choice("data", d, "blocks", "units", "prefix", "document")
     if d.timeout > 10**6:
         yield f"data.timeout: {d.timeout}; at most a million seconds; lower it"
     if d.lookahead > 512:

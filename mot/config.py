@@ -28,8 +28,23 @@ class ConfigError(UserError):
 
 
 @dataclass(frozen=True)
+class Diffusion:
+    """How a stream of latents is noised, conditioned and weighed (`diffusion.py`). t is the noise level: 0 = data."""
+
+    time: str  # t enters by being added to the inputs, or by the norms' scales and shifts
+    copies: (
+        str  # noised: later tokens see the noised unit (Transfusion). both: a clean copy, which alone they see (BAGEL)
+    )
+    times: str  # the distribution of t
+    shift: float  # of t towards noise, for large units
+    cap: float  # the most noise of a unit whose document goes on with text
+    drop: float  # of units, the fraction trained without what comes before them, which guidance needs
+    centre: float  # c: the loss weighs c / its running mean; 0 = as it is
+
+
+@dataclass(frozen=True)
 class Stream:
-    """A kind of token. Discrete: ids `first_id .. first_id + ids - 1` of the one vocabulary."""
+    """A kind of token. Discrete: ids `first_id .. first_id + ids - 1` of the one vocabulary. Else vectors, latents."""
 
     modality: str  # what metrics report it under
     width: int  # D, the residual's; discrete streams share one
@@ -38,7 +53,19 @@ class Stream:
     longest: int  # its tokens in one document at most: longer ones are cut between sentences and spans; 0 = the budget
     first_id: int
     ids: int
+    latent: int  # P, features of a token; 0 = it has ids
+    objective: str  # next_token, of ids; flow, x or ddpm, of latents; none: inputs only
     loss_weight: float  # lambda
+    diffusion: Diffusion  # counts for latents with an objective
+
+    @property
+    def diffuses(self) -> bool:
+        return bool(self.latent) and self.objective != "none"
+
+    @property
+    def copies(self) -> int:
+        """How often a row holds each of its tokens."""
+        return 2 if self.diffuses and self.diffusion.copies == "both" else 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +75,15 @@ class Towers:
     attn: dict[str, str]
     ffn: dict[str, str]
     norm: dict[str, str]
+    walls: tuple["Wall", ...]
+
+
+@dataclass(frozen=True)
+class Wall:
+    """No gradient flows from one stream's queries into the keys and values of another attention tower's stream."""
+
+    queries: str
+    keys: str
 
 
 @dataclass(frozen=True)
@@ -140,6 +176,7 @@ class Data:
     per: str  # documents, tokens, or a modality: its tokens
     stages: tuple[Stage, ...]  # other shares later
     length: int  # tokens of a row at most, divided among streams with budget 0 as the mixture divides; 0 = as written
+    blocks: str  # what sees itself both ways: units of latents; what precedes a document's last one; whole documents
     verify: bool  # every file's digest before training; sizes are always looked at
     workers: int  # processes that read and pack; 0 = a thread
     timeout: float  # seconds that a batch may take to arrive
@@ -215,7 +252,7 @@ class Config:
 
     @property
     def vocab(self) -> int:
-        return max(s.first_id + s.ids for s in self.streams.values())
+        return max(s.first_id + s.ids for s in self.streams.values() if not s.latent)
 
     @property
     def length(self) -> int:
@@ -256,7 +293,8 @@ def build(tree: ConfigDict | Mapping, *more: Check) -> Config:
     sections = _fields(tree, Config, "", faults)
     broken = {name for name in sections if _touch(faults, {name})}
     if "streams" not in broken:  # ConfigDict sorts keys by name; the order of ids is the one with a meaning
-        sections["streams"] = dict(sorted(sections["streams"].items(), key=lambda item: item[1].first_id))
+        by_id = lambda item: (item[1].latent > 0, item[1].first_id, item[0])
+        sections["streams"] = dict(sorted(sections["streams"].items(), key=by_id))
     for component in {"attn", "ffn"} - broken if "streams" not in broken else ():
         order = list(sections["streams"])
         known = lambda tower, order=order: order.index(tower) if tower in order else len(order)

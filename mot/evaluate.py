@@ -41,10 +41,11 @@ def make_evaluate(config: Config, sources: Sources, rows, say=print):
 
     @partial(jax.jit, static_argnames="causal")
     def sums(params, batch, causal):
-        hidden, routing = model.forward(params, batch, config, causal=causal)
-        head, Z_M = model.head(params, config), objectives.totals(batch, config)
-        sums = objectives.next_token(hidden, head, Z_M, config, len(sources.names))[1]
-        return sums | {"routing": {name: jax.tree.map(lambda x: x.sum(1), r) for name, r in routing.items()}}
+        given = objectives.noised(batch, config, SEED)
+        output = model.forward(params, given.batch, config, causal=causal)
+        Z_M = objectives.totals(batch, config)
+        sums = objectives.loss(params, output, given, Z_M, config, len(sources.names))[1]
+        return sums | {"routing": {name: jax.tree.map(lambda x: x.sum(1), r) for name, r in output.routing.items()}}
 
     def total(params, causal):
         parts = [jax.device_get(sums(params, batch, causal)) for batch in fixed]
@@ -73,7 +74,7 @@ def make_evaluate(config: Config, sources: Sources, rows, say=print):
 
 
 def _first_stage(config: Config, sources: Sources) -> Config:
-    """With the shares of the sources that have held-out documents, at every step."""
+    """With the shares of the sources that have held-out documents, at every step, and no unit alone."""
     some = {source.name for source in sources.all if source.count}
     shares = {name: share for name, share in config.data.shares.items() if name in some}
     if not sum(shares.values()):
@@ -81,4 +82,6 @@ def _first_stage(config: Config, sources: Sources) -> Config:
             f"data.sources: none of {', '.join(config.data.sources)} that has a share has held-out documents; prepare "
             "one with a larger --held-out"
         )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, shares=shares, stages=()))
+    whole = lambda s: dataclasses.replace(s, diffusion=dataclasses.replace(s.diffusion, drop=0.0))
+    streams = {name: whole(s) for name, s in config.streams.items()}
+    return dataclasses.replace(config, streams=streams, data=dataclasses.replace(config.data, shares=shares, stages=()))

@@ -20,9 +20,11 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    is_matrix = lambda path: not ("norm" in path.split("/")[-1] or path.split("/")[2] == "norm")
-    matrices = {p: s for p, s in specs.items() if _in_block(p) and is_matrix(p)}
-    return {stream: head + _met(matrices, stream, config) for stream in config.streams}
+    last = lambda path: path.split("/")[-1]
+    is_matrix = lambda path: last(path).endswith("_ada") or not ("norm" in last(path) or path.split("/")[2] == "norm")
+    matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and is_matrix(p))}
+    of_ids = lambda stream: 0 if config.streams[stream].latent else head
+    return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
 
 
 def active_parameters(config: Config) -> dict[str, int]:
@@ -59,6 +61,10 @@ def _in_block(path: str) -> bool:
 
 def _serves(path: str, stream: str, config: Config) -> bool:
     parts = path.split("/")
+    if parts[0] == "latent":
+        return parts[1] == stream
+    if parts[0] in ("embed", "head") and config.streams[stream].latent:
+        return False
     if parts[0] == "final_norm":
         return config.towers.norm[stream] == parts[1]
     return not _in_block(path) or getattr(config.towers, parts[2])[stream] == parts[3]

@@ -5,6 +5,7 @@ document order, so dense is an ordinary transformer and pays nothing for the gen
 """
 
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from mot import batch as batches
-from mot import dispatch, ops, router
+from mot import caches, dispatch, embed, ops, router
 from mot.attention import Info, attend
 from mot.batch import Batch, Tokens
+from mot.caches import Cache
 from mot.config import Config
 from mot.router import Report
 from mot.sharding import rows_apart
@@ -31,51 +33,69 @@ class Row(NamedTuple):
     back: jax.Array | None = None
 
 
-def groups(config: Config) -> list[Group]:
-    """The streams that share every tower, in the order of their first stream."""
+def groups(config: Config, present: Sequence[str] | None = None) -> list[Group]:
+    """Of the streams present (by default all) those that share every tower, in the order of their first stream."""
     by_towers: dict[tuple, Group] = {}
-    for s in config.streams:
+    for s in config.streams if present is None else [s for s in config.streams if s in present]:
         towers = tuple(getattr(config.towers, component)[s] for component in ("attn", "ffn", "norm"))
         by_towers[towers] = (*by_towers.get(towers, ()), s)
     return list(by_towers.values())
 
 
 class Output(NamedTuple):
-    hidden: list[tuple[jax.Array, Tokens]]  # normed last states h_RD (R = B * C, in `model.dtype`) of each group
+    hidden: list[tuple[jax.Array, Tokens]]  # of ids: normed last states h_RD (R = B * C, in `model.dtype`), by group
+    latents: dict[str, jax.Array]  # of streams of vectors: what is predicted, [B, C, P] float32
     routing: dict[str, Report]  # by `component/tower` with experts; each field with a leading axis of layers
+    cache: Cache | None  # with these tokens in it, not yet kept
 
 
 class Context(NamedTuple):
     """What every layer sees alike."""
 
     config: Config
+    groups: list[Group]
     merged: list[Tokens]  # by group
+    conditions: list[jax.Array | None]  # by group: c_RX that its norms are modulated by
     row: Row
     key: jax.Array | None  # of the routers' jitter; None: no jitter
     causal: bool  # experts that choose are imitated by routers that see no later token
+    cache: Cache | None  # whose info has these tokens
 
 
-def forward(params: dict, batch: Batch, config: Config, key: jax.Array | None = None, causal: bool = False) -> Output:
-    """The model's last hidden states, and what its routers did."""
-    merged = [batches.merge(batch, group) for group in groups(config)]
-    xs = [_embed(params["embed"]["tokens"], tokens, config.model.dtype) for tokens in merged]
-    context = Context(config, merged, _row(merged), key, causal)
-    xs, routing = _stack(partial(_block, context=context), params["blocks"], xs, config)
-    final = [params["final_norm"][config.towers.norm[group[0]]]["scale"] for group in groups(config)]
-    eps = config.model.norm_eps
-    normed = [ops.rms_norm(x_RD, scale, eps) for x_RD, scale in zip(xs, final, strict=True)]
-    return Output(list(zip(normed, merged, strict=True)), routing)
+def forward(
+    params: dict,
+    batch: Batch,
+    config: Config,
+    key: jax.Array | None = None,
+    causal: bool = False,
+    cache: Cache | None = None,
+) -> Output:
+    """The model's last hidden states, what it predicts of vectors, and what its routers did.
+
+    With a cache the batch may lack streams, and its tokens see those of the cache too.
+    """
+    present = groups(config, batch)
+    merged = [batches.merge(batch, group) for group in present]
+    groups_ = list(zip(present, merged, strict=True))
+    entered = [embed.enter(params, batch, group, tokens, config) for group, tokens in groups_]
+    xs, conditions = map(list, zip(*entered, strict=True))
+    row = _row(merged)
+    if cache is not None:
+        cache = cache.replace(info=caches.place_info(cache, row.info))
+    context = Context(config, present, merged, conditions, row, key, causal, cache)
+    xs, routing, kv = _stack(partial(_block, context=context), params["blocks"], xs, config, cache)
+    hidden, latents = [], {}
+    for x_RD, (group, tokens) in zip(xs, groups_, strict=True):
+        scale = params["final_norm"][config.towers.norm[group[0]]]["scale"]
+        h_RD = ops.rms_norm(x_RD, scale, config.model.norm_eps)
+        of_ids, of_vectors = embed.leave(params, h_RD, batch, group, tokens, config)
+        hidden, latents = hidden + of_ids, latents | of_vectors
+    return Output(hidden, latents, routing, None if cache is None else cache.replace(kv=kv))
 
 
 def head(params: dict, config: Config) -> jax.Array:
     """`[D, V]`, the matrix that makes logits."""
     return params["embed"]["tokens"].T if config.model.tied else params["head"]["out"]
-
-
-def _embed(table_VD, tokens, dtype):
-    x_RD = jnp.take(table_VD, tokens.token.reshape(-1), axis=0)
-    # Padding enters as 0 whatever it holds: a NaN there would reach every weight's gradient as 0 * NaN.
-    return jnp.where(tokens.segment.reshape(-1, 1) != 0, x_RD, 0).astype(dtype)
 
 
 def _row(merged: list[Tokens]) -> Row:
@@ -86,26 +106,30 @@ def _row(merged: list[Tokens]) -> Row:
     return Row(batches.in_order(tokens.info, order_BT), order_BT, tokens.rank)
 
 
-def _stack(layer, blocks, xs, config):
-    """All layers: some dense ones, then groups of dense ones that end with a sparse one (or of a single dense one)."""
+def _stack(layer, blocks, xs, config, cache):
+    """All layers: some dense ones, then groups of dense ones that end with a sparse one (or of a single dense one).
+
+    With a cache they are unrolled: a scan would copy all of it in every layer.
+    """
     m, first = config.model, config.model.dense_layers
     pattern = config.stacks[first : first + m.sparse_every]
     if m.remat != "none":
         # dots: keep what projections made, make the rest (and attention) again; block: keep the residual alone.
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
         layer = jax.checkpoint(layer, policy=policies[m.remat])
-    if not m.scan:
-        weights, reports = {stack: iter(_layers(w)) for stack, w in blocks.items()}, []
+    if not m.scan or cache is not None:
+        weights, reports, kvs = {stack: iter(_layers(w)) for stack, w in blocks.items()}, [], []
         for i, stack in enumerate(config.stacks):
-            xs, report = layer(xs, next(weights[stack]), i)
+            xs, report, kv = layer(xs, next(weights[stack]), i)
             reports += [report] if report else []
-        return xs, jax.tree.map(lambda *x: jnp.stack(x), *reports) if reports else {}
+            kvs.append(kv)
+        return xs, jax.tree.map(lambda *x: jnp.stack(x), *reports) if reports else {}, tuple(kvs)
 
     def several(xs, group):
         """One group: its weights by stack, each `[n, ...]`, and its layers' numbers."""
         weights, numbers = {stack: iter(_layers(w)) for stack, w in group[0].items()}, group[1]
         for i, stack in enumerate(pattern):
-            xs, report = layer(xs, next(weights[stack]), numbers[i])
+            xs, report, _ = layer(xs, next(weights[stack]), numbers[i])
         return xs, report  # of the last, which alone may be sparse
 
     cut = lambda x, part: jax.tree.map(lambda leaf: leaf[part], x)
@@ -115,7 +139,7 @@ def _stack(layer, blocks, xs, config):
     rest = {stack: cut(blocks[stack], slice(first if stack == "main" else 0, None)) for stack in pattern}
     fold = lambda x, n: jax.tree.map(lambda leaf: leaf.reshape(-1, n, *leaf.shape[1:]), x)
     rest = {stack: fold(w, pattern.count(stack)) for stack, w in rest.items()}
-    return lax.scan(several, xs, (rest, fold(jnp.arange(first, m.layers), len(pattern))))
+    return *lax.scan(several, xs, (rest, fold(jnp.arange(first, m.layers), len(pattern)))), ()
 
 
 def _layers(weights):
@@ -125,33 +149,39 @@ def _layers(weights):
         yield tree.unflatten([w.reshape(w.shape[1:]) for w in parts])
 
 
-def _block(xs: list[jax.Array], w: dict, number, context: Context) -> tuple[list[jax.Array], dict[str, Report]]:
-    """Layer `number`: `w[component][tower][weight]`, one residual `x_RD` a group; and its routers' reports."""
+def _block(xs: list[jax.Array], w: dict, number, context: Context):
+    """Layer `number`: `w[component][tower][weight]`, one residual `x_RD` a group; its routers' reports, its k and v."""
     config, reports = context.config, {}
-    norms = [w["norm"][config.towers.norm[group[0]]] for group in groups(config)]
+    norms = [w["norm"][config.towers.norm[group[0]]] for group in context.groups]
+
+    def norm(name, xs):
+        ys = [ops.rms_norm(x, n[name], config.model.norm_eps) for x, n in zip(xs, norms, strict=True)]
+        each = zip(ys, context.conditions, norms, strict=True)
+        return [y if c is None else ops.modulate(y, c, n[f"{name}_ada"]) for y, c, n in each]
 
     def branch(f, name, xs):
         """x + f(norm(x)), or x + norm(f(x)); f maps all groups' rows at once."""
-        norm = lambda xs: [ops.rms_norm(x, n[name], config.model.norm_eps) for x, n in zip(xs, norms, strict=True)]
-        ys, report = f(norm(xs) if config.model.norm == "pre" else xs)
+        pre = config.model.norm == "pre"
+        ys, report, *kv = f(norm(name, xs) if pre else xs)
         reports.update({f"{name}/{tower}": x for tower, x in report.items()})
-        return [x + y for x, y in zip(xs, ys if config.model.norm == "pre" else norm(ys), strict=True)]
+        return [x + y for x, y in zip(xs, ys if pre else norm(name, ys), strict=True)], *kv
 
     context = context._replace(key=None if context.key is None else jax.random.fold_in(context.key, number))
-    xs = branch(partial(_attention, w["attn"], context=context), "attn", xs)
-    return branch(partial(_ffns, w["ffn"], context=context), "ffn", xs), reports
+    mine = None if context.cache is None else context.cache.kv[number]
+    xs, kv = branch(partial(_attention, w["attn"], context=context, kv=mine), "attn", xs)
+    return *branch(partial(_ffns, w["ffn"], context=context), "ffn", xs), reports, kv
 
 
 def _towers(component: str, context: Context):
     """Each tower's name, its sets, and the numbers of the groups that it serves."""
     mapping = getattr(context.config.towers, component)
-    names = [mapping[group[0]] for group in groups(context.config)]
+    names = [mapping[group[0]] for group in context.groups]
     for tower in dict.fromkeys(names):
         yield tower, getattr(context.config, component)[tower], [i for i, name in enumerate(names) if name == tower]
 
 
-def _attention(w, xs, context):
-    """Each group's own projections; one attention over all tokens of the row, in document order."""
+def _attention(w, xs, context, kv):
+    """Each group's own projections; one attention over all tokens of the row, in document order, and of its cache."""
     qkv, project, reports = {}, {}, {}
     for tower, sets, mine in _towers("attn", context):
         if "router" in w[tower]:
@@ -161,16 +191,62 @@ def _attention(w, xs, context):
             project[tower] = lambda os, wo=w[tower]["wo"]: [ops.linear(o_RE, _flat_out(wo)) for o_RE in os]
         finish = partial(_finish, w[tower], m=context.config.model)
         qkv |= {i: finish(part, context.merged[i]) for i, part in zip(mine, parts, strict=True)}
-    every = zip(*(qkv[i] for i in range(len(xs))), strict=True)
-    q_BTNH, k_BTKH, v_BTKH = (jnp.concatenate(x, axis=1) if len(x) > 1 else x[0] for x in every)
-    o_BTNH = rows_apart(partial(_mix, how=context.config.model.attention))(q_BTNH, k_BTKH, v_BTKH, context.row)
-    sizes = [tokens.token.shape[1] for tokens in context.merged]
-    outputs = lax.split(o_BTNH, sizes, axis=1) if len(sizes) > 1 else [o_BTNH]
+    parts, how = [qkv[i] for i in range(len(xs))], context.config.model.attention
+    if context.cache is not None:
+        outputs, kv = _mix_with_cache(parts, kv, context, how)
+    elif context.config.towers.walls:
+        outputs = _mix_with_walls(parts, context, how)
+    else:
+        q_BTNH, k_BTKH, v_BTKH = map(_end_to_end, zip(*parts, strict=True))
+        o_BTNH = rows_apart(partial(_mix, how=how))(q_BTNH, k_BTKH, v_BTKH, context.row)
+        outputs = _apart(o_BTNH, context)
     rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
     ys = {}
     for tower, _, mine in _towers("attn", context):
         ys |= dict(zip(mine, project[tower]([rows[i] for i in mine]), strict=True))
-    return [ys[i] for i in range(len(xs))], reports
+    return [ys[i] for i in range(len(xs))], reports, kv
+
+
+def _end_to_end(xs):
+    return jnp.concatenate(xs, axis=1) if len(xs) > 1 else xs[0]
+
+
+def _apart(x_BTNH, context):
+    """Each group's part of tokens that lie end to end."""
+    sizes = [tokens.token.shape[1] for tokens in context.merged]
+    return lax.split(x_BTNH, sizes, axis=1) if len(sizes) > 1 else [x_BTNH]
+
+
+def _mix_with_walls(parts, context, how):
+    """A call for the queries of each group; keys and values of towers behind a wall of its own have no gradient."""
+    outputs, infos, attn = [], [tokens.info for tokens in context.merged], context.config.towers.attn
+    attend_ = rows_apart(partial(attend, how=how))
+    ks, vs = ([part[n] for part in parts] for n in (1, 2))
+    info = jax.tree.map(lambda *x: _end_to_end(x), *infos)
+    for group, (q_BCNH, *_), mine in zip(context.groups, parts, infos, strict=True):
+        walled = {attn[wall.keys] for wall in context.config.towers.walls if attn[wall.queries] == attn[group[0]]}
+        stop = lambda xs, walled=walled: [
+            lax.stop_gradient(x) if attn[g[0]] in walled else x for x, g in zip(xs, context.groups, strict=True)
+        ]
+        outputs.append(attend_(q_BCNH, _end_to_end(stop(ks)), _end_to_end(stop(vs)), mine, info))
+    return outputs
+
+
+def _mix_with_cache(parts, kv, context, how):
+    """Attention over all that the cache holds, these tokens included; and the layer's k and v with them."""
+    q_BTNH, k_BTKH, v_BTKH = map(_end_to_end, zip(*parts, strict=True))
+    row, cache = context.row, context.cache
+    if row.order is not None:
+        q_BTNH, k_BTKH, v_BTKH = (ops.permute(x, row.order, row.back) for x in (q_BTNH, k_BTKH, v_BTKH))
+    kv = tuple(caches.place(x, new, cache.used) for x, new in zip(kv, (k_BTKH, v_BTKH), strict=True))
+    how = "reference" if q_BTNH.shape[1] <= FEW else how
+    o_BTNH = attend(q_BTNH, *kv, row.info, cache.info, how)
+    if row.order is not None:
+        o_BTNH = ops.permute(o_BTNH, row.back, row.order)
+    return _apart(o_BTNH, context), kv
+
+
+FEW = 256  # queries; of so few the whole score matrix is small
 
 
 def _mix(q_BTNH, k_BTKH, v_BTKH, row, how):

@@ -1,12 +1,16 @@
-"""What the model is judged by: next-token cross-entropy, booked on the target's modality and the document's source."""
+"""What the model is judged by, booked on the target's modality and the document's source: next-token cross-entropy of
+ids, the squared error of what is predicted of noised vectors."""
 
+import zlib
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mot import batch as batches
+from mot import diffusion, model
 from mot.batch import Batch, Tokens
 from mot.config import Config
 from mot.router import Report
@@ -14,14 +18,99 @@ from mot.router import Report
 
 def totals(batch: Batch, config: Config) -> jax.Array:
     """Z of each modality `[M]`: the weight its loss is divided by, summed over the whole (global) batch."""
-    tokens = batches.concatenate(list(batch.values()))
     m_M11 = jnp.arange(len(config.modalities))[:, None, None]
-    weight_M = jnp.where(batches.modality(tokens.target, config)[None] == m_M11, tokens.weight[None], 0).sum((1, 2))
+    weight_M = sum(
+        jnp.where(_modality(tokens, name, config)[None] == m_M11, tokens.weight[None], 0).sum((1, 2))
+        for name, tokens in batch.items()
+    )
     return jnp.broadcast_to(weight_M.sum(), weight_M.shape) if config.objective.per == "all" else weight_M
 
 
+def _modality(tokens, stream, config):
+    """`[B, C]`: of what each token's loss is about: its target, or a vector itself."""
+    if not config.streams[stream].latent:
+        return batches.modality(tokens.target, config)
+    return jnp.full_like(tokens.target, config.modalities.index(config.streams[stream].modality))
+
+
+def _lambda(config):
+    """`[M]`."""
+    weights = {s.modality: s.loss_weight for s in config.streams.values()}
+    return jnp.array([weights[m] for m in config.modalities], jnp.float32)
+
+
+def _booked(tokens, m_BT, config, sources: int):
+    """A function that sums `[B, T]` by modality and source, `[M, S]`."""
+    m_BTM, s_BTS = jax.nn.one_hot(m_BT, len(config.modalities)), jax.nn.one_hot(tokens.source, sources)
+    return lambda x_BT: jnp.einsum("BTM,BTS,BT->MS", m_BTM, s_BTS, x_BT, precision=lax.Precision.HIGHEST)
+
+
+def _scales(Z_M, config):
+    """`[M]` lambda / Z, 0 for an absent modality."""
+    return jnp.where(Z_M > 0, _lambda(config) / jnp.where(Z_M > 0, Z_M, 1), 0)
+
+
+class Noised(NamedTuple):
+    """A batch whose vectors are noised, and what is to be predicted of them."""
+
+    batch: Batch
+    target: dict[str, jax.Array]  # by stream, [B, C, P]
+
+
+def noised(batch: Batch, config: Config, step) -> Noised:
+    """Noise levels and noise from (unit_seed, step) alone, wherever a unit is packed: one level a unit."""
+    key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"noise"))
+    key, result, targets = jax.random.fold_in(key, step), dict(batch), {}
+    for name, tokens in batch.items():
+        stream = config.streams[name]
+        if not stream.diffuses:
+            continue
+        keys_R = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(tokens.unit_seed.reshape(-1))
+        u_R = jax.vmap(lambda k: jax.random.uniform(k, minval=1e-6, maxval=1 - 1e-6))(keys_R)
+        each_R = jax.vmap(jax.random.fold_in)(keys_R, batches.place_in_unit(tokens).reshape(-1))
+        e_RP = jax.vmap(lambda k: jax.random.normal(k, (stream.latent,)))(each_R)
+        e_BCP, how = e_RP.reshape(tokens.value.shape), stream.diffusion
+        t_BC = diffusion.times(u_R.reshape(tokens.noise.shape), how.times, how.shift, tokens.noise)
+        x_BCP, t_BC1 = tokens.value, t_BC[..., None]
+        value_BCP = diffusion.noised(x_BCP, e_BCP, t_BC1, stream.objective)
+        # What is clean stays so to the bit.
+        value_BCP = jnp.where(tokens.noise[..., None] > 0, value_BCP, x_BCP)
+        result[name] = tokens.replace(value=value_BCP, noise=t_BC)
+        targets[name] = diffusion.target(x_BCP, e_BCP, t_BC1, stream.objective)
+    return Noised(result, targets)
+
+
+def loss(params, output: "model.Output", given: Noised, Z_M, config: Config, sources: int, means: dict | None = None):
+    """The sum over modalities m of lambda_m * sum(w * l) / Z_m, and its parts.
+
+    `means` are running means by stream, of those that are centred: their loss weighs `centre` / mean. Returns the
+    scalar and `{"nats": [M, S], "weight": [M, S], "streams": ...}`: sums of w * l (nats of ids, squared errors of
+    vectors) and of w, by modality and source; and both by stream of vectors.
+    """
+    total, sums = next_token(output.hidden, model.head(params, config), Z_M, config, sources)
+    by_stream = {}
+    for name, prediction_BCP in output.latents.items():
+        part, parts = denoising(name, prediction_BCP, given, Z_M, config, sources)
+        mean = (means or {}).get(name, jnp.zeros(()))
+        centred = config.streams[name].diffusion.centre / jnp.where(mean > 0, mean, 1)
+        total += part * jnp.where(mean > 0, centred, 1)
+        sums, by_stream[name] = jax.tree.map(jnp.add, sums, parts), jax.tree.map(jnp.sum, parts)
+    return total, sums | {"streams": by_stream}
+
+
+def denoising(stream: str, prediction_BCP, given: Noised, Z_M, config: Config, sources: int):
+    """`next_token` of a stream of vectors: l is the mean squared error over features (2006.11239, 2209.03003)."""
+    tokens, s = given.batch[stream], config.streams[stream]
+    square_BC = jnp.square(prediction_BCP - given.target[stream]).mean(-1) * diffusion.weight(tokens.noise, s.objective)
+    l_BC = jnp.where(tokens.weight > 0, tokens.weight * square_BC, 0)
+    m_BC = _modality(tokens, stream, config)
+    by = _booked(tokens, m_BC, config, sources)
+    scale = _scales(Z_M, config)[config.modalities.index(s.modality)]
+    return scale * l_BC.sum(), {"nats": by(l_BC), "weight": by(tokens.weight)}
+
+
 def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config, sources: int):
-    """Loss = sum over modalities m of lambda_m * sum(w * l) / Z_m, and its parts.
+    """The part of `loss` that is of ids, and its sums.
 
     `hidden` is `model.forward`'s; Z_M is `totals` of the global batch, of which this may be one microbatch. A target
     belongs to its own modality: an image's first code, predicted from text, is image loss. An absent modality gives 0.
@@ -32,14 +121,10 @@ def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Con
     B = tokens.token.shape[0]
     h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
     m_BT = batches.modality(tokens.target, config)
-    loss_weight = {s.modality: s.loss_weight for s in config.streams.values()}
-    lambda_M = jnp.array([loss_weight[m] for m in config.modalities], jnp.float32)
-    scale_M = jnp.where(Z_M > 0, lambda_M / jnp.where(Z_M > 0, Z_M, 1), 0)
-    scale_BT = tokens.weight * scale_M[m_BT]
+    scale_BT = tokens.weight * _scales(Z_M, config)[m_BT]
     o = config.objective
     loss, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, o.z_loss, o.chunk)
-    m_BTM, s_BTS = jax.nn.one_hot(m_BT, len(config.modalities)), jax.nn.one_hot(tokens.source, sources)
-    by = lambda x_BT: jnp.einsum("BTM,BTS,BT->MS", m_BTM, s_BTS, x_BT, precision=lax.Precision.HIGHEST)
+    by = _booked(tokens, m_BT, config, sources)
     return loss, {"nats": by(jnp.where(tokens.weight > 0, tokens.weight * nats_BT, 0)), "weight": by(tokens.weight)}
 
 

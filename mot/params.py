@@ -27,14 +27,16 @@ Table = dict[str, Spec]
 
 def table(config: Config) -> Table:
     """Every parameter of the model `config` describes, by path."""
-    V, D = config.vocab, next(iter(config.streams.values())).width
+    V, D = config.vocab, next(iter(config.streams.values())).width  # of ids; the first stream has them
     rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), _scale(D))}
     for stack in dict.fromkeys(config.stacks):
         layers = config.stacks.count(stack)
         for path, spec in _layer(config, routed=stack == "sparse"):
             rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
     for tower in _towers(config.towers.norm):
-        rows[f"final_norm/{tower}/scale"] = Spec((D,), ("embed",))
+        rows[f"final_norm/{tower}/scale"] = Spec((config.streams[tower].width,), ("embed",))
+    for name, stream in config.streams.items():
+        rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
     if not config.model.tied:
         rows["head/out"] = Spec((D, V), ("embed", "vocab"), _scale(D))
     return rows
@@ -44,17 +46,33 @@ def _scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
 
 
+def _ends(stream) -> Iterator[tuple[str, Spec]]:
+    """How a stream's vectors, and their noise level, enter, and how what is predicted of them leaves."""
+    if not stream.latent:
+        return
+    P, D = stream.latent, stream.width
+    yield "in", Spec((P, D), ("latent", "embed"), _scale(P))
+    if stream.diffuses:
+        adds = stream.diffusion.time == "add"
+        yield "out", Spec((D, P), ("embed", "latent"), _scale(D))
+        yield "time_in", Spec((WAVES, TIME), ("wave", "time"), _scale(WAVES))
+        yield "time_out", Spec((TIME, D if adds else ADA), ("time", "embed" if adds else "ada"), _scale(TIME))
+
+
+WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
+ADA = 64  # features of which norms' scales and shifts are made: few, as each token makes its own
+
+
 def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
     """One layer's parameters, `component/tower/weight`."""
-    D = next(iter(config.streams.values())).width
     for tower in _towers(config.towers.attn):
-        sets = config.attn[tower]
+        sets, D = config.attn[tower], config.streams[tower].width
         for weight, spec in _attention(config, D):
             yield f"attn/{tower}/{weight}", _of_experts(spec, sets) if routed and weight in QKVO else spec
         if routed:
             yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
     for tower in _towers(config.towers.ffn):
-        sets = config.ffn[tower]
+        sets, D = config.ffn[tower], config.streams[tower].width
         width = (routed and sets.experts and sets.width) or config.streams[tower].ffn
         for weight, spec in _swiglu(config, D, width):
             yield f"ffn/{tower}/{weight}", _of_experts(spec, sets) if routed else spec
@@ -66,8 +84,16 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
             if sets.shared_gate:
                 yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), _scale(D))
     for tower in _towers(config.towers.norm):
-        yield f"norm/{tower}/attn", Spec((D,), ("embed",))
-        yield f"norm/{tower}/ffn", Spec((D,), ("embed",))
+        D = config.streams[tower].width
+        for branch in ("attn", "ffn"):
+            yield f"norm/{tower}/{branch}", Spec((D,), ("embed",))
+            if any(t == tower and by_norm(config.streams[s]) for s, t in config.towers.norm.items()):
+                yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
+
+
+def by_norm(stream) -> bool:
+    """Does the noise level of the stream's vectors enter by its norms?"""
+    return stream.diffuses and stream.diffusion.time == "norm"
 
 
 QKVO = ("wq", "wk", "wv", "wo")

@@ -18,6 +18,7 @@ class State:
     opt: Any  # of the parameters that train
     ema: dict  # of the parameters; {} where optim.ema is 0
     updates: jax.Array  # steps applied; skipped ones are not
+    means: dict  # running mean of the loss of each stream that is centred
 
 
 def init_state(config: Config) -> State:
@@ -25,7 +26,11 @@ def init_state(config: Config) -> State:
     weights = params.init(params.table(config), config.model.seed)
     trained, _ = params.split(weights, optim.trainable(config))
     ema = weights if config.optim.ema else {}
-    return State(weights, optim.make(config).init(trained), ema, jnp.zeros((), jnp.int32))
+    return State(weights, optim.make(config).init(trained), ema, jnp.zeros((), jnp.int32), _centred(config))
+
+
+def _centred(config: Config) -> dict:
+    return {name: jnp.zeros(()) for name, s in config.streams.items() if s.diffuses and s.diffusion.centre}
 
 
 def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
@@ -37,12 +42,14 @@ def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
     opt = optax.tree_utils.tree_map_params(
         optim.make(config), lambda _, place: place, shapes.opt, trained, transform_non_params=lambda _: everywhere
     )
-    return State(weights, opt, weights if config.optim.ema else {}, everywhere)
+    means = jax.tree.map(lambda _: everywhere, shapes.means)
+    return State(weights, opt, weights if config.optim.ema else {}, everywhere, means)
 
 
 def trees(state: State) -> dict:
     """The state as checkpoint items."""
-    items = {"params": state.params, "opt": {"optax": state.opt, "updates": state.updates}}
+    opt = {"optax": state.opt, "updates": state.updates} | ({"means": state.means} if state.means else {})
+    items = {"params": state.params, "opt": opt}
     return items | ({"ema": state.ema} if state.ema else {})
 
 

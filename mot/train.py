@@ -34,12 +34,13 @@ def make_step(config: Config, sources: int):
     optimiser, schedule, is_trained = optim.make(config), optim.schedule(config), optim.trainable(config)
     jitters = any(sets.jitter for sets in (*config.attn.values(), *config.ffn.values()))
 
-    def loss(trained, frozen, microbatch, Z_M, routed, key):
+    def loss(trained, frozen, microbatch, Z_M, routed, key, state):
         weights = params.merge(trained, frozen)
-        hidden, routing = model.forward(weights, microbatch, config, key)
-        total, sums = objectives.next_token(hidden, model.head(weights, config), Z_M, config, sources)
-        routers = objectives.routing(routing, routed, config) if routing else 0.0
-        return total + routers, sums | {"routing": {name: _over_rows(report) for name, report in routing.items()}}
+        given = objectives.noised(microbatch, config, state.updates)
+        output = model.forward(weights, given.batch, config, key)
+        total, sums = objectives.loss(weights, output, given, Z_M, config, sources, state.means)
+        routers = objectives.routing(output.routing, routed, config) if output.routing else 0.0
+        return total + routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
 
     def step(state: State, batch: batches.Batch):
         trained, frozen = params.split(state.params, is_trained)
@@ -48,10 +49,10 @@ def make_step(config: Config, sources: int):
         key = jax.random.fold_in(jax.random.key(config.model.seed), state.updates) if jitters else None
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         if config.optim.accumulate == 1:
-            (total, sums), grads = value_and_grad(trained, frozen, batch, Z_M, routed, key)
+            (total, sums), grads = value_and_grad(trained, frozen, batch, Z_M, routed, key, state)
         else:
             keys = jax.random.split(key, config.optim.accumulate) if jitters else None
-            one = lambda x: value_and_grad(trained, frozen, x[0], Z_M, routed, x[1])
+            one = lambda x: value_and_grad(trained, frozen, x[0], Z_M, routed, x[1], state)
             (total, sums), grads = _accumulate(one, (_microbatches(batch, config.optim.accumulate), keys))
         of_model = params.split(grads, params.is_causal)[1]  # without routers that only imitate
         norms, norm = _norms_by_tower(of_model), optax.tree.norm(of_model)
@@ -62,7 +63,8 @@ def make_step(config: Config, sources: int):
             weights, d = params.merge(optax.apply_updates(trained, updates), frozen), config.optim.ema
             weights = _balanced(weights, sums["routing"], config)
             ema = jax.tree.map(lambda e, w: d * e + (1 - d) * w, state.ema, weights) if d else {}
-            return State(weights, opt, ema, state.updates + 1)
+            means = _means(state.means, sums["streams"])
+            return State(weights, opt, ema, state.updates + 1, means)
 
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
         after = jax.lax.cond(ok, update, lambda: state)
@@ -71,6 +73,16 @@ def make_step(config: Config, sources: int):
         return after, measured
 
     return step
+
+
+def _means(means, sums):
+    """Running means of centred streams' losses, over some hundred steps; the first is the first loss itself."""
+    after = {}
+    for name, mean in means.items():
+        now = sums[name]["nats"] / jnp.maximum(sums[name]["weight"], 1e-9)
+        moved = jnp.where(mean > 0, 0.99 * mean + 0.01 * now, now)
+        after[name] = jnp.where(sums[name]["weight"] > 0, moved, mean)
+    return after
 
 
 def _over_rows(report):
@@ -229,7 +241,8 @@ def _start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     like = jax.tree.map(place, trees(jax.eval_shape(make)), trees(shardings))
     found, data = checkpoint.restore(path / "checkpoints", step or saved[-1], like)
-    state = State(found["params"], found["opt"]["optax"], found.get("ema", {}), found["opt"]["updates"])
+    opt = found["opt"]
+    state = State(found["params"], opt["optax"], found.get("ema", {}), opt["updates"], opt.get("means", {}))
     if unknown := data.keys() ^ vars(Position()).keys():
         raise Damaged(f"{path}: the position in its checkpoint differs in {', '.join(sorted(unknown))}; move it away")
     return state, Position(**data)

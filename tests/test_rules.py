@@ -16,11 +16,11 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["errors", "checks", "ops", "attention", "tokenizers.text", "tokenizers.codebook"],
+    ["errors", "checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
     ["config", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
-    ["batch", "sharding", "params", "router", "checkpoint", "data.tables", "data.arrays"],
-    ["data.packing", "dispatch", "data.readers"],
-    ["data.mixture", "data.records"],
+    ["batch", "caches", "sharding", "params", "router", "checkpoint", "data.tables", "data.arrays"],
+    ["data.packing", "dispatch", "embed", "data.readers"],
+    ["data.mixture", "data.records", "data.roles"],
     ["model"],
     ["data.embedded", "objectives", "flops", "optim", "rundir"],
     ["data.tokenise", "data.seqio_bridge", "data.pipeline", "data.budgets", "metrics", "state"],

@@ -22,7 +22,7 @@ def resolve(config: Config, sources: Sources) -> Config:
         return config
     given = np.array([s.budget for s in streams.values()])
     if not given.all():
-        mean, units = means(config, sources), _units(sources)
+        mean, units = means(config, sources), _units(config, sources)
         divided = np.where(given, given, best(mean, units, config.data.length))
         later = np.max([mean, *(means(config, sources, stage.shares) for stage in config.data.stages)], axis=0)
         if (short := (later > 0) & (given == 0) & ((divided < units) | (mean == 0))).any():
@@ -47,7 +47,10 @@ def means(config: Config, sources: Sources, shares: Mapping[str, float] | None =
     data = dataclasses.replace(data, stages=())
     period = Mixture(sources, data, 0, [s.modality for s in config.streams.values()]).periods[0]
     weights = period.total / period.total.sum()
-    taken = [(w, s.totals() / max(s.count, 1)) for w, s in zip(weights, sources.all, strict=True) if w and s.count]
+    copies = np.array([s.copies for s in config.streams.values()])
+    taken = [
+        (w, copies * s.totals() / max(s.count, 1)) for w, s in zip(weights, sources.all, strict=True) if w and s.count
+    ]
     if not taken:
         raise UserError("data.length: nobody has counted a stream's tokens; write the streams' budgets")
     return sum((w * mean for w, mean in taken), np.zeros(len(config.streams)))
@@ -98,7 +101,7 @@ def reachable(config: Config, sources: Sources, shares: Mapping[str, float] | No
     except UserError:
         return {}
     budgets = np.array([s.budget for s in config.streams.values()])
-    return dict(zip(config.streams, bounds(budgets, mean, _units(sources)).tolist(), strict=True))
+    return dict(zip(config.streams, bounds(budgets, mean, _units(config, sources)).tolist(), strict=True))
 
 
 def advice(config: Config, sources: Sources) -> list[str]:
@@ -111,10 +114,12 @@ def advice(config: Config, sources: Sources) -> list[str]:
             continue
         told = ", ".join(f"{name} {100 * x:.1f} %" for name, x in fills.items())
         said.append(f"the mixture{when} can fill of the budgets at most {told}")
-        better = dict(zip(fills, best(means(config, sources, shares), _units(sources), total).tolist(), strict=True))
+        better = dict(
+            zip(fills, best(means(config, sources, shares), _units(config, sources), total).tolist(), strict=True)
+        )
         if better != {name: s.budget for name, s in config.streams.items()}:
             said[-1] += "; better: " + ", ".join(f"streams.{name}.budget={b}" for name, b in better.items())
-        elif length := _long_enough(means(config, sources, shares), _units(sources), total):
+        elif length := _long_enough(means(config, sources, shares), _units(config, sources), total):
             said[-1] += (
                 f"; rows of data.length={length} could be full, or other data.shares: these count {config.data.per}"
             )
@@ -127,8 +132,9 @@ def _long_enough(mean_M, units_M, length: int) -> int:
     return next((n for n in (length << k for k in range(1, 8)) if n <= 2**17 and fills(n) >= WELL_FILLED), 0)
 
 
-def _units(sources: Sources) -> np.ndarray:
-    return np.max([source.units for source in sources.all], axis=0)
+def _units(config: Config, sources: Sources) -> np.ndarray:
+    copies = np.array([s.copies for s in config.streams.values()])
+    return np.max([source.units for source in sources.all], axis=0) * copies
 
 
 def _rounded(budget: float) -> float:

@@ -6,7 +6,7 @@ downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -19,6 +19,9 @@ from mot.tokenizers.text import BOI, BOS, EOI, EOS
 
 SOURCES = ("manual", "drawn", "read")
 TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
+SIDE, PATCH = 8, 2  # pixels of a side; of a patch's, where digits are vectors
+PATCHES, FEATURES = PIXELS // PATCH**2, PATCH**2
+MEAN, DEVIATION = 5.0, 6.0  # of grey levels, about: diffusion wants values around 0 and of size 1
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = ("a handwritten {}", "the digit {}, written by hand", "a picture of the number {}", "{} in handwriting")
 HELD_OUT = 10  # one document of ten, by the hash of its content
@@ -31,6 +34,11 @@ def faults(config):
     if set(config.streams) != set(shapes):
         yield f"streams: {', '.join(config.streams)}; the embedded data has {', '.join(shapes)}; name them so"
         return
+    image = config.streams["image"]
+    if image.latent not in (0, FEATURES):
+        yield f"streams.image.latent: {image.latent}; patches of an embedded digit have {FEATURES} features; write that"
+    if image.latent:
+        del shapes["image"]
     for name, (first, ids) in shapes.items():
         stream = config.streams[name]
         if (stream.first_id, stream.ids) != (first, ids):
@@ -38,8 +46,9 @@ def faults(config):
                 f"streams.{name}.first_id, ids: {stream.first_id}, {stream.ids}; the embedded data has ids {first}.."
                 f"{first + ids - 1}; write {first}, {ids}"
             )
-    if config.streams["image"].longest != PIXELS:
-        yield f"streams.image.longest: {config.streams['image'].longest}; an embedded digit has {PIXELS}; write that"
+    tokens = PATCHES * image.copies if image.latent else PIXELS
+    if image.longest != tokens:
+        yield f"streams.image.longest: {image.longest}; an embedded digit has {tokens} tokens; write that"
     if config.streams["text"].longest < 32:
         yield f"streams.text.longest: {config.streams['text'].longest}; captions need up to 32; raise it"
     for source in config.data.sources:
@@ -51,7 +60,8 @@ def load(config: Config) -> tuple[Sources, Sources]:
     """The training and the held-out documents."""
     sections, images, labels = _manual(), *_digits()
     tokenizer = _tokenizer(sections)
-    lengths = np.concatenate([texts.byte_lengths(tokenizer), np.zeros(LEVELS, int)])
+    vectors = config.streams["image"].latent > 0
+    lengths = np.concatenate([texts.byte_lengths(tokenizer), np.zeros(0 if vectors else LEVELS, int)])
     splits = []
     for held_out in (False, True):
         mine = [s for s in sections if _held_out(s.encode()) == held_out]
@@ -59,14 +69,22 @@ def load(config: Config) -> tuple[Sources, Sources]:
         manual = [_text(i, ids) for i, ids in enumerate(pieces)]
         chosen = [i for i in range(len(images)) if _held_out(images[i].tobytes()) == held_out]
         captions = [tokenizer.encode(_caption(i, labels[i])).ids for i in chosen]
-        drawn = [_image(1, i, caption, images[i], False) for i, caption in zip(chosen, captions, strict=True)]
-        read = [_image(2, i, caption, images[i], True) for i, caption in zip(chosen, captions, strict=True)]
+        image = _vectors if vectors else _ids
+        drawn = [image(1, i, caption, images[i], False) for i, caption in zip(chosen, captions, strict=True)]
+        read = [image(2, i, caption, images[i], True) for i, caption in zip(chosen, captions, strict=True)]
         documents = tuple(map(tuple, (manual, drawn, read)))
-        digest = hashlib.sha256(b"".join(d.token.tobytes() for source in documents for d in source)).hexdigest()[:16]
-        units = np.array([1, PIXELS])
+        digest = _digest(d for source in documents for d in source)
+        units = np.array([1, PATCHES if vectors else PIXELS])
         sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(SOURCES))
         splits.append(Sources(tuple(sources), lengths, digest))
     return splits[0], splits[1]
+
+
+def _digest(documents: Iterable[Document]) -> str:
+    content = hashlib.sha256()
+    for d in documents:
+        content.update(d.token.tobytes() + b"".join(x.tobytes() for x in d.values.values()))
+    return content.hexdigest()[:16]
 
 
 def load_tokenizer() -> Tokenizer:
@@ -81,7 +99,7 @@ def _tokenizer(sections: list[str]) -> Tokenizer:
 def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
     """The digits of a split: grey levels `[n, 64]`, and which digits they are, `[n]`."""
     drawn = sources.all[SOURCES.index("drawn")].documents
-    pixels = np.stack([d.token[d.token >= TEXT_IDS] - TEXT_IDS for d in drawn])
+    pixels = np.stack([levels(d.values[1]) if d.values else d.token[d.token >= TEXT_IDS] - TEXT_IDS for d in drawn])
     return pixels, _digits()[1][[d.doc_id for d in drawn]]
 
 
@@ -141,7 +159,31 @@ def _text(doc_id: int, ids: list[int]) -> Document:
     return document(0, doc_id, token, np.zeros(len(token)))
 
 
-def _image(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
+def patches(pixels: np.ndarray) -> np.ndarray:
+    """float32 `[16, 4]` of grey levels `[64]`: patches row by row, around 0 and of size 1."""
+    n = SIDE // PATCH
+    by_patch = pixels.reshape(n, PATCH, n, PATCH).swapaxes(1, 2).reshape(PATCHES, FEATURES)
+    return ((by_patch - MEAN) / DEVIATION).astype(np.float32)
+
+
+def levels(vectors: np.ndarray) -> np.ndarray:
+    """Grey levels `[64]` of what `patches` gives, or of what a model has drawn."""
+    n = SIDE // PATCH
+    by_row = (vectors * DEVIATION + MEAN).reshape(n, n, PATCH, PATCH).swapaxes(1, 2).reshape(PIXELS)
+    return by_row.round().clip(0, LEVELS - 1).astype(int)
+
+
+def _vectors(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
+    """As `_ids`, the image in vectors."""
+    image = np.array([BOI, *[0] * PATCHES, EOI])
+    token = np.concatenate([[BOS], *([image, caption] if image_first else [caption, image]), [EOS]])
+    begin = int(np.argmax(token == BOI)) + 1
+    is_image = (np.arange(len(token)) >= begin) & (np.arange(len(token)) < begin + PATCHES)
+    values = {1: patches(pixels)}
+    return document(source, doc_id, token, is_image, token != EOI, unit=is_image, values=values)
+
+
+def _ids(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
     """<bos> caption <boi> image <eoi> <eos>, or <bos> <boi> image <eoi> caption <eos>."""
     image = np.array([BOI, *(TEXT_IDS + pixels.astype(int)), EOI])
     parts = [image, caption] if image_first else [caption, image]

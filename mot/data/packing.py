@@ -1,7 +1,7 @@
 """Documents into rows: a plan from lengths alone, then the row's arrays with every integer a token carries."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,16 +15,31 @@ class Document(NamedTuple):
 
     source: int
     doc_id: int
-    token: np.ndarray  # int32, id in the unified vocabulary
+    token: np.ndarray  # int32, id in the unified vocabulary; 0 for a vector
     stream: np.ndarray  # uint8, index of the stream the token travels in
-    weight: np.ndarray  # float32, of this token as a target; 0 where the format forces it
+    weight: np.ndarray  # float32, of this token as a target, 0 where the format forces it; a vector's: of its own loss
     unit: np.ndarray  # int32, image or clip of the document, from 1; 0 = none
     span: np.ndarray  # int32, bidirectional group of the document, from 1; 0 = none
     private: np.ndarray  # bool, seen inside its own span alone
+    noise: np.ndarray  # float32, the most that a unit of vectors is noised; 0 = it is clean
+    alone: np.ndarray  # bool, sees and is seen by nothing but its own unit
+    values: dict[int, np.ndarray]  # of a stream of vectors: float32 [n_s, P], in document order
 
 
-def document(source: int, doc_id: int, token, stream, weight=None, unit=None, span=None, private=None) -> Document:
-    """A document, absent fields filled in: every token weighs 1, no units, no spans, nothing private."""
+def document(
+    source: int,
+    doc_id: int,
+    token,
+    stream,
+    weight=None,
+    unit=None,
+    span=None,
+    private=None,
+    noise=None,
+    alone=None,
+    values: Mapping[int, np.ndarray] | None = None,
+) -> Document:
+    """A document, absent fields filled in: every token weighs 1, no units, no spans, nothing private, no vectors."""
     n = len(token)
     field = lambda x, fill, dtype: np.full(n, fill, dtype) if x is None else np.asarray(x, dtype)
     return Document(
@@ -36,15 +51,26 @@ def document(source: int, doc_id: int, token, stream, weight=None, unit=None, sp
         field(unit, 0, np.int32),
         field(span, 0, np.int32),
         field(private, False, bool),
+        field(noise, 0, np.float32),
+        field(alone, False, bool),
+        {s: np.asarray(x, np.float32) for s, x in (values or {}).items()},
     )
+
+
+def take(d: Document, index: np.ndarray) -> Document:
+    """The tokens `index` of a document, in that order."""
+    values = {}
+    for s, x in d.values.items():
+        place = np.cumsum(d.stream == s) - 1  # of a token among those of its stream
+        values[s] = x[place[index[d.stream[index] == s]]]
+    return Document(d.source, d.doc_id, *(x[index] for x in d[2:-1]), values)
 
 
 def cut(d: Document, begin: int, end: int) -> Document:
     """Tokens begin .. end - 1 of a document; what does not begin with its first token, <bos>, gets that once more."""
     if (begin, end) == (0, len(d.token)):
         return d
-    part = lambda x: np.concatenate([x[:1], x[begin:end]]) if begin else x[:end]
-    return Document(d.source, d.doc_id, *(part(x) for x in d[2:]))
+    return take(d, np.append(0, np.arange(begin, end)) if begin else np.arange(end))
 
 
 class Piece(NamedTuple):
@@ -87,10 +113,17 @@ class Plan:
     MOST_DROPPED = 1000  # pieces, in one row; more are no accident
 
     def __init__(
-        self, documents: Documents, budgets: Sequence[int], longest: Sequence[int], lookahead: int, rows: int = 1
+        self,
+        documents: Documents,
+        budgets: Sequence[int],
+        longest: Sequence[int],
+        lookahead: int,
+        rows: int = 1,
+        copies: Sequence[int] | int = 1,
     ):
-        """`rows` make a step."""
+        """`rows` make a step; a row holds each token of a stream `copies` times."""
         self.documents, self.lookahead, self.rows = documents, lookahead, rows
+        self.copies = np.broadcast_to(copies, len(budgets))
         self.budgets, self.longest = np.asarray(budgets), np.asarray(longest)
         self.number = 0  # the next row's
         self.position = 0  # the next document to take in
@@ -160,7 +193,7 @@ class Plan:
                 continue
             if (tried := tried + 1) > self.TRIED:
                 break
-            cuts = self.documents.cuts(w.piece.g) if w.cuts is None else w.cuts
+            cuts = self._cuts(w.piece.g) if w.cuts is None else w.cuts
             cut = _longest_within(cuts, w.piece.begin, room)
             if cut is not None and cut[1].sum() >= self.SHORTEST and (best is None or cut[1].sum() > best[2].sum()):
                 best = i, Piece(w.piece.g, w.piece.begin, cut[0]), cut[1]
@@ -168,10 +201,10 @@ class Plan:
 
     def _next_piece(self, g: int, begin: int) -> _Waiting | None:
         """The longest piece of document g from `begin` on; what fits no row, as a long sound, is dropped."""
-        lengths = self.documents.lengths(g)
-        if not begin and (lengths <= self.longest).all():
-            return _Waiting(Piece(g, 0, int(lengths.sum())), lengths, None)
-        cuts = self.documents.cuts(g)
+        tokens = self.documents.lengths(g)
+        if not begin and (tokens * self.copies <= self.longest).all():
+            return _Waiting(Piece(g, 0, int(tokens.sum())), tokens * self.copies, None)
+        cuts = self._cuts(g)
         while (found := _longest_within(cuts, begin, self.longest)) is None:
             after = int(np.searchsorted(cuts[:, 0], begin)) + 1
             end, last = int(cuts[after, 0]), cuts[after, 1:] - cuts[after - 1, 1:]
@@ -186,6 +219,10 @@ class Plan:
             begin = end
         return _Waiting(Piece(g, begin, found[0]), found[1], cuts)
 
+    def _cuts(self, g: int) -> np.ndarray:
+        """The documents' own, with a row's tokens by stream."""
+        return self.documents.cuts(g) * np.append(1, self.copies)
+
 
 def _longest_within(cuts: np.ndarray, begin: int, room: np.ndarray) -> tuple[int, np.ndarray] | None:
     """The end, and the tokens by stream, of the longest piece from token `begin` on that fits the room."""
@@ -196,19 +233,35 @@ def _longest_within(cuts: np.ndarray, begin: int, room: np.ndarray) -> tuple[int
     return (int(cuts[last, 0]), cuts[last, 1:] - cuts[start, 1:] + bos) if last > start else None
 
 
-def pack(rows: Sequence[Sequence[Document]], streams: Sequence[str], budgets: Sequence[int]) -> Batch:
-    """A batch of numpy arrays, one row for each list of documents; raises `ValueError` if they do not fit."""
-    packed = [_row(documents, budgets) for documents in rows]
+def pack(
+    rows: Sequence[Sequence[Document]], streams: Sequence[str], budgets: Sequence[int], latents: Sequence[int] = ()
+) -> Batch:
+    """A batch of numpy arrays, one row for each list of documents; raises `ValueError` if they do not fit.
+
+    `latents` are the features of each stream's tokens, 0 for ids.
+    """
+    latents = latents or [0] * len(streams)
+    packed = [_row(documents, budgets, np.array(latents) > 0) for documents in rows]
     batch = {field: np.stack([row[field] for row in packed]) for field in packed[0]}
     ends = np.cumsum(budgets)
     return {
-        name: Tokens(**{field: x[:, end - budget : end] for field, x in batch.items()})
-        for name, budget, end in zip(streams, budgets, ends, strict=True)
+        name: Tokens(
+            **{field: x[:, end - budgets[s] : end] for field, x in batch.items()},
+            value=np.stack([_values(documents, s, budgets[s], latents[s]) for documents in rows]),
+        )
+        for s, (name, end) in enumerate(zip(streams, ends, strict=True))
     }
 
 
-def _row(documents: Sequence[Document], budgets: Sequence[int]) -> dict[str, np.ndarray]:
-    """The fields of `Tokens` for one row, streams end to end."""
+def _values(documents: Sequence[Document], stream: int, budget: int, width: int) -> np.ndarray:
+    """float32 `[budget, width]`: the vectors of one stream of a row."""
+    found = [np.zeros((0, width), np.float32), *(d.values[stream] for d in documents if width and stream in d.values)]
+    found = np.concatenate(found)
+    return np.pad(found, ((0, budget - len(found)), (0, 0)))
+
+
+def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.ndarray) -> dict[str, np.ndarray]:
+    """The fields of `Tokens` for one row but `value`, streams end to end."""
     join = lambda field, dtype: np.concatenate(
         [np.zeros(0, dtype), *(getattr(d, field) for d in documents)], dtype=dtype
     )
@@ -224,7 +277,7 @@ def _row(documents: Sequence[Document], budgets: Sequence[int]) -> dict[str, np.
     fields = {
         "token": join("token", np.int32),
         "rank": np.arange(len(stream), dtype=np.int32),
-        "position": (np.arange(len(stream)) - np.repeat(firsts, sizes)).astype(np.int32)[:, None],
+        "position": _positions(join("private", bool), unit, np.repeat(firsts, sizes))[:, None],
         "segment": segment,
         "source": each([d.source for d in documents]),
         "doc_id": each([d.doc_id for d in documents]),
@@ -232,8 +285,11 @@ def _row(documents: Sequence[Document], budgets: Sequence[int]) -> dict[str, np.
         "unit_seed": _unit_seeds(documents, unit, segment),
         "span": _unique_in_row(span, firsts, sizes),
         "private": join("private", bool),
+        "noise": join("noise", np.float32),
     }
-    fields["target"], fields["weight"] = _targets(documents, fields, join("weight", np.float32))
+    fields["target"], fields["weight"] = _targets(documents, fields, join("weight", np.float32), is_latent[stream])
+    alone = join("alone", bool)
+    fields["segment"] = np.where(alone, len(documents) + fields["unit"], segment).astype(np.int32)
 
     # Each token's place in stream order: its stream's start and how many of that stream came before it.
     starts = np.cumsum([0, *budgets[:-1]])
@@ -248,6 +304,17 @@ def _row(documents: Sequence[Document], budgets: Sequence[int]) -> dict[str, np.
     padding[place] = False
     out["rank"][padding] = len(stream) + np.arange(padding.sum())
     return out
+
+
+def _positions(private: np.ndarray, unit: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """int32 places in the document, which begins with token `first` of the row; a private copy has those of its unit's
+    other copy, which follows it."""
+    n = np.arange(len(private))
+    public = np.cumsum(~private) - ~private  # that came before
+    begins = np.ones(len(n), bool)
+    begins[1:] = (private[1:] != private[:-1]) | (unit[1:] != unit[:-1]) | (first[1:] != first[:-1])
+    run = np.maximum.accumulate(np.where(begins, n, 0))
+    return (public - public[first] + np.where(private, n - run, 0)).astype(np.int32) if len(n) else n.astype(np.int32)
 
 
 def _unique_in_row(number: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -269,13 +336,16 @@ def _unit_seeds(documents, unit: np.ndarray, segment: np.ndarray) -> np.ndarray:
     return np.repeat(seeds, np.diff(begins, append=len(unit)))
 
 
-def _targets(documents, fields, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The next id of the same document, and its weight; none for a document's last token."""
+def _targets(documents, fields, weight: np.ndarray, is_latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The next id of the same document, and its weight; none for a document's last token, and before a vector.
+
+    A vector's weight is its own.
+    """
     segment, span = fields["segment"], fields["span"]
-    follows = np.append(segment[1:] == segment[:-1], False)[: len(segment)]
+    follows = np.append(segment[1:] == segment[:-1], False)[: len(segment)] & ~is_latent & ~np.roll(is_latent, -1)
     target = np.where(follows, np.roll(fields["token"], -1), 0)
-    weight = np.where(follows, np.roll(weight, -1), 0).astype(np.float32)
-    inside = (span != 0) & (np.roll(span, -1) == span) & (weight != 0)
+    weight = np.where(is_latent, weight, np.where(follows, np.roll(weight, -1), 0)).astype(np.float32)
+    inside = (span != 0) & (np.roll(span, -1) == span) & (weight != 0) & ~is_latent
     if inside.any():
         d = documents[segment[inside.argmax()] - 1]
         raise ValueError(

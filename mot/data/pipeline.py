@@ -17,6 +17,7 @@ from absl import flags
 
 from mot.batch import Batch
 from mot.config import Config
+from mot.data import roles
 from mot.data.mixture import Mixture, Sources
 from mot.data.packing import Document, Plan, cut, pack
 from mot.errors import Hung, UserError
@@ -57,6 +58,7 @@ class Batches:
         self.names = list(config.streams)
         self.budgets = [s.budget for s in config.streams.values()]
         self.longest = [s.longest for s in config.streams.values()]
+        self.latents = [s.latent for s in config.streams.values()]
         modalities = [s.modality for s in config.streams.values()]
         self.mixture = Mixture(sources, config.data, seed, modalities)
         self.rows = config.data.batch
@@ -71,7 +73,8 @@ class Batches:
 
     def _begin(self) -> None:
         self.mixture.starts = list(self.state["starts"])
-        self.plan = Plan(self.mixture, self.budgets, self.longest, self.config.data.lookahead, self.rows)
+        copies = [s.copies for s in self.config.streams.values()]
+        self.plan = Plan(self.mixture, self.budgets, self.longest, self.config.data.lookahead, self.rows, copies)
         self.plan.resume(self.state)
 
     def __len__(self) -> int:
@@ -97,12 +100,13 @@ class Batches:
                     documents[-1].append(self._read(piece))
                 except ValueError as error:
                     left_out.append(self._left_out(piece.g, str(error)))
-        batch = pack(documents, self.names, self.budgets)
+        batch = pack(documents, self.names, self.budgets, self.latents)
         return Packed(batch, self.plan.state | {"starts": list(self.mixture.starts)}, tuple(left_out))
 
     def _read(self, piece) -> Document:
         source, i = self.mixture.place(piece.g)
-        return cut(self.mixture.sources[source].read(i), piece.begin, piece.end)
+        found = cut(self.mixture.sources[source].read(i), piece.begin, piece.end)
+        return roles.assign(found, list(self.config.streams.values()), self.config.data.blocks, piece.g)
 
     def _left_out(self, g: int, why: str) -> LeftOut:
         source, i = self.mixture.place(g)

@@ -1,0 +1,77 @@
+"""What the tokens of a document are to each other: noised and clean copies, inputs, blocks that see themselves both ways.
+
+All of it is written into the integers that every token carries; neither the model nor its attention knows of roles.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mot.config import Stream
+from mot.data.packing import Document, take
+
+BLOCKS = ("units", "prefix", "document")
+
+
+def assign(d: Document, streams: Sequence[Stream], blocks: str, number: int) -> Document:
+    """A document as its data has it, units of vectors once and clean, as it is trained on.
+
+    A unit of a stream that diffuses is noised, in place (Transfusion, 2408.11039), or in a private copy before its
+    clean one (BAGEL, 2505.14683). Units of other streams of vectors, and ids of streams without an objective, are
+    inputs. `blocks`: every unit of vectors sees itself both ways; `prefix` joins all that precedes the last noised unit
+    (pi0, 2410.24164), `document` everything (LLM2Vec, 2404.05961); ids inside a block are inputs. `number` is the
+    document's place in the stream of documents: with it, which units are trained alone (2207.12598) changes.
+    """
+    latent = np.array([bool(s.latent) for s in streams])[d.stream]
+    silent = np.array([s.objective == "none" for s in streams])[d.stream]
+    begins = np.flatnonzero(latent & (np.diff(d.unit * latent, prepend=0) != 0))
+    noised = [int(b) for b in begins if not silent[b]]
+    prefix = noised[-1] if blocks == "prefix" and noised else 0
+    d = d._replace(
+        weight=np.where(silent | (np.arange(len(latent)) < prefix), 0, d.weight).astype(np.float32),
+        span=np.where(latent, d.unit, d.span),
+        noise=np.zeros(len(latent), np.float32),
+    )
+    if blocks != "units":
+        inside = np.arange(len(latent)) < (prefix if blocks == "prefix" else len(latent))
+        d = d._replace(
+            span=np.where(inside, 1 + max(d.unit.max(), d.span.max()), d.span),
+            weight=np.where(inside & ~latent, 0, d.weight),
+        )
+    return _noised(d, [b for b in noised if b >= prefix], streams, number) if noised else d
+
+
+def _noised(d: Document, begins: Sequence[int], streams, number: int) -> Document:
+    """With the units of vectors that begin at these tokens noised."""
+    index, copy = [], []  # of each token of the result, which it was, and: 1 a private copy, 2 the clean one
+    noise, alone, done = d.noise.copy(), np.zeros(len(d.token), bool), 0
+    for begin in begins:
+        end = begin + int(np.argmin(np.append(d.unit[begin:] == d.unit[begin], False)))
+        stream = streams[d.stream[begin]]
+        how, both = stream.diffusion, stream.copies == 2
+        rest = slice(end, -1)  # without <eos>
+        text_follows = bool(d.weight[rest][~np.isin(d.stream[rest], list(d.values))].any())
+        noise[begin:end] = how.cap if text_follows and not both else 1
+        if both or not text_follows:
+            alone[begin:end] = _chance(d, number, int(d.unit[begin])) < how.drop
+        for which, a, b in ((0, done, begin), *(((1, begin, end), (2, begin, end)) if both else ((0, begin, end),))):
+            index.append(np.arange(a, b))
+            copy.append(np.full(b - a, which))
+        done = end
+    index = np.concatenate([*index, np.arange(done, len(d.token))])
+    copy = np.concatenate([*copy, np.zeros(len(d.token) - done, int)])
+    result = take(d._replace(noise=noise, alone=alone), index)
+    private, clean = copy == 1, copy == 2
+    apart = result.unit + max(d.unit.max(), d.span.max()) + 1
+    return result._replace(
+        private=private,
+        span=np.where(private, apart, result.span),
+        noise=np.where(clean, 0, result.noise).astype(np.float32),
+        weight=np.where(clean, 0, result.weight).astype(np.float32),
+        alone=result.alone & ~clean,
+    )
+
+
+def _chance(d: Document, number: int, unit: int) -> float:
+    return zlib.crc32(f"{number}/{d.source}/{d.doc_id}/{unit}".encode()) / 2**32
