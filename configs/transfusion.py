@@ -11,11 +11,32 @@ copy (BAGEL, 2505.14683), where the default has it read what is noised.
 
 from ml_collections import ConfigDict
 
-from configs import archs, base, digits, ladder, records
+from configs import base, digits, ladder, records
 
 PATCHES, FEATURES = 16, 4  # of an embedded digit
+SIZES = ladder.TRANSFUSION | {name: digits.SIZES[name] for name in ("smoke", "demo", "draw")}
+COPIES = {"noised": 1, "both": 2}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = base.parse(arg, arch="mot", size="demo", data="", predicts="flow", copies="noised", length="")
-    raise NotImplementedError
+    arg = base.parse(arg, arch="mot", size="demo", data="embedded", predicts="flow", copies="noised", length="auto")
+    for name, allowed in (("predicts", ("flow", "x", "ddpm")), ("copies", COPIES)):
+        if arg[name] not in allowed:
+            raise ValueError(f"{name}={arg[name]}: allowed are {', '.join(allowed)}; choose one")
+    embedded = arg["data"] == "embedded"
+    size = ladder.choose(SIZES if embedded else ladder.TRANSFUSION, arg["size"])
+    # Transfusion's own choices: the loss of images weighs 5, one that text follows keeps half of its signal.
+    diffusion = dict(copies=arg["copies"], cap=0.5, drop=0.1)
+    kind = dict(objective=arg["predicts"], loss_weight=5.0, diffusion=diffusion)
+    if arg["predicts"] == "ddpm":
+        diffusion["times"] = "uniform"
+    if embedded:
+        shape = dict(latent=FEATURES, longest=PATCHES * COPIES[arg["copies"]])
+        image = base.stream("image", size["width"], size["ffn"], **shape, **kind)
+        c = digits.build(arg["arch"], arg["size"], size, image, "transfusion")
+    else:
+        length = str(size.get("length", 1024)) if arg["length"] == "auto" else arg["length"]
+        c = records.build(arg["data"], arg["arch"], arg["size"], size, length, kind)
+        c.run.name = f"transfusion-{c.run.name}"
+    c.objective.per = "modality"
+    return c.lock()

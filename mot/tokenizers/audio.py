@@ -31,7 +31,7 @@ class AudioTokenizer:
     codes_KP: np.ndarray  # uint8 [K, BANDS], from RANGE dB below the clip's loudest (0) to it (255); quiet ones first
 
     def __post_init__(self):
-        _check(self.rate, self.hop)
+        check(self.rate, self.hop)
         codebook.check(self.codes_KP, BANDS)
 
     @property
@@ -58,13 +58,14 @@ def fit_audio(
     `hop` is 20 ms unless told another. Raises `ValueError` where fewer frames differ than ids are asked for.
     """
     hop = rate // 50 if hop is None else hop
-    _check(rate, hop)
+    check(rate, hop)
     codebook.check_ids(ids, BANDS)
     frames = codebook.sample((_frames(wave, of, rate, hop) for wave, of in clips), BANDS)
     return AudioTokenizer(rate, hop, codebook.fit(frames, ids, f"frames of {hop} samples"))
 
 
-def _check(rate: int, hop: int) -> None:
+def check(rate: int, hop: int) -> None:
+    """Raises `ValueError` unless sound of this rate may have frames of so many samples."""
     if not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"rate={rate}; must be from {RATES[0]} to {RATES[1]} samples a second; 16000 suits speech")
     if not rate // 200 <= hop <= rate // 10:
@@ -76,9 +77,17 @@ def _check(rate: int, hop: int) -> None:
 
 def _frames(wave: np.ndarray, of: int, rate: int, hop: int) -> np.ndarray:
     """uint8 `[tokens, BANDS]` of a clip of `of` samples a second."""
+    return np.rint(levels(wave, of, rate, hop) * 255).astype(np.uint8)
+
+
+def levels(wave: np.ndarray, of: int, rate: int, hop: int) -> np.ndarray:
+    """float64 `[tokens, BANDS]` of a clip of `of` samples a second: 1 is its loudest, 0 RANGE dB below and fainter.
+
+    Raises `ValueError` where it is empty or not finite.
+    """
     power = _power(_resampled(wave, of, rate), rate, hop)
-    level = 10 * np.log10(np.maximum(power / (power.max() or 1), 10 ** (-RANGE / 10)))
-    return np.rint((level / RANGE + 1) * 255).astype(np.uint8)
+    decibels = 10 * np.log10(np.maximum(power / (power.max() or 1), 10 ** (-RANGE / 10)))
+    return decibels / RANGE + 1
 
 
 def _resampled(wave: np.ndarray, of: int, rate: int) -> np.ndarray:

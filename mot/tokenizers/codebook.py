@@ -8,7 +8,7 @@ import io
 import os
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ SAMPLE = 1 << 17  # the most rows that k-means sees,
 SAMPLED = 1 << 25  # and the most bytes of them
 LARGEST = CODES + 4096  # bytes of a file
 _EXACT = (1 << 24) // 255**2  # so many products of two bytes add up exactly in float32
+_OTHERWISE = "it is not as it was written; fit it anew, or copy it again"
 
 
 def sample(rows: Iterable[np.ndarray], features: int) -> np.ndarray:
@@ -122,36 +123,48 @@ def look_up(ids, codes_KP: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(format: str, numbers: dict[str, int], codes_KP: np.ndarray) -> bytes:
+    """What `pack` makes of whole numbers and codes."""
+    return pack(format, {name: np.array(n, "<i8") for name, n in numbers.items()} | {"codes": codes_KP})
+
+
+def pack(format: str, arrays: Mapping[str, np.ndarray]) -> bytes:
     """An .npz file without pickle: the same content gives the same bytes, on any machine and in any version."""
-    arrays = {"format": np.array(format)} | {name: np.array(n, "<i8") for name, n in numbers.items()}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in (arrays | {"codes": np.ascontiguousarray(codes_KP)}).items():
+        for name, array in ({"format": np.array(format)} | arrays).items():
             entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             entry.create_system, entry.external_attr = 3, 0o644 << 16
             member = io.BytesIO()
-            np.lib.format.write_array(member, array, (1, 0), allow_pickle=False)
+            np.lib.format.write_array(member, np.asarray(array, order="C"), (1, 0), allow_pickle=False)
             archive.writestr(entry, member.getvalue())
     return out.getvalue()
 
 
 def from_bytes(content: bytes, format: str, names: Sequence[str]) -> tuple[dict[str, int], np.ndarray]:
     """What `to_bytes` wrote; raises `ValueError` for anything else, also where a single bit differs."""
+    arrays = unpack(content, format, (*names, "codes"))
+    codes_KP = arrays.pop("codes")
+    if codes_KP.ndim != 2 or any(array.shape or array.dtype != "<i8" for array in arrays.values()):
+        raise ValueError(_OTHERWISE)
+    return {name: int(array) for name, array in arrays.items()}, codes_KP
+
+
+def unpack(content: bytes, format: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What `pack` wrote; raises `ValueError` for anything else, also where a single bit differs."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed")  # and might unfold to any size
             read = lambda name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
             found = str(read("format"))
-            if found == format:
-                numbers, codes_KP = {name: int(read(name)) for name in names}, read("codes")
+            arrays = {name: read(name) for name in names if found == format}
     except Exception as error:  # a damaged archive or header raises any of a dozen kinds
         raise ValueError(f"it is no tokenizer of this project: {type(error).__name__}: {error}") from error
     if found != format:
         raise ValueError(f"it holds {found[:60]!r} and {format!r} is needed; give another file, or fit one anew")
-    if codes_KP.dtype != np.uint8 or codes_KP.ndim != 2 or to_bytes(format, numbers, codes_KP) != content:
-        raise ValueError("it is not as it was written; fit it anew, or copy it again")
-    return numbers, codes_KP
+    if pack(format, arrays) != content:
+        raise ValueError(_OTHERWISE)
+    return arrays
 
 
 def write(content: bytes, path: Path) -> None:

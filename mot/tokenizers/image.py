@@ -26,7 +26,7 @@ class ImageTokenizer:
     codes_KP: np.ndarray  # uint8, a patch's pixels row by row, RGB; dark ones first
 
     def __post_init__(self):
-        _check(self.side, self.patch)
+        check(self.side, self.patch)
         codebook.check(self.codes_KP, 3 * self.patch**2)
 
     @property
@@ -40,14 +40,14 @@ class ImageTokenizer:
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         """int32 `[tokens]` of a picture uint8 `[H, W, 3]`, of which the square in the middle is seen."""
-        return codebook.nearest(_patches(image, self.side, self.patch), self.codes_KP)
+        return codebook.nearest(patches(image, self.side, self.patch), self.codes_KP)
 
     def decode(self, ids) -> np.ndarray:
         """The picture uint8 `[side, side, 3]`; raises `ValueError` where ids are not `[tokens]` of this tokenizer."""
-        patches, n, p = codebook.look_up(ids, self.codes_KP), self.side // self.patch, self.patch
-        if len(patches) != self.tokens:
-            raise ValueError(f"{len(patches)} ids are no picture: it has {self.tokens}; give as many")
-        return patches.reshape(n, n, p, p, 3).transpose(0, 2, 1, 3, 4).reshape(self.side, self.side, 3)
+        patches_RP = codebook.look_up(ids, self.codes_KP)
+        if len(patches_RP) != self.tokens:
+            raise ValueError(f"{len(patches_RP)} ids are no picture: it has {self.tokens}; give as many")
+        return assembled(patches_RP, self.side, self.patch)
 
 
 def fit_image(images: Iterable[np.ndarray], side: int, patch: int, ids: int) -> ImageTokenizer:
@@ -55,13 +55,14 @@ def fit_image(images: Iterable[np.ndarray], side: int, patch: int, ids: int) -> 
 
     k-means sees a sample of bounded size. Raises `ValueError` where fewer patches differ than ids are asked for.
     """
-    _check(side, patch)
+    check(side, patch)
     codebook.check_ids(ids, 3 * patch**2)
-    patches = codebook.sample((_patches(image, side, patch) for image in images), 3 * patch**2)
-    return ImageTokenizer(side, patch, codebook.fit(patches, ids, f"patches of {patch} x {patch} pixels"))
+    sample = codebook.sample((patches(image, side, patch) for image in images), 3 * patch**2)
+    return ImageTokenizer(side, patch, codebook.fit(sample, ids, f"patches of {patch} x {patch} pixels"))
 
 
-def _check(side: int, patch: int) -> None:
+def check(side: int, patch: int) -> None:
+    """Raises `ValueError` unless pictures of this side divide into such patches."""
     if not 1 <= side <= SIDE:
         raise ValueError(f"side={side}; must be from 1 to {SIDE} pixels")
     fitting = [p for p in range(1, side + 1) if side % p == 0 and 3 * p**2 <= codebook.CODES]
@@ -69,7 +70,7 @@ def _check(side: int, patch: int) -> None:
         raise ValueError(f"patch={patch}; must divide side={side}; choose one of {', '.join(map(str, fitting))}")
 
 
-def _patches(image: np.ndarray, side: int, patch: int) -> np.ndarray:
+def patches(image: np.ndarray, side: int, patch: int) -> np.ndarray:
     """uint8 `[tokens, 3 * patch**2]`, row by row, of the square in the middle."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"a picture is {image.dtype} {list(image.shape)}; it must be uint8 [height, width, 3]")
@@ -80,6 +81,12 @@ def _patches(image: np.ndarray, side: int, patch: int) -> np.ndarray:
     pixels = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS, box))
     n = side // patch
     return pixels.reshape(n, patch, n, patch, 3).transpose(0, 2, 1, 3, 4).reshape(n * n, 3 * patch**2)
+
+
+def assembled(patches_RP: np.ndarray, side: int, patch: int) -> np.ndarray:
+    """`[side, side, 3]`, what `patches` takes apart."""
+    n = side // patch
+    return patches_RP.reshape(n, n, patch, patch, 3).transpose(0, 2, 1, 3, 4).reshape(side, side, 3)
 
 
 def to_bytes(tokenizer: ImageTokenizer) -> bytes:

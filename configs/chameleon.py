@@ -1,0 +1,30 @@
+"""The Chameleon setting (2405.09818): every modality in ids of one vocabulary.
+
+--config=configs/chameleon.py:arch=mot                    captioned digits as 64 grey levels, and Python's manual
+--config=configs/chameleon.py:data=data/emoji,size=demo   your own: `mot data prepare` (docs/data.md)
+--config=configs/chameleon.py:data=data/web,size=443m     the published ladder
+
+Its stability: norms of queries and keys by head, norms on the branches' outputs (Swin), and a z-loss.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, digits, ladder, records
+
+SIZES = ladder.CHAMELEON | digits.SIZES
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = base.parse(arg, arch="mot", size="demo", data="embedded", length="auto")
+    embedded = arg["data"] == "embedded"
+    size = ladder.choose(SIZES if embedded else ladder.CHAMELEON, arg["size"])
+    if embedded:
+        image = base.stream("image", size["width"], size["ffn"], longest=64, first_id=1024, ids=17)
+        c = digits.build(arg["arch"], arg["size"], size, image, "chameleon")
+    else:
+        length = str(size.get("length", 1024)) if arg["length"] == "auto" else arg["length"]
+        c = records.build(arg["data"], arg["arch"], arg["size"], size, length)
+        c.run.name = f"chameleon-{c.run.name}"
+    c.model.update(norm="post", qk_norm="layer")
+    c.objective.z_loss = 1e-5
+    return c.lock()
