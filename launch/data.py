@@ -18,8 +18,9 @@ from launch.cli import guarded
 from mot.batch import Batch
 from mot.config import Config
 from mot.data import budgets, embedded, export, pipeline, prepare, seqio_bridge, sources, tokenise
+from mot.data.about import SPLITS, read_json
 from mot.data.mixture import Sources
-from mot.data.records import SPLITS, Dataset, Record, read_json
+from mot.data.records import Dataset, Record
 from mot.errors import UserError
 
 PREPARE = "mot data prepare photos/ --out data/photos"
@@ -65,6 +66,20 @@ def _prepare(argv) -> int:
     number("--image-ids", 1024, "codes of patches")
     number("--audio-rate", 16000, "samples a second; a token is 20 ms")
     number("--audio-ids", 512, "codes of sounds")
+    p.add_argument(
+        "--vectors",
+        choices=("image", "audio"),
+        action="append",
+        default=[],
+        help="keeps these as vectors in place of ids: patches of pixels, log-mel frames; may be repeated",
+    )
+    number("--action-points", 64, "points to which a trajectory is brought; a point is a token")
+    p.add_argument(
+        "--action-as",
+        choices=("positions", "offsets"),
+        default="positions",
+        help="what a point says; default %(default)s",
+    )
     number("--held-out", 0.01, "fraction of documents held out, where the files name no split")
     number("--longest", 8192, "tokens of a record; longer documents become several")
     number("--sample", 10000, "documents that the tokenizers learn from")
@@ -86,7 +101,8 @@ def _prepare(argv) -> int:
     seqio = {key: options.pop(key) for key in ("seqio", "seqio_module", "seqio_split", "seqio_features")}
     if bool(options["inputs"]) == bool(seqio["seqio"]):
         p.error("give files or folders, or --seqio=NAME")
-    options |= {"inputs": tuple(options["inputs"]), "content": tuple(options["content"])}
+    options |= {key: tuple(options[key]) for key in ("inputs", "content")}
+    options["vectors"] = tuple(sorted(set(options["vectors"])))
     options["separator"] = options["separator"].replace("\\n", "\n").replace("\\t", "\t")
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)
@@ -129,7 +145,8 @@ def _print_summary(folder: Path, about: dict) -> None:
     console.print(table)
     for modality, tokenizer in about["tokenizers"].items():
         tokens = f", {tokenizer['tokens']} tokens each" if "tokens" in tokenizer else ""
-        console.print(f"{modality}: {tokenizer['ids']} ids{tokens}, tokenizer {tokenizer['digest']}")
+        of = f"{tokenizer['ids']} ids" if "ids" in tokenizer else f"vectors of {tokenizer['width']} features"
+        console.print(f"{modality}: {of}{tokens}, tokenizer {tokenizer['digest']}")
     for why, n in about["left_out"].items():
         console.print(f"left out: {n} because {why}", markup=False)
     if not about["splits"]["held_out"]["documents"]:
@@ -201,6 +218,7 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
         "text": lambda data: tools.text.decode(data.tolist()),
         "image": lambda data: tools.image.decode(data),
         "audio": lambda data: tools.audio.decode(data),
+        "action": lambda data: tools.action.decode(data),
         "latents": lambda data: data,
     }
     rendered = []
@@ -216,9 +234,10 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
 
 def _runs(batch: Batch, b: int, of: Sources, decode) -> Iterator[str]:
     """A line for each document of a row and for each run of its tokens that are of one stream, unit and span."""
-    fields = ("rank", "segment", "source", "doc_id", "unit", "span", "private", "token")
+    fields = ("rank", "segment", "source", "doc_id", "unit", "span", "private", "noise", "token")
     every = {f: np.concatenate([getattr(tokens, f)[b] for tokens in batch.values()]) for f in fields}
-    every["stream"] = np.repeat(np.arange(len(batch)), [tokens.rank.shape[1] for tokens in batch.values()])
+    budgets = [tokens.rank.shape[1] for tokens in batch.values()]
+    every |= {"stream": np.repeat(np.arange(len(batch)), budgets), "place": np.concatenate([*map(np.arange, budgets)])}
     order = np.argsort(every["rank"])[: int((every["segment"] > 0).sum())]
     every = {f: x[order] for f, x in every.items()}
     keys = np.stack([every[f] for f in ("segment", "stream", "unit", "span", "private")])
@@ -229,9 +248,14 @@ def _runs(batch: Batch, b: int, of: Sources, decode) -> Iterator[str]:
         if at["segment"] != last:
             last = at["segment"]
             yield f"  document {last}: {of.names[at['source']]} {of.all[at['source']].name_of(int(at['doc_id']))}"
-        marks = "".join(f", {f} {at[f]}" for f in ("unit", "span") if at[f]) + ", private" * bool(at["private"])
-        token = every["token"][begin:end]
-        yield f"    {end - begin:5} {names[at['stream']]}{marks}: {_shown(decode(names[at['stream']], token))}"
+        marks = "".join(f", {f} {at[f]}" for f in ("unit", "span") if at[f])
+        marks += ", private" * bool(at["private"]) + ", noised" * bool(at["noise"])
+        name = names[at["stream"]]
+        value = batch[name].value[b][every["place"][begin:end]]
+        shown = decode(name, every["token"][begin:end])
+        if value.size:
+            shown = f"vectors of {value.shape[1]} features, {value.min():.2f} to {value.max():.2f}"
+        yield f"    {end - begin:5} {name}{marks}: {_shown(shown)}"
 
 
 def _decoder(config: Config):

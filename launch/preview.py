@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mot.batch import Batch
 
@@ -46,8 +46,8 @@ class Box(NamedTuple):
 def documents(rendered: Sequence[tuple[str, Sequence[tuple[str, object]]]], file: Path, title: str) -> None:
     """A page of documents, PNG: of each its id and its parts in order, from left to right.
 
-    A part is ("text", str), ("image", uint8 `[H, W, 3]`), ("audio", a spectrogram `[bands, tokens]`) or ("latents",
-    `[n, P]`). A page's length is bounded; its last line says how many documents it leaves out.
+    A part is ("text", str), ("image", uint8 `[H, W, 3]`), ("audio", a spectrogram `[bands, tokens]`), ("action", strokes
+    `[n, 2]`) or ("latents", `[n, P]`). A page's length is bounded; its last line says how many documents it leaves out.
     """
     drawn, height = [], 2 * MARGIN + _line(12) + GAP
     for name, parts in rendered:
@@ -116,8 +116,25 @@ def _box(kind: str, content, columns: int) -> Box:
         return Box(f"image {width} x {height}", (), _scaled(content, PICTURE))
     if kind == "audio":
         return Box(f"audio, {content.shape[1]} tokens", (), _heat(content[::-1], "magma"))
+    if kind == "action":
+        return Box(f"action, {sum(map(len, content))} points", (), _drawing(content))
     # Features upwards and tokens to the right, as in a spectrogram.
     return Box(f"latents {content.shape[0]} x {content.shape[1]}", (), _heat(content.T[::-1], "viridis"))
+
+
+def _drawing(strokes: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 `[PICTURE, PICTURE, 3]`: lines through the points `[n, 2]` of each stroke, x to the right and y down."""
+    points, fine = np.concatenate(strokes), 4
+    low, high = points.min(0), points.max(0)
+    shift, size = (low + high) / 2, (high - low).max() or 1
+    sheet = Image.new("RGB", (fine * PICTURE,) * 2, "white")
+    pen = ImageDraw.Draw(sheet)
+    for stroke in strokes:
+        at = [(float(x), float(y)) for x, y in ((stroke - shift) / size * 0.88 + 0.5) * fine * PICTURE]
+        pen.line(at, fill=INK, width=fine)
+        for x, y in at:
+            pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=INK)
+    return np.asarray(sheet.resize((PICTURE, PICTURE), Image.Resampling.BOX))
 
 
 def _heat(values, colours: str) -> np.ndarray:

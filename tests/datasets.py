@@ -23,6 +23,9 @@ SMALL = Recipe(
     audio_ids=8,
     held_out=0.2,
     longest=256,
+    vectors=(),
+    action_points=16,
+    action_as="positions",
     sample=1000,
     shard=8,
 )

@@ -133,12 +133,14 @@ class _Arrays:
             "text": "integers (with an array of their names) or strings [n]",
             "image": "uint8 [n, H, W], [n, H, W, 3] or [n, H, W, 4]",
             "audio": "integers or floats [n, samples], or [samples] with offsets [n + 1]",
+            "action": "numbers [n, points] or [n, points, P], or [points] or [points, P] with offsets [n + 1]",
             "latents": "floats [n, P] or [n, tokens, P], or [tokens, P] with offsets [n + 1]",
         }[kind]
         fits = {
             "text": dtype.kind in "iuSU" and row == () and shape != (),
             "image": dtype == np.uint8 and (len(row) == 2 or (len(row) == 3 and row[2] in (3, 4))),
             "audio": dtype.kind in "iuf" and len(row) == 1,
+            "action": dtype.kind in "iufb" and len(row) in (1, 2),
             "latents": dtype.kind == "f" and len(row) in (1, 2),
         }[kind]
         if not fits:

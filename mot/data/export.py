@@ -15,8 +15,8 @@ import numpy as np
 from rich.progress import track
 
 from mot.data import prepare, seqio_bridge, tokenise
+from mot.data.about import BYTES, SPLITS, read_json
 from mot.data.raw import Part, Raw
-from mot.data.records import BYTES, SPLITS, read_json
 from mot.data.seqio_bridge import Mixture, Read
 from mot.data.tokenise import Bad
 from mot.errors import UserError

@@ -15,8 +15,14 @@ IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_SIDE, MAX_PIXELS, MAX_IMAGE_BYTES = 16384, 64 * 2**20, 256 * 2**20
 RATES, MAX_SECONDS, MAX_AUDIO_BYTES = (1000, 384_000), 3600, 512 * 2**20
 MAX_LATENT_BYTES = 256 * 2**20
-MAX_FILE = {"image": MAX_IMAGE_BYTES, "audio": MAX_AUDIO_BYTES, "latents": MAX_LATENT_BYTES + 2**16}  # bytes
+MAX_ACTION_BYTES = 16 * 2**20
 MAX_HEADER = 64 * 2**10  # bytes of a .npy's
+MAX_FILE = {  # bytes
+    "image": MAX_IMAGE_BYTES,
+    "audio": MAX_AUDIO_BYTES,
+    "action": MAX_ACTION_BYTES + MAX_HEADER,
+    "latents": MAX_LATENT_BYTES + MAX_HEADER,
+}
 PEAK = 4.0  # decoders overshoot 1 a little; a float wave beyond this was not scaled to -1..1
 
 
@@ -82,22 +88,38 @@ def audio(content: bytes | Path | np.ndarray, rate: int = 0) -> tuple[np.ndarray
 
 def latents(content: bytes | Path | np.ndarray) -> np.ndarray:
     """float32 [n, P], finite: a .npy file or an array of floats, [n, P], or [P] for one."""
+    return _finite(_array(content, "latents", _check_latents), "latents")
+
+
+def action(content: bytes | Path | np.ndarray) -> np.ndarray:
+    """float32 [n, 3], finite: a path's x, y, and above 0 where the pen leaves the paper after the point.
+
+    A .npy file or an array of numbers, [n, 3], or [n, 2] for one stroke.
+    """
+    path = _finite(_array(content, "action", _check_action), "the action")
+    return path if path.shape[1] == 3 else np.pad(path, ((0, 0), (0, 1)))
+
+
+def _array(content: bytes | Path | np.ndarray, kind: str, check) -> np.ndarray:
+    """An array, or that of a .npy file, whose shape and dtype are checked before it is read."""
     if isinstance(content, np.ndarray):
-        shape, dtype = content.shape, content.dtype
-        _check_latents(shape, dtype)
-        array = content
-    else:
-        file = io.BytesIO(_bytes(content, MAX_FILE["latents"]))
-        shape, fortran, dtype = npy_header(file)
-        _check_latents(shape, dtype)
-        have, count = len(file.getbuffer()) - file.tell(), math.prod(shape)
-        if have < count * dtype.itemsize:
-            raise ValueError(f"the .npy file is cut off: {have} of {count * dtype.itemsize} bytes")
-        array = np.frombuffer(file.getbuffer(), dtype, count, file.tell()).reshape(shape, order="FC"[not fortran])
+        check(content.shape, content.dtype)
+        return content
+    file = io.BytesIO(_bytes(content, MAX_FILE[kind]))
+    shape, fortran, dtype = npy_header(file)
+    check(shape, dtype)
+    have, count = len(file.getbuffer()) - file.tell(), math.prod(shape)
+    if have < count * dtype.itemsize:
+        raise ValueError(f"the .npy file is cut off: {have} of {count * dtype.itemsize} bytes")
+    return np.frombuffer(file.getbuffer(), dtype, count, file.tell()).reshape(shape, order="FC"[not fortran])
+
+
+def _finite(array: np.ndarray, what: str) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         finite = np.array(array, np.float32, order="C", ndmin=2)
     if not np.isfinite(finite).all():
-        raise ValueError("latents hold NaN or infinity (in float32)")
+        verb = "hold" if what == "latents" else "holds"
+        raise ValueError(f"{what} {verb} NaN or infinity (in float32)")
     return finite
 
 
@@ -286,3 +308,13 @@ def _check_latents(shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise ValueError(f"latents {dtype} {list(shape)}; float16, float32 or float64 [n, P] or [P] are allowed")
     if math.prod(shape) * dtype.itemsize > MAX_LATENT_BYTES:
         raise ValueError(f"latents {dtype} {list(shape)}; at most {MAX_LATENT_BYTES} bytes are allowed")
+
+
+def _check_action(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind not in "iufb" or dtype.itemsize > 8 or len(shape) != 2 or shape[1] not in (2, 3) or not shape[0]:
+        raise ValueError(
+            f"an action {dtype} {list(shape)}; numbers [n, 2] (x, y) or [n, 3] (and pen up) are allowed; give other "
+            "columns as latents"
+        )
+    if math.prod(shape) * dtype.itemsize > MAX_ACTION_BYTES:
+        raise ValueError(f"an action {dtype} {list(shape)}; at most {MAX_ACTION_BYTES} bytes are allowed")

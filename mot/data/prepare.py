@@ -26,11 +26,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from threadpoolctl import threadpool_limits
 
 from mot.data import readers, tokenise
+from mot.data.about import FORMAT, SPLITS, file_digest, read_json
 from mot.data.raw import Raw
-from mot.data.records import FORMAT, SPLITS, Record, Shard, file_digest, lengths, read_json, write_shard
+from mot.data.records import Record, Shard, lengths, write_shard
 from mot.data.tokenise import Bad, Tools, weight_of
 from mot.errors import UserError
 from mot.rundir import write_atomically
+from mot.tokenizers import vectors
 
 HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
 COUNTED = 4 << 30  # bytes of input that are read twice, for the sake of the time left
@@ -52,6 +54,9 @@ class Recipe:
     image_ids: int
     audio_rate: int  # samples a second
     audio_ids: int
+    vectors: tuple[str, ...]  # of image and audio, what is kept as vectors in place of ids
+    action_points: int  # of a trajectory
+    action_as: str  # positions, or offsets from point to point
     held_out: float  # fraction of the documents, by their content, where the input does not say
     longest: int  # tokens of a record; longer documents become several
     sample: int  # documents from which tokenizers learn
@@ -85,6 +90,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
 
 def _faults(recipe, out, workers, most_left_out):
     least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=1000, audio_ids=2)
+    least |= dict(action_points=vectors.POINTS[0])
     least |= dict(longest=256, sample=1, shard=1)
     for key, value in least.items():
         if getattr(recipe, key) < value:
@@ -102,6 +108,8 @@ def _faults(recipe, out, workers, most_left_out):
             yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
     if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
         yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
+    if recipe.action_points > vectors.POINTS[1]:
+        yield f"--action-points={recipe.action_points}; at most {vectors.POINTS[1]}; lower it"
     if not 0 <= recipe.held_out < 1:
         yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
     if workers < 1:

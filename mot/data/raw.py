@@ -12,7 +12,7 @@ import numpy as np
 
 from mot.errors import UserError
 
-KINDS = ("text", "image", "audio", "latents")
+KINDS = ("text", "image", "audio", "action", "latents")
 MAX_LINE = 64 * 2**20  # bytes
 MAX_TEXT = 16 * 2**20  # bytes of a document's text
 # The fields that a document is made of where the user names none: the first of each kind that is there.
@@ -20,6 +20,7 @@ GUESSES = {
     "text": ("caption", "text", "title", "name", "transcription", "sentence", "labels", "label"),
     "image": ("image", "images", "jpg", "jpeg", "png", "webp"),
     "audio": ("audio", "wav", "flac", "ogg", "mp3"),
+    "action": ("action", "actions", "trajectory", "strokes"),
     "latents": ("latents", "npy"),
 }
 SPLITS = {"train": False, "val": True, "validation": True, "test": True, "held_out": True, 0: False, 1: True}
@@ -51,12 +52,13 @@ class Row(NamedTuple):
     bad: str = ""
 
 
-Template = tuple[tuple[str, str], ...]  # (kind, field), or for text (kind, words with {field} in them)
+# (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +)
+Template = tuple[tuple[str, str], ...]
 _BRACES = re.compile(r"\{([^{}]+)\}")
 
 
 def parse(content: Sequence[str]) -> tuple[Template, ...]:
-    """Templates like "text:a drawing of {name}|image:image"."""
+    """Templates like "text:a drawing of {name}|image:image" or "text:caption|action:xy+pen_up"."""
     return tuple(_parse(template) for template in content)
 
 
@@ -70,7 +72,8 @@ def _parse(template: str) -> Template:
         if kind not in KINDS or not colon or not field.strip() or (braces and (kind != "text" or not balanced)):
             raise UserError(
                 f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)}, text also "
-                "with {field} among words, parts separated by |, e.g. 'text:a drawing of {name}|image:image'"
+                "with {field} among words, action with fields joined by +, parts separated by |, e.g. 'text:a drawing "
+                "of {name}|image:image'"
             )
         parts.append((kind, field if braces else field.strip()))
     return tuple(parts)
@@ -78,7 +81,7 @@ def _parse(template: str) -> Template:
 
 def needed(templates: Sequence[Template]) -> dict[str, str]:
     """The kind of each field that templates name."""
-    names = [(name, kind) for template in templates for kind, field in template for name in _names(field)]
+    names = [(name, kind) for template in templates for kind, field in template for name in _names(kind, field)]
     kinds = dict(names)
     for name, kind in names:
         if kinds[name] != kind:
@@ -86,8 +89,8 @@ def needed(templates: Sequence[Template]) -> dict[str, str]:
     return kinds
 
 
-def _names(field: str) -> list[str]:
-    return _BRACES.findall(field) or [field]
+def _names(kind: str, field: str) -> list[str]:
+    return field.split("+") if kind == "action" else _BRACES.findall(field) or [field]
 
 
 def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone: bool = True) -> tuple[Template, ...]:
@@ -159,7 +162,7 @@ def _part(kind: str, field: str, row: Row) -> Part:
         if "{" in field:
             return Part("text", _BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
         return Part("text", text(_value(row, field), field))
-    value = _value(row, field)
+    value = _joined(row, field) if kind == "action" and "+" in field else _value(row, field)
     if isinstance(value, str):
         value = inside(row.folder, value)
     if not isinstance(value, bytes | Path | np.ndarray):
@@ -174,6 +177,17 @@ def _value(row: Row, field: str):
     if isinstance(value, ValueError):
         raise value
     return value
+
+
+def _joined(row: Row, field: str) -> np.ndarray:
+    """`[n, columns]`: arrays side by side."""
+    names = field.split("+")
+    values = [_value(row, name) for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, np.ndarray) or value.ndim not in (1, 2) or len(value) != len(values[0]):
+            shown = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else short(value)
+            raise ValueError(f"field {name!r} of {field!r} is {shown}; arrays of one length, [n] or [n, P], are joined")
+    return np.column_stack(values)
 
 
 def check_text(size: int) -> None:

@@ -50,6 +50,7 @@ MEMBERS = {
     "text": ("txt", "text", "caption"),
     "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif"),
     "audio": ("wav", "flac", "ogg", "mp3"),
+    "action": ("action.npy",),
     "latents": ("npy",),
 }
 PICKLES = (".pkl", ".pickle", ".pyd")

@@ -9,11 +9,7 @@ pickled. `lengths.npy` `[n, M]` holds each document's tokens by modality; `atoms
 tokens of what must not be cut: a sentence, an image; document i has atoms `firsts[i]` to `firsts[i + 1]`.
 """
 
-import hashlib
-import json
-import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -22,19 +18,15 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from flax import serialization
 
-from mot.data.packing import Document
+from mot.data.about import check_files, file_digest, files, markers, read_json
+from mot.data.packing import Document, document
 from mot.errors import UserError
 
-FORMAT = 1
-SPLITS = ("train", "held_out")
-INDEX = ("lengths.npy", "atoms.npy", "firsts.npy")
-BYTES = "text_bytes.npy"  # [ids] bytes that each id of the text tokenizer stands for
-NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # of a file, a modality, a digest: no path, no markup, no control codes
 CHUNK = 1024  # documents that are checked at a time
 
 
 class Span(NamedTuple):
-    """A run of one modality. Text: ids. Image, audio: ids of its own tokenizer, from 0. Latents: float32 `[n, P]`."""
+    """A run of one modality: ids of its own tokenizer, from 0, or vectors, float16 or float32 `[n, P]`."""
 
     modality: str
     data: np.ndarray
@@ -74,8 +66,8 @@ def _span(found) -> Span:
     if not isinstance(modality, str) or not isinstance(data, np.ndarray):
         raise ValueError("a span's modality is text and its data an array")
     if data.dtype.kind == "f":
-        if data.ndim != 2 or not np.isfinite(data).all():
-            raise ValueError(f"latents of shape {data.shape} must be [n, P] and finite")
+        if data.ndim != 2 or data.dtype.itemsize > 4 or not np.isfinite(data).all():
+            raise ValueError(f"vectors {data.dtype} {list(data.shape)}; they must be float32 [n, P] and finite")
     elif data.dtype.kind not in "iu" or data.ndim != 1:
         raise ValueError(f"ids of dtype {data.dtype} and shape {data.shape} must be integers, [n]")
     if not data.size:
@@ -83,55 +75,57 @@ def _span(found) -> Span:
     return Span(modality, data)
 
 
-class Layout(NamedTuple):
-    """How a dataset's spans become tokens of the one vocabulary."""
+class Place(NamedTuple):
+    """Where the tokens of a modality go."""
 
-    streams: tuple[tuple[str, int, int, int], ...]  # modality, index of its stream, first id there, ids
+    modality: str
+    stream: int
+    first_id: int
+    ids: int  # 0: they are vectors
+    width: int = 0  # P, features of these
+
+
+class Layout(NamedTuple):
+    """How a dataset's spans become tokens of the one vocabulary, and vectors."""
+
+    places: tuple[Place, ...]  # by modality
     special: dict[str, int]  # <bos>, <eos> and the markers around other modalities' spans
     fixed: tuple[str, ...]  # modalities whose spans all have one length, so that their end is no news
 
 
-def markers(modality: str) -> tuple[str, str]:
-    """What encloses a span of a modality, among text."""
-    return ("<boi>", "<eoi>") if modality == "image" else (f"<{modality}>", f"</{modality}>")
-
-
-def special_tokens(modalities: Sequence[str]) -> list[str]:
-    enclosing = [mark for modality in modalities if modality != "text" for mark in markers(modality)]
-    return list(dict.fromkeys(["<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", *enclosing]))
-
-
 def render(record: Record, layout: Layout, source: int, doc_id: int) -> Document:
-    """<bos> span span ... <eos>, spans other than text between markers; raises `ValueError` for ids out of range."""
-    place = {modality: (stream, first, ids) for modality, stream, first, ids in layout.streams}
-    text, special = place["text"][0], layout.special
+    """<bos> span span ... <eos>, spans other than text between markers.
+
+    Raises `ValueError` for ids out of range and for vectors of another width than their stream's.
+    """
+    places, special = {place.modality: place for place in layout.places}, layout.special
+    text, values = places["text"].stream, {}
     n = 2 + sum(len(data) + 2 * (modality != "text") for modality, data in record.spans)
-    token, stream = np.empty(n, np.int32), np.full(n, text, np.uint8)
+    token, stream = np.zeros(n, np.int32), np.full(n, text, np.uint8)
     weight, unit = np.ones(n, np.float32), np.zeros(n, np.int32)
     token[0], token[-1] = special["<bos>"], special["<eos>"]
     at = 1
     for number, (modality, data) in enumerate(record.spans, 1):
-        if modality not in place:
+        if modality not in places:
             raise ValueError(f"a span of {modality}, for which there is no stream")
-        where, first, ids = place[modality]
-        if data.dtype.kind == "f" or data.min() < 0 or data.max() >= ids:
-            raise ValueError(f"{modality} tokens must be ids from 0 to {ids - 1}")
-        end = at + len(data)
-        if modality == "text":
+        place, end = places[modality], at + len(data)
+        if modality != "text":
+            token[at], token[end + 1] = (special[mark] for mark in markers(modality))
+            at, end = at + 1, end + 1
+            stream[at:end], unit[at:end] = place.stream, number
+            weight[end] = not (place.width or modality in layout.fixed)  # no vector predicts an id
+        if place.width:
+            if data.dtype.kind != "f" or data.shape[1] != place.width:
+                raise ValueError(f"{modality} tokens must be vectors of {place.width} features")
+            values.setdefault(place.stream, []).append(data)
+        elif data.dtype.kind == "f" or data.min() < 0 or data.max() >= place.ids:
+            raise ValueError(f"{modality} tokens must be ids from 0 to {place.ids - 1}")
+        else:
             token[at:end] = data
-            token[at:end] += first
-            at = end
-            continue
-        token[at], token[end + 1] = (special[mark] for mark in markers(modality))
-        at, end = at + 1, end + 1
-        token[at:end] = data
-        token[at:end] += first
-        stream[at:end], unit[at:end] = where, number
-        if modality in layout.fixed:
-            weight[end] = 0
-        at = end + 1
-    private = np.zeros(n, bool)
-    return Document(source, doc_id, token, stream, weight, unit, np.zeros(n, np.int32), private)
+            token[at:end] += place.first_id
+        at = end + (modality != "text")
+    values = {s: np.concatenate(parts) for s, parts in values.items()}
+    return document(source, doc_id, token, stream, weight, unit, values=values)
 
 
 def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray]) -> np.ndarray:
@@ -178,120 +172,6 @@ def write_shard(path: Path, records: Sequence[Record]) -> Shard:
     return shard
 
 
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(folder: Path) -> dict:
-    """A dataset's `dataset.json`; raises `UserError` where there is none of this format."""
-    file = folder / "dataset.json"
-    try:
-        found = json.loads(file.read_text())
-        _check_json(found)
-    except FileNotFoundError:
-        if (folder / "recipe.json").exists():
-            raise UserError(
-                f"{folder} is begun and not finished; the same `mot data prepare` command goes on"
-            ) from None
-        raise UserError(f"{folder} is no dataset: it has no dataset.json; `mot data prepare` makes one") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
-        what = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{file} is damaged or foreign ({what}); prepare the dataset anew") from None
-    return found
-
-
-def _check_json(found: dict) -> None:
-    """Raises `ValueError`, or what Python raises for a wrong type, unless all that is read later is as it must be."""
-    if type(found["format"]) is not int or found["format"] != FORMAT:
-        raise ValueError(f"its format is {found['format']!r:.60}; this version reads {FORMAT}")
-    modalities, tokenizers, splits = found["modalities"], found["tokenizers"], found["splits"]
-    if type(modalities) is not list or modalities[:1] != ["text"] or len(set(modalities)) < len(modalities):
-        raise ValueError(f"its modalities are {modalities!r:.60}; text must come first, and none twice")
-    for modality in modalities:
-        _check_name("a modality", modality)
-    if tokenizers.keys() != set(modalities) - {"latents"}:
-        raise ValueError(f"its tokenizers are of {list(tokenizers)!r:.60}; they must be of all modalities but latents")
-    for modality, tokenizer in tokenizers.items():
-        _check_name(f"its {modality} tokenizer's digest", tokenizer["digest"])
-        _check_number(f"its {modality} tokenizer's ids", tokenizer["ids"], 1, 2**31)
-        if "tokens" in tokenizer:
-            _check_number(f"its {modality} tokenizer's tokens", tokenizer["tokens"], 1, 2**20)
-    text = tokenizers["text"]
-    for name, id_ in text["special"].items():
-        _check_number(f"its special token {name!r:.60}", id_, 0, text["ids"] - 1)
-    if missing := set(special_tokens(modalities)) - text["special"].keys():
-        raise ValueError(f"its text tokenizer lacks {', '.join(sorted(missing))}")
-    if len(set(text["special"].values())) < len(text["special"]) or "tokens" in text:
-        raise ValueError("its text tokenizer has an id for two special tokens, or says how long a text is")
-    if splits.keys() != set(SPLITS):
-        raise ValueError(f"its splits are {list(splits)!r:.60}; it needs {', '.join(SPLITS)}")
-    for split in splits.values():
-        _check_split(split, modalities)
-    for why, n in found["left_out"].items():
-        _check_number(f"left out because {why!r:.60}", n)
-    listed = files(found)
-    for name, size, digest in listed:
-        # A dataset from elsewhere must not name files outside of its folder.
-        if name.count("/") != 1 or not all(map(NAME.fullmatch, (*name.split("/"), digest))):
-            raise ValueError(f"{name!r:.60} with the digest {digest!r:.60} is no file of a dataset")
-        _check_number(f"the bytes of {name}", size)
-    if len({name for name, _, _ in listed}) < len(listed):
-        raise ValueError("it lists a file twice")
-
-
-def _check_split(split: dict, modalities: list[str]) -> None:
-    _check_number("a split's documents", split["documents"])
-    for shard in split["shards"]:
-        _check_number("a shard's documents", shard["documents"])
-    if (n := sum(shard["documents"] for shard in split["shards"])) != split["documents"]:
-        raise ValueError(f"a split has {split['documents']} documents and its shards have {n}")
-    if sorted(file["file"] for file in split["index"]) != sorted(INDEX):
-        raise ValueError(f"a split's index must be {', '.join(INDEX)}")
-    if split["tokens"].keys() != set(modalities) or split["spans"].keys() - set(modalities):
-        raise ValueError("a split's tokens and spans must be those of its modalities")
-    for n in (*split["tokens"].values(), *split["spans"].values()):
-        _check_number("tokens or spans of a split", n)
-
-
-def _check_name(what: str, name) -> None:
-    if type(name) is not str or not NAME.fullmatch(name):
-        raise ValueError(f"{what} is {name!r:.60}; letters, digits, _, - and . are allowed, 100 of them")
-
-
-def _check_number(what: str, n, least: int = 0, most: int = 2**48) -> None:
-    if type(n) is not int or not least <= n <= most:
-        raise ValueError(f"{what}: {n!r:.60} is no whole number from {least} to {most}")
-
-
-def files(about: dict) -> list[tuple[str, int, str]]:
-    """Every file of a dataset beside `dataset.json`: its path there, bytes, digest."""
-    splits = about["splits"]
-    known = [(split, f) for split in SPLITS for f in splits[split]["shards"] + splits[split]["index"]]
-    known += [("tokenizers", f) for tokenizer in about["tokenizers"].values() for f in tokenizer["files"]]
-    return [(folder + "/" + f["file"], f["bytes"], f["digest"]) for folder, f in known]
-
-
-def _verify(folder: Path, listed: Sequence[tuple[str, int, str]], digests: bool) -> None:
-    """Raises `UserError` for the first of these files that is not there as `dataset.json` says."""
-    for name, size, _ in listed:
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing; copy it again, or prepare the dataset anew")
-        if path.stat().st_size != size:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, dataset.json says {size}; copy it again")
-    if not digests:
-        return
-    with ThreadPoolExecutor() as pool:
-        digests_found = pool.map(lambda known: file_digest(folder / known[0]), listed)
-        for (name, _, digest), found in zip(listed, digests_found, strict=True):
-            if found != digest:
-                raise UserError(
-                    f"{folder / name} is damaged: its digest is {found[:16]}, dataset.json says {digest[:16]}; copy it "
-                    "again, or prepare the dataset anew"
-                )
-
-
 def load_array(file: Path) -> np.ndarray:
     """An .npy file, mapped; raises `UserError` where it is none."""
     try:
@@ -313,7 +193,7 @@ class Dataset:
         self.modalities = tuple(self.about["modalities"])
         self.firsts_of_shards = np.cumsum([0, *(s["documents"] for s in self.known["shards"])])
         self.count = int(self.firsts_of_shards[-1])
-        _verify(folder, [f for f in files(self.about) if f[0].startswith((f"{split}/", "tokenizers/"))], verify)
+        check_files(folder, [f for f in files(self.about) if f[0].startswith((f"{split}/", "tokenizers/"))], verify)
         self._check_shapes()
         for i in range(0, self.count if verify else 0, CHUNK):
             self._check_documents(i, min(i + CHUNK, self.count))
@@ -383,11 +263,14 @@ class Dataset:
             raise ValueError(f"unreadable ({error})") from None
         record = decode(content)
         for modality, data in record.spans:
-            tokenizer, vectors = self.about["tokenizers"].get(modality, {}), data.dtype.kind == "f"
-            ids, tokens = tokenizer.get("ids", 0), tokenizer.get("tokens", len(data))
-            fits = vectors if modality == "latents" else not vectors and 0 <= data.min() <= data.max() < ids
-            if modality not in self.modalities or not fits or len(data) != tokens:
-                raise ValueError(f"its {modality!r:.60} are {len(data)} of {data.dtype}, no {tokens} of {ids} ids")
+            tokenizer = self.about["tokenizers"].get(modality, {})
+            ids, width, tokens = (tokenizer.get(key, 0) for key in ("ids", "width", "tokens"))
+            of_vectors = data.dtype.kind == "f"
+            fits = data.shape[1] == width if of_vectors else 0 <= data.min() <= data.max() < ids
+            if modality not in self.modalities or not fits or len(data) != (tokens or len(data)):
+                needed = f"{tokens or len(data)} " + (f"vectors of {width} features" if width else f"of {ids} ids")
+                found = f"vectors of {data.shape[1]} features" if of_vectors else f"of {data.dtype}"
+                raise ValueError(f"its {modality!r:.60} are {len(data)} {found}, no {needed}")
         return record
 
     @cached_property

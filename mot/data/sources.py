@@ -11,14 +11,16 @@ import numpy as np
 
 from mot.config import Config, reads
 from mot.data import embedded, seqio_bridge
+from mot.data.about import BYTES, SPLITS, files, read_json
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
-from mot.data.records import BYTES, SPLITS, Dataset, Layout, files, load_array, read_json, render
+from mot.data.records import Dataset, Layout, Place, load_array, render
 from mot.data.seqio_bridge import Stream
 from mot.errors import UserError
 from mot.tokenizers.text import cache_folder
 
 EMBEDDED = "embedded"
+VECTORS = ("image", "audio")  # that may be kept as vectors in place of ids
 
 
 class Records:
@@ -27,7 +29,7 @@ class Records:
     def __init__(self, name: str, index: int, dataset: Dataset | Stream, layout: Layout, streams: int):
         self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
         self.count = dataset.count
-        place = {modality: stream for modality, stream, _, _ in layout.streams}
+        place = {place.modality: place.stream for place in layout.places}
         self.stream_of = np.array([place[modality] for modality in dataset.modalities])
         self.streams = streams
         fixed = {m: dataset.about["tokenizers"][m]["tokens"] for m in layout.fixed}
@@ -150,16 +152,24 @@ def _dataset_faults(config, name, about, ids: bool):
             )
             continue
         key, stream = streams[modality]
-        if modality not in about["tokenizers"]:
+        tokenizer = about["tokenizers"][modality]
+        n, width = tokenizer.get("ids", 0), tokenizer.get("width", 0)
+        if width and not stream.latent:
             yield (
-                f"data.sources.{name}: its {modality} are vectors, and streams.{key} has ids; streams of vectors are "
-                "not there yet; prepare it without"
+                f"streams.{key}: it has {stream.ids} ids; {modality} of {name} are vectors of {width} features; write "
+                f"latent={width}, ids=0, first_id=0, objective='flow' (or x, ddpm, none)"
             )
-            continue
-        n = about["tokenizers"][modality]["ids"]
-        if ids and stream.ids != n:
+        elif stream.latent and n:
+            again = f", or prepare it with --vectors={modality}" * (modality in VECTORS)
+            yield (
+                f"streams.{key}: its tokens are vectors of {stream.latent} features (latent); {modality} of {name} are "
+                f"{n} ids; write latent=0, ids={n}, objective='next_token'{again}"
+            )
+        elif ids and stream.latent != width:
+            yield f"streams.{key}.latent: {stream.latent}; {modality} of {name} have {width} features; write {width}"
+        elif ids and stream.ids != n:
             yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {n} ids; write {n}"
-        if 0 < stream.longest < (fixed := about["tokenizers"][modality].get("tokens", 0)):
+        if 0 < stream.longest < (fixed := tokenizer.get("tokens", 0)):
             yield f"streams.{key}.longest: {stream.longest}; {modality} of {name} has {fixed} tokens; raise it"
 
 
@@ -172,9 +182,10 @@ def open_(config: Config) -> tuple[Sources, Sources]:
     digest, byte_lengths = hashlib.sha256(), np.zeros(config.vocab, np.int64)
     for n, (name, address) in enumerate(config.data.sources.items()):
         about, datasets, bytes_, identity = _opened(address, config.data.verify)
-        streams = tuple((m, index[m][0], index[m][1].first_id, index[m][1].ids) for m in about["modalities"])
+        at = lambda m: Place(m, index[m][0], index[m][1].first_id, index[m][1].ids, index[m][1].latent)
+        places = tuple(at(modality) for modality in about["modalities"])
         fixed = tuple(m for m, tokenizer in about["tokenizers"].items() if tokenizer.get("tokens"))
-        layout = Layout(streams, about["tokenizers"]["text"]["special"], fixed)
+        layout = Layout(places, about["tokenizers"]["text"]["special"], fixed)
         for split, sources in parts.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
         stream = index["text"][1]

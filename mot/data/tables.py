@@ -222,10 +222,12 @@ def _check_type(path: Path, column: str, kind: str, of) -> None:
     )
     if kind == "text":
         fits, allowed = is_text(of) or (types.is_dictionary(of) and is_text(of.value_type)), "a string"
-    elif kind == "latents":
+    elif kind in ("action", "latents"):
         inner = of.value_type if is_list(of) else of
         inner = inner.value_type if is_list(inner) else inner
-        fits, allowed = media or (is_list(of) and types.is_floating(inner)), ".npy files (binary) or lists of floats"
+        number = types.is_floating(inner) or (kind == "action" and (types.is_integer(inner) or types.is_boolean(inner)))
+        what = "floats" if kind == "latents" else "numbers"
+        fits, allowed = media or (is_list(of) and number), f".npy files (binary) or lists of {what}"
     else:
         fits, allowed = media, "binary or a struct of bytes (binary) and path (string)"
     if not fits:
@@ -257,7 +259,7 @@ def _values(column, kind: str | None) -> list:
         encoded = compute.struct_field(column, "bytes").to_pylist()
         return [b if b is not None else p and os.fsdecode(p) for b, p in zip(encoded, paths, strict=True)]
     values = column.to_pylist()
-    if kind == "latents":
+    if kind in ("action", "latents"):
         return [_floats(value) if isinstance(value, list) else value for value in values]
     return values
 
@@ -275,4 +277,4 @@ def _floats(value: list) -> np.ndarray | ValueError:
     try:
         return np.asarray(value, np.float32)
     except (ValueError, TypeError):
-        return ValueError(f"latents {short(value)}; lists of the same length, of numbers, are needed")
+        return ValueError(f"vectors {short(value)}; lists of the same length, of numbers, are needed")

@@ -15,20 +15,25 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from mot.data import media
+from mot.data.about import BYTES, file_digest, files, read_json, special_tokens
 from mot.data.raw import Part, Raw
-from mot.data.records import BYTES, Record, Span, atoms, file_digest, files, read_json, special_tokens
+from mot.data.records import Record, Span, atoms
 from mot.errors import UserError
 from mot.rundir import write_atomically
 from mot.tokenizers import audio as audios
 from mot.tokenizers import image as images
 from mot.tokenizers import text as texts
+from mot.tokenizers import vectors
 from mot.tokenizers.audio import AudioTokenizer
 from mot.tokenizers.image import ImageTokenizer
+from mot.tokenizers.vectors import ActionVectors, AudioVectors, ImageVectors
 
-FILES = {"text": ("text.json", BYTES), "image": ("image.npz",), "audio": ("audio.npz",)}
+MEDIA = ("image", "audio", "action", "latents")
+FILES = {"text": ("text.json", BYTES), "latents": ()} | {kind: (f"{kind}.npz",) for kind in MEDIA[:3]}
+VECTORS = {"image": ImageVectors, "audio": AudioVectors, "action": ActionVectors}
 CHOSEN = "chosen.json"  # written last: the folder is complete
 CORPUS = 64 << 20  # characters that a text tokenizer learns from at most
-PICTURES, CLIPS = 2000, 2000  # that the others learn from at most
+LEARNT = {"image": 2000, "audio": 2000, "action": 2000}  # that the others learn from at most
 HEAVIEST = 512 << 20  # bytes of documents that are held to learn from
 STRETCH = 256 << 10  # characters that are encoded at a time: the encoder takes hundreds of bytes for each
 LARGEST = 256 << 20  # bytes of a document, decoded and tokenised
@@ -46,8 +51,9 @@ class Bad(NamedTuple):
 class Tools(NamedTuple):
     modalities: tuple[str, ...]  # of the dataset; text first
     text: Tokenizer
-    image: ImageTokenizer | None
-    audio: AudioTokenizer | None
+    image: ImageTokenizer | ImageVectors | None
+    audio: AudioTokenizer | AudioVectors | None
+    action: ActionVectors | None
     width: int  # P of latents; 0 = none
 
 
@@ -62,22 +68,29 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
     like = _like(Path(recipe.like)) if recipe.like else None
     console = Console(stderr=True)
     with console.status("looking at the first documents"):
-        kinds, width, corpus, pictures, clips = _look(recipe, read)
-    modalities = ["text", *(kind for kind in ("image", "audio", "latents") if kind in kinds)]
+        kinds, width, corpus, media_of = _look(recipe, read)
+    modalities, of_vectors = ["text", *(kind for kind in MEDIA if kind in kinds)], []
+    for kind in recipe.vectors:
+        if kind not in kinds:
+            raise UserError(f"--vectors={kind}: the first documents have no {kind}; leave it out, or raise --sample")
     try:
         for modality in modalities:
-            if like and all((like / name).is_file() for name in FILES.get(modality, ("",))):
+            if like and FILES[modality] and all((like / name).is_file() for name in FILES[modality]):
+                of_vectors += {modality} & set(_chosen(like)["vectors"])
                 for name in FILES[modality]:
                     shutil.copyfile(like / name, folder / name)
                 continue
+            of_vectors += {modality} & {*recipe.vectors, "action"}
             with console.status(f"learning the {modality} tokenizer"):
                 if modality == "text":
                     _choose_text(recipe, folder, corpus, modalities)
+                elif modality in of_vectors:
+                    vectors.save(_vectors(modality, recipe, media_of), folder / f"{modality}.npz")
                 elif modality == "image":
-                    made = images.fit_image(pictures, recipe.image_side, recipe.image_patch, recipe.image_ids)
+                    made = images.fit_image(media_of["image"], recipe.image_side, recipe.image_patch, recipe.image_ids)
                     images.save(made, folder / "image.npz")
                 elif modality == "audio":
-                    made = audios.fit_audio(clips, recipe.audio_rate, ids=recipe.audio_ids)
+                    made = audios.fit_audio(media_of["audio"], recipe.audio_rate, ids=recipe.audio_ids)
                     audios.save(made, folder / "audio.npz")
     except UserError:
         raise
@@ -85,7 +98,16 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
         raise UserError(f"the {modality} tokenizer: {error}") from None
     if lacks := set(special_tokens(modalities)) - _special(_text(folder)).keys():
         raise UserError(f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew")
-    write_atomically(folder / CHOSEN, json.dumps({"modalities": modalities, "latents": width}))
+    chosen = {"modalities": modalities, "latents": width, "vectors": of_vectors}
+    write_atomically(folder / CHOSEN, json.dumps(chosen))
+
+
+def _vectors(modality: str, recipe, media_of) -> vectors.Vectors:
+    if modality == "image":
+        return ImageVectors(recipe.image_side, recipe.image_patch)
+    if modality == "audio":
+        return vectors.fit_audio(media_of["audio"], recipe.audio_rate)
+    return vectors.fit_action(media_of["action"], recipe.action_points, recipe.action_as == "offsets")
 
 
 def _like(dataset: Path) -> Path:
@@ -96,13 +118,13 @@ def _like(dataset: Path) -> Path:
             raise UserError(
                 f"--like={dataset}: {file} is missing or damaged; copy it again, or prepare the dataset anew"
             )
-    if not json.loads((dataset / "tokenizers" / CHOSEN).read_text()).get("encodes", True):
+    if not _chosen(dataset / "tokenizers")["encodes"]:
         raise UserError(f"--like={dataset}: its text is a seqio vocabulary's, with which mot cannot encode; seqio can")
     return dataset / "tokenizers"
 
 
 def _look(recipe, read):
-    """What the first documents hold: kinds, the width of latents, text, and media as they are asked for."""
+    """What the first documents hold: kinds, the width of latents, text, and media by kind as they are asked for."""
     first, heavy = [], 0
     for raw in itertools.islice(read(), recipe.sample):
         heavy += sum(weight_of(part) for part in raw.parts if not isinstance(part.content, Path))
@@ -127,9 +149,9 @@ def _look(recipe, read):
         left -= len(corpus[-1])
         if left <= 0:
             break
-    pictures = itertools.islice(_good(media.image, parts("image")), PICTURES)
-    clips = itertools.islice(_good(media.audio, parts("audio"), rates=True), CLIPS)
-    return kinds, width, corpus, pictures, clips
+    first_of = lambda kind, decode, **how: itertools.islice(_good(decode, parts(kind), **how), LEARNT[kind])
+    media_of = {kind: first_of(kind, decode) for kind, decode in (("image", media.image), ("action", media.action))}
+    return kinds, width, corpus, media_of | {"audio": first_of("audio", media.audio, rates=True)}
 
 
 def weight_of(part: Part) -> int:
@@ -177,20 +199,33 @@ def _choose_text(recipe, folder, corpus, modalities) -> None:
 
 def load(folder: Path) -> Tools:
     """The tokenizers that `choose` wrote; raises `UserError` where a file of theirs is not as it was written."""
-    file = folder / CHOSEN
+    chosen = _chosen(folder)
+    modalities, found = chosen["modalities"], {}
     try:
-        chosen = json.loads(file.read_text())
-        modalities, width = tuple(chosen["modalities"]), chosen["latents"]
-        if modalities[:1] != ("text",) or set(modalities) - {*FILES, "latents"} or type(width) is not int or width < 0:
-            raise ValueError(f"modalities {modalities!r:.60}, latents of {width!r:.60} features")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
-    try:
-        image = images.load(folder / "image.npz") if "image" in modalities else None
-        audio = audios.load(folder / "audio.npz") if "audio" in modalities else None
+        for kind, of_ids in (("image", images.load), ("audio", audios.load), ("action", None)):
+            file, of_vectors = folder / f"{kind}.npz", kind in chosen["vectors"]
+            if kind in modalities:
+                found[kind] = vectors.load(VECTORS[kind], file) if of_vectors else of_ids(file)
     except ValueError as error:
         raise UserError(f"{error}; copy it again, or prepare the dataset anew") from None
-    return Tools(modalities, _text(folder), image, audio, width)
+    return Tools(modalities, _text(folder), *map(found.get, ("image", "audio", "action")), chosen["latents"])
+
+
+def _chosen(folder: Path) -> dict:
+    """What is there: modalities, those but latents that are vectors, the latents' width, can text be encoded."""
+    file = folder / CHOSEN
+    try:
+        found = json.loads(file.read_text())
+        modalities, width = tuple(found["modalities"]), found["latents"]
+        of_vectors = tuple(found.get("vectors", ()))  # earlier versions had none
+        if modalities[:1] != ("text",) or set(modalities) - FILES.keys() or type(width) is not int or width < 0:
+            raise ValueError(f"modalities {modalities!r:.60}, latents of {width!r:.60} features")
+        if set(of_vectors) - set(modalities) & VECTORS.keys() or "action" in set(modalities) - set(of_vectors):
+            raise ValueError(f"vectors {of_vectors!r:.60}, of the modalities {modalities!r:.60}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
+    encodes = found.get("encodes", True)
+    return {"modalities": modalities, "latents": width, "vectors": of_vectors, "encodes": encodes}
 
 
 def _text(folder: Path) -> Tokenizer:
@@ -206,21 +241,22 @@ def _special(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def about(folder: Path) -> dict:
-    """What dataset.json says of the tokenizers: those of ids alone."""
+    """What dataset.json says of the tokenizers."""
     tools, found = load(folder), {}
     for modality in tools.modalities:
-        if modality == "latents":
-            continue
         files = [folder / name for name in (*FILES[modality], *[CHOSEN] * (modality == "text"))]
         found[modality] = {
-            "digest": file_digest(files[0])[:16],
+            "digest": file_digest(files[0])[:16] if files else f"width-{tools.width}",
             "files": [{"file": f.name, "bytes": f.stat().st_size, "digest": file_digest(f)} for f in files],
         }
     found["text"] |= {"ids": tools.text.get_vocab_size(), "special": _special(tools.text)}
-    if tools.image:
-        found["image"] |= {"ids": tools.image.ids, "tokens": tools.image.tokens}
-    if tools.audio:
-        found["audio"] |= {"ids": tools.audio.ids}
+    for kind in found.keys() - {"text", "latents"}:
+        tool = getattr(tools, kind)
+        found[kind] |= {"width": tool.width} if isinstance(tool, vectors.Vectors) else {"ids": tool.ids}
+        if tokens := getattr(tool, "tokens", 0):
+            found[kind] |= {"tokens": tokens}
+    if "latents" in found:
+        found["latents"] |= {"width": tools.width}
     return found
 
 
@@ -284,10 +320,11 @@ def _span(part: Part, tools: Tools) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError("its text holds characters that UTF-8 cannot write") from None
         return _words(part.content if part.content.strip() else "", tools.text)
     if part.kind == "image":
-        return _narrow(tools.image.encode(media.image(part.content)), tools.image.ids), nowhere
+        return _narrow(tools.image.encode(media.image(part.content)), tools.image), nowhere
     if part.kind == "audio":
-        wave, rate = media.audio(part.content, part.rate)
-        return _narrow(tools.audio.encode(wave, rate), tools.audio.ids), nowhere
+        return _narrow(tools.audio.encode(*media.audio(part.content, part.rate)), tools.audio), nowhere
+    if part.kind == "action":
+        return _narrow(tools.action.encode(media.action(part.content)), tools.action), nowhere
     x = media.latents(part.content)
     if x.shape[1] != tools.width:
         raise ValueError(f"latents of {x.shape[1]} features, where the first ones had {tools.width}")
@@ -307,7 +344,7 @@ def _words(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
             encoding = tokenizer.encode(stretch, add_special_tokens=False)
         except Exception as error:  # of no type of its own
             raise ValueError(f"its text cannot be encoded by the tokenizer: {error}") from None
-        ids.append(_narrow(encoding.ids, tokenizer.get_vocab_size()))
+        ids.append(_ids(encoding.ids, tokenizer.get_vocab_size()))
         inner = texts.sentences(stretch, [start for start, _ in encoding.offsets]) + count
         if count and len(ids[-1]):
             begin.append(np.array([count], np.int64))
@@ -316,7 +353,12 @@ def _words(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(ids), np.concatenate(begin)
 
 
-def _narrow(ids, most: int) -> np.ndarray:
+def _narrow(tokens: np.ndarray, tool) -> np.ndarray:
+    """Ids in two or four bytes; features in two, which moves a pixel by a thirtieth of one of its 256 levels."""
+    return tokens.astype(np.float16) if isinstance(tool, vectors.Vectors) else _ids(tokens, tool.ids)
+
+
+def _ids(ids, most: int) -> np.ndarray:
     return np.asarray(ids, np.uint16 if most <= 2**16 else np.uint32)
 
 
