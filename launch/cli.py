@@ -9,7 +9,7 @@ COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
     "train": "train one configuration, or resume it",
     "evaluate": "held-out losses of a run",
-    "sample": "digits drawn from captions, captions read from digits, free text",
+    "sample": "pictures, text and interleaved documents from a run",
     "data": "prepare a dataset from your files, or inspect one",
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
 }

@@ -46,8 +46,9 @@ class Box(NamedTuple):
 def documents(rendered: Sequence[tuple[str, Sequence[tuple[str, object]]]], file: Path, title: str) -> None:
     """A page of documents, PNG: of each its id and its parts in order, from left to right.
 
-    A part is ("text", str), ("image", uint8 `[H, W, 3]`), ("audio", a spectrogram `[bands, tokens]`), ("action", strokes
-    `[n, 2]`) or ("latents", `[n, P]`). A page's length is bounded; its last line says how many documents it leaves out.
+    A part is ("text", str), ("image", uint8 `[H, W, 3]`), ("audio", a spectrogram `[bands, tokens]`), ("action", its
+    strokes, `[n, 2]` each) or ("latents", `[n, P]`). A page's length is bounded; its last line says how many documents
+    it leaves out.
     """
     drawn, height = [], 2 * MARGIN + _line(12) + GAP
     for name, parts in rendered:
@@ -111,15 +112,25 @@ def _box(kind: str, content, columns: int) -> Box:
     if kind == "text":
         lines = textwrap.wrap(_shown(content), columns, max_lines=8, placeholder=" ...") or ["(empty)"]
         return Box(f"text, {len(content)} characters", tuple(lines), None)
+    captions = {
+        "image": lambda: f"image {content.shape[1]} x {content.shape[0]}",
+        "audio": lambda: f"audio, {content.shape[1]} tokens",
+        "action": lambda: f"action, {sum(map(len, content))} points",
+        "latents": lambda: f"latents {content.shape[0]} x {content.shape[1]}",
+    }
+    return Box(captions[kind](), (), picture(kind, content))
+
+
+def picture(kind: str, content) -> np.ndarray:
+    """uint8 `[height, width, 3]` of a part that is no text, as `documents` draws it."""
     if kind == "image":
-        height, width, _ = content.shape
-        return Box(f"image {width} x {height}", (), _scaled(content, PICTURE))
+        return _scaled(content, PICTURE)
     if kind == "audio":
-        return Box(f"audio, {content.shape[1]} tokens", (), _heat(content[::-1], "magma"))
+        return _heat(content[::-1], "magma")
     if kind == "action":
-        return Box(f"action, {sum(map(len, content))} points", (), _drawing(content))
+        return _drawing(content)
     # Features upwards and tokens to the right, as in a spectrogram.
-    return Box(f"latents {content.shape[0]} x {content.shape[1]}", (), _heat(content.T[::-1], "viridis"))
+    return _heat(content.T[::-1], "viridis")
 
 
 def _drawing(strokes: Sequence[np.ndarray]) -> np.ndarray:
@@ -131,7 +142,7 @@ def _drawing(strokes: Sequence[np.ndarray]) -> np.ndarray:
     pen = ImageDraw.Draw(sheet)
     for stroke in strokes:
         at = [(float(x), float(y)) for x, y in ((stroke - shift) / size * 0.88 + 0.5) * fine * PICTURE]
-        pen.line(at, fill=INK, width=fine)
+        pen.line(at, fill=INK, width=2 * fine)
         for x, y in at:
             pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=INK)
     return np.asarray(sheet.resize((PICTURE, PICTURE), Image.Resampling.BOX))

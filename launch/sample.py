@@ -1,188 +1,228 @@
-"""Digits drawn from captions, captions read from held-out digits, and free text, from a run on the embedded data."""
+"""Pictures, text and whole documents from a run: what it draws when asked, and how it goes on with a document.
 
-import json
-import re
+A run on the embedded digits draws and reads them, and a classifier judges it; --prompt-file, --draw, --max-text and
+--max-media have it go on with any document, as every other run does. Files go to --out, what was asked and what came of
+it into its samples.json.
+"""
+
 import sys
-import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from launch import flags
+from launch import decode, digits, documents, flags, generate, results
 from launch.cli import guarded
-from mot import rundir, sample, train
-from mot.data import embedded, sources
-from mot.data.embedded import NAMES, PIXELS, TEXT_IDS
+from launch.documents import Request
+from launch.generate import Model
+from mot import diffusion, rundir
+from mot.config import Config
+from mot.data import formats, sources
+from mot.data.about import read_json
+from mot.data.raw import Part
 from mot.errors import UserError
-from mot.rundir import write_atomically
-from mot.tokenizers.text import BOI, BOS, EOI, EOS
-from scaling.judge import judge
+from mot.sample import Settings
 
-CAPTION, READ, TEXT = 24, 48, 96  # text tokens there is room for: a caption and what surrounds it, one read, free text
-PROMPTS = [f"a handwritten {name}" for name in NAMES]
+ANY = "any"  # of --draw: the model decides
+UNPROMPTED = 4  # documents, where nothing is asked for
+TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
+GUIDANCE = 2.0  # of 1, 2 and 3 on the digits, after 2,000 steps: 39, 48 and 50 of 50 as asked
+
+
+class Options(NamedTuple):
+    prompts: tuple[str, ...] | None = None
+    texts: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    n: int | None = None
+    each: int | None = None
+    read: int | None = None
+    draw: str | None = None
+    max_text: int | None = None
+    max_media: int | None = None
+    length: int | None = None
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float | None = None
+    solver: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    grid: bool = False
+    out: Path | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Is a document to be gone on with, also of a run on digits?"""
+        return bool(self.files) or any(x is not None for x in (self.draw, self.max_text, self.max_media, self.length))
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = flags.parser("sample", __doc__, 'mot sample runs/demo/mot-seed0 --prompt "a handwritten seven"')
+    p = flags.parser("sample", __doc__, 'mot sample runs/demo/mot-seed0 --prompt "a handwritten seven" --n 64 --grid')
     p.add_argument("run", type=Path, help="a run directory")
     p.add_argument("--step", type=int, help="of the checkpoint; default the newest")
-    p.add_argument("--prompt", action="append", help='of digits, may be repeated; default: "a handwritten <name>", ten')
-    p.add_argument("--text", action="append", default=[], help="how a free text begins, may be repeated")
-    p.add_argument("--each", type=int, default=4, help="digits drawn from each prompt; default %(default)s")
-    p.add_argument("--read", type=int, default=20, help="held-out digits to caption; default %(default)s")
-    p.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest; default %(default)s")
-    p.add_argument("--top-k", type=int, default=0, help="choose among so many, 0 is all; default %(default)s")
-    p.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    o = Options()
+    ask = p.add_argument_group("what is asked for").add_argument
+    ask("--prompt", action="append", dest="prompts", metavar="TEXT", help="to draw from, may be repeated")
+    ask("--text", action="append", dest="texts", default=[], metavar="TEXT", help="to go on with in text alone")
+    name = "DOC.json"
+    ask("--prompt-file", action="append", dest="files", default=[], type=Path, metavar=name, help=decode.EXAMPLE)
+    ask("--n", type=int, help="rows in all, prompts in turn; default: each prompt once, the digits' as --each says")
+    ask("--draw", metavar="KIND", help=f"opened right after the prompt: image, audio, ..., or {ANY}: the model decides")
+    ask("--max-text", type=int, help=f"tokens of text that may follow; default {TEXT}, after --prompt 0")
+    ask("--max-media", type=int, help=f"media that may follow; default {MEDIA}, after --prompt 1")
+    ask("--length", type=int, help="tokens of a unit that has no fixed length; default: about the data's mean")
+    ask("--each", type=int, help="digits drawn from each prompt, in place of --n; default 4")
+    ask("--read", type=int, help="held-out digits to caption; default 20, with --n 0")
+    how = p.add_argument_group("how").add_argument
+    how("--temperature", type=float, default=o.temperature, help="0 takes the likeliest; default %(default)s")
+    how("--top-k", type=int, default=o.top_k, help="choose among so many, 0 is all; default %(default)s")
+    how("--top-p", type=float, default=o.top_p, help="among the likeliest of this probability; default %(default)s")
+    known = f"default {GUIDANCE:g} where the run was trained for it (drop above 0), else 1"
+    how("--guidance", type=float, help=f"of vectors, by their text; {known}")
+    how("--solver", help=f"of vectors: {', '.join(diffusion.SOLVERS)}; default {Settings().solver}")
+    how("--steps", type=int, help=f"of the solver; default {Settings().steps}")
+    how("--seed", type=int, default=o.seed, help="default %(default)s")
+    p.add_argument("--grid", action="store_true", help="one picture of all, in place of a file for each")
     p.add_argument("--out", type=Path, help="folder of the results; default RUN/samples/STEP")
-    options = vars(p.parse_args(argv))
-    result = draw(options.pop("run"), prompts=options.pop("prompt"), texts=options.pop("text"), **options)
-    print(summary(result))
+    given = vars(p.parse_args(argv))
+    run, step = given.pop("run"), given.pop("step")
+    given |= {key: (given[key] and tuple(given[key])) or () for key in ("texts", "files")}
+    given["prompts"] = None if given["prompts"] is None else tuple(given["prompts"])
+    print(summary(draw(run, step, Options(**given))))
     return 0
 
 
-def draw(
-    run: Path, step=None, prompts=None, texts=(), each=4, read=20, temperature=0.7, top_k=0, seed=0, out=None
-) -> dict:
-    """Samples, as `samples.json` records them beside `digits.png` and `captions.png`."""
-    if not sources.is_embedded(known := rundir.config_of(run)):
-        named = ", ".join(known.data.sources)
-        raise UserError(f"{run} was trained on {named}; mot sample knows the embedded digits and manual alone")
-    prompts = PROMPTS if prompts is None else prompts
-    _check(prompts, texts, each, read, temperature, top_k, seed)
-    config, position, params = train.load(run, step)
-    training, held_out = embedded.load(config)
-    if position.data != training.digest:
-        raise UserError(
-            f"{run} was trained on other data: its digest is {position.data}, now {training.digest} (another Python "
-            "has another manual, and so another tokenizer); sample where it was trained"
-        )
-    tokenizer = embedded.load_tokenizer()
-    ids = lambda text: tokenizer.encode(text).ids
-    for flag, given, most in (("prompt", prompts, CAPTION - 3), ("text", texts, TEXT // 2)):
-        for value in given:
-            if (n := len(ids(value))) > most:
-                raise UserError(f"--{flag} {value[:60]!r}: {n} tokens; there is room for {most}; shorten it")
-    out = out or run / "samples" / str(position.step)
-    files = {"digits": out / "digits.png", "captions": out / "captions.png", "record": out / "samples.json"}
-    _refuse_foreign(files)
-
-    def generate(beginnings, grammar, text):
-        room = {"text": text, "image": PIXELS}
-        return (
-            sample.generate(params, config, beginnings, grammar, room, seed, temperature, top_k) if beginnings else []
-        )
-
-    image_alone = lambda row: embedded.grammar(row) & (EOI not in row)
-    drawn = generate([[BOS, *ids(prompt), BOI] for prompt in prompts * each], image_alone, CAPTION)
-    drawn = np.array([[i - TEXT_IDS for i in row if i >= TEXT_IDS] for row in drawn]).reshape(-1, PIXELS)
-    pixels, labels = (x[:read] for x in embedded.labelled(held_out))
-    captions = generate([[BOS, BOI, *(TEXT_IDS + image), EOI] for image in pixels], embedded.grammar, READ)
-    captions = [tokenizer.decode(row[row.index(EOI) + 1 :]) for row in captions]
-    free = generate([[BOS, *ids(text)] for text in texts], lambda row: embedded.grammar(row) & _TEXT, TEXT)
-
-    classify, accuracy = judge(training, held_out)
-    asked = [embedded.named(prompt) for prompt in prompts * each]
-    judged = classify(drawn).tolist() if len(drawn) else []
-    result = {"step": position.step, "temperature": temperature, "top_k": top_k, "seed": seed, "judge": accuracy}
-    result["drawn"] = {"asked": sum(a is not None for a in asked), "right": _equal(asked, judged), "prompts": prompts}
-    named = [embedded.named(caption) for caption in captions]
-    result["read"] = {"asked": len(labels), "right": _equal(labels.tolist(), named), "captions": captions}
-    cut = lambda row: "" if row[-1] == EOS else f" ... (cut at {TEXT} tokens)"
-    result["text"] = [tokenizer.decode([i for i in row if i < TEXT_IDS]) + cut(row) for row in free]
-
-    out.mkdir(parents=True, exist_ok=True)
-    for file in files.values():
-        file.unlink(missing_ok=True)
-    if prompts:
-        _grid(drawn, prompts * each, min(len(prompts), 10), files["digits"])
-    if len(pixels):
-        wrong = ["" if n == label else "WRONG: " for n, label in zip(named, labels, strict=True)]
-        _grid(pixels, [w + c for c, w in zip(captions, wrong, strict=True)], 5, files["captions"])
-    write_atomically(files["record"], json.dumps(result, indent=1))
-    return result | {"files": {name: str(file) for name, file in files.items() if file.exists()}}
-
-
-def _refuse_foreign(files: dict[str, Path]) -> None:
-    """Samples are drawn anew over older ones, and over nothing else."""
-    present = [file for file in files.values() if file.exists()]
-    try:
-        ours = {"drawn", "read", "judge"} <= json.loads(files["record"].read_text()).keys()
-    except (OSError, ValueError, AttributeError, RecursionError):
-        ours = False
-    if present and not ours:
-        raise UserError(f"{present[0]} was not written by mot sample and is not overwritten; choose another --out")
-
-
-_TEXT = np.arange(len(embedded.grammar([BOS]))) < TEXT_IDS
-_TEXT[BOI] = False
-
-
-def _equal(a, b) -> int:
-    return sum(x == y and x is not None for x, y in zip(a, b, strict=True))
-
-
-def _check(prompts, texts, each, read, temperature, top_k, seed) -> None:
-    """One message with every fault."""
-    known = set(_words(" ".join(embedded.all_captions())))
-    faults = []
-    for prompt in prompts:
-        odd = [word for word in _words(prompt) if word not in known]
-        if unknown := odd or ([] if _words(prompt) else [prompt.strip() or "nothing"]):
-            faults.append(
-                f"--prompt {prompt!r}: {', '.join(unknown)} is in no caption; allowed words: {' '.join(sorted(known))}"
-                "; free text goes with --text"
-            )
-    for text in texts:
-        if not all(c.isprintable() or c.isspace() for c in text):
-            faults.append(f"--text {text!r}: holds characters that are no text; remove them")
-    for name, value, least, most in (
-        ("each", each, 1, 1000),
-        ("read", read, 0, 1000),
-        ("temperature", temperature, 0, 100),
-        ("top-k", top_k, 0, 2**31 - 1),
-        ("seed", seed, 0, 2**31 - 1),
-    ):
-        if not least <= value <= most:
-            faults.append(f"--{name}={value}; must be from {least} to {most}")
-    if faults:
+def draw(run: Path | Model, step: int | None = None, options: Options = Options()) -> dict:  # noqa: B008
+    """Samples, written as `options` say; the record of them, with the folder as `out`. Raises `UserError`."""
+    path = run if isinstance(run, Path) else run.path
+    config = rundir.config_of(path)
+    format = formats.of(config)
+    if faults := list(_faults(options, config, format)):
         raise UserError("\n  ".join(["nothing was sampled", *faults]) if len(faults) > 1 else faults[0])
+    asked = [] if _of_digits(options, config) else _requests(options, config, format)
+    if isinstance(run, Path):
+        model = generate.opened(run, step)
+    else:
+        model = run if step in (None, run.step) else generate.at(run, step)
+    out = options.out or path / "samples" / str(model.step)
+    results.refuse_foreign(out)
+    settings = _settings(options, config)
+    if asked:
+        length = options.length or _length(config, format)
+        files, record = documents.samples(model, asked, settings, length, options.seed, options.grid)
+    else:
+        files, record = digits.samples(model, _digits(options), settings)
+    record = {"step": model.step, "seed": options.seed} | settings._asdict() | record
+    results.write(out, files, record)
+    return record | {"files": sorted(files), "out": str(out)}
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text)
+def summary(record: dict) -> str:
+    lines = [f"step {record['step']}, temperature {record['temperature']}, seed {record['seed']}"]
+    lines += documents.summary(record) if "documents" in record else digits.summary(record)
+    files = record["files"]
+    named = ", ".join(files) if len(files) <= 4 else f"{len(files)} files" + ", documents.png shows all"
+    return "\n".join([*lines, f"{record['out']}: {named + ', ' if files else ''}{results.RECORD}"])
 
 
-def _grid(images, titles, columns, file) -> None:
-    """Digits `[n, 64]` in rows of `columns`, each under its title."""
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.6 * columns, 2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, image, title in zip(axes, images, titles, strict=False):
-        axis.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=16)
-        axis.set_title(_label(title), fontsize=9, parse_math=False)
-    figure.savefig(file, dpi=100)
+def _of_digits(options: Options, config: Config) -> bool:
+    return sources.is_embedded(config) and not options.continues
 
 
-def _label(text: str, width: int = 19, lines: int = 3) -> str:
-    """What a model wrote, as a title can show it: printable, wrapped, cut off after some lines."""
-    shown = "".join(c if c.isprintable() and ord(c) < 0x250 else " " for c in text)
-    return "\n".join(textwrap.wrap(shown, width, max_lines=lines, placeholder=" ..."))
+def _digits(o: Options) -> digits.Wanted:
+    prompts = digits.PROMPTS if o.prompts is None else o.prompts
+    drawn = len(prompts) * (4 if o.each is None else o.each) if o.n is None else o.n
+    read = (20 if o.n is None else 0) if o.read is None else o.read
+    return digits.Wanted(prompts, drawn, read, o.texts, o.seed, o.grid)
 
 
-def summary(result: dict) -> str:
-    lines = [f"step {result['step']}, temperature {result['temperature']}"]
-    if result["drawn"]["asked"]:
-        lines.append(
-            f"digits drawn as asked: {result['drawn']['right']} of {result['drawn']['asked']}, by a classifier right "
-            f"on {100 * result['judge']:.1f} % of real held-out digits"
-        )
-    if result["read"]["asked"]:
-        lines.append(f"captions that name the digit: {result['read']['right']} of {result['read']['asked']}")
-    lines += [f"text: {text!r}" for text in result["text"]]
-    return "\n".join([*lines, *(f"{kind}: {file}" for kind, file in result["files"].items())])
+def _requests(o: Options, config: Config, format: formats.Format) -> list[Request]:
+    """One for each row, the prompts in turn."""
+    drawn = generate.draws(config, format)
+    pick = lambda value, usual: usual if value is None else value
+    usual = drawn[0] if drawn else ANY
+    room = lambda opens: (
+        pick(o.max_text, 0 if opens else TEXT),
+        pick(o.max_media, 1 if opens else MEDIA * bool(drawn)),
+    )
+
+    def asked(name, parts, draw):
+        opens = "" if draw == ANY else draw
+        return Request(name, parts, opens, *room(opens))
+
+    found = [asked(f"--prompt {p[:60]!r}", (Part("text", p),), pick(o.draw, usual)) for p in o.prompts or ()]
+    found += [Request(f"--text {t[:60]!r}", (Part("text", t),), "", pick(o.max_text, TEXT), 0) for t in o.texts]
+    found += [asked(f"--prompt-file={f}", decode.read_document(f), pick(o.draw, ANY)) for f in o.files]
+    if not found:
+        return [asked("no prompt", (), pick(o.draw, ANY))] * pick(o.n, UNPROMPTED)
+    return [found[i % len(found)] for i in range(pick(o.n, len(found)))]
+
+
+def _settings(o: Options, config: Config) -> Settings:
+    diffusing = [s.diffusion for s in config.streams.values() if s.diffuses]
+    usual = GUIDANCE if diffusing and all(d.drop for d in diffusing) else 1.0
+    given = {key: value for key in ("solver", "steps") if (value := getattr(o, key)) is not None}
+    shift = diffusing[0].shift if diffusing else 1.0
+    guidance = usual if o.guidance is None else o.guidance
+    return Settings(o.temperature, o.top_k, o.top_p, shift=shift, guidance=guidance, **given)
+
+
+def _length(config: Config, format: formats.Format) -> int:
+    """Tokens of a unit that has no fixed length: vectors as many as the data's mean, ids at most twice as many."""
+    lengths, open_ = [0], [m for m in format.media if not m.tokens]
+    for address in config.data.sources.values() if open_ else ():
+        training = read_json(sources.local(address, whole=False))["splits"]["train"]
+        for medium in open_:
+            stream = config.streams[medium.stream]
+            if n := training["spans"].get(stream.modality, 0):
+                mean = training["tokens"][stream.modality] / n
+                lengths.append(min(round(mean * (1 if stream.latent else 2)), stream.longest or stream.budget))
+    return max(lengths)
+
+
+def _faults(o: Options, config: Config, format: formats.Format) -> Iterator[str]:
+    """Everything that is wrong with the options for this run."""
+    drawn, prompts = generate.draws(config, format), [*(o.prompts or ()), *o.texts, *o.files]
+    if _of_digits(o, config):
+        yield from digits.faults(o.prompts or ())
+    else:
+        for flag in ("each", "read"):
+            if getattr(o, flag) is not None:
+                yield f"--{flag}={getattr(o, flag)}: is for digits that are drawn and read; use --n, or --prompt-file"
+        if o.draw not in (None, ANY, *drawn):
+            yield f"--draw={o.draw}: this run draws {', '.join(drawn) or 'nothing'}; write one of these, or {ANY}"
+        if o.length is not None and all(m.tokens for m in format.media):
+            yield f"--length={o.length}: all units of this run have a fixed length; leave it out"
+    for flag, texts in (("prompt", o.prompts or ()), ("text", o.texts)):
+        for text in texts:
+            if not all(c.isprintable() or c.isspace() for c in text):
+                yield f"--{flag} {text!r}: holds characters that are no text; remove them"
+    if o.n is not None and o.each is not None:
+        yield f"--n={o.n}, --each={o.each}: each says how many; give one"
+    if o.n is not None and prompts and 0 < o.n < len(prompts):
+        yield f"--n={o.n}: there are {len(prompts)} prompts; ask for as many rows at least"
+    if not any(s.diffuses for s in config.streams.values()):
+        for flag in ("guidance", "solver", "steps"):
+            if getattr(o, flag) is not None:
+                yield f"--{flag}={getattr(o, flag)}: is for vectors, and this run has ids alone; leave it out"
+    if o.solver not in (None, *diffusion.SOLVERS):
+        yield f"--solver={o.solver}: unknown; allowed: {', '.join(diffusion.SOLVERS)}; choose one"
+    for flag, least, most in (
+        ("n", 1, 10_000),
+        ("each", 1, 1000),
+        ("read", 0, 1000),
+        ("max_text", 0, 65_536),
+        ("max_media", 0, 1000),
+        ("length", 1, 65_536),
+        ("temperature", 0, 100),
+        ("top_k", 0, 2**31 - 1),
+        ("top_p", 0, 1),
+        ("guidance", 0, 100),
+        ("steps", 1, 10_000),
+        ("seed", 0, 2**31 - 1),
+    ):
+        value = getattr(o, flag)
+        if value is not None and not least <= value <= most:
+            yield f"--{flag.replace('_', '-')}={value}; must be from {least} to {most}"
 
 
 if __name__ == "__main__":

@@ -66,6 +66,22 @@ def _reference(q_BTNH, k_BSKH, v_BSKH, q_info, k_info):
     return o_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
+def attend_few(q_BTNH, k_BKSH, v_BKSH, q_info: Info, k_info: Info):
+    """`attend` for a few queries over a cache, whose heads come first: its products need no transposed copy of it.
+
+    What lies in slots that nobody sees must be finite. On CPU 5 times faster than `attend` at 8 rows of 576 slots.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BKSH.shape[1]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    s_BKGTS = jnp.einsum("BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32) * H**-0.5
+    seen_B11TS = visible(q_info, k_info)[:, None, None]
+    p_BKGTS = jnp.where(seen_B11TS, jax.nn.softmax(jnp.where(seen_B11TS, s_BKGTS, UNSEEN), axis=-1), 0)
+    p_BKGTS = p_BKGTS.astype(v_BKSH.dtype)
+    o_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", p_BKGTS, v_BKSH, preferred_element_type=jnp.float32)
+    return o_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
+
+
 # --- chunked -----------------------------------------------------------------------------------------------------
 # A tile is one block of memory: q [B, X, K, R, H], k and v [B, Y, K, J, H]. X chunks of C queries and Y of J keys make
 # a row; R are the queries of a chunk, for each query head of one key head.

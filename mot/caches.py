@@ -12,7 +12,7 @@ from mot.config import Config
 class Cache:
     """Slots of each row; what lies past `used` is overwritten by the next tokens."""
 
-    kv: tuple[tuple[jax.Array, jax.Array], ...]  # by layer, k and v `[B, S, K, H]`
+    kv: tuple[tuple[jax.Array, jax.Array], ...]  # by layer, k and v `[B, K, S, H]`
     info: Info  # each `[B, S]`; segment 0 = nothing there
     used: jax.Array  # [B]
 
@@ -20,21 +20,22 @@ class Cache:
 def empty(config: Config, rows: int, slots: int) -> Cache:
     """`slots` must hold all tokens of a row and those of one more step."""
     m = config.model
-    zeros = lambda: jnp.zeros((rows, slots, m.kv_heads, m.head_size), m.dtype)
+    zeros = lambda: jnp.zeros((rows, m.kv_heads, slots, m.head_size), m.dtype)
     none = lambda dtype=jnp.int32: jnp.zeros((rows, slots), dtype)
     info = Info(none(), none(), none(), none(bool))
     return Cache(tuple((zeros(), zeros()) for _ in range(m.layers)), info, jnp.zeros(rows, jnp.int32))
 
 
-def place(x_BS, new_BT, at_B):
-    """Each row's `[T, ...]` put into its `[S, ...]` from slot `at` on."""
-    put = lambda x_S, new_T, at: jax.lax.dynamic_update_slice(x_S, new_T, (at, *(0,) * (x_S.ndim - 1)))
-    return jax.vmap(put)(x_BS, new_BT.astype(x_BS.dtype), at_B)
+def place(x_BKSH, new_BTKH, at_B):
+    """Keys or values of T tokens put into each row's slots from `at` on."""
+    new_BKTH = new_BTKH.swapaxes(1, 2).astype(x_BKSH.dtype)
+    return jax.vmap(lambda x, new, at: jax.lax.dynamic_update_slice(x, new, (0, at, 0)))(x_BKSH, new_BKTH, at_B)
 
 
 def place_info(cache: Cache, info: Info) -> Info:
     """Who may see what, with new tokens behind what is used."""
-    return Info(*(place(x, new, cache.used) for x, new in zip(cache.info, info, strict=True)))
+    put = jax.vmap(lambda x_S, new_T, at: jax.lax.dynamic_update_slice(x_S, new_T, (at,)))
+    return Info(*(put(x, new, cache.used) for x, new in zip(cache.info, info, strict=True)))
 
 
 def keep(cache: Cache) -> Cache:

@@ -19,6 +19,7 @@ def faults(c, broken: set[str]) -> Iterator[str]:
         (_objective, {"objective"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
+        (_blocks, {"streams", "data"}),
         (_optim, {"optim"}),
         (_steps, {"run", "optim"}),
         (_accumulate, {"data", "optim"}),
@@ -87,8 +88,8 @@ def _streams(c):
             both_learn = "none" not in (x.objective, y.objective)
             if x.modality == y.modality and both_learn and bool(x.latent) != bool(y.latent):
                 yield (
-                    f"streams.{b}.modality: {y.modality!r}, also that of streams.{a}; losses of ids and of vectors do not "
-                    "add up; name another, or give one of them objective='none'"
+                    f"streams.{b}.modality: {y.modality!r}, also that of streams.{a}; losses of ids and of vectors do "
+                    "not add up; name another, or give one of them objective='none'"
                 )
             if x.first_id < y.first_id + y.ids and y.first_id < x.first_id + x.ids:
                 yield (
@@ -315,6 +316,15 @@ def _budgets(c):
         yield f"streams.{auto[0]}.budget: 0, but data.length is 0; give it a budget, or data.length for all to share"
     modalities = [s.modality for s in c.streams.values()]
     yield from _choice("data", c.data, "per", *dict.fromkeys(["documents", "tokens", *modalities]))
+
+
+def _blocks(c):
+    for name, s in c.streams.items():
+        if c.data.blocks == "document" and s.copies > 1:
+            yield (
+                f"data.blocks: 'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
+                "would see its clean copy, and the noised one that: it would read its answer; write 'noised'"
+            )
 
 
 def _optim(c):

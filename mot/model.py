@@ -15,7 +15,7 @@ from jax import lax
 
 from mot import batch as batches
 from mot import caches, dispatch, embed, ops, router
-from mot.attention import Info, attend
+from mot.attention import Info, attend, attend_few
 from mot.batch import Batch, Tokens
 from mot.caches import Cache
 from mot.config import Config
@@ -239,8 +239,10 @@ def _mix_with_cache(parts, kv, context, how):
     if row.order is not None:
         q_BTNH, k_BTKH, v_BTKH = (ops.permute(x, row.order, row.back) for x in (q_BTNH, k_BTKH, v_BTKH))
     kv = tuple(caches.place(x, new, cache.used) for x, new in zip(kv, (k_BTKH, v_BTKH), strict=True))
-    how = "reference" if q_BTNH.shape[1] <= FEW else how
-    o_BTNH = attend(q_BTNH, *kv, row.info, cache.info, how)
+    if q_BTNH.shape[1] <= FEW:
+        o_BTNH = attend_few(q_BTNH, *kv, row.info, cache.info)
+    else:
+        o_BTNH = attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.info, cache.info, how)
     if row.order is not None:
         o_BTNH = ops.permute(o_BTNH, row.back, row.order)
     return _apart(o_BTNH, context), kv

@@ -5,6 +5,7 @@ from noise with its clean result written into the cache. Rows that are not in a 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,7 +69,9 @@ class Sampler:
                 "data.blocks: 'document'; this model's tokens all see later ones, so it continues no document; train "
                 "with 'units' or 'prefix'"
             )
+        config = _without_training(config)
         self.params, self.config, self.format = params, config, format
+        self.drawn = tuple(m for m in format.media if config.streams[m.stream].objective != "none")
         compiled = lambda f, *static, **more: jax.jit(partial(f, config=config), static_argnames=static, **more)
         self._prefill = compiled(_prefill, "slots")
         # A donated state's cache is written in place.
@@ -87,22 +90,22 @@ class Sampler:
         seed: int = 0,
         first: int = 0,
     ) -> list[Generated]:
-        """What follows each prompt: at most `text` tokens and `media` units, the first one of stream `opens` if given.
+        """What follows each prompt: at most `text` tokens and `media` units, first one of stream `opens` if given.
 
-        Units of no fixed length get at most `length` ids, or so many vectors. Row i depends on first + i, its prompt and
-        the arguments, and on no other row. Raises `UserError` for what this model cannot do, and where its logits are
-        not finite.
+        Units of no fixed length get at most `length` ids, or so many vectors. Row i depends on first + i, its prompt
+        and the arguments, and on no other row. Raises `UserError` for what this model cannot do, and where its logits
+        are not finite.
         """
-        self._check(prompts, settings, opens, length)
+        self._check(prompts, settings, media, opens, length)
         rows = [_Row(prompt, text, media, self.format.medium(opens)) for prompt in prompts]
         batch = _prompts(prompts, self.config, self.format, opens)
-        longest = max([m.tokens or length for m in self.format.media] or [0])
+        longest = max([m.tokens or length for m in self.drawn] or [0])
         slots = sum(t.token.shape[1] for t in batch.values()) + text + media * (longest + 2) + max(longest, 1)
         state = self._prefill(self.params, batch, slots=-(-slots // SLOTS) * SLOTS)
         keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(len(rows)))
         while not all(row.ended or row.full for row in rows):
             state = self._text(state, rows, keys_B, settings, text)
-            for medium in self.format.media:
+            for medium in self.drawn:
                 if any(row.unit == medium for row in rows):
                     state = self._unit(state, rows, keys_B, settings, medium, length)
         return [Generated(row.parts, row.ended) for row in rows]
@@ -127,7 +130,7 @@ class Sampler:
         text, allowed_V = self.config.streams[self.format.text], np.zeros(self.config.vocab, bool)
         allowed_V[text.first_id : text.first_id + text.ids] = True
         allowed_V[list(self.format.special)] = False
-        allowed_V[[self.format.eos, *(m.opens for m in self.format.media if row.media)]] = True
+        allowed_V[[self.format.eos, *(m.opens for m in self.drawn if row.media)]] = True
         return allowed_V
 
     def _unit(self, state, rows, keys_B, settings, medium: Medium, length):
@@ -147,7 +150,7 @@ class Sampler:
                 allowed_V[medium.closes] = stops_V[medium.closes] = True
             allowed_BV, left = np.tile(allowed_V, (len(rows), 1)), np.full(len(rows), n)
             found, state = self._choose(state, on, left, keys_B, allowed_BV, stops_V, medium.stream, settings, n)
-            found = [[i - stream.first_id for i in ids if i != medium.closes] for ids in found]
+            found = [np.array([i - stream.first_id for i in ids if i != medium.closes], int) for ids in found]
         for row, mine, data in zip(rows, on, found, strict=True):
             if mine:
                 row.take_unit(medium, np.asarray(data))
@@ -166,25 +169,30 @@ class Sampler:
             return state
         return self._feed(self.params, state, ids, ids != NONE, stream=self.format.text)
 
-    def _check(self, prompts, settings, opens, length):
+    def _check(self, prompts, settings, media, opens, length):
         if settings.solver not in diffusion.SOLVERS:
             raise UserError(
                 f"solver {settings.solver!r} is unknown; allowed: {', '.join(diffusion.SOLVERS)}; choose one"
             )
-        for medium in self.format.media:
+        for medium in self.drawn:
             stream = self.config.streams[medium.stream]
             if stream.diffuses and settings.guidance != 1 and not stream.diffusion.drop:
                 raise UserError(
-                    f"guidance {settings.guidance:g} needs a model that also knows {medium.stream} without its text, and "
-                    f"this one was trained with streams.{medium.stream}.diffusion.drop = 0; write guidance 1, or train "
-                    "with drop=0.1"
+                    f"guidance {settings.guidance:g} needs a model that also knows {medium.stream} without its text, "
+                    f"and this one was trained with streams.{medium.stream}.diffusion.drop = 0; write guidance 1, or "
+                    "train with drop=0.1"
                 )
             if not medium.tokens and not length:
                 raise UserError(f"{medium.stream} have no fixed length; say how many tokens at most (length)")
-        if opens:
-            stream = self.config.streams[self.format.medium(opens).stream]
-            if stream.latent and not stream.diffuses:
+        if opens and self.format.medium(opens) not in self.drawn:
+            if self.format.medium(opens):
                 raise UserError(f"streams.{opens}.objective: 'none'; this model reads {opens} and draws none")
+            names = ", ".join(m.stream for m in self.drawn)
+            raise UserError(
+                f"opens {opens!r} is no stream that this model draws; allowed: {names or 'none'}; choose one"
+            )
+        if opens and media < 1:
+            raise UserError(f"media {media}, but {opens} is to be opened; allow at least 1, or open none")
         names = list(self.config.streams)
         for i, prompt in enumerate(prompts):
             used = dict.fromkeys(names, 0)
@@ -196,6 +204,13 @@ class Sampler:
                         f"prompt {i + 1} has {n} tokens of {name}, and the model's rows at most {budget} "
                         f"(streams.{name}.budget); shorten it"
                     )
+
+
+def _without_training(config: Config) -> Config:
+    """Nothing is kept for a way back; experts take all, as a token by itself has no share of a row's capacity."""
+    dropless = lambda sets: {tower: replace(s, capacity=0.0) for tower, s in sets.items()}
+    m = replace(config.model, remat="none")
+    return replace(config, model=m, attn=dropless(config.attn), ffn=dropless(config.ffn))
 
 
 class _Row:
@@ -289,7 +304,7 @@ def _step(params, state: State, tokens: Tokens, stream: str, config):
 def _tokens(state: State, on_B, T: int, **given: Any) -> Tokens:
     """The next T tokens of each row that is `on`; padding in the others."""
     here_BT = jnp.broadcast_to(on_B[:, None], (len(on_B), T))
-    place_BT, zeros_BT = state.place_B[:, None] + jnp.arange(T), jnp.zeros((len(on_B), T), jnp.int32)
+    place_BT, zeros_BT = state.place_B[:, None] + jnp.arange(T)[None], jnp.zeros((len(on_B), T), jnp.int32)
     fields = dict.fromkeys(Tokens.__dataclass_fields__, zeros_BT)
     fields |= dict(rank=place_BT, position=place_BT[..., None], segment=jnp.where(here_BT, DOCUMENT, 0))
     fields |= dict(private=zeros_BT > 0, noise=zeros_BT.astype(jnp.float32), value=jnp.zeros((*zeros_BT.shape, 0)))

@@ -33,6 +33,16 @@ def _centred(config: Config) -> dict:
     return {name: jnp.zeros(()) for name, s in config.streams.items() if s.diffuses and s.diffusion.centre}
 
 
+def running(means: dict, sums: dict) -> dict:
+    """Running means of centred streams' losses, over some hundred steps; the first is the first loss itself."""
+    after = {}
+    for name, mean in means.items():
+        now = sums[name]["nats"] / jnp.maximum(sums[name]["weight"], 1e-9)
+        moved = jnp.where(mean > 0, 0.99 * mean + 0.01 * now, now)
+        after[name] = jnp.where(sums[name]["weight"] > 0, moved, mean)
+    return after
+
+
 def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
     """Where each leaf of the state lives; an optimiser's leaf with its parameter."""
     everywhere = sharding.replicated(mesh)

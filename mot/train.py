@@ -18,7 +18,7 @@ from mot.config import Config, ConfigError
 from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
 from mot.evaluate import make_evaluate
-from mot.state import State, init_state, refuse_too_large, state_shardings, trees
+from mot.state import State, init_state, refuse_too_large, running, state_shardings, trees
 
 
 class Stopped(SystemExit):
@@ -63,8 +63,7 @@ def make_step(config: Config, sources: int):
             weights, d = params.merge(optax.apply_updates(trained, updates), frozen), config.optim.ema
             weights = _balanced(weights, sums["routing"], config)
             ema = jax.tree.map(lambda e, w: d * e + (1 - d) * w, state.ema, weights) if d else {}
-            means = _means(state.means, sums["streams"])
-            return State(weights, opt, ema, state.updates + 1, means)
+            return State(weights, opt, ema, state.updates + 1, running(state.means, sums["streams"]))
 
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
         after = jax.lax.cond(ok, update, lambda: state)
@@ -73,16 +72,6 @@ def make_step(config: Config, sources: int):
         return after, measured
 
     return step
-
-
-def _means(means, sums):
-    """Running means of centred streams' losses, over some hundred steps; the first is the first loss itself."""
-    after = {}
-    for name, mean in means.items():
-        now = sums[name]["nats"] / jnp.maximum(sums[name]["weight"], 1e-9)
-        moved = jnp.where(mean > 0, 0.99 * mean + 0.01 * now, now)
-        after[name] = jnp.where(sums[name]["weight"] > 0, moved, mean)
-    return after
 
 
 def _over_rows(report):

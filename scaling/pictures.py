@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from scaling import published
 from scaling.match import HALF_LIFE, Slope, smooth
-from scaling.runs import Run
+from scaling.published import Published
+from scaling.runs import Run, unit
 
 # Okabe and Ito's colours, which the colour-blind tell apart; all are legible on white and on near-black.
 COLOURS = {"dense": "#0072B2", "mot": "#D55E00", "mot_ffn": "#009E73", "mot_attn_ffn": "#CC79A7"}
@@ -47,7 +47,7 @@ def both(draw, *args) -> dict[str, bytes]:
     return images
 
 
-def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Figure:
+def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known: Published) -> Figure:
     """`slopes[group][modality]`: the fraction of dense's steps that each group needs, beside MoT's published range."""
     modalities = list(next(iter(slopes.values())))
     places = [(m, group) for m in modalities for group in slopes]
@@ -66,9 +66,8 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Fig
             right = max(right, 1.15 * s.value)
             ticks.append((y, textwrap.fill(f"{modality}: {group}", 28)))
             y += 1
-        if modality in published.SLOPES["mot"]:
-            band = published.SLOPES["mot"][modality]
-            first = modality == modalities[0]
+        if band := known.slopes["mot"].get(modality):
+            label = f"MoT, published ({known.rungs[0]} to {known.rungs[-1]})"
             axis.fill_betweenx(
                 [top - 0.5, y - 0.5],
                 min(band),
@@ -76,7 +75,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str]) -> Fig
                 color="#888888",
                 alpha=0.3,
                 linewidth=0,
-                label="MoT, published (37M to 7B)" if first else None,
+                label=label if label not in axis.get_legend_handles_labels()[1] else None,
             )
         y += 0.4
     axis.axvline(1, color=colour.get("dense", COLOURS["dense"]), linewidth=2, label="dense")
@@ -145,7 +144,7 @@ def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, 
                 axis.plot(x, y.mean(0), color=colour[label], label=label if kind == "eval" else None, **style)
                 if len(found) > 1:
                     axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.15, linewidth=0)
-        axis.set(xlabel=labels[cost], ylabel=f"{modality} loss (nats per token)")
+        axis.set(xlabel=labels[cost], ylabel=f"{modality} loss ({unit(groups, modality)})")
         axis.grid(alpha=0.25)
     if labelled := axis.get_legend_handles_labels()[1]:
         columns = max(1, min(len(labelled), 110 // (6 + max(map(len, labelled)))))

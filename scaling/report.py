@@ -38,7 +38,8 @@ def write(found: list[Run], out: Path) -> str:
         if key[2:] == HEADLINE:
             main.setdefault(key.group, {})[key.modality] = slope
     if main:
-        drawn["headline"] = pictures.both(pictures.headline, main, colour)
+        known = published.of(groups[next(iter(main))][0].config)
+        drawn["headline"] = pictures.both(pictures.headline, main, colour, known)
     for modality in runs.modalities(groups):
         drawn[f"curves_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, ("step", "flops"))
     for label, group in groups.items():
@@ -56,7 +57,8 @@ def write(found: list[Run], out: Path) -> str:
         slopes=_slope_rows(slopes, groups),
         half_lives=_half_life_rows(slopes),
         definition=match.__doc__.split("\n\n")[1],
-        published=published,
+        units={m: runs.unit(groups, m) for m in runs.modalities(groups)},
+        published=list({k.source: k for group in groups.values() for k in [published.of(group[0].config)]}.values()),
         costs=measures(groups) if groups else [],
         samples=_samples(groups),
         differences=_differences(groups),
@@ -118,7 +120,7 @@ def _slope_rows(slopes, groups) -> list[dict]:
         seeds = slopes[runs.Key(group, modality, kind, "step", match.HALF_LIFE)].seeds
         rows[-1] |= {
             "seeds": seeds,
-            "published": _published(groups[group][0].arch, modality) if kind == "train" else "",
+            "published": _published(groups[group][0], modality) if kind == "train" else "",
         }
     return rows
 
@@ -134,8 +136,8 @@ def _half_life_rows(slopes) -> list[dict]:
     ]
 
 
-def _published(arch, modality) -> str:
-    values = published.SLOPES.get(arch, {}).get(modality)
+def _published(run, modality) -> str:
+    values = published.of(run.config).slopes.get(run.arch, {}).get(modality)
     return f"{min(values):.2f} to {max(values):.2f}" if values else ""
 
 
@@ -153,10 +155,13 @@ def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
     rows = []
     for modality in runs.modalities(groups):
         ends = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"loss/{modality}")[1])]  # noqa: B023
-        rows.append((f"held-out {modality} loss", [_spread(ends(g)) for g in groups.values()]))
+        unit = f", {runs.unit(groups, modality)}"
+        rows.append((f"held-out {modality} loss{unit}", [_spread(ends(g)) for g in groups.values()]))
         causal = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"causal_loss/{modality}")[1])]  # noqa: B023
         if any(map(causal, groups.values())):
-            rows.append((f"held-out {modality} loss, causal", [_spread(causal(g) or ends(g)) for g in groups.values()]))
+            rows.append(
+                (f"held-out {modality} loss, causal{unit}", [_spread(causal(g) or ends(g)) for g in groups.values()])
+            )
     rows.append(("parameters", [millions(flops.total_parameters(g[0].config)) for g in groups.values()]))
     streams = list(next(iter(groups.values()))[0].config.streams)
     for stream in streams:
@@ -209,14 +214,21 @@ def _samples(groups) -> list[dict]:
 
 
 def _stage(folder) -> dict:
-    """A step's pictures and what they score; where a file is not what `mot sample` writes, that instead."""
+    """A step's pictures and, of digits, what they score; where a file is not what `mot sample` writes, that instead."""
     try:
         record = json.loads((folder / "samples.json").read_text())
-        counts = {k: (int(record[k]["right"]), int(record[k]["asked"])) for k in ("drawn", "read")}
-        images = {n: f.read_bytes() for n in ("digits", "captions") if (f := folder / f"{n}.png").exists()}
+        if "documents" in record:
+            counts = {"documents": len(record["documents"])}
+        else:
+            counts = {k: (int(record[k]["right"]), int(record[k]["asked"])) for k in ("drawn", "read")}
+            counts["judge"] = float(record["judge"])
+        names = ("digits", "captions", "documents", "grid")
+        images = {n: f.read_bytes() for n in names if (f := folder / f"{n}.png").exists()}
         if foreign := [name for name, png in images.items() if not png.startswith(b"\x89PNG\r\n\x1a\n")]:
             raise ValueError(f"{foreign[0]}.png is no PNG")
-        stage = {"judge": float(record["judge"]), **counts, **{name: _inline(png) for name, png in images.items()}}
+        main = next((name for name in ("digits", "grid", "documents") if name in images), "")
+        stage = counts | {"main": main and _inline(images[main])}
+        stage |= {"captions": _inline(images["captions"])} if "captions" in images else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         stage = {"damaged": f"{folder} is damaged: {error!r}"}
     return {"step": int(folder.name), **stage}

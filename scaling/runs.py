@@ -245,6 +245,13 @@ def modalities(groups: dict[str, list[Run]]) -> list[str]:
     return list(dict.fromkeys(m for group in groups.values() for run in group for m in run.config.modalities))
 
 
+def unit(groups: dict[str, list[Run]], modality: str) -> str:
+    """What the losses of a modality are counted in."""
+    streams = [s for group in groups.values() for run in group for s in run.config.streams.values()]
+    units = ["squared error" if s.diffuses else "nats" for s in streams if s.modality == modality]
+    return " or ".join(sorted(set(units)))
+
+
 def comparable(a: Run, b: Run) -> list[str]:
     """In what, other than architecture and seeds, the two runs' configurations differ."""
     different = configs.differences(rundir.plain(a.config), rundir.plain(b.config))

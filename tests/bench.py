@@ -18,18 +18,20 @@ from rich.table import Table
 from configs import archs, base, digits
 from mot import attention, config, flops, metrics, model, objectives, optim, params, rundir, sharding, train
 from mot.attention import Info
-from mot.data import embedded
+from mot.data import embedded, roles
 from mot.data.packing import document, pack
-from tests import bench_data, hlo
+from tests import bench_data, bench_sample, hlo
 
 STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
 ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round begins
 
 
-def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256):
+def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256, latent=0):
     c = base.get_config()
-    stream = dict(width=D, ffn=F, budget=T // 2, longest=T // 2, ids=V // 2, loss_weight=1.0)
-    c.streams = {name: dict(modality=name, first_id=i * V // 2, **stream) for i, name in enumerate(STREAMS)}
+    half = dict(budget=T // 2, longest=T // 2)
+    vectors = dict(latent=latent, objective="flow")
+    kinds = dict(ids=V // 2), vectors if latent else dict(first_id=V // 2, ids=V // 2)
+    c.streams = {name: base.stream(name, D, F, **half, **kind) for name, kind in zip(STREAMS, kinds, strict=True)}
     c.model.update(layers=layers, heads=HEADS, kv_heads=HEADS, head_size=D // HEADS, dtype=dtype, attention=how)
     archs.choose(c, arch)
     c.objective.chunk = chunk
@@ -37,8 +39,11 @@ def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256
     return config.build(c, optim.uncovered)
 
 
-def batch(documents):
-    """Rows of randomly interleaved spans of 16 to 128 tokens, no padding, cut into some documents."""
+def batch(documents, latent=0):
+    """Rows of randomly interleaved spans of 16 to 128 tokens, no padding, cut into some documents.
+
+    Of `latent` features, images are noised vectors.
+    """
     rng, rows = np.random.default_rng(0), []
     for _ in range(B):
         room, runs, m = [T // 2, T // 2], [], 0
@@ -48,9 +53,17 @@ def batch(documents):
         stream = np.concatenate(runs)
         cuts = np.sort(rng.choice(np.arange(1, T), documents - 1, replace=False))
         ids = rng.integers(0, V // 2, T) + V // 2 * stream
-        parts = zip(np.split(ids, cuts), np.split(stream, cuts), strict=True)
-        rows.append([document(0, i, token, stream) for i, (token, stream) in enumerate(parts)])
-    return pack(rows, STREAMS, (T // 2, T // 2))
+        unit = np.cumsum(np.diff(stream, prepend=0) != 0) * stream
+        parts = zip(*(np.split(x, cuts) for x in (ids, stream, unit)), strict=True)
+        documents_of_row = [document(0, i, token, stream, unit=unit) for i, (token, stream, unit) in enumerate(parts)]
+        rows.append([_vectors(d, latent, rng) if latent else d for d in documents_of_row])
+    return pack(rows, STREAMS, (T // 2, T // 2), (0, latent))
+
+
+def _vectors(d, latent, rng):
+    values = rng.standard_normal(((d.stream == 1).sum(), latent), dtype=np.float32)
+    streams = configuration("dense", latent=latent).streams.values()
+    return roles.assign(d._replace(token=d.token * (d.stream == 0), values={1: values}), [*streams], "units", 0)
 
 
 def stepper(c, host):
@@ -200,6 +213,11 @@ def main():
     seconds = in_turn(mot, dense)
     add("mot step / dense step", f"{ratio(seconds):.3f}", "at most 1.05")
     del mot, dense
+    for arch in ("dense", "mot"):
+        flow = stepper(configuration(arch, latent=48), batch(4, latent=48))
+        ids = stepper(configuration(arch), several)
+        add(f"{arch} step with flow images / with ids", f"{ratio(in_turn(flow, ids)):.3f}", "at most 1.05")
+        del flow, ids
 
     dense, eager = stepper(configuration("dense"), one), torch_stepper(half=False)
     rates = []
@@ -242,6 +260,8 @@ def main():
     small, large = attention_case("chunked", 4096)[1], attention_case("reference", 4096)[1]
     add("chunked / reference attention memory, T 4096", f"{small / large:.3f} ({small:.0f} MiB)", "below 0.25")
 
+    for figure, (value, bar) in bench_sample.figures(configuration("dense")).items():
+        add(figure, value, bar)
     add("time the device may wait for the host", f"{100 * waiting():.2f} %", "below 3 %")
     for name, rate in bench_data.throughput().items():
         times = rate * 6 * bench_data.RUNG / (peak() * 1e9)

@@ -50,50 +50,86 @@ def rope(x, position, theta):
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
-def hidden(flat, row, towers, streams, o):
-    """One row's normed last hidden states [T, D].
+def time_features(flat, stream, noise):
+    """[T, features] of noise levels; 0 where there is none."""
+    angle = noise[:, None] * (1000.0 ** jnp.linspace(0, 1, 32))[None]
+    waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+    hidden = waves @ flat[f"latent/{stream}/time_in"]
+    hidden = hidden / (1 + jnp.exp(-hidden))
+    return jnp.where(noise[:, None] > 0, hidden @ flat[f"latent/{stream}/time_out"], 0)
 
-    flat: {path: array}; row: token, stream, rank, segment, span, private, position [T]; towers: component -> stream ->
-    tower; o: layers, eps, theta, norm, qk_norm. Every tower computes every token's projection; one is selected.
+
+def states(flat, row, towers, streams, o):
+    """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
+
+    flat: {path: array}; row: token, stream, rank, segment, span, private, position [T], and of vectors noise [T] and
+    value, a dict by stream of [T, P]; towers: component -> stream -> tower; o: layers, eps, theta, norm, qk_norm, and
+    of vectors time, a dict by stream of add, norm or None, and walls, pairs of streams (queries, keys).
     """
+    time, walls = o.get("time", {}), o.get("walls", ())
+    of = {s: row["stream"] == m for m, s in enumerate(streams)}
 
-    def select(component, f):
-        """f(tower name) of each token's own tower."""
-        result = None
-        for m, stream in enumerate(streams):
-            y = f(towers[component][stream])
-            mask = (row["stream"] == m).reshape(-1, *(1,) * (y.ndim - 1))
-            result = jnp.where(mask, y, 0) if result is None else jnp.where(mask, y, result)
+    def select(ys):
+        """Each token's own stream's."""
+        result = 0
+        for s, y in ys.items():
+            result = jnp.where(of[s].reshape(-1, *(1,) * (y.ndim - 1)), y, result)
         return result
 
     see = visible(row["rank"], row["segment"], row["span"], row["private"])
-    x = flat["embed/tokens"][row["token"]]
+    x, condition = {}, {}
+    for s in streams:
+        if s not in row.get("value", {}):
+            x[s] = flat["embed/tokens"][row["token"]]
+            continue
+        x[s] = row["value"][s] @ flat[f"latent/{s}/in"]
+        if time[s] == "add":
+            x[s] = x[s] + time_features(flat, s, row["noise"])
+        if time[s] == "norm":
+            condition[s] = time_features(flat, s, row["noise"])
     for i in range(o["layers"]):
-        w = lambda component, tower, name, i=i: flat[f"blocks/main/{component}/{tower}/{name}"][i]
+        w = lambda component, s, name, i=i: flat[f"blocks/main/{component}/{towers[component][s]}/{name}"][i]
 
         def norm(x, name, w=w):
-            return select("norm", lambda t: rms(x, w("norm", t, name), o["eps"]))
+            ys = {s: rms(x[s], w("norm", s, name), o["eps"]) for s in streams}
+            for s, c in condition.items():
+                scale, shift = jnp.split(c @ w("norm", s, f"{name}_ada"), 2, axis=1)
+                ys[s] = ys[s] * (1 + scale) + shift
+            return ys
 
-        def project(x, name, t, w=w):
-            y = jnp.einsum("td,dnh->tnh", x, w("attn", t, f"w{name}"))
+        def project(x, name, s, w=w):
+            y = jnp.einsum("td,dnh->tnh", x, w("attn", s, f"w{name}"))
             if name != "v" and o["qk_norm"] == "rms":
-                y = rms(y, w("attn", t, f"{name}_norm"), o["eps"])
+                y = rms(y, w("attn", s, f"{name}_norm"), o["eps"])
             if name != "v" and o["qk_norm"] == "layer":
-                y = layer(y, w("attn", t, f"{name}_norm"), w("attn", t, f"{name}_norm_bias"), o["eps"])
-            return y
+                y = layer(y, w("attn", s, f"{name}_norm"), w("attn", s, f"{name}_norm_bias"), o["eps"])
+            return y if name == "v" else rope(y, row["position"], o["theta"])
 
         def attend(x, w=w, project=project):
-            q, k, v = (select("attn", lambda t, name=name: project(x, name, t)) for name in "qkv")
-            mixed = attention(rope(q, row["position"], o["theta"]), rope(k, row["position"], o["theta"]), v, see)
-            return select("attn", lambda t: jnp.einsum("tnh,nhd->td", mixed, w("attn", t, "wo")))
+            q, k, v = ({s: project(x[s], name, s) for s in streams} for name in "qkv")
+            mixed = {}
+            for s in streams:
+                shut = [b for a, b in walls if a == s]
+                one = lambda b, y, shut=shut: jax.lax.stop_gradient(y) if b in shut else y
+                mine = [select({b: one(b, y) for b, y in ys.items()}) for ys in (k, v)]
+                mixed[s] = attention(q[s], *mine, see)
+            return {s: jnp.einsum("tnh,nhd->td", mixed[s], w("attn", s, "wo")) for s in streams}
 
         def ffn(x, w=w):
-            one = lambda t: (jax.nn.silu(x @ w("ffn", t, "w1")) * (x @ w("ffn", t, "w3"))) @ w("ffn", t, "w2")
-            return select("ffn", one)
+            gate = lambda s: jax.nn.silu(x[s] @ w("ffn", s, "w1"))
+            return {s: (gate(s) * (x[s] @ w("ffn", s, "w3"))) @ w("ffn", s, "w2") for s in streams}
 
         for f, name in ((attend, "attn"), (ffn, "ffn")):
-            x = x + (f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name))
-    return select("norm", lambda t: rms(x, flat[f"final_norm/{t}/scale"], o["eps"]))
+            ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
+            x = {s: x[s] + ys[s] for s in streams}
+    return {s: rms(x[s], flat[f"final_norm/{towers['norm'][s]}/scale"], o["eps"]) for s in streams}
+
+
+def hidden(flat, row, towers, streams, o):
+    """`states` of each token's own stream [T, D], where all have one width."""
+    ys = states(flat, row, towers, streams, o)
+    masks = [(row["stream"] == m)[:, None] for m in range(len(streams))]
+    return sum(jnp.where(mask, ys[s], 0) for mask, s in zip(masks, streams, strict=True))
 
 
 def cross_entropy(h, head, target, scale, z_loss):

@@ -31,6 +31,8 @@ def test_a_page_holds_every_kind_of_part_with_odd_and_long_content(tmp_path):
         ("image", picture(700, 9)),
         ("audio", rng.normal(size=(40, 1))),
         ("audio", rng.normal(size=(40, 4000))),
+        ("action", [rng.normal(size=(30, 2)) * 1e30, np.zeros((1, 2))]),
+        ("action", [np.zeros((1, 2))]),
         ("latents", rng.normal(size=(16, 8)).astype(np.float32)),
         ("latents", np.zeros((3, 2000))),
         ("latents", np.zeros((0, 4))),
@@ -75,13 +77,31 @@ def test_a_page_ends_and_says_what_it_leaves_out(tmp_path, monkeypatch):
     assert said[-1] == f"... and {50 - drawn} more documents"
 
 
-@given(st.lists(st.tuples(st.sampled_from(["text", "image", "audio", "latents"]), st.integers(1, 1500)), max_size=20))
+def test_strokes_are_drawn_where_the_pen_went():
+    square = np.array([[0, 0], [10, 0], [10, 10], [0, 10]])
+    ink = preview._drawing([square[:2], square[2:]]).mean(-1) < 128
+    middle = preview.PICTURE // 2
+    assert ink[: middle // 2, middle].any()
+    assert ink[-middle // 2 :, middle].any()
+    assert not ink[middle].any(), "the pen left the paper between the two strokes"
+    assert not ink[middle - 9 : middle + 9].any()
+    low = preview._drawing([square[:2], np.array([[5, 10]])]).mean(-1) < 128  # y points down
+    assert low[:middle].sum() > 5 * low[middle:].sum() > 0
+    assert not ink[:, :4].any()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["text", "image", "audio", "action", "latents"]), st.integers(1, 1500)), max_size=20
+    )
+)
 @settings(max_examples=40, deadline=None)
 def test_parts_neither_overlap_nor_leave_the_page(kinds):
     content = {
         "text": lambda n: "word " * n,
         "image": lambda n: np.zeros((n, 1 + 7 * n % 1500, 3), np.uint8),
         "audio": lambda n: np.zeros((40, n)),
+        "action": lambda n: [np.zeros((n, 2)), np.ones((1, 2)) * n],
         "latents": lambda n: np.zeros((n, 1 + 7 * n % 1500)),
     }
     columns = 44 if len(kinds) > 1 else 140

@@ -69,13 +69,14 @@ def _parse(template: str) -> Template:
         kind = kind.strip()
         braces = "{" in field or "}" in field
         balanced = not re.search(r"[{}]", _BRACES.sub("", field))
-        if kind not in KINDS or not colon or not field.strip() or (braces and (kind != "text" or not balanced)):
+        names = [name.strip() for name in field.split("+")] if kind == "action" else [field.strip()]
+        if kind not in KINDS or not colon or not all(names) or (braces and (kind != "text" or not balanced)):
             raise UserError(
                 f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)}, text also "
                 "with {field} among words, action with fields joined by +, parts separated by |, e.g. 'text:a drawing "
                 "of {name}|image:image'"
             )
-        parts.append((kind, field if braces else field.strip()))
+        parts.append((kind, field if braces else "+".join(names)))
     return tuple(parts)
 
 

@@ -1,7 +1,7 @@
 """A dataset of records on disk: what `mot data prepare` writes and training reads (docs/data.md).
 
     DATASET/dataset.json              counts, tokenizers, every file's digest
-            tokenizers/               text.json, image.npz, audio.npz
+            tokenizers/               text.json, image.npz, audio.npz, action.npz
             train/, held_out/         shard-00000.array_record ..., lengths.npy, atoms.npy, firsts.npy
 
 One ArrayRecord entry is one document: an id and spans `(modality, array)`, in msgpack (flax.serialization), never

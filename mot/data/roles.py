@@ -1,9 +1,9 @@
-"""What the tokens of a document are to each other: noised and clean copies, inputs, blocks that see themselves both ways.
+"""What tokens of a document are to each other: noised and clean copies, inputs, blocks that see themselves both ways.
 
 All of it is written into the integers that every token carries; neither the model nor its attention knows of roles.
 """
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,4 +74,6 @@ def _noised(d: Document, begins: Sequence[int], streams, number: int) -> Documen
 
 
 def _chance(d: Document, number: int, unit: int) -> float:
-    return zlib.crc32(f"{number}/{d.source}/{d.doc_id}/{unit}".encode()) / 2**32
+    # Not a CRC: those of two units of a document differ by the same bits whatever the number.
+    name = f"{number}/{d.source}/{d.doc_id}/{unit}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "big") / 2**32

@@ -220,7 +220,7 @@ def _chosen(folder: Path) -> dict:
         of_vectors = tuple(found.get("vectors", ()))  # earlier versions had none
         if modalities[:1] != ("text",) or set(modalities) - FILES.keys() or type(width) is not int or width < 0:
             raise ValueError(f"modalities {modalities!r:.60}, latents of {width!r:.60} features")
-        if set(of_vectors) - set(modalities) & VECTORS.keys() or "action" in set(modalities) - set(of_vectors):
+        if set(of_vectors) - (set(modalities) & VECTORS.keys()) or "action" in set(modalities) - set(of_vectors):
             raise ValueError(f"vectors {of_vectors!r:.60}, of the modalities {modalities!r:.60}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None

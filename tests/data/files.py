@@ -5,6 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 from PIL import Image
 from pyarrow import parquet
@@ -68,4 +69,17 @@ def tar(path: Path, *members, mode="w") -> Path:
                 info = tarfile.TarInfo(member[0])
                 info.size = len(member[1])
                 archive.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def npz_of_strokes(path: Path, drawings: int) -> Path:
+    """Drawings of a pen end to end, with captions beside them: `xy` int16, `pen_up`, offsets."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(12, 60, drawings)
+    offsets = np.append(0, np.cumsum(sizes))
+    pen_up = np.zeros(offsets[-1], np.uint8)
+    pen_up[offsets[1:] - 1] = pen_up[offsets[1:] - 8] = 1
+    xy = rng.integers(-300, 300, (offsets[-1], 2)).cumsum(0) % 10000
+    np.savez(path, xy=xy.astype(np.int16), pen_up=pen_up, offsets=offsets)
+    write_lines(path.with_suffix(".jsonl"), *({"caption": f"drawing {i}"} for i in range(drawings)))
     return path

@@ -29,7 +29,14 @@ def test_webdataset(tmp_path):
         ("shard/0002.PNG", b"png"),
         ("shard/0002.json", b'{"caption": "a dog", "text": null, "image": "http://x", "split": "val", "n": 7}'),
     )
-    tar(tmp_path / "in" / "b.tar.gz", ("0.npy", b"floats"), ("0.flac", b"flac"), ("0.text", b"heard"), mode="w:gz")
+    tar(
+        tmp_path / "in" / "b.tar.gz",
+        ("0.npy", b"floats"),
+        ("0.flac", b"flac"),
+        ("0.action.npy", b"path"),
+        ("0.text", b"heard"),
+        mode="w:gz",
+    )
     found = read(tmp_path / "in")
     assert [(r.id, r.held_out) for r in found] == [
         ("a.tar:shard/0001", None),
@@ -39,7 +46,7 @@ def test_webdataset(tmp_path):
     assert good(tmp_path / "in") == [
         [("text", "a cat"), ("image", b"jpeg")],
         [("text", "a dog"), ("image", b"png")],
-        [("text", "heard"), ("audio", b"flac"), ("latents", b"floats")],
+        [("text", "heard"), ("audio", b"flac"), ("action", b"path"), ("latents", b"floats")],
     ]
     first, second = read(one, content=["image:jpg|text:class {cls}", "image:seg.png|text:{caption} {n}"])
     assert first.parts == (Part("image", b"jpeg"), Part("text", "class 3"))

@@ -10,7 +10,7 @@ import pytest
 from mot.data import arrays, media
 from mot.data.raw import Part
 from mot.errors import UserError
-from tests.data.files import bad, read, write, write_lines
+from tests.data.files import bad, npz_of_strokes, read, write, write_lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 shared = lambda name: pytest.mark.skipif(not (SHARED / name).exists(), reason=f"../shared/data/{name} is not there")
@@ -81,6 +81,43 @@ def test_latents_and_strings_in_arrays(tmp_path):
     assert media.latents(found[0].parts[1].content).shape == (3, 4)
 
 
+def test_paths_whose_columns_lie_in_several_arrays(tmp_path):
+    file = npz_of_strokes(tmp_path / "pen_strokes.npz", 4)
+    with np.load(file) as held:
+        xy, pen_up, offsets = (held[name] for name in ("xy", "pen_up", "offsets"))
+    found = read(file, content=["text:caption|action:xy+pen_up"])
+    assert [r.parts[0].content for r in found] == [f"drawing {i}" for i in range(4)]
+    for i, r in enumerate(found):
+        row = slice(offsets[i], offsets[i + 1])
+        path = media.action(r.parts[1].content)
+        np.testing.assert_array_equal(path, np.column_stack([xy[row], pen_up[row]]))
+    assert media.action(read(file, content=["action:xy"])[1].parts[0].content).shape == (offsets[2] - offsets[1], 3)
+    assert "an action uint8" in told(read(file, content=["action:pen_up"])[0])
+    why = set(bad(file, content=["action:xy+caption"]).values())
+    assert "field 'caption' of 'xy+caption' is 'drawing 0'; arrays of one length, [n] or [n, P], are joined" in why
+    for content, message in (
+        ("action:xy+pen", "content names 'pen'; its fields are xy, pen_up, offsets, caption"),
+        ("action:xy|latents:xy", "content uses the field 'xy' as"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(file, content=[content])
+    paths = dict(caption=np.array(["a", "b"]), xy=RNG.normal(size=(2, 5, 2)), up=np.zeros((2, 5), bool))
+    file = npz(tmp_path / "even.npz", **paths)
+    assert media.action(read(file, content=["text:caption|action:xy+up"])[1].parts[1].content).shape == (5, 3)
+    file = npz(tmp_path / "odd.npz", **paths | {"up": np.zeros((2, 4))})
+    assert r"field 'up' of 'xy+up' is float64 [4]; arrays of one length" in str(bad(file, content=["action:xy+up"]))
+    file = npz(tmp_path / "words.npz", **paths)
+    with pytest.raises(UserError, match=r"'caption' is <U1 \[2\]; action needs numbers \[n, points\] or"):
+        read(file, content=["action:caption"])
+
+
+def told(document) -> str:
+    """Why the document's last part is none."""
+    with pytest.raises(ValueError, match=" ") as caught:
+        media.action(document.parts[-1].content)
+    return str(caught.value)
+
+
 def test_arrays_that_do_not_fit(tmp_path, monkeypatch):
     clips = dict(labels=np.arange(2), audio=np.zeros(9, np.int16), sample_rate=8000)
     for fields, content, message in (
@@ -143,6 +180,10 @@ def decoded(found, of):
         for part in r.parts:
             if part.kind == "image":
                 assert media.image(part.content).shape[2] == 3
+            elif part.kind == "action":
+                path = media.action(part.content)
+                assert 0 < np.ptp(path[:, :2], axis=0).max() < 12000
+                assert path[-1, 2] == 1
             elif part.kind == "audio":
                 wave, rate = media.audio(part.content, part.rate)
                 assert rate == 8000
@@ -173,3 +214,12 @@ def test_shared_handwritten_digits():
     assert sum(r.held_out for r in found) == 945
     assert found[0].parts[0].content == "a handwritten seven"
     decoded(found, ["text", "image"])
+
+
+@shared("omniglot_strokes.npz")
+def test_shared_strokes():
+    found = read(SHARED / "omniglot_strokes.npz", content=["text:caption|action:xy_centi+pen_up"])
+    assert len(found) == 4840
+    assert sum(r.held_out for r in found) == 484
+    assert found[0].parts[0].content == "Balinese character 1, 1 strokes"
+    decoded(found, ["text", "action"])

@@ -306,6 +306,30 @@ def test_bad_latents_are_refused():
             media.latents(content)
 
 
+def test_actions_are_read_as_paths_with_a_pen(tmp_path):
+    array = np.array([[1, 2, 0], [3, 4, 1]], np.int16)
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy(array))
+    for content in (npy(array), path, array, array.astype(">f8")):
+        got = media.action(content)
+        assert got.dtype == np.float32
+        assert got.tolist() == array.tolist()
+    assert media.action(array[:, :2]).tolist() == [[1, 2, 0], [3, 4, 0]]
+    for content, message in (
+        (np.zeros((2, 4)), r"an action float64 \[2, 4\]; numbers .* give other columns as latents"),
+        (np.zeros(3), r"an action float64 \[3\]"),
+        (np.zeros((0, 3)), r"an action float64 \[0, 3\]"),
+        (np.zeros((2, 2), complex), "an action complex128"),
+        (npy(np.array([[{}, 1]]), allow_pickle=True), "an action object"),
+        (np.array([[1, np.nan]]), "the action holds NaN or infinity"),
+        (npy(array)[:-1], "cut off: 11 of 12 bytes"),
+        (np.broadcast_to(np.float32(0), (10**7, 2)), f"at most {media.MAX_ACTION_BYTES} bytes"),
+        (b"junk", "not a .npy file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            media.action(content)
+
+
 SEEDS = {
     media.image: [
         *(encoded(PHOTO, form) for form in media.IMAGES),
@@ -313,6 +337,7 @@ SEEDS = {
         png(3, 3),
     ],
     media.audio: [wav(np.zeros(99, np.int16)), *(sound(WAVE, form) for form in ("FLAC", "OGG", "MP3"))],
+    media.action: [npy(np.ones((2, 3), np.int16)), npy(np.ones((4, 2)))],
     media.latents: [npy(np.ones((2, 3), np.float32)), npy(np.ones(3)), npy(np.array([None]), allow_pickle=True)],
 }
 

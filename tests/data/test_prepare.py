@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from mot.data import prepare, readers, tokenise
-from mot.data.records import SPLITS, Dataset, read_json
+from mot.data.about import SPLITS, read_json
+from mot.data.records import Dataset
 from tests.datasets import SMALL, contents, write_inputs
 
 ROOT = Path(__file__).parent.parent.parent

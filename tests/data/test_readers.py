@@ -162,11 +162,25 @@ def test_a_template_substitutes_names_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "template", ["caption", "words:x", "text:", "text:a|", "image:{x}", "text:{x", "text:x}{y}", "", "text:{}", ":x"]
+    "template",
+    [
+        "caption",
+        "words:x",
+        "text:",
+        "text:a|",
+        "image:{x}",
+        "text:{x",
+        "text:x}{y}",
+        "",
+        "text:{}",
+        ":x",
+        "action:x+",
+        "action:{x}",
+    ],
 )
 def test_a_template_that_cannot_be_meant_is_refused(template, tmp_path):
     file = write_lines(tmp_path / "x.jsonl", {"text": "a"})
-    with pytest.raises(UserError, match=r"write kind:field, the kind one of text, image, audio, latents"):
+    with pytest.raises(UserError, match=r"write kind:field, the kind one of text, image, audio, action, latents"):
         read(file, content=[template])
 
 

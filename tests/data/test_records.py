@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as arrays
 
 from launch import data as command
 from launch.cli import guarded
-from mot.data import records, sources, tokenise
-from mot.data.records import Dataset, Layout, Record, Span, atoms, decode, encode, lengths, read_json, render
+from mot.data import about, records, sources, tokenise
+from mot.data.about import read_json
+from mot.data.records import Dataset, Layout, Place, Record, Span, atoms, decode, encode, lengths, render
 from mot.errors import UserError
 from mot.tokenizers import audio as audios
 from mot.tokenizers import image as images
@@ -20,12 +21,15 @@ from mot.tokenizers import text as texts
 from mot.tokenizers.audio import AudioTokenizer
 from mot.tokenizers.image import ImageTokenizer
 
-SPECIAL = {name: i for i, name in enumerate(records.special_tokens(["text", "image", "audio"]))}
-LAYOUT = Layout((("text", 0, 0, 50), ("image", 1, 50, 20), ("audio", 2, 70, 30)), SPECIAL, ("image",))
+SPECIAL = {name: i for i, name in enumerate(about.special_tokens(["text", "image", "audio", "latents"]))}
+PLACES = (Place("text", 0, 0, 50), Place("image", 1, 50, 20), Place("audio", 2, 70, 30), Place("latents", 3, 0, 0, 2))
+LAYOUT = Layout(PLACES, SPECIAL, ("image",))
 
 ids = arrays.arrays(np.uint16, st.integers(1, 40), elements=st.integers(0, 19))
 latents = arrays.arrays(
-    np.float32, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=st.floats(-9, 9, width=32)
+    st.sampled_from([np.float16, np.float32]),
+    st.tuples(st.integers(1, 9), st.integers(1, 5)),
+    elements=st.floats(-9, 9, width=16),
 )
 spans = st.lists(
     st.one_of(
@@ -84,7 +88,11 @@ def test_the_reader_survives_damaged_records(some, data):
         ({"id": "a", "spans": [{"modality": "text", "data": np.zeros(0, int)}]}, "a span is empty"),
         ({"id": "a", "spans": [{"modality": "x", "data": np.zeros((2, 0), "f")}]}, "a span is empty"),
         ({"id": "a", "spans": [{"modality": "x", "data": np.full((2, 2), np.nan, "f")}]}, "finite"),
-        ({"id": "a", "spans": [{"modality": "x", "data": np.zeros(3, "f")}]}, r"must be \[n, P\]"),
+        ({"id": "a", "spans": [{"modality": "x", "data": np.zeros(3, "f")}]}, r"must be float32 \[n, P\]"),
+        (
+            {"id": "a", "spans": [{"modality": "x", "data": np.full((2, 2), 1e99)}]},
+            r"vectors float64 \[2, 2\]; they must",
+        ),
     ],
 )
 def test_what_is_no_record_is_refused_with_the_reason(found, why):
@@ -110,12 +118,30 @@ def test_a_document_is_rendered_with_its_markers():
     assert lengths(cut, 3).tolist() == np.bincount(d.stream).tolist()
 
 
+def test_vectors_are_rendered_with_their_values_and_without_ids():
+    vectors = lambda *n, dtype="f": Span("latents", np.array([[i, -i] for i in n], dtype))
+    record = Record("a", (vectors(1, 2), Span("text", np.array([9])), vectors(3, dtype=np.float16)))
+    d = render(record, LAYOUT, 0, 0)
+    bos, eos, begin, end = (SPECIAL[t] for t in ("<bos>", "<eos>", "<latents>", "</latents>"))
+    assert d.token.tolist() == [bos, begin, 0, 0, end, 9, begin, 0, end, eos]
+    assert d.stream.tolist() == [0, 0, 3, 3, 0, 0, 0, 3, 0, 0]
+    assert d.unit.tolist() == [0, 0, 1, 1, 0, 0, 0, 3, 0, 0]
+    # A vector's weight is that of its own loss; it predicts no end.
+    assert d.weight.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 0, 1]
+    assert (d.span.any(), d.private.any(), list(d.values)) == (False, False, [3])
+    assert d.values[3].dtype == np.float32
+    assert d.values[3].tolist() == [[1, -1], [2, -2], [3, -3]]
+    assert render(Record("a", record.spans[1:2]), LAYOUT, 0, 0).values == {}
+
+
 @pytest.mark.parametrize(
     ("span", "why"),
     [
         (Span("image", np.array([20])), "image tokens must be ids from 0 to 19"),
         (Span("text", np.array([-1])), "text tokens must be ids from 0 to 49"),
         (Span("image", np.zeros((2, 2), "f")), "image tokens must be ids"),
+        (Span("latents", np.array([1])), "latents tokens must be vectors of 2 features"),
+        (Span("latents", np.zeros((2, 3), "f")), "latents tokens must be vectors of 2 features"),
         (Span("smell", np.array([1])), "a span of smell, for which there is no stream"),
     ],
 )
@@ -131,7 +157,7 @@ def dataset(folder, documents=7):
         Record(f"d{i}", (Span("text", np.arange(i + 1, dtype=np.uint16)), *[image] * (i % 2))) for i in range(documents)
     ]
     modalities, splits = ("text", "image"), {}
-    for split, some in zip(records.SPLITS, (made[:-1], made[-1:]), strict=True):
+    for split, some in zip(about.SPLITS, (made[:-1], made[-1:]), strict=True):
         (folder / split).mkdir(parents=True)
         halves = some[: len(some) // 2], some[len(some) // 2 :]
         shards = [records.write_shard(folder / split / f"shard-{n}.array_record", h) for n, h in enumerate(halves) if h]
@@ -146,19 +172,19 @@ def dataset(folder, documents=7):
             "shards": [s._asdict() for s in shards],
             "index": [saved(folder / split, index)[n] for n in index],
         }
-    special = {name: i for i, name in enumerate(records.special_tokens(modalities))}
+    special = {name: i for i, name in enumerate(about.special_tokens(modalities))}
     tokenizers_of(folder / "tokenizers", modalities)
     text = {"ids": 50, "digest": "d", "special": special, "files": []}
-    text["files"] += saved(folder / "tokenizers", {records.BYTES: np.ones(50, np.int32)}).values()
+    text["files"] += saved(folder / "tokenizers", {about.BYTES: np.ones(50, np.int32)}).values()
     tokenizers = {"text": text, "image": {"ids": 4, "tokens": 4, "digest": "d", "files": []}}
-    about = {"format": 1, "modalities": modalities, "tokenizers": tokenizers, "splits": splits, "left_out": {}}
-    (folder / "dataset.json").write_text(json.dumps(about))
+    told = {"format": 1, "modalities": modalities, "tokenizers": tokenizers, "splits": splits, "left_out": {}}
+    (folder / "dataset.json").write_text(json.dumps(told))
     return made
 
 
 @cache
 def text_tokenizer():
-    return texts.train(["So few words."], 300, records.special_tokens(["text", "image", "audio"])).to_str()
+    return texts.train(["So few words."], 300, about.special_tokens(["text", "image", "audio"])).to_str()
 
 
 def tokenizers_of(folder, modalities):
@@ -179,7 +205,7 @@ def saved(folder, arrays):
 
 
 def known(file):
-    return {"file": file.name, "bytes": file.stat().st_size, "digest": records.file_digest(file)}
+    return {"file": file.name, "bytes": file.stat().st_size, "digest": about.file_digest(file)}
 
 
 def reword(folder, change):
@@ -266,8 +292,16 @@ TRAIN, TEXT = ("splits", "train"), ("tokenizers", "text")
         (put("modalities", to=["text", "[red]"]), r"a modality is '\[red\]'"),
         (put("modalities", to=["text", 3]), "a modality is 3; letters"),
         (put("modalities", to={"text": 1}), "text must come first"),
-        (put("modalities", to=["text"]), "must be of all modalities but latents"),
-        (put("modalities", to=["text", "image", "smell"]), "must be of all modalities but latents"),
+        (put("modalities", to=["text"]), r"tokenizers are of \['text', 'image'\]; they must be of its modalities"),
+        (put("modalities", to=["text", "image", "smell"]), "they must be of its modalities"),
+        (put("modalities", to=["text", "image", "latents"]), "how many features its latents have: an earlier version"),
+        (put("tokenizers", "image", "width", to=5), "entry has .*; it needs ids, or the width of its vectors"),
+        (put("tokenizers", "image", to={"digest": "d", "files": []}), "it needs ids, or the width of its vectors"),
+        (
+            put("tokenizers", "image", to={"digest": "d", "width": 0}),
+            "image tokenizer's width: 0 is no whole number from 1",
+        ),
+        (put("tokenizers", "text", to={"digest": "d", "width": 4, "special": {}}), "it lacks 'ids'"),
         (put("tokenizers", to=[]), "damaged or foreign"),
         (put(*TEXT, "special", to={}), "tokenizer lacks <boi>, <bos>"),
         (put(*TEXT, "special", "<bos>", to=50), "'<bos>': 50 is no whole number from 0 to 49"),
@@ -366,7 +400,7 @@ def refused(folder, name, change, why, verify):
     dataset(folder)
     Dataset(folder, "train", verify)
     array = change(np.load(folder / "train" / name))
-    reword(folder, put(*TRAIN, "index", records.INDEX.index(name), to=saved(folder / "train", {name: array})[name]))
+    reword(folder, put(*TRAIN, "index", about.INDEX.index(name), to=saved(folder / "train", {name: array})[name]))
     with pytest.raises(UserError, match=rf"train/\w+.npy is damaged or foreign \(.*{why}"):
         Dataset(folder, "train", verify)
 
@@ -394,6 +428,20 @@ def test_any_array_is_read_or_refused_with_a_message(tmp_path_factory, data):
         (Span("text", np.zeros((2, 2), np.float32)), "its 'text' are"),
         (Span("image", np.array([0, 1, 2])), "its 'image' are 3 of int64, no 4 of 4 ids"),
         (Span("latents", np.array([1])), "its 'latents' are"),
+        (Span("sound", np.zeros((3, 5), "f")), "its 'sound' are 3 vectors of 5 features, no 3 of 0 ids"),
+        (
+            Span("latents", np.zeros((3, 5), "f")),
+            "its 'latents' are 3 vectors of 5 features, no 2 vectors of 4 features",
+        ),
+        (
+            Span("latents", np.zeros((2, 5), "f")),
+            "its 'latents' are 2 vectors of 5 features, no 2 vectors of 4 features",
+        ),
+        (
+            Span("latents", np.zeros((1, 4), "f")),
+            "its 'latents' are 1 vectors of 4 features, no 2 vectors of 4 features",
+        ),
+        (Span("latents", np.array([1, 0])), "its 'latents' are 2 of int64, no 2 vectors of 4 features"),
     ],
 )
 def test_a_record_that_is_not_of_its_dataset_is_unreadable(tmp_path, span, why):
@@ -401,10 +449,31 @@ def test_a_record_that_is_not_of_its_dataset_is_unreadable(tmp_path, span, why):
     dataset(folder)
     shard = records.write_shard(folder / "train" / "shard-0.array_record", [Record("a", (span,))] * 3)
     reword(folder, put(*TRAIN, "shards", 0, to=shard._asdict()))
+    if span.modality == "latents":
+        with_latents(folder)
     train = Dataset(folder, "train")
     with pytest.raises(ValueError, match=why):
         train[1]
     assert train[3].id == "d3"
+
+
+def with_latents(folder):
+    """As if the dataset had a third modality, of which no document has any, 2 vectors of 4 features at a time."""
+    latents = {"width": 4, "tokens": 2, "digest": "d", "files": []}
+
+    def change(found):
+        found["modalities"].append("latents")
+        found["tokenizers"]["latents"] = latents
+        more = {f"{side}latents{end}": 40 + bool(end) for side, end in (("<", ">"), ("</", ">"))}
+        special = found["tokenizers"]["text"]["special"]
+        special |= {name: len(special) + i for i, name in enumerate(more)}
+        for split, about_split in found["splits"].items():
+            about_split["tokens"]["latents"] = 0
+            n = np.load(folder / split / "lengths.npy")
+            saved_ = saved(folder / split, {"lengths.npy": np.pad(n, ((0, 0), (0, 1)))})
+            about_split["index"][0] = saved_["lengths.npy"]
+
+    reword(folder, change)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/b", "..", ".hidden", "$(touch x)"])
@@ -412,9 +481,9 @@ def test_a_dataset_names_no_file_outside_of_its_folder(tmp_path, name):
     folder = tmp_path / "d"
     dataset(folder)
     file = folder / "dataset.json"
-    about = json.loads(file.read_text())
-    about["splits"]["train"]["shards"][0]["file"] = name
-    file.write_text(json.dumps(about))
+    told = json.loads(file.read_text())
+    told["splits"]["train"]["shards"][0]["file"] = name
+    file.write_text(json.dumps(told))
     with pytest.raises(ValueError, match=r"is no file of a dataset"):
         read_json(folder)
 
@@ -454,7 +523,7 @@ def test_with_any_value_in_dataset_json_all_that_is_read_is_shown_or_refused(tmp
     reword(folder, put(*path, to=data.draw(anything)))
     with contextlib.suppress(UserError):
         command._print_summary(folder, read_json(folder))
-        for split in records.SPLITS:
+        for split in about.SPLITS:
             found = Dataset(folder, split, verify=False)
             assert [found[i].id for i in range(found.count)] == [["d0", "d1"], ["d2"]][split == "held_out"]
         sources.bytes_of_ids(folder, found.about)
@@ -483,6 +552,12 @@ def test_junk_in_place_of_a_tokenizer_is_named(tmp_path, name, content):
         {"modalities": ["text"], "latents": "3"},
         {"modalities": ["text"], "latents": -1},
         {"modalities": ["text"]},
+        {"modalities": ["text"], "latents": 0, "vectors": ["image"]},
+        {"modalities": ["text", "image"], "latents": 0, "vectors": ["text"]},
+        {"modalities": ["text", "image"], "latents": 0, "vectors": 3},
+        {"modalities": ["text", "image"], "latents": 0, "vectors": [["image"]]},
+        {"modalities": ["text", "action"], "latents": 0},
+        ["text"],
     ],
 )
 def test_a_foreign_choice_of_tokenizers_is_refused(tmp_path, chosen):
@@ -495,7 +570,7 @@ def test_a_foreign_choice_of_tokenizers_is_refused(tmp_path, chosen):
 def test_every_file_of_the_tokenizers_is_listed(tmp_path):
     folder = tmp_path / "tokenizers"
     tokenizers_of(folder, ["text", "image", "audio"])
-    np.save(folder / records.BYTES, np.ones(3))
+    np.save(folder / about.BYTES, np.ones(3))
     listed = [file["file"] for tokenizer in tokenise.about(folder).values() for file in tokenizer["files"]]
     assert sorted(listed) == sorted(path.name for path in folder.iterdir())
 
@@ -515,7 +590,7 @@ def test_bytes_of_ids_are_whole_numbers_of_0_or_more(tmp_path, found):
     folder = tmp_path / "d"
     dataset(folder)
     assert sources.bytes_of_ids(folder, read_json(folder)).tolist() == [1] * 50
-    saved(folder / "tokenizers", {records.BYTES: found})
+    saved(folder / "tokenizers", {about.BYTES: found})
     with pytest.raises(UserError, match=r"text_bytes.npy is no list of 50 integers"):
         sources.bytes_of_ids(folder, read_json(folder))
 

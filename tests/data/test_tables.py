@@ -188,6 +188,18 @@ def test_parquet_of_text_audio_and_latents(tmp_path):
     assert [d[0][1] for d in good(many)] == [str(i) for i in range(3000)]
 
 
+def test_parquet_of_paths_in_one_column_or_several(tmp_path):
+    columns = {"text": ["a"], "action": [[[1, 2], [3, 4]]], "x": [[1, 3]], "y": [[2.0, 4.0]], "up": [[False, True]]}
+    file = table(tmp_path / "a.parquet", columns)
+    assert media.action(good(file)[0][1][1]).tolist() == [[1, 2, 0], [3, 4, 0]]
+    ((_, (kind, path)),) = good(file, content=["text:text|action:x+y+up"])
+    assert (kind, media.action(path).tolist()) == ("action", [[1, 2, 0], [3, 4, 1]])
+    with pytest.raises(
+        UserError, match=r"column 'text' is string; action needs .npy files \(binary\) or lists of numbers"
+    ):
+        read(file, content=["action:text"])
+
+
 def test_columns_of_parquet_that_do_not_fit(tmp_path):
     columns = {"image": ["a.png"], "text": [1], "caption": [["a", "b"]], "pixels": [[1.0]], "words": [{"bytes": "x"}]}
     file = table(tmp_path / "a.parquet", columns)

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mot.data import readers, tokenise
+from mot.data.about import special_tokens
 from mot.data.raw import Part, Raw
-from mot.data.records import special_tokens
 from mot.errors import UserError
 from mot.tokenizers import text as texts
 from tests.data.files import png, write, write_lines
@@ -17,7 +17,7 @@ RECIPE = types.SimpleNamespace(held_out=0.5, longest=10**9, sample=100, inputs=(
 
 
 def tools(text=TEXT, width=0, modalities=("text",)):
-    return tokenise.Tools(modalities, text, None, None, width)
+    return tokenise.Tools(modalities, text, None, None, None, width)
 
 
 def document(*parts) -> Raw:

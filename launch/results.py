@@ -1,0 +1,61 @@
+"""A folder of samples: written whole, over what an earlier `mot sample` wrote there, and over nothing else."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from mot.errors import UserError
+from mot.rundir import write_atomically
+
+RECORD = "samples.json"
+PARTIAL = ".samples.partial"
+NAMES = re.compile(r"(digits|captions|grid|documents)\.png|samples\.json|document-\d+(-\d+)?\.(json|txt|png|npy)")
+
+
+def refuse_foreign(out: Path) -> set[str]:
+    """The files there that an earlier `mot sample` wrote; raises `UserError` for one of such a name that it did not."""
+    if not out.exists():
+        return set()
+    if not out.is_dir():
+        raise UserError(f"{out} is no folder; choose another --out")
+    ours = _earlier(out)
+    for file in sorted(out.iterdir()):
+        if NAMES.fullmatch(file.name) and file.name not in ours:
+            raise UserError(f"{file} was not written by mot sample and is not overwritten; choose another --out")
+    return ours
+
+
+def _earlier(out: Path) -> set[str]:
+    try:
+        record = json.loads((out / RECORD).read_text())
+        if {"drawn", "read", "judge"} <= record.keys() and "files" not in record:  # an earlier version's
+            return {"digits.png", "captions.png", RECORD}
+        return {name for name in record["files"] if NAMES.fullmatch(name)} | {RECORD}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return set()
+
+
+def write(out: Path, files: dict[str, bytes], record: dict) -> None:
+    """The files and, last, `samples.json`, which names them; then what earlier samples there have beyond these goes.
+
+    Interrupted, it leaves a record that says so and names what is ours, so that the next call can replace it.
+    """
+    ours = refuse_foreign(out)
+    out.mkdir(parents=True, exist_ok=True)
+    stage = out / PARTIAL
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        for name, content in files.items():
+            (stage / name).write_bytes(content)
+        (stage / RECORD).write_text(json.dumps(record | {"files": sorted(files)}, indent=1))
+        write_atomically(out / RECORD, json.dumps({"interrupted": True, "files": sorted({*ours, *files})}))
+        for name in files:
+            os.replace(stage / name, out / name)
+        for name in ours - files.keys() - {RECORD}:
+            (out / name).unlink(missing_ok=True)
+        os.replace(stage / RECORD, out / RECORD)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
