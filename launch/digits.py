@@ -19,6 +19,7 @@ CAPTION, BEGINNING = 21, 48  # tokens of a prompt and of a text's beginning, at 
 READ, TEXT = 48, 96  # tokens of a caption that is read, and of what follows a beginning
 PROMPTS = tuple(f"a handwritten {name}" for name in NAMES)
 ENLARGED = 16  # pixels of a grey level's side
+COLUMNS = 5  # more, and a report shows titles too small to read
 
 
 class Wanted(NamedTuple):
@@ -76,11 +77,12 @@ def samples(model: Model, wanted: Wanted, settings: Settings) -> tuple[dict[str,
     if drawn and wanted.grid:
         files["grid.png"] = pictures.grid([large(x) for x in drawn])
     elif drawn:
-        files["digits.png"] = pictures.titled([large(x) for x in drawn], prompts, min(len(wanted.prompts), 10))
+        columns = len(wanted.prompts) if 1 < len(wanted.prompts) < COLUMNS else COLUMNS
+        files["digits.png"] = pictures.titled([large(x) for x in drawn], prompts, columns)
     if captions:
         wrong = ["" if n == label else "WRONG: " for n, label in zip(named, labels, strict=True)]
         titles = [w + c for c, w in zip(captions, wrong, strict=True)]
-        files["captions.png"] = pictures.titled([large(x) for x in shown], titles, 5)
+        files["captions.png"] = pictures.titled([large(x) for x in shown], titles, COLUMNS)
     return files, record
 
 

@@ -110,11 +110,16 @@ def _files(model: Model, documents: Sequence[Document]) -> dict[str, bytes]:
         lines = [
             x if kind == "text" else f"\n[{kind}: {x or 'empty'}]\n" for part in content for kind, x in part.items()
         ]
-        files[f"{d.name}.txt"] = ("".join(lines).strip("\n") + "\n").encode()
+        files[f"{d.name}.txt"] = (_printable("".join(lines)).replace("\n\n[", "\n[").strip("\n") + "\n").encode()
     title = f"{model.config.run.name}, step {model.step}: what was given, and what follows"
     page = io.BytesIO()
     preview.documents([(_title(d), [_shown(*part) for part in d.parts]) for d in documents], page, title)
     return files | {"documents.png": page.getvalue()}
+
+
+def _printable(text: str) -> str:
+    """Without what commands a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _grid(documents: Sequence[Document]) -> dict[str, bytes]:

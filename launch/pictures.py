@@ -12,7 +12,7 @@ from PIL import Image
 DPI, GAP, WIDEST = 100, 8, 2400  # WIDEST: pixels of a page
 GREY = 216  # around pictures, so that one on white paper has an edge
 CELL, LINE, POINTS = 168, 15, 9  # a titled picture's width and a title's line, pixels; a title's letters
-TITLE = 25  # letters that a cell has room for
+TITLE = 20  # letters that a cell has room for
 FONT = "DejaVu Sans"  # comes with matplotlib
 
 

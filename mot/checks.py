@@ -91,7 +91,8 @@ def _streams(c):
                     f"streams.{b}.modality: {y.modality!r}, also that of streams.{a}; losses of ids and of vectors do "
                     "not add up; name another, or give one of them objective='none'"
                 )
-            if x.first_id < y.first_id + y.ids and y.first_id < x.first_id + x.ids:
+            both_ids = not (x.latent or y.latent)
+            if both_ids and x.first_id < y.first_id + y.ids and y.first_id < x.first_id + x.ids:
                 yield (
                     f"streams.{b}.first_id: ids {y.first_id}..{y.first_id + y.ids - 1} overlap streams.{a}'s "
                     f"{x.first_id}..{x.first_id + x.ids - 1}; move first_id to a free range"

@@ -68,7 +68,7 @@ def noised(batch: Batch, config: Config, step) -> Noised:
         keys_R = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(tokens.unit_seed.reshape(-1))
         u_R = jax.vmap(lambda k: jax.random.uniform(k, minval=1e-6, maxval=1 - 1e-6))(keys_R)
         each_R = jax.vmap(jax.random.fold_in)(keys_R, batches.place_in_unit(tokens).reshape(-1))
-        e_RP = jax.vmap(lambda k: jax.random.normal(k, (stream.latent,)))(each_R)
+        e_RP = jax.vmap(partial(jax.random.normal, shape=(stream.latent,)))(each_R)
         e_BCP, how = e_RP.reshape(tokens.value.shape), stream.diffusion
         t_BC = diffusion.times(u_R.reshape(tokens.noise.shape), how.times, how.shift, tokens.noise)
         x_BCP, t_BC1 = tokens.value, t_BC[..., None]

@@ -138,7 +138,7 @@ def _half_life_rows(slopes) -> list[dict]:
 
 def _published(run, modality) -> str:
     values = published.of(run.config).slopes.get(run.arch, {}).get(modality)
-    return f"{min(values):.2f} to {max(values):.2f}" if values else ""
+    return f"{min(values):g} to {max(values):g}" if values else ""
 
 
 def _cell(s: Slope) -> str:

@@ -13,6 +13,7 @@ from mot import batch as batches
 from tests import examples, reference, vectors
 
 WALL = (("image", "text"),)
+QUICK = dict(scan=True, attention="reference")  # to compile
 
 
 def join(batch, *names):
@@ -23,7 +24,7 @@ def join(batch, *names):
 @lru_cache
 def judged(arch, **choices):
     """A configuration, and its compiled loss with sums and gradients: (weights, batch, step)."""
-    c = vectors.make(arch, **choices)
+    c = vectors.make(arch, **QUICK, **choices)
 
     def loss(weights, batch, step):
         given = objectives.noised(batch, c, step)
@@ -217,11 +218,10 @@ def test_walls_stop_gradients_exactly_and_change_nothing_else():
     np.testing.assert_allclose(walled_sums["nats"], sums["nats"], rtol=1e-6)
     of_image = alone_judged(batch, "image")
     without, walled = (text(f(weights, of_image, 0)[1]) for f in (open_, shut))
+    assert len(walled) > 10
     for path, g in walled.items():
         assert (g == 0).all(), path
-        norm_of_the_last = path.startswith("final_norm") or path.split("/")[3] in "ffn"
-        assert without[path].any() or norm_of_the_last, path
-    assert sum(g.any() for g in without.values()) > 8
+        assert without[path].any() != path.startswith("final_norm"), path
     for name in ("text", "sound"):  # text sees images, and sounds see both: their losses go everywhere as before
         only = alone_judged(batch, name)
         without, walled = (f(weights, only, 0)[1] for f in (open_, shut))
@@ -234,7 +234,7 @@ def steps():
     """Two training steps with text frozen behind a wall and images' loss centred, for accumulate 1 and 2."""
     found = {}
     for accumulate in (1, 2):
-        tree = vectors.tree("mot", 12, walls=WALL, image=dict(centre=0.5))
+        tree = vectors.tree("mot", 12, walls=WALL, image=dict(centre=0.5), **QUICK)
         frozen = dict(match="/text/|embed|head", lr=0.0, decay=0.0)
         tree.optim.update(accumulate=accumulate, rules=(frozen, dict(match=".*", lr=1.0, decay=0.1)))
         c = config.build(tree, optim.uncovered)

@@ -16,7 +16,7 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["errors", "checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
+    ["errors", "checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook", "data.about"],
     ["config", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
     ["batch", "caches", "sharding", "params", "router", "checkpoint", "data.tables", "data.arrays"],
     ["data.packing", "dispatch", "embed", "data.readers"],

@@ -1,6 +1,7 @@
 """Generation against the obvious: the whole document again for every id, and for every answer about vectors."""
 
 import copy
+import dataclasses
 import functools
 import math
 import re
@@ -53,6 +54,14 @@ def written(*tokens):
     return Format("text", BOS, EOS, tuple(range(len(SPECIAL))), tuple(Medium(*m) for m in media))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    """Halves what compilation takes, which is nearly all."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Case(NamedTuple):
     config: config.Config
     seed: int  # of weights under which greedy documents end, some late, and hold units
@@ -66,16 +75,14 @@ class Case(NamedTuple):
 GUIDED = GREEDY._replace(guidance=2.0)
 both = vectors("x", width=24, time="add", copies="both")
 CASES = {
-    "ids": Case(build("mot", ids(9), tied=True), 0),
-    "merged": Case(build("dense", vectors(drop=0.1), norm="post"), 0, settings=GUIDED),
-    "both_copies": Case(build("mot", both, scan=True, kv_heads=4), 0, chunked=True),
+    "ids": Case(build("mot", ids(9), tied=True), 20),
+    "merged": Case(build("dense", vectors(drop=0.1), norm="post"), 6, settings=GUIDED),
+    "both_copies": Case(build("mot", both, scan=True, kv_heads=4), 4, chunked=True),
     "two_media": Case(
-        build("mot_attn_ffn", ids(5), vectors(time="add"), norm="post", scan=True), 0, written(0, 3), length=5
+        build("mot_attn_ffn", ids(5), vectors(time="add"), norm="post", scan=True), 1, written(0, 3), length=5
     ),
-    "prefix": Case(
-        build("mot_ffn", vectors("ddpm", drop=0.1), blocks="prefix"), 0, settings=GUIDED, opens="image"
-    ),
-    "token_choice": Case(build("moe_tc4", vectors(), kv_heads=1), 0),
+    "prefix": Case(build("mot_ffn", vectors("ddpm", drop=0.1), blocks="prefix"), 5, settings=GUIDED, opens="image"),
+    "token_choice": Case(build("moe_tc4", vectors(), kv_heads=1), 2),
     "expert_choice": Case(build("mot_moe_both", ids(9)), 0),
 }
 
@@ -94,6 +101,11 @@ def weights(c, seed):
 def made(name):
     case = CASES[name]
     return case, sample.Sampler(weights(case.config, case.seed), case.config, case.format)
+
+
+@functools.cache
+def whole(name):
+    return Writer(made(name)[0], made(name)[1].params)
 
 
 def prompts(case):
@@ -242,11 +254,215 @@ def test_a_cached_row_is_what_the_whole_document_says(name, monkeypatch):
     case, sampler = made(name)
     if case.chunked:
         monkeypatch.setattr(model, "FEW", 0)
-    got = sampler(prompts(case), case.settings, TEXT, MEDIA, case.opens, case.length, first=5)
-    write = Writer(case, sampler.params)
-    for i, prompt in enumerate(prompts(case)):
+    given = prompts(case)
+    got = sampler(given, case.settings, TEXT, MEDIA, case.opens, case.length, first=5)
+    write = whole(name)
+    for i, prompt in enumerate(given):
         assert_alike(got[i], write(prompt, 5 + i, TEXT, MEDIA))
     units = [sum(part.stream != "text" for part in row.parts) for row in got]
-    print(name, [[(p.stream, len(p.data)) for p in row.parts] + [row.ended] for row in got])
     assert sum(units) >= 3
-    assert len(set(units)) > 1
+    assert len(set(units)) > 1, "no row waited while another drew"
+    assert {row.ended for row in got} == {True, False}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("solver", diffusion.SOLVERS)
+def test_every_solver_is_that_of_the_whole_document(solver, guidance):
+    case, sampler = made("merged")
+    settings = GREEDY._replace(solver=solver, guidance=guidance, shift=2.0)
+    case = case._replace(settings=settings, opens="image")
+    got = sampler(prompts(case)[1:], settings, 0, 1, "image", first=5)
+    write = whole("merged")
+    write.case = case
+    for i, prompt in enumerate(prompts(case)[1:]):
+        assert_alike(got[i], write(prompt, 5 + i, 0, 1))
+
+
+# --- choice ----------------------------------------------------------------------------------------------------------
+
+
+def kept(logits_V, settings):
+    """Probabilities in float64."""
+    p_V = np.exp(np.float64(logits_V) / settings.temperature)
+    order = np.argsort(-p_V)
+    if settings.top_k:
+        p_V[order[settings.top_k :]] = 0
+    p_V /= p_V.sum()
+    n = 1 + np.searchsorted(np.cumsum(p_V[order]), settings.top_p)
+    p_V[order[n:]] = 0
+    return p_V / p_V.sum()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "k", "p"),
+    [(1, 0, 1), (0.5, 0, 1), (2, 3, 1), (1, 99, 0.7), (0.5, 4, 0.8), (1, 1, 1), (1, 0, 1e-6), (0, 0, 1)],
+)
+def test_ids_are_drawn_among_the_likeliest(temperature, k, p):
+    rng, n, settings = np.random.default_rng(0), 20_000, Settings(temperature, k, p)
+    logits_BV = rng.standard_normal((3, 12)).astype(np.float32) * 2
+    logits_BV[:, 5] = -np.inf
+    keys = jax.random.split(jax.random.key(1), (3, n))
+    choose = lambda x_V, keys: sample.choose(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
+    drawn = np.asarray(jax.jit(jax.vmap(choose))(logits_BV, keys))
+    for logits_V, ids in zip(logits_BV, drawn, strict=True):
+        likeliest = np.eye(12)[logits_V.argmax()]
+        want_V = kept(logits_V, settings) if temperature else likeliest
+        if k == 1 or p < 1e-3:
+            np.testing.assert_array_equal(want_V, likeliest)
+        got_V = np.bincount(ids, minlength=12) / n
+        assert not got_V[want_V == 0].any()
+        assert (abs(got_V - want_V) <= 5 * np.sqrt(want_V * (1 - want_V) / n)).all()
+
+
+HOT = Settings(temperature=1.5, top_k=6, top_p=0.95)
+
+
+def test_a_row_depends_on_its_number_prompt_and_seed_alone():
+    case, sampler = made("ids")
+    a, b, c = prompts(case)
+    go = lambda prompts, seed=3, first=5: sampler(prompts, HOT, TEXT, MEDIA, seed=seed, first=first)
+    rows = go([a, b, c])
+    compiled = [f._cache_size() for f in (sampler._prefill, sampler._feed, sampler._ids)]
+    spell = lambda row: [(part.stream, part.data.tolist()) for part in row.parts]
+    assert list(map(spell, go([a, b, c]))) == list(map(spell, rows))
+    turned = go([b, c, a], first=6)
+    assert [spell(row) for row in turned[:2]] == [spell(row) for row in rows[1:]]
+    assert spell(turned[2]) != spell(rows[0])
+    assert spell(go([a, b, c], seed=4)[0]) != spell(rows[0])
+    assert len({str(spell(row)) for row in go([b, b, b])}) > 1
+    assert [f._cache_size() for f in (sampler._prefill, sampler._feed, sampler._ids)] == compiled
+    assert spell(go([b], first=6)[0]) == spell(rows[1]), "alone in its batch"
+
+
+def test_no_text_holds_a_marker_and_media_end():
+    case, sampler = made("ids")
+    sampler = copy.copy(sampler)
+    table = sampler.params["embed"]["tokens"].copy()
+    table[[PAD, BOS, *MARKERS[1:]]] *= 20
+    table[MARKERS[0]] *= 3
+    sampler.params = sampler.params | {"embed": {"tokens": table}}
+    rows = sampler(prompts(case), HOT, TEXT, MEDIA, seed=3, first=5)
+    text, images = ([p.data for row in rows for p in row.parts if p.stream == name] for name in ("text", "image"))
+    assert np.concatenate(text).min() >= len(SPECIAL)
+    assert np.concatenate(text).max() < IDS
+    assert {len(x) for x in images} == {4}
+    assert np.concatenate(images).min() >= 0
+    assert np.concatenate(images).max() < 9
+    assert max(sum(p.stream == "image" for p in row.parts) for row in rows) == MEDIA
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_finite_is_told_with_its_row():
+    case, sampler = made("merged")
+    good, bad = prompts(case)[1], prompts(case)[1]
+    bad[1] = bad[1]._replace(data=bad[1].data * np.nan)
+    with pytest.raises(UserError, match=r"row 2: the logits of text are not finite .* take an earlier --step"):
+        sampler([good, bad, good], case.settings, TEXT, MEDIA, first=5)
+    diverged = copy.copy(sampler)
+    out = {"out": sampler.params["latent"]["image"]["out"] * np.inf}
+    diverged.params = sampler.params | {"latent": {"image": sampler.params["latent"]["image"] | out}}
+    settings = GREEDY._replace(solver="euler", shift=2.0)
+    with pytest.raises(UserError, match=r"row 1: the vectors of image are not finite"):
+        diverged(prompts(case)[1:], settings, 0, 1, "image")
+
+
+TEXTS = [[Part("text", np.full(3, 8))]] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "says"),
+    [
+        (
+            "both_copies",
+            dict(settings=GUIDED),
+            r"guidance 2 needs .* streams.image.diffusion.drop = 0; write guidance 1",
+        ),
+        ("merged", dict(settings=GREEDY._replace(solver="magic")), "solver 'magic' is unknown; allowed: euler, heun, "),
+        ("two_media", dict(length=0), "image have no fixed length; say how many tokens at most"),
+        ("ids", dict(opens="sound"), "opens 'sound' is no stream that this model draws; allowed: image"),
+        ("ids", dict(opens="image", media=0), "media 0, but image is to be opened"),
+        (
+            "ids",
+            dict(prompts=[*TEXTS, [Part("text", np.full(49, 8))]]),
+            r"prompt 3 has 49 tokens of text, .* at most 48",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_told(name, how, says):
+    with pytest.raises(UserError, match=says):
+        made(name)[1](**(dict(prompts=TEXTS) | how))
+
+
+def test_a_model_that_sees_later_tokens_continues_nothing():
+    c = build("mot", ids(9), blocks="document")
+    with pytest.raises(UserError, match="data.blocks: 'document'; this model's tokens all see later ones"):
+        sample.Sampler({}, c, written(4))
+
+
+def test_a_stream_that_is_only_read_is_not_drawn():
+    """Nor opened by text, though data has it do so."""
+    c = build("mot", vectors("none"))
+    sampler = sample.Sampler(weights(c, 0), c, written(0))
+    with pytest.raises(UserError, match="streams.image.objective: 'none'; this model reads image and draws none"):
+        sampler(TEXTS, opens="image")
+    sampler.params["head"]["out"][:, MARKERS[0]] *= 20
+    assert {p.stream for row in sampler(TEXTS, GREEDY, 12) for p in row.parts} == {"text"}
+
+
+def test_what_training_alone_needs_is_left_out():
+    tree = build("moe_tc4", vectors(), kv_heads=1, remat="dots")
+    limited = {tower: dataclasses.replace(sets, capacity=1.5) for tower, sets in tree.ffn.items()}
+    sampler = sample.Sampler({}, dataclasses.replace(tree, ffn=limited), written(4))
+    assert sampler.config == CASES["token_choice"].config
+
+
+def test_a_prompt_is_laid_out_as_data_is():
+    case = CASES["two_media"]
+    text, image, sound = np.array([9, 8]), np.array([3, 0, 1]), np.ones((2, 3), np.float32)
+    parts = [Part("text", text), Part("image", image), Part("sound", sound), Part("sound", -sound), Part("text", text)]
+    streams = list(case.config.streams.values())
+    places = tuple(records.Place(s.modality, i, s.first_id, s.ids, s.latent) for i, s in enumerate(streams))
+    layout = records.Layout(places, dict(zip(SPECIAL, range(len(SPECIAL)), strict=True)), ("sound",))
+    rendered = records.render(records.Record("", tuple(records.Span(*part) for part in parts)), layout, 0, 0)
+    want = roles.assign(rendered, streams, "units", 0)
+    got = sample._document(parts, case.config, case.format, "image")
+    for field in ("token", "stream", "unit", "span"):
+        np.testing.assert_array_equal(getattr(got, field)[:-1], getattr(want, field)[:-1], field)
+    np.testing.assert_array_equal(got.values[2], want.values[2])
+    assert (got.token[-1], want.token[-1]) == (MARKERS[0], EOS)
+    assert not got.noise.any()
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def optimised():
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def sizes(text, axis):
+    """Of all arrays in an HLO module's text that have an axis of that length."""
+    shapes = [[int(n) for n in shape.split(",")] for shape in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
+    return [math.prod(shape) for shape in shapes if axis in shape]
+
+
+def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place(optimised):
+    case, sampler = made("ids")
+    c, S = case.config, 192
+    batch = sample._prompts(prompts(case), c, case.format, "")
+    V, D = c.vocab, 16
+    text = sampler._prefill.lower(sampler.params, batch, slots=S).compile().as_text()
+    assert max(sizes(text, V)) == V * D, "nothing but the embedding is as long as the vocabulary"
+    ask = lambda params, batch: model.forward(params, batch, c).hidden[0][0] @ model.head(params, c)
+    assert max(sizes(jax.jit(ask).lower(sampler.params, batch).compile().as_text(), V)) > V * D
+    state = jax.eval_shape(lambda: sampler._prefill(sampler.params, batch, slots=S))
+    row = lambda dtype, *shape: jax.ShapeDtypeStruct((3, *shape), dtype)
+    given = (row(bool), row(int), jax.random.split(jax.random.key(0), 3), row(bool, V), np.zeros(V, bool))
+    how = dict(stream="text", settings=GREEDY, most=TEXT)
+    text = sampler._ids.lower(sampler.params, state, *given, **how).compile().as_text()
+    open("/tmp/h/ids.hlo", "w").write(text)

@@ -1,6 +1,6 @@
 """How a document is written: which ids begin and end it, and which enclose an image or clip among its text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from mot.config import Config

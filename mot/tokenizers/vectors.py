@@ -147,7 +147,7 @@ def resampled(path: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
     strokes = _strokes(path[:, :2].astype(np.float64), path[:, 2])
     if 2 * len(strokes) > points:
         raise ValueError(
-            f"a drawing of {len(strokes)} strokes; {points} points hold {points // 2}; take more points (--action-points)"
+            f"a drawing of {len(strokes)} strokes; {points} points hold {points // 2}; take more (--action-points)"
         )
     along = [np.append(0, np.cumsum(np.hypot(*np.diff(stroke, axis=0).T))) for stroke in strokes]
     lengths = np.array([s[-1] for s in along])

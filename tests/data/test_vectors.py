@@ -140,7 +140,7 @@ def test_documents_whose_vectors_do_not_fit_are_left_out(made, tmp_path):
         "an action float64 [3, 4]; numbers [n, 2] (x, y) or [n, 3] (and pen up) are allowed; give other columns as "
         "latents",
         "the action holds NaN or infinity (in float32)",
-        "a drawing of 40 strokes; 16 points hold 8; take more points (--action-points)",
+        "a drawing of 40 strokes; 16 points hold 8; take more (--action-points)",
     ):
         assert told.pop(why) == 1, told
     assert not told

@@ -145,7 +145,7 @@ def test_any_path_gives_finite_vectors_or_a_reason(data):
         (np.zeros((4, 2)), r"a path is float64 \[4, 2\]; it must be numbers \[points, 3\]: x, y, pen up"),
         (np.zeros(3), "a path is float64"),
         (np.full((4, 3), np.nan), "a path is not finite"),
-        (np.ones((33, 3)), "a drawing of 33 strokes; 64 points hold 32; take more points"),
+        (np.ones((33, 3)), "a drawing of 33 strokes; 64 points hold 32; take more"),
         (
             drawing() * 1e4,
             r"a drawing reaches [\d.e+]+ where the first ones were about .* large; bring all to one unit",
