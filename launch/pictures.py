@@ -12,7 +12,7 @@ from PIL import Image
 DPI, GAP, WIDEST = 100, 8, 2400  # WIDEST: pixels of a page
 GREY = 216  # around pictures, so that one on white paper has an edge
 CELL, LINE, POINTS = 168, 15, 9  # a titled picture's width and a title's line, pixels; a title's letters
-TITLE = 20  # letters that a cell has room for
+TITLE = 30  # letters of a line at most
 FONT = "DejaVu Sans"  # comes with matplotlib
 
 
@@ -59,7 +59,18 @@ def titled(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int) 
 
 
 def _wrapped(text: str) -> list[str]:
-    """What a model wrote, as a title can show it: printable, in at most three lines."""
-    known = font_manager.get_font(font_manager.findfont(FONT)).get_charmap()
+    """What a model wrote, as a title can show it: printable, in at most three lines that a cell has room for."""
+    font = font_manager.get_font(font_manager.findfont(FONT))
+    font.set_size(POINTS, DPI)
+    known = font.get_charmap()
     shown = "".join(c if c.isprintable() and ord(c) < 0x250 and ord(c) in known else " " for c in text)
-    return textwrap.wrap(shown, TITLE, max_lines=3, placeholder=" ...")
+    for letters in range(TITLE, 5, -1):
+        lines = textwrap.wrap(shown, letters, max_lines=3, placeholder=" ...")
+        if all(_width(font, line) <= CELL - GAP for line in lines):
+            break
+    return lines
+
+
+def _width(font, line: str) -> float:
+    font.set_text(line)
+    return font.get_width_height()[0] / 64

@@ -48,6 +48,8 @@ def mot(*args, **kwargs):
         (["evaluate", SMOKE], "there is no such run directory"),
         (["demo", "--config=configs/digits.py:arch=mot"], "the demo chooses architectures; use --archs"),
         (["demo", "--archs= ,"], "names no architecture"),
+        (["demo", "--setting=transfusion", SMOKE], "--setting=transfusion: a setting is a configuration; give one"),
+        (["demo", "--setting=transfusion", "--config.data.x=1", "--archs=dense"], "data.x: unknown key"),
         (["demo", "--config.model=5"], "model: 5 is int; must be a group of keys"),
         (["train", SMOKE, "--config.model.seed=4294967296"], "must be less than 2147483648 in size"),
         (["train", SMOKE, "--config.optim.lr=" + "9" * 400], "must be less than 2147483648 in size"),
@@ -146,14 +148,17 @@ def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
     assert list((tmp_path / "digits-mot-smoke" / "checkpoints").glob("*/manifest.json"))
 
 
-def test_the_demo_trains_both_draws_and_reports(tmp_path):
-    done = mot("demo", "--config=configs/digits.py:size=smoke", "--seeds=1", f"--out={tmp_path}")
+@pytest.mark.parametrize(
+    ("setting", "unit", "published"), [("digits", "nats", "Chameleon"), ("transfusion", "squared error", "Transfusion")]
+)
+def test_the_demo_trains_both_draws_and_reports(tmp_path, setting, unit, published):
+    done = mot("demo", f"--config=configs/{setting}.py:size=smoke", "--seeds=1", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
     for text in (
         "dense",
         "mot",
-        "held-out image loss",
-        "held-out text loss",
+        f"held-out image loss, {unit}",
+        "held-out text loss, nats",
         "parameters",
         "FLOPs per token",
         "fill, image",
@@ -161,7 +166,9 @@ def test_the_demo_trains_both_draws_and_reports(tmp_path):
         assert text in done.stdout
     assert "mot needed " in done.stdout
     assert f"report: {tmp_path / 'report.html'}" in done.stdout
-    assert "Samples over training" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Samples over training" in page
+    assert f"{published} setting" in page
     for arch in ("dense", "mot"):
         assert (tmp_path / f"{arch}-seed0" / "samples" / "2" / "digits.png").exists()
     first, second = ((tmp_path / f"{arch}-seed0" / "metrics.jsonl").read_text() for arch in ("dense", "mot"))

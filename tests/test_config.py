@@ -4,13 +4,14 @@ import dataclasses
 
 import pytest
 
-from mot import config, optim
+from configs import chameleon, digits, ladder, transfusion
+from mot import config, flops, optim
 from mot.config import ConfigError
-from tests import examples
+from tests import examples, vectors
 
 
-def faults(change):
-    tree = examples.tree()
+def faults(change, tree=None):
+    tree = tree or examples.tree()
     tree.unlock()
     change(tree)
     with pytest.raises(ConfigError) as caught:
@@ -129,3 +130,113 @@ def test_differences_are_dotted():
         "d: 1 -> 'absent'",
         "e: 'absent' -> 1",
     ]
+
+
+def both(*changes):
+    return lambda tree: [change(tree) for change in changes]
+
+
+OF_VECTORS = [
+    # change of text, images (vectors, 12 wide) and sounds; the one fault's beginning, what it must also say
+    (set_("streams.text.latent", 4), "streams.text.ids, first_id: 12, 0, but its tokens are vectors", "or latent=0"),
+    (set_("streams.image.ids", 5), "streams.image.ids, first_id: 5, 0, but its tokens are vectors", "write 0, 0"),
+    (set_("streams.image.first_id", 9), "streams.image.ids, first_id: 0, 9, but", "write 0, 0"),
+    (set_("streams.image.latent", -1), "streams.image.latent: -1", "0 or more"),
+    (set_("streams.text.objective", "flow"), "streams.text.objective: 'flow', but its tokens are 12 ids", "latent=P"),
+    (set_("streams.image.objective", "next_token"), "streams.image.objective: 'next_token'", "flow, x, ddpm, none"),
+    (set_("streams.image.objective", "eps"), "streams.image.objective: 'eps'", "flow, x, ddpm, none"),
+    (set_("streams.image.diffusion.times", "cosine"), "streams.image.diffusion.times: 'cosine'", "logit_normal, beta"),
+    (set_("streams.image.diffusion.time", "concat"), "streams.image.diffusion.time: 'concat'", "add, norm"),
+    (set_("streams.image.diffusion.copies", "three"), "streams.image.diffusion.copies: 'three'", "noised, both"),
+    (set_("streams.image.diffusion.cap", 0.0), "streams.image.diffusion.cap: 0.0", "above 0 and at most 1"),
+    (set_("streams.image.diffusion.cap", 1.5), "streams.image.diffusion.cap: 1.5", "above 0 and at most 1"),
+    (set_("streams.image.diffusion.drop", 1.0), "streams.image.diffusion.drop: 1.0", "below 1"),
+    (set_("streams.image.diffusion.shift", 0.0), "streams.image.diffusion.shift: 0.0", "above 0"),
+    (set_("streams.image.diffusion.centre", -0.5), "streams.image.diffusion.centre: -0.5", "0 or more"),
+    (drop("streams", "text", "diffusion"), "streams.text.diffusion: missing", "configs/base.py"),
+    (
+        set_("towers.walls", (dict(queries="sound", keys="sound"),)),
+        "towers.walls[0]: sound and sound share the attention tower 'sound'",
+        "untie towers.attn.sound",
+    ),
+    (set_("towers.walls", (dict(queries="film", keys="text"),)), "towers.walls[0].queries: 'film'", "text, image"),
+    (set_("towers.norm.image", "text"), "streams.image.width: 12, but it shares its norm tower with text", "untie"),
+    (
+        both(set_("streams.sound.modality", "text"), set_("streams.sound.loss_weight", 1.0)),
+        "streams.sound.modality: 'text', also that of streams.text",
+        "objective='none'",
+    ),
+    (
+        lambda tree: tree.streams.text.update(latent=3, ids=0, objective="flow"),
+        "streams: text, sound, image are all of vectors",
+        "add a stream of text",
+    ),
+    (set_("data.blocks", "all"), "data.blocks: 'all'", "units, prefix, document"),
+    (set_("data.blocks", "document"), "data.blocks: 'document', but streams.image.diffusion.copies", "write 'noised'"),
+]
+
+
+@pytest.mark.parametrize(("change", "begins", "says"), OF_VECTORS, ids=[begins[:40] for _, begins, _ in OF_VECTORS])
+def test_bad_streams_of_vectors_are_named_once(change, begins, says):
+    found = faults(change, vectors.tree("mot", 12))
+    if "all of vectors" in begins:
+        begins = "streams: "  # in which order does not matter
+    assert len([f for f in found if f.startswith(begins)]) == 1, found
+    assert says in next(f for f in found if f.startswith(begins))
+    others = [f for f in found if not f.startswith(begins)]
+    assert not [f for f in others if not f.startswith(("attn.", "towers."))], others
+
+
+@pytest.mark.parametrize("size", ["smoke", "demo", "small", "draw"])
+@pytest.mark.parametrize("setting", [digits, chameleon, transfusion])
+def test_every_laptop_size_of_every_setting_builds(setting, size):
+    sizes = setting.SIZES if setting is not digits else digits.SIZES
+    if size not in sizes:
+        with pytest.raises(ValueError, match=f"size={size}: no such size; allowed: smoke, demo"):
+            setting.get_config(f"size={size}")
+        return
+    for arch in ("dense", "mot", "loo_image", "moe_tc4"):
+        c = config.build(setting.get_config(f"arch={arch},size={size}"), optim.uncovered)
+        assert c.run.name == f"{setting.__name__.split('.')[1]}-{arch}-{size}"
+        assert bool(c.streams["image"].latent) == (setting is transfusion)
+
+
+@pytest.mark.parametrize("predicts", ["flow", "x", "ddpm"])
+@pytest.mark.parametrize("copies", ["noised", "both"])
+def test_transfusions_choices_build(predicts, copies):
+    c = config.build(transfusion.get_config(f"predicts={predicts},copies={copies}"), optim.uncovered)
+    image = c.streams["image"]
+    assert (image.objective, image.copies, image.loss_weight) == (predicts, {"noised": 1, "both": 2}[copies], 5.0)
+    assert image.budget == 5 * image.longest == 80 * image.copies
+    assert image.diffusion.times == ("uniform" if predicts == "ddpm" else "logit_normal")
+    assert (image.diffusion.cap, image.diffusion.drop) == (0.5, 0.1)
+
+
+@pytest.mark.parametrize("argument", ["predicts=v", "copies=three", "size=9b", "colour=red"])
+def test_unknown_choices_of_transfusion_are_refused(argument):
+    with pytest.raises(ValueError, match=argument):
+        transfusion.get_config(argument)
+
+
+PUBLISHED = [(chameleon, 65_536, ladder.CHAMELEON), (transfusion, 32_000, ladder.TRANSFUSION)]
+RUNGS = [(setting, V, name) for setting, V, sizes in PUBLISHED for name in sizes if name not in ladder.LAPTOP]
+
+
+@pytest.mark.parametrize(("setting", "V", "rung"), RUNGS, ids=[f"{s.__name__}-{r}" for s, _, r in RUNGS])
+def test_the_ladders_have_about_the_published_sizes(setting, V, rung):
+    """12 d^2 L + 2 V d, and what the rung is called."""
+    tree = setting.get_config(f"arch=dense,size={rung}")
+    tree.unlock()
+    image = tree.streams.image.ids
+    tree.streams.text.ids = V - image
+    tree.streams.image.first_id = V - image if image else 0
+    c = config.build(tree, optim.uncovered)
+    d, L = c.streams["text"].width, c.model.layers
+    of_text = flops.active_parameters(c)["text"]
+    assert abs(of_text / (12 * d**2 * L + 2 * V * d) - 1) < 0.05
+    named = float(rung[:-1]) * {"m": 1e6, "b": 1e9}[rung[-1]]
+    assert abs(of_text / named - 1) < 0.08
+    assert (
+        abs(c.data.batch * 4096 / 1e6 - ladder.CHAMELEON.get(rung, ladder.TRANSFUSION.get(rung))["rows"] * 4096e-6) < 1
+    )
+    assert (c.model.heads * c.model.head_size, c.model.scan, c.model.dtype) == (d, True, "bfloat16")

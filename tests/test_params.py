@@ -1,8 +1,8 @@
 import jax
 import numpy as np
 
-from mot import flops, params
-from tests import examples
+from mot import config, flops, params
+from tests import examples, vectors
 
 
 def values(c):
@@ -53,3 +53,20 @@ def test_split_and_merge_are_inverse():
     norms, rest = params.split(tree, lambda path: "norm" in path)
     assert set(params.paths(norms)) == {p for p in params.paths(tree) if "norm" in p}
     jax.tree.map(np.testing.assert_array_equal, params.merge(norms, rest), tree)
+
+
+def test_vectors_have_ways_in_and_out_and_norms_that_begin_as_they_were():
+    c = vectors.make("mot", 12)
+    table = params.table(c)
+    shape = lambda path: table[path].shape
+    assert (shape("latent/image/in"), shape("latent/image/out")) == ((3, 12), (12, 3))
+    assert shape("latent/image/time_out")[1] == shape("blocks/main/norm/image/attn_ada")[1] == params.ADA
+    assert shape("blocks/main/norm/image/ffn_ada") == (2, params.ADA, 24)
+    assert shape("latent/sound/time_out")[1] == 16  # added to what enters
+    assert not any("ada" in p for p in table if "/image/" not in p)
+    assert shape("blocks/main/attn/image/wq") == (2, 12, 4, 8)
+    assert (table["blocks/main/norm/image/attn_ada"].std, table["blocks/main/norm/image/attn_ada"].fill) == (None, 0.0)
+    assert not any(p.startswith("latent/text") for p in table)
+    silent = vectors.tree("dense")
+    silent.streams.image.objective = "none"
+    assert [p for p in params.table(config.build(silent)) if "image" in p] == ["latent/image/in"]

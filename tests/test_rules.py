@@ -16,8 +16,9 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["errors", "checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook", "data.about"],
-    ["config", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
+    ["errors", "checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
+    ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
+    ["tokenizers.vectors"],
     ["batch", "caches", "sharding", "params", "router", "checkpoint", "data.tables", "data.arrays"],
     ["data.packing", "dispatch", "embed", "data.readers"],
     ["data.mixture", "data.records", "data.roles"],
@@ -25,8 +26,9 @@ ORDER = [
     ["data.embedded", "objectives", "flops", "optim", "rundir"],
     ["data.tokenise", "data.seqio_bridge", "data.pipeline", "data.budgets", "metrics", "state"],
     ["data.prepare"],
-    ["data.export", "data.sources", "evaluate", "sample", "upcycle"],
-    ["train"],
+    ["data.export", "data.sources", "evaluate", "upcycle"],
+    ["data.formats", "train"],
+    ["sample"],
 ]
 LEVEL = {f"mot.{room}": level for level, rooms in enumerate(ORDER) for room in rooms}
 PACKAGES = {"mot": {"mot"}, "configs": {"configs"}, "scaling": {"mot", "scaling"}}

