@@ -1,6 +1,7 @@
 """What a run has drawn, as PNGs: one by one, many in a grid, each under its title."""
 
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ def png(pixels: np.ndarray) -> bytes:
 def grid(pictures: Sequence[np.ndarray]) -> bytes:
     """One PNG of many pictures uint8 `[height, width, 3]`, as many rows as columns where they are square."""
     height, width = (max(p.shape[axis] for p in pictures) + GAP for axis in (0, 1))
-    columns = round(np.ceil(np.sqrt(len(pictures) * height / width)))
+    columns = math.ceil(math.sqrt(len(pictures) * height / width))
     columns = max(1, min(columns, len(pictures), WIDEST // width))
     rows = -(-len(pictures) // columns)
     page = np.full((rows * height + GAP, columns * width + GAP, 3), GREY, np.uint8)
@@ -66,11 +67,11 @@ def _wrapped(text: str) -> list[str]:
     shown = "".join(c if c.isprintable() and ord(c) < 0x250 and ord(c) in known else " " for c in text)
     for letters in range(TITLE, 5, -1):
         lines = textwrap.wrap(shown, letters, max_lines=3, placeholder=" ...")
-        if all(_width(font, line) <= CELL - GAP for line in lines):
+        if all(_width(font, line) <= CELL - 4 for line in lines):
             break
     return lines
 
 
-def _width(font, line: str) -> float:
-    font.set_text(line)
-    return font.get_width_height()[0] / 64
+def _width(font, line: str) -> int:
+    """Pixels at most: each letter is drawn a whole number of them wide."""
+    return sum(math.ceil(font.load_char(ord(c)).linearHoriAdvance / 2**16) for c in line)

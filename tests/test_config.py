@@ -180,11 +180,11 @@ OF_VECTORS = [
 def test_bad_streams_of_vectors_are_named_once(change, begins, says):
     found = faults(change, vectors.tree("mot", 12))
     if "all of vectors" in begins:
-        begins = "streams: "  # in which order does not matter
+        begins = "streams: "  # in whatever order
     assert len([f for f in found if f.startswith(begins)]) == 1, found
     assert says in next(f for f in found if f.startswith(begins))
-    others = [f for f in found if not f.startswith(begins)]
-    assert not [f for f in others if not f.startswith(("attn.", "towers."))], others
+    follow = ("attn.", "towers.", "streams: ", "streams.text.objective")  # from words that are to be vectors
+    assert not [f for f in found if not f.startswith((begins, *follow))], found
 
 
 @pytest.mark.parametrize("size", ["smoke", "demo", "small", "draw"])
@@ -236,7 +236,4 @@ def test_the_ladders_have_about_the_published_sizes(setting, V, rung):
     assert abs(of_text / (12 * d**2 * L + 2 * V * d) - 1) < 0.05
     named = float(rung[:-1]) * {"m": 1e6, "b": 1e9}[rung[-1]]
     assert abs(of_text / named - 1) < 0.08
-    assert (
-        abs(c.data.batch * 4096 / 1e6 - ladder.CHAMELEON.get(rung, ladder.TRANSFUSION.get(rung))["rows"] * 4096e-6) < 1
-    )
     assert (c.model.heads * c.model.head_size, c.model.scan, c.model.dtype) == (d, True, "bfloat16")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import attention, config, diffusion, model, objectives, optim, params, train
+from mot import attention, checkpoint, config, diffusion, model, objectives, optim, params, sharding, state, train
 from mot import batch as batches
 from tests import examples, reference, vectors
 
@@ -227,9 +227,13 @@ def test_walls_stop_gradients_exactly_and_change_nothing_else():
     for path, g in walled.items():
         assert (g == 0).all(), path
         assert without[path].any() != path.startswith("final_norm"), path
-    # The loss of words that read no image goes where it went; of others also that through images' queries stops.
-    no_image = vectors.pack(c, [[vectors.assign(c, vectors.document(1, "tt"))], MIXED(c)[2:]])
-    words = alone_judged(no_image, "text")
+    # The loss of words that read no vectors goes where it went; of others also that through images' queries stops.
+    words = alone_judged(batch, "text")
+    segment, rank = join({n: t for n, t in batch.items() if n != "text"}, "segment", "rank")
+    of = batch["text"]
+    reads = (segment[:, None] == of.segment[..., None]) & (rank[:, None] < of.rank[..., None])
+    words["text"] = of.replace(weight=np.where(reads.any(-1), 0, of.weight))
+    assert words["text"].weight.sum() > 8
     without, walled = (f(weights, words, 0)[1] for f in (open_, shut))
     assert examples.leaf_error(walled, without) < 1e-5
     assert any(g.any() for g in text(walled).values())
@@ -247,22 +251,24 @@ def steps():
         rows = [MIXED(c), *([d] for d in MIXED(c)[:2]), [vectors.alone_at(c, vectors.document(7, "tS"))]]
         weights = vectors.weights(c)
         trained = params.split(weights, optim.trainable(c))[0]
-        state = train.State(
-            weights, optim.make(c).init(trained), {}, jnp.zeros((), jnp.int32), {"image": jnp.zeros(())}
-        )
+        no_mean = {"image": jnp.zeros(())}
+        now = state.State(weights, optim.make(c).init(trained), {}, jnp.zeros((), jnp.int32), no_mean)
+        batch = vectors.pack(c, rows)
         step, after = compiled(train.make_step(c, 2)), []
         for _ in range(2):
-            state, measured = step(state, vectors.pack(c, rows))
-            after.append((state, measured))
+            now, measured = step(now, batch)
+            after.append((now, measured))
         found[accumulate] = weights, after
+        if accumulate == 1:
+            found |= {"config": c, "step": step, "batch": batch}
     return found
 
 
 def test_a_frozen_tower_stays_bit_equal(steps):
     before, after = steps[1]
-    before, (state, measured) = params.paths(before), after[-1]
+    before, (now, measured) = params.paths(before), after[-1]
     assert measured["ok"]
-    for path, x in params.paths(state.params).items():
+    for path, x in params.paths(now.params).items():
         frozen = "/text/" in path or path.split("/")[0] in ("embed", "head")
         assert np.array_equal(before[path], x) == frozen, path
 
@@ -288,6 +294,17 @@ def test_the_running_mean_centres_the_loss(steps):
         nats, weight = (np.asarray(measured["sums"][x]).sum(1) for x in ("nats", "weight"))
         z = measured["loss"] - (np.array([0, 5 * centred, 0.5]) * nats / weight).sum()
         assert 0 <= z - nats[0] / weight[0] < 0.1 * z  # text, with its z-loss
+
+
+def test_a_saved_state_goes_on_bit_for_bit_running_means_too(steps, tmp_path, one_device):
+    c, step, batch = steps["config"], steps["step"], steps["batch"]
+    _, ((first, _), (second, _)) = steps[1]
+    checkpoint.save(tmp_path / "checkpoints", 1, state.trees(first), vars(train.Position(step=1)), 1)
+    found, position = train._start(c, tmp_path, sharding.make_mesh(1, one_device))
+    assert position.step == 1
+    assert found.means["image"] == first.means["image"] > 0
+    after, _ = step(jax.tree.map(np.asarray, found), batch)
+    jax.tree.map(np.testing.assert_array_equal, after, second)
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------

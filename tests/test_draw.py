@@ -357,7 +357,7 @@ def test_units_of_no_fixed_length_get_the_data_s(prepared):
     assert sample._length(c, format) == 0
     loose = format._replace(media=tuple(m._replace(tokens=0) for m in format.media))
     for longest, length in ((100, 32), (20, 20)):  # ids may be twice the mean, if a document may have as many
-        streams = c.streams | {"image": dataclasses.replace(c.streams["image"], longest=longest)}
+        streams = c.streams | {"image": dataclasses.replace(c.streams["image"], longest=longest, budget=100)}
         assert sample._length(dataclasses.replace(c, streams=streams), loose) == length
 
 
@@ -410,6 +410,7 @@ def test_earlier_samples_are_replaced_and_nothing_else_is(tmp_path):
     results.write(tmp_path, {"digits.png": b"1", "captions.png": b"2"}, {"step": 1})
     results.write(tmp_path, {"grid.png": b"3"}, {"step": 2})
     assert contents(tmp_path).keys() == {"notes.txt", "grid.png", "samples.json"}
+    assert json.loads((tmp_path / "samples.json").read_text()) == {"step": 2, "files": ["grid.png"]}
     (tmp_path / "document-0.txt").write_text("mine")
     for record in ('{"step": 2, "files": ["grid.png"]}', "mine", '{"files": "document-0.txt"}', "[" * 100_000):
         (tmp_path / "samples.json").write_text(record)
@@ -480,6 +481,12 @@ def test_a_digit_on_paper_is_the_digit_again_also_enlarged():
     for scale in (1, 16):
         large = paper.repeat(scale, axis=0).repeat(scale, axis=1)
         np.testing.assert_array_equal(decode.grey(large), levels)
+
+
+def test_text_that_spells_a_special_token_is_text(vectors):
+    ids = vectors.codec.encode(decode.Part("text", "<eos><boi>"))
+    assert not set(ids) & set(vectors.format.special)
+    assert vectors.codec.decode("text", ids) == "<eos><boi>"
 
 
 def test_a_grid_holds_every_picture_where_it_belongs():

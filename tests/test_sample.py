@@ -77,7 +77,7 @@ both = vectors("x", width=24, time="add", copies="both")
 CASES = {
     "ids": Case(build("mot", ids(9), tied=True), 20),
     "merged": Case(build("dense", vectors(drop=0.1), norm="post"), 6, settings=GUIDED),
-    "both_copies": Case(build("mot", both, scan=True, kv_heads=4), 4, few=8),
+    "both_copies": Case(build("mot", both, layers=1, kv_heads=4), 3, few=8),
     "two_media": Case(
         build("mot_attn_ffn", ids(5), vectors(time="add"), norm="post", scan=True), 1, written(0, 3), length=5
     ),

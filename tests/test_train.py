@@ -50,7 +50,7 @@ def one_step(c, batch, devices, state=None, sources=2):
         return step(state, jax.device_put(batch, sharding.by_rows(mesh)))
 
 
-EXPERIMENTS = [p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "archs")]
+EXPERIMENTS = [p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "archs", "ladder")]
 
 
 def data_for(name, folder):
