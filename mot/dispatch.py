@@ -88,7 +88,8 @@ def spread(x_RD, layout: Layout):
 def collect(y_SD, layout: Layout):
     """`[R, D]`: the sum of a token's rows over its choices, added up in float32. The transpose of `spread`."""
     (R, X), (S, D) = layout.place_RX.shape, y_SD.shape
-    used = (layout.place_RX < S).any(0).sum() if X > 1 else 1  # up to the last choice that any token has
+    # Up to the last choice that any token has; earlier ones may be nobody's, as an expert that none was sent to.
+    used = jnp.where((layout.place_RX < S).any(0), jnp.arange(1, X + 1), 0).max() if X > 1 else 1
 
     def add(x, total_RD):
         place_R = lax.dynamic_index_in_dim(layout.place_RX, x, axis=1, keepdims=False)

@@ -113,7 +113,7 @@ def _stack(layer, blocks, xs, config, cache):
     """
     m, first = config.model, config.model.dense_layers
     pattern = config.stacks[first : first + m.sparse_every]
-    if m.remat != "none":
+    if m.remat != "none" and cache is None:
         # dots: keep what projections made, make the rest (and attention) again; block: keep the residual alone.
         policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
         layer = jax.checkpoint(layer, policy=policies[m.remat])
