@@ -52,6 +52,15 @@ def modality(ids, config: Config) -> jax.Array:
     return result
 
 
+def kinds(batch: Batch, streams: Sequence[str], config: Config) -> jax.Array:
+    """`[B, C]`: the modality of each token of `merge`."""
+    of_vectors = lambda s: jnp.full_like(batch[s].token, config.modalities.index(config.streams[s].modality))
+    parts = [of_vectors(s) if config.streams[s].latent else modality(batch[s].token, config) for s in streams]
+    if len(parts) == 1:
+        return parts[0]
+    return in_order(jnp.concatenate(parts, axis=1), document_order(concatenate([batch[s] for s in streams])))
+
+
 def merge(batch: Batch, streams: Sequence[str]) -> Tokens:
     """The tokens of some streams as one, in document order; one stream stays as it is (it is in that order)."""
     tokens = concatenate([batch[s] for s in streams])

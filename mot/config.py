@@ -252,7 +252,7 @@ class Config:
 
     @property
     def vocab(self) -> int:
-        return max(s.first_id + s.ids for s in self.streams.values() if not s.latent)
+        return max((s.first_id + s.ids for s in self.streams.values() if not s.latent), default=0)
 
     @property
     def length(self) -> int:

@@ -87,7 +87,10 @@ def line(row: Mapping, modalities) -> str:
 
 
 def losses(nats_MS, weight_MS, modalities, sources) -> dict[str, float]:
-    """Mean cross-entropy over all targets, by modality, and by modality and source; what is absent is left out."""
+    """The mean loss of all targets, by modality, and by modality and source; what is absent is left out.
+
+    Nats of ids, squared errors of vectors; `loss` is the mean of both, where a run has both.
+    """
     result = {"loss": float(nats_MS.sum() / weight_MS.sum())} if weight_MS.sum() > 0 else {}
     for m, modality in enumerate(modalities):
         if (total := weight_MS[m].sum()) > 0:

@@ -15,7 +15,7 @@ from jax import lax
 
 from mot import batch as batches
 from mot import caches, dispatch, embed, ops, router
-from mot.attention import Info, attend, attend_few
+from mot.attention import FEW, Info, attend, attend_few
 from mot.batch import Batch, Tokens
 from mot.caches import Cache
 from mot.config import Config
@@ -55,6 +55,7 @@ class Context(NamedTuple):
     config: Config
     groups: list[Group]
     merged: list[Tokens]  # by group
+    kinds: list[jax.Array]  # by group: the modality of each token, [B, C]
     conditions: list[jax.Array | None]  # by group: c_RX that its norms are modulated by
     row: Row
     key: jax.Array | None  # of the routers' jitter; None: no jitter
@@ -82,7 +83,8 @@ def forward(
     row = _row(merged)
     if cache is not None:
         cache = cache.replace(info=caches.place_info(cache, row.info))
-    context = Context(config, present, merged, conditions, row, key, causal, cache)
+    kinds = [batches.kinds(batch, group, config) for group in present]
+    context = Context(config, present, merged, kinds, conditions, row, key, causal, cache)
     xs, routing, kv = _stack(partial(_block, context=context), params["blocks"], xs, config, cache)
     hidden, latents = [], {}
     for x_RD, (group, tokens) in zip(xs, groups_, strict=True):
@@ -248,9 +250,6 @@ def _mix_with_cache(parts, kv, context, how):
     return _apart(o_BTNH, context), kv
 
 
-FEW = 256  # queries; of so few the whole score matrix is small
-
-
 def _mix(q_BTNH, k_BTKH, v_BTKH, row, how):
     if row.order is None:
         return attend(q_BTNH, k_BTKH, v_BTKH, row.info, row.info, how)
@@ -332,8 +331,8 @@ def _route(w, sets, xs, mine, tower, context):
         key = jax.random.fold_in(context.key, zlib.crc32(tower.encode()))
         flat = jax.random.uniform(key, (x_BCD.size,), minval=1 - sets.jitter, maxval=1 + sets.jitter)
         noise_BCD = flat.reshape(x_BCD.shape)
-    kinds = batches.modality(tokens.token, config)
-    arguments = (sets, real_BC, tokens.rank, kinds, len(config.modalities), noise_BCD, context.causal)
+    kinds_BC = _end_to_end([context.kinds[i] for i in mine])
+    arguments = (sets, real_BC, tokens.rank, kinds_BC, len(config.modalities), noise_BCD, context.causal)
     choice, report = router.route(x_BCD, w, *arguments)
     most = router.most_choices(sets, C, context.causal)
     through = partial(dispatch.through, rows=B, most=most, how=config.model.dispatch, mesh=config.mesh)

@@ -101,8 +101,10 @@ def loss(params, output: "model.Output", given: Noised, Z_M, config: Config, sou
 def denoising(stream: str, prediction_BCP, given: Noised, Z_M, config: Config, sources: int):
     """`next_token` of a stream of vectors: l is the mean squared error over features (2006.11239, 2209.03003)."""
     tokens, s = given.batch[stream], config.streams[stream]
-    square_BC = jnp.square(prediction_BCP - given.target[stream]).mean(-1) * diffusion.weight(tokens.noise, s.objective)
-    l_BC = jnp.where(tokens.weight > 0, tokens.weight * square_BC, 0)
+    # Before the square: in the backward pass 0 * NaN, of what does not count, is NaN.
+    error_BCP = jnp.where((tokens.weight > 0)[..., None], prediction_BCP - given.target[stream], 0)
+    square_BC = jnp.square(error_BCP).mean(-1) * diffusion.weight(tokens.noise, s.objective)
+    l_BC = tokens.weight * square_BC
     m_BC = _modality(tokens, stream, config)
     by = _booked(tokens, m_BC, config, sources)
     scale = _scales(Z_M, config)[config.modalities.index(s.modality)]
