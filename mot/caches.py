@@ -1,4 +1,4 @@
-"""What generation remembers, in the order in which tokens came: keys, values and who may see them. It knows no towers."""
+"""What generation remembers, in the order in which tokens came: keys, values, who sees them. It knows no towers."""
 
 import jax
 import jax.numpy as jnp

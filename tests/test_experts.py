@@ -365,7 +365,7 @@ def test_an_expert_axis_that_does_not_divide_the_devices_is_refused(tmp_path):
 def test_the_loss_of_balance_is_in_the_objective():
     c, batch = examples.make("moe_tc4"), examples.batch()
     weights = examples.weights(c)
-    hidden, routing = model.forward(weights, batch, c)
+    hidden, _, routing, _ = model.forward(weights, batch, c)
     tokens = objectives.routed_tokens(batch, c)
     got = objectives.routing(routing, tokens, c)
     r = routing["ffn/text"]

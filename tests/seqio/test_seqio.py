@@ -43,8 +43,7 @@ def every_file(folder):
 def make(name="both", ids=None, **changes):
     ids = seqio_bridge.open_(name).about()["tokenizers"]["text"]["ids"] if ids is None else ids
     tree = base.get_config()
-    stream = dict(width=16, ffn=24, budget=64, longest=60, first_id=0, ids=ids, loss_weight=1.0)
-    tree.streams = {"text": dict(modality="text", **stream)}
+    tree.streams = {"text": base.stream("text", 16, 24, budget=64, longest=60, ids=ids)}
     tree.model.update(dict(layers=1, heads=2, kv_heads=2, head_size=8))
     archs.choose(tree, "dense")
     tree.optim.warmup = 1
