@@ -149,7 +149,11 @@ def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "unit", "published"), [("digits", "nats", "Chameleon"), ("transfusion", "squared error", "Transfusion")]
+    ("setting", "unit", "published"),
+    [
+        ("digits", "nats", "Chameleon"),
+        pytest.param("transfusion", "squared error", "Transfusion", marks=pytest.mark.slow),  # a minute of compiling
+    ],
 )
 def test_the_demo_trains_both_draws_and_reports(tmp_path, setting, unit, published):
     done = mot("demo", f"--config=configs/{setting}.py:size=smoke", "--seeds=1", f"--out={tmp_path}")

@@ -10,7 +10,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 
 from configs.base import sets
 from mot import config, model, params
-from mot.batch import merge
+from mot.batch import kinds, merge
 from mot.data.packing import document, pack
 from tests import examples
 
@@ -72,7 +72,8 @@ def test_token_choice_equals_a_published_block(name, how):
     weights = ours(block)
     expected = {path.split("/")[4] for path in params.table(c) if path.startswith("blocks/sparse/ffn/text/")}
     assert set(weights) == expected
-    context = model.Context(c, [merged], model.Row(merged.info), None, False)
+    groups, of = model.groups(c), kinds(batch, list(c.streams), c)
+    context = model.Context(c, groups, [merged], [of], [None], model.Row(merged.info), None, False, None)
     (y_RD,), _ = model._ffns({"text": weights}, [jnp.asarray(padded.reshape(-1, 16))], context)
     with torch.no_grad():
         theirs = block(torch.tensor(x_BTD)).numpy()
