@@ -17,6 +17,8 @@ SIZES = ladder.CHAMELEON | digits.SIZES
 def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, arch="mot", size="demo", data="embedded", length="auto")
     embedded = arg["data"] == "embedded"
+    if embedded and arg["length"] != "auto":
+        raise ValueError(f"length={arg['length']}: the embedded data has rows of its own; leave it out, or name data")
     size = ladder.choose(SIZES if embedded else ladder.CHAMELEON, arg["size"])
     if embedded:
         image = base.stream("image", size["width"], size["ffn"], longest=64, first_id=1024, ids=17)

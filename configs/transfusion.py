@@ -24,6 +24,8 @@ def get_config(arg: str = "") -> ConfigDict:
         if arg[name] not in allowed:
             raise ValueError(f"{name}={arg[name]}: allowed are {', '.join(allowed)}; choose one")
     embedded = arg["data"] == "embedded"
+    if embedded and arg["length"] != "auto":
+        raise ValueError(f"length={arg['length']}: the embedded data has rows of its own; leave it out, or name data")
     size = ladder.choose(SIZES if embedded else ladder.TRANSFUSION, arg["size"])
     # Transfusion's own choices: the loss of images weighs 5, one that text follows keeps half of its signal.
     diffusion = dict(copies=arg["copies"], cap=0.5, drop=0.1)

@@ -215,7 +215,7 @@ def _faults(o: Options, config: Config, format: formats.Format) -> Iterator[str]
         ("length", 1, 65_536),
         ("temperature", 0, 100),
         ("top_k", 0, 2**31 - 1),
-        ("top_p", 0, 1),
+        ("top_p", 1e-6, 1),
         ("guidance", 0, 100),
         ("steps", 1, 10_000),
         ("seed", 0, 2**31 - 1),

@@ -355,7 +355,8 @@ def choose(logits_BV, keys_B, settings: Settings) -> jax.Array:
     if settings.top_p < 1:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
         before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV), axis=-1) - jax.nn.softmax(sorted_BV)
-        least_B1 = jnp.where(before_BV < settings.top_p, sorted_BV, jnp.inf).min(-1, keepdims=True)
+        # The likeliest has nothing before it: it stays, however small p.
+        least_B1 = jnp.where((before_BV < settings.top_p) | (before_BV == 0), sorted_BV, jnp.inf).min(-1, keepdims=True)
         logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 

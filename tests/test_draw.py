@@ -309,7 +309,7 @@ def test_a_prompt_longer_than_the_rows_of_training_is_refused(vectors, tmp_path)
         (["--temperature=-1"], "--temperature=-1.0; must be from 0 to 100"),
         (["--temperature=nan"], "--temperature=nan; must be from 0 to 100"),
         (["--top-k=-2"], "--top-k=-2; must be from 0"),
-        (["--top-p=1.5"], "--top-p=1.5; must be from 0 to 1"),
+        (["--top-p=1.5"], "--top-p=1.5; must be from 1e-06 to 1"),
         (["--n=0"], "--n=0; must be from 1 to 10000"),
         (["--n=4", "--each=2"], "--n=4, --each=2: each says how many; give one"),
         (["--n=1", "--text=a", "--text=b"], "--n=1: there are 2 prompts; ask for as many rows at least"),
