@@ -55,16 +55,7 @@ def attend(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, how: str = "chunk
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, q_info, k_info):
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    s_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * H**-0.5
-    seen_B11TS = visible(q_info, k_info)[:, None, None]
-    # Two wheres: a row that sees nothing has probability 0 everywhere, not 1/S, and no gradient.
-    p_BKGTS = jax.nn.softmax(jnp.where(seen_B11TS, s_BKGTS, UNSEEN), axis=-1)
-    p_BKGTS = jnp.where(seen_B11TS, p_BKGTS, 0).astype(v_BSKH.dtype)
-    o_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH, preferred_element_type=jnp.float32)
-    return o_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
+    return attend_few(q_BTNH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), q_info, k_info)
 
 
 def attend_few(q_BTNH, k_BKSH, v_BKSH, q_info: Info, k_info: Info):
@@ -77,8 +68,9 @@ def attend_few(q_BTNH, k_BKSH, v_BKSH, q_info: Info, k_info: Info):
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
     s_BKGTS = jnp.einsum("BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH, preferred_element_type=jnp.float32) * H**-0.5
     seen_B11TS = visible(q_info, k_info)[:, None, None]
-    p_BKGTS = jnp.where(seen_B11TS, jax.nn.softmax(jnp.where(seen_B11TS, s_BKGTS, UNSEEN), axis=-1), 0)
-    p_BKGTS = p_BKGTS.astype(v_BKSH.dtype)
+    # Two wheres: a row that sees nothing has probability 0 everywhere, not 1/S, and no gradient.
+    p_BKGTS = jax.nn.softmax(jnp.where(seen_B11TS, s_BKGTS, UNSEEN), axis=-1)
+    p_BKGTS = jnp.where(seen_B11TS, p_BKGTS, 0).astype(v_BKSH.dtype)
     o_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", p_BKGTS, v_BKSH, preferred_element_type=jnp.float32)
     return o_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
 

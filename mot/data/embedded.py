@@ -6,7 +6,7 @@ downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -112,23 +112,6 @@ def named(text: str) -> int | None:
     """The digit that a text names, if it names one and no other."""
     found = [i for i, name in enumerate(NAMES) if re.search(rf"\b{name}\b", text)]
     return found[0] if len(found) == 1 else None
-
-
-def grammar(ids: Sequence[int]) -> np.ndarray:
-    """`[V]` bool: what may follow in a document of this data; nothing after <eos>."""
-    allowed = np.zeros(TEXT_IDS + LEVELS, bool)
-    ids = list(ids)
-    opened, closed = ids.count(BOI), ids.count(EOI)
-    if ids[-1] == EOS:
-        return allowed
-    if opened == closed:
-        allowed[[EOS, *range(len(texts.SPECIAL), TEXT_IDS)]] = True
-        allowed[BOI] = opened == 0  # a document has one image
-    elif sum(i >= TEXT_IDS for i in ids) < PIXELS:
-        allowed[TEXT_IDS:] = True
-    else:
-        allowed[EOI] = True
-    return allowed
 
 
 def _manual() -> list[str]:

@@ -11,8 +11,6 @@ import numpy as np
 from mot.config import Stream
 from mot.data.packing import Document, take
 
-BLOCKS = ("units", "prefix", "document")
-
 
 def assign(d: Document, streams: Sequence[Stream], blocks: str, number: int) -> Document:
     """A document as its data has it, units of vectors once and clean, as it is trained on.
