@@ -43,6 +43,20 @@ class Tokens:
 Batch = dict[str, Tokens]  # by stream
 
 
+def abstract(config: Config) -> Batch:
+    """The shapes of a global batch; nothing is allocated."""
+    B, i, f, b = config.data.batch, jnp.int32, jnp.float32, jnp.bool_
+    kinds = dict(token=i, rank=i, position=i, segment=i, source=i, doc_id=i, unit=i, unit_seed=jnp.uint32, span=i)
+    kinds |= dict(private=b, noise=f, target=i, weight=f, value=f)
+
+    def one(stream):
+        ends = {"position": (1,), "value": (stream.latent,)}
+        shape = lambda field: (B, stream.budget, *ends.get(field, ()))
+        return Tokens(**{field: jax.ShapeDtypeStruct(shape(field), kind) for field, kind in kinds.items()})
+
+    return {name: one(stream) for name, stream in config.streams.items()}
+
+
 def modality(ids, config: Config) -> jax.Array:
     """The index, in `config.modalities`, of the modality whose id range holds each id."""
     result = jnp.zeros_like(ids)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
+from mot import sharding
 from mot.errors import Damaged
 
 FORMAT = 1
@@ -26,16 +27,20 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
     target, temporary = folder / str(step), folder / f"{step}.partial"
     if target.exists():
         return target
-    shutil.rmtree(temporary, ignore_errors=True)
+    if sharding.leads():
+        shutil.rmtree(temporary, ignore_errors=True)
+    sharding.together(f"saving {step}")
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     meta = {"format": FORMAT, "step": step, "items": sorted(trees)}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
         checkpointer.save(temporary.absolute(), args=arguments)
-    (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1))
-    os.rename(temporary, target)
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(folder / str(old))
+    if sharding.leads():
+        (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1))
+        os.rename(temporary, target)
+        for old in steps(folder)[:-keep]:
+            shutil.rmtree(folder / str(old))
+    sharding.together(f"saved {step}")
     return target
 
 

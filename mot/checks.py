@@ -4,6 +4,9 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from mot import checks_mesh
+from mot.limits import at_least_0, choice, positive
+
 
 def faults(c, broken: set[str]) -> Iterator[str]:
     """The faults of every check whose sections were readable."""
@@ -15,7 +18,8 @@ def faults(c, broken: set[str]) -> Iterator[str]:
         (_experts, {"streams", "towers", "attn", "ffn"}),
         (_layers, {"model", "attn", "ffn"}),
         (_init, {"init"}),
-        (_mesh, {"mesh", "attn", "ffn"}),
+        (checks_mesh.mesh, {"mesh", "attn", "ffn"}),
+        (checks_mesh.rules, {"mesh"}),
         (_objective, {"objective"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
@@ -28,28 +32,11 @@ def faults(c, broken: set[str]) -> Iterator[str]:
             yield from check(c)
 
 
-def _positive(path, section, *keys) -> Iterator[str]:
-    for key in keys:
-        if (value := getattr(section, key)) <= 0:
-            yield f"{path}.{key}: {value}; must be above 0; raise it"
-
-
-def _at_least_0(path, section, *keys) -> Iterator[str]:
-    for key in keys:
-        if (value := getattr(section, key)) < 0:
-            yield f"{path}.{key}: {value}; must be 0 or more; raise it"
-
-
-def _choice(path, section, key, *allowed) -> Iterator[str]:
-    if (value := getattr(section, key)) not in allowed:
-        yield f"{path}.{key}: {value!r}; allowed: {', '.join(allowed)}; choose one"
-
-
 NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
 
 
 def _run(c):
-    yield from _positive("run", c.run, "steps", "eval_every", "eval_batches", "save_every", "keep")
+    yield from positive("run", c.run, "steps", "eval_every", "eval_batches", "save_every", "keep")
     if not re.fullmatch(NAME, c.run.name):
         yield f"run.name: {c.run.name!r}; must be one folder name matching {NAME}; rename the run"
     if not c.run.root:
@@ -59,8 +46,8 @@ def _run(c):
 def _streams(c):
     for name, s in c.streams.items():
         path = f"streams.{name}"
-        yield from _positive(path, s, "width", "ffn")
-        yield from _at_least_0(path, s, "budget", "longest", "first_id", "latent", "loss_weight")
+        yield from positive(path, s, "width", "ffn")
+        yield from at_least_0(path, s, "budget", "longest", "first_id", "latent", "loss_weight")
         yield from _kind(path, s)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             yield f"{path}: a stream's name is lower-case letters, digits and _; rename it"
@@ -102,7 +89,7 @@ def _streams(c):
 def _kind(path, s):
     """Ids or vectors, and what is made of them."""
     if not s.latent:
-        yield from _positive(path, s, "ids")
+        yield from positive(path, s, "ids")
         if s.objective not in ("next_token", "none"):
             yield (
                 f"{path}.objective: {s.objective!r}, but its tokens are {s.ids} ids ({path}.latent = 0); allowed: "
@@ -114,13 +101,13 @@ def _kind(path, s):
             f"{path}.ids, first_id: {s.ids}, {s.first_id}, but its tokens are vectors of {path}.latent = {s.latent}; "
             "write 0, 0, or latent=0"
         )
-    yield from _choice(path, s, "objective", "flow", "x", "ddpm", "none")
+    yield from choice(path, s, "objective", "flow", "x", "ddpm", "none")
     d, path = s.diffusion, f"{path}.diffusion"
-    yield from _choice(path, d, "time", "add", "norm")
-    yield from _choice(path, d, "copies", "noised", "both")
-    yield from _choice(path, d, "times", "uniform", "logit_normal", "beta")
-    yield from _positive(path, d, "shift")
-    yield from _at_least_0(path, d, "centre")
+    yield from choice(path, d, "time", "add", "norm")
+    yield from choice(path, d, "copies", "noised", "both")
+    yield from choice(path, d, "times", "uniform", "logit_normal", "beta")
+    yield from positive(path, d, "shift")
+    yield from at_least_0(path, d, "centre")
     if not 0 < d.cap <= 1:
         yield f"{path}.cap: {d.cap}; a noise level is above 0 and at most 1; change it"
     if not 0 <= d.drop < 1:
@@ -160,7 +147,7 @@ def _towers(c):
     for i, wall in enumerate(c.towers.walls):
         path, attn = f"towers.walls[{i}]", c.towers.attn
         for key in ("queries", "keys"):
-            yield from _choice(path, wall, key, *names)
+            yield from choice(path, wall, key, *names)
         if wall.queries in attn and attn[wall.queries] == attn.get(wall.keys):
             yield (
                 f"{path}: {wall.queries} and {wall.keys} share the attention tower {attn[wall.keys]!r}, which the loss "
@@ -170,14 +157,14 @@ def _towers(c):
 
 def _model(c):
     m = c.model
-    yield from _positive("model", m, "layers", "heads", "kv_heads", "head_size", "norm_eps", "rope_theta")
-    yield from _at_least_0("model", m, "seed")
-    yield from _choice("model", m, "norm", "pre", "post")
-    yield from _choice("model", m, "qk_norm", "none", "rms", "layer")
-    yield from _choice("model", m, "remat", "none", "dots", "block")
-    yield from _choice("model", m, "dtype", "float32", "bfloat16")
-    yield from _choice("model", m, "attention", "chunked", "reference")
-    yield from _choice("model", m, "dispatch", "blocked", "einsum", "ragged")
+    yield from positive("model", m, "layers", "heads", "kv_heads", "head_size", "norm_eps", "rope_theta")
+    yield from at_least_0("model", m, "seed")
+    yield from choice("model", m, "norm", "pre", "post")
+    yield from choice("model", m, "qk_norm", "none", "rms", "layer")
+    yield from choice("model", m, "remat", "none", "dots", "block")
+    yield from choice("model", m, "dtype", "float32", "bfloat16")
+    yield from choice("model", m, "attention", "chunked", "reference")
+    yield from choice("model", m, "dispatch", "blocked", "einsum", "ragged")
     if m.kv_heads > 0 and m.heads % m.kv_heads:
         yield (
             f"model.heads: {m.heads} query heads do not divide among model.kv_heads = {m.kv_heads}; "
@@ -202,11 +189,11 @@ def _experts(c):
 
 
 def _sets(path, s, component):
-    yield from _at_least_0(path, s, "experts", "width", "shared", "capacity", "balance_rate", "z_loss", "jitter")
-    yield from _choice(path, s, "router", "token", "expert")
-    yield from _choice(path, s, "score", "softmax", "sigmoid")
-    yield from _choice(path, s, "wins", "earliest", "highest")
-    yield from _choice(path, s, "balance", "none", "loss", "bias")
+    yield from at_least_0(path, s, "experts", "width", "shared", "capacity", "balance_rate", "z_loss", "jitter")
+    yield from choice(path, s, "router", "token", "expert")
+    yield from choice(path, s, "score", "softmax", "sigmoid")
+    yield from choice(path, s, "wins", "earliest", "highest")
+    yield from choice(path, s, "balance", "none", "loss", "bias")
     if not 1 <= s.active <= s.experts:
         yield f"{path}.active: {s.active}; a token passes through 1 to {path}.experts = {s.experts}; change either"
     if component == "attn":
@@ -262,34 +249,22 @@ def _layers(c):
 
 
 def _init(c):
-    yield from _at_least_0("init", c.init, "step", "noise")
+    yield from at_least_0("init", c.init, "step", "noise")
     if not c.init.run and (c.init.step or c.init.noise):
         yield f"init.step, noise: {c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
 
 
-def _mesh(c):
-    yield from _positive("mesh", c.mesh, "expert", "buffer")
-    yield from _choice("mesh", c.mesh, "exchange", "gather", "all_to_all")
-    for component in ("attn", "ffn"):
-        for tower, s in getattr(c, component).items():
-            if s.experts and c.mesh.expert > 0 and s.experts % c.mesh.expert:
-                yield (
-                    f"{component}.{tower}.experts: {s.experts} do not divide among mesh.expert = {c.mesh.expert} "
-                    "devices; make one a multiple of the other"
-                )
-
-
 def _objective(c):
-    yield from _at_least_0("objective", c.objective, "z_loss")
-    yield from _positive("objective", c.objective, "chunk")
-    yield from _choice("objective", c.objective, "per", "all", "modality")
+    yield from at_least_0("objective", c.objective, "z_loss")
+    yield from positive("objective", c.objective, "chunk")
+    yield from choice("objective", c.objective, "per", "all", "modality")
 
 
 def _data(c):
     d = c.data
-    yield from _positive("data", d, "batch", "lookahead", "timeout")
-    yield from _at_least_0("data", d, "seed", "length", "workers", "most_left_out")
-    yield from _choice("data", d, "blocks", "units", "prefix", "document")
+    yield from positive("data", d, "batch", "lookahead", "timeout")
+    yield from at_least_0("data", d, "seed", "length", "workers", "most_left_out")
+    yield from choice("data", d, "blocks", "units", "prefix", "document")
     if d.timeout > 10**6:
         yield f"data.timeout: {d.timeout}; at most a million seconds; lower it"
     if d.lookahead > 512:
@@ -316,7 +291,7 @@ def _budgets(c):
     if auto and not c.data.length:
         yield f"streams.{auto[0]}.budget: 0, but data.length is 0; give it a budget, or data.length for all to share"
     modalities = [s.modality for s in c.streams.values()]
-    yield from _choice("data", c.data, "per", *dict.fromkeys(["documents", "tokens", *modalities]))
+    yield from choice("data", c.data, "per", *dict.fromkeys(["documents", "tokens", *modalities]))
 
 
 def _blocks(c):
@@ -330,16 +305,16 @@ def _blocks(c):
 
 def _optim(c):
     o = c.optim
-    yield from _positive("optim", o, "lr", "eps", "clip", "accumulate", "patience")
-    yield from _at_least_0("optim", o, "end_lr", "warmup", "decay_steps")
-    yield from _choice("optim", o, "schedule", "cosine", "linear", "wsd")
+    yield from positive("optim", o, "lr", "eps", "clip", "accumulate", "patience")
+    yield from at_least_0("optim", o, "end_lr", "warmup", "decay_steps")
+    yield from choice("optim", o, "schedule", "cosine", "linear", "wsd")
     for key in ("beta1", "beta2", "ema"):
         if not 0 <= (value := getattr(o, key)) < 1:
             yield f"optim.{key}: {value}; must be at least 0 and below 1; change it"
     if o.end_lr > o.lr > 0:
         yield f"optim.end_lr: {o.end_lr} is above optim.lr = {o.lr}; the rate decays; lower end_lr"
     for i, rule in enumerate(o.rules):
-        yield from _at_least_0(f"optim.rules[{i}]", rule, "lr", "decay")
+        yield from at_least_0(f"optim.rules[{i}]", rule, "lr", "decay")
         try:
             re.compile(rule.match)
         except re.error as error:

@@ -135,11 +135,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices split the rows of a batch; `expert` of them share a tower's experts."""
+    """How many devices stand along each axis, and which of them split what (`sharding.py`)."""
 
-    expert: int
+    data: int  # rows; 0 = all devices that the other axes leave
+    fsdp: int  # rows, parameters and optimiser state
+    expert: int  # rows, and a tower's experts
+    context: int  # parts of a row
+    tensor: int  # heads, hidden units, vocabulary
+    slices: int  # `data` lies over so many slices with a slower network between them
     exchange: str  # gather: everyone's rows to everyone; all_to_all: rows to their experts, in buffers
     buffer: float  # all_to_all: room in each buffer, times what an even load needs; what overflows is dropped, counted
+    rules: dict[str, str]  # logical axis -> axes above, with commas between; "" does not split it
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mot import sharding
 from mot.config import Mesh
 from mot.router import Choice
-from mot.sharding import EXPERTS, ROWS
 
 BLOCK = 128  # rows that `blocked` multiplies at once; each expert's rows fill whole blocks
 
@@ -223,20 +223,35 @@ Compute = Callable[[Callable, Callable, jax.Array, dict], jax.Array]
 def through(compute: Compute, x_RD, weights: dict, choice: Choice, rows: int, most: int, how: str, mesh: Mesh):
     """`[R, F]`: each token through its experts, summed with their weights; and how many choices were lost, `[R]`.
 
-    `weights` are `[E, ...]`, one set an expert; the R tokens are `rows` rows, each with at most `most` choices.
+    `weights` are `name: [E, ...]`, one set an expert; the R tokens are `rows` rows, each with at most `most` choices.
     On several devices each has its own rows, and its share of the experts where the mesh has an `expert` axis.
     """
-    devices = jax.sharding.get_abstract_mesh()
-    if devices.empty or devices.size == 1:
-        return _here(compute, x_RD, weights, choice, rows * most, how)
-    rows //= devices.size
-    if mesh.expert == 1:
-        f = lambda x_RD, weights, choice: _here(compute, x_RD, weights, choice, rows * most, how)
-    elif mesh.exchange == "gather":
-        f = lambda x_RD, weights, choice: _gathered(compute, x_RD, weights, choice, rows * most, how)
-    else:
-        f = lambda x_RD, weights, choice: _exchanged(compute, x_RD, weights, choice, rows * most, how, mesh.buffer)
-    return jax.shard_map(f, in_specs=(ROWS, EXPERTS, ROWS), out_specs=ROWS, check_vma=False)(x_RD, weights, choice)
+    rules = mesh.rules
+    experts, split = sharding.parts(("expert",), rules), lambda axis: sharding.parts((axis,), rules) > 1
+    most *= rows // sharding.parts((sharding.ROWS,), rules)
+    here, flat = sharding.spec((sharding.ROWS,), rules), lambda name: sharding.spec(("expert", *SPLIT[name]), rules)
+
+    def share(x_RD, weights, choice):
+        for name in weights:  # gathered along what splits the width, not along hidden units
+            whole = [(dim, sharding.axes_of(axis, rules)) for dim, axis in enumerate(SPLIT[name], 1) if axis == "embed"]
+            for dim, names in whole if split("embed") else ():
+                weights = weights | {name: sharding.gathered(weights[name], names, dim, x_RD.dtype)}
+        if experts == 1:
+            y_RF, lost_R = _here(compute, x_RD, weights, choice, most, how)
+        elif mesh.exchange == "gather":
+            y_RF, lost_R = _gathered(compute, x_RD, weights, choice, most, how)
+        else:
+            y_RF, lost_R = _exchanged(compute, x_RD, weights, choice, most, how, mesh.buffer)
+        hidden = sharding.axes_of("mlp", rules) if any("mlp" in SPLIT[name] for name in weights) else ()
+        return lax.psum(y_RF, hidden) if hidden and split("mlp") else y_RF, lost_R
+
+    inputs = (here, {name: flat(name) for name in weights}, here)
+    return sharding.shares(share, inputs, here)(x_RD, weights, choice)
+
+
+# The axes of an expert's flat matrices; heads of QKV and O stay whole (config refuses what would split them).
+SPLIT = {"w1": ("embed", "mlp"), "w3": ("embed", "mlp"), "w2": ("mlp", "embed")}
+SPLIT |= {"wq": ("embed", None), "wk": ("embed", None), "wv": ("embed", None), "wo": (None, "embed")}
 
 
 def _here(compute, x_RD, weights, choice, most, how):

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from mot import metrics, model, objectives
+from mot import metrics, model, objectives, sharding
 from mot.config import Config
 from mot.data.mixture import Sources
 from mot.data.pipeline import Batches, iterate, refuse_too_many
@@ -17,27 +17,31 @@ from mot.errors import UserError
 SEED = 2**31 - 1  # of the held-out batches: the same for every run
 
 
-def make_evaluate(config: Config, sources: Sources, rows, say=print):
-    """`params -> metrics` over `run.eval_batches` batches, which stay on the devices with sharding `rows`.
+def make_evaluate(config: Config, sources: Sources, mesh, say=print):
+    """`params -> metrics` over `run.eval_batches` batches, which stay on the mesh's devices.
 
     Losses are means of l over the targets' weights. A model whose routers look at later tokens has two: `loss`, as it
     trains, which is no likelihood, and `causal_loss`, as it generates. Bits per byte of a source's text divide its nats
     by the bytes that its text targets stand for, so they compare across tokenizers. `say` is told of documents that
     cannot be read; raises `UserError` where these are too many.
     """
-    batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches)
+    mine = sharding.my_rows(config, mesh)
+    batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches, None, *mine)
     packed = list(iterate(batches, 0, timeout=config.data.timeout))
     host, left_out = [p.batch for p in packed], [d for p in packed for d in p.left_out]
     for source, document, why in left_out:
         say(f"evaluation: left out document {document} of {source}: {why}")
     if left_out:
         refuse_too_many(Counter(d.source for d in left_out), left_out[-1], config.data.most_left_out)
-    if not any((tokens.weight > 0).any() for batch in host for tokens in batch.values()):
-        raise UserError("the held-out batches hold nothing to predict; prepare data with a larger --held-out")
-    fixed = [jax.device_put(batch, rows) for batch in host]
     bytes_S = np.zeros(len(sources.names))
     for tokens in (tokens for batch in host for tokens in batch.values()):
         np.add.at(bytes_S, tokens.source, np.where(tokens.weight > 0, sources.byte_lengths[tokens.target], 0))
+    weighs = np.array([(tokens.weight > 0).sum() for batch in host for tokens in batch.values()])
+    # Of all processes, which each have some of the rows; those that share rows count them once.
+    weighs, bytes_S = (np.asarray(sharding.summed(x, config, mesh)) for x in (weighs, bytes_S))
+    if not weighs.any():
+        raise UserError("the held-out batches hold nothing to predict; prepare data with a larger --held-out")
+    fixed = [sharding.placed(batch, config, mesh) for batch in host]
 
     @partial(jax.jit, static_argnames="causal")
     def sums(params, batch, causal):

@@ -10,18 +10,25 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from mot import rundir, sharding
+from mot import rundir
 
 
 class Writer:
-    """Rows of metrics.jsonl, each also to TensorBoard. One row for each (kind, step): a resumed run's later rows go."""
+    """Rows of metrics.jsonl, each also to TensorBoard. One row for each (kind, step): a resumed run's later rows go.
 
-    def __init__(self, path: Path, resumed_at: int):
+    Of several processes one `speaks`.
+    """
+
+    def __init__(self, path: Path, resumed_at: int, speaks: bool = True):
+        self.speaks = speaks
+        if not speaks:
+            return
         file = path / "metrics.jsonl"
         kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
         rundir.write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
@@ -30,7 +37,7 @@ class Writer:
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
 
     def write(self, kind: str, step: int, values: Mapping) -> None:
-        if (kind, step) in self.written:
+        if not self.speaks or (kind, step) in self.written:
             return
         if kind != "event":
             self.written.add((kind, step))
@@ -43,15 +50,16 @@ class Writer:
                 self.board.add_scalar(f"{kind}/{key}", value, step)
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        if self.speaks:
+            self.file.close()
+            self.board.close()
 
 
 class Live:
     """The line a person watches: losses by modality, speed, time left. Without a terminal, `say` alone prints."""
 
-    def __init__(self, title: str, done: int, steps: int):
-        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    def __init__(self, title: str, done: int, steps: int, speaks: bool = True):
+        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False, quiet=not speaks)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -163,7 +171,7 @@ def loads(reports: Mapping, modalities) -> dict:
 def matmul_peak(mesh: Mesh, dtype: str) -> float:
     """FLOP/s that all devices of the mesh reach together on large square matmuls; the best of five."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
-    rows = sharding.by_rows(mesh)
+    rows = NamedSharding(mesh, P(mesh.axis_names))
     a = jax.jit(lambda: jnp.full((mesh.size, n, n), 0.5, dtype), out_shardings=rows)()
     multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=dtype), out_shardings=rows)
     multiply(a).block_until_ready()

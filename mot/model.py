@@ -14,23 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from mot import batch as batches
-from mot import caches, dispatch, embed, ops, router
-from mot.attention import FEW, Info, attend, attend_few
+from mot import caches, dispatch, embed, mixing, ops, router, sharding
 from mot.batch import Batch, Tokens
 from mot.caches import Cache
 from mot.config import Config
+from mot.mixing import Row, end_to_end
 from mot.router import Report
-from mot.sharding import rows_apart
 
 Group = tuple[str, ...]  # streams that travel merged
-
-
-class Row(NamedTuple):
-    """The tokens of all groups where they meet: in document order, where causality leaves the fewest tiles to visit."""
-
-    info: Info
-    order: jax.Array | None = None  # [B, T], from the groups end to end to document order; None: they are in it
-    back: jax.Array | None = None
 
 
 def groups(config: Config, present: Sequence[str] | None = None) -> list[Group]:
@@ -75,15 +66,15 @@ def forward(
 
     With a cache the batch may lack streams, and its tokens see those of the cache too.
     """
-    present = groups(config, batch)
-    merged = [batches.merge(batch, group) for group in present]
+    present, rules = groups(config, batch), config.mesh.rules
+    merged = sharding.apart([batches.merge(batch, group) for group in present], rules)
     groups_ = list(zip(present, merged, strict=True))
     entered = [embed.enter(params, batch, group, tokens, config) for group, tokens in groups_]
     xs, conditions = map(list, zip(*entered, strict=True))
-    row = _row(merged)
+    row = mixing.meet(merged, rules)
     if cache is not None:
-        cache = cache.replace(info=caches.place_info(cache, row.info))
-    kinds = [batches.kinds(batch, group, config) for group in present]
+        cache = cache.replace(info=caches.place_info(cache, row.q))
+    kinds = sharding.apart([batches.kinds(batch, group, config) for group in present], rules)
     context = Context(config, present, merged, kinds, conditions, row, key, causal, cache)
     xs, routing, kv = _stack(partial(_block, context=context), params["blocks"], xs, config, cache)
     hidden, latents = [], {}
@@ -98,14 +89,6 @@ def forward(
 def head(params: dict, config: Config) -> jax.Array:
     """`[D, V]`, the matrix that makes logits."""
     return params["embed"]["tokens"].T if config.model.tied else params["head"]["out"]
-
-
-def _row(merged: list[Tokens]) -> Row:
-    tokens = batches.concatenate(merged)
-    if len(merged) == 1:
-        return Row(tokens.info)
-    order_BT = batches.document_order(tokens)
-    return Row(batches.in_order(tokens.info, order_BT), order_BT, tokens.rank)
 
 
 def _stack(layer, blocks, xs, config, cache):
@@ -166,7 +149,8 @@ def _block(xs: list[jax.Array], w: dict, number, context: Context):
         pre = config.model.norm == "pre"
         ys, report, *kv = f(norm(name, xs) if pre else xs)
         reports.update({f"{name}/{tower}": x for tower, x in report.items()})
-        return [x + y for x, y in zip(xs, ys if pre else norm(name, ys), strict=True)], *kv
+        xs = [x + y for x, y in zip(xs, ys if pre else norm(name, ys), strict=True)]
+        return [sharding.constrain(x_RD, (sharding.ROWS, None), config.mesh.rules) for x_RD in xs], *kv
 
     context = context._replace(key=None if context.key is None else jax.random.fold_in(context.key, number))
     mine = None if context.cache is None else context.cache.kv[number]
@@ -189,72 +173,22 @@ def _attention(w, xs, context, kv):
         if "router" in w[tower]:
             parts, project[tower], reports[tower] = _routed_attention(w[tower], sets, xs, mine, tower, context)
         else:
-            parts = [_linears(w[tower], xs[i]) for i in mine]
+            parts = [_linears(w[tower], xs[i], context.config.mesh.rules) for i in mine]
             project[tower] = lambda os, wo=w[tower]["wo"]: [ops.linear(o_RE, _flat_out(wo)) for o_RE in os]
         finish = partial(_finish, w[tower], m=context.config.model)
         qkv |= {i: finish(part, context.merged[i]) for i, part in zip(mine, parts, strict=True)}
-    parts, how = [qkv[i] for i in range(len(xs))], context.config.model.attention
+    parts, config = [qkv[i] for i in range(len(xs))], context.config
     if context.cache is not None:
-        outputs, kv = _mix_with_cache(parts, kv, context, how)
-    elif context.config.towers.walls:
-        outputs = _mix_with_walls(parts, context, how)
+        outputs, kv = mixing.mix_with_cache(parts, kv, context.row, context.cache, config)
+    elif config.towers.walls:
+        outputs = mixing.mix_with_walls(parts, context.groups, context.merged, context.row, config)
     else:
-        q_BTNH, k_BTKH, v_BTKH = map(_end_to_end, zip(*parts, strict=True))
-        o_BTNH = rows_apart(partial(_mix, how=how))(q_BTNH, k_BTKH, v_BTKH, context.row)
-        outputs = _apart(o_BTNH, context)
+        outputs = mixing.mix(parts, context.row, config)
     rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
     ys = {}
     for tower, _, mine in _towers("attn", context):
         ys |= dict(zip(mine, project[tower]([rows[i] for i in mine]), strict=True))
     return [ys[i] for i in range(len(xs))], reports, kv
-
-
-def _end_to_end(xs):
-    return jnp.concatenate(xs, axis=1) if len(xs) > 1 else xs[0]
-
-
-def _apart(x_BTNH, context):
-    """Each group's part of tokens that lie end to end."""
-    sizes = [tokens.token.shape[1] for tokens in context.merged]
-    return lax.split(x_BTNH, sizes, axis=1) if len(sizes) > 1 else [x_BTNH]
-
-
-def _mix_with_walls(parts, context, how):
-    """A call for the queries of each group; keys and values of towers behind a wall of its own have no gradient."""
-    outputs, infos, attn = [], [tokens.info for tokens in context.merged], context.config.towers.attn
-    attend_ = rows_apart(partial(attend, how=how))
-    ks, vs = ([part[n] for part in parts] for n in (1, 2))
-    info = jax.tree.map(lambda *x: _end_to_end(x), *infos)
-    for group, (q_BCNH, *_), mine in zip(context.groups, parts, infos, strict=True):
-        walled = {attn[wall.keys] for wall in context.config.towers.walls if attn[wall.queries] == attn[group[0]]}
-        stop = lambda xs, walled=walled: [
-            lax.stop_gradient(x) if attn[g[0]] in walled else x for x, g in zip(xs, context.groups, strict=True)
-        ]
-        outputs.append(attend_(q_BCNH, _end_to_end(stop(ks)), _end_to_end(stop(vs)), mine, info))
-    return outputs
-
-
-def _mix_with_cache(parts, kv, context, how):
-    """Attention over all that the cache holds, these tokens included; and the layer's k and v with them."""
-    q_BTNH, k_BTKH, v_BTKH = map(_end_to_end, zip(*parts, strict=True))
-    row, cache = context.row, context.cache
-    if row.order is not None:
-        q_BTNH, k_BTKH, v_BTKH = (ops.permute(x, row.order, row.back) for x in (q_BTNH, k_BTKH, v_BTKH))
-    kv = tuple(caches.place(x, new, cache.used) for x, new in zip(kv, (k_BTKH, v_BTKH), strict=True))
-    if q_BTNH.shape[1] <= FEW:
-        o_BTNH = attend_few(q_BTNH, *kv, row.info, cache.info)
-    else:
-        o_BTNH = attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.info, cache.info, how)
-    if row.order is not None:
-        o_BTNH = ops.permute(o_BTNH, row.back, row.order)
-    return _apart(o_BTNH, context), kv
-
-
-def _mix(q_BTNH, k_BTKH, v_BTKH, row, how):
-    if row.order is None:
-        return attend(q_BTNH, k_BTKH, v_BTKH, row.info, row.info, how)
-    q_BTNH, k_BTKH, v_BTKH = (ops.permute(x, row.order, row.back) for x in (q_BTNH, k_BTKH, v_BTKH))
-    return ops.permute(attend(q_BTNH, k_BTKH, v_BTKH, row.info, row.info, how), row.back, row.order)
 
 
 def _flat_in(w):
@@ -267,8 +201,9 @@ def _flat_out(w):
     return w.reshape(*w.shape[:-3], -1, w.shape[-1])
 
 
-def _linears(tower, x_RD):
-    return [ops.linear(x_RD, _flat_in(tower[name])) for name in ("wq", "wk", "wv")]
+def _linears(tower, x_RD, rules):
+    apart = lambda y_RE: sharding.constrain(y_RE, (sharding.ROWS, "heads"), rules)
+    return [apart(ops.linear(x_RD, _flat_in(tower[name]))) for name in ("wq", "wk", "wv")]
 
 
 def _finish(tower, parts, tokens, m):
@@ -294,13 +229,16 @@ def _ffns(w, xs, context):
         if "router" in w[tower]:
             parts, reports[tower] = _routed_ffn(w[tower], sets, xs, mine, tower, context)
         else:
-            parts = [_ffn(w[tower], xs[i]) for i in mine]
+            parts = [_ffn(w[tower], xs[i], context.config.mesh.rules) for i in mine]
         ys |= dict(zip(mine, parts, strict=True))
     return [ys[i] for i in range(len(xs))], reports
 
 
-def _ffn(tower, x_RD, linear=ops.linear):
-    return linear(ops.swiglu(linear(x_RD, tower["w1"]), linear(x_RD, tower["w3"])), tower["w2"])
+def _ffn(tower, x_RD, rules):
+    gate_RF, up_RF = (
+        sharding.constrain(ops.linear(x_RD, tower[name]), (sharding.ROWS, "mlp"), rules) for name in ("w1", "w3")
+    )
+    return ops.linear(ops.swiglu(gate_RF, up_RF), tower["w2"])
 
 
 def _expert_ffn(enter, linear, weight_S1, w):
@@ -331,10 +269,11 @@ def _route(w, sets, xs, mine, tower, context):
         key = jax.random.fold_in(context.key, zlib.crc32(tower.encode()))
         flat = jax.random.uniform(key, (x_BCD.size,), minval=1 - sets.jitter, maxval=1 + sets.jitter)
         noise_BCD = flat.reshape(x_BCD.shape)
-    kinds_BC = _end_to_end([context.kinds[i] for i in mine])
+    kinds_BC = end_to_end([context.kinds[i] for i in mine])
     arguments = (sets, real_BC, tokens.rank, kinds_BC, len(config.modalities), noise_BCD, context.causal)
-    choice, report = router.route(x_BCD, w, *arguments)
-    most = router.most_choices(sets, C, context.causal)
+    choice, report = router.route(x_BCD, w, *arguments, rules=config.mesh.rules)
+    row = C * sharding.parts(("length",), config.mesh.rules)  # of which a part may have all choices
+    most = min(router.most_choices(sets, row, context.causal), C * choice.expert_RX.shape[1])
     through = partial(dispatch.through, rows=B, most=most, how=config.model.dispatch, mesh=config.mesh)
     return x_BCD.reshape(B * C, -1), choice, report, through
 
@@ -352,8 +291,9 @@ def _part(y_RD, mine, context):
     return [part.reshape(-1, D) for part in parts]
 
 
-def _counted(report, lost_R):
-    return report._replace(lost_B=lost_R.reshape(report.lost_B.shape[0], -1).sum(1))
+def _counted(report, lost_R, context):
+    lost_BC = sharding.whole(lost_R.reshape(context.row.q.rank.shape[0], -1), context.config.mesh.rules)
+    return report._replace(lost_B=lost_BC.sum(1))
 
 
 def _routed_ffn(w, sets, xs, mine, tower, context):
@@ -362,11 +302,11 @@ def _routed_ffn(w, sets, xs, mine, tower, context):
     experts = {name: w[name] for name in ("w1", "w2", "w3")}
     y_RD, lost_R = through(_expert_ffn, x_RD, experts, choice)
     if sets.shared:
-        shared_RD = _ffn({name: w[f"shared_{name}"] for name in experts}, x_RD)
+        shared_RD = _ffn({name: w[f"shared_{name}"] for name in experts}, x_RD, context.config.mesh.rules)
         if sets.shared_gate:
             shared_RD *= jax.nn.sigmoid(ops.linear(x_RD, w["shared_gate"]).astype(jnp.float32)).astype(shared_RD.dtype)
         y_RD += shared_RD
-    return _part(y_RD, mine, context), _counted(report, lost_R)
+    return _part(y_RD, mine, context), _counted(report, lost_R, context)
 
 
 def _routed_attention(w, sets, xs, mine, tower, context):
@@ -394,4 +334,4 @@ def _routed_attention(w, sets, xs, mine, tower, context):
         y_RD, _ = through(leave, o_RE, {"wo": _flat_out(w["wo"])}, choice)
         return _part(y_RD, mine, context)
 
-    return parts, out, _counted(report, lost_R)
+    return parts, out, _counted(report, lost_R, context)

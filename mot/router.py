@@ -5,6 +5,9 @@ batch's other rows. `token` routers look at a token alone, and with earliest-win
 routers (2202.09368) and highest-wins capacity look at later tokens, too.
 """
 
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mot import ops, sharding
 from mot.config import Experts
 
 
@@ -52,9 +56,18 @@ def most_choices(spec: Experts, tokens: int, causal: bool) -> int:
 
 
 def route(
-    x_BCD, weights: dict, spec: Experts, real_BC, rank_BC, modality_BC, modalities: int, noise_BCD=None, causal=False
+    x_BCD,
+    weights: dict,
+    spec: Experts,
+    real_BC,
+    rank_BC,
+    modality_BC,
+    modalities: int,
+    noise_BCD=None,
+    causal=False,
+    rules: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Choice, Report]:
-    """Choices of the rows' tokens, R = B * C, and the report.
+    """Choices of the rows' tokens, R = B * C, and the report of whole rows.
 
     `weights`: `router` [D, E]; `router_bias` [E] where spec.balance is bias; `causal_in` [D, D'] and `causal_out`
     [D', E] where experts choose. `noise_BCD` multiplies the router's input. `causal`: experts that choose are imitated
@@ -62,12 +75,14 @@ def route(
     where the highest scores win, all find a place.
     """
     B, C, _ = x_BCD.shape
-    x_BCD = x_BCD.astype(jnp.float32)
-    logits_BCE = _matmul(x_BCD if noise_BCD is None else x_BCD * noise_BCD, weights["router"])
+    whole = partial(sharding.whole, rules=rules)
+    real_BC, rank_BC, modality_BC = whole((real_BC, rank_BC, modality_BC))
+    logits_BCE = x_BCD.astype(jnp.float32)
+    logits_BCE = whole(_matmul(logits_BCE if noise_BCD is None else logits_BCE * noise_BCD, weights["router"]))
     score_BCE = jax.nn.softmax(logits_BCE, axis=-1) if spec.score == "softmax" else jax.nn.sigmoid(logits_BCE)
-    imitation_BC = jnp.zeros((B, C), jnp.float32)
+    imitation_BC = jnp.zeros(real_BC.shape, jnp.float32)
     if spec.router == "expert":
-        likely_BCE = _causal_logits(lax.stop_gradient(x_BCD), weights)
+        likely_BCE = whole(_causal_logits(lax.stop_gradient(x_BCD), weights))
         chosen_BCE = likely_BCE > 0 if causal else _experts_choose(score_BCE, spec, real_BC, rank_BC)
         chosen_BCE &= real_BC[..., None]
         weight_BCX = jnp.where(chosen_BCE, score_BCE, 0)
@@ -78,7 +93,8 @@ def route(
         expert_BCX, weight_BCX, wanted_BCE, chosen_BCE = _tokens_choose(
             score_BCE, weights, spec, real_BC, rank_BC, causal
         )
-    choice = Choice(expert_BCX.reshape(B * C, -1).astype(jnp.int32), weight_BCX.reshape(B * C, -1))
+    expert_BCX, weight_BCX = sharding.apart((expert_BCX.astype(jnp.int32), weight_BCX), rules)
+    choice = Choice(expert_BCX.reshape(B * C, -1), weight_BCX.reshape(B * C, -1))
     return choice, _report(
         logits_BCE, score_BCE, wanted_BCE, chosen_BCE, imitation_BC, spec, real_BC, modality_BC, modalities
     )
@@ -89,7 +105,10 @@ def _matmul(x, w):
 
 
 def _causal_logits(x_BCD, weights):
-    return _matmul(jax.nn.silu(_matmul(x_BCD, weights["causal_in"])), weights["causal_out"])
+    """Its hidden units in the model's dtype: in float32 they would be the dearest matmul of a sparse layer."""
+    B, C, D = x_BCD.shape
+    hidden_RF = ops.linear(x_BCD.reshape(B * C, D), weights["causal_in"])
+    return _matmul(jax.nn.silu(hidden_RF.astype(jnp.float32)), weights["causal_out"]).reshape(B, C, -1)
 
 
 def _experts_choose(score_BCE, spec, real_BC, rank_BC):

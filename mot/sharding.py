@@ -1,58 +1,266 @@
-"""Where arrays live. All devices split a batch by rows; along `expert` they share experts; all else is on every one."""
+"""Where arrays live: a mesh of named axes, and one dict (`mesh.rules`) from logical axes to them.
+
+`data` and `fsdp` split a batch's rows, and `fsdp` parameters and optimiser state too, each gathered where it is used;
+`expert` splits rows and a tower's experts; `context` splits every row; `tensor` splits heads, hidden units and the
+vocabulary. Any of them may have size one. jit moves what these constraints ask for; `shard_map` stands where each
+device must see its own share: attention, experts, the loss.
+"""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mot.checks_mesh import MESH_AXES, names
+from mot.config import Config
 from mot.errors import UserError
 
-ROWS = P(("data", "expert"))
-EXPERTS = P("expert")
-MESH_AXIS = {"expert": "expert"}  # logical axis of a parameter -> axis of the mesh; others are not split
+ROWS = "rows"  # the logical axis of flat tokens: parts of rows (`context`), then rows
 
 
-def make_mesh(rows: int, devices: Sequence[jax.Device] | None = None, expert: int = 1) -> Mesh:
-    """Devices (default: all), `expert` of them along that axis and the rest along `data`.
+# --- the mesh --------------------------------------------------------------------------------------------------------
 
-    `UserError` where the `rows` of a microbatch do not divide among them, or they among `expert`.
+
+def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that `config.mesh` asks for, over `devices` (default: all of every process).
+
+    Axes that talk most are nearest; with `slices`, `data` lies over them first. `UserError` where devices do not fill
+    it, or a microbatch's rows, or a row's tokens, do not divide.
     """
-    devices = jax.devices() if devices is None else devices
-    n = len(devices)
-    if rows % n:
+    devices = jax.devices() if devices is None else list(devices)
+    m = config.mesh
+    sizes = {axis: getattr(m, axis) for axis in MESH_AXES}
+    others = int(np.prod([n for axis, n in sizes.items() if axis != "data"]))
+    if not sizes["data"]:
+        sizes["data"] = len(devices) // others
+    if sizes["data"] * others != len(devices) or sizes["data"] % m.slices:
+        told = " x ".join(f"{axis} {n}" for axis, n in sizes.items())
         raise UserError(
-            f"data.batch / optim.accumulate: {rows} rows do not divide among {n} devices; make the batch a multiple"
+            f"mesh: {told} over {m.slices} slices does not fill {len(devices)} devices; the product of the axes must "
+            f"be {len(devices)} and mesh.slices divide mesh.data; data = 0 takes what the others leave"
         )
-    if n % expert:
-        raise UserError(f"mesh.expert: {expert} does not divide {n} devices; allowed are divisors of {n}; change it")
-    return jax.make_mesh((n // expert, expert), ("data", "expert"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    shape = tuple(sizes.values())
+    if m.slices > 1:
+        inner, outer = (sizes["data"] // m.slices, *shape[1:]), (m.slices, *(1,) * (len(shape) - 1))
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+        mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+    else:
+        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+    if faults := list(_undivided(config, mesh)):
+        raise UserError("; ".join(faults))
+    return mesh
+
+
+def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Every axis of size one: for what reads a run on whatever machine."""
+    devices = (jax.devices() if devices is None else devices)[:1]
+    return jax.make_mesh(
+        (1,) * len(MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+    )
+
+
+def _undivided(config: Config, mesh: Mesh) -> Iterator[str]:
+    rules, rows = config.mesh.rules, config.data.batch // config.optim.accumulate
+    if rows % (n := parts(("batch",), rules, mesh)):
+        yield (
+            f"data.batch / optim.accumulate: {rows} rows do not divide among the {n} parts of mesh.rules.batch = "
+            f"{rules['batch']!r}; make the batch a multiple"
+        )
+    n = parts(("length",), rules, mesh)
+    for name, stream in config.streams.items():
+        if stream.budget % n:
+            yield (
+                f"streams.{name}.budget: {stream.budget} tokens do not divide among the {n} parts of "
+                f"mesh.rules.length = {rules['length']!r}; make it a multiple, or mesh.context smaller"
+            )
+
+
+def check_arrays(table: Mapping, rules: Mapping[str, str], mesh: Mesh) -> None:
+    """`UserError`, before anything is allocated, where an array with `shape` and logical `axes` cannot be split."""
+    faults = []
+    for path, array in table.items():
+        for size, axis in zip(array.shape, array.axes, strict=True):
+            if size % (n := parts((axis,), rules, mesh)):
+                faults.append(
+                    f"{path}: its axis {axis} of {size} does not divide among the {n} parts of mesh.rules.{axis} = "
+                    f"{rules[axis]!r}; change the size, the mesh, or the rule ('' does not split it)"
+                )
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError("; ".join(faults[:3]) + more)
 
 
 def memory(mesh: Mesh) -> int:
-    """Bytes that all devices hold together; on CPU they share the machine's."""
-    if stats := mesh.devices.flat[0].memory_stats():
-        return stats["bytes_limit"] * mesh.size
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes that one device holds; on CPU the devices share the machine's."""
+    if stats := mesh.local_devices[0].memory_stats():
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, ROWS)
+# --- logical axes ----------------------------------------------------------------------------------------------------
 
 
-def by_axes(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
-    """Of a parameter with these logical axes."""
-    return NamedSharding(mesh, P(*(MESH_AXIS.get(axis) for axis in axes)))
+def axes_of(axis: str | None, rules: Mapping[str, str]) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis."""
+    if axis == ROWS:
+        return axes_of("length", rules) + axes_of("batch", rules)
+    return names(rules.get(axis, "")) if axis else ()
+
+
+def spec(axes: Sequence[str | None], rules: Mapping[str, str]) -> P:
+    return P(*(axes_of(axis, rules) or None for axis in axes))
+
+
+def parts(axes: Sequence[str | None], rules: Mapping[str, str], mesh=None) -> int:
+    """Into how many parts these logical axes are split on the mesh, by default the current one."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return int(np.prod([mesh.shape.get(name, 1) for axis in axes for name in axes_of(axis, rules)], dtype=int))
+
+
+def by_axes(mesh: Mesh, axes: Sequence[str | None], rules: Mapping[str, str]) -> NamedSharding:
+    return NamedSharding(mesh, spec(axes, rules))
+
+
+def of_batch(config: Config, mesh: Mesh) -> NamedSharding:
+    """Of an array `[B, C, ...]`."""
+    return by_axes(mesh, ("batch", "length"), config.mesh.rules)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def rows_apart(f: Callable) -> Callable:
-    """`f` on each device's own rows, where a mesh is set: loops whose trip counts depend on a row cannot be split."""
+def several() -> bool:
+    """Is a mesh of several devices set?"""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return f
-    return jax.shard_map(f, in_specs=ROWS, out_specs=ROWS, check_vma=False)
+    return not mesh.empty and mesh.size > 1
+
+
+def constrain(x, axes: Sequence[str | None], rules: Mapping[str, str]):
+    """`x` split as its logical axes say, where a mesh of several devices is set; so is its gradient."""
+    return lax.with_sharding_constraint(x, spec(axes, rules)) if several() else x
+
+
+def shares(f: Callable, inputs, outputs) -> Callable:
+    """`f` on each device's own share, where a mesh of several devices is set; inputs and outputs are specs."""
+    return jax.shard_map(f, in_specs=inputs, out_specs=outputs, check_vma=False) if several() else f
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gathered(x, names: tuple[str, ...], dim: int, dtype):
+    """Inside `shares`: x whole along `dim`, in `dtype`; its gradient is added up in x's own."""
+    return lax.all_gather(x.astype(dtype), names, axis=dim, tiled=True) if names else x.astype(dtype)
+
+
+def _gathered_backward(names, dim, dtype, like, g):
+    g = g.astype(like.dtype)
+    return (lax.psum_scatter(g, names, scatter_dimension=dim, tiled=True) if names else g,)
+
+
+gathered.defvjp(
+    lambda x, names, dim, dtype: (gathered(x, names, dim, dtype), jnp.zeros((), x.dtype)),
+    _gathered_backward,
+)
+
+
+# --- parts of rows ---------------------------------------------------------------------------------------------------
+# With `context`, a part of a row is a row to all that looks at single tokens: [B, C] becomes [c * B, C / c], parts
+# first, so that each device's tokens stay its own when they are laid flat.
+
+
+def apart(tree, rules: Mapping[str, str]):
+    """Every array `[B, C, ...]` as `[c * B, C / c, ...]`, c the parts that a row is split into."""
+    c = parts(("length",), rules)
+    if c == 1:
+        return tree
+
+    def cut(x):
+        B, C = x.shape[:2]
+        x = constrain(x, ("batch", "length"), rules).reshape(B, c, C // c, *x.shape[2:])
+        x = constrain(x, ("batch", "length"), rules).swapaxes(0, 1)
+        x = constrain(x, ("length", "batch"), rules).reshape(c * B, C // c, *x.shape[3:])
+        return constrain(x, (ROWS,), rules)
+
+    return jax.tree.map(cut, tree)
+
+
+def whole(tree, rules: Mapping[str, str]):
+    """What `apart` took apart."""
+    c = parts(("length",), rules)
+    if c == 1:
+        return tree
+
+    def join(x):
+        B, C = x.shape[0] // c, x.shape[1]
+        x = constrain(x, (ROWS,), rules).reshape(c, B, C, *x.shape[2:])
+        x = constrain(x, ("length", "batch"), rules).swapaxes(0, 1)
+        x = constrain(x, ("batch", "length"), rules).reshape(B, c * C, *x.shape[3:])
+        return constrain(x, ("batch", "length"), rules)
+
+    return jax.tree.map(join, tree)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def my_rows(config: Config, mesh: Mesh) -> tuple[int, int]:
+    """Of equal parts of a batch's rows, the number of the one that this process's devices hold, and how many there are.
+
+    Processes whose devices share rows (along `context` or `tensor`) have the same number.
+    """
+    B = config.data.batch
+    held = of_batch(config, mesh).addressable_devices_indices_map((B, 1)).values()
+    bounds = sorted(index[0].indices(B)[:2] for index in held)
+    first, rows = bounds[0][0], max(end for _, end in bounds) - bounds[0][0]
+    if {start for start, _ in bounds} != set(range(first, first + rows, bounds[0][1] - first)) or first % rows:
+        raise UserError(
+            "mesh: a process's devices do not hold rows that lie together; make data, fsdp or expert a multiple of the "
+            "processes' number"
+        )
+    return first // rows, B // rows
+
+
+def placed(tree, config: Config, mesh: Mesh):
+    """A batch on its devices, of which each process gives its own rows."""
+    sharding = of_batch(config, mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    mine, of = my_rows(config, mesh)
+
+    def place(x):
+        shift = mine * x.shape[0]
+        share = lambda index: x[slice(index[0].start - shift, index[0].stop - shift), *index[1:]]
+        return jax.make_array_from_callback((x.shape[0] * of, *x.shape[1:]), sharding, share)
+
+    return jax.tree.map(place, tree)
+
+
+def summed(x, config: Config, mesh: Mesh):
+    """The sum of all rows' `x`, of which each process has its own; of several a device array that nobody waits for."""
+    if jax.process_count() == 1:
+        return x
+    of = my_rows(config, mesh)[1]
+    rows = by_axes(mesh, ("batch",), config.mesh.rules)
+    each = config.data.batch // of
+    # x stands in the first of this process's rows.
+    share = lambda index: np.stack([x * (r % each == 0) for r in range(*index[0].indices(config.data.batch))])
+    held = jax.make_array_from_callback((config.data.batch, *x.shape), rows, share)
+    return jax.jit(lambda x: jnp.sum(x, 0), out_shardings=replicated(mesh))(held)
+
+
+def leads() -> bool:
+    """Does this process write what only one must?"""
+    return jax.process_index() == 0
+
+
+def together(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -44,9 +44,14 @@ def running(means: dict, sums: dict) -> dict:
 
 
 def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
-    """Where each leaf of the state lives; an optimiser's leaf with its parameter."""
+    """Where each leaf of the state lives; an optimiser's leaf with its parameter.
+
+    `UserError` where a parameter cannot be split as `mesh.rules` say.
+    """
+    table, rules = params.table(config), config.mesh.rules
+    sharding.check_arrays(table, rules, mesh)
     everywhere = sharding.replicated(mesh)
-    weights = params.nest({p: sharding.by_axes(mesh, spec.axes) for p, spec in params.table(config).items()})
+    weights = params.nest({p: sharding.by_axes(mesh, spec.axes, rules) for p, spec in table.items()})
     trained, _ = params.split(weights, optim.trainable(config))
     shapes = jax.eval_shape(lambda: init_state(config))
     opt = optax.tree_utils.tree_map_params(
@@ -54,6 +59,12 @@ def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
     )
     means = jax.tree.map(lambda _: everywhere, shapes.means)
     return State(weights, opt, weights if config.optim.ema else {}, everywhere, means)
+
+
+def abstract(config: Config, mesh: jax.sharding.Mesh) -> State:
+    """The state's shapes, where they live; nothing is allocated."""
+    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return jax.tree.map(place, jax.eval_shape(lambda: init_state(config)), state_shardings(config, mesh))
 
 
 def trees(state: State) -> dict:
@@ -65,19 +76,19 @@ def trees(state: State) -> dict:
 
 def refuse_too_large(config, mesh) -> None:
     """`UserError` where what a step cannot do without is more than there is memory: better now than in the middle."""
-    table, is_trained = params.table(config), optim.trainable(config)
-    # Parameters are on every device, experts on every one that does not share them with others.
-    copies = lambda spec: mesh.size // (mesh.shape["expert"] if "expert" in spec.axes else 1)
-    count = lambda chosen: sum(params.count({p: s}) * copies(s) for p, s in table.items() if chosen(p))
-    every, trained = params.count(table), count(is_trained)
-    held = count(lambda path: True) * (2 if config.optim.ema else 1)
-    state = 4 * (held + 3 * trained)  # with gradients and Adam's moments
+    table, is_trained, rules = params.table(config), optim.trainable(config), config.mesh.rules
+    count = lambda chosen: sum(params.count({p: s}) // sharding.parts(s.axes, rules, mesh) for p, s in chosen.items())
+    held = count(table) * (2 if config.optim.ema else 1)
+    # With gradients and Adam's moments.
+    state = 4 * (held + 3 * count({p: s for p, s in table.items() if is_trained(p)}))
     rows = config.data.batch // config.optim.accumulate
     width = max(s.width for s in config.streams.values())
-    residual = 2 * rows * config.length * width * config.model.layers
+    tokens = rows * config.length // sharding.parts((sharding.ROWS,), rules, mesh)
+    residual = 2 * tokens * width * config.model.layers
     if (have := sharding.memory(mesh)) < state + residual:
         raise UserError(
-            f"{every:,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB, the residual "
-            f"stream of {rows:,} rows of {config.length:,} tokens at least {residual / 1e9:,.1f} GB, and there are "
-            f"{have / 1e9:,.1f} GB; lower streams.*.width or ffn, model.layers or heads, data.batch or the budgets"
+            f"{params.count(table):,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB of a "
+            f"device, the residual stream of {rows:,} rows of {config.length:,} tokens on {mesh.size} devices at least "
+            f"{residual / 1e9:,.1f} GB, and a device has {have / 1e9:,.1f} GB; raise mesh.fsdp, lower streams.*.width "
+            "or ffn, model.layers or heads, data.batch or the budgets"
         )

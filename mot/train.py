@@ -3,30 +3,25 @@
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mot import batch as batches
-from mot import checkpoint, flops, metrics, model, objectives, optim, params, rundir, sharding, upcycle
+from mot import checkpoint, metrics, model, objectives, optim, params, rundir, sharding, upcycle
 from mot.config import Config, ConfigError
 from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
 from mot.evaluate import make_evaluate
+from mot.log import Log, Position, counted
 from mot.state import State, init_state, refuse_too_large, running, state_shardings, trees
 
 
 class Stopped(SystemExit):
     """Training ended by a signal, its state saved. Uncaught, it ends the process with 130 (SIGINT) or 75 (SIGTERM)."""
-
-
-class Diverged(UserError):
-    """Too many steps in a row were not finite."""
 
 
 def make_step(config: Config, sources: int):
@@ -111,29 +106,6 @@ def _norms_by_tower(grads):
     return {tower: optax.tree.norm(leaves) for tower, leaves in by_tower.items()}
 
 
-@dataclass
-class Position:
-    """Where a run is: kept with each checkpoint, so that what is cumulative goes on."""
-
-    step: int = 0  # batches consumed, the next batch's number
-    tokens: dict[str, int] = field(default_factory=dict)  # trained on, by modality
-    flops: int = 0  # model FLOPs
-    seconds: float = 0.0  # in steps; compiling, evaluating and saving are not counted
-    skipped: int = 0  # steps in a row
-    data: str = ""  # digest of the documents
-    plan: dict = field(default_factory=dict)  # from which the next batch is made: pipeline.Packed.state
-    left_out: dict[str, int] = field(default_factory=dict)  # documents, by source
-
-    def advance(self, batch: Mapping, config: Config) -> None:
-        """Counts a host batch."""
-        real = {name: int((tokens.segment != 0).sum()) for name, tokens in batch.items()}
-        for name, n in real.items():
-            modality = config.streams[name].modality
-            self.tokens[modality] = self.tokens.get(modality, 0) + n
-        self.flops += flops.train_step(config, real, flops.visible_pairs(batch))
-        self.step += 1
-
-
 def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] | None = None) -> Path:
     """Trains to `run.steps` (or to step `until`), saved, resuming what the run directory holds; returns the directory.
 
@@ -146,13 +118,16 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
         raise ConfigError(faults)
     training, held_out = sources.open_(config)
     config = budgets.resolve(config, training)
-    mesh = sharding.make_mesh(config.data.batch // config.optim.accumulate, devices, config.mesh.expert)
+    mesh = sharding.make_mesh(config, devices)
     refuse_too_large(config, mesh)
     first = None
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
         source, _, trained = load(Path(config.init.run), config.init.step or None)
         first = upcycle.weights(source, trained, config)
         del trained
+    if sharding.leads():
+        rundir.open_run(config)
+    sharding.together("run directory")
     path = rundir.open_run(config)
     with jax.set_mesh(mesh):
         state, position = _start(config, path, mesh, first=first)
@@ -163,8 +138,9 @@ def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] 
                 "Python has another manual); resume it where it began, or choose another run.name"
             )
         position.data = training.digest
-        with metrics.Live(config.run.name, position.step, config.run.steps) as live, _Signals() as signals:
-            writer = metrics.Writer(path, position.step)
+        speaks = sharding.leads()
+        with metrics.Live(config.run.name, position.step, config.run.steps, speaks) as live, _Signals() as signals:
+            writer = metrics.Writer(path, position.step, speaks)
             try:
                 _loop(config, path, mesh, state, position, training, held_out, writer, live, signals, until)
             finally:
@@ -186,10 +162,10 @@ def evaluate(
             f"{path} was trained with another configuration (its -> yours):\n  {told}\ngive it its own back"
         )
     _saved(path, step)
-    mesh = sharding.make_mesh(config.data.batch, devices, config.mesh.expert)
+    mesh = sharding.make_mesh(config, devices)
     with jax.set_mesh(mesh):
         state, position = _start(config, path, mesh, step)
-        row = make_evaluate(config, held_out, sharding.by_rows(mesh))(state.ema or state.params)
+        row = make_evaluate(config, held_out, mesh)(state.ema or state.params)
     return position.step, row
 
 
@@ -201,7 +177,7 @@ def load(path: Path, step: int | None = None) -> tuple[Config, Position, dict]:
     """
     config = rundir.config_of(path)
     _saved(path, step)
-    state, position = _start(config, path, sharding.make_mesh(1, jax.devices()[:1]), step)
+    state, position = _start(config, path, sharding.one_device(), step)
     return config, position, state.ema or state.params
 
 
@@ -242,9 +218,9 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     if position.step >= end:
         live.say(f"{path}: already at step {position.step}")
         return
-    rows = sharding.by_rows(mesh)
-    evaluate = make_evaluate(config, held_out, rows, live.say)
-    batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None)
+    evaluate = make_evaluate(config, held_out, mesh, live.say)
+    mine, of = sharding.my_rows(config, mesh)
+    batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None, mine, of)
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     peak = metrics.matmul_peak(mesh, config.model.dtype)
     start = {"event": "start", "matmul_peak": peak, "data": training.digest}
@@ -255,17 +231,18 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
     placed = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=placed)
-    step = step.lower(state, jax.device_put(packed.batch, rows)).compile()
-    log = _Log(config, training.names, position, writer, live, peak)
+    step = step.lower(state, sharding.placed(packed.batch, config, mesh)).compile()
+    log = Log(config, training.names, position, writer, live, peak)
     if position.step == 0:
         log.evaluation(evaluate(state.ema or state.params))
     log.resume()
     while True:
         log.left_out(packed.left_out)
-        batch = jax.device_put(packed.batch, rows)
+        batch = sharding.placed(packed.batch, config, mesh)
+        counts = sharding.summed(counted(packed.batch), config, mesh)
         idle = log.idle()
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
-        log.dispatched(measured, packed, idle, waited)  # and here reads what the step before measured
+        log.dispatched(measured, counts, packed, idle, waited)  # and here reads what the step before measured
         done, stop = position.step == end, signals.code is not None  # asked once: what follows saves
         if position.step % config.run.eval_every == 0 or position.step == config.run.steps:
             log.finish()
@@ -286,96 +263,6 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
 def _timed(incoming):  # the next element, and the seconds that it took to come
     start = time.perf_counter()
     return next(incoming), time.perf_counter() - start
-
-
-class _Log:
-    """Writes each step's row once the next step is on its way, so that the device never waits for the host to read."""
-
-    def __init__(self, config, sources, position, writer, live, peak):
-        self.config, self.sources, self.position = config, sources, position
-        self.writer, self.live, self.peak = writer, live, peak
-        self.pending = None  # a dispatched step whose measurements are not read yet
-        self.clock = time.perf_counter()  # when the device was last known to be done
-
-    def idle(self) -> float:
-        """Seconds that the device may have waited for the host before this dispatch; 0 if it is still busy."""
-        busy = self.pending is not None and not self.pending[0]["ok"].is_ready()
-        return 0.0 if busy else time.perf_counter() - self.clock
-
-    def left_out(self, documents) -> None:
-        """Counts documents that the next batch lacks; raises `UserError` when they are too many."""
-        position = self.position
-        for source, document, why in documents:
-            position.left_out[source] = 1 + position.left_out.get(source, 0)
-            self.live.say(f"step {position.step + 1}: left out document {document} of {source}: {why}")
-        if documents:
-            listed = [d._asdict() for d in documents]
-            self.writer.write("event", position.step + 1, {"event": "left out", "documents": listed})
-            pipeline.refuse_too_many(position.left_out, documents[-1], self.config.data.most_left_out)
-
-    def dispatched(self, measured, packed, idle, waited) -> None:
-        """Takes a step just dispatched on a packed batch; finishes the one before."""
-        position, before = self.position, (self.position.flops, sum(self.position.tokens.values()))
-        position.advance(packed.batch, self.config)
-        position.plan = packed.state
-        row = {"step": position.step, "flops": position.flops, "idle_seconds": idle, "data_seconds": waited}
-        row |= {f"tokens/{m}": n for m, n in position.tokens.items()}
-        row |= {f"fill/{stream}": x for stream, x in pipeline.fill(packed.batch).items()}
-        row |= {f"left_out/{source}": n for source, n in position.left_out.items()}
-        work = position.flops - before[0], sum(position.tokens.values()) - before[1]
-        earlier, self.pending = self.pending, (measured, row, work)
-        self._finish(earlier)
-
-    def finish(self) -> None:
-        """Waits for the last step and writes its row."""
-        earlier, self.pending = self.pending, None
-        self._finish(earlier)
-
-    def resume(self) -> None:
-        """What passed since the last step (an evaluation, a checkpoint) is no step's time."""
-        self.clock = time.perf_counter()
-
-    def _finish(self, pending) -> None:
-        if pending is None:
-            return
-        measured, row, (step_flops, step_tokens) = pending
-        measured = jax.device_get(measured)  # waits for the device
-        seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
-        self.position.seconds += seconds
-        row["data_wait"] = min(row.pop("data_seconds") / seconds, 1.0)
-        row |= {"seconds": self.position.seconds, "step_seconds": seconds}
-        row |= {"tokens_per_s": step_tokens / seconds, "mfu": step_flops / seconds / self.peak}
-        row |= {"objective": float(measured["loss"]), "lr": float(measured["lr"])}
-        row |= {"grad_norm": float(measured["grad_norm"])}
-        row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}
-        sums = measured["sums"]
-        row |= metrics.losses(sums["nats"], sums["weight"], self.config.modalities, self.sources)
-        row |= metrics.routing(sums["routing"], self.config.modalities)
-        step = row.pop("step")
-        self.writer.write("train", step, row)
-        self.live.update(step, metrics.line(row, self.config.modalities))
-        self.position.skipped = 0 if measured["ok"] else self.position.skipped + 1
-        if not measured["ok"]:
-            self._skipped(step, measured)
-
-    def _skipped(self, step, measured) -> None:
-        bad = ", ".join(tower for tower, x in measured["grad_norms"].items() if not np.isfinite(x)) or "none"
-        what = f"step {step} skipped: loss {measured['loss']}, gradient norm {measured['grad_norm']}"
-        what += f", not finite in towers: {bad}"
-        self.writer.write("event", step, {"event": "skipped", "towers": bad})
-        self.live.say(what)
-        if self.position.skipped >= self.config.optim.patience:
-            self.writer.write("event", step, {"event": "diverged"})
-            raise Diverged(
-                f"{what}; {self.position.skipped} in a row, optim.patience is {self.config.optim.patience}; look at "
-                "these steps' data, or start a run of another run.name with a lower optim.lr; checkpoints are untouched"
-            )
-
-    def evaluation(self, row) -> None:
-        position = self.position
-        self.writer.write("eval", position.step, row | {"flops": position.flops, "seconds": position.seconds})
-        line = metrics.line(row, self.config.modalities)
-        self.live.say(f"{self.config.run.name} step {position.step}: held-out {line}")
 
 
 class _Signals:

@@ -200,7 +200,7 @@ def waiting():
 
 
 def main():
-    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    mesh = sharding.one_device()
     peak = lambda dtype="float32": metrics.matmul_peak(mesh, dtype) / 1e9
     table = Table("figure", "measured", "bar", "float32 matmul peak beside it (GFLOP/s)", title="mot bench, CPU")
 

@@ -307,12 +307,13 @@ plain = jax.jit(jax.value_and_grad(loss_of(base, batch)))(weights)
 for mesh in sys.argv[3:]:
     devices, expert, exchange = mesh.split("/")
     expert = int(expert)
-    tree.mesh = dict(expert=expert, exchange=exchange, buffer=float(8 * expert))
+    tree.mesh.update(expert=expert, exchange=exchange, buffer=float(8 * expert))
+    tree.data.batch = 8
     c = config.build(tree)
-    mesh = sharding.make_mesh(8, jax.devices()[: int(devices)], expert)
+    mesh = sharding.make_mesh(c, jax.devices()[: int(devices)])
     with jax.set_mesh(mesh):
         placed = jax.device_put(weights, train.state_shardings(c, mesh).params)
-        rows = jax.device_put(batch, sharding.by_rows(mesh))
+        rows = sharding.placed(batch, c, mesh)
         f = lambda w, rows: loss_of(c, rows)(w)
         loss, grads = jax.jit(jax.value_and_grad(f))(placed, rows)
     worst = examples.leaf_error(jax.device_get(grads), plain[1])
@@ -343,11 +344,11 @@ def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(arch, how, meshes):
 
 def test_what_overflows_a_buffer_between_devices_is_counted():
     tree = examples.tree("moe_tc4")
-    tree.mesh = dict(expert=4, exchange="all_to_all", buffer=0.25)
+    tree.mesh.update(expert=4, exchange="all_to_all", buffer=0.25)
     c, batch = config.build(tree), examples.batch()
     weights = params.paths(examples.weights(c))
     weights["blocks/sparse/ffn/text/router"] *= 0  # ties: all tokens ask the first expert
-    with jax.set_mesh(train.sharding.make_mesh(4, jax.devices()[:4], 4)):
+    with jax.set_mesh(train.sharding.make_mesh(c, jax.devices()[:4])):
         report = jax.jit(lambda w: model.forward(w, batch, c).routing["ffn/text"])(params.nest(weights))
     room = -(-0.25 * 48 // 4)
     real = np.stack([np.concatenate([t.segment for t in batch.values()], 1) != 0]).sum(-1)
@@ -358,8 +359,10 @@ def test_what_overflows_a_buffer_between_devices_is_counted():
 
 
 def test_an_expert_axis_that_does_not_divide_the_devices_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"mesh\.expert: 3 does not divide 4 devices"):
-        train.sharding.make_mesh(4, jax.devices()[:4], 3)
+    tree = examples.tree("moe_tc4")
+    tree.ffn.text.experts = tree.mesh.expert = 3
+    with pytest.raises(ValueError, match=r"mesh: data 1 x .*expert 3 .* does not fill 4 devices"):
+        train.sharding.make_mesh(config.build(tree), jax.devices()[:4])
 
 
 def test_the_loss_of_balance_is_in_the_objective():

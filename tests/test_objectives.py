@@ -18,7 +18,7 @@ def example(T=23, B=2, D=8, V=19, dtype=jnp.float32):
 @pytest.mark.parametrize("chunk", [1, 5, 8, 23, 100])
 def test_chunked_loss_equals_unchunked_also_with_a_tail(chunk):
     h, head, target, scale = example()
-    ours = lambda h, head: objectives.cross_entropy(h, head, target, scale, 1e-2, chunk)
+    ours = lambda h, head: objectives.cross_entropy(h, head, target, scale, 1e-2, chunk, objectives.Rules())
     theirs = lambda h, head: reference.cross_entropy(h, head, target, scale, 1e-2)
     (got, got_nats), got_grads = jax.value_and_grad(ours, (0, 1), has_aux=True)(h, head)
     (want, want_nats), want_grads = jax.value_and_grad(theirs, (0, 1), has_aux=True)(h, head)
@@ -33,7 +33,7 @@ def test_logits_never_exist_at_once():
     shapes = [
         jax.ShapeDtypeStruct(s, d) for s, d in (((B, T, D), "f4"), ((D, V), "f4"), ((B, T), "i4"), ((B, T), "f4"))
     ]
-    f = jax.grad(lambda h, w, t, s: objectives.cross_entropy(h, w, t, s, 0.0, 32)[0], (0, 1))
+    f = jax.grad(lambda h, w, t, s: objectives.cross_entropy(h, w, t, s, 0.0, 32, objectives.Rules())[0], (0, 1))
     text = jax.jit(f).lower(*shapes).compile().as_text()
     assert f"f32[{B * 32},{V}]" in text
     assert f"f32[{B * T},{V}]" not in text
@@ -44,7 +44,7 @@ def test_nan_where_the_weight_is_zero_changes_nothing():
     h, head, target, scale = example()
     poisoned = jnp.where(scale[..., None] > 0, h, jnp.nan)
     # The model never yields NaN there (it enters padding as 0), but masking must not rely on a product with 0.
-    f = lambda h: objectives.cross_entropy(h, head, target, scale, 1e-2, 8)[0]
+    f = lambda h: objectives.cross_entropy(h, head, target, scale, 1e-2, 8, objectives.Rules())[0]
     np.testing.assert_array_equal(f(poisoned), f(h))
 
 

@@ -16,17 +16,21 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
+    ["limits"],
+    ["checks_mesh"],
     ["errors", "checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
     ["tokenizers.vectors"],
-    ["batch", "caches", "sharding", "params", "router", "checkpoint", "data.tables", "data.arrays"],
-    ["data.packing", "dispatch", "embed", "data.readers"],
+    ["batch", "caches", "sharding", "params", "data.tables", "data.arrays"],
+    ["router", "checkpoint"],
+    ["data.packing", "dispatch", "embed", "mixing", "data.readers"],
     ["data.mixture", "data.records", "data.roles"],
     ["model"],
     ["data.embedded", "objectives", "flops", "optim", "rundir"],
     ["data.tokenise", "data.seqio_bridge", "data.pipeline", "data.budgets", "metrics", "state"],
     ["data.prepare"],
     ["data.export", "data.sources", "evaluate", "upcycle"],
+    ["log"],
     ["data.formats", "train"],
     ["sample"],
 ]

@@ -10,7 +10,7 @@ import pytest
 
 from configs import digits
 from launch import flags
-from mot import checkpoint, config, errors, optim, params, rundir, sharding, train
+from mot import checkpoint, config, errors, log, optim, params, rundir, sharding, train
 from mot.data import budgets, embedded, pipeline, prepare, sources
 from mot.errors import Damaged
 from tests import datasets, examples
@@ -42,12 +42,12 @@ def restored(path, step):
 
 
 def one_step(c, batch, devices, state=None, sources=2):
-    mesh = sharding.make_mesh(c.data.batch // c.optim.accumulate, devices)
+    mesh = sharding.make_mesh(c, devices)
     with jax.set_mesh(mesh):
         everywhere = sharding.replicated(mesh)
         state = state or jax.jit(lambda: train.init_state(c), out_shardings=everywhere)()
         step = jax.jit(train.make_step(c, sources))
-        return step(state, jax.device_put(batch, sharding.by_rows(mesh)))
+        return step(state, sharding.placed(batch, c, mesh))
 
 
 EXPERIMENTS = [p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "archs", "ladder")]
@@ -93,9 +93,9 @@ def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(tmp_path, n
     state = jax.eval_shape(lambda: train.init_state(c))
     assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(state.params))
     batch = pipeline.Batches(training, c, 0, 1)[0].batch
-    mesh = sharding.make_mesh(c.data.batch)
+    mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh):
-        jax.jit(train.make_step(c, 3), in_shardings=(None, sharding.by_rows(mesh))).lower(state, batch)
+        jax.jit(train.make_step(c, 3), in_shardings=(None, sharding.of_batch(c, mesh))).lower(state, batch)
 
 
 def test_a_run_on_four_devices_resumes(tmp_path):
@@ -204,7 +204,7 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
         return tree
 
     monkeypatch.setattr(params, "init", poisoned)
-    with pytest.raises(train.Diverged, match=r"step 2 skipped: loss nan.*2 in a row, optim.patience is 2; look at"):
+    with pytest.raises(log.Diverged, match=r"step 2 skipped: loss nan.*2 in a row, optim.patience is 2; look at"):
         train.run(c, devices=one_device)
     events = rows(rundir.folder(c), "event")
     assert [(e["event"], e["step"]) for e in events] == [("start", 0), ("skipped", 1), ("skipped", 2), ("diverged", 2)]
@@ -214,14 +214,14 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_ends_with_a_saved_checkpoint(tmp_path, one_device, monkeypatch, number, code):
     c = smoke(tmp_path, run__steps=50, run__eval_every=50, run__save_every=50)
-    dispatched = train._Log.dispatched
+    dispatched = train.Log.dispatched
 
     def interrupt(self, *args):
         dispatched(self, *args)
         if self.position.step == 3:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(train._Log, "dispatched", interrupt)
+    monkeypatch.setattr(train.Log, "dispatched", interrupt)
     before = signal.getsignal(number)  # a job in the background ignores SIGINT
     with pytest.raises(train.Stopped) as caught:
         train.run(c, devices=one_device)

@@ -1,0 +1,73 @@
+"""Checks of the mesh, and of the dict that says what its axes split."""
+
+import itertools
+from collections.abc import Iterator
+
+from mot.limits import at_least_0, choice, positive
+
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+LOGICAL_AXES = ("batch", "length", "embed", "vocab", "heads", "kv_heads", "head", "mlp", "expert", "layer")
+# Logical axes that one array has.
+TOGETHER = (
+    ("batch", "length", "vocab"),
+    ("batch", "length", "heads", "head"),
+    ("batch", "length", "mlp"),
+    ("layer", "expert", "embed", "mlp"),
+    ("layer", "expert", "embed", "heads", "head"),
+    ("embed", "vocab"),
+)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """`"data,fsdp"` as its names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def mesh(c) -> Iterator[str]:
+    m = c.mesh
+    yield from positive("mesh", m, "fsdp", "expert", "context", "tensor", "slices", "buffer")
+    yield from at_least_0("mesh", m, "data")
+    yield from choice("mesh", m, "exchange", "gather", "all_to_all")
+    for component in ("attn", "ffn"):
+        for tower, s in getattr(c, component).items():
+            if s.experts and m.expert > 0 and s.experts % m.expert:
+                yield (
+                    f"{component}.{tower}.experts: {s.experts} do not divide among mesh.expert = {m.expert} "
+                    "devices; make one a multiple of the other"
+                )
+            if component == "attn" and s.experts and m.tensor > 1:
+                yield (
+                    f"mesh.tensor: {m.tensor}, but attn.{tower} has {s.experts} experts, whose heads are not split; "
+                    "write 1"
+                )
+
+
+def rules(c) -> Iterator[str]:
+    rules, path = c.mesh.rules, "mesh.rules"
+    for axis in [a for a in rules if a not in LOGICAL_AXES]:
+        yield f"{path}.{axis}: no such logical axis; allowed: {', '.join(LOGICAL_AXES)}; remove it"
+    for axis in [a for a in LOGICAL_AXES if a not in rules]:
+        yield f"{path}.{axis}: missing; '' does not split it; add it"
+    for axis, text in rules.items():
+        for name in [n for n in names(text) if n not in MESH_AXES]:
+            yield f"{path}.{axis}: {name!r} is no axis of the mesh; allowed: {', '.join(MESH_AXES)}; choose of them"
+    for axes in TOGETHER:
+        for a, b in itertools.combinations([a for a in axes if a in rules], 2):
+            if twice := set(names(rules[a])) & set(names(rules[b])):
+                yield (
+                    f"{path}.{a}, {b}: {rules[a]!r}, {rules[b]!r}; one array has both axes, and {twice.pop()!r} cannot "
+                    "split it twice; take it out of one"
+                )
+    for axis, allowed in (("length", ("", "context")), ("expert", ("", "expert")), ("head", ("",)), ("layer", ("",))):
+        if rules.get(axis, "") not in allowed:
+            yield f"{path}.{axis}: {rules[axis]!r}; allowed: {', '.join(map(repr, allowed))}; choose one"
+    if rules.get("heads") != rules.get("kv_heads"):
+        yield (
+            f"{path}.heads, kv_heads: {rules.get('heads')!r}, {rules.get('kv_heads')!r}; a query head meets its own "
+            "key head, so they are split alike; write the same"
+        )
+    if rules.get("expert") and "expert" not in names(rules.get("batch", "")):
+        yield (
+            f"{path}.batch: {rules.get('batch')!r}; who shares experts has rows of its own; add 'expert', or write "
+            "expert=''"
+        )
