@@ -3,24 +3,36 @@ PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
 SEQIO := .venv-seqio
+PLAN := .venv-plan
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-parity test-seqio lint format bench constraints clean
+.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow plan lint format bench constraints clean
 
 demo: $(VENV)/.done
 	$(VENV)/bin/mot demo
 
 test: $(VENV)/.done
-	$(VENV)/bin/pytest -n 2 --ignore=tests/parity --ignore=tests/seqio tests
+	$(VENV)/bin/pytest -n 2 --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
 
 test-slow: $(VENV)/.done
-	$(VENV)/bin/pytest -m slow --ignore=tests/parity --ignore=tests/seqio tests
+	$(VENV)/bin/pytest -m slow --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
 
 test-parity: $(PARITY)/.done
 	$(PARITY)/bin/pytest -n 2 tests/parity
 
 test-seqio: $(SEQIO)/.done
 	$(SEQIO)/bin/pytest -n 2 tests/seqio
+
+# A few programs for TPUs, of which none is needed.
+test-plan: $(PLAN)/.done
+	$(PLAN)/bin/pytest -n 2 tests/plan
+
+test-plan-slow: $(PLAN)/.done
+	$(PLAN)/bin/pytest -m slow tests/plan
+
+# Every rung of every architecture into docs/plan.md; it goes on where it was stopped.
+plan: $(PLAN)/.done
+	$(PLAN)/bin/mot plan --ladder
 
 lint: $(VENV)/.done
 	$(VENV)/bin/ruff format --check .
@@ -57,5 +69,11 @@ $(SEQIO)/.done: $(INPUTS)
 	$(SEQIO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,seqio]'
 	touch $@
 
+# tokamax's kernels and the compiler for TPUs, which needs no TPU.
+$(PLAN)/.done: $(INPUTS)
+	$(PYTHON) -m venv --clear $(PLAN)
+	$(PLAN)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tpu]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY) $(SEQIO) .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) $(PLAN) .cache

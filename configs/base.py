@@ -112,6 +112,7 @@ def get_config() -> ConfigDict:
         beta1=0.9,
         beta2=0.95,
         eps=1e-8,
+        moments="float32",  # bfloat16 takes 4 bytes a parameter less
         clip=1.0,
         accumulate=1,
         ema=0.0,

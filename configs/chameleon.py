@@ -2,16 +2,17 @@
 
 --config=configs/chameleon.py:arch=mot                    captioned digits as 64 grey levels, and Python's manual
 --config=configs/chameleon.py:data=data/emoji,size=demo   your own: `mot data prepare` (docs/data.md)
---config=configs/chameleon.py:data=data/web,size=443m     the published ladder
+--config=configs/chameleon.py:data=data/web,size=443m     a rung of the published ladder; more in configs/ladder.py
 
 Its stability: norms of queries and keys by head, norms on the branches' outputs (Swin), and a z-loss.
 """
 
 from ml_collections import ConfigDict
 
-from configs import base, digits, ladder, records
+from configs import base, digits, records, sizes
 
-SIZES = ladder.CHAMELEON | digits.SIZES
+RUNGS = sizes.LAPTOP | sizes.TINY | sizes.CHAMELEON | sizes.SPEECH
+SIZES = RUNGS | digits.SIZES
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -19,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     embedded = arg["data"] == "embedded"
     if embedded and arg["length"] != "auto":
         raise ValueError(f"length={arg['length']}: the embedded data has rows of its own; leave it out, or name data")
-    size = ladder.choose(SIZES if embedded else ladder.CHAMELEON, arg["size"])
+    size = sizes.choose(SIZES if embedded else RUNGS, arg["size"])
     if embedded:
         image = base.stream("image", size["width"], size["ffn"], longest=64, first_id=1024, ids=17)
         c = digits.build(arg["arch"], arg["size"], size, image, "chameleon")
@@ -27,6 +28,10 @@ def get_config(arg: str = "") -> ConfigDict:
         length = str(size.get("length", 1024)) if arg["length"] == "auto" else arg["length"]
         c = records.build(arg["data"], arg["arch"], arg["size"], size, length)
         c.run.name = f"chameleon-{c.run.name}"
+    options(c)
+    return c.lock()
+
+
+def options(c: ConfigDict) -> None:
     c.model.update(norm="post", qk_norm="layer")
     c.objective.z_loss = 1e-5
-    return c.lock()

@@ -7,13 +7,13 @@
 
 from ml_collections import ConfigDict
 
-from configs import archs, base, ladder
+from configs import archs, base, sizes
 
 SIZES = {
-    "smoke": ladder.LAPTOP["smoke"] | dict(lr=4e-3),
+    "smoke": sizes.LAPTOP["smoke"] | dict(lr=4e-3),
     # Of 2e-3, 4e-3 and 8e-3 the rate with the lowest image loss of dense (one seed, 320 steps, more pixels).
-    "demo": ladder.LAPTOP["demo"] | dict(steps=120, warmup=15, every=20, lr=4e-3),
-    "draw": ladder.LAPTOP["demo"] | dict(steps=800, warmup=40, every=100, lr=4e-3),
+    "demo": sizes.LAPTOP["demo"] | dict(steps=120, warmup=15, every=20, lr=4e-3),
+    "draw": sizes.LAPTOP["demo"] | dict(steps=800, warmup=40, every=100, lr=4e-3),
 }
 # Documents in these proportions fill the budgets: five digits a row, and manual text for the rest.
 MIXTURE = dict(text=320, longest=128, shares=dict(manual=13, drawn=7, read=7))
@@ -23,7 +23,7 @@ DIGITS = 5  # a row
 
 def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, arch="mot", size="demo")
-    size = ladder.choose(SIZES, arg["size"])
+    size = sizes.choose(SIZES, arg["size"])
     image = base.stream("image", size["width"], size["ffn"], longest=64, first_id=1024, ids=17)
     return build(arg["arch"], arg["size"], size, image, "digits").lock()
 
@@ -32,7 +32,7 @@ def build(arch: str, name: str, size: dict, image: dict, setting: str) -> Config
     """The embedded data at a size, its images in the stream `image`."""
     data = CAPTIONED if name == "draw" else MIXTURE
     c = base.get_config()
-    ladder.apply(c, size)
+    sizes.apply(c, size)
     text = dict(budget=data["text"], longest=data["longest"], ids=1024)
     c.streams = dict(
         text=base.stream("text", size["width"], size["ffn"], **text),

@@ -1,51 +1,172 @@
-"""Sizes: two for a laptop, and the published ladders (MoT, 2411.04996, tables 1 and 2; rows of 4,096 tokens)."""
+"""The ladders of the MoT paper (2411.04996), every rung of every architecture, and tiny rungs of the same family.
 
-LAPTOP = {
-    "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=1, lr=2e-3),
-    "demo": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=400, warmup=40, every=50, lr=2e-3),
-    "small": dict(
-        width=512, layers=8, heads=8, head_size=64, ffn=1408, rows=16, steps=10_000, warmup=500, every=500, lr=2e-3
-    ),
+--config=configs/ladder.py:rung=443m,arch=mot                            planned, counted, lowered: no data is needed
+--config=configs/ladder.py:setting=transfusion,rung=760m,data=data/web   trained: `mot data prepare` (docs/data.md)
+--config=configs/ladder.py:rung=3m,arch=mot_moe,tokens=1e9               on a CPU, for so many tokens
+--config=configs/ladder.py:rung=7b,shape=tpu,flops=1e21                  heads of 128, for so many model FLOPs
+
+setting  chameleon (37m 94m 443m 1.5b 7b), chameleon_speech (443m 880m 1.5b 7b), transfusion (163m 760m 1.4b 7b); each
+         has 0.3m 1m 3m 10m too, named by the trunk's parameters, with rows of 512 tokens and a vocabulary in proportion
+arch     any of configs/archs.py
+shape    paper, or tpu: heads of 128, which fill a TPU's tile, in the same number of parameters
+device   tpu (of published rungs), gpu, cpu (of tiny ones): kernels and dtype
+data     prepared datasets, as in configs/records.py; the embedded ones: configs/chameleon.py:size=1m
+
+The mesh stays one of rows; `--config.mesh.fsdp=16` or `mot plan --search` chooses another.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from configs import archs, base, chameleon, records, sizes, transfusion
+
+SETTINGS = {
+    "chameleon": sizes.TINY | sizes.CHAMELEON,
+    "chameleon_speech": sizes.TINY | sizes.SPEECH,
+    "transfusion": sizes.TINY | sizes.TRANSFUSION,
 }
+SHAPES = ("paper", "tpu")
+HEAD = 128  # a TPU's tile
 
-
-def _rung(width: int, layers: int, heads: int, mtokens: float, steps: int, lr: float) -> dict:
-    """A rung of a ladder: `mtokens` million tokens a batch; F is 8/3 of D, rounded up to a multiple of 128."""
-    ffn = -(-8 * width // 3 // 128) * 128
-    sizes = dict(width=width, layers=layers, heads=heads, head_size=width // heads, ffn=ffn)
-    schedule = dict(rows=round(mtokens * 1e6 / 4096), steps=steps, warmup=4000, every=1000, lr=lr, length=4096)
-    return sizes | schedule
-
-
-# Chameleon's peak rate is that of 2405.09818 and MoMa (2407.21770).
-CHAMELEON = LAPTOP | {
-    "37m": _rung(256, 4, 8, 1.57, 160_000, 1e-4),
-    "94m": _rung(512, 8, 8, 1.05, 160_000, 1e-4),
-    "443m": _rung(1024, 24, 16, 1.57, 160_000, 1e-4),
-    "880m": _rung(1536, 24, 24, 2.10, 120_000, 1e-4),
-    "1.5b": _rung(2048, 24, 16, 2.10, 120_000, 1e-4),
-    "7b": _rung(4096, 32, 32, 3.15, 120_000, 1e-4),
+# What a row holds where no data says it: as many picture tokens as text (Transfusion trains on 1:1; Chameleon's share
+# is ours), whole pictures, and a seventh of speech (the paper samples 1:6), all multiples of 128 for kernels.
+BUDGETS = {
+    sizes.LENGTH: {
+        "chameleon": dict(text=2048, image=2048),
+        "chameleon_speech": dict(text=1408, image=2048, speech=640),
+        "transfusion": dict(text=2048, image=2048),
+    },
+    sizes.TINY_LENGTH: {
+        "chameleon": dict(text=256, image=256),
+        "chameleon_speech": dict(text=192, image=256, speech=64),
+        "transfusion": dict(text=256, image=256),
+    },
 }
-TRANSFUSION = LAPTOP | {
-    "163m": _rung(768, 16, 12, 2.10, 250_000, 3e-4),
-    "760m": _rung(1536, 24, 24, 2.10, 250_000, 3e-4),
-    "1.4b": _rung(2048, 24, 16, 2.10, 250_000, 3e-4),
-    "7b": _rung(4096, 32, 32, 2.10, 250_000, 3e-4),
+# Chameleon: 65,536 ids, 8,192 of them a picture's (1,024 tokens). Speech: 500 units at 25 Hz; they take their ids from
+# text's, so that V still divides among devices. Transfusion: Llama 2's 32,000 ids.
+IDS = {
+    sizes.LENGTH: dict(chameleon=65_536, chameleon_speech=65_536, transfusion=32_000, image=8192, speech=500),
+    sizes.TINY_LENGTH: dict(chameleon=1024, chameleon_speech=1024, transfusion=512, image=128, speech=64),
 }
+# Transfusion's VAE makes 32 x 32 x 8 of 256 x 256 pixels; patches of 2 x 2: 256 tokens of 32 features.
+FEATURES, PICTURE = 32, {sizes.LENGTH: 256, sizes.TINY_LENGTH: 64}
+# `data.sources` cannot be empty; whoever trains this is told so: "... is no dataset".
+NO_DATA = "no data is named (write data=FOLDER); it"
 
 
-def choose(sizes: dict[str, dict], name: str) -> dict:
-    if name not in sizes:
-        raise ValueError(f"size={name}: no such size; allowed: {', '.join(sizes)}; choose one")
-    return sizes[name]
+def get_config(arg: str = "") -> ConfigDict:
+    arg = base.parse(
+        arg,
+        setting="chameleon",
+        rung="1m",
+        arch="mot",
+        shape="paper",
+        device="auto",
+        tokens="auto",
+        flops="auto",
+        data="none",
+    )
+    setting, arch, rung = arg["setting"], arg["arch"], arg["rung"]
+    size = sizes.choose(sizes.choose(SETTINGS, setting, "setting"), rung, "rung", f" of {setting}")
+    if arg["shape"] != "paper":
+        size, rung = _twin(size, rung, arg["shape"]), f"{rung}-{arg['shape']}"
+    # The paper's objective. Pictures that precede their captions serve guidance, as there; drop takes kernels' linear
+    # masks, which know documents as intervals.
+    of_vectors = transfusion.of_images("ddpm", "noised", drop=0.0) if setting == "transfusion" else None
+    if arg["data"] == "none":
+        c = _planned(setting, arch, size, of_vectors)
+        c.run.name = f"{setting}-{arch}-{rung}"
+    else:
+        c = records.build(arg["data"], arch, rung, size, str(size["length"]), of_vectors)
+        c.run.name = f"{setting}-{c.run.name}"
+    (transfusion if setting == "transfusion" else chameleon).options(c)
+    if arg["device"] != "auto":
+        sizes.place(c, size, arg["device"])
+    given = {k: arg[k] for k in ("tokens", "flops") if arg[k] != "auto"}
+    if given:
+        sizes.schedule(c, size, _steps(c, given))
+    return c.lock()
 
 
-def apply(c, size: dict) -> None:
-    """Writes a size's model, batch and schedule into a configuration; streams have theirs from `width` and `ffn`."""
-    c.model.update({k: size[k] for k in ("layers", "heads", "head_size")}, kv_heads=size["heads"])
-    if "length" in size:  # of a ladder: not for a laptop
-        c.model.update(scan=True, dtype="bfloat16", remat="dots")
-        c.optim.end_lr = size["lr"] / 20
-    c.data.batch = size["rows"]
-    c.optim.update(lr=size["lr"], warmup=size["warmup"])
-    c.run.update(steps=size["steps"], eval_every=size["every"], save_every=max(size["steps"] // 4, 2))
+def _twin(size: dict, rung: str, shape: str) -> dict:
+    """The same size with heads that fill a TPU's tile."""
+    if shape not in SHAPES:
+        raise ValueError(f"shape={shape}: no such shape; allowed: {', '.join(SHAPES)}; choose one")
+    if size["width"] % HEAD:
+        raise ValueError(
+            f"shape={shape}: rung {rung} is {size['width']} wide, no multiple of {HEAD}; choose shape=paper, or a rung "
+            "that is"
+        )
+    return size | dict(heads=size["width"] // HEAD, head_size=HEAD)
+
+
+def _planned(setting: str, arch: str, size: dict, of_vectors: dict | None) -> ConfigDict:
+    """A rung without data, its streams as the paper has them."""
+    c = base.get_config()
+    sizes.apply(c, size)
+    budgets, ids = BUDGETS[size["length"]][setting], IDS[size["length"]]
+    by_ids = [name for name in budgets if name != "text" and not of_vectors]
+    counts = {"text": ids[setting] - sum(ids[name] for name in by_ids)} | {name: ids[name] for name in by_ids}
+    c.streams, first = ConfigDict(), 0
+    for name, budget in budgets.items():
+        kind = dict(first_id=first, ids=counts[name]) if name in counts else dict(latent=FEATURES) | of_vectors
+        first += counts.get(name, 0)
+        c.streams[name] = base.stream(name, size["width"], size["ffn"], budget=budget, longest=budget, **kind)
+    archs.choose(c, arch)
+    c.data.update(sources=dict(none=NO_DATA), shares=dict(none=1.0))
+    return c
+
+
+def _steps(c: ConfigDict, given: dict[str, str]) -> int:
+    """How many steps a budget of tokens, or of model FLOPs, pays for."""
+    if len(given) > 1:
+        raise ValueError(f"tokens={given['tokens']},flops={given['flops']}: two budgets of one run; leave one out")
+    ((name, text),) = given.items()
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = math.nan
+    if not 0 < budget < math.inf:
+        raise ValueError(f"{name}={text}: must be a number above 0, as in {name}=1e12")
+    step = c.data.batch * _length(c) if name == "tokens" else model_flops(c)
+    if budget < step:
+        raise ValueError(f"{name}={text}: a step of {c.data.batch} rows takes {step:.3g}; raise it, or lower the rung")
+    return round(budget / step)
+
+
+def _length(c: ConfigDict) -> int:
+    return c.data.length or sum(stream.budget for stream in c.streams.values())
+
+
+def model_flops(c: ConfigDict) -> float:
+    """Of a step: what `mot.flops` counts, for rows that are one document each, which is what attention takes at most.
+
+    A multiply and an add are two, backward is twice forward. Streams without a budget share a row alike.
+    """
+    m, T = c.model, _length(c)
+    tokens = {name: stream.budget or T / len(c.streams) for name, stream in c.streams.items()}
+    picture = PICTURE.get(T, 1)
+    # Each token sees those before it and itself; one of a picture of vectors the rest of that picture, too.
+    pairs = T * (T + 1) / 2 + sum(n * (picture - 1) / 2 for s, n in tokens.items() if c.streams[s].latent)
+    matmuls = sum(2 * n * _weights(c, name) for name, n in tokens.items())
+    return 3 * c.data.batch * (matmuls + pairs * 4 * m.layers * m.heads * m.head_size)
+
+
+WAVES, TIME, ADA = 64, 256, 64  # of a noise level (mot/params.py)
+
+
+def _weights(c: ConfigDict, name: str) -> int:
+    """The weights that multiply a token of a stream: of E experts, its own."""
+    m, stream = c.model, c.streams[name]
+    attn, ffn = (c[component][c.towers[component][name]] for component in ("attn", "ffn"))
+    D, F = stream.width, (ffn.experts and ffn.width) or stream.ffn
+    layer = 2 * (m.heads + m.kv_heads) * m.head_size * D + attn.experts * D
+    layer += 3 * D * F * (ffn.active if ffn.experts else 1) + ffn.experts * D
+    # Scale and shift of two norms, of which all have them that share a tower with vectors.
+    by_norm = any(s.latent for x, s in c.streams.items() if c.towers.norm[x] == c.towers.norm[name])
+    layer += 4 * D * ADA * by_norm
+    if not stream.latent:
+        V = max(s.first_id + s.ids for s in c.streams.values())
+        return m.layers * layer + D * V
+    return m.layers * layer + 2 * D * stream.latent + TIME * (WAVES + ADA)

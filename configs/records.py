@@ -15,12 +15,12 @@ from pathlib import Path
 import fsspec
 from ml_collections import ConfigDict
 
-from configs import archs, base, ladder
+from configs import archs, base, sizes
 
 
 def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, data="data", arch="mot", size="demo", length="1024")
-    size = ladder.choose(ladder.LAPTOP, arg["size"])
+    size = sizes.choose(sizes.LAPTOP, arg["size"])
     return build(arg["data"], arg["arch"], arg["size"], size, arg["length"]).lock()
 
 
@@ -34,7 +34,7 @@ def build(data: str, arch: str, name: str, size: dict, length: str, diffuses: di
     if len(set(names)) < len(names):
         raise ValueError(f"data={data}: two datasets of one name; rename a folder")
     c = base.get_config()
-    ladder.apply(c, size)
+    sizes.apply(c, size)
     c.streams, next_id = ConfigDict(), 0
     for modality, tokenizer in _tokenizers(folders).items():
         if width := tokenizer.get("width"):

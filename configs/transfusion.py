@@ -3,7 +3,7 @@
 --config=configs/transfusion.py:arch=mot                     captioned digits in 2x2 patches, and Python's manual
 --config=configs/transfusion.py:size=draw                    captioned digits alone: to draw and to read them
 --config=configs/transfusion.py:data=data/emoji,size=demo    your own: `mot data prepare --vectors ...` (docs/data.md)
---config=configs/transfusion.py:data=data/web,size=163m      the published ladder
+--config=configs/transfusion.py:data=data/web,size=163m      a rung of the published ladder; more in configs/ladder.py
 
 `predicts=flow|x|ddpm` chooses the objective of all vectors; `copies=both` gives images that later text reads a clean
 copy (BAGEL, 2505.14683), where the default has it read what is noised.
@@ -11,10 +11,11 @@ copy (BAGEL, 2505.14683), where the default has it read what is noised.
 
 from ml_collections import ConfigDict
 
-from configs import base, digits, ladder, records
+from configs import base, digits, records, sizes
 
 PATCHES, FEATURES = 16, 4  # of an embedded digit
-SIZES = ladder.TRANSFUSION | {name: digits.SIZES[name] for name in ("smoke", "demo", "draw")}
+RUNGS = sizes.LAPTOP | sizes.TINY | sizes.TRANSFUSION
+SIZES = RUNGS | {name: digits.SIZES[name] for name in ("smoke", "demo", "draw")}
 COPIES = {"noised": 1, "both": 2}
 
 
@@ -26,12 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     embedded = arg["data"] == "embedded"
     if embedded and arg["length"] != "auto":
         raise ValueError(f"length={arg['length']}: the embedded data has rows of its own; leave it out, or name data")
-    size = ladder.choose(SIZES if embedded else ladder.TRANSFUSION, arg["size"])
-    # Transfusion's own choices: the loss of images weighs 5, one that text follows keeps half of its signal.
-    diffusion = dict(copies=arg["copies"], cap=0.5, drop=0.1)
-    kind = dict(objective=arg["predicts"], loss_weight=5.0, diffusion=diffusion)
-    if arg["predicts"] == "ddpm":
-        diffusion["times"] = "uniform"
+    size = sizes.choose(SIZES if embedded else RUNGS, arg["size"])
+    kind = of_images(arg["predicts"], arg["copies"])
     if embedded:
         shape = dict(latent=FEATURES, longest=PATCHES * COPIES[arg["copies"]])
         image = base.stream("image", size["width"], size["ffn"], **shape, **kind)
@@ -40,5 +37,20 @@ def get_config(arg: str = "") -> ConfigDict:
         length = str(size.get("length", 1024)) if arg["length"] == "auto" else arg["length"]
         c = records.build(arg["data"], arg["arch"], arg["size"], size, length, kind)
         c.run.name = f"transfusion-{c.run.name}"
-    c.objective.per = "modality"
+    options(c)
     return c.lock()
+
+
+def of_images(predicts: str, copies: str, drop: float = 0.1) -> dict:
+    """What a stream of images has beside its size: Transfusion's choices, but for `drop` (guidance).
+
+    The loss of images weighs 5, one that text follows keeps half of its signal.
+    """
+    diffusion = dict(copies=copies, cap=0.5, drop=drop)
+    if predicts == "ddpm":
+        diffusion["times"] = "uniform"
+    return dict(objective=predicts, loss_weight=5.0, diffusion=diffusion)
+
+
+def options(c: ConfigDict) -> None:
+    c.objective.per = "modality"

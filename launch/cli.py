@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": "pictures, text and interleaved documents from a run",
     "data": "prepare a dataset from your files, or inspect one",
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
+    "plan": "compile a configuration for TPUs that are not there: does it fit, how fast can it be",
 }
 USAGE = (
     "usage: mot COMMAND ...\n\n"
@@ -23,8 +24,8 @@ USAGE = (
 def main(argv: list[str] | None = None) -> int:
     if argv is None:
         _leave_on_signals()
-        _with_environment()
         argv = sys.argv[1:]
+        _with_environment(PLANNING if argv[:1] == ["plan"] else {})
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
@@ -71,6 +72,12 @@ def _report(argv):
     return report.main(argv)
 
 
+def _plan(argv):
+    from launch import plan
+
+    return plan.main(argv)
+
+
 COMMAND_OF = {
     "demo": _demo,
     "train": _train,
@@ -78,10 +85,20 @@ COMMAND_OF = {
     "sample": _sample,
     "data": _data,
     "report": _report,
+    "plan": _plan,
+}
+# TPU's compiler asks a machine of the cloud about itself and waits; it is told instead, and that others may use it too.
+PLANNING = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # programs for other machines would only fill it
 }
 
 
-def _with_environment() -> None:
+def _with_environment(more: dict[str, str]) -> None:
     """Starts this process anew with what only its environment can tell it; what the user has set there stays.
 
     Huge pages: XLA allocates gigabytes anew for every step on CPU; with 4 KiB pages, faults were a fifth of a step's
@@ -93,7 +110,7 @@ def _with_environment() -> None:
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder() / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
+    } | more
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     if missing and sys.platform == "linux":
         os.environ.update(missing)

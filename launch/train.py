@@ -1,20 +1,71 @@
-"""Trains one configuration, or resumes it: the same command does both."""
+"""Trains one configuration, or resumes it: the same command does both. --runs: several that differ in one number."""
 
+import dataclasses
 import sys
+from collections import Counter
+from typing import Any
 
 from launch import flags
 from launch.cli import guarded
-from mot import train
+from mot import ensemble, train
+from mot.config import Config
+from mot.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
     p = flags.parser(
-        "train", __doc__, "mot train --config=configs/digits.py:arch=mot,size=smoke --config.optim.lr=1e-3"
+        "train",
+        __doc__,
+        "mot train --config=configs/digits.py:arch=mot,size=smoke --config.optim.lr=1e-3\n"
+        "  mot train --config=configs/digits.py:arch=mot,size=smoke --runs optim.lr=1e-3,2e-3,4e-3",
     )
     flags.add_config(p)
+    p.add_argument(
+        "--runs", help="KEY=V1,V2,...: one run a value, in one program, as NAME-KEYVALUE; or N: as many model.seeds"
+    )
+    p.add_argument("--profile", action="store_true", help="trace a few steps into the run's folder profile/")
     options, overrides = flags.parse(p, argv)
-    print(train.run(flags.build(flags.read(options.config, overrides))))
+    config = flags.build(flags.read(options.config, overrides))
+    if options.runs is None:
+        print(train.run(config, profiled=options.profile))
+        return 0
+    print(*ensemble.run(several(options.runs, options.config, overrides, config), profiled=options.profile), sep="\n")
     return 0
+
+
+def several(text: str, file_and_arg: str, overrides: dict[str, str], config: Config) -> list[Config]:
+    """The configurations that `--runs` asks for, each as a command of its own would read it."""
+    key, equals, values = text.partition("=")
+    if not equals:
+        if not text.isdecimal() or int(text) < 2:
+            raise UserError(f"--runs {text}: must be KEY=V1,V2,... or how many seeds, at least 2; give it one of these")
+        seed = config.model.seed
+        key, values = "model.seed", ",".join(str(n) for n in range(seed, seed + int(text)))
+    if key not in ensemble.VARIED:
+        raise UserError(
+            f"--runs {text}: {key} makes another program, or other batches; runs in one program may differ in "
+            f"{', '.join(ensemble.VARIED)}; start separate runs"
+        )
+    given = values.split(",")
+    if len(given) < 2 or not all(given):
+        raise UserError(
+            f"--runs {text}: {len([v for v in given if v])} values; must be at least 2; `mot train` runs one"
+        )
+    tree = lambda more: flags.read(file_and_arg, overrides | more)
+    configs = [flags.build(tree({key: value})) for value in given]
+    numbers = [_number(c, key) for c in configs]
+    if twice := [str(number) for number, times in Counter(numbers).items() if times > 1]:
+        raise UserError(
+            f"--runs {text}: {', '.join(twice)} stands there twice; every run needs its own value; drop one"
+        )
+    name = key.rpartition(".")[2]
+    named = lambda c, number: dataclasses.replace(c.run, name=f"{c.run.name}-{name}{number}")
+    return [dataclasses.replace(c, run=named(c, number)) for c, number in zip(configs, numbers, strict=True)]
+
+
+def _number(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
 
 
 if __name__ == "__main__":

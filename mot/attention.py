@@ -1,8 +1,9 @@
 """Joint attention: the one place where towers meet, and it knows nothing of them.
 
 Who sees whom follows from four integers a token (DESIGN: `rank`, `segment`, `span`, `private`). Two backends
-stand behind `attend`: `reference` holds the whole score matrix and is obvious; `chunked` visits only pairs of chunks
-that can see each other, in whatever order the tokens come, with memory linear in T.
+stand behind `attend` on every machine: `reference` holds the whole score matrix and is obvious; `chunked` visits only
+pairs of chunks that can see each other, in whatever order the tokens come, with memory linear in T. `kernels.py` has
+those of accelerators.
 """
 
 from functools import partial
@@ -11,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from mot import kernels
 
 CHUNK = 128  # 64 measured 1.1 to 1.2 times slower on CPU, at 12 heads of 64
 FAR = jnp.iinfo(jnp.int32).max
@@ -40,18 +43,32 @@ def visible(q: Info, k: Info) -> jax.Array:
     return same_document & (causal | same_span)
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, how: str = "chunked"):
+def attend(
+    q_BTNH,
+    k_BSKH,
+    v_BSKH,
+    q_info: Info,
+    k_info: Info,
+    how: str = "chunked",
+    private: bool = True,
+    alone: bool = True,
+):
     """Softmax attention of T queries over S keys; N query heads share K key/value heads, N a multiple of K.
 
     Scores are scaled by H ** -0.5 and, like the softmax and all accumulation, float32; the result `[B, T, N, H]` has
     the queries' dtype. A query that sees no key gives 0 and gradient 0. T and S may differ.
+
+    Kernels want queries and keys sorted by rank, and all keys of a row. They take memory linear in T where it is known
+    that no token is private and (GPU) that no segment lies amid another, as that of a unit trained alone does.
     """
-    if how not in BACKENDS:
-        raise ValueError(f"attention '{how}' is unknown; allowed: {', '.join(BACKENDS)}")
+    if how not in BACKENDS | KERNELS:
+        raise ValueError(f"attention '{how}' is unknown; allowed: {', '.join(BACKENDS | KERNELS)}")
     # 0 * NaN is NaN: whatever lies in padded tokens stops here, and so does what lies in their cotangents.
     clean = lambda x_BTNH, info: jnp.where((info.segment != 0)[..., None, None], x_BTNH, 0)
     q_BTNH, k_BSKH, v_BSKH = clean(q_BTNH, q_info), clean(k_BSKH, k_info), clean(v_BSKH, k_info)
-    return clean(BACKENDS[how](q_BTNH, k_BSKH, v_BSKH, q_info, k_info), q_info)
+    if how in BACKENDS:
+        return clean(BACKENDS[how](q_BTNH, k_BSKH, v_BSKH, q_info, k_info), q_info)
+    return clean(KERNELS[how](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private=private, alone=alone), q_info)
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, q_info, k_info):
@@ -243,3 +260,11 @@ def _flash_backward(residuals, g_BXKRH):
 _flash.defvjp(_flash_forward, _flash_backward)
 
 BACKENDS = {"reference": _reference, "chunked": _chunked}
+
+
+def _splash(*arrays, private, alone):
+    return kernels.splash(*arrays, private, visible)
+
+
+KERNELS = {how: partial(kernels.gpu, visible=visible, how=how) for how in ("triton", "mosaic", "cudnn")}
+KERNELS |= {"splash": _splash}

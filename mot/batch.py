@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mot import ops
 from mot.attention import Info
 from mot.config import Config
 
@@ -66,24 +67,39 @@ def modality(ids, config: Config) -> jax.Array:
     return result
 
 
-def kinds(batch: Batch, streams: Sequence[str], config: Config) -> jax.Array:
+def kinds(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> jax.Array:
     """`[B, C]`: the modality of each token of `merge`."""
     of_vectors = lambda s: jnp.full_like(batch[s].token, config.modalities.index(config.streams[s].modality))
     parts = [of_vectors(s) if config.streams[s].latent else modality(batch[s].token, config) for s in streams]
     if len(parts) == 1:
         return parts[0]
-    return in_order(jnp.concatenate(parts, axis=1), document_order(concatenate([batch[s] for s in streams])))
+    rank_BC = concatenate([batch[s] for s in streams]).rank
+    return in_order(jnp.concatenate(parts, axis=1), document_order(rank_BC, T))
 
 
-def merge(batch: Batch, streams: Sequence[str]) -> Tokens:
+def merge(batch: Batch, streams: Sequence[str], T: int | None) -> Tokens:
     """The tokens of some streams as one, in document order; one stream stays as it is (it is in that order)."""
     tokens = concatenate([batch[s] for s in streams])
-    return tokens if len(streams) == 1 else in_order(tokens, document_order(tokens))
+    return tokens if len(streams) == 1 else in_order(tokens, document_order(tokens.rank, T))
 
 
-def document_order(tokens: Tokens) -> jax.Array:
-    """`[B, C]`: where the tokens lie, by rank. Of all of a row's tokens `rank` itself is the way back."""
-    return jnp.argsort(tokens.rank, axis=1)  # ranks are unique: any sort is stable
+def length(batch: Batch) -> int:
+    """T, the tokens of a row, whose ranks are 0 .. T - 1."""
+    return sum(tokens.rank.shape[1] for tokens in batch.values())
+
+
+def document_order(rank_BC, T: int | None) -> jax.Array:
+    """`[B, C]`: where tokens of these ranks, all below T, lie by rank. Of all T tokens `rank` itself is the way back.
+
+    Counted, not sorted (`ops.inverse`), but where nothing is known of the ranks: T is None.
+    """
+    B, C = rank_BC.shape
+    if T is None:
+        return jnp.argsort(rank_BC, axis=1)  # ranks are unique: any sort is stable
+    if C < T:  # how many of these tokens rank lower
+        there_BT = jnp.zeros((B, T), jnp.int32).at[jnp.arange(B)[:, None], rank_BC].set(1, unique_indices=True)
+        rank_BC = jnp.take_along_axis(jnp.cumsum(there_BT, axis=1) - 1, rank_BC, axis=1)
+    return ops.inverse(rank_BC)
 
 
 def in_order(tree, order_BC: jax.Array):

@@ -32,6 +32,8 @@ def faults(c, broken: set[str]) -> Iterator[str]:
             yield from check(c)
 
 
+# Whole matrices, pairs of chunks; kernels for TPU (splash) and GPU (`kernels.py`).
+ATTENTION = ("chunked", "reference", "splash", "triton", "mosaic", "cudnn")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
 
 
@@ -161,10 +163,10 @@ def _model(c):
     yield from at_least_0("model", m, "seed")
     yield from choice("model", m, "norm", "pre", "post")
     yield from choice("model", m, "qk_norm", "none", "rms", "layer")
-    yield from choice("model", m, "remat", "none", "dots", "block")
+    yield from choice("model", m, "remat", "none", "dots", "block", "offload")
     yield from choice("model", m, "dtype", "float32", "bfloat16")
-    yield from choice("model", m, "attention", "chunked", "reference")
-    yield from choice("model", m, "dispatch", "blocked", "einsum", "ragged")
+    yield from choice("model", m, "attention", *ATTENTION)
+    yield from choice("model", m, "dispatch", "blocked", "einsum", "ragged", "gmm", "triton", "mosaic")
     if m.kv_heads > 0 and m.heads % m.kv_heads:
         yield (
             f"model.heads: {m.heads} query heads do not divide among model.kv_heads = {m.kv_heads}; "
@@ -303,11 +305,21 @@ def _blocks(c):
             )
 
 
+LONGEST_IN_BFLOAT16 = 0.99  # numbers are up to 2^-7 apart: smaller steps would be lost
+
+
 def _optim(c):
     o = c.optim
     yield from positive("optim", o, "lr", "eps", "clip", "accumulate", "patience")
     yield from at_least_0("optim", o, "end_lr", "warmup", "decay_steps")
     yield from choice("optim", o, "schedule", "cosine", "linear", "wsd")
+    yield from choice("optim", o, "moments", "float32", "bfloat16")
+    for key in ("beta1", "beta2"):
+        if o.moments == "bfloat16" and getattr(o, key) > LONGEST_IN_BFLOAT16:
+            yield (
+                f"optim.moments: 'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
+                f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}"
+            )
     for key in ("beta1", "beta2", "ema"):
         if not 0 <= (value := getattr(o, key)) < 1:
             yield f"optim.{key}: {value}; must be at least 0 and below 1; change it"

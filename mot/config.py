@@ -126,7 +126,8 @@ class Model:
     rope_theta: float
     tied: bool  # the head is the embedding
     scan: bool  # lax.scan over layers: flat compile time; unrolled is faster on CPU
-    remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks
+    remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks; offload: these too, and
+    # what enters each block waits in the host's memory
     dtype: str  # of compute; parameters are float32
     attention: str
     dispatch: str  # how experts' matrices are multiplied
@@ -208,6 +209,7 @@ class Optim:
     beta1: float
     beta2: float
     eps: float
+    moments: str  # how the running means of gradients and their squares are kept; arithmetic is float32
     clip: float  # of the global gradient norm
     accumulate: int  # microbatches in a step
     ema: float  # of the parameters; 0 = none

@@ -2,7 +2,8 @@
 
 A dispatch is a permutation, so both directions are gathers: no scatter-add, hence the same bits every time. Its memory
 grows with the rows that are routed, not with rows times experts. `grouped` multiplies behind one signature: `einsum` is
-obvious, `blocked` is made for CPU, `ragged` for accelerators. `expert` devices may share the experts of a tower.
+obvious, `blocked` is made for CPU, `ragged` and the kernels for accelerators. `expert` devices may share the experts of
+a tower.
 """
 
 import math
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mot import sharding
+from mot import kernels, ops, sharding
 from mot.config import Mesh
 from mot.router import Choice
 
@@ -56,16 +57,18 @@ def arrange(choice: Choice, experts: int, most: int, how: str, room: int = 0) ->
     inside_S = place_S - start_E[expert_S]
     held_S = inside_S < size_E[expert_S]
     choice_S = jnp.where(held_S, order_N[jnp.where(held_S, first_E[expert_S] + inside_S, 0)], R * X)
-    turn_N = jnp.argsort(order_N).astype(jnp.int32)  # each choice's turn among the sorted
+    turn_N = ops.inverse(order_N[None])[0]  # each choice's turn among the sorted
     group_N = jnp.minimum(key_N, experts - 1)
     turn_N -= first_E[group_N]  # ... and among its expert's
     known_N = (key_N < experts) & (turn_N < size_E[group_N])
     place_RX = jnp.where(known_N, start_E[group_N] + turn_N, S).reshape(R, X)
     weight_RX = choice.weight_RX
     if most < R * X:  # loops over a token's choices end with the last that any token has
-        last_RX = jnp.argsort(place_RX == S, axis=1, stable=True)
+        some_RX = (place_RX < S).astype(jnp.int32)
+        after_RX = some_RX.sum(1, keepdims=True) + jnp.cumsum(1 - some_RX, axis=1) - 1
+        choice_of = jnp.where(some_RX > 0, jnp.cumsum(some_RX, axis=1) - 1, after_RX)  # where the choice goes
+        last_RX = ops.inverse(choice_of)
         place_RX, weight_RX = (jnp.take_along_axis(x, last_RX, axis=1) for x in (place_RX, weight_RX))
-        choice_of = jnp.argsort(last_RX, axis=1)  # where the choice went
         row_S, x_S = choice_S // X, choice_S % X
         moved_S = row_S * X + choice_of[jnp.minimum(row_S, R - 1), x_S]
         choice_S = jnp.where(held_S, moved_S, R * X).astype(jnp.int32)
@@ -88,14 +91,25 @@ def spread(x_RD, layout: Layout):
 def collect(y_SD, layout: Layout):
     """`[R, D]`: the sum of a token's rows over its choices, added up in float32. The transpose of `spread`."""
     (R, X), (S, D) = layout.place_RX.shape, y_SD.shape
-    # Up to the last choice that any token has; earlier ones may be nobody's, as an expert that none was sent to.
-    used = jnp.where((layout.place_RX < S).any(0), jnp.arange(1, X + 1), 0).max() if X > 1 else 1
+    used = _used(layout.place_RX < S) if X > 1 else 1
 
     def add(x, total_RD):
         place_R = lax.dynamic_index_in_dim(layout.place_RX, x, axis=1, keepdims=False)
         return total_RD + _take(y_SD, place_R).astype(jnp.float32)
 
     return lax.fori_loop(0, used, add, jnp.zeros((R, D), jnp.float32)).astype(y_SD.dtype)
+
+
+@jax.custom_batching.custom_vmap
+def _used(some_RX):
+    """Up to the last choice that any token has; earlier ones may be nobody's, as an expert that none was sent to."""
+    return jnp.where(some_RX.any(0), jnp.arange(1, some_RX.shape[1] + 1), 0).max()
+
+
+@_used.def_vmap
+def _used_by_several(size, batched, some_NRX):
+    """Of several runs (`ensemble.py`) every one: a loop must not end where one run's data would end it."""
+    return jnp.asarray(some_NRX.shape[-1]), False
 
 
 @jax.custom_vjp
@@ -126,7 +140,7 @@ def grouped(x_SD, w_EDF, layout: Layout, how: str):
 
     Empty places give 0 and take no part in any gradient, whatever they hold: kernels leave them uninitialised.
     """
-    return BACKENDS[how](x_SD, w_EDF, layout)
+    return (BACKENDS | KERNELS)[how](x_SD, w_EDF, layout)
 
 
 _dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
@@ -212,6 +226,8 @@ def _blocked_backward(residuals, g_SF):
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 BACKENDS = {"einsum": _einsum, "blocked": _blocked, "ragged": _ragged}
+_kernel = lambda how: _masked(lambda x_SD, w_EDF, layout: kernels.grouped(x_SD, w_EDF, layout.size_E, how))
+KERNELS = {how: _kernel(how) for how in ("gmm", "triton", "mosaic")}
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------

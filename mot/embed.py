@@ -16,7 +16,7 @@ from mot.params import ADA, WAVES, by_norm
 QUICKEST = 1000.0  # radians that the quickest wave turns from data to noise: 2006.11239's thousand steps
 
 
-def enter(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config):
+def enter(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config, T: int | None):
     """The residual `x_RD` of a group of streams, and its norms' condition `c_RX` or None; `tokens` are merged, apart.
 
     Padding enters as 0 whatever it holds: a NaN there would reach every weight's gradient as 0 * NaN.
@@ -25,7 +25,7 @@ def enter(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, conf
     flat = lambda x_RD: sharding.constrain(jnp.where(real_R1, x_RD, 0).astype(dtype), (sharding.ROWS, None), rules)
     if not any(config.streams[s].latent for s in group):
         return flat(_lookup(params, tokens.token, config)), None
-    order = _orders(batch, group)
+    order = _orders(batch, group, T)
     apart = sharding.apart({s: batch[s] for s in group}, rules)
 
     def join(parts):
@@ -40,7 +40,7 @@ def enter(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, conf
     return x_RD, join([_condition(params, apart[s], s, config) for s in group])
 
 
-def leave(params: dict, h_RD, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config):
+def leave(params: dict, h_RD, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config, T: int | None):
     """A group's last states: those of ids as `[(h_RD, tokens)]`, and what is predicted of vectors by stream,
     `[B, C, P]` float32."""
     rules = config.mesh.rules
@@ -48,7 +48,7 @@ def leave(params: dict, h_RD, batch: Batch, group: Sequence[str], tokens: Tokens
         return [(h_RD, tokens)], {}
     apart, rows = sharding.apart({s: batch[s] for s in group}, rules), {group[0]: h_RD}
     if len(group) > 1:
-        order, back = _orders(batch, group)
+        order, back = _orders(batch, group, T)
         h_BCD = sharding.whole(h_RD.reshape(*tokens.token.shape, -1), rules)
         parts = lax.split(_permuted(h_BCD, back, order), [batch[s].token.shape[1] for s in group], axis=1)
         parts = [sharding.apart(part, rules) for part in parts]
@@ -95,12 +95,12 @@ def _rows_backward(dtype, of_vocab, of_width, residuals, g_RD):
 _rows_of.defvjp(_rows_forward, _rows_backward)
 
 
-def _orders(batch, group):
+def _orders(batch, group, T):
     """From the streams end to end to the group's document order, and back; None where one stream is all."""
     if len(group) == 1:
         return None, None
-    order_BC = batches.document_order(batches.concatenate([batch[s] for s in group]))
-    return order_BC, jnp.argsort(order_BC, axis=1)
+    order_BC = batches.document_order(batches.concatenate([batch[s] for s in group]).rank, T)
+    return order_BC, ops.inverse(order_BC)
 
 
 def _permuted(x_BCD, order_BC, back_BC):

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections import Counter
-from functools import partial
 
 import jax
 import numpy as np
@@ -25,6 +24,13 @@ def make_evaluate(config: Config, sources: Sources, mesh, say=print):
     by the bytes that its text targets stand for, so they compare across tokenizers. `say` is told of documents that
     cannot be read; raises `UserError` where these are too many.
     """
+    fixed, bytes_S = held_out(config, sources, mesh, say)
+    of_batch = jax.jit(sums(config, len(sources.names)), static_argnames="causal")
+    return lambda params: told(config, sources, bytes_S, lambda causal: total(of_batch, params, fixed, causal))
+
+
+def held_out(config: Config, sources: Sources, mesh, say=print):
+    """The batches, on their devices, and the bytes that each source's text targets stand for `[S]`."""
     mine = sharding.my_rows(config, mesh)
     batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches, None, *mine)
     packed = list(iterate(batches, 0, timeout=config.data.timeout))
@@ -41,40 +47,47 @@ def make_evaluate(config: Config, sources: Sources, mesh, say=print):
     weighs, bytes_S = (np.asarray(sharding.summed(x, config, mesh)) for x in (weighs, bytes_S))
     if not weighs.any():
         raise UserError("the held-out batches hold nothing to predict; prepare data with a larger --held-out")
-    fixed = [sharding.placed(batch, config, mesh) for batch in host]
+    return [sharding.placed(batch, config, mesh) for batch in host], bytes_S
 
-    @partial(jax.jit, static_argnames="causal")
-    def sums(params, batch, causal):
+
+def sums(config: Config, sources: int):
+    """`(params, batch, causal) -> ` the batch's losses and weights, and what its routers did."""
+
+    def of_batch(params, batch, causal):
         given = objectives.noised(batch, config, SEED)
         output = model.forward(params, given.batch, config, causal=causal)
         Z_M = objectives.totals(batch, config)
-        sums = objectives.loss(params, output, given, Z_M, config, len(sources.names))[1]
+        sums = objectives.loss(params, output, given, Z_M, config, sources)[1]
         return sums | {"routing": {name: jax.tree.map(lambda x: x.sum(1), r) for name, r in output.routing.items()}}
 
-    def total(params, causal):
-        parts = [jax.device_get(sums(params, batch, causal)) for batch in fixed]
-        return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *parts)
+    return of_batch
 
-    def evaluate(params) -> dict:
-        measured = total(params, causal=False)
-        nats_MS, weight_MS = measured["nats"], measured["weight"]
-        result = metrics.losses(nats_MS, weight_MS, config.modalities, sources.names)
-        result |= metrics.routing(measured["routing"], config.modalities)
-        if measured["routing"]:
-            result["experts"] = metrics.loads(measured["routing"], config.modalities)
-        if not config.causal:  # what is above saw later tokens; what generation will be like, this tells
-            causal = total(params, causal=True)
-            nats_MS = causal["nats"]
-            losses = metrics.losses(nats_MS, causal["weight"], config.modalities, sources.names)
-            result |= {f"causal_{key}": value for key, value in losses.items()}
-        if "text" in config.modalities:
-            for s, source in enumerate(sources.names):
-                if bytes_S[s]:
-                    nats = nats_MS[config.modalities.index("text"), s]
-                    result[f"bits_per_byte/{source}"] = float(nats / math.log(2) / bytes_S[s])
-        return result
 
-    return evaluate
+def total(of_batch, params, batches, causal):
+    """The sums of all batches, on the host."""
+    parts = [jax.device_get(of_batch(params, batch, causal=causal)) for batch in batches]
+    return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *parts)
+
+
+def told(config: Config, sources: Sources, bytes_S, measured) -> dict:
+    """What is reported of `measured(causal)`."""
+    seen = measured(causal=False)
+    nats_MS, weight_MS = seen["nats"], seen["weight"]
+    result = metrics.losses(nats_MS, weight_MS, config.modalities, sources.names)
+    result |= metrics.routing(seen["routing"], config.modalities)
+    if seen["routing"]:
+        result["experts"] = metrics.loads(seen["routing"], config.modalities)
+    if not config.causal:  # what is above saw later tokens; what generation will be like, this tells
+        causal = measured(causal=True)
+        nats_MS = causal["nats"]
+        losses = metrics.losses(nats_MS, causal["weight"], config.modalities, sources.names)
+        result |= {f"causal_{key}": value for key, value in losses.items()}
+    if "text" in config.modalities:
+        for s, source in enumerate(sources.names):
+            if bytes_S[s]:
+                nats = nats_MS[config.modalities.index("text"), s]
+                result[f"bits_per_byte/{source}"] = float(nats / math.log(2) / bytes_S[s])
+    return result
 
 
 def _first_stage(config: Config, sources: Sources) -> Config:

@@ -52,6 +52,9 @@ class Log:
         self.pending = None  # a dispatched step whose measurements are not read yet
         self.clock = time.perf_counter()  # when the device was last known to be done
 
+    def start(self, about: dict) -> None:
+        self.writer.write("event", self.position.step, {"event": "start", "matmul_peak": self.peak} | about)
+
     def idle(self) -> float:
         """Seconds that the device may have waited for the host before this dispatch; 0 if it is still busy."""
         busy = self.pending is not None and not self.pending[0]["ok"].is_ready()
@@ -91,8 +94,12 @@ class Log:
             return
         measured, row = pending
         measured = jax.device_get(measured)  # waits for the device
-        row |= self._counted(measured["counts"])
         seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
+        self.write(measured, row, seconds)
+
+    def write(self, measured, row, seconds) -> dict:
+        """Writes a step's row, of what it measured and how long it took; `Diverged` where its patience is at an end."""
+        row |= self._counted(measured["counts"])
         self.position.seconds += seconds
         row["data_wait"] = min(row.pop("data_seconds") / seconds, 1.0)
         row |= {"seconds": self.position.seconds, "step_seconds": seconds}
@@ -110,6 +117,7 @@ class Log:
         self.position.skipped = 0 if measured["ok"] else self.position.skipped + 1
         if not measured["ok"]:
             self._skipped(step, measured)
+        return row
 
     def _counted(self, counts) -> dict:
         """A row's cumulative figures, and the step's own."""
@@ -135,7 +143,10 @@ class Log:
             )
 
     def evaluation(self, row) -> None:
+        self.write_evaluation(row)
+        line = metrics.line(row, self.config.modalities)
+        self.live.say(f"{self.config.run.name} step {self.position.step}: held-out {line}")
+
+    def write_evaluation(self, row) -> None:
         position = self.position
         self.writer.write("eval", position.step, row | {"flops": position.flops, "seconds": position.seconds})
-        line = metrics.line(row, self.config.modalities)
-        self.live.say(f"{self.config.run.name} step {position.step}: held-out {line}")

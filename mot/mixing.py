@@ -14,7 +14,7 @@ from jax import lax
 
 from mot import batch as batches
 from mot import caches, ops, sharding
-from mot.attention import FEW, Info, attend, attend_few
+from mot.attention import BACKENDS, FEW, Info, attend, attend_few
 from mot.batch import Tokens
 from mot.caches import Cache
 from mot.config import Config
@@ -33,14 +33,14 @@ class Row(NamedTuple):
     k_back: jax.Array | None
 
 
-def meet(merged: list[Tokens], rules: dict[str, str]) -> Row:
+def meet(merged: list[Tokens], rules: dict[str, str], T: int | None) -> Row:
     """The row of some groups, whose tokens are `apart`."""
     info = jax.tree.map(lambda *x: end_to_end(x), *(tokens.info for tokens in merged))
     order = back = None
     if len(merged) > 1:
-        order = jnp.argsort(info.rank, axis=1)
+        order = batches.document_order(info.rank, T)
         # Of a whole row, rank itself is the way back.
-        back = info.rank if sharding.parts(("length",), rules) == 1 else jnp.argsort(order, axis=1)
+        back = info.rank if sharding.parts(("length",), rules) == 1 else ops.inverse(order)
     q = info if order is None else batches.in_order(info, order)
     if sharding.parts(("length",), rules) == 1:
         return Row(q, q, order, back, order, back)
@@ -49,7 +49,7 @@ def meet(merged: list[Tokens], rules: dict[str, str]) -> Row:
         info = _whole(info, rules)
         if len(merged) == 1:
             return info, None, None
-        order_BT = jnp.argsort(info.rank, axis=1)
+        order_BT = batches.document_order(info.rank, T)
         return batches.in_order(info, order_BT), order_BT, info.rank
 
     here, there = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
@@ -83,8 +83,9 @@ def mix_with_cache(parts: list[Parts], kv, row: Row, cache: Cache, config: Confi
     kv = tuple(caches.place(x, new, cache.used) for x, new in zip(kv, (k_BTKH, v_BTKH), strict=True))
     if q_BTNH.shape[1] <= FEW:
         o_BTNH = attend_few(q_BTNH, *kv, row.q, cache.info)
-    else:
-        o_BTNH = attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, config.model.attention)
+    else:  # kernels want whole rows
+        how = config.model.attention if config.model.attention in BACKENDS else "chunked"
+        o_BTNH = attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, how)
     return split(_sorted(o_BTNH, row.back, row.order), [q_BCNH.shape[1] for q_BCNH, *_ in parts]), kv
 
 
@@ -101,11 +102,14 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, row, config):
     rules = config.mesh.rules
     here, there = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
     heads = sharding.spec((sharding.ROWS, None, "heads"), rules)
+    private = any(s.copies > 1 for s in config.streams.values())
+    alone = any(s.diffuses and s.diffusion.drop > 0 for s in config.streams.values())
 
     def share(q_BTNH, k_BTKH, v_BTKH, row):
         q_BTNH = _sorted(q_BTNH, row.order, row.back)
         k_BSKH, v_BSKH = (_sorted(_whole(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
-        return _sorted(attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, config.model.attention), row.back, row.order)
+        o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, config.model.attention, private, alone)
+        return _sorted(o_BTNH, row.back, row.order)
 
     inputs = (heads, heads, heads, Row(here, there, here, here, there, there))
     return sharding.shares(share, inputs, heads)(q_BTNH, k_BTKH, v_BTKH, row)

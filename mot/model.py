@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from mot import batch as batches
 from mot import caches, dispatch, embed, mixing, ops, router, sharding
@@ -67,21 +68,22 @@ def forward(
     With a cache the batch may lack streams, and its tokens see those of the cache too.
     """
     present, rules = groups(config, batch), config.mesh.rules
-    merged = sharding.apart([batches.merge(batch, group) for group in present], rules)
+    T = batches.length(batch) if cache is None else None  # what follows a cache has ranks of a longer row
+    merged = sharding.apart([batches.merge(batch, group, T) for group in present], rules)
     groups_ = list(zip(present, merged, strict=True))
-    entered = [embed.enter(params, batch, group, tokens, config) for group, tokens in groups_]
+    entered = [embed.enter(params, batch, group, tokens, config, T) for group, tokens in groups_]
     xs, conditions = map(list, zip(*entered, strict=True))
-    row = mixing.meet(merged, rules)
+    row = mixing.meet(merged, rules, T)
     if cache is not None:
         cache = cache.replace(info=caches.place_info(cache, row.q))
-    kinds = sharding.apart([batches.kinds(batch, group, config) for group in present], rules)
+    kinds = sharding.apart([batches.kinds(batch, group, config, T) for group in present], rules)
     context = Context(config, present, merged, kinds, conditions, row, key, causal, cache)
     xs, routing, kv = _stack(partial(_block, context=context), params["blocks"], xs, config, cache)
     hidden, latents = [], {}
     for x_RD, (group, tokens) in zip(xs, groups_, strict=True):
         scale = params["final_norm"][config.towers.norm[group[0]]]["scale"]
         h_RD = ops.rms_norm(x_RD, scale, config.model.norm_eps)
-        of_ids, of_vectors = embed.leave(params, h_RD, batch, group, tokens, config)
+        of_ids, of_vectors = embed.leave(params, h_RD, batch, group, tokens, config, T)
         hidden, latents = hidden + of_ids, latents | of_vectors
     return Output(hidden, latents, routing, None if cache is None else cache.replace(kv=kv))
 
@@ -99,9 +101,7 @@ def _stack(layer, blocks, xs, config, cache):
     m, first = config.model, config.model.dense_layers
     pattern = config.stacks[first : first + m.sparse_every]
     if m.remat != "none" and cache is None:
-        # dots: keep what projections made, make the rest (and attention) again; block: keep the residual alone.
-        policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "block": None}
-        layer = jax.checkpoint(layer, policy=policies[m.remat])
+        layer = _kept_little(layer, m.remat)
     if not m.scan or cache is not None:
         weights, reports, kvs = {stack: iter(_layers(w)) for stack, w in blocks.items()}, [], []
         for i, stack in enumerate(config.stacks):
@@ -125,6 +125,26 @@ def _stack(layer, blocks, xs, config, cache):
     fold = lambda x, n: jax.tree.map(lambda leaf: leaf.reshape(-1, n, *leaf.shape[1:]), x)
     rest = {stack: fold(w, pattern.count(stack)) for stack, w in rest.items()}
     return *lax.scan(several, xs, (rest, fold(jnp.arange(first, m.layers), len(pattern)))), ()
+
+
+def _kept_little(layer, how):
+    """The layer, of whose results backward has only some.
+
+    dots: what projections made; block: what entered; offload: that, in the host's memory. (What projections made is ten
+    times as much: its way there and back would take longer than making it again.)
+    """
+    if how == "dots":
+        return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    if how == "block":
+        return jax.checkpoint(layer)
+    policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["residual"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    named = lambda xs, *rest: layer([checkpoint_name(x_RD, "residual") for x_RD in xs], *rest)
+    return jax.checkpoint(named, policy=policy)
 
 
 def _layers(weights):

@@ -143,11 +143,11 @@ def _places(key_BCE, asks_BCE, rank_BC):
     """Each token's place, from 0, in each expert's queue: who asks before who does not, then by key, then by rank."""
     B, C, E = key_BCE.shape
     lines = lambda x_BCE: x_BCE.swapaxes(1, 2)
+    key_BEC = lines(jnp.where(asks_BCE, key_BCE, jnp.inf))  # no key is infinite
     rank_BEC = jnp.broadcast_to(rank_BC[:, None], (B, E, C))
     index_BEC = jnp.broadcast_to(jnp.arange(C, dtype=jnp.int32)[None, None], (B, E, C))
-    keys = (~lines(asks_BCE), lines(key_BCE), rank_BEC, index_BEC)
-    order_BEC = lax.sort(keys, dimension=-1, num_keys=3)[-1]
-    return lines(jnp.argsort(order_BEC, axis=-1))
+    order_BEC = lax.sort((key_BEC, rank_BEC, index_BEC), dimension=-1, num_keys=2)[-1]
+    return lines(ops.inverse(order_BEC.reshape(B * E, C)).reshape(B, E, C))
 
 
 def _report(logits_BCE, score_BCE, wanted_BCE, found_BCE, imitation_BC, spec, real_BC, modality_BC, modalities):

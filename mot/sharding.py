@@ -138,9 +138,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def several() -> bool:
-    """Is a mesh of several devices set?"""
+    """Is a mesh set that splits what the rules name? Several runs (`ensemble.py`) lie along an axis of their own."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.size > 1
+    return any(mesh.shape.get(axis, 1) > 1 for axis in MESH_AXES)
 
 
 def constrain(x, axes: Sequence[str | None], rules: Mapping[str, str]):

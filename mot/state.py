@@ -74,21 +74,23 @@ def trees(state: State) -> dict:
     return items | ({"ema": state.ema} if state.ema else {})
 
 
-def refuse_too_large(config, mesh) -> None:
-    """`UserError` where what a step cannot do without is more than there is memory: better now than in the middle."""
+def refuse_too_large(config, mesh, runs: int = 1) -> None:
+    """`UserError` where what a step of `runs` runs on a device cannot do without is more than there is memory."""
     table, is_trained, rules = params.table(config), optim.trainable(config), config.mesh.rules
     count = lambda chosen: sum(params.count({p: s}) // sharding.parts(s.axes, rules, mesh) for p, s in chosen.items())
     held = count(table) * (2 if config.optim.ema else 1)
     # With gradients and Adam's moments.
-    state = 4 * (held + 3 * count({p: s for p, s in table.items() if is_trained(p)}))
+    moments = {"float32": 2, "bfloat16": 1}[config.optim.moments]
+    state = 4 * runs * (held + (1 + moments) * count({p: s for p, s in table.items() if is_trained(p)}))
     rows = config.data.batch // config.optim.accumulate
     width = max(s.width for s in config.streams.values())
     tokens = rows * config.length // sharding.parts((sharding.ROWS,), rules, mesh)
-    residual = 2 * tokens * width * config.model.layers
+    residual = 2 * tokens * width * config.model.layers * runs
     if (have := sharding.memory(mesh)) < state + residual:
+        many = f"{runs} times " if runs > 1 else ""
         raise UserError(
-            f"{params.count(table):,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB of a "
-            f"device, the residual stream of {rows:,} rows of {config.length:,} tokens on {mesh.size} devices at least "
-            f"{residual / 1e9:,.1f} GB, and a device has {have / 1e9:,.1f} GB; raise mesh.fsdp, lower streams.*.width "
-            "or ffn, model.layers or heads, data.batch or the budgets"
+            f"{many}{params.count(table):,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB "
+            f"of a device, the residual stream of {rows:,} rows of {config.length:,} tokens on {mesh.size} devices at "
+            f"least {residual / 1e9:,.1f} GB, and a device has {have / 1e9:,.1f} GB; raise mesh.fsdp, lower "
+            "streams.*.width or ffn, model.layers or heads, data.batch or the budgets"
         )

@@ -3,15 +3,17 @@
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mot import batch as batches
-from mot import checkpoint, metrics, model, objectives, optim, params, rundir, sharding, upcycle
+from mot import checkpoint, metrics, model, objectives, optim, params, profile, rundir, sharding, upcycle
 from mot.config import Config, ConfigError
 from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
@@ -106,46 +108,67 @@ def _norms_by_tower(grads):
     return {tower: optax.tree.norm(leaves) for tower, leaves in by_tower.items()}
 
 
-def run(config: Config, until: int | None = None, devices: Sequence[jax.Device] | None = None) -> Path:
+def run(
+    config: Config, until: int | None = None, devices: Sequence[jax.Device] | None = None, profiled: bool = False
+) -> Path:
     """Trains to `run.steps` (or to step `until`), saved, resuming what the run directory holds; returns the directory.
 
-    The batch's rows are split over `devices`, by default all there are.
+    The batch's rows are split over `devices`, by default all there are. `profiled`: with a trace of a few steps.
 
     Raises `UserError` (`ConfigError`, `Damaged`) before anything is written, `Diverged` when optim.patience is up, and
     `Stopped` after SIGINT or SIGTERM.
     """
-    if faults := [*sources.faults(config), *optim.uncovered(config)]:
-        raise ConfigError(faults)
-    training, held_out = sources.open_(config)
-    config = budgets.resolve(config, training)
+    config, training, held_out = opened(config)
     mesh = sharding.make_mesh(config, devices)
     refuse_too_large(config, mesh)
     first = None
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
-        source, _, trained = load(Path(config.init.run), config.init.step or None)
-        first = upcycle.weights(source, trained, config)
-        del trained
+        first = upcycled(config)
     if sharding.leads():
         rundir.open_run(config)
     sharding.together("run directory")
     path = rundir.open_run(config)
     with jax.set_mesh(mesh):
-        state, position = _start(config, path, mesh, first=first)
+        state, position = start(config, path, mesh, first=first)
         del first  # the state has its own copy
-        if position.data not in ("", training.digest):
-            raise UserError(
-                f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another "
-                "Python has another manual); resume it where it began, or choose another run.name"
-            )
-        position.data = training.digest
-        speaks = sharding.leads()
-        with metrics.Live(config.run.name, position.step, config.run.steps, speaks) as live, _Signals() as signals:
-            writer = metrics.Writer(path, position.step, speaks)
+        refuse_other_data(path, position, training)
+        end, speaks = min(config.run.steps, until or config.run.steps), sharding.leads()
+        with metrics.Live(config.run.name, position.step, config.run.steps, speaks) as live, Signals() as signals:
+            if position.step >= end:
+                live.say(f"{path}: already at step {position.step}")
+                return path
+            peak = metrics.matmul_peak(mesh, config.model.dtype)
+            log = Log(config, training.names, position, metrics.Writer(path, position.step, speaks), live, peak)
             try:
-                _loop(config, path, mesh, state, position, training, held_out, writer, live, signals, until)
+                parts = _parts(config, path, mesh, training, held_out, log)
+                with profile.Trace(path, log) if profiled else nullcontext() as trace:
+                    loop(config, mesh, state, training, held_out, parts, log, signals, end, trace)
             finally:
-                writer.close()
+                log.writer.close()
     return path
+
+
+def opened(config: Config):
+    """The configuration with every budget, and its sources for training and held out."""
+    if faults := [*sources.faults(config), *optim.uncovered(config)]:
+        raise ConfigError(faults)
+    training, held_out = sources.open_(config)
+    return budgets.resolve(config, training), training, held_out
+
+
+def upcycled(config: Config) -> dict:
+    """The parameters that `init.run` gives a run."""
+    source, _, trained = load(Path(config.init.run), config.init.step or None)
+    return upcycle.weights(source, trained, config)
+
+
+def refuse_other_data(path: Path, position: Position, training) -> None:
+    if position.data not in ("", training.digest):
+        raise UserError(
+            f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another "
+            "Python has another manual); resume it where it began, or choose another run.name"
+        )
+    position.data = training.digest
 
 
 def evaluate(
@@ -164,7 +187,7 @@ def evaluate(
     _saved(path, step)
     mesh = sharding.make_mesh(config, devices)
     with jax.set_mesh(mesh):
-        state, position = _start(config, path, mesh, step)
+        state, position = start(config, path, mesh, step)
         row = make_evaluate(config, held_out, mesh)(state.ema or state.params)
     return position.step, row
 
@@ -177,7 +200,7 @@ def load(path: Path, step: int | None = None) -> tuple[Config, Position, dict]:
     """
     config = rundir.config_of(path)
     _saved(path, step)
-    state, position = _start(config, path, sharding.one_device(), step)
+    state, position = start(config, path, sharding.one_device(), step)
     return config, position, state.ema or state.params
 
 
@@ -191,7 +214,7 @@ def _saved(path, step) -> list[int]:
     return saved
 
 
-def _start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
+def start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
     """Fresh, with the parameters `first` where they are given, or what a checkpoint (by default the newest) holds."""
     shardings = state_shardings(config, mesh)
     make = jax.jit(lambda: init_state(config), out_shardings=shardings)
@@ -213,30 +236,41 @@ def _start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
     return state, Position(**data)
 
 
-def _loop(config, path, mesh, state, position, training, held_out, writer, live, signals, until):
-    end = min(config.run.steps, until or config.run.steps)
-    if position.step >= end:
-        live.say(f"{path}: already at step {position.step}")
-        return
-    evaluate = make_evaluate(config, held_out, mesh, live.say)
-    mine, of = sharding.my_rows(config, mesh)
-    batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None, mine, of)
-    incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
-    peak = metrics.matmul_peak(mesh, config.model.dtype)
-    start = {"event": "start", "matmul_peak": peak, "data": training.digest}
-    writer.write("event", position.step, start | {"reachable_fill": budgets.reachable(config, training)})
-    packed, waited = next(incoming), 0.0  # before the clock of steps runs
-    for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
-        live.say(f"warning: {line}")
+class Parts(NamedTuple):
+    """What the loop calls: a run's, or those of several runs in one program (`ensemble.py`)."""
+
+    step: Callable  # jitted: (state, batch) -> (state, measured)
+    evaluate: Callable  # state -> what `log.evaluation` takes
+    save: Callable  # state, after the step at which `log.position` is
+
+
+def _parts(config, path, mesh, training, held_out, log) -> Parts:
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
     placed = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=placed)
-    step = step.lower(state, sharding.placed(packed.batch, config, mesh)).compile()
-    log = Log(config, training.names, position, writer, live, peak)
+    evaluate = make_evaluate(config, held_out, mesh, log.live.say)
+    folder, keep = path / "checkpoints", config.run.keep
+    save = lambda state: checkpoint.save(folder, log.position.step, trees(state), vars(log.position), keep)
+    return Parts(step, lambda state: evaluate(state.ema or state.params), save)
+
+
+def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, end, trace=None) -> None:
+    """From `log.position` to step `end`, saved."""
+    position, live = log.position, log.live
+    mine, of = sharding.my_rows(config, mesh)
+    batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None, mine, of)
+    incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
+    log.start({"data": training.digest, "reachable_fill": budgets.reachable(config, training)})
+    packed, waited = next(incoming), 0.0  # before the clock of steps runs
+    for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
+        live.say(f"warning: {line}")
+    step = parts.step.lower(state, sharding.placed(packed.batch, config, mesh)).compile()
     if position.step == 0:
-        log.evaluation(evaluate(state.ema or state.params))
+        log.evaluation(parts.evaluate(state))
     log.resume()
     while True:
+        if trace:
+            trace.before(step)
         log.left_out(packed.left_out)
         batch = sharding.placed(packed.batch, config, mesh)
         counts = sharding.summed(counted(packed.batch), config, mesh)
@@ -246,10 +280,10 @@ def _loop(config, path, mesh, state, position, training, held_out, writer, live,
         done, stop = position.step == end, signals.code is not None  # asked once: what follows saves
         if position.step % config.run.eval_every == 0 or position.step == config.run.steps:
             log.finish()
-            log.evaluation(evaluate(state.ema or state.params))
+            log.evaluation(parts.evaluate(state))
         if position.step % config.run.save_every == 0 or done or stop:
             log.finish()
-            checkpoint.save(path / "checkpoints", position.step, trees(state), vars(position), config.run.keep)
+            parts.save(state)
         if stop:
             live.say(f"stopped at step {position.step}, saved; the same command resumes")
             raise Stopped(signals.code)
@@ -265,7 +299,7 @@ def _timed(incoming):  # the next element, and the seconds that it took to come
     return next(incoming), time.perf_counter() - start
 
 
-class _Signals:
+class Signals:
     """The first SIGINT or SIGTERM asks the loop to stop after its step; a second SIGINT ends at once."""
 
     def __enter__(self):

@@ -300,7 +300,7 @@ def test_a_saved_state_goes_on_bit_for_bit_running_means_too(steps, tmp_path, on
     c, step, batch = steps["config"], steps["step"], steps["batch"]
     _, ((first, _), (second, _)) = steps[1]
     checkpoint.save(tmp_path / "checkpoints", 1, state.trees(first), vars(train.Position(step=1)), 1)
-    found, position = train._start(c, tmp_path, sharding.one_device(one_device))
+    found, position = train.start(c, tmp_path, sharding.one_device(one_device))
     assert position.step == 1
     assert found.means["image"] == first.means["image"] > 0
     after, _ = step(jax.tree.map(np.asarray, found), batch)

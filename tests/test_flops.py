@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mot import attention, flops, model, objectives, params
-from tests import examples, hlo, vectors
+from scaling import hlo
+from tests import examples, vectors
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ def test_counted_flops_equal_the_compilers(arch, choices):
     text = jax.jit(jax.grad(loss)).lower(shapes).compile().as_text()
     B, T = 4, 48
     counted = flops.train_step(c, {"text": B * 24, "image": B * 24}, B * T * T)
-    assert abs(hlo.dots(text) / counted - 1) < 0.02
+    assert abs(hlo.read(text).flops / counted - 1) < 0.02
 
 
 def test_visible_pairs_equal_the_mask():
@@ -61,7 +62,7 @@ def test_counted_flops_of_vectors_equal_the_compilers(arch, width):
     counted = flops.train_step(c, tokens, 2 * c.length**2)
     table = {p: np.prod(spec.shape) for p, spec in params.table(c).items()}
     entering = sum(2 * tokens[n] * table[f"latent/{n}/{w}"] for n in ("image", "sound") for w in ("in", "time_in"))
-    assert abs(hlo.dots(text) / (counted - entering) - 1) < 0.02
+    assert abs(hlo.read(text).flops / (counted - entering) - 1) < 0.02
 
 
 def test_parameters_of_vectors_are_those_of_the_tree():

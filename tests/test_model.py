@@ -129,7 +129,7 @@ def test_a_text_only_batch_gives_image_parameters_exactly_zero_gradient(arch):
 
 def influence(c, weights, batch):
     """`[B, T, T]`: how much the logits of the token at rank q change with the embedded input at rank k."""
-    tokens = batches.merge(batch, list(c.streams))
+    tokens = batches.merge(batch, list(c.streams), batches.length(batch))
     B, T = tokens.token.shape
 
     # Every token gets an id of its own, so that the embedding's rows are the inputs.
@@ -185,7 +185,7 @@ def test_scan_equals_unrolled():
     assert examples.leaf_error(da, db) < 1e-6
 
 
-@pytest.mark.parametrize("remat", ["dots", "block"])
+@pytest.mark.parametrize("remat", ["dots", "block", "offload"])
 @pytest.mark.parametrize("scan", [True, False])
 def test_rematerialisation_saves_memory_and_changes_nothing(remat, scan):
     batch, weights = examples.batch(), examples.weights(examples.make("mot"))

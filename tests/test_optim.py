@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import config, optim, params
+from mot import checkpoint, config, optim, params, sharding, state, train
 from tests import examples
 
 
@@ -50,3 +50,53 @@ def test_every_parameter_needs_a_rule_and_every_rule_a_parameter():
         make(rules=(dict(match="norm|head", lr=1.0, decay=0.0),))
     with pytest.raises(config.ConfigError, match=r"optim.rules\[1\].match: 'embed' decides for no parameter"):
         make(rules=(dict(match=".*", lr=1.0, decay=0.0), dict(match="embed", lr=1.0, decay=0.0)))
+
+
+def moments(opt):
+    (adam,) = [part for part in opt if hasattr(part, "nu")]
+    return jax.tree.leaves((adam.mu, adam.nu))
+
+
+def trained(c, steps, devices):
+    """The state after some steps on one batch, and their losses."""
+    mesh = sharding.make_mesh(c, devices)
+    with jax.set_mesh(mesh):
+        now = jax.jit(lambda: state.init_state(c))()
+        step, losses = jax.jit(train.make_step(c, 2)), []
+        batch = sharding.placed(examples.batch(), c, mesh)
+        for _ in range(steps):
+            now, measured = step(now, batch)
+            losses.append(float(measured["loss"]))
+    return now, losses
+
+
+def test_moments_in_bfloat16_are_kept_restored_and_train_like_float32(tmp_path, one_device):
+    c = make(lr=5e-3, end_lr=5e-4, moments="bfloat16")
+    shapes = jax.eval_shape(lambda: state.init_state(c))
+    assert {x.dtype for x in moments(shapes.opt)} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(shapes.params)} == {jnp.dtype("float32")}
+    now, losses = trained(c, 30, one_device)
+    assert {x.dtype for x in moments(now.opt)} == {jnp.dtype("bfloat16")}
+    trees = state.trees(now)
+    checkpoint.save(tmp_path, 30, trees, {}, keep=1)
+    restored, _ = checkpoint.restore(tmp_path, 30, jax.tree.map(like, trees))
+    assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, trees)
+    jax.tree.map(np.testing.assert_array_equal, restored, trees)
+    _, want = trained(make(lr=5e-3, end_lr=5e-4), 30, one_device)
+    assert want[-1] < 0.9 * want[0]
+    np.testing.assert_allclose(losses, want, rtol=0.01)
+
+
+def like(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def test_moments_shard_as_their_parameters():
+    """Also those that optax does not cast by itself."""
+    tree = examples.tree()
+    tree.mesh.fsdp, tree.optim.moments = 4, "bfloat16"
+    c = config.build(tree)
+    mesh = sharding.make_mesh(c)
+    placed = state.state_shardings(c, mesh)
+    (adam,) = [part for part in placed.opt if hasattr(part, "nu")]
+    assert adam.mu == adam.nu == placed.params

@@ -16,9 +16,9 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["limits"],
-    ["checks_mesh"],
-    ["errors", "checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
+    ["errors", "limits"],
+    ["checks_mesh", "kernels"],
+    ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
     ["tokenizers.vectors"],
     ["batch", "caches", "sharding", "params", "data.tables", "data.arrays"],
@@ -31,8 +31,9 @@ ORDER = [
     ["data.prepare"],
     ["data.export", "data.sources", "evaluate", "upcycle"],
     ["log"],
+    ["profile"],
     ["data.formats", "train"],
-    ["sample"],
+    ["ensemble", "sample"],
 ]
 LEVEL = {f"mot.{room}": level for level, rooms in enumerate(ORDER) for room in rooms}
 PACKAGES = {"mot": {"mot"}, "configs": {"configs"}, "scaling": {"mot", "scaling"}}

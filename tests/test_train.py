@@ -50,7 +50,9 @@ def one_step(c, batch, devices, state=None, sources=2):
         return step(state, sharding.placed(batch, c, mesh))
 
 
-EXPERIMENTS = [p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "archs", "ladder")]
+EXPERIMENTS = [
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "archs", "sizes", "ladder")
+]
 
 
 def data_for(name, folder):

@@ -1,0 +1,104 @@
+"""Compiles a configuration's step for TPUs that are not there, and says whether it fits and how fast it can be."""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from launch import flags
+from launch.cli import guarded
+from mot import config as configs
+from mot import optim
+from mot.errors import UserError
+from scaling import chips
+from scaling import plan as plans
+
+EXAMPLE = "mot plan --config=configs/ladder.py:rung=7b,arch=mot --topology v5p:4x4x4 --config.mesh.fsdp=64"
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = flags.parser("plan", __doc__, EXAMPLE)
+    flags.add_config(p, default="configs/ladder.py")
+    p.add_argument("--topology", help=f"a slice: {chips.EXAMPLES}; any shape")
+    p.add_argument("--out", type=Path, help="a file for all figures, as JSON")
+    p.add_argument("--search", action="store_true", help="try meshes and remat policies; the fastest that fits")
+    p.add_argument("--ladder", action="store_true", help="every rung and architecture, into docs/plan.md and .json")
+    options, overrides = flags.parse(p, argv)
+    if options.ladder:
+        from launch import plan_ladder
+
+        return plan_ladder.main(Path("docs"))
+    if not options.topology:
+        raise UserError(f"--topology is missing; write as in {chips.EXAMPLES}")
+    chips.parse(options.topology)
+    # Without its data, of which a plan needs nothing.
+    config = configs.build(flags.read(options.config, overrides), optim.uncovered)
+    topology = chips.topology(options.topology, config.mesh.slices)
+    out = Console(soft_wrap=True, highlight=False)
+    if options.search:
+        from launch import plan_search
+
+        plan = plan_search.main(config, topology, out)
+    else:
+        plan = plans.plan(config, topology)
+    show(plan, out)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(plan.to_json(), indent=1) + "\n")
+    return 0 if plan.fits else 1
+
+
+def show(plan: plans.Plan, out: Console) -> None:
+    mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items()) or "one device"
+    out.print(
+        f"[bold]{plan.name} on {plan.topology}[/bold]: {plan.chips} chips, {plan.devices} devices, mesh {mesh}; "
+        f"{plan.rows} rows of {plan.length} tokens, {plan.accumulate} microbatches, remat {plan.remat}"
+    )
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    row = lambda name, *told: table.add_row(name, *told)
+    active = ", ".join(f"{stream} {_short(n)}" for stream, n in plan.active.items())
+    row("parameters", f"{_short(plan.parameters)}; a token meets {active}")
+    row("model FLOPs a token", f"{_short(plan.flops_per_token)}: {plan.assumed}")
+    if plan.memory:
+        parts = ", ".join(f"{name} {n / 1e9:.2f}" for name, n in plan.memory.items() if name not in ("peak", "outputs"))
+        row("GB of a device", f"{plan.memory['peak'] / 1e9:.2f} of {plan.memory_of_chip / 1e9:.1f}: {parts}")
+        _measured(plan, row)
+    out.print(table)
+    if not plan.fits:
+        out.print(f"[red]does not fit[/red]: {plan.trouble}")
+    for buffer in plan.buffers[: 8 if not plan.fits else 3]:
+        out.print(f"  {buffer['bytes'] / 1e9:8.2f} GB  {buffer['shape']}  {buffer['source']}", markup=False)
+    for remedy in plan.remedies:
+        out.print(f"  try {remedy}", markup=False)
+
+
+def _measured(plan, row) -> None:
+    row(
+        "matmul FLOPs of a device",
+        f"{_short(plan.matmul_flops)}, {plan.ratio:.3f} of the formula's {_short(plan.formula_flops)} and "
+        f"{_short(plan.recomputed_flops)} recomputed; without attention",
+    )
+    for kind, c in plan.collectives.items():
+        row(kind, f"{c['number']:.0f} a step, {c['wire'] / 1e9:.3f} GB sent")
+    for found in plan.float32_matmuls:
+        row("[yellow]float32 matmul[/yellow]", f"{found['shape']} {found['source']}, {_short(found['flops'])} FLOPs")
+    if plan.uncounted_loops:
+        row("[yellow]loops of unknown length[/yellow]", f"{', '.join(plan.uncounted_loops)}: counted once")
+    parts = ", ".join(f"{name} {plan.roofline[name] * 1e3:.1f}" for name in ("compute", "memory", "interconnect"))
+    row("step, ms at least", f"{plan.roofline['max'] * 1e3:.1f} to {plan.roofline['sum'] * 1e3:.1f}: {parts}")
+    row("", f"{plan.binding} binds; MFU at most {plan.mfu_bound:.1%}, {_short(plan.tokens_per_day)} tokens a day")
+    row("the run", f"{plan.days:.2f} days, {plan.chip_hours:,.0f} chip-hours at least")
+    row("compiled in", f"{plan.compile_seconds:.0f} s, traced in {plan.tracing_seconds:.0f} s")
+
+
+def _short(n: float) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,206 @@
+"""The table of every rung and architecture: `docs/plan.json`, which a second call goes on with, and `docs/plan.md`."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from launch import flags
+from mot import config as configs
+from mot import optim, rundir
+from scaling import chips, search
+
+ARCHS = ("dense", "mot", "moe_ec4", "mot_moe")
+# Where each rung would be trained: a slice on which its run takes days.
+RUNGS = {
+    "chameleon": {
+        "37m": ("v5p:2x2x1",),
+        "94m": ("v5p:2x2x1",),
+        "443m": ("v5p:2x2x4",),
+        "1.5b": ("v5p:4x4x4",),
+        "7b": ("v5p:4x4x4", "v5e:16x16", "v6e:16x16", "tpu7x:4x4x4"),
+    },
+    "chameleon_speech": {"443m": ("v5p:2x2x4",), "880m": ("v5p:2x4x4",), "1.5b": ("v5p:4x4x4",), "7b": ("v5p:4x4x4",)},
+    "transfusion": {"163m": ("v5p:2x2x1",), "760m": ("v5p:2x2x4",), "1.4b": ("v5p:4x4x4",), "7b": ("v5p:4x4x4",)},
+}
+ROWS = 16  # of a device's microbatch at most
+AT_ONCE = 2  # a program takes one core to compile, and up to 8 GB
+
+
+@dataclass(frozen=True)
+class Entry:
+    setting: str
+    rung: str
+    arch: str
+    topology: str
+
+    @property
+    def config(self) -> str:
+        return f"configs/ladder.py:setting={self.setting},rung={self.rung},arch={self.arch}"
+
+    def overrides(self) -> dict[str, str]:
+        """Devices along fsdp, the rest along data, and microbatches of at most `ROWS` rows on each."""
+        chip, sides = chips.parse(self.topology)
+        devices = math.prod(sides) * chip.devices
+        rows = flags.read(self.config, {}).data.batch // devices
+        parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= ROWS)
+        fsdp = min(devices, search.PLANE) if len(sides) == 3 else devices
+        return {"mesh.fsdp": str(fsdp), "optim.accumulate": str(parts)}
+
+
+def entries() -> list[Entry]:
+    return [
+        Entry(setting, rung, arch, topology)
+        for setting, rungs in RUNGS.items()
+        for rung, topologies in rungs.items()
+        for topology in topologies
+        for arch in ARCHS
+    ]
+
+
+def digest(entry: Entry, versions: dict[str, str]) -> str:
+    """Of what a plan follows from, the program's own text apart."""
+    config = configs.build(flags.read(entry.config, entry.overrides()), optim.uncovered)
+    text = json.dumps([rundir.plain(config), entry.topology, versions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def main(folder: Path) -> int:
+    """Compiles what `folder/plan.json` lacks; 1 where a rung does not fit or does not compile."""
+    out = Console(stderr=True)
+    versions = chips.topology("v5p:2x2x1").versions
+    path, known = folder / "plan.json", {}
+    if path.is_file():
+        known = {row["digest"]: row for row in json.loads(path.read_text())["plans"]}
+    wanted = {digest(entry, versions): entry for entry in entries()}
+    rows = {key: known[key] for key in wanted if key in known and not known[key].get("failed")}
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=out) as progress, ThreadPoolExecutor(AT_ONCE) as pool:
+        task = progress.add_task("", total=len(wanted), completed=len(rows))
+        waiting = {pool.submit(compiled, wanted[key]): key for key in wanted if key not in rows}
+        for done in as_completed(waiting):
+            key, entry = waiting[done], wanted[waiting[done]]
+            rows[key] = {"digest": key, **vars(entry), **done.result()}
+            write(folder, [rows[key] for key in wanted if key in rows])
+            progress.update(task, advance=1, description=f"{entry.setting} {entry.rung} {entry.arch}")
+    write(folder, [rows[key] for key in wanted])
+    return int(any(not row.get("fits") for row in rows.values()))
+
+
+def compiled(entry: Entry) -> dict:
+    """A plan made by a process of its own, which gives its memory back."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        given = [f"--config.{key}={value}" for key, value in entry.overrides().items()]
+        command = [sys.executable, "-m", "launch.plan", f"--config={entry.config}", f"--topology={entry.topology}"]
+        done = subprocess.run(
+            [*command, f"--out={path}", *given], capture_output=True, text=True, env=os.environ, check=False
+        )
+        if path.is_file():
+            return json.loads(path.read_text())
+        return {"fits": False, "failed": done.stderr[-2000:]}
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+HEAD = """# Plans
+
+Every rung of every architecture, compiled for TPUs that were not there: `make plan` (`mot plan --ladder`) writes this
+page and `plan.json`, which has every figure. {versions}.
+
+Each step is the one that `mot train` runs, 16 devices or all along `fsdp`. Memory, matmuls and what is sent are the
+compiler's. The step's time is a bound: matmuls, memory traffic and what is sent, each at its unit's peak, if all
+overlap ("at least") or none ("one by one"). {assumed}. "Matmuls" is what the program multiplies outside attention over
+the formula and the recomputation that the remat policy asks for. All figures are one device's; tpu7x has two devices a
+chip.
+"""
+
+
+def write(folder: Path, rows: list[dict]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps({"plans": rows}, indent=1) + "\n")
+    (folder / "plan.md").write_text(page(rows))
+
+
+def page(rows: list[dict]) -> str:
+    made = [row for row in rows if "versions" in row]
+    versions = ", ".join(f"{k} {v}" for k, v in made[0]["versions"].items()) if made else ""
+    assumed = made[0]["assumed"].capitalize() if made else ""
+    parts = [HEAD.format(versions=versions.capitalize(), assumed=assumed)]
+    for setting in RUNGS:
+        parts += [f"\n## {setting}\n", *_table([row for row in rows if row["setting"] == setting])]
+    return "\n".join([*parts, "\n## MoT over dense, on the same mesh\n", *_ratios(made), ""])
+
+
+COLUMNS = (
+    "rung",
+    "architecture",
+    "slice",
+    "parameters",
+    "GB, of",
+    "matmuls",
+    "ms at least",
+    "one by one",
+    "binds",
+    "MFU at most",
+    "tokens a day",
+    "days",
+    "chip-hours",
+    "GB sent",
+    "compiled, s",
+)
+
+
+def _table(rows):
+    yield "| " + " | ".join(COLUMNS) + " |"
+    yield "|---" * len(COLUMNS) + "|"
+    for row in rows:
+        name = [row["rung"], row["arch"], row["topology"]]
+        if not row["fits"]:
+            told = row.get("trouble") or "did not compile: " + row.get("failed", "").strip().splitlines()[-1][:200]
+            yield "| " + " | ".join([*name, told, *[""] * (len(COLUMNS) - 4)]) + " |"
+            continue
+        line, sent = row["roofline"], sum(c["wire"] for c in row["collectives"].values())
+        cells = [
+            *name,
+            f"{row['parameters'] / 1e9:.2f} G",
+            f"{row['memory']['peak'] / 1e9:.1f}, {row['memory_of_chip'] / 1e9:.0f}",
+            f"{row['matmul_ratio']:.3f}",
+            f"{line['max'] * 1e3:.0f}",
+            f"{line['sum'] * 1e3:.0f}",
+            row["binding"],
+            f"{row['mfu_bound']:.0%}",
+            f"{row['tokens_per_day'] / 1e9:.1f} G",
+            f"{row['days']:.1f}",
+            f"{row['chip_hours']:,.0f}",
+            f"{sent / 1e9:.1f}",
+            f"{row['compile_seconds']:.0f}",
+        ]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _ratios(rows):
+    yield "| setting | rung | slice | matmul FLOPs | temporaries |"
+    yield "|---|---|---|---|---|"
+    by = {(row["setting"], row["rung"], row["topology"], row["arch"]): row for row in rows if row["fits"]}
+    for (setting, rung, topology, arch), dense in by.items():
+        mot = by.get((setting, rung, topology, "mot"))
+        if arch == "dense" and mot:
+            computed = mot["matmul_flops"] / dense["matmul_flops"]
+            held = mot["memory"]["temporaries"] / dense["memory"]["temporaries"]
+            yield f"| {setting} | {rung} | {topology} | {computed:.3f} | {held:.2f} |"

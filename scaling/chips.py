@@ -1,0 +1,110 @@
+"""Accelerators, and slices of TPUs by name: what they can do at most, and which devices the compiler sees in them."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from mot.errors import UserError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peak figures of one chip, as its maker publishes them."""
+
+    flops: float  # bfloat16, a second
+    memory: int  # bytes that the compiler has for programs: somewhat less than data sheets say
+    bandwidth: float  # of memory, bytes a second
+    links: float  # of all links to other chips, both ways together, bytes a second; 0 = not compiled for here
+    axes: int = 3  # of the torus
+    most: int = 0  # chips in one slice
+    devices: int = 1  # of a chip, as JAX counts
+    options: tuple[tuple[str, str], ...] = ()  # for the compiler
+
+
+# Sources: the makers' data sheets, as in docs.cloud.google.com/tpu and nvidia.com; v4's links are six of 50 GB/s each
+# way (2304.01433).
+CHIPS = {
+    # "megacore": the chip's two cores are one device, as on machines that have it.
+    "v4": Chip(275e12, int(30.75 * GIB), 1200e9, 600e9, most=4096, options=(("chip_config_name", "megacore"),)),
+    "v5e": Chip(197e12, int(15.75 * GIB), 819e9, 400e9, axes=2, most=256),
+    "v5p": Chip(459e12, int(95.74 * GIB), 2765e9, 1200e9, most=8960),
+    "v6e": Chip(918e12, int(31.25 * GIB), 1638e9, 800e9, axes=2, most=256),
+    "tpu7x": Chip(2307e12, 2 * int(94.75 * GIB), 7380e9, 1200e9, most=9216, devices=2),
+}
+EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4"
+
+
+@dataclass(frozen=True)
+class Topology:
+    name: str
+    chip: Chip
+    chips: int  # of all slices
+    devices: Sequence[jax.Device]
+    versions: dict[str, str]  # of what compiles
+
+    @property
+    def memory(self) -> int:
+        """Of one device, as are the next three."""
+        return self.chip.memory // self.chip.devices
+
+    @property
+    def flops(self) -> float:
+        return self.chip.flops / self.chip.devices
+
+    @property
+    def bandwidth(self) -> float:
+        return self.chip.bandwidth / self.chip.devices
+
+    @property
+    def sends(self) -> float:
+        """Bytes a second that it can send, every link busy: half of what goes both ways."""
+        return self.chip.links / 2 / self.chip.devices
+
+
+def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """`v5p:4x4x4` as the chip and the torus's sides."""
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        raise UserError(f"--topology {name}: no such chip as {kind!r}; allowed: {', '.join(CHIPS)}; write {EXAMPLES}")
+    chip = CHIPS[kind]
+    sides = tuple(int(n) for n in shape.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
+    if len(sides) != chip.axes:
+        raise UserError(
+            f"--topology {name}: {kind} is a torus of {chip.axes} axes, so its shape is {chip.axes} numbers with x "
+            f"between; write as in {EXAMPLES}"
+        )
+    if (chips := math.prod(sides)) > chip.most:
+        raise UserError(
+            f"--topology {name}: {chips} chips, and a slice of {kind} has {chip.most} at most; take a smaller shape, "
+            "and several slices by --config.mesh.slices=2"
+        )
+    return chip, sides
+
+
+def topology(name: str, slices: int = 1) -> Topology:
+    """The devices that the compiler sees in so many slices of that name; needs the extra `tpu`, but no TPU."""
+    chip, sides = parse(name)
+    try:
+        import libtpu
+        from jax.experimental import topologies  # the one way to devices that are not there
+    except ImportError as error:
+        raise UserError(
+            f"mot plan compiles with TPU's compiler, and {error.name} is not installed; no TPU is needed: "
+            "pip install -e '.[tpu]'"
+        ) from error
+    host = (2, 2, 1) if all(n % 2 == 0 for n in sides[:2]) else (1, 1, 1)
+    options = dict(chip.options) | {"chips_per_host_bounds": host} | ({"num_slices": slices} if slices > 1 else {})
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"--topology {name}: the compiler knows no such slice ({said}); write as in {EXAMPLES}"
+        ) from error
+    versions = {"jax": jax.__version__, "libtpu": libtpu.__version__}
+    return Topology(name, chip, math.prod(sides) * slices, devices, versions)

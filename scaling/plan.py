@@ -1,0 +1,310 @@
+"""What a configuration will need and reach on TPUs that are not there: the real step, compiled ahead of time.
+
+Memory and what is computed and sent are the compiler's. The step's time is a bound from peak figures (a roofline): as
+if every unit ran at its peak, one after another (`sum`) or all at once (`max`).
+"""
+
+import dataclasses
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from mot import batch as batches
+from mot import flops, params, sharding, train
+from mot import state as states
+from mot.config import Config
+from scaling import hlo
+from scaling.chips import Topology
+
+DAY = 86_400
+# Attention kernels have seven matmuls of queries by keys, of which the formula has six: backward needs scores again.
+ATTENTION = 7 / 6
+RECOMPUTED_ATTENTION = 2 / 6
+RECOMPUTING = ("block", "offload")  # remat policies that run a block forward once more
+ROW = "each row is one causal document, so that a token sees half of it"
+SLICES = "; what goes between slices is counted as if within one"
+LISTED = 8
+
+
+class TooLarge(Exception):
+    """The compiler found no room for a program; its message lists the largest buffers."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    text: str
+    memory: Any  # with `argument_size_in_bytes` and so on
+    seconds: float  # that the compiler took
+    tracing: float  # that JAX took before
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All figures of memory, matmuls and collectives are one device's, of one step."""
+
+    topology: str
+    chips: int
+    devices: int
+    mesh: dict[str, int]
+    name: str  # the run's
+    remat: str
+    rows: int
+    length: int
+    accumulate: int
+    versions: dict[str, str]
+    parameters: int
+    active: dict[str, int]  # by stream
+    towers: dict[str, int]  # parameters, by component and tower
+    flops_per_token: float  # the model's
+    assumed: str
+    memory_of_chip: int  # bytes of one device
+    fits: bool
+    trouble: str = ""  # what the compiler said where it does not fit
+    memory: dict[str, int] = field(default_factory=dict)
+    buffers: list[dict] = field(default_factory=list)  # the largest
+    remedies: list[str] = field(default_factory=list)
+    matmul_flops: float = 0.0  # with grouped kernels, without attention
+    formula_flops: float = 0.0  # without attention
+    recomputed_flops: float = 0.0  # that the remat policy asks for
+    float32_matmuls: list[dict] = field(default_factory=list)  # outside routers and losses
+    kernels: list[dict] = field(default_factory=list)
+    collectives: dict[str, dict] = field(default_factory=dict)  # by kind
+    collectives_by_source: list[dict] = field(default_factory=list)
+    uncounted_loops: list[str] = field(default_factory=list)
+    roofline: dict[str, float] = field(default_factory=dict)  # seconds
+    binding: str = ""
+    mfu_bound: float = 0.0
+    tokens_per_day: float = 0.0
+    days: float = 0.0  # of the run's steps
+    chip_hours: float = 0.0
+    compile_seconds: float = 0.0
+    tracing_seconds: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Matmul FLOPs that the program has, of those it needs."""
+        return self.matmul_flops / (self.formula_flops + self.recomputed_flops)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self) | ({"matmul_ratio": self.ratio} if self.fits else {})
+
+
+def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology], Compiled] | None = None) -> Plan:
+    """`compile` is `compile_step`, unless a test has its own."""
+    mesh = sharding.make_mesh(config, topology.devices)
+    common = _of_model(config, topology, mesh)
+    try:
+        compiled = (compile or compile_step)(config, topology)
+    except TooLarge as error:
+        said, buffers = _allocations(str(error))
+        return Plan(**common, fits=False, trouble=said, buffers=buffers, remedies=remedies(config))
+    program = hlo.read(compiled.text)
+    memory = _memory(compiled.memory)
+    fits = memory["peak"] <= topology.memory
+    asked = () if fits else remedies(config, memory)
+    tokens = {name: config.data.batch * s.budget for name, s in config.streams.items()}
+    work = _work(config, topology, program, tokens, mesh.size)
+    return Plan(
+        **common,
+        **work,
+        fits=fits,
+        trouble="" if fits else f"it takes {memory['peak'] / 1e9:.1f} GB of {topology.memory / 1e9:.1f} GB",
+        memory=memory,
+        buffers=[dict(bytes=n, shape=shape, source=at.source) for n, shape, at in program.sizes[:LISTED]],
+        remedies=list(asked),
+        compile_seconds=compiled.seconds,
+        tracing_seconds=compiled.tracing,
+    )
+
+
+def compile_step(config: Config, topology: Topology) -> Compiled:
+    """The training step as `train.run` has it, for these devices."""
+    mesh = sharding.make_mesh(config, topology.devices)
+    rows = sharding.of_batch(config, mesh)
+    # Outside of `set_mesh`: what JAX computes at once would be sent to devices that are not there.
+    place, state = states.state_shardings(config, mesh), states.abstract(config, mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batches.abstract(config))
+    began = time.monotonic()
+    with jax.set_mesh(mesh):
+        step = jax.jit(train.make_step(config, len(config.data.sources)), donate_argnums=0, out_shardings=(place, None))
+        lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
+        traced = time.monotonic()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
+                raise TooLarge(str(error)) from error
+            raise
+    text = compiled.as_text()
+    return Compiled(text, compiled.memory_analysis(), time.monotonic() - traced, traced - began)
+
+
+def _of_model(config, topology, mesh) -> dict:
+    """What needs no compiler."""
+    B, T = config.data.batch, config.length
+    tokens = {name: B * s.budget for name, s in config.streams.items()}
+    table = params.table(config)
+    towers: dict[str, int] = defaultdict(int)
+    for path, spec in table.items():
+        parts = path.split("/")
+        towers["/".join(parts[2:4]) if parts[0] == "blocks" else parts[0]] += params.count({path: spec})
+    return dict(
+        topology=topology.name,
+        chips=topology.chips,
+        devices=mesh.size,
+        mesh={axis: n for axis, n in mesh.shape.items() if n > 1},
+        name=config.run.name,
+        remat=config.model.remat,
+        rows=B,
+        length=T,
+        accumulate=config.optim.accumulate,
+        versions=topology.versions,
+        parameters=flops.total_parameters(config),
+        active=flops.active_parameters(config),
+        towers=dict(towers),
+        flops_per_token=flops.train_step(config, tokens, pairs(config)) / sum(tokens.values()),
+        assumed=ROW + (SLICES if config.mesh.slices > 1 else ""),
+        memory_of_chip=topology.memory,
+    )
+
+
+def pairs(config: Config) -> int:
+    """Visible (query, key) pairs of a batch, as `ROW` says."""
+    return config.data.batch * config.length * (config.length + 1) // 2
+
+
+def _memory(stats) -> dict[str, int]:
+    held = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,  # outputs that take arguments' place
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    return held | {"peak": sum(held.values()) - 2 * held["aliased"]}
+
+
+# --- matmuls, memory traffic, collectives, time ----------------------------------------------------------------------
+
+
+def recomputed(config: Config, tokens: dict[str, int]) -> int:
+    """FLOPs of matmuls that the backward pass runs once more: all of the blocks' forward ones, or none."""
+    if config.model.remat not in RECOMPUTING:
+        return 0
+    head = {name: 0 if s.latent else config.vocab * s.width for name, s in config.streams.items()}
+    weights = flops.matmul_weights(config)
+    return sum(2 * n * (weights[name] - head[name]) for name, n in tokens.items())
+
+
+def _work(config, topology, program, tokens, devices) -> dict:
+    outside = [m for m in program.matmuls if not (m.at.endless or m.at.within("attention.py", "kernels.py"))]
+    grouped = [k for k in program.kernels if "gmm" in k.name or "ragged" in k.name]
+    counted = sum(m.total for m in outside) + sum(k.flops * k.at.times for k in grouped)
+    of_attention = flops.FORWARD_AND_BACKWARD * pairs(config) * flops.attention_per_pair(config) / devices
+    seen_again = RECOMPUTED_ATTENTION if config.model.remat in RECOMPUTING else 0
+    formula = flops.train_step(config, tokens, 0) / devices
+    computed = sum(m.total * m.passes for m in outside) + of_attention * (ATTENTION + seen_again)
+    computed += sum(k.flops * k.at.times for k in grouped)
+    wire = sum(c.wire for c in program.collectives)
+    seconds = {
+        "compute": computed / topology.flops,
+        "memory": program.bytes / topology.bandwidth,
+        "interconnect": wire / topology.sends,
+    }
+    binding = max(seconds, key=seconds.get)
+    least = seconds[binding]
+    total = sum(tokens.values())
+    return dict(
+        matmul_flops=counted,
+        formula_flops=formula,
+        recomputed_flops=recomputed(config, tokens) / devices,
+        float32_matmuls=[
+            dict(shape=m.shape, flops=m.total, source=m.at.source)
+            for m in outside
+            if m.dtype == "f32" and not m.at.within("router.py", "objectives.py", "optim.py")
+        ],
+        kernels=_kernels(program),
+        collectives=_by_kind(program),
+        collectives_by_source=_by_source(program),
+        uncounted_loops=sorted({at.source for at in program.endless}),
+        roofline=seconds | {"max": least, "sum": sum(seconds.values())},
+        binding=binding,
+        mfu_bound=(formula + of_attention) / topology.flops / least,
+        tokens_per_day=total / least * DAY,
+        days=config.run.steps * least / DAY,
+        chip_hours=config.run.steps * least / 3600 * topology.chips,
+    )
+
+
+def _kernels(program):
+    found: dict[tuple, float] = defaultdict(float)
+    for k in program.kernels:
+        found[k.name, k.flops, k.at.source] += k.at.times
+    return [dict(name=name, times=n, flops=each, source=source) for (name, each, source), n in found.items()]
+
+
+def _by_kind(program) -> dict[str, dict]:
+    found: dict[str, dict] = {}
+    for c in program.collectives:
+        kind = found.setdefault(c.kind, {"number": 0, "bytes": 0, "wire": 0})
+        kind["number"] += c.at.times
+        kind["bytes"] += c.bytes * c.at.times
+        kind["wire"] += c.wire
+    return dict(sorted(found.items()))
+
+
+def _by_source(program) -> list[dict]:
+    found: dict[tuple, dict] = {}
+    for c in program.collectives:
+        key = c.kind, c.group, c.at.source
+        row = found.setdefault(
+            key, dict(kind=c.kind, group=c.group, source=c.at.source, shape=c.shape[:120], number=0, wire=0)
+        )
+        row["number"] += c.at.times
+        row["wire"] += c.wire
+    return sorted(found.values(), key=lambda row: -row["wire"])
+
+
+# --- what does not fit -----------------------------------------------------------------------------------------------
+
+_SIZE = re.compile(r"Size: ([\d.]+[KMGT]?)")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _allocations(message: str) -> tuple[str, list[dict]]:
+    """The compiler's sentence, and the largest buffers that it lists."""
+    said = re.search(r"[^\n.]*(?:Ran out of memory|Used [\d.]+\w? of)[^\n]*", message)
+    buffers = []
+    for part in re.split(r"\n\s*\d+\. ", message)[1:]:
+        size, shape = _SIZE.search(part), re.search(r"Shape: (\S+)", part)
+        if size and shape:
+            number, unit = (size[1][:-1], size[1][-1]) if size[1][-1] in _UNITS else (size[1], "")
+            source = re.search(r'op_name="([^"]*)"', part)
+            buffers.append(
+                dict(bytes=int(float(number) * _UNITS.get(unit, 1)), shape=shape[1], source=source[1] if source else "")
+            )
+    return (said[0] if said else message.splitlines()[0]).strip(), buffers[:LISTED]
+
+
+def remedies(config: Config, memory: dict[str, int] | None = None) -> list[str]:
+    """What to change, most likely first; `memory` where it is known."""
+    result = []
+    state = memory and memory["arguments"] > memory["temporaries"]
+    shard = "a larger mesh.fsdp (or mesh.tensor, mesh.expert), or a larger topology: state is split among more devices"
+    if state:
+        result.append(shard)
+    order = ("none", "dots", "block", "offload")
+    if config.model.remat in order[:2]:
+        result.append(f"model.remat={order[order.index(config.model.remat) + 1]!r}: backward computes more again")
+    rows = config.data.batch // config.optim.accumulate
+    result.append(
+        f"optim.accumulate={config.optim.accumulate * 2}: microbatches of {rows // 2} rows"
+        if rows > 1 and rows % 2 == 0
+        else "mesh.context: each device takes a part of a row"
+    )
+    return result if state else [*result, shard]

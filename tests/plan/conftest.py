@@ -1,0 +1,19 @@
+"""TPU's compiler without a TPU: what `mot plan` tells it, and no compiled program kept."""
+
+import os
+
+import jax
+import pytest
+
+from launch import cli
+
+for name, value in cli.PLANNING.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(autouse=True)
+def no_cache():
+    kept = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", kept)

@@ -1,0 +1,100 @@
+"""A few rungs compiled for a v5p that is not there, against figures.json, and against each other.
+
+JAX_PLATFORMS=cpu .venv-plan/bin/python -m tests.plan.test_plan_tpu     writes the figures anew
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import flags
+from mot import config as configs
+from mot import optim
+from mot.errors import UserError
+from scaling import chips, plan
+
+FIGURES = Path(__file__).parent / "figures.json"
+KEPT = ("parameters", "flops_per_token", "matmul_flops", "formula_flops", "recomputed_flops")
+TOPOLOGY = "v5p:2x2x1"
+ROWS = {"data.batch": "32", "optim.accumulate": "1", "mesh.fsdp": "4"}
+
+
+def made(arch, rung="37m", topology=TOPOLOGY, **changes):
+    overrides = ROWS | {key.replace("__", "."): str(value) for key, value in changes.items()}
+    tree = flags.read(f"configs/ladder.py:rung={rung},arch={arch}", overrides)
+    return plan.plan(configs.build(tree, optim.uncovered), chips.topology(topology))
+
+
+def figures(found) -> dict[str, float]:
+    kept = {name: getattr(found, name) for name in KEPT}
+    kept |= {f"memory/{name}": n for name, n in found.memory.items() if name in ("arguments", "temporaries", "peak")}
+    return kept | {f"sent/{kind}": c["wire"] for kind, c in found.collectives.items()}
+
+
+def near(found, arch):
+    stored = json.loads(FIGURES.read_text())[arch]
+    now = figures(found)
+    large = lambda row: {k: v for k, v in row.items() if not k.startswith("sent/") or v > 1e6}
+    assert large(now) == pytest.approx(large(stored), rel=0.02)
+
+
+def sends(found):
+    """What sends something that counts: the kind, and the line of the model."""
+    total = sum(c["wire"] for c in found.collectives.values())
+    return {(c["kind"], c["source"]) for c in found.collectives_by_source if c["wire"] > 1e-3 * total}
+
+
+def test_dense_and_mot_keep_their_figures_and_cost_alike():
+    dense, mot = made("dense"), made("mot")
+    for found, arch in ((dense, "dense"), (mot, "mot")):
+        near(found, arch)
+        assert found.fits
+        assert 0.97 < found.ratio <= 1.03
+        assert not found.float32_matmuls
+        assert not found.uncounted_loops
+    assert mot.matmul_flops / dense.matmul_flops == pytest.approx(1, abs=0.01)
+    assert mot.memory["temporaries"] <= 1.10 * dense.memory["temporaries"]
+    assert sends(mot) <= sends(dense)
+
+
+def test_experts_keep_their_figures():
+    found = made("moe_ec4")
+    near(found, "moe_ec4")
+    assert 0.97 < found.ratio <= 1.10
+    assert not found.float32_matmuls
+
+
+@pytest.mark.slow
+def test_temporaries_grow_linearly_with_a_rows_length():
+    """The same tokens in rows of 4,096 to 32,768."""
+    held = {}
+    for T in (4096, 32_768):
+        changes = {"streams.text.budget": T // 2, "streams.image.budget": T // 2, "data.batch": 32 * 4096 // T}
+        held[T] = made("mot", **changes).memory["temporaries"]
+    assert held[32_768] <= 1.2 * held[4096]
+
+
+@pytest.mark.slow
+def test_compile_time_is_flat_in_layers():
+    seconds = {n: made("dense", **{"model.layers": n}).compile_seconds for n in (4, 32)}
+    assert seconds[32] <= 1.3 * seconds[4]
+
+
+def test_a_rung_over_memory_is_told():
+    found = made("dense", rung="7b", topology="v5e:2x2", **{"data.batch": 4, "model.layers": 32})
+    assert not found.fits
+    assert "hbm" in found.trouble.lower()
+    assert found.remedies
+
+
+def test_a_slice_that_the_compiler_refuses():
+    with pytest.raises(UserError, match="v5p:4x4x4"):
+        chips.topology("v5p:0x2x2")
+
+
+if __name__ == "__main__":
+    from tests.plan import conftest  # noqa: F401  what the compiler is told
+
+    told = {arch: figures(made(arch)) for arch in ("dense", "mot", "moe_ec4")}
+    FIGURES.write_text(json.dumps(told, indent=1) + "\n")

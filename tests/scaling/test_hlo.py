@@ -1,0 +1,159 @@
+"""The reader of compiled programs, against what is counted by hand."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scaling import hlo
+
+
+def text(f, *shapes, **options):
+    arguments = [s if isinstance(s, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    return jax.jit(f, **options).lower(*arguments).compile().as_text()
+
+
+def test_a_dot_is_counted():
+    program = hlo.read(text(lambda a, b: a @ b, (8, 16), (16, 32)))
+    assert program.flops == 2 * 8 * 16 * 32
+    (found,) = program.matmuls
+    assert (found.dtype, found.passes, found.shape) == ("f32", 1, "f32[8,32]")
+    assert found.at.within("test_hlo.py")
+    assert not found.at.within("hlo.py")
+
+
+def test_a_batched_dot_is_counted():
+    assert (
+        hlo.read(text(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (3, 8, 16), (3, 16, 4))).flops
+        == 2 * 3 * 8 * 16 * 4
+    )
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_a_scanned_layer_counts_as_often_as_it_runs(n):
+    def f(x, w):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    assert hlo.read(text(f, (8, 16), (n, 16, 16))).flops == n * 2 * 8 * 16 * 16
+
+
+def test_nested_scans_multiply():
+    def f(x, w):
+        inner = lambda x, _: (jnp.tanh(x @ w), None)
+        outer = lambda x, _: (lax.scan(inner, x, None, length=3)[0] @ w, None)
+        return lax.scan(outer, x, None, length=5)[0]
+
+    assert hlo.read(text(f, (8, 16), (16, 16))).flops == 5 * (3 + 1) * 2 * 8 * 16 * 16
+
+
+def test_the_costlier_branch_counts():
+    def f(p, x, w):
+        return lax.cond(p[0] > 0, lambda: (x @ w) @ w, lambda: x @ w)
+
+    assert hlo.read(text(f, (1,), (8, 16), (16, 16))).flops == 2 * 2 * 8 * 16 * 16
+
+
+def test_a_loop_of_unknown_length_counts_once_and_is_told():
+    def f(n, x, w):
+        return lax.while_loop(lambda c: c[0] < n[0], lambda c: (c[0] + 1, jnp.tanh(c[1] @ w)), (0.0, x))[1] @ w
+
+    program = hlo.read(text(f, (1,), (8, 16), (16, 16)))
+    assert [m.at.endless for m in program.matmuls].count(True) == 1
+    assert program.flops == 2 * 8 * 16 * 16  # that of the loop is not known
+    assert len(program.endless) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "f", "out", "share"),
+    [
+        ("all-reduce", lambda x: lax.psum(x, "x"), P(), 2 * 3 / 4),
+        ("all-gather", lambda x: lax.all_gather(x, "x", tiled=True), P(), 3),
+        ("reduce-scatter", lambda x: lax.psum_scatter(x, "x", tiled=True), P("x"), 3 / 4),
+        ("collective-permute", lambda x: lax.ppermute(x, "x", [(i, (i + 1) % 4) for i in range(4)]), P("x"), 1),
+        ("all-to-all", lambda x: lax.all_to_all(x, "x", 0, 0, tiled=True), P("x"), 3 / 4),
+    ],
+)
+def test_collectives_are_counted_in_bytes(kind, f, out, share):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    run = jax.shard_map(f, mesh=mesh, in_specs=P("x"), out_specs=out, check_vma=False)
+    place = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=NamedSharding(mesh, P("x")))
+    program = hlo.read(jax.jit(lambda x: run(x * 2)).lower(place).compile().as_text())
+    (found,) = program.collectives
+    given = 16 * 8 * 4
+    assert (found.kind, found.bytes, found.at.times) == (kind, given, 1)
+    assert found.wire == given * share
+
+
+def test_a_collective_in_a_scan_counts_as_often_as_it_runs():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+
+    def f(x):
+        return lax.scan(lambda x, _: (lax.psum(jnp.tanh(x), "x"), None), x, None, length=7)[0]
+
+    run = jax.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    place = jax.ShapeDtypeStruct((64,), jnp.float32, sharding=NamedSharding(mesh, P()))
+    (found,) = hlo.read(jax.jit(run).lower(place).compile().as_text()).collectives
+    assert (found.at.times, found.bytes, found.group) == (7, 256, 4)
+
+
+def test_a_tpus_text():
+    """A convolution in a fusion, fast memory, an asynchronous collective among named axes, a loop without a note."""
+    program = hlo.read((Path(__file__).parent / "tpu.hlo").read_text())
+    (matmul,), (collective,), (kernel,) = program.matmuls, program.collectives, program.kernels
+    assert (matmul.flops, matmul.at.times, matmul.dtype, matmul.passes) == (2 * 64 * 128 * 256, 4, "bf16", 6)
+    assert matmul.at.source == "ops.py:7 linear.one"
+    assert (collective.kind, collective.group, collective.at.times) == ("all-gather", 8, 4)
+    assert collective.wire == 4 * 7 * 8 * 128 * 2
+    assert (kernel.name, kernel.flops, kernel.at.times, kernel.operands) == (
+        "gmm_of_some",
+        1000,
+        4,
+        ("f32[64,256]",),
+    )
+    # What is gathered; one of four matrices, a counter and the product; the kernel reads that and writes its like.
+    assert program.bytes == 4 * ((8 + 64) * 128 * 2 + (128 * 256 * 2 + 4 + 64 * 256 * 4) + 2 * 64 * 256 * 4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "n"),
+    [
+        ("replica_groups={{0,1},{2,3}}", 2),
+        ("replica_groups=[2,4]<=[8]", 4),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),
+        ("replica_groups=mesh['a'=8] {'a':(2)4}", 4),
+        ("source_target_pairs={{0,1},{1,0}}", 2),
+        ("replica_groups={}", 1),
+    ],
+)
+def test_groups_in_every_form(groups, n):
+    assert hlo.devices(f"x), {groups}, dimensions={{0}}") == n
+
+
+@pytest.mark.parametrize(
+    ("window", "shapes", "labels", "flops"),
+    [
+        # A batched dot as TPU writes it: of six by six products the diagonal's are real.
+        (
+            "window={size=6 stride=5 lhs_dilate=6}, ",
+            ((6, 8, 16), (6, 4, 16), (6, 8, 4)),
+            "0bf_0oi->0bf",
+            2 * 6 * 8 * 16 * 4,
+        ),
+        ("window={size=3 pad=1_1}, ", ((10, 8, 16), (3, 16, 4), (10, 8, 4)), "0bf_0io->0bf", 2 * 28 * 8 * 16 * 4),
+    ],
+)
+def test_convolutions_count_what_is_no_padding(window, shapes, labels, flops):
+    lines = [
+        f"  %{name} = f32[{','.join(map(str, s))}]{{2,1,0}} parameter({i})"
+        for i, (name, s) in enumerate(zip("ab", shapes, strict=False))
+    ]
+    out = ",".join(map(str, shapes[2]))
+    lines.append(f"  ROOT %c = f32[{out}]{{2,1,0}} convolution(%a, %b), {window}dim_labels={labels}")
+    module = "HloModule m\n\nENTRY %main (a: f32[], b: f32[]) -> f32[] {\n" + "\n".join(lines) + "\n}\n"
+    assert hlo.read(module).flops == flops

@@ -1,0 +1,168 @@
+"""Plans without TPU's compiler: the arithmetic by hand, and what a user is told."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import jax
+import pytest
+
+from launch import plan as command
+from launch.cli import guarded
+from mot import flops
+from mot.errors import UserError
+from scaling import chips, plan
+from tests import examples
+
+GIB = 2**30
+TEXT = (Path(__file__).parent / "tpu.hlo").read_text()
+CONFIG = "--config=configs/ladder.py:rung=1m,arch=mot"
+
+
+def topology(devices=4):
+    return chips.Topology("v5p:2x2x1", chips.CHIPS["v5p"], 4, jax.devices()[:devices], {"jax": "0"})
+
+
+def compiled(temporaries=10 * GIB):
+    sizes = dict(argument_size_in_bytes=8 * GIB, output_size_in_bytes=7 * GIB, alias_size_in_bytes=6 * GIB)
+    sizes |= dict(temp_size_in_bytes=temporaries, generated_code_size_in_bytes=GIB)
+    return plan.Compiled(TEXT, types.SimpleNamespace(**sizes), seconds=3.0, tracing=1.0)
+
+
+@pytest.fixture
+def absent(monkeypatch):
+    """A machine on which the compiler gives what `compiled` says."""
+    monkeypatch.setattr(chips, "topology", lambda name, slices=1: topology())
+    monkeypatch.setattr(plan, "compile_step", lambda config, topology: compiled())
+
+
+def test_a_plan_by_hand():
+    config = examples.make("mot")
+    found = plan.plan(config, topology(), lambda config, topology: compiled())
+    assert found.fits
+    assert found.mesh == {"data": 4}
+    assert found.memory["peak"] == (8 + 7 - 6 + 10 + 1) * GIB
+    matmuls, grouped = 4 * 2 * 64 * 128 * 256, 4 * 1000
+    pairs = 4 * 48 * 49 // 2  # rows of 48 tokens, each a causal document
+    attention = 3 * 4 * 2 * 4 * 8 * pairs / 4  # scores and values, two layers of four heads of 8, on one of 4 devices
+    tokens = {"text": 4 * 24, "image": 4 * 24}
+    formula = flops.train_step(config, tokens, 0) / 4
+    assert found.matmul_flops == matmuls + grouped
+    assert found.formula_flops == formula
+    assert found.flops_per_token == pytest.approx((formula + attention) * 4 / (4 * 48))
+    seconds = found.roofline
+    assert seconds["compute"] == pytest.approx((6 * matmuls + grouped + attention * 7 / 6) / 459e12)
+    traffic = 4 * ((8 + 64) * 128 * 2 + (128 * 256 * 2 + 4 + 64 * 256 * 4) + 2 * 64 * 256 * 4)
+    assert seconds["memory"] == pytest.approx(traffic / 2765e9)
+    assert seconds["interconnect"] == pytest.approx(4 * 7 * 8 * 128 * 2 / 600e9)
+    parts = [seconds[name] for name in ("compute", "memory", "interconnect")]
+    assert (seconds["max"], seconds["sum"]) == (max(parts), sum(parts))
+    assert found.binding == "memory"
+    assert found.mfu_bound == pytest.approx((formula + attention) / 459e12 / seconds["max"])
+    assert found.tokens_per_day == pytest.approx(4 * 48 * 86_400 / seconds["max"])
+    assert found.chip_hours == pytest.approx(config.run.steps * seconds["max"] / 3600 * 4)
+
+
+def test_recomputed_blocks_are_counted():
+    config = examples.make("mot", remat="block")
+    found = plan.plan(config, topology(), lambda config, topology: compiled())
+    tokens = {"text": 4 * 24, "image": 4 * 24}
+    head = 2 * sum(tokens.values()) * config.vocab * 16
+    assert found.recomputed_flops == (flops.train_step(config, tokens, 0) / 3 - head) / 4
+
+
+def test_towers_are_counted_apart():
+    found = plan.plan(examples.make("mot"), topology(), lambda config, topology: compiled())
+    assert found.towers["ffn/text"] == found.towers["ffn/image"] == 2 * 3 * 16 * 24
+    assert sum(found.towers.values()) == found.parameters
+
+
+def test_too_large_by_the_compilers_word():
+    message = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.12G of 15.75G hbm. Exceeded hbm capacity by 4.37G.
+
+Total hbm usage >= 20.62G:
+
+Largest program allocations in hbm:
+
+  1. Size: 9.31G
+     Operator: op_name="jit(step)/while" stack_frame_id=3
+     Shape: f32[50000,50000]{1,0:T(8,128)}
+     Unpadded size: 9.31G
+
+  2. Size: 512.5M
+     Shape: bf16[16,4096]{1,0:T(8,128)}
+"""  # noqa: E501
+
+    def refuse(config, topology):
+        raise plan.TooLarge(message)
+
+    found = plan.plan(examples.make("mot"), topology(), refuse)
+    assert not found.fits
+    assert "Used 20.12G of 15.75G hbm" in found.trouble
+    first = dict(bytes=int(9.31 * GIB), shape="f32[50000,50000]{1,0:T(8,128)}", source="jit(step)/while")
+    assert found.buffers[0] == first
+    assert found.buffers[1]["bytes"] == int(512.5 * 2**20)
+    assert any("remat" in x for x in found.remedies)
+    assert any("accumulate" in x for x in found.remedies)
+    assert any("fsdp" in x for x in found.remedies)
+
+
+def test_the_command_ends_with_0_where_it_fits(absent, tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    assert command.main([CONFIG, "--topology", "v5p:2x2x1", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "binds; MFU at most" in told
+    assert json.loads(out.read_text())["memory"]["peak"] == 20 * GIB
+
+
+def test_the_command_ends_with_1_where_it_does_not_fit(absent, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "compile_step", lambda config, topology: compiled(temporaries=200 * GIB))
+    assert command.main([CONFIG, "--topology", "v5p:2x2x1"]) == 1
+    told = capsys.readouterr().out
+    assert "does not fit: it takes 225.5 GB of 102.8 GB" in told
+    assert "model.remat='dots'" in told
+
+
+def told(capsys, *arguments):
+    assert guarded(command.main, list(arguments)) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v7:2x2", ["no such chip as 'v7'", "v4, v5e, v5p, v6e, tpu7x", "v5e:16x16"]),
+        ("v5p:4x4", ["3 axes"]),
+        ("v5e:4x4x4", ["2 axes"]),
+        ("v5e", ["2 axes"]),
+        ("v6e:32x32", ["1024 chips", "256 at most", "mesh.slices"]),
+    ],
+)
+def test_an_unknown_topology_is_refused(name, words, capsys):
+    said = told(capsys, CONFIG, "--topology", name)
+    assert all(word in said for word in words), said
+
+
+def test_a_topology_is_asked_for(capsys):
+    assert "v5p:4x4x4" in told(capsys, CONFIG)
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    said = told(capsys, CONFIG, "--topology", "v5p:2x2x1")
+    assert "pip install -e '.[tpu]'" in said
+    assert "no TPU is needed" in said
+
+
+def test_a_mesh_that_does_not_fill_the_slice_is_refused(absent, capsys):
+    said = told(capsys, CONFIG, "--topology", "v5p:2x2x1", "--config.mesh.fsdp=3")
+    assert "fsdp 3" in said
+    assert "4 devices" in said
+
+
+def test_no_figure_of_a_chip_is_missing():
+    for name, chip in chips.CHIPS.items():
+        assert min(chip.flops, chip.memory, chip.bandwidth, chip.links, chip.most) > 0, name
+    with pytest.raises(UserError):
+        chips.parse("cpu:1x1")

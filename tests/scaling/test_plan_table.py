@@ -1,0 +1,130 @@
+"""The search for a mesh, and the table of all rungs: which candidates there are, and what is compiled again."""
+
+import json
+import math
+
+import jax
+import pytest
+from rich.console import Console
+
+from launch import flags, plan_ladder, plan_search
+from mot import config as configs
+from mot import optim
+from mot.errors import UserError
+from scaling import chips, plan, search
+
+GIB = 2**30
+
+
+def rung(name, arch="mot"):
+    tree = flags.read(f"configs/ladder.py:rung={name},arch={arch}", {})
+    return configs.build(tree, optim.uncovered)
+
+
+def slice_(name, devices):
+    return chips.Topology(name, chips.parse(name)[0], devices, [None] * devices, {})
+
+
+def test_candidates_divide_and_come_fastest_first():
+    config, topology = rung("7b"), slice_("v5p:4x4x4", 64)
+    found = search.candidates(config, topology)
+    assert len(found) > 20
+    assert [c.seconds for c in found] == sorted(c.seconds for c in found)
+    for c in found:
+        m, rows = c.config.mesh, c.config.data.batch // c.config.optim.accumulate
+        assert m.data * m.fsdp * m.expert * m.context * m.tensor == 64
+        assert rows % (m.data * m.fsdp * m.expert) == 0
+        assert c.bytes <= 0.9 * topology.memory
+    # A 7B's state alone takes far more than one chip has: it is split.
+    assert all(c.config.mesh.fsdp * c.config.mesh.tensor >= 4 for c in found)
+
+
+def test_what_cannot_fit_is_said():
+    with pytest.raises(UserError, match="take a larger slice"):
+        search.candidates(rung("7b"), slice_("v5e:2x2", 4))
+
+
+def test_recomputing_costs_time_and_saves_memory():
+    config, topology = rung("1.5b"), slice_("v5p:4x4x4", 64)
+    of = {}
+    for c in search.candidates(config, topology):
+        m = c.config.mesh
+        if (m.fsdp, m.data, m.context, m.tensor, c.config.optim.accumulate) == (64, 1, 1, 1, 8):
+            of[c.config.model.remat] = c
+    assert of["block"].seconds > of["dots"].seconds
+    assert of["block"].bytes < of["dots"].bytes < of["none"].bytes
+
+
+def _plan(config, fits=True, seconds=1.0):
+    common = dict(topology="v5p:2x2x1", chips=4, devices=4, mesh={"fsdp": 4}, name="x", remat=config.model.remat)
+    common |= dict(rows=8, length=512, accumulate=1, versions={"jax": "0"}, parameters=10**9, active={}, towers={})
+    common |= dict(flops_per_token=1.0, assumed=plan.ROW, memory_of_chip=100 * GIB, fits=fits)
+    if not fits:
+        return plan.Plan(**common, trouble="too large")
+    roofline = dict(compute=seconds, memory=0.5, interconnect=0.1, max=seconds, sum=seconds + 0.6)
+    measured = dict(memory={"peak": 50 * GIB, "temporaries": 10 * GIB}, matmul_flops=101.0, formula_flops=100.0)
+    measured |= dict(collectives={"all-gather": dict(number=2, bytes=3, wire=4e9)}, roofline=roofline)
+    return plan.Plan(**common, **measured, binding="compute", mfu_bound=0.5, tokens_per_day=1e9, days=2, chip_hours=192)
+
+
+def test_the_search_takes_the_fastest_that_fits(monkeypatch, capsys):
+    tried = []
+
+    def judge(config, topology):
+        tried.append(config)
+        return _plan(config, fits=len(tried) != 1, seconds=10.0 - len(tried))
+
+    monkeypatch.setattr(plan, "plan", judge)
+    best = plan_search.main(rung("443m"), slice_("v5p:2x2x1", 4), Console(soft_wrap=True))
+    assert len(tried) == 1 + search.FINISHED
+    assert best.roofline["max"] == 10.0 - len(tried)
+    assert f"--config.optim.accumulate={tried[-1].optim.accumulate}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def two_entries(monkeypatch):
+    topology = chips.Topology("v5p:2x2x1", chips.CHIPS["v5p"], 4, jax.devices(), {"jax": "0"})
+    monkeypatch.setattr(chips, "topology", lambda name, slices=1: topology)
+    monkeypatch.setattr(plan_ladder, "ARCHS", ("dense", "mot"))
+    monkeypatch.setattr(plan_ladder, "RUNGS", {"chameleon": {"37m": ("v5p:2x2x1",)}})
+    asked = []
+
+    def compiled(entry):
+        asked.append(entry)
+        return _plan(rung("37m", entry.arch)).to_json()
+
+    monkeypatch.setattr(plan_ladder, "compiled", compiled)
+    return asked
+
+
+def test_the_table_is_written_and_gone_on_with(two_entries, tmp_path):
+    assert plan_ladder.main(tmp_path) == 0
+    assert len(two_entries) == 2
+    page = (tmp_path / "plan.md").read_text()
+    assert "| 37m | dense | v5p:2x2x1 | 1.00 G | 53.7, 107 | 1.010 |" in page
+    assert "| chameleon | 37m | v5p:2x2x1 | 1.000 | 1.00 |" in page
+    assert plan_ladder.main(tmp_path) == 0
+    assert len(two_entries) == 2  # nothing is compiled again
+    kept = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    (tmp_path / "plan.json").write_text(json.dumps({"plans": kept[:1]}))
+    assert plan_ladder.main(tmp_path) == 0
+    assert [e.arch for e in two_entries[2:]] == ["mot"]
+
+
+def test_a_rung_that_does_not_compile_is_tried_again_and_ends_with_1(two_entries, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": "mot: no such\nkernel"})
+        assert plan_ladder.main(tmp_path) == 1
+    assert "did not compile: kernel" in (tmp_path / "plan.md").read_text()
+    assert plan_ladder.main(tmp_path) == 0
+
+
+def test_every_entry_divides():
+    for entry in plan_ladder.entries()[::4]:
+        config = configs.build(flags.read(entry.config, entry.overrides()), optim.uncovered)
+        chip, sides = chips.parse(entry.topology)
+        devices = math.prod(sides) * chip.devices
+        assert devices % config.mesh.fsdp == 0
+        rows = config.data.batch // config.optim.accumulate
+        assert rows % devices == 0
+        assert rows // devices <= plan_ladder.ROWS
