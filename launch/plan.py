@@ -15,7 +15,7 @@ from mot.errors import UserError
 from scaling import chips
 from scaling import plan as plans
 
-EXAMPLE = "mot plan --config=configs/ladder.py:rung=7b,arch=mot --topology v5p:4x4x4 --config.mesh.fsdp=64"
+EXAMPLE = "mot plan --config=configs/ladder.py:rung=7b,arch=mot --topology v5p:4x4x4 --config.mesh.fsdp=16"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,8 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--topology", help=f"a slice: {chips.EXAMPLES}; any shape")
     p.add_argument("--out", type=Path, help="a file for all figures, as JSON")
     p.add_argument("--search", action="store_true", help="try meshes and remat policies; the fastest that fits")
+    p.add_argument("--quick", action="store_true", help="half the time: the compiler's least effort, its worst figures")
     p.add_argument("--ladder", action="store_true", help="every rung and architecture, into docs/plan.md and .json")
     options, overrides = flags.parse(p, argv)
+    if options.quick:
+        plans.hurry()
     if options.ladder:
         from launch import plan_ladder
 

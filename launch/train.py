@@ -5,6 +5,8 @@ import sys
 from collections import Counter
 from typing import Any
 
+import jax
+
 from launch import flags
 from launch.cli import guarded
 from mot import ensemble, train
@@ -24,13 +26,36 @@ def main(argv: list[str] | None = None) -> int:
         "--runs", help="KEY=V1,V2,...: one run a value, in one program, as NAME-KEYVALUE; or N: as many model.seeds"
     )
     p.add_argument("--profile", action="store_true", help="trace a few steps into the run's folder profile/")
+    p.add_argument(
+        "--distributed",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT,I,N",
+        help="one of several processes of one run: as the cluster says (TPU pods, Slurm, Kubernetes), or process I of "
+        "N that meet at process 0's HOST:PORT",
+    )
     options, overrides = flags.parse(p, argv)
+    if options.distributed:
+        join(options.distributed)
     config = flags.build(flags.read(options.config, overrides))
     if options.runs is None:
         print(train.run(config, profiled=options.profile))
         return 0
     print(*ensemble.run(several(options.runs, options.config, overrides, config), profiled=options.profile), sep="\n")
     return 0
+
+
+def join(text: str) -> None:
+    """Makes this process one of several; `UserError` where it cannot be told which."""
+    try:
+        if text == "auto":
+            return jax.distributed.initialize()
+        address, number, count = text.split(",")
+        jax.distributed.initialize(address, int(count), int(number))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed {text}: {error}; where no cluster tells, write HOST:PORT,I,N, as in 10.0.0.1:1234,0,2"
+        ) from error
 
 
 def several(text: str, file_and_arg: str, overrides: dict[str, str], config: Config) -> list[Config]:

@@ -180,8 +180,9 @@ def _start(configs, paths, mesh, each, at, upcycled):
         state = jax.jit(init, out_shardings=runs)(np.arange(len(configs)))
         return state, [train.Position() for _ in configs]
     alone = sharding.one_device(mesh.devices.flat)
-    started = [train.start(c, path, alone, first=x) for c, path, x in zip(configs, paths, upcycled, strict=True)]
-    states = jax.device_get([state for state, _ in started])
+    with jax.set_mesh(alone):
+        started = [train.start(c, path, alone, first=x) for c, path, x in zip(configs, paths, upcycled, strict=True)]
+        states = jax.device_get([state for state, _ in started])
     stack = lambda *x: jax.device_put(np.stack(x), runs)
     return jax.tree.map(stack, *states), [position for _, position in started]
 

@@ -104,6 +104,13 @@ def memory(mesh: Mesh) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """For the programs of this mesh. On TPU weights are gathered whole, ahead of their matmul: XLA would else send them
+    in pieces between partial matmuls, which makes more programs of one and takes longer to compile."""
+    tpu = mesh.devices.flat[0].platform == "tpu"
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if tpu else {}
+
+
 # --- logical axes ----------------------------------------------------------------------------------------------------
 
 

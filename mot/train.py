@@ -264,7 +264,8 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
     for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
         live.say(f"warning: {line}")
-    step = parts.step.lower(state, sharding.placed(packed.batch, config, mesh)).compile()
+    step = parts.step.lower(state, sharding.placed(packed.batch, config, mesh))
+    step = step.compile(compiler_options=sharding.compiler_options(mesh))
     if position.step == 0:
         log.evaluation(parts.evaluate(state))
     log.resume()

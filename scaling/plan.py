@@ -57,6 +57,7 @@ class Plan:
     length: int
     accumulate: int
     versions: dict[str, str]
+    effort: float  # of the compiler: 0 as in training, -1 the least
     parameters: int
     active: dict[str, int]  # by stream
     towers: dict[str, int]  # parameters, by component and tower
@@ -102,11 +103,12 @@ def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology
         compiled = (compile or compile_step)(config, topology)
     except TooLarge as error:
         said, buffers = _allocations(str(error))
-        return Plan(**common, fits=False, trouble=said, buffers=buffers, remedies=remedies(config))
+        buffers = buffers or _of_parameters(config, mesh)
+        return Plan(**common, fits=False, trouble=said, buffers=buffers, remedies=remedies(config, mesh))
     program = hlo.read(compiled.text)
     memory = _memory(compiled.memory)
     fits = memory["peak"] <= topology.memory
-    asked = () if fits else remedies(config, memory)
+    asked = () if fits else remedies(config, mesh, memory)
     tokens = {name: config.data.batch * s.budget for name, s in config.streams.items()}
     work = _work(config, topology, program, tokens, mesh.size)
     return Plan(
@@ -122,6 +124,15 @@ def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology
     )
 
 
+def hurry() -> None:
+    """Programs are compiled with the least effort from here on.
+
+    Measured on a 94M rung of MoT: 49 CPU-seconds for 133, the same matmuls and collectives, 10 % more temporaries, 9 %
+    more memory traffic.
+    """
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+
+
 def compile_step(config: Config, topology: Topology) -> Compiled:
     """The training step as `train.run` has it, for these devices."""
     mesh = sharding.make_mesh(config, topology.devices)
@@ -135,7 +146,7 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
         lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
         traced = time.monotonic()
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=sharding.compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
                 raise TooLarge(str(error)) from error
@@ -164,6 +175,7 @@ def _of_model(config, topology, mesh) -> dict:
         length=T,
         accumulate=config.optim.accumulate,
         versions=topology.versions,
+        effort=jax.config.jax_exec_time_optimization_effort,
         parameters=flops.total_parameters(config),
         active=flops.active_parameters(config),
         towers=dict(towers),
@@ -291,7 +303,17 @@ def _allocations(message: str) -> tuple[str, list[dict]]:
     return (said[0] if said else message.splitlines()[0]).strip(), buffers[:LISTED]
 
 
-def remedies(config: Config, memory: dict[str, int] | None = None) -> list[str]:
+def _of_parameters(config: Config, mesh: jax.sharding.Mesh) -> list[dict]:
+    """The largest parameters on a device, with their moments and gradient: for a compiler that names no buffer."""
+    held = []
+    for path, spec in params.table(config).items():
+        parts = sharding.parts(spec.axes, config.mesh.rules, mesh)
+        shape = f"{'x'.join(map(str, spec.shape))} in {parts} parts"
+        held.append(dict(bytes=16 * params.count({path: spec}) // parts, shape=shape, source=f"{path} and its state"))
+    return sorted(held, key=lambda row: -row["bytes"])[:LISTED]
+
+
+def remedies(config: Config, mesh: jax.sharding.Mesh, memory: dict[str, int] | None = None) -> list[str]:
     """What to change, most likely first; `memory` where it is known."""
     result = []
     state = memory and memory["arguments"] > memory["temporaries"]
@@ -299,12 +321,12 @@ def remedies(config: Config, memory: dict[str, int] | None = None) -> list[str]:
     if state:
         result.append(shard)
     order = ("none", "dots", "block", "offload")
-    if config.model.remat in order[:2]:
-        result.append(f"model.remat={order[order.index(config.model.remat) + 1]!r}: backward computes more again")
-    rows = config.data.batch // config.optim.accumulate
+    if config.model.remat != order[-1]:
+        result.append(f"model.remat={order[order.index(config.model.remat) + 1]!r}: backward keeps less")
+    rows = config.data.batch // config.optim.accumulate // sharding.parts(("batch",), config.mesh.rules, mesh)
     result.append(
-        f"optim.accumulate={config.optim.accumulate * 2}: microbatches of {rows // 2} rows"
+        f"optim.accumulate={config.optim.accumulate * 2}: a device's microbatch of {rows // 2} rows, now {rows}"
         if rows > 1 and rows % 2 == 0
-        else "mesh.context: each device takes a part of a row"
+        else f"mesh.context={config.mesh.context * 2}: each device takes a part of a row"
     )
     return result if state else [*result, shard]

@@ -81,7 +81,7 @@ def test_a_rung_has_its_published_size_batch_and_budget(setting, rung):
     assert (d, L, m.heads, c.run.steps, c.length) == (width, layers, heads, 1000 * steps, 4096)
     assert round(c.data.batch * 4096 / 1e6, 2) == batch
     assert abs(c.data.batch * 4096 * c.run.steps / tokens - 1) < 0.005
-    assert (m.dtype, m.scan, m.remat, m.attention, m.dispatch) == ("bfloat16", True, "block", "splash", "ragged")
+    assert (m.dtype, m.scan, m.remat, m.attention, m.dispatch) == ("bfloat16", True, "block", "splash", "gmm")
     rate, end = (3e-4, 1.5e-5) if setting == "transfusion" else (1e-4, 5e-6)
     np.testing.assert_allclose((c.optim.lr, c.optim.end_lr, c.optim.warmup), (rate, end, 4000))
     assert {"transfusion": 32_000}.get(setting, 65_536) == V
@@ -114,8 +114,8 @@ def test_the_twin_for_tpu_has_heads_of_128_and_the_same_size():
 def test_devices_choose_kernels_and_dtype():
     chosen = lambda **a: (lambda m: (m.attention, m.dispatch, m.dtype, m.scan, m.remat))(build(**a)[1].model)
     assert chosen(rung="37m", device="cpu") == ("chunked", "blocked", "float32", True, "block")
-    assert chosen(rung="37m", device="gpu") == ("triton", "ragged", "bfloat16", True, "block")
-    assert chosen(rung="1m", device="tpu") == ("splash", "ragged", "bfloat16", True, "block")
+    assert chosen(rung="37m", device="gpu") == ("triton", "triton", "bfloat16", True, "block")
+    assert chosen(rung="1m", device="tpu") == ("splash", "gmm", "bfloat16", True, "block")
 
 
 def test_budgets_of_tokens_and_of_flops_set_the_steps():

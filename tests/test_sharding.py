@@ -1,11 +1,19 @@
 """One device's losses and gradients on every mesh; what cannot be split is refused before anything is allocated."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from jax.sharding import PartitionSpec as P
+
+from configs import ladder, sizes
+from mot import checkpoint, config, params, rundir, sharding, state
+from mot.errors import UserError
+from tests import examples
 
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {
@@ -39,8 +47,9 @@ def loss_of(c):
         return total + (objectives.routing(output.routing, routed, c) if output.routing else 0)
     return jax.value_and_grad(loss)
 
+quick = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)
 weights = examples.weights(base)
-plain = jax.jit(loss_of(base))(weights, batch)
+plain = jax.jit(loss_of(base), compiler_options=quick)(weights, batch)
 for text in meshes:
     sizes = {k: int(v) for k, v in (part.split("=") for part in text.split(","))}
     tree.mesh.update(dict(data=0, fsdp=1, expert=1, context=1, tensor=1) | sizes)
@@ -49,7 +58,7 @@ for text in meshes:
     with jax.set_mesh(mesh):
         places = state.state_shardings(c, mesh).params
         placed = jax.device_put(weights, places)
-        step = jax.jit(loss_of(c), out_shardings=(None, places))
+        step = jax.jit(loss_of(c), out_shardings=(None, places), compiler_options=quick)
         loss, grads = step(placed, sharding.placed(batch, c, mesh))
     worst = examples.leaf_error(jax.device_get(grads), plain[1])
     print(text, abs(float(loss) - float(plain[0])), worst, flush=True)
@@ -58,22 +67,164 @@ for text in meshes:
 SINGLE = ("data=2", "fsdp=2", "expert=2", "context=2", "tensor=2")
 PAIRS = ("data=2,fsdp=2", "fsdp=2,expert=2", "fsdp=2,context=2", "fsdp=2,tensor=2", "expert=2,tensor=2")
 PAIRS += ("data=2,expert=2", "data=2,context=2", "data=2,tensor=2", "expert=2,context=2", "context=2,tensor=2")
+SOME = [
+    ("ids", "mot", PAIRS),
+    ("ids", "dense", ("fsdp=4,tensor=2", "context=4,fsdp=2")),
+    ("ids", "moe_ec4", ("tensor=2", "fsdp=2,context=2", "expert=2,context=2,tensor=2")),
+    ("ids", "mot_moe", ("fsdp=2,expert=2,tensor=2",)),
+    ("vectors", "dense", ("fsdp=2,context=2",)),
+    ("vectors", "mot", ("context=2,tensor=2",)),
+]
+ALL = [("ids", arch, SINGLE + PAIRS) for arch in ("dense", "mot", "moe_ec4", "moe_tc4", "mot_moe")]
 
 
-@pytest.mark.parametrize(
-    ("kind", "arch", "meshes"),
-    [
-        ("ids", "mot", (*SINGLE, *PAIRS, "fsdp=2,context=2,tensor=2")),
-        ("ids", "dense", (*SINGLE, "fsdp=4,tensor=2", "context=4,fsdp=2")),
-        ("ids", "moe_ec4", (*SINGLE, "fsdp=2,expert=2,tensor=2", "expert=2,context=2,tensor=2")),
-        ("ids", "mot_moe", ("fsdp=2,expert=2", "expert=2,context=2")),
-        ("vectors", "dense", ("fsdp=2,tensor=2", "context=2")),
-        ("vectors", "mot", ("context=2,tensor=2", "fsdp=2")),
-    ],
-)
+@pytest.mark.parametrize(("kind", "arch", "meshes"), [*SOME, *(pytest.param(*x, marks=pytest.mark.slow) for x in ALL)])
 def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(kind, arch, meshes):
     """In a process of its own, for its eight devices."""
     command = [sys.executable, "-c", MESHES, kind, arch, *meshes]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == len(meshes)
+
+
+# --- every rung, without its memory ----------------------------------------------------------------------------------
+
+SETTINGS = {"chameleon": sizes.CHAMELEON, "chameleon_speech": sizes.SPEECH, "transfusion": sizes.TRANSFUSION}
+
+
+def abstract_mesh(**sizes):
+    every = {axis: sizes.get(axis, 1) for axis in ("data", "fsdp", "expert", "context", "tensor")}
+    return jax.sharding.AbstractMesh(tuple(every.values()), tuple(every))
+
+
+PARTS = dict(embed=4, vocab=8, heads=8, kv_heads=8, mlp=8, expert=2)  # fsdp 4, tensor 8, expert 2
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_rungs_parameters_have_their_shardings_unallocated(setting):
+    mesh = abstract_mesh(data=2, fsdp=4, expert=2, tensor=8)
+    for rung in SETTINGS[setting]:
+        for arch in ("dense", "mot", "moe_ec4", "mot_moe"):
+            c = config.build(ladder.get_config(f"setting={setting},rung={rung},arch={arch}"))
+            if c.model.heads % 8:
+                with pytest.raises(UserError, match=f"its axis heads of {c.model.heads} does not divide among the 8"):
+                    state.state_shardings(c, mesh)
+                continue
+            places = params.paths(state.state_shardings(c, mesh).params)
+            for path, spec in params.table(c).items():
+                local = tuple(n // PARTS.get(axis, 1) for n, axis in zip(spec.shape, spec.axes, strict=True))
+                assert places[path].shard_shape(spec.shape) == local, path
+
+
+def test_an_optimisers_leaf_lies_with_its_parameter():
+    c = examples.make("mot")
+    places = state.state_shardings(c, abstract_mesh(fsdp=2, tensor=2))
+    moments = next(x for x in places.opt if hasattr(x, "mu"))
+    assert moments.mu == moments.nu == places.params
+    assert places.params["blocks"]["main"]["ffn"]["text"]["w2"].spec == P(None, "tensor", "fsdp")
+
+
+# --- what cannot be split --------------------------------------------------------------------------------------------
+
+
+def refused(changes, devices=4):
+    tree = examples.tree("mot")
+    tree.mesh.update(changes)
+    c = config.build(tree)
+    mesh = sharding.make_mesh(c, jax.devices()[:devices])
+    state.state_shardings(c, mesh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(fsdp=3), r"data 1 x fsdp 3 x .* does not fill 4 devices; the product of the axes must be 4"),
+        (dict(data=3, fsdp=2), r"data 3 x fsdp 2 .* does not fill 4 devices"),
+        (dict(slices=3), r"over 3 slices does not fill 4 devices; .* mesh\.slices divide mesh\.data"),
+        (
+            dict(tensor=4),
+            r"wk: its axis kv_heads of 2 does not divide among the 4 parts of mesh\.rules\.kv_heads = 'ten",
+        ),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_both_numbers(changes, told):
+    with pytest.raises(UserError, match=told):
+        refused(changes)
+
+
+def test_rows_and_their_tokens_must_divide():
+    tree = examples.tree("mot", budgets=(24, 25))
+    tree.mesh.context = 4
+    with pytest.raises(
+        UserError, match=r"streams\.image\.budget: 25 tokens do not divide among the 4 parts of mesh\.rul"
+    ):
+        sharding.make_mesh(config.build(tree), jax.devices()[:4])
+    tree = examples.tree("mot")
+    tree.optim.accumulate = 2
+    with pytest.raises(
+        UserError, match=r"data\.batch / optim\.accumulate: 2 rows do not divide among the 4 parts of mesh"
+    ):
+        sharding.make_mesh(config.build(tree), jax.devices()[:4])
+
+
+@pytest.mark.parametrize(
+    ("rules", "told"),
+    [
+        (
+            dict(embed="tensor"),
+            r"mesh\.rules\.embed, mlp: 'tensor', 'tensor'; one array has both axes, and 'tensor' cannot",
+        ),
+        (dict(batch="data,context"), r"mesh\.rules\.batch, length: .*'context' cannot split it twice"),
+        (
+            dict(mlp="rows"),
+            r"mesh\.rules\.mlp: 'rows' is no axis of the mesh; allowed: data, fsdp, expert, context, tensor",
+        ),
+        (dict(width="fsdp"), r"mesh\.rules\.width: no such logical axis; allowed: batch, length, embed"),
+        (dict(kv_heads=""), r"mesh\.rules\.heads, kv_heads: 'tensor', ''; .* split alike"),
+        (dict(batch="data,fsdp"), r"mesh\.rules\.batch: 'data,fsdp'; who shares experts has rows of its own"),
+        (dict(length="tensor"), r"mesh\.rules\.length"),
+    ],
+)
+def test_rules_that_split_twice_or_do_not_exist_are_refused(rules, told):
+    tree = examples.tree("mot")
+    tree.mesh.rules.update(rules)
+    with pytest.raises(config.ConfigError, match=told):
+        config.build(tree)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+FIGURES = ("loss", "loss/text", "loss/image", "objective", "flops", "tokens/text", "tokens/image", "fill/text")
+
+
+def test_two_processes_train_as_one_with_two_devices(tmp_path):
+    """The same batches, losses and counts; what they saved together, one process resumes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def start(name, devices, *more):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, "-m", "launch.train", "--config=configs/digits.py:arch=mot,size=smoke"]
+        command += [f"--config.run.root={tmp_path}", f"--config.run.name={name}", "--config.mesh.fsdp=2", *more]
+        return subprocess.Popen(command, cwd=ROOT, env=ENV | {"XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True)
+
+    together = [start("two", 1, "--distributed", f"127.0.0.1:{port},{i},2") for i in range(2)]
+    for process in [*together, start("one", 2)]:
+        told = process.communicate(timeout=400)[1]
+        assert process.returncode == 0, told
+    one, two = (rundir.read_metrics(tmp_path / name) for name in ("one", "two"))
+    pick = lambda rows: [{k: row[k] for k in FIGURES if k in row} for row in rows if row["kind"] != "event"]
+    assert pick(one) == pick(two)
+    assert len(pick(one)) >= 3
+    assert checkpoint.steps(tmp_path / "two" / "checkpoints") == checkpoint.steps(tmp_path / "one" / "checkpoints")
+    checkpoint.verify(tmp_path / "two" / "checkpoints" / "2")
+
+
+@pytest.mark.parametrize("text", ["here", "127.0.0.1:1,2", "127.0.0.1:1,x,2"])
+def test_a_process_that_is_not_told_which_it_is(text):
+    command = [sys.executable, "-m", "launch.train", "--config=configs/digits.py:size=smoke", "--distributed", text]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert f"--distributed {text}: " in done.stderr
+    assert "write HOST:PORT,I,N" in done.stderr
