@@ -41,39 +41,47 @@ def arrange(choice: Choice, experts: int, most: int, how: str, room: int = 0) ->
     R, X = choice.expert_RX.shape
     block = BLOCK if how == "blocked" else 1
     key_N = choice.expert_RX.reshape(-1)
-    order_N = jnp.argsort(key_N, stable=True).astype(jnp.int32)
-    bounds = jnp.searchsorted(key_N[order_N], jnp.arange(experts + 1)).astype(jnp.int32)
-    bounds = jnp.minimum(bounds, most)
-    first_E, size_E = bounds[:-1], jnp.diff(bounds)
+    turn_N, size_E = _turns(key_N, experts)
+    size_E = jnp.diff(jnp.minimum(jnp.cumsum(size_E), most), prepend=0)
     if room:
         size_E, start_E, S = jnp.minimum(size_E, room), jnp.arange(experts, dtype=jnp.int32) * room, experts * room
     else:
         blocks_E = -(-size_E // block)
         start_E = ((jnp.cumsum(blocks_E) - blocks_E) * block).astype(jnp.int32)
         S = -(-(most + experts * (block - 1)) // block) * block
-    place_S = jnp.arange(S, dtype=jnp.int32)
-    # Of those that start at one place all but the last are empty.
-    expert_S = jnp.searchsorted(start_E, place_S, side="right") - 1
-    inside_S = place_S - start_E[expert_S]
-    held_S = inside_S < size_E[expert_S]
-    choice_S = jnp.where(held_S, order_N[jnp.where(held_S, first_E[expert_S] + inside_S, 0)], R * X)
-    turn_N = ops.inverse(order_N[None])[0]  # each choice's turn among the sorted
     group_N = jnp.minimum(key_N, experts - 1)
-    turn_N -= first_E[group_N]  # ... and among its expert's
     known_N = (key_N < experts) & (turn_N < size_E[group_N])
     place_RX = jnp.where(known_N, start_E[group_N] + turn_N, S).reshape(R, X)
-    weight_RX = choice.weight_RX
+    number_RX, weight_RX = jnp.arange(R * X, dtype=jnp.int32).reshape(R, X), choice.weight_RX
+    at_S = lambda x_RX, none: (
+        jnp.full((S,), none, jnp.int32).at[place_RX.reshape(-1)].set(x_RX.reshape(-1), mode="drop")
+    )
+    expert_S = at_S(key_N, experts)
     if most < R * X:  # loops over a token's choices end with the last that any token has
         some_RX = (place_RX < S).astype(jnp.int32)
         after_RX = some_RX.sum(1, keepdims=True) + jnp.cumsum(1 - some_RX, axis=1) - 1
-        choice_of = jnp.where(some_RX > 0, jnp.cumsum(some_RX, axis=1) - 1, after_RX)  # where the choice goes
-        last_RX = ops.inverse(choice_of)
-        place_RX, weight_RX = (jnp.take_along_axis(x, last_RX, axis=1) for x in (place_RX, weight_RX))
-        row_S, x_S = choice_S // X, choice_S % X
-        moved_S = row_S * X + choice_of[jnp.minimum(row_S, R - 1), x_S]
-        choice_S = jnp.where(held_S, moved_S, R * X).astype(jnp.int32)
-    expert_S = jnp.where(held_S, expert_S, experts)
-    return Layout((choice_S // X).astype(jnp.int32), choice_S, place_RX, expert_S, start_E, size_E), weight_RX
+        to_RX = jnp.where(some_RX > 0, jnp.cumsum(some_RX, axis=1) - 1, after_RX)
+        choice_S = at_S(number_RX[:, :1] + to_RX, R * X)
+        place_RX, weight_RX = (jnp.take_along_axis(x, ops.inverse(to_RX), axis=1) for x in (place_RX, weight_RX))
+    else:
+        choice_S = at_S(number_RX, R * X)
+    return Layout(choice_S // X, choice_S, place_RX, expert_S, start_E, size_E), weight_RX
+
+
+def _turns(key_N, experts):
+    """Each choice's turn among those of its expert, `[N]`, and how many these are, `[E]`.
+
+    Counted block by block by a triangular matmul, exact below 2^24: TPU's compiler takes seconds for a sort.
+    """
+    N, block = key_N.shape[0], 64
+    key_XC1 = jnp.pad(key_N, (0, -N % block), constant_values=experts).reshape(-1, block, 1)
+    mine_XCE = (key_XC1 == jnp.arange(experts)[None, None]).astype(jnp.float32)
+    inside_XCE = jnp.einsum(
+        "CS,XSE->XCE", jnp.tril(jnp.ones((block, block))), mine_XCE, precision=lax.Precision.HIGHEST
+    )
+    upto_X1E = jnp.cumsum(inside_XCE[:, -1:], axis=0)
+    turn_XC = ((inside_XCE + upto_X1E - inside_XCE[:, -1:] - 1) * mine_XCE).sum(-1)
+    return turn_XC.reshape(-1)[:N].astype(jnp.int32), upto_X1E[-1, 0].astype(jnp.int32)
 
 
 def _take(x, index):

@@ -9,11 +9,11 @@ import pytest
 
 from configs.base import sets
 from mot import dispatch, model, router
-from mot.config import Experts, Mesh
+from mot.config import Experts
 from tests import examples, reference
 
 B, C, D, E, F = 2, 12, 8, 4, 6
-ALONE = Mesh(expert=1, exchange="gather", buffer=1.0)
+ALONE = examples.make().mesh
 
 
 def spec(**changes):
