@@ -53,18 +53,17 @@ def arrange(choice: Choice, experts: int, most: int, how: str, room: int = 0) ->
     known_N = (key_N < experts) & (turn_N < size_E[group_N])
     place_RX = jnp.where(known_N, start_E[group_N] + turn_N, S).reshape(R, X)
     number_RX, weight_RX = jnp.arange(R * X, dtype=jnp.int32).reshape(R, X), choice.weight_RX
-    at_S = lambda x_RX, none: (
-        jnp.full((S,), none, jnp.int32).at[place_RX.reshape(-1)].set(x_RX.reshape(-1), mode="drop")
-    )
-    expert_S = at_S(key_N, experts)
+    at = place_RX.reshape(-1)
+    put = lambda x, none: jnp.full((S,), none, jnp.int32).at[at].set(x.reshape(-1), mode="drop")
+    expert_S = put(key_N, experts)
     if most < R * X:  # loops over a token's choices end with the last that any token has
         some_RX = (place_RX < S).astype(jnp.int32)
         after_RX = some_RX.sum(1, keepdims=True) + jnp.cumsum(1 - some_RX, axis=1) - 1
         to_RX = jnp.where(some_RX > 0, jnp.cumsum(some_RX, axis=1) - 1, after_RX)
-        choice_S = at_S(number_RX[:, :1] + to_RX, R * X)
+        choice_S = put(number_RX[:, :1] + to_RX, R * X)
         place_RX, weight_RX = (jnp.take_along_axis(x, ops.inverse(to_RX), axis=1) for x in (place_RX, weight_RX))
     else:
-        choice_S = at_S(number_RX, R * X)
+        choice_S = put(number_RX, R * X)
     return Layout(choice_S // X, choice_S, place_RX, expert_S, start_E, size_E), weight_RX
 
 

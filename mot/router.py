@@ -154,13 +154,12 @@ def _first(key_BCE, asks_BCE, rank_BC, most_B):
     return before_BCE | (ties_BCE & (rank_BC1 <= _last(rank_BC1, ties_BCE, left_B1E)) & (left_B1E > 0))
 
 
-def _last(x_BCE, asks_BCE, most_B1E):
-    """`[B, 1, E]` uint32: the greatest bound below which fewer than `most` of those who ask lie."""
+def _last(x, asks_BCE, most):
+    """uint32: the greatest bound below which fewer than `most` of those who ask lie, of each row and expert."""
 
-    def one_bit(n, bound_B1E):
-        tried_B1E = bound_B1E | (jnp.uint32(1) << (31 - n).astype(jnp.uint32))
-        below_B1E = (asks_BCE & (x_BCE < tried_B1E)).sum(1, keepdims=True)
-        return jnp.where(below_B1E < most_B1E, tried_B1E, bound_B1E)
+    def one_bit(n, bound):
+        tried = bound | (jnp.uint32(1) << (31 - n).astype(jnp.uint32))
+        return jnp.where((asks_BCE & (x < tried)).sum(1, keepdims=True) < most, tried, bound)
 
     B, _, E = asks_BCE.shape
     return lax.fori_loop(0, 32, one_bit, jnp.zeros((B, 1, E), jnp.uint32))

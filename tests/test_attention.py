@@ -162,10 +162,10 @@ def test_bfloat16_is_close_to_float32():
 
 
 def test_the_configuration_allows_exactly_the_backends():
-    for how in BACKENDS:
+    for how in attention.BACKENDS | attention.KERNELS:
         examples.make(attention=how)
-    with pytest.raises(config.ConfigError, match=r"model\.attention: 'splash'"):
-        examples.make(attention="splash")
+    with pytest.raises(config.ConfigError, match=r"model\.attention: 'flash'"):
+        examples.make(attention="flash")
 
 
 def test_unknown_backend_is_refused():

@@ -63,7 +63,7 @@ def mot(*args, **kwargs):
                 "--config.model.kv_heads=1000000000",
                 "--config.data.batch=4",
             ],
-            "and there are ",
+            "and a device has ",
         ),
         (["train", SMOKE, "--config.data.batch=1000000000"], "residual stream of 1,000,000,000 rows"),
         (["demo", "--seeds=0"], "--seeds=0; must be 1 or more"),

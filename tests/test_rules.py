@@ -69,6 +69,7 @@ def test_imports_run_one_way(path):
             "ml_collections",
             "collections",
             "json",
+            "math",
             "pathlib",
             "fsspec",
             "re",
