@@ -29,10 +29,10 @@ RUNGS = {
         "1.5b": ("v5p:4x4x4",),
         "7b": ("v5p:4x4x4", "v5e:16x16", "v6e:16x16", "tpu7x:4x4x4"),
     },
-    "chameleon_speech": {"443m": ("v5p:2x2x4",), "880m": ("v5p:2x4x4",), "1.5b": ("v5p:4x4x4",), "7b": ("v5p:4x4x4",)},
     "transfusion": {"163m": ("v5p:2x2x1",), "760m": ("v5p:2x2x4",), "1.4b": ("v5p:4x4x4",), "7b": ("v5p:4x4x4",)},
+    "chameleon_speech": {"443m": ("v5p:2x2x4",), "880m": ("v5p:2x4x4",), "1.5b": ("v5p:4x4x4",), "7b": ("v5p:4x4x4",)},
 }
-ROWS = 16  # of a device's microbatch at most
+ROWS = 16  # of a device's microbatch at most, where it has v5p's memory
 AT_ONCE = 2  # a program takes one core to compile, and up to 8 GB
 
 
@@ -52,7 +52,8 @@ class Entry:
         chip, sides = chips.parse(self.topology)
         devices = math.prod(sides) * chip.devices
         rows = flags.read(self.config, {}).data.batch // devices
-        parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= ROWS)
+        most = max(ROWS * chip.memory // chips.CHIPS["v5p"].memory, 1)
+        parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= most)
         fsdp = min(devices, search.PLANE) if len(sides) == 3 else devices
         return {"mesh.fsdp": str(fsdp), "optim.accumulate": str(parts)}
 

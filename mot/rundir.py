@@ -5,6 +5,9 @@ import json
 import os
 from pathlib import Path
 
+import jax
+
+from mot import attention, dispatch
 from mot import config as configs
 from mot.config import Config
 from mot.errors import Damaged, UserError
@@ -12,6 +15,7 @@ from mot.errors import Damaged, UserError
 SCHEMA = 1
 KINDS = ("train", "eval", "event")
 HOW_DATA_IS_READ = ("verify", "workers", "timeout", "most_left_out")
+HOW_IT_IS_COMPUTED = ("attention", "dispatch", "remat")
 
 
 def folder(config: Config) -> Path:
@@ -27,8 +31,8 @@ def open_run(config: Config) -> Path:
     """The run's folder, made with `config.json` or found with an equal one.
 
     Raises `UserError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
-    What does not decide the results may change: where the run directory and the data lie, the mesh, and how data is
-    read.
+    What does not decide the results but for rounding may change: where the run directory and the data lie, the mesh,
+    and how things are computed and read.
     """
     path = folder(config)
     resolved = plain(config)
@@ -51,6 +55,8 @@ def open_run(config: Config) -> Path:
 def changes(known: dict, resolved: dict) -> list[str]:
     """What of a run's configuration, as written, another one changes, of all that decides its results."""
     known = known | {"run": known["run"] | {"root": resolved["run"]["root"]}, "mesh": resolved["mesh"]}
+    if isinstance(model := known["model"], dict):
+        known["model"] = model | {key: resolved["model"][key] for key in HOW_IT_IS_COMPUTED}
     if isinstance(data := known["data"], dict):
         known["data"] = data | {key: resolved["data"][key] for key in HOW_DATA_IS_READ}
         sources = data.get("sources")
@@ -85,12 +91,22 @@ def read_config(path: Path) -> dict:
 
 
 def config_of(path: Path) -> Config:
-    """A run's configuration, checked; raises `Damaged` where `read_config` does and where a value is not allowed."""
+    """A run's configuration, checked, for this machine: its rows over all devices, without kernels that it lacks.
+
+    Raises `Damaged` where `read_config` does and where a value is not allowed.
+    """
     found = read_config(path)
     try:
-        return configs.build(found)
+        config = configs.build(found)
     except UserError as error:
         return _not_ours(path / "config.json", error)
+    one = dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices"), 1)
+    mesh, m = dataclasses.replace(config.mesh, data=0, **one), config.model
+    if jax.default_backend() == "cpu":
+        how = dict(attention="chunked") if m.attention in attention.KERNELS else {}
+        how |= dict(dispatch="blocked") if m.dispatch in dispatch.KERNELS else {}
+        m = dataclasses.replace(m, **how)
+    return dataclasses.replace(config, mesh=mesh, model=m)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -107,8 +107,14 @@ def memory(mesh: Mesh) -> int:
 def compiler_options(mesh: Mesh) -> dict[str, str]:
     """For the programs of this mesh. On TPU weights are gathered whole, ahead of their matmul: XLA would else send them
     in pieces between partial matmuls, which makes more programs of one and takes longer to compile."""
-    tpu = mesh.devices.flat[0].platform == "tpu"
-    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"} if tpu else {}
+    device = mesh.devices.flat[0]
+    if device.platform != "tpu":
+        return {}
+    options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+    if device.device_kind == "TPU7x":  # libtpu 0.0.42 aborts where a gather runs along a part of the slice
+        offload = "xla_tpu_enable_sparse_core_collective_offload"
+        options |= {f"{offload}_{kind}": "false" for kind in ("all_gather", "all_reduce", "reduce_scatter")}
+    return options
 
 
 # --- logical axes ----------------------------------------------------------------------------------------------------

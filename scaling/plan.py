@@ -57,7 +57,6 @@ class Plan:
     length: int
     accumulate: int
     versions: dict[str, str]
-    effort: float  # of the compiler: 0 as in training, -1 the least
     parameters: int
     active: dict[str, int]  # by stream
     towers: dict[str, int]  # parameters, by component and tower
@@ -85,6 +84,7 @@ class Plan:
     chip_hours: float = 0.0
     compile_seconds: float = 0.0
     tracing_seconds: float = 0.0
+    effort: float = 0.0  # of the compiler: as in training; -1 is the least
 
     @property
     def ratio(self) -> float:

@@ -15,7 +15,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 _lines = [x.split("#")[0].strip() for x in (ROOT / "tests" / "skips.txt").read_text().splitlines() if "::" in x]
 LISTED = {line.removeprefix("?") for line in _lines}
 ALWAYS = {line for line in _lines if not line.startswith("?")}
+SLOW = {line for line in (ROOT / "tests" / "slow.txt").read_text().splitlines() if "::" in line}
 _ran, _skipped = set(), set()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

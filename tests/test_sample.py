@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import archs, base
-from mot import caches, config, diffusion, model, params, sample
+from mot import caches, config, diffusion, mixing, model, params, sample
 from mot.data import records, roles
 from mot.data.formats import Format, Medium
 from mot.data.packing import document, pack
@@ -69,7 +69,7 @@ class Case(NamedTuple):
     settings: Settings = GREEDY
     opens: str = ""
     length: int = 0
-    few: int = model.FEW  # queries that attend otherwise than by chunks
+    few: int = mixing.FEW  # queries that attend otherwise than by chunks
 
 
 GUIDED = GREEDY._replace(guidance=2.0)
@@ -254,7 +254,7 @@ def assert_alike(got, want):
 @pytest.mark.parametrize("name", CASES)
 def test_a_cached_row_is_what_the_whole_document_says(name, monkeypatch):
     case, sampler = made(name)
-    monkeypatch.setattr(model, "FEW", case.few)
+    monkeypatch.setattr(mixing, "FEW", case.few)
     given = prompts(case)
     got = sampler(given, case.settings, TEXT, MEDIA, case.opens, case.length, first=5)
     write = whole(name)

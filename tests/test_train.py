@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -292,6 +293,22 @@ def test_evaluate_gives_what_training_wrote(finished, one_device):
     np.testing.assert_allclose(row["loss/image"], rows(path, "eval")[-1]["loss/image"], rtol=1e-6)
     with pytest.raises(ValueError, match=r"has no checkpoint of step 7; it has 2"):
         train.evaluate(c, 7, devices=one_device)
+
+
+def test_what_a_pod_trained_is_read_on_any_machine(finished, tmp_path):
+    """Its mesh and its kernels are not this machine's; its losses are."""
+    path = rundir.folder(finished[0])
+    there = tmp_path / path.name
+    shutil.copytree(path, there)
+    plain = json.loads((there / "config.json").read_text())
+    plain["mesh"] |= {"fsdp": 64, "slices": 2}
+    plain["model"] |= {"attention": "splash", "dispatch": "gmm", "remat": "block"}
+    (there / "config.json").write_text(json.dumps(plain))
+    here = rundir.config_of(there)
+    assert (here.model.attention, here.model.dispatch, here.mesh.fsdp) == ("chunked", "blocked", 1)
+    here = dataclasses.replace(here, run=dataclasses.replace(here.run, root=str(tmp_path)))
+    _, row = train.evaluate(here, devices=jax.devices()[:1])
+    assert row["loss"] == pytest.approx(rows(path, "eval")[-1]["loss"], rel=1e-6)
 
 
 def test_rows_that_do_not_divide_among_devices_are_refused(finished):

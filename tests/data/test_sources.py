@@ -15,7 +15,7 @@ import pytest
 
 from configs import records as records_config
 from mot import batch as batches
-from mot import config, train
+from mot import config, sharding, train
 from mot.data import budgets, pipeline, prepare, sources
 from mot.data.pipeline import Batches
 from mot.errors import UserError
@@ -228,10 +228,10 @@ def test_damaged_held_out_documents_are_told_and_too_many_stop_it(folder, tmp_pa
     allowing = lambda n: dataclasses.replace(c, data=dataclasses.replace(c.data, most_left_out=n))
     said = []
     with pytest.raises(UserError, match=r"the held-out batches hold nothing to predict"):
-        make_evaluate(allowing(10**6), held_out, None, said.append)
+        make_evaluate(allowing(10**6), held_out, sharding.one_device(), said.append)
     assert said[0].startswith("evaluation: left out document number ")
     with pytest.raises(UserError, match=r"documents were left out \(\d+ of pictures; .*data.most_left_out allows 2"):
-        make_evaluate(allowing(2), held_out, None, said.append)
+        make_evaluate(allowing(2), held_out, sharding.one_device(), said.append)
 
 
 def test_a_stage_must_not_bring_what_the_budgets_have_no_room_for(folder):

@@ -6,9 +6,11 @@ import jax
 import pytest
 
 from launch import cli
+from scaling import plan
 
 for name, value in cli.PLANNING.items():
     os.environ.setdefault(name, value)
+plan.hurry()
 
 
 @pytest.fixture(autouse=True)
