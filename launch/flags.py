@@ -6,6 +6,8 @@ import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mot import config as configs
 from mot import optim
@@ -39,6 +41,12 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.
             p.error(f"{argument!r} is unknown; overrides look like --config.optim.lr=1e-3")
         overrides[key] = value
     return options, overrides
+
+
+def progress(console: Console) -> Progress:
+    """A bar of what takes minutes a piece: how many are done, the time so far and left, what is at work."""
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(BarColumn(), MofNCompleteColumn(), *times, TextColumn("{task.description}"), console=console)
 
 
 def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:

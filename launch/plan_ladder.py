@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from launch import flags
 from mot import config as configs
@@ -84,14 +83,7 @@ def main(folder: Path) -> int:
         known = {row["digest"]: row for row in json.loads(path.read_text())["plans"]}
     wanted = {digest(entry, versions): entry for entry in entries()}
     rows = {key: known[key] for key in wanted if key in known and not known[key].get("failed")}
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=out) as progress, ThreadPoolExecutor(AT_ONCE) as pool:
+    with flags.progress(out) as progress, ThreadPoolExecutor(AT_ONCE) as pool:
         task = progress.add_task("", total=len(wanted), completed=len(rows))
         waiting = {pool.submit(compiled, wanted[key]): key for key in wanted if key not in rows}
         for done in as_completed(waiting):

@@ -1,8 +1,8 @@
 """Compiles the best few candidates of `scaling/search.py` in full, and takes the fastest that fits."""
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from launch import flags
 from mot.config import Config
 from mot.errors import UserError
 from scaling import plan as plans
@@ -15,14 +15,7 @@ def main(config: Config, topology: Topology, out: Console) -> plans.Plan:
     found = search.candidates(config, topology)
     out.print(f"{len(found)} candidates may fit {topology.name}; compiling the best by estimate")
     made: list[tuple[search.Candidate, plans.Plan]] = []
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with flags.progress(Console(stderr=True)) as progress:
         task = progress.add_task("", total=min(search.FINISHED, len(found)))
         for candidate in found[: search.TRIED]:
             progress.update(task, description=candidate.told)

@@ -53,7 +53,7 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
         mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
     else:
         mesh = jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
-    if faults := list(_undivided(config, mesh)):
+    if faults := list(undivided(config, mesh)):
         raise UserError("; ".join(faults))
     return mesh
 
@@ -66,7 +66,8 @@ def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
-def _undivided(config: Config, mesh: Mesh) -> Iterator[str]:
+def undivided(config: Config, mesh: Mesh) -> Iterator[str]:
+    """What of a microbatch does not divide among the mesh's parts."""
     rules, rows = config.mesh.rules, config.data.batch // config.optim.accumulate
     if rows % (n := parts(("batch",), rules, mesh)):
         yield (
@@ -82,17 +83,20 @@ def _undivided(config: Config, mesh: Mesh) -> Iterator[str]:
             )
 
 
-def check_arrays(table: Mapping, rules: Mapping[str, str], mesh: Mesh) -> None:
-    """`UserError`, before anything is allocated, where an array with `shape` and logical `axes` cannot be split."""
-    faults = []
+def unsplit(table: Mapping, rules: Mapping[str, str], mesh: Mesh) -> Iterator[str]:
+    """Which arrays, with `shape` and logical `axes`, cannot be split as the rules say."""
     for path, array in table.items():
         for size, axis in zip(array.shape, array.axes, strict=True):
             if size % (n := parts((axis,), rules, mesh)):
-                faults.append(
+                yield (
                     f"{path}: its axis {axis} of {size} does not divide among the {n} parts of mesh.rules.{axis} = "
                     f"{rules[axis]!r}; change the size, the mesh, or the rule ('' does not split it)"
                 )
-    if faults:
+
+
+def check_arrays(table: Mapping, rules: Mapping[str, str], mesh: Mesh) -> None:
+    """`UserError`, before anything is allocated, where there are arrays `unsplit`."""
+    if faults := list(unsplit(table, rules, mesh)):
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError("; ".join(faults[:3]) + more)
 
@@ -264,8 +268,12 @@ def summed(x, config: Config, mesh: Mesh):
     each = config.data.batch // of
     # x stands in the first of this process's rows.
     share = lambda index: np.stack([x * (r % each == 0) for r in range(*index[0].indices(config.data.batch))])
-    held = jax.make_array_from_callback((config.data.batch, *x.shape), rows, share)
-    return jax.jit(lambda x: jnp.sum(x, 0), out_shardings=replicated(mesh))(held)
+    return _over_rows(jax.make_array_from_callback((config.data.batch, *x.shape), rows, share), replicated(mesh))
+
+
+@partial(jax.jit, static_argnames="place")
+def _over_rows(x, place):
+    return lax.with_sharding_constraint(jnp.sum(x, 0), place)
 
 
 def leads() -> bool:

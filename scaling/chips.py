@@ -19,7 +19,7 @@ class Chip:
     flops: float  # bfloat16, a second
     memory: int  # bytes that the compiler has for programs: somewhat less than data sheets say
     bandwidth: float  # of memory, bytes a second
-    links: float  # of all links to other chips, both ways together, bytes a second; 0 = not compiled for here
+    links: float  # of all links to other chips, both ways together, bytes a second
     axes: int = 3  # of the torus
     most: int = 0  # chips in one slice
     devices: int = 1  # of a chip, as JAX counts

@@ -82,13 +82,10 @@ def _variants(config: Config, devices: int) -> Iterator[Config]:
 
 def _divides(config: Config) -> bool:
     """Do rows, tokens and every parameter divide among the parts?"""
-    m, rows = config.mesh, config.data.batch // config.optim.accumulate
+    m = config.mesh
     mesh = AbstractMesh(tuple(getattr(m, axis) for axis in MESH_AXES), MESH_AXES)
-    parts = lambda axis: sharding.parts((axis,), m.rules, mesh)
-    if rows % parts("batch") or any(s.budget % parts("length") for s in config.streams.values()):
-        return False
-    shapes = params.table(config).values()
-    return not any(n % parts(axis) for array in shapes for n, axis in zip(array.shape, array.axes, strict=True))
+    faults = itertools.chain(sharding.undivided(config, mesh), sharding.unsplit(params.table(config), m.rules, mesh))
+    return next(faults, None) is None
 
 
 def estimate(config: Config, topology: Topology) -> tuple[float, float]:

@@ -101,6 +101,13 @@ def test_files_and_functions_stay_small(path):
             assert node.end_lineno - node.lineno < 80, node.name
 
 
+def test_every_slow_test_that_is_listed_is_there():
+    """By its name; a line that names nothing would hide nothing, and stay."""
+    for line in [x for x in (ROOT / "tests" / "slow.txt").read_text().splitlines() if "::" in x]:
+        file, name = line.partition("[")[0].split("::")
+        assert f"def {name}(" in (ROOT / file).read_text(), line
+
+
 def test_the_oracle_imports_nothing_from_mot():
     assert not any(name.startswith("mot") for name in imports(ROOT / "tests" / "reference.py"))
 
