@@ -10,8 +10,9 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 
 from configs.base import sets
 from mot import config, model, params
-from mot.batch import kinds, merge
+from mot.batch import kinds, length, merge
 from mot.data.packing import document, pack
+from mot.mixing import meet
 from tests import examples
 
 SIZES = dict(hidden_size=16, num_attention_heads=4, vocab_size=24)
@@ -65,15 +66,17 @@ def test_token_choice_equals_a_published_block(name, how):
     tokens = rng.integers(0, 2 * examples.IDS, (rows, T))
     tokens = np.sort(tokens, axis=1)  # text first: stream order is document order
     batch = pack([[document(0, 0, row, row >= examples.IDS)] for row in tokens], list(c.streams), (24, 24))
-    merged = merge(batch, list(c.streams))
+    merged = merge(batch, list(c.streams), length(batch))
     x_BTD = rng.standard_normal((rows, T, 16)).astype("f")
     padded = np.zeros((rows, 48, 16), "f")
     padded[:, :T] = x_BTD
     weights = ours(block)
     expected = {path.split("/")[4] for path in params.table(c) if path.startswith("blocks/sparse/ffn/text/")}
     assert set(weights) == expected
-    groups, of = model.groups(c), kinds(batch, list(c.streams), c)
-    context = model.Context(c, groups, [merged], [of], [None], model.Row(merged.info), None, False, None)
+    groups, of = model.groups(c), kinds(batch, list(c.streams), c, length(batch))
+    context = model.Context(
+        c, groups, [merged], [of], [None], meet([merged], c.mesh.rules, length(batch)), None, False, None
+    )
     (y_RD,), _ = model._ffns({"text": weights}, [jnp.asarray(padded.reshape(-1, 16))], context)
     with torch.no_grad():
         theirs = block(torch.tensor(x_BTD)).numpy()
