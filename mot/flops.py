@@ -27,6 +27,12 @@ def matmul_weights(config: Config) -> dict[str, int]:
     return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
 
 
+def last_weights(config: Config) -> dict[str, int]:
+    """For each stream, the weights of its FFNs' second matmuls: the last of a block, part of `matmul_weights`."""
+    last = {path: spec for path, spec in params.table(config).items() if path.endswith("/w2")}
+    return {stream: _met(last, stream, config) for stream in config.streams}
+
+
 def active_parameters(config: Config) -> dict[str, int]:
     """For each stream, the parameters that one of its tokens meets: shared ones, its own towers', its experts'."""
     return {stream: _met(params.table(config), stream, config) for stream in config.streams}

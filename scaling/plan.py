@@ -205,12 +205,17 @@ def _memory(stats) -> dict[str, int]:
 
 
 def recomputed(config: Config, tokens: dict[str, int]) -> int:
-    """FLOPs of matmuls that the backward pass runs once more: all of the blocks' forward ones, or none."""
+    """FLOPs of matmuls that the backward pass runs once more: the blocks' forward ones, or none.
+
+    A block's last matmul only where a norm follows, which asks for its result: a residual does not.
+    """
     if config.model.remat not in RECOMPUTING:
         return 0
-    head = {name: 0 if s.latent else config.vocab * s.width for name, s in config.streams.items()}
-    weights = flops.matmul_weights(config)
-    return sum(2 * n * (weights[name] - head[name]) for name, n in tokens.items())
+    weights, last = flops.matmul_weights(config), flops.last_weights(config)
+    again = {name: weights[name] - (0 if s.latent else config.vocab * s.width) for name, s in config.streams.items()}
+    if config.model.norm == "pre":
+        again = {name: again[name] - last[name] for name in again}
+    return sum(2 * n * again[name] for name, n in tokens.items())
 
 
 def _work(config, topology, program, tokens, devices) -> dict:

@@ -64,12 +64,15 @@ def test_a_plan_by_hand():
     assert found.chip_hours == pytest.approx(config.run.steps * seconds["max"] / 3600 * 4)
 
 
-def test_recomputed_blocks_are_counted():
-    config = examples.make("mot", remat="block")
+@pytest.mark.parametrize(("norm", "last"), [("post", 0), ("pre", 2 * 2 * 16 * 24)])
+def test_recomputed_blocks_are_counted(norm, last):
+    """A block's last matmul is recomputed where its result is normed."""
+    config = examples.make("mot", remat="block", norm=norm)
     found = plan.plan(config, topology(), lambda config, topology: compiled())
     tokens = {"text": 4 * 24, "image": 4 * 24}
     head = 2 * sum(tokens.values()) * config.vocab * 16
-    assert found.recomputed_flops == (flops.train_step(config, tokens, 0) / 3 - head) / 4
+    last *= sum(tokens.values())
+    assert found.recomputed_flops == (flops.train_step(config, tokens, 0) / 3 - head - last) / 4
 
 
 def test_towers_are_counted_apart():
