@@ -32,6 +32,14 @@ RUNGS = {
     "chameleon_speech": {"443m": ("v5p:2x2x4",), "880m": ("v5p:2x4x4",), "1.5b": ("v5p:4x4x4",), "7b": ("v5p:4x4x4",)},
 }
 ROWS = 16  # of a device's microbatch at most, where it has v5p's memory
+THOROUGH = (
+    "37m",
+    "94m",
+    "163m",
+    "443m",
+    "760m",
+    "880m",
+)  # of these, what is not routed gets the compiler's full effort
 AT_ONCE = 2  # a program takes one core to compile, and up to 8 GB
 
 
@@ -45,6 +53,11 @@ class Entry:
     @property
     def config(self) -> str:
         return f"configs/ladder.py:setting={self.setting},rung={self.rung},arch={self.arch}"
+
+    @property
+    def quick(self) -> bool:
+        """The compiler's least effort: of large rungs and of experts a full one takes minutes more, each."""
+        return self.rung not in THOROUGH or self.arch not in ("dense", "mot")
 
     def overrides(self) -> dict[str, str]:
         """Devices along fsdp, the rest along data, and microbatches of at most `ROWS` rows on each."""
@@ -70,7 +83,7 @@ def entries() -> list[Entry]:
 def digest(entry: Entry, versions: dict[str, str]) -> str:
     """Of what a plan follows from, the program's own text apart."""
     config = configs.build(flags.read(entry.config, entry.overrides()), optim.uncovered)
-    text = json.dumps([rundir.plain(config), entry.topology, versions], sort_keys=True)
+    text = json.dumps([rundir.plain(config), entry.topology, entry.quick, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -101,7 +114,7 @@ def compiled(entry: Entry) -> dict:
         path = Path(folder) / "plan.json"
         given = [f"--config.{key}={value}" for key, value in entry.overrides().items()]
         command = [sys.executable, "-m", "launch.plan", f"--config={entry.config}", f"--topology={entry.topology}"]
-        command += ["--quick"]
+        command += ["--quick"] * entry.quick
         done = subprocess.run(
             [*command, f"--out={path}", *given], capture_output=True, text=True, env=os.environ, check=False
         )
@@ -120,8 +133,8 @@ page and `plan.json`, which has every figure. {versions}.
 Each step is the one that `mot train` runs, 16 devices or all along `fsdp`. Memory, matmuls and what is sent are the
 compiler's. The step's time is a bound: matmuls, memory traffic and what is sent, each at its unit's peak, if all
 overlap ("at least") or none ("one by one"). {assumed}. "Matmuls" is what the program multiplies outside attention over
-the formula and the recomputation that the remat policy asks for. The compiler works with the least effort here (`mot
-plan --quick`): without, temporaries are about a tenth smaller. All figures are one device's; tpu7x has two devices a
+the formula and the recomputation that the remat policy asks for. Rungs from 1 G parameters, and experts, are compiled
+with the least effort (`mot plan --quick`): it takes more memory. All figures are one device's; tpu7x has two devices a
 chip.
 """
 
@@ -190,12 +203,13 @@ def _table(rows):
 
 
 def _ratios(rows):
-    yield "| setting | rung | slice | matmul FLOPs | temporaries |"
-    yield "|---|---|---|---|---|"
+    yield "| setting | rung | slice | matmul FLOPs | temporaries | compiler's effort |"
+    yield "|---|---|---|---|---|---|"
     by = {(row["setting"], row["rung"], row["topology"], row["arch"]): row for row in rows if row["fits"]}
     for (setting, rung, topology, arch), dense in by.items():
         mot = by.get((setting, rung, topology, "mot"))
         if arch == "dense" and mot:
             computed = mot["matmul_flops"] / dense["matmul_flops"]
             held = mot["memory"]["temporaries"] / dense["memory"]["temporaries"]
-            yield f"| {setting} | {rung} | {topology} | {computed:.3f} | {held:.2f} |"
+            effort = "least" if dense["effort"] < 0 else "full"
+            yield f"| {setting} | {rung} | {topology} | {computed:.3f} | {held:.2f} | {effort} |"
