@@ -117,12 +117,16 @@ def _with_environment(more: dict[str, str]) -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
-    """Runs a command: 2 and one message for bad input, 130 or 75 after a signal that training does not answer."""
+def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None = None, more: dict | None = None) -> int:
+    """Runs a command: 2 and one message for bad input, 130 or 75 after a signal that training does not answer.
+
+    Without `argv` it is this process's own (`python -m launch.train`): it gets its environment, and `more` of it.
+    """
     from mot.errors import Hung, UserError
 
     if argv is None:
         _leave_on_signals()
+        _with_environment(more or {})
     try:
         return command(argv)
     except Hung as error:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import flags
-from launch.cli import guarded
+from launch.cli import PLANNING, guarded
 from mot import config as configs
 from mot import optim
 from mot.errors import UserError
@@ -104,4 +104,4 @@ def _short(n: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(guarded(main, more=PLANNING))

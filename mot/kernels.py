@@ -96,6 +96,31 @@ def _block(T, least, bytes):
     return next(b for b in range(most // LANES * LANES, 0, -LANES) if T % b == 0)
 
 
+def _whole_blocks(T, S):
+    """How many tokens of padding queries and keys get.
+
+    Gradients of keys and queries are added up in place over the grid: what was written must have left before it is read
+    again, which takes three steps, so three blocks of keys.
+    """
+    return -T % LANES, max(-S % LANES, 3 * LANES - S)
+
+
+def _blocks(T, S, bytes):
+    return _block(T, 1, bytes), _block(S, 3, bytes)
+
+
+def causal_work(T: int, parts: int, bytes: int) -> int:
+    """(query, key) pairs in the blocks that `splash` visits of the last of a row's parts, the row one causal document.
+
+    `bytes` are a head's vector's. The last part of a row sees all of it: its device has the most to do.
+    """
+    of_part = T // parts
+    more_T, more_S = _whole_blocks(of_part, T)
+    bq, bk = _blocks(of_part + more_T, T + more_S, bytes)
+    ends = [min(first + bq, of_part) + T - of_part for first in range(0, of_part, bq)]
+    return sum(-(-end // bk) for end in ends) * bq * bk
+
+
 def _after_last(last, index):
     return index <= last
 
@@ -107,9 +132,7 @@ def splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool, visible):
     The gradient of the queries is added up in their dtype, three sums of every third block of keys.
     """
     T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[-1]
-    # Gradients of keys and queries are added up in place over the grid: what was written must have left before it is
-    # read again, which takes three steps, so three blocks of keys.
-    more_T, more_S = -T % LANES, max(-S % LANES, 3 * LANES - S)
+    more_T, more_S = _whole_blocks(T, S)
     longer = lambda x, more: jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
     q_info = jax.tree.map(lambda x: longer(x, more_T), q_info)
     k_info = jax.tree.map(lambda x: longer(x, more_S), k_info)
@@ -129,8 +152,7 @@ def _splash_row(q_NTH, k_KSH, v_KSH, q_info, k_info, private, visible):
         return splash_attention_kernel
 
     splash = _of_tokamax("tpu", load)
-    bytes = q_NTH.shape[-1] * q_NTH.dtype.itemsize
-    bq, bk = _block(q_NTH.shape[1], 1, bytes), _block(k_KSH.shape[1], 3, bytes)
+    bq, bk = _blocks(q_NTH.shape[1], k_KSH.shape[1], q_NTH.shape[-1] * q_NTH.dtype.itemsize)
     inner = next(b for b in (512, 384, 256, 128) if bk % b == 0)
     config = splash.SplashConfig(
         block_q=bq,

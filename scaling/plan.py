@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mot import batch as batches
-from mot import flops, params, sharding, train
+from mot import flops, kernels, params, sharding, train
 from mot import state as states
 from mot.config import Config
 from scaling import hlo
@@ -190,6 +191,17 @@ def pairs(config: Config) -> int:
     return config.data.batch * config.length * (config.length + 1) // 2
 
 
+def attention_work(config: Config) -> int:
+    """(query, key) pairs that attention computes of a batch: of splash those of the blocks it visits, as if all parts
+    of a row took as long as its last.
+    """
+    m = config.model
+    if m.attention != "splash":
+        return pairs(config)
+    parts, bytes = config.mesh.context, m.head_size * jnp.dtype(m.dtype).itemsize
+    return config.data.batch * parts * kernels.causal_work(config.length, parts, bytes)
+
+
 def _memory(stats) -> dict[str, int]:
     held = {
         "arguments": stats.argument_size_in_bytes,
@@ -222,10 +234,10 @@ def _work(config, topology, program, tokens, devices) -> dict:
     outside = [m for m in program.matmuls if not (m.at.endless or m.at.within("attention.py", "kernels.py"))]
     grouped = [k for k in program.kernels if "gmm" in k.name or "ragged" in k.name]
     counted = sum(m.total for m in outside) + sum(k.flops * k.at.times for k in grouped)
-    of_attention = flops.FORWARD_AND_BACKWARD * pairs(config) * flops.attention_per_pair(config) / devices
+    of_pair = flops.FORWARD_AND_BACKWARD * flops.attention_per_pair(config) / devices
     seen_again = RECOMPUTED_ATTENTION if config.model.remat in RECOMPUTING else 0
     formula = flops.train_step(config, tokens, 0) / devices
-    computed = sum(m.total * m.passes for m in outside) + of_attention * (ATTENTION + seen_again)
+    computed = sum(m.total * m.passes for m in outside) + of_pair * attention_work(config) * (ATTENTION + seen_again)
     computed += sum(k.flops * k.at.times for k in grouped)
     wire = sum(c.wire for c in program.collectives)
     seconds = {
@@ -251,7 +263,7 @@ def _work(config, topology, program, tokens, devices) -> dict:
         uncounted_loops=sorted({at.source for at in program.endless}),
         roofline=seconds | {"max": least, "sum": sum(seconds.values())},
         binding=binding,
-        mfu_bound=(formula + of_attention) / topology.flops / least,
+        mfu_bound=(formula + of_pair * pairs(config)) / topology.flops / least,
         tokens_per_day=total / least * DAY,
         days=config.run.steps * least / DAY,
         chip_hours=config.run.steps * least / 3600 * topology.chips,

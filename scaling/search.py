@@ -16,7 +16,7 @@ from mot.checks_mesh import MESH_AXES
 from mot.config import Config
 from mot.errors import UserError
 from scaling.chips import Topology
-from scaling.plan import ATTENTION, RECOMPUTED_ATTENTION, RECOMPUTING, pairs, recomputed
+from scaling.plan import ATTENTION, RECOMPUTED_ATTENTION, RECOMPUTING, attention_work, recomputed
 
 REMAT = ("none", "dots", "block")
 TENSOR, CONTEXT, PARTS = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16)
@@ -105,7 +105,7 @@ def estimate(config: Config, topology: Topology) -> tuple[float, float]:
 
     counts = {name: config.data.batch * s.budget for name, s in config.streams.items()}
     seen = ATTENTION + (RECOMPUTED_ATTENTION if c.remat in RECOMPUTING else 0)
-    attention = flops.FORWARD_AND_BACKWARD * pairs(config) * flops.attention_per_pair(config) * seen
+    attention = flops.FORWARD_AND_BACKWARD * attention_work(config) * flops.attention_per_pair(config) * seen
     computed = (flops.train_step(config, counts, 0) + recomputed(config, counts) + attention) / devices
     away = lambda n: (n - 1) / n
     sent = (2 * 2 + 4) * weights / m.tensor * away(m.fsdp) * parts  # gathered twice, and gradients

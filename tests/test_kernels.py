@@ -89,6 +89,22 @@ def test_a_block_is_left_out_only_where_nobody_sees_anybody(seed, bq, bk):
     assert (states == 2).any()
 
 
+@pytest.mark.parametrize(("T", "parts"), [(4096, 1), (48, 1), (1000, 1), (4096, 4), (1536, 3)])
+def test_a_causal_rows_work_is_what_its_blocks_say(T, parts):
+    mine = T // parts
+    more_T, more_S = kernels._whole_blocks(mine, T)
+    bq, bk = kernels._blocks(mine + more_T, T + more_S, 128)
+
+    def info(first, n, more):
+        pad = lambda x: jnp.pad(x, (0, more))
+        return Info(pad(first + jnp.arange(n)), pad(jnp.ones(n, int)), *(jnp.zeros(n + more, x) for x in (int, bool)))
+
+    q, k = info(T - mine, mine, more_T), info(0, T, more_S)
+    states_XY = kernels.block_states(q, k, kernels.last_seen(q, k), bq, bk)
+    assert kernels.causal_work(T, parts, 128) == int((states_XY > 0).sum()) * bq * bk
+    assert kernels.causal_work(T, parts, 128) >= mine * (T - mine) + mine * (mine + 1) // 2
+
+
 def test_blocks_divide_and_leave_enough():
     for T, least, bytes, want in ((4096, 3, 256, 1024), (2048, 3, 128, 512), (384, 3, 256, 128), (2176, 1, 256, 128)):
         assert kernels._block(T, least, bytes) == want

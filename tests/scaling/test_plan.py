@@ -75,6 +75,19 @@ def test_recomputed_blocks_are_counted(norm, last):
     assert found.recomputed_flops == (flops.train_step(config, tokens, 0) / 3 - head - last) / 4
 
 
+def test_attention_counts_the_blocks_that_its_kernel_visits():
+    """4,096 tokens in blocks of 1,024: 10 of 16, the 4 on the diagonal whole."""
+
+    def computed(attention):
+        config = examples.make("mot", (2048, 2048), attention=attention)
+        return config, plan.plan(config, topology(), lambda config, topology: compiled()).roofline["compute"]
+
+    (config, some), (_, pairs) = computed("splash"), computed("chunked")
+    more = 10 * 1024**2 - 4096 * 4097 // 2
+    each = 3 * flops.attention_per_pair(config) * 4 / 4  # four rows on four devices
+    assert some - pairs == pytest.approx(more * each * 7 / 6 / 459e12)
+
+
 def test_towers_are_counted_apart():
     found = plan.plan(examples.make("mot"), topology(), lambda config, topology: compiled())
     assert found.towers["ffn/text"] == found.towers["ffn/image"] == 2 * 3 * 16 * 24
