@@ -5,12 +5,20 @@ from ml_collections import ConfigDict
 
 def parse(arg: str, **defaults: str) -> dict[str, str]:
     """`arch=mot,size=demo` over the defaults; unknown names are refused."""
-    given = dict(part.split("=", 1) if "=" in part else (part, "") for part in arg.split(",") if part)
-    for name, value in given.items():
-        if name not in defaults or not value:
-            allowed = ", ".join(f"{k}={v}" for k, v in defaults.items())
-            raise ValueError(f"config argument '{name}={value}' is unknown; allowed, with their defaults: {allowed}")
-    return {**defaults, **given}
+    pairs = [(name, value) for name, _, value in (part.partition("=") for part in arg.split(",") if part)]
+    names, faults = [name for name, _ in pairs], []
+    for name, value in pairs:
+        if name not in defaults:
+            faults.append(f"config argument '{name}={value}' is unknown")
+        elif not value:
+            faults.append(f"config argument '{name}=' has no value")
+    faults += [
+        f"config argument '{name}' stands there {names.count(name)} times" for name in defaults if names.count(name) > 1
+    ]
+    if faults:
+        allowed = ", ".join(f"{k}={v}" for k, v in defaults.items())
+        raise ValueError(f"{'; '.join(faults)}; allowed, with their defaults: {allowed}")
+    return defaults | dict(pairs)
 
 
 def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, **changes) -> dict:

@@ -52,7 +52,7 @@ IDS = {
 # Transfusion's VAE makes 32 x 32 x 8 of 256 x 256 pixels; patches of 2 x 2: 256 tokens of 32 features.
 FEATURES, PICTURE = 32, {sizes.LENGTH: 256, sizes.TINY_LENGTH: 64}
 # `data.sources` cannot be empty; whoever trains this is told so: "... is no dataset".
-NO_DATA = "no data is named (write data=FOLDER); it"
+MOST_STEPS = 1e9
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -114,7 +114,7 @@ def _planned(setting: str, arch: str, size: dict, of_vectors: dict | None) -> Co
         first += counts.get(name, 0)
         c.streams[name] = base.stream(name, size["width"], size["ffn"], budget=budget, longest=budget, **kind)
     archs.choose(c, arch)
-    c.data.update(sources=dict(none=NO_DATA), shares=dict(none=1.0))
+    c.data.update(sources=dict(none=""), shares=dict(none=1.0))
     return c
 
 
@@ -132,6 +132,10 @@ def _steps(c: ConfigDict, given: dict[str, str]) -> int:
     step = c.data.batch * _length(c) if name == "tokens" else model_flops(c)
     if budget < step:
         raise ValueError(f"{name}={text}: a step of {c.data.batch} rows takes {step:.3g}; raise it, or lower the rung")
+    if budget / step > MOST_STEPS:
+        raise ValueError(
+            f"{name}={text}: pays for {budget / step:.1g} steps, and {MOST_STEPS:.0g} is the most; lower it"
+        )
     return round(budget / step)
 
 

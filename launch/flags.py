@@ -37,7 +37,7 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.
     overrides = {}
     for argument in rest:
         key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals:
+        if not argument.startswith("--config.") or not equals or not key:
             p.error(f"{argument!r} is unknown; overrides look like --config.optim.lr=1e-3")
         overrides[key] = value
     return options, overrides

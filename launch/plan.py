@@ -10,11 +10,12 @@ from rich.table import Table
 from launch import flags
 from launch.cli import PLANNING, guarded
 from mot import config as configs
-from mot import optim
+from mot import optim, rundir
 from mot.errors import UserError
 from scaling import chips
 from scaling import plan as plans
 
+MOST = 8  # lines of one kind
 EXAMPLE = "mot plan --config=configs/ladder.py:rung=7b,arch=mot --topology v5p:4x4x4 --config.mesh.fsdp=16"
 
 
@@ -32,10 +33,17 @@ def main(argv: list[str] | None = None) -> int:
     if options.ladder:
         from launch import plan_ladder
 
+        given = [name for name in ("topology", "out", "search", "quick") if getattr(options, name)]
+        given += [f"config.{key}" for key in overrides]
+        given += ["config"] * (options.config != p.get_default("config"))
+        if given:
+            raise UserError(f"--ladder is of all rungs, and takes no --{', --'.join(given)}; leave one out")
         return plan_ladder.main(Path("docs"))
     if not options.topology:
         raise UserError(f"--topology is missing; write as in {chips.EXAMPLES}")
     chips.parse(options.topology)
+    if options.out and options.out.is_dir():
+        raise UserError(f"--out {options.out}: is a folder; name a file in it")
     # Without its data, of which a plan needs nothing.
     config = configs.build(flags.read(options.config, overrides), optim.uncovered)
     topology = chips.topology(options.topology, config.mesh.slices)
@@ -49,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     show(plan, out)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(plan.to_json(), indent=1) + "\n")
+        rundir.write_atomically(options.out, json.dumps(plan.to_json(), indent=1) + "\n")
     return 0 if plan.fits else 1
 
 
@@ -71,7 +79,7 @@ def show(plan: plans.Plan, out: Console) -> None:
     out.print(table)
     if not plan.fits:
         out.print(f"[red]does not fit[/red]: {plan.trouble}")
-    for buffer in plan.buffers[: 8 if not plan.fits else 3]:
+    for buffer in plan.buffers[: MOST if not plan.fits else 3]:
         out.print(f"  {buffer['bytes'] / 1e9:8.2f} GB  {buffer['shape']}  {buffer['source']}", markup=False)
     for remedy in plan.remedies:
         out.print(f"  try {remedy}", markup=False)
@@ -85,8 +93,11 @@ def _measured(plan, row) -> None:
     )
     for kind, c in plan.collectives.items():
         row(kind, f"{c['number']:.0f} a step, {c['wire'] / 1e9:.3f} GB sent")
-    for found in plan.float32_matmuls:
+    wide = plan.float32_matmuls
+    for found in wide[:MOST]:
         row("[yellow]float32 matmul[/yellow]", f"{found['shape']} {found['source']}, {_short(found['flops'])} FLOPs")
+    if wide[MOST:]:
+        row("", f"and {len(wide) - MOST} more, in --out's file")
     if plan.uncounted_loops:
         row("[yellow]loops of unknown length[/yellow]", f"{', '.join(plan.uncounted_loops)}: counted once")
     parts = ", ".join(f"{name} {plan.roofline[name] * 1e3:.1f}" for name in ("compute", "memory", "interconnect"))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.console import Console
 from launch import flags
 from mot import config as configs
 from mot import optim, rundir
+from mot.errors import UserError
 from scaling import chips, search
 
 ARCHS = ("dense", "mot", "moe_ec4", "mot_moe")
@@ -91,21 +92,30 @@ def main(folder: Path) -> int:
     """Compiles what `folder/plan.json` lacks; 1 where a rung does not fit or does not compile."""
     out = Console(stderr=True)
     versions = chips.topology("v5p:2x2x1").versions
-    path, known = folder / "plan.json", {}
-    if path.is_file():
-        known = {row["digest"]: row for row in json.loads(path.read_text())["plans"]}
-    wanted = {digest(entry, versions): entry for entry in entries()}
-    rows = {key: known[key] for key in wanted if key in known and not known[key].get("failed")}
+    wanted = {entry: digest(entry, versions) for entry in entries()}
+    # An older plan of an entry stays until it has a new one.
+    rows = {entry: row for entry, row in _known(folder / "plan.json").items() if entry in wanted}
+    todo = [e for e, key in wanted.items() if e not in rows or rows[e]["digest"] != key or rows[e].get("failed")]
     with flags.progress(out) as progress, ThreadPoolExecutor(AT_ONCE) as pool:
-        task = progress.add_task("", total=len(wanted), completed=len(rows))
-        waiting = {pool.submit(compiled, wanted[key]): key for key in wanted if key not in rows}
+        task = progress.add_task("", total=len(wanted), completed=len(wanted) - len(todo))
+        waiting = {pool.submit(compiled, entry): entry for entry in todo}
         for done in as_completed(waiting):
-            key, entry = waiting[done], wanted[waiting[done]]
-            rows[key] = {"digest": key, **vars(entry), **done.result()}
-            write(folder, [rows[key] for key in wanted if key in rows])
+            entry = waiting[done]
+            rows[entry] = {"digest": wanted[entry], **vars(entry), **done.result()}
+            write(folder, [rows[e] for e in wanted if e in rows])
             progress.update(task, advance=1, description=f"{entry.setting} {entry.rung} {entry.arch}")
-    write(folder, [rows[key] for key in wanted])
+    write(folder, [rows[entry] for entry in wanted])
     return int(any(not row.get("fits") for row in rows.values()))
+
+
+def _known(path: Path) -> dict[Entry, dict]:
+    if not path.is_file():
+        return {}
+    try:
+        rows = json.loads(path.read_text())["plans"]
+        return {Entry(*(row[x.name] for x in fields(Entry))): row for row in rows if row["digest"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no plans ({error!r}); move it away, and all are compiled anew") from error
 
 
 def compiled(entry: Entry) -> dict:
@@ -141,8 +151,8 @@ chip.
 
 def write(folder: Path, rows: list[dict]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps({"plans": rows}, indent=1) + "\n")
-    (folder / "plan.md").write_text(page(rows))
+    rundir.write_atomically(folder / "plan.json", json.dumps({"plans": rows}, indent=1) + "\n")
+    rundir.write_atomically(folder / "plan.md", page(rows))
 
 
 def page(rows: list[dict]) -> str:
@@ -180,7 +190,8 @@ def _table(rows):
     for row in rows:
         name = [row["rung"], row["arch"], row["topology"]]
         if not row["fits"]:
-            told = row.get("trouble") or "did not compile: " + row.get("failed", "").strip().splitlines()[-1][:200]
+            said = row.get("failed", "").strip().splitlines() or ["it ended without a word"]
+            told = row.get("trouble") or f"did not compile: {said[-1][:200]}"
             yield "| " + " | ".join([*name, told, *[""] * (len(COLUMNS) - 4)]) + " |"
             continue
         line, sent = row["roofline"], sum(c["wire"] for c in row["collectives"].values())

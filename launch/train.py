@@ -1,6 +1,7 @@
 """Trains one configuration, or resumes it: the same command does both. --runs: several that differ in one number."""
 
 import dataclasses
+import re
 import sys
 from collections import Counter
 from typing import Any
@@ -12,6 +13,9 @@ from launch.cli import guarded
 from mot import ensemble, train
 from mot.config import Config
 from mot.errors import UserError
+
+PATIENCE = 300  # seconds that a process waits for the others of its run
+MOST_RUNS = 1024
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         "N that meet at process 0's HOST:PORT",
     )
     options, overrides = flags.parse(p, argv)
-    if options.distributed:
+    if options.distributed is not None:
         join(options.distributed)
     config = flags.build(flags.read(options.config, overrides))
     if options.runs is None:
@@ -47,37 +51,47 @@ def main(argv: list[str] | None = None) -> int:
 
 def join(text: str) -> None:
     """Makes this process one of several; `UserError` where it cannot be told which."""
+    advice = "where no cluster tells, write HOST:PORT,I,N with I below N, as in 10.0.0.1:1234,0,2"
+    found = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", text, re.ASCII)
+    if text != "auto" and not (found and int(found[2]) < int(found[3])):
+        raise UserError(f"--distributed={text}: names no process of several; {advice}")
     try:
         if text == "auto":
             return jax.distributed.initialize()
-        address, number, count = text.split(",")
-        jax.distributed.initialize(address, int(count), int(number))
+        address, number, count = found.groups()
+        print(f"process {number} of {count} waits for all, at most {PATIENCE} s, at {address}", file=sys.stderr)
+        jax.distributed.initialize(address, int(count), int(number), initialization_timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--distributed {text}: {error}; where no cluster tells, write HOST:PORT,I,N, as in 10.0.0.1:1234,0,2"
-        ) from error
+        raise UserError(f"--distributed={text}: {error}; {advice}") from error
 
 
 def several(text: str, file_and_arg: str, overrides: dict[str, str], config: Config) -> list[Config]:
     """The configurations that `--runs` asks for, each as a command of its own would read it."""
     key, equals, values = text.partition("=")
     if not equals:
-        if not text.isdecimal() or int(text) < 2:
-            raise UserError(f"--runs {text}: must be KEY=V1,V2,... or how many seeds, at least 2; give it one of these")
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 2 <= int(text) <= MOST_RUNS:
+            raise UserError(
+                f"--runs {text}: must be KEY=V1,V2,... or how many seeds, 2 to {MOST_RUNS}; give one of these"
+            )
         seed = config.model.seed
         key, values = "model.seed", ",".join(str(n) for n in range(seed, seed + int(text)))
     if key not in ensemble.VARIED:
         raise UserError(
-            f"--runs {text}: {key} makes another program, or other batches; runs in one program may differ in "
-            f"{', '.join(ensemble.VARIED)}; start separate runs"
+            f"--runs {text}: {key or 'no key'} makes another program, or other batches; runs in one program may differ "
+            f"in {', '.join(ensemble.VARIED)}; name one of these, or start separate runs"
         )
     given = values.split(",")
-    if len(given) < 2 or not all(given):
-        raise UserError(
-            f"--runs {text}: {len([v for v in given if v])} values; must be at least 2; `mot train` runs one"
-        )
-    tree = lambda more: flags.read(file_and_arg, overrides | more)
-    configs = [flags.build(tree({key: value})) for value in given]
+    if not 2 <= len(given) <= MOST_RUNS or not all(given):
+        empty = f", {given.count('')} of them empty" if "" in given else ""
+        raise UserError(f"--runs {text}: {len(given)} values{empty}; must be 2 to {MOST_RUNS}; `mot train` runs one")
+    configs, faults = [], []
+    for value in given:
+        try:
+            configs.append(flags.build(flags.read(file_and_arg, overrides | {key: value})))
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join([f"--runs {text}:", *dict.fromkeys(faults)]))
     numbers = [_number(c, key) for c in configs]
     if twice := [str(number) for number, times in Counter(numbers).items() if times > 1]:
         raise UserError(

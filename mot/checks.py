@@ -19,6 +19,7 @@ def faults(c, broken: set[str]) -> Iterator[str]:
         (_layers, {"model", "attn", "ffn"}),
         (_init, {"init"}),
         (checks_mesh.mesh, {"mesh", "attn", "ffn"}),
+        (checks_mesh.slices, {"mesh", "data", "optim"}),
         (checks_mesh.rules, {"mesh"}),
         (_objective, {"objective"}),
         (_data, {"data"}),

@@ -28,6 +28,12 @@ def mesh(c) -> Iterator[str]:
     yield from positive("mesh", m, "fsdp", "expert", "context", "tensor", "slices", "buffer")
     yield from at_least_0("mesh", m, "data")
     yield from choice("mesh", m, "exchange", "gather", "all_to_all")
+    used = {name for text in m.rules.values() for name in names(text)}
+    for axis in [axis for axis in MESH_AXES if getattr(m, axis) > 1 and axis not in used]:
+        yield (
+            f"mesh.{axis}: {getattr(m, axis)}, and no rule in mesh.rules splits anything by it: its devices would all "
+            "do the same; write 1, or name it in a rule"
+        )
     for component in ("attn", "ffn"):
         for tower, s in getattr(c, component).items():
             if s.experts and m.expert > 0 and s.experts % m.expert:
@@ -42,6 +48,12 @@ def mesh(c) -> Iterator[str]:
                 )
 
 
+def slices(c) -> Iterator[str]:
+    rows = max(c.data.batch // max(c.optim.accumulate, 1), 1)
+    if c.mesh.slices > rows:
+        yield f"mesh.slices: {c.mesh.slices}, and a microbatch has {rows} rows; each slice needs one; make it smaller"
+
+
 def rules(c) -> Iterator[str]:
     rules, path = c.mesh.rules, "mesh.rules"
     for axis in [a for a in rules if a not in LOGICAL_AXES]:
@@ -51,6 +63,8 @@ def rules(c) -> Iterator[str]:
     for axis, text in rules.items():
         for name in [n for n in names(text) if n not in MESH_AXES]:
             yield f"{path}.{axis}: {name!r} is no axis of the mesh; allowed: {', '.join(MESH_AXES)}; choose of them"
+        if len(set(names(text))) < len(names(text)):
+            yield f"{path}.{axis}: {text!r} splits it twice by one axis; name each once"
     for axes in TOGETHER:
         for a, b in itertools.combinations([a for a in axes if a in rules], 2):
             if twice := set(names(rules[a])) & set(names(rules[b])):
@@ -59,7 +73,7 @@ def rules(c) -> Iterator[str]:
                     "split it twice; take it out of one"
                 )
     for axis, allowed in (("length", ("", "context")), ("expert", ("", "expert")), ("head", ("",)), ("layer", ("",))):
-        if rules.get(axis, "") not in allowed:
+        if rules.get(axis, "").strip() not in allowed:
             yield f"{path}.{axis}: {rules[axis]!r}; allowed: {', '.join(map(repr, allowed))}; choose one"
     if rules.get("heads") != rules.get("kv_heads"):
         yield (

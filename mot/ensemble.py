@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.table import Table
 
-from mot import checkpoint, evaluate, metrics, profile, rundir, sharding, train
+from mot import checkpoint, evaluate, kernels, metrics, profile, rundir, sharding, train
 from mot.checks_mesh import MESH_AXES
 from mot.config import Config, differences
 from mot.errors import UserError
@@ -53,6 +53,7 @@ def run(
     configs = [dataclasses.replace(first, run=c.run, model=c.model, optim=c.optim) for c in configs]
     mesh = make_mesh(first, len(configs), devices)
     refuse_too_large(first, mesh, len(configs) // mesh.size)
+    kernels.refuse_absent(first, mesh.devices.flat[0].platform)
     at = _same_step(configs)
     upcycled = [train.upcycled(c) if c.init.run and not at else None for c in configs]
     for c in sorted(configs, key=lambda c: not rundir.folder(c).exists()):  # what may be refused comes first

@@ -6,6 +6,7 @@ come sorted by rank, keys as whole rows, so a key's index is its rank; padding r
 `attention.Info`, and `visible` is its function of that name: this file lies below it.
 """
 
+import importlib
 from functools import partial
 
 import jax
@@ -17,6 +18,26 @@ from mot.errors import UserError
 LANES = 128  # the width of a TPU's registers: block sizes are multiples of it
 FAR = jnp.iinfo(jnp.int32).max
 UNMASKED = -1e30  # a largest score above it saw a key; the kernels' own masked score is below -1e38
+
+
+RUN_ON = {"splash": "tpu", "gmm": "tpu", "triton": "gpu", "mosaic": "gpu", "cudnn": "gpu"}
+EXTRAS = {"tpu": "tpu", "gpu": "cuda"}
+
+
+def refuse_absent(config, platform: str) -> None:
+    """`UserError` where a kernel that `config` asks for is not for this platform's devices, or is not installed."""
+    m, faults = config.model, []
+    asked = [("attention", m.attention, "chunked")]
+    if any(s.experts for s in (*config.attn.values(), *config.ffn.values())):
+        asked.append(("dispatch", m.dispatch, "ragged"))
+    for key, how, instead in asked:
+        needed = RUN_ON.get(how, platform)
+        if needed != platform:
+            faults.append(f"model.{key}: {how!r} runs on {needed}, and the devices are {platform}; choose {instead!r}")
+        elif how in RUN_ON and how != "cudnn":
+            _of_tokamax(EXTRAS[needed], lambda: importlib.import_module("tokamax"))
+    if faults:
+        raise UserError("; ".join(faults))
 
 
 def _of_tokamax(extra, load):

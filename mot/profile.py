@@ -34,6 +34,7 @@ class Trace:
         self.began, self.step, self.running = log.position.step, None, False
 
     def __enter__(self):
+        self.folder.mkdir(exist_ok=True)  # or it is refused before a step is taken
         return self
 
     def __exit__(self, kind, *_):
@@ -42,7 +43,7 @@ class Trace:
         elif self.step is None and kind is None:
             self.log.live.say(
                 f"no profile: the run ended at step {self.log.position.step}, and it would trace steps "
-                f"{self.began + FIRST} to {self.began + LAST}; raise run.steps"
+                f"{self.began + FIRST} to {self.began + LAST}; give a run more steps, by another run.name"
             )
 
     def before(self, step: jax.stages.Compiled) -> None:
@@ -50,11 +51,11 @@ class Trace:
         done = self.log.position.step - self.began
         if done == FIRST - 1:
             self.log.finish()
-            self.step, self.running = step, True
-            self.folder.mkdir(exist_ok=True)
+            self.step = step
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # of no use here, and it slows the host
             jax.profiler.start_trace(str(self.folder), profiler_options=options)
+            self.running = True
             self.log.resume()
         elif done == LAST and self.running:
             self._stop()

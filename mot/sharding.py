@@ -6,6 +6,7 @@ vocabulary. Any of them may have size one. jit moves what these constraints ask 
 device must see its own share: attention, experts, the loss.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -37,14 +38,20 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
     devices = jax.devices() if devices is None else list(devices)
     m = config.mesh
     sizes = {axis: getattr(m, axis) for axis in MESH_AXES}
-    others = int(np.prod([n for axis, n in sizes.items() if axis != "data"]))
+    others = math.prod(n for axis, n in sizes.items() if axis != "data")
+    told = " x ".join(f"{axis} {n}" for axis, n in sizes.items())
     if not sizes["data"]:
-        sizes["data"] = len(devices) // others
-    if sizes["data"] * others != len(devices) or sizes["data"] % m.slices:
-        told = " x ".join(f"{axis} {n}" for axis, n in sizes.items())
+        sizes["data"] = max(len(devices) // others, 1)
+    if sizes["data"] * others != len(devices):
         raise UserError(
-            f"mesh: {told} over {m.slices} slices does not fill {len(devices)} devices; the product of the axes must "
-            f"be {len(devices)} and mesh.slices divide mesh.data; data = 0 takes what the others leave"
+            f"mesh: {told} does not fill {len(devices)} devices; the product of the axes must be {len(devices)}; "
+            "data = 0 takes what the others leave"
+        )
+    found = len({getattr(device, "slice_index", 0) for device in devices})
+    if m.slices > 1 and (found != m.slices or sizes["data"] % m.slices):
+        raise UserError(
+            f"mesh.slices: {m.slices}, the devices are of {found} and mesh.data is {sizes['data']}; must be as many as "
+            "there are, and divide mesh.data; write 1 to take them as one"
         )
     shape = tuple(sizes.values())
     if m.slices > 1:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from mot import batch as batches
-from mot import checkpoint, metrics, model, objectives, optim, params, profile, rundir, sharding, upcycle
+from mot import checkpoint, kernels, metrics, model, objectives, optim, params, profile, rundir, sharding, upcycle
 from mot.config import Config, ConfigError
 from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
@@ -121,6 +121,8 @@ def run(
     config, training, held_out = opened(config)
     mesh = sharding.make_mesh(config, devices)
     refuse_too_large(config, mesh)
+    state_shardings(config, mesh)  # refuses what does not divide
+    kernels.refuse_absent(config, mesh.devices.flat[0].platform)
     first = None
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
         first = upcycled(config)

@@ -75,8 +75,8 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
     sides = tuple(int(n) for n in shape.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
     if len(sides) != chip.axes:
         raise UserError(
-            f"--topology {name}: {kind} is a torus of {chip.axes} axes, so its shape is {chip.axes} numbers with x "
-            f"between; write as in {EXAMPLES}"
+            f"--topology {name}: {kind} is a torus of {chip.axes} axes, so its shape is {chip.axes} numbers above 0 "
+            f"with x between; write as in {EXAMPLES}"
         )
     if (chips := math.prod(sides)) > chip.most:
         raise UserError(

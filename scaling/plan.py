@@ -136,6 +136,7 @@ def hurry() -> None:
 
 def compile_step(config: Config, topology: Topology) -> Compiled:
     """The training step as `train.run` has it, for these devices."""
+    kernels.refuse_absent(config, "tpu")
     mesh = sharding.make_mesh(config, topology.devices)
     rows = sharding.of_batch(config, mesh)
     # Outside of `set_mesh`: what JAX computes at once would be sent to devices that are not there.
@@ -240,6 +241,7 @@ def _work(config, topology, program, tokens, devices) -> dict:
     computed = sum(m.total * m.passes for m in outside) + of_pair * attention_work(config) * (ATTENTION + seen_again)
     computed += sum(k.flops * k.at.times for k in grouped)
     wire = sum(c.wire for c in program.collectives)
+    narrow = config.model.dtype != "float32"  # else float32 is what was asked for
     seconds = {
         "compute": computed / topology.flops,
         "memory": program.bytes / topology.bandwidth,
@@ -255,7 +257,7 @@ def _work(config, topology, program, tokens, devices) -> dict:
         float32_matmuls=[
             dict(shape=m.shape, flops=m.total, source=m.at.source)
             for m in outside
-            if m.dtype == "f32" and not m.at.within("router.py", "objectives.py", "optim.py")
+            if narrow and m.dtype == "f32" and not m.at.within("router.py", "objectives.py", "optim.py")
         ],
         kernels=_kernels(program),
         collectives=_by_kind(program),

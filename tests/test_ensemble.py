@@ -224,7 +224,7 @@ SMOKE = ["train", "--config=configs/digits.py:arch=mot,size=smoke"]
 @pytest.mark.parametrize(
     ("runs", "says"),
     [
-        ("0", "--runs 0: must be KEY=V1,V2,... or how many seeds, at least 2"),
+        ("0", "--runs 0: must be KEY=V1,V2,... or how many seeds, 2 to 1024"),
         ("1", "--runs 1: must be KEY=V1,V2,..."),
         ("many", "--runs many: must be KEY=V1,V2,..."),
         (
@@ -232,8 +232,8 @@ SMOKE = ["train", "--config=configs/digits.py:arch=mot,size=smoke"]
             "data.seed makes another program, or other batches; runs in one program may differ in model.seed",
         ),
         ("optim.momentum=0,1", "optim.momentum makes another program"),
-        ("optim.lr=1e-3", "--runs optim.lr=1e-3: 1 values; must be at least 2"),
-        ("optim.lr=1e-3,", "--runs optim.lr=1e-3,: 1 values"),
+        ("optim.lr=1e-3", "--runs optim.lr=1e-3: 1 values; must be 2 to 1024"),
+        ("optim.lr=1e-3,", "--runs optim.lr=1e-3,: 2 values, 1 of them empty"),
         ("optim.lr=1e-3,2e-3,0.001", "0.001 stands there twice"),
         ("optim.lr=1e-3,fast", "optim.lr: 'fast' is str; must be of type float"),
         ("optim.beta2=0.9,2.0", "optim.beta2: 2.0"),

@@ -154,7 +154,7 @@ def test_bad_arguments_are_named_with_what_is_allowed(argument, says):
 
 
 def test_a_rung_that_has_no_data_says_so_when_it_is_trained():
-    with pytest.raises(errors.UserError, match=r"no data is named \(write data=FOLDER\); it is no dataset"):
+    with pytest.raises(errors.UserError, match=r"data.sources.none: names no data; write data=FOLDER"):
         flags.build(ladder.get_config("rung=443m"))
 
 

@@ -37,7 +37,7 @@ def test_a_profiled_run_names_its_operations_and_computes_the_same(tmp_path, one
 def test_a_run_that_ends_before_the_traced_steps_says_so(tmp_path, one_device, capsys):
     path = train.run(make(tmp_path, 6), until=2, devices=one_device, profiled=True)
     assert (
-        "no profile: the run ended at step 2, and it would trace steps 3 to 5; raise run.steps"
+        "no profile: the run ended at step 2, and it would trace steps 3 to 5; give a run more steps"
         in capsys.readouterr().err
     )
     assert not [row for row in rows(path, "event") if row["event"] == "profile"]

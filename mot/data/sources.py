@@ -93,6 +93,9 @@ def faults(config):
         return
     known = {}
     for name, address in addresses.items():
+        if not address:
+            yield f"data.sources.{name}: names no data; write data=FOLDER after the configuration's file"
+            continue
         if config.data.workers and seqio_bridge.is_address(address):
             yield (
                 f"data.workers: {config.data.workers}; {address} is read by one process; set it to 0, or export it: "
