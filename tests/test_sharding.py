@@ -10,8 +10,9 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs import ladder, sizes
-from mot import checkpoint, config, params, rundir, sharding, state
+from configs import digits, ladder, sizes
+from launch import flags
+from mot import checkpoint, config, params, rundir, sharding, state, train
 from mot.errors import UserError
 from tests import examples
 
@@ -140,9 +141,13 @@ def refused(changes, devices=4):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (dict(fsdp=3), r"data 1 x fsdp 3 x .* does not fill 4 devices; the product of the axes must be 4"),
+        (dict(fsdp=3), r"data 0 x fsdp 3 x .* does not fill 4 devices; the product of the axes must be 4"),
         (dict(data=3, fsdp=2), r"data 3 x fsdp 2 .* does not fill 4 devices"),
-        (dict(slices=3), r"over 3 slices does not fill 4 devices; .* mesh\.slices divide mesh\.data"),
+        (
+            dict(fsdp=2**30, tensor=2**30, context=2**30),
+            r"fsdp 1073741824 .* tensor 1073741824 does not fill 4 devices",
+        ),
+        (dict(slices=3), r"mesh\.slices: 3, the devices are of 1 and mesh\.data is 4; must be as many as there are"),
         (
             dict(tensor=4),
             r"wk: its axis kv_heads of 2 does not divide among the 4 parts of mesh\.rules\.kv_heads = 'ten",
@@ -185,6 +190,7 @@ def test_rows_and_their_tokens_must_divide():
         (dict(kv_heads=""), r"mesh\.rules\.heads, kv_heads: 'tensor', ''; .* split alike"),
         (dict(batch="data,fsdp"), r"mesh\.rules\.batch: 'data,fsdp'; who shares experts has rows of its own"),
         (dict(length="tensor"), r"mesh\.rules\.length"),
+        (dict(mlp="tensor,tensor"), r"mesh\.rules\.mlp: 'tensor,tensor' splits it twice by one axis; name each once"),
     ],
 )
 def test_rules_that_split_twice_or_do_not_exist_are_refused(rules, told):
@@ -192,6 +198,45 @@ def test_rules_that_split_twice_or_do_not_exist_are_refused(rules, told):
     tree.mesh.rules.update(rules)
     with pytest.raises(config.ConfigError, match=told):
         config.build(tree)
+
+
+def test_an_axis_that_splits_nothing_is_refused():
+    tree = examples.tree("mot")
+    tree.mesh.update(context=2)
+    tree.mesh.rules.length = ""
+    with pytest.raises(config.ConfigError, match=r"mesh\.context: 2, and no rule in mesh\.rules splits anything by it"):
+        config.build(tree)
+
+
+def test_more_slices_than_rows_are_refused():
+    tree = examples.tree("mot")
+    tree.mesh.slices = 1_000_000
+    with pytest.raises(config.ConfigError, match=r"mesh\.slices: 1000000, and a microbatch has 4 rows"):
+        config.build(tree)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"mesh.tensor": 4}, r"its axis \w+ of \d+ does not divide among the 4 parts"),
+        (
+            {"model.attention": "splash"},
+            r"model\.attention: 'splash' runs on tpu, and the devices are cpu; choose 'chunk",
+        ),
+        (
+            {"model.attention": "cudnn"},
+            r"model\.attention: 'cudnn' runs on gpu, and the devices are cpu; choose 'chunk",
+        ),
+        ({"model.dispatch": "gmm"}, r"model\.dispatch: 'gmm' runs on tpu, and the devices are cpu; choose 'ragged'"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_before_anything_is_written(tmp_path, changes, told):
+    tree = digits.get_config("arch=moe_ec4,size=smoke").unlock()
+    tree.update_from_flattened_dict(changes | {"run.root": str(tmp_path / "runs")})
+    devices = jax.devices()[: changes.get("mesh.tensor", 1)]
+    with pytest.raises(UserError, match=told):
+        train.run(flags.build(tree), devices=devices)
+    assert not (tmp_path / "runs").exists()
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -223,10 +268,10 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path):
     checkpoint.verify(tmp_path / "two" / "checkpoints" / "2")
 
 
-@pytest.mark.parametrize("text", ["here", "127.0.0.1:1,2", "127.0.0.1:1,x,2"])
+@pytest.mark.parametrize("text", ["", "here", "127.0.0.1:1,2", "127.0.0.1:1,x,2", "nowhere,0,2", "127.0.0.1:1,2,2"])
 def test_a_process_that_is_not_told_which_it_is(text):
-    command = [sys.executable, "-m", "launch.train", "--config=configs/digits.py:size=smoke", "--distributed", text]
+    command = [sys.executable, "-m", "launch.train", "--config=configs/digits.py:size=smoke", f"--distributed={text}"]
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
-    assert f"--distributed {text}: " in done.stderr
+    assert f"--distributed={text}: " in done.stderr
     assert "write HOST:PORT,I,N" in done.stderr

@@ -1,5 +1,6 @@
 """Plans without TPU's compiler: the arithmetic by hand, and what a user is told."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -169,6 +170,22 @@ def told(capsys, *arguments):
 def test_an_unknown_topology_is_refused(name, words, capsys):
     said = told(capsys, CONFIG, "--topology", name)
     assert all(word in said for word in words), said
+
+
+def test_options_that_the_whole_table_would_ignore_are_refused(capsys):
+    said = told(capsys, "--ladder", "--search", "--topology", "v5p:2x2x1", "--config.mesh.fsdp=4")
+    assert "--ladder is of all rungs, and takes no --topology, --search, --config.mesh.fsdp; leave" in said
+
+
+def test_a_folder_for_the_figures_is_refused_before_compiling(tmp_path, capsys):
+    assert "is a folder; name a file in it" in told(capsys, CONFIG, "--topology", "v5p:2x2x1", "--out", str(tmp_path))
+
+
+def test_float32_matmuls_are_none_too_many_where_they_were_asked_for():
+    wide = dataclasses.replace(compiled(), text=TEXT.replace("bf16[64,128]", "f32[64,128]"))
+    of = lambda dtype: plan.plan(examples.make("mot", dtype=dtype), topology(), lambda config, topology: wide)
+    assert of("bfloat16").float32_matmuls
+    assert not of("float32").float32_matmuls
 
 
 def test_a_topology_is_asked_for(capsys):

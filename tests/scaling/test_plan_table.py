@@ -119,6 +119,39 @@ def test_a_rung_that_does_not_compile_is_tried_again_and_ends_with_1(two_entries
     assert plan_ladder.main(tmp_path) == 0
 
 
+def test_an_older_plan_stays_until_it_has_a_successor(two_entries, tmp_path, monkeypatch):
+    assert plan_ladder.main(tmp_path) == 0
+    file = tmp_path / "plan.json"
+    old = [row | {"digest": "older"} for row in json.loads(file.read_text())["plans"]]
+    file.write_text(json.dumps({"plans": old}))
+    seen = []
+
+    def compiled(entry):
+        seen.append([row["digest"] == "older" for row in json.loads(file.read_text())["plans"]])
+        return _plan(rung("37m", entry.arch)).to_json()
+
+    monkeypatch.setattr(plan_ladder, "compiled", compiled)
+    monkeypatch.setattr(plan_ladder, "AT_ONCE", 1)
+    assert plan_ladder.main(tmp_path) == 0
+    assert seen[0] == [True, True]
+    assert len(seen[1]) == 2
+    assert "older" not in file.read_text()
+
+
+def test_a_compiler_that_was_killed_leaves_a_line_in_the_table(two_entries, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": ""})
+    assert plan_ladder.main(tmp_path) == 1
+    assert "did not compile: it ended without a word" in (tmp_path / "plan.md").read_text()
+
+
+@pytest.mark.parametrize("text", ['{"plans": [', '{"plans": [{}]}', "[]"])
+def test_a_damaged_table_is_named_and_kept(two_entries, tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=r"plan\.json holds no plans .*; move it away"):
+        plan_ladder.main(tmp_path)
+    assert (tmp_path / "plan.json").read_text() == text
+
+
 def test_every_entry_divides():
     for entry in plan_ladder.entries()[::4]:
         config = configs.build(flags.read(entry.config, entry.overrides()), optim.uncovered)
