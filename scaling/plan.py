@@ -30,6 +30,7 @@ RECOMPUTING = ("block", "offload")  # remat policies that run a block forward on
 ROW = "each row is one causal document, so that a token sees half of it"
 SLICES = "; what goes between slices is counted as if within one"
 LISTED = 8
+NOTHING = 1e-3  # of all FLOPs: matmuls in float32 that take less, as of times' features, are not told
 
 
 class TooLarge(Exception):
@@ -257,7 +258,10 @@ def _work(config, topology, program, tokens, devices) -> dict:
         float32_matmuls=[
             dict(shape=m.shape, flops=m.total, source=m.at.source)
             for m in outside
-            if narrow and m.dtype == "f32" and not m.at.within("router.py", "objectives.py", "optim.py")
+            if narrow
+            and m.dtype == "f32"
+            and m.total > NOTHING * counted
+            and not m.at.within("router.py", "objectives.py", "optim.py")
         ],
         kernels=_kernels(program),
         collectives=_by_kind(program),
