@@ -361,7 +361,7 @@ def test_what_overflows_a_buffer_between_devices_is_counted():
 def test_an_expert_axis_that_does_not_divide_the_devices_is_refused(tmp_path):
     tree = examples.tree("moe_tc4")
     tree.ffn.text.experts = tree.mesh.expert = 3
-    with pytest.raises(ValueError, match=r"mesh: data 1 x .*expert 3 .* does not fill 4 devices"):
+    with pytest.raises(ValueError, match=r"mesh: data 0 x .*expert 3 .* does not fill 4 devices"):
         train.sharding.make_mesh(config.build(tree), jax.devices()[:4])
 
 

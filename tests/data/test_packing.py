@@ -16,7 +16,7 @@ def documents(draw):
     """Documents of runs of both streams that fit the budgets, with units and unweighted spans."""
     result = []
     for doc_id in range(draw(st.integers(1, 14))):
-        runs = draw(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 9), st.booleans()), min_size=1, max_size=5))
+        runs = draw(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 8), st.booleans()), min_size=1, max_size=5))
         stream = np.concatenate([[m] * size for m, size, _ in runs])
         span = np.concatenate([[i * both] * size for i, (_, size, both) in enumerate(runs, 1)])
         unit = np.concatenate([[i * m] * size for i, (m, size, _) in enumerate(runs, 1)])
