@@ -49,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     topology = chips.topology(options.topology, config.mesh.slices)
     out = Console(soft_wrap=True, highlight=False)
     if options.search:
-        from launch import plan_search
+        from launch import plan_apart, plan_search
 
-        plan = plan_search.main(config, topology, out)
+        judge = lambda more: plan_apart.plan(options.config, options.topology, overrides | more, options.quick)
+        plan = plan_search.main(config, topology, judge, out)
     else:
         plan = plans.plan(config, topology)
     show(plan, out)

@@ -3,17 +3,13 @@
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rich.console import Console
 
-from launch import flags
+from launch import flags, plan_apart
 from mot import config as configs
 from mot import optim, rundir
 from mot.errors import UserError
@@ -119,18 +115,7 @@ def _known(path: Path) -> dict[Entry, dict]:
 
 
 def compiled(entry: Entry) -> dict:
-    """A plan made by a process of its own, which gives its memory back."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plan.json"
-        given = [f"--config.{key}={value}" for key, value in entry.overrides().items()]
-        command = [sys.executable, "-m", "launch.plan", f"--config={entry.config}", f"--topology={entry.topology}"]
-        command += ["--quick"] * entry.quick
-        done = subprocess.run(
-            [*command, f"--out={path}", *given], capture_output=True, text=True, env=os.environ, check=False
-        )
-        if path.is_file():
-            return json.loads(path.read_text())
-        return {"fits": False, "failed": done.stderr[-2000:]}
+    return plan_apart.plan(entry.config, entry.topology, entry.overrides(), entry.quick)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -190,8 +175,7 @@ def _table(rows):
     for row in rows:
         name = [row["rung"], row["arch"], row["topology"]]
         if not row["fits"]:
-            said = row.get("failed", "").strip().splitlines() or ["it ended without a word"]
-            told = row.get("trouble") or f"did not compile: {said[-1][:200]}"
+            told = row.get("trouble") or f"did not compile: {row['failed']}"
             yield "| " + " | ".join([*name, told, *[""] * (len(COLUMNS) - 4)]) + " |"
             continue
         line, sent = row["roofline"], sum(c["wire"] for c in row["collectives"].values())

@@ -1,8 +1,11 @@
 """Compiles the best few candidates of `scaling/search.py` in full, and takes the fastest that fits."""
 
+from collections.abc import Callable
+
 from rich.console import Console
 
 from launch import flags
+from mot.checks_mesh import MESH_AXES
 from mot.config import Config
 from mot.errors import UserError
 from scaling import plan as plans
@@ -10,8 +13,11 @@ from scaling import search
 from scaling.chips import Topology
 
 
-def main(config: Config, topology: Topology, out: Console) -> plans.Plan:
-    """The fastest plan; candidates and how to choose the best go to `out`."""
+def main(config: Config, topology: Topology, judge: Callable[[dict[str, str]], dict], out: Console) -> plans.Plan:
+    """The fastest plan; candidates and how to choose the best go to `out`.
+
+    `judge` makes a plan with these overrides, as `plan_apart.plan`.
+    """
     found = search.candidates(config, topology)
     out.print(f"{len(found)} candidates may fit {topology.name}; compiling the best by estimate")
     made: list[tuple[search.Candidate, plans.Plan]] = []
@@ -19,11 +25,11 @@ def main(config: Config, topology: Topology, out: Console) -> plans.Plan:
         task = progress.add_task("", total=min(search.FINISHED, len(found)))
         for candidate in found[: search.TRIED]:
             progress.update(task, description=candidate.told)
-            try:
-                plan = plans.plan(candidate.config, topology)
-            except UserError as error:  # of a kernel that takes no such share of heads or tokens
-                progress.console.print(f"{candidate.told}: {error}", markup=False)
+            made_of_it = judge(overrides(candidate.config))
+            if "failed" in made_of_it:  # a kernel takes no such share of heads or tokens, or the compiler gave up
+                progress.console.print(f"{candidate.told}: does not compile: {made_of_it['failed']}", markup=False)
                 continue
+            plan = plans.from_json(made_of_it)
             made.append((candidate, plan))
             progress.console.print(f"{candidate.told}: {_told(plan)}", markup=False)
             if plan.fits:
@@ -37,11 +43,16 @@ def main(config: Config, topology: Topology, out: Console) -> plans.Plan:
         )
     candidate, best = min(fitting, key=lambda pair: pair[1].roofline["max"]) if fitting else made[0]
     if fitting:
-        m, c = candidate.config.mesh, candidate.config
-        axes = [f"--config.mesh.{axis}={getattr(m, axis)}" for axis in ("data", "fsdp", "expert", "context", "tensor")]
-        axes += [f"--config.model.remat={c.model.remat}", f"--config.optim.accumulate={c.optim.accumulate}"]
-        out.print("the fastest that fits: " + " ".join(axes), markup=False)
+        told = [f"--config.{key}={value}" for key, value in overrides(candidate.config).items()]
+        out.print("the fastest that fits: " + " ".join(told), markup=False)
     return best
+
+
+def overrides(config: Config) -> dict[str, str]:
+    """What a candidate chooses."""
+    chosen = {f"mesh.{axis}": getattr(config.mesh, axis) for axis in MESH_AXES}
+    chosen |= {"model.remat": config.model.remat, "optim.accumulate": config.optim.accumulate}
+    return {key: str(value) for key, value in chosen.items()}
 
 
 def _told(plan: plans.Plan) -> str:

@@ -97,6 +97,10 @@ class Plan:
         return dataclasses.asdict(self) | ({"matmul_ratio": self.ratio} if self.fits else {})
 
 
+def from_json(row: dict) -> Plan:
+    return Plan(**{f.name: row[f.name] for f in dataclasses.fields(Plan) if f.name in row})
+
+
 def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology], Compiled] | None = None) -> Plan:
     """`compile` is `compile_step`, unless a test has its own."""
     mesh = sharding.make_mesh(config, topology.devices)

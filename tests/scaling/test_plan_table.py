@@ -7,7 +7,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from launch import flags, plan_ladder, plan_search
+from launch import flags, plan_apart, plan_ladder, plan_search
 from mot import config as configs
 from mot import optim
 from mot.errors import UserError
@@ -67,18 +67,32 @@ def _plan(config, fits=True, seconds=1.0):
     return plan.Plan(**common, **measured, binding="compute", mfu_bound=0.5, tokens_per_day=1e9, days=2, chip_hours=192)
 
 
-def test_the_search_takes_the_fastest_that_fits(monkeypatch, capsys):
-    tried = []
+def test_the_search_takes_the_fastest_that_fits(capsys):
+    """The first does not fit, the compiler aborts on the second."""
+    tried, config = [], rung("443m")
 
-    def judge(config, topology):
-        tried.append(config)
-        return _plan(config, fits=len(tried) != 1, seconds=10.0 - len(tried))
+    def judge(overrides):
+        tried.append(overrides)
+        if len(tried) == 2:
+            return {"fits": False, "failed": "Check failed: bound == 1"}
+        return _plan(config, fits=len(tried) != 1, seconds=10.0 - len(tried)).to_json()
 
-    monkeypatch.setattr(plan, "plan", judge)
-    best = plan_search.main(rung("443m"), slice_("v5p:2x2x1", 4), Console(soft_wrap=True))
-    assert len(tried) == 1 + search.FINISHED
-    assert best.roofline["max"] == 10.0 - len(tried)
-    assert f"--config.optim.accumulate={tried[-1].optim.accumulate}" in capsys.readouterr().out
+    best = plan_search.main(config, slice_("v5p:2x2x1", 4), judge, Console(soft_wrap=True))
+    assert len(tried) == 2 + search.FINISHED
+    assert best == _plan(config, seconds=10.0 - len(tried))
+    told = capsys.readouterr()
+    assert " ".join(f"--config.{key}={value}" for key, value in tried[-1].items()) in told.out
+    assert "does not compile: Check failed: bound == 1" in told.err
+
+
+def test_the_last_words_of_a_process():
+    fatal = (
+        "F1126 09:01:22.53  644 emitter.cc:676] Check failed: bound == 1\n*** Check failure stack trace: ***\nRaising"
+    )
+    assert plan_apart.last_words(fatal) == "Check failed: bound == 1"
+    assert plan_apart.last_words("a warning\nmot: heads: 3; write 4\n") == "mot: heads: 3; write 4"
+    assert plan_apart.last_words("one\n\ntwo\n\n") == "two"
+    assert plan_apart.last_words("") == "it ended without a word"
 
 
 @pytest.fixture
@@ -113,9 +127,9 @@ def test_the_table_is_written_and_gone_on_with(two_entries, tmp_path):
 
 def test_a_rung_that_does_not_compile_is_tried_again_and_ends_with_1(two_entries, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": "mot: no such\nkernel"})
+        patch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": "mot: no such kernel"})
         assert plan_ladder.main(tmp_path) == 1
-    assert "did not compile: kernel" in (tmp_path / "plan.md").read_text()
+    assert "did not compile: mot: no such kernel" in (tmp_path / "plan.md").read_text()
     assert plan_ladder.main(tmp_path) == 0
 
 
@@ -139,7 +153,7 @@ def test_an_older_plan_stays_until_it_has_a_successor(two_entries, tmp_path, mon
 
 
 def test_a_compiler_that_was_killed_leaves_a_line_in_the_table(two_entries, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": ""})
+    monkeypatch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": plan_apart.last_words("")})
     assert plan_ladder.main(tmp_path) == 1
     assert "did not compile: it ended without a word" in (tmp_path / "plan.md").read_text()
 
