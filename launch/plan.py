@@ -25,7 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--topology", help=f"a slice: {chips.EXAMPLES}; any shape")
     p.add_argument("--out", type=Path, help="a file for all figures, as JSON")
     p.add_argument("--search", action="store_true", help="try meshes and remat policies; the fastest that fits")
-    p.add_argument("--quick", action="store_true", help="half the time: the compiler's least effort, its worst figures")
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="half the time: the compiler's least effort, its worst figures; not for meshes of data alone",
+    )
     p.add_argument("--ladder", action="store_true", help="every rung and architecture, into docs/plan.md and .json")
     options, overrides = flags.parse(p, argv)
     if options.quick:
