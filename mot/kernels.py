@@ -6,7 +6,6 @@ come sorted by rank, keys as whole rows, so a key's index is its rank; padding r
 `attention.Info`, and `visible` is its function of that name: this file lies below it.
 """
 
-import importlib
 from functools import partial
 
 import jax
@@ -26,6 +25,12 @@ EXTRAS = {"tpu": "tpu", "gpu": "cuda"}
 
 def refuse_absent(config, platform: str) -> None:
     """`UserError` where a kernel that `config` asks for is not for this platform's devices, or is not installed."""
+
+    def load():
+        import tokamax
+
+        return tokamax
+
     m, faults = config.model, []
     asked = [("attention", m.attention, "chunked")]
     if any(s.experts for s in (*config.attn.values(), *config.ffn.values())):
@@ -35,7 +40,7 @@ def refuse_absent(config, platform: str) -> None:
         if needed != platform:
             faults.append(f"model.{key}: {how!r} runs on {needed}, and the devices are {platform}; choose {instead!r}")
         elif how in RUN_ON and how != "cudnn":
-            _of_tokamax(EXTRAS[needed], lambda: importlib.import_module("tokamax"))
+            _of_tokamax(EXTRAS[needed], load)
     if faults:
         raise UserError("; ".join(faults))
 
