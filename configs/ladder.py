@@ -51,7 +51,6 @@ IDS = {
 }
 # Transfusion's VAE makes 32 x 32 x 8 of 256 x 256 pixels; patches of 2 x 2: 256 tokens of 32 features.
 FEATURES, PICTURE = 32, {sizes.LENGTH: 256, sizes.TINY_LENGTH: 64}
-# `data.sources` cannot be empty; whoever trains this is told so: "... is no dataset".
 MOST_STEPS = 1e9
 
 
@@ -114,6 +113,7 @@ def _planned(setting: str, arch: str, size: dict, of_vectors: dict | None) -> Co
         first += counts.get(name, 0)
         c.streams[name] = base.stream(name, size["width"], size["ffn"], budget=budget, longest=budget, **kind)
     archs.choose(c, arch)
+    # Sources cannot be empty; whoever trains this is told that it names no data.
     c.data.update(sources=dict(none=""), shares=dict(none=1.0))
     return c
 

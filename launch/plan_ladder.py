@@ -29,14 +29,8 @@ RUNGS = {
     "chameleon_speech": {"443m": ("v5p:2x2x4",), "880m": ("v5p:2x4x4",), "1.5b": ("v5p:4x4x4",), "7b": ("v5p:4x4x4",)},
 }
 ROWS = 16  # of a device's microbatch at most, where it has v5p's memory
-THOROUGH = (
-    "37m",
-    "94m",
-    "163m",
-    "443m",
-    "760m",
-    "880m",
-)  # of these, what is not routed gets the compiler's full effort
+# Of these rungs, what is not routed gets the compiler's full effort.
+THOROUGH = ("37m", "94m", "163m", "443m", "760m", "880m")
 AT_ONCE = 2  # a program takes one core to compile, and up to 8 GB
 
 

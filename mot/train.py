@@ -121,7 +121,7 @@ def run(
     config, training, held_out = opened(config)
     mesh = sharding.make_mesh(config, devices)
     refuse_too_large(config, mesh)
-    state_shardings(config, mesh)  # refuses what does not divide
+    sharding.check_arrays(params.table(config), config.mesh.rules, mesh)
     kernels.refuse_absent(config, mesh.devices.flat[0].platform)
     first = None
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
