@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from launch import flags, generate, sample
+from launch import cores, flags, generate, sample
 from launch.cli import guarded
 from launch.sample import Options
 from mot import checkpoint, train
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     for key in sorted(k for k in overrides if k.startswith(OWN)):
         raise UserError(f"--config.{key}={overrides[key]}: the demo names and seeds its runs; use --out and --seeds")
     configs = [_config(options, overrides, arch, seed) for seed in range(options.seeds) for arch in archs]
+    cores.take(*configs)
     folders = [train.run(config) for config in configs]
     for folder in folders[: len(configs) // options.seeds]:  # of the first seed: a digit of each kind at every stage
         *early, last = checkpoint.steps(folder / "checkpoints")

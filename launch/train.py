@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from launch import flags
+from launch import cores, flags
 from launch.cli import guarded
 from mot import ensemble, train
 from mot.config import Config
@@ -42,10 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     if options.distributed is not None:
         join(options.distributed)
     config = flags.build(flags.read(options.config, overrides))
-    if options.runs is None:
-        print(train.run(config, profiled=options.profile))
+    if options.runs is not None:
+        configs = several(options.runs, options.config, overrides, config)
+        cores.take(*configs, together=True)
+        print(*ensemble.run(configs, profiled=options.profile), sep="\n")
         return 0
-    print(*ensemble.run(several(options.runs, options.config, overrides, config), profiled=options.profile), sep="\n")
+    if options.distributed is None:  # else each process has what its user gave it
+        cores.take(config)
+    print(train.run(config, profiled=options.profile))
     return 0
 
 

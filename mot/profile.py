@@ -19,7 +19,7 @@ TOP = 12  # operations that are named
 class Operation(NamedTuple):
     name: str  # the compiler's
     share: float  # of all operations' time, without what it calls
-    seconds: float  # in one step
+    seconds: float  # in one step, on each device
     where: str  # the program's name for it, and its line; "" where the compiler made it
 
 
@@ -97,6 +97,8 @@ def operations(data: ProfileData, program: str, steps: int) -> list[Operation]:
             for name, seconds in _own_time(_events(line, module)):
                 own[name] += seconds
     total = sum(own.values()) or 1.0
+    partitions = re.search(r"^HloModule .*\bnum_partitions=(\d+)", program)
+    steps *= len(devices) or int(partitions[1] if partitions else 1)
     where = places(program)
     ranked = sorted(own.items(), key=lambda item: -item[1])
     return [Operation(name, s / total, s / steps, where.get(name, "")) for name, s in ranked]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mot.checks_mesh import MESH_AXES, names
@@ -36,33 +36,37 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
     it, or a microbatch's rows, or a row's tokens, do not divide.
     """
     devices = jax.devices() if devices is None else list(devices)
-    m = config.mesh
-    sizes = {axis: getattr(m, axis) for axis in MESH_AXES}
-    others = math.prod(n for axis, n in sizes.items() if axis != "data")
-    told = " x ".join(f"{axis} {n}" for axis, n in sizes.items())
-    if not sizes["data"]:
-        sizes["data"] = max(len(devices) // others, 1)
-    if sizes["data"] * others != len(devices):
+    m, wanted = config.mesh, abstract(config, len(devices))
+    if wanted.size != len(devices):
+        told = " x ".join(f"{axis} {getattr(m, axis)}" for axis in MESH_AXES)
         raise UserError(
             f"mesh: {told} does not fill {len(devices)} devices; the product of the axes must be {len(devices)}; "
             "data = 0 takes what the others leave"
         )
     found = len({getattr(device, "slice_index", 0) for device in devices})
-    if m.slices > 1 and (found != m.slices or sizes["data"] % m.slices):
+    data, *others = wanted.axis_sizes
+    if m.slices > 1 and (found != m.slices or data % m.slices):
         raise UserError(
-            f"mesh.slices: {m.slices}, the devices are of {found} and mesh.data is {sizes['data']}; must be as many as "
+            f"mesh.slices: {m.slices}, the devices are of {found} and mesh.data is {data}; must be as many as "
             "there are, and divide mesh.data; write 1 to take them as one"
         )
-    shape = tuple(sizes.values())
+    types = (AxisType.Auto,) * len(MESH_AXES)
     if m.slices > 1:
-        inner, outer = (sizes["data"] // m.slices, *shape[1:]), (m.slices, *(1,) * (len(shape) - 1))
-        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
-        mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
+        inner, outer = (data // m.slices, *others), (m.slices, *(1 for _ in others))
+        mesh = Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), MESH_AXES, axis_types=types)
     else:
-        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
+        mesh = jax.make_mesh(wanted.axis_sizes, MESH_AXES, axis_types=types, devices=devices)
     if faults := list(undivided(config, mesh)):
         raise UserError("; ".join(faults))
     return mesh
+
+
+def abstract(config: Config, devices: int) -> AbstractMesh:
+    """The mesh of so many devices, which need not be there: `data` = 0 takes what the other axes leave."""
+    sizes = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
+    others = math.prod(n for axis, n in sizes.items() if axis != "data")
+    sizes["data"] = sizes["data"] or max(devices // others, 1)
+    return AbstractMesh(tuple(sizes.values()), MESH_AXES)
 
 
 def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -112,7 +116,11 @@ def memory(mesh: Mesh) -> int:
     """Bytes that one device holds; on CPU the devices share the machine's."""
     if stats := mesh.local_devices[0].memory_stats():
         return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+    return machine_memory() // len(mesh.local_devices)
+
+
+def machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:

@@ -74,8 +74,9 @@ def trees(state: State) -> dict:
     return items | ({"ema": state.ema} if state.ema else {})
 
 
-def refuse_too_large(config, mesh, runs: int = 1) -> None:
-    """`UserError` where what a step of `runs` runs on a device cannot do without is more than there is memory."""
+def needed(config: Config, mesh, runs: int = 1) -> tuple[int, int]:
+    """Bytes that each device of a mesh cannot do without for `runs` runs: the state with gradients, and the residual
+    stream of every layer."""
     table, is_trained, rules = params.table(config), optim.trainable(config), config.mesh.rules
     count = lambda chosen: sum(params.count({p: s}) // sharding.parts(s.axes, rules, mesh) for p, s in chosen.items())
     held = count(table) * (2 if config.optim.ema else 1)
@@ -85,11 +86,17 @@ def refuse_too_large(config, mesh, runs: int = 1) -> None:
     rows = config.data.batch // config.optim.accumulate
     width = max(s.width for s in config.streams.values())
     tokens = rows * config.length // sharding.parts((sharding.ROWS,), rules, mesh)
-    residual = 2 * tokens * width * config.model.layers * runs
+    return state, 2 * tokens * width * config.model.layers * runs
+
+
+def refuse_too_large(config: Config, mesh, runs: int = 1) -> None:
+    """`UserError` where what a step of `runs` runs on a device cannot do without is more than there is memory."""
+    state, residual = needed(config, mesh, runs)
     if (have := sharding.memory(mesh)) < state + residual:
-        many = f"{runs} times " if runs > 1 else ""
+        many, rows = f"{runs} times " if runs > 1 else "", config.data.batch // config.optim.accumulate
+        parameters = params.count(params.table(config))
         raise UserError(
-            f"{many}{params.count(table):,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB "
+            f"{many}{parameters:,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB "
             f"of a device, the residual stream of {rows:,} rows of {config.length:,} tokens on {mesh.size} devices at "
             f"least {residual / 1e9:,.1f} GB, and a device has {have / 1e9:,.1f} GB; raise mesh.fsdp, lower "
             "streams.*.width or ffn, model.layers or heads, data.batch or the budgets"

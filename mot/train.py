@@ -262,7 +262,8 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
     mine, of = sharding.my_rows(config, mesh)
     batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None, mine, of)
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
-    log.start({"data": training.digest, "reachable_fill": budgets.reachable(config, training)})
+    fill = budgets.reachable(config, training)
+    log.start({"data": training.digest, "reachable_fill": fill, "devices": mesh.size})
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
     for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
         live.say(f"warning: {line}")

@@ -90,6 +90,9 @@ def test_an_operations_time_is_without_those_inside_it_and_other_programs():
     assert [(op.name, round(op.share, 6)) for op in found] == [("while.1", 0.6), ("dot.1", 0.4)]
     assert found[1].seconds == pytest.approx(20e-9)
     assert found[1].where == "while/body/dot_general, ops.py:94"
+    parted = PROGRAM.replace("is_scheduled=true", "is_scheduled=true, num_partitions=2")  # on two devices of a CPU
+    of_each = profile.operations(Data(Plane("/host:CPU", Line("tf_XLA/1", *ops))), parted, 2)
+    assert of_each[1].seconds == pytest.approx(10e-9)
 
 
 def test_devices_come_before_the_host_and_a_tpus_operations_before_its_programs():

@@ -116,18 +116,20 @@ def test_other_data_under_a_run_is_refused(tmp_path, one_device, monkeypatch):
         train.run(c, devices=one_device)
 
 
-def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, one_device):
+@pytest.mark.parametrize("n", [1, 2])
+def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, n):
+    devices = jax.devices()[:n]
     settings = dict(run__steps=6, run__eval_every=3, run__save_every=6, optim__ema=0.9)
     whole, halves = smoke(tmp_path / "a", **settings), smoke(tmp_path / "b", **settings)
-    a = train.run(whole, devices=one_device)
-    train.run(halves, until=3, devices=one_device)
-    b = train.run(halves, devices=one_device)
+    a = train.run(whole, devices=devices)
+    train.run(halves, until=3, devices=devices)
+    b = train.run(halves, devices=devices)
     jax.tree.map(np.testing.assert_array_equal, restored(a, 6), restored(b, 6))
     clock = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
     timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in clock} for row in rows(path, kind)]
     for kind in ("train", "eval"):
         assert timeless(a, kind) == timeless(b, kind)
-    assert train.run(halves, devices=one_device) == b  # done: nothing more to do
+    assert train.run(halves, devices=devices) == b  # done: nothing more to do
     assert len(rows(b)) == 6
 
 
