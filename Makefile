@@ -42,9 +42,8 @@ format: $(VENV)/.done
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# Huge pages, as the `mot` command gives itself (launch/cli.py); PyTorch gets them too.
 bench: $(PARITY)/.done
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PARITY)/bin/python -m tests.bench
+	$(PARITY)/bin/python -m tests.bench
 
 # After changing dependencies: one resolution for all extras and Pythons, without an index address.
 constraints: $(VENV)/.done

@@ -12,7 +12,7 @@ from configs import archs, base, sizes
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"] | dict(lr=4e-3),
     # Of 2e-3, 4e-3 and 8e-3 the rate with the lowest image loss of dense (one seed, 320 steps, more pixels).
-    "demo": sizes.LAPTOP["demo"] | dict(steps=120, warmup=15, every=20, lr=4e-3),
+    "demo": sizes.LAPTOP["demo"] | dict(steps=160, warmup=20, every=20, lr=4e-3),
     "draw": sizes.LAPTOP["demo"] | dict(steps=800, warmup=40, every=100, lr=4e-3),
 }
 # Documents in these proportions fill the budgets: five digits a row, and manual text for the rest.

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         _leave_on_signals()
         argv = sys.argv[1:]
-        _with_environment(PLANNING if argv[:1] == ["plan"] else {})
+        with_environment(PLANNING if argv[:1] == ["plan"] else None)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
@@ -95,22 +95,26 @@ PLANNING = {
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_ENABLE_COMPILATION_CACHE": "false",  # programs for other machines would only fill it
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # compilers allocate in all threads at once
 }
 
+# XLA allocates gigabytes anew for every step on CPU, and the kernel would clear them every time: up to half of a step
+# of experts. So one heap keeps what it has once had, in huge pages.
+MALLOC = {"hugetlb": 1, "arena_max": 1, "mmap_max": 0, "trim_threshold": 10**12}
 
-def _with_environment(more: dict[str, str]) -> None:
+
+def with_environment(more: dict[str, str] | None = None) -> None:
     """Starts this process anew with what only its environment can tell it; what the user has set there stays.
 
-    Huge pages: XLA allocates gigabytes anew for every step on CPU; with 4 KiB pages, faults were a fifth of a step's
-    time. Compiled programs are kept: a run of another seed, or a resumed one, starts at once.
+    Compiled programs are kept: a run of another seed, or a resumed one, starts at once.
     """
     from mot.tokenizers.text import cache_folder
 
     wanted = {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in MALLOC.items()),
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder() / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    } | more
+    } | (more or {})
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     if missing and sys.platform == "linux":
         os.environ.update(missing)
@@ -126,7 +130,7 @@ def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None =
 
     if argv is None:
         _leave_on_signals()
-        _with_environment(more or {})
+        with_environment(more)
     try:
         return command(argv)
     except Hung as error:

@@ -4,7 +4,6 @@ Shared machines are noisy: medians over rounds, and the matmul peak is measured 
 """
 
 import dataclasses
-import os
 import statistics
 import tempfile
 import time
@@ -13,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
 from configs import archs, base, digits
+from launch import cli, cores
 from mot import attention, config, ensemble, flops, metrics, model, objectives, optim, params, rundir, sharding, train
 from mot import state as states
 from mot.attention import Info
@@ -28,10 +28,6 @@ from tests import bench_data, bench_sample
 
 STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
 ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round begins
-CORES = next(n for n in (4, 2, 1) if n <= (os.cpu_count() or 1))  # that divide the rows
-# As in `JAX_NUM_CPU_DEVICES=2 mot train`: rows are split over cores. What is not said to run so uses the first device,
-# whose matmuls have all cores either way.
-jax.config.update("jax_num_cpu_devices", CORES)
 
 
 def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256, latent=0):
@@ -74,9 +70,14 @@ def _vectors(d, latent, rng):
     return roles.assign(d._replace(token=d.token * (d.stream == 0), values={1: values}), [*streams], "units", 0)
 
 
+def mesh_of(c):
+    """As `mot train` makes it: rows are split over the cores."""
+    return sharding.make_mesh(c, jax.devices()[: cores.serving([c], len(jax.devices()))])
+
+
 def stepper(c, host, of=1, mesh=None):
     """A function that takes one training step and waits for it."""
-    mesh = mesh or sharding.one_device()
+    mesh = mesh or mesh_of(c)
     place = states.state_shardings(c, mesh)
     with jax.set_mesh(mesh):
         state = jax.jit(lambda: train.init_state(c), out_shardings=place)()
@@ -165,17 +166,17 @@ def attention_case(how, length, heads=12, mesh=None):
     x = [jax.random.normal(jax.random.key(i), (rows, length, heads, 64)) for i in range(3)]
     rank = jnp.broadcast_to(jnp.arange(length), (rows, length))
     info = Info(rank, jnp.ones_like(rank), jnp.zeros_like(rank), rank < 0)
-    if how == "jax":
-        mask = attention.visible(info, info)[:, None]
-        f = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask)
-    else:
-        f = lambda q, k, v: attention.attend(q, k, v, info, info, how)
+
+    def f(q, k, v, info):
+        if how == "jax":
+            return jax.nn.dot_product_attention(q, k, v, mask=attention.visible(info, info)[:, None])
+        return attention.attend(q, k, v, info, info, how)
+
+    whole, by_rows = f, PartitionSpec("data")
     if mesh:
-        rows_ = PartitionSpec("data")
-        of_device = lambda *x: attention.attend(*x, how)
-        split = jax.shard_map(of_device, mesh=mesh, in_specs=rows_, out_specs=rows_, check_vma=False)
-        f = lambda q, k, v: split(q, k, v, info, info)
-    compiled = jax.jit(jax.grad(lambda q, k, v: (f(q, k, v) ** 2).sum(), (0, 1, 2))).lower(*x).compile()
+        whole = jax.shard_map(f, mesh=mesh, in_specs=by_rows, out_specs=by_rows, check_vma=False)
+        x = jax.device_put(x, NamedSharding(mesh, by_rows))
+    compiled = jax.jit(jax.grad(lambda q, k, v: (whole(q, k, v, info) ** 2).sum(), (0, 1, 2))).lower(*x).compile()
     return (lambda: jax.block_until_ready(compiled(*x))), compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
@@ -213,14 +214,18 @@ def eight_runs(size):
     c = budgets.resolve(c, training)
     host = pipeline.Batches(training, c, 0, 1)[0].batch
     runs = [dataclasses.replace(c, model=dataclasses.replace(c.model, seed=seed)) for seed in range(8)]
-    each = ensemble.together(runs, sharding.one_device())
-    state = jax.jit(each(lambda c, _: train.init_state(c)))(np.arange(8))
+    mesh = ensemble.make_mesh(c, 8)
+    each, place = ensemble.together(runs, mesh), NamedSharding(mesh, PartitionSpec("runs"))
     take_one = lambda c, state, batch: train.make_step(c, len(training.names))(state, batch)
-    step, device = jax.jit(each(take_one), donate_argnums=0), jax.device_put(host)
+    with jax.set_mesh(mesh):
+        state = jax.jit(each(lambda c, _: train.init_state(c)), out_shardings=place)(np.arange(8))
+        step = jax.jit(each(take_one), donate_argnums=0, out_shardings=(place, None))
+        batch = sharding.placed(host, c, mesh)
 
     def together():
         nonlocal state
-        state, measured = step(state, device)
+        with jax.set_mesh(mesh):
+            state, measured = step(state, batch)
         jax.block_until_ready(measured)
 
     alone = stepper(c, host, len(training.names))
@@ -238,9 +243,11 @@ def waiting():
 
 
 def main():
-    mesh, cores = sharding.one_device(), sharding.make_mesh(configuration("dense"))
+    cores.take(configuration("dense"))
+    mesh, one_device = mesh_of(configuration("dense")), sharding.one_device()
     peak = lambda dtype="float32": metrics.matmul_peak(mesh, dtype) / 1e9
     table = Table("figure", "measured", "bar", "float32 matmul peak beside it (GFLOP/s)", title="mot bench, CPU")
+    table.caption = f"rows split over {mesh.size} devices, unless said"
 
     def add(figure, value, bar):
         print(f"{figure}: {value}", flush=True)  # the table comes at the end, minutes later
@@ -257,28 +264,21 @@ def main():
         add(f"{arch} step with flow images / with ids", f"{ratio(in_turn(flow, ids)):.3f}", "at most 1.05")
         del flow, ids
 
-    dense, eager = stepper(configuration("dense"), one), torch_stepper(half=False)
-    rates = []
+    dense, alone = (stepper(configuration("dense"), one, mesh=x) for x in (mesh, one_device))
+    eager, rates = torch_stepper(half=False), []
 
     def and_peak():
         rates.append(peak())
 
-    seconds = in_turn(dense, eager, and_peak)
+    seconds = in_turn(dense, eager, alone, and_peak)
     work = flops.train_step(configuration("dense"), dict.fromkeys(STREAMS, B * T // 2), flops.visible_pairs(one)) / 1e9
-    mfu = statistics.median(work / s / p for s, p in zip(seconds[:, 0], rates[1:], strict=True))
-    add("dense step, float32: model FLOPs of matmul peak", f"{mfu:.2f}", "at least 0.55, aim 0.70")
+    mfu = lambda i: statistics.median(work / s / p for s, p in zip(seconds[:, i], rates[1:], strict=True))
+    add("dense step, float32: model FLOPs of matmul peak", f"{mfu(0):.2f}", "at least 0.55, aim 0.70")
     add("dense step / PyTorch eager", f"{ratio(seconds):.2f}", "at most 1.5, aim 1.0")
-    add("  seconds, ours and PyTorch's", "{:.2f}, {:.2f}".format(*np.median(seconds[:, :2], axis=0)), "")
-    del dense
-    if CORES > 1:
-        a_core = stepper(configuration("dense"), one, mesh=cores)
-        rates.clear()
-        seconds = in_turn(a_core, eager, and_peak)
-        mfu = statistics.median(work / s / p for s, p in zip(seconds[:, 0], rates[1:], strict=True))
-        add("the same, a device a core: of matmul peak", f"{mfu:.2f}", "as above")
-        add("the same / PyTorch eager", f"{ratio(seconds):.2f}", "as above")
-        del a_core
-    del eager
+    told = "{:.2f}, {:.2f}, {:.2f}".format(*np.median(seconds[:, :3], axis=0))
+    add("  seconds: ours, PyTorch's, ours on one device", told, "")
+    add("  on one device: of matmul peak, / PyTorch eager", f"{mfu(2):.2f}, {ratio(seconds, 2):.2f}", "reported")
+    del dense, alone, eager
 
     half, eager = stepper(configuration("dense", dtype="bfloat16"), one), torch_stepper(half=True)
     seconds = in_turn(half, eager)
@@ -301,12 +301,11 @@ def main():
     add("temporaries of a step: 4 experts, 64, 64 with 16 active", sizes, "the first two alike")
     add("seconds to compile, 64 experts, 16 active / 4 and 1", f"{fine[1] / few[1]:.2f}", "below 1.3")
 
-    (chunked, _), (plain, _) = attention_case("chunked", 1024), attention_case("jax", 1024)
-    seconds = in_turn(plain, chunked)
-    add("jax.nn attention / chunked, T 1024, 12 heads", f"{ratio(seconds):.2f}", "at least 3")
-    if CORES > 1:
-        a_core, _ = attention_case("chunked", 1024, mesh=cores)
-        add("jax.nn attention / chunked, a device a core", f"{ratio(in_turn(plain, a_core)):.2f}", "as above")
+    cases = [attention_case(how, 1024, mesh=on) for on in (mesh, None) for how in ("chunked", "jax")]
+    seconds = in_turn(*(run for run, _ in cases))
+    add("jax.nn attention / chunked, T 1024, 12 heads", f"{ratio(seconds, 1, 0):.2f}", "at least 3")
+    times = f"{ratio(seconds, 3, 2):.2f}, {ratio(seconds, 3, 0):.2f}"
+    add("  both on one device, jax.nn alone on one", times, "reported")
     small, large = attention_case("chunked", 4096)[1], attention_case("reference", 4096)[1]
     add("chunked / reference attention memory, T 4096", f"{small / large:.3f} ({small:.0f} MiB)", "below 0.25")
 
@@ -330,4 +329,5 @@ def main():
 
 
 if __name__ == "__main__":
+    cli.with_environment()  # as `mot` has it; PyTorch gets it, too
     main()
