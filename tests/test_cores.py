@@ -93,3 +93,31 @@ def test_devices_wait_for_each_other_a_day(monkeypatch):
             "--xla_cpu_collective_call_warn_stuck_timeout_seconds=86400",
             "--xla_dump_to=/tmp/x",
         ]
+
+
+FAULTS = """
+import resource, sys, threading
+import numpy as np
+from launch import cli
+cli.with_environment()
+
+def allocated():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    thread = threading.Thread(target=lambda: np.ones(2**25))
+    thread.start()
+    thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = allocated()
+print(first, allocated())
+"""
+
+
+def test_memory_is_cleared_by_the_kernel_once(tmp_path):
+    """256 MiB, freed and allocated again in another thread, as XLA does in every step."""
+    script = tmp_path / "faults.py"
+    script.write_text(FAULTS)
+    env = {k: v for k, v in ENV.items() if k != "GLIBC_TUNABLES"} | {"PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=True)
+    first, again = map(int, told.stdout.split())
+    assert again < first / 4 or sys.platform != "linux"
