@@ -15,9 +15,9 @@ def plan(config: str, topology: str, overrides: dict[str, str], quick: bool) -> 
         path = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "launch.plan", f"--config={config}", f"--topology={topology}", f"--out={path}"]
         command += [f"--config.{key}={value}" for key, value in overrides.items()] + ["--quick"] * quick
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ, check=False)
         if path.is_file():
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         return {"fits": False, "failed": last_words(done.stderr)}
 
 

@@ -102,7 +102,7 @@ def _known(path: Path) -> dict[Entry, dict]:
     if not path.is_file():
         return {}
     try:
-        rows = json.loads(path.read_text())["plans"]
+        rows = json.loads(path.read_text(encoding="utf-8"))["plans"]
         return {Entry(*(row[x.name] for x in fields(Entry))): row for row in rows if row["digest"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no plans ({error!r}); move it away, and all are compiled anew") from error

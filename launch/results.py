@@ -29,7 +29,7 @@ def refuse_foreign(out: Path) -> set[str]:
 
 def _earlier(out: Path) -> set[str]:
     try:
-        record = json.loads((out / RECORD).read_text())
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
         if {"drawn", "read", "judge"} <= record.keys() and "files" not in record:  # an earlier version's
             return {"digits.png", "captions.png", RECORD}
         return {name for name in record["files"] if NAMES.fullmatch(name)} | {RECORD}
@@ -50,7 +50,7 @@ def write(out: Path, files: dict[str, bytes], record: dict) -> None:
     try:
         for name, content in files.items():
             (stage / name).write_bytes(content)
-        (stage / RECORD).write_text(json.dumps(record | {"files": sorted(files)}, indent=1))
+        (stage / RECORD).write_text(json.dumps(record | {"files": sorted(files)}, indent=1), encoding="utf-8")
         write_atomically(out / RECORD, json.dumps({"interrupted": True, "files": sorted({*ours, *files})}))
         for name in files:
             os.replace(stage / name, out / name)

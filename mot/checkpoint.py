@@ -36,7 +36,7 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
         arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
         checkpointer.save(temporary.absolute(), args=arguments)
     if sharding.leads():
-        (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1))
+        (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")
         os.rename(temporary, target)
         for old in steps(folder)[:-keep]:
             shutil.rmtree(folder / str(old))
@@ -53,7 +53,7 @@ def steps(folder: Path) -> list[int]:
 def verify(target: Path) -> None:
     """Raises `Damaged`, naming the first file that is missing, new or changed."""
     try:
-        expected = json.loads((target / MANIFEST).read_text())
+        expected = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(expected, dict):
             raise ValueError("not an object of file names")
     except (OSError, ValueError, RecursionError) as error:

@@ -33,7 +33,7 @@ class Writer:
         kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
         rundir.write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
-        self.file = file.open("a")
+        self.file = file.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
 
     def write(self, kind: str, step: int, values: Mapping) -> None:

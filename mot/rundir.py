@@ -77,7 +77,7 @@ def read_config(path: Path) -> dict:
             "another run.name"
         )
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         sections = {f.name for f in dataclasses.fields(Config)}
         if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
             return _not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
@@ -136,7 +136,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 def write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, file)
 
 

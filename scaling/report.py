@@ -79,7 +79,7 @@ def _file(label: str) -> str:
 
 
 def _refuse_foreign(file: Path) -> None:
-    if file.exists() and not (file.is_file() and MARK in file.read_text(errors="replace")):
+    if file.exists() and not (file.is_file() and MARK in file.read_text(errors="replace", encoding="utf-8")):
         raise UserError(f"{file} was not written by mot report and is not overwritten; choose another --out")
 
 
@@ -216,7 +216,7 @@ def _samples(groups) -> list[dict]:
 def _stage(folder) -> dict:
     """A step's pictures and, of digits, what they score; where a file is not what `mot sample` writes, that instead."""
     try:
-        record = json.loads((folder / "samples.json").read_text())
+        record = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
         if "documents" in record:
             counts = {"documents": len(record["documents"])}
         else:

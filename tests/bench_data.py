@@ -34,7 +34,7 @@ def write(folder: Path) -> dict[str, Path]:
     files = {}
     for name, some in documents.items():
         files[name] = folder / f"{name}.jsonl"
-        files[name].write_text("\n".join(json.dumps({"content": content}) for content in some) + "\n")
+        files[name].write_text("\n".join(json.dumps({"content": content}) for content in some) + "\n", encoding="utf-8")
     return files
 
 

@@ -12,10 +12,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-_lines = [x.split("#")[0].strip() for x in (ROOT / "tests" / "skips.txt").read_text().splitlines() if "::" in x]
+_lines = [
+    x.split("#")[0].strip()
+    for x in (ROOT / "tests" / "skips.txt").read_text(encoding="utf-8").splitlines()
+    if "::" in x
+]
 LISTED = {line.removeprefix("?") for line in _lines}
 ALWAYS = {line for line in _lines if not line.startswith("?")}
-SLOW = {line for line in (ROOT / "tests" / "slow.txt").read_text().splitlines() if "::" in line}
+SLOW = {line for line in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines() if "::" in line}
 _ran, _skipped = set(), set()
 
 

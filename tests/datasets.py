@@ -41,7 +41,7 @@ def write_inputs(folder, documents=40, bad=()):
         image = "nowhere.png" if i in bad else f"{i}.png"
         content = [{"text": text}, {"image": image}, {"text": "And so it ends <eos>."}][: 1 + i % 3]
         lines.append(json.dumps({"id": f"doc{i}", "content": content}))
-    (folder / "all.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "all.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return dataclasses.replace(SMALL, inputs=(str(folder / "all.jsonl"),))
 
 

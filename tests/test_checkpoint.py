@@ -55,7 +55,7 @@ def test_missing_truncated_and_foreign_files_are_named(saved, what):
         file.write_bytes(file.read_bytes()[:-1])
     else:
         file = saved / "20" / "notes.txt"
-        file.write_text("mine")
+        file.write_text("mine", encoding="utf-8")
     with pytest.raises(Damaged, match={"delete": "missing", "truncate": "damaged", "add": "foreign"}[what]) as caught:
         checkpoint.restore(saved, 20, LIKE)
     assert file.name in str(caught.value)
@@ -72,8 +72,8 @@ def test_half_written_steps_are_no_checkpoints(saved):
 
 def test_another_format_is_refused(saved):
     meta = saved / "20" / "meta" / "metadata"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 99}))
-    (saved / "20" / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._digests(saved / "20")))
+    meta.write_text(json.dumps(json.loads(meta.read_text(encoding="utf-8")) | {"format": 99}), encoding="utf-8")
+    (saved / "20" / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._digests(saved / "20")), encoding="utf-8")
     with pytest.raises(Damaged, match="has format 99; this version reads 1"):
         checkpoint.restore(saved, 20, LIKE)
 
@@ -86,13 +86,13 @@ def test_a_renamed_step_another_shape_and_a_lost_item_are_named(saved):
     with pytest.raises(Damaged, match="10 does not hold what this run needs"):
         checkpoint.restore(saved, 10, other)
     shutil.rmtree(saved / "10" / "params")
-    (saved / "10" / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._digests(saved / "10")))
+    (saved / "10" / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._digests(saved / "10")), encoding="utf-8")
     with pytest.raises(Damaged, match="10 does not hold what this run needs"):
         checkpoint.restore(saved, 10, LIKE)
 
 
 @pytest.mark.parametrize("content", ["5", "[]", "[" * 100_000])
 def test_a_manifest_that_is_none_is_named(saved, content):
-    (saved / "20" / checkpoint.MANIFEST).write_text(content)
+    (saved / "20" / checkpoint.MANIFEST).write_text(content, encoding="utf-8")
     with pytest.raises(Damaged, match=r"20/manifest.json cannot be read"):
         checkpoint.restore(saved, 20, LIKE)

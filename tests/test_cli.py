@@ -137,7 +137,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENV)
     metrics = tmp_path / "digits-mot-smoke" / "metrics.jsonl"
     for _ in range(3000):
-        if metrics.exists() and '"train"' in metrics.read_text():
+        if metrics.exists() and '"train"' in metrics.read_text(encoding="utf-8"):
             break
         time.sleep(0.1)
     process.send_signal(2)
@@ -170,11 +170,13 @@ def test_the_demo_trains_both_draws_and_reports(tmp_path, setting, unit, publish
         assert text in done.stdout
     assert "mot needed " in done.stdout
     assert f"report: {tmp_path / 'report.html'}" in done.stdout
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Samples over training" in page
     assert f"{published} setting" in page
     for arch in ("dense", "mot"):
         assert (tmp_path / f"{arch}-seed0" / "samples" / "2" / "digits.png").exists()
-    first, second = ((tmp_path / f"{arch}-seed0" / "metrics.jsonl").read_text() for arch in ("dense", "mot"))
+    first, second = (
+        (tmp_path / f"{arch}-seed0" / "metrics.jsonl").read_text(encoding="utf-8") for arch in ("dense", "mot")
+    )
     assert '"tokens/image"' in first
     assert first != second

@@ -116,7 +116,7 @@ print(first, allocated())
 def test_memory_is_cleared_by_the_kernel_once(tmp_path):
     """256 MiB, freed and allocated again in another thread, as XLA does in every step."""
     script = tmp_path / "faults.py"
-    script.write_text(FAULTS)
+    script.write_text(FAULTS, encoding="utf-8")
     env = {k: v for k, v in ENV.items() if k != "GLIBC_TUNABLES"} | {"PYTHONPATH": str(ROOT)}
     told = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=True)
     first, again = map(int, told.stdout.split())

@@ -70,7 +70,7 @@ def document(folder, *content, name="doc.json"):
     """A file for --prompt-file, beside a picture `a.png` of a held-out three."""
     levels = next(x for x, label in zip(*shown(), strict=True) if label == 3)
     Image.fromarray(decode.paper(levels)).save(folder / "a.png")
-    (folder / name).write_text(json.dumps(list(content)))
+    (folder / name).write_text(json.dumps(list(content)), encoding="utf-8")
     return folder / name, levels
 
 
@@ -88,7 +88,7 @@ def test_digits_are_drawn_read_and_recorded(run, capsys):
     for words in ("digits drawn as asked: ", " of 2, by a classifier", "captions that name the digit: ", "text: 'The"):
         assert words in printed
     folder = run / "samples" / "2"
-    record = json.loads((folder / "samples.json").read_text())
+    record = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     assert record["drawn"]["prompts"] == ["a picture of the number two"]
     assert len(record["read"]["captions"]) == 3
     assert record["files"] == ["captions.png", "digits.png"]
@@ -163,7 +163,7 @@ def test_a_document_of_text_and_an_image_is_gone_on_with(run, vectors, tmp_path,
     np.testing.assert_array_equal(decode.grey(np.asarray(Image.open(parts[1].content))), levels)
     assert np.asarray(Image.open(parts[3].content)).shape == (8, 8, 3)
     assert (out / "documents.png").read_bytes().startswith(PNG)
-    text = (out / "document-0.txt").read_text()
+    text = (out / "document-0.txt").read_text(encoding="utf-8")
     assert text.startswith("No caption at all:\n[image: document-0-2.png]\n and again\n[image: document-0-4.png]\n")
 
 
@@ -190,7 +190,7 @@ def test_the_model_decides_unless_told_and_pictures_come_after_prompts(vectors, 
 def test_a_run_on_a_prepared_dataset_draws_with_its_tokenizers(prepared, tmp_path):
     command = ["sample", str(prepared), "--prompt=Picture number 3 <eos>", "--n=2", f"--out={tmp_path}"]
     assert cli.main(command) == 0
-    first = json.loads((tmp_path / "document-0.json").read_text())
+    first = json.loads((tmp_path / "document-0.json").read_text(encoding="utf-8"))
     assert first == [{"text": "Picture number 3 <eos>"}, {"image": "document-0-2.png"}]  # no end, but text
     pixels = np.asarray(Image.open(tmp_path / "document-0-2.png"))
     tools = tokenise.load(prepared.parent / "data" / "tokenizers")
@@ -406,14 +406,14 @@ def contents(folder):
 
 
 def test_earlier_samples_are_replaced_and_nothing_else_is(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
     results.write(tmp_path, {"digits.png": b"1", "captions.png": b"2"}, {"step": 1})
     results.write(tmp_path, {"grid.png": b"3"}, {"step": 2})
     assert contents(tmp_path).keys() == {"notes.txt", "grid.png", "samples.json"}
-    assert json.loads((tmp_path / "samples.json").read_text()) == {"step": 2, "files": ["grid.png"]}
-    (tmp_path / "document-0.txt").write_text("mine")
+    assert json.loads((tmp_path / "samples.json").read_text(encoding="utf-8")) == {"step": 2, "files": ["grid.png"]}
+    (tmp_path / "document-0.txt").write_text("mine", encoding="utf-8")
     for record in ('{"step": 2, "files": ["grid.png"]}', "mine", '{"files": "document-0.txt"}', "[" * 100_000):
-        (tmp_path / "samples.json").write_text(record)
+        (tmp_path / "samples.json").write_text(record, encoding="utf-8")
         before = contents(tmp_path)
         with pytest.raises(
             UserError, match="was not written by mot sample and is not overwritten; choose another --out"
@@ -424,16 +424,20 @@ def test_earlier_samples_are_replaced_and_nothing_else_is(tmp_path):
 
 def test_a_record_names_no_file_but_samples(tmp_path):
     """Whoever wrote it cannot have other files removed."""
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path.parent / "grid.png").write_text("mine")
-    (tmp_path / "samples.json").write_text('{"files": ["notes.txt", "../grid.png"]}')
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path.parent / "grid.png").write_text("mine", encoding="utf-8")
+    (tmp_path / "samples.json").write_text('{"files": ["notes.txt", "../grid.png"]}', encoding="utf-8")
     results.write(tmp_path, {"grid.png": b"1"}, {})
-    assert (tmp_path / "notes.txt").read_text() == (tmp_path.parent / "grid.png").read_text() == "mine"
+    assert (
+        (tmp_path / "notes.txt").read_text(encoding="utf-8")
+        == (tmp_path.parent / "grid.png").read_text(encoding="utf-8")
+        == "mine"
+    )
 
 
 def test_samples_of_an_earlier_version_are_ours(tmp_path):
     (tmp_path / "captions.png").write_bytes(b"old")
-    (tmp_path / "samples.json").write_text('{"drawn": {}, "read": {}, "judge": 1.0}')
+    (tmp_path / "samples.json").write_text('{"drawn": {}, "read": {}, "judge": 1.0}', encoding="utf-8")
     results.write(tmp_path, {"digits.png": b"new"}, {})
     assert contents(tmp_path).keys() == {"digits.png", "samples.json"}
 
@@ -460,13 +464,13 @@ def test_interrupted_between_two_files_it_says_so_and_the_next_call_replaces_all
     with pytest.raises(KeyboardInterrupt):
         results.write(tmp_path, {"digits.png": b"2", "grid.png": b"2"}, {"step": 2})
     monkeypatch.undo()
-    assert json.loads((tmp_path / "samples.json").read_text())["interrupted"]
+    assert json.loads((tmp_path / "samples.json").read_text(encoding="utf-8"))["interrupted"]
     results.write(tmp_path, {"grid.png": b"3"}, {"step": 3})
     assert contents(tmp_path).keys() == {"grid.png", "samples.json"}
 
 
 def test_a_file_is_no_folder_for_results(run, tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     assert cli.main(["sample", str(run), f"--out={tmp_path / 'file'}"]) == 2
     assert "is no folder; choose another --out" in capsys.readouterr().err
 

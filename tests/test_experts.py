@@ -270,7 +270,7 @@ def test_narrow_experts_are_slices_and_what_does_not_fit_is_refused():
 
 def test_a_run_begins_from_another_runs_weights(tmp_path, one_device):
     path = train.run(smoke(tmp_path, "dense"), devices=one_device)
-    source = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+    source = json.loads((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     grown = smoke(tmp_path, "mot", init__run=str(path), run__name="grown")
     rows = rundir.read_metrics(train.run(grown, devices=one_device))
     first = next(row for row in rows if row["kind"] == "eval")

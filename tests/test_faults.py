@@ -48,7 +48,9 @@ def trial(root, seed, uninterrupted):
     rng = random.Random(seed)
     process, path, wanted = start(root), root / "digits-mot-smoke", rng.randrange(EVERY + 2, STEPS)
     for _ in range(30_000):  # a busy machine takes minutes to start
-        if (path / "metrics.jsonl").exists() and f'"train", "step": {wanted},' in (path / "metrics.jsonl").read_text():
+        if (path / "metrics.jsonl").exists() and f'"train", "step": {wanted},' in (path / "metrics.jsonl").read_text(
+            encoding="utf-8"
+        ):
             break
         time.sleep(0.01)
     time.sleep(rng.random() * 0.2)

@@ -45,7 +45,7 @@ def dataset(folder, **tokenizers):
     splits = dict(train=split, held_out=split)
     about = dict(format=1, modalities=modalities, tokenizers=tools, splits=splits, left_out={})
     folder.mkdir()
-    (folder / "dataset.json").write_text(json.dumps(about))
+    (folder / "dataset.json").write_text(json.dumps(about), encoding="utf-8")
     return special
 
 

@@ -137,7 +137,7 @@ def test_rows_after_the_checkpoint_are_written_once(tmp_path, one_device):
     """A run killed after its last checkpoint has rows that the resumed one writes again."""
     c = smoke(tmp_path, run__steps=4, run__eval_every=2)
     path = train.run(c, until=2, devices=one_device)
-    with (path / "metrics.jsonl").open("a") as file:
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"schema": 1, "kind": "train", "step": 3, "loss": 99.0}) + "\n")
         file.write('{"schema": 1, "kind": "tr')  # cut off by a crash
     train.run(c, devices=one_device)
@@ -282,7 +282,7 @@ def test_damaged_and_foreign_files_are_named_and_kept(tmp_path, one_device, name
 def test_a_folder_that_is_no_run_is_refused(tmp_path, one_device):
     c = smoke(tmp_path)
     rundir.folder(c).mkdir()
-    (rundir.folder(c) / "thesis.tex").write_text("precious")
+    (rundir.folder(c) / "thesis.tex").write_text("precious", encoding="utf-8")
     with pytest.raises(Damaged, match=r"is no run directory: no config.json, but \['thesis.tex'\]; name a run"):
         train.run(c, devices=one_device)
     assert [p.name for p in rundir.folder(c).iterdir()] == ["thesis.tex"]
@@ -302,10 +302,10 @@ def test_what_a_pod_trained_is_read_on_any_machine(finished, tmp_path):
     path = rundir.folder(finished[0])
     there = tmp_path / path.name
     shutil.copytree(path, there)
-    plain = json.loads((there / "config.json").read_text())
+    plain = json.loads((there / "config.json").read_text(encoding="utf-8"))
     plain["mesh"] |= {"fsdp": 64, "slices": 2}
     plain["model"] |= {"attention": "splash", "dispatch": "gmm", "remat": "block"}
-    (there / "config.json").write_text(json.dumps(plain))
+    (there / "config.json").write_text(json.dumps(plain), encoding="utf-8")
     here = rundir.config_of(there)
     assert (here.model.attention, here.model.dispatch, here.mesh.fsdp) == ("chunked", "blocked", 1)
     here = dataclasses.replace(here, run=dataclasses.replace(here.run, root=str(tmp_path)))

@@ -39,7 +39,7 @@ def read_json(folder: Path) -> dict:
     """A dataset's `dataset.json`; raises `UserError` where there is none of this format."""
     file = folder / "dataset.json"
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         _check_json(found)
     except FileNotFoundError:
         if (folder / "recipe.json").exists():

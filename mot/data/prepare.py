@@ -147,7 +147,7 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
                 f"{out} was begun otherwise ({listed}); nothing was overwritten; choose another --out, or remove it"
             )
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
+    with open(out / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -169,7 +169,7 @@ def _known(out: Path) -> dict:
     if not out.exists() or (out.is_dir() and not set(os.listdir(out)) - {".lock"}):
         return {}
     try:
-        known = json.loads((out / "recipe.json").read_text())
+        known = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
         if "inputs" not in known:
             raise ValueError
         return known
@@ -311,7 +311,7 @@ def _shard_name(block: int) -> str:
 def _done(out: Path, block: int, done: Path) -> Written | None:
     """What an earlier process has written of a block, where that is whole."""
     try:
-        told = json.loads(done.with_suffix(".json").read_text())
+        told = json.loads(done.with_suffix(".json").read_text(encoding="utf-8"))
         shards = {split: Shard(**shard) if shard else None for split, shard in told["shards"].items()}
         for split, shard in shards.items():
             if shard and file_digest(out / split / shard.file) != shard.digest:

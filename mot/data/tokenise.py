@@ -177,7 +177,7 @@ def _choose_text(recipe, folder, corpus, modalities) -> None:
     special = special_tokens(modalities)
     if recipe.tokenizer:
         try:
-            content = Path(recipe.tokenizer).read_text()
+            content = Path(recipe.tokenizer).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--tokenizer={recipe.tokenizer}: {error}; name a tokenizer.json") from None
     else:
@@ -215,7 +215,7 @@ def _chosen(folder: Path) -> dict:
     """What is there: modalities, those but latents that are vectors, the latents' width, can text be encoded."""
     file = folder / CHOSEN
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         modalities, width = tuple(found["modalities"]), found["latents"]
         of_vectors = tuple(found.get("vectors", ()))  # earlier versions had none
         if modalities[:1] != ("text",) or set(modalities) - FILES.keys() or type(width) is not int or width < 0:
@@ -231,7 +231,7 @@ def _chosen(folder: Path) -> dict:
 def _text(folder: Path) -> Tokenizer:
     file = folder / "text.json"
     try:
-        return texts.load(file.read_text(), ())
+        return texts.load(file.read_text(encoding="utf-8"), ())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
 

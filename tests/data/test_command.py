@@ -29,7 +29,7 @@ def test_prepare_ends_with_a_summary_and_a_page(folder, capsys):
     assert call("prepare", folder / "in", "--out", folder / "pictures", "--preview", *OPTIONS) == 0
     told = capsys.readouterr().out
     assert "pictures is already whole" in told
-    about = json.loads((folder / "pictures" / "dataset.json").read_text())
+    about = json.loads((folder / "pictures" / "dataset.json").read_text(encoding="utf-8"))
     assert f"{about['splits']['train']['tokens']['text']:,}" in told
     assert "image: 12 ids, 16 tokens each" in told
     assert f"mot train --config=configs/records.py:data={folder / 'pictures'},arch=mot" in told

@@ -86,7 +86,7 @@ def test_a_recipe_that_came_to_nothing_may_be_mended(made, tmp_path):
 
 def test_a_folder_that_holds_something_else_is_not_touched(made, tmp_path):
     recipe, _, _ = made
-    (tmp_path / "photo.txt").write_text("mine")
+    (tmp_path / "photo.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds something else; nothing was overwritten; choose another --out"):
         prepare.prepare(recipe, tmp_path, 1, 0)
     assert [p.name for p in tmp_path.iterdir()] == ["photo.txt"]
@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
 def start(tmp_path, recipe, out, workers, **more):
     script = tmp_path / "command.py"
-    script.write_text(COMMAND)
+    script.write_text(COMMAND, encoding="utf-8")
     arguments = [sys.executable, str(script), recipe.inputs[0], str(out), str(workers)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, start_new_session=True, **more)
@@ -171,7 +171,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(made, tmp_path):
 def test_bad_documents_are_left_out_counted_and_too_many_stop_it(tmp_path):
     recipe = write_inputs(tmp_path / "in", 30, bad={4, 7, 8, 13})  # 4, 7 and 13 get as far as their picture
     about = prepare.prepare(recipe, tmp_path / "out", 1, 10).about
-    told = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text().splitlines()]
+    told = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(told) == sum(about["left_out"].values()) == 4
     assert all("doc" in bad["id"] and bad["why"] for bad in told)
     with pytest.raises(
@@ -185,7 +185,7 @@ def test_bad_documents_are_left_out_counted_and_too_many_stop_it(tmp_path):
 
 def test_a_dataset_like_another_has_its_tokenizers(made, tmp_path):
     _, out, _ = made
-    (tmp_path / "other.txt").write_text("Quite another text. " * 30)
+    (tmp_path / "other.txt").write_text("Quite another text. " * 30, encoding="utf-8")
     other = dataclasses.replace(
         SMALL, inputs=(str(tmp_path / "other.txt"),), format="text", like=str(out), held_out=0.0
     )
@@ -197,7 +197,7 @@ def test_a_dataset_like_another_has_its_tokenizers(made, tmp_path):
     with pytest.raises(ValueError, match=r"is no dataset: it has no dataset.json"):
         prepare.prepare(lone, tmp_path / "lone", 1, 0)
     damaged = dataclasses.replace(other, like=str(tmp_path / "out"))
-    (tmp_path / "out" / "tokenizers" / "text.json").write_text("{}")
+    (tmp_path / "out" / "tokenizers" / "text.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"--like=.*text.json is missing or damaged; copy it again"):
         prepare.prepare(damaged, tmp_path / "lone", 1, 0)
 
@@ -207,12 +207,12 @@ def test_a_tokenizer_of_ones_own_gets_the_special_tokens(made, tmp_path):
 
     recipe, _, _ = made
     own = texts.train(["some words of my own, and some more of them"] * 9, 280, ["<unk>"])
-    (tmp_path / "own.json").write_text(own.to_str())
+    (tmp_path / "own.json").write_text(own.to_str(), encoding="utf-8")
     own_recipe = dataclasses.replace(recipe, tokenizer=str(tmp_path / "own.json"))
     text = prepare.prepare(own_recipe, tmp_path / "out", 1, 0).about["tokenizers"]["text"]
     assert text["ids"] == own.get_vocab_size() + 5
     assert min(i for name, i in text["special"].items() if name != "<unk>") == own.get_vocab_size()
-    (tmp_path / "no.json").write_text("{}")
+    (tmp_path / "no.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"the text tokenizer: no tokenizer of the tokenizers library"):
         prepare.prepare(dataclasses.replace(recipe, tokenizer=str(tmp_path / "no.json")), tmp_path / "no", 1, 0)
 

@@ -178,7 +178,7 @@ def dataset(folder, documents=7):
     text["files"] += saved(folder / "tokenizers", {about.BYTES: np.ones(50, np.int32)}).values()
     tokenizers = {"text": text, "image": {"ids": 4, "tokens": 4, "digest": "d", "files": []}}
     told = {"format": 1, "modalities": modalities, "tokenizers": tokenizers, "splits": splits, "left_out": {}}
-    (folder / "dataset.json").write_text(json.dumps(told))
+    (folder / "dataset.json").write_text(json.dumps(told), encoding="utf-8")
     return made
 
 
@@ -189,12 +189,12 @@ def text_tokenizer():
 
 def tokenizers_of(folder, modalities):
     folder.mkdir()
-    (folder / "text.json").write_text(text_tokenizer())
+    (folder / "text.json").write_text(text_tokenizer(), encoding="utf-8")
     if "image" in modalities:
         images.save(ImageTokenizer(4, 2, np.repeat(np.arange(4, dtype=np.uint8)[:, None], 12, 1)), folder / "image.npz")
     if "audio" in modalities:
         audios.save(AudioTokenizer(8000, 160, np.zeros((1, audios.BANDS), np.uint8)), folder / "audio.npz")
-    (folder / tokenise.CHOSEN).write_text(json.dumps({"modalities": modalities, "latents": 0}))
+    (folder / tokenise.CHOSEN).write_text(json.dumps({"modalities": modalities, "latents": 0}), encoding="utf-8")
 
 
 def saved(folder, arrays):
@@ -211,8 +211,8 @@ def known(file):
 def reword(folder, change):
     """Changes dataset.json."""
     file = folder / "dataset.json"
-    about = json.loads(file.read_text())
-    file.write_text(json.dumps(change(about) or about))
+    about = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(change(about) or about), encoding="utf-8")
 
 
 def put(*path, to):
@@ -481,9 +481,9 @@ def test_a_dataset_names_no_file_outside_of_its_folder(tmp_path, name):
     folder = tmp_path / "d"
     dataset(folder)
     file = folder / "dataset.json"
-    told = json.loads(file.read_text())
+    told = json.loads(file.read_text(encoding="utf-8"))
     told["splits"]["train"]["shards"][0]["file"] = name
-    file.write_text(json.dumps(told))
+    file.write_text(json.dumps(told), encoding="utf-8")
     with pytest.raises(ValueError, match=r"is no file of a dataset"):
         read_json(folder)
 
@@ -519,7 +519,7 @@ def paths(tree, path=()):
 def test_with_any_value_in_dataset_json_all_that_is_read_is_shown_or_refused(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("d") / "d"
     dataset(folder, 3)
-    path = data.draw(st.sampled_from(list(paths(json.loads((folder / "dataset.json").read_text())))))
+    path = data.draw(st.sampled_from(list(paths(json.loads((folder / "dataset.json").read_text(encoding="utf-8"))))))
     reword(folder, put(*path, to=data.draw(anything)))
     with contextlib.suppress(UserError):
         command._print_summary(folder, read_json(folder))
@@ -562,7 +562,7 @@ def test_junk_in_place_of_a_tokenizer_is_named(tmp_path, name, content):
 )
 def test_a_foreign_choice_of_tokenizers_is_refused(tmp_path, chosen):
     tokenizers_of(tmp_path / "tokenizers", ["text"])
-    (tmp_path / "tokenizers" / "chosen.json").write_text(json.dumps(chosen))
+    (tmp_path / "tokenizers" / "chosen.json").write_text(json.dumps(chosen), encoding="utf-8")
     with pytest.raises(UserError, match=r"chosen.json is missing or damaged"):
         tokenise.load(tmp_path / "tokenizers")
 
@@ -631,7 +631,9 @@ def test_inspect_tells_of_a_damaged_document_and_draws_the_others(tmp_path, caps
     assert "Traceback" not in told
     assert inspect(f"--out={tmp_path}/all.png") == 0
     assert (tmp_path / "all.png").stat().st_size > (tmp_path / "three.png").stat().st_size
-    (folder / "tokenizers" / "chosen.json").write_text(json.dumps({"modalities": ["text"], "latents": 0}))
+    (folder / "tokenizers" / "chosen.json").write_text(
+        json.dumps({"modalities": ["text"], "latents": 0}), encoding="utf-8"
+    )
     capsys.readouterr()
     assert inspect() == 2
     assert "tokenizers is for text, and the dataset has text, image; copy it again" in capsys.readouterr().err

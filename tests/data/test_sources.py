@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     prepare.prepare(write_inputs(path / "in", 120), path / "pictures", 1, 0)
     rng = np.random.default_rng(1)
     text = "".join(f"Sentence {i} has {'many ' * int(rng.integers(1, 9))}words.\n\n" for i in range(900))
-    (path / "prose.txt").write_text(text)
+    (path / "prose.txt").write_text(text, encoding="utf-8")
     recipe = dataclasses.replace(SMALL, inputs=(str(path / "prose.txt"),), format="text", like=str(path / "pictures"))
     prepare.prepare(dataclasses.replace(recipe, held_out=0.0), path / "prose", 1, 0)
     return path
@@ -147,7 +147,7 @@ def test_streams_and_modalities_must_meet(folder):
 
 
 def test_datasets_of_different_tokenizers_do_not_mix(folder, tmp_path):
-    (tmp_path / "in.txt").write_text("Quite different words, again and again. " * 50)
+    (tmp_path / "in.txt").write_text("Quite different words, again and again. " * 50, encoding="utf-8")
     recipe = dataclasses.replace(SMALL, inputs=(str(tmp_path / "in.txt"),), format="text")
     prepare.prepare(recipe, tmp_path / "other", 1, 0)
     c = tree(folder)
@@ -208,7 +208,7 @@ def test_training_counts_what_it_left_out_and_stops_when_it_is_too_much(folder, 
     c = config.build(tree(tmp_path, data__verify=False, **changes), sources.faults)
     path = train.run(c, until=6, devices=jax.devices()[:1])
     train.run(c, devices=jax.devices()[:1])
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     events = [d for row in rows if row.get("event") == "left out" for d in row["documents"]]
     last = [row for row in rows if row["kind"] == "train"][-1]
     assert last["left_out/pictures"] == len(events) > 0
@@ -308,7 +308,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("how", "workers"), [("hangs", 0), ("hangs", 1), ("dies", 1)])
 def test_a_worker_that_hangs_or_dies_stops_the_run_with_stacks(folder, tmp_path, how, workers):
     script = tmp_path / "run.py"
-    script.write_text(TRAIN.format(how=how, workers=workers))
+    script.write_text(TRAIN.format(how=how, workers=workers), encoding="utf-8")
     file = f"{ROOT}/configs/records.py:data={folder / 'pictures'},size=smoke,length=2048"
     wait = 15.0 if how == "hangs" else 200.0  # a busy machine takes long to start a worker
     changes = [f"data.workers={workers}", f"data.timeout={wait}", f"run.root={tmp_path}", "data.lookahead=8"]

@@ -117,7 +117,7 @@ def test_a_tokenizer_whose_ids_leave_gaps_is_refused(tmp_path, last):
 
 
 def test_what_the_tokenizer_cannot_encode_is_left_out(tmp_path):
-    content = word_level(tmp_path / "a.json", {"cat": 0}).read_text()
+    content = word_level(tmp_path / "a.json", {"cat": 0}).read_text(encoding="utf-8")
     found = texts.load(content, special_tokens(["text"]))
     assert tokenise._span(Part("text", "cat"), tools(found))[0].tolist() == [0]
     with pytest.raises(ValueError, match=r"cannot be encoded by the tokenizer: .*Missing .UNK. token"):

@@ -42,7 +42,7 @@ def sends(found) -> list[str]:
 
 
 def stored(arch):
-    return json.loads(FIGURES.read_text())[arch]
+    return json.loads(FIGURES.read_text(encoding="utf-8"))[arch]
 
 
 @pytest.mark.parametrize(("arch", "most"), [("dense", 1.03), ("mot", 1.03), ("moe_ec4", 1.10)])
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     from tests.plan import conftest  # noqa: F401  what the compiler is told
 
     told = {arch: figures(made(arch)) for arch in ("dense", "mot", "moe_ec4")}
-    FIGURES.write_text(json.dumps(told, indent=1) + "\n")
+    FIGURES.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

@@ -103,7 +103,7 @@ def test_a_collective_in_a_scan_counts_as_often_as_it_runs():
 
 def test_a_tpus_text():
     """A convolution in a fusion, fast memory, an asynchronous collective among named axes, a loop without a note."""
-    program = hlo.read((Path(__file__).parent / "tpu.hlo").read_text())
+    program = hlo.read((Path(__file__).parent / "tpu.hlo").read_text(encoding="utf-8"))
     (matmul,), (collective,), (kernel,) = program.matmuls, program.collectives, program.kernels
     assert (matmul.flops, matmul.at.times, matmul.dtype, matmul.passes) == (2 * 64 * 128 * 256, 4, "bf16", 6)
     assert matmul.at.source == "ops.py:7 linear.one"

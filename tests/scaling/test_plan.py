@@ -17,7 +17,7 @@ from scaling import chips, plan
 from tests import examples
 
 GIB = 2**30
-TEXT = (Path(__file__).parent / "tpu.hlo").read_text()
+TEXT = (Path(__file__).parent / "tpu.hlo").read_text(encoding="utf-8")
 CONFIG = "--config=configs/ladder.py:rung=1m,arch=mot"
 
 
@@ -141,7 +141,7 @@ def test_the_command_ends_with_0_where_it_fits(absent, tmp_path, capsys):
     assert command.main([CONFIG, "--topology", "v5p:2x2x1", "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert "binds; MFU at most" in told
-    assert json.loads(out.read_text())["memory"]["peak"] == 20 * GIB
+    assert json.loads(out.read_text(encoding="utf-8"))["memory"]["peak"] == 20 * GIB
 
 
 def test_the_command_ends_with_1_where_it_does_not_fit(absent, monkeypatch, capsys):

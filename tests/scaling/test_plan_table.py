@@ -114,13 +114,13 @@ def two_entries(monkeypatch):
 def test_the_table_is_written_and_gone_on_with(two_entries, tmp_path):
     assert plan_ladder.main(tmp_path) == 0
     assert len(two_entries) == 2
-    page = (tmp_path / "plan.md").read_text()
+    page = (tmp_path / "plan.md").read_text(encoding="utf-8")
     assert "| 37m | dense | v5p:2x2x1 | 1.00 G | 53.7, 107 | 1.010 |" in page
     assert "| chameleon | 37m | v5p:2x2x1 | 1.000 | 1.00 |" in page
     assert plan_ladder.main(tmp_path) == 0
     assert len(two_entries) == 2  # nothing is compiled again
-    kept = json.loads((tmp_path / "plan.json").read_text())["plans"]
-    (tmp_path / "plan.json").write_text(json.dumps({"plans": kept[:1]}))
+    kept = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["plans"]
+    (tmp_path / "plan.json").write_text(json.dumps({"plans": kept[:1]}), encoding="utf-8")
     assert plan_ladder.main(tmp_path) == 0
     assert [e.arch for e in two_entries[2:]] == ["mot"]
 
@@ -129,19 +129,19 @@ def test_a_rung_that_does_not_compile_is_tried_again_and_ends_with_1(two_entries
     with monkeypatch.context() as patch:
         patch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": "mot: no such kernel"})
         assert plan_ladder.main(tmp_path) == 1
-    assert "did not compile: mot: no such kernel" in (tmp_path / "plan.md").read_text()
+    assert "did not compile: mot: no such kernel" in (tmp_path / "plan.md").read_text(encoding="utf-8")
     assert plan_ladder.main(tmp_path) == 0
 
 
 def test_an_older_plan_stays_until_it_has_a_successor(two_entries, tmp_path, monkeypatch):
     assert plan_ladder.main(tmp_path) == 0
     file = tmp_path / "plan.json"
-    old = [row | {"digest": "older"} for row in json.loads(file.read_text())["plans"]]
-    file.write_text(json.dumps({"plans": old}))
+    old = [row | {"digest": "older"} for row in json.loads(file.read_text(encoding="utf-8"))["plans"]]
+    file.write_text(json.dumps({"plans": old}), encoding="utf-8")
     seen = []
 
     def compiled(entry):
-        seen.append([row["digest"] == "older" for row in json.loads(file.read_text())["plans"]])
+        seen.append([row["digest"] == "older" for row in json.loads(file.read_text(encoding="utf-8"))["plans"]])
         return _plan(rung("37m", entry.arch)).to_json()
 
     monkeypatch.setattr(plan_ladder, "compiled", compiled)
@@ -149,21 +149,21 @@ def test_an_older_plan_stays_until_it_has_a_successor(two_entries, tmp_path, mon
     assert plan_ladder.main(tmp_path) == 0
     assert seen[0] == [True, True]
     assert len(seen[1]) == 2
-    assert "older" not in file.read_text()
+    assert "older" not in file.read_text(encoding="utf-8")
 
 
 def test_a_compiler_that_was_killed_leaves_a_line_in_the_table(two_entries, tmp_path, monkeypatch):
     monkeypatch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": plan_apart.last_words("")})
     assert plan_ladder.main(tmp_path) == 1
-    assert "did not compile: it ended without a word" in (tmp_path / "plan.md").read_text()
+    assert "did not compile: it ended without a word" in (tmp_path / "plan.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ['{"plans": [', '{"plans": [{}]}', "[]"])
 def test_a_damaged_table_is_named_and_kept(two_entries, tmp_path, text):
-    (tmp_path / "plan.json").write_text(text)
+    (tmp_path / "plan.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"plan\.json holds no plans .*; move it away"):
         plan_ladder.main(tmp_path)
-    assert (tmp_path / "plan.json").read_text() == text
+    assert (tmp_path / "plan.json").read_text(encoding="utf-8") == text
 
 
 def test_every_entry_divides():

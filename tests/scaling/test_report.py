@@ -43,14 +43,16 @@ def planted(
         if step % EVERY == 0:
             rows.append({"kind": "eval", "loss": sum(loss.values()) / 2} | common | loss)
     rows += [{"kind": "event", "step": steps, "event": event} for event in events]
-    (path / "metrics.jsonl").write_text("".join(json.dumps({"schema": 1} | row) + "\n" for row in rows))
+    (path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"schema": 1} | row) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
 def page(root, *patterns, out=None):
     out = out or root
     sentence = report.write(runs.find(patterns or [f"{root}/*"]), out)
-    return sentence, (out / "report.html").read_text()
+    return sentence, (out / "report.html").read_text(encoding="utf-8")
 
 
 def prose(text):
@@ -66,7 +68,7 @@ def test_the_headline_says_what_was_planted(tmp_path):
     assert len(found) == 2
     assert all(44 <= x <= 52 for x in found), sentence  # 50, and what noise takes off a first crossing
     assert sentence in prose(text)
-    slopes = (tmp_path / "slopes.csv").read_text().splitlines()
+    slopes = (tmp_path / "slopes.csv").read_text(encoding="utf-8").splitlines()
     assert {row.rsplit(",", 1)[1] for row in slopes[1:]} == {"3"}  # seeds
     for name in ("runs", "losses", "slopes"):
         assert (tmp_path / f"{name}.csv").stat().st_size > 100
@@ -132,7 +134,7 @@ def test_a_run_that_cannot_be_compared_is_shown_with_its_reason_and_changes_no_n
         planted(tmp_path, "dense", seed)
         planted(tmp_path, "mot", seed, speed=2.0)
     before, _ = page(tmp_path)
-    slopes = (tmp_path / "slopes.csv").read_text()
+    slopes = (tmp_path / "slopes.csv").read_text(encoding="utf-8")
     apart = "mot-seed2" if "lr" not in make else "other-seed2"
     planted(tmp_path, "mot", 2, speed=0.3, name=apart, **make)
     after, text = page(tmp_path)
@@ -140,7 +142,7 @@ def test_a_run_that_cannot_be_compared_is_shown_with_its_reason_and_changes_no_n
     assert apart in prose(text)
     if "lr" not in make:
         assert before == after
-        assert slopes == (tmp_path / "slopes.csv").read_text()
+        assert slopes == (tmp_path / "slopes.csv").read_text(encoding="utf-8")
     else:
         assert "other" not in after
 
@@ -148,7 +150,7 @@ def test_a_run_that_cannot_be_compared_is_shown_with_its_reason_and_changes_no_n
 def test_what_is_worth_knowing_of_a_sound_run_is_said(tmp_path):
     planted(tmp_path, "mot")
     cut = planted(tmp_path, "dense")
-    with (cut / "metrics.jsonl").open("a") as f:
+    with (cut / "metrics.jsonl").open("a", encoding="utf-8") as f:
         f.write('{"schema": 1, "kind": "tr')
     _, text = page(tmp_path)
     for remark in (
@@ -185,7 +187,7 @@ def test_a_run_that_never_gets_there_is_a_bound(tmp_path):
 def test_no_runs_there_is_one_message(tmp_path, monkeypatch, capsys, argument, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     assert cli.main(["report", argument]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.rglob("report.html"))
@@ -200,9 +202,9 @@ def test_files_beside_runs_are_passed_over(tmp_path):
 def test_a_run_of_one_modality_is_sound(tmp_path):
     path = planted(tmp_path, "dense")
     file = path / "metrics.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     one = lambda row: {k: 0 if k == "tokens/image" else v for k, v in row.items() if k != "loss/image"}
-    file.write_text("".join(json.dumps(one(row)) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(one(row)) + "\n" for row in rows), encoding="utf-8")
     assert runs.read(path).faults == ()
     page(tmp_path)
 
@@ -271,7 +273,7 @@ def test_in_a_browser_every_picture_loads_and_nothing_overflows(tmp_path, width,
     for arch in ("dense", "mot", "mot_ffn", "mot_attn_ffn"):
         planted(tmp_path, arch)
     page(tmp_path)
-    (tmp_path / "wrapper.html").write_text(WRAPPER.format(width=width))
+    (tmp_path / "wrapper.html").write_text(WRAPPER.format(width=width), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += ["--disable-component-update", "--disable-sync", "--no-first-run", "--allow-file-access-from-files"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=5000"]
@@ -310,12 +312,12 @@ def test_one_run_by_two_names_and_a_copy_are_no_further_evidence(tmp_path):
 def test_rows_that_say_nothing_leave_the_run_out(tmp_path, key, value, says):
     planted(tmp_path, "dense")
     path = planted(tmp_path, "mot", steps=STEPS)
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for row in rows:
         for k in [k for k in row if k == key or k.startswith(f"{key}/")] if row["kind"] == "train" else []:
             row[k] = value
     rows = [{k: v for k, v in row.items() if v is not None} for row in rows if row["kind"] != "eval"]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sentence, text = page(tmp_path)
     assert says in prose(text)
     assert "can be compared with a dense one" in sentence
@@ -332,20 +334,22 @@ def test_damaged_samples_are_named_and_the_page_is_made(tmp_path, content):
 
 def test_what_others_wrote_is_not_overwritten(tmp_path, capsys):
     planted(tmp_path, "dense")
-    (tmp_path / "report.html").write_text("mine")
+    (tmp_path / "report.html").write_text("mine", encoding="utf-8")
     assert cli.main(["report", str(tmp_path / "dense-seed0")]) == 2
     assert "was not written by mot report and is not overwritten" in capsys.readouterr().err
-    assert (tmp_path / "report.html").read_text() == "mine"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "mine"
     assert not list(tmp_path.glob("*.csv"))
 
 
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, capsys):
     path = planted(tmp_path, "dense")
-    good = (path / "metrics.jsonl").read_text().splitlines()
+    good = (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for bad in ('{"schema": 1, "kind": "train", "step": "3"}', '{"schema": 1, "kind": "train", "step": 3, "loss": []}'):
-        (path / "metrics.jsonl").write_text("\n".join([good[0], bad, ""]))
+        (path / "metrics.jsonl").write_text("\n".join([good[0], bad, ""]), encoding="utf-8")
         assert cli.main(["report", str(path)]) == 2
         assert "metrics.jsonl is damaged or foreign (line 2: " in capsys.readouterr().err
-    (path / "config.json").write_text((path / "config.json").read_text().replace('"steps": 60', '"steps": "60"'))
+    (path / "config.json").write_text(
+        (path / "config.json").read_text(encoding="utf-8").replace('"steps": 60', '"steps": "60"'), encoding="utf-8"
+    )
     assert cli.main(["report", str(path)]) == 2
     assert "config.json is damaged or foreign" in capsys.readouterr().err
