@@ -167,9 +167,7 @@ def _weights(c: ConfigDict, name: str) -> int:
     D, F = stream.width, (ffn.experts and ffn.width) or stream.ffn
     layer = 2 * (m.heads + m.kv_heads) * m.head_size * D + attn.experts * D
     layer += 3 * D * F * (ffn.active if ffn.experts else 1) + ffn.experts * D
-    # Scale and shift of two norms, of which all have them that share a tower with vectors.
-    by_norm = any(s.latent for x, s in c.streams.items() if c.towers.norm[x] == c.towers.norm[name])
-    layer += 4 * D * ADA * by_norm
+    layer += 4 * D * ADA * (stream.latent > 0)  # scales and shifts of two norms
     if not stream.latent:
         V = max(s.first_id + s.ids for s in c.streams.values())
         return m.layers * layer + D * V

@@ -11,7 +11,7 @@ from mot import batch as batches
 from mot import ops, sharding
 from mot.batch import Batch, Tokens
 from mot.config import Config
-from mot.params import ADA, WAVES, by_norm
+from mot.params import WAVES, by_norm
 
 QUICKEST = 1000.0  # radians that the quickest wave turns from data to noise: 2006.11239's thousand steps
 
@@ -35,9 +35,9 @@ def enter(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, conf
         return flat(parts[0].reshape(len(real_R1), -1))
 
     x_RD = join([_stream(params, apart[s], s, config) for s in group])
-    if not any(by_norm(config.streams[s]) for s in group):
+    if not by_norm(config.streams[group[0]]):  # a group's streams are alike in this
         return x_RD, None
-    return x_RD, join([_condition(params, apart[s], s, config) for s in group])
+    return x_RD, join([_condition(params, apart[s], s) for s in group])
 
 
 def leave(params: dict, h_RD, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config, T: int | None):
@@ -119,10 +119,8 @@ def _stream(params, tokens, name, config):
     return x_RD.reshape(*tokens.token.shape, -1).astype(jnp.float32)
 
 
-def _condition(params, tokens, name, config):
-    """`[B, C, X]`; 0 for tokens that know of no noise."""
-    if not by_norm(config.streams[name]):
-        return jnp.zeros((*tokens.token.shape, ADA))
+def _condition(params, tokens, name):
+    """`[B, C, X]`; 0 for clean tokens."""
     return time_features(params["latent"][name], tokens.noise).reshape(*tokens.token.shape, -1)
 
 

@@ -21,7 +21,7 @@ def matmul_weights(config: Config) -> dict[str, int]:
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
     last = lambda path: path.split("/")[-1]
-    is_matrix = lambda path: last(path).endswith("_ada") or not ("norm" in last(path) or path.split("/")[2] == "norm")
+    is_matrix = lambda path: params.is_modulation(path) or not ("norm" in last(path) or path.split("/")[2] == "norm")
     matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and is_matrix(p))}
     of_ids = lambda stream: 0 if config.streams[stream].latent else head
     return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
@@ -73,6 +73,8 @@ def _serves(path: str, stream: str, config: Config) -> bool:
         return False
     if parts[0] == "final_norm":
         return config.towers.norm[stream] == parts[1]
+    if params.is_modulation(path) and not params.by_norm(config.streams[stream]):
+        return False  # a norm may serve streams that have a noise level, and others
     return not _in_block(path) or getattr(config.towers, parts[2])[stream] == parts[3]
 
 

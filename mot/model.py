@@ -1,7 +1,8 @@
 """The Mixture-of-Transformers: towers by three maps (attention projections, FFN, norms) around one joint attention.
 
 Dense, MoT and everything between are the same functions with other maps. Streams that share every map travel merged, in
-document order, so dense is an ordinary transformer and pays nothing for the generality.
+document order, so dense is an ordinary transformer and pays nothing for the generality. A stream whose noise level
+enters by the norms travels apart from one that has none: its tokens alone are modulated.
 """
 
 import zlib
@@ -20,18 +21,23 @@ from mot.batch import Batch, Tokens
 from mot.caches import Cache
 from mot.config import Config
 from mot.mixing import Row, end_to_end
+from mot.params import by_norm
 from mot.router import Report
 
 Group = tuple[str, ...]  # streams that travel merged
 
 
 def groups(config: Config, present: Sequence[str] | None = None) -> list[Group]:
-    """Of the streams present (by default all) those that share every tower, in the order of their first stream."""
-    by_towers: dict[tuple, Group] = {}
+    """Of the streams present (by default all) those that every layer treats alike, in the order of their first stream.
+
+    These share every tower, and their noise level enters by the norms of all of them or of none.
+    """
+    alike: dict[tuple, Group] = {}
     for s in config.streams if present is None else [s for s in config.streams if s in present]:
         towers = tuple(getattr(config.towers, component)[s] for component in ("attn", "ffn", "norm"))
-        by_towers[towers] = (*by_towers.get(towers, ()), s)
-    return list(by_towers.values())
+        key = (*towers, by_norm(config.streams[s]))
+        alike[key] = (*alike.get(key, ()), s)
+    return list(alike.values())
 
 
 class Output(NamedTuple):

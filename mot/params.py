@@ -140,6 +140,11 @@ ROUTER_BIAS = "router_bias"  # moved by loads, not by gradients
 CAUSAL = "causal"  # the routers that imitate experts that choose; they learn by themselves
 
 
+def is_modulation(path: str) -> bool:
+    """Is it a matrix that makes a norm's scales and shifts of a noise level?"""
+    return path.endswith("_ada")
+
+
 def is_bias(path: str) -> bool:
     return path.endswith(f"/{ROUTER_BIAS}")
 
