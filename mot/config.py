@@ -319,6 +319,7 @@ def build(tree: ConfigDict | Mapping, *more: Check) -> Config:
     return Config(**sections)
 
 
+LARGEST_FLOAT = 3e38  # what is greater is infinite in float32
 LARGEST = 2**31  # no count, size or seed needs more; a random key takes 32 bits of a seed
 
 
@@ -371,8 +372,8 @@ def _convert(value, kind, path, faults):
         value = float(value)
     if type(value) is not kind:
         return _wrong(value, f"of type {kind.__name__}", path, faults)
-    if kind is float and not math.isfinite(value):
-        return _wrong(value, "a finite number", path, faults)
+    if kind is float and not abs(value) <= LARGEST_FLOAT:
+        return _wrong(value, f"a finite number, at most {LARGEST_FLOAT:g} in size", path, faults)
     return value
 
 

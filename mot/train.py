@@ -27,7 +27,7 @@ class Stopped(SystemExit):
 
 
 def make_step(config: Config, sources: int):
-    """`(state, batch) -> (state, measurements)`: gradients over all microbatches, and an update if they are finite."""
+    """`(state, batch) -> (state, measurements)`: gradients over all microbatches, and an update if they and the batch are finite."""
     optimiser, schedule, is_trained = optim.make(config), optim.schedule(config), optim.trainable(config)
     jitters = any(sets.jitter for sets in (*config.attn.values(), *config.ffn.values()))
 
@@ -53,6 +53,9 @@ def make_step(config: Config, sources: int):
             (total, sums), grads = _accumulate(one, (_microbatches(batch, config.optim.accumulate), keys))
         of_model = params.split(grads, params.is_causal)[1]  # without routers that only imitate
         norms, norm = _norms_by_tower(of_model), optax.tree.norm(of_model)
+        # NaN > 0 is false: a weight that is NaN would count as none, and the step as one of loss 0.
+        broken = batches.not_finite(batch) | {"sum of weights": (~jnp.isfinite(Z_M)).sum(dtype=jnp.int32)}
+        total = jnp.where(sum(broken.values()) > 0, jnp.nan, total)
         ok = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(total)
 
         def update():
@@ -64,7 +67,7 @@ def make_step(config: Config, sources: int):
 
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
         after = jax.lax.cond(ok, update, lambda: state)
-        measured = {"loss": total, "sums": sums, "grad_norm": norm, "grad_norms": norms, "ok": ok}
+        measured = {"loss": total, "sums": sums, "grad_norm": norm, "grad_norms": norms, "ok": ok, "broken": broken}
         measured["lr"] = schedule(state.updates)
         return after, measured
 

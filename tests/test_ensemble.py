@@ -69,6 +69,11 @@ def test_losses_of_ten_steps_equal_those_of_separate_runs(arch, varied):
     assert measured["ok"].tolist() == [False, True]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), after, broken)
     assert (after.updates - broken.updates).tolist() == [0, 1]
+    batch = examples.batch()
+    nothing = batch["text"].replace(weight=np.where(batch["text"].weight > 0, np.nan, 0).astype("f"))
+    after, measured = step(together, batch | {"text": nothing})
+    assert measured["ok"].tolist() == [False, False]
+    jax.tree.map(np.testing.assert_array_equal, after, together)
 
 
 def predicates(jaxpr):

@@ -14,7 +14,7 @@ from launch import flags
 from mot import checkpoint, config, errors, log, optim, params, rundir, sharding, train
 from mot.data import budgets, embedded, pipeline, prepare, sources
 from mot.errors import Damaged
-from tests import datasets, examples
+from tests import datasets, examples, vectors
 from tests.conftest import ROOT
 
 
@@ -197,6 +197,64 @@ def test_a_step_that_is_not_finite_is_skipped_to_the_bit(one_device):
     after, measured = one_step(c, examples.batch(), one_device, state)
     assert measured["ok"]
     assert after.updates == 1
+
+
+def test_a_batch_that_is_not_finite_is_skipped_to_the_bit(one_device):
+    """Each float field of each stream, in one row, so in one microbatch of two; a mean and an average are kept."""
+    tree = vectors.tree("moe_tc4", sound={"centre": 1.0}, attention="reference", layers=1)
+    tree.optim.update(accumulate=2, ema=0.5, warmup=0)
+    tree.data.batch = 2
+    c = config.build(tree)
+    mesh = sharding.make_mesh(c, one_device)
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda: train.init_state(c))()
+        quick = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)  # to compile
+        step, batch = jax.jit(train.make_step(c, 2), compiler_options=quick), vectors.batch(c)
+        state, measured = step(state, batch)
+        assert measured["ok"]
+        assert not any(measured["broken"].values())
+        fields = [("text", "weight")]
+        fields += [(name, field) for name in ("image", "sound") for field in ("weight", "noise", "value")]
+        for name, field in fields:
+            for bad in (np.nan, np.inf, -np.inf):
+                x = np.array(getattr(batch[name], field))
+                x[(0, 0) + (0,) * (x.ndim - 2)] = bad
+                after, measured = step(state, batch | {name: batch[name].replace(**{field: x})})
+                assert not measured["ok"], (name, field, bad)
+                assert not np.isfinite(measured["loss"]), (name, field, bad)
+                assert measured["broken"][f"{name}.{field}"] == 1
+                jax.tree.map(np.testing.assert_array_equal, after, state)
+        large = {name: t.replace(weight=np.where(t.weight > 0, 3e38, 0).astype("f")) for name, t in batch.items()}
+        after, measured = step(state, large)  # finite, but not their sum: every loss would be divided by infinity
+        assert not measured["ok"]
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+        fill = lambda t: t.replace(value=np.where((t.segment == 0)[..., None], np.nan, t.value))
+        padding = {name: fill(t) for name, t in batch.items()}
+        assert step(state, padding)[1]["ok"]
+
+
+def test_a_batch_that_is_not_finite_is_told(tmp_path, one_device, monkeypatch):
+    c = smoke(tmp_path, run__steps=3, optim__patience=2)
+    made = pipeline.Batches.__getitem__
+
+    def second_is_broken(self, n):
+        packed = made(self, n)
+        if n == 1 and self.count == 3:
+            packed.batch["text"].weight[0, :2] = np.nan
+        return packed
+
+    monkeypatch.setattr(pipeline.Batches, "__getitem__", second_is_broken)
+    path = train.run(c, devices=one_device)
+    assert [e["event"] for e in rows(path, "event")] == ["start", "skipped"]
+    assert rows(path, "event")[1] | {"schema": 1} == {
+        "schema": 1,
+        "kind": "event",
+        "step": 2,
+        "event": "skipped",
+        "towers": "none",
+        "batch": "sum of weights (2), text.weight (2)",
+    }
+    assert [row["loss"] == "nan" for row in rows(path)] == [False, True, False]
 
 
 def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkeypatch):
