@@ -5,7 +5,6 @@ are reported together, each with its dotted key, the value, what is allowed and 
 """
 
 import dataclasses
-import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping

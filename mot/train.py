@@ -27,7 +27,7 @@ class Stopped(SystemExit):
 
 
 def make_step(config: Config, sources: int):
-    """`(state, batch) -> (state, measurements)`: gradients over all microbatches, and an update if they and the batch are finite."""
+    """`(state, batch) -> (state, measurements)`: gradients over all microbatches; an update if all is finite."""
     optimiser, schedule, is_trained = optim.make(config), optim.schedule(config), optim.trainable(config)
     jitters = any(sets.jitter for sets in (*config.attn.values(), *config.ffn.values()))
 
