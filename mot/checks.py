@@ -326,12 +326,13 @@ def _optim(c):
             yield f"optim.{key}: {value}; must be at least 0 and below 1; change it"
     if o.end_lr > o.lr > 0:
         yield f"optim.end_lr: {o.end_lr} is above optim.lr = {o.lr}; the rate decays; lower end_lr"
-    for i, rule in enumerate(o.rules):
-        yield from at_least_0(f"optim.rules[{i}]", rule, "lr", "decay")
-        try:
-            re.compile(rule.match)
-        except re.error as error:
-            yield f"optim.rules[{i}].match: {rule.match!r} is no regular expression ({error}); mend it"
+    for key in ("rules", "base_rules"):
+        for i, rule in enumerate(getattr(o, key)):
+            yield from at_least_0(f"optim.{key}[{i}]", rule, "lr", "decay")
+            try:
+                re.compile(rule.match)
+            except re.error as error:
+                yield f"optim.{key}[{i}].match: {rule.match!r} is no regular expression ({error}); mend it"
 
 
 def _steps(c):

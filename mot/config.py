@@ -213,7 +213,11 @@ class Optim:
     accumulate: int  # microbatches in a step
     ema: float  # of the parameters; 0 = none
     patience: int  # steps in a row that may be skipped for a gradient that is not finite
-    rules: tuple[Rule, ...]
+    freeze: (
+        str  # streams or modalities, with commas between: all that they use; `text.ffn` that part alone (params.PARTS)
+    )
+    rules: tuple[Rule, ...]  # one's own; they come before
+    base_rules: tuple[Rule, ...]  # for what none of `rules` matches
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ def read_config(path: Path) -> dict:
             return _not_ours(
                 file, f"it lacks {', '.join(lacks)}; a run of an earlier version of mot is read by that one"
             )
+        optim = found["optim"]
+        if isinstance(optim, dict) and "base_rules" not in optim:  # of a version whose `rules` were all there are
+            found["optim"] = optim | {"freeze": "", "rules": [], "base_rules": optim.get("rules", [])}
         return found
     except (ValueError, TypeError, OSError, RecursionError) as error:
         return _not_ours(file, error)

@@ -62,7 +62,9 @@ def make_step(config: Config, sources: int):
             updates, opt = optimiser.update(grads, state.opt, trained)
             weights, d = params.merge(optax.apply_updates(trained, updates), frozen), config.optim.ema
             weights = _balanced(weights, sums["routing"], config)
-            ema = jax.tree.map(lambda e, w: d * e + (1 - d) * w, state.ema, weights) if d else {}
+            # What does not move has itself as its average, to the bit.
+            average = lambda e, w: jnp.where(e == w, e, d * e + (1 - d) * w)
+            ema = jax.tree.map(average, state.ema, weights) if d else {}
             return State(weights, opt, ema, state.updates + 1, running(state.means, sums["streams"]))
 
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
@@ -81,8 +83,8 @@ def _over_rows(report):
 
 def _balanced(weights, routing, config):
     """Routers' biases a step towards even loads (2408.15664): up where an expert has less than the mean, else down."""
-    flat = params.paths(weights)
-    moves = lambda path: params.is_bias(path) and optim.rule_for(path, config.optim.rules).lr > 0
+    flat, decided = params.paths(weights), optim.rules(config)
+    moves = lambda path: params.is_bias(path) and decided[path].lr > 0
     for path in filter(moves, flat):
         _, _, component, tower, _ = path.split("/")
         load_LE = routing[f"{component}/{tower}"].load_BME.sum(1)
@@ -268,6 +270,8 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
     fill = budgets.reachable(config, training)
     log.start({"data": training.digest, "reachable_fill": fill, "devices": mesh.size})
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
+    for line in optim.told(config):
+        live.say(line)
     for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
         live.say(f"warning: {line}")
     step = parts.step.lower(state, sharding.placed(packed.batch, config, mesh))

@@ -46,8 +46,10 @@ def test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path():
 
 
 def test_every_parameter_needs_a_rule_and_every_rule_a_parameter():
-    with pytest.raises(config.ConfigError, match=r"optim.rules: no rule matches embed/tokens, .* more; .*\.\*"):
-        make(rules=(dict(match="norm|head", lr=1.0, decay=0.0),))
+    with pytest.raises(
+        config.ConfigError, match=r"optim.rules, base_rules: no rule matches embed/tokens, .* more; .*\.\*"
+    ):
+        make(base_rules=(dict(match="norm|head", lr=1.0, decay=0.0),))
     with pytest.raises(config.ConfigError, match=r"optim.rules\[1\].match: 'embed' decides for no parameter"):
         make(rules=(dict(match=".*", lr=1.0, decay=0.0), dict(match="embed", lr=1.0, decay=0.0)))
 
