@@ -134,14 +134,20 @@ def _by_part(table: params.Table) -> str:
 
 
 def schedule(config: Config) -> optax.Schedule:
-    """Learning rate of step n (from 0): linear warm-up to the peak, then cosine, linear, or flat and linear (wsd)."""
+    """Learning rate of step n (from 0): linear warm-up to the peak, then cosine, linear, constant, or wsd: both.
+
+    Of constant, and of wsd before its decay, no rate depends on `run.steps`: such a run can be given more.
+    """
     o, steps = config.optim, config.run.steps
     after = max(steps - o.warmup, 1)
     decays = {
         "cosine": optax.cosine_decay_schedule(o.lr, after, alpha=o.end_lr / o.lr),
         "linear": optax.linear_schedule(o.lr, o.end_lr, after),
-        "wsd": optax.linear_schedule(o.lr, o.end_lr, o.decay_steps, transition_begin=after - o.decay_steps),
+        "constant": optax.constant_schedule(o.lr),
     }
+    # Joined, so that the flat part is `constant` to the bit, and one may follow the other.
+    last = optax.linear_schedule(o.lr, o.end_lr, o.decay_steps)
+    decays["wsd"] = optax.join_schedules([decays["constant"], last], [after - o.decay_steps])
     warmup = lambda n: o.lr * (n + 1) / max(o.warmup, 1)  # the first step already moves
     return optax.join_schedules([warmup, decays[o.schedule]], [o.warmup])
 

@@ -133,6 +133,89 @@ def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, n):
     assert len(rows(b)) == 6
 
 
+CLOCK = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
+
+
+def test_a_finished_run_that_gets_more_steps_is_one_that_had_them(tmp_path, one_device):
+    settings = dict(run__eval_every=3, optim__schedule="constant", optim__ema=0.9)
+    whole = smoke(tmp_path / "a", run__steps=5, **settings)
+    a = train.run(whole, devices=one_device)
+    train.run(smoke(tmp_path / "b", run__steps=3, **settings), devices=one_device)
+    b = train.run(smoke(tmp_path / "b", run__steps=5, run__save_every=4, **settings), devices=one_device)
+    jax.tree.map(np.testing.assert_array_equal, restored(a, 5), restored(b, 5))
+    timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
+    for kind in ("train", "eval"):
+        assert timeless(a, kind) == timeless(b, kind)
+    (event,) = [row for row in rows(b, "event") if row["event"] == "changed"]
+    assert event["step"] == 3
+    assert event["keys"] == {"run.steps": [3, 5], "run.save_every": [2, 4]}
+    assert rundir.config_of(b).run.steps == 5
+    assert checkpoint.steps(b / "checkpoints") == [2, 3, 4, 5]
+
+
+def stopped(root, at, **settings):
+    """A run's folder as it is at a step, without the arrays."""
+    c = smoke(root, **settings)
+    (rundir.open_run(c) / "checkpoints" / str(at)).mkdir(parents=True)
+    return c
+
+
+WSD = dict(optim__schedule="wsd", optim__decay_steps=20)
+
+
+@pytest.mark.parametrize(
+    ("before", "at", "after"),
+    [
+        (WSD, 80, dict(run__steps=200)),
+        (WSD, 80, dict(run__steps=100, optim__decay_steps=5)),
+        (WSD, 60, dict(run__steps=90)),
+        (dict(optim__schedule="constant"), 100, dict(run__steps=150) | WSD),
+        (dict(optim__schedule="constant"), 40, dict(run__steps=40)),
+        (dict(optim__warmup=20), 20, dict(run__steps=300)),
+        (dict(), 0, dict(run__steps=300)),
+    ],
+)
+def test_steps_and_schedule_change_where_no_rate_so_far_does(tmp_path, before, at, after):
+    stopped(tmp_path, at, run__steps=100, **before)
+    c = smoke(tmp_path, **before | after)
+    path = rundir.open_run(c)
+    assert rundir.config_of(path).run.steps == c.run.steps
+    assert rundir.config_of(path).optim == c.optim
+    assert [row["event"] for row in rows(path, "event")] == ["changed"]
+    assert rundir.open_run(c) == path
+    assert len(rows(path, "event")) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "at", "after", "says"),
+    [
+        (
+            dict(),
+            100,
+            dict(run__steps=200),
+            r"rate is 0.0001\d* \(cosine over 100 steps\); .*from step 3 on.*init.run=",
+        ),
+        (dict(optim__schedule="linear"), 50, dict(run__steps=200), r"\(linear over 100 steps\).* from step 3 on"),
+        (WSD, 90, dict(run__steps=200), r"from step 8[0-9] on.* wsd up to its last optim.decay_steps"),
+        (WSD, 60, dict(run__steps=70), r"from step 5[0-9] on"),
+        (
+            dict(optim__schedule="constant"),
+            50,
+            dict(run__steps=40),
+            r"is at step 50 already, and cannot end at step 40",
+        ),
+        (dict(optim__schedule="constant"), 50, dict(run__steps=200, optim__lr=1e-3), r"of another configuration"),
+        (dict(optim__schedule="constant"), 50, dict(run__eval_batches=3), r"run.eval_batches: 2 -> 3"),
+    ],
+)
+def test_what_more_steps_would_need_is_said_and_nothing_written(tmp_path, before, at, after, says):
+    path = rundir.folder(stopped(tmp_path, at, run__steps=100, **before))
+    there = tree_of(path)
+    with pytest.raises(errors.UserError, match=says):
+        rundir.open_run(smoke(tmp_path, **dict(run__steps=100) | before | after))
+    assert tree_of(path) == there
+
+
 def test_rows_after_the_checkpoint_are_written_once(tmp_path, one_device):
     """A run killed after its last checkpoint has rows that the resumed one writes again."""
     c = smoke(tmp_path, run__steps=4, run__eval_every=2)
