@@ -125,7 +125,9 @@ def get_config() -> ConfigDict:
         accumulate=1,
         ema=0.0,
         patience=5,
+        freeze="",  # "text": all that text uses; "text.ffn,text.attn": these parts of it
+        rules=(),  # one's own, which come first: dict(match="/image/", lr=0.1, decay=0.1)
         # Weights decay; norms' scales and biases do not.
-        rules=(dict(match="norm", lr=1.0, decay=0.0), dict(match=".*", lr=1.0, decay=0.1)),
+        base_rules=(dict(match="norm", lr=1.0, decay=0.0), dict(match=".*", lr=1.0, decay=0.1)),
     )
     return c

@@ -58,6 +58,20 @@ def abstract(config: Config) -> Batch:
     return {name: one(stream) for name, stream in config.streams.items()}
 
 
+def not_finite(batch: Batch) -> dict[str, jax.Array]:
+    """How many numbers of each float field are NaN or infinite, by `stream.field`; int32.
+
+    Padding's vectors do not count: they enter the model as 0.
+    """
+    counts = {}
+    for name, tokens in batch.items():
+        value_BCP = jnp.where((tokens.segment != 0)[..., None], tokens.value, 0)
+        for field, x in vars(tokens.replace(value=value_BCP)).items():
+            if jnp.issubdtype(x.dtype, jnp.floating):
+                counts[f"{name}.{field}"] = (~jnp.isfinite(x)).sum(dtype=jnp.int32)
+    return counts
+
+
 def modality(ids, config: Config) -> jax.Array:
     """The index, in `config.modalities`, of the modality whose id range holds each id."""
     result = jnp.zeros_like(ids)

@@ -313,7 +313,7 @@ def _optim(c):
     o = c.optim
     yield from positive("optim", o, "lr", "eps", "clip", "accumulate", "patience")
     yield from at_least_0("optim", o, "end_lr", "warmup", "decay_steps")
-    yield from choice("optim", o, "schedule", "cosine", "linear", "wsd")
+    yield from choice("optim", o, "schedule", "cosine", "linear", "constant", "wsd")
     yield from choice("optim", o, "moments", "float32", "bfloat16")
     for key in ("beta1", "beta2"):
         if o.moments == "bfloat16" and getattr(o, key) > LONGEST_IN_BFLOAT16:
@@ -324,14 +324,15 @@ def _optim(c):
     for key in ("beta1", "beta2", "ema"):
         if not 0 <= (value := getattr(o, key)) < 1:
             yield f"optim.{key}: {value}; must be at least 0 and below 1; change it"
-    if o.end_lr > o.lr > 0:
+    if o.end_lr > o.lr > 0 and o.schedule != "constant":
         yield f"optim.end_lr: {o.end_lr} is above optim.lr = {o.lr}; the rate decays; lower end_lr"
-    for i, rule in enumerate(o.rules):
-        yield from at_least_0(f"optim.rules[{i}]", rule, "lr", "decay")
-        try:
-            re.compile(rule.match)
-        except re.error as error:
-            yield f"optim.rules[{i}].match: {rule.match!r} is no regular expression ({error}); mend it"
+    for key in ("rules", "base_rules"):
+        for i, rule in enumerate(getattr(o, key)):
+            yield from at_least_0(f"optim.{key}[{i}]", rule, "lr", "decay")
+            try:
+                re.compile(rule.match)
+            except re.error as error:
+                yield f"optim.{key}[{i}].match: {rule.match!r} is no regular expression ({error}); mend it"
 
 
 def _steps(c):

@@ -5,7 +5,6 @@ are reported together, each with its dotted key, the value, what is allowed and 
 """
 
 import dataclasses
-import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -214,7 +213,11 @@ class Optim:
     accumulate: int  # microbatches in a step
     ema: float  # of the parameters; 0 = none
     patience: int  # steps in a row that may be skipped for a gradient that is not finite
-    rules: tuple[Rule, ...]
+    freeze: (
+        str  # streams or modalities, with commas between: all that they use; `text.ffn` that part alone (params.PARTS)
+    )
+    rules: tuple[Rule, ...]  # one's own; they come before
+    base_rules: tuple[Rule, ...]  # for what none of `rules` matches
 
 
 @dataclass(frozen=True)
@@ -319,6 +322,7 @@ def build(tree: ConfigDict | Mapping, *more: Check) -> Config:
     return Config(**sections)
 
 
+LARGEST_FLOAT = 3e38  # what is greater is infinite in float32
 LARGEST = 2**31  # no count, size or seed needs more; a random key takes 32 bits of a seed
 
 
@@ -371,8 +375,8 @@ def _convert(value, kind, path, faults):
         value = float(value)
     if type(value) is not kind:
         return _wrong(value, f"of type {kind.__name__}", path, faults)
-    if kind is float and not math.isfinite(value):
-        return _wrong(value, "a finite number", path, faults)
+    if kind is float and not abs(value) <= LARGEST_FLOAT:
+        return _wrong(value, f"a finite number, at most {LARGEST_FLOAT:g} in size", path, faults)
     return value
 
 

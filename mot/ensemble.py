@@ -56,7 +56,9 @@ def run(
     kernels.refuse_absent(first, mesh.devices.flat[0].platform)
     at = _same_step(configs)
     upcycled = [train.upcycled(c) if c.init.run and not at else None for c in configs]
-    for c in sorted(configs, key=lambda c: not rundir.folder(c).exists()):  # what may be refused comes first
+    for c in configs:  # what may be refused comes first
+        rundir.changed(c)
+    for c in configs:
         rundir.open_run(c)
     paths = [rundir.folder(c) for c in configs]
     each = together(configs, mesh)

@@ -132,8 +132,9 @@ class Log:
     def _skipped(self, step, measured) -> None:
         bad = ", ".join(tower for tower, x in measured["grad_norms"].items() if not np.isfinite(x)) or "none"
         what = f"step {step} skipped: loss {measured['loss']}, gradient norm {measured['grad_norm']}"
-        what += f", not finite in towers: {bad}"
-        self.writer.write("event", step, {"event": "skipped", "towers": bad})
+        in_batch = ", ".join(f"{field} ({n})" for field, n in measured["broken"].items() if n) or "none"
+        what += f", not finite in towers: {bad}, in the batch: {in_batch}"
+        self.writer.write("event", step, {"event": "skipped", "towers": bad, "batch": in_batch})
         self.live.say(what)
         if self.position.skipped >= self.config.optim.patience:
             self.writer.write("event", step, {"event": "diverged"})

@@ -1,6 +1,8 @@
 """AdamW with learning rate, decay and freezing by path, and its schedule."""
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import jax
@@ -10,29 +12,71 @@ import optax
 from mot import params
 from mot.config import Config, Rule, reads
 
+FROZEN = Rule(match="", lr=0.0, decay=0.0)
 
-def rule_for(path: str, rules: tuple[Rule, ...]) -> Rule | None:
-    """The first rule that matches."""
-    return next((rule for rule in rules if re.search(rule.match, path)), None)
+
+def rules(config: Config) -> dict[str, Rule | None]:
+    """What decides for each parameter, by path: `optim.freeze`, else the first rule that matches, or None."""
+    o, frozen = config.optim, {path for paths in frozen_by(config).values() for path in paths}
+    every = (*o.rules, *o.base_rules)
+    first = lambda path: next((rule for rule in every if re.search(rule.match, path)), None)
+    return {path: FROZEN if path in frozen else first(path) for path in params.table(config)}
+
+
+def frozen_by(config: Config) -> dict[str, list[str]]:
+    """The paths that each entry of `optim.freeze` freezes: all that a stream, or a modality's streams, use.
+
+    Whole arrays: of a tower, an embedding or a head that others share, they lose it too. So the loss of a frozen
+    modality stays what it was, to the bit, wherever it does not attend to others; rows of the embedding and columns of
+    the head that are others' stay as well, since a softmax is over all ids.
+    """
+    found = {}
+    for entry in [entry.strip() for entry in config.optim.freeze.split(",") if entry.strip()]:
+        part, mine = entry.partition(".")[2], _named(entry, config)
+        uses = [path for path in params.table(config) if mine & set(params.users(path, config))]
+        found[entry] = [path for path in uses if not part or part == params.part(path)]
+    return found
+
+
+def _named(entry: str, config: Config) -> set[str]:
+    """The streams that an entry of `optim.freeze` means."""
+    name = entry.partition(".")[0]
+    return {s for s, stream in config.streams.items() if name in (s, stream.modality)}
 
 
 @reads("streams", "towers", "attn", "ffn", "model", "optim")
 def uncovered(config: Config) -> Iterator[str]:
-    """A check for `config.build`: every parameter needs a rule, and every rule a parameter."""
-    rules, paths = config.optim.rules, list(params.table(config))
-    if any(not _compiles(rule.match) for rule in rules):
+    """A check for `config.build`: every parameter needs a rule, every rule a parameter, and something must train."""
+    o, paths = config.optim, list(params.table(config))
+    if any(not _compiles(rule.match) for rule in (*o.rules, *o.base_rules)):
         return  # a fault of its own, which `config` reports
-    bare = [p for p in paths if rule_for(p, rules) is None]
+    frozen = frozen_by(config)
+    names = dict.fromkeys(name for s, stream in config.streams.items() for name in (s, stream.modality))
+    for entry in [entry for entry, found in frozen.items() if not found]:
+        yield (
+            f"optim.freeze: {entry!r} names no parameter; allowed: {', '.join(names)}, and parts of them, as "
+            f"{next(iter(names))}.ffn ({', '.join(params.PARTS)}), with commas between; change it"
+        )
+    decided = rules(config)
+    bare = [path for path in paths if decided[path] is None]
     if bare:
         shown = ", ".join(bare[:4]) + (f" and {len(bare) - 4} more" if len(bare) > 4 else "")
-        yield f"optim.rules: no rule matches {shown}; every parameter needs one; add a rule with match='.*' at the end"
-    used = {id(rule_for(p, rules)) for p in paths}
-    for i, rule in enumerate(rules):
-        if id(rule) not in used:
-            yield (
-                f"optim.rules[{i}].match: {rule.match!r} decides for no parameter (earlier rules come first); allowed "
-                f"paths look like {paths[1]}; mend or remove it"
-            )
+        yield (
+            f"optim.rules, base_rules: no rule matches {shown}; every parameter needs one; add a rule with match='.*' "
+            "at the end"
+        )
+    elif not any(decided[path].lr > 0 for path in paths):
+        how = f"optim.freeze: {o.freeze!r}" if frozen else "optim.rules: with lr 0 everywhere"
+        yield (
+            f"{how} leaves nothing to train: towers, embedding and head are frozen for all that share them; untie what "
+            "should train (as arch=mot does), or freeze parts"
+        )
+    first = [next((i for i, rule in enumerate(o.rules) if re.search(rule.match, path)), None) for path in paths]
+    for i in [i for i in range(len(o.rules)) if i not in first]:
+        yield (
+            f"optim.rules[{i}].match: {o.rules[i].match!r} decides for no parameter (earlier rules come first); "
+            f"allowed paths look like {paths[1]}; mend or remove it"
+        )
 
 
 def _compiles(pattern: str) -> bool:
@@ -43,22 +87,67 @@ def _compiles(pattern: str) -> bool:
 
 
 def trainable(config: Config) -> Callable[[str], bool]:
-    """Is the parameter of this path trained? A rule with lr 0 freezes: no gradient, no optimiser state.
+    """Is the parameter of this path trained? A rate of 0 freezes: no gradient, no optimiser state.
 
     A router's bias is moved by the step itself.
     """
-    return lambda path: rule_for(path, config.optim.rules).lr > 0 and not params.is_bias(path)
+    decided = rules(config)
+    return lambda path: decided[path].lr > 0 and not params.is_bias(path)
+
+
+def told(config: Config) -> list[str]:
+    """What a run says of its frozen parameters: how many of which part, for whom, and what still moves."""
+    table, decided = params.table(config), rules(config)
+    frozen = {path: spec for path, spec in table.items() if decided[path].lr == 0}
+    trains = {path: spec for path, spec in table.items() if path not in frozen}
+    if not frozen:
+        return []
+    lines = [
+        f"frozen: {params.count(frozen):,} of {params.count(table):,} parameters: {_by_part(frozen)}",
+        f"trained: {params.count(trains):,}: {_by_part(trains)}",
+    ]
+    named = {stream for entry in frozen_by(config) for stream in _named(entry, config)}
+    for stream in config.streams:
+        used = {path for path in table if stream in params.users(path, config)}
+        lost = {path: spec for path, spec in frozen.items() if path in used}
+        left = {path: spec for path, spec in trains.items() if path in used}
+        if lost and named and stream not in named:
+            lines.append(f"frozen for {stream} too, which shares them: {_by_part(lost)}")
+        if left and not {"attn", "ffn"} & {params.part(path) for path in left}:
+            lines.append(
+                f"{stream}'s towers are frozen, but what else it uses is trained, so its loss will change: "
+                f"{_by_part(left)}; --config.optim.freeze={stream} freezes all of it"
+            )
+    if not config.init.run:
+        lines.append("warning: what is frozen keeps its random initial values: init.run names no run to begin from")
+    return lines
+
+
+def _by_part(table: params.Table) -> str:
+    """`attn/text 12,288, embed 33,312`."""
+    counts: Counter[str] = Counter()
+    for path, spec in table.items():
+        part = params.part(path)
+        name = part if part in ("embed", "head") else f"{part}/{params.tower(path)}"
+        counts[f"latent/{path.split('/')[1]}" if part == "latent" else name] += math.prod(spec.shape)
+    return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
 def schedule(config: Config) -> optax.Schedule:
-    """Learning rate of step n (from 0): linear warm-up to the peak, then cosine, linear, or flat and linear (wsd)."""
+    """Learning rate of step n (from 0): linear warm-up to the peak, then cosine, linear, constant, or wsd: both.
+
+    Of constant, and of wsd before its decay, no rate depends on `run.steps`: such a run can be given more.
+    """
     o, steps = config.optim, config.run.steps
     after = max(steps - o.warmup, 1)
     decays = {
         "cosine": optax.cosine_decay_schedule(o.lr, after, alpha=o.end_lr / o.lr),
         "linear": optax.linear_schedule(o.lr, o.end_lr, after),
-        "wsd": optax.linear_schedule(o.lr, o.end_lr, o.decay_steps, transition_begin=after - o.decay_steps),
+        "constant": optax.constant_schedule(o.lr),
     }
+    # Joined, so that the flat part is `constant` to the bit, and one may follow the other.
+    last = optax.linear_schedule(o.lr, o.end_lr, o.decay_steps)
+    decays["wsd"] = optax.join_schedules([decays["constant"], last], [after - o.decay_steps])
     warmup = lambda n: o.lr * (n + 1) / max(o.warmup, 1)  # the first step already moves
     return optax.join_schedules([warmup, decays[o.schedule]], [o.warmup])
 
@@ -89,12 +178,12 @@ def make(config: Config) -> optax.GradientTransformation:
 
     Causal routers, which only imitate, are clipped by themselves: the model trains as it would without them.
     """
-    o = config.optim
+    o, decided = config.optim, rules(config)
 
     def by_path(f):
         def update(updates, weights):
             flat = params.paths(weights)
-            return params.nest({p: f(rule_for(p, o.rules), u, flat[p]) for p, u in params.paths(updates).items()})
+            return params.nest({p: f(decided[p], u, flat[p]) for p, u in params.paths(updates).items()})
 
         return optax.stateless(update)
 

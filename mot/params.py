@@ -195,6 +195,24 @@ def count(specs: Table) -> int:
     return sum(math.prod(spec.shape) for spec in specs.values())
 
 
+PARTS = ("attn", "ffn", "norm", "embed", "head", "latent")
+
+
+def part(path: str) -> str:
+    """Which of PARTS a parameter belongs to; the final norm is one of the norms."""
+    parts = path.split("/")
+    return parts[2] if parts[0] == "blocks" else "norm" if parts[0] == "final_norm" else parts[0]
+
+
+def users(path: str, config: Config) -> list[str]:
+    """The streams whose tokens pass through a parameter; embedding and head are of all that have ids."""
+    if part(path) in ("attn", "ffn", "norm"):
+        return [s for s, name in getattr(config.towers, part(path)).items() if name == tower(path)]
+    if part(path) == "latent":
+        return [path.split("/")[1]]
+    return [name for name, stream in config.streams.items() if not stream.latent]
+
+
 def tower(path: str) -> str:
     """`text` of `blocks/main/ffn/text/w1`; the first part of a path outside the towers."""
     parts = path.split("/")

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from mot import attention, dispatch
+from mot import attention, checkpoint, dispatch, optim
 from mot import config as configs
 from mot.config import Config
 from mot.errors import Damaged, UserError
@@ -16,6 +17,8 @@ SCHEMA = 1
 KINDS = ("train", "eval", "event")
 HOW_DATA_IS_READ = ("verify", "workers", "timeout", "most_left_out")
 HOW_IT_IS_COMPUTED = ("attention", "dispatch", "remat")
+HOW_OFTEN = ("run.eval_every", "run.save_every", "run.keep")
+RATES = ("run.steps", "optim.schedule", "optim.decay_steps", "optim.end_lr")
 
 
 def folder(config: Config) -> Path:
@@ -32,24 +35,84 @@ def open_run(config: Config) -> Path:
 
     Raises `UserError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
     What does not decide the results but for rounding may change: where the run directory and the data lie, the mesh,
-    and how things are computed and read.
+    and how things are computed and read. What `changed` lets change is written down.
     """
     path = folder(config)
-    resolved = plain(config)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        if different := changes(read_config(path), resolved):
-            raise UserError(
-                f"{path} holds a run of another configuration; nothing was overwritten. Differences (its -> yours):\n"
-                + "\n".join(f"  {d}" for d in different)
-                + "\nchoose another run.name, or give the run its own configuration back"
-            )
-        read_metrics(path)
-        if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
-            _not_ours(path / "checkpoints", "a file, not a folder")
+    if not _holds_something(path):
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "config.json", json.dumps(plain(config), indent=1))
         return path
-    path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / "config.json", json.dumps(resolved, indent=1))
+    if new := changed(config):
+        _write_down(path, new)
     return path
+
+
+def _holds_something(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def changed(config: Config) -> dict[str, list]:
+    """What of a run's written configuration will be another: `{dotted key: [its, yours]}`. Nothing is written.
+
+    How often it is evaluated and saved may change, and its steps and its schedule, as long as every step so far had the
+    rate that it would have had: then the run ends as one that had the new numbers from the start. Raises as `open_run`.
+    """
+    path, resolved = folder(config), plain(config)
+    if not _holds_something(path):
+        return {}
+    known = read_config(path)
+    different = changes(known, resolved)
+    keys = [difference.partition(":")[0] for difference in different]
+    why = "" if set(keys) <= {*HOW_OFTEN, *RATES} else f"{path} holds a run of another configuration"
+    if not why and set(keys) & set(RATES):
+        why = _other_rates(path, known, config)
+    if why:
+        raise UserError(
+            f"{why}; nothing was overwritten. Differences (its -> yours):\n"
+            + "\n".join(f"  {d}" for d in different)
+            + "\nchoose another run.name, or give the run its own configuration back"
+        )
+    read_metrics(path)
+    if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
+        _not_ours(path / "checkpoints", "a file, not a folder")
+    value = lambda plain, key: plain[key.split(".")[0]][key.split(".")[1]]
+    return {key: [value(known, key), value(resolved, key)] for key in keys}
+
+
+def _other_rates(path: Path, known: dict, config: Config) -> str:
+    """Why a run cannot go on with other steps or another schedule; "" where it can."""
+    at = max(checkpoint.steps(path / "checkpoints"), default=0)
+    if config.run.steps < at:
+        return f"{path} is at step {at} already, and cannot end at step {config.run.steps}"
+    try:
+        before = configs.build(known)
+    except UserError as error:
+        return _not_ours(path / "config.json", error)
+    steps = np.arange(at)
+    old, new = (np.asarray(optim.schedule(c)(steps)) for c in (before, config))
+    if (old == new).all():
+        return ""
+    n = 1 + int((old != new).argmax())
+    return (
+        f"{path} is at step {at}, where its rate is {old[-1]:.4g} ({before.optim.schedule} over {before.run.steps} "
+        f"steps); it would have been {new[-1]:.4g} ({config.optim.schedule} over {config.run.steps}), and differ from "
+        f"step {n} on. A run goes on as long as its rate has not begun to decay: with optim.schedule=constant, or wsd "
+        "up to its last optim.decay_steps. To train this one further, begin another run from it, with a schedule of "
+        f"its own: --config.init.run={path} and another run.name"
+    )
+
+
+def _write_down(path: Path, new: dict[str, list]) -> None:
+    """A run's new numbers into its config.json, and both into an event of metrics.jsonl, which comes first."""
+    known = read_config(path)
+    for key, (_, value) in new.items():
+        section, name = key.split(".")
+        known[section][name] = value
+    at = max(checkpoint.steps(path / "checkpoints"), default=0)
+    event = {"schema": SCHEMA, "kind": "event", "step": at, "event": "changed", "keys": new}
+    rows = [*read_metrics(path), event]
+    write_atomically(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(path / "config.json", json.dumps(known, indent=1))
 
 
 def changes(known: dict, resolved: dict) -> list[str]:
@@ -85,6 +148,9 @@ def read_config(path: Path) -> dict:
             return _not_ours(
                 file, f"it lacks {', '.join(lacks)}; a run of an earlier version of mot is read by that one"
             )
+        o = found["optim"]
+        if isinstance(o, dict) and "base_rules" not in o:  # of a version whose `rules` were all there are
+            found["optim"] = o | {"freeze": "", "rules": [], "base_rules": o.get("rules", [])}
         return found
     except (ValueError, TypeError, OSError, RecursionError) as error:
         return _not_ours(file, error)

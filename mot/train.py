@@ -27,7 +27,7 @@ class Stopped(SystemExit):
 
 
 def make_step(config: Config, sources: int):
-    """`(state, batch) -> (state, measurements)`: gradients over all microbatches, and an update if they are finite."""
+    """`(state, batch) -> (state, measurements)`: gradients over all microbatches; an update if all is finite."""
     optimiser, schedule, is_trained = optim.make(config), optim.schedule(config), optim.trainable(config)
     jitters = any(sets.jitter for sets in (*config.attn.values(), *config.ffn.values()))
 
@@ -53,18 +53,23 @@ def make_step(config: Config, sources: int):
             (total, sums), grads = _accumulate(one, (_microbatches(batch, config.optim.accumulate), keys))
         of_model = params.split(grads, params.is_causal)[1]  # without routers that only imitate
         norms, norm = _norms_by_tower(of_model), optax.tree.norm(of_model)
+        # NaN > 0 is false: a weight that is NaN would count as none, and the step as one of loss 0.
+        broken = batches.not_finite(batch) | {"sum of weights": (~jnp.isfinite(Z_M)).sum(dtype=jnp.int32)}
+        total = jnp.where(sum(broken.values()) > 0, jnp.nan, total)
         ok = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(total)
 
         def update():
             updates, opt = optimiser.update(grads, state.opt, trained)
             weights, d = params.merge(optax.apply_updates(trained, updates), frozen), config.optim.ema
             weights = _balanced(weights, sums["routing"], config)
-            ema = jax.tree.map(lambda e, w: d * e + (1 - d) * w, state.ema, weights) if d else {}
+            # What does not move has itself as its average, to the bit.
+            average = lambda e, w: jnp.where(e == w, e, d * e + (1 - d) * w)
+            ema = jax.tree.map(average, state.ema, weights) if d else {}
             return State(weights, opt, ema, state.updates + 1, running(state.means, sums["streams"]))
 
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
         after = jax.lax.cond(ok, update, lambda: state)
-        measured = {"loss": total, "sums": sums, "grad_norm": norm, "grad_norms": norms, "ok": ok}
+        measured = {"loss": total, "sums": sums, "grad_norm": norm, "grad_norms": norms, "ok": ok, "broken": broken}
         measured["lr"] = schedule(state.updates)
         return after, measured
 
@@ -78,8 +83,8 @@ def _over_rows(report):
 
 def _balanced(weights, routing, config):
     """Routers' biases a step towards even loads (2408.15664): up where an expert has less than the mean, else down."""
-    flat = params.paths(weights)
-    moves = lambda path: params.is_bias(path) and optim.rule_for(path, config.optim.rules).lr > 0
+    flat, decided = params.paths(weights), optim.rules(config)
+    moves = lambda path: params.is_bias(path) and decided[path].lr > 0
     for path in filter(moves, flat):
         _, _, component, tower, _ = path.split("/")
         load_LE = routing[f"{component}/{tower}"].load_BME.sum(1)
@@ -265,6 +270,8 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
     fill = budgets.reachable(config, training)
     log.start({"data": training.digest, "reachable_fill": fill, "devices": mesh.size})
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
+    for line in optim.told(config):
+        live.say(line)
     for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
         live.say(f"warning: {line}")
     step = parts.step.lower(state, sharding.placed(packed.batch, config, mesh))

@@ -84,13 +84,13 @@ def test_bad_input_gets_one_message_exit_code_2_and_nothing_written(tmp_path, ca
 def test_all_faults_of_a_command_line_come_at_once(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     bad = ["optim.lr=-1", "model.heads=3", "model.kv_heads=2", "run.steps=0", "streams.image.budget=10", "nothing=1"]
-    bad.append("optim.rules=({'match': 'norm', 'lr': 1.0, 'decay': 0.0},)")
+    bad.append("optim.base_rules=({'match': 'norm', 'lr': 1.0, 'decay': 0.0},)")
     assert cli.main(["train", SMOKE, *(f"--config.{x}" for x in bad)]) == 2
     message = capsys.readouterr().err
     for key in (
         "optim.lr: -1",
         "model.heads: 3",
-        "optim.rules: no rule matches",
+        "optim.rules, base_rules: no rule matches",
         "run.steps: 0",
         "streams.image.budget: 10",
         "nothing: unknown key",

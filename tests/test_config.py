@@ -51,6 +51,7 @@ TABLE = [
     (set_("model.layers", 2.0), "model.layers: 2.0 is float", "must be of type int"),
     (set_("model.tied", 1), "model.tied: 1 is int", "must be of type bool"),
     (set_("optim.eps", float("nan")), "optim.eps: nan", "finite"),
+    (set_("streams.text.loss_weight", 1e39), "streams.text.loss_weight: 1e+39", "at most 3e+38"),
     (set_("streams", 3), "streams: 3 is int", "group of keys"),
     (set_("optim.rules", "x"), "optim.rules: 'x' is str", "tuple"),
     (set_("model.heads", 3), "model.heads: 3 query heads do not divide among model.kv_heads = 2", "multiple"),
@@ -85,7 +86,16 @@ TABLE = [
     (set_("optim.schedule", "wsd"), "optim.decay_steps: 0; wsd needs 1 to 900", "change it"),
     (set_("optim.accumulate", 3), "data.batch: 4 rows do not divide into optim.accumulate = 3", "multiple"),
     (set_("optim.rules", (RULE | {"match": "("},)), "optim.rules[0].match: '(' is no regular expression", "mend"),
-    (set_("optim.rules", (RULE | {"match": "norm"},)), "optim.rules: no rule matches embed/tokens", "match='.*'"),
+    (set_("optim.base_rules", (RULE | {"match": "("},)), "optim.base_rules[0].match: '(' is no regular", "mend"),
+    (
+        set_("optim.base_rules", (RULE | {"match": "norm"},)),
+        "optim.rules, base_rules: no rule matches embed/tokens",
+        "match='.*'",
+    ),
+    (set_("optim.freeze", "words"), "optim.freeze: 'words' names no parameter", "allowed: text, image, and parts"),
+    (set_("optim.freeze", "text,image.latent"), "optim.freeze: 'image.latent' names no parameter", "text.ffn (attn"),
+    (set_("optim.freeze", "text, image"), "optim.freeze: 'text, image' leaves nothing to train", "untie"),
+    (set_("optim.rules", (RULE | {"lr": 0.0},)), "optim.rules: with lr 0 everywhere leaves nothing", "untie"),
     (set_("optim.rules", (RULE, RULE)), "optim.rules[1].match: '.*' decides for no parameter", "remove"),
     (set_("data.shares", {"a": 0}), "data.shares: {'a': 0.0}", "above 0"),
     (set_("data.shares", {"a": -1, "b": 2}), "data.shares.a: -1.0", "0 or more"),
@@ -114,11 +124,11 @@ def test_all_faults_come_at_once():
         set_("optim.lr", -1.0),
         set_("model.heads", 3),
         set_("data.batch", "four"),
-        set_("optim.rules", (RULE | {"match": "norm"},)),
+        set_("optim.base_rules", (RULE | {"match": "norm"},)),
         set_("streams.image.budget", 5),
     ]
     found = faults(lambda tree: [change(tree) for change in changes])
-    for key in ("optim.lr", "model.heads", "data.batch", "optim.rules: no rule", "streams.image.budget"):
+    for key in ("optim.lr", "model.heads", "data.batch", "optim.rules, base_rules: no rule", "streams.image.budget"):
         assert any(f.startswith(key) for f in found), (key, found)
 
 

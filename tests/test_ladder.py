@@ -67,7 +67,7 @@ def test_a_rung_has_its_published_size_batch_and_budget(setting, rung):
     size = flops.active_parameters(c)["text"]
     assert abs(size / (12 * d**2 * L + 2 * V * d) - 1) < 0.03
     assert (m.heads * m.head_size, m.kv_heads, c.optim.beta1, c.optim.beta2) == (d, m.heads, 0.9, 0.95)
-    assert (c.optim.eps, c.optim.clip, c.optim.rules[-1].decay, c.optim.schedule) == (1e-8, 1.0, 0.1, "cosine")
+    assert (c.optim.eps, c.optim.clip, c.optim.base_rules[-1].decay, c.optim.schedule) == (1e-8, 1.0, 0.1, "cosine")
     if rung in sizes.TINY:
         assert abs(12 * d**2 * L / number(rung) - 1) < 0.11
         assert (m.dtype, m.scan, m.remat, m.attention) == ("float32", False, "none", "chunked")

@@ -19,6 +19,7 @@ def make(**changes):
     [
         ({"schedule": "cosine"}, {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.55, 100: 0.1}),
         ({"schedule": "linear"}, {9: 1.0, 55: 0.55, 100: 0.1}),
+        ({"schedule": "constant", "end_lr": 2.0}, {0: 0.1, 9: 1.0, 55: 1.0, 100: 1.0}),
         ({"schedule": "wsd", "decay_steps": 20}, {9: 1.0, 50: 1.0, 80: 1.0, 90: 0.55, 100: 0.1}),
         ({"warmup": 0}, {0: 1.0, 50: 0.55, 100: 0.1}),
     ],
@@ -46,8 +47,10 @@ def test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path():
 
 
 def test_every_parameter_needs_a_rule_and_every_rule_a_parameter():
-    with pytest.raises(config.ConfigError, match=r"optim.rules: no rule matches embed/tokens, .* more; .*\.\*"):
-        make(rules=(dict(match="norm|head", lr=1.0, decay=0.0),))
+    with pytest.raises(
+        config.ConfigError, match=r"optim.rules, base_rules: no rule matches embed/tokens, .* more; .*\.\*"
+    ):
+        make(base_rules=(dict(match="norm|head", lr=1.0, decay=0.0),))
     with pytest.raises(config.ConfigError, match=r"optim.rules\[1\].match: 'embed' decides for no parameter"):
         make(rules=(dict(match=".*", lr=1.0, decay=0.0), dict(match="embed", lr=1.0, decay=0.0)))
 

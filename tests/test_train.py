@@ -14,7 +14,7 @@ from launch import flags
 from mot import checkpoint, config, errors, log, optim, params, rundir, sharding, train
 from mot.data import budgets, embedded, pipeline, prepare, sources
 from mot.errors import Damaged
-from tests import datasets, examples
+from tests import datasets, examples, vectors
 from tests.conftest import ROOT
 
 
@@ -133,6 +133,89 @@ def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, n):
     assert len(rows(b)) == 6
 
 
+CLOCK = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
+
+
+def test_a_finished_run_that_gets_more_steps_is_one_that_had_them(tmp_path, one_device):
+    settings = dict(run__eval_every=3, optim__schedule="constant", optim__ema=0.9)
+    whole = smoke(tmp_path / "a", run__steps=5, **settings)
+    a = train.run(whole, devices=one_device)
+    train.run(smoke(tmp_path / "b", run__steps=3, **settings), devices=one_device)
+    b = train.run(smoke(tmp_path / "b", run__steps=5, run__save_every=4, **settings), devices=one_device)
+    jax.tree.map(np.testing.assert_array_equal, restored(a, 5), restored(b, 5))
+    timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
+    for kind in ("train", "eval"):
+        assert timeless(a, kind) == timeless(b, kind)
+    (event,) = [row for row in rows(b, "event") if row["event"] == "changed"]
+    assert event["step"] == 3
+    assert event["keys"] == {"run.steps": [3, 5], "run.save_every": [2, 4]}
+    assert rundir.config_of(b).run.steps == 5
+    assert checkpoint.steps(b / "checkpoints") == [2, 3, 4, 5]
+
+
+def stopped(root, at, **settings):
+    """A run's folder as it is at a step, without the arrays."""
+    c = smoke(root, **settings)
+    (rundir.open_run(c) / "checkpoints" / str(at)).mkdir(parents=True)
+    return c
+
+
+WSD = dict(optim__schedule="wsd", optim__decay_steps=20)
+
+
+@pytest.mark.parametrize(
+    ("before", "at", "after"),
+    [
+        (WSD, 80, dict(run__steps=200)),
+        (WSD, 80, dict(run__steps=100, optim__decay_steps=5)),
+        (WSD, 60, dict(run__steps=90)),
+        (dict(optim__schedule="constant"), 100, dict(run__steps=150) | WSD),
+        (dict(optim__schedule="constant"), 40, dict(run__steps=40)),
+        (dict(optim__warmup=20), 20, dict(run__steps=300)),
+        (dict(), 0, dict(run__steps=300)),
+    ],
+)
+def test_steps_and_schedule_change_where_no_rate_so_far_does(tmp_path, before, at, after):
+    stopped(tmp_path, at, run__steps=100, **before)
+    c = smoke(tmp_path, **before | after)
+    path = rundir.open_run(c)
+    assert rundir.config_of(path).run.steps == c.run.steps
+    assert rundir.config_of(path).optim == c.optim
+    assert [row["event"] for row in rows(path, "event")] == ["changed"]
+    assert rundir.open_run(c) == path
+    assert len(rows(path, "event")) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "at", "after", "says"),
+    [
+        (
+            dict(),
+            100,
+            dict(run__steps=200),
+            r"rate is 0.0001\d* \(cosine over 100 steps\); .*from step 3 on.*init.run=",
+        ),
+        (dict(optim__schedule="linear"), 50, dict(run__steps=200), r"\(linear over 100 steps\).* from step 3 on"),
+        (WSD, 90, dict(run__steps=200), r"from step 8[0-9] on.* wsd up to its last optim.decay_steps"),
+        (WSD, 60, dict(run__steps=70), r"from step 5[0-9] on"),
+        (
+            dict(optim__schedule="constant"),
+            50,
+            dict(run__steps=40),
+            r"is at step 50 already, and cannot end at step 40",
+        ),
+        (dict(optim__schedule="constant"), 50, dict(run__steps=200, optim__lr=1e-3), r"of another configuration"),
+        (dict(optim__schedule="constant"), 50, dict(run__eval_batches=3), r"run.eval_batches: 2 -> 3"),
+    ],
+)
+def test_what_more_steps_would_need_is_said_and_nothing_written(tmp_path, before, at, after, says):
+    path = rundir.folder(stopped(tmp_path, at, run__steps=100, **before))
+    there = tree_of(path)
+    with pytest.raises(errors.UserError, match=says):
+        rundir.open_run(smoke(tmp_path, **dict(run__steps=100) | before | after))
+    assert tree_of(path) == there
+
+
 def test_rows_after_the_checkpoint_are_written_once(tmp_path, one_device):
     """A run killed after its last checkpoint has rows that the resumed one writes again."""
     c = smoke(tmp_path, run__steps=4, run__eval_every=2)
@@ -197,6 +280,64 @@ def test_a_step_that_is_not_finite_is_skipped_to_the_bit(one_device):
     after, measured = one_step(c, examples.batch(), one_device, state)
     assert measured["ok"]
     assert after.updates == 1
+
+
+def test_a_batch_that_is_not_finite_is_skipped_to_the_bit(one_device):
+    """Each float field of each stream, in one row, so in one microbatch of two; a mean and an average are kept."""
+    tree = vectors.tree("moe_tc4", sound={"centre": 1.0}, attention="reference", layers=1)
+    tree.optim.update(accumulate=2, ema=0.5, warmup=0)
+    tree.data.batch = 2
+    c = config.build(tree)
+    mesh = sharding.make_mesh(c, one_device)
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda: train.init_state(c))()
+        quick = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)  # to compile
+        step, batch = jax.jit(train.make_step(c, 2), compiler_options=quick), vectors.batch(c)
+        state, measured = step(state, batch)
+        assert measured["ok"]
+        assert not any(measured["broken"].values())
+        fields = [("text", "weight")]
+        fields += [(name, field) for name in ("image", "sound") for field in ("weight", "noise", "value")]
+        for name, field in fields:
+            for bad in (np.nan, np.inf, -np.inf):
+                x = np.array(getattr(batch[name], field))
+                x[(0, 0) + (0,) * (x.ndim - 2)] = bad
+                after, measured = step(state, batch | {name: batch[name].replace(**{field: x})})
+                assert not measured["ok"], (name, field, bad)
+                assert not np.isfinite(measured["loss"]), (name, field, bad)
+                assert measured["broken"][f"{name}.{field}"] == 1
+                jax.tree.map(np.testing.assert_array_equal, after, state)
+        large = {name: t.replace(weight=np.where(t.weight > 0, 3e38, 0).astype("f")) for name, t in batch.items()}
+        after, measured = step(state, large)  # finite, but not their sum: every loss would be divided by infinity
+        assert not measured["ok"]
+        jax.tree.map(np.testing.assert_array_equal, after, state)
+        fill = lambda t: t.replace(value=np.where((t.segment == 0)[..., None], np.nan, t.value))
+        padding = {name: fill(t) for name, t in batch.items()}
+        assert step(state, padding)[1]["ok"]
+
+
+def test_a_batch_that_is_not_finite_is_told(tmp_path, one_device, monkeypatch):
+    c = smoke(tmp_path, run__steps=3, optim__patience=2)
+    made = pipeline.Batches.__getitem__
+
+    def second_is_broken(self, n):
+        packed = made(self, n)
+        if n == 1 and self.count == 3:
+            packed.batch["text"].weight[0, :2] = np.nan
+        return packed
+
+    monkeypatch.setattr(pipeline.Batches, "__getitem__", second_is_broken)
+    path = train.run(c, devices=one_device)
+    assert [e["event"] for e in rows(path, "event")] == ["start", "skipped"]
+    assert rows(path, "event")[1] | {"schema": 1} == {
+        "schema": 1,
+        "kind": "event",
+        "step": 2,
+        "event": "skipped",
+        "towers": "none",
+        "batch": "sum of weights (2), text.weight (2)",
+    }
+    assert [row["loss"] == "nan" for row in rows(path)] == [False, True, False]
 
 
 def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkeypatch):
