@@ -165,6 +165,19 @@ def of_batch(config: Config, mesh: Mesh) -> NamedSharding:
     return by_axes(mesh, ("batch", "length"), config.mesh.rules)
 
 
+def copied(tree, shardings):
+    """Arrays of this process as new ones where `shardings` say, over any number of devices and processes.
+
+    They share no memory with `tree` or each other, so that each may be donated.
+    """
+
+    def copy(x, place):
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, place, lambda index: np.array(host[index]))
+
+    return jax.tree.map(copy, tree, shardings)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
@@ -248,7 +261,8 @@ def my_rows(config: Config, mesh: Mesh) -> tuple[int, int]:
     Processes whose devices share rows (along `context` or `tensor`) have the same number.
     """
     B = config.data.batch
-    held = of_batch(config, mesh).addressable_devices_indices_map((B, 1)).values()
+    # Of rows alone: where `context` splits them, which devices hold a row does not depend on its length.
+    held = by_axes(mesh, ("batch",), config.mesh.rules).addressable_devices_indices_map((B,)).values()
     bounds = sorted(index[0].indices(B)[:2] for index in held)
     first, rows = bounds[0][0], max(end for _, end in bounds) - bounds[0][0]
     if {start for start, _ in bounds} != set(range(first, first + rows, bounds[0][1] - first)) or first % rows:

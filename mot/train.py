@@ -229,9 +229,8 @@ def start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
     if not saved:
         state = make()
         if first is not None:
-            place = lambda shardings: jax.tree.map(lambda x, s: jnp.array(x, device=s), first, shardings)
-            ema = place(shardings.ema) if config.optim.ema else {}
-            state = state.replace(params=place(shardings.params), ema=ema)  # arrays of their own: buffers are donated
+            ema = sharding.copied(first, shardings.ema) if config.optim.ema else {}
+            state = state.replace(params=sharding.copied(first, shardings.params), ema=ema)
         return state, Position()
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     like = jax.tree.map(place, trees(jax.eval_shape(make)), trees(shardings))
