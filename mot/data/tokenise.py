@@ -482,28 +482,27 @@ def held_out_below(raws: Iterable[Raw], fraction: float, missing: str, ids: Mapp
 
     It is moved where that would leave no document on one of the sides: the least hash alone is held out then, or the
     greatest alone trained on. One document, or several that are equal, are trained on. Documents that are bad do not
-    count, as far as that shows without a tokenizer, and no more are looked at than it takes to find one on each side.
+    count, as far as that shows without a tokenizer, and no more are looked at than it takes to find one on each side;
+    none, where the input says itself which are held out.
     """
     if fraction == 0:
         return 0
-    below, given, hashes = int(fraction * 2**64), set(), set()
+    below, hashes = int(fraction * 2**64), set()
     for raw in raws:
+        if raw.held_out is not None:
+            return below
         try:
-            if raw.held_out is None:
-                hash_ = _hash(raw, missing)
-                if hash_ not in range(min(hashes, default=1), max(hashes, default=0) + 1):
-                    _check(raw, missing, ids)
-                    hashes = {min(hashes | {hash_}), max(hashes | {hash_})}
-            elif raw.held_out not in given:
+            hash_ = _hash(raw, missing)
+            if hash_ not in range(min(hashes, default=1), max(hashes, default=0) + 1):
                 _check(raw, missing, ids)
-                given.add(raw.held_out)
+                hashes = {min(hashes | {hash_}), max(hashes | {hash_})}
         except ValueError:  # told when its turn comes
             continue
-        if len(given | {hash_ < below for hash_ in hashes}) == 2:
+        if min(hashes) < below <= max(hashes):
             return below
-    if hashes and max(hashes) < below and False not in given:
+    if hashes and max(hashes) < below:
         return max(hashes)
-    if hashes and min(hashes) >= below and (len(hashes) == 2 or False in given):
+    if len(hashes) == 2:
         return min(hashes) + 1
     return below
 
