@@ -22,6 +22,7 @@ from mot.data.about import SPLITS, read_json
 from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
+from mot.tokenizers import text as texts
 
 PREPARE = "mot data prepare photos/ --out data/photos"
 INSPECT = "mot data inspect data/photos --document 3"
@@ -53,39 +54,19 @@ def _prepare(argv) -> int:
         help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
     )
     p.add_argument("--separator", default="", help="of documents in a text file, as \\n\\n; default: a file is one")
+    _tokenizer_arguments(p)
     p.add_argument(
-        "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
+        "--missing",
+        choices=(tokenise.DROP_DOCUMENT, tokenise.DROP_MEDIUM),
+        default=tokenise.DROP_DOCUMENT,
+        help="what a picture (a sound, ...) costs that is missing or cannot be read; default %(default)s",
     )
-    p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
-    number = lambda flag, default, text: p.add_argument(
-        flag, type=type(default), default=default, help=f"{text}; default %(default)s"
-    )
-    number("--text-ids", 8192, "entries of a trained text tokenizer, at most")
-    number("--image-side", 32, "pixels to which images are brought")
-    number("--image-patch", 4, "pixels of a patch's side; a patch is a token, 1 is a pixel")
-    number("--image-ids", 1024, "codes of patches")
-    number("--audio-rate", 16000, "samples a second; a token is 20 ms")
-    number("--audio-ids", 512, "codes of sounds")
-    p.add_argument(
-        "--vectors",
-        choices=("image", "audio"),
-        action="append",
-        default=[],
-        help="keeps these as vectors in place of ids: patches of pixels, log-mel frames; may be repeated",
-    )
-    number("--action-points", 64, "points to which a trajectory is brought; a point is a token")
-    p.add_argument(
-        "--action-as",
-        choices=("positions", "offsets"),
-        default="positions",
-        help="what a point says; default %(default)s",
-    )
-    number("--held-out", 0.01, "fraction of documents held out, where the files name no split")
-    number("--longest", 8192, "tokens of a record; longer documents become several")
-    number("--sample", 10000, "documents that the tokenizers learn from")
-    number("--shard", 4096, "documents in a shard")
-    number("--workers", os.cpu_count() or 1, "processes")
-    number("--most-left-out", 100, "bad documents, before it stops")
+    _number(p, "--held-out", 0.01, "fraction of documents held out, one at least, where the files name no split")
+    _number(p, "--longest", 8192, "tokens of a record; longer documents become several")
+    _number(p, "--sample", 10000, "documents that the tokenizers learn from")
+    _number(p, "--shard", 4096, "documents in a shard")
+    _number(p, "--workers", os.cpu_count() or 1, "processes")
+    _number(p, "--most-left-out", 100, "bad documents, before it stops")
     p.add_argument(
         "--seqio",
         default="",
@@ -103,6 +84,7 @@ def _prepare(argv) -> int:
         p.error("give files or folders, or --seqio=NAME")
     options |= {key: tuple(options[key]) for key in ("inputs", "content")}
     options["vectors"] = tuple(sorted(set(options["vectors"])))
+    options["ids"] = tuple(sorted(map(_ids, options["ids"])))
     options["separator"] = options["separator"].replace("\\n", "\n").replace("\\t", "\t")
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)
@@ -116,8 +98,62 @@ def _prepare(argv) -> int:
     return 0
 
 
+def _number(p, flag: str, default, text: str) -> None:
+    p.add_argument(flag, type=type(default), default=default, help=f"{text}; default %(default)s")
+
+
+def _tokenizer_arguments(p) -> None:
+    """What modalities become in a dataset."""
+
+    def usual(flag: str, kind: str, text: str) -> None:
+        at_most = f"default {tokenise.USUAL[kind]}, or as many as the documents yield"
+        p.add_argument(flag, type=int, help=f"{text}; {at_most}")
+
+    p.add_argument(
+        "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
+    )
+    p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
+    p.add_argument(
+        "--ids",
+        action="append",
+        default=[],
+        metavar="NAME=COUNT",
+        help='a modality whose ids 0 to COUNT - 1 come from a tokenizer of your own, as depth=64: {"ids": [3, 5], '
+        '"modality": "depth"} in JSON lines, lists in other formats (--content "text:caption|depth:codes"); may be '
+        "repeated",
+    )
+    usual("--text-ids", "text", "entries of a trained text tokenizer, at most")
+    _number(p, "--image-side", 32, "pixels to which images are brought")
+    _number(p, "--image-patch", 4, "pixels of a patch's side; a patch is a token, 1 is a pixel")
+    usual("--image-ids", "image", "codes of patches")
+    _number(p, "--audio-rate", 16000, "samples a second; a token is 20 ms")
+    usual("--audio-ids", "audio", "codes of sounds")
+    p.add_argument(
+        "--vectors",
+        choices=("image", "audio"),
+        action="append",
+        default=[],
+        help="keeps these as vectors in place of ids: patches of pixels, log-mel frames; may be repeated",
+    )
+    _number(p, "--action-points", 64, "points to which a trajectory is brought; a point is a token")
+    p.add_argument(
+        "--action-as",
+        choices=("positions", "offsets"),
+        default="positions",
+        help="what a point says; default %(default)s",
+    )
+
+
+def _ids(given: str) -> tuple[str, int]:
+    """`depth=64`."""
+    name, _, count = given.partition("=")
+    if not name or not count.isdecimal() or len(count) > 12:
+        raise UserError(f"--ids {given}: write NAME=COUNT, as --ids depth=64: a modality whose ids are 0 to COUNT - 1")
+    return name, int(count)
+
+
 def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most) -> prepare.Summary:
-    if unfit := [flag for flag in ("content", "separator", "like", "tokenizer") if options[flag]]:
+    if unfit := [flag for flag in ("content", "separator", "like", "tokenizer", "ids") if options[flag]]:
         raise UserError(f"--{unfit[0]} is for files; --seqio={seqio} brings its own; give one of the two")
     seqio_bridge.require()
     if seqio_module:
@@ -144,9 +180,15 @@ def _print_summary(folder: Path, about: dict) -> None:
     row("shards", lambda split: len(split["shards"]))
     console.print(table)
     for modality, tokenizer in about["tokenizers"].items():
-        tokens = f", {tokenizer['tokens']} tokens each" if "tokens" in tokenizer else ""
+        own = " of one's own" * tokenise.is_ready(tokenizer)
+        tokens = f"{own}, {tokenizer['tokens']} tokens each" if "tokens" in tokenizer else own
         of = f"{tokenizer['ids']} ids" if "ids" in tokenizer else f"vectors of {tokenizer['width']} features"
         console.print(f"{modality}: {of}{tokens}, tokenizer {tokenizer['digest']}")
+    if lossy := about["tokenizers"]["text"].get("lossy"):
+        console.print(f"warning: {texts.told(lossy)}", markup=False)
+    for modality, n in about.get("missing", {}).items():
+        why = "missing or cannot be read; their documents go without (left_out.jsonl lists them)"
+        console.print(f"dropped: {n} {modality}, which are {why}", markup=False)
     for why, n in about["left_out"].items():
         console.print(f"left out: {n} because {why}", markup=False)
     if not about["splits"]["held_out"]["documents"]:
@@ -202,10 +244,10 @@ def _opened(folder: Path, split: str) -> tuple[Dataset, tokenise.Tools]:
 
 
 def _as_text(record: Record, tools: tokenise.Tools) -> str:
-    lines = [f"document {record.id}"]
+    lines, wide = [f"document {record.id}"], max(8, *(1 + len(modality) for modality, _ in record.spans))
     for modality, data in record.spans:
         shown = repr(tools.text.decode(data.tolist())) if modality == "text" else f"{np.ravel(data)[:8]} ..."
-        lines.append(f"  {modality:8}{len(data):6} tokens  {shown}")
+        lines.append(f"  {modality:{wide}}{len(data):6} tokens  {shown}")
     return "\n".join(lines)
 
 
@@ -214,18 +256,15 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
     dataset, tools = _opened(folder, split)
     if not documents:  # anywhere: evenly spaced ones would all be of one template, where these take turns
         documents = np.sort(np.random.default_rng(0).permutation(dataset.count)[:PAGE]).tolist()
-    decode = {
-        "text": lambda data: tools.text.decode(data.tolist()),
-        "image": lambda data: tools.image.decode(data),
-        "audio": lambda data: tools.audio.decode(data),
-        "action": lambda data: tools.action.decode(data),
-        "latents": lambda data: data,
-    }
+
+    def decoded(modality: str, data: np.ndarray):
+        return tools.text.decode(data.tolist()) if modality == "text" else tools.media[modality].decode(data)
+
     rendered = []
     for i in documents:
         with contextlib.suppress(ValueError):  # a damaged one is left out
             record = dataset[i]
-            rendered.append((record.id, [(modality, decode[modality](data)) for modality, data in record.spans]))
+            rendered.append((record.id, [(modality, decoded(modality, data)) for modality, data in record.spans]))
     file, damaged = file or folder / "preview.png", len(documents) - len(rendered)
     left_out = f", but {damaged} damaged ones" * (damaged > 0)
     preview.documents(rendered, file, f"{folder.name}, {split}: documents as their tokens give them back{left_out}")

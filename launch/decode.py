@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,19 +12,21 @@ from PIL import Image
 from mot.config import Config
 from mot.data import embedded, media, sources, tokenise
 from mot.data.about import check_files, files, read_json
-from mot.data.raw import KINDS, MAX_LINE, Part, Raw, filled, inside, short, text
+from mot.data.raw import KINDS, MAX_LINE, Part, Raw, filled, ids_part, inside, modality_of, short, text
 from mot.data.tokenise import Tools
 from mot.errors import UserError
+from mot.tokenizers.given import GivenIds
 
 EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
-WHOLE = SimpleNamespace(held_out=0.0, longest=2**62)  # a recipe that leaves a document as it is
+WHOLE = 2**62  # tokens: no document is cut
 
 
 class Codec(NamedTuple):
     """By modality: a part of a document to ids from 0, or float32 `[n, P]`; and back.
 
     What comes back is text, an image uint8 `[H, W, 3]`, an audio's spectrogram in dB `[bands, n]`, low bands first, an
-    action's strokes, `[k, 2]` each, or latents as they are. `encode` raises `ValueError` with what is wrong.
+    action's strokes, `[k, 2]` each, or latents and ids of one's own, `[n]`, as they are. `encode` raises `ValueError`
+    with what is wrong.
     """
 
     modalities: tuple[str, ...]
@@ -37,28 +38,28 @@ def of(config: Config) -> Codec:
     """That of a run's data; raises `UserError` where tokenizers are not as they were."""
     if sources.is_embedded(config):
         return _digits(config)
-    found: dict[str, Tools] = {}
+    media, abouts = {}, []
     for address in config.data.sources.values():
         folder = sources.local(address)
-        listed = [file for file in files(read_json(folder)) if file[0].startswith("tokenizers/")]
+        abouts.append(read_json(folder))
+        listed = [file for file in files(abouts[-1]) if file[0].startswith("tokenizers/")]
         check_files(folder, listed, digests=True)
         tools = tokenise.load(folder / "tokenizers")
-        found = dict.fromkeys(tools.modalities, tools) | found
-    one = lambda kind: getattr(found[kind], kind) if kind in found else None
-    width = found["latents"].width if "latents" in found else 0
-    return _records(Tools(tuple(found), found["text"].text, one("image"), one("audio"), one("action"), width))
+        media = tools.media | media
+    for modality, tokens in sources.unit_lengths(abouts).items():
+        if isinstance(tool := media.get(modality), GivenIds):
+            media[modality] = GivenIds(tool.ids, tokens)
+    return _records(Tools(tools.text, media))
 
 
 def _records(tools: Tools) -> Codec:
     def encode(part: Part) -> np.ndarray:
-        _, made = tokenise.records(Raw("", (part,)), tools, WHOLE)
-        data = made[0][0].spans[0].data
+        (record, _), *_ = tokenise.records(Raw("", (part,)), tools, WHOLE).records
+        data = record.spans[0].data
         return data.astype(np.float32 if data.dtype.kind == "f" else np.int64)
 
     def decode(kind: str, data: np.ndarray):
-        if kind == "text":
-            return tools.text.decode(data.tolist())
-        return data if kind == "latents" else getattr(tools, kind).decode(data)
+        return tools.text.decode(data.tolist()) if kind == "text" else tools.media[kind].decode(data)
 
     return Codec(tools.modalities, encode, decode)
 
@@ -118,8 +119,14 @@ def read_document(file: Path) -> tuple[Part, ...]:
 
 
 def _part(number: int, part, folder: str) -> Part:
+    try:
+        if isinstance(part, dict) and "ids" in part:
+            return _there(ids_part(part, folder))
+    except ValueError as error:
+        raise ValueError(f"part {number}: {error}") from None
     if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in KINDS:
-        raise ValueError(f"part {number} is {short(part)}; an object with one of the keys {', '.join(KINDS)} is needed")
+        keys = f"{', '.join(KINDS)} is needed, or ids and modality"
+        raise ValueError(f"part {number} is {short(part)}; an object with one of the keys {keys}")
     ((kind, value),) = part.items()
     if not isinstance(value, str):
         raise ValueError(f"part {number} is {short(part)}; its value must be text, or a file's name")
@@ -129,15 +136,22 @@ def _part(number: int, part, folder: str) -> Part:
         raise ValueError(f"part {number}: {error}") from None
 
 
+def _there(part: Part) -> Part:
+    if isinstance(part.content, ValueError):
+        raise part.content
+    return part
+
+
 def tokens(parts: Sequence[Part], codec: Codec) -> list[tuple[str, np.ndarray]]:
     """Modality and data of each part, without what is blank; raises `ValueError` that names the part."""
     found = []
     for number, part in enumerate(parts, 1):
         try:
-            if part.kind not in codec.modalities:
-                raise ValueError(f"this run has no {part.kind}; it has {', '.join(codec.modalities)}; leave it out")
+            kind = modality_of(part.kind)
+            if kind not in codec.modalities:
+                raise ValueError(f"this run has no {kind}; it has {', '.join(codec.modalities)}; leave it out")
             if part.kind != "text" or part.content.strip():
-                found.append((part.kind, codec.encode(part)))
+                found.append((kind, codec.encode(part)))
         except ValueError as error:
             raise ValueError(f"part {number}: {error}") from None
     return found

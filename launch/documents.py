@@ -33,16 +33,15 @@ class Document(NamedTuple):
 
 def encoded(model: Model, requests: Sequence[Request]) -> list[list[tuple[str, np.ndarray]]]:
     """The prompts in tokens; raises `UserError` that names each one's fault."""
-    found, faults = [], []
-    for request in dict.fromkeys(requests):
+    found, faults = {}, []
+    for request in {id(request): request for request in requests}.values():  # arrays in them have no hash
         try:
-            found.append((request, decode.tokens(request.parts, model.codec)))
+            found[id(request)] = decode.tokens(request.parts, model.codec)
         except ValueError as error:
             faults.append(f"{request.name}: {error}")
     if faults:
         raise UserError("\n  ".join(["nothing was sampled:", *faults]) if len(faults) > 1 else faults[0])
-    by_request = dict(found)
-    return [by_request[request] for request in requests]
+    return [found[id(request)] for request in requests]
 
 
 def samples(
@@ -84,13 +83,22 @@ def _document(model: Model, name: str, prompt, row) -> Document:
 
 def _file(document: Document, number: int, kind: str) -> str:
     """What a part's content is kept in: what `--prompt-file` reads again, but for sound, whose phase is lost."""
-    return f"{document.name}-{number}.{'npy' if kind in ('action', 'latents') else 'png'}"
+    return f"{document.name}-{number}.{'npy' if kind in ('action', 'latents', preview.IDS) else 'png'}"
 
 
-def _content(document: Document, files: Container[str]) -> list[dict[str, str | None]]:
-    """As `--prompt-file` reads it, but for what has no file: None."""
-    file = lambda i, kind: name if (name := _file(document, i, kind)) in files else None
-    return [{kind: x if kind == "text" else file(i, kind)} for i, (kind, x) in enumerate(document.parts, 1)]
+def _content(document: Document, files: Container[str]) -> list[dict[str, Any]]:
+    """As `--prompt-file` reads it, but for what has no file: None. Ids of one's own stand there themselves."""
+    content = []
+    for number, (kind, x) in enumerate(document.parts, 1):
+        shown = preview.shown_as(kind, x)
+        if kind == "text":
+            content.append({"text": x})
+        elif shown == preview.IDS:
+            content.append({"ids": x.tolist(), "modality": kind})
+        else:
+            name = _file(document, number, shown)
+            content.append({kind: name if name in files else None})
+    return content
 
 
 def _files(model: Model, documents: Sequence[Document]) -> dict[str, bytes]:
@@ -99,22 +107,30 @@ def _files(model: Model, documents: Sequence[Document]) -> dict[str, bytes]:
         for number, (kind, content) in enumerate(d.parts, 1):
             if kind == "text" or content is None:
                 continue
-            name = _file(d, number, kind)
-            if kind in ("action", "latents"):
+            shown = preview.shown_as(kind, content)
+            name = _file(d, number, shown)
+            if name.endswith(".npy"):
                 files[name] = _npy(_path(content) if kind == "action" else content)
-            if kind != "latents":
+            if shown not in ("latents", preview.IDS):
                 picture = content if kind == "image" else preview.picture(kind, content)
                 files[name.replace(".npy", ".png")] = pictures.png(picture)
         content = _content(d, files)
-        files[f"{d.name}.json"] = json.dumps(content, indent=1).encode()
-        lines = [
-            x if kind == "text" else f"\n[{kind}: {x or 'empty'}]\n" for part in content for kind, x in part.items()
-        ]
+        # A part a line: ids would take a line each.
+        files[f"{d.name}.json"] = ("[\n " + ",\n ".join(map(json.dumps, content)) + "\n]").encode()
+        lines = [x if kind == "text" else f"\n[{kind}: {x}]\n" for kind, x in map(_in_words, content)]
         files[f"{d.name}.txt"] = (_printable("".join(lines)).replace("\n\n[", "\n[").strip("\n") + "\n").encode()
     title = f"{model.config.run.name}, step {model.step}: what was given, and what follows"
     page = io.BytesIO()
     preview.documents([(_title(d), [_shown(*part) for part in d.parts]) for d in documents], page, title)
     return files | {"documents.png": page.getvalue()}
+
+
+def _in_words(part: dict[str, Any]) -> tuple[str, str]:
+    """A part of `_content`: its modality, and its text, its file, or how many ids it has."""
+    if "ids" in part:
+        return part["modality"], f"{len(part['ids'])} ids"
+    ((kind, x),) = part.items()
+    return kind, x if kind == "text" else x or "empty"
 
 
 def _printable(text: str) -> str:
@@ -151,7 +167,7 @@ def summary(record: dict, most: int = 10) -> list[str]:
     """A line for each of the first documents."""
     lines = []
     for d in record["documents"][:most]:
-        parts = [repr(x) if kind == "text" else f"[{kind}]" for part in d["content"] for kind, x in part.items()]
+        parts = [repr(x) if kind == "text" else f"[{kind}]" for kind, x in map(_in_words, d["content"])]
         line = " ".join(parts)
         lines.append(f"{d['name']}: {line if len(line) <= 200 else line[:196] + ' ...'}")
     left_out = len(record["documents"]) - len(lines)

@@ -1,5 +1,6 @@
 """Pictures of data: example documents part by part, and packed batches token by token."""
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -28,6 +29,9 @@ ROWS = 8  # of a batch
 INK, FAINT = "#222222", "#777777"
 
 
+IDS = "ids"  # what is shown as numbers alone: ids of somebody's own tokenizer, whatever their modality is
+
+
 class Box(NamedTuple):
     """A part of a document as it is drawn: a caption over lines of text, or over a picture."""
 
@@ -47,8 +51,8 @@ def documents(rendered: Sequence[tuple[str, Sequence[tuple[str, object]]]], file
     """A page of documents, PNG: of each its id and its parts in order, from left to right.
 
     A part is ("text", str), ("image", uint8 `[H, W, 3]`), ("audio", a spectrogram `[bands, tokens]`), ("action", its
-    strokes, `[n, 2]` each) or ("latents", `[n, P]`). A page's length is bounded; its last line says how many documents
-    it leaves out.
+    strokes, `[n, 2]` each), ("latents", `[n, P]`) or (any modality, its ids `[n]`). A page's length is bounded; its
+    last line says how many documents it leaves out.
     """
     drawn, height = [], 2 * MARGIN + _line(12) + GAP
     for name, parts in rendered:
@@ -112,17 +116,27 @@ def _box(kind: str, content, columns: int) -> Box:
     if kind == "text":
         lines = textwrap.wrap(_shown(content), columns, max_lines=8, placeholder=" ...") or ["(empty)"]
         return Box(f"text, {len(content)} characters", tuple(lines), None)
+    shown = shown_as(kind, content)
     captions = {
+        IDS: lambda: f"{kind}, {len(content)} ids",
         "image": lambda: f"image {content.shape[1]} x {content.shape[0]}",
         "audio": lambda: f"audio, {content.shape[1]} tokens",
         "action": lambda: f"action, {sum(map(len, content))} points",
         "latents": lambda: f"latents {content.shape[0]} x {content.shape[1]}",
     }
-    return Box(captions[kind](), (), picture(kind, content))
+    return Box(captions[shown](), (), picture(kind, content))
+
+
+def shown_as(kind: str, content) -> str:
+    """`kind`, or IDS of what has no decoder."""
+    is_ids = isinstance(content, np.ndarray) and content.ndim == 1 and content.dtype.kind in "iu"
+    return IDS if is_ids else kind
 
 
 def picture(kind: str, content) -> np.ndarray:
     """uint8 `[height, width, 3]` of a part that is no text, as `documents` draws it."""
+    if shown_as(kind, content) == IDS:
+        return _tiles(content)
     if kind == "image":
         return _scaled(content, PICTURE)
     if kind == "audio":
@@ -131,6 +145,20 @@ def picture(kind: str, content) -> np.ndarray:
         return _drawing(content)
     # Features upwards and tokens to the right, as in a spectrogram.
     return _heat(content.T[::-1], "viridis")
+
+
+def _tiles(ids: np.ndarray) -> np.ndarray:
+    """uint8 `[height, width, 3]`: ids row by row, in a square where they fill one, each in a colour of its own.
+
+    Numbers of ids mean nothing, so neighbours' colours are far apart.
+    """
+    side = math.isqrt(len(ids))
+    columns = side if side * side == len(ids) else min(len(ids), 64)
+    shade = (ids.astype(np.uint64) * 2654435761 % 2**32) / 2**32  # Knuth's multiplicative hash
+    colour = (colormaps["hsv"](shade)[:, :3] * (0.55 + 0.45 * (shade * 7 % 1))[:, None] * 255).astype(np.uint8)
+    tiles = np.full((-(-len(ids) // columns) * columns, 3), 255, np.uint8)
+    tiles[: len(ids)] = colour
+    return _scaled(tiles.reshape(-1, columns, 3), max(PICTURE, columns))
 
 
 def _drawing(strokes: Sequence[np.ndarray]) -> np.ndarray:

@@ -22,6 +22,7 @@ from mot.data.prepare import prepare
 from mot.errors import UserError
 from mot.sample import Generated, Part, Settings
 from mot.tokenizers.audio import AudioTokenizer
+from mot.tokenizers.given import GivenVectors
 from mot.tokenizers.image import ImageTokenizer
 from mot.tokenizers.vectors import ActionVectors
 from scaling.judge import judge
@@ -194,7 +195,7 @@ def test_a_run_on_a_prepared_dataset_draws_with_its_tokenizers(prepared, tmp_pat
     assert first == [{"text": "Picture number 3 <eos>"}, {"image": "document-0-2.png"}]  # no end, but text
     pixels = np.asarray(Image.open(tmp_path / "document-0-2.png"))
     tools = tokenise.load(prepared.parent / "data" / "tokenizers")
-    np.testing.assert_array_equal(tools.image.decode(tools.image.encode(pixels)), pixels)
+    np.testing.assert_array_equal(tools.media["image"].decode(tools.media["image"].encode(pixels)), pixels)
     assert (tmp_path / "document-1.txt").exists()
 
 
@@ -221,9 +222,9 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     codes = np.arange(24, dtype=np.uint8).reshape(2, 12)
     pen = ActionVectors(4, False, np.zeros(2), 10.0)
     tokenizer = embedded.load_tokenizer()
-    kinds = ("text", "image", "audio", "action", "latents")
-    tools = tokenise.Tools(kinds, tokenizer, ImageTokenizer(4, 2, codes), AudioTokenizer(8000, 160, bands), pen, 3)
-    codec = decode._records(tools)
+    media = {"image": ImageTokenizer(4, 2, codes), "audio": AudioTokenizer(8000, 160, bands), "action": pen}
+    tools = tokenise.Tools(tokenizer, media | {"latents": GivenVectors(3)})
+    codec, kinds = decode._records(tools), tools.modalities
     data = {"image": np.array([0, 1, 1, 0]), "audio": np.array([1, 0, 1]), "latents": np.ones((2, 3), np.float32)}
     data["action"] = np.array([[-1, -1, -1], [1, -1, 1], [0, 1, -1], [0, 0.5, 1]], np.float32)
     parts = [(kind, codec.decode(kind, data[kind])) for kind in kinds[1:]]

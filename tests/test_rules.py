@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     ["errors", "limits"],
     ["checks_mesh", "kernels"],
-    ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
+    ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook", "tokenizers.given"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
     ["tokenizers.vectors"],
     ["batch", "caches", "sharding", "params", "data.tables", "data.arrays"],

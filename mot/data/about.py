@@ -82,6 +82,11 @@ def _check_json(found: dict) -> None:
         _check_split(split, modalities)
     for why, n in found["left_out"].items():
         _check_number(f"left out because {why!r:.60}", n)
+    for modality, n in found.get("missing", {}).items():  # earlier versions had none
+        _check_name("a modality that is missing", modality)
+        _check_number(f"missing {modality}", n)
+    if lossy := text.get("lossy"):
+        _check_lossy(lossy)
     listed = files(found)
     for name, size, digest in listed:
         # A dataset from elsewhere must not name files outside of its folder.
@@ -99,6 +104,12 @@ def _check_tokenizer(whose: str, tokenizer: dict) -> None:
     for key, most in (("ids", 2**31), ("width", 2**20), ("tokens", 2**20)):
         if key in tokenizer:
             _check_number(f"{whose} {key}", tokenizer[key], 1, most)
+
+
+def _check_lossy(lossy: dict) -> None:
+    shares, words = [lossy[key] for key in ("documents", "bytes", "counted")], [lossy["text"], lossy["back"]]
+    if not all(type(x) in (int, float) and 0 <= x < 1000 for x in shares) or not all(type(x) is str for x in words):
+        raise ValueError(f"what its text tokenizer loses is {lossy!r:.60}")
 
 
 def _check_split(split: dict, modalities: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mot.data.media import npy_header
-from mot.data.raw import Raw, Row, choose, document, fault, find, json_rows, lines, needed
+from mot.data.raw import READY, Raw, Row, choose, document, fault, find, json_rows, lines, needed
 from mot.errors import UserError
 
 MAX_ARRAY = 4 * 2**30  # bytes of one array, which is held whole
@@ -135,14 +135,16 @@ class _Arrays:
             "audio": "integers or floats [n, samples], or [samples] with offsets [n + 1]",
             "action": "numbers [n, points] or [n, points, P], or [points] or [points, P] with offsets [n + 1]",
             "latents": "floats [n, P] or [n, tokens, P], or [tokens, P] with offsets [n + 1]",
-        }[kind]
+            "ids": "integers [n, tokens] (x.reshape(len(x), -1)), or [tokens] with offsets [n + 1]",
+        }["ids" if kind.endswith(READY) else kind]
         fits = {
             "text": dtype.kind in "iuSU" and row == () and shape != (),
             "image": dtype == np.uint8 and (len(row) == 2 or (len(row) == 3 and row[2] in (3, 4))),
             "audio": dtype.kind in "iuf" and len(row) == 1,
             "action": dtype.kind in "iufb" and len(row) in (1, 2),
             "latents": dtype.kind == "f" and len(row) in (1, 2),
-        }[kind]
+            "ids": dtype.kind in "iu" and len(row) == 1,
+        }["ids" if kind.endswith(READY) else kind]
         if not fits:
             raise UserError(
                 f"{self.path}: {field!r} is {dtype} {list(shape)}; {kind} needs {allowed}; name another in content"

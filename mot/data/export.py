@@ -16,7 +16,7 @@ from rich.progress import track
 
 from mot.data import prepare, seqio_bridge, tokenise
 from mot.data.about import BYTES, SPLITS, read_json
-from mot.data.raw import Part, Raw
+from mot.data.raw import READY, Part, Raw
 from mot.data.seqio_bridge import Mixture, Read
 from mot.data.tokenise import Bad
 from mot.errors import UserError
@@ -59,13 +59,15 @@ def export(recipe: Recipe, out: Path, most_left_out: int) -> prepare.Summary:
 def _written(mixture, recipe, out, most_left_out) -> list[prepare.Written]:
     """Every block, on disk, in order."""
     written, bad = [], 0
+    raws = (_raw(read, held_out) for held_out, reads in _blocks(mixture, recipe) for read in reads)
+    below = tokenise.held_out_below(raws, recipe.held_out, tokenise.DROP_DOCUMENT, {})
     for block, (held_out, reads) in enumerate(_blocks(mixture, recipe)):
         records, left_out = {split: [] for split in SPLITS}, []
         for read in reads:
             if read.why:
                 left_out.append(Bad(read.record.id, read.why))
                 continue
-            side = "held_out" if _is_held_out(read, held_out, recipe.held_out) else "train"
+            side = "held_out" if tokenise.is_held_out(_raw(read, held_out), below) else "train"
             records[side] += tokenise.cut(read.record, read.cuts, seqio_bridge.MODALITIES, recipe.longest)
         written.append(prepare.write_block(out, block, records, left_out, seqio_bridge.MODALITIES))
         if (bad := bad + len(left_out)) > most_left_out:
@@ -94,9 +96,10 @@ def _blocks(mixture: Mixture, recipe: Recipe) -> Iterator[tuple[bool | None, lis
             yield held_out, block
 
 
-def _is_held_out(read: Read, held_out: bool | None, fraction: float) -> bool:
-    parts = tuple(Part(span.modality, span.data) for span in read.record.spans)
-    return tokenise.is_held_out(Raw(read.record.id, parts, held_out), fraction)
+def _raw(read: Read, held_out: bool | None) -> Raw:
+    """As `tokenise` tells which side a document is on: by its ids."""
+    parts = tuple(Part(span.modality + READY, span.data) for span in read.record.spans)
+    return Raw(read.record.id, parts, held_out, read.why)
 
 
 def _write_tokenizer(mixture: Mixture, folder: Path) -> None:

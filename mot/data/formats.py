@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mot.config import Config
 from mot.data import embedded, seqio_bridge
 from mot.data.records import markers, read_json
-from mot.data.sources import is_embedded, local
+from mot.data.sources import is_embedded, local, unit_lengths
 from mot.errors import UserError
 from mot.tokenizers import text as texts
 
@@ -37,16 +37,14 @@ def of(config: Config) -> Format:
         special = dict(zip(texts.SPECIAL, range(len(texts.SPECIAL)), strict=True))
         tokens = embedded.PATCHES if config.streams["image"].latent else embedded.PIXELS
         return _format(config, special, {"text": 0, "image": tokens})
-    found: dict[str, int] = {}
+    abouts = []
     for address in config.data.sources.values():
         if seqio_bridge.is_address(address):
             raise UserError(
                 f"{address}: generation needs a tokenizer that decodes; export it: `mot data prepare --seqio`"
             )
-        about = read_json(local(address, whole=False))
-        for modality in about["modalities"]:
-            found.setdefault(modality, about["tokenizers"].get(modality, {}).get("tokens", 0))
-    return _format(config, about["tokenizers"]["text"]["special"], found)
+        abouts.append(read_json(local(address, whole=False)))
+    return _format(config, abouts[-1]["tokenizers"]["text"]["special"], unit_lengths(abouts))
 
 
 def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int]) -> Format:

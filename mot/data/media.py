@@ -22,6 +22,7 @@ MAX_FILE = {  # bytes
     "audio": MAX_AUDIO_BYTES,
     "action": MAX_ACTION_BYTES + MAX_HEADER,
     "latents": MAX_LATENT_BYTES + MAX_HEADER,
+    "ids": MAX_LATENT_BYTES + MAX_HEADER,
 }
 PEAK = 4.0  # decoders overshoot 1 a little; a float wave beyond this was not scaled to -1..1
 
@@ -89,6 +90,11 @@ def audio(content: bytes | Path | np.ndarray, rate: int = 0) -> tuple[np.ndarray
 def latents(content: bytes | Path | np.ndarray) -> np.ndarray:
     """float32 [n, P], finite: a .npy file or an array of floats, [n, P], or [P] for one."""
     return _finite(_array(content, "latents", _check_latents), "latents")
+
+
+def ids(content: bytes | Path | np.ndarray) -> np.ndarray:
+    """Integers `[n]`, of somebody's own tokenizer: a .npy file or an array."""
+    return _array(content, "ids", _check_ids)
 
 
 def action(content: bytes | Path | np.ndarray) -> np.ndarray:
@@ -301,6 +307,14 @@ def _wave(wave: np.ndarray) -> np.ndarray:
     if not peak <= PEAK:  # also NaN
         raise ValueError(f"audio samples reach {peak}; floats in -1..1 are allowed")
     return np.clip(wave, -1, 1)
+
+
+def _check_ids(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind not in "iu" or len(shape) != 1 or not shape[0]:
+        flat = "; write those of one unit one after the other (x.reshape(-1))" * (len(shape) > 1)
+        raise ValueError(f"ids are {dtype} {list(shape)}; integers [n] are needed, n of 1 or more{flat}")
+    if shape[0] * dtype.itemsize > MAX_LATENT_BYTES:
+        raise ValueError(f"{shape[0]:,} ids of {dtype}; at most {MAX_LATENT_BYTES:,} bytes are allowed")
 
 
 def _check_latents(shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,13 +26,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from threadpoolctl import threadpool_limits
 
 from mot.data import readers, tokenise
-from mot.data.about import FORMAT, SPLITS, file_digest, read_json
-from mot.data.raw import Raw
+from mot.data.about import FORMAT, SPLITS, file_digest, read_json, special_tokens
+from mot.data.raw import MODALITY, Raw
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.data.tokenise import Bad, Tools, weight_of
 from mot.errors import UserError
 from mot.rundir import write_atomically
 from mot.tokenizers import vectors
+from mot.tokenizers.given import MOST
 
 HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
 COUNTED = 4 << 30  # bytes of input that are read twice, for the sake of the time left
@@ -48,16 +49,18 @@ class Recipe:
     separator: str
     like: str  # a dataset whose tokenizers are taken; "" = none
     tokenizer: str  # a tokenizer.json; "" = trained on the first documents
-    text_ids: int
+    ids: tuple[tuple[str, int], ...]  # modalities whose ids are ready, and how many ids each has
+    text_ids: int | None  # None: the usual number, or what the documents yield
     image_side: int  # pixels
     image_patch: int  # pixels
-    image_ids: int
+    image_ids: int | None
     audio_rate: int  # samples a second
-    audio_ids: int
+    audio_ids: int | None
     vectors: tuple[str, ...]  # of image and audio, what is kept as vectors in place of ids
     action_points: int  # of a trajectory
     action_as: str  # positions, or offsets from point to point
     held_out: float  # fraction of the documents, by their content, where the input does not say
+    missing: str  # drop-document, or drop-medium: what a picture (a sound, ...) costs that cannot be had
     longest: int  # tokens of a record; longer documents become several
     sample: int  # documents from which tokenizers learn
     shard: int  # documents of a block
@@ -75,17 +78,34 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
     """
     if faults := list(_faults(recipe, out, workers, most_left_out)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
-    read = lambda: readers.read([Path(p) for p in recipe.inputs], recipe.format, list(recipe.content), recipe.separator)
+    ids = tokenise.declared(recipe)
+    inputs, content = [Path(p) for p in recipe.inputs], list(recipe.content)
+
+    def read() -> Iterator[Raw]:
+        return readers.read(inputs, recipe.format, content, recipe.separator, ids)
+
     next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
     found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
     with claimed(out, json.loads(json.dumps(found))):
         if (out / "dataset.json").exists():
             return Summary(read_json(out), 0)
         (out / ".work").mkdir(exist_ok=True)
-        tokenise.choose(recipe, out / "tokenizers", read)
-        written = _blocks(recipe, out, read, workers, most_left_out)
+        below = _held_out_below(recipe, out, read, ids)
+        tokenise.choose(recipe, out / "tokenizers", read, below)
+        written = _blocks(recipe, below, out, read, workers, most_left_out)
         about = finish(dataclasses.asdict(recipe), out, written)
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
+
+
+def _held_out_below(recipe, out, read, ids) -> int:
+    """As `tokenise.held_out_below` finds it; kept, since an interrupted preparation goes on with the same."""
+    file = out / ".work" / "held_out.json"
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        below = tokenise.held_out_below(read(), recipe.held_out, recipe.missing, ids)
+        write_atomically(file, json.dumps(below))
+        return below
 
 
 def _faults(recipe, out, workers, most_left_out):
@@ -93,6 +113,8 @@ def _faults(recipe, out, workers, most_left_out):
     least |= dict(action_points=vectors.POINTS[0])
     least |= dict(longest=256, sample=1, shard=1)
     for key, value in least.items():
+        if getattr(recipe, key) is None:
+            continue
         if getattr(recipe, key) < value:
             yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
         elif getattr(recipe, key) > (most := 2**20 if key == "text_ids" else 2**31):
@@ -114,8 +136,27 @@ def _faults(recipe, out, workers, most_left_out):
         yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
     if workers < 1:
         yield f"--workers={workers}; must be 1 or more"
+    yield from _ids_faults(recipe)
     if recipe.like and recipe.tokenizer:
         yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
+
+
+def _ids_faults(recipe):
+    reserved = {mark.strip("</>") for mark in special_tokens(())} | {"text", "latents", "ids", "any"}
+    names = [name for name, _ in recipe.ids]
+    for name, n in recipe.ids:
+        given = f"--ids {name}={n}"
+        if not MODALITY.fullmatch(name) or len(name) > 40:
+            yield f"{given}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
+        elif name in reserved or "norm" in name:
+            # optim.rules know norms' parameters by this word.
+            yield f"{given}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
+        if names.count(name) > 1:
+            yield f"{given}: --ids says {names.count(name)} times how many {name} has; say it once"
+        if not 1 <= n <= MOST:
+            yield f"{given}: must be from 1 to {MOST}, the ids being 0 to COUNT - 1"
+        if name in recipe.vectors:
+            yield f"{given}, --vectors={name}: each says what {name} is kept as; give one"
 
 
 def _listing(recipe) -> list:
@@ -185,7 +226,7 @@ class Written(NamedTuple):
     left_out: list[Bad]
 
 
-def _blocks(recipe, out, read, workers, most_left_out) -> list[Written]:
+def _blocks(recipe, below, out, read, workers, most_left_out) -> list[Written]:
     """Every block, tokenised and on disk, in order."""
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
@@ -193,12 +234,13 @@ def _blocks(recipe, out, read, workers, most_left_out) -> list[Written]:
     written: list[Written] = []
     with Progress(*columns, TextColumn("documents"), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(escape(out.name), total=total)
-        for documents, block in _in_order(recipe, out, _blocks_of(read(), recipe.shard), workers):
+        for documents, block in _in_order(recipe, below, out, _blocks_of(read(), recipe.shard), workers):
             written.append(block)
             progress.update(task, advance=documents)
-            if (bad := sum(len(w.left_out) for w in written)) > most_left_out:
+            left_out = [bad for w in written for bad in w.left_out if not bad.medium]
+            if (bad := len(left_out)) > most_left_out:
                 _tell_left_out(out, written)
-                last = next(w.left_out[-1] for w in reversed(written) if w.left_out)
+                last = left_out[-1]
                 raise UserError(
                     f"{bad} documents are bad, the last {last.id}: {last.why}; --most-left-out allows "
                     f"{most_left_out}; mend them ({out / 'left_out.jsonl'} lists them), or raise it; what is done "
@@ -207,15 +249,15 @@ def _blocks(recipe, out, read, workers, most_left_out) -> list[Written]:
     return written
 
 
-def _in_order(recipe, out, blocks, workers) -> Iterator[tuple[int, Written]]:
+def _in_order(recipe, below, out, blocks, workers) -> Iterator[tuple[int, Written]]:
     """What workers tell of each block, and its documents; few blocks are in flight at a time."""
     if workers == 1:  # here
-        _begin(recipe, out)
+        _begin(recipe, below, out)
         for number, raws in enumerate(blocks):
             yield len(raws), _block(number, raws)
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, out))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, below, out))
     waiting: deque[tuple[int, Future]] = deque()
     first = lambda: (waiting[0][0], waiting.popleft()[1].result())
     try:
@@ -238,7 +280,7 @@ def _blocks_of(raws: Iterator[Raw], most: int) -> Iterator[list[Raw]]:
     block, weight = [], 0
     for raw in raws:
         block.append(raw)
-        weight += sum(weight_of(part) for part in raw.parts)
+        weight += sum(weight_of(part) for part in (*raw.parts, *raw.rest))
         if len(block) >= most or weight >= HEAVIEST:
             yield block
             block, weight = [], 0
@@ -246,21 +288,21 @@ def _blocks_of(raws: Iterator[Raw], most: int) -> Iterator[list[Raw]]:
         yield block
 
 
-_worker: tuple[Recipe, Path, Tools] | None = None  # of this worker process, set once by `_begin`
+_worker: tuple[Recipe, int, Path, Tools] | None = None  # of this worker process, set once by `_begin`
 
 
-def _begin(recipe: Recipe, out: Path) -> None:
+def _begin(recipe: Recipe, below: int, out: Path) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # nobody is left to work for
     threadpool_limits(1)  # small products on two threads take up to a hundred times as long
-    _worker = recipe, out, tokenise.load(out / "tokenizers")
+    _worker = recipe, below, out, tokenise.load(out / "tokenizers")
 
 
 def _block(block: int, raws: Sequence[Raw]) -> Written:
     """Tokenises a block and writes its shards, if an earlier process has not done so."""
-    recipe, out, tools = _worker
+    recipe, below, out, tools = _worker
     done = out / ".work" / f"block-{block:05d}"
     if (known := _done(out, block, done)) is not None:
         return known
@@ -268,8 +310,10 @@ def _block(block: int, raws: Sequence[Raw]) -> Written:
     left_out = []
     for raw in raws:
         try:
-            held_out, made = tokenise.records(raw, tools, recipe)
+            made, missing = tokenise.records(raw, tools, recipe.longest, recipe.missing)
+            held_out = tokenise.is_held_out(raw, below, recipe.missing)
             records["held_out" if held_out else "train"] += made
+            left_out += missing
         except ValueError as error:
             left_out.append(Bad(raw.id, str(error)))
     return write_block(out, block, records, left_out, tools.modalities)
@@ -329,7 +373,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
     """The index of all blocks and `dataset.json`; the folder is a dataset from here on."""
     tools = tokenise.load(out / "tokenizers")
-    splits = {}
+    splits, lengths_of = {}, {}
     for split in SPLITS:
         (out / split).mkdir(exist_ok=True)
         for shard in (w.shards[split] for w in written if w.shards[split]):
@@ -345,6 +389,8 @@ def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
         for name, array in index.items():
             _save(out / split / name, array)
         media = Counter(tools.modalities[m] for m in atoms[:, 0][atoms[:, 0] != 0].tolist())
+        for m, modality in enumerate(tools.modalities):
+            lengths_of.setdefault(modality, set()).update(np.unique(atoms[:, 1][atoms[:, 0] == m]).tolist())
         splits[split] = {
             "documents": len(tokens),
             "tokens": dict(zip(tools.modalities, tokens.sum(0, dtype=np.int64).tolist(), strict=True)),
@@ -354,26 +400,37 @@ def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
         }
     left_out = _tell_left_out(out, written)
     if not splits["train"]["documents"]:
+        bad = sum(not x.medium for x in left_out)
         raise UserError(
-            f"no document is left to train on ({len(left_out)} were bad, {splits['held_out']['documents']} are held "
+            f"no document is left to train on ({bad} were bad, {splits['held_out']['documents']} are held "
             f"out); {out / 'left_out.jsonl'} says why"
         )
     about = {
         "format": FORMAT,
         "source": source,
         "modalities": list(tools.modalities),
-        "tokenizers": tokenise.about(out / "tokenizers"),
+        "tokenizers": _with_lengths(tokenise.about(out / "tokenizers"), lengths_of),
         "splits": splits,
-        "left_out": dict(sorted(Counter(bad.why for bad in left_out).items())),
+        "left_out": dict(sorted(Counter(bad.why for bad in left_out if not bad.medium).items())),
+        "missing": dict(sorted(Counter(bad.medium for bad in left_out if bad.medium).items())),
     }
     write_atomically(out / "dataset.json", json.dumps(about, indent=1))
     shutil.rmtree(out / ".work")
     return about
 
 
+def _with_lengths(tokenizers: dict, lengths_of: Mapping[str, set[int]]) -> dict:
+    """Tokenizers' entries, with the `tokens` of a unit of ready ids where all units have one length."""
+    for modality, known in tokenizers.items():
+        if tokenise.is_ready(known) and len(lengths_of[modality]) == 1:
+            (known["tokens"],) = lengths_of[modality]
+    return tokenizers
+
+
 def _tell_left_out(out: Path, written: Sequence[Written]) -> list[Bad]:
     left_out = [bad for w in written for bad in w.left_out]
-    write_atomically(out / "left_out.jsonl", "".join(json.dumps(bad._asdict()) + "\n" for bad in left_out))
+    lines = [{"id": bad.id, "why": bad.why} | ({"medium": bad.medium} if bad.medium else {}) for bad in left_out]
+    write_atomically(out / "left_out.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return left_out
 
 

@@ -13,6 +13,9 @@ import numpy as np
 from mot.errors import UserError
 
 KINDS = ("text", "image", "audio", "action", "latents")
+# Ends the kind of a part that is ids already, of somebody's own tokenizer: "depth ids" are ids of the modality depth.
+READY = " ids"
+MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 MAX_LINE = 64 * 2**20  # bytes
 MAX_TEXT = 16 * 2**20  # bytes of a document's text
 # The fields that a document is made of where the user names none: the first of each kind that is there.
@@ -29,8 +32,8 @@ SPLITS = {"train": False, "val": True, "validation": True, "test": True, "held_o
 class Part(NamedTuple):
     """A stretch of a document in one modality, still encoded."""
 
-    kind: str  # of KINDS
-    content: str | bytes | Path | np.ndarray  # text: str; media: what mot.data.media takes
+    kind: str  # of KINDS, or a modality's name and READY
+    content: str | bytes | Path | np.ndarray | ValueError  # text: str; media: what mot.data.media takes, or why not
     rate: int = 0  # of audio given as an array: samples a second
 
 
@@ -39,6 +42,7 @@ class Raw(NamedTuple):
     parts: tuple[Part, ...]  # in document order
     held_out: bool | None = None  # as the input says; None: the content's hash decides
     bad: str = ""  # why there is no document; then `parts` is empty
+    rest: tuple[Part, ...] = ()  # of a document that is bad for its media alone: all parts, some of them ValueErrors
 
 
 class Row(NamedTuple):
@@ -57,6 +61,21 @@ Template = tuple[tuple[str, str], ...]
 _BRACES = re.compile(r"\{([^{}]+)\}")
 
 
+def modality_of(kind: str) -> str:
+    return kind.removesuffix(READY)
+
+
+def declared(content: Sequence[str], modalities: Iterable[str]) -> list[str]:
+    """Templates in which `depth:codes` reads `depth ids:codes`, for the modalities whose ids are ready."""
+    modalities = set(modalities)
+
+    def marked(part: str) -> str:
+        kind, colon, field = part.partition(":")
+        return f"{kind.strip()}{READY}:{field}" if colon and kind.strip() in modalities else part
+
+    return ["|".join(map(marked, template.split("|"))) for template in content]
+
+
 def parse(content: Sequence[str]) -> tuple[Template, ...]:
     """Templates like "text:a drawing of {name}|image:image" or "text:caption|action:xy+pen_up"."""
     return tuple(_parse(template) for template in content)
@@ -70,9 +89,11 @@ def _parse(template: str) -> Template:
         braces = "{" in field or "}" in field
         balanced = not re.search(r"[{}]", _BRACES.sub("", field))
         names = [name.strip() for name in field.split("+")] if kind == "action" else [field.strip()]
-        if kind not in KINDS or not colon or not all(names) or (braces and (kind != "text" or not balanced)):
+        known = kind in KINDS or kind.endswith(READY)
+        if not known or not colon or not all(names) or (braces and (kind != "text" or not balanced)):
             raise UserError(
-                f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)}, text also "
+                f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)} or a modality "
+                "that --ids declares (--ids depth=64), text also "
                 "with {field} among words, action with fields joined by +, parts separated by |, e.g. 'text:a drawing "
                 "of {name}|image:image'"
             )
@@ -133,10 +154,18 @@ def document(row: Row, template: Template) -> Raw:
     try:
         if row.bad:
             raise ValueError(row.bad)
-        parts = [_part(kind, field, row) for kind, field in template]
-        return Raw(row.id, filled(parts), held_out(row.split))
+        return whole(row.id, [_part(kind, field, row) for kind, field in template], held_out(row.split))
     except ValueError as error:
         return Raw(row.id, (), None, str(error))
+
+
+def whole(id: str, parts: Sequence[Part], held_out: bool | None) -> Raw:
+    """A document of these parts, bad where a medium is missing; raises `ValueError` where its text is, or is blank."""
+    faulty = [part for part in parts if isinstance(part.content, ValueError)]
+    if any(part.kind == "text" for part in faulty):
+        raise faulty[0].content
+    parts = filled(parts)
+    return Raw(id, (), held_out, str(faulty[0].content), parts) if faulty else Raw(id, parts, held_out)
 
 
 def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
@@ -159,16 +188,52 @@ def held_out(split: Any) -> bool | None:
 
 
 def _part(kind: str, field: str, row: Row) -> Part:
-    if kind == "text":
-        if "{" in field:
+    """A part whose content is the ValueError that says why there is none, where there is none."""
+    try:
+        if kind == "text" and "{" in field:
             return Part("text", _BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
-        return Part("text", text(_value(row, field), field))
-    value = _joined(row, field) if kind == "action" and "+" in field else _value(row, field)
-    if isinstance(value, str):
-        value = inside(row.folder, value)
-    if not isinstance(value, bytes | Path | np.ndarray):
-        raise ValueError(f"{kind} field {field!r} is {short(value)}; a path or encoded bytes are allowed")
+        if kind == "text":
+            return Part("text", text(_value(row, field), field))
+        value = _joined(row, field) if kind == "action" and "+" in field else _value(row, field)
+        value = medium(kind, value, row.folder, f"{kind} field {field!r}")
+    except ValueError as error:
+        value = error
     return Part(kind, value, row.rate if isinstance(value, np.ndarray) and kind == "audio" else 0)
+
+
+def medium(kind: str, value: Any, folder: str | None, name: str) -> bytes | Path | np.ndarray:
+    """What is to be decoded or read as `kind`: a path in `folder`, bytes, an array, and of ready ids also a list."""
+    if kind.endswith(READY) and isinstance(value, list):
+        return integers(value)
+    if isinstance(value, str):
+        return inside(folder, value)
+    if not isinstance(value, bytes | Path | np.ndarray):
+        lists = "a list of integers, " * kind.endswith(READY)
+        raise ValueError(f"{name} is {short(value)}; {lists}a path or encoded bytes are allowed")
+    return value
+
+
+def integers(value: list) -> np.ndarray:
+    """int64 `[n]`; raises `ValueError` for a list of anything else."""
+    odd = [x for x in value if type(x) is not int or not -(2**63) <= x < 2**63]
+    if odd:
+        raise ValueError(f"ids {short(value)}; a list of integers is needed, and {short(odd[0])} is none")
+    return np.array(value, np.int64)
+
+
+def ids_part(part: dict, folder: str) -> Part:
+    """`{"ids": [...], "modality": "depth"}`: ids as they are, or in the .npy file that it names."""
+    name, value = part.get("modality"), part.get("ids")
+    if part.keys() != {"ids", "modality"} or not isinstance(name, str) or not MODALITY.fullmatch(name):
+        raise ValueError(
+            f'part {short(part)}; ids are written {{"ids": [3, 5], "modality": "depth"}}, the modality in lower-case '
+            "letters, digits and _"
+        )
+    try:
+        value = medium(name + READY, value, folder, f"the ids of {name}")
+    except ValueError as error:
+        value = error
+    return Part(name + READY, value)
 
 
 def _value(row: Row, field: str):

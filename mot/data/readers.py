@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mot.data import arrays, tables
@@ -18,20 +18,22 @@ from mot.data.raw import (
     Part,
     Raw,
     Row,
+    declared,
     document,
     documents,
     fault,
-    filled,
     find,
     held_out,
-    inside,
+    ids_part,
     json_rows,
+    medium,
     needed,
     parse,
     printable,
     short,
     text,
     walk,
+    whole,
 )
 from mot.errors import UserError
 
@@ -57,12 +59,17 @@ PICKLES = (".pkl", ".pickle", ".pyd")
 
 
 def read(
-    inputs: Sequence[Path | str], format: str = "auto", content: Sequence[str] = (), separator: str = ""
+    inputs: Sequence[Path | str],
+    format: str = "auto",
+    content: Sequence[str] = (),
+    separator: str = "",
+    ids: Iterable[str] = (),
 ) -> Iterator[Raw]:
     """The documents of files and folders; those that are bad say why, a `UserError` says what stops the reading.
 
     `content`: templates (`raw.parse`) that make documents of a row's fields, in turn; by default guessed from names.
     `separator`: what stands between two documents of a plain text; by default a file is one.
+    `ids`: modalities whose fields hold ids already.
     """
     inputs = [Path(os.path.abspath(path)) for path in inputs]
     for path in inputs:
@@ -77,7 +84,7 @@ def read(
             format = detect(inputs)
     if separator and format != "text":
         raise UserError(f"separator {separator!r}: the input is read as {format}; only text has one; leave it out")
-    content = [content] if isinstance(content, str) else list(content)
+    content = declared([content] if isinstance(content, str) else list(content), ids)
     parse(content)
     return _streamed(_documents(inputs, format, content, separator))
 
@@ -190,19 +197,23 @@ def _interleaved(row: Row) -> Raw:
             content = [{"text": row.fields["text"]}]
         if not isinstance(content, list):
             raise ValueError("no list named 'content' and no 'text'; content templates say how to read other rows")
-        parts = filled([_json_part(part, row.folder) for part in content])
-        return Raw(row.id, parts, held_out(row.split))
+        return whole(row.id, [_json_part(part, row.folder) for part in content], held_out(row.split))
     except ValueError as error:
         return Raw(row.id, (), None, str(error))
 
 
 def _json_part(part, folder: str) -> Part:
+    if isinstance(part, dict) and "ids" in part:
+        return ids_part(part, folder)
     if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in KINDS:
-        raise ValueError(f"part {short(part)}; an object with one of the keys {', '.join(KINDS)} is allowed")
+        raise ValueError(f"part {short(part)}; an object with one of the keys {', '.join(KINDS)}, ids is allowed")
     ((kind, value),) = part.items()
-    if not isinstance(value, str):
+    if not isinstance(value, str) and (kind == "text" or value is not None):
         raise ValueError(f"part {short(part)}; a string is needed")
-    return Part(kind, text(value) if kind == "text" else inside(folder, value))
+    try:
+        return Part(kind, text(value) if kind == "text" else medium(kind, value, folder, f"the part's {kind}"))
+    except ValueError as error:
+        return Part(kind, error)
 
 
 def _text(inputs: list[Path], separator: str) -> Iterator[Raw]:

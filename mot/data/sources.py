@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -139,9 +140,10 @@ def _tokenizer_faults(known):
         for modality, tokenizer in about["tokenizers"].items():
             first, digest = seen.setdefault(modality, (name, tokenizer["digest"]))
             if digest != tokenizer["digest"]:
+                how = f", or both with the same --ids {modality}=COUNT" * digest.startswith("ids-")
                 yield (
                     f"data.sources.{name}: its {modality} tokenizer is {tokenizer['digest']}, that of {first} is "
-                    f"{digest}; prepare one with --like the other"
+                    f"{digest}; prepare one with --like the other{how}"
                 )
 
 
@@ -183,11 +185,12 @@ def open_(config: Config) -> tuple[Sources, Sources]:
     index = {stream.modality: (m, stream) for m, stream in enumerate(config.streams.values())}
     parts: dict[str, list[Source]] = {"train": [], "held_out": []}
     digest, byte_lengths = hashlib.sha256(), np.zeros(config.vocab, np.int64)
-    for n, (name, address) in enumerate(config.data.sources.items()):
-        about, datasets, bytes_, identity = _opened(address, config.data.verify)
+    opened = {name: _opened(address, config.data.verify) for name, address in config.data.sources.items()}
+    alike = unit_lengths([about for about, *_ in opened.values()])
+    for n, (name, (about, datasets, bytes_, identity)) in enumerate(opened.items()):
         at = lambda m: Place(m, index[m][0], index[m][1].first_id, index[m][1].ids, index[m][1].latent)
         places = tuple(at(modality) for modality in about["modalities"])
-        fixed = tuple(m for m, tokenizer in about["tokenizers"].items() if tokenizer.get("tokens"))
+        fixed = tuple(m for m in about["tokenizers"] if alike[m])
         layout = Layout(places, about["tokenizers"]["text"]["special"], fixed)
         for split, sources in parts.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
@@ -196,6 +199,15 @@ def open_(config: Config) -> tuple[Sources, Sources]:
         digest.update(json.dumps([name, identity]).encode())
     both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16]) for sources in parts.values()]
     return both[0], both[1]
+
+
+def unit_lengths(abouts: Sequence[dict]) -> dict[str, int]:
+    """Tokens of a unit of each modality, where all of several datasets have units of that one length; else 0."""
+    found: dict[str, set[int]] = {}
+    for about in abouts:
+        for modality, tokenizer in about["tokenizers"].items():
+            found.setdefault(modality, set()).add(tokenizer.get("tokens", 0))
+    return {modality: lengths.pop() if len(lengths) == 1 else 0 for modality, lengths in found.items()}
 
 
 def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | Stream], np.ndarray, list]:

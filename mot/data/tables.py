@@ -10,6 +10,7 @@ import numpy as np
 
 from mot.data.raw import (
     MAX_TEXT,
+    READY,
     Raw,
     Row,
     check_text,
@@ -222,6 +223,9 @@ def _check_type(path: Path, column: str, kind: str, of) -> None:
     )
     if kind == "text":
         fits, allowed = is_text(of) or (types.is_dictionary(of) and is_text(of.value_type)), "a string"
+    elif kind.endswith(READY):
+        fits = is_bytes(of) or (is_list(of) and types.is_integer(of.value_type))
+        allowed = "lists of integers, those of a unit in one list, or .npy files (binary)"
     elif kind in ("action", "latents"):
         inner = of.value_type if is_list(of) else of
         inner = inner.value_type if is_list(inner) else inner

@@ -51,17 +51,22 @@ class AudioTokenizer:
 
 
 def fit_audio(
-    clips: Iterable[tuple[np.ndarray, int]], rate: int = 16000, hop: int | None = None, ids: int = 512
+    clips: Iterable[tuple[np.ndarray, int]],
+    rate: int = 16000,
+    hop: int | None = None,
+    ids: int = 512,
+    fewer: bool = False,
 ) -> AudioTokenizer:
     """A tokenizer for clips like these (float `[samples]`, samples a second); the same from the same clips.
 
-    `hop` is 20 ms unless told another. Raises `ValueError` where fewer frames differ than ids are asked for.
+    `hop` is 20 ms unless told another. Raises `ValueError` where fewer frames differ than ids are asked for,
+    unless `fewer` will do.
     """
     hop = rate // 50 if hop is None else hop
     check(rate, hop)
     codebook.check_ids(ids, BANDS)
     frames = codebook.sample((_frames(wave, of, rate, hop) for wave, of in clips), BANDS)
-    return AudioTokenizer(rate, hop, codebook.fit(frames, ids, f"frames of {hop} samples"))
+    return AudioTokenizer(rate, hop, codebook.fit(frames, ids, f"frames of {hop} samples", fewer))
 
 
 def check(rate: int, hop: int) -> None:

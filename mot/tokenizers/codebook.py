@@ -49,12 +49,15 @@ def _least(kept, keys, most):
     return [np.concatenate(kept)[order]], [keys[order]]
 
 
-def fit(x_RP: np.ndarray, ids: int, what: str) -> np.ndarray:
+def fit(x_RP: np.ndarray, ids: int, what: str, fewer: bool = False) -> np.ndarray:
     """`ids` different codes, uint8 `[K, P]`, for rows uint8 `[R, P]`, in canonical order.
 
-    `what` names the rows in the `ValueError` that is raised where fewer of them differ than codes are asked for.
+    `what` names the rows in the `ValueError` that is raised where fewer of them differ than codes are asked for, unless
+    `fewer` will do.
     """
     distinct_UP, counts_U = np.unique(x_RP, axis=0, return_counts=True)
+    if fewer:
+        ids = max(1, min(ids, len(distinct_UP)))
     if len(distinct_UP) < ids:
         raise ValueError(
             f"{ids} ids were asked for and only {len(distinct_UP)} different {what} were seen (in a sample of "

@@ -50,15 +50,18 @@ class ImageTokenizer:
         return assembled(patches_RP, self.side, self.patch)
 
 
-def fit_image(images: Iterable[np.ndarray], side: int, patch: int, ids: int) -> ImageTokenizer:
+def fit_image(images: Iterable[np.ndarray], side: int, patch: int, ids: int, fewer: bool = False) -> ImageTokenizer:
     """A tokenizer for pictures like these, uint8 `[H, W, 3]`; the same from the same pictures.
 
-    k-means sees a sample of bounded size. Raises `ValueError` where fewer patches differ than ids are asked for.
+    k-means sees a sample of bounded size. Raises `ValueError` where fewer patches differ than ids are asked for, unless
+    `fewer` will do.
     """
     check(side, patch)
+    if fewer:
+        ids = min(ids, codebook.CODES // (3 * patch**2))
     codebook.check_ids(ids, 3 * patch**2)
     sample = codebook.sample((patches(image, side, patch) for image in images), 3 * patch**2)
-    return ImageTokenizer(side, patch, codebook.fit(sample, ids, f"patches of {patch} x {patch} pixels"))
+    return ImageTokenizer(side, patch, codebook.fit(sample, ids, f"patches of {patch} x {patch} pixels", fewer))
 
 
 def check(side: int, patch: int) -> None:

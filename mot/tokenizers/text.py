@@ -1,10 +1,12 @@
 """Text to ids: a byte-level BPE, trained once on a corpus and kept in the user's cache under its digests."""
 
+import contextlib
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,21 +94,115 @@ def load(content: str, special: Sequence[str]) -> Tokenizer:
 
 
 def byte_lengths(tokenizer: Tokenizer) -> np.ndarray:
-    """`[V]` bytes of text that each id stands for, 0 for special tokens.
+    """`[V]` bytes of UTF-8 that each id stands for within a text, 0 for special tokens.
 
-    A byte-level entry has a character for each byte; elsewhere a word begins with a sign for a space, and a byte that
-    has no entry is written <0x..>.
+    What the tokenizer's decoder adds to a text for an entry is what the entry stands for, but where it is a part of a
+    character: such are counted as bytes. A word that is a text's first may have a space less.
     """
-    added = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    entries = [tokenizer.id_to_token(i) or "" for i in range(tokenizer.get_vocab_size())]
-    if isinstance(tokenizer.decoder, decoders.ByteLevel):
-        size = len
-    else:
-        size = lambda entry: 1 if _BYTE.fullmatch(entry) else len(entry.replace("\u2581", " ").encode())
-    return np.array([0 if i in added else size(entry) for i, entry in enumerate(entries)])
+    added = tokenizer.get_added_tokens_decoder()
+    decode = tokenizer.decoder.decode if tokenizer.decoder else " ".join  # as the library does without one
+    by_bytes = decode(["\u00c3", "\u00a4"]) == "\u00e4"  # a character for each byte, wherever that decoder stands
+    falls_back = decode(["<0x41>"]) == "A"
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    alone = len(decode(["a", "a"]).encode())
+
+    def size(i: int) -> int:
+        if i in added:
+            return 0 if added[i].special else len(added[i].content.encode())
+        entry = tokenizer.id_to_token(i) or ""
+        if falls_back and _BYTE.fullmatch(entry):
+            return 1
+        if by_bytes:
+            return len(entry) if alphabet.issuperset(entry) else len(entry.encode())
+        return max(0, len(decode(["a", entry, "a"]).encode()) - alone)
+
+    return np.array([size(i) for i in range(tokenizer.get_vocab_size())])
 
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+MEASURED = 4 << 20  # characters by which a tokenizer is judged, in stretches of
+JUDGED = 1 << 16
+
+
+def _judged(corpus: Sequence[str]) -> Iterator[str]:
+    left = MEASURED
+    for text in corpus:
+        for begin in range(0, min(len(text), left), JUDGED):
+            yield text[begin : begin + min(JUDGED, left)]
+        left -= len(text)
+        if left <= 0:
+            return
+
+
+def loss(tokenizer: Tokenizer, corpus: Sequence[str]) -> dict:
+    """What does not come back of texts through a tokenizer; {} where all does, but for a space before the first word.
+
+    `documents`: the fraction of the texts; `bytes`: the fraction of their bytes, as characters that do not come back;
+    `text` and `back`: where the first of them differs.
+    """
+    texts, differ, size, lost, example = 0, 0, 0, 0, {}
+    for text in _judged(corpus):
+        try:
+            back = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception:  # what cannot be encoded is told as a bad document
+            continue
+        texts, size = texts + 1, size + len(text.encode(errors="surrogatepass"))
+        if back.removeprefix(" ") == text.removeprefix(" "):
+            continue
+        differ += 1
+        gone = Counter(text) - Counter(back)
+        lost += sum(n * len(character.encode(errors="surrogatepass")) for character, n in gone.items())
+        example = example or _difference(text, back)
+    return {"documents": differ / texts, "bytes": lost / size} | example if differ else {}
+
+
+def _difference(text: str, back: str) -> dict[str, str]:
+    """Some words around the first place where two texts differ."""
+    at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+    begin = max(0, text.rfind(" ", 0, max(0, at - 8)) + 1)
+    return {"text": text[begin : at + 24], "back": back[begin : at + 24]}
+
+
+def measured(tokenizer: Tokenizer, corpus: Sequence[str], sizes: np.ndarray) -> np.ndarray:
+    """`[V]` bytes of the original texts that each id stood for, on average; `sizes` for ids that are not in them.
+
+    What a tokenizer drops between two tokens belongs to the second.
+    """
+    total, count = np.zeros((2, len(sizes)))
+    for text in _judged(corpus):
+        try:
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+        except Exception:  # as above
+            continue
+        if encoding.ids:
+            bytes_before = np.cumsum([0, *(len(c.encode(errors="surrogatepass")) for c in text)])
+            ends = np.maximum.accumulate([end for _, end in encoding.offsets])
+            ends[-1] = len(text)
+            np.add.at(total, encoding.ids, np.diff(bytes_before[ends], prepend=0))
+            np.add.at(count, encoding.ids, 1)
+    return np.where(count > 0, np.rint(total / np.maximum(count, 1)), sizes).astype(np.int64)
+
+
+def counted(tokenizer: Tokenizer, corpus: Sequence[str], sizes: np.ndarray) -> float:
+    """The bytes that `sizes` count in texts, as a fraction of those they have."""
+    found, size = 0, 0
+    for text in _judged(corpus):
+        with contextlib.suppress(Exception):  # as above
+            found += int(sizes[tokenizer.encode(text, add_special_tokens=False).ids].sum())
+            size += len(text.encode(errors="surrogatepass"))
+    return found / max(size, 1)
+
+
+def told(lossy: dict) -> str:
+    """What `loss` and `counted` have found, in words."""
+    return (
+        f"the text tokenizer is lossy: {100 * lossy['documents']:.1f} % of the first documents do not come back as "
+        f"they were, {100 * lossy['bytes']:.2f} % of their bytes are lost ({lossy['text']!r} comes back as "
+        f"{lossy['back']!r}); bits per byte are of the original text: an id counts as the bytes that it stood for in "
+        f"these documents, on average, rounded (together {100 * lossy['counted']:.1f} % of them)"
+    )
+
+
 # Where a sentence has ended: after its full stop and closing quotes, and after a line.
 _SENTENCE = re.compile(r"""[.!?]['")\]\u2019\u201d]*(?=\s)|[\u3002\uff01\uff1f]|\n+""")
 LONGEST_SENTENCE = 128

@@ -534,7 +534,7 @@ def test_with_any_value_in_dataset_json_all_that_is_read_is_shown_or_refused(tmp
 def test_junk_in_place_of_a_tokenizer_is_named(tmp_path, name, content):
     folder = tmp_path / "tokenizers"
     tokenizers_of(folder, ["text", "image", "audio"])
-    assert tokenise.load(folder).audio.ids == 1
+    assert tokenise.load(folder).media["audio"].ids == 1
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)

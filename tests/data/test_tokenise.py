@@ -10,14 +10,20 @@ from mot.data.about import special_tokens
 from mot.data.raw import Part, Raw
 from mot.errors import UserError
 from mot.tokenizers import text as texts
+from mot.tokenizers.given import GivenVectors
 from tests.data.files import png, write, write_lines
 
 TEXT = texts.train(["the cat sat on the mat, and the dog did not. " * 50], 300, special_tokens(["text"]))
-RECIPE = types.SimpleNamespace(held_out=0.5, longest=10**9, sample=100, inputs=("x",), tokenizer="", text_ids=300)
+RECIPE = types.SimpleNamespace(sample=100, inputs=("x",), tokenizer="", text_ids=300, missing="drop-document")
+HALF = 2**63  # of all hashes
 
 
-def tools(text=TEXT, width=0, modalities=("text",)):
-    return tokenise.Tools(modalities, text, None, None, None, width)
+def tools(text=TEXT, **media):
+    return tokenise.Tools(text, media)
+
+
+def span(text, tools):
+    return tokenise._span(Part("text", text), text, tools)
 
 
 def document(*parts) -> Raw:
@@ -29,18 +35,18 @@ def test_a_file_too_large_to_decode_is_not_digested(tmp_path):
     os.truncate(huge, 300 * 10**9)  # sparse
     raw = document(("text", "a"), ("image", huge))
     with pytest.raises(ValueError, match=r"huge.png has 300,000,000,000 bytes; at most"):
-        tokenise.is_held_out(raw, 0.5)
+        tokenise.is_held_out(raw, HALF)
     assert tokenise.is_held_out(raw, 0) is False
     assert tokenise.is_held_out(raw._replace(held_out=True), 0) is True
     with pytest.raises(ValueError, match=r"no file none.png"):
-        tokenise.is_held_out(document(("image", tmp_path / "none.png")), 0.5)
+        tokenise.is_held_out(document(("image", tmp_path / "none.png")), HALF)
 
 
 def test_the_first_documents_are_looked_at_without_those_that_cannot_be_read(tmp_path):
     huge = write(tmp_path / "huge.png", png())
     os.truncate(huge, 300 * 10**9)
     raws = [document(("text", "bad"), ("image", huge))] + [document(("text", f"{i}")) for i in range(20)]
-    kinds, _, corpus, *_ = tokenise._look(RECIPE, lambda: iter(raws))
+    kinds, _, corpus, *_ = tokenise._look(RECIPE, lambda: iter(raws), HALF)
     assert kinds == {"text"}
     assert "bad" not in corpus
     assert 0 < len(corpus) < 20
@@ -59,17 +65,17 @@ def test_a_document_that_names_one_file_often_is_bad(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.ones((1, 2), np.float32))
     line = lambda times: {"content": [{"latents": "a.npy"}] * times}
     ten, eleven = readers.read([write_lines(tmp_path / "x.jsonl", line(10), line(11))])
-    assert len(tokenise.records(ten, tools(width=2, modalities=("text", "latents")), RECIPE)[1]) == 1
+    assert len(tokenise.records(ten, tools(latents=GivenVectors(2)), 10**9).records) == 1
     with pytest.raises(ValueError, match="more than 80 bytes when it is decoded"):
-        tokenise.records(eleven, tools(width=2, modalities=("text", "latents")), RECIPE)
+        tokenise.records(eleven, tools(latents=GivenVectors(2)), 10**9)
 
 
 @pytest.mark.parametrize("unit", ["the cat sat. On the mat,\n", "abc", "\u6f22\u5b57\u3002", " "])
 def test_a_long_text_is_encoded_in_stretches(unit, monkeypatch):
     text = "a" + unit * 400
-    whole, cuts = tokenise._span(Part("text", text), tools())
+    whole, cuts = span(text, tools())
     monkeypatch.setattr(tokenise, "STRETCH", len(text))
-    for got, expected in zip(tokenise._span(Part("text", text), tools()), (whole, cuts), strict=True):
+    for got, expected in zip(span(text, tools()), (whole, cuts), strict=True):
         np.testing.assert_array_equal(got, expected)
     longest = []
     counted = types.SimpleNamespace(
@@ -77,7 +83,7 @@ def test_a_long_text_is_encoded_in_stretches(unit, monkeypatch):
         get_vocab_size=TEXT.get_vocab_size,
     )
     monkeypatch.setattr(tokenise, "STRETCH", 100)
-    ids, cuts = tokenise._span(Part("text", text), tools(counted))
+    ids, cuts = span(text, tools(counted))
     assert max(longest) <= 100
     assert len(longest) >= len(text) / 100
     assert TEXT.decode(ids.tolist()) == text
@@ -119,6 +125,6 @@ def test_a_tokenizer_whose_ids_leave_gaps_is_refused(tmp_path, last):
 def test_what_the_tokenizer_cannot_encode_is_left_out(tmp_path):
     content = word_level(tmp_path / "a.json", {"cat": 0}).read_text(encoding="utf-8")
     found = texts.load(content, special_tokens(["text"]))
-    assert tokenise._span(Part("text", "cat"), tools(found))[0].tolist() == [0]
+    assert span("cat", tools(found))[0].tolist() == [0]
     with pytest.raises(ValueError, match=r"cannot be encoded by the tokenizer: .*Missing .UNK. token"):
-        tokenise._span(Part("text", "dog"), tools(found))
+        span("dog", tools(found))

@@ -18,6 +18,7 @@ from mot.data.about import SPLITS
 from mot.data.pipeline import Batches
 from mot.data.records import Dataset
 from mot.errors import UserError
+from mot.tokenizers.given import GivenVectors
 from mot.tokenizers.vectors import ActionVectors, AudioVectors, ImageVectors
 from tests.data.files import npz_of_strokes
 from tests.datasets import SMALL, contents, write_inputs
@@ -63,7 +64,7 @@ def test_every_kind_comes_out_as_it_went_in(made):
     assert {m: t.get("tokens") for m, t in about["tokenizers"].items() if "tokens" in t} == {"image": 16, "action": 16}
     assert {"<action>", "</action>", "<audio>", "</latents>", "<boi>"} < about["tokenizers"]["text"]["special"].keys()
     tools = tokenise.load(out / "tokenizers")
-    assert [type(t) for t in tools[2:5]] == [ImageVectors, AudioVectors, ActionVectors]
+    assert [type(t) for t in tools.media.values()] == [ImageVectors, AudioVectors, ActionVectors, GivenVectors]
     seen, folder = set(), out.parent / "in"
     for split in SPLITS:
         dataset = Dataset(out, split)
@@ -76,13 +77,13 @@ def test_every_kind_comes_out_as_it_went_in(made):
             assert {str(x.dtype) for m, x in found.items()} == {"float16", "float32"}
             np.testing.assert_array_equal(found["latents"], np.load(folder / f"{number}.latents.npy").astype("f"))
             path = np.load(folder / f"{number}.path.npy")
-            (stroke,) = tools.action.decode(found["action"])
+            (stroke,) = tools.media["action"].decode(found["action"])
             np.testing.assert_allclose(stroke[[0, -1]], path[[0, -1]], atol=2e-2)
             picture = np.asarray(
                 Image.open(folder / f"{number}.png").resize((8, 8), Image.Resampling.LANCZOS, (1, 0, 10, 9))
             )
-            np.testing.assert_array_equal(tools.image.decode(found["image"]), picture)
-            assert tools.audio.decode(found["audio"]).shape == (40, -(-(800 + 40 * number) // 160))
+            np.testing.assert_array_equal(tools.media["image"].decode(found["image"]), picture)
+            assert tools.media["audio"].decode(found["audio"]).shape == (40, -(-(800 + 40 * number) // 160))
     assert seen == set(range(40))
 
 

@@ -1,0 +1,49 @@
+"""Ids and vectors that somebody's own tokenizer made: nothing is encoded here, only judged, and nothing is decoded."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MOST = 1 << 24  # ids of a modality
+
+
+@dataclass(frozen=True)
+class GivenIds:
+    """Ids from 0 to `ids` - 1."""
+
+    ids: int
+    tokens: int = 0  # of a unit, where each has so many; 0 = any number
+
+    def __post_init__(self):
+        if not 1 <= self.ids <= MOST:
+            raise ValueError(f"ids={self.ids}; must be from 1 to {MOST}")
+
+    def encode(self, x_C: np.ndarray) -> np.ndarray:
+        """Integers `[n]` as they are; raises `ValueError` for ids out of range, and a unit of another length."""
+        outside = x_C[(x_C < 0) | (x_C >= self.ids)]
+        if len(outside):
+            raise ValueError(f"id {outside[0]} is out of range: ids are from 0 to {self.ids - 1}")
+        if len(x_C) != (self.tokens or len(x_C)):
+            raise ValueError(f"{len(x_C)} ids, where each unit has {self.tokens}")
+        return x_C
+
+    def decode(self, x_C: np.ndarray) -> np.ndarray:
+        """The same ids, for whoever has the decoder."""
+        return self.encode(x_C)
+
+
+@dataclass(frozen=True)
+class GivenVectors:
+    """Vectors of `width` features."""
+
+    width: int
+    tokens = 0  # any number
+
+    def encode(self, x_CP: np.ndarray) -> np.ndarray:
+        """Floats `[n, width]` as they are; raises `ValueError` for vectors of another width."""
+        if x_CP.shape[1] != self.width:
+            raise ValueError(f"latents of {x_CP.shape[1]} features, where the first ones had {self.width}")
+        return x_CP
+
+    def decode(self, x_CP: np.ndarray) -> np.ndarray:
+        return x_CP
