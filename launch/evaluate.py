@@ -9,7 +9,7 @@ from rich.table import Table
 
 from launch import flags
 from launch.cli import guarded
-from mot import rundir, train
+from mot import rundir, sharding, train
 from mot.errors import UserError
 
 
@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         config = dataclasses.replace(config, run=run)
     else:
         config = flags.build(flags.read(options.config, overrides))
-    step, row = train.evaluate(config, options.step)
+    # A configuration says how its rows are split; a run is read wherever it lies.
+    step, row = train.evaluate(config, options.step, sharding.dividing(config) if options.run else None)
     table = Table("", "held out", title=f"{config.run.name}, step {step}", title_justify="left")
     for name, value in row.items():
         if isinstance(value, float):  # loads by layer and expert are for the report

@@ -69,6 +69,13 @@ def abstract(config: Config, devices: int) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), MESH_AXES)
 
 
+def dividing(config: Config) -> list[jax.Device]:
+    """As many of all devices as a microbatch's rows divide among: for what reads a run that another machine trained."""
+    devices = jax.devices()
+    counts = range(len(devices), 1, -1)
+    return devices[: next((n for n in counts if not any(undivided(config, abstract(config, n)))), 1)]
+
+
 def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Every axis of size one: for what reads a run on whatever machine."""
     devices = (jax.devices() if devices is None else devices)[:1]
