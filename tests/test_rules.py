@@ -20,7 +20,7 @@ ORDER = [
     ["checks_mesh", "kernels"],
     ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
-    ["tokenizers.vectors"],
+    ["tokenizers.vectors", "tokenizers.waveform"],
     ["batch", "caches", "sharding", "params", "data.tables", "data.arrays"],
     ["router", "checkpoint"],
     ["data.packing", "dispatch", "embed", "mixing", "data.readers"],
