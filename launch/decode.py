@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from launch import sounds
 from mot.config import Config
 from mot.data import embedded, media, sources, tokenise
 from mot.data.about import check_files, files, read_json
@@ -25,12 +26,14 @@ class Codec(NamedTuple):
     """By modality: a part of a document to ids from 0, or float32 `[n, P]`; and back.
 
     What comes back is text, an image uint8 `[H, W, 3]`, an audio's spectrogram in dB `[bands, n]`, low bands first, an
-    action's strokes, `[k, 2]` each, or latents as they are. `encode` raises `ValueError` with what is wrong.
+    action's strokes, `[k, 2]` each, or latents as they are. `encode` raises `ValueError` with what is wrong. `sound`
+    makes float samples `[n]` of a spectrogram, with a seed for its phase, and says how many of them are a second.
     """
 
     modalities: tuple[str, ...]
     encode: Callable[[Part], np.ndarray]
     decode: Callable[[str, np.ndarray], Any]
+    sound: Callable[[np.ndarray, int], tuple[np.ndarray, int]] | None = None  # of a run that has audio
 
 
 def of(config: Config) -> Codec:
@@ -60,7 +63,10 @@ def _records(tools: Tools) -> Codec:
             return tools.text.decode(data.tolist())
         return data if kind == "latents" else getattr(tools, kind).decode(data)
 
-    return Codec(tools.modalities, encode, decode)
+    def sound(decibels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+        return sounds.of(tools.audio, decibels, seed)
+
+    return Codec(tools.modalities, encode, decode, sound if tools.audio else None)
 
 
 def _digits(config: Config) -> Codec:

@@ -11,7 +11,9 @@ from mot.rundir import write_atomically
 
 RECORD = "samples.json"
 PARTIAL = ".samples.partial"
-NAMES = re.compile(r"(digits|captions|grid|documents)\.png|samples\.json|document-\d+(-\d+)?\.(json|txt|png|npy)")
+NAMES = re.compile(
+    r"(digits|captions|grid|documents)\.png|grid\.wav|samples\.json|document-\d+(-\d+)?\.(json|txt|png|npy|wav)"
+)
 
 
 def refuse_foreign(out: Path) -> set[str]:

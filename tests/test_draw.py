@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from configs import digits as digits_config
@@ -216,8 +217,9 @@ def test_a_dataset_that_was_prepared_anew_or_damaged_is_refused(prepared, tmp_pa
 
 
 def test_every_kind_of_content_gets_its_files(tmp_path):
-    """Sound and strokes; what is empty has none; a file of strokes can be read again."""
-    bands = np.arange(80, dtype=np.uint8).reshape(2, 40)
+    """Sound and strokes; what is empty has none; files of sound and of strokes can be read again."""
+    bands = np.full((2, 40), 120, np.uint8)
+    bands[0, 3:5] = bands[1, 20:23] = 255  # low tones, and high ones
     codes = np.arange(24, dtype=np.uint8).reshape(2, 12)
     pen = ActionVectors(4, False, np.zeros(2), 10.0)
     tokenizer = embedded.load_tokenizer()
@@ -228,14 +230,16 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     data["action"] = np.array([[-1, -1, -1], [1, -1, 1], [0, 1, -1], [0, 0.5, 1]], np.float32)
     parts = [(kind, codec.decode(kind, data[kind])) for kind in kinds[1:]]
     d = Document("document-7", 1, [("text", "a\x1b[2J"), *parts, ("audio", None)], True)
-    model = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="r")), step=1)
-    files = documents._files(model, [d])
+    model = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="r")), step=1, codec=codec)
+    files = documents._files(model, [d], 0)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    numbers = {"2.png", "3.png", "4.npy", "4.png", "5.npy"}
+    numbers = {"2.png", "3.png", "3.wav", "4.npy", "4.png", "5.npy"}
     assert set(files) == {f"document-7-{n}" for n in numbers} | {"document-7.json", "document-7.txt", "documents.png"}
     assert all(results.NAMES.fullmatch(name) for name in files)
-    assert json.loads(files["document-7.json"])[5] == {"audio": None}
+    content = json.loads(files["document-7.json"])
+    assert content[2] == {"audio": "document-7-3.wav"}
+    assert content[5] == {"audio": None}
     assert "[audio: empty]" in files["document-7.txt"].decode()
     assert "\x1b" not in files["document-7.txt"].decode()
     again = codec.encode(decode.Part("action", tmp_path / "document-7-4.npy"))
@@ -243,6 +247,27 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "document-7-5.npy"), data["latents"])
     spectrogram = Image.open(tmp_path / "document-7-3.png")
     assert spectrogram.width > 2 < spectrogram.height
+    heard = soundfile.info(tmp_path / "document-7-3.wav")
+    assert (heard.samplerate, heard.frames, heard.channels, heard.subtype) == (8000, 3 * 160, 1, "PCM_16")
+    (tmp_path / "again.json").write_text(json.dumps(content[:3]), encoding="utf-8")
+    sound = decode.read_document(tmp_path / "again.json")[2]
+    np.testing.assert_array_equal(codec.encode(sound), data["audio"])
+
+
+def test_a_grid_sounds_in_the_order_of_its_pictures():
+    """One WAV of all, with a pause between; what the prompt held is not in it."""
+    rate, hop = 8000, 160
+    codec = decode.Codec(("text", "audio"), None, None, lambda x, seed: (np.full(x.shape[1] * hop, seed / 10), rate))
+    spectrogram = lambda tokens: ("audio", np.zeros((40, tokens), np.float32))
+    given = [Document("document-0", 1, [spectrogram(9), spectrogram(2), ("text", "and")], True)]
+    given += [Document("document-1", 0, [spectrogram(3), ("audio", None)], False)]
+    files = documents._grid(SimpleNamespace(codec=codec), given, 5)
+    assert files.keys() == {"grid.png", "grid.wav"}
+    assert all(results.NAMES.fullmatch(name) for name in files)
+    heard, of = soundfile.read(io.BytesIO(files["grid.wav"]))
+    assert of == rate
+    assert [len(x) for x in np.split(heard, np.flatnonzero(np.diff(heard)) + 1)] == [2 * hop, rate // 2, 3 * hop]
+    assert documents._grid(SimpleNamespace(codec=codec), given[:0], 5) == {}
 
 
 @pytest.mark.parametrize(
