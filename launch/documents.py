@@ -123,8 +123,8 @@ def _files(model: Model, documents: Sequence[Document], seed: int) -> dict[str, 
 
 
 def _printable(text: str) -> str:
-    """Without what commands a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    """Without what commands a terminal; marks that join letters, or turn their direction, are text."""
+    return raw.COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
 def _grid(model: Model, documents: Sequence[Document], seed: int) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -297,6 +298,48 @@ def test_a_document_that_is_none_gets_one_message_and_nothing_is_written(vectors
         sample.draw(vectors, None, Options(files=(tmp_path / "doc.json",), out=tmp_path / "out"))
     assert f"--prompt-file={tmp_path / 'doc.json'}: " in str(caught.value)
     assert says in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+WORDS = {
+    "Persian, joined by U+200C": "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+    "Hindi, joined by U+200D": "\u0915\u094d\u200d\u0937",
+    "Hebrew and a mark of direction": "\u05e9\u05dc\u05d5\u05dd\u200f!",
+    "Arabic in an isolate": "\u2067\u0645\u0631\u062d\u0628\u0627\u2069 world",
+    "an override of direction": "\u202eright to left\u202c",
+    "a family": "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
+    "a flag of tags": "\U0001f3f4\U000e0067\U000e0062\U000e007f",
+    "emoji of 2022, 2024 and later": "\U0001fae8 \U0001fae9 \U0001faff",
+    "composed and decomposed": "\u00e9 e\u0301 \u1e69 s\u0323\u0307",
+    "byte-order mark": "\ufeffhello",
+    "soft hyphen, private use, no character": "co\u00adoperate \ue000 \uffff \U0010ffff",
+    "what separates": "a\u2028b\u2029c\u00a0d\u3000e\x0cf\tg\r\nh",
+    "commands of a terminal": "a\x1b[2J\x07\x9b",
+}
+
+
+def test_what_a_document_may_hold_may_be_a_prompt(prepared, tmp_path):
+    """From the command line and from a file; what is written down is what was given, and a prompt again."""
+    (tmp_path / "doc.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([{"text": "a\0b"}]).encode())  # as Windows does
+    given = [f"--{'prompt' if i % 2 else 'text'}={words}" for i, words in enumerate(WORDS.values())]
+    file, short = f"--prompt-file={tmp_path / 'doc.json'}", ["--draw=any", "--max-text=2", "--max-media=0"]
+    assert cli.main(["sample", str(prepared), *given, file, *short, f"--out={tmp_path / 'out'}"]) == 0
+    record = json.loads((tmp_path / "out" / "samples.json").read_text(encoding="utf-8"))
+    found = {d["content"][0]["text"]: d["name"] for d in record["documents"]}
+    assert found.keys() == {*WORDS.values(), "a\0b"}
+    for words, name in found.items():
+        assert decode.read_document(tmp_path / "out" / f"{name}.json")[0].content == words
+        text = (tmp_path / "out" / f"{name}.txt").read_bytes().decode()
+        assert text.startswith(re.sub("[\0\x07\x0c\r\x1b\x9b]", "\ufffd", words))
+    assert (tmp_path / "out" / "documents.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("flag", ["prompt", "text", "prompt-file"])
+def test_half_a_character_is_no_text_wherever_it_stands(prepared, tmp_path, capsys, flag):
+    (tmp_path / "doc.json").write_text('[{"text": "a\\ud83d"}]', encoding="utf-8")
+    value = str(tmp_path / "doc.json") if flag == "prompt-file" else "a\ud83d"
+    assert cli.main(["sample", str(prepared), f"--{flag}={value}", f"--out={tmp_path / 'out'}"]) == 2
+    assert "holds half a character (a lone surrogate)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
