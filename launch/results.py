@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from mot import tensorboard
 from mot.errors import UserError
 from mot.rundir import write_atomically
 
@@ -61,3 +63,10 @@ def write(out: Path, files: dict[str, bytes], record: dict) -> None:
         os.replace(stage / RECORD, out / RECORD)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def show(run: Path, step: int, files: Mapping[str, bytes], words: str) -> None:
+    """In the run's TensorBoard at that step: words, pages, and sounds, but no picture of a single part."""
+    named = lambda suffix: {Path(name).stem: x for name, x in files.items() if name.endswith(suffix)}
+    pages = {name: x for name, x in named(".png").items() if not name.startswith("document-")}
+    tensorboard.samples(run, step, words, pages, named(".wav"))

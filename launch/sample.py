@@ -113,7 +113,10 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
         files, record = digits.samples(model, _digits(options), settings)
     record = {"step": model.step, "seed": options.seed} | settings._asdict() | record
     results.write(out, files, record)
-    return record | {"files": sorted(files), "out": str(out)}
+    record |= {"files": sorted(files), "out": str(out)}
+    if options.out is None:  # elsewhere they are not the run's own
+        results.show(path, model.step, files, summary(record))
+    return record
 
 
 def summary(record: dict) -> str:

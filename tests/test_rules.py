@@ -27,6 +27,7 @@ ORDER = [
     ["data.mixture", "data.records", "data.roles"],
     ["model"],
     ["data.embedded", "objectives", "flops", "optim", "rundir"],
+    ["tensorboard"],
     ["data.tokenise", "data.seqio_bridge", "data.pipeline", "data.budgets", "metrics", "state"],
     ["data.prepare"],
     ["data.export", "data.sources", "evaluate", "upcycle"],
