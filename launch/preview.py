@@ -212,7 +212,8 @@ def _fit(text: str, width: float, points: float) -> str:
 
 def _shown(text: str) -> str:
     """What the font can show, on one line; in place of anything else a box, but for marks that nobody sees."""
-    known, seen = _glyphs(), (c for c in text if unicodedata.category(c) != "Cf")
+    known = _glyphs()
+    seen = (c for c in text if unicodedata.category(c) != "Cf")
     return "".join(" " if c.isspace() else c if ord(c) in known else "\u25a1" for c in seen)
 
 

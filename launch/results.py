@@ -67,6 +67,10 @@ def write(out: Path, files: dict[str, bytes], record: dict) -> None:
 
 def show(run: Path, step: int, files: Mapping[str, bytes], words: str) -> None:
     """In the run's TensorBoard at that step: words, pages, and sounds, but no picture of a single part."""
-    named = lambda suffix: {Path(name).stem: x for name, x in files.items() if name.endswith(suffix)}
-    pages = {name: x for name, x in named(".png").items() if not name.startswith("document-")}
-    tensorboard.samples(run, step, words, pages, named(".wav"))
+    pages, sounds = {}, {}
+    for name, content in files.items():
+        if name.endswith(".wav"):
+            sounds[Path(name).stem] = content
+        elif name.endswith(".png") and not name.startswith("document-"):
+            pages[Path(name).stem] = content
+    tensorboard.samples(run, step, words, pages, sounds)

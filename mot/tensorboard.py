@@ -132,7 +132,8 @@ def _audio(name: str, wav: bytes) -> Summary.Value:
 
     of = soundfile.info(io.BytesIO(wav))
     audio = Summary.Audio(sample_rate=of.samplerate, num_channels=of.channels, length_frames=of.frames)
-    audio.encoded_audio_string, audio.content_type = wav, "audio/wav"
+    audio.encoded_audio_string = wav
+    audio.content_type = "audio/wav"
     return Summary.Value(tag=f"sounds/{name}", audio=audio)
 
 
@@ -146,7 +147,8 @@ def _record(event: Event) -> bytes:
 
 def read(file: Path) -> Iterator[tuple[Event, bytes]]:
     """The events of a file, each with its record; ends where the file is cut off."""
-    content, place = file.read_bytes(), 0
+    content = file.read_bytes()
+    place = 0
     while len(content) >= place + 12:
         end = place + 16 + int.from_bytes(content[place : place + 8], "little")
         if end > len(content):

@@ -258,8 +258,14 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
 def test_a_grid_sounds_in_the_order_of_its_pictures():
     """One WAV of all, with a pause between; what the prompt held is not in it."""
     rate, hop = 8000, 160
-    codec = decode.Codec(("text", "audio"), None, None, lambda x, seed: (np.full(x.shape[1] * hop, seed / 10), rate))
-    spectrogram = lambda tokens: ("audio", np.zeros((40, tokens), np.float32))
+
+    def sound(spectrogram, seed):
+        return np.full(spectrogram.shape[1] * hop, seed / 10), rate
+
+    def spectrogram(tokens):
+        return "audio", np.zeros((40, tokens), np.float32)
+
+    codec = decode.Codec(("text", "audio"), None, None, sound)
     given = [Document("document-0", 1, [spectrogram(9), spectrogram(2), ("text", "and")], True)]
     given += [Document("document-1", 0, [spectrogram(3), ("audio", None)], False)]
     files = documents._grid(SimpleNamespace(codec=codec), given, 5)

@@ -28,8 +28,10 @@ def wave(decibels: np.ndarray, rate: int, hop: int, seed: int = 0) -> np.ndarray
             f"a spectrogram {list(decibels.shape)}; finite [{audio.BANDS}, tokens], one or more, is needed"
         )
     decibels = decibels.T.clip(-audio.RANGE, 0)
-    tokens, rng = len(decibels), np.random.default_rng(seed)
-    sound, fade = np.zeros(tokens * hop), np.linspace(0, 1, hop)
+    tokens = len(decibels)
+    sound = np.zeros(tokens * hop)
+    fade = np.linspace(0, 1, hop)
+    rng = np.random.default_rng(seed)
     for first in range(0, tokens, AT_ONCE):
         piece = _griffin_lim(decibels[first : first + AT_ONCE + 1], rate, hop, rng)
         if first:
@@ -45,14 +47,17 @@ def _griffin_lim(decibels: np.ndarray, rate: int, hop: int, rng: np.random.Gener
     """float64 `[tokens * hop]` of `[tokens, BANDS]`."""
     taper, size = audio.window(rate, hop)
     taper = np.pad(taper, (0, -len(taper) % OVERLAP))
-    step, samples = len(taper) // OVERLAP, len(decibels) * hop
+    step = len(taper) // OVERLAP
+    samples = len(decibels) * hop
     middles = np.arange(samples // step + 2) * step
     magnitude = np.sqrt(_power(_at(decibels, middles / hop - 0.5), audio.bands(rate, size // 2 + 1)))
-    phase, before = np.exp(2j * np.pi * rng.random(magnitude.shape)), 0
+    phase = np.exp(2j * np.pi * rng.random(magnitude.shape))
+    before = 0
     for _ in range(ROUNDS):
         spectrum = _analysed(_synthesised(magnitude * phase, taper, size, samples), taper, size, len(middles))
         towards = spectrum - MOMENTUM / (1 + MOMENTUM) * before
-        phase, before = towards / np.maximum(np.abs(towards), TINY), spectrum
+        phase = towards / np.maximum(np.abs(towards), TINY)
+        before = spectrum
     return _synthesised(magnitude * phase, taper, size, samples)
 
 
@@ -74,7 +79,8 @@ def _power(decibels: np.ndarray, bands: np.ndarray) -> np.ndarray:
 
 def _analysed(sound: np.ndarray, taper: np.ndarray, size: int, frames: int) -> np.ndarray:
     """complex `[frames, size // 2 + 1]`: the first window's middle lies on the first sample."""
-    step, half = len(taper) // OVERLAP, len(taper) // 2
+    step = len(taper) // OVERLAP
+    half = len(taper) // 2
     whole = np.zeros(len(taper) + (frames - 1) * step)
     whole[half : half + len(sound)] = sound
     return np.fft.rfft(np.lib.stride_tricks.sliding_window_view(whole, len(taper))[::step] * taper, size)
