@@ -15,7 +15,9 @@ from pathlib import Path
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
+from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import hparams, text
 
@@ -41,6 +43,7 @@ CURVES = {
 }
 COMPARED = ("model", "optim", "objective", "data")  # sections whose numbers and words the table of runs has
 NO_RESULT = {*rundir.HOW_DATA_IS_READ, *rundir.HOW_IT_IS_COMPUTED, "patience"}  # but for those that decide none
+WAV = b"\x10\x0b"  # TensorBoard's AudioPluginData with encoding = WAV, of which tensorboardX has no message
 IMAGES, SOUNDS = 4, 8  # of a step's samples at most
 
 
@@ -128,13 +131,11 @@ def _image(name: str, png: bytes) -> Summary.Value:
 
 
 def _audio(name: str, wav: bytes) -> Summary.Value:
-    import soundfile
-
-    of = soundfile.info(io.BytesIO(wav))
-    audio = Summary.Audio(sample_rate=of.samplerate, num_channels=of.channels, length_frames=of.frames)
-    audio.encoded_audio_string = wav
-    audio.content_type = "audio/wav"
-    return Summary.Value(tag=f"sounds/{name}", audio=audio)
+    """In the form of TensorBoard 2: of the older one, which tensorboardX writes, it does not say that it is a WAV."""
+    plugin = SummaryMetadata.PluginData(plugin_name="audio", content=WAV)
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1), TensorShapeProto.Dim(size=2)])  # the sound, its label
+    tensor = TensorProto(dtype="DT_STRING", string_val=[wav, b""], tensor_shape=shape)
+    return Summary.Value(tag=f"sounds/{name}", tensor=tensor, metadata=SummaryMetadata(plugin_data=plugin))
 
 
 def _record(event: Event) -> bytes:

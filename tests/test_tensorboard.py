@@ -134,14 +134,10 @@ def test_sounds_are_heard_and_pictures_of_single_parts_left_out(tmp_path):
     found = shown(tmp_path / "tensorboard" / "samples")
     heard = [f"sounds/document-{i}-2" for i in range(tensorboard.SOUNDS)]
     assert found.keys() == {"samples/text_summary", "pictures/documents", *heard}
-    audio = found[heard[0]][0][1].audio
-    assert (audio.sample_rate, audio.num_channels, audio.length_frames, audio.content_type) == (
-        8000,
-        1,
-        800,
-        "audio/wav",
-    )
-    assert audio.encoded_audio_string == wav
+    ((step, value),) = found[heard[0]]
+    assert (step, value.metadata.plugin_data.plugin_name) == (7, "audio")
+    assert list(value.tensor.string_val) == [wav, b""]
+    assert [dim.size for dim in value.tensor.tensor_shape.dim] == [1, 2]
     # What was cut off, as by a full disk, is left out; what comes after a later step is put before it.
     (file,) = (tmp_path / "tensorboard" / "samples").iterdir()
     file.write_bytes(file.read_bytes()[:-3])
