@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch import flags, preview
+from launch import flags, preview, sounds
 from launch.cli import guarded
 from mot.batch import Batch
 from mot.config import Config
@@ -206,7 +206,9 @@ def _inspect(argv) -> int:
     p.add_argument("--document", type=int, action="append", default=[], help="which to show, may be repeated")
     p.add_argument("--config", help="FILE:arg: show a packed batch of this configuration instead")
     p.add_argument("--batch", type=int, default=0, help="which; default %(default)s")
-    p.add_argument("--out", type=Path, help="a PNG to draw; default: text alone")
+    p.add_argument(
+        "--out", type=Path, help="a PNG to draw, with a WAV beside it for each sound of --document; default: text alone"
+    )
     p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.data.length=2048")
     options, overrides = flags.parse(p, argv)
     if (options.dataset is None) == (options.config is None):
@@ -230,7 +232,21 @@ def _inspect(argv) -> int:
         print(shown)
     if options.out:
         print(f"picture: {_preview(options.dataset, options.split, options.document, options.out)}")
+        for i in options.document:
+            for file in _sounds(dataset[i], tools, options.out.with_name(f"{options.out.stem}-{i}")):
+                print(f"sound: {file}")
     return 0
+
+
+def _sounds(record: Record, tools: tokenise.Tools, stem: Path) -> list[Path]:
+    """Writes what a document sounds like when its tokens are all that is left: STEM-PART.wav for each of its sounds."""
+    found = []
+    for number, (modality, data) in enumerate(record.spans, 1):
+        spectrogram = tools.media[modality].decode(data) if modality == "audio" else None
+        if spectrogram is not None and preview.shown_as(modality, spectrogram) == "audio":
+            found.append(stem.with_name(f"{stem.name}-{number}.wav"))
+            found[-1].write_bytes(sounds.wav(*sounds.of(tools.media[modality], spectrogram)))
+    return found
 
 
 def _opened(folder: Path, split: str) -> tuple[Dataset, tokenise.Tools]:

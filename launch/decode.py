@@ -1,5 +1,6 @@
 """Between what people have (text, pictures, sound, pen strokes) and the tokens that a run was trained on."""
 
+import codecs
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from launch import sounds
 from mot.config import Config
 from mot.data import embedded, media, sources, tokenise
 from mot.data.about import check_files, files, read_json
@@ -26,12 +28,14 @@ class Codec(NamedTuple):
 
     What comes back is text, an image uint8 `[H, W, 3]`, an audio's spectrogram in dB `[bands, n]`, low bands first, an
     action's strokes, `[k, 2]` each, or latents and ids of one's own, `[n]`, as they are. `encode` raises `ValueError`
-    with what is wrong.
+    with what is wrong. `sound` makes float samples `[n]` of a spectrogram, with a seed for its phase, and says how many
+    of them are a second.
     """
 
     modalities: tuple[str, ...]
     encode: Callable[[Part], np.ndarray]
     decode: Callable[[str, np.ndarray], Any]
+    sound: Callable[[np.ndarray, int], tuple[np.ndarray, int]] | None = None  # of a run that has audio
 
 
 def of(config: Config) -> Codec:
@@ -61,7 +65,10 @@ def _records(tools: Tools) -> Codec:
     def decode(kind: str, data: np.ndarray):
         return tools.text.decode(data.tolist()) if kind == "text" else tools.media[kind].decode(data)
 
-    return Codec(tools.modalities, encode, decode)
+    def sound(decibels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+        return sounds.of(tools.media["audio"], decibels, seed)
+
+    return Codec(tools.modalities, encode, decode, sound)
 
 
 def _digits(config: Config) -> Codec:
@@ -105,7 +112,7 @@ def read_document(file: Path) -> tuple[Part, ...]:
     """The parts of an interleaved document, a JSON list like EXAMPLE; media lie in its folder. Raises `UserError`."""
     try:
         media.check_file(file, MAX_LINE)
-        content = json.loads(text(file.read_bytes(), "the file"))
+        content = json.loads(text(file.read_bytes().removeprefix(codecs.BOM_UTF8), "the file"))
         if not isinstance(content, list):
             raise ValueError(f"{short(content)}; a list of parts is needed, as {EXAMPLE}")
         folder = os.path.realpath(file.parent)

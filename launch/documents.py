@@ -3,15 +3,18 @@
 import io
 import json
 from collections.abc import Container, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch import decode, generate, pictures, preview
+from launch import decode, generate, pictures, preview, sounds
 from launch.generate import Model
 from mot.data import raw
 from mot.errors import UserError
 from mot.sample import Settings
+
+SUFFIXES = {"image": "png", "audio": "wav", "action": "npy", "latents": "npy", preview.IDS: "npy"}
 
 
 class Request(NamedTuple):
@@ -66,7 +69,7 @@ def samples(
         )
         for i, row in zip(mine, rows, strict=True):
             found[i] = _document(model, f"document-{i}", prompts[i], row)
-    files = _grid(found) if grid else _files(model, found)
+    files = _grid(model, found, seed) if grid else _files(model, found, seed)
     shown = [
         {"name": d.name, "prompt": r.name, "given": d.given, "ended": d.ended, "content": _content(d, files)}
         for d, r in zip(found, requests, strict=True)
@@ -82,8 +85,8 @@ def _document(model: Model, name: str, prompt, row) -> Document:
 
 
 def _file(document: Document, number: int, kind: str) -> str:
-    """What a part's content is kept in: what `--prompt-file` reads again, but for sound, whose phase is lost."""
-    return f"{document.name}-{number}.{'npy' if kind in ('action', 'latents', preview.IDS) else 'png'}"
+    """What a part's content is kept in, which `--prompt-file` reads again; `kind` as `preview.shown_as` says."""
+    return f"{document.name}-{number}.{SUFFIXES[kind]}"
 
 
 def _content(document: Document, files: Container[str]) -> list[dict[str, Any]]:
@@ -101,7 +104,7 @@ def _content(document: Document, files: Container[str]) -> list[dict[str, Any]]:
     return content
 
 
-def _files(model: Model, documents: Sequence[Document]) -> dict[str, bytes]:
+def _files(model: Model, documents: Sequence[Document], seed: int) -> dict[str, bytes]:
     files = {}
     for d in documents:
         for number, (kind, content) in enumerate(d.parts, 1):
@@ -111,9 +114,11 @@ def _files(model: Model, documents: Sequence[Document]) -> dict[str, bytes]:
             name = _file(d, number, shown)
             if name.endswith(".npy"):
                 files[name] = _npy(_path(content) if kind == "action" else content)
+            if shown == "audio":
+                files[name] = sounds.wav(*model.codec.sound(content, seed))
             if shown not in ("latents", preview.IDS):
                 picture = content if kind == "image" else preview.picture(kind, content)
-                files[name.replace(".npy", ".png")] = pictures.png(picture)
+                files[str(Path(name).with_suffix(".png"))] = pictures.png(picture)
         content = _content(d, files)
         # A part a line: ids would take a line each.
         files[f"{d.name}.json"] = ("[\n " + ",\n ".join(map(json.dumps, content)) + "\n]").encode()
@@ -134,13 +139,19 @@ def _in_words(part: dict[str, Any]) -> tuple[str, str]:
 
 
 def _printable(text: str) -> str:
-    """Without what commands a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    """Without what commands a terminal; marks that join letters, or turn their direction, are text."""
+    return raw.COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
-def _grid(documents: Sequence[Document]) -> dict[str, bytes]:
+def _grid(model: Model, documents: Sequence[Document], seed: int) -> dict[str, bytes]:
+    """All that was drawn in one picture, and all that sounds in one WAV, in the picture's order."""
     found = [part for d in documents for part in d.parts[d.given :] if part[0] != "text" and part[1] is not None]
-    return {"grid.png": pictures.grid([preview.picture(*part) for part in found])} if found else {}
+    files = {"grid.png": pictures.grid([preview.picture(*part) for part in found])} if found else {}
+    if heard := [
+        model.codec.sound(content, seed) for kind, content in found if preview.shown_as(kind, content) == "audio"
+    ]:
+        files["grid.wav"] = sounds.joined([sound for sound, _ in heard], heard[0][1])
+    return files
 
 
 def _title(d: Document) -> str:

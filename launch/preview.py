@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -238,16 +239,18 @@ def _fit(text: str, width: float, points: float) -> str:
 
 
 def _shown(text: str) -> str:
-    """What the font can show, on one line; in place of anything else a box."""
+    """What the font can show, on one line; in place of anything else a box, but for marks that nobody sees."""
     known = _glyphs()
-    return "".join(" " if c.isspace() else c if ord(c) in known and c.isprintable() else "\u25a1" for c in text)
+    seen = (c for c in text if unicodedata.category(c) != "Cf")
+    return "".join(" " if c.isspace() else c if ord(c) in known else "\u25a1" for c in seen)
 
 
 @lru_cache
 def _glyphs() -> frozenset[int]:
     """The characters of the font whose script runs from left to right, unjoined."""
     font = font_manager.get_font(font_manager.findfont(FONT))
-    return frozenset(c for c in font.get_charmap() if c < 0x530 or 0x1E00 <= c < 0xFB00)
+    visible = (c for c in font.get_charmap() if unicodedata.category(chr(c))[0] != "C")
+    return frozenset(c for c in visible if c < 0x530 or 0x1E00 <= c < 0xFB00)
 
 
 def batch(rows: Batch, file: Path, streams: Sequence[str], title: str) -> None:

@@ -4,14 +4,18 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from mot import tensorboard
 from mot.errors import UserError
 from mot.rundir import write_atomically
 
 RECORD = "samples.json"
 PARTIAL = ".samples.partial"
-NAMES = re.compile(r"(digits|captions|grid|documents)\.png|samples\.json|document-\d+(-\d+)?\.(json|txt|png|npy)")
+NAMES = re.compile(
+    r"(digits|captions|grid|documents)\.png|grid\.wav|samples\.json|document-\d+(-\d+)?\.(json|txt|png|npy|wav)"
+)
 
 
 def refuse_foreign(out: Path) -> set[str]:
@@ -59,3 +63,14 @@ def write(out: Path, files: dict[str, bytes], record: dict) -> None:
         os.replace(stage / RECORD, out / RECORD)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def show(run: Path, step: int, files: Mapping[str, bytes], words: str) -> None:
+    """In the run's TensorBoard at that step: words, pages, and sounds, but no picture of a single part."""
+    pages, sounds = {}, {}
+    for name, content in files.items():
+        if name.endswith(".wav"):
+            sounds[Path(name).stem] = content
+        elif name.endswith(".png") and not name.startswith("document-"):
+            pages[Path(name).stem] = content
+    tensorboard.samples(run, step, words, pages, sounds)

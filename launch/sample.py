@@ -16,7 +16,7 @@ from launch.documents import Request
 from launch.generate import Model
 from mot import diffusion, rundir
 from mot.config import Config
-from mot.data import formats, sources
+from mot.data import formats, raw, sources
 from mot.data.about import read_json
 from mot.data.raw import Part
 from mot.errors import UserError
@@ -113,7 +113,10 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
         files, record = digits.samples(model, _digits(options), settings)
     record = {"step": model.step, "seed": options.seed} | settings._asdict() | record
     results.write(out, files, record)
-    return record | {"files": sorted(files), "out": str(out)}
+    record |= {"files": sorted(files), "out": str(out)}
+    if options.out is None:  # elsewhere they are not the run's own
+        results.show(path, model.step, files, summary(record))
+    return record
 
 
 def summary(record: dict) -> str:
@@ -194,8 +197,10 @@ def _faults(o: Options, config: Config, format: formats.Format) -> Iterator[str]
             yield f"--length={o.length}: all units of this run have a fixed length; leave it out"
     for flag, texts in (("prompt", o.prompts or ()), ("text", o.texts)):
         for text in texts:
-            if not all(c.isprintable() or c.isspace() for c in text):
-                yield f"--{flag} {text!r}: holds characters that are no text; remove them"
+            try:
+                raw.text(text)
+            except ValueError as error:
+                yield f"--{flag} {text!r}: holds characters that are no text: {error}; remove them, or write UTF-8"
     if o.n is not None and o.each is not None:
         yield f"--n={o.n}, --each={o.each}: each says how many; give one"
     if o.n is not None and prompts and 0 < o.n < len(prompts):

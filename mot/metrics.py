@@ -14,15 +14,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
-from mot import rundir
+from mot import rundir, tensorboard
 
 
 class Writer:
-    """Rows of metrics.jsonl, each also to TensorBoard. One row for each (kind, step): a resumed run's later rows go.
+    """Rows of metrics.jsonl, and their curves in TensorBoard. One for each (kind, step): a resumed run's later rows go.
 
-    Of several processes one `speaks`.
+    The run's folder has its configuration. Of several processes one `speaks`.
     """
 
     def __init__(self, path: Path, resumed_at: int, speaks: bool = True):
@@ -34,7 +33,8 @@ class Writer:
         rundir.write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
         self.file = file.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+        self.board = tensorboard.opened(path, resumed_at)
+        self.sources = len(rundir.read_config(path)["data"]["sources"])
 
     def write(self, kind: str, step: int, values: Mapping) -> None:
         if not self.speaks or (kind, step) in self.written:
@@ -45,9 +45,8 @@ class Writer:
         row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, **{k: finite(v) for k, v in values.items()}}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        for key, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(f"{kind}/{key}", value, step)
+        for tag, value in tensorboard.curves(kind, values, self.sources):
+            self.board.add_scalar(tag, value, step)
 
     def close(self) -> None:
         if self.speaks:

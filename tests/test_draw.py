@@ -3,12 +3,14 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from configs import digits as digits_config
@@ -217,8 +219,9 @@ def test_a_dataset_that_was_prepared_anew_or_damaged_is_refused(prepared, tmp_pa
 
 
 def test_every_kind_of_content_gets_its_files(tmp_path):
-    """Sound and strokes; what is empty has none; a file of strokes can be read again."""
-    bands = np.arange(80, dtype=np.uint8).reshape(2, 40)
+    """Sound and strokes; what is empty has none; files of sound and of strokes can be read again."""
+    bands = np.full((2, 40), 120, np.uint8)
+    bands[0, 3:5] = bands[1, 20:23] = 255  # low tones, and high ones
     codes = np.arange(24, dtype=np.uint8).reshape(2, 12)
     pen = ActionVectors(4, False, np.zeros(2), 10.0)
     tokenizer = embedded.load_tokenizer()
@@ -229,14 +232,16 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     data["action"] = np.array([[-1, -1, -1], [1, -1, 1], [0, 1, -1], [0, 0.5, 1]], np.float32)
     parts = [(kind, codec.decode(kind, data[kind])) for kind in kinds[1:]]
     d = Document("document-7", 1, [("text", "a\x1b[2J"), *parts, ("audio", None)], True)
-    model = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="r")), step=1)
-    files = documents._files(model, [d])
+    model = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="r")), step=1, codec=codec)
+    files = documents._files(model, [d], 0)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    numbers = {"2.png", "3.png", "4.npy", "4.png", "5.npy"}
+    numbers = {"2.png", "3.png", "3.wav", "4.npy", "4.png", "5.npy"}
     assert set(files) == {f"document-7-{n}" for n in numbers} | {"document-7.json", "document-7.txt", "documents.png"}
     assert all(results.NAMES.fullmatch(name) for name in files)
-    assert json.loads(files["document-7.json"])[5] == {"audio": None}
+    content = json.loads(files["document-7.json"])
+    assert content[2] == {"audio": "document-7-3.wav"}
+    assert content[5] == {"audio": None}
     assert "[audio: empty]" in files["document-7.txt"].decode()
     assert "\x1b" not in files["document-7.txt"].decode()
     again = codec.encode(decode.Part("action", tmp_path / "document-7-4.npy"))
@@ -244,6 +249,33 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "document-7-5.npy"), data["latents"])
     spectrogram = Image.open(tmp_path / "document-7-3.png")
     assert spectrogram.width > 2 < spectrogram.height
+    heard = soundfile.info(tmp_path / "document-7-3.wav")
+    assert (heard.samplerate, heard.frames, heard.channels, heard.subtype) == (8000, 3 * 160, 1, "PCM_16")
+    (tmp_path / "again.json").write_text(json.dumps(content[:3]), encoding="utf-8")
+    sound = decode.read_document(tmp_path / "again.json")[2]
+    np.testing.assert_array_equal(codec.encode(sound), data["audio"])
+
+
+def test_a_grid_sounds_in_the_order_of_its_pictures():
+    """One WAV of all, with a pause between; what the prompt held is not in it."""
+    rate, hop = 8000, 160
+
+    def sound(spectrogram, seed):
+        return np.full(spectrogram.shape[1] * hop, seed / 10), rate
+
+    def spectrogram(tokens):
+        return "audio", np.zeros((40, tokens), np.float32)
+
+    codec = decode.Codec(("text", "audio"), None, None, sound)
+    given = [Document("document-0", 1, [spectrogram(9), spectrogram(2), ("text", "and")], True)]
+    given += [Document("document-1", 0, [spectrogram(3), ("audio", None)], False)]
+    files = documents._grid(SimpleNamespace(codec=codec), given, 5)
+    assert files.keys() == {"grid.png", "grid.wav"}
+    assert all(results.NAMES.fullmatch(name) for name in files)
+    heard, of = soundfile.read(io.BytesIO(files["grid.wav"]))
+    assert of == rate
+    assert [len(x) for x in np.split(heard, np.flatnonzero(np.diff(heard)) + 1)] == [2 * hop, rate // 2, 3 * hop]
+    assert documents._grid(SimpleNamespace(codec=codec), given[:0], 5) == {}
 
 
 @pytest.mark.parametrize(
@@ -273,6 +305,48 @@ def test_a_document_that_is_none_gets_one_message_and_nothing_is_written(vectors
         sample.draw(vectors, None, Options(files=(tmp_path / "doc.json",), out=tmp_path / "out"))
     assert f"--prompt-file={tmp_path / 'doc.json'}: " in str(caught.value)
     assert says in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+WORDS = {
+    "Persian, joined by U+200C": "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+    "Hindi, joined by U+200D": "\u0915\u094d\u200d\u0937",
+    "Hebrew and a mark of direction": "\u05e9\u05dc\u05d5\u05dd\u200f!",
+    "Arabic in an isolate": "\u2067\u0645\u0631\u062d\u0628\u0627\u2069 world",
+    "an override of direction": "\u202eright to left\u202c",
+    "a family": "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
+    "a flag of tags": "\U0001f3f4\U000e0067\U000e0062\U000e007f",
+    "emoji of 2022, 2024 and later": "\U0001fae8 \U0001fae9 \U0001faff",
+    "composed and decomposed": "\u00e9 e\u0301 \u1e69 s\u0323\u0307",
+    "byte-order mark": "\ufeffhello",
+    "soft hyphen, private use, no character": "co\u00adoperate \ue000 \uffff \U0010ffff",
+    "what separates": "a\u2028b\u2029c\u00a0d\u3000e\x0cf\tg\r\nh",
+    "commands of a terminal": "a\x1b[2J\x07\x9b",
+}
+
+
+def test_what_a_document_may_hold_may_be_a_prompt(prepared, tmp_path):
+    """From the command line and from a file; what is written down is what was given, and a prompt again."""
+    (tmp_path / "doc.json").write_bytes(b"\xef\xbb\xbf" + json.dumps([{"text": "a\0b"}]).encode())  # as Windows does
+    given = [f"--{'prompt' if i % 2 else 'text'}={words}" for i, words in enumerate(WORDS.values())]
+    file, short = f"--prompt-file={tmp_path / 'doc.json'}", ["--draw=any", "--max-text=2", "--max-media=0"]
+    assert cli.main(["sample", str(prepared), *given, file, *short, f"--out={tmp_path / 'out'}"]) == 0
+    record = json.loads((tmp_path / "out" / "samples.json").read_text(encoding="utf-8"))
+    found = {d["content"][0]["text"]: d["name"] for d in record["documents"]}
+    assert found.keys() == {*WORDS.values(), "a\0b"}
+    for words, name in found.items():
+        assert decode.read_document(tmp_path / "out" / f"{name}.json")[0].content == words
+        text = (tmp_path / "out" / f"{name}.txt").read_bytes().decode()
+        assert text.startswith(re.sub("[\0\x07\x0c\r\x1b\x9b]", "\ufffd", words))
+    assert (tmp_path / "out" / "documents.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("flag", ["prompt", "text", "prompt-file"])
+def test_half_a_character_is_no_text_wherever_it_stands(prepared, tmp_path, capsys, flag):
+    (tmp_path / "doc.json").write_text('[{"text": "a\\ud83d"}]', encoding="utf-8")
+    value = str(tmp_path / "doc.json") if flag == "prompt-file" else "a\ud83d"
+    assert cli.main(["sample", str(prepared), f"--{flag}={value}", f"--out={tmp_path / 'out'}"]) == 2
+    assert "holds half a character (a lone surrogate)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -59,6 +59,8 @@ class Row(NamedTuple):
 # (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +)
 Template = tuple[tuple[str, str], ...]
 _BRACES = re.compile(r"\{([^{}]+)\}")
+# What may command a terminal, or is half a character: Unicode adds none to these, where `str.isprintable` changes.
+COMMANDS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def modality_of(kind: str) -> str:
@@ -349,7 +351,7 @@ def label(file: Path, root: str) -> str:
 
 
 def printable(name: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    return COMMANDS.sub(lambda found: ascii(found[0])[1:-1], name)
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -1,7 +1,7 @@
 """Sound to ids: each frame of a log-mel spectrogram is the nearest of K frames found by k-means.
 
 Discrete units as in HuBERT (Hsu et al. 2021), whose first round clusters spectral features, too. What is lost is the
-phase: ids give the spectrogram back and no waveform.
+phase: ids give the spectrogram back, and `waveform.wave` makes a sound of it.
 """
 
 from collections.abc import Iterable
@@ -113,19 +113,23 @@ def _resampled(wave: np.ndarray, of: int, rate: int) -> np.ndarray:
 
 def _power(wave: np.ndarray, rate: int, hop: int) -> np.ndarray:
     """float64 `[tokens, BANDS]`: the power in each band, in windows centred on each hop, some thousands at a time."""
-    window = max(rate // 40, hop)  # 25 ms, and no sample unheard
-    tokens = -(-len(wave) // hop)
-    before = (window - hop) // 2
-    padded = np.pad(wave, (before, tokens * hop - len(wave) + window - hop - before))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
-    size = 1 << (window - 1).bit_length()
-    taper, bands = np.hanning(window + 2)[1:-1], _bands(rate, size // 2 + 1)
+    taper, size = window(rate, hop)
+    tokens, more = -(-len(wave) // hop), len(taper) - hop
+    padded = np.pad(wave, (more // 2, tokens * hop - len(wave) + more - more // 2))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, len(taper))[::hop]
+    filters = bands(rate, size // 2 + 1)
     spectrum = lambda i: np.abs(np.fft.rfft(frames[i : i + 4096] * taper, size)) ** 2
-    return np.concatenate([spectrum(i) @ bands for i in range(0, tokens, 4096)])
+    return np.concatenate([spectrum(i) @ filters for i in range(0, tokens, 4096)])
+
+
+def window(rate: int, hop: int) -> tuple[np.ndarray, int]:
+    """A token's window, float64 `[samples]`, and the points of its Fourier transform."""
+    samples = max(rate // 40, hop)  # 25 ms, and no sample unheard
+    return np.hanning(samples + 2)[1:-1], 1 << (samples - 1).bit_length()
 
 
 @lru_cache
-def _bands(rate: int, bins: int) -> np.ndarray:
+def bands(rate: int, bins: int) -> np.ndarray:
     """float64 `[bins, BANDS]`: triangles evenly spaced in mel (HTK's), each from its neighbours' middles to its own."""
     highest = 2595 * np.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, highest, BANDS + 2) / 2595) - 1)

@@ -82,7 +82,7 @@ class AudioVectors:
         return ((level_CP - self.mean_P) / self.scale_P).astype(np.float32)
 
     def decode(self, x_CP: np.ndarray) -> np.ndarray:
-        """The spectrogram float32 `[BANDS, n]`, low bands first, in dB below the clip's loudest. The phase is lost."""
+        """The spectrogram float32 `[BANDS, n]`, low bands first, in dB below the clip's loudest."""
         level_CP = _vectors(x_CP, self.width, 0, "a clip") * self.scale_P + self.mean_P
         return ((level_CP.clip(0, 1) - 1) * audio.RANGE).astype(np.float32).T
 

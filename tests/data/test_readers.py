@@ -349,3 +349,9 @@ def test_shared_books():
     whole = (SHARED / "books.val.txt").read_text("utf-8")
     assert "".join(r.parts[0].content for r in found) == whole
     assert all(r.parts[0].content.endswith("\n\n") for r in found[:-1])
+
+
+def test_a_name_is_written_as_it_is_but_for_what_commands_a_terminal():
+    """The same under every version of Unicode: an emoji of 2024 and a Persian joiner stay."""
+    assert raw.printable("\U0001fae9 \u0645\u06cc\u200c\u062e \u00ad") == "\U0001fae9 \u0645\u06cc\u200c\u062e \u00ad"
+    assert raw.printable("a\x1b[2J\x9b\n\udce9") == r"a\x1b[2J\x9b\n\udce9"

@@ -13,7 +13,7 @@ from launch import data as command
 from launch.cli import guarded
 from mot import batch as batches
 from mot import config
-from mot.data import budgets, prepare, sources, tokenise
+from mot.data import budgets, media, prepare, sources, tokenise
 from mot.data.about import SPLITS
 from mot.data.pipeline import Batches
 from mot.data.records import Dataset
@@ -258,6 +258,18 @@ def test_the_command_prepares_and_shows_strokes(tmp_path, capsys):
     assert Image.open(tmp_path / "pen" / "preview.png").width > 600
     assert call("inspect", tmp_path / "pen", "--document", 2, "--out", tmp_path / "two.png") == 0
     assert "  action      32 tokens  [" in capsys.readouterr().out
+
+
+def test_the_sounds_of_documents_that_are_shown_are_heard(made, tmp_path, capsys):
+    _, out, _ = made
+    number = next(i for i in range(9) if any(m == "audio" for m, _ in Dataset(out, "train")[i].spans))
+    place, data = next((i, x) for i, (m, x) in enumerate(Dataset(out, "train")[number].spans, 1) if m == "audio")
+    assert call("inspect", out, "--document", number, "--out", tmp_path / "page.png") == 0
+    file = tmp_path / f"page-{number}-{place}.wav"
+    assert f"sound: {file}" in capsys.readouterr().out
+    wave, rate = media.audio(file)
+    assert (rate, len(wave)) == (8000, len(data) * 160)
+    assert {p.name for p in tmp_path.iterdir()} == {"page.png", file.name}
 
 
 def test_a_batch_of_vectors_is_shown(made, tmp_path, capsys):
