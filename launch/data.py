@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launch import flags, preview
-from launch.cli import guarded
+from launch.process import guarded
 from mot.batch import Batch
 from mot.config import Config
 from mot.data import budgets, embedded, export, pipeline, prepare, seqio_bridge, sources, tokenise
@@ -22,6 +22,7 @@ from mot.data.about import SPLITS, read_json
 from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
+from mot.files import replacing
 
 PREPARE = "mot data prepare photos/ --out data/photos"
 INSPECT = "mot data inspect data/photos --document 3"
@@ -228,7 +229,10 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
             rendered.append((record.id, [(modality, decode[modality](data)) for modality, data in record.spans]))
     file, damaged = file or folder / "preview.png", len(documents) - len(rendered)
     left_out = f", but {damaged} damaged ones" * (damaged > 0)
-    preview.documents(rendered, file, f"{folder.name}, {split}: documents as their tokens give them back{left_out}")
+    with replacing(file) as partial:
+        preview.documents(
+            rendered, partial, f"{folder.name}, {split}: documents as their tokens give them back{left_out}"
+        )
     return file
 
 
@@ -300,7 +304,8 @@ def _inspect_batch(options, overrides) -> int:
     for source, document, why in packed.left_out:
         print(f"left out: document {document} of {source}: {why}")
     if options.out:
-        preview.batch(packed.batch, options.out, list(config.streams), f"{options.config}, batch {options.batch}")
+        with replacing(options.out) as partial:
+            preview.batch(packed.batch, partial, list(config.streams), f"{options.config}, batch {options.batch}")
         print(f"picture: {options.out}")
     return 0
 

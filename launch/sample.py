@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import decode, digits, documents, flags, generate, results
-from launch.cli import guarded
 from launch.documents import Request
 from launch.generate import Model
+from launch.process import guarded
 from mot import diffusion, rundir
 from mot.config import Config
 from mot.data import formats, sources

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from launch import cores, flags
-from launch.cli import guarded
+from launch.process import guarded
 from mot import ensemble, train
 from mot.config import Config
 from mot.errors import UserError

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from mot import rundir
+from mot.files import write_atomically
 
 
 class Writer:
@@ -31,7 +32,7 @@ class Writer:
             return
         file = path / "metrics.jsonl"
         kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
-        rundir.write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
         self.file = file.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(path / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)

@@ -31,7 +31,7 @@ from mot.data.raw import Raw
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.data.tokenise import Bad, Tools, weight_of
 from mot.errors import UserError
-from mot.rundir import write_atomically
+from mot.files import replacing, write_atomically
 from mot.tokenizers import vectors
 
 HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
@@ -289,10 +289,7 @@ def write_block(
         (out / split).mkdir(exist_ok=True)
         shards[split] = None
         if made:
-            try:
-                shards[split] = write_shard(out / split / _shard_name(block), [record for record, _ in made])
-            except RuntimeError as error:  # what the writer makes of a full disk
-                raise OSError(f"{out / split} could not be written ({error}); is the disk full?") from None
+            shards[split] = write_shard(out / split / _shard_name(block), [record for record, _ in made])
         atoms = [atoms for _, atoms in made]
         sizes = np.array([len(a) for a in atoms], np.int64)
         tokens = np.array([lengths(a, len(modalities)) for a in atoms], np.int32)
@@ -322,7 +319,7 @@ def _done(out: Path, block: int, done: Path) -> Written | None:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
 

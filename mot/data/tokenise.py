@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from mot.data.about import BYTES, file_digest, files, read_json, special_tokens
 from mot.data.raw import Part, Raw
 from mot.data.records import Record, Span, atoms
 from mot.errors import UserError
-from mot.rundir import write_atomically
+from mot.files import replacing, write_atomically
 from mot.tokenizers import audio as audios
 from mot.tokenizers import image as images
 from mot.tokenizers import text as texts
@@ -78,7 +77,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
             if like and FILES[modality] and all((like / name).is_file() for name in FILES[modality]):
                 of_vectors += {modality} & set(_chosen(like)["vectors"])
                 for name in FILES[modality]:
-                    shutil.copyfile(like / name, folder / name)
+                    write_atomically(folder / name, (like / name).read_bytes())
                 continue
             of_vectors += {modality} & {*recipe.vectors, "action"}
             with console.status(f"learning the {modality} tokenizer"):
@@ -193,7 +192,7 @@ def _choose_text(recipe, folder, corpus, modalities) -> None:
             "belong to one entry; number them anew"
         )
     write_atomically(folder / "text.json", made.to_str())
-    with open(folder / BYTES, "wb") as file:
+    with replacing(folder / BYTES) as partial, open(partial, "wb") as file:
         np.save(file, texts.byte_lengths(made).astype(np.int32), allow_pickle=False)
 
 
