@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launch import flags, preview
-from launch.process import guarded
+from launch.process import guarded, typed
 from mot.batch import Batch
 from mot.config import Config
 from mot.data import budgets, embedded, export, pipeline, prepare, seqio_bridge, sources, tokenise
@@ -50,10 +50,13 @@ def _prepare(argv) -> int:
     p.add_argument(
         "--content",
         action="append",
+        type=typed,
         default=[],
         help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
     )
-    p.add_argument("--separator", default="", help="of documents in a text file, as \\n\\n; default: a file is one")
+    p.add_argument(
+        "--separator", type=typed, default="", help="of documents in a text file, as \\n\\n; default: a file is one"
+    )
     p.add_argument(
         "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
     )

@@ -49,15 +49,17 @@ def with_environment(more: dict[str, str] | None = None) -> None:
     wanted = {
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in MALLOC.items()),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "PYTHONUTF8": "1",
         "PYTHONIOENCODING": getattr(sys.stdout, "encoding", "utf-8"),
     }
     wanted |= {"JAX_COMPILATION_CACHE_DIR": str(cache / "jax")} if cache else {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     wanted |= ({} if is_debugged() else QUIET) | (more or {})
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    if not sys.flags.utf8_mode:
+        missing["PYTHONUTF8"] = "1"
     if missing and sys.platform == "linux":
         os.environ.update(missing | _unusual(cache))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        with suppress(OSError):  # as it is, it is slower
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _unusual(cache: Path | None) -> dict[str, str]:
@@ -69,6 +71,23 @@ def _unusual(cache: Path | None) -> dict[str, str]:
     remedy = "set HOME or XDG_CACHE_HOME to a folder that can"
     print(f"mot: the cache {usual} cannot be written, so {instead}; {remedy}", file=sys.stderr)
     return {"XDG_CACHE_HOME": str(cache.parent), "MPLCONFIGDIR": str(cache / "matplotlib")} if cache else {}
+
+
+def typed(text: str) -> str:
+    """An argument that is text, and no file's name: what is not UTF-8 was typed in the terminal's encoding."""
+    if not _is_utf8(text):
+        with suppress(UnicodeError, LookupError):
+            text = os.fsencode(text).decode(sys.stdout.encoding)
+    return text.removeprefix("\ufeff")  # a byte order mark, as of a file's first line that was pasted
+
+
+def _is_utf8(text: str) -> bool:
+    """False where a lone surrogate stands for a byte that is none of it."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 def is_debugged() -> bool:
@@ -192,6 +211,7 @@ def _say(message: str) -> None:
 
 # --- what errors mean ------------------------------------------------------------------------------------------------
 
+SHARED = "/dev/shm"
 FULL = "make room there, then give the same command again: what was finished is kept"
 LOST = (
     "another process of this run has ended or is out of reach; start all of them again: they go on from the newest "
@@ -211,6 +231,8 @@ def meaning(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
+    if isinstance(error, OSError) and not error.filename and not _is_writable(SHARED):
+        return f"{SHARED}, where processes share memory, is missing, full or not to be written; mount a tmpfs there"
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         if error.filename2:
@@ -227,7 +249,13 @@ def meaning(error: BaseException) -> str | None:
         return LOST
     if re.search("Unable to initialize backend|Unknown backend", text):
         return f"JAX finds no such device ({first[:300]}); change or unset JAX_PLATFORMS"
+    if odd := [name for name in (*sys.argv, os.getcwd()) if not _is_utf8(name)]:
+        return f"{odd[0]}: some libraries that mot uses take no name that is not UTF-8 ({first[:300]}); rename it"
     return None
+
+
+def _is_writable(folder: str) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK) and os.statvfs(folder).f_bavail > 0
 
 
 def _command() -> str:
