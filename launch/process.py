@@ -133,7 +133,9 @@ def alone(command: Callable[[list[str]], int]) -> int:
         screen.flush()
     if error := screens[0].buffer.raw.error:
         _say(f"what was printed did not all arrive: {error.strerror}")
-        return code or 2
+        code = code or 2
+    if not is_debugged():
+        sys.stderr = io.StringIO()  # what fails at exit is no part of the work
     return code
 
 

@@ -32,6 +32,7 @@ from mot.data.records import Record, Shard, lengths, write_shard
 from mot.data.tokenise import Bad, Tools, weight_of
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
+from mot.interrupts import unheard_by_workers
 from mot.tokenizers import vectors
 
 HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
@@ -220,7 +221,8 @@ def _in_order(recipe, out, blocks, workers) -> Iterator[tuple[int, Written]]:
     first = lambda: (waiting[0][0], waiting.popleft()[1].result())
     try:
         for number, raws in enumerate(blocks):
-            waiting.append((len(raws), pool.submit(_block, number, raws)))
+            with unheard_by_workers():
+                waiting.append((len(raws), pool.submit(_block, number, raws)))
             if len(waiting) > 2 * workers:
                 yield first()
         while waiting:
