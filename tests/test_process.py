@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from launch import process
+from launch import cores, decode, process
 from mot import files
 from mot.errors import UserError
 from tests.conftest import ROOT
@@ -199,7 +200,7 @@ def test_a_bug_shows_its_traceback_and_what_to_report(capsys, monkeypatch):
 NOISY = """
 import logging, sys, threading, warnings, multiprocessing, atexit
 sys.path.insert(0, '.')
-from launch import process
+from launch import cores, decode, process
 def command(argv):
     logging.getLogger("absl").error("an error of absl's")
     warnings.warn("a warning")
@@ -240,3 +241,16 @@ def test_ctrl_c_for_all_processes_of_prepare_is_one_line(tmp_path):
     assert begun.returncode == 130
     assert told.splitlines()[-1] == "mot: interrupted"
     assert "Traceback" not in told
+
+
+def test_an_accelerator_that_is_not_used_is_told(monkeypatch):
+    """JAX only logs it, and what libraries log is not shown."""
+    monkeypatch.setattr(cores.os.path, "exists", lambda file: file == "/dev/nvidia0")
+    assert cores.unused() == ""  # JAX was told to take the CPU
+    monkeypatch.setattr(cores.jax, "config", SimpleNamespace(jax_platforms=None))
+    assert "has an NVIDIA GPU and JAX computes on the CPU: install '.[cuda]'" in cores.unused()
+
+
+def test_a_prompt_files_byte_order_mark_is_no_part_of_it(tmp_path):
+    (tmp_path / "doc.json").write_text('[{"text": "Grüße"}]', encoding="utf-8-sig")
+    assert [part.content for part in decode.read_document(tmp_path / "doc.json")] == ["Grüße"]

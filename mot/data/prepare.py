@@ -190,9 +190,11 @@ def _blocks(recipe, out, read, workers, most_left_out) -> list[Written]:
     """Every block, tokenised and on disk, in order."""
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(tokenise.spinner(console)), TextColumn("{task.description}"), BarColumn(bar_width=30))
     written: list[Written] = []
-    with Progress(*columns, TextColumn("documents"), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    columns += (MofNCompleteColumn(), TextColumn("documents"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(escape(out.name), total=total)
         for documents, block in _in_order(recipe, out, _blocks_of(read(), recipe.shard), workers):
             written.append(block)

@@ -66,7 +66,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
     folder.mkdir(exist_ok=True)
     like = _like(Path(recipe.like)) if recipe.like else None
     console = Console(stderr=True)
-    with console.status("looking at the first documents"):
+    with console.status("looking at the first documents", spinner=spinner(console)):
         kinds, width, corpus, media_of = _look(recipe, read)
     modalities, of_vectors = ["text", *(kind for kind in MEDIA if kind in kinds)], []
     for kind in recipe.vectors:
@@ -80,7 +80,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
                     write_atomically(folder / name, (like / name).read_bytes())
                 continue
             of_vectors += {modality} & {*recipe.vectors, "action"}
-            with console.status(f"learning the {modality} tokenizer"):
+            with console.status(f"learning the {modality} tokenizer", spinner=spinner(console)):
                 if modality == "text":
                     _choose_text(recipe, folder, corpus, modalities)
                 elif modality in of_vectors:
@@ -99,6 +99,11 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]]) -> None:
         raise UserError(f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew")
     chosen = {"modalities": modalities, "latents": width, "vectors": of_vectors}
     write_atomically(folder / CHOSEN, json.dumps(chosen))
+
+
+def spinner(console: Console) -> str:
+    """The name of one that the terminal can show."""
+    return "dots" if console.encoding.startswith("utf") else "line"
 
 
 def _vectors(modality: str, recipe, media_of) -> vectors.Vectors:
