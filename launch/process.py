@@ -249,11 +249,20 @@ def meaning(error: BaseException) -> str | None:
         return f"not enough memory{first and f' ({first[:300]})'}; ask for less: {less}; or free some"
     if re.search(r"Gloo \S+ failed|coordination service|heartbeat timeout", text):
         return LOST
-    if re.search("Unable to initialize backend|Unknown backend", text):
-        return f"JAX finds no such device ({first[:300]}); change or unset JAX_PLATFORMS"
+    if re.search("Unable to initialize backend|Unknown backend", text) or _raised_in(error) == "xla_bridge.py":
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        return f"JAX has no device of JAX_PLATFORMS={asked}{first and f' ({first[:300]})'}; change or unset it"
     if odd := [name for name in (*sys.argv, os.getcwd()) if not _is_utf8(name)]:
         return f"{odd[0]}: some libraries that mot uses take no name that is not UTF-8 ({first[:300]}); rename it"
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The name of the file whose code raised it: JAX asserts that there is a device, and says no more."""
+    at = error.__traceback__
+    while at and at.tb_next:
+        at = at.tb_next
+    return Path(at.tb_frame.f_code.co_filename).name if at else ""
 
 
 def _is_writable(folder: str) -> bool:

@@ -172,7 +172,7 @@ def fails_with(error):
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "mot: Permission denied: a/b"),
         (MemoryError("Unable to allocate 9. TiB"), 2, "mot: not enough memory (Unable to allocate 9. TiB); ask for"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), 2, "mot: not enough memory (RESOURCE"),
-        (RuntimeError("Unable to initialize backend 'cuda': none"), 2, "change or unset JAX_PLATFORMS"),
+        (RuntimeError("Unable to initialize backend 'cuda': none"), 2, "; change or unset it"),
         (KeyboardInterrupt(), 130, "mot: interrupted"),
     ],
     ids=repr,
@@ -182,6 +182,15 @@ def test_what_the_machine_lacks_is_one_message(error, code, says, capsys):
     told = capsys.readouterr().err
     assert says in told
     assert len(told.splitlines()) == 1
+
+
+def test_a_platform_that_is_not_there_is_one_message():
+    code = "import sys, jax; from launch import process; sys.exit(process.guarded(lambda argv: jax.devices(), []))"
+    command, env = [sys.executable, "-c", code], ENV | {"JAX_PLATFORMS": "cuda"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=100)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("mot: JAX has no device of JAX_PLATFORMS=cuda")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_bug_shows_its_traceback_and_what_to_report(capsys, monkeypatch):
