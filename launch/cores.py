@@ -34,6 +34,19 @@ def take(*configs: Config, together: bool = False) -> None:
             jax.config.update("jax_num_cpu_devices", serving(configs, cores(), together))
 
 
+def unused() -> str:
+    """What this machine has and JAX does not use, though nobody has told it to; "" where there is nothing."""
+    if jax.default_backend() != "cpu" or jax.config.jax_platforms:
+        return ""
+    for what, file, extra in (("an NVIDIA GPU", "/dev/nvidia0", "cuda"), ("a TPU", "/dev/accel0", "tpu")):
+        if os.path.exists(file):
+            return (
+                f"this machine has {what} and JAX computes on the CPU: install '.[{extra}]' with constraints.txt; if "
+                "it is, MOT_DEBUG=1 shows what JAX says; JAX_PLATFORMS=cpu is content with the CPU"
+            )
+    return ""
+
+
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

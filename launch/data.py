@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launch import flags, preview, sounds
-from launch.cli import guarded
+from launch.process import guarded, typed
 from mot.batch import Batch
 from mot.config import Config
 from mot.data import budgets, embedded, export, pipeline, prepare, seqio_bridge, sources, tokenise
@@ -22,6 +22,7 @@ from mot.data.about import SPLITS, read_json
 from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
+from mot.files import replacing
 from mot.tokenizers import text as texts
 
 PREPARE = "mot data prepare photos/ --out data/photos"
@@ -50,10 +51,13 @@ def _prepare(argv) -> int:
     p.add_argument(
         "--content",
         action="append",
+        type=typed,
         default=[],
         help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
     )
-    p.add_argument("--separator", default="", help="of documents in a text file, as \\n\\n; default: a file is one")
+    p.add_argument(
+        "--separator", type=typed, default="", help="of documents in a text file, as \\n\\n; default: a file is one"
+    )
     _tokenizer_arguments(p)
     p.add_argument(
         "--missing",
@@ -283,7 +287,10 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
             rendered.append((record.id, [(modality, decoded(modality, data)) for modality, data in record.spans]))
     file, damaged = file or folder / "preview.png", len(documents) - len(rendered)
     left_out = f", but {damaged} damaged ones" * (damaged > 0)
-    preview.documents(rendered, file, f"{folder.name}, {split}: documents as their tokens give them back{left_out}")
+    with replacing(file) as partial:
+        preview.documents(
+            rendered, partial, f"{folder.name}, {split}: documents as their tokens give them back{left_out}"
+        )
     return file
 
 
@@ -355,7 +362,8 @@ def _inspect_batch(options, overrides) -> int:
     for source, document, why in packed.left_out:
         print(f"left out: document {document} of {source}: {why}")
     if options.out:
-        preview.batch(packed.batch, options.out, list(config.streams), f"{options.config}, batch {options.batch}")
+        with replacing(options.out) as partial:
+            preview.batch(packed.batch, partial, list(config.streams), f"{options.config}, batch {options.batch}")
         print(f"picture: {options.out}")
     return 0
 

@@ -1,6 +1,5 @@
 """Between what people have (text, pictures, sound, pen strokes) and the tokens that a run was trained on."""
 
-import codecs
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -112,7 +111,7 @@ def read_document(file: Path) -> tuple[Part, ...]:
     """The parts of an interleaved document, a JSON list like EXAMPLE; media lie in its folder. Raises `UserError`."""
     try:
         media.check_file(file, MAX_LINE)
-        content = json.loads(text(file.read_bytes().removeprefix(codecs.BOM_UTF8), "the file"))
+        content = json.loads(text(file.read_bytes(), "the file").removeprefix("\ufeff"))  # a byte order mark
         if not isinstance(content, list):
             raise ValueError(f"{short(content)}; a list of parts is needed, as {EXAMPLE}")
         folder = os.path.realpath(file.parent)

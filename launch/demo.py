@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from launch import cores, flags, generate, sample
-from launch.cli import guarded
+from launch.process import guarded
 from launch.sample import Options
 from mot import checkpoint, train
 from mot.data import sources

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import flags
-from launch.cli import guarded
+from launch.process import guarded
 from mot import rundir, sharding, train
 from mot.errors import UserError
 

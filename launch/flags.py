@@ -27,6 +27,7 @@ def parser(name: str, description: str, example: str) -> argparse.ArgumentParser
 
 def add_config(p: argparse.ArgumentParser, default: str | None = None) -> None:
     text = "FILE:arg; default %(default)s" if default else "FILE:arg, as configs/digits.py:arch=mot,size=smoke"
+    text += "; FILE is a program that is run: name only such as you trust (a run's config.json is read, and never run)"
     p.add_argument("--config", default=default, required=default is None, help=text)
     p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.optim.lr=1e-3")
 
@@ -50,7 +51,10 @@ def progress(console: Console) -> Progress:
 
 
 def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
-    """The configuration of `FILE:arg` with overrides; keys and types are judged later, with everything else."""
+    """The configuration of `FILE:arg` with overrides; keys and types are judged later, with everything else.
+
+    FILE is a program, and is run here. Nothing else that a user names is, but for `--seqio-module`.
+    """
     name, _, arg = file_and_arg.partition(":")
     file = Path(name)
     if not file.is_file():

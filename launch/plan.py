@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import flags
-from launch.cli import PLANNING, guarded
+from launch.process import PLANNING, guarded
 from mot import config as configs
-from mot import optim, rundir
+from mot import optim
 from mot.errors import UserError
+from mot.files import write_atomically
 from scaling import chips
 from scaling import plan as plans
 
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     show(plan, out)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        rundir.write_atomically(options.out, json.dumps(plan.to_json(), indent=1) + "\n")
+        write_atomically(options.out, json.dumps(plan.to_json(), indent=1) + "\n")
     return 0 if plan.fits else 1
 
 

@@ -15,7 +15,8 @@ def plan(config: str, topology: str, overrides: dict[str, str], quick: bool) -> 
         path = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "launch.plan", f"--config={config}", f"--topology={topology}", f"--out={path}"]
         command += [f"--config.{key}={value}" for key, value in overrides.items()] + ["--quick"] * quick
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ, check=False)
+        env = os.environ | {"PYTHONIOENCODING": "utf-8"}  # and not the terminal's
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=False)
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         return {"fits": False, "failed": last_words(done.stderr)}

@@ -13,6 +13,7 @@ from launch import flags, plan_apart
 from mot import config as configs
 from mot import optim, rundir
 from mot.errors import UserError
+from mot.files import write_atomically
 from scaling import chips, search
 
 ARCHS = ("dense", "mot", "moe_ec4", "mot_moe")
@@ -130,8 +131,8 @@ chip.
 
 def write(folder: Path, rows: list[dict]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    rundir.write_atomically(folder / "plan.json", json.dumps({"plans": rows}, indent=1) + "\n")
-    rundir.write_atomically(folder / "plan.md", page(rows))
+    write_atomically(folder / "plan.json", json.dumps({"plans": rows}, indent=1) + "\n")
+    write_atomically(folder / "plan.md", page(rows))
 
 
 def page(rows: list[dict]) -> str:

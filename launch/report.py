@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from launch import flags
-from launch.cli import guarded
+from launch.process import guarded
 from scaling import report, runs
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mot import tensorboard
 from mot.errors import UserError
-from mot.rundir import write_atomically
+from mot.files import write_atomically
 
 RECORD = "samples.json"
 PARTIAL = ".samples.partial"
@@ -53,8 +53,8 @@ def write(out: Path, files: dict[str, bytes], record: dict) -> None:
     stage.mkdir()
     try:
         for name, content in files.items():
-            (stage / name).write_bytes(content)
-        (stage / RECORD).write_text(json.dumps(record | {"files": sorted(files)}, indent=1), encoding="utf-8")
+            write_atomically(stage / name, content)
+        write_atomically(stage / RECORD, json.dumps(record | {"files": sorted(files)}, indent=1))
         write_atomically(out / RECORD, json.dumps({"interrupted": True, "files": sorted({*ours, *files})}))
         for name in files:
             os.replace(stage / name, out / name)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import decode, digits, documents, flags, generate, results
-from launch.cli import guarded
 from launch.documents import Request
 from launch.generate import Model
+from launch.process import guarded, typed
 from mot import diffusion, rundir
 from mot.config import Config
 from mot.data import formats, raw, sources
@@ -61,8 +61,16 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--step", type=int, help="of the checkpoint; default the newest")
     o = Options()
     ask = p.add_argument_group("what is asked for").add_argument
-    ask("--prompt", action="append", dest="prompts", metavar="TEXT", help="to draw from, may be repeated")
-    ask("--text", action="append", dest="texts", default=[], metavar="TEXT", help="to go on with in text alone")
+    ask("--prompt", action="append", type=typed, dest="prompts", metavar="TEXT", help="to draw from, may be repeated")
+    ask(
+        "--text",
+        action="append",
+        type=typed,
+        dest="texts",
+        default=[],
+        metavar="TEXT",
+        help="to go on with in text alone",
+    )
     name = "DOC.json"
     ask("--prompt-file", action="append", dest="files", default=[], type=Path, metavar=name, help=decode.EXAMPLE)
     ask("--n", type=int, help="rows in all, prompts in turn; default: each prompt once, the digits' as --each says")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from launch import cores, flags
-from launch.cli import guarded
+from launch.process import guarded
 from mot import ensemble, train
 from mot.config import Config
 from mot.errors import UserError
@@ -45,12 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     if options.runs is not None:
         configs = several(options.runs, options.config, overrides, config)
         cores.take(*configs, together=True)
+        _tell_unused()
         print(*ensemble.run(configs, profiled=options.profile), sep="\n")
         return 0
     if options.distributed is None:  # else each process has what its user gave it
         cores.take(config)
+    _tell_unused()
     print(train.run(config, profiled=options.profile))
     return 0
+
+
+def _tell_unused() -> None:
+    if message := cores.unused():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def join(text: str) -> None:

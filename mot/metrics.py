@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mot import rundir, tensorboard
+from mot.files import write_atomically
 
 
 class Writer:
@@ -30,7 +31,7 @@ class Writer:
             return
         file = path / "metrics.jsonl"
         kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
-        rundir.write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+        write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
         self.file = file.open("a", encoding="utf-8")
         self.board = tensorboard.opened(path, resumed_at)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from mot import attention, checkpoint, dispatch, optim
 from mot import config as configs
 from mot.config import Config
 from mot.errors import Damaged, UserError
+from mot.files import write_atomically
 
 SCHEMA = 1
 KINDS = ("train", "eval", "event")
@@ -198,12 +198,6 @@ def read_metrics(path: Path) -> list[dict]:
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             _not_ours(file, f"line {number}: {error!r}" if isinstance(error, KeyError) else f"line {number}: {error}")
     return rows
-
-
-def write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def _is_number(value) -> bool:

@@ -14,7 +14,7 @@ from rich.table import Table
 from mot import flops, rundir
 from mot.config import differences
 from mot.errors import UserError
-from mot.rundir import write_atomically
+from mot.files import write_atomically
 from scaling import match, pictures, published, runs
 from scaling.match import Slope
 from scaling.runs import Run
@@ -67,7 +67,7 @@ def write(found: list[Run], out: Path) -> str:
     # All is made; only now is anything written.
     out.mkdir(parents=True, exist_ok=True)
     for name, themes in drawn.items():
-        (out / f"{name}.png").write_bytes(themes["light"])
+        write_atomically(out / f"{name}.png", themes["light"])
     for name, frame in every._asdict().items():
         write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
     write_atomically(out / "report.html", page)

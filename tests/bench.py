@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import archs, base, digits
-from launch import cli, cores
+from launch import cores, process
 from mot import attention, config, ensemble, flops, metrics, model, objectives, optim, params, rundir, sharding, train
 from mot import state as states
 from mot.attention import Info
@@ -329,5 +329,5 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.with_environment()  # as `mot` has it; PyTorch gets it, too
+    process.with_environment()  # as `mot` has it; PyTorch gets it, too
     main()

@@ -98,8 +98,8 @@ def test_devices_wait_for_each_other_a_day(monkeypatch):
 FAULTS = """
 import resource, sys, threading
 import numpy as np
-from launch import cli
-cli.with_environment()
+from launch import process
+process.with_environment()
 
 def allocated():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

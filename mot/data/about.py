@@ -39,6 +39,10 @@ def read_json(folder: Path) -> dict:
     """A dataset's `dataset.json`; raises `UserError` where there is none of this format."""
     file = folder / "dataset.json"
     try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # the readers of records take no other
+        raise UserError(f"{folder}: the name of a dataset's folder must be UTF-8; rename it") from None
+    try:
         found = json.loads(file.read_text(encoding="utf-8"))
         _check_json(found)
     except FileNotFoundError:

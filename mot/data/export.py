@@ -20,7 +20,7 @@ from mot.data.raw import READY, Part, Raw
 from mot.data.seqio_bridge import Mixture, Read
 from mot.data.tokenise import Bad
 from mot.errors import UserError
-from mot.rundir import write_atomically
+from mot.files import replacing, write_atomically
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _write_tokenizer(mixture: Mixture, folder: Path) -> None:
     vocabulary = mixture.vocabulary
     folder.mkdir()
     write_atomically(folder / "text.json", vocabulary.tokenizer.to_str())
-    with open(folder / BYTES, "wb") as file:
+    with replacing(folder / BYTES) as partial, open(partial, "wb") as file:
         np.save(file, vocabulary.byte_lengths, allow_pickle=False)
     chosen = {"modalities": seqio_bridge.MODALITIES, "latents": 0, "encodes": vocabulary.encodes}
     write_atomically(folder / tokenise.CHOSEN, json.dumps(chosen))

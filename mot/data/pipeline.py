@@ -21,6 +21,7 @@ from mot.data import roles
 from mot.data.mixture import Mixture, Sources
 from mot.data.packing import Document, Plan, cut, pack
 from mot.errors import Hung, UserError
+from mot.interrupts import unheard_by_workers
 
 
 class LeftOut(NamedTuple):
@@ -153,12 +154,13 @@ def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
 
     def ask():
         try:
-            iterator = iter(dataset)
-            for item in iterator:
-                if not hand_over(item):
-                    break
-            if hasattr(iterator, "close"):
-                iterator.close()
+            with unheard_by_workers():  # all the while, as grain begins them when it is asked
+                iterator = iter(dataset)
+                for item in iterator:
+                    if not hand_over(item):
+                        break
+                if hasattr(iterator, "close"):
+                    iterator.close()
             hand_over(_END)
         except BaseException as error:
             hand_over(error)

@@ -31,7 +31,8 @@ from mot.data.raw import MODALITY, Raw
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.data.tokenise import Bad, Tools, weight_of
 from mot.errors import UserError
-from mot.rundir import write_atomically
+from mot.files import replacing, write_atomically
+from mot.interrupts import unheard_by_workers
 from mot.tokenizers import vectors
 from mot.tokenizers.given import MOST
 
@@ -230,9 +231,11 @@ def _blocks(recipe, below, out, read, workers, most_left_out) -> list[Written]:
     """Every block, tokenised and on disk, in order."""
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn())
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(tokenise.spinner(console)), TextColumn("{task.description}"), BarColumn(bar_width=30))
     written: list[Written] = []
-    with Progress(*columns, TextColumn("documents"), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    columns += (MofNCompleteColumn(), TextColumn("documents"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(escape(out.name), total=total)
         for documents, block in _in_order(recipe, below, out, _blocks_of(read(), recipe.shard), workers):
             written.append(block)
@@ -262,7 +265,8 @@ def _in_order(recipe, below, out, blocks, workers) -> Iterator[tuple[int, Writte
     first = lambda: (waiting[0][0], waiting.popleft()[1].result())
     try:
         for number, raws in enumerate(blocks):
-            waiting.append((len(raws), pool.submit(_block, number, raws)))
+            with unheard_by_workers():
+                waiting.append((len(raws), pool.submit(_block, number, raws)))
             if len(waiting) > 2 * workers:
                 yield first()
         while waiting:
@@ -333,10 +337,7 @@ def write_block(
         (out / split).mkdir(exist_ok=True)
         shards[split] = None
         if made:
-            try:
-                shards[split] = write_shard(out / split / _shard_name(block), [record for record, _ in made])
-            except RuntimeError as error:  # what the writer makes of a full disk
-                raise OSError(f"{out / split} could not be written ({error}); is the disk full?") from None
+            shards[split] = write_shard(out / split / _shard_name(block), [record for record, _ in made])
         atoms = [atoms for _, atoms in made]
         sizes = np.array([len(a) for a in atoms], np.int64)
         tokens = np.array([lengths(a, len(modalities)) for a in atoms], np.int32)
@@ -366,7 +367,7 @@ def _done(out: Path, block: int, done: Path) -> Written | None:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
 

@@ -9,6 +9,8 @@ pickled. `lengths.npy` `[n, M]` holds each document's tokens by modality; `atoms
 tokens of what must not be cut: a sentence, an image; document i has atoms `firsts[i]` to `firsts[i + 1]`.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from flax import serialization
 from mot.data.about import check_files, file_digest, files, markers, read_json
 from mot.data.packing import Document, document
 from mot.errors import UserError
+from mot.files import replacing
 
 CHUNK = 1024  # documents that are checked at a time
 
@@ -155,21 +158,25 @@ class Shard(NamedTuple):
 
 def write_shard(path: Path, records: Sequence[Record]) -> Shard:
     """Written beside and renamed, so that a shard is whole or absent; the same records give the same bytes."""
-    partial = path.with_name(f".{path.name}.partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
-    try:
-        for record in records:
-            writer.write(encode(record))
-    finally:
-        writer.close()
-    # The writer reports no full disk; what was written is read again.
-    reader = ArrayRecordReader(str(partial))
-    if reader.num_records() != len(records):
-        raise OSError(f"{partial} holds {reader.num_records()} of {len(records)} records; is the disk full?")
-    reader.close()
-    shard = Shard(path.name, len(records), partial.stat().st_size, file_digest(partial))
-    partial.rename(path)
-    return shard
+    with replacing(path) as partial:
+        try:
+            writer = ArrayRecordWriter(str(partial), "group_size:1")
+            try:
+                for record in records:
+                    writer.write(encode(record))
+            finally:
+                writer.close()
+        except RuntimeError as error:
+            full = "No space left" in str(error)
+            raise OSError(
+                errno.ENOSPC if full else errno.EIO, os.strerror(errno.ENOSPC) if full else str(error)
+            ) from None
+        # The writer does not tell of every full disk; what was written is read again.
+        reader = ArrayRecordReader(str(partial))
+        if reader.num_records() != len(records):
+            raise OSError(f"{path} holds {reader.num_records()} of {len(records)} records; is the disk full?")
+        reader.close()
+        return Shard(path.name, len(records), partial.stat().st_size, file_digest(partial))
 
 
 def load_array(file: Path) -> np.ndarray:

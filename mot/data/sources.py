@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from mot.data.packing import Document
 from mot.data.records import Dataset, Layout, Place, load_array, render
 from mot.data.seqio_bridge import Stream
 from mot.errors import UserError
-from mot.tokenizers.text import cache_folder
+from mot.files import cache_folder, replacing, write_atomically
 
 EMBEDDED = "embedded"
 VECTORS = ("image", "audio")  # that may be kept as vectors in place of ids
@@ -258,15 +257,16 @@ def _copied(address: str, whole: bool) -> Path:
         about = remote.cat_file(f"{root}/dataset.json")
     except FileNotFoundError:
         raise UserError(f"{address} is no dataset: it has no dataset.json") from None
-    folder = cache_folder() / "datasets" / hashlib.sha256(about).hexdigest()[:16]
+    if (cache := cache_folder()) is None:
+        raise UserError(f"{address}: there is no folder to copy it to; set XDG_CACHE_HOME to one that can be written")
+    folder = cache / "datasets" / hashlib.sha256(about).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "dataset.json").write_bytes(about)
+    write_atomically(folder / "dataset.json", about)
     if whole:
         for name, size, _ in files(read_json(folder)):
             path = folder / name
             if not (path.is_file() and path.stat().st_size == size):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-                remote.get_file(f"{root}/{name}", str(partial))
-                partial.rename(path)
+                with replacing(path) as partial:
+                    remote.get_file(f"{root}/{name}", str(partial))
     return folder

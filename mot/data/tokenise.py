@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from mot.data.about import BYTES, file_digest, files, read_json, special_tokens
 from mot.data.raw import MODALITY, READY, Part, Raw, modality_of
 from mot.data.records import Record, Span, atoms
 from mot.errors import UserError
-from mot.rundir import write_atomically
+from mot.files import replacing, write_atomically
 from mot.tokenizers import audio as audios
 from mot.tokenizers import image as images
 from mot.tokenizers import text as texts
@@ -81,7 +80,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], below: int) 
     like = _like(Path(recipe.like)) if recipe.like else None
     known, ids = _chosen(like) if like else {}, declared(recipe)
     console = Console(stderr=True)
-    with console.status("looking at the first documents"):
+    with console.status("looking at the first documents", spinner=spinner(console)):
         first = _look(recipe, read, below)
     modalities = _modalities(recipe, first, ids)
     of_vectors, lossy = [], {}
@@ -92,10 +91,10 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], below: int) 
                 of_vectors += {modality} & set(known["vectors"])
                 lossy = known["lossy"]
                 for name in made_of:
-                    shutil.copyfile(like / name, folder / name)
+                    write_atomically(folder / name, (like / name).read_bytes())
                 continue
             of_vectors += {modality} & {*recipe.vectors, "action"}
-            with console.status(f"learning the {modality} tokenizer"):
+            with console.status(f"learning the {modality} tokenizer", spinner=spinner(console)):
                 if modality == "text":
                     lossy = _choose_text(recipe, folder, first.corpus, modalities)
                     if not recipe.tokenizer:
@@ -176,6 +175,11 @@ def _tell_fewer(modality: str, asked: int | None, ids: int, console: Console) ->
     if asked is None and ids < (usual := USUAL[modality]):
         why = f"the usual {usual} are more than the first documents yield (--{modality}-ids)"
         console.print(f"{modality}: {ids} ids; {why}", soft_wrap=True)
+
+
+def spinner(console: Console) -> str:
+    """The name of one that the terminal can show."""
+    return "dots" if console.encoding.startswith("utf") else "line"
 
 
 def _vectors(modality: str, recipe, media_of) -> vectors.Vectors:
@@ -305,7 +309,7 @@ def _choose_text(recipe, folder, corpus, modalities) -> dict:
         sizes = texts.measured(made, corpus, sizes)
         lossy |= {"counted": round(texts.counted(made, corpus, sizes), 4)}
     write_atomically(folder / "text.json", made.to_str())
-    with open(folder / BYTES, "wb") as file:
+    with replacing(folder / BYTES) as partial, open(partial, "wb") as file:
         np.save(file, sizes.astype(np.int32), allow_pickle=False)
     return lossy
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import resample_poly
 
+from mot.files import write_atomically
 from mot.tokenizers import codebook
 
 FORMAT = "mot audio tokenizer 1"
@@ -145,7 +146,7 @@ def to_bytes(tokenizer: AudioTokenizer) -> bytes:
 
 def save(tokenizer: AudioTokenizer, path: Path) -> None:
     """An .npz file; equal tokenizers give equal bytes."""
-    codebook.write(to_bytes(tokenizer), path)
+    write_atomically(path, to_bytes(tokenizer))
 
 
 def load(path: Path) -> AudioTokenizer:

@@ -5,7 +5,6 @@ added up: ids depend neither on the machine, nor on its threads, nor on what is 
 """
 
 import io
-import os
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -168,13 +167,6 @@ def unpack(content: bytes, format: str, names: Sequence[str]) -> dict[str, np.nd
     if pack(format, arrays) != content:
         raise ValueError(_OTHERWISE)
     return arrays
-
-
-def write(content: bytes, path: Path) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def read(path: Path) -> bytes:

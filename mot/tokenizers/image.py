@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mot.files import write_atomically
 from mot.tokenizers import codebook
 
 FORMAT = "mot image tokenizer 1"
@@ -99,7 +100,7 @@ def to_bytes(tokenizer: ImageTokenizer) -> bytes:
 
 def save(tokenizer: ImageTokenizer, path: Path) -> None:
     """An .npz file; equal tokenizers give equal bytes."""
-    codebook.write(to_bytes(tokenizer), path)
+    write_atomically(path, to_bytes(tokenizer))
 
 
 def load(path: Path) -> ImageTokenizer:

@@ -3,24 +3,19 @@
 import contextlib
 import hashlib
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mot.files import cache_folder, write_atomically
+
 # Special tokens belong to text: the model writes them there. <boi> and <eoi> enclose an image.
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>")
 PAD, BOS, EOS, BOI, EOI = range(len(SPECIAL))
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/mot`, by default `~/.cache/mot`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mot"
 
 
 def train(corpus: Sequence[str], size: int, special: Sequence[str] = SPECIAL) -> Tokenizer:
@@ -49,7 +44,7 @@ def load_or_train(corpus: Sequence[str], size: int) -> Tokenizer:
         recipe.update(hashlib.sha256(text.encode()).digest())
     prefix = f"bpe-{recipe.hexdigest()[:16]}-"
     folder = cache_folder()
-    for path in sorted(folder.glob(prefix + "*.json")):
+    for path in sorted(folder.glob(prefix + "*.json")) if folder else ():
         content = path.read_bytes()
         if path.stem == prefix + _digest(content):
             return Tokenizer.from_str(content.decode())
@@ -59,13 +54,9 @@ def load_or_train(corpus: Sequence[str], size: int) -> Tokenizer:
             f"the corpus yields {tokenizer.get_vocab_size()} entries, {size} were asked for; give more text"
         )
     content = tokenizer.to_str().encode()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{prefix}{os.getpid()}"
-        temporary.write_bytes(content)
-        temporary.rename(folder / f"{prefix}{_digest(content)}.json")
-    except OSError as error:  # a read-only home costs a second at each start, nothing more
-        print(f"the tokenizer could not be cached: {error}")
+    if folder:
+        with contextlib.suppress(OSError):  # a full disk costs a second at each start, nothing more
+            write_atomically(folder / f"{prefix}{_digest(content)}.json", content)
     return tokenizer
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mot.files import write_atomically
 from mot.tokenizers import audio, codebook, image
 
 POINTS = (2, 4096)  # of a drawing
@@ -235,7 +236,7 @@ def to_bytes(tokenizer: Vectors) -> bytes:
 
 def save(tokenizer: Vectors, path: Path) -> None:
     """An .npz file; equal tokenizers give equal bytes."""
-    codebook.write(to_bytes(tokenizer), path)
+    write_atomically(path, to_bytes(tokenizer))
 
 
 def load(kind: type[Vectors], path: Path) -> Vectors:

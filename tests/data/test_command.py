@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from launch import data
-from launch.cli import guarded
+from launch.process import guarded
 from tests.conftest import ROOT
 from tests.datasets import write_inputs
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from launch import data as command
-from launch.cli import guarded
+from launch.process import guarded
 from mot.data import about, records, sources, tokenise
 from mot.data.about import read_json
 from mot.data.records import Dataset, Layout, Place, Record, Span, atoms, decode, encode, lengths, render

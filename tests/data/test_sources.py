@@ -279,7 +279,7 @@ def test_workers_make_the_same_batches(folder):
 
 TRAIN = """
 import os, sys, time
-from launch.cli import guarded
+from launch.process import guarded
 from mot.data import sources
 from mot import train
 from launch import flags

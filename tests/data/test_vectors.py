@@ -10,7 +10,7 @@ from PIL import Image
 from configs import archs, base
 from configs import records as records_config
 from launch import data as command
-from launch.cli import guarded
+from launch.process import guarded
 from mot import batch as batches
 from mot import config
 from mot.data import budgets, media, prepare, sources, tokenise

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from launch import plan as command
-from launch.cli import guarded
+from launch.process import guarded
 from mot import flops
 from mot.errors import UserError
 from scaling import chips, plan

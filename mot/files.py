@@ -1,0 +1,72 @@
+"""Files that are whole or absent, and the folder of what can be made again."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A name beside `file` to write to, which becomes `file` at the end.
+
+    Nothing stays of what could not be written whole. An `OSError` names `file`, as that of a full disk does not.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # another process may be at it, too
+    try:
+        yield partial
+        os.replace(partial, file)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(file)
+            error.filename2 = None
+        raise
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Text is written as UTF-8."""
+    with replacing(file) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def cache_folder() -> Path | None:
+    """Where what can be made again is kept, ready to be written: `$XDG_CACHE_HOME/mot`, by default `~/.cache/mot`.
+
+    Where that cannot be, as without a home, it is a folder of this user alone among the temporary files, and None where
+    there is no such folder either.
+    """
+    usual = os.environ.get("XDG_CACHE_HOME") or _home_cache()
+    if usual and _is_ready(folder := Path(usual) / "mot"):
+        return folder
+    return _temporary()
+
+
+def _home_cache() -> str:
+    """`~/.cache`; "" where there is no home: nobody wants one to be made."""
+    home = os.path.expanduser("~")
+    return os.path.join(home, ".cache") if os.path.isabs(home) and os.path.isdir(home) else ""
+
+
+def _is_ready(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _temporary() -> Path | None:
+    """Others may write beside it, and what lies in it is trusted: it must be this user's, and closed to others."""
+    import tempfile  # takes as long to import as all of the above, and is seldom needed
+
+    try:
+        folder = Path(tempfile.gettempdir()) / f"mot-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    safe = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return folder if safe and _is_ready(folder) else None
