@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 
 from launch import data
-from launch.cli import guarded
+from launch.process import guarded
 from mot.data import prepare, sources, tokenise
 from mot.data.about import read_json
 from mot.data.records import Dataset
