@@ -3,17 +3,24 @@
 A step is written under a temporary name and renamed when it is whole, so a folder named by a number is complete.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mot import sharding
-from mot.errors import Damaged
+from mot.errors import Damaged, UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -22,26 +29,97 @@ MANIFEST = "manifest.json"
 def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
     """Writes the step (unless it is there) and removes all but the newest `keep`.
 
-    `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the position in the data, as JSON.
+    `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the position in the data, as JSON. The
+    first step of a folder is read back before it is trusted. Raises `UserError`, with nothing left of the step, where it
+    cannot be written or read back.
     """
     target, temporary = folder / str(step), folder / f"{step}.partial"
     if target.exists():
         return target
+    earlier = steps(folder)
     if sharding.leads():
-        shutil.rmtree(temporary, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_partial(folder)
     sharding.together(f"saving {step}")
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     meta = {"format": FORMAT, "step": step, "items": sorted(trees)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
-        checkpointer.save(temporary.absolute(), args=arguments)
+    arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
+    try:
+        with _literal(folder) as place, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(place / temporary.name, args=arguments)
+            if not earlier:
+                _read_back(place / temporary.name, trees)
+        if sharding.leads():
+            (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")
+            os.rename(temporary, target)
+    except (OSError, ValueError, RuntimeError) as error:  # libraries report a full disk by any of these
+        if sharding.leads():
+            _remove_partial(folder)
+        raise _unsaved(target, earlier, error) from error
     if sharding.leads():
-        (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")
-        os.rename(temporary, target)
         for old in steps(folder)[:-keep]:
             shutil.rmtree(folder / str(old))
     sharding.together(f"saved {step}")
     return target
+
+
+def _remove_partial(folder: Path) -> None:
+    """What an interrupted or failed save has left."""
+    for left in folder.iterdir():
+        if re.fullmatch(r"[0-9]+\.partial(\.orbax.*)?", left.name):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _unsaved(target: Path, earlier: list[int], error: Exception) -> UserError:
+    text = str(error)
+    if "No space left" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == errno.ENOSPC:
+        why = f"No space left on the disk of {target.parent}"
+    else:
+        why = text.splitlines()[0] if text else type(error).__name__
+    had = f"step {earlier[-1]} was saved last" if earlier else "no step of this run was saved before"
+    return UserError(
+        f"{target} was not saved: {why}; {had}, and the same command resumes from there; make room or mend the folder "
+        "first, or choose another run.root"
+    )
+
+
+# What orbax and tensorstore take as it stands. They read brackets and backslashes as patterns, `gs:` as an address.
+_PLAIN = re.compile(r"[\w./ +=,@%~-]*")
+
+
+@contextlib.contextmanager
+def _literal(folder: Path) -> Iterator[Path]:
+    """A path of this folder that means nothing else to any library: its own, or else a link to it while this lasts."""
+    whole = folder.absolute()
+    if _PLAIN.fullmatch(str(whole)):
+        yield whole
+        return
+    with tempfile.TemporaryDirectory(prefix="mot-") as temporary:
+        link = Path(temporary) / "checkpoints"
+        link.symlink_to(whole, target_is_directory=True)
+        yield link
+
+
+def refuse_odd(folder: Path) -> None:
+    """`UserError` where several processes would need a link to the same folder, each another one."""
+    odd = sorted(set(_PLAIN.sub("", str(folder.absolute()))))
+    if odd and jax.process_count() > 1:
+        raise UserError(
+            f"{folder}: {' '.join(odd)} in a path of checkpoints works with one process, and there are "
+            f"{jax.process_count()}; choose another run.root or run.name"
+        )
+
+
+def _read_back(place: Path, trees: dict) -> None:
+    """Raises where a step that was just saved does not give back the smallest of its parameters, bit for bit."""
+    path, array = min(flatten_dict(trees["params"]).items(), key=lambda item: item[1].size)
+    like = unflatten_dict({path: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)})
+    how = ocp.checkpoint_utils.construct_restore_args(like)
+    arguments = ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        found = flatten_dict(checkpointer.restore(place / "params", args=arguments))
+    if not jnp.array_equal(found[path], array, equal_nan=True):
+        raise ValueError(f"{'/'.join(path)} came back changed")
 
 
 def steps(folder: Path) -> list[int]:
@@ -72,11 +150,11 @@ def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
     """Verified trees, with the shapes, dtypes and shardings of the abstract trees `like`, and the data position."""
     target = folder / str(step)
     verify(target)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _literal(folder) as place, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
 
         def read(**items):
             try:
-                return checkpointer.restore(target.absolute(), args=ocp.args.Composite(**items))
+                return checkpointer.restore(place / target.name, args=ocp.args.Composite(**items))
             except (KeyError, ValueError, TypeError, FileNotFoundError) as error:  # what is whole, but not this model's
                 why = str(error).splitlines()[0]
                 raise Damaged(f"{target} does not hold what this run needs ({why}); {_remedy(target)}") from error

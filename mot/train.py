@@ -128,6 +128,7 @@ def run(
     refuse_too_large(config, mesh)
     sharding.check_arrays(params.table(config), config.mesh.rules, mesh)
     kernels.refuse_absent(config, mesh.devices.flat[0].platform)
+    checkpoint.refuse_odd(rundir.folder(config))
     first = None
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
         first = upcycled(config)

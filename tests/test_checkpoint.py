@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from mot import checkpoint
-from mot.errors import Damaged
+from mot.errors import Damaged, UserError
 
 TREES = {"params": {"a": {"w": jnp.arange(6.0).reshape(2, 3)}}, "opt": {"count": jnp.int32(3)}}
 LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREES)
@@ -96,3 +97,75 @@ def test_a_manifest_that_is_none_is_named(saved, content):
     (saved / "20" / checkpoint.MANIFEST).write_text(content, encoding="utf-8")
     with pytest.raises(Damaged, match=r"20/manifest.json cannot be read"):
         checkpoint.restore(saved, 20, LIKE)
+
+
+ODD = [
+    "proj [v2]",
+    "a\\b",
+    "a*b?",
+    "gs:",
+    "50%",
+    "{x}",
+    "~me",
+    "#1",
+    "a;b|c&d",
+    "$(HOME)",
+    "'q\"",
+    "new\nline",
+    "ü漢😀",
+    "x" * 200,
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_folder_that_the_file_system_allows_gives_back_what_it_holds(tmp_path, name):
+    checkpoint.save(tmp_path / name, 1, TREES, {}, keep=1)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.restore(tmp_path / name, 1, LIKE)[0], TREES)
+
+
+def test_several_processes_are_refused_a_folder_that_needs_a_link(tmp_path, monkeypatch):
+    checkpoint.refuse_odd(tmp_path / "proj [v2]")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    checkpoint.refuse_odd(tmp_path / "plain")
+    with pytest.raises(UserError, match=r"\[ \] in a path of checkpoints works with one process, and there are 2"):
+        checkpoint.refuse_odd(tmp_path / "proj [v2]")
+
+
+def test_the_first_step_is_read_back_before_it_is_trusted(tmp_path, monkeypatch):
+    write = checkpoint.ocp.Checkpointer.save
+
+    def damaging(checkpointer, path, args):
+        write(checkpointer, path, args)
+        for file in (path / "params").rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", damaging)
+    with pytest.raises(UserError, match=r"10 was not saved: .*; no step of this run was saved before"):
+        checkpoint.save(tmp_path, 10, TREES, {}, keep=1)
+    assert not list(tmp_path.iterdir())
+
+
+FAULTS = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [OS error 28]\nmore"),
+    PermissionError(errno.EACCES, "Permission denied"),
+]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=["disk", "library", "permission"])
+def test_a_step_that_cannot_be_written_leaves_nothing_and_says_what_was_saved_last(saved, monkeypatch, error):
+    def failing(checkpointer, path, args):
+        (path.with_name(f"{path.name}.orbax-checkpoint-tmp") / "params").mkdir(parents=True)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.ocp.Checkpointer, "save", failing)
+        with pytest.raises(UserError) as caught:
+            checkpoint.save(saved, 30, TREES, {}, keep=3)
+    why = "Permission denied" if isinstance(error, PermissionError) else "No space left on the disk"
+    assert why in str(caught.value)
+    assert "step 20 was saved last, and the same command resumes from there" in str(caught.value)
+    assert sorted(path.name for path in saved.iterdir()) == ["10", "20"]
+    checkpoint.save(saved, 30, TREES, {}, keep=3)
+    assert checkpoint.steps(saved) == [10, 20, 30]

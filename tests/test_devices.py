@@ -98,10 +98,12 @@ def test_a_run_resumes_on_other_devices(tmp_path):
 
 
 def test_a_run_whose_rows_do_not_divide_among_the_devices_is_read_on_some(tmp_path):
-    root = tmp_path / "runs"
+    """Under a path that libraries would take for a pattern."""
+    root = tmp_path / "runs [of three] \\ gs:"
     run(tmp_path, 1, {"train": train(root, "three", rows=3)})
     commands = {
         "evaluate": ["evaluate", root / "three"],
         "sample": ["sample", root / "three", "--prompt", "a handwritten one", "--n", "1", "--read", "1"],
+        "report": ["report", root / "three"],
     }
     run(tmp_path, 8, commands)
