@@ -200,13 +200,13 @@ def test_inputs_that_are_not_there_or_not_clear(tmp_path):
         ([tmp_path], {}, rf"look like parquet \(a.parquet\) and webdataset \(b.tar\).*one of {allowed}"),
         ([tmp_path / "c.docx"], {}, f"c.docx: not clear what it is; give its format: one of {allowed}"),
         ([tmp_path / "empty"], {}, "none that is known"),
-        ([tmp_path / "empty"], {"format": "jsonl"}, "no .jsonl or .ndjson file in it"),
+        ([tmp_path / "empty"], {"format": "jsonl"}, "no .jsonl or .ndjson or .json file in it"),
         ([tmp_path / "empty"], {"format": "folder"}, "no image"),
         ([file], {"format": "csv"}, f"format 'csv': allowed are auto, {allowed}"),
         ([file], {"separator": "--"}, "read as jsonl; only text has one"),
         ([file], {"format": "text", "content": ["text:x"]}, "plain text has no fields"),
         ([file, file.parent], {}, "given twice"),
-        ([tmp_path / ".dangling"], {}, "none that is known .*a.jsonl.: No such file or directory"),
+        ([tmp_path / ".dangling"], {}, "looks like jsonl, and none of 1 files may be opened; .*a.jsonl.: No such file or directory"),
         ([file], {"format": "npz"}, "JSON lines without arrays"),
     ):
         with pytest.raises(UserError, match=message):
