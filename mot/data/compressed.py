@@ -41,6 +41,20 @@ class _Unpacked(io.RawIOBase):
         return len(found)
 
 
+def packing(path: Path) -> str:
+    """gzip, Zstandard, bzip2 or xz; "" for a file that is none of them."""
+    with open(path, "rb") as file:
+        start = file.read(10)
+    if start.startswith(b"\x1f\x8b"):
+        return "gzip"
+    # Zstandard's second mark begins a frame that is skipped, as pzstd writes one first.
+    if start.startswith(b"\x28\xb5\x2f\xfd") or (start[1:4] == b"\x2a\x4d\x18" and 0x50 <= start[0] <= 0x5F):
+        return "Zstandard"
+    if start.startswith(b"BZh") and start[4:] == b"1AY&SY":
+        return "bzip2"
+    return "xz" if start.startswith(b"\xfd7zXZ\0") else ""
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """The file's bytes, unpacked as they are read, and whether they were packed: if so, they cannot be sought in.
@@ -48,21 +62,20 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     Reading raises `Damaged` where the packed bytes are not what they should be. Packed files that follow each other in
     one file are read as one.
     """
+    how = packing(path)
     with open(path, "rb") as file:
-        start = file.read(10)
-        file.seek(0)
-        if start.startswith(b"\x1f\x8b"):
+        if how == "gzip":
             stream = gzip.GzipFile(fileobj=file)
             read = stream.read1
-        elif start.startswith(b"\x28\xb5\x2f\xfd") or (start[1:4] == b"\x2a\x4d\x18" and 0x50 <= start[0] <= 0x5F):
+        elif how == "Zstandard":
             import pyarrow  # takes 0.2 s, which other files need not wait for
 
             stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
             read = _a_little(stream)
-        elif start.startswith(b"BZh") and start[4:] == b"1AY&SY":
+        elif how == "bzip2":
             stream = bz2.BZ2File(file)
             read = stream.read1
-        elif start.startswith(b"\xfd7zXZ\0"):
+        elif how == "xz":
             stream = contextlib.nullcontext()
             read = _Xz(file).read
         else:

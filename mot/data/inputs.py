@@ -58,6 +58,7 @@ class Notes:
 
     def __init__(self):
         self.used: set[int] = set()  # hashes of the real paths of files that were read, or have a bad document
+        self.packed: Counter[str] = Counter()  # files that were read, by what packed them
         self.members: Counter[str] = Counter()  # of archives, by suffix, that were not read
         self.occurs: list[int] = []  # how often the separator does, for each text file
         self.lost: dict[str, tuple[int, str, str]] = {}  # bad documents with a medium by kind: number, first id, reason
@@ -136,6 +137,8 @@ def find(inputs: Sequence[Path], suffixes: tuple[str, ...], notes: Notes | None 
         raise UserError(f"{twice}: given twice; name it once")
     for file in files if notes else ():
         notes.use(os.path.realpath(file))
+        if file not in faults and (how := compressed.packing(file)):
+            notes.packed[how] += 1
     root = common(inputs)
     labels = [label(file, root) for file in files]
     sides = by_name(labels)
@@ -232,8 +235,8 @@ def unread(inputs: Iterable[Path], notes: Notes) -> dict[str, int]:
                 if link and fault(path, here / name):
                     found["links that leave the folder, or lead nowhere"] += 1
                 elif hash(os.path.realpath(file) if link else file) not in notes.used:
-                    found[suffix(name) or "without a suffix"] += 1
-    found.update({f"{ending or 'without a suffix'} in archives": n for ending, n in notes.members.items()})
+                    found[printable(suffix(name)) or "without a suffix"] += 1
+    found.update({f"{printable(ending) or 'without a suffix'} in archives": n for ending, n in notes.members.items()})
     return dict(sorted(found.items()))
 
 

@@ -206,7 +206,11 @@ def test_inputs_that_are_not_there_or_not_clear(tmp_path):
         ([file], {"separator": "--"}, "read as jsonl; only text has one"),
         ([file], {"format": "text", "content": ["text:x"]}, "plain text has no fields"),
         ([file, file.parent], {}, "given twice"),
-        ([tmp_path / ".dangling"], {}, "looks like jsonl, and none of 1 files may be opened; .*a.jsonl.: No such file or directory"),
+        (
+            [tmp_path / ".dangling"],
+            {},
+            "looks like jsonl, and none of 1 files may be opened; .*a.jsonl.: No such file or directory",
+        ),
         ([file], {"format": "npz"}, "JSON lines without arrays"),
     ):
         with pytest.raises(UserError, match=message):
