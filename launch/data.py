@@ -17,8 +17,9 @@ from launch import flags, preview, sounds
 from launch.process import guarded, typed
 from mot.batch import Batch
 from mot.config import Config
-from mot.data import budgets, embedded, export, pipeline, prepare, seqio_bridge, sources, tokenise
+from mot.data import budgets, embedded, export, pipeline, prepare, readers, seqio_bridge, sources, tokenise
 from mot.data.about import SPLITS, read_json
+from mot.data.inputs import listed
 from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
@@ -89,7 +90,7 @@ def _prepare(argv) -> int:
     options |= {key: tuple(options[key]) for key in ("inputs", "content")}
     options["vectors"] = tuple(sorted(set(options["vectors"])))
     options["ids"] = tuple(sorted(map(_ids, options["ids"])))
-    options["separator"] = options["separator"].replace("\\n", "\n").replace("\\t", "\t")
+    options["separator"] = readers.unescaped(options["separator"])
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)
     else:
@@ -195,6 +196,12 @@ def _print_summary(folder: Path, about: dict) -> None:
         console.print(f"dropped: {n} {modality}, which are {why}", markup=False)
     for why, n in about["left_out"].items():
         console.print(f"left out: {n} because {why}", markup=False)
+    if unpacked := about.get("unpacked"):
+        console.print(f"unpacked: {listed(unpacked)}", markup=False)
+    if not_read := about.get("not_read"):
+        console.print(f"not read: {listed(not_read)}", markup=False)
+    for line in about.get("warnings", ()):
+        console.print(f"warning: {line}", markup=False)
     if not about["splits"]["held_out"]["documents"]:
         console.print("nothing is held out: evaluation needs another dataset that has some, or a larger --held-out")
     arch = "mot" if len(about["modalities"]) > 1 else "dense"

@@ -13,7 +13,8 @@ from launch import sounds
 from mot.config import Config
 from mot.data import embedded, media, sources, tokenise
 from mot.data.about import check_files, files, read_json
-from mot.data.raw import KINDS, MAX_LINE, Part, Raw, filled, ids_part, inside, modality_of, short, text
+from mot.data.inputs import inside, short
+from mot.data.raw import KINDS, MAX_LINE, Part, Raw, filled, ids_part, modality_of, text
 from mot.data.tokenise import Tools
 from mot.errors import UserError
 from mot.tokenizers.given import GivenIds

@@ -10,7 +10,7 @@ import numpy as np
 
 from launch import decode, generate, pictures, preview, sounds
 from launch.generate import Model
-from mot.data import raw
+from mot.data import inputs, raw
 from mot.errors import UserError
 from mot.sample import Settings
 
@@ -140,7 +140,7 @@ def _in_words(part: dict[str, Any]) -> tuple[str, str]:
 
 def _printable(text: str) -> str:
     """Without what commands a terminal; marks that join letters, or turn their direction, are text."""
-    return raw.COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
+    return inputs.COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
 def _grid(model: Model, documents: Sequence[Document], seed: int) -> dict[str, bytes]:

@@ -30,8 +30,8 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
     """Writes the step (unless it is there) and removes all but the newest `keep`.
 
     `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the position in the data, as JSON. The
-    first step of a folder is read back before it is trusted. Raises `UserError`, with nothing left of the step, where it
-    cannot be written or read back.
+    first step of a folder is read back before it is trusted. Raises `UserError`, with nothing left of the step, where
+    it cannot be written or read back.
     """
     target, temporary = folder / str(step), folder / f"{step}.partial"
     if target.exists():

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -333,7 +334,8 @@ def test_what_a_document_may_hold_may_be_a_prompt(prepared, tmp_path):
     assert cli.main(["sample", str(prepared), *given, file, *short, f"--out={tmp_path / 'out'}"]) == 0
     record = json.loads((tmp_path / "out" / "samples.json").read_text(encoding="utf-8"))
     found = {d["content"][0]["text"]: d["name"] for d in record["documents"]}
-    assert found.keys() == {*WORDS.values(), "a\0b"}
+    # Of an argument, a byte order mark at the beginning is dropped.
+    assert found.keys() == {*(words.removeprefix("\ufeff") for words in WORDS.values()), "a\0b"}
     for words, name in found.items():
         assert decode.read_document(tmp_path / "out" / f"{name}.json")[0].content == words
         text = (tmp_path / "out" / f"{name}.txt").read_bytes().decode()
@@ -521,7 +523,7 @@ def test_what_cannot_be_written_whole_leaves_the_earlier_samples(tmp_path):
     results.write(tmp_path, {"digits.png": b"1"}, {"step": 1})
     before = contents(tmp_path)
     with pytest.raises(TypeError):
-        results.write(tmp_path, {"digits.png": b"2", "grid.png": "no bytes"}, {"step": 2})
+        results.write(tmp_path, {"digits.png": b"2", "grid.png": None}, {"step": 2})
     assert contents(tmp_path) == before
 
 
@@ -532,7 +534,8 @@ def test_interrupted_between_two_files_it_says_so_and_the_next_call_replaces_all
     def stops(source, target):
         if len(moved) == 2:  # the claim and a file
             raise KeyboardInterrupt
-        moved.append(target)
+        if Path(target).parent == tmp_path:
+            moved.append(target)
         real(source, target)
 
     monkeypatch.setattr(results.os, "replace", stops)

@@ -17,8 +17,9 @@ ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
     ["errors", "files", "interrupts", "limits"],
-    ["checks_mesh", "kernels"],
+    ["checks_mesh", "kernels", "data.compressed"],
     ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook", "tokenizers.given"],
+    ["data.inputs"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
     ["tokenizers.vectors", "tokenizers.waveform"],
     ["batch", "caches", "sharding", "params", "data.tables", "data.arrays"],

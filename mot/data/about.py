@@ -89,6 +89,10 @@ def _check_json(found: dict) -> None:
     for modality, n in found.get("missing", {}).items():  # earlier versions had none
         _check_name("a modality that is missing", modality)
         _check_number(f"missing {modality}", n)
+    for what, n in (found.get("not_read", {}) | found.get("unpacked", {})).items():
+        _check_number(f"files that are {what!r:.60}", n)
+    if not all(type(line) is str for line in found.get("warnings", [])):
+        raise ValueError("its warnings are no lines of text")
     if lossy := text.get("lossy"):
         _check_lossy(lossy)
     listed = files(found)

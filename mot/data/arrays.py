@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,21 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from mot.data.inputs import Notes, fault, find
 from mot.data.media import npy_header
-from mot.data.raw import READY, Raw, Row, choose, document, fault, find, json_rows, lines, needed
+from mot.data.raw import READY, Raw, Row, choose, document, json_rows, lines, needed
 from mot.errors import UserError
 
 MAX_ARRAY = 4 * 2**30  # bytes of one array, which is held whole
 
 
-def npz(inputs: Sequence[Path], content: Sequence[str]) -> Iterator[Raw]:
+def npz(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iterator[Raw]:
     """Row i of the arrays of an .npz, and line i of the JSON lines beside it.
 
     The JSON lines are those given, or else `name.jsonl` beside `name.npz` or `name_more.npz`. `x` of n rows may also
     lie end to end, row i at `x[offsets[i]:offsets[i + 1]]`; integer `labels` are read as words of `label_names`.
     """
     given = [path for path in inputs if path.suffix.lower() == ".jsonl"]
-    files = find([path for path in inputs if path not in given], (".npz",)) if len(given) < len(inputs) else []
+    files = find([path for path in inputs if path not in given], (".npz",), notes) if len(given) < len(inputs) else []
     if not files:
         raise UserError(f"{given[0]}: JSON lines without arrays; name the .npz too, or read it as jsonl")
     beside = {path: _beside(path, given, len(files)) for path, *_ in files}
@@ -33,14 +35,18 @@ def npz(inputs: Sequence[Path], content: Sequence[str]) -> Iterator[Raw]:
         if path not in beside.values():
             raise UserError(f"{path}: belongs to no .npz given; name it like its .npz, or give one pair at a time")
     count = itertools.count()
-    for path, name, bad in files:
+    for path, name, bad, side in files:
+        if beside[path]:
+            notes.use(os.path.realpath(beside[path]))
         if not bad and beside[path] and beside[path] not in given:
             bad = fault(path.parent, beside[path])
         if bad:
             yield Raw(name, (), None, bad)
             continue
         for row, templates in _npz_rows(path, name, beside[path], content):
-            yield document(row, templates[next(count) % len(templates)])
+            yield document(
+                row._replace(split=side) if row.split is None else row, templates[next(count) % len(templates)]
+            )
 
 
 def _beside(path: Path, given: Sequence[Path], files: int) -> Path | None:
@@ -65,7 +71,7 @@ def _npz_rows(path: Path, name: str, beside: Path | None, content: Sequence[str]
             columns["split"] = len(split), lambda i: split[i]
         counts = {f"{field!r}": n for field, (n, _) in columns.items()}
         if beside and ("split" not in columns or set(kinds) - set(columns)):
-            counts[beside.name] = sum(line is None or bool(line.strip()) for _, line in lines(beside))
+            counts[beside.name] = sum(not isinstance(line, bytes) or bool(line.strip()) for _, line in lines(beside))
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{field} {n}" for field, n in counts.items())
             raise UserError(f"{path}: fields of different numbers of rows: {listed}; name fields of the same rows")

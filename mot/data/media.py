@@ -24,6 +24,8 @@ MAX_FILE = {  # bytes
     "latents": MAX_LATENT_BYTES + MAX_HEADER,
     "ids": MAX_LATENT_BYTES + MAX_HEADER,
 }
+UNKNOWN = 2**62  # samples, and more: what libsndfile says of a FLAC whose header leaves its length open
+PIPED = 0x7FFFF000  # bytes, and more: what writers to a pipe say of a WAV, whose length they do not know
 PEAK = 4.0  # decoders overshoot 1 a little; a float wave beyond this was not scaled to -1..1
 
 
@@ -73,18 +75,40 @@ def audio(content: bytes | Path | np.ndarray, rate: int = 0) -> tuple[np.ndarray
         return _wave(((content.astype(np.float64) - centre) / 2 ** (bits - 1)).astype(np.float32)), rate
     import soundfile
 
-    encoded = _bytes(content, MAX_FILE["audio"])
-    kind = _audio_header(encoded)
+    kind, encoded = _audio_header(_bytes(content, MAX_FILE["audio"]))
     try:
         with soundfile.SoundFile(io.BytesIO(encoded)) as file:
             frames, channels, rate = file.frames, file.channels, file.samplerate
-            _check_length(frames, channels, rate)
-            samples = file.read(dtype="float32", always_2d=True)
+            if frames < UNKNOWN:
+                _check_length(frames, channels, rate)
+                samples = file.read(dtype="float32", always_2d=True)
+            else:
+                samples = _to_the_end(encoded)
     except ValueError:
         raise
     except Exception as error:  # soundfile's own errors are RuntimeErrors, of which it exports no common class
         raise ValueError(f"the {kind} audio does not decode: {_brief(error)}") from None
     return _wave(samples.mean(1)), rate
+
+
+def _to_the_end(encoded: bytes) -> np.ndarray:
+    """float32 [n, channels] of a file whose header leaves its length open, under the same limits as any other."""
+    import soundfile
+
+    class Unsought(soundfile.SoundFile):
+        """`read` seeks to where it stopped reading, which libsndfile cannot do at the end of such a file."""
+
+        def seekable(self) -> bool:
+            return False
+
+    with Unsought(io.BytesIO(encoded)) as file:
+        blocks, count = [], 0
+        while len(block := file.read(2**16, dtype="float32", always_2d=True)):
+            blocks.append(block)
+            count += len(block)
+            _check_length(count, file.channels, file.samplerate)
+        _check_length(count, file.channels, file.samplerate)
+    return np.concatenate(blocks)
 
 
 def latents(content: bytes | Path | np.ndarray) -> np.ndarray:
@@ -252,39 +276,57 @@ def _pixels(array: np.ndarray) -> np.ndarray:
     return ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _audio_header(encoded: bytes) -> str:
-    """The kind of file, by its first bytes, so that no other of the library's many parsers is ever reached.
+def _audio_header(encoded: bytes) -> tuple[str, bytes]:
+    """The kind of file, by its first bytes, so that no other of the library's many parsers is ever reached; and it.
 
     Of a WAV or OGG that is cut off the library would return what is there (of an MP3 it does); both are refused here.
     """
-    if encoded.startswith(b"RIFF") and encoded[8:12] == b"WAVE":
-        _check_wav(encoded)
-        return "WAV"
+    if encoded[:4] in (b"RIFF", b"RF64", b"BW64") and encoded[8:12] == b"WAVE":
+        return "WAV", _wav(encoded)
     if encoded.startswith(b"fLaC"):
-        return "FLAC"
+        return "FLAC", encoded
     if encoded.startswith(b"OggS"):
         page = encoded[encoded.rindex(b"OggS") :]
         ends = len(page) > 26 and page[5] & 4  # the flag of a stream's last page
         if not ends or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
             raise ValueError("the OGG audio is cut off")
-        return "OGG"
+        return "OGG", encoded
     if encoded.startswith(b"ID3") or (len(encoded) > 1 and encoded[0] == 0xFF and encoded[1] & 0xE0 == 0xE0):
-        return "MP3"
+        return "MP3", encoded
     raise ValueError("not a WAV, FLAC, OGG or MP3 file")
 
 
-def _check_wav(encoded: bytes) -> None:
-    place = 12
+def _wav(encoded: bytes) -> bytes:
+    """A WAV whose header says how long it is: as it was, or mended where its writer could not know.
+
+    Writers to a pipe put the largest number there, or 0, and never come back to it. An RF64 (EBU Tech 3306) keeps its
+    sizes, of 64 bits, in a chunk ds64; whatever is read here fits the 32 bits of a plain WAV.
+    """
+    place, large = 12, 0
     while place + 8 <= len(encoded):
         name, size = struct.unpack_from("<4sI", encoded, place)
-        place += 8
         if name == b"data":
-            have = len(encoded) - place
-            if have < size < 0x7FFFF000:  # what writes to a pipe puts the largest number there
-                raise ValueError(f"the WAV audio is cut off: {have} of {size} bytes")
-            return
-        place += size + size % 2
-    raise ValueError("the WAV audio is cut off: no samples")
+            break
+        if name == b"ds64" and place + 24 <= len(encoded):
+            (large,) = struct.unpack_from("<Q", encoded, place + 16)
+        place += 8 + size + size % 2
+    else:
+        raise ValueError("the WAV audio is cut off: no samples")
+    have = len(encoded) - place - 8
+    is_plain = encoded.startswith(b"RIFF")
+    closed = struct.unpack_from("<I", encoded, 4)[0] + 8 == len(encoded)  # by a writer that knew its length
+    size = size if is_plain or size < PIPED else large
+    if size >= PIPED or (size == 0 and not (is_plain and closed)):
+        size = have
+    elif have < size:
+        raise ValueError(f"the WAV audio is cut off: {have} of {size} bytes")
+    elif is_plain:
+        return encoded
+    header = bytearray(encoded[: place + 8])
+    header[:4] = b"RIFF"
+    struct.pack_into("<I", header, 4, len(encoded) - 8)
+    struct.pack_into("<I", header, place + 4, size)
+    return bytes(header).replace(b"ds64", b"JUNK", 1) + encoded[place + 8 :]
 
 
 def _check_length(samples: int, channels: int, rate: int) -> None:

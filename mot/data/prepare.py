@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from mot.data import readers, tokenise
 from mot.data.about import FORMAT, SPLITS, file_digest, read_json, special_tokens
+from mot.data.inputs import Notes, unread, warnings
 from mot.data.raw import MODALITY, Raw
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.data.tokenise import Bad, Tools, weight_of
@@ -82,8 +83,8 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
     ids = tokenise.declared(recipe)
     inputs, content = [Path(p) for p in recipe.inputs], list(recipe.content)
 
-    def read() -> Iterator[Raw]:
-        return readers.read(inputs, recipe.format, content, recipe.separator, ids)
+    def read(notes: Notes | None = None) -> Iterator[Raw]:
+        return readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
 
     next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
     found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
@@ -93,9 +94,18 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
         (out / ".work").mkdir(exist_ok=True)
         below = _held_out_below(recipe, out, read, ids)
         tokenise.choose(recipe, out / "tokenizers", read, below)
-        written = _blocks(recipe, below, out, read, workers, most_left_out)
-        about = finish(dataclasses.asdict(recipe), out, written)
+        notes = Notes()
+        written = _blocks(recipe, below, out, read, notes, workers, most_left_out)
+        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
+
+
+def _noted(recipe, out: Path, notes: Notes) -> dict:
+    """What `dataset.json` says of the inputs' files that were not read, and what is to be told loudly."""
+    not_read = unread(map(Path, recipe.inputs), notes)
+    modalities = tokenise.load(out / "tokenizers").modalities
+    told = warnings(notes, not_read, recipe.separator, modalities)
+    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": told}
 
 
 def _held_out_below(recipe, out, read, ids) -> int:
@@ -227,8 +237,8 @@ class Written(NamedTuple):
     left_out: list[Bad]
 
 
-def _blocks(recipe, below, out, read, workers, most_left_out) -> list[Written]:
-    """Every block, tokenised and on disk, in order."""
+def _blocks(recipe, below, out, read, notes, workers, most_left_out) -> list[Written]:
+    """Every block, tokenised and on disk, in order; what the reading finds beside documents goes to `notes`."""
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
     console = Console(stderr=True)
@@ -237,17 +247,15 @@ def _blocks(recipe, below, out, read, workers, most_left_out) -> list[Written]:
     columns += (MofNCompleteColumn(), TextColumn("documents"), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(escape(out.name), total=total)
-        for documents, block in _in_order(recipe, below, out, _blocks_of(read(), recipe.shard), workers):
+        for documents, block in _in_order(recipe, below, out, _blocks_of(read(notes), recipe.shard), workers):
             written.append(block)
             progress.update(task, advance=documents)
             left_out = [bad for w in written for bad in w.left_out if not bad.medium]
             if (bad := len(left_out)) > most_left_out:
                 _tell_left_out(out, written)
-                last = left_out[-1]
                 raise UserError(
-                    f"{bad} documents are bad, the last {last.id}: {last.why}; --most-left-out allows "
-                    f"{most_left_out}; mend them ({out / 'left_out.jsonl'} lists them), or raise it; what is done "
-                    "stays done"
+                    f"{bad} documents are bad, --most-left-out allows {most_left_out}; mend them, or raise it; what is "
+                    f"done stays done{tokenise.first_of(left_out, out / 'left_out.jsonl')}"
                 )
     return written
 
@@ -371,8 +379,8 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
-    """The index of all blocks and `dataset.json`; the folder is a dataset from here on."""
+def finish(source: dict, out: Path, written: Sequence[Written], noted: dict | None = None) -> dict:
+    """The index of all blocks and `dataset.json`, with what was `noted`; the folder is a dataset from here on."""
     tools = tokenise.load(out / "tokenizers")
     splits, lengths_of = {}, {}
     for split in SPLITS:
@@ -401,10 +409,11 @@ def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
         }
     left_out = _tell_left_out(out, written)
     if not splits["train"]["documents"]:
-        bad = sum(not x.medium for x in left_out)
+        bad = [x for x in left_out if not x.medium]
+        held_out = splits["held_out"]["documents"]
         raise UserError(
-            f"no document is left to train on ({bad} were bad, {splits['held_out']['documents']} are held "
-            f"out); {out / 'left_out.jsonl'} says why"
+            f"no document is left to train on ({len(bad)} were bad, {held_out} are held out)"
+            f"{tokenise.first_of(bad, out / 'left_out.jsonl')}"
         )
     about = {
         "format": FORMAT,
@@ -414,7 +423,7 @@ def finish(source: dict, out: Path, written: Sequence[Written]) -> dict:
         "splits": splits,
         "left_out": dict(sorted(Counter(bad.why for bad in left_out if not bad.medium).items())),
         "missing": dict(sorted(Counter(bad.medium for bad in left_out if bad.medium).items())),
-    }
+    } | (noted or {})
     write_atomically(out / "dataset.json", json.dumps(about, indent=1))
     shutil.rmtree(out / ".work")
     return about
@@ -430,8 +439,7 @@ def _with_lengths(tokenizers: dict, lengths_of: Mapping[str, set[int]]) -> dict:
 
 def _tell_left_out(out: Path, written: Sequence[Written]) -> list[Bad]:
     left_out = [bad for w in written for bad in w.left_out]
-    lines = [{"id": bad.id, "why": bad.why} | ({"medium": bad.medium} if bad.medium else {}) for bad in left_out]
-    write_atomically(out / "left_out.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    tokenise.write_left_out(out / "left_out.jsonl", left_out)
     return left_out
 
 

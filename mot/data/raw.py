@@ -1,21 +1,29 @@
 """Documents as a reader finds them, before anything is decoded, and how a row of fields becomes one."""
 
+import base64
+import codecs
 import json
-import os
 import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mot.data.compressed import Damaged, opened
+from mot.data.inputs import MEMBERS, held_out, inside, kind_of, short
 from mot.errors import UserError
 
 KINDS = ("text", "image", "audio", "action", "latents")
 # Ends the kind of a part that is ids already, of somebody's own tokenizer: "depth ids" are ids of the modality depth.
 READY = " ids"
 MODALITY = re.compile(r"[a-z][a-z0-9_]*")
+BOM = b"\xef\xbb\xbf"
+# The kind of a template's part that is two fields: lists of texts and of images, as OBELICS and mmc4 name them.
+INTERLEAVED = "interleaved"
+PARALLEL = (("texts", "images"), ("text_list", "image_info"))
+LISTED = KINDS[1:3]  # kinds of which a field may hold a list; a list of the others is numbers
+_BETWEEN = re.compile(r"[\s,]*")  # values of an array
 MAX_LINE = 64 * 2**20  # bytes
 MAX_TEXT = 16 * 2**20  # bytes of a document's text
 # The fields that a document is made of where the user names none: the first of each kind that is there.
@@ -26,7 +34,11 @@ GUESSES = {
     "action": ("action", "actions", "trajectory", "strokes"),
     "latents": ("latents", "npy"),
 }
-SPLITS = {"train": False, "val": True, "validation": True, "test": True, "held_out": True, 0: False, 1: True}
+
+
+# Fields of a row that name files; of each the suffix says what it is.
+FILES = ("file_name", "filename", "file", "path", "file_names", "image", "images", "audio", "action", "latents")
+FILE_ENDINGS = ("_file_name", "_file_names", "_path", "_filepath")
 
 
 class Part(NamedTuple):
@@ -43,6 +55,7 @@ class Raw(NamedTuple):
     held_out: bool | None = None  # as the input says; None: the content's hash decides
     bad: str = ""  # why there is no document; then `parts` is empty
     rest: tuple[Part, ...] = ()  # of a document that is bad for its media alone: all parts, some of them ValueErrors
+    lost: tuple[str, ...] = ()  # of a bad document: kinds of media that it has, where its parts do not say
 
 
 class Row(NamedTuple):
@@ -54,13 +67,12 @@ class Row(NamedTuple):
     split: Any = None
     rate: int = 0  # of audio arrays
     bad: str = ""
+    lost: tuple[str, ...] = ()  # kinds of media that a document loses that is bad
 
 
 # (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +)
 Template = tuple[tuple[str, str], ...]
 _BRACES = re.compile(r"\{([^{}]+)\}")
-# What may command a terminal, or is half a character: Unicode adds none to these, where `str.isprintable` changes.
-COMMANDS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def modality_of(kind: str) -> str:
@@ -90,14 +102,16 @@ def _parse(template: str) -> Template:
         kind = kind.strip()
         braces = "{" in field or "}" in field
         balanced = not re.search(r"[{}]", _BRACES.sub("", field))
-        names = [name.strip() for name in field.split("+")] if kind == "action" else [field.strip()]
-        known = kind in KINDS or kind.endswith(READY)
+        joined = kind in ("action", INTERLEAVED)
+        names = [name.strip() for name in field.split("+")] if joined else [field.strip()]
+        known = kind in (*KINDS, INTERLEAVED) or kind.endswith(READY)
+        known = known and (kind != INTERLEAVED or len(names) == 2)
         if not known or not colon or not all(names) or (braces and (kind != "text" or not balanced)):
             raise UserError(
                 f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)} or a modality "
-                "that --ids declares (--ids depth=64), text also "
-                "with {field} among words, action with fields joined by +, parts separated by |, e.g. 'text:a drawing "
-                "of {name}|image:image'"
+                "that --ids declares (--ids depth=64), text also with {field} among words, action with fields joined "
+                "by +, interleaved:texts+images for parallel lists, parts separated by |, e.g. 'text:a drawing of "
+                "{name}|image:image'"
             )
         parts.append((kind, field if braces else "+".join(names)))
     return tuple(parts)
@@ -105,7 +119,7 @@ def _parse(template: str) -> Template:
 
 def needed(templates: Sequence[Template]) -> dict[str, str]:
     """The kind of each field that templates name."""
-    names = [(name, kind) for template in templates for kind, field in template for name in _names(kind, field)]
+    names = [one for template in templates for kind, field in template for one in _kinds(kind, field)]
     kinds = dict(names)
     for name, kind in names:
         if kinds[name] != kind:
@@ -113,8 +127,12 @@ def needed(templates: Sequence[Template]) -> dict[str, str]:
     return kinds
 
 
-def _names(kind: str, field: str) -> list[str]:
-    return field.split("+") if kind == "action" else _BRACES.findall(field) or [field]
+def _kinds(kind: str, field: str) -> list[tuple[str, str]]:
+    """Each field of a part, and its kind; of parallel lists "texts", and "image"."""
+    if kind == INTERLEAVED:
+        return list(zip(field.split("+"), ("texts", "image"), strict=True))
+    names = field.split("+") if kind == "action" else _BRACES.findall(field) or [field]
+    return [(name, kind) for name in names]
 
 
 def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone: bool = True) -> tuple[Template, ...]:
@@ -125,7 +143,7 @@ def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone
     fields = list(fields)
     templates = parse(content) or (guess(fields),)
     missing = [name for name in needed(templates) if name not in fields]
-    lacks = [kind for kind in ("text",) if kind not in dict(templates[0])]
+    lacks = [] if {"text", INTERLEAVED} & dict(templates[0]).keys() else ["text"]
     lacks += [] if text_alone or set(dict(templates[0])) - {"text"} else ["image or audio"]
     if missing or (lacks and not content):
         found = f"content names {missing[0]!r}" if missing else f"no field's name says that it is {lacks[0]}"
@@ -140,10 +158,31 @@ def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone
 
 
 def guess(fields: Sequence[str]) -> Template:
-    """Text first, then media; `()` if no name is known."""
+    """Parallel lists, or text first, then media; `()` if no name is known."""
+    if both := parallel(fields):
+        return ((INTERLEAVED, both),)
     lower = {str(name).lower(): name for name in reversed(fields)}
     found = ((kind, next((lower[g] for g in names if g in lower), None)) for kind, names in GUESSES.items())
     return tuple((kind, name) for kind, name in found if name is not None)
+
+
+def with_media(fields: dict[str, Any], every: bool) -> dict[str, Any]:
+    """A row's fields, and under the names of their kinds the files that it names, by their suffixes.
+
+    `every`: what FILES name is a file whatever its suffix, an image if that says nothing.
+    """
+    found: dict[str, Any] = {}
+    for name in [*FILES, *(name for name in fields if str(name).endswith(FILE_ENDINGS))]:
+        value = fields.get(name)
+        first = value[0] if isinstance(value, list) and value else value
+        if not isinstance(first, str) or not first:
+            continue
+        kind = name if name in ("image", "audio") else kind_of(first)[0]
+        if kind not in ("", "text"):
+            found.setdefault(kind, value)
+        elif every and name in FILES:
+            found.setdefault("image", value)
+    return found | fields
 
 
 def documents(rows: Iterator[Row], templates: Sequence[Template]) -> Iterator[Raw]:
@@ -156,9 +195,10 @@ def document(row: Row, template: Template) -> Raw:
     try:
         if row.bad:
             raise ValueError(row.bad)
-        return whole(row.id, [_part(kind, field, row) for kind, field in template], held_out(row.split))
+        parts = [part for kind, field in template for part in _parts(kind, field, row)]
+        return whole(row.id, parts, held_out(row.split))
     except ValueError as error:
-        return Raw(row.id, (), None, str(error))
+        return Raw(row.id, (), None, str(error), lost=row.lost)
 
 
 def whole(id: str, parts: Sequence[Part], held_out: bool | None) -> Raw:
@@ -181,12 +221,67 @@ def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
     return parts
 
 
-def held_out(split: Any) -> bool | None:
-    if split is None:
-        return None
-    if isinstance(split, str | int | np.integer) and split in SPLITS:
-        return SPLITS[split]
-    raise ValueError(f"split {short(split)}; {', '.join(map(str, SPLITS))} are allowed")
+def _parts(kind: str, field: str, row: Row) -> list[Part]:
+    """One, or of a field that is a list of media one each, or those of two fields that are parallel lists."""
+    if kind == INTERLEAVED:
+        return interleaved(*(_value(row, name) for name in field.split("+")), row.folder)
+    value = row.fields.get(field)
+    if kind in LISTED and isinstance(value, list):
+        if not value:
+            return [Part(kind, ValueError(f"{kind} field {field!r} is an empty list"))]
+        fields = [{field: one if one is not None else ValueError(f"no {kind} in {field!r}")} for one in value]
+        return [_part(kind, field, row._replace(fields=one)) for one in fields]
+    return [_part(kind, field, row)]
+
+
+def parallel(fields: Container[str]) -> str:
+    """The two fields, joined by +, that hold the texts and the images of one document; "" where there are none."""
+    return next(("+".join(pair) for pair in PARALLEL if all(name in fields for name in pair)), "")
+
+
+def interleaved(texts: Any, images: Any, folder: str | None) -> list[Part]:
+    """The parts of a document whose texts and images are parallel lists; raises `ValueError` where they are not.
+
+    As OBELICS (arXiv 2306.16527) has them: at each place a text or an image, and None in the other list. Or as mmc4
+    (arXiv 2304.06939): an image is an object that says before which text it stands, `matched_text_index`.
+    """
+    for name, value in (("texts", texts), ("images", images)):
+        if not isinstance(value, list):
+            raise ValueError(f"its {name} are {short(value)}; a list is needed")
+    if any(isinstance(image, dict) and "matched_text_index" in image for image in images):
+        texts, images = _matched(texts, images)
+    if len(texts) != len(images):
+        raise ValueError(f"{len(texts)} texts and {len(images)} images; lists of one length are needed")
+    parts = []
+    for words, image in zip(texts, images, strict=True):
+        if words is not None:
+            parts.append(Part("text", text(words)))
+        if image is not None:
+            try:
+                parts.append(Part("image", medium("image", image, folder, "an image")))
+            except ValueError as error:
+                parts.append(Part("image", error))
+    return parts
+
+
+def _matched(texts: list, images: list) -> tuple[list, list]:
+    """Parallel lists of mmc4's: each text after the images that it was matched with."""
+    before: dict[int, list] = {}
+    for image in images:
+        place = image.get("matched_text_index") if isinstance(image, dict) else None
+        if type(place) is not int or not 0 <= place < len(texts):
+            raise ValueError(f"image {short(image)}: its matched_text_index must be 0 to {len(texts) - 1}")
+        try:
+            encoded = image.get("image_base64")
+            found = base64.b64decode(encoded, validate=True) if encoded else image.get("image_name")
+        except (ValueError, TypeError) as error:
+            found = ValueError(f"its image_base64 is no base64: {error}")
+        before.setdefault(place, []).append(ValueError("no image_name") if found is None else found)
+    order = []
+    for place, words in enumerate(texts):
+        order += [(None, image) for image in before.get(place, ())]
+        order.append((words, None))
+    return [words for words, _ in order], [image for _, image in order]
 
 
 def _part(kind: str, field: str, row: Row) -> Part:
@@ -205,8 +300,12 @@ def _part(kind: str, field: str, row: Row) -> Part:
 
 def medium(kind: str, value: Any, folder: str | None, name: str) -> bytes | Path | np.ndarray:
     """What is to be decoded or read as `kind`: a path in `folder`, bytes, an array, and of ready ids also a list."""
+    if isinstance(value, ValueError):
+        raise value
     if kind.endswith(READY) and isinstance(value, list):
         return integers(value)
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as Hugging Face stores a medium
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str):
         return inside(folder, value)
     if not isinstance(value, bytes | Path | np.ndarray):
@@ -284,109 +383,58 @@ def text(value: Any, name: str = "text") -> str:
     raise ValueError(f"{name} is {short(value)}; text is needed")
 
 
-def inside(folder: str | None, name: str) -> Path:
-    """The regular file that a document names, which must lie in the real path `folder`."""
-    path = PurePosixPath(name)
-    if folder is None or not name or path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"path {short(name)}; only paths inside the input's own folder are allowed, without '..'")
-    try:
-        target = os.path.realpath(os.path.join(folder, name), strict=True)
-        regular = stat.S_ISREG(os.stat(target).st_mode)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"path {short(name)}: {getattr(error, 'strerror', None) or error}") from None
-    if os.path.commonpath([folder, target]) != folder:
-        raise ValueError(f"path {short(name)}: a link that leaves the input's folder; copy the file into it")
-    if not regular:  # a pipe or device may never end
-        raise ValueError(f"path {short(name)}: no regular file; only such can be read")
-    return Path(target)
+def plain(encoded: bytes, name: str = "text") -> str:
+    """A text file's words as Python opens one: without a byte-order mark, lines ending as Unix has them."""
+    return text(unix(encoded.removeprefix(BOM)), name)
 
 
-def short(value: Any) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+def unix(encoded: bytes) -> bytes:
+    return encoded.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def fault(folder: Path, file: Path) -> str:
-    """Why a file that was found in `folder` is not to be opened; "" for one that may be."""
-    try:
-        if not stat.S_ISREG(file.lstat().st_mode):
-            inside(os.path.realpath(folder), os.path.relpath(file, folder))
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def find(inputs: Sequence[Path], suffixes: tuple[str, ...]) -> list[tuple[Path, str, str]]:
-    """The files among `inputs` and, of those suffixes, in the folders among them.
-
-    Each with its label for ids, and why it is not to be opened, or "".
-    """
-    files, faults = [], {}
-    for path in inputs:
-        if path.is_dir():
-            names = [here / name for here, names in walk(path) for name in names if name.lower().endswith(suffixes)]
-            if not names:
-                raise UserError(f"{path}: no {' or '.join(suffixes)} file in it; name another input or another format")
-            files += names
-            faults |= {file: why for file in names if (why := fault(path, file))}
-        else:
-            files.append(path)
-    if len(set(files)) < len(files):
-        twice = next(file for i, file in enumerate(files) if file in files[:i])
-        raise UserError(f"{twice}: given twice; name it once")
-    root = common(inputs)
-    return [(file, label(file, root), faults.get(file, "")) for file in files]
-
-
-def common(inputs: Sequence[Path]) -> str:
-    """The folder that labels are relative to, of absolute paths."""
-    return os.path.commonpath([path if path.is_dir() else path.parent for path in inputs])
-
-
-def label(file: Path, root: str) -> str:
-    """Its path below `root`; readable also where a name is not UTF-8."""
-    return printable(os.path.relpath(file, root))
-
-
-def printable(name: str) -> str:
-    return COMMANDS.sub(lambda found: ascii(found[0])[1:-1], name)
-
-
-def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and their files in a fixed order, nothing hidden."""
-
-    def fail(error):
-        raise UserError(f"{error.filename}: {error.strerror}; make it readable, or leave it out of the input")
-
-    for here, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(here), sorted(name for name in names if not name.startswith("."))
-
-
-def lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Numbered from 1; None for one of more than MAX_LINE bytes, which is never held whole."""
+def lines(path: Path) -> Iterator[tuple[int, bytes | Damaged | None]]:
+    """Numbered from 1; None for one of more than MAX_LINE bytes, which is never held whole; last of all, where the
+    file is packed and damaged, what stands for the rest of it."""
     number = 0
-    with open(path, "rb") as file:
-        while line := file.readline(MAX_LINE + 1):
-            number += 1
-            if len(line) > MAX_LINE:
-                while not line.endswith(b"\n") and (line := file.readline(2**20)):
-                    pass
-                line = None
-            yield number, line
+    with opened(path) as (file, _):
+        try:
+            while line := file.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    while not line.endswith(b"\n") and (line := file.readline(2**20)):
+                        pass
+                    line = None
+                yield number, line
+        except Damaged as error:
+            yield number + 1, error
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
-    """The objects of a JSON-lines file by line number, or why there is none; blank lines are not counted as rows."""
+    """The objects of a JSON-lines file by line number, or why there is none; blank lines are not counted as rows.
+
+    A file called .json may also hold one array of objects, which are numbered from 1.
+    """
+    if is_json(path.name):
+        with opened(path) as (file, _):
+            try:
+                start = file.read(2**16).removeprefix(BOM).lstrip()
+            except Damaged:
+                start = b""  # told below
+        if start.startswith(b"["):
+            yield from _json_array(path)
+            return
+        if re.match(rb"\{\s*\n", start):
+            yield 1, ValueError("one object over several lines; one object a line, or an array of objects, is needed")
+            return
     for number, line in lines(path):
         try:
+            if isinstance(line, Damaged):
+                raise ValueError(f"the rest of the file, after {number - 1} lines, cannot be read: {line}")
             if line is None:
                 raise ValueError(f"a line of more than {MAX_LINE} bytes")
             if not line.strip():
                 continue
-            row = json.loads(text(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, "the line"))
+            row = json.loads(text(line.removeprefix(BOM) if number == 1 else line, "the line"))
             if not isinstance(row, dict):
                 raise ValueError(f"{short(row)}; an object is needed")
         except RecursionError:
@@ -396,3 +444,63 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
         except ValueError as error:
             row = error
         yield number, row
+
+
+def is_json(name: str) -> bool:
+    return re.fullmatch(r".*\.json(\.(gz|zst|bz2|xz))?", name.lower()) is not None
+
+
+def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
+    """The objects of one array, each decoded when its turn comes; one last error stands for what follows a fault."""
+    number = 0
+    characters = codecs.getincrementaldecoder("utf-8-sig")()
+    with opened(path) as (file, _):
+        try:
+            held = characters.decode(file.read(2**20))
+            place = held.index("[") + 1
+            while not held.startswith("]", place := _BETWEEN.match(held, place).end()):
+                try:
+                    row, end = json.JSONDecoder().raw_decode(held, place)
+                except json.JSONDecodeError as error:
+                    row, end = error, len(held)
+                if end < len(held):
+                    place, number = end, number + 1
+                    yield number, row if isinstance(row, dict) else ValueError(f"{short(row)}; an object is needed")
+                    continue
+                held, place = held[place:], 0
+                more = file.read(max(2**20, len(held)))  # twice as much each time, or long values take for ever
+                held += characters.decode(more, final=not more)
+                if not more or len(held) > 2 * MAX_LINE:
+                    raise row if isinstance(row, ValueError) else ValueError("it ends before its last bracket")
+        except (ValueError, RecursionError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else error
+            yield number + 1, ValueError(f"the rest of the array, after {number} objects, is not JSON: {why}"[:300])
+
+
+def sample(title: str, fields: dict, bad: str = "") -> Row:
+    """What belongs to one name, by suffix, as fields by suffix, by the keys of its JSON, and by kind."""
+    extra = {}
+    try:
+        if bad:
+            raise ValueError(bad)
+        if isinstance(fields.get("json", ""), ValueError):
+            raise fields["json"]
+        if "json" in fields:
+            if len(fields["json"]) > MAX_LINE:
+                raise ValueError(f"its .json has {len(fields['json'])} bytes; at most {MAX_LINE} are allowed")
+            extra = json.loads(fields["json"])
+            if not isinstance(extra, dict):
+                raise ValueError(f"its .json is {short(extra)}; an object is needed")
+    except RecursionError:
+        return Row(title, {}, bad="its .json is nested too deeply")
+    except ValueError as error:
+        return Row(title, {}, bad=str(error) if type(error) is ValueError else f"its .json is not JSON: {error}"[:200])
+    named = {name: value for name, value in extra.items() if name not in KINDS} | fields
+    words = [extra[name] for name in ("caption", "text") if isinstance(extra.get(name), str)]
+    named |= {"text": words[0]} if words else {}
+    for kind, suffixes in MEMBERS.items():
+        first = next((suffix for suffix in suffixes if suffix in fields), None)
+        named |= {} if first is None else {kind: fields[first]}
+    if isinstance(named.get("text"), bytes):  # of a file in an archive
+        named["text"] = unix(named["text"].removeprefix(BOM))
+    return Row(title, named, split=extra.get("split"))

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ OPENS = {"image": media.image, "action": media.action, "latents": media.latents}
 LEARNED = {"image": images.load, "audio": audios.load}  # codebooks, from their files
 USUAL = {"text": 8192, "image": 1024, "audio": 512}  # ids at most, where nobody says how many
 DROP_DOCUMENT, DROP_MEDIUM = "drop-document", "drop-medium"  # what one that is missing costs
+LEFT_OUT = "left_out.jsonl"
 CHOSEN = "chosen.json"  # written last: the folder is complete
 CORPUS = 64 << 20  # characters that a text tokenizer learns from at most
 LEARNT = {"image": 2000, "audio": 2000, "action": 2000}  # that the others learn from at most
@@ -81,7 +82,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], below: int) 
     known, ids = _chosen(like) if like else {}, declared(recipe)
     console = Console(stderr=True)
     with console.status("looking at the first documents", spinner=spinner(console)):
-        first = _look(recipe, read, below)
+        first = _look(recipe, read, below, folder.parent / LEFT_OUT)
     modalities = _modalities(recipe, first, ids)
     of_vectors, lossy = [], {}
     try:
@@ -106,7 +107,9 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], below: int) 
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"the {modality} tokenizer: {error}") from None
+        bad = _undecoded(recipe, read, modality)
+        write_left_out(folder.parent / LEFT_OUT, bad)
+        raise UserError(f"the {modality} tokenizer: {error}{first_of(bad, folder.parent / LEFT_OUT)}") from None
     if lacks := set(special_tokens(modalities)) - _special(_text(folder)).keys():
         raise UserError(f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew")
     if lossy:
@@ -213,9 +216,12 @@ class First(NamedTuple):
     greatest: dict[str, int]  # of ready ids, by modality
 
 
-def _look(recipe, read, below: int) -> First:
-    """Raises `UserError` where there is nothing to learn from, and where all media of a kind are missing."""
-    first, heavy = [], 0
+def _look(recipe, read, below: int, left_out: Path) -> First:
+    """Raises `UserError` where there is nothing to learn from, and where all media of a kind are missing.
+
+    `left_out`: the file that lists the bad documents where there are no others.
+    """
+    first, heavy, bad = [], 0, []
     for raw in itertools.islice(read(), recipe.sample):
         found = parts_of(raw, recipe.missing)
         heavy += sum(weight_of(part) for part in found if not isinstance(part.content, Path))
@@ -224,12 +230,15 @@ def _look(recipe, read, below: int) -> First:
         try:
             if found and not is_held_out(raw, below, recipe.missing):
                 first += found
-        except ValueError:  # told when its turn comes
-            continue
+            elif not found:
+                bad.append(Bad(raw.id, raw.bad))
+        except ValueError as error:  # told again when its turn comes
+            bad.append(Bad(raw.id, str(error)))
     if not first:
+        write_left_out(left_out, bad)
         raise UserError(
-            f"{', '.join(recipe.inputs)}: no document to train on among the first {recipe.sample}; name other inputs, "
-            "or see what is wrong with these"
+            f"{', '.join(recipe.inputs)}: no document to train on among the first {recipe.sample} ({len(bad)} are "
+            f"bad); mend them, or name other inputs{first_of(bad, left_out)}"
         )
     there = [part for part in first if not isinstance(part.content, ValueError)]
     kinds = {part.kind for part in there}
@@ -244,6 +253,32 @@ def _look(recipe, read, below: int) -> First:
     ready = [kind for kind in kinds if kind.endswith(READY)]
     greatest = {modality_of(kind): max([int(x.max()) for x in _good(of(kind))] or [0]) for kind in ready}
     return First(kinds, width, _corpus(of("text")), media_of, greatest)
+
+
+def _undecoded(recipe, read, modality: str) -> list[Bad]:
+    """The first documents whose medium cannot be decoded."""
+    bad = []
+    for raw in itertools.islice(read(), recipe.sample):
+        for part in parts_of(raw, recipe.missing):
+            try:
+                if modality_of(part.kind) == modality:
+                    opened(part)
+            except ValueError as error:
+                bad.append(Bad(raw.id, str(error)))
+    return bad
+
+
+def write_left_out(file: Path, left_out: Sequence[Bad]) -> None:
+    lines = [{"id": bad.id, "why": bad.why} | ({"medium": bad.medium} if bad.medium else {}) for bad in left_out]
+    write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def first_of(bad: Sequence[Bad], file: Path) -> str:
+    """How a message that counts bad documents goes on: which are the first, and that `file` lists all."""
+    if not bad:
+        return ""
+    told = [f"{one.id}: {one.why}" for one in bad[:3]]
+    return "\n  ".join([f"; {file} lists what is bad, the first:", *told])
 
 
 def _corpus(parts: Iterable[Part]) -> list[str]:

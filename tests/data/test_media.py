@@ -261,11 +261,81 @@ def test_bad_audio_is_refused(monkeypatch):
         media.audio(sound(np.stack([WAVE, WAVE], 1), "FLAC"))
 
 
-def test_a_wav_written_to_a_pipe_is_read():
-    data = bytearray(wav((WAVE * 32767).astype(np.int16)))
-    at = data.index(b"data")
-    data[at + 4 : at + 8] = b"\xff\xff\xff\xff"
-    assert len(media.audio(bytes(data))[0]) == 4000
+def of_unknown_length(flac: bytes) -> bytes:
+    """With STREAMINFO's number of samples 0, as the encoder writes it to a pipe."""
+    data = bytearray(flac)
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("samples", [1, 4000, 2**16, 2**17 + 7])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_flac_of_unknown_length_is_read_to_its_end(samples, channels):
+    wave = np.stack([np.sin(np.arange(samples) / 9) / 2, np.zeros(samples)][:channels], 1)
+    flac = sound(wave, "FLAC")
+    got, rate = media.audio(of_unknown_length(flac))
+    np.testing.assert_array_equal(got, media.audio(flac)[0])
+    assert (len(got), rate) == (samples, 16000)
+
+
+def test_a_length_that_is_unknown_is_no_way_round_the_limits(monkeypatch):
+    endless = of_unknown_length(sound(WAVE, "FLAC"))
+    monkeypatch.setattr(media, "MAX_SECONDS", 0.2)
+    with pytest.raises(ValueError, match="audio of 4000 samples at 16000 a second; at least one"):
+        media.audio(endless)
+    header = bytearray(endless[:42])
+    header[4] |= 0x80  # STREAMINFO is the last block before the sound, of which there is none
+    with pytest.raises(ValueError, match=r"audio of 0 samples|does not decode"):
+        media.audio(bytes(header))
+    with pytest.raises(ValueError, match="does not decode"):
+        media.audio(endless[:-9])
+    monkeypatch.setattr(media, "MAX_SECONDS", 3600)
+    monkeypatch.setattr(media, "MAX_AUDIO_BYTES", 4 * 7999)
+    with pytest.raises(ValueError, match="4000 samples by 2 channels; at most 7999 together"):
+        media.audio(of_unknown_length(sound(np.stack([WAVE, WAVE], 1), "FLAC")))
+
+
+def rf64(samples: np.ndarray, size: int | None = None, magic=b"RF64", rate=8000) -> bytes:
+    """int16 [n] as EBU Tech 3306 has it; `size`: bytes of sound, as the header says."""
+    data = samples.astype("<i2").tobytes()
+    size = len(data) if size is None else size
+    ds64 = struct.pack("<4sIQQQI", b"ds64", 28, min(size + 72, 2**64 - 1), size, len(samples), 0)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+    return (
+        struct.pack("<4sI4s", magic, 2**32 - 1, b"WAVE") + ds64 + form + struct.pack("<4sI", b"data", 2**32 - 1) + data
+    )
+
+
+def test_a_wav_whose_writer_could_not_know_its_length_is_read():
+    """ffmpeg, sox, espeak, GStreamer and a recorder that was killed each leave another number in the header."""
+    samples = (WAVE * 32767).astype(np.int16)
+    plain = wav(samples)
+    expected, at = media.audio(plain)[0], plain.index(b"data") + 4
+    for size in (2**32 - 1, 2**31 - 1, 0x7FFFF000, 2**32 - 37, 0):
+        for whole in (2**32 - 1, 0, 36):
+            piped = bytearray(plain)
+            struct.pack_into("<I", piped, at, size)
+            struct.pack_into("<I", piped, 4, whole)
+            np.testing.assert_array_equal(media.audio(bytes(piped))[0], expected)
+    for magic in (b"RF64", b"BW64"):
+        for size in (None, 0, 2**64 - 1, 2**32 - 1):
+            got, rate = media.audio(rf64(samples, size, magic))
+            np.testing.assert_array_equal(got, expected)
+            assert rate == 8000
+
+
+def test_a_wav_that_is_cut_off_or_empty_is_not_taken_for_one_of_unknown_length():
+    samples = (WAVE * 32767).astype(np.int16)
+    with pytest.raises(ValueError, match="cut off: 7900 of 8000 bytes"):
+        media.audio(rf64(samples)[:-100])
+    with pytest.raises(ValueError, match="cut off: no samples"):
+        media.audio(rf64(samples)[:60])
+    with pytest.raises(ValueError, match="audio of 0 samples"):
+        media.audio(rf64(samples[:0]))
+    empty = wav(samples[:0]) + b"LIST\x04\0\0\0INFO"  # a chunk after no sound
+    with pytest.raises(ValueError, match="audio of 0 samples"):
+        media.audio(empty[:4] + struct.pack("<I", len(empty) - 8) + empty[8:])
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
@@ -336,7 +406,12 @@ SEEDS = {
         encoded(np.zeros((9, 9, 4), np.uint8), "WEBP", lossless=True),
         png(3, 3),
     ],
-    media.audio: [wav(np.zeros(99, np.int16)), *(sound(WAVE, form) for form in ("FLAC", "OGG", "MP3"))],
+    media.audio: [
+        wav(np.zeros(99, np.int16)),
+        rf64(np.zeros(99)),
+        of_unknown_length(sound(WAVE, "FLAC")),
+        *(sound(WAVE, form) for form in ("FLAC", "OGG", "MP3")),
+    ],
     media.action: [npy(np.ones((2, 3), np.int16)), npy(np.ones((4, 2)))],
     media.latents: [npy(np.ones((2, 3), np.float32)), npy(np.ones(3)), npy(np.array([None]), allow_pickle=True)],
 }

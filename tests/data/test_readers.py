@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mot.data import raw, readers
+from mot.data.inputs import printable
 from mot.data.raw import Part
 from mot.errors import UserError
 from tests.data.files import bad, good, png, read, table, tar, write, write_lines
@@ -200,13 +201,17 @@ def test_inputs_that_are_not_there_or_not_clear(tmp_path):
         ([tmp_path], {}, rf"look like parquet \(a.parquet\) and webdataset \(b.tar\).*one of {allowed}"),
         ([tmp_path / "c.docx"], {}, f"c.docx: not clear what it is; give its format: one of {allowed}"),
         ([tmp_path / "empty"], {}, "none that is known"),
-        ([tmp_path / "empty"], {"format": "jsonl"}, "no .jsonl or .ndjson file in it"),
+        ([tmp_path / "empty"], {"format": "jsonl"}, "no .jsonl or .ndjson or .json file in it"),
         ([tmp_path / "empty"], {"format": "folder"}, "no image"),
         ([file], {"format": "csv"}, f"format 'csv': allowed are auto, {allowed}"),
         ([file], {"separator": "--"}, "read as jsonl; only text has one"),
         ([file], {"format": "text", "content": ["text:x"]}, "plain text has no fields"),
         ([file, file.parent], {}, "given twice"),
-        ([tmp_path / ".dangling"], {}, "none that is known .*a.jsonl.: No such file or directory"),
+        (
+            [tmp_path / ".dangling"],
+            {},
+            "looks like jsonl, and none of 1 files may be opened; .*a.jsonl.: No such file or directory",
+        ),
         ([file], {"format": "npz"}, "JSON lines without arrays"),
     ):
         with pytest.raises(UserError, match=message):
@@ -353,5 +358,5 @@ def test_shared_books():
 
 def test_a_name_is_written_as_it_is_but_for_what_commands_a_terminal():
     """The same under every version of Unicode: an emoji of 2024 and a Persian joiner stay."""
-    assert raw.printable("\U0001fae9 \u0645\u06cc\u200c\u062e \u00ad") == "\U0001fae9 \u0645\u06cc\u200c\u062e \u00ad"
-    assert raw.printable("a\x1b[2J\x9b\n\udce9") == r"a\x1b[2J\x9b\n\udce9"
+    assert printable("\U0001fae9 \u0645\u06cc\u200c\u062e \u00ad") == "\U0001fae9 \u0645\u06cc\u200c\u062e \u00ad"
+    assert printable("a\x1b[2J\x9b\n\udce9") == r"a\x1b[2J\x9b\n\udce9"

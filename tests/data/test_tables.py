@@ -31,7 +31,7 @@ def test_images_with_texts_beside_them(tmp_path):
     reasons = bad(folder)
     assert list(reasons) == ["c.png", "d.png", "f.png"]
     for reason, expected in zip(
-        reasons.values(), ("no caption: path 'c.txt': No such", "d.txt is not UTF-8", "link that"), strict=True
+        reasons.values(), ("no caption: no c.txt beside it", "d.txt is not UTF-8", "link that"), strict=True
     ):
         assert expected in reason
     assert len(good(folder / "deep", content=["image:image"])) == 1
@@ -113,7 +113,7 @@ def test_columns_of_a_csv(tmp_path):
     write(tmp_path / "a.png", png())
     file = write(tmp_path / "captions.csv", "path,title\na.png,A\n")
     with pytest.raises(
-        UserError, match=r"its columns are path, title; name one file_name or filename or file or image and one cap"
+        UserError, match=r"its columns are path, title; name one file_name or filename or file or path and one cap"
     ):
         read(file)
     assert good(file, content=["text:title|image:path"])[0][1] == ("image", tmp_path / "a.png")

@@ -46,7 +46,7 @@ def test_the_first_documents_are_looked_at_without_those_that_cannot_be_read(tmp
     huge = write(tmp_path / "huge.png", png())
     os.truncate(huge, 300 * 10**9)
     raws = [document(("text", "bad"), ("image", huge))] + [document(("text", f"{i}")) for i in range(20)]
-    kinds, _, corpus, *_ = tokenise._look(RECIPE, lambda: iter(raws), HALF)
+    kinds, _, corpus, *_ = tokenise._look(RECIPE, lambda: iter(raws), HALF, tmp_path / "left_out.jsonl")
     assert kinds == {"text"}
     assert "bad" not in corpus
     assert 0 < len(corpus) < 20
