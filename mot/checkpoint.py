@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-from mot import sharding
+from mot import provenance, sharding
 from mot.errors import Damaged
 
 FORMAT = 1
@@ -31,7 +31,7 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
     sharding.together(f"saving {step}")
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    meta = {"format": FORMAT, "step": step, "items": sorted(trees)}
+    meta = {"format": FORMAT, "step": step, "items": sorted(trees), "made_by": provenance.made_by()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
         checkpointer.save(temporary.absolute(), args=arguments)
@@ -91,6 +91,12 @@ def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         restored = read(**items, data=ocp.args.JsonRestore())
     return {name: restored[name] for name in like}, restored["data"]
+
+
+def made_by(target: Path) -> dict:
+    """Where a verified step comes from: `provenance.made_by`; empty where its version did not write that down."""
+    meta = json.loads((target / "meta" / "metadata").read_text(encoding="utf-8"))
+    return meta.get("made_by", {})
 
 
 def _remedy(target: Path) -> str:
