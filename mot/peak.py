@@ -129,7 +129,8 @@ def _read(file: Path | None) -> dict[str, Peak]:
 
 def _holds(peak: Peak) -> bool:
     """Raises `ValueError` or `TypeError` where it is none."""
-    if not (0 < peak.flops < math.inf and 0 < peak.seconds < math.inf and isinstance(peak.size, int)):
+    types = (type(peak.flops), type(peak.seconds), type(peak.size))
+    if types != (float, float, int) or not (0 < peak.flops < math.inf and 0 < peak.seconds < math.inf):
         raise ValueError(f"{peak} is no measurement")
     age = datetime.now(UTC) - datetime.fromisoformat(peak.measured)
     return timedelta(0) - timedelta(minutes=1) <= age <= KEPT  # another machine's clock may run a little ahead
