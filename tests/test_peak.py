@@ -2,6 +2,7 @@
 
 import json
 import time
+import types
 from datetime import UTC, datetime, timedelta
 
 import jax
@@ -113,11 +114,32 @@ def test_without_a_cache_folder_each_start_measures(machine, monkeypatch):
     assert (found.flops, found.cached, seconds) == (50.0, False, peak.SECONDS)
 
 
-def test_measuring_takes_the_time_it_is_given():
+def test_real_matmuls_are_measured():
     mesh = jax.make_mesh((2,), ("rows",), devices=jax.devices()[:2])
-    peak.measure(mesh, "float32", (64, 128), 0.01)  # compiled before
     start = time.monotonic()
-    found = peak.measure(mesh, "float32", (64, 128, 2**20), 0.2)
-    assert 0.2 <= time.monotonic() - start < 5
+    found = peak.measure(mesh, "float32", (64, 128, 2**20), 0.1)
+    assert time.monotonic() - start < 10
     assert found.flops > 1e8
     assert found.size in (64, 128), "the last, of exabytes, would take longer than there is time"
+
+
+def test_the_time_that_is_left_goes_to_the_best_size(monkeypatch):
+    mesh, tried, clock = jax.make_mesh((1,), ("rows",), devices=jax.devices()[:1]), [], [0.0]
+
+    class Product:
+        """Of matrices of n rows; takes that long to be ready."""
+
+        def __init__(self, n):
+            tried.append(n)
+            self.seconds = {1: 0.002, 2: 0.01, 4: 1.0}[n]
+
+        def block_until_ready(self):
+            clock[0] += self.seconds
+
+    monkeypatch.setattr(peak, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(peak, "_program", lambda mesh, rows, dtype, n: (lambda _: Product(n), None))
+    found = peak.measure(mesh, "float32", (1, 2, 4), 0.1)
+    assert (found.size, found.flops) == (2, pytest.approx(2 * 2**3 / 0.01))
+    assert tried[:5] == [1, 1, 2, 2, 2]
+    assert set(tried[5:]) == {2}
+    assert 0.1 <= clock[0] < 0.12
