@@ -9,7 +9,7 @@ from rich.table import Table
 
 from launch import flags
 from launch.process import guarded
-from mot import rundir, sharding, train
+from mot import checkpoint, provenance, rundir, sharding, train
 from mot.errors import UserError
 
 
@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(value, float):  # loads by layer and expert are for the report
             table.add_row(name, f"{value:.4f}")
     Console().print(table)
+    made = checkpoint.made_by(rundir.folder(config) / "checkpoints" / str(step))
+    print(f"checkpoint of step {step}: {provenance.told(made)}")
     return 0
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mot import sharding
+from mot import provenance, sharding
 from mot.errors import Damaged, UserError
 
 FORMAT = 1
@@ -42,7 +42,7 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
         _remove_partial(folder)
     sharding.together(f"saving {step}")
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    meta = {"format": FORMAT, "step": step, "items": sorted(trees)}
+    meta = {"format": FORMAT, "step": step, "items": sorted(trees), "made_by": provenance.made_by()}
     arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
     try:
         with _literal(folder) as place, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -169,6 +169,12 @@ def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
         restored = read(**items, data=ocp.args.JsonRestore())
     return {name: restored[name] for name in like}, restored["data"]
+
+
+def made_by(target: Path) -> dict:
+    """Where a verified step comes from: `provenance.made_by`; empty where its version did not write that down."""
+    meta = json.loads((target / "meta" / "metadata").read_text(encoding="utf-8"))
+    return meta.get("made_by", {})
 
 
 def _remedy(target: Path) -> str:

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.table import Table
 
-from mot import checkpoint, evaluate, kernels, metrics, profile, rundir, sharding, train
+from mot import checkpoint, evaluate, kernels, metrics, peak, profile, rundir, sharding, train
 from mot.checks_mesh import MESH_AXES
 from mot.config import Config, differences
 from mot.errors import UserError
@@ -72,9 +72,9 @@ def run(
             if at >= end:
                 live.say(f"{', '.join(map(str, paths))}: already at step {at}")
                 return paths
-            peak = metrics.matmul_peak(mesh, first.model.dtype)
+            best = peak.of(mesh, first.model.dtype, end - at, live.say)
             logs = [
-                Log(c, training.names, position, metrics.Writer(path, at), _Voice(live, c.run.name), peak)
+                Log(c, training.names, position, metrics.Writer(path, at), _Voice(live, c.run.name), best)
                 for c, path, position in zip(configs, paths, positions, strict=True)
             ]
             log = Logs(logs, live)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from mot import flops, metrics
+from mot import flops, metrics, provenance
 from mot.batch import Batch
 from mot.config import Config
 from mot.data import pipeline
@@ -53,7 +53,9 @@ class Log:
         self.clock = time.perf_counter()  # when the device was last known to be done
 
     def start(self, about: dict) -> None:
-        self.writer.write("event", self.position.step, {"event": "start", "matmul_peak": self.peak} | about)
+        self.writer.write(
+            "event", self.position.step, {"event": "start"} | self.peak.told() | provenance.made_by() | about
+        )
 
     def idle(self) -> float:
         """Seconds that the device may have waited for the host before this dispatch; 0 if it is still busy."""
@@ -104,7 +106,7 @@ class Log:
         row["data_wait"] = min(row.pop("data_seconds") / seconds, 1.0)
         row |= {"seconds": self.position.seconds, "step_seconds": seconds}
         row |= {"tokens_per_s": row.pop("step_tokens") / seconds}
-        row |= {"mfu": row.pop("step_flops") / seconds / self.peak}
+        row |= {"mfu": row.pop("step_flops") / seconds / self.peak.flops}
         row |= {"objective": float(measured["loss"]), "lr": float(measured["lr"])}
         row |= {"grad_norm": float(measured["grad_norm"])}
         row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}

@@ -1,21 +1,16 @@
-"""What a run reports: one writer (metrics.jsonl, TensorBoard), the live line, and the machine's matmul peak."""
+"""What a run reports: one writer (metrics.jsonl, TensorBoard), and the live line."""
 
 import json
 import math
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mot import rundir, tensorboard
+from mot import provenance, rundir, tensorboard
 from mot.files import write_atomically
 
 
@@ -43,7 +38,8 @@ class Writer:
         if kind != "event":
             self.written.add((kind, step))
         finite = lambda x: x if not isinstance(x, float) or math.isfinite(x) else str(x)  # JSON has no NaN
-        row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, **{k: finite(v) for k, v in values.items()}}
+        row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, "time": provenance.now()}
+        row |= {k: finite(v) for k, v in values.items()}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         for tag, value in tensorboard.curves(kind, values, self.sources):
@@ -167,18 +163,3 @@ def loads(reports: Mapping, modalities) -> dict:
         name: {m: fractions(r.load_BME[:, i]) for i, m in enumerate(modalities) if r.tokens_BM[:, i].any()}
         for name, r in reports.items()
     }
-
-
-def matmul_peak(mesh: Mesh, dtype: str) -> float:
-    """FLOP/s that all devices of the mesh reach together on large square matmuls; the best of five."""
-    n = 2048 if jax.default_backend() == "cpu" else 8192
-    rows = NamedSharding(mesh, P(mesh.axis_names))
-    a = jax.jit(lambda: jnp.full((mesh.size, n, n), 0.5, dtype), out_shardings=rows)()
-    multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=dtype), out_shardings=rows)
-    multiply(a).block_until_ready()
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        multiply(a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 * mesh.size / best

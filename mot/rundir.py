@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mot import attention, checkpoint, dispatch, optim
+from mot import attention, checkpoint, dispatch, optim, provenance
 from mot import config as configs
 from mot.config import Config
 from mot.errors import Damaged, UserError
@@ -109,7 +109,7 @@ def _write_down(path: Path, new: dict[str, list]) -> None:
         section, name = key.split(".")
         known[section][name] = value
     at = max(checkpoint.steps(path / "checkpoints"), default=0)
-    event = {"schema": SCHEMA, "kind": "event", "step": at, "event": "changed", "keys": new}
+    event = {"schema": SCHEMA, "kind": "event", "step": at, "time": provenance.now(), "event": "changed", "keys": new}
     rows = [*read_metrics(path), event]
     write_atomically(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_atomically(path / "config.json", json.dumps(known, indent=1))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from mot import batch as batches
-from mot import checkpoint, kernels, metrics, model, objectives, optim, params, profile, rundir, sharding, upcycle
+from mot import checkpoint, kernels, metrics, model, objectives, optim, params, peak, profile, rundir, sharding, upcycle
 from mot.config import Config, ConfigError
 from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
@@ -145,8 +145,8 @@ def run(
             if position.step >= end:
                 live.say(f"{path}: already at step {position.step}")
                 return path
-            peak = metrics.matmul_peak(mesh, config.model.dtype)
-            log = Log(config, training.names, position, metrics.Writer(path, position.step, speaks), live, peak)
+            best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
+            log = Log(config, training.names, position, metrics.Writer(path, position.step, speaks), live, best)
             try:
                 parts = _parts(config, path, mesh, training, held_out, log)
                 with profile.Trace(path, log) if profiled else nullcontext() as trace:

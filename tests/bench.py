@@ -18,7 +18,8 @@ from rich.table import Table
 
 from configs import archs, base, digits
 from launch import cores, process
-from mot import attention, config, ensemble, flops, metrics, model, objectives, optim, params, rundir, sharding, train
+from mot import attention, config, ensemble, flops, model, objectives, optim, params, rundir, sharding, train
+from mot import peak as peaks
 from mot import state as states
 from mot.attention import Info
 from mot.data import budgets, embedded, pipeline, roles, sources
@@ -245,7 +246,7 @@ def waiting():
 def main():
     cores.take(configuration("dense"))
     mesh, one_device = mesh_of(configuration("dense")), sharding.one_device()
-    peak = lambda dtype="float32": metrics.matmul_peak(mesh, dtype) / 1e9
+    peak = lambda dtype="float32": peaks.measure(mesh, dtype, (2048,), 1.0).flops / 1e9
     table = Table("figure", "measured", "bar", "float32 matmul peak beside it (GFLOP/s)", title="mot bench, CPU")
     table.caption = f"rows split over {mesh.size} devices, unless said"
 

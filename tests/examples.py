@@ -9,6 +9,8 @@ from mot.data.packing import document, pack
 
 STREAMS = ("text", "image")
 IDS = 12  # of each stream
+# Of a row of metrics.jsonl, what equal runs differ in.
+CLOCK = ("time", "seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
 
 
 def tree(arch="mot", budgets=(24, 24), **model):

@@ -19,6 +19,7 @@ from mot.errors import UserError
 from mot.log import Diverged
 from tests import examples
 from tests.conftest import ROOT
+from tests.examples import CLOCK
 
 
 def with_(c, **values):
@@ -163,11 +164,10 @@ def rows(c, kind="train"):
 
 
 def assert_alike(mine, other):
-    clock = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
     assert len(mine) == len(other)
     for a, b in zip(mine, other, strict=True):
         assert a.keys() == b.keys()
-        for key in a.keys() - set(clock) - {k for k in a if k.startswith(("router", "experts"))}:
+        for key in a.keys() - set(CLOCK) - {k for k in a if k.startswith(("router", "experts"))}:
             if isinstance(a[key], float):
                 assert a[key] == pytest.approx(b[key], rel=1e-5), key
             else:
@@ -249,6 +249,7 @@ def test_one_that_diverges_stops_by_itself(tmp_path, monkeypatch):
     ensemble.run(configs, until=2, devices=jax.devices()[:2])
     assert [len(rows(c)) for c in configs] == [1, 2]
     assert [row["event"] for row in rows(configs[0], "event")] == ["start", "skipped", "diverged"]
+    assert all(rows(c, "event")[0]["host"] for c in configs), "each says where it comes from"
     assert [checkpoint.steps(rundir.folder(c) / "checkpoints") for c in configs] == [[], [2]]
     shutil.rmtree(rundir.folder(configs[1]))
     shutil.rmtree(rundir.folder(configs[0]))

@@ -12,11 +12,11 @@ import pytest
 
 from mot import checkpoint, rundir
 from tests.conftest import ROOT
+from tests.examples import CLOCK
 from tests.test_cli import ENV
 from tests.test_train import restored
 
 STEPS, EVERY = 24, 4
-CLOCK = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
 
 
 def start(root):

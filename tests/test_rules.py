@@ -16,14 +16,14 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["errors", "files", "interrupts", "limits"],
+    ["errors", "files", "interrupts", "limits", "provenance"],
     ["checks_mesh", "kernels", "data.compressed"],
     ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook", "tokenizers.given"],
     ["data.inputs"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
     ["tokenizers.vectors", "tokenizers.waveform"],
     ["batch", "caches", "sharding", "params", "data.tables", "data.arrays"],
-    ["router", "checkpoint"],
+    ["router", "checkpoint", "peak"],
     ["data.packing", "dispatch", "embed", "mixing", "data.readers"],
     ["data.mixture", "data.records", "data.roles"],
     ["model"],

@@ -98,6 +98,7 @@ def test_the_configuration_is_there_once_as_text_and_in_the_table_of_runs(run):
         ("train", "grad_norm/text", "optim/grad_norm/text", "optim/grad_norm/text"),
         ("train", "tokens/text", None, None),
         ("event", "matmul_peak", None, None),
+        ("train", "time", None, None),
     ],
 )
 def test_a_value_has_its_curve_or_none(kind, key, many, one):

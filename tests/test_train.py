@@ -16,6 +16,7 @@ from mot.data import budgets, embedded, pipeline, prepare, sources
 from mot.errors import Damaged
 from tests import datasets, examples, vectors
 from tests.conftest import ROOT
+from tests.examples import CLOCK
 
 
 def smoke(root, arch="mot", **overrides):
@@ -125,15 +126,11 @@ def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, n):
     train.run(halves, until=3, devices=devices)
     b = train.run(halves, devices=devices)
     jax.tree.map(np.testing.assert_array_equal, restored(a, 6), restored(b, 6))
-    clock = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
-    timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in clock} for row in rows(path, kind)]
+    timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
     for kind in ("train", "eval"):
         assert timeless(a, kind) == timeless(b, kind)
     assert train.run(halves, devices=devices) == b  # done: nothing more to do
     assert len(rows(b)) == 6
-
-
-CLOCK = ("seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
 
 
 def test_a_finished_run_that_gets_more_steps_is_one_that_had_them(tmp_path, one_device):
