@@ -166,8 +166,8 @@ def guess(fields: Sequence[str]) -> Template:
     return tuple((kind, name) for kind, name in found if name is not None)
 
 
-def with_media(fields: dict[str, Any], every: bool) -> dict[str, Any]:
-    """A row's fields, and under the names of their kinds the files that it names, by their suffixes.
+def files_of(fields: Mapping[str, Any], every: bool) -> dict[str, Any]:
+    """The files that a row names, one or a list, under their kinds, which their suffixes say.
 
     `every`: what FILES name is a file whatever its suffix, an image if that says nothing.
     """
@@ -177,12 +177,14 @@ def with_media(fields: dict[str, Any], every: bool) -> dict[str, Any]:
         first = value[0] if isinstance(value, list) and value else value
         if not isinstance(first, str) or not first:
             continue
-        kind = name if name in ("image", "audio") else kind_of(first)[0]
+        kind = kind_of(first)[0]
+        if name in LISTED or (name in KINDS and kind in KINDS[3:]):  # an action, too, is a .npy
+            kind = name
         if kind not in ("", "text"):
             found.setdefault(kind, value)
         elif every and name in FILES:
             found.setdefault("image", value)
-    return found | fields
+    return found
 
 
 def documents(rows: Iterator[Row], templates: Sequence[Template]) -> Iterator[Raw]:
