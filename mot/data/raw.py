@@ -252,6 +252,7 @@ def interleaved(texts: Any, images: Any, folder: str | None) -> list[Part]:
             raise ValueError(f"its {name} are {short(value)}; a list is needed")
     if any(isinstance(image, dict) and "matched_text_index" in image for image in images):
         texts, images = _matched(texts, images)
+    images = images or [None] * len(texts)
     if len(texts) != len(images):
         raise ValueError(f"{len(texts)} texts and {len(images)} images; lists of one length are needed")
     parts = []
@@ -465,7 +466,7 @@ def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
                     row, end = json.JSONDecoder().raw_decode(held, place)
                 except json.JSONDecodeError as error:
                     row, end = error, len(held)
-                if end < len(held):
+                if end < len(held) or isinstance(row, dict):  # a number may go on
                     place, number = end, number + 1
                     yield number, row if isinstance(row, dict) else ValueError(f"{short(row)}; an object is needed")
                     continue

@@ -137,7 +137,7 @@ def _noted(found: Iterator[Raw], notes: Notes) -> Iterator[Raw]:
                 if isinstance(part.content, Path):
                     notes.use(part.content)
             lost = {modality_of(part.kind) for part in raw.rest} if raw.rest else set(raw.lost)
-            for kind in lost - {"text"}:
+            for kind in sorted(lost - {"text"}):
                 notes.lose(kind, raw.id, raw.bad)
             yield raw
 

@@ -229,7 +229,7 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
                 good += 1
             elif not found:
                 bad.append(Bad(raw.id, raw.bad))
-                for modality in {*raw.lost, *(modality_of(part.kind) for part in raw.rest)} - {"text"}:
+                for modality in sorted({*raw.lost, *(modality_of(part.kind) for part in raw.rest)} - {"text"}):
                     lost.setdefault(modality, []).append(bad[-1])
         except ValueError as error:  # told again when its turn comes
             bad.append(Bad(raw.id, str(error)))
