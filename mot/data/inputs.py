@@ -29,6 +29,7 @@ MEMBERS = {
     "action": ("action.npy",),
     "latents": ("npy",),
 }
+_KINDS = {suffix: kind for kind, suffixes in MEMBERS.items() for suffix in suffixes}
 # Media that are not read: a text of the same name is likely to be their caption, and no document by itself.
 OTHER_MEDIA = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
@@ -40,10 +41,11 @@ OTHER_MEDIA = (
 
 def kind_of(name: str) -> tuple[str, str]:
     """A file's kind, of MEMBERS, and its suffix there; "" twice where it is none of them."""
-    of = {suffix: kind for kind, suffixes in MEMBERS.items() for suffix in suffixes}
-    base = os.path.basename(name).lower()
-    suffix = next((suffix for suffix in of if base.endswith("." + suffix)), "")  # action.npy comes before npy
-    return of.get(suffix, ""), suffix
+    parts = os.path.basename(name).lower().split(".")
+    for suffix, least in ((".".join(parts[-2:]), 3), (parts[-1], 2)):
+        if len(parts) >= least and suffix in _KINDS:
+            return _KINDS[suffix], suffix
+    return "", ""
 
 
 ONE = {

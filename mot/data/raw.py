@@ -172,8 +172,9 @@ def files_of(fields: Mapping[str, Any], every: bool) -> dict[str, Any]:
     `every`: what FILES name is a file whatever its suffix, an image if that says nothing.
     """
     found: dict[str, Any] = {}
-    for name in [*FILES, *(name for name in fields if str(name).endswith(FILE_ENDINGS))]:
-        value = fields.get(name)
+    for name, value in fields.items():
+        if name not in FILES and not str(name).endswith(FILE_ENDINGS):
+            continue
         first = value[0] if isinstance(value, list) and value else value
         if not isinstance(first, str) or not first:
             continue
