@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ MEMBERS = {
     "action": ("action.npy",),
     "latents": ("npy",),
 }
+_KINDS = {suffix: kind for kind, suffixes in MEMBERS.items() for suffix in suffixes}
 # Media that are not read: a text of the same name is likely to be their caption, and no document by itself.
 OTHER_MEDIA = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
@@ -40,10 +41,18 @@ OTHER_MEDIA = (
 
 def kind_of(name: str) -> tuple[str, str]:
     """A file's kind, of MEMBERS, and its suffix there; "" twice where it is none of them."""
-    of = {suffix: kind for kind, suffixes in MEMBERS.items() for suffix in suffixes}
-    base = os.path.basename(name).lower()
-    suffix = next((suffix for suffix in of if base.endswith("." + suffix)), "")  # action.npy comes before npy
-    return of.get(suffix, ""), suffix
+    parts = os.path.basename(name).lower().split(".")
+    for suffix, least in ((".".join(parts[-2:]), 3), (parts[-1], 2)):
+        if len(parts) >= least and suffix in _KINDS:
+            return _KINDS[suffix], suffix
+    return "", ""
+
+
+ONE = {
+    "links that leave the folder": "link that leaves the folder",
+    "links to nothing": "link to nothing",
+    "linked folders": "linked folder",
+}
 
 
 class File(NamedTuple):
@@ -119,23 +128,26 @@ def fault(folder: Path, file: Path) -> str:
     return ""
 
 
-def find(inputs: Sequence[Path], suffixes: tuple[str, ...], notes: Notes | None = None) -> list[File]:
-    """The files among `inputs` and, of those suffixes, in the folders among them."""
+def find(
+    inputs: Sequence[Path], suffixes: tuple[str, ...], notes: Notes, wanted: Callable[[Path], bool] | None = None
+) -> list[File]:
+    """The files among `inputs` and, of those suffixes and as they are `wanted`, in the folders among them."""
     files, faults = [], {}
     for path in inputs:
         if path.is_dir():
             names = [here / name for here, names in walk(path) for name in names if name.lower().endswith(suffixes)]
+            faults |= {file: why for file in names if (why := fault(path, file))}
+            names = [file for file in names if wanted is None or file in faults or wanted(file)]
             if not names:
                 plain = " or ".join(name for name in suffixes if not name.endswith(compressed.SUFFIXES))
                 raise UserError(f"{path}: no {plain} file in it; name another input or another format")
             files += names
-            faults |= {file: why for file in names if (why := fault(path, file))}
         else:
             files.append(path)
     if len(set(files)) < len(files):
         twice = next(file for i, file in enumerate(files) if file in files[:i])
         raise UserError(f"{twice}: given twice; name it once")
-    for file in files if notes else ():
+    for file in files:
         notes.use(os.path.realpath(file))
         if file not in faults and (how := compressed.packing(file)):
             notes.packed[how] += 1
@@ -230,14 +242,14 @@ def unread(inputs: Iterable[Path], notes: Notes) -> dict[str, int]:
         if not path.is_dir():
             continue
         if links := linked_folders(path):
-            found["links to folders"] += links
+            found["linked folders"] += links
         for here, names in walk(path):
             real = os.path.realpath(here)
             for name in names:
                 file = os.path.join(real, name)
                 link = os.path.islink(file)
-                if link and fault(path, here / name):
-                    found["links that leave the folder, or lead nowhere"] += 1
+                if link and (why := fault(path, here / name)):
+                    found["links that leave the folder" if "a link that leaves" in why else "links to nothing"] += 1
                 elif hash(os.path.realpath(file) if link else file) not in notes.used:
                     found[printable(suffix(name)) or "without a suffix"] += 1
     found.update({f"{printable(ending) or 'without a suffix'} in archives": n for ending, n in notes.members.items()})
@@ -266,9 +278,9 @@ def warnings(notes: Notes, not_read: dict[str, int], separator: str, modalities:
 
 
 def _may_be_media(what: str) -> bool:
-    return what in (*OTHER_MEDIA, "links") or kind_of("x" + what)[0] not in ("", "text")
+    return what in (*OTHER_MEDIA, "links", "linked") or kind_of("x" + what)[0] not in ("", "text")
 
 
 def listed(not_read: dict[str, int]) -> str:
     """ "12 .mp4, 3 .pdf"."""
-    return ", ".join(f"{n:,} {what}" for what, n in not_read.items())
+    return ", ".join(f"{n:,} {ONE.get(what, what) if n == 1 else what}" for what, n in not_read.items())

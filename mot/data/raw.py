@@ -166,23 +166,26 @@ def guess(fields: Sequence[str]) -> Template:
     return tuple((kind, name) for kind, name in found if name is not None)
 
 
-def with_media(fields: dict[str, Any], every: bool) -> dict[str, Any]:
-    """A row's fields, and under the names of their kinds the files that it names, by their suffixes.
+def files_of(fields: Mapping[str, Any], every: bool) -> dict[str, Any]:
+    """The files that a row names, one or a list, under their kinds, which their suffixes say.
 
     `every`: what FILES name is a file whatever its suffix, an image if that says nothing.
     """
     found: dict[str, Any] = {}
-    for name in [*FILES, *(name for name in fields if str(name).endswith(FILE_ENDINGS))]:
-        value = fields.get(name)
+    for name, value in fields.items():
+        if name not in FILES and not str(name).endswith(FILE_ENDINGS):
+            continue
         first = value[0] if isinstance(value, list) and value else value
         if not isinstance(first, str) or not first:
             continue
-        kind = name if name in ("image", "audio") else kind_of(first)[0]
+        kind = kind_of(first)[0]
+        if name in LISTED or (name in KINDS and kind in KINDS[3:]):  # an action, too, is a .npy
+            kind = name
         if kind not in ("", "text"):
             found.setdefault(kind, value)
         elif every and name in FILES:
             found.setdefault("image", value)
-    return found | fields
+    return found
 
 
 def documents(rows: Iterator[Row], templates: Sequence[Template]) -> Iterator[Raw]:
@@ -250,6 +253,7 @@ def interleaved(texts: Any, images: Any, folder: str | None) -> list[Part]:
             raise ValueError(f"its {name} are {short(value)}; a list is needed")
     if any(isinstance(image, dict) and "matched_text_index" in image for image in images):
         texts, images = _matched(texts, images)
+    images = images or [None] * len(texts)
     if len(texts) != len(images):
         raise ValueError(f"{len(texts)} texts and {len(images)} images; lists of one length are needed")
     parts = []
@@ -463,7 +467,7 @@ def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
                     row, end = json.JSONDecoder().raw_decode(held, place)
                 except json.JSONDecodeError as error:
                     row, end = error, len(held)
-                if end < len(held):
+                if end < len(held) or isinstance(row, dict):  # a number may go on
                     place, number = end, number + 1
                     yield number, row if isinstance(row, dict) else ValueError(f"{short(row)}; an object is needed")
                     continue

@@ -32,13 +32,13 @@ from mot.data.raw import (
     BOM,
     INTERLEAVED,
     KINDS,
-    PARALLEL,
     Part,
     Raw,
     Row,
     declared,
     document,
     documents,
+    files_of,
     ids_part,
     json_rows,
     medium,
@@ -50,7 +50,6 @@ from mot.data.raw import (
     text,
     unix,
     whole,
-    with_media,
 )
 from mot.errors import UserError
 
@@ -67,7 +66,6 @@ FORMATS = tuple(SUFFIXES)
 LONGEST_TEXT = 64 * 2**10  # bytes of a plain text handed on whole, so that no worker gets a book
 MAX_MEMBER, MAX_SAMPLE, MAX_HEADERS = 256 * 2**20, 512 * 2**20, 2**20  # bytes in an archive
 JSON_LOOKED_AT = 3  # of the .json in a folder, to tell whether they hold documents
-KINDS_OF_MEDIA = set(KINDS[1:])
 PICKLES = (".pkl", ".pickle", ".pyd")
 
 
@@ -139,7 +137,7 @@ def _noted(found: Iterator[Raw], notes: Notes) -> Iterator[Raw]:
                 if isinstance(part.content, Path):
                     notes.use(part.content)
             lost = {modality_of(part.kind) for part in raw.rest} if raw.rest else set(raw.lost)
-            for kind in lost - {"text"}:
+            for kind in sorted(lost - {"text"}):
                 notes.lose(kind, raw.id, raw.bad)
             yield raw
 
@@ -188,11 +186,11 @@ def _shown(inputs: Sequence[Path]) -> _Shown:
         if not path.is_dir() and not _form(path.name, is_found=False):
             raise UserError(f"{path}: not clear what it is; give its format: one of {', '.join(FORMATS)}")
         for here, names in walk(path) if path.is_dir() else [(path.parent, [path.name])]:
-            texts = {os.path.splitext(name)[0] for name in names if name.lower().endswith((".txt", ".json"))}
+            texts = {os.path.splitext(name)[0] for name in names if name.lower().endswith(tables.SIDECARS)}
             for name in names:
                 form = _form(name, path.is_dir())
                 if form == "folder":
-                    paired += name[: -len(kind_of(name)[1]) - 1] in texts
+                    paired += bool({name[: -len(kind_of(name)[1]) - 1], name.partition(".")[0]} & texts)
                 elif not form and name.lower().endswith(OTHER_MEDIA) and os.path.splitext(name)[0] in texts:
                     alone[suffix(name)] += 1
                 if form in ("", *good) or (form == "json" and path.is_dir() and looked_at >= JSON_LOOKED_AT):
@@ -247,7 +245,7 @@ def _not_clear(inputs: Sequence[Path], found: dict[str, Path | None]) -> str:
             suffix(name) or "without a suffix" for path in inputs for _, names in walk(path) for name in names
         )
         links = sum(map(linked_folders, inputs))
-        seen |= {"links to folders, which are not followed": links} if links else {}
+        seen |= {"linked folders": links} if links else {}
         what = f"none that is known ({listed(dict(seen.most_common(9))) or 'no file is in it'})"
     return (
         f"{', '.join(map(str, inputs))}: not clear what it is, the files look like {what}; give its format: one of "
@@ -262,7 +260,7 @@ def _first(path: Path) -> dict:
 
 def _are_captions(path: Path) -> bool:
     first = _first(path)
-    return not {"content", *sum(PARALLEL, ())} & first.keys() and bool(KINDS_OF_MEDIA & with_media(first, False).keys())
+    return "content" not in first and not parallel(first) and bool(files_of(first, every=False))
 
 
 def _are_documents(path: Path) -> bool:
@@ -272,8 +270,10 @@ def _are_documents(path: Path) -> bool:
 
 def _jsonl(inputs: list[Path], content: Sequence[str], notes: Notes) -> Iterator[Raw]:
     in_folders = [name for path in inputs if path.is_dir() for _, names in walk(path) for name in names]
-    are_lines = any(name.lower().endswith(SUFFIXES["jsonl"]) for name in in_folders)
-    files = find(inputs, SUFFIXES["jsonl"] if are_lines else (*SUFFIXES["jsonl"], *JSON), notes)
+    if any(name.lower().endswith(SUFFIXES["jsonl"]) for name in in_folders):
+        files = find(inputs, SUFFIXES["jsonl"], notes)
+    else:  # a .json may be another program's
+        files = find(inputs, (*SUFFIXES["jsonl"], *JSON), notes, None if content else _are_documents)
 
     def rows():
         for path, name, bad, side in files:
@@ -302,9 +302,9 @@ def _interleaved(row: Row) -> Raw:
         if content is None and (both := parallel(row.fields)):
             return document(row, ((INTERLEAVED, both),))
         if content is None and "text" in row.fields:
-            fields = with_media(row.fields, every=False)
-            if media := [kind for kind in KINDS[1:] if isinstance(fields.get(kind), str | list) and fields[kind]]:
-                return document(row._replace(fields=fields), tuple((kind, kind) for kind in ("text", *media)))
+            if files := files_of(row.fields, every=False):
+                template = tuple((kind, kind) for kind in KINDS if kind == "text" or kind in files)
+                return document(row._replace(fields=row.fields | files), template)
             content = [{"text": row.fields["text"]}]
         if not isinstance(content, list):
             raise ValueError("no list named 'content' and no 'text'; content templates say how to read other rows")
@@ -496,6 +496,11 @@ def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Ite
     seen, done, now = set(), 0, None
     try:
         for archive, member, load in _members(path):
+            if member is None:
+                if now is not None:
+                    yield now.row(name, now.key in seen)
+                    now, done = None, done + 1
+                continue
             before, base = os.path.split(member.name.removeprefix("./"))
             stem, _, ending = base.partition(".")
             fault, ending = _fault(member, ending), ending.lower()
@@ -510,9 +515,6 @@ def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Ite
             _add(now, member, ending, fault, load, wanted, notes)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
         yield Row(name, {}, bad=f"the rest of the archive, after {done} samples, cannot be read: {error}")
-        return
-    if now is not None:
-        yield now.row(name, now.key in seen)
 
 
 def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, str], notes: Notes) -> None:
@@ -538,13 +540,15 @@ def _is_used(suffix: str, wanted: dict[str, str]) -> bool:
 
 
 def _members(path: Path):
-    """Each member of the archives that follow each other in a file, the archive's number, and how to read its bytes,
-    which is only possible until the next is asked for."""
+    """The archive's number, each of its members, and how to read its bytes, which is only possible until the next is
+    asked for; after the last of each archive of a file, None in their place."""
     with opened(path) as (file, is_packed):
         tape = _Tape(file, is_packed)
         for number in itertools.count():
-            tape.left = MAX_HEADERS
+            tape.left, begins = MAX_HEADERS, tape.place
             with tarfile.open(fileobj=tape, mode="r:") as archive:
+                if number and archive.firstmember is None:
+                    raise tarfile.ReadError(f"what follows its end mark, from byte {begins:,} on, is no archive")
                 reached = -1
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # else it remembers each
@@ -560,6 +564,7 @@ def _members(path: Path):
                     tape.left = MAX_HEADERS
             if tape.last != bytes(512):  # `next` takes a damaged header for the end
                 raise tarfile.ReadError("it is damaged or cut off")
+            yield number, None, None
             if not tape.next_archive():
                 return
 

@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,18 +25,19 @@ from mot.data.raw import (
     check_text,
     choose,
     document,
+    files_of,
     json_rows,
     lines,
     needed,
     parse,
     plain,
     sample,
-    with_media,
 )
 from mot.errors import UserError
 
 JSON_LINES = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in ("", *PACKED))
 CAPTIONS = ("caption", "text", "transcription", "transcript", "sentence")
+SIDECARS = tuple(f".{suffix}" for suffix in (*MEMBERS["text"], "json"))
 CAPTION_FILES = ("captions.csv", "metadata.csv")
 BATCH = 64 * 2**20  # bytes of table rows that are decoded at a time, about
 MAX_CAPTION = 2**20  # bytes of a .txt beside an image
@@ -113,31 +114,42 @@ def _folder_rows(path: Path, of: _Of) -> Iterator[Row]:
 
 def _named_alike(here: Path, names: Sequence[str], of: _Of) -> Iterator[Row]:
     """A row for the files of one name: its media, its text, what its JSON says; several where a kind has several."""
-    groups: dict[str, dict[str, dict[str, str]]] = {}  # by stem and kind: files by suffix
-    for name in names:
-        kind, suffix = ("json", "json") if name.lower().endswith(".json") else kind_of(name)
-        if kind:
-            stem = name[: -len(suffix) - 1]
-            groups.setdefault(stem, {}).setdefault(kind, {})[suffix] = name
     real = os.path.realpath(here)
-    for stem, kinds in groups.items():
-        media = [list(kinds[kind].values()) for kind in KINDS[1:] if kind in kinds]
+    for stem, files in _by_stem(names).items():
+        media = [files[kind] for kind in KINDS[1:] if kind in files]
+        if not media:  # what there is is said where a template asks for it, or for what there is not
+            media = [[name] for name in list(files.get("more", {}).values())[:1]]
         if not media:
             continue
-        words = {suffix: _sidecar(real, name, of.notes) for suffix, name in kinds.get("text", {}).items()}
-        extra = {suffix: _sidecar(real, name, of.notes) for suffix, name in kinds.get("json", {}).items()}
-        most = max(media, key=len)
-        for i, first in enumerate(most):
-            shown = [files[min(i, len(files) - 1)] for files in media]
+        words = {kind_of(name)[1]: _sidecar(real, name, of.notes) for name in files.get("text", ())}
+        for name in files.get("json", ()):
+            words["json"] = _sidecar(real, name, of.notes)
+        for i, first in enumerate(max(media, key=len)):
+            shown = [same[min(i, len(same) - 1)] for same in media]
             for name in shown:
                 of.notes.use(os.path.join(real, name))
-            name = label(here / first, of.root)
-            row = sample(name, {kind_of(file)[1]: file for file in shown} | words | extra)
+            title = label(here / first, of.root)
+            row = sample(title, {kind_of(name)[1]: name for name in shown} | words | files.get("more", {}))
             caption = row.fields.get("text", ValueError(f"no caption: no {stem}.txt beside it, and no captions file"))
             fields = {"text": caption, "caption": caption, "folder": here.name} | row.fields
-            split = of.sides.get(name) if row.split is None else row.split
-            kinds = tuple(kind for kind in KINDS[1:] if kind in fields)
-            yield row._replace(folder=real, fields=fields, split=split, lost=kinds)
+            split = of.sides.get(title) if row.split is None else row.split
+            lost = tuple(kind for kind in KINDS[1:] if kind in fields)
+            yield row._replace(folder=real, fields=fields, split=split, lost=lost)
+
+
+def _by_stem(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What has one name: by kind (or "json") its files; as "more", by suffix, what a template alone may ask for."""
+    texts = {os.path.splitext(name)[0] for name in names if name.lower().endswith(SIDECARS)}
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        kind, suffix = ("json", "json") if name.lower().endswith(".json") else kind_of(name)
+        stem = name[: -len(suffix) - 1]
+        before, _, between = stem.partition(".")
+        if kind and between and stem not in texts and before in texts:  # "x.depth.npy" beside "x.txt", as in an archive
+            found.setdefault(before, {}).setdefault("more", {})[f"{between}.{suffix}".lower()] = name
+        elif kind:
+            found.setdefault(stem, {}).setdefault(kind, []).append(name)
+    return found
 
 
 def _sidecar(folder: str, name: str, notes: Notes) -> str | ValueError:
@@ -171,7 +183,7 @@ def _caption_rows(path: Path, of: _Of) -> Iterator[Row]:
 
 def _aliased(fields: dict) -> dict:
     """With its files under their kinds, and `caption` and `text` for whatever column holds the words."""
-    fields = with_media(fields, every=True)
+    fields = files_of(fields, every=True) | fields
     words = next((name for name in CAPTIONS if name in fields), None)
     if words is not None:
         fields = {alias: fields[words] for alias in CAPTIONS[:2]} | fields

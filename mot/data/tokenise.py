@@ -221,7 +221,7 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
 
     `left_out`: the file that lists the bad documents where there are no others.
     """
-    first, heavy, bad = [], 0, []
+    first, good, heavy, bad, lost = [], 0, 0, [], {}
     for raw in itertools.islice(read(), recipe.sample):
         found = parts_of(raw, recipe.missing)
         heavy += sum(weight_of(part) for part in found if not isinstance(part.content, Path))
@@ -230,8 +230,11 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
         try:
             if found and not is_held_out(raw, below, recipe.missing):
                 first += found
+                good += 1
             elif not found:
                 bad.append(Bad(raw.id, raw.bad))
+                for modality in sorted({*raw.lost, *(modality_of(part.kind) for part in raw.rest)} - {"text"}):
+                    lost.setdefault(modality, []).append(bad[-1])
         except ValueError as error:  # told again when its turn comes
             bad.append(Bad(raw.id, str(error)))
     if not first:
@@ -242,11 +245,18 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
         )
     there = [part for part in first if not isinstance(part.content, ValueError)]
     kinds = {part.kind for part in there}
-    if lost := next((part for part in first if part.kind not in kinds), None):
+    if missing := next((part for part in first if part.kind not in kinds), None):
         raise UserError(
-            f"every {modality_of(lost.kind)} of the first documents is missing (the first: {lost.content}); see where "
-            "they lie, or prepare documents that name none"
+            f"every {modality_of(missing.kind)} of the first documents is missing (the first: {missing.content}); see "
+            "where they lie, or prepare documents that name none"
         )
+    for modality, of_it in lost.items():
+        if modality not in map(modality_of, kinds) and len(of_it) >= good:
+            write_left_out(left_out, bad)
+            raise UserError(
+                f"{len(of_it)} of the first {good + len(bad)} documents have {modality}, and all of these are bad; "
+                f"mend them, or prepare documents that have none{first_of(of_it, left_out)}"
+            )
     of = lambda kind: (part for part in there if part.kind == kind)
     width = next((x.shape[1] for x in _good(of("latents"))), 0)
     media_of = {kind: itertools.islice(_good(of(kind)), most) for kind, most in LEARNT.items()}
