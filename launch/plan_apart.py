@@ -13,7 +13,7 @@ def plan(config: str, topology: str, overrides: dict[str, str], quick: bool) -> 
     """What `mot plan --out` writes; where it wrote nothing, `failed` are its last words."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
-        command = [sys.executable, "-m", "launch.plan", f"--config={config}", f"--topology={topology}", f"--out={path}"]
+        command = [sys.executable, "-m", "mot", "plan", f"--config={config}", f"--topology={topology}", f"--out={path}"]
         command += [f"--config.{key}={value}" for key, value in overrides.items()] + ["--quick"] * quick
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ, check=False)
         if path.is_file():
