@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import runpy
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch import flags, preview
+from launch import arguments, flags, preview
 from launch.cli import guarded
 from mot.batch import Batch
 from mot.config import Config
@@ -23,79 +22,19 @@ from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
 
-PREPARE = "mot data prepare photos/ --out data/photos"
-INSPECT = "mot data inspect data/photos --document 3"
 PAGE = 12  # documents of a preview
-FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     commands = {"prepare": _prepare, "inspect": _inspect}
-    if not argv or argv[0] not in commands:
-        wanted = argv and argv[0] in ("-h", "--help")
-        print(f"usage: mot data prepare|inspect ...\n\n{__doc__}\n\nexamples:\n  {PREPARE}\n  {INSPECT}")
-        return 0 if wanted else 2
+    if (code := arguments.of_data(argv)) is not None:
+        return code
     return commands[argv[0]](argv[1:])
 
 
 def _prepare(argv) -> int:
-    p = flags.parser(
-        "data prepare", "Tokenises documents into a dataset of records; goes on where it stopped.", PREPARE
-    )
-    p.add_argument("inputs", nargs="*", help="files or folders")
-    p.add_argument("--out", type=Path, required=True, help="the dataset's folder")
-    p.add_argument("--format", choices=FORMATS, default="auto", help="default %(default)s, by the files' names")
-    p.add_argument(
-        "--content",
-        action="append",
-        default=[],
-        help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
-    )
-    p.add_argument("--separator", default="", help="of documents in a text file, as \\n\\n; default: a file is one")
-    p.add_argument(
-        "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
-    )
-    p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
-    number = lambda flag, default, text: p.add_argument(
-        flag, type=type(default), default=default, help=f"{text}; default %(default)s"
-    )
-    number("--text-ids", 8192, "entries of a trained text tokenizer, at most")
-    number("--image-side", 32, "pixels to which images are brought")
-    number("--image-patch", 4, "pixels of a patch's side; a patch is a token, 1 is a pixel")
-    number("--image-ids", 1024, "codes of patches")
-    number("--audio-rate", 16000, "samples a second; a token is 20 ms")
-    number("--audio-ids", 512, "codes of sounds")
-    p.add_argument(
-        "--vectors",
-        choices=("image", "audio"),
-        action="append",
-        default=[],
-        help="keeps these as vectors in place of ids: patches of pixels, log-mel frames; may be repeated",
-    )
-    number("--action-points", 64, "points to which a trajectory is brought; a point is a token")
-    p.add_argument(
-        "--action-as",
-        choices=("positions", "offsets"),
-        default="positions",
-        help="what a point says; default %(default)s",
-    )
-    number("--held-out", 0.01, "fraction of documents held out, where the files name no split")
-    number("--longest", 8192, "tokens of a record; longer documents become several")
-    number("--sample", 10000, "documents that the tokenizers learn from")
-    number("--shard", 4096, "documents in a shard")
-    number("--workers", os.cpu_count() or 1, "processes")
-    number("--most-left-out", 100, "bad documents, before it stops")
-    p.add_argument(
-        "--seqio",
-        default="",
-        metavar="NAME",
-        help="a seqio task or mixture in place of files; a mixture ends with its first task to end",
-    )
-    p.add_argument("--seqio-module", default="", help="what registers it, and is run: a module, or a FILE.py")
-    p.add_argument("--seqio-split", default="train", help="of it; default %(default)s")
-    p.add_argument("--seqio-features", default="", help="of it, as inputs,targets; default: all lists of ids")
-    p.add_argument("--preview", action="store_true", help="also draw a page of documents, OUT/preview.png")
+    p = arguments.prepare()
     options = vars(p.parse_args(argv))
     out, workers, most, wants = (options.pop(k) for k in ("out", "workers", "most_left_out", "preview"))
     seqio = {key: options.pop(key) for key in ("seqio", "seqio_module", "seqio_split", "seqio_features")}
@@ -156,16 +95,7 @@ def _print_summary(folder: Path, about: dict) -> None:
 
 
 def _inspect(argv) -> int:
-    p = flags.parser(
-        "data inspect", "Shows a dataset, its documents, or the batches that a configuration makes.", INSPECT
-    )
-    p.add_argument("dataset", type=Path, nargs="?", help="a dataset's folder")
-    p.add_argument("--split", choices=SPLITS, default="train", help="default %(default)s")
-    p.add_argument("--document", type=int, action="append", default=[], help="which to show, may be repeated")
-    p.add_argument("--config", help="FILE:arg: show a packed batch of this configuration instead")
-    p.add_argument("--batch", type=int, default=0, help="which; default %(default)s")
-    p.add_argument("--out", type=Path, help="a PNG to draw; default: text alone")
-    p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.data.length=2048")
+    p = arguments.inspect()
     options, overrides = flags.parse(p, argv)
     if (options.dataset is None) == (options.config is None):
         raise UserError("give a dataset's folder, or --config=FILE:arg for a packed batch")

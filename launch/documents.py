@@ -11,7 +11,7 @@ from launch import decode, generate, pictures, preview
 from launch.generate import Model
 from mot.data import raw
 from mot.errors import UserError
-from mot.sample import Settings
+from mot.settings import Settings
 
 
 class Request(NamedTuple):

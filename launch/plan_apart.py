@@ -8,6 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 
 def plan(config: str, topology: str, overrides: dict[str, str], quick: bool) -> dict:
     """What `mot plan --out` writes; where it wrote nothing, `failed` are its last words."""
@@ -19,6 +22,12 @@ def plan(config: str, topology: str, overrides: dict[str, str], quick: bool) -> 
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         return {"fits": False, "failed": last_words(done.stderr)}
+
+
+def progress(console: Console) -> Progress:
+    """A bar of what takes minutes a piece: how many are done, the time so far and left, what is at work."""
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(BarColumn(), MofNCompleteColumn(), *times, TextColumn("{task.description}"), console=console)
 
 
 def last_words(said: str) -> str:

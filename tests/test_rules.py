@@ -16,12 +16,12 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["errors", "limits"],
+    ["__main__", "errors", "limits", "settings"],
     ["checks_mesh", "kernels"],
     ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
     ["tokenizers.vectors"],
-    ["batch", "caches", "sharding", "params", "data.tables", "data.arrays"],
+    ["batch", "keys", "caches", "sharding", "params", "data.tables", "data.arrays"],
     ["router", "checkpoint"],
     ["data.packing", "dispatch", "embed", "mixing", "data.readers"],
     ["data.mixture", "data.records", "data.roles"],
@@ -45,8 +45,10 @@ def imports(path):
     """The project's modules that a file imports, at any depth."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in LEVEL else node.module for name in names)
+            own = [path.parent.name] * node.level  # `from . import match`, in a package's own folder
+            module = ".".join(filter(None, [*own, node.module]))
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            yield from (name if name in LEVEL else module for name in names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -68,6 +70,8 @@ def test_imports_run_one_way(path):
             "configs",
             "ml_collections",
             "collections",
+            "difflib",
+            "typing",
             "json",
             "math",
             "pathlib",

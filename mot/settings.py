@@ -1,0 +1,15 @@
+"""How a sampler chooses, apart from what it computes: so that a command line is judged without JAX."""
+
+from typing import NamedTuple
+
+SOLVERS = ("euler", "heun", "ddim", "ddpm")  # of vectors (`diffusion.py`)
+
+
+class Settings(NamedTuple):
+    temperature: float = 1.0  # 0 takes the likeliest id
+    top_k: int = 0  # choose among so many ids; 0 = all
+    top_p: float = 1.0  # among the likeliest ids that have this probability together
+    solver: str = "heun"  # of SOLVERS
+    steps: int = 20  # from noise to vectors
+    shift: float = 1.0  # of the solver's noise levels
+    guidance: float = 1.0  # 1 = none (2207.12598)
