@@ -4,26 +4,34 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from configs.base import sets
+from configs.base import Argument, meant, sets
 
 COMPONENTS = ("attn", "ffn", "norm")
+UNROUTED = {
+    "dense": "one tower for all",
+    "mot": "everything apart: QKV, O, FFN, norms (2411.04996)",
+    "mot_ffn": "the FFN apart, the rest shared",
+    "mot_attn_ffn": "QKV, O and FFN apart, norms shared",
+    "loo_<stream>": "that stream apart, all others together (the paper's leave-one-out)",
+}
+ROUTED = {
+    "moe_ec4": "4 FFNs, each chooses a quarter of a row's tokens: the MoT paper's baseline, which sees LATER tokens",
+    "moe_tc4": "4 FFNs, a token chooses one",
+    "moe_fine": "64 FFNs of a sixteenth, a token chooses 16",
+    "mot_moe": "mot, 4 experts that choose in the first stream's FFN (text's)",
+    "mot_moe_both": "mot, 4 experts that choose in every FFN",
+    "learned_mot": "as many sets of QKV and O, and of FFNs, as mot has; a token chooses one of each",
+    "moe_*_total, mot_moe*_total": "with as many parameters in all as mot has, by the experts' number and width",
+}
+ARGUMENT = Argument("mot", UNROUTED | ROUTED)
 
 
 def choose(c: ConfigDict, arch: str) -> None:
     """Writes `towers`, `attn` and `ffn` of an architecture into a configuration whose streams and model are set.
 
-    towers()'s presets have a single set in each tower. With experts:
-
-    moe_ec4       4 FFNs, each chooses a quarter of a row's tokens: the MoT paper's baseline, which sees LATER tokens
-    moe_tc4       4 FFNs, a token chooses one
-    moe_fine      64 FFNs of a sixteenth, a token chooses 16
-    mot_moe       mot, 4 experts that choose in the first stream's FFN (text's)
-    mot_moe_both  mot, 4 experts that choose in every FFN
-    learned_mot   as many sets of QKV and O, and of FFNs, as mot has; a token chooses one of each
-
-    `<name>_total`: with as many parameters in all as mot has, by the experts' number and width. Where one tower has the
-    attention of all, its experts get what mot spends on further attention, at equal active FLOPs; mot_moe's divide what
-    mot has in one FFN, so that fewer are active.
+    Those of UNROUTED have a single set in each tower; those of ROUTED have experts. `<name>_total`: where one tower has
+    the attention of all, its experts get what mot spends on further attention, at equal active FLOPs; mot_moe's divide
+    what mot has in one FFN, so that fewer are active.
     """
     name, total = arch.removesuffix("_total"), arch.endswith("_total")
     by_id = lambda s: (c.streams[s].latent > 0, c.streams[s].first_id, s)  # ConfigDict sorts by name
@@ -61,14 +69,7 @@ def choose(c: ConfigDict, arch: str) -> None:
 
 
 def towers(arch: str, streams: Sequence[str], others: Sequence[str] = ()) -> dict[str, dict[str, str]]:
-    """The three maps of a preset, written out.
-
-    dense         one tower for all
-    mot           everything apart: QKV, O, FFN, norms (2411.04996)
-    mot_ffn       the FFN apart, the rest shared
-    mot_attn_ffn  QKV, O and FFN apart, norms shared
-    loo_<stream>  that stream apart, all others together (the paper's leave-one-out)
-    """
+    """The three maps of one of UNROUTED, written out."""
     own = {s: s for s in streams}
     shared = dict.fromkeys(streams, streams[0])
     presets = {
@@ -82,5 +83,6 @@ def towers(arch: str, streams: Sequence[str], others: Sequence[str] = ()) -> dic
         one_out = {x: s if x == s else rest[0] for x in streams}
         presets[f"loo_{s}"] = (one_out, one_out, one_out)
     if arch not in presets:
-        raise ValueError(f"arch={arch}: no such architecture; allowed: {', '.join([*presets, *others])}; choose one")
+        remedy = meant(arch, [*presets, *others]) or "; choose one"
+        raise ValueError(f"arch={arch}: no such architecture; allowed: {', '.join([*presets, *others])}{remedy}")
     return {component: dict(m) for component, m in zip(COMPONENTS, presets[arch], strict=True)}

@@ -1,24 +1,52 @@
 """Every key there is, with the values that most experiments keep. An experiment's file changes the others."""
 
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
 from ml_collections import ConfigDict
 
 
-def parse(arg: str, **defaults: str) -> dict[str, str]:
-    """`arch=mot,size=demo` over the defaults; unknown names are refused."""
+class Argument(NamedTuple):
+    """An argument of a configuration's file, as `arch` in `configs/digits.py:arch=mot`. `mot train --help` shows it."""
+
+    default: str
+    allowed: Collection[str] = ()  # the values; where there are none, any that `about` tells of
+    about: str = ""
+
+
+def parse(arg: str, arguments: Mapping[str, Argument]) -> dict[str, str]:
+    """`arch=mot,size=demo` over the defaults; unknown names are refused. Values are for the file to judge."""
     pairs = [(name, value) for name, _, value in (part.partition("=") for part in arg.split(",") if part)]
     names, faults = [name for name, _ in pairs], []
     for name, value in pairs:
-        if name not in defaults:
-            faults.append(f"config argument '{name}={value}' is unknown")
+        if name not in arguments:
+            faults.append(f"config argument '{name}={value}' is unknown{meant(name, arguments)}")
         elif not value:
             faults.append(f"config argument '{name}=' has no value")
     faults += [
-        f"config argument '{name}' stands there {names.count(name)} times" for name in defaults if names.count(name) > 1
+        f"config argument '{name}' stands there {names.count(name)} times"
+        for name in arguments
+        if names.count(name) > 1
     ]
     if faults:
-        allowed = ", ".join(f"{k}={v}" for k, v in defaults.items())
+        allowed = ", ".join(f"{name}={argument.default}" for name, argument in arguments.items())
         raise ValueError(f"{'; '.join(faults)}; allowed, with their defaults: {allowed}")
-    return defaults | dict(pairs)
+    return {name: argument.default for name, argument in arguments.items()} | dict(pairs)
+
+
+def chosen(what: str, name: str, allowed: Collection[str], where: str = "") -> str:
+    """One of the allowed names; raises `ValueError` for another."""
+    if name not in allowed:
+        remedy = meant(name, allowed) or "; choose one"
+        raise ValueError(f"{what}={name}: no such {what}{where}; allowed: {', '.join(allowed)}{remedy}")
+    return name
+
+
+def meant(given: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'mot'?`, or "" where nothing that is allowed looks like it."""
+    near = difflib.get_close_matches(given, list(allowed), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, **changes) -> dict:

@@ -9,14 +9,21 @@ Its stability: norms of queries and keys by head, norms on the branches' outputs
 
 from ml_collections import ConfigDict
 
-from configs import base, digits, records, sizes
+from configs import archs, base, digits, records, sizes
 
 RUNGS = sizes.LAPTOP | sizes.TINY | sizes.CHAMELEON | sizes.SPEECH
 SIZES = RUNGS | digits.SIZES
+LENGTH = "tokens of a row of your own data; auto: the size's"
+ARGUMENTS = {
+    "arch": archs.ARGUMENT,
+    "size": base.Argument("demo", SIZES),
+    "data": base.Argument("embedded", about=f"embedded, or {records.OWN}"),
+    "length": base.Argument("auto", about=LENGTH),
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = base.parse(arg, arch="mot", size="demo", data="embedded", length="auto")
+    arg = base.parse(arg, ARGUMENTS)
     embedded = arg["data"] == "embedded"
     if embedded and arg["length"] != "auto":
         raise ValueError(f"length={arg['length']}: the embedded data has rows of its own; leave it out, or name data")

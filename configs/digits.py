@@ -19,10 +19,11 @@ SIZES = {
 MIXTURE = dict(text=320, longest=128, shares=dict(manual=13, drawn=7, read=7))
 CAPTIONED = dict(text=64, longest=32, shares=dict(drawn=1, read=1))
 DIGITS = 5  # a row
+ARGUMENTS = {"arch": archs.ARGUMENT, "size": base.Argument("demo", SIZES)}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = base.parse(arg, arch="mot", size="demo")
+    arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(SIZES, arg["size"])
     image = base.stream("image", size["width"], size["ffn"], longest=64, first_id=1024, ids=17)
     return build(arg["arch"], arg["size"], size, image, "digits").lock()

@@ -52,20 +52,22 @@ IDS = {
 # Transfusion's VAE makes 32 x 32 x 8 of 256 x 256 pixels; patches of 2 x 2: 256 tokens of 32 features.
 FEATURES, PICTURE = 32, {sizes.LENGTH: 256, sizes.TINY_LENGTH: 64}
 MOST_STEPS = 1e9
+ARGUMENTS = {
+    "setting": base.Argument("chameleon", SETTINGS),
+    "rung": base.Argument(
+        "1m", about="; ".join(f"{setting}: {', '.join(rungs)}" for setting, rungs in SETTINGS.items())
+    ),
+    "arch": archs.ARGUMENT,
+    "shape": base.Argument("paper", SHAPES, "tpu: heads of 128, which fill a TPU's tile, in the same parameters"),
+    "device": base.Argument("auto", ("auto", *sizes.DEVICES), "kernels and dtype"),
+    "tokens": base.Argument("auto", about="how many to train on, as 1e9; auto: the rung's"),
+    "flops": base.Argument("auto", about="how many model FLOPs to spend, as 1e21; auto: the rung's"),
+    "data": base.Argument("none", about=f"none: to be planned; or {records.OWN}"),
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = base.parse(
-        arg,
-        setting="chameleon",
-        rung="1m",
-        arch="mot",
-        shape="paper",
-        device="auto",
-        tokens="auto",
-        flops="auto",
-        data="none",
-    )
+    arg = base.parse(arg, ARGUMENTS)
     setting, arch, rung = arg["setting"], arg["arch"], arg["rung"]
     size = sizes.choose(sizes.choose(SETTINGS, setting, "setting"), rung, "rung", f" of {setting}")
     if arg["shape"] != "paper":
@@ -90,8 +92,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _twin(size: dict, rung: str, shape: str) -> dict:
     """The same size with heads that fill a TPU's tile."""
-    if shape not in SHAPES:
-        raise ValueError(f"shape={shape}: no such shape; allowed: {', '.join(SHAPES)}; choose one")
+    base.chosen("shape", shape, SHAPES)
     if size["width"] % HEAD:
         raise ValueError(
             f"shape={shape}: rung {rung} is {size['width']} wide, no multiple of {HEAD}; choose shape=paper, or a rung "

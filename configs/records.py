@@ -17,9 +17,17 @@ from ml_collections import ConfigDict
 
 from configs import archs, base, sizes
 
+OWN = "folders or addresses of datasets that `mot data prepare` wrote, joined by +"
+ARGUMENTS = {
+    "data": base.Argument("data", about=f"{OWN}; NAME@FOLDER names one"),
+    "arch": archs.ARGUMENT,
+    "size": base.Argument("demo", sizes.LAPTOP),
+    "length": base.Argument("1024", about="tokens of a row"),
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = base.parse(arg, data="data", arch="mot", size="demo", length="1024")
+    arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(sizes.LAPTOP, arg["size"])
     return build(arg["data"], arg["arch"], arg["size"], size, arg["length"]).lock()
 

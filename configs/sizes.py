@@ -1,5 +1,7 @@
 """Sizes: for a laptop, the published ladders (MoT, 2411.04996, tables 1 and 2), and rungs below them for a CPU."""
 
+from configs.base import chosen
+
 LAPTOP = {
     "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=1, lr=2e-3),
     "demo": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=400, warmup=40, every=50, lr=2e-3),
@@ -65,9 +67,7 @@ DEVICES = {
 
 
 def choose(sizes: dict[str, dict], name: str, what: str = "size", where: str = "") -> dict:
-    if name not in sizes:
-        raise ValueError(f"{what}={name}: no such {what}{where}; allowed: {', '.join(sizes)}; choose one")
-    return sizes[name]
+    return sizes[chosen(what, name, sizes, where)]
 
 
 def apply(c, size: dict) -> None:

@@ -11,19 +11,23 @@ copy (BAGEL, 2505.14683), where the default has it read what is noised.
 
 from ml_collections import ConfigDict
 
-from configs import base, digits, records, sizes
+from configs import base, chameleon, digits, records, sizes
 
 PATCHES, FEATURES = 16, 4  # of an embedded digit
 RUNGS = sizes.LAPTOP | sizes.TINY | sizes.TRANSFUSION
 SIZES = RUNGS | {name: digits.SIZES[name] for name in ("smoke", "demo", "draw")}
 COPIES = {"noised": 1, "both": 2}
+ARGUMENTS = chameleon.ARGUMENTS | {
+    "size": base.Argument("demo", SIZES),
+    "predicts": base.Argument("flow", ("flow", "x", "ddpm")),
+    "copies": base.Argument("noised", COPIES),
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    arg = base.parse(arg, arch="mot", size="demo", data="embedded", predicts="flow", copies="noised", length="auto")
-    for name, allowed in (("predicts", ("flow", "x", "ddpm")), ("copies", COPIES)):
-        if arg[name] not in allowed:
-            raise ValueError(f"{name}={arg[name]}: allowed are {', '.join(allowed)}; choose one")
+    arg = base.parse(arg, ARGUMENTS)
+    for name in ("predicts", "copies"):
+        base.chosen(name, arg[name], ARGUMENTS[name].allowed)
     embedded = arg["data"] == "embedded"
     if embedded and arg["length"] != "auto":
         raise ValueError(f"length={arg['length']}: the embedded data has rows of its own; leave it out, or name data")

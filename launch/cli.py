@@ -1,12 +1,16 @@
 """`mot COMMAND ...`: one entry for all commands."""
 
+import importlib
 import sys
+from functools import partial
 
 from launch.process import PLANNING, alone, guarded, leave_on_signals, with_environment
+from mot.limits import meant
 
 COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
     "train": "train one configuration, or resume it",
+    "config": "show a configuration: every key, what it is for, what it may be, its default",
     "evaluate": "held-out losses of a run",
     "sample": "pictures, text and interleaved documents from a run",
     "data": "prepare a dataset from your files, or inspect one",
@@ -30,63 +34,21 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
-        print(f"mot: no command {argv[0]!r}; allowed: {', '.join(COMMANDS)}\n\n{USAGE}", file=sys.stderr)
+        near = meant(argv[0], COMMANDS)
+        told = f"mot: no command {argv[0]!r}; allowed: {', '.join(COMMANDS)}{near and f'; {near}'}"
+        print(f"{told}\n\n{USAGE}", file=sys.stderr)
         return 2
-    return guarded(COMMAND_OF[argv[0]], argv[1:])
+    return guarded(partial(_run, argv[0]), argv[1:])
 
 
-# Imported when called: JAX takes seconds, which help and a typing error need not wait for.
-def _demo(argv):
-    from launch import demo
+def _run(command: str, argv: list[str]) -> int:
+    """JAX takes seconds to import, which help and a typing error need not wait for: they are answered first."""
+    from launch import arguments
 
-    return demo.main(argv)
+    if (code := arguments.check(command, argv)) is not None:
+        return code
+    return importlib.import_module(f"launch.{command}").main(argv)
 
-
-def _train(argv):
-    from launch import train
-
-    return train.main(argv)
-
-
-def _evaluate(argv):
-    from launch import evaluate
-
-    return evaluate.main(argv)
-
-
-def _sample(argv):
-    from launch import sample
-
-    return sample.main(argv)
-
-
-def _data(argv):
-    from launch import data
-
-    return data.main(argv)
-
-
-def _report(argv):
-    from launch import report
-
-    return report.main(argv)
-
-
-def _plan(argv):
-    from launch import plan
-
-    return plan.main(argv)
-
-
-COMMAND_OF = {
-    "demo": _demo,
-    "train": _train,
-    "evaluate": _evaluate,
-    "sample": _sample,
-    "data": _data,
-    "report": _report,
-    "plan": _plan,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

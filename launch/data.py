@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import runpy
 import sys
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch import flags, preview, sounds
-from launch.process import guarded, typed
+from launch import arguments, flags, preview, sounds
+from launch.process import guarded
 from mot.batch import Batch
 from mot.config import Config
 from mot.data import budgets, embedded, export, pipeline, prepare, readers, seqio_bridge, sources, tokenise
@@ -26,62 +25,19 @@ from mot.errors import UserError
 from mot.files import replacing
 from mot.tokenizers import text as texts
 
-PREPARE = "mot data prepare photos/ --out data/photos"
-INSPECT = "mot data inspect data/photos --document 3"
 PAGE = 12  # documents of a preview
-FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     commands = {"prepare": _prepare, "inspect": _inspect}
-    if not argv or argv[0] not in commands:
-        wanted = argv and argv[0] in ("-h", "--help")
-        print(f"usage: mot data prepare|inspect ...\n\n{__doc__}\n\nexamples:\n  {PREPARE}\n  {INSPECT}")
-        return 0 if wanted else 2
+    if (code := arguments.of_data(argv)) is not None:
+        return code
     return commands[argv[0]](argv[1:])
 
 
 def _prepare(argv) -> int:
-    p = flags.parser(
-        "data prepare", "Tokenises documents into a dataset of records; goes on where it stopped.", PREPARE
-    )
-    p.add_argument("inputs", nargs="*", help="files or folders")
-    p.add_argument("--out", type=Path, required=True, help="the dataset's folder")
-    p.add_argument("--format", choices=FORMATS, default="auto", help="default %(default)s, by the files' names")
-    p.add_argument(
-        "--content",
-        action="append",
-        type=typed,
-        default=[],
-        help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
-    )
-    p.add_argument(
-        "--separator", type=typed, default="", help="of documents in a text file, as \\n\\n; default: a file is one"
-    )
-    _tokenizer_arguments(p)
-    p.add_argument(
-        "--missing",
-        choices=(tokenise.DROP_DOCUMENT, tokenise.DROP_MEDIUM),
-        default=tokenise.DROP_DOCUMENT,
-        help="what a picture (a sound, ...) costs that is missing or cannot be read; default %(default)s",
-    )
-    _number(p, "--held-out", 0.01, "fraction of documents held out, one at least, where the files name no split")
-    _number(p, "--longest", 8192, "tokens of a record; longer documents become several")
-    _number(p, "--sample", 10000, "documents that the tokenizers learn from")
-    _number(p, "--shard", 4096, "documents in a shard")
-    _number(p, "--workers", os.cpu_count() or 1, "processes")
-    _number(p, "--most-left-out", 100, "bad documents, before it stops")
-    p.add_argument(
-        "--seqio",
-        default="",
-        metavar="NAME",
-        help="a seqio task or mixture in place of files; a mixture ends with its first task to end",
-    )
-    p.add_argument("--seqio-module", default="", help="what registers it, and is run: a module, or a FILE.py")
-    p.add_argument("--seqio-split", default="train", help="of it; default %(default)s")
-    p.add_argument("--seqio-features", default="", help="of it, as inputs,targets; default: all lists of ids")
-    p.add_argument("--preview", action="store_true", help="also draw a page of documents, OUT/preview.png")
+    p = arguments.prepare()
     options = vars(p.parse_args(argv))
     out, workers, most, wants = (options.pop(k) for k in ("out", "workers", "most_left_out", "preview"))
     seqio = {key: options.pop(key) for key in ("seqio", "seqio_module", "seqio_split", "seqio_features")}
@@ -101,52 +57,6 @@ def _prepare(argv) -> int:
     if wants:
         print(f"preview: {_preview(out, 'train')}")
     return 0
-
-
-def _number(p, flag: str, default, text: str) -> None:
-    p.add_argument(flag, type=type(default), default=default, help=f"{text}; default %(default)s")
-
-
-def _tokenizer_arguments(p) -> None:
-    """What modalities become in a dataset."""
-
-    def usual(flag: str, kind: str, text: str) -> None:
-        at_most = f"default {tokenise.USUAL[kind]}, or as many as the documents yield"
-        p.add_argument(flag, type=int, help=f"{text}; {at_most}")
-
-    p.add_argument(
-        "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
-    )
-    p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
-    p.add_argument(
-        "--ids",
-        action="append",
-        default=[],
-        metavar="NAME=COUNT",
-        help='a modality whose ids 0 to COUNT - 1 come from a tokenizer of your own, as depth=64: {"ids": [3, 5], '
-        '"modality": "depth"} in JSON lines, lists in other formats (--content "text:caption|depth:codes"); may be '
-        "repeated",
-    )
-    usual("--text-ids", "text", "entries of a trained text tokenizer, at most")
-    _number(p, "--image-side", 32, "pixels to which images are brought")
-    _number(p, "--image-patch", 4, "pixels of a patch's side; a patch is a token, 1 is a pixel")
-    usual("--image-ids", "image", "codes of patches")
-    _number(p, "--audio-rate", 16000, "samples a second; a token is 20 ms")
-    usual("--audio-ids", "audio", "codes of sounds")
-    p.add_argument(
-        "--vectors",
-        choices=("image", "audio"),
-        action="append",
-        default=[],
-        help="keeps these as vectors in place of ids: patches of pixels, log-mel frames; may be repeated",
-    )
-    _number(p, "--action-points", 64, "points to which a trajectory is brought; a point is a token")
-    p.add_argument(
-        "--action-as",
-        choices=("positions", "offsets"),
-        default="positions",
-        help="what a point says; default %(default)s",
-    )
 
 
 def _ids(given: str) -> tuple[str, int]:
@@ -209,18 +119,7 @@ def _print_summary(folder: Path, about: dict) -> None:
 
 
 def _inspect(argv) -> int:
-    p = flags.parser(
-        "data inspect", "Shows a dataset, its documents, or the batches that a configuration makes.", INSPECT
-    )
-    p.add_argument("dataset", type=Path, nargs="?", help="a dataset's folder")
-    p.add_argument("--split", choices=SPLITS, default="train", help="default %(default)s")
-    p.add_argument("--document", type=int, action="append", default=[], help="which to show, may be repeated")
-    p.add_argument("--config", help="FILE:arg: show a packed batch of this configuration instead")
-    p.add_argument("--batch", type=int, default=0, help="which; default %(default)s")
-    p.add_argument(
-        "--out", type=Path, help="a PNG to draw, with a WAV beside it for each sound of --document; default: text alone"
-    )
-    p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.data.length=2048")
+    p = arguments.inspect()
     options, overrides = flags.parse(p, argv)
     if (options.dataset is None) == (options.config is None):
         raise UserError("give a dataset's folder, or --config=FILE:arg for a packed batch")

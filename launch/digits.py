@@ -12,7 +12,7 @@ from mot.data import embedded
 from mot.data.embedded import NAMES
 from mot.data.raw import Part
 from mot.errors import UserError
-from mot.sample import Settings
+from mot.settings import Settings
 from scaling.judge import judge
 
 CAPTION, BEGINNING = 21, 48  # tokens of a prompt and of a text's beginning, at most

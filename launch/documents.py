@@ -12,7 +12,7 @@ from launch import decode, generate, pictures, preview, sounds
 from launch.generate import Model
 from mot.data import inputs, raw
 from mot.errors import UserError
-from mot.sample import Settings
+from mot.settings import Settings
 
 SUFFIXES = {"image": "png", "audio": "wav", "action": "npy", "latents": "npy", preview.IDS: "npy"}
 

@@ -2,22 +2,18 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from launch import flags
+from launch import arguments, flags
 from launch.process import guarded
 from mot import checkpoint, provenance, rundir, sharding, train
 from mot.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = flags.parser("evaluate", __doc__, "mot evaluate runs/digits-mot-smoke")
-    p.add_argument("run", type=Path, nargs="?", help="a run directory; or --config, which names one")
-    flags.add_config(p, "")
-    p.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    p = arguments.evaluate()
     options, overrides = flags.parse(p, argv)
     if (options.run is None) == (not options.config):
         raise UserError("give a run directory, or the --config=FILE:arg that it was trained with")

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch import flags
+from launch import arguments, flags
 from launch.process import PLANNING, guarded
 from mot import config as configs
 from mot import optim
@@ -17,21 +17,10 @@ from scaling import chips
 from scaling import plan as plans
 
 MOST = 8  # lines of one kind
-EXAMPLE = "mot plan --config=configs/ladder.py:rung=7b,arch=mot --topology v5p:4x4x4 --config.mesh.fsdp=16"
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = flags.parser("plan", __doc__, EXAMPLE)
-    flags.add_config(p, default="configs/ladder.py")
-    p.add_argument("--topology", help=f"a slice: {chips.EXAMPLES}; any shape")
-    p.add_argument("--out", type=Path, help="a file for all figures, as JSON")
-    p.add_argument("--search", action="store_true", help="try meshes and remat policies; the fastest that fits")
-    p.add_argument(
-        "--quick",
-        action="store_true",
-        help="half the time: the compiler's least effort, its worst figures; not for meshes of data alone",
-    )
-    p.add_argument("--ladder", action="store_true", help="every rung and architecture, into docs/plan.md and .json")
+    p = arguments.plan()
     options, overrides = flags.parse(p, argv)
     if options.quick:
         plans.hurry()

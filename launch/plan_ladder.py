@@ -87,7 +87,7 @@ def main(folder: Path) -> int:
     # An older plan of an entry stays until it has a new one.
     rows = {entry: row for entry, row in _known(folder / "plan.json").items() if entry in wanted}
     todo = [e for e, key in wanted.items() if e not in rows or rows[e]["digest"] != key or rows[e].get("failed")]
-    with flags.progress(out) as progress, ThreadPoolExecutor(AT_ONCE) as pool:
+    with plan_apart.progress(out) as progress, ThreadPoolExecutor(AT_ONCE) as pool:
         task = progress.add_task("", total=len(wanted), completed=len(wanted) - len(todo))
         waiting = {pool.submit(compiled, entry): entry for entry in todo}
         for done in as_completed(waiting):

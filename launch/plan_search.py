@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from launch import flags
+from launch import plan_apart
 from mot.checks_mesh import MESH_AXES
 from mot.config import Config
 from mot.errors import UserError
@@ -21,7 +21,7 @@ def main(config: Config, topology: Topology, judge: Callable[[dict[str, str]], d
     found = search.candidates(config, topology)
     out.print(f"{len(found)} candidates may fit {topology.name}; compiling the best by estimate")
     made: list[tuple[search.Candidate, plans.Plan]] = []
-    with flags.progress(Console(stderr=True)) as progress:
+    with plan_apart.progress(Console(stderr=True)) as progress:
         task = progress.add_task("", total=min(search.FINISHED, len(found)))
         for candidate in found[: search.TRIED]:
             progress.update(task, description=candidate.told)

@@ -8,89 +8,23 @@ it into its samples.json.
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from launch import decode, digits, documents, flags, generate, results
+from launch import arguments, decode, digits, documents, generate, results
+from launch.arguments import ANY, GUIDANCE, MEDIA, TEXT, UNPROMPTED, Options
 from launch.documents import Request
 from launch.generate import Model
-from launch.process import guarded, typed
+from launch.process import guarded
 from mot import diffusion, rundir
 from mot.config import Config
 from mot.data import formats, raw, sources
 from mot.data.about import read_json
 from mot.data.raw import Part
 from mot.errors import UserError
-from mot.sample import Settings
-
-ANY = "any"  # of --draw: the model decides
-UNPROMPTED = 4  # documents, where nothing is asked for
-TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
-GUIDANCE = 2.0  # of 1, 2 and 3 on the digits, after 2,000 steps: 39, 48 and 50 of 50 as asked
-
-
-class Options(NamedTuple):
-    prompts: tuple[str, ...] | None = None
-    texts: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()
-    n: int | None = None
-    each: int | None = None
-    read: int | None = None
-    draw: str | None = None
-    max_text: int | None = None
-    max_media: int | None = None
-    length: int | None = None
-    temperature: float = 0.7
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance: float | None = None
-    solver: str | None = None
-    steps: int | None = None
-    seed: int = 0
-    grid: bool = False
-    out: Path | None = None
-
-    @property
-    def continues(self) -> bool:
-        """Is a document to be gone on with, also of a run on digits?"""
-        return bool(self.files) or any(x is not None for x in (self.draw, self.max_text, self.max_media, self.length))
+from mot.settings import Settings
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = flags.parser("sample", __doc__, 'mot sample runs/demo/mot-seed0 --prompt "a handwritten seven" --n 64 --grid')
-    p.add_argument("run", type=Path, help="a run directory")
-    p.add_argument("--step", type=int, help="of the checkpoint; default the newest")
-    o = Options()
-    ask = p.add_argument_group("what is asked for").add_argument
-    ask("--prompt", action="append", type=typed, dest="prompts", metavar="TEXT", help="to draw from, may be repeated")
-    ask(
-        "--text",
-        action="append",
-        type=typed,
-        dest="texts",
-        default=[],
-        metavar="TEXT",
-        help="to go on with in text alone",
-    )
-    name = "DOC.json"
-    ask("--prompt-file", action="append", dest="files", default=[], type=Path, metavar=name, help=decode.EXAMPLE)
-    ask("--n", type=int, help="rows in all, prompts in turn; default: each prompt once, the digits' as --each says")
-    ask("--draw", metavar="KIND", help=f"opened right after the prompt: image, audio, ..., or {ANY}: the model decides")
-    ask("--max-text", type=int, help=f"tokens of text that may follow; default {TEXT}, after --prompt 0")
-    ask("--max-media", type=int, help=f"media that may follow; default {MEDIA}, after --prompt 1")
-    ask("--length", type=int, help="tokens of a unit that has no fixed length; default: about the data's mean")
-    ask("--each", type=int, help="digits drawn from each prompt, in place of --n; default 4")
-    ask("--read", type=int, help="held-out digits to caption; default 20, with --n 0")
-    how = p.add_argument_group("how").add_argument
-    how("--temperature", type=float, default=o.temperature, help="0 takes the likeliest; default %(default)s")
-    how("--top-k", type=int, default=o.top_k, help="choose among so many, 0 is all; default %(default)s")
-    how("--top-p", type=float, default=o.top_p, help="among the likeliest of this probability; default %(default)s")
-    known = f"default {GUIDANCE:g} where the run was trained for it (drop above 0), else 1"
-    how("--guidance", type=float, help=f"of vectors, by their text; {known}")
-    how("--solver", help=f"of vectors: {', '.join(diffusion.SOLVERS)}; default {Settings().solver}")
-    how("--steps", type=int, help=f"of the solver; default {Settings().steps}")
-    how("--seed", type=int, default=o.seed, help="default %(default)s")
-    p.add_argument("--grid", action="store_true", help="one picture of all, in place of a file for each")
-    p.add_argument("--out", type=Path, help="folder of the results; default RUN/samples/STEP")
+    p = arguments.sample()
     given = vars(p.parse_args(argv))
     run, step = given.pop("run"), given.pop("step")
     given |= {key: (given[key] and tuple(given[key])) or () for key in ("texts", "files")}

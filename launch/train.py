@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from launch import cores, flags
+from launch import arguments, cores, flags
 from launch.process import guarded
 from mot import ensemble, train
 from mot.config import Config
@@ -19,25 +19,7 @@ MOST_RUNS = 1024
 
 
 def main(argv: list[str] | None = None) -> int:
-    p = flags.parser(
-        "train",
-        __doc__,
-        "mot train --config=configs/digits.py:arch=mot,size=smoke --config.optim.lr=1e-3\n"
-        "  mot train --config=configs/digits.py:arch=mot,size=smoke --runs optim.lr=1e-3,2e-3,4e-3",
-    )
-    flags.add_config(p)
-    p.add_argument(
-        "--runs", help="KEY=V1,V2,...: one run a value, in one program, as NAME-KEYVALUE; or N: as many model.seeds"
-    )
-    p.add_argument("--profile", action="store_true", help="trace a few steps into the run's folder profile/")
-    p.add_argument(
-        "--distributed",
-        nargs="?",
-        const="auto",
-        metavar="HOST:PORT,I,N",
-        help="one of several processes of one run: as the cluster says (TPU pods, Slurm, Kubernetes), or process I of "
-        "N that meet at process 0's HOST:PORT",
-    )
+    p = arguments.train()
     options, overrides = flags.parse(p, argv)
     if options.distributed is not None:
         join(options.distributed)

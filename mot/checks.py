@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 
 from mot import checks_mesh
-from mot.limits import at_least_0, choice, positive
+from mot.limits import ABOVE_0, AT_LEAST_0, FRACTION, Allowed, Range, choice, within
 
 
 def faults(c, broken: set[str]) -> Iterator[str]:
@@ -36,10 +36,77 @@ def faults(c, broken: set[str]) -> Iterator[str]:
 # Whole matrices, pairs of chunks; kernels for TPU (splash) and GPU (`kernels.py`).
 ATTENTION = ("chunked", "reference", "splash", "triton", "mosaic", "cudnn")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
+OF_IDS, OF_VECTORS = ("next_token", "none"), ("flow", "x", "ddpm", "none")  # objectives
+
+# By class of `config.py` and key: what the value may be, whatever the others are. `mot config` shows it.
+VALUES: dict[str, dict[str, Allowed]] = {
+    "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0),
+    "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
+    | dict.fromkeys(("budget", "longest", "first_id", "latent", "loss_weight"), AT_LEAST_0)
+    | {"objective": tuple(dict.fromkeys(OF_IDS[:1] + OF_VECTORS))},
+    "Diffusion": {
+        "time": ("add", "norm"),
+        "copies": ("noised", "both"),
+        "times": ("uniform", "logit_normal", "beta"),
+        "shift": ABOVE_0,
+        "cap": Range(most=1, above=True),
+        "drop": FRACTION,
+        "centre": AT_LEAST_0,
+    },
+    "Model": {
+        "layers": Range(most=10_000, above=True),
+        "dense_layers": AT_LEAST_0,
+        "sparse_every": ABOVE_0,
+        "heads": ABOVE_0,
+        "kv_heads": ABOVE_0,
+        "head_size": ABOVE_0,
+        "norm": ("pre", "post"),
+        "norm_eps": ABOVE_0,
+        "qk_norm": ("none", "rms", "layer"),
+        "rope_theta": ABOVE_0,
+        "remat": ("none", "dots", "block", "offload"),
+        "dtype": ("float32", "bfloat16"),
+        "attention": ATTENTION,
+        "dispatch": ("blocked", "einsum", "ragged", "gmm", "triton", "mosaic"),
+        "seed": AT_LEAST_0,
+    },
+    "Experts": {
+        "experts": AT_LEAST_0,
+        "active": ABOVE_0,
+        "width": AT_LEAST_0,
+        "shared": AT_LEAST_0,
+        "router": ("token", "expert"),
+        "score": ("softmax", "sigmoid"),
+        "capacity": AT_LEAST_0,
+        "wins": ("earliest", "highest"),
+        "balance": ("none", "loss", "bias"),
+        "balance_rate": AT_LEAST_0,
+        "z_loss": AT_LEAST_0,
+        "jitter": FRACTION,
+    },
+    "Mesh": checks_mesh.VALUES,
+    "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0),
+    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality")},
+    "Data": {
+        "batch": ABOVE_0,
+        "seed": AT_LEAST_0,
+        "lookahead": Range(most=512, above=True),  # every checkpoint holds all of them
+        "length": AT_LEAST_0,
+        "blocks": ("units", "prefix", "document"),
+        "workers": AT_LEAST_0,
+        "timeout": Range(most=10**6, above=True),
+        "most_left_out": AT_LEAST_0,
+    },
+    "Optim": dict.fromkeys(("lr", "eps", "clip", "accumulate", "patience"), ABOVE_0)
+    | dict.fromkeys(("end_lr", "warmup", "decay_steps"), AT_LEAST_0)
+    | dict.fromkeys(("beta1", "beta2", "ema"), FRACTION)
+    | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")},
+    "Rule": dict.fromkeys(("lr", "decay"), AT_LEAST_0),
+}
 
 
 def _run(c):
-    yield from positive("run", c.run, "steps", "eval_every", "eval_batches", "save_every", "keep")
+    yield from within("run", c.run, VALUES["Run"])
     if not re.fullmatch(NAME, c.run.name):
         yield f"run.name: {c.run.name!r}; must be one folder name matching {NAME}; rename the run"
     if not c.run.root:
@@ -49,8 +116,7 @@ def _run(c):
 def _streams(c):
     for name, s in c.streams.items():
         path = f"streams.{name}"
-        yield from positive(path, s, "width", "ffn")
-        yield from at_least_0(path, s, "budget", "longest", "first_id", "latent", "loss_weight")
+        yield from within(path, s, VALUES["Stream"], apart=["objective"])
         yield from _kind(path, s)
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             yield f"{path}: a stream's name is lower-case letters, digits and _; rename it"
@@ -92,11 +158,11 @@ def _streams(c):
 def _kind(path, s):
     """Ids or vectors, and what is made of them."""
     if not s.latent:
-        yield from positive(path, s, "ids")
-        if s.objective not in ("next_token", "none"):
+        yield from within(path, s, {"ids": ABOVE_0})
+        if s.objective not in OF_IDS:
             yield (
                 f"{path}.objective: {s.objective!r}, but its tokens are {s.ids} ids ({path}.latent = 0); allowed: "
-                f"next_token, none; write one, or make it a stream of vectors: latent=P, ids=0, first_id=0"
+                f"{', '.join(OF_IDS)}; write one, or make it a stream of vectors: latent=P, ids=0, first_id=0"
             )
         return
     if s.ids or s.first_id:
@@ -104,17 +170,8 @@ def _kind(path, s):
             f"{path}.ids, first_id: {s.ids}, {s.first_id}, but its tokens are vectors of {path}.latent = {s.latent}; "
             "write 0, 0, or latent=0"
         )
-    yield from choice(path, s, "objective", "flow", "x", "ddpm", "none")
-    d, path = s.diffusion, f"{path}.diffusion"
-    yield from choice(path, d, "time", "add", "norm")
-    yield from choice(path, d, "copies", "noised", "both")
-    yield from choice(path, d, "times", "uniform", "logit_normal", "beta")
-    yield from positive(path, d, "shift")
-    yield from at_least_0(path, d, "centre")
-    if not 0 < d.cap <= 1:
-        yield f"{path}.cap: {d.cap}; a noise level is above 0 and at most 1; change it"
-    if not 0 <= d.drop < 1:
-        yield f"{path}.drop: {d.drop}; a fraction of the units, at least 0 and below 1; change it"
+    yield from choice(path, s, "objective", *OF_VECTORS)
+    yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
 
 
 def _towers(c):
@@ -160,21 +217,12 @@ def _towers(c):
 
 def _model(c):
     m = c.model
-    yield from positive("model", m, "layers", "heads", "kv_heads", "head_size", "norm_eps", "rope_theta")
-    yield from at_least_0("model", m, "seed")
-    yield from choice("model", m, "norm", "pre", "post")
-    yield from choice("model", m, "qk_norm", "none", "rms", "layer")
-    yield from choice("model", m, "remat", "none", "dots", "block", "offload")
-    yield from choice("model", m, "dtype", "float32", "bfloat16")
-    yield from choice("model", m, "attention", *ATTENTION)
-    yield from choice("model", m, "dispatch", "blocked", "einsum", "ragged", "gmm", "triton", "mosaic")
+    yield from within("model", m, VALUES["Model"], apart=["dense_layers", "sparse_every"])
     if m.kv_heads > 0 and m.heads % m.kv_heads:
         yield (
             f"model.heads: {m.heads} query heads do not divide among model.kv_heads = {m.kv_heads}; "
             "make heads a multiple of kv_heads"
         )
-    if m.layers > 10_000:
-        yield f"model.layers: {m.layers}; at most 10000; lower it"
     if m.head_size % 2:
         yield f"model.head_size: {m.head_size}; RoPE turns pairs, so it must be even; add or take one"
 
@@ -192,11 +240,7 @@ def _experts(c):
 
 
 def _sets(path, s, component):
-    yield from at_least_0(path, s, "experts", "width", "shared", "capacity", "balance_rate", "z_loss", "jitter")
-    yield from choice(path, s, "router", "token", "expert")
-    yield from choice(path, s, "score", "softmax", "sigmoid")
-    yield from choice(path, s, "wins", "earliest", "highest")
-    yield from choice(path, s, "balance", "none", "loss", "bias")
+    yield from within(path, s, VALUES["Experts"], apart=["active"])
     if not 1 <= s.active <= s.experts:
         yield f"{path}.active: {s.active}; a token passes through 1 to {path}.experts = {s.experts}; change either"
     if component == "attn":
@@ -220,8 +264,6 @@ def _sets(path, s, component):
             f"{path}: capacity {s.capacity}, normalise {s.normalise}, balance {s.balance!r}; experts that choose take "
             "active * tokens / experts each, balanced as they are; write 0.0, False, 'none'"
         )
-    if s.jitter >= 1:
-        yield f"{path}.jitter: {s.jitter}; must be below 1; lower it"
     if s.active == 1 and s.normalise:
         yield (
             f"{path}.normalise: True with {path}.active = 1; every weight would be 1 and the router learn nothing from "
@@ -252,26 +294,18 @@ def _layers(c):
 
 
 def _init(c):
-    yield from at_least_0("init", c.init, "step", "noise")
+    yield from within("init", c.init, VALUES["Init"])
     if not c.init.run and (c.init.step or c.init.noise):
         yield f"init.step, noise: {c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
 
 
 def _objective(c):
-    yield from at_least_0("objective", c.objective, "z_loss")
-    yield from positive("objective", c.objective, "chunk")
-    yield from choice("objective", c.objective, "per", "all", "modality")
+    yield from within("objective", c.objective, VALUES["Objective"])
 
 
 def _data(c):
     d = c.data
-    yield from positive("data", d, "batch", "lookahead", "timeout")
-    yield from at_least_0("data", d, "seed", "length", "workers", "most_left_out")
-    yield from choice("data", d, "blocks", "units", "prefix", "document")
-    if d.timeout > 10**6:
-        yield f"data.timeout: {d.timeout}; at most a million seconds; lower it"
-    if d.lookahead > 512:
-        yield f"data.lookahead: {d.lookahead}; at most 512, all of which every checkpoint holds; lower it"
+    yield from within("data", d, VALUES["Data"])
     for name in d.sources:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             yield f"data.sources.{name}: a source's name is letters, digits, _ and -; rename it"
@@ -311,24 +345,18 @@ LONGEST_IN_BFLOAT16 = 0.99  # numbers are up to 2^-7 apart: smaller steps would 
 
 def _optim(c):
     o = c.optim
-    yield from positive("optim", o, "lr", "eps", "clip", "accumulate", "patience")
-    yield from at_least_0("optim", o, "end_lr", "warmup", "decay_steps")
-    yield from choice("optim", o, "schedule", "cosine", "linear", "constant", "wsd")
-    yield from choice("optim", o, "moments", "float32", "bfloat16")
+    yield from within("optim", o, VALUES["Optim"])
     for key in ("beta1", "beta2"):
         if o.moments == "bfloat16" and getattr(o, key) > LONGEST_IN_BFLOAT16:
             yield (
                 f"optim.moments: 'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
                 f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}"
             )
-    for key in ("beta1", "beta2", "ema"):
-        if not 0 <= (value := getattr(o, key)) < 1:
-            yield f"optim.{key}: {value}; must be at least 0 and below 1; change it"
     if o.end_lr > o.lr > 0 and o.schedule != "constant":
         yield f"optim.end_lr: {o.end_lr} is above optim.lr = {o.lr}; the rate decays; lower end_lr"
     for key in ("rules", "base_rules"):
         for i, rule in enumerate(getattr(o, key)):
-            yield from at_least_0(f"optim.{key}[{i}]", rule, "lr", "decay")
+            yield from within(f"optim.{key}[{i}]", rule, VALUES["Rule"])
             try:
                 re.compile(rule.match)
             except re.error as error:

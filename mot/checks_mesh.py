@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Iterator
 
-from mot.limits import at_least_0, choice, positive
+from mot.limits import ABOVE_0, AT_LEAST_0, Allowed, meant, within
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+VALUES: dict[str, Allowed] = dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices", "buffer"), ABOVE_0)
+VALUES |= {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")}
 LOGICAL_AXES = ("batch", "length", "embed", "vocab", "heads", "kv_heads", "head", "mlp", "expert", "layer")
 # Logical axes that one array has.
 TOGETHER = (
@@ -25,9 +27,7 @@ def names(text: str) -> tuple[str, ...]:
 
 def mesh(c) -> Iterator[str]:
     m = c.mesh
-    yield from positive("mesh", m, "fsdp", "expert", "context", "tensor", "slices", "buffer")
-    yield from at_least_0("mesh", m, "data")
-    yield from choice("mesh", m, "exchange", "gather", "all_to_all")
+    yield from within("mesh", m, VALUES)
     used = {name for text in m.rules.values() for name in names(text)}
     for axis in [axis for axis in MESH_AXES if getattr(m, axis) > 1 and axis not in used]:
         yield (
@@ -57,7 +57,8 @@ def slices(c) -> Iterator[str]:
 def rules(c) -> Iterator[str]:
     rules, path = c.mesh.rules, "mesh.rules"
     for axis in [a for a in rules if a not in LOGICAL_AXES]:
-        yield f"{path}.{axis}: no such logical axis; allowed: {', '.join(LOGICAL_AXES)}; remove it"
+        remedy = meant(axis, LOGICAL_AXES) or "remove it"
+        yield f"{path}.{axis}: no such logical axis; allowed: {', '.join(LOGICAL_AXES)}; {remedy}"
     for axis in [a for a in LOGICAL_AXES if a not in rules]:
         yield f"{path}.{axis}: missing; '' does not split it; add it"
     for axis, text in rules.items():

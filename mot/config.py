@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 
-from mot import checks
+from mot import checks, limits
 from mot.errors import UserError
 
 
@@ -31,9 +31,7 @@ class Diffusion:
     """How a stream of latents is noised, conditioned and weighed (`diffusion.py`). t is the noise level: 0 = data."""
 
     time: str  # t enters by being added to the inputs, or by the norms' scales and shifts
-    copies: (
-        str  # noised: later tokens see the noised unit (Transfusion). both: a clean copy, which alone they see (BAGEL)
-    )
+    copies: str  # noised: later tokens see the noised unit (Transfusion). both: a clean copy, which alone they see
     times: str  # the distribution of t
     shift: float  # of t towards noise, for large units
     cap: float  # the most noise of a unit whose document goes on with text
@@ -50,8 +48,8 @@ class Stream:
     ffn: int  # F, the hidden size of its FFN
     budget: int  # C, its tokens in each row; 0 = its part of data.length
     longest: int  # its tokens in one document at most: longer ones are cut between sentences and spans; 0 = the budget
-    first_id: int
-    ids: int
+    first_id: int  # of the one vocabulary; 0 for latents
+    ids: int  # so many, from first_id on; 0 for latents
     latent: int  # P, features of a token; 0 = it has ids
     objective: str  # next_token, of ids; flow, x or ddpm, of latents; none: inputs only
     loss_weight: float  # lambda
@@ -71,18 +69,18 @@ class Stream:
 class Towers:
     """Which tower (parameter set) serves each stream, by component; a tower is named by its first stream."""
 
-    attn: dict[str, str]
-    ffn: dict[str, str]
-    norm: dict[str, str]
-    walls: tuple["Wall", ...]
+    attn: dict[str, str]  # stream -> tower, of QKV and O
+    ffn: dict[str, str]  # stream -> tower, of the FFN
+    norm: dict[str, str]  # stream -> tower, of the norms
+    walls: tuple["Wall", ...]  # between towers: what a stream's loss does not train
 
 
 @dataclass(frozen=True)
 class Wall:
     """No gradient flows from one stream's queries into the keys and values of another attention tower's stream."""
 
-    queries: str
-    keys: str
+    queries: str  # the stream whose loss stops
+    keys: str  # before this stream's keys and values
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Experts:
     shared: int  # F of a set beside them that every token passes through; 0 = none
     shared_gate: bool  # times a sigmoid of the token (Qwen2-MoE)
     router: str  # token: tokens choose experts. expert: experts choose tokens, and so LOOK AT LATER ONES of the row
-    score: str
+    score: str  # what a router's logits become
     normalise: bool  # a token's weights add up to 1
     capacity: float  # 0 = dropless; else an expert takes at most capacity * active * tokens of the row / experts
     wins: str  # where capacity is short: the earliest tokens, or those of highest score, which LOOKS AT LATER ONES.
@@ -113,24 +111,26 @@ class Experts:
 
 @dataclass(frozen=True)
 class Model:
-    layers: int
+    """The transformer that all towers share: depth, heads, and how it is computed."""
+
+    layers: int  # L
     dense_layers: int  # the first so many have no experts
     sparse_every: int  # of the others, every n-th has; 1 = all
-    heads: int
-    kv_heads: int
-    head_size: int
+    heads: int  # N, of queries
+    kv_heads: int  # K, of keys and values; heads are a multiple
+    head_size: int  # H, features of a head; even, for RoPE
     norm: str  # pre: x + f(norm(x)); post: x + norm(f(x)), the MoT paper's (Swin) form
-    norm_eps: float
-    qk_norm: str
-    rope_theta: float
+    norm_eps: float  # added to the mean square
+    qk_norm: str  # of queries and keys, by head
+    rope_theta: float  # base of RoPE's wavelengths
     tied: bool  # the head is the embedding
     scan: bool  # lax.scan over layers: flat compile time; unrolled is faster on CPU
     remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks; offload: these too, and
     # what enters each block waits in the host's memory
     dtype: str  # of compute; parameters are float32
-    attention: str
+    attention: str  # its backend (`attention.BACKENDS`): chunked, reference; TPU: splash; GPU: triton, mosaic, cudnn
     dispatch: str  # how experts' matrices are multiplied
-    seed: int
+    seed: int  # of the initial values, and of a router's jitter
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,9 @@ class Init:
 
 @dataclass(frozen=True)
 class Objective:
-    z_loss: float
+    """The loss of a batch, over what all its tokens weigh (`objectives.py`)."""
+
+    z_loss: float  # weight of log(sum exp)^2 of the logits
     per: str  # Z: the weight of all tokens (Chameleon), or of each modality (Transfusion)
     chunk: int  # tokens of a row whose logits exist at once
 
@@ -168,14 +170,16 @@ class Objective:
 class Stage:
     """The mixture of the documents taken in from a step on; those that wait by then (`lookahead`) still come."""
 
-    step: int
-    shares: dict[str, float]
+    step: int  # the first with these shares
+    shares: dict[str, float]  # of the sources, as data.shares
 
 
 @dataclass(frozen=True)
 class Data:
+    """What is read, in which mixture, and how it is packed into rows (docs/data.md)."""
+
     batch: int  # rows in a global batch
-    seed: int
+    seed: int  # of the order of documents
     lookahead: int  # documents that wait for a row where they fit
     sources: dict[str, str]  # name -> where it lies: "embedded", a dataset's folder or address, or "seqio:<mixture>"
     shares: dict[str, float]  # of the sources, in what `per` counts; those not named have none
@@ -200,14 +204,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Optim:
-    lr: float
-    end_lr: float
-    warmup: int
-    schedule: str
+    """AdamW, its rate by step and by parameter (`optim.py`)."""
+
+    lr: float  # the peak learning rate, after the warm-up
+    end_lr: float  # the rate at run.steps
+    warmup: int  # steps of a linear rise to the peak
+    schedule: str  # how the rate falls after it; wsd: not before the last decay_steps
     decay_steps: int  # wsd alone: length of the final decay
-    beta1: float
-    beta2: float
-    eps: float
+    beta1: float  # of the running mean of gradients
+    beta2: float  # of the running mean of their squares
+    eps: float  # added to the root of the mean square
     moments: str  # how the running means of gradients and their squares are kept; arithmetic is float32
     clip: float  # of the global gradient norm
     accumulate: int  # microbatches in a step
@@ -222,22 +228,26 @@ class Optim:
 
 @dataclass(frozen=True)
 class Run:
-    root: str
-    name: str
-    steps: int
-    eval_every: int
-    eval_batches: int
-    save_every: int
-    keep: int  # checkpoints
+    """Where a run's directory lies, how long it trains, and how often it is evaluated and saved."""
+
+    root: str  # folder of runs
+    name: str  # of this run's folder in it
+    steps: int  # batches it trains on in all
+    eval_every: int  # steps between held-out evaluations
+    eval_batches: int  # held-out batches of each
+    save_every: int  # steps between checkpoints
+    keep: int  # checkpoints that stay
 
 
 @dataclass(frozen=True)
 class Config:
+    """All that decides a run."""
+
     run: Run
     streams: dict[str, Stream]  # in the order of their ids
     towers: Towers
     attn: dict[str, Experts]  # by tower
-    ffn: dict[str, Experts]
+    ffn: dict[str, Experts]  # by tower
     model: Model
     mesh: Mesh
     init: Init
@@ -345,7 +355,8 @@ def _fields(value, kind, path, faults) -> dict:
     hints = typing.get_type_hints(kind)
     join = lambda key: f"{path}.{key}" if path else key
     for key in [k for k in value if k not in hints]:
-        faults.append(f"{join(key)}: unknown key, value {value[key]!r}; allowed: {', '.join(hints)}; remove it")
+        remedy = limits.meant(key, hints) or "remove it"
+        faults.append(f"{join(key)}: unknown key, value {value[key]!r}; allowed: {', '.join(hints)}; {remedy}")
     for key in [k for k in hints if k not in value]:
         faults.append(f"{join(key)}: missing; configs/base.py shows every key; add it")
     return {k: _convert(value[k], t, join(k), faults) if k in value else None for k, t in hints.items()}

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
+from mot.settings import SOLVERS
+
 PREDICTS = ("flow", "x", "ddpm")
 TIMES = ("uniform", "logit_normal", "beta")
-SOLVERS = ("euler", "heun", "ddim", "ddpm")
 LEAST_T = 0.05  # of the x-prediction's weight (2511.13720, its clip of the denominator)
 LEAST_SIGMA = 1e-4  # below it float32 no longer tells e from x_t and x
 

@@ -1,20 +1,58 @@
-"""The faults that many keys can have: dotted key, value, what is allowed, remedy."""
+"""What a key's value may be, and the fault where it is not: dotted key, value, what is allowed, remedy.
 
-from collections.abc import Iterator
+Tables of them (`checks.VALUES`) are what the checks judge by and what `mot config` shows, so that both say the same.
+"""
+
+import difflib
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 
-def positive(path, section, *keys) -> Iterator[str]:
-    for key in keys:
-        if (value := getattr(section, key)) <= 0:
-            yield f"{path}.{key}: {value}; must be above 0; raise it"
+class Range(NamedTuple):
+    """Numbers from `least` to `most`, of which either may itself be outside."""
+
+    least: float = 0
+    most: float = math.inf
+    above: bool = False  # `least` is outside
+    below: bool = False  # `most` is outside
+
+    def __str__(self) -> str:
+        if self.most == math.inf:
+            return f"above {self.least:g}" if self.above else f"{self.least:g} or more"
+        low = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
+        return f"{low} and below {self.most:g}" if self.below else f"{low} and at most {self.most:,}"
 
 
-def at_least_0(path, section, *keys) -> Iterator[str]:
-    for key in keys:
-        if (value := getattr(section, key)) < 0:
-            yield f"{path}.{key}: {value}; must be 0 or more; raise it"
+ABOVE_0, AT_LEAST_0 = Range(above=True), Range()
+FRACTION = Range(most=1, below=True)  # at least 0 and below 1
+Allowed = Range | tuple[str, ...]  # or one of some words
+
+
+def within(path: str, section: Any, table: Mapping[str, Allowed], apart: Collection[str] = ()) -> Iterator[str]:
+    """The faults of a section's values by its table, without the keys that are judged `apart`."""
+    for key, allowed in table.items():
+        if key in apart:
+            continue
+        if isinstance(allowed, Range):
+            yield from _in_range(f"{path}.{key}", getattr(section, key), allowed)
+        else:
+            yield from choice(path, section, key, *allowed)
+
+
+def _in_range(path, value, allowed):
+    if value < allowed.least or (allowed.above and value == allowed.least):
+        yield f"{path}: {value}; must be {allowed}; raise it"
+    elif value > allowed.most or (allowed.below and value == allowed.most):
+        yield f"{path}: {value}; must be {allowed}; lower it"
 
 
 def choice(path, section, key, *allowed) -> Iterator[str]:
     if (value := getattr(section, key)) not in allowed:
-        yield f"{path}.{key}: {value!r}; allowed: {', '.join(allowed)}; choose one"
+        yield f"{path}.{key}: {value!r}; allowed: {', '.join(allowed)}; {meant(value, allowed) or 'choose one'}"
+
+
+def meant(given: str, allowed: Iterable[str]) -> str:
+    """`did you mean 'cosine'?`, or "" where nothing that is allowed looks like it."""
+    near = difflib.get_close_matches(str(given), [str(name) for name in allowed], 1)
+    return f"did you mean {near[0]!r}?" if near else ""

@@ -4,13 +4,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-
-import jax
-import jax.numpy as jnp
-import optax
+from typing import TYPE_CHECKING
 
 from mot import params
 from mot.config import Config, Rule, reads
+
+if TYPE_CHECKING:  # JAX takes seconds to import; rules are judged without
+    import optax
 
 FROZEN = Rule(match="", lr=0.0, decay=0.0)
 
@@ -133,11 +133,13 @@ def _by_part(table: params.Table) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
-def schedule(config: Config) -> optax.Schedule:
+def schedule(config: Config) -> "optax.Schedule":
     """Learning rate of step n (from 0): linear warm-up to the peak, then cosine, linear, constant, or wsd: both.
 
     Of constant, and of wsd before its decay, no rate depends on `run.steps`: such a run can be given more.
     """
+    import optax
+
     o, steps = config.optim, config.run.steps
     after = max(steps - o.warmup, 1)
     decays = {
@@ -152,12 +154,16 @@ def schedule(config: Config) -> optax.Schedule:
     return optax.join_schedules([warmup, decays[o.schedule]], [o.warmup])
 
 
-def _adam(o) -> optax.GradientTransformation:
+def _adam(o) -> "optax.GradientTransformation":
     """Adam that keeps both its moments in `optim.moments`, as DeepSeek-V3 does in bfloat16 (2412.19437, 3.3.3).
 
     With steps of 1 - beta2 = 0.05 the second moment stays within some percent of what it would be, and the rate within
     half of that; `checks` refuses betas whose steps rounding would lose.
     """
+    import jax
+    import jax.numpy as jnp
+    import optax
+
     adam = optax.scale_by_adam(o.beta1, o.beta2, o.eps)
     if o.moments == "float32":
         return adam
@@ -173,11 +179,13 @@ def _adam(o) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda weights: kept(adam.init(weights), jnp.bfloat16), update)
 
 
-def make(config: Config) -> optax.GradientTransformation:
+def make(config: Config) -> "optax.GradientTransformation":
     """Clip by the global norm, Adam, decoupled decay (1711.05101), then the rate; decay and rate by path.
 
     Causal routers, which only imitate, are clipped by themselves: the model trains as it would without them.
     """
+    import optax
+
     o, decided = config.optim, rules(config)
 
     def by_path(f):

@@ -1,16 +1,13 @@
 """One row per parameter: the table from which initial values, counts, freezing and checkpoints are read.
 
-Paths are the public interface: `blocks/<stack>/<component>/<tower>/<weight>`, leading axis L always.
+Paths are the public interface: `blocks/<stack>/<component>/<tower>/<weight>`, leading axis L always. The table needs no
+JAX, which takes seconds to import; so a configuration is judged without.
 """
 
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mot.config import Config
 
@@ -159,6 +156,9 @@ def _towers(mapping: Mapping[str, str]) -> list[str]:
 
 def init(specs: Table, seed: int) -> dict:
     """Initial values, each from its own path and the seed alone. Call under `jit`: eager differs in the last bit."""
+    import jax
+    import jax.numpy as jnp
+
     key = jax.random.key(seed)
 
     def value(path, spec):
@@ -172,11 +172,15 @@ def init(specs: Table, seed: int) -> dict:
 
 
 def nest(flat: Mapping) -> dict:
+    from flax.traverse_util import unflatten_dict
+
     return unflatten_dict(flat, sep="/")
 
 
 def paths(tree: Mapping) -> dict:
     """A nested tree as `{path: leaf}`."""
+    from flax.traverse_util import flatten_dict
+
     return flatten_dict(tree, sep="/")
 
 

@@ -21,6 +21,7 @@ from mot.config import Config
 from mot.data.formats import Format, Medium
 from mot.data.packing import document, pack
 from mot.errors import UserError
+from mot.settings import Settings
 
 SLOTS = 64  # a cache's length is a multiple of this, and a prompt's of PROMPT: few shapes, few compilations
 PROMPT = 8
@@ -33,16 +34,6 @@ class Part(NamedTuple):
 
     stream: str
     data: np.ndarray
-
-
-class Settings(NamedTuple):
-    temperature: float = 1.0  # 0 takes the likeliest id
-    top_k: int = 0  # choose among so many ids; 0 = all
-    top_p: float = 1.0  # among the likeliest ids that have this probability together
-    solver: str = "heun"  # of diffusion.SOLVERS
-    steps: int = 20  # from noise to vectors
-    shift: float = 1.0  # of the solver's noise levels
-    guidance: float = 1.0  # 1 = none (2207.12598)
 
 
 class Generated(NamedTuple):

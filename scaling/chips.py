@@ -4,10 +4,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import jax
+from typing import TYPE_CHECKING
 
 from mot.errors import UserError
+
+if TYPE_CHECKING:  # slices are named without JAX, which takes seconds to import
+    import jax
 
 GIB = 2**30
 
@@ -44,7 +46,7 @@ class Topology:
     name: str
     chip: Chip
     chips: int  # of all slices
-    devices: Sequence[jax.Device]
+    devices: "Sequence[jax.Device]"
     versions: dict[str, str]  # of what compiles
 
     @property
@@ -90,6 +92,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     """The devices that the compiler sees in so many slices of that name; needs the extra `tpu`, but no TPU."""
     chip, sides = parse(name)
     try:
+        import jax
         import libtpu
         from jax.experimental import topologies  # the one way to devices that are not there
     except ImportError as error:
@@ -101,7 +104,7 @@ def topology(name: str, slices: int = 1) -> Topology:
     options = dict(chip.options) | {"chips_per_host_bounds": host} | ({"num_slices": slices} if slices > 1 else {})
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+    except RuntimeError as error:
         said = str(error).splitlines()[0]
         raise UserError(
             f"--topology {name}: the compiler knows no such slice ({said}); write as in {EXAMPLES}"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from scaling.hlo_text import Instruction, Module, arrays, bare, bits, group, size
+from .hlo_text import Instruction, Module, arrays, bare, bits, group, size
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 # Of these nothing is read or written where they stand.

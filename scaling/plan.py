@@ -19,8 +19,9 @@ from mot import batch as batches
 from mot import flops, kernels, params, sharding, train
 from mot import state as states
 from mot.config import Config
-from scaling import hlo
-from scaling.chips import Topology
+
+from . import hlo
+from .chips import Topology
 
 DAY = 86_400
 # Attention kernels have seven matmuls of queries by keys, of which the formula has six: backward needs scores again.

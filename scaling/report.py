@@ -15,9 +15,10 @@ from mot import flops, rundir
 from mot.config import differences
 from mot.errors import UserError
 from mot.files import write_atomically
-from scaling import match, pictures, published, runs
-from scaling.match import Slope
-from scaling.runs import Run
+
+from . import match, pictures, published, runs
+from .match import Slope
+from .runs import Run
 
 HEADLINE = ("train", "step", match.HALF_LIFE)  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'

@@ -14,8 +14,9 @@ from mot import checkpoint, flops, rundir
 from mot import config as configs
 from mot.config import Config
 from mot.errors import UserError
-from scaling import match
-from scaling.match import Curve, Slope
+
+from . import match
+from .match import Curve, Slope
 
 # What may differ between two runs that are compared: keys that change no result, seeds, and the architecture.
 APART = ("run.root", "run.name", "run.keep", "run.save_every", "model.seed", "data.seed")

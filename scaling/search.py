@@ -15,8 +15,9 @@ from mot import flops, params, sharding
 from mot.checks_mesh import MESH_AXES
 from mot.config import Config
 from mot.errors import UserError
-from scaling.chips import Topology
-from scaling.plan import ATTENTION, RECOMPUTED_ATTENTION, RECOMPUTING, attention_work, recomputed
+
+from .chips import Topology
+from .plan import ATTENTION, RECOMPUTED_ATTENTION, RECOMPUTING, attention_work, recomputed
 
 REMAT = ("none", "dots", "block")
 TENSOR, CONTEXT, PARTS = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16)

@@ -295,7 +295,7 @@ def test_bad_sets_are_refused_with_the_numbers():
     assert "attn.text.router, capacity: 'token', 1.0; a token without a place" in faults("attn", capacity=1.0)
     assert "attn.text.width: 3; sets of QKV and O have heads" in faults("attn", width=3)
     assert "ffn.text.normalise: True with ffn.text.active = 1" in faults(normalise=True)
-    assert "ffn.text.jitter: 1.0; must be below 1" in faults(jitter=1.0)
+    assert "ffn.text.jitter: 1.0; must be at least 0 and below 1" in faults(jitter=1.0)
     assert "ffn.text.balance_rate: 0.1, but ffn.text.balance is 'none'" in faults(balance_rate=0.1)
 
 

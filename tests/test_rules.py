@@ -16,13 +16,13 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["errors", "files", "interrupts", "limits", "provenance"],
+    ["__main__", "errors", "files", "interrupts", "limits", "provenance", "settings"],
     ["checks_mesh", "kernels", "data.compressed"],
     ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook", "tokenizers.given"],
     ["data.inputs"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
     ["tokenizers.vectors", "tokenizers.waveform"],
-    ["batch", "caches", "sharding", "params", "data.tables", "data.arrays"],
+    ["batch", "keys", "caches", "sharding", "params", "data.tables", "data.arrays"],
     ["router", "checkpoint", "peak"],
     ["data.packing", "dispatch", "embed", "mixing", "data.readers"],
     ["data.mixture", "data.records", "data.roles"],
@@ -48,8 +48,10 @@ def imports(path):
     """The project's modules that a file imports, at any depth."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in LEVEL else node.module for name in names)
+            own = [path.parent.name] * node.level  # `from . import match`, in a package's own folder
+            module = ".".join(filter(None, [*own, node.module]))
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            yield from (name if name in LEVEL else module for name in names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -71,6 +73,8 @@ def test_imports_run_one_way(path):
             "configs",
             "ml_collections",
             "collections",
+            "difflib",
+            "typing",
             "json",
             "math",
             "pathlib",

@@ -21,6 +21,7 @@ from mot.data.seqio_bridge import Mixture, Read
 from mot.data.tokenise import Bad
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
+from mot.settings import DROP_DOCUMENT
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _written(mixture, recipe, out, most_left_out) -> list[prepare.Written]:
     """Every block, on disk, in order."""
     written, bad = [], 0
     raws = (_raw(read, held_out) for held_out, reads in _blocks(mixture, recipe) for read in reads)
-    below = tokenise.held_out_below(raws, recipe.held_out, tokenise.DROP_DOCUMENT, {})
+    below = tokenise.held_out_below(raws, recipe.held_out, DROP_DOCUMENT, {})
     for block, (held_out, reads) in enumerate(_blocks(mixture, recipe)):
         records, left_out = {split: [] for split in SPLITS}, []
         for read in reads:

@@ -19,6 +19,7 @@ from mot.data.raw import MODALITY, READY, Part, Raw, modality_of
 from mot.data.records import Record, Span, atoms
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
+from mot.settings import DROP_DOCUMENT, DROP_MEDIUM, USUAL
 from mot.tokenizers import audio as audios
 from mot.tokenizers import image as images
 from mot.tokenizers import text as texts
@@ -33,8 +34,6 @@ FILES = {"text": ("text.json", BYTES)} | {kind: (f"{kind}.npz",) for kind in MED
 VECTORS = {"image": ImageVectors, "audio": AudioVectors, "action": ActionVectors}
 OPENS = {"image": media.image, "action": media.action, "latents": media.latents}
 LEARNED = {"image": images.load, "audio": audios.load}  # codebooks, from their files
-USUAL = {"text": 8192, "image": 1024, "audio": 512}  # ids at most, where nobody says how many
-DROP_DOCUMENT, DROP_MEDIUM = "drop-document", "drop-medium"  # what one that is missing costs
 LEFT_OUT = "left_out.jsonl"
 CHOSEN = "chosen.json"  # written last: the folder is complete
 CORPUS = 64 << 20  # characters that a text tokenizer learns from at most

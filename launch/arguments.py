@@ -1,0 +1,389 @@
+"""What each command takes: its options, and what can be said of them at once.
+
+Nothing heavy is imported here, so that help and a typing error are answered before JAX is there.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from launch import flags
+from launch.process import typed
+from mot.data.about import SPLITS
+from mot.errors import UserError
+from mot.settings import DROP_DOCUMENT, DROP_MEDIUM, SOLVERS, USUAL, Settings
+from scaling import chips
+
+FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
+SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
+OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
+DOCUMENT = '[{"text": "a cat"}, {"image": "cat.png"}]'
+ANY = "any"  # of --draw: the model decides
+UNPROMPTED = 4  # documents, where nothing is asked for
+TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
+GUIDANCE = 2.0  # of 1, 2 and 3 on the digits, after 2,000 steps: 39, 48 and 50 of 50 as asked
+
+
+def check(command: str, argv: Sequence[str]) -> int | None:
+    """Ends with help, or raises what is wrong with a command line as far as it can be told without data or JAX.
+
+    An exit code where there is nothing more to do.
+    """
+    if command == "data":
+        if (code := of_data(argv)) is not None:
+            return code
+        command, argv = argv[0], argv[1:]
+    p = PARSERS[command]()
+    if command == "config" or "--config" in p.flags():
+        options, overrides = flags.parse(p, argv)
+    else:
+        options, overrides = p.parse_args(argv), {}
+    if command == "demo":
+        for tree in demo_trees(options, overrides):
+            flags.judged(tree)
+        return None
+    if command == "plan" and options.topology:
+        chips.parse(options.topology)
+    if getattr(options, "config", ""):
+        flags.judged(flags.read(options.config, overrides))
+    for option, what in (("run", "run directory"), ("dataset", "dataset"), ("inputs", "file or folder")):
+        given = getattr(options, option, None) or ()
+        for path in [given] if isinstance(given, Path) else map(Path, given):
+            flags.refuse_absent(path, what)
+    return None
+
+
+def of_data(argv: Sequence[str]) -> int | None:
+    """The exit code of `mot data` where no command of it follows, whose names are then told."""
+    if argv and argv[0] in ("prepare", "inspect"):
+        return None
+    wanted = bool(argv) and argv[0] in ("-h", "--help")
+    if argv and not wanted:
+        near = flags.asked(argv[0], ("prepare", "inspect"))
+        print(f"mot data: no command {argv[0]!r}; allowed: prepare, inspect{near}", file=sys.stderr)
+    print(
+        "usage: mot data prepare|inspect ...\n\nPrepares a dataset of records from files, or shows one: `mot data "
+        "prepare`, `mot data inspect`.\n\nexamples:\n  mot data prepare photos/ --out data/photos\n"
+        "  mot data inspect data/photos --document 3"
+    )
+    return 0 if wanted else 2
+
+
+def demo_trees(options, overrides: dict[str, str]) -> list[ConfigDict]:
+    """The configurations of a demo, seed by seed; the same seeds, and so the same batches, for every architecture.
+
+    `options` get the setting's file and folder, where the command line names none.
+    """
+    if options.config and options.setting:
+        raise UserError(
+            f"--config={options.config}, --setting={options.setting}: a setting is a configuration; give one"
+        )
+    setting = options.setting or "discrete"
+    options.config = options.config or f"configs/{SETTINGS[setting]}"
+    options.out = options.out or Path("runs") / ("demo" if setting == "discrete" else f"demo-{setting}")
+    if options.seeds < 1:
+        raise UserError(f"--seeds={options.seeds}; must be 1 or more")
+    archs = list(dict.fromkeys(arch.strip() for arch in options.archs.split(",") if arch.strip()))
+    if not archs:
+        raise UserError(f"--archs={options.archs!r}: names no architecture; see configs/archs.py")
+    if "arch=" in options.config.partition(":")[2]:
+        raise UserError(f"--config={options.config}: the demo chooses architectures; use --archs")
+    for key in sorted(k for k in overrides if k.startswith(OWN)):
+        raise UserError(f"--config.{key}={overrides[key]}: the demo names and seeds its runs; use --out and --seeds")
+    return [_demo_tree(options, overrides, arch, seed) for seed in range(options.seeds) for arch in archs]
+
+
+def _demo_tree(options, overrides, arch: str, seed: int) -> ConfigDict:
+    file, _, arg = options.config.partition(":")
+    tree = flags.read(f"{file}:{arg + ',' if arg else ''}arch={arch}", overrides)
+    own: dict[str, Any] = {"run.root": str(options.out), "run.name": f"{arch}-seed{seed}"}
+    own |= {"model.seed": seed, "data.seed": seed}
+    for key, value in own.items():
+        group, name = key.split(".")
+        if hasattr(tree[group], "keys"):  # else `build` says what is wrong with it
+            tree[group][name] = value
+    return tree
+
+
+class Options(NamedTuple):
+    prompts: tuple[str, ...] | None = None
+    texts: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    n: int | None = None
+    each: int | None = None
+    read: int | None = None
+    draw: str | None = None
+    max_text: int | None = None
+    max_media: int | None = None
+    length: int | None = None
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float | None = None
+    solver: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    grid: bool = False
+    out: Path | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Is a document to be gone on with, also of a run on digits?"""
+        return bool(self.files) or any(x is not None for x in (self.draw, self.max_text, self.max_media, self.length))
+
+
+def demo() -> flags.Parser:
+    p = flags.parser(
+        "demo",
+        "Trains architectures on the same batches of real text and images, lets them draw and read, and reports.",
+        "mot demo --setting transfusion --archs dense,mot --seeds 2",
+    )
+    p.add_argument("--setting", choices=SETTINGS, help="images as ids (discrete, the default) or vectors (transfusion)")
+    flags.add_config(p, "")
+    p.add_argument("--archs", default="dense,mot", help="of configs/archs.py; default %(default)s")
+    p.add_argument("--seeds", type=int, default=2, help="runs of each architecture; default %(default)s")
+    p.add_argument("--out", type=Path, help="where runs and results go; default runs/demo, or runs/demo-SETTING")
+    return p
+
+
+def train() -> flags.Parser:
+    p = flags.parser(
+        "train",
+        "Trains one configuration, or resumes it: the same command does both. --runs: several that differ in one "
+        "number.",
+        "mot train --config=configs/digits.py:arch=mot,size=smoke --config.optim.lr=1e-3\n"
+        "  mot train --config=configs/digits.py:arch=mot,size=smoke --runs optim.lr=1e-3,2e-3,4e-3",
+    )
+    flags.add_config(p)
+    p.add_argument(
+        "--runs", help="KEY=V1,V2,...: one run a value, in one program, as NAME-KEYVALUE; or N: as many model.seeds"
+    )
+    p.add_argument("--profile", action="store_true", help="trace a few steps into the run's folder profile/")
+    p.add_argument(
+        "--distributed",
+        nargs="?",
+        const="auto",
+        metavar="HOST:PORT,I,N",
+        help="one of several processes of one run: as the cluster says (TPU pods, Slurm, Kubernetes), or process I of "
+        "N that meet at process 0's HOST:PORT",
+    )
+    return p
+
+
+def config() -> flags.Parser:
+    p = flags.parser(
+        "config",
+        "Shows a configuration as it is resolved: every key, its value, what it is for, what it may be, its default.",
+        "mot config configs/digits.py:arch=mot,size=smoke\n  mot config configs/digits.py optim.schedule",
+    )
+    p.add_argument("file", metavar="FILE:arg", help="as configs/digits.py:arch=mot,size=smoke")
+    p.add_argument("key", metavar="KEY", nargs="?", help="a dotted key, or a group of keys; default: all")
+    p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.optim.lr=1e-3")
+    return p
+
+
+def evaluate() -> flags.Parser:
+    p = flags.parser(
+        "evaluate",
+        "Prints the held-out losses of a run's newest checkpoint, by modality and source.",
+        "mot evaluate runs/digits-mot-smoke",
+    )
+    p.add_argument("run", type=Path, nargs="?", help="a run directory; or --config, which names one")
+    flags.add_config(p, "")
+    p.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    return p
+
+
+def sample() -> flags.Parser:
+    p = flags.parser(
+        "sample",
+        "Pictures, text and whole documents from a run: what it draws when asked, and how it goes on with one.\n\n"
+        "A run on the embedded digits draws and reads them, and a classifier judges it; --prompt-file, --draw,\n"
+        "--max-text and --max-media have it go on with any document, as every other run does. Files go to --out,\n"
+        "what was asked and what came of it into its samples.json.",
+        'mot sample runs/demo/mot-seed0 --prompt "a handwritten seven" --n 64 --grid',
+    )
+    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("--step", type=int, help="of the checkpoint; default the newest")
+    o = Options()
+    ask = p.add_argument_group("what is asked for").add_argument
+    ask("--prompt", action="append", type=typed, dest="prompts", metavar="TEXT", help="to draw from, may be repeated")
+    given = dict(action="append", type=typed, dest="texts", default=[], metavar="TEXT")
+    ask("--text", **given, help="to go on with in text alone")
+    name = "DOC.json"
+    ask("--prompt-file", action="append", dest="files", default=[], type=Path, metavar=name, help=DOCUMENT)
+    ask("--n", type=int, help="rows in all, prompts in turn; default: each prompt once, the digits' as --each says")
+    ask("--draw", metavar="KIND", help=f"opened right after the prompt: image, audio, ..., or {ANY}: the model decides")
+    ask("--max-text", type=int, help=f"tokens of text that may follow; default {TEXT}, after --prompt 0")
+    ask("--max-media", type=int, help=f"media that may follow; default {MEDIA}, after --prompt 1")
+    ask("--length", type=int, help="tokens of a unit that has no fixed length; default: about the data's mean")
+    ask("--each", type=int, help="digits drawn from each prompt, in place of --n; default 4")
+    ask("--read", type=int, help="held-out digits to caption; default 20, with --n 0")
+    how = p.add_argument_group("how").add_argument
+    how("--temperature", type=float, default=o.temperature, help="0 takes the likeliest; default %(default)s")
+    how("--top-k", type=int, default=o.top_k, help="choose among so many, 0 is all; default %(default)s")
+    how("--top-p", type=float, default=o.top_p, help="among the likeliest of this probability; default %(default)s")
+    known = f"default {GUIDANCE:g} where the run was trained for it (drop above 0), else 1"
+    how("--guidance", type=float, help=f"of vectors, by their text; {known}")
+    how("--solver", choices=SOLVERS, help=f"of vectors; default {Settings().solver}")
+    how("--steps", type=int, help=f"of the solver; default {Settings().steps}")
+    how("--seed", type=int, default=o.seed, help="default %(default)s")
+    p.add_argument("--grid", action="store_true", help="one picture of all, in place of a file for each")
+    p.add_argument("--out", type=Path, help="folder of the results; default RUN/samples/STEP")
+    return p
+
+
+def prepare() -> flags.Parser:
+    p = flags.parser(
+        "data prepare",
+        "Tokenises documents into a dataset of records; goes on where it stopped.",
+        "mot data prepare photos/ --out data/photos",
+    )
+    p.add_argument("inputs", nargs="*", help="files or folders")
+    p.add_argument("--out", type=Path, required=True, help="the dataset's folder")
+    p.add_argument("--format", choices=FORMATS, default="auto", help="default %(default)s, by the files' names")
+    p.add_argument(
+        "--content",
+        action="append",
+        type=typed,
+        default=[],
+        help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
+    )
+    p.add_argument(
+        "--separator", type=typed, default="", help="of documents in a text file, as \\n\\n; default: a file is one"
+    )
+    _tokenizer_arguments(p)
+    p.add_argument(
+        "--missing",
+        choices=(DROP_DOCUMENT, DROP_MEDIUM),
+        default=DROP_DOCUMENT,
+        help="what a picture (a sound, ...) costs that is missing or cannot be read; default %(default)s",
+    )
+    _number(p, "--held-out", 0.01, "fraction of documents held out, one at least, where the files name no split")
+    _number(p, "--longest", 8192, "tokens of a record; longer documents become several")
+    _number(p, "--sample", 10000, "documents that the tokenizers learn from")
+    _number(p, "--shard", 4096, "documents in a shard")
+    _number(p, "--workers", os.cpu_count() or 1, "processes")
+    _number(p, "--most-left-out", 100, "bad documents, before it stops")
+    p.add_argument(
+        "--seqio",
+        default="",
+        metavar="NAME",
+        help="a seqio task or mixture in place of files; a mixture ends with its first task to end",
+    )
+    p.add_argument("--seqio-module", default="", help="what registers it, and is run: a module, or a FILE.py")
+    p.add_argument("--seqio-split", default="train", help="of it; default %(default)s")
+    p.add_argument("--seqio-features", default="", help="of it, as inputs,targets; default: all lists of ids")
+    p.add_argument("--preview", action="store_true", help="also draw a page of documents, OUT/preview.png")
+    return p
+
+
+def _number(p, flag: str, default, text: str) -> None:
+    p.add_argument(flag, type=type(default), default=default, help=f"{text}; default %(default)s")
+
+
+def _tokenizer_arguments(p) -> None:
+    """What modalities become in a dataset."""
+
+    def usual(flag: str, kind: str, text: str) -> None:
+        at_most = f"default {USUAL[kind]}, or as many as the documents yield"
+        p.add_argument(flag, type=int, help=f"{text}; {at_most}")
+
+    p.add_argument(
+        "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
+    )
+    p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
+    p.add_argument(
+        "--ids",
+        action="append",
+        default=[],
+        metavar="NAME=COUNT",
+        help='a modality whose ids 0 to COUNT - 1 come from a tokenizer of your own, as depth=64: {"ids": [3, 5], '
+        '"modality": "depth"} in JSON lines, lists in other formats (--content "text:caption|depth:codes"); may be '
+        "repeated",
+    )
+    usual("--text-ids", "text", "entries of a trained text tokenizer, at most")
+    _number(p, "--image-side", 32, "pixels to which images are brought")
+    _number(p, "--image-patch", 4, "pixels of a patch's side; a patch is a token, 1 is a pixel")
+    usual("--image-ids", "image", "codes of patches")
+    _number(p, "--audio-rate", 16000, "samples a second; a token is 20 ms")
+    usual("--audio-ids", "audio", "codes of sounds")
+    p.add_argument(
+        "--vectors",
+        choices=("image", "audio"),
+        action="append",
+        default=[],
+        help="keeps these as vectors in place of ids: patches of pixels, log-mel frames; may be repeated",
+    )
+    _number(p, "--action-points", 64, "points to which a trajectory is brought; a point is a token")
+    p.add_argument(
+        "--action-as",
+        choices=("positions", "offsets"),
+        default="positions",
+        help="what a point says; default %(default)s",
+    )
+
+
+def inspect() -> flags.Parser:
+    p = flags.parser(
+        "data inspect",
+        "Shows a dataset, its documents, or the batches that a configuration makes.",
+        "mot data inspect data/photos --document 3",
+    )
+    p.add_argument("dataset", type=Path, nargs="?", help="a dataset's folder")
+    p.add_argument("--split", choices=SPLITS, default="train", help="default %(default)s")
+    p.add_argument("--document", type=int, action="append", default=[], help="which to show, may be repeated")
+    p.add_argument("--config", help="FILE:arg: show a packed batch of this configuration instead")
+    p.add_argument("--batch", type=int, default=0, help="which; default %(default)s")
+    p.add_argument(
+        "--out", type=Path, help="a PNG to draw, with a WAV beside it for each sound of --document; default: text alone"
+    )
+    p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.data.length=2048")
+    return p
+
+
+def report() -> flags.Parser:
+    p = flags.parser(
+        "report",
+        "One self-contained page about runs: which architecture needed how many of dense's steps, for each modality.",
+        "mot report runs/demo/*",
+    )
+    p.add_argument("runs", nargs="+", help="run directories, or globs of them")
+    p.add_argument("--out", type=Path, help="folder of report.html; default: where the first run lies")
+    return p
+
+
+def plan() -> flags.Parser:
+    p = flags.parser(
+        "plan",
+        "Compiles a configuration's step for TPUs that are not there, and says whether it fits and how fast it can be.",
+        "mot plan --config=configs/ladder.py:rung=7b,arch=mot --topology v5p:4x4x4 --config.mesh.fsdp=16",
+    )
+    flags.add_config(p, default="configs/ladder.py")
+    p.add_argument("--topology", help=f"a slice: {chips.EXAMPLES}; any shape")
+    p.add_argument("--out", type=Path, help="a file for all figures, as JSON")
+    p.add_argument("--search", action="store_true", help="try meshes and remat policies; the fastest that fits")
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="half the time: the compiler's least effort, its worst figures; not for meshes of data alone",
+    )
+    p.add_argument("--ladder", action="store_true", help="every rung and architecture, into docs/plan.md and .json")
+    return p
+
+
+PARSERS = {
+    "demo": demo,
+    "train": train,
+    "config": config,
+    "evaluate": evaluate,
+    "sample": sample,
+    "prepare": prepare,
+    "inspect": inspect,
+    "report": report,
+    "plan": plan,
+}

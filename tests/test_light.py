@@ -1,0 +1,85 @@
+"""Help and typing errors are answered before anything heavy is imported, with what may have been meant."""
+
+import json
+import subprocess
+import sys
+
+from launch.arguments import PARSERS
+from launch.cli import COMMANDS
+from tests.conftest import ROOT
+
+HEAVY = ("jax", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "pyarrow", "tokenizers", "orbax", "optax", "rich")
+SMOKE = "--config=configs/digits.py:size=smoke"
+TYPOS = {  # command line: what is said
+    ("trian",): "did you mean 'train'?",
+    ("data", "prepar", "README.md"): "did you mean 'prepare'?",
+    ("train", "--config=configs/digit.py"): "did you mean 'configs/digits.py'?",
+    ("train", "--config=digits.py"): "did you mean 'configs/digits.py'?",
+    ("train", "--config=configs/digits.py:archs=mot"): "did you mean 'arch'?",
+    ("train", "--config=configs/digits.py:arch=mott"): "did you mean 'mot'?",
+    ("train", "--config=configs/digits.py:size=smokey"): "allowed: smoke, demo, draw; did you mean 'smoke'?",
+    ("train", "--config=configs/ladder.py:setting=chameleo"): "did you mean 'chameleon'?",
+    ("train", "--config=configs/transfusion.py:copies=boht"): "allowed: noised, both; did you mean 'both'?",
+    ("train", SMOKE, "--profil2"): "did you mean '--profile'?",
+    ("train", SMOKE, "--confg.optim.lr=3"): "did you mean '--config'?",
+    ("train", SMOKE, "--config.optim.lrr=3"): "optim.lrr: unknown key, value 3; allowed: lr, end_lr",
+    ("train", SMOKE, "--config.optim.scedule=linear"): "did you mean 'schedule'?",
+    ("train", SMOKE, "--config.optim.schedule=cosin"): "did you mean 'cosine'?",
+    ("train", SMOKE, "--config.optim.lr=fast"): "optim.lr: 'fast' is str; must be of type float",
+    ("config", "configs/digits.py", "optim.schedul"): "did you mean 'optim.schedule'?",
+    ("evaluate", "configz"): "there is no such run directory; name one that exists; did you mean 'configs'?",
+    ("sample", "configs", "--solver=heum"): "did you mean 'heun'?",
+    ("data", "inspect", "configz"): "there is no such dataset; name one that exists; did you mean 'configs'?",
+    ("data", "prepare", "README.mb", "--out=nowhere"): "did you mean 'README.md'?",
+    ("data", "prepare", "README.md", "--out=nowhere", "--format=txt"): "did you mean 'text'?",
+    ("demo", "--archs=dense,motr"): "did you mean 'mot'?",
+    ("demo", "--setting=transfuson"): "did you mean 'transfusion'?",
+    ("report", "--ouT=x", "configs"): "did you mean '--out'?",
+    ("plan", "--topology=v5q:4x4x4"): "no such chip as 'v5q'",
+}
+RUN = f"""
+import contextlib, io, json, sys
+from launch import cli
+for argv in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            code = cli.main(argv)
+        except SystemExit as error:
+            code = error.code
+    heavy = [name for name in {HEAVY} if name in sys.modules]
+    print(json.dumps([code, heavy, said.getvalue()]))
+"""
+
+
+def answers(lines):
+    """Exit code, heavy modules imported so far, and output of each command line, all in one fresh process."""
+    command = [sys.executable, "-c", RUN]
+    given = json.dumps([list(line) for line in lines])
+    done = subprocess.run(
+        command, input=given, capture_output=True, encoding="utf-8", cwd=ROOT, timeout=120, check=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_help_needs_nothing_heavy_and_lists_the_arguments_of_a_configuration():
+    lines = [["--help"], ["data", "--help"], *([name, "--help"] for name in COMMANDS if name != "data")]
+    lines += [["data", name, "--help"] for name in ("prepare", "inspect")]
+    assert {line[-2] for line in lines[2:]} == set(PARSERS)
+    takes = [["train"], ["evaluate"], ["demo"], ["plan"], ["data", "inspect"]]
+    of_file = [[*command, "--config=configs/digits.py", "--help"] for command in takes]
+    found = answers([*lines, *of_file, ["config", "configs/digits.py", "--help"]])
+    for line, (code, heavy, said) in zip(lines, found, strict=False):
+        assert (code, heavy) == (0, []), line
+        assert "usage: mot" in said
+    for code, heavy, said in found[len(lines) :]:
+        assert (code, heavy) == (0, [])
+        for text in ("arguments of configs/digits.py", "arch=mot", "mot_attn_ffn", "size=demo: smoke, demo, draw"):
+            assert text in said
+
+
+def test_typing_errors_are_answered_before_anything_heavy_is_imported():
+    for (line, says), (code, heavy, said) in zip(TYPOS.items(), answers(TYPOS), strict=True):
+        assert (code, heavy) == (2, []), (line, said)
+        assert says in said, (line, said)
+        assert "Traceback" not in said
