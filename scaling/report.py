@@ -41,14 +41,18 @@ def write(found: list[Run], out: Path) -> str:
     if main:
         known = published.of(groups[next(iter(main))][0].config)
         drawn["headline"] = pictures.both(pictures.headline, main, colour, known)
+    costs = ("step",) if _cost_alike(groups) else ("step", "flops")
     for modality in runs.modalities(groups):
-        drawn[f"curves_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, ("step", "flops"))
+        drawn[f"curves_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, costs)
     for label, group in groups.items():
         if loads := runs.loads(group[0]):
             drawn[f"experts_{_file(label)}"] = pictures.both(pictures.experts, loads)
     every = runs.tables(found, slopes)
     page = _template().render(
         sentence=sentence,
+        facts=_facts(groups),
+        architectures=_architectures(groups),
+        per_flops=len(costs) > 1,
         pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
         modalities=runs.modalities(groups),
         experts={label: f"experts_{_file(label)}" for label in groups if f"experts_{_file(label)}" in drawn},
@@ -103,12 +107,24 @@ def _sentence(slopes) -> str:
     parts = []
     for key, s in slopes.items():
         if key[2:] == HEADLINE:
-            share = f"more than {100 * s.value:.0f} %" if s.bound else f"{100 * s.value:.0f} %"
             spread = f"95 % interval {100 * s.low:.0f} to {100 * s.high:.0f}, " if s.low == s.low else ""
             seeds = f"{s.seeds} seed" + "s" * (s.seeds > 1)
-            what = f"{share} of dense's steps for dense's {key.modality} training loss"
-            parts.append(f"{key.group} needed {what} ({spread}{seeds})")
+            loss = f"dense's {key.modality} training loss"
+            if s.bound:
+                what = f"did not reach {loss} in the time given ({seeds})"
+            else:
+                what = f"needed {100 * s.value:.0f} % of dense's steps for {loss} ({spread}{seeds})"
+            parts.append(f"{key.group} {what}: {verdict(s)}")
     return "; ".join(parts) + "." if parts else "No run here can be compared with a dense one; the runs below say why."
+
+
+def verdict(s: Slope) -> str:
+    """One word, by the 95 % interval over seeds: ahead of dense, behind it, or undecided."""
+    if s.seeds == 1:
+        return "one seed: no verdict"
+    if s.bound:
+        return "behind"
+    return "ahead" if s.high < 1 else "behind" if s.low > 1 else "undecided"
 
 
 def _slope_rows(slopes, groups) -> list[dict]:
@@ -121,6 +137,7 @@ def _slope_rows(slopes, groups) -> list[dict]:
         seeds = slopes[runs.Key(group, modality, kind, "step", match.HALF_LIFE)].seeds
         rows[-1] |= {
             "seeds": seeds,
+            "verdict": verdict(slopes[runs.Key(group, modality, kind, "step", match.HALF_LIFE)]),
             "published": _published(groups[group][0], modality) if kind == "train" else "",
         }
     return rows
@@ -171,7 +188,9 @@ def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
     rows.append(("FLOPs per token", [millions(last(g[0], "flops") / tokens(g[0])) for g in groups.values()]))
     rows.append(("step time", [f"{1e3 * middle(g, 'step_seconds'):.0f} ms" for g in groups.values()]))
     rows.append(("tokens per second", [f"{middle(g, 'tokens_per_s'):,.0f}" for g in groups.values()]))
-    rows.append(("of matmul peak", [f"{100 * middle(g, 'mfu'):.0f} %" for g in groups.values()]))
+    peaks = {run.started.get("matmul_peak") for group in groups.values() for run in group}
+    if len(peaks) == 1:  # what is told against different peaks cannot be compared
+        rows.append(("of matmul peak", [f"{100 * middle(g, 'mfu'):.0f} %" for g in groups.values()]))
     for stream in streams:
         fill = lambda g: g[0].series("train", f"fill/{stream}")[1]  # noqa: B023
         rows.append(
@@ -235,11 +254,113 @@ def _stage(folder) -> dict:
     return {"step": int(folder.name), **stage}
 
 
+def _cost_alike(groups) -> bool:
+    """Does a step cost all groups the same FLOPs, within 1 %? Then curves against FLOPs are those against steps."""
+    last = [run.series("train", key)[1][-1:] for group in groups.values() for run in group for key in ("flops",)]
+    each = [float(x[0]) for x in last if len(x)]
+    steps = {run.series("train", "flops")[0][-1] for group in groups.values() for run in group}
+    return len(steps) == 1 and max(each) <= 1.01 * min(each)
+
+
+def _facts(groups) -> list[tuple[str, str]]:
+    """What was run, on what, where, when and by what: a value once, or each that differs."""
+
+    def each(of) -> str:
+        values = [of(run) for group in groups.values() for run in group]
+        return "; ".join(dict.fromkeys(str(value) for value in values if value not in (None, ""))) or "not recorded"
+
+    def last(run, key):
+        return run.series("train", key)[1][-1:]
+
+    def tokens(run) -> str:
+        counts = [(m, last(run, f"tokens/{m}")) for m in run.config.modalities]
+        return ", ".join(f"{m} {int(n[0]):,}" for m, n in counts if len(n))
+
+    def machine(run) -> str:
+        s = run.started
+        device = f"{s.get('devices', '?')} x {s['device_kind']}" if "device_kind" in s else ""
+        return ", ".join(filter(None, [s.get("host"), s.get("cpu"), device]))
+
+    def peak(run) -> str:
+        s = run.started
+        measured = f", measured {s['matmul_peak_measured']}" if s.get("matmul_peak_measured") else ""
+        return f"{s['matmul_peak'] / 1e9:,.1f} GFLOP/s{measured}" if s.get("matmul_peak") else ""
+
+    def code(run) -> str:
+        s = run.started
+        if not s.get("version"):
+            return ""
+        commit = f", commit {s['commit']}" + " and changes" * bool(s.get("dirty")) if s.get("commit") else ""
+        return f"mot {s['version']}{commit}; jax {s.get('jax', '?')}, Python {s.get('python', '?')}"
+
+    def data(run) -> str:
+        return f"{', '.join(run.config.data.sources)} (digest {run.digest})" if run.digest else ""
+
+    if not groups:
+        return []
+    return [
+        ("data", each(data)),
+        ("steps", each(lambda run: f"{run.config.run.steps:,}")),
+        ("tokens seen by a run", each(tokens)),
+        ("rows and tokens of a batch", each(lambda run: f"{run.config.data.batch} x {run.config.length:,}")),
+        ("learning rate", each(lambda run: f"{run.config.optim.lr:g}, {run.config.optim.schedule}")),
+        ("layers, widths", each(_sizes)),
+        ("machine", each(machine)),
+        ("matmul peak that MFU is told against", each(peak)),
+        ("code", each(code)),
+        ("made", each(lambda run: run.started.get("time"))),
+        ("by", each(lambda run: run.started.get("command"))),
+    ]
+
+
+def _sizes(run) -> str:
+    widths = dict.fromkeys(f"{s.width}" for s in run.config.streams.values())
+    return f"{run.config.model.layers}, {'/'.join(widths)}"
+
+
+PLAIN = {
+    "dense": "one set of parameters serves all modalities: an ordinary transformer",
+    "mot": "each modality has its own attention projections, FFN and norms; they meet in one attention",
+    "mot_ffn": "each modality has its own FFN; attention projections and norms are shared",
+    "mot_attn_ffn": "each modality has its own attention projections and FFN; norms are shared",
+}
+
+
+def _architectures(groups) -> list[dict]:
+    """Of each group what it is in a line, and which streams share a tower, by component."""
+    found = []
+    for label, group in groups.items():
+        config = group[0].config
+        components = []
+        for component in ("attn", "ffn", "norm"):
+            mapping = getattr(config.towers, component)
+            towers = {t: [s for s in config.streams if mapping[s] == t] for t in dict.fromkeys(mapping.values())}
+            experts = {} if component == "norm" else getattr(config, component)
+            boxes = [(" + ".join(streams), _experts(experts.get(tower))) for tower, streams in towers.items()]
+            components.append((COMPONENTS[component], boxes))
+        maps = group[0].arch.split(" ")[0]
+        line = PLAIN.get(maps, "towers as drawn")
+        if any(note for _, boxes in components for _, note in boxes):
+            line += "; where experts are named, a router learns which of them serves a token"
+        found.append({"group": label, "line": line, "components": components})
+    return found
+
+
+COMPONENTS = {"attn": "QKV and O", "ffn": "FFN", "norm": "norms"}
+
+
+def _experts(sets) -> str:
+    if sets is None or not sets.experts:
+        return ""
+    return f"{sets.experts} experts, {sets.active} active"
+
+
 def _differences(groups) -> list[tuple[str, list[str]]]:
-    """Each group's configuration against the first's, seeds and names apart."""
+    """Each group's configuration against the first's: seeds, names, and what the architectures' drawings show apart."""
     first = next(iter(groups.values()))[0] if groups else None
     plain = lambda run: rundir.plain(run.config)
-    different = lambda run: [d for d in differences(plain(first), plain(run)) if not d.startswith(runs.APART)]
+    aside = (*runs.APART, *runs.ARCHITECTURE)
+    different = lambda run: [d for d in differences(plain(first), plain(run)) if not d.startswith(aside)]
     return [(label, different(group[0])) for label, group in groups.items() if group[0] is not first]
 
 

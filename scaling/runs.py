@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from flax.traverse_util import flatten_dict
 
 from mot import checkpoint, flops, rundir
 from mot import config as configs
@@ -46,6 +47,11 @@ class Run(NamedTuple):
     def digest(self) -> str | None:
         """Of its training data."""
         return next((str(row["data"]) for row in self.rows if row.get("event") == "start" and "data" in row), None)
+
+    @property
+    def started(self) -> dict:
+        """Its newest start: what made it, where and when; empty where it was not recorded."""
+        return next((row for row in reversed(self.rows) if row.get("event") == "start"), {})
 
     def series(self, kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the rows that have the key."""
@@ -86,19 +92,19 @@ def architecture(config: Config) -> str:
     """What the maps and the experts amount to, as configs/archs.py names it where it has a name.
 
     dense, mot, mot_ffn, mot_attn_ffn, loo_<stream>, or the maps themselves. A tower with experts is named with how they
-    are chosen (ec: experts choose, tc: tokens do), how many there are, how many are active if not one (`a2`), and their
-    width in sixteenths of the dense FFN's if it is another (`w1`).
+    are chosen (ec: experts choose, tc: tokens do, else the router's own name), how many there are, how many are active
+    if not one (`a2`), their width in sixteenths of the dense FFN's if it is another (`w1`), and what is not usual.
     """
     name, marks = _maps(config), []
     for component in ("attn", "ffn"):
         sets_of = getattr(config, component)
         for tower, sets in ((s, sets_of[s]) for s in config.streams if s in sets_of):
             if sets.experts:
-                mark = f"{'ec' if sets.router == 'expert' else 'tc'}{sets.experts}"
+                mark = f"{ROUTERS.get(sets.router, sets.router)}{sets.experts}"
                 mark += f"a{sets.active}" if sets.active > 1 else ""
                 sixteenths = 16 * sets.width / config.streams[tower].ffn
                 mark += f"w{sixteenths:.3g}" if sixteenths not in (0, 16) else ""
-                marks.append((component, tower, mark))
+                marks.append((component, tower, mark + _unusual(sets)))
     if not marks:
         return name
     known = {
@@ -112,6 +118,20 @@ def architecture(config: Config) -> str:
     single = lambda component: len(set(getattr(config.towers, component).values())) == 1
     spelt = " ".join(f"{c}:{mark}" if single(c) else f"{c}.{t}:{mark}" for c, t, mark in marks)
     return known.get((name, spelt)) or f"{name} {spelt}"
+
+
+ROUTERS = {"expert": "ec", "token": "tc"}
+# As configs/archs.py has experts of each router, but for what their number and width decide.
+USUAL = {
+    "expert": dict(shared=0, score="sigmoid", capacity=0, balance="none", jitter=0),
+    "token": dict(shared=0, score="softmax", capacity=0, balance="loss", jitter=0),
+}
+
+
+def _unusual(sets) -> str:
+    """`,capacity=1.25` of experts that differ in it from what is usual with their router."""
+    usual = USUAL.get(sets.router, {})
+    return "".join(f",{key}={getattr(sets, key)}" for key, value in usual.items() if getattr(sets, key) != value)
 
 
 def _maps(config: Config) -> str:
@@ -209,12 +229,21 @@ def load(*patterns: str | Path) -> Tables:
 
 
 def tables(runs: list[Run], slopes: dict[Key, Slope]) -> Tables:
-    labels = names(runs)
+    labels, differing = names(runs), varied(runs)
     return Tables(
-        pd.DataFrame([_summary(run, label) for run, label in zip(runs, labels, strict=True)]),
+        pd.DataFrame([_summary(run, label) | differing[run.path] for run, label in zip(runs, labels, strict=True)]),
         pd.DataFrame([row for run, label in zip(runs, labels, strict=True) for row in _losses(run, label)]),
         pd.DataFrame([(*key, *slope) for key, slope in slopes.items()], columns=[*Key._fields, *Slope._fields]),
     )
+
+
+def varied(runs: list[Run]) -> dict[Path, dict[str, object]]:
+    """By run, the value of each dotted key in which the runs' configurations differ; None where a run lacks it."""
+    flat = {run.path: flatten_dict(rundir.plain(run.config), sep=".") for run in runs}
+    keys = dict.fromkeys(key for one in flat.values() for key in one)
+    shown = {key: {path: one.get(key) for path, one in flat.items()} for key in keys if not key.startswith("run.")}
+    different = [key for key, values in shown.items() if len({repr(value) for value in values.values()}) > 1]
+    return {path: {key: shown[key][path] for key in different} for path in flat}
 
 
 def names(runs: list[Run]) -> list[str]:
@@ -302,6 +331,9 @@ def _summary(run, label):
     row |= {f"active/{s}": n for s, n in flops.active_parameters(c).items()}
     row |= {"flops": last("flops"), "flops_per_token": last("flops") / (tokens or np.nan), "seconds": last("seconds")}
     row |= {key: middle(key) for key in ("step_seconds", "tokens_per_s", "mfu")}
+    started = run.started
+    row |= {"matmul_peak": started.get("matmul_peak"), "matmul_peak_measured": started.get("matmul_peak_measured")}
+    row |= {"lr": c.optim.lr, "grad_norm": middle("grad_norm"), "grad_norm_last": last("grad_norm")}
     row |= {f"fill/{s}": _mean(run, f"fill/{s}") for s in c.streams}
     evaluated = [r for r in run.rows if r["kind"] == "eval"][-1:]
     keys = [k for r in evaluated for k in r if k.startswith(("loss", "causal_loss", "bits_per_byte"))]
