@@ -215,6 +215,8 @@ def test_what_is_seen_and_not_read_is_told_by_suffix_and_number(tmp_path, capsys
     }
     assert "not read: 1 .gz~, 2 .mp4, 1 .pdf, 1 .txt, 1 linked folder, 1 link that leaves the folder" in told
     assert "warning: media, or what may hold them, were seen and not read: 2 .mp4, 1 linked folder, 1 link" in told
+    two = prepare(capsys, folder, "--workers=2", "--shard=3", tmp_path / "two")[2]
+    assert (two["not_read"], two["warnings"]) == (about["not_read"], about["warnings"])
     again = prepare(capsys, folder, tmp_path / "out")
     assert again[2] == about
     assert "not read: 1 .gz~" in again[1]
@@ -367,6 +369,9 @@ def test_texts_and_images_in_parallel_lists(tmp_path):
     assert "its texts are 'a'; a list is needed" in found[2].bad
     urls = table(tmp_path / "d.parquet", {"images": [[None, "http://x/y.jpg"]], "texts": [["a", None]]})
     assert "an address, and only files are read" in bad(urls)["d.parquet:0"]
+    matched = [[{"image_name": "2.png", "matched_text_index": 1}]]
+    mmc4 = table(tmp_path / "f.parquet", {"text_list": [["a", "b"]], "image_info": matched})
+    assert good(mmc4) == [[("text", "a"), ("image", second), ("text", "b")]]
     with pytest.raises(UserError, match=r"column 'texts' is .*; texts needs lists of strings"):
         read(table(tmp_path / "e.parquet", {"images": [[None]], "texts": [[1]]}))
 
