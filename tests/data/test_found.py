@@ -367,6 +367,9 @@ def test_texts_and_images_in_parallel_lists(tmp_path):
     assert "its texts are 'a'; a list is needed" in found[2].bad
     urls = table(tmp_path / "d.parquet", {"images": [[None, "http://x/y.jpg"]], "texts": [["a", None]]})
     assert "an address, and only files are read" in bad(urls)["d.parquet:0"]
+    matched = [[{"image_name": "2.png", "matched_text_index": 1}]]
+    mmc4 = table(tmp_path / "f.parquet", {"text_list": [["a", "b"]], "image_info": matched})
+    assert good(mmc4) == [[("text", "a"), ("image", second), ("text", "b")]]
     with pytest.raises(UserError, match=r"column 'texts' is .*; texts needs lists of strings"):
         read(table(tmp_path / "e.parquet", {"images": [[None]], "texts": [[1]]}))
 

@@ -1,3 +1,4 @@
+import lzma
 import os
 from pathlib import Path
 
@@ -321,7 +322,7 @@ def test_separated_texts_equal_a_split_of_the_whole(data, tmp_path_factory):
 @given(data=st.data())
 def test_a_changed_archive_or_table_never_crashes(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
-    make = data.draw(st.sampled_from(["tar", "gz", "jsonl", "csv", "parquet"]))
+    make = data.draw(st.sampled_from(["tar", "gz", "jsonl", "csv", "parquet", "lists", "array", "xz"]))
     if make in ("tar", "gz"):
         path = tar(
             folder / "a.tar",
@@ -332,6 +333,12 @@ def test_a_changed_archive_or_table_never_crashes(data, tmp_path_factory):
         )
     elif make == "jsonl":
         path = write_lines(folder / "a.jsonl", {"text": "a"}, {"content": [{"text": "b"}, {"image": "a.png"}]})
+    elif make == "lists":
+        path = table(folder / "a.parquet", {"texts": [["a", None]], "images": [[None, {"bytes": png(), "path": "x"}]]})
+    elif make == "array":
+        path = write(folder / "a.json", '[{"text": "a"}, {"texts": ["a", null], "images": [null, "a.png"]}]')
+    elif make == "xz":
+        path = write(folder / "a.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 9))
     elif make == "csv":
         path = write(folder / "captions.csv", 'file,caption\na.png,"x"\nb.png,y\n')
     else:
