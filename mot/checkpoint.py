@@ -71,16 +71,23 @@ def _remove_partial(folder: Path) -> None:
 
 
 def _unsaved(target: Path, earlier: list[int], error: Exception) -> UserError:
+    return UserError(f"{target} was not saved: {_why(target.parent, error)}; {goes_on(earlier)}")
+
+
+def _why(folder: Path, error: BaseException) -> str:
     text = str(error)
     if "No space left" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == errno.ENOSPC:
-        why = f"No space left on the disk of {target.parent}"
+        return f"No space left on the disk of {folder}"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def goes_on(earlier: list[int]) -> str:
+    """How a run whose disk has failed goes on, of these steps that it has saved."""
+    if earlier:
+        had = f"step {earlier[-1]} was saved last, and the same command resumes from there"
     else:
-        why = text.splitlines()[0] if text else type(error).__name__
-    had = f"step {earlier[-1]} was saved last" if earlier else "no step of this run was saved before"
-    return UserError(
-        f"{target} was not saved: {why}; {had}, and the same command resumes from there; make room or mend the folder "
-        "first, or choose another run.root"
-    )
+        had = "no step of this run was saved before, so the same command starts anew"
+    return f"{had}; make room or mend the folder first, or choose another run.root"
 
 
 # What orbax and tensorstore take as it stands. They read brackets and backslashes as patterns, `gs:` as an address.
@@ -94,10 +101,20 @@ def _literal(folder: Path) -> Iterator[Path]:
     if _PLAIN.fullmatch(str(whole)):
         yield whole
         return
-    with tempfile.TemporaryDirectory(prefix="mot-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="mot-", dir=_place_of_links()) as temporary:
         link = Path(temporary) / "checkpoints"
         link.symlink_to(whole, target_is_directory=True)
         yield link
+
+
+def _place_of_links() -> str:
+    """A folder of temporary files whose own path is plain."""
+    places = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    for place in places:
+        if _PLAIN.fullmatch(place) and os.access(place, os.W_OK | os.X_OK):
+            return place
+    told = ", ".join(dict.fromkeys(places))
+    raise OSError(f"a link to it is needed, and none of {told} can hold one; set TMPDIR to a folder of a plain name")
 
 
 def refuse_odd(folder: Path) -> None:
@@ -108,6 +125,27 @@ def refuse_odd(folder: Path) -> None:
             f"{folder}: {' '.join(odd)} in a path of checkpoints works with one process, and there are "
             f"{jax.process_count()}; choose another run.root or run.name"
         )
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """`UserError`, before a run trains, where its folder of checkpoints would not give back what it is to hold.
+
+    A step of one number is saved there, read back and removed. Where a step was saved before, or several processes
+    save together, nothing is tried.
+    """
+    if steps(folder) or jax.process_count() > 1:
+        return
+    try:
+        save(folder / "0.partial", 0, {"params": {"number": jnp.ones(1)}}, {}, 1)
+    except UserError as error:
+        why = _why(folder, error.__cause__)
+        raise UserError(
+            f"{folder} cannot hold checkpoints: {why}; nothing was trained; make room or mend the folder, or choose "
+            "another run.root"
+        ) from error
+    finally:
+        if folder.is_dir():
+            _remove_partial(folder)
 
 
 def _read_back(place: Path, trees: dict) -> None:

@@ -61,6 +61,7 @@ def run(
     for c in configs:
         rundir.open_run(c)
     paths = [rundir.folder(c) for c in configs]
+    checkpoint.refuse_unwritable(paths[0] / "checkpoints")
     each = together(configs, mesh)
     with jax.set_mesh(mesh):
         state, positions = _start(configs, paths, mesh, each, at, upcycled)

@@ -77,8 +77,8 @@ def dividing(config: Config) -> list[jax.Device]:
 
 
 def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Every axis of size one: for what reads a run on whatever machine."""
-    devices = (jax.devices() if devices is None else devices)[:1]
+    """Every axis of size one: for what reads a run on whatever machine. By default it is this process's own device."""
+    devices = (jax.local_devices() if devices is None else devices)[:1]
     return jax.make_mesh(
         (1,) * len(MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
     )

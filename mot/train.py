@@ -136,6 +136,7 @@ def run(
         rundir.open_run(config)
     sharding.together("run directory")
     path = rundir.open_run(config)
+    checkpoint.refuse_unwritable(path / "checkpoints")
     with jax.set_mesh(mesh):
         state, position = start(config, path, mesh, first=first)
         del first  # the state has its own copy

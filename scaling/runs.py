@@ -196,11 +196,9 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
     """
     paths: dict[Path, Path] = {}
     for pattern in map(str, patterns):
-        if Path(pattern).is_dir():
-            matches = [Path(pattern)]
-        else:
-            matches = [Path(p) for p in sorted(glob.glob(pattern)) if (Path(p) / "config.json").exists()]
-        if not matches and not glob.glob(pattern):
+        found = [Path(pattern)] if Path(pattern).is_dir() else _matching(pattern)
+        matches = found if Path(pattern).is_dir() else [path for path in found if (path / "config.json").exists()]
+        if not found:
             raise UserError(
                 f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
             )
@@ -220,6 +218,16 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
         if not run.faults and (before := first.setdefault((label, run.seeds), run)) is not run:
             runs[i] = run._replace(faults=(f"the same architecture and seeds as {before.path}: no further evidence",))
     return runs
+
+
+def _matching(pattern: str) -> list[Path]:
+    """What a glob finds. A folder at its beginning that exists is meant as it stands, also where its name has [ or *."""
+    parts = Path(pattern).parts
+    known = 0
+    while known < len(parts) and Path(*parts[: known + 1]).exists():
+        known += 1
+    literal = [glob.escape(part) for part in parts[:known]]
+    return [Path(p) for p in sorted(glob.glob(str(Path(*literal, *parts[known:]))))]
 
 
 def load(*patterns: str | Path) -> Tables:

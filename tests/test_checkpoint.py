@@ -169,3 +169,33 @@ def test_a_step_that_cannot_be_written_leaves_nothing_and_says_what_was_saved_la
     assert sorted(path.name for path in saved.iterdir()) == ["10", "20"]
     checkpoint.save(saved, 30, TREES, {}, keep=3)
     assert checkpoint.steps(saved) == [10, 20, 30]
+
+
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_before_training(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    checkpoint.refuse_unwritable(folder)
+    assert not list(folder.iterdir())
+    too_deep = tmp_path
+    while len(str(too_deep)) < 3980:  # of 4,096 that Linux allows: the folder is made, its files are not
+        too_deep /= "d" * 50
+    with pytest.raises(UserError, match="cannot hold checkpoints: .*File name too long.*nothing was trained"):
+        checkpoint.refuse_unwritable(too_deep)
+    assert not list(too_deep.iterdir())
+
+    def full(checkpointer, path, args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
+    with pytest.raises(UserError, match=f"No space left on the disk of {folder}; nothing was trained"):
+        checkpoint.refuse_unwritable(folder)
+
+
+def test_temporary_files_may_lie_in_an_odd_folder_too(tmp_path, monkeypatch):
+    odd = tmp_path / "tmp [x]"
+    odd.mkdir()
+    monkeypatch.setattr(checkpoint.tempfile, "tempdir", str(odd))
+    checkpoint.save(tmp_path / "proj [v2]", 1, TREES, {}, keep=1)
+    checkpoint.restore(tmp_path / "proj [v2]", 1, LIKE)
+    monkeypatch.setattr(checkpoint.os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="a link to it is needed, and none of .*; set TMPDIR to a folder of a plain"):
+        checkpoint.save(tmp_path / "proj [v3]", 1, TREES, {}, keep=1)

@@ -33,8 +33,8 @@ class Source(Protocol):
     def read(self, i: int) -> Document:
         """Document i; raises `ValueError` where it cannot be had as `lengths` says."""
 
-    def name_of(self, i: int) -> str:
-        """Document i's own id, for messages."""
+    def name_of(self, doc_id: int) -> str:
+        """A document's own id, for messages, of the number that its tokens carry."""
 
     def totals(self) -> np.ndarray:
         """`[M]` tokens of all documents by stream."""
@@ -62,8 +62,8 @@ class InMemory(NamedTuple):
     def read(self, i: int) -> Document:
         return self.documents[i]
 
-    def name_of(self, i: int) -> str:
-        return str(self.documents[i].doc_id)
+    def name_of(self, doc_id: int) -> str:
+        return str(doc_id)  # of training and held-out documents together, so it is no place in `documents`
 
     def totals(self) -> np.ndarray:
         return sum((self.lengths(i) for i in range(self.count)), np.zeros(len(self.units), int))
