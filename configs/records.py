@@ -36,9 +36,9 @@ def build(data: str, arch: str, name: str, size: dict, length: str, diffuses: di
     """Prepared datasets at a size; `diffuses` is what streams of vectors have beside theirs."""
     if not length.isdecimal() or not int(length):
         raise ValueError(f"length={length}: must be a number of tokens, 1 or more")
-    given = [part.rpartition("@") for part in data.split("+")]
-    folders = [folder for _, _, folder in given]
-    names = [own or re.sub(r"[^A-Za-z0-9_-]", "_", Path(folder).name) for own, _, folder in given]
+    given = [_named(part) for part in _datasets(data)]
+    folders = [folder for _, folder in given]
+    names = [own or _name(folder) for own, folder in given]
     if len(set(names)) < len(names):
         raise ValueError(f"data={data}: two datasets of one name; rename a folder")
     c = base.get_config()
@@ -58,12 +58,31 @@ def build(data: str, arch: str, name: str, size: dict, length: str, diffuses: di
     return c
 
 
+def _datasets(data: str) -> list[str]:
+    """The datasets that + joins; a folder whose own name has one is meant as it stands."""
+    return [data] if (Path(data) / "dataset.json").is_file() else data.split("+")
+
+
+def _named(part: str) -> tuple[str, str]:
+    """The name, "" where none is given, and the folder; a folder whose own path has an @ is meant as it stands."""
+    if (Path(part) / "dataset.json").is_file():
+        return "", part
+    name, _, folder = part.rpartition("@")
+    return name, folder
+
+
+def _name(folder: str) -> str:
+    """A name for what lies in a folder, with which a run's may begin."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", Path(folder).name).lstrip("_-")[:100] or "data"
+
+
 def _tokenizers(folders: list[str]) -> dict[str, dict]:
     """What dataset.json says of each modality of some datasets; text comes first."""
     found = {}
     for folder in folders:
         try:
-            with fsspec.open(f"{folder}/dataset.json") as file:
+            opened = fsspec.open if "://" in folder else open  # elsewhere fsspec reads ~ and :: as more than a name
+            with opened(f"{folder}/dataset.json", "rb") as file:
                 tokenizers = json.load(file)["tokenizers"]
             for modality, known in tokenizers.items():
                 if not isinstance(known.get("width", 0), int) or not isinstance(known.get("ids", 0), int):
@@ -72,7 +91,8 @@ def _tokenizers(folders: list[str]) -> dict[str, dict]:
         except FileNotFoundError:
             raise ValueError(
                 f"data={folder}: there is no {folder}/dataset.json; `mot data prepare` makes one; of one that was "
-                "moved and renamed write data=NAME@FOLDER"
+                "moved and renamed write data=NAME@FOLDER (here + joins datasets, @ follows a name, a comma ends the "
+                "value: a folder with one of these in its name may have to be renamed)"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise ValueError(f"data={folder}: its dataset.json cannot be read ({error}); copy it again") from error

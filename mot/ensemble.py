@@ -74,17 +74,18 @@ def run(
                 live.say(f"{', '.join(map(str, paths))}: already at step {at}")
                 return paths
             best = peak.of(mesh, first.model.dtype, end - at, live.say)
-            logs = [
-                Log(c, training.names, position, metrics.Writer(path, at), _Voice(live, c.run.name), best)
-                for c, path, position in zip(configs, paths, positions, strict=True)
-            ]
-            log = Logs(logs, live)
-            try:
-                parts = _parts(configs, paths, mesh, each, training, held_out, log)
-                with profile.Trace(paths[0], log) if profiled else nullcontext() as trace:
-                    train.loop(first, mesh, state, training, held_out, parts, log, signals, end, trace)
-            finally:
-                log.close()
+            with train.unwritable(paths[0]):
+                logs = [
+                    Log(c, training.names, position, metrics.Writer(path, at), _Voice(live, c.run.name), best)
+                    for c, path, position in zip(configs, paths, positions, strict=True)
+                ]
+                log = Logs(logs, live)
+                try:
+                    parts = _parts(configs, paths, mesh, each, training, held_out, log)
+                    with profile.Trace(paths[0], log) if profiled else nullcontext() as trace:
+                        train.loop(first, mesh, state, training, held_out, parts, log, signals, end, trace)
+                finally:
+                    log.close()
     return paths
 
 

@@ -44,6 +44,7 @@ class Writer:
         self.file.flush()
         for tag, value in tensorboard.curves(kind, values, self.sources):
             self.board.add_scalar(tag, value, step)
+        self.board.flush()
 
     def close(self) -> None:
         if self.speaks:

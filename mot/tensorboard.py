@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from PIL import Image
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.proto.tensor_pb2 import TensorProto
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import hparams, text
+from tensorboardX.summary import hparams, scalar, text
 
 from mot import rundir
 
@@ -65,18 +64,47 @@ def curves(kind: str, values: Mapping, sources: int) -> Iterator[tuple[str, floa
             yield found, value
 
 
-def opened(path: Path, resumed_at: int) -> SummaryWriter:
+class Board:
+    """A file of events.
+
+    tensorboardX's own writer has a thread, which ends when the disk is full; whoever gives it more then waits forever.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        self.file = (folder / f"events.out.tfevents.{now:.6f}").open("xb")
+        self.add(Event(wall_time=now, file_version="brain.Event:2"))
+        self.add(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, event: Event) -> None:
+        self.file.write(_record(event))
+
+    def add_summary(self, summary: Summary, step: int = 0) -> None:
+        self.add(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.add_summary(scalar(tag, value), step)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def opened(path: Path, resumed_at: int) -> Board:
     """Of the run at `path`, whose earlier points after `resumed_at` go; a new one begins with its configuration."""
     folder = path / "tensorboard"
     fresh = not any(folder.glob("*tfevents*"))
-    board = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+    board = Board(folder, resumed_at + 1)
     if fresh:
         config = rundir.read_config(path)
-        board.add_text("config", _block(json.dumps(config, indent=1)), 0)
+        board.add_summary(text("config", _block(json.dumps(config, indent=1))))
         compared, metrics = _compared(config)
         # `add_hparams` would do this in a folder, and so a run, of its own.
         for summary in hparams(compared, dict.fromkeys(metrics))[:2]:
-            board.file_writer.add_summary(summary)
+            board.add_summary(summary)
     return board
 
 

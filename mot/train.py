@@ -1,10 +1,11 @@
 """Training, top to bottom: the state, one step, the loop."""
 
+import errno
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from mot.errors import Damaged, UserError
 from mot.evaluate import make_evaluate
 from mot.log import Log, Position, counted
 from mot.state import State, init_state, refuse_too_large, running, state_shardings, trees
+
+OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}  # full, or gone
 
 
 class Stopped(SystemExit):
@@ -147,14 +150,27 @@ def run(
                 live.say(f"{path}: already at step {position.step}")
                 return path
             best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
-            log = Log(config, training.names, position, metrics.Writer(path, position.step, speaks), live, best)
-            try:
-                parts = _parts(config, path, mesh, training, held_out, log)
-                with profile.Trace(path, log) if profiled else nullcontext() as trace:
-                    loop(config, mesh, state, training, held_out, parts, log, signals, end, trace)
-            finally:
-                log.writer.close()
+            with unwritable(path):
+                log = Log(config, training.names, position, metrics.Writer(path, position.step, speaks), live, best)
+                try:
+                    parts = _parts(config, path, mesh, training, held_out, log)
+                    with profile.Trace(path, log) if profiled else nullcontext() as trace:
+                        loop(config, mesh, state, training, held_out, parts, log, signals, end, trace)
+                finally:
+                    log.writer.close()
     return path
+
+
+@contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """`UserError`, with the step that was saved last, in place of an `OSError` of the disk on which a run lies."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OF_DISKS:
+            raise
+        told = checkpoint.goes_on(checkpoint.steps(path / "checkpoints"))
+        raise UserError(f"{error.strerror}: {error.filename or path}; {told}") from error
 
 
 def opened(config: Config):

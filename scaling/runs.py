@@ -221,7 +221,7 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """What a glob finds. A folder at its beginning that exists is meant as it stands, also where its name has [ or *."""
+    """What a glob finds. A folder at its beginning that exists is meant as it stands, whatever its name has in it."""
     parts = Path(pattern).parts
     known = 0
     while known < len(parts) and Path(*parts[: known + 1]).exists():

@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_hold_checkpoints_is_refused_before_training(tmp_pa
     too_deep = tmp_path
     while len(str(too_deep)) < 3980:  # of 4,096 that Linux allows: the folder is made, its files are not
         too_deep /= "d" * 50
-    with pytest.raises(UserError, match="cannot hold checkpoints: .*File name too long.*nothing was trained"):
+    with pytest.raises(UserError, match=r"cannot hold checkpoints: .*File name too long.*nothing was trained"):
         checkpoint.refuse_unwritable(too_deep)
     assert not list(too_deep.iterdir())
 
@@ -197,5 +197,5 @@ def test_temporary_files_may_lie_in_an_odd_folder_too(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "proj [v2]", 1, TREES, {}, keep=1)
     checkpoint.restore(tmp_path / "proj [v2]", 1, LIKE)
     monkeypatch.setattr(checkpoint.os, "access", lambda *_: False)
-    with pytest.raises(UserError, match="a link to it is needed, and none of .*; set TMPDIR to a folder of a plain"):
+    with pytest.raises(UserError, match=r"a link to it is needed, and none of .*; set TMPDIR to a folder of a plain"):
         checkpoint.save(tmp_path / "proj [v3]", 1, TREES, {}, keep=1)

@@ -1,12 +1,15 @@
 """`mot data prepare` and `mot data inspect`, as a user calls them."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
-from launch import data
+from launch import data, flags
 from launch.process import guarded
+from mot.data import pipeline, sources
+from mot.errors import UserError
 from tests.conftest import ROOT
 from tests.datasets import write_inputs
 
@@ -80,3 +83,31 @@ def test_bad_input_gets_one_message_and_exit_code_2(folder, tmp_path, monkeypatc
     assert why in told
     assert "Traceback" not in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_inspect_names_documents_of_training_and_held_out_by_their_own_numbers(split, capsys):
+    """Of the embedded text, whose numbers go over both."""
+    config = f"{ROOT}/configs/digits.py:size=smoke,arch=mot"
+    assert call("inspect", f"--config={config}", "--split", split, "--config.data.batch=8") == 0
+    told = capsys.readouterr().out
+    built = flags.build(flags.read(config, {"data.batch": "8"}))
+    chosen = sources.open_(built)[split == "held_out"]
+    batch = pipeline.Batches(chosen, built, built.data.seed, 1)[0].batch
+    for tokens in batch.values():
+        for source, doc_id in zip(tokens.source[tokens.segment > 0], tokens.doc_id[tokens.segment > 0], strict=True):
+            assert f": {chosen.names[source]} {doc_id}\n" in told
+
+
+@pytest.mark.parametrize("name", ["a+b", "me@home", "proj [v2]", "50% {x}", "~me", "a::b", "漢", "x" * 250])
+def test_a_dataset_in_any_folder_is_trained_on(folder, tmp_path, monkeypatch, name):
+    shutil.copytree(folder / "pictures", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for written in (name, tmp_path / name):
+        config = flags.build(flags.read(f"{ROOT}/configs/records.py:data={written},size=smoke", {}))
+        assert len(sources.open_(config)[0].all) == 1
+
+
+def test_a_folder_that_is_not_found_says_what_separates(tmp_path):
+    with pytest.raises(UserError, match=r"there is no .*; .*here \+ joins datasets, @ follows a name, a comma ends"):
+        flags.read(f"{ROOT}/configs/records.py:data={tmp_path}/a+b,size=smoke", {})

@@ -353,3 +353,10 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, capsys):
     )
     assert cli.main(["report", str(path)]) == 2
     assert "config.json is damaged or foreign" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["proj [v2]", "a*b?", "[!x]"])
+def test_a_glob_below_a_folder_that_reads_like_one_finds_its_runs(tmp_path, name):
+    for seed in (0, 1):
+        planted(tmp_path / name / "runs", seed=seed)
+    assert [run.path.name for run in runs.find([f"{tmp_path / name}/runs/*"])] == ["dense-seed0", "dense-seed1"]
