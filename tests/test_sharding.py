@@ -245,10 +245,7 @@ FIGURES = ("loss", "loss/text", "loss/image", "objective", "flops", "tokens/text
 
 
 def test_two_processes_train_as_one_with_two_devices(tmp_path):
-    """The same batches, losses and counts; what they saved together, one process resumes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """The same batches, losses and counts; and together they begin from another run's weights."""
 
     def start(name, devices, *more):
         flags = f"--xla_force_host_platform_device_count={devices}"
@@ -256,16 +253,27 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path):
         command += [f"--config.run.root={tmp_path}", f"--config.run.name={name}", "--config.mesh.fsdp=2", *more]
         return subprocess.Popen(command, cwd=ROOT, env=ENV | {"XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True)
 
-    together = [start("two", 1, "--distributed", f"127.0.0.1:{port},{i},2") for i in range(2)]
-    for process in [*together, start("one", 2)]:
-        told = process.communicate(timeout=400)[1]
-        assert process.returncode == 0, told
+    def start_two(name, *more):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        return [start(name, 1, "--distributed", f"127.0.0.1:{port},{i},2", *more) for i in range(2)]
+
+    def finish(processes):
+        for process in processes:
+            told = process.communicate(timeout=400)[1]
+            assert process.returncode == 0, told
+
+    finish([*start_two("two"), start("one", 2)])
     one, two = (rundir.read_metrics(tmp_path / name) for name in ("one", "two"))
     pick = lambda rows: [{k: row[k] for k in FIGURES if k in row} for row in rows if row["kind"] != "event"]
     assert pick(one) == pick(two)
     assert len(pick(one)) >= 3
     assert checkpoint.steps(tmp_path / "two" / "checkpoints") == checkpoint.steps(tmp_path / "one" / "checkpoints")
     checkpoint.verify(tmp_path / "two" / "checkpoints" / "2")
+    finish(start_two("next", f"--config.init.run={tmp_path / 'two'}", "--config.run.steps=1"))
+    evaluations = (row for row in rundir.read_metrics(tmp_path / "next") if row["kind"] == "eval")
+    assert next(evaluations)["loss"] == pick(two)[-1]["loss"]
 
 
 @pytest.mark.parametrize("text", ["", "here", "127.0.0.1:1,2", "127.0.0.1:1,x,2", "nowhere,0,2", "127.0.0.1:1,2,2"])
