@@ -12,10 +12,10 @@ from mot.limits import meant
 COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
     "train": "train one configuration, or resume it",
-    "config": "show a configuration: every key, what it is for, what it may be, its default",
     "evaluate": "held-out losses of a run",
     "sample": "pictures, text and interleaved documents from a run",
     "data": "prepare a dataset from your files, or inspect one",
+    "config": "show a configuration: every key, what it is for, what it may be, its default",
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
     "plan": "compile a configuration for TPUs that are not there: does it fit, how fast can it be",
 }

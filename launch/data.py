@@ -50,6 +50,7 @@ def _prepare(argv) -> int:
     if not summary.documents:
         print(f"{out} is already whole")
     _print_summary(out, summary.about)
+    print(f"look at it: {flags.command('data', 'inspect', str(out), '--document', '0')}")
     if wants:
         print(f"preview: {_preview(out, 'train')}")
     return 0
@@ -91,7 +92,13 @@ def _print_summary(folder: Path, about: dict) -> None:
     if not about["splits"]["held_out"]["documents"]:
         console.print("nothing is held out: evaluation needs another dataset that has some, or a larger --held-out")
     arch = "mot" if len(about["modalities"]) > 1 else "dense"
-    console.print(f"train on it: mot train --config=configs/records.py:data={folder},arch={arch}", markup=False)
+    if separating := [c for c in ",+@" if c in str(folder)]:
+        console.print(
+            f"to train on it, rename the folder: {separating[0]} separates datasets in data=...", markup=False
+        )
+        return
+    told = flags.command("train", f"--config=configs/records.py:data={folder},arch={arch}")
+    console.print(f"train on it: {told}", markup=False)
 
 
 def _inspect(argv) -> int:

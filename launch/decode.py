@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from launch.arguments import EXAMPLE
 from mot.config import Config
 from mot.data import embedded, media, sources, tokenise
 from mot.data.about import check_files, files, read_json
@@ -17,7 +18,6 @@ from mot.data.raw import KINDS, MAX_LINE, Part, Raw, filled, inside, short, text
 from mot.data.tokenise import Tools
 from mot.errors import UserError
 
-EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
 WHOLE = SimpleNamespace(held_out=0.0, longest=2**62)  # a recipe that leaves a document as it is
 
 
