@@ -5,9 +5,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 from mot.limits import meant
+from mot.phases import phase
 
 COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
@@ -48,7 +50,9 @@ def _run(command: str, argv: list[str]) -> int:
 
     if (code := arguments.check(command, argv)) is not None:
         return code
-    return importlib.import_module(f"launch.{command}").main(argv)
+    with phase("loading mot and JAX") if command != "config" else nullcontext():
+        module = importlib.import_module(f"launch.{command}")
+    return module.main(argv)
 
 
 # TPU's compiler asks a machine of the cloud about itself and waits; it is told instead, and that others may use it too.

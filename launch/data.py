@@ -21,6 +21,7 @@ from mot.data.about import SPLITS, read_json
 from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
+from mot.phases import announce, phase
 
 PAGE = 12  # documents of a preview
 
@@ -43,6 +44,7 @@ def _prepare(argv) -> int:
     options |= {key: tuple(options[key]) for key in ("inputs", "content")}
     options["vectors"] = tuple(sorted(set(options["vectors"])))
     options["separator"] = options["separator"].replace("\\n", "\n").replace("\\t", "\t")
+    announce(f"preparing {out}: first the tokenizers, then the documents")
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)
     else:
@@ -218,7 +220,8 @@ def _shown(text: str, most: int = 80) -> str:
 
 def _inspect_batch(options, overrides) -> int:
     config = flags.build(flags.read(options.config, overrides))
-    training, held_out = sources.open_(config)
+    with phase("opening the data"):
+        training, held_out = sources.open_(config)
     config = budgets.resolve(config, training)
     chosen = training if options.split == "train" else held_out
     if not 0 <= options.batch < config.run.steps:

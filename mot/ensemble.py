@@ -23,6 +23,7 @@ from mot.checks_mesh import MESH_AXES
 from mot.config import Config, differences
 from mot.errors import UserError
 from mot.log import Diverged, Log
+from mot.phases import phase
 from mot.state import init_state, refuse_too_large, trees
 
 # What may differ: numbers that a program computes with, none that it is built from.
@@ -61,7 +62,8 @@ def run(
     paths = [rundir.folder(c) for c in configs]
     each = together(configs, mesh)
     with jax.set_mesh(mesh):
-        state, positions = _start(configs, paths, mesh, each, at, upcycled)
+        with phase("the first states: initial values, or checkpoints'"):
+            state, positions = _start(configs, paths, mesh, each, at, upcycled)
         for path, position in zip(paths, positions, strict=True):
             train.refuse_other_data(path, position, training)
         end = min(first.run.steps, until or first.run.steps)
@@ -70,6 +72,7 @@ def run(
             if at >= end:
                 live.say(f"{', '.join(map(str, paths))}: already at step {at}")
                 return paths
+            live.phase("measuring the matmul peak that MFU is of")
             peak = metrics.matmul_peak(mesh, first.model.dtype)
             logs = [
                 Log(c, training.names, position, metrics.Writer(path, at), _Voice(live, c.run.name), peak)

@@ -73,6 +73,9 @@ def test_installed_it_trains_from_any_folder_whatever_else_is_called_configs(ins
     trained = mot(installed, tmp_path, "train", "--config=configs/digits.py:size=smoke,arch=dense")
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout == "runs/digits-dense-smoke\n"
+    phases = ("loading mot and JAX", "opening the data", "the first state", "measuring", "compiling the step, about")
+    told = [text for line in trained.stderr.splitlines() for text in phases if line.startswith(text)]
+    assert told == list(phases)  # nothing that takes long is mute
     line = next(line for line in trained.stderr.splitlines() if " report " in line).partition("  #")[0]
     program, *args = shlex.split(line)  # as it was printed
     assert program == sys.executable

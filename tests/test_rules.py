@@ -16,7 +16,7 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["__main__", "errors", "limits", "settings"],
+    ["__main__", "errors", "limits", "phases", "settings"],
     ["checks_mesh", "kernels"],
     ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook"],
     ["config", "data.about", "tokenizers.image", "tokenizers.audio", "data.raw", "data.media"],
