@@ -21,7 +21,7 @@ from scaling import chips
 FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
 OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
-DOCUMENT = '[{"text": "a cat"}, {"image": "cat.png"}]'
+EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
 ANY = "any"  # of --draw: the model decides
 UNPROMPTED = 4  # documents, where nothing is asked for
 TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
@@ -215,7 +215,7 @@ def sample() -> flags.Parser:
     given = dict(action="append", type=typed, dest="texts", default=[], metavar="TEXT")
     ask("--text", **given, help="to go on with in text alone")
     name = "DOC.json"
-    ask("--prompt-file", action="append", dest="files", default=[], type=Path, metavar=name, help=DOCUMENT)
+    ask("--prompt-file", action="append", dest="files", default=[], type=Path, metavar=name, help=EXAMPLE)
     ask("--n", type=int, help="rows in all, prompts in turn; default: each prompt once, the digits' as --each says")
     ask("--draw", metavar="KIND", help=f"opened right after the prompt: image, audio, ..., or {ANY}: the model decides")
     ask("--max-text", type=int, help=f"tokens of text that may follow; default {TEXT}, after --prompt 0")

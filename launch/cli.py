@@ -2,18 +2,20 @@
 
 import importlib
 import sys
+from contextlib import nullcontext
 from functools import partial
 
 from launch.process import PLANNING, alone, guarded, leave_on_signals, with_environment
 from mot.limits import meant
+from mot.phases import phase
 
 COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
     "train": "train one configuration, or resume it",
-    "config": "show a configuration: every key, what it is for, what it may be, its default",
     "evaluate": "held-out losses of a run",
     "sample": "pictures, text and interleaved documents from a run",
     "data": "prepare a dataset from your files, or inspect one",
+    "config": "show a configuration: every key, what it is for, what it may be, its default",
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
     "plan": "compile a configuration for TPUs that are not there: does it fit, how fast can it be",
 }
@@ -47,7 +49,9 @@ def _run(command: str, argv: list[str]) -> int:
 
     if (code := arguments.check(command, argv)) is not None:
         return code
-    return importlib.import_module(f"launch.{command}").main(argv)
+    with phase("loading mot and JAX") if command != "config" else nullcontext():
+        module = importlib.import_module(f"launch.{command}")
+    return module.main(argv)
 
 
 if __name__ == "__main__":

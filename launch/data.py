@@ -23,6 +23,7 @@ from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
 from mot.files import replacing
+from mot.phases import announce, phase
 from mot.tokenizers import text as texts
 
 PAGE = 12  # documents of a preview
@@ -47,6 +48,7 @@ def _prepare(argv) -> int:
     options["vectors"] = tuple(sorted(set(options["vectors"])))
     options["ids"] = tuple(sorted(map(_ids, options["ids"])))
     options["separator"] = readers.unescaped(options["separator"])
+    announce(f"preparing {out}: first the tokenizers, then the documents")
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)
     else:
@@ -54,6 +56,7 @@ def _prepare(argv) -> int:
     if not summary.documents:
         print(f"{out} is already whole")
     _print_summary(out, summary.about)
+    print(f"look at it: {flags.command('data', 'inspect', str(out), '--document', '0')}")
     if wants:
         print(f"preview: {_preview(out, 'train')}")
     return 0
@@ -115,7 +118,13 @@ def _print_summary(folder: Path, about: dict) -> None:
     if not about["splits"]["held_out"]["documents"]:
         console.print("nothing is held out: evaluation needs another dataset that has some, or a larger --held-out")
     arch = "mot" if len(about["modalities"]) > 1 else "dense"
-    console.print(f"train on it: mot train --config=configs/records.py:data={folder},arch={arch}", markup=False)
+    if separating := [c for c in ",+@" if c in str(folder)]:
+        console.print(
+            f"to train on it, rename the folder: {separating[0]} separates datasets in data=...", markup=False
+        )
+        return
+    told = flags.command("train", f"--config=configs/records.py:data={folder},arch={arch}")
+    console.print(f"train on it: {told}", markup=False)
 
 
 def _inspect(argv) -> int:
@@ -249,7 +258,8 @@ def _shown(text: str, most: int = 80) -> str:
 
 def _inspect_batch(options, overrides) -> int:
     config = flags.build(flags.read(options.config, overrides))
-    training, held_out = sources.open_(config)
+    with phase("opening the data"):
+        training, held_out = sources.open_(config)
     config = budgets.resolve(config, training)
     chosen = training if options.split == "train" else held_out
     if not 0 <= options.batch < config.run.steps:

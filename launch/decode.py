@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from launch import sounds
+from launch.arguments import EXAMPLE
 from mot.config import Config
 from mot.data import embedded, media, sources, tokenise
 from mot.data.about import check_files, files, read_json
@@ -19,7 +20,6 @@ from mot.data.tokenise import Tools
 from mot.errors import UserError
 from mot.tokenizers.given import GivenIds
 
-EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
 WHOLE = 2**62  # tokens: no document is cut
 
 

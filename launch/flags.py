@@ -3,6 +3,8 @@
 import argparse
 import ast
 import runpy
+import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +46,17 @@ def asked(given: str, allowed: Iterable[str]) -> str:
     """`; did you mean '--out'?`, or "" where nothing that is allowed looks like it."""
     found = meant(given.partition("=")[0], allowed)
     return f"; {found}" if found else ""
+
+
+def command(*arguments: str) -> str:
+    """A command line of mot that can be pasted where this process was started."""
+    called, found = Path(sys.argv[0]), shutil.which("mot")
+    if called.parts[-2:] == ("mot", "__main__.py"):
+        program = [sys.executable, "-m", "mot"]
+    else:  # as it was called, unless its short name is enough
+        short = called.name != "mot" or (found and Path(found).resolve() == called.resolve())
+        program = ["mot" if short else str(called)]
+    return shlex.join([*program, *arguments])
 
 
 def parser(name: str, description: str, example: str) -> Parser:

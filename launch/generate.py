@@ -15,6 +15,7 @@ from mot.data import formats, sources
 from mot.data.formats import Format
 from mot.data.mixture import Sources
 from mot.errors import UserError
+from mot.phases import announce, phase
 from mot.sample import Generated, Part, Sampler, Settings
 
 ROWS = 64  # of a batch at most
@@ -35,11 +36,13 @@ class Model(NamedTuple):
 
 def opened(path: Path, step: int | None = None) -> Model:
     """The newest checkpoint, or that of `step`; raises `UserError` where it cannot be had, or its data are others."""
-    config, position, params = train.load(path, step)
+    with phase("reading the checkpoint"):
+        config, position, params = train.load(path, step)
     format = formats.of(config)
     # Nothing but tokenizers is read of a dataset, and these are verified where they are opened.
     data = dataclasses.replace(config.data, verify=False)
-    training, held_out = sources.open_(dataclasses.replace(config, data=data))
+    with phase("opening the data"):
+        training, held_out = sources.open_(dataclasses.replace(config, data=data))
     if position.data != training.digest:
         raise UserError(
             f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another Python "
@@ -80,6 +83,7 @@ def rows(
     size = -(-len(prompts) // batches)
     console, found = Console(stderr=True), []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    announce(f"{title}: {len(prompts)} rows in {batches} batches; the first compiles their programs")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=len(prompts))
         for first in range(0, len(prompts), size):

@@ -13,6 +13,7 @@ from mot import config as configs
 from mot import optim
 from mot.errors import UserError
 from mot.files import write_atomically
+from mot.phases import phase
 from scaling import chips
 from scaling import plan as plans
 
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         judge = lambda more: plan_apart.plan(options.config, options.topology, overrides | more, options.quick)
         plan = plan_search.main(config, topology, judge, out)
     else:
-        plan = plans.plan(config, topology)
+        with phase(f"compiling for {options.topology}: a minute, for large models some"):
+            plan = plans.plan(config, topology)
     show(plan, out)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,15 +4,18 @@ import sys
 
 from launch import arguments
 from launch.process import guarded
+from mot.phases import phase
 from scaling import report, runs
 
 
 def main(argv: list[str] | None = None) -> int:
     p = arguments.report()
     options = p.parse_args(argv)
-    found = runs.find(options.runs)
-    out = options.out or found[0].path.parent
-    print(report.write(found, out))
+    with phase("reading the runs and drawing the page"):
+        found = runs.find(options.runs)
+        out = options.out or found[0].path.parent
+        sentence = report.write(found, out)
+    print(sentence)
     print(f"report: {out / 'report.html'}")
     return 0
 

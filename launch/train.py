@@ -4,13 +4,15 @@ import dataclasses
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from launch import arguments, cores, flags
 from launch.process import guarded
-from mot import ensemble, train
+from mot import ensemble, sharding, train
 from mot.config import Config
 from mot.errors import UserError
 
@@ -28,13 +30,29 @@ def main(argv: list[str] | None = None) -> int:
         configs = several(options.runs, options.config, overrides, config)
         cores.take(*configs, together=True)
         _tell_unused()
-        print(*ensemble.run(configs, profiled=options.profile), sep="\n")
+        paths = ensemble.run(configs, profiled=options.profile)
+        print(*paths, sep="\n")
+        tell_next(paths)
         return 0
     if options.distributed is None:  # else each process has what its user gave it
         cores.take(config)
     _tell_unused()
-    print(train.run(config, profiled=options.profile))
+    path = train.run(config, profiled=options.profile)
+    print(path)
+    tell_next([path])
     return 0
+
+
+def tell_next(paths: Sequence[Path]) -> None:
+    """What can be done with runs that have ended, in lines to paste."""
+    if not sharding.leads():
+        return
+    lines = [
+        ("held-out losses of its newest checkpoint", flags.command("evaluate", str(paths[0]))),
+        ("what it draws and writes", flags.command("sample", str(paths[0]))),
+        ("a page about it, beside other runs", flags.command("report", *map(str, paths))),
+    ]
+    print("next:", *(f"  {line}  # {what}" for what, line in lines), sep="\n", file=sys.stderr)
 
 
 def _tell_unused() -> None:

@@ -23,6 +23,7 @@ from mot.checks_mesh import MESH_AXES
 from mot.config import Config, differences
 from mot.errors import UserError
 from mot.log import Diverged, Log
+from mot.phases import phase
 from mot.state import init_state, refuse_too_large, trees
 
 # What may differ: numbers that a program computes with, none that it is built from.
@@ -64,7 +65,8 @@ def run(
     checkpoint.refuse_unwritable(paths[0] / "checkpoints")
     each = together(configs, mesh)
     with jax.set_mesh(mesh):
-        state, positions = _start(configs, paths, mesh, each, at, upcycled)
+        with phase("the first states: initial values, or checkpoints'"):
+            state, positions = _start(configs, paths, mesh, each, at, upcycled)
         for path, position in zip(paths, positions, strict=True):
             train.refuse_other_data(path, position, training)
         end = min(first.run.steps, until or first.run.steps)

@@ -3,12 +3,14 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from mot import provenance, rundir, tensorboard
 from mot.files import write_atomically
@@ -61,13 +63,13 @@ class Live:
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"),
+            _Line(),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(title, completed=done, total=steps, line="compiling ...")
+        self.task = self.bar.add_task(title, completed=done, total=steps, line="", since=None)
 
     def __enter__(self):
         self.bar.start()
@@ -77,10 +79,24 @@ class Live:
         self.bar.stop()
 
     def update(self, step: int, line: str) -> None:
-        self.bar.update(self.task, completed=step, line=line)
+        self.bar.update(self.task, completed=step, line=line, since=None)
+
+    def phase(self, what: str) -> None:
+        """What takes long before the next step: on the line, with the seconds so far, or else as a line of its own."""
+        self.bar.update(self.task, line=f"{what} ...", since=time.monotonic())
+        if not self.console.is_terminal:
+            self.say(f"{what} ...")
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+
+class _Line(ProgressColumn):
+    """A task's `line`, and the seconds `since` it is shown, where it has such."""
+
+    def render(self, task) -> Text:
+        since = task.fields["since"]
+        return Text(task.fields["line"] + (f" {time.monotonic() - since:.0f} s" if since else ""))
 
 
 def line(row: Mapping, modalities) -> str:

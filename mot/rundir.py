@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 from pathlib import Path
 
 import jax
@@ -40,7 +42,7 @@ def open_run(config: Config) -> Path:
     path = folder(config)
     if not _holds_something(path):
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "config.json", json.dumps(plain(config), indent=1))
+        write_atomically(path / "config.json", json.dumps(anchored(plain(config)), indent=1))
         return path
     if new := changed(config):
         _write_down(path, new)
@@ -115,6 +117,52 @@ def _write_down(path: Path, new: dict[str, list]) -> None:
     write_atomically(path / "config.json", json.dumps(known, indent=1))
 
 
+def anchored(known: dict) -> dict:
+    """A plain configuration whose folders are found from wherever it is read: absolute ones."""
+    data, init, run = known["data"], known["init"], known["run"]
+
+    def anchor(address: str) -> str:
+        return os.path.abspath(address) if _is_folder(address) else address
+
+    sources = {name: anchor(address) for name, address in data["sources"].items()}
+    return known | {
+        "run": run | {"root": os.path.abspath(run["root"])},
+        "data": data | {"sources": sources},
+        "init": init | {"run": anchor(init["run"])},
+    }
+
+
+def _is_folder(address: str) -> bool:
+    """Of what `data.sources` or `init.run` name: no remote address, no name with a meaning of its own."""
+    return address not in ("", "embedded") and not re.match(r"seqio:|\w+://", address)
+
+
+def _moved(config: Config, path: Path) -> Config:
+    """A configuration that was read from `path`: folders that are gone, but lie as they did from the run's, are there.
+
+    So a project that was copied as a whole, runs and data, goes on elsewhere.
+    """
+    was = Path(config.run.root) / config.run.name
+
+    def found(address: str) -> str:
+        if not _is_folder(address) or Path(address).exists():
+            return address
+        beside = os.path.normpath(path.absolute() / os.path.relpath(address, was))
+        return beside if Path(beside).exists() else address
+
+    sources = {name: found(address) for name, address in config.data.sources.items()}
+    init = dataclasses.replace(config.init, run=found(config.init.run))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources), init=init)
+
+
+def _is_same_run(old: str, new: str) -> bool:
+    """Do both name one run directory, or has the old one gone, and the new one its name?"""
+    if not (old and new):
+        return old == new
+    gone = not Path(old).exists() and Path(old).name == Path(new).name
+    return gone or os.path.abspath(old) == os.path.abspath(new)
+
+
 def changes(known: dict, resolved: dict) -> list[str]:
     """What of a run's configuration, as written, another one changes, of all that decides its results."""
     known = known | {"run": known["run"] | {"root": resolved["run"]["root"]}, "mesh": resolved["mesh"]}
@@ -125,6 +173,8 @@ def changes(known: dict, resolved: dict) -> list[str]:
         sources = data.get("sources")
         if isinstance(sources, dict) and sources.keys() == resolved["data"]["sources"].keys():
             known["data"]["sources"] = resolved["data"]["sources"]  # moved; the data's digest is compared later
+    if isinstance(init := known["init"], dict) and _is_same_run(str(init.get("run", "")), resolved["init"]["run"]):
+        known["init"] = init | {"run": resolved["init"]["run"]}
     return configs.differences(known, resolved)
 
 
@@ -172,7 +222,7 @@ def config_of(path: Path) -> Config:
         how = dict(attention="chunked") if m.attention in attention.KERNELS else {}
         how |= dict(dispatch="blocked") if m.dispatch in dispatch.KERNELS else {}
         m = dataclasses.replace(m, **how)
-    return dataclasses.replace(config, mesh=mesh, model=m)
+    return _moved(dataclasses.replace(config, mesh=mesh, model=m), path)
 
 
 def read_metrics(path: Path) -> list[dict]:

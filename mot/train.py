@@ -20,6 +20,7 @@ from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
 from mot.evaluate import make_evaluate
 from mot.log import Log, Position, counted
+from mot.phases import phase
 from mot.state import State, init_state, refuse_too_large, running, state_shardings, trees
 
 OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}  # full, or gone
@@ -141,7 +142,8 @@ def run(
     path = rundir.open_run(config)
     checkpoint.refuse_unwritable(path / "checkpoints")
     with jax.set_mesh(mesh):
-        state, position = start(config, path, mesh, first=first)
+        with phase("the first state: initial values, or a checkpoint's", sharding.leads()):
+            state, position = start(config, path, mesh, first=first)
         del first  # the state has its own copy
         refuse_other_data(path, position, training)
         end, speaks = min(config.run.steps, until or config.run.steps), sharding.leads()
@@ -177,14 +179,16 @@ def opened(config: Config):
     """The configuration with every budget, and its sources for training and held out."""
     if faults := [*sources.faults(config), *optim.uncovered(config)]:
         raise ConfigError(faults)
-    training, held_out = sources.open_(config)
-    return budgets.resolve(config, training), training, held_out
+    with phase("opening the data", sharding.leads()):
+        training, held_out = sources.open_(config)
+        return budgets.resolve(config, training), training, held_out
 
 
 def upcycled(config: Config) -> dict:
     """The parameters that `init.run` gives a run."""
-    source, _, trained = load(Path(config.init.run), config.init.step or None)
-    return upcycle.weights(source, trained, config)
+    with phase(f"the weights of {config.init.run}", sharding.leads()):
+        source, _, trained = load(Path(config.init.run), config.init.step or None)
+        return upcycle.weights(source, trained, config)
 
 
 def refuse_other_data(path: Path, position: Position, training) -> None:
@@ -201,8 +205,9 @@ def evaluate(
 ) -> tuple[int, dict[str, float]]:
     """The step of a run's checkpoint, the newest by default, and its held-out losses; the run must have this model."""
     path = rundir.folder(config)
-    training, held_out = sources.open_(config)
-    config = budgets.resolve(config, training)
+    with phase("opening the data"):
+        training, held_out = sources.open_(config)
+        config = budgets.resolve(config, training)
     different = rundir.changes(rundir.plain(rundir.config_of(path)), rundir.plain(config))
     if different := [d for d in different if not d.startswith(("run.", "init."))]:
         told = "\n  ".join(different)
@@ -212,8 +217,10 @@ def evaluate(
     _saved(path, step)
     mesh = sharding.make_mesh(config, devices)
     with jax.set_mesh(mesh):
-        state, position = start(config, path, mesh, step)
-        row = make_evaluate(config, held_out, mesh)(state.ema or state.params)
+        with phase("reading the checkpoint"):
+            state, position = start(config, path, mesh, step)
+        with phase(f"evaluating {config.run.eval_batches} batches; their program is compiled the first time"):
+            row = make_evaluate(config, held_out, mesh)(state.ema or state.params)
     return position.step, row
 
 
@@ -286,14 +293,17 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     fill = budgets.reachable(config, training)
     log.start({"data": training.digest, "reachable_fill": fill, "devices": mesh.size})
+    live.phase("reading and packing the first batch")
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
     for line in optim.told(config):
         live.say(line)
     for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
         live.say(f"warning: {line}")
+    live.phase(f"compiling the step, about {compiling(config)} s the first time; a cache keeps it")
     step = parts.step.lower(state, sharding.placed(packed.batch, config, mesh))
     step = step.compile(compiler_options=sharding.compiler_options(mesh))
     if position.step == 0:
+        live.phase("the first evaluation; its program is compiled, too")
         log.evaluation(parts.evaluate(state))
     log.resume()
     while True:
@@ -320,6 +330,13 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
         if log.pending is None:
             log.resume()
         packed, waited = _timed(incoming)
+
+
+def compiling(config: Config) -> int:
+    """Seconds that a step's program takes to compile on two cores, roughly: each unrolled layer's, for each tower."""
+    towers = len({*config.towers.attn.values(), *config.towers.ffn.values()})
+    layers = len(dict.fromkeys(config.stacks)) if config.model.scan else config.model.layers
+    return round(4 + 1.5 * layers * towers)
 
 
 def _timed(incoming):  # the next element, and the seconds that it took to come

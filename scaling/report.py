@@ -122,8 +122,8 @@ def verdict(s: Slope) -> str:
     """One word, by the 95 % interval over seeds: ahead of dense, behind it, or undecided."""
     if s.seeds == 1:
         return "one seed: no verdict"
-    if s.bound:
-        return "behind"
+    if s.bound:  # without an interval
+        return "undecided"
     return "ahead" if s.high < 1 else "behind" if s.low > 1 else "undecided"
 
 
@@ -298,6 +298,7 @@ def _facts(groups) -> list[tuple[str, str]]:
 
     if not groups:
         return []
+    started = sorted(t for group in groups.values() for run in group if (t := run.started.get("time")))
     return [
         ("data", each(data)),
         ("steps", each(lambda run: f"{run.config.run.steps:,}")),
@@ -308,7 +309,7 @@ def _facts(groups) -> list[tuple[str, str]]:
         ("machine", each(machine)),
         ("matmul peak that MFU is told against", each(peak)),
         ("code", each(code)),
-        ("made", each(lambda run: run.started.get("time"))),
+        ("begun", " to ".join(dict.fromkeys([*started[:1], *started[-1:]])) or "not recorded"),
         ("by", each(lambda run: run.started.get("command"))),
     ]
 

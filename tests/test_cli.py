@@ -23,7 +23,7 @@ def mot(*args, **kwargs):
     ("args", "says"),
     [
         ([], "usage: mot COMMAND"),
-        (["fly"], "no command 'fly'; allowed: demo, train, config, evaluate"),
+        (["fly"], "no command 'fly'; allowed: demo, train, evaluate"),
         (["train", "--config=nowhere.py"], "there is no file nowhere.py"),
         (
             ["train", "--config=configs/digits.py:arch=transformer"],

@@ -16,7 +16,7 @@ from tests import examples
 ROOT = Path(__file__).parent.parent
 # Each room, below those that may import it. DESIGN: config, ops, batch <- sharding, attention <- params <- model, ...
 ORDER = [
-    ["__main__", "errors", "files", "interrupts", "limits", "provenance", "settings"],
+    ["__main__", "errors", "files", "interrupts", "limits", "phases", "provenance", "settings"],
     ["checks_mesh", "kernels", "data.compressed"],
     ["checks", "ops", "attention", "diffusion", "tokenizers.text", "tokenizers.codebook", "tokenizers.given"],
     ["data.inputs"],

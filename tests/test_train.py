@@ -326,8 +326,8 @@ def test_a_batch_that_is_not_finite_is_told(tmp_path, one_device, monkeypatch):
     monkeypatch.setattr(pipeline.Batches, "__getitem__", second_is_broken)
     path = train.run(c, devices=one_device)
     assert [e["event"] for e in rows(path, "event")] == ["start", "skipped"]
-    assert rows(path, "event")[1] | {"schema": 1} == {
-        "schema": 1,
+    skipped = rows(path, "event")[1]
+    assert {key: value for key, value in skipped.items() if key not in ("schema", "time")} == {
         "kind": "event",
         "step": 2,
         "event": "skipped",

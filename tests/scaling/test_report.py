@@ -1,6 +1,7 @@
 """The page about runs: what is shown, what is left out of means and said so, and that a browser can show it."""
 
 import base64
+import dataclasses
 import html
 import json
 import re
@@ -15,6 +16,7 @@ from launch import cli, results
 from launch import pictures as drawn
 from mot import config, rundir
 from scaling import pictures, report, runs
+from scaling.match import Slope
 
 STEPS, EVERY = 60, 10
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -226,6 +228,63 @@ def test_what_a_run_is_called_is_text_and_nothing_else(tmp_path):
     _, text = page(tmp_path, tmp_path / "<script>" / "*")
     assert "<script" not in text
     assert "<script>" in prose(text)
+
+
+@pytest.mark.parametrize(
+    ("slope", "word"),
+    [
+        (Slope(0.7, False, 0.6, 0.8, 3), "ahead"),
+        (Slope(1.3, False, 1.1, 1.5, 3), "behind"),
+        (Slope(0.9, False, 0.7, 1.1, 3), "undecided"),
+        (Slope(1.2, True, seeds=3), "undecided"),
+        (Slope(0.5, False), "one seed: no verdict"),
+    ],
+)
+def test_a_verdict_is_a_word_by_the_interval(slope, word):
+    assert report.verdict(slope) == word
+
+
+def test_the_page_says_what_was_run(tmp_path):
+    planted(tmp_path, "dense")
+    planted(tmp_path, "mot")
+    _, text = page(tmp_path)
+    said = prose(text)
+    assert "one set of parameters serves all modalities" in said
+    assert "each modality has its own attention projections, FFN and norms" in said
+    for what in (
+        "data drawn, manual, read (digest d1)",
+        "steps 60",
+        "matmul peak that MFU is told against 100.0 GFLOP/s",
+    ):
+        assert what in said, said
+    assert "model FLOPs" not in said  # a step costs both the same
+
+
+def test_tables_have_a_column_for_each_key_in_which_runs_differ(tmp_path):
+    planted(tmp_path, "dense")
+    planted(tmp_path, "mot", lr=0.5)
+    table = runs.load(f"{tmp_path}/*").runs.set_index("arch")
+    assert table.loc["mot", "optim.lr"] == table.loc["mot", "lr"] == 0.5
+    assert table.loc["dense", "towers.ffn.image"] == "text"
+    assert table.loc["mot", "towers.ffn.image"] == "image"
+    assert "optim.warmup" not in table.columns
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [(dict(capacity=1.25), "dense ffn:tc4,capacity=1.25"), (dict(shared=8), "dense ffn:tc4,shared=8")],
+)
+def test_experts_that_differ_from_a_presets_have_a_name_of_their_own(changes, name):
+    tree = digits.get_config("arch=moe_tc4,size=smoke").unlock()
+    tree.ffn.text.update(changes)
+    assert runs.architecture(config.build(tree)) == name
+
+
+def test_a_router_that_nobody_named_is_called_by_its_name():
+    c = config.build(digits.get_config("arch=moe_tc4,size=smoke"))
+    new = object.__new__(config.Config)
+    vars(new).update(vars(c) | {"ffn": {"text": dataclasses.replace(c.ffn["text"], router="hash")}})
+    assert runs.architecture(new) == "dense ffn:hash4"
 
 
 @pytest.mark.parametrize(

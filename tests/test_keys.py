@@ -1,0 +1,56 @@
+"""`mot config`: every key, its value, what it is for, what it may be and its default, from where each is decided."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from launch import cli
+from mot import checks, config
+from mot.keys import comments, keys
+from mot.limits import Range
+from tests import examples
+
+
+def test_every_key_says_what_it_is_for():
+    c = config.build(examples.tree("moe_tc4"))
+    named = {key.path: key for key in keys(c)}
+    silent = {"towers.attn.", "towers.ffn.", "towers.norm.", "mesh.rules.", "data.sources.", "data.shares."}
+    assert not [path for path, key in named.items() if not key.comment and not path.startswith(tuple(silent))]
+    both_lines = "nothing, all but projections' results, whole blocks; offload: these too, and what enters each block"
+    assert both_lines in named["model.remat"].comment
+
+
+def test_what_is_shown_as_allowed_is_what_is_checked():
+    """The tables name classes and fields that are there, and a value outside of one is refused."""
+    kinds = dict(inspect.getmembers(config, dataclasses.is_dataclass))
+    assert not [f"{k}.{f}" for k, table in checks.VALUES.items() for f in table if f not in comments()[k]]
+    assert set(checks.VALUES) <= set(kinds)
+    for section, kind in (("run", "Run"), ("model", "Model"), ("optim", "Optim"), ("data", "Data"), ("mesh", "Mesh")):
+        for name, allowed in checks.VALUES[kind].items():
+            tree = examples.tree().unlock()
+            old = tree[section][name]
+            tree[section][name] = type(old)(allowed.least - 1) if isinstance(allowed, Range) else "another"
+            with pytest.raises(config.ConfigError) as caught:
+                config.build(tree)
+            assert [x for x in caught.value.faults if f"{section}.{name}" in x or name in x.partition(":")[0]], name
+
+
+def shown(capsys, *args):
+    assert cli.main(["config", "configs/digits.py:size=smoke", *args]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_configuration_is_shown_whole_in_groups_and_by_key(capsys):
+    whole = shown(capsys, "--config.optim.schedule=linear")
+    assert "\n# optim: AdamW" in whole
+    line = next(line for line in whole.splitlines() if line.startswith("optim.schedule = "))
+    assert line.startswith("optim.schedule = 'linear' ")
+    assert "how the rate falls after it" in line
+    assert f"[{', '.join(checks.VALUES['Optim']['schedule'])}]" in line
+    assert line.endswith("(default 'cosine')")
+    assert "streams.image.budget = 320 " in whole
+    group = shown(capsys, "streams.text.diffusion").splitlines()
+    assert all(line.startswith(("streams.text.diffusion.", "# streams.text.diffusion:")) for line in group if line)
+    assert "  allowed: a number above 0\n  default: 0.001\n" in shown(capsys, "optim.lr")
+    assert "default: none; the configuration's file says it" in shown(capsys, "streams.text.width")
