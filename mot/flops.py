@@ -20,11 +20,15 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    last = lambda path: path.split("/")[-1]
-    is_matrix = lambda path: params.is_modulation(path) or not ("norm" in last(path) or path.split("/")[2] == "norm")
-    matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and is_matrix(p))}
+    matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and _is_matrix(p))}
     of_ids = lambda stream: 0 if config.streams[stream].latent else head
     return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
+
+
+def _is_matrix(path: str) -> bool:
+    """Does a block's parameter multiply, as all do but norms' scales and biases?"""
+    of_norm = path.split("/")[2] == "norm" or "norm" in path.rpartition("/")[2]
+    return params.is_modulation(path) or not of_norm
 
 
 def last_weights(config: Config) -> dict[str, int]:

@@ -17,10 +17,13 @@ FROZEN = Rule(match="", lr=0.0, decay=0.0)
 
 def rules(config: Config) -> dict[str, Rule | None]:
     """What decides for each parameter, by path: `optim.freeze`, else the first rule that matches, or None."""
-    o, frozen = config.optim, {path for paths in frozen_by(config).values() for path in paths}
-    every = (*o.rules, *o.base_rules)
-    first = lambda path: next((rule for rule in every if re.search(rule.match, path)), None)
-    return {path: FROZEN if path in frozen else first(path) for path in params.table(config)}
+    frozen = {path for paths in frozen_by(config).values() for path in paths}
+    every = (*config.optim.rules, *config.optim.base_rules)
+
+    def rule_for(path: str) -> Rule | None:
+        return FROZEN if path in frozen else next((rule for rule in every if re.search(rule.match, path)), None)
+
+    return {path: rule_for(path) for path in params.table(config)}
 
 
 def frozen_by(config: Config) -> dict[str, list[str]]:

@@ -77,8 +77,12 @@ def changed(config: Config) -> dict[str, list]:
     read_metrics(path)
     if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
         _not_ours(path / "checkpoints", "a file, not a folder")
-    value = lambda plain, key: plain[key.split(".")[0]][key.split(".")[1]]
-    return {key: [value(known, key), value(resolved, key)] for key in keys}
+    return {key: [_value(known, key), _value(resolved, key)] for key in keys}
+
+
+def _value(plain: dict, key: str):
+    section, name = key.split(".")
+    return plain[section][name]
 
 
 def _other_rates(path: Path, known: dict, config: Config) -> str:

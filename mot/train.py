@@ -67,8 +67,7 @@ def make_step(config: Config, sources: int):
             weights, d = params.merge(optax.apply_updates(trained, updates), frozen), config.optim.ema
             weights = _balanced(weights, sums["routing"], config)
             # What does not move has itself as its average, to the bit.
-            average = lambda e, w: jnp.where(e == w, e, d * e + (1 - d) * w)
-            ema = jax.tree.map(average, state.ema, weights) if d else {}
+            ema = jax.tree.map(lambda e, w: jnp.where(e == w, e, d * e + (1 - d) * w), state.ema, weights) if d else {}
             return State(weights, opt, ema, state.updates + 1, running(state.means, sums["streams"]))
 
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
@@ -87,9 +86,8 @@ def _over_rows(report):
 
 def _balanced(weights, routing, config):
     """Routers' biases a step towards even loads (2408.15664): up where an expert has less than the mean, else down."""
-    flat, decided = params.paths(weights), optim.rules(config)
-    moves = lambda path: params.is_bias(path) and decided[path].lr > 0
-    for path in filter(moves, flat):
+    flat = params.paths(weights)
+    for path in [path for path, rule in optim.rules(config).items() if params.is_bias(path) and rule.lr > 0]:
         _, _, component, tower, _ = path.split("/")
         load_LE = routing[f"{component}/{tower}"].load_BME.sum(1)
         under_LE = jnp.sign(load_LE.mean(-1, keepdims=True) - load_LE)

@@ -255,68 +255,81 @@ def _stage(folder) -> dict:
 
 
 def _cost_alike(groups) -> bool:
-    """Does a step cost all groups the same FLOPs, within 1 %? Then curves against FLOPs are those against steps."""
-    last = [run.series("train", key)[1][-1:] for group in groups.values() for run in group for key in ("flops",)]
-    each = [float(x[0]) for x in last if len(x)]
-    steps = {run.series("train", "flops")[0][-1] for group in groups.values() for run in group}
-    return len(steps) == 1 and max(each) <= 1.01 * min(each)
+    """Does a step cost all runs the same FLOPs, within 1 %? Then curves against FLOPs are those against steps."""
+    each = []
+    for run in [run for group in groups.values() for run in group]:
+        steps, flops_so_far = run.series("train", "flops")
+        each += [flops_so_far[-1] / steps[-1]] if len(steps) else []
+    return bool(each) and max(each) <= 1.01 * min(each)
 
 
 def _facts(groups) -> list[tuple[str, str]]:
     """What was run, on what, where, when and by what: a value once, or each that differs."""
+    every = [run for group in groups.values() for run in group]
+    started = sorted(run.started["time"] for run in every if run.started.get("time"))
+    facts = [(what, _each(map(of, every))) for what, of in FACTS.items()] if every else []
+    return [*facts, ("begun", _each([*started[:1], *started[-1:]]))] if facts else []
 
-    def each(of) -> str:
-        values = [of(run) for group in groups.values() for run in group]
-        return "; ".join(dict.fromkeys(str(value) for value in values if value not in (None, ""))) or "not recorded"
 
-    def last(run, key):
-        return run.series("train", key)[1][-1:]
+def _each(values) -> str:
+    told = dict.fromkeys(str(value) for value in values if value not in (None, ""))
+    return "; ".join(told) or "not recorded"
 
-    def tokens(run) -> str:
-        counts = [(m, last(run, f"tokens/{m}")) for m in run.config.modalities]
-        return ", ".join(f"{m} {int(n[0]):,}" for m, n in counts if len(n))
 
-    def machine(run) -> str:
-        s = run.started
-        device = f"{s.get('devices', '?')} x {s['device_kind']}" if "device_kind" in s else ""
-        return ", ".join(filter(None, [s.get("host"), s.get("cpu"), device]))
+def _data(run) -> str:
+    return f"{', '.join(run.config.data.sources)} (digest {run.digest})" if run.digest else ""
 
-    def peak(run) -> str:
-        s = run.started
-        measured = f", measured {s['matmul_peak_measured']}" if s.get("matmul_peak_measured") else ""
-        return f"{s['matmul_peak'] / 1e9:,.1f} GFLOP/s{measured}" if s.get("matmul_peak") else ""
 
-    def code(run) -> str:
-        s = run.started
-        if not s.get("version"):
-            return ""
-        commit = f", commit {s['commit']}" + " and changes" * bool(s.get("dirty")) if s.get("commit") else ""
-        return f"mot {s['version']}{commit}; jax {s.get('jax', '?')}, Python {s.get('python', '?')}"
+def _tokens(run) -> str:
+    counts = {m: run.series("train", f"tokens/{m}")[1] for m in run.config.modalities}
+    return ", ".join(f"{m} {int(n[-1]):,}" for m, n in counts.items() if len(n))
 
-    def data(run) -> str:
-        return f"{', '.join(run.config.data.sources)} (digest {run.digest})" if run.digest else ""
 
-    if not groups:
-        return []
-    started = sorted(t for group in groups.values() for run in group if (t := run.started.get("time")))
-    return [
-        ("data", each(data)),
-        ("steps", each(lambda run: f"{run.config.run.steps:,}")),
-        ("tokens seen by a run", each(tokens)),
-        ("rows and tokens of a batch", each(lambda run: f"{run.config.data.batch} x {run.config.length:,}")),
-        ("learning rate", each(lambda run: f"{run.config.optim.lr:g}, {run.config.optim.schedule}")),
-        ("layers, widths", each(_sizes)),
-        ("machine", each(machine)),
-        ("matmul peak that MFU is told against", each(peak)),
-        ("code", each(code)),
-        ("begun", " to ".join(dict.fromkeys([*started[:1], *started[-1:]])) or "not recorded"),
-        ("by", each(lambda run: run.started.get("command"))),
-    ]
+def _batch(run) -> str:
+    return f"{run.config.data.batch} x {run.config.length:,}"
+
+
+def _rate(run) -> str:
+    return f"{run.config.optim.lr:g}, {run.config.optim.schedule}"
 
 
 def _sizes(run) -> str:
-    widths = dict.fromkeys(f"{s.width}" for s in run.config.streams.values())
+    widths = dict.fromkeys(str(stream.width) for stream in run.config.streams.values())
     return f"{run.config.model.layers}, {'/'.join(widths)}"
+
+
+def _machine(run) -> str:
+    s = run.started
+    device = f"{s.get('devices', '?')} x {s['device_kind']}" if "device_kind" in s else ""
+    return ", ".join(filter(None, [s.get("host"), s.get("cpu"), device]))
+
+
+def _peak(run) -> str:
+    s = run.started
+    measured = f", measured {s['matmul_peak_measured']}" if s.get("matmul_peak_measured") else ""
+    return f"{s['matmul_peak'] / 1e9:,.1f} GFLOP/s{measured}" if s.get("matmul_peak") else ""
+
+
+def _code(run) -> str:
+    s = run.started
+    if not s.get("version"):
+        return ""
+    commit = f", commit {s['commit']}" + " and changes" * bool(s.get("dirty")) if s.get("commit") else ""
+    return f"mot {s['version']}{commit}; jax {s.get('jax', '?')}, Python {s.get('python', '?')}"
+
+
+FACTS = {
+    "data": _data,
+    "steps": lambda run: f"{run.config.run.steps:,}",
+    "tokens seen by a run": _tokens,
+    "rows and tokens of a batch": _batch,
+    "learning rate": _rate,
+    "layers, widths": _sizes,
+    "machine": _machine,
+    "matmul peak that MFU is told against": _peak,
+    "code": _code,
+    "by": lambda run: run.started.get("command"),
+}
 
 
 PLAIN = {
@@ -359,10 +372,12 @@ def _experts(sets) -> str:
 def _differences(groups) -> list[tuple[str, list[str]]]:
     """Each group's configuration against the first's: seeds, names, and what the architectures' drawings show apart."""
     first = next(iter(groups.values()))[0] if groups else None
-    plain = lambda run: rundir.plain(run.config)
-    aside = (*runs.APART, *runs.ARCHITECTURE)
-    different = lambda run: [d for d in differences(plain(first), plain(run)) if not d.startswith(aside)]
-    return [(label, different(group[0])) for label, group in groups.items() if group[0] is not first]
+    found = []
+    for label, group in groups.items():
+        if group[0] is not first:
+            every = differences(rundir.plain(first.config), rundir.plain(group[0].config))
+            found.append((label, [d for d in every if not d.startswith((*runs.APART, *runs.ARCHITECTURE))]))
+    return found
 
 
 def _entry(run, label, out, notes) -> dict:

@@ -246,7 +246,10 @@ def waiting():
 def main():
     cores.take(configuration("dense"))
     mesh, one_device = mesh_of(configuration("dense")), sharding.one_device()
-    peak = lambda dtype="float32": peaks.measure(mesh, dtype, (2048,), 1.0).flops / 1e9
+
+    def peak(dtype="float32"):
+        return peaks.measure(mesh, dtype, (2048,), 1.0).flops / 1e9
+
     table = Table("figure", "measured", "bar", "float32 matmul peak beside it (GFLOP/s)", title="mot bench, CPU")
     table.caption = f"rows split over {mesh.size} devices, unless said"
 

@@ -256,7 +256,10 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
                 f"{len(of_it)} of the first {good + len(bad)} documents have {modality}, and all of these are bad; "
                 f"mend them, or prepare documents that have none{first_of(of_it, left_out)}"
             )
-    of = lambda kind: (part for part in there if part.kind == kind)
+
+    def of(kind: str) -> Iterator[Part]:
+        return (part for part in there if part.kind == kind)
+
     width = next((x.shape[1] for x in _good(of("latents"))), 0)
     media_of = {kind: itertools.islice(_good(of(kind)), most) for kind, most in LEARNT.items()}
     ready = [kind for kind in kinds if kind.endswith(READY)]
