@@ -2,7 +2,6 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
 from itertools import cycle
 
 import numpy as np
@@ -18,6 +17,7 @@ COLOURS = {"dense": "#0072B2", "mot": "#D55E00", "mot_ffn": "#009E73", "mot_attn
 COLOURS |= {"moe_ec4": "#E69F00", "moe_tc4": "#56B4E9", "mot_moe": "#B8A800", "moe_fine": "#999999"}
 OTHERS = ("#8F6BD1", "#A0703C", "#3FA7A0", "#C2557A", "#6C8E2F", "#7E8AA8")
 MARKERS = "osD^vP*X"
+COSTS = {"step": "steps", "flops": "model FLOPs", "seconds": "seconds of training"}
 INK = {"light": ("#1b1b1b", "#ffffff"), "dark": ("#dddddd", "#16181c")}
 
 
@@ -42,7 +42,7 @@ def both(draw, *args) -> dict[str, bytes]:
         }
         with rc_context(style | {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
             file = io.BytesIO()
-            draw(*args).savefig(file, format="png", dpi=110)
+            draw(*args).savefig(file, format="png", dpi=150)
             images[theme] = file.getvalue()
     return images
 
@@ -51,7 +51,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known:
     """`slopes[group][modality]`: the fraction of dense's steps that each group needs, beside MoT's published range."""
     modalities = list(next(iter(slopes.values())))
     places = [(m, group) for m in modalities for group in slopes]
-    figure = Figure(figsize=(7, 1.4 + 0.42 * (len(places) + len(modalities))), layout="constrained")
+    figure = Figure(figsize=(5.2, 1.5 + 0.45 * (len(places) + len(modalities))), layout="constrained")
     axis = figure.subplots()
     y, ticks, right = 0, [], 1.3
     for modality in modalities:
@@ -64,7 +64,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known:
                 right = max(right, 1.05 * s.high)
             axis.annotate(text(s), (s.value, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
             right = max(right, 1.15 * s.value)
-            ticks.append((y, textwrap.fill(f"{modality}: {group}", 28)))
+            ticks.append((y, textwrap.fill(f"{modality}: {group}", 18)))
             y += 1
         if band := known.slopes["mot"].get(modality):
             label = f"MoT, published ({known.rungs[0]} to {known.rungs[-1]})"
@@ -89,35 +89,33 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known:
     return figure
 
 
-def experts(loads: dict[str, dict[str, list]]) -> Figure:
-    """Layer by expert, `loads[tower][modality][layer][expert]`: the share of a modality's choices, 1 = an even share.
+def panels(loads: dict[str, dict[str, list]]) -> list[tuple]:
+    """What `experts` draws of `loads[tower][modality][layer][expert]`, a panel each.
 
-    A tower that modalities share has a panel of specialisation, too: +1 where an expert serves the first alone.
+    A panel of a modality shows the share of its choices that each expert took, 1 = an even share. A tower that
+    modalities share has one of specialisation, too: +1 where an expert serves the first modality alone.
     """
-    panels = []
+    found = []
     for tower, by_modality in loads.items():
         arrays = {m: np.array(x) for m, x in by_modality.items()}
-        panels += [(f"{tower}: {m}", x * x.shape[1], "viridis", 0, 2) for m, x in arrays.items()]
+        found += [(f"{tower}: {m}", x * x.shape[1], "viridis", 0, 2) for m, x in arrays.items()]
         if len(arrays) > 1:
-            a, b = (
-                arrays.values()
-                if len(arrays) == 2
-                else (next(iter(arrays.values())), np.mean([*arrays.values()][1:], 0))
-            )
-            both = np.where(a + b > 0, a + b, 1)
-            panels.append((f"{tower}: {next(iter(arrays))} (+) or not (-)", (a - b) / both, "RdBu_r", -1, 1))
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (title, x, colours, low, high) in zip(axes, panels, strict=False):
-        image = axis.imshow(x, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-        axis.set_title(title, fontsize=9)
-        axis.set(xlabel="expert", ylabel="layer")
-        axis.locator_params(integer=True)
-        figure.colorbar(image, ax=axis)
+            name, first = next(iter(arrays.items()))
+            others = np.mean([*arrays.values()][1:], 0)
+            total = np.where(first + others > 0, first + others, 1)
+            found.append((f"{tower}: {name} (+) or not (-)", (first - others) / total, "RdBu_r", -1, 1))
+    return found
+
+
+def experts(title: str, x_LE: np.ndarray, colours: str, low: float, high: float) -> Figure:
+    """One panel, layer by expert."""
+    figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(x_LE, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+    axis.set_title(title, fontsize=9)
+    axis.set(xlabel="expert", ylabel="layer")
+    axis.locator_params(integer=True)
+    figure.colorbar(image, ax=axis)
     return figure
 
 
@@ -125,29 +123,28 @@ def text(s: Slope) -> str:
     return f"> {s.value:.2f}" if s.bound else f"{s.value:.2f}"
 
 
-def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, costs: Sequence[str]) -> Figure:
-    """Loss of one modality against each cost: held-out with markers, smoothed training thin; bands over seeds."""
-    figure = Figure(figsize=(5.2 * len(costs), 3.9), layout="constrained")
-    labels = {"step": "steps", "flops": "model FLOPs", "seconds": "seconds of training"}
-    for axis, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
-        for i, (label, runs) in enumerate(groups.items()):
-            for kind in ("train", "eval"):
-                found = [c for run in runs if (c := run.curve(kind, modality, cost))]
-                if not found:
-                    continue
-                n = min(len(c.step) for c in found)
-                x = np.mean([c.cost[:n] for c in found], axis=0)
-                y = np.stack([smooth(c, HALF_LIFE).loss[:n] if kind == "train" else c.loss[:n] for c in found])
-                late = found[0].step[:n] >= found[0].step[-1] / 4  # the part that slopes are read from
-                x, y = x[late], y[:, late]
-                style = dict(linewidth=1, alpha=0.7) if kind == "train" else dict(marker=MARKERS[i % 8], markersize=4)
-                axis.plot(x, y.mean(0), color=colour[label], label=label if kind == "eval" else None, **style)
-                if len(found) > 1:
-                    axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.15, linewidth=0)
-        axis.set(xlabel=labels[cost], ylabel=f"{modality} loss ({unit(groups, modality)})")
-        axis.grid(alpha=0.25)
+def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, cost: str) -> Figure:
+    """Loss of one modality against a cost: held-out with markers, smoothed training thin; bands over seeds."""
+    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    axis = figure.subplots()
+    for i, (label, runs) in enumerate(groups.items()):
+        for kind in ("train", "eval"):
+            found = [c for run in runs if (c := run.curve(kind, modality, cost))]
+            if not found:
+                continue
+            n = min(len(c.step) for c in found)
+            x = np.mean([c.cost[:n] for c in found], axis=0)
+            y = np.stack([smooth(c, HALF_LIFE).loss[:n] if kind == "train" else c.loss[:n] for c in found])
+            late = found[0].step[:n] >= found[0].step[-1] / 4  # the part that slopes are read from
+            x, y = x[late], y[:, late]
+            style = dict(linewidth=1, alpha=0.7) if kind == "train" else dict(marker=MARKERS[i % 8], markersize=4)
+            axis.plot(x, y.mean(0), color=colour[label], label=label if kind == "eval" else None, **style)
+            if len(found) > 1:
+                axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.15, linewidth=0)
+    axis.set(xlabel=COSTS[cost], ylabel=f"{modality} loss ({unit(groups, modality)})")
+    axis.grid(alpha=0.25)
     if labelled := axis.get_legend_handles_labels()[1]:
-        columns = max(1, min(len(labelled), 110 // (6 + max(map(len, labelled)))))
+        columns = max(1, min(len(labelled), 55 // (6 + max(map(len, labelled)))))
         figure.legend(
             *axis.get_legend_handles_labels(),
             loc="outside lower center",

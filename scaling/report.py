@@ -20,9 +20,10 @@ from . import match, pictures, published, runs
 from .match import Slope
 from .runs import Run
 
-HEADLINE = ("train", "step", match.HALF_LIFE)  # the slopes that the page begins with
+HEADLINE = ("train", "step", match.HALF_LIFE, "equal")  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'
 STAGES = 4  # checkpoints whose samples are shown
+LONGER = 2  # runs beside the reported ones whose samples are shown
 
 
 def write(found: list[Run], out: Path) -> str:
@@ -43,29 +44,35 @@ def write(found: list[Run], out: Path) -> str:
         drawn["headline"] = pictures.both(pictures.headline, main, colour, known)
     costs = ("step",) if _cost_alike(groups) else ("step", "flops")
     for modality in runs.modalities(groups):
-        drawn[f"curves_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, costs)
+        for cost in costs:
+            drawn[_curves(modality, cost)] = pictures.both(pictures.curves, groups, colour, modality, cost)
+    experts = {}
     for label, group in groups.items():
-        if loads := runs.loads(group[0]):
-            drawn[f"experts_{_file(label)}"] = pictures.both(pictures.experts, loads)
+        panels = pictures.panels(runs.loads(group[0]))
+        experts[label] = [f"experts_{_file(label)}_{i}" for i in range(len(panels))]
+        drawn |= {
+            name: pictures.both(pictures.experts, *panel) for name, panel in zip(experts[label], panels, strict=True)
+        }
     every = runs.tables(found, slopes)
     page = _template().render(
         sentence=sentence,
         facts=_facts(groups),
         architectures=_architectures(groups),
-        per_flops=len(costs) > 1,
+        curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
         pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
-        modalities=runs.modalities(groups),
-        experts={label: f"experts_{_file(label)}" for label in groups if f"experts_{_file(label)}" in drawn},
+        experts={label: names for label, names in experts.items() if names},
         groups=list(groups),
         leaking=[label for label, group in groups.items() if not group[0].config.causal],
         colour=colour,
         slopes=_slope_rows(slopes, groups),
+        best=_best_rows(slopes, groups),
         half_lives=_half_life_rows(slopes),
         definition=match.__doc__.split("\n\n")[1],
         units={m: runs.unit(groups, m) for m in runs.modalities(groups)},
         published=list({k.source: k for group in groups.values() for k in [published.of(group[0].config)]}.values()),
         costs=measures(groups) if groups else [],
         samples=_samples(groups),
+        longer=_longer(found, out),
         differences=_differences(groups),
         runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
     )
@@ -77,6 +84,10 @@ def write(found: list[Run], out: Path) -> str:
         write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
     write_atomically(out / "report.html", page)
     return sentence
+
+
+def _curves(modality: str, cost: str) -> str:
+    return f"curves_{modality}" if cost == "step" else f"curves_{modality}_{cost}"
 
 
 def _file(label: str) -> str:
@@ -128,9 +139,9 @@ def verdict(s: Slope) -> str:
 
 
 def _slope_rows(slopes, groups) -> list[dict]:
-    """A row a (group, modality, kind), at the usual half-life."""
+    """A row a (group, modality, kind), at the usual half-life and at equal learning rates."""
     rows = []
-    for group, modality, kind in dict.fromkeys(k[:3] for k in slopes):
+    for group, modality, kind in dict.fromkeys(k[:3] for k in slopes if k.rates == "equal"):
         cell = {cost: _cell(slopes[runs.Key(group, modality, kind, cost, match.HALF_LIFE)]) for cost in runs.COSTS}
         mark = "" if groups[group][0].config.causal else {"train": ", sees later tokens", "eval": ", causal"}[kind]
         rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind] + mark, **cell})
@@ -143,6 +154,33 @@ def _slope_rows(slopes, groups) -> list[dict]:
     return rows
 
 
+def _best_rows(slopes, groups) -> list[dict]:
+    """A row a (group, modality): each architecture at its best learning rate against dense at its own."""
+    best = runs.best_rates(groups)
+    rows = []
+    for group, modality in dict.fromkeys(k[:2] for k in slopes if k.rates == "best"):
+        key = runs.Key(group, modality, "eval", "step", match.HALF_LIFE, "best")
+        found = [slopes.get(key._replace(kind=kind)) for kind in runs.KINDS]
+        arch = groups[group][0].arch
+        rows.append(
+            {
+                "group": group,
+                "modality": modality,
+                "rate": _tried(groups, arch, best[arch]),
+                "dense": _tried(groups, "dense", best["dense"]),
+                "cells": [_cell(s) if s else "" for s in found],
+                "verdict": verdict(found[0]) if found[0] else "",
+            }
+        )
+    return rows
+
+
+def _tried(groups, arch, best) -> str:
+    rates = sorted({group[0].config.optim.lr for group in groups.values() if group[0].arch == arch})
+    rate = groups[best][0].config.optim.lr
+    return f"{rate:g}, the only one tried" if len(rates) == 1 else f"{rate:g} of {', '.join(f'{r:g}' for r in rates)}"
+
+
 def _half_life_rows(slopes) -> list[dict]:
     return [
         {
@@ -150,7 +188,7 @@ def _half_life_rows(slopes) -> list[dict]:
             "modality": modality,
             "cells": [_cell(slopes[runs.Key(group, modality, "train", "step", h)]) for h in runs.HALF_LIVES],
         }
-        for group, modality in dict.fromkeys(k[:2] for k in slopes)
+        for group, modality in dict.fromkeys(k[:2] for k in slopes if k.rates == "equal")
     ]
 
 
@@ -223,14 +261,34 @@ def _samples(groups) -> list[dict]:
     shown = []
     for label, group in groups.items():
         for run in group:
-            folders = [p.parent for p in (run.path / "samples").glob("*/samples.json") if p.parent.name.isdecimal()]
-            folders = sorted(folders, key=lambda p: int(p.name))
-            if folders:
+            if folders := _sampled(run.path):
                 chosen = sorted({round(i * (len(folders) - 1) / max(STAGES - 1, 1)) for i in range(STAGES)})
                 stages = [_stage(folders[i]) for i in chosen]
                 shown.append({"group": label, "run": run, "stages": stages})
                 break
     return shown
+
+
+def _sampled(path: Path) -> list[Path]:
+    """The folders of a run's samples, from the first step to the last."""
+    folders = [p.parent for p in (path / "samples").glob("*/samples.json") if p.parent.name.isdecimal()]
+    return sorted(folders, key=lambda p: int(p.name))
+
+
+def _longer(found: list[Run], out: Path) -> list[dict]:
+    """Runs beside the ones reported that drew digits after more steps: their last samples, and a link to them.
+
+    A demo's few steps draw blobs, and a run of `size=draw` in a folder beside them shows what training comes to.
+    """
+    reported = {run.path.resolve() for run in found}
+    most = max((run.config.run.steps for run in found), default=0)
+    beside = dict.fromkeys(path for run in found for path in run.path.resolve().parent.parent.glob("*/*/config.json"))
+    shown = []
+    for path in [config.parent for config in beside if config.parent not in reported]:
+        folders = _sampled(path)
+        if folders and int(folders[-1].name) > most and "drawn" in (stage := _stage(folders[-1])):
+            shown.append({"path": os.path.relpath(path, out), "stage": stage})
+    return shown[:LONGER]
 
 
 def _stage(folder) -> dict:

@@ -78,6 +78,7 @@ class Key(NamedTuple):
     kind: str
     cost: str
     half_life: float
+    rates: str = "equal"  # "best": each architecture at the learning rate that served it best
 
 
 class Tables(NamedTuple):
@@ -215,7 +216,8 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
         runs = [run._replace(faults=(*run.faults, fault(run))) if other(run) else run for run in runs]
     first: dict[tuple, Run] = {}
     for i, (label, run) in enumerate(zip(names(runs), runs, strict=True)):
-        if not run.faults and (before := first.setdefault((label, run.seeds), run)) is not run:
+        before = run if run.faults else first.setdefault((label, run.seeds), run)
+        if before is not run and before.config.optim.lr == run.config.optim.lr:
             runs[i] = run._replace(faults=(f"the same architecture and seeds as {before.path}: no further evidence",))
     return runs
 
@@ -255,10 +257,26 @@ def varied(runs: list[Run]) -> dict[Path, dict[str, object]]:
 
 
 def names(runs: list[Run]) -> list[str]:
-    """Each run's group: its architecture, and its name without the seed where one architecture has several groups."""
-    groups = [(run.arch, run.config.run.name.rpartition("-seed")[0] or run.config.run.name) for run in runs]
-    several = {arch for arch, n in Counter(arch for arch, _ in set(groups)).items() if n > 1}
-    return [f"{arch} ({name})" if arch in several and name != arch else arch for arch, name in groups]
+    """Each run's group: its architecture, and what tells the groups of one architecture apart.
+
+    That is their learning rate where it does, and their name without the seed where it does not.
+    """
+    groups = [(run.arch, _without_seed(run), run.config.optim.lr) for run in runs]
+    groups_of = Counter(arch for arch, *_ in set(groups))
+    rates_of = Counter(arch for arch, _ in {(arch, rate) for arch, _, rate in groups})
+    labels = []
+    for arch, name, rate in groups:
+        if groups_of[arch] == 1:
+            labels.append(arch)
+        elif groups_of[arch] == rates_of[arch]:
+            labels.append(f"{arch} (rate {rate:g})")
+        else:
+            labels.append(arch if name == arch else f"{arch} ({name})")
+    return labels
+
+
+def _without_seed(run):
+    return run.config.run.name.rpartition("-seed")[0] or run.config.run.name
 
 
 def grouped(runs: list[Run]) -> dict[str, list[Run]]:
@@ -290,18 +308,24 @@ def unit(groups: dict[str, list[Run]], modality: str) -> str:
     return " or ".join(sorted(set(units)))
 
 
-def comparable(a: Run, b: Run) -> list[str]:
-    """In what, other than architecture and seeds, the two runs' configurations differ."""
+def comparable(a: Run, b: Run, apart: Sequence[str] = ()) -> list[str]:
+    """In what, other than architecture, seeds and the keys `apart`, the two runs' configurations differ."""
     different = configs.differences(rundir.plain(a.config), rundir.plain(b.config))
-    return [d for d in different if not d.startswith((*APART, *ARCHITECTURE))]
+    return [d for d in different if not d.startswith((*APART, *ARCHITECTURE, *apart))]
 
 
-def partners(groups: dict[str, list[Run]], label: str) -> tuple[list[tuple[Run, Run]], str]:
-    """Pairs (dense, other) of equal seeds that differ in nothing but towers; and why there are none."""
-    dense = [run for group in groups.values() for run in group if run.arch == "dense"]
+def partners(
+    groups: dict[str, list[Run]], label: str, dense: list[Run] | None = None, apart: Sequence[str] = ()
+) -> tuple[list[tuple[Run, Run]], str]:
+    """Pairs (dense, other) of equal seeds that differ in nothing but towers; and why there are none.
+
+    `dense` are the runs to choose from, else all dense ones; `apart` are keys that may differ too.
+    """
+    if dense is None:
+        dense = [run for group in groups.values() for run in group if run.arch == "dense"]
     if not dense:
         return [], "no dense partner: no sound run of a dense model"
-    alike = [(d, o) for o, d in product(groups[label], dense) if not comparable(d, o)]
+    alike = [(d, o) for o, d in product(groups[label], dense) if not comparable(d, o, apart)]
     if not alike:
         return [], "no dense partner: every dense run differs in " + "; ".join(
             comparable(dense[0], groups[label][0])[:3]
@@ -311,15 +335,56 @@ def partners(groups: dict[str, list[Run]], label: str) -> tuple[list[tuple[Run, 
 
 
 def slopes(groups: dict[str, list[Run]]) -> dict[Key, Slope]:
-    """Of every group of sound runs that has a dense partner, on training and held-out loss, in every cost."""
+    """Of every group of sound runs that has a dense partner, on training and held-out loss, in every cost.
+
+    Where dense or another architecture was run at several learning rates, each at its best rate is compared as well.
+    """
     result = {}
     for label, group in groups.items():
-        pairs = partners(groups, label)[0] if group[0].arch != "dense" else []
-        for modality, kind, cost, half_life in product(modalities(groups), KINDS, COSTS, HALF_LIVES):
-            curves = [tuple(run.curve(kind, modality, cost) for run in pair) for pair in pairs]
-            if curves := [pair for pair in curves if all(pair)]:
-                result[Key(label, modality, kind, cost, half_life)] = match.over_seeds(curves, half_life)
+        if group[0].arch != "dense":
+            result |= _slopes_of(groups, label, partners(groups, label)[0], "equal")
+    best = best_rates(groups)
+    for arch, label in best.items():
+        if arch != "dense" and "dense" in best:
+            dense = groups[best["dense"]]
+            result |= _slopes_of(groups, label, partners(groups, label, dense, ["optim.lr"])[0], "best")
     return result
+
+
+def _slopes_of(groups, label, pairs, rates) -> dict[Key, Slope]:
+    result = {}
+    for modality, kind, cost, half_life in product(modalities(groups), KINDS, COSTS, HALF_LIVES):
+        curves = [tuple(run.curve(kind, modality, cost) for run in pair) for pair in pairs]
+        if curves := [pair for pair in curves if all(pair)]:
+            result[Key(label, modality, kind, cost, half_life, rates)] = match.over_seeds(curves, half_life)
+    return result
+
+
+def best_rates(groups: dict[str, list[Run]]) -> dict[str, str]:
+    """By architecture, the group whose last held-out loss is the least, a mean over its seeds.
+
+    Empty unless some architecture has groups that differ in their learning rate alone.
+    """
+    by_arch: dict[str, list[str]] = {}
+    for label, group in groups.items():
+        if np.isfinite(_held_out(group)):
+            by_arch.setdefault(group[0].arch, []).append(label)
+    best = {arch: min(labels, key=lambda label: _held_out(groups[label])) for arch, labels in by_arch.items()}
+    swept = [
+        label
+        for arch, labels in by_arch.items()
+        for label in labels
+        if label != best[arch] and not comparable(groups[label][0], groups[best[arch]][0], ["optim.lr"])
+        if groups[label][0].config.optim.lr != groups[best[arch]][0].config.optim.lr
+    ]
+    return best if swept else {}
+
+
+def _held_out(group: list[Run]) -> float:
+    """The last held-out loss over all modalities, by routers that see no later tokens; a mean over seeds."""
+    key = "loss" if group[0].config.causal else "causal_loss"
+    ends = [values[-1] for run in group if len(values := run.series("eval", key)[1])]
+    return float(np.mean(ends)) if ends else np.nan
 
 
 def _summary(run, label):

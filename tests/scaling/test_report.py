@@ -93,7 +93,7 @@ def test_a_setting_has_its_own_units_and_its_own_published_slopes(tmp_path):
         assert all(s in shown for s in slopes)
         assert left_out not in shown
         groups = runs.sound(runs.find([f"{root}/*"]))
-        figure = pictures.curves(groups, pictures.colours(groups), "image", ["step"])
+        figure = pictures.curves(groups, pictures.colours(groups), "image", "step")
         assert figure.axes[0].get_ylabel() == f"image loss ({unit})"
 
 
@@ -258,6 +258,50 @@ def test_the_page_says_what_was_run(tmp_path):
     ):
         assert what in said, said
     assert "model FLOPs" not in said  # a step costs both the same
+
+
+def test_where_rates_vary_the_best_is_compared_with_the_best_beside_equal_with_equal(tmp_path):
+    for seed in range(2):
+        for arch, rate, speed in (("dense", 1e-3, 1.0), ("dense", 2e-3, 2.0), ("mot", 1e-3, 4.0), ("mot", 2e-3, 2.0)):
+            planted(tmp_path, arch, seed, speed, name=f"{arch}-{rate:g}-seed{seed}", lr=rate)
+    _, text = page(tmp_path)
+    groups = runs.sound(runs.find([f"{tmp_path}/*"]))
+    assert set(groups) == {f"{arch} (rate {rate})" for arch in ("dense", "mot") for rate in ("0.001", "0.002")}
+    found = runs.slopes(groups)
+    at = {
+        (key.group, key.rates): slope.value
+        for key, slope in found.items()
+        if key[1:5] == ("text", "train", "step", 0.02)
+    }
+    # At equal rates mot is four times and once as fast, and at the best ones twice.
+    assert at[("mot (rate 0.001)", "equal")] == pytest.approx(0.25, abs=0.04)
+    assert at[("mot (rate 0.002)", "equal")] == pytest.approx(1, abs=0.1)
+    assert at[("mot (rate 0.001)", "best")] == pytest.approx(0.5, abs=0.06)
+    assert ("mot (rate 0.002)", "best") not in at
+    assert "0.001 of 0.001, 0.002" in prose(text)
+    assert "0.002 of 0.001, 0.002" in prose(text)
+
+
+def test_runs_of_one_name_and_two_rates_are_two_groups(tmp_path):
+    for folder, rate in (("a", 1e-3), ("b", 2e-3)):
+        planted(tmp_path / folder, "dense", lr=rate)
+    found = runs.find([f"{tmp_path}/*/*"])
+    assert not any(run.faults for run in found)
+    assert set(runs.sound(found)) == {"dense (rate 0.001)", "dense (rate 0.002)"}
+
+
+def test_a_longer_run_beside_the_reported_ones_shows_what_it_drew(tmp_path):
+    planted(tmp_path / "demo", "dense")
+    drew = planted(tmp_path / "draw", "dense", name="long") / "samples" / "800"
+    verdicts = {"drawn": {"right": 47, "asked": 50}, "read": {"right": 9, "asked": 10}, "judge": 0.98}
+    results.write(drew, {"digits.png": drawn.png(np.zeros((4, 4, 3), np.uint8))}, verdicts)
+    _, text = page(tmp_path / "demo")
+    assert base64.b64encode((drew / "digits.png").read_bytes()).decode() not in text  # no samples are shown of the demo
+    results.write(
+        tmp_path / "demo/dense-seed0/samples/60", {"digits.png": drawn.png(np.zeros((4, 4, 3), np.uint8))}, verdicts
+    )
+    _, text = page(tmp_path / "demo")
+    assert "step 800: 47 of 50 digits as asked" in prose(text)
 
 
 def test_tables_have_a_column_for_each_key_in_which_runs_differ(tmp_path):
