@@ -145,7 +145,7 @@ def _length(c: ConfigDict) -> int:
 
 
 def model_flops(c: ConfigDict) -> float:
-    """Of a step: what `mot.flops` counts, for rows that are one document each, which is what attention takes at most.
+    """Of a step, as `mot.model.flops` counts them, for rows that are one document each: attention takes at most that.
 
     A multiply and an add are two, backward is twice forward. Streams without a budget share a row alike.
     """
@@ -158,7 +158,7 @@ def model_flops(c: ConfigDict) -> float:
     return 3 * c.data.batch * (matmuls + pairs * 4 * m.layers * m.heads * m.head_size)
 
 
-WAVES, TIME, ADA = 64, 256, 64  # of a noise level (mot/params.py)
+WAVES, TIME, ADA = 64, 256, 64  # of a noise level (mot/model/params.py)
 
 
 def _weights(c: ConfigDict, name: str) -> int:

@@ -13,15 +13,15 @@ from ml_collections import ConfigDict
 
 from launch import flags
 from launch.process import typed
-from mot.data.about import SPLITS
+from mot.config import load
+from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, SOLVERS, USUAL, Settings
+from mot.data.manifest import SPLITS
 from mot.errors import UserError
-from mot.settings import DROP_DOCUMENT, DROP_MEDIUM, SOLVERS, USUAL, Settings
-from scaling import chips
+from mot.plan import chips
 
 FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
 OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
-EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
 ANY = "any"  # of --draw: the model decides
 UNPROMPTED = 4  # documents, where nothing is asked for
 TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
@@ -49,7 +49,7 @@ def check(command: str, argv: Sequence[str]) -> int | None:
     if command == "plan" and options.topology:
         chips.parse(options.topology)
     if getattr(options, "config", ""):
-        flags.judged(flags.read(options.config, overrides))
+        flags.judged(load.read(options.config, overrides))
     for option, what in (("run", "run directory"), ("dataset", "dataset"), ("inputs", "file or folder")):
         given = getattr(options, option, None) or ()
         for path in [given] if isinstance(given, Path) else map(Path, given):
@@ -63,7 +63,7 @@ def of_data(argv: Sequence[str]) -> int | None:
         return None
     wanted = bool(argv) and argv[0] in ("-h", "--help")
     if argv and not wanted:
-        near = flags.asked(argv[0], ("prepare", "inspect"))
+        near = load.asked(argv[0], ("prepare", "inspect"))
         print(f"mot data: no command {argv[0]!r}; allowed: prepare, inspect{near}", file=sys.stderr)
     print(
         "usage: mot data prepare|inspect ...\n\nPrepares a dataset of records from files, or shows one: `mot data "
@@ -99,7 +99,7 @@ def demo_trees(options, overrides: dict[str, str]) -> list[ConfigDict]:
 
 def _demo_tree(options, overrides, arch: str, seed: int) -> ConfigDict:
     file, _, arg = options.config.partition(":")
-    tree = flags.read(f"{file}:{arg + ',' if arg else ''}arch={arch}", overrides)
+    tree = load.read(f"{file}:{arg + ',' if arg else ''}arch={arch}", overrides)
     own: dict[str, Any] = {"run.root": str(options.out), "run.name": f"{arch}-seed{seed}"}
     own |= {"model.seed": seed, "data.seed": seed}
     for key, value in own.items():

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 from functools import partial
 
 from launch.process import PLANNING, alone, guarded, leave_on_signals, with_environment
-from mot.limits import meant
-from mot.phases import phase
+from mot.config.allowed import meant
+from mot.console import phase
 
 COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",

@@ -9,10 +9,10 @@ from typing import Any
 
 from launch import arguments, flags
 from launch.process import guarded
-from mot.config import Config
+from mot.config import Config, load
+from mot.config.allowed import meant
+from mot.config.keys import Key, keys
 from mot.errors import UserError
-from mot.keys import Key, keys
-from mot.limits import meant
 
 WIDE = 34  # columns of `key = value`
 NONE = object()
@@ -20,7 +20,7 @@ NONE = object()
 
 def main(argv: list[str] | None = None) -> int:
     options, overrides = flags.parse(arguments.config(), argv)
-    config = resolved(flags.judged(flags.read(options.file, overrides)))
+    config = resolved(flags.judged(load.read(options.file, overrides)))
     found = list(keys(config))
     usual = defaults()
     if not options.key:
@@ -47,7 +47,7 @@ def resolved(config: Config) -> Config:
 
 def defaults() -> dict[str, Any]:
     """configs/base.py's value of every key that has one, those of a stream or a tower under `*`."""
-    base = flags.run(flags.SHIPPED / "base.py", "configs/base.py")
+    base = load.run(load.SHIPPED / "base.py", "configs/base.py")
     tree = base["get_config"]().to_dict()
     streams = base["stream"](*(NONE for _ in ("modality", "width", "ffn")))
     tree |= {"streams": {"*": streams}, "attn": {"*": base["sets"]()}, "ffn": {"*": base["sets"]()}}

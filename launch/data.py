@@ -12,18 +12,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch import arguments, flags, preview, sounds
+from launch import arguments, flags
 from launch.process import guarded
-from mot.batch import Batch
-from mot.config import Config
-from mot.data import budgets, embedded, export, pipeline, prepare, readers, seqio_bridge, sources, tokenise
-from mot.data.about import SPLITS, read_json
-from mot.data.inputs import listed
+from mot.batches import Batch
+from mot.config import Config, load
+from mot.console import announce, phase
+from mot.data import budgets, embedded, pipeline, preview, seqio_bridge, sources
+from mot.data.manifest import SPLITS, read_json
 from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
 from mot.files import replacing
-from mot.phases import announce, phase
+from mot.generate import sounds
+from mot.prepare import job, readers, seqio_export, tokenise
+from mot.prepare.inputs import listed
 from mot.tokenizers import text as texts
 
 PAGE = 12  # documents of a preview
@@ -52,7 +54,7 @@ def _prepare(argv) -> int:
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)
     else:
-        summary = prepare.prepare(prepare.Recipe(**options), out, workers, most)
+        summary = job.prepare(job.Recipe(**options), out, workers, most)
     if not summary.documents:
         print(f"{out} is already whole")
     _print_summary(out, summary.about)
@@ -70,7 +72,7 @@ def _ids(given: str) -> tuple[str, int]:
     return name, int(count)
 
 
-def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most) -> prepare.Summary:
+def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most) -> job.Summary:
     if unfit := [flag for flag in ("content", "separator", "like", "tokenizer", "ids") if options[flag]]:
         raise UserError(f"--{unfit[0]} is for files; --seqio={seqio} brings its own; give one of the two")
     seqio_bridge.require()
@@ -83,7 +85,7 @@ def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most
             ) from error
     features = tuple(key for key in seqio_features.split(",") if key)
     sizes = {key: options[key] for key in ("held_out", "longest", "shard")}
-    return export.export(export.Recipe(seqio, seqio_split, features, **sizes), out, most)
+    return seqio_export.export(seqio_export.Recipe(seqio, seqio_split, features, **sizes), out, most)
 
 
 def _print_summary(folder: Path, about: dict) -> None:
@@ -257,7 +259,7 @@ def _shown(text: str, most: int = 80) -> str:
 
 
 def _inspect_batch(options, overrides) -> int:
-    config = flags.build(flags.read(options.config, overrides))
+    config = flags.build(load.read(options.config, overrides))
     with phase("opening the data"):
         training, held_out = sources.open_(config)
     config = budgets.resolve(config, training)

@@ -2,11 +2,13 @@
 
 import sys
 
-from launch import arguments, cores, flags, generate, sample
+from launch import arguments, cores, flags, sample
 from launch.process import guarded
 from launch.sample import Options
-from mot import checkpoint, train
 from mot.data import sources
+from mot.generate import opened
+from mot.runs import checkpoint
+from mot.train import loop
 from scaling import report, runs
 
 
@@ -15,10 +17,10 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = flags.parse(p, argv)
     configs = [flags.build(tree) for tree in arguments.demo_trees(options, overrides)]
     cores.take(*configs)
-    folders = [train.run(config) for config in configs]
+    folders = [loop.run(config) for config in configs]
     for folder in folders[: len(configs) // options.seeds]:  # of the first seed: a digit of each kind at every stage
         *early, last = checkpoint.steps(folder / "checkpoints")
-        model = generate.opened(folder, last)
+        model = opened.opened(folder, last)
         asked = Options(each=2, read=10) if sources.is_embedded(model.config) else Options()
         print(f"{folder.name}: {sample.summary(sample.draw(model, last, asked))}")
         for step in early:

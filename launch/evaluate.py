@@ -8,8 +8,11 @@ from rich.table import Table
 
 from launch import arguments, flags
 from launch.process import guarded
-from mot import checkpoint, provenance, rundir, sharding, train
+from mot import sharding
+from mot.config import load
 from mot.errors import UserError
+from mot.runs import checkpoint, provenance, rundir
+from mot.train import loop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         run = dataclasses.replace(config.run, root=str(options.run.parent), name=options.run.name)
         config = dataclasses.replace(config, run=run)
     else:
-        config = flags.build(flags.read(options.config, overrides))
+        config = flags.build(load.read(options.config, overrides))
     # A configuration says how its rows are split; a run is read wherever it lies.
-    step, row = train.evaluate(config, options.step, sharding.dividing(config) if options.run else None)
+    step, row = loop.evaluate(config, options.step, sharding.dividing(config) if options.run else None)
     table = Table("", "held out", title=f"{config.run.name}, step {step}", title_justify="left")
     for name, value in row.items():
         if isinstance(value, float):  # loads by layer and expert are for the report

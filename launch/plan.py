@@ -9,13 +9,13 @@ from rich.table import Table
 
 from launch import arguments, flags
 from launch.process import PLANNING, guarded
-from mot import config as configs
 from mot import optim
+from mot.config import load, resolve
+from mot.console import phase
 from mot.errors import UserError
 from mot.files import write_atomically
-from mot.phases import phase
-from scaling import chips
-from scaling import plan as plans
+from mot.plan import chips
+from mot.plan import forecast as plans
 
 MOST = 8  # lines of one kind
 
@@ -26,28 +26,28 @@ def main(argv: list[str] | None = None) -> int:
     if options.quick:
         plans.hurry()
     if options.ladder:
-        from launch import plan_ladder
+        from mot.plan import ladder
 
         given = [name for name in ("topology", "out", "search", "quick") if getattr(options, name)]
         given += [f"config.{key}" for key in overrides]
         given += ["config"] * (options.config != p.get_default("config"))
         if given:
             raise UserError(f"--ladder is of all rungs, and takes no --{', --'.join(given)}; leave one out")
-        return plan_ladder.main(Path("docs"))
+        return ladder.main(Path("docs"))
     if not options.topology:
         raise UserError(f"--topology is missing; write as in {chips.EXAMPLES}")
     chips.parse(options.topology)
     if options.out and options.out.is_dir():
         raise UserError(f"--out {options.out}: is a folder; name a file in it")
     # Without its data, of which a plan needs nothing.
-    config = configs.build(flags.read(options.config, overrides), optim.uncovered)
+    config = resolve(load.read(options.config, overrides), optim.uncovered)
     topology = chips.topology(options.topology, config.mesh.slices)
     out = Console(soft_wrap=True, highlight=False)
     if options.search:
-        from launch import plan_apart, plan_search
+        from mot.plan import best, process
 
-        judge = lambda more: plan_apart.plan(options.config, options.topology, overrides | more, options.quick)
-        plan = plan_search.main(config, topology, judge, out)
+        judge = lambda more: process.plan(options.config, options.topology, overrides | more, options.quick)
+        plan = best.main(config, topology, judge, out)
     else:
         with phase(f"compiling for {options.topology}: a minute, for large models some"):
             plan = plans.plan(config, topology)

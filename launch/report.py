@@ -4,7 +4,7 @@ import sys
 
 from launch import arguments
 from launch.process import guarded
-from mot.phases import phase
+from mot.console import phase
 from scaling import report, runs
 
 

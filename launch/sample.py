@@ -9,18 +9,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch import arguments, decode, digits, documents, generate, results
+from launch import arguments
 from launch.arguments import ANY, GUIDANCE, MEDIA, TEXT, UNPROMPTED, Options
-from launch.documents import Request
-from launch.generate import Model
 from launch.process import guarded
-from mot import diffusion, rundir
 from mot.config import Config
-from mot.data import formats, raw, sources
-from mot.data.about import read_json
-from mot.data.raw import Part
+from mot.config.options import Settings
+from mot.data import sources
+from mot.data.manifest import read_json
 from mot.errors import UserError
-from mot.settings import Settings
+from mot.generate import codecs, digits, documents, layout, opened, results
+from mot.generate.documents import Request
+from mot.generate.opened import Model
+from mot.objectives import diffusion
+from mot.prepare import raw
+from mot.prepare.raw import Part
+from mot.runs import rundir
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,14 +40,14 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
     """Samples, written as `options` say; the record of them, with the folder as `out`. Raises `UserError`."""
     path = run if isinstance(run, Path) else run.path
     config = rundir.config_of(path)
-    format = formats.of(config)
+    format = layout.of(config)
     if faults := list(_faults(options, config, format)):
         raise UserError("\n  ".join(["nothing was sampled", *faults]) if len(faults) > 1 else faults[0])
     asked = [] if _of_digits(options, config) else _requests(options, config, format)
     if isinstance(run, Path):
-        model = generate.opened(run, step)
+        model = opened.opened(run, step)
     else:
-        model = run if step in (None, run.step) else generate.at(run, step)
+        model = run if step in (None, run.step) else opened.at(run, step)
     out = options.out or path / "samples" / str(model.step)
     results.refuse_foreign(out)
     settings = _settings(options, config)
@@ -80,9 +83,9 @@ def _digits(o: Options) -> digits.Wanted:
     return digits.Wanted(prompts, drawn, read, o.texts, o.seed, o.grid)
 
 
-def _requests(o: Options, config: Config, format: formats.Format) -> list[Request]:
+def _requests(o: Options, config: Config, format: layout.Format) -> list[Request]:
     """One for each row, the prompts in turn."""
-    drawn = generate.draws(config, format)
+    drawn = opened.draws(config, format)
     pick = lambda value, usual: usual if value is None else value
     usual = drawn[0] if drawn else ANY
     room = lambda opens: (
@@ -96,7 +99,7 @@ def _requests(o: Options, config: Config, format: formats.Format) -> list[Reques
 
     found = [asked(f"--prompt {p[:60]!r}", (Part("text", p),), pick(o.draw, usual)) for p in o.prompts or ()]
     found += [Request(f"--text {t[:60]!r}", (Part("text", t),), "", pick(o.max_text, TEXT), 0) for t in o.texts]
-    found += [asked(f"--prompt-file={f}", decode.read_document(f), pick(o.draw, ANY)) for f in o.files]
+    found += [asked(f"--prompt-file={f}", codecs.read_document(f), pick(o.draw, ANY)) for f in o.files]
     if not found:
         return [asked("no prompt", (), pick(o.draw, ANY))] * pick(o.n, UNPROMPTED)
     return [found[i % len(found)] for i in range(pick(o.n, len(found)))]
@@ -111,7 +114,7 @@ def _settings(o: Options, config: Config) -> Settings:
     return Settings(o.temperature, o.top_k, o.top_p, shift=shift, guidance=guidance, **given)
 
 
-def _length(config: Config, format: formats.Format) -> int:
+def _length(config: Config, format: layout.Format) -> int:
     """Tokens of a unit that has no fixed length: vectors as many as the data's mean, ids at most twice as many."""
     lengths, open_ = [0], [m for m in format.media if not m.tokens]
     for address in config.data.sources.values() if open_ else ():
@@ -124,9 +127,9 @@ def _length(config: Config, format: formats.Format) -> int:
     return max(lengths)
 
 
-def _faults(o: Options, config: Config, format: formats.Format) -> Iterator[str]:
+def _faults(o: Options, config: Config, format: layout.Format) -> Iterator[str]:
     """Everything that is wrong with the options for this run."""
-    drawn, prompts = generate.draws(config, format), [*(o.prompts or ()), *o.texts, *o.files]
+    drawn, prompts = opened.draws(config, format), [*(o.prompts or ()), *o.texts, *o.files]
     if _of_digits(o, config):
         yield from digits.faults(o.prompts or ())
     else:

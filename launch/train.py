@@ -12,9 +12,10 @@ import jax
 
 from launch import arguments, cores, flags
 from launch.process import guarded
-from mot import ensemble, sharding, train
-from mot.config import Config
+from mot import sharding
+from mot.config import Config, load
 from mot.errors import UserError
+from mot.train import ensemble, loop
 
 PATIENCE = 300  # seconds that a process waits for the others of its run
 MOST_RUNS = 1024
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = flags.parse(p, argv)
     if options.distributed is not None:
         join(options.distributed)
-    config = flags.build(flags.read(options.config, overrides))
+    config = flags.build(load.read(options.config, overrides))
     if options.runs is not None:
         configs = several(options.runs, options.config, overrides, config)
         cores.take(*configs, together=True)
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.distributed is None:  # else each process has what its user gave it
         cores.take(config)
     _tell_unused()
-    path = train.run(config, profiled=options.profile)
+    path = loop.run(config, profiled=options.profile)
     print(path)
     tell_next([path])
     return 0
@@ -98,7 +99,7 @@ def several(text: str, file_and_arg: str, overrides: dict[str, str], config: Con
     configs, faults = [], []
     for value in given:
         try:
-            configs.append(flags.build(flags.read(file_and_arg, overrides | {key: value})))
+            configs.append(flags.build(load.read(file_and_arg, overrides | {key: value})))
         except UserError as error:
             faults.append(str(error))
     if faults:

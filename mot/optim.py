@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from mot import params
 from mot.config import Config, Rule, reads
+from mot.model import params
 
 if TYPE_CHECKING:  # JAX takes seconds to import; rules are judged without
     import optax

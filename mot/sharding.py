@@ -19,8 +19,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mot.checks_mesh import MESH_AXES, names
 from mot.config import Config
+from mot.config.axes import MESH_AXES, names
 from mot.errors import UserError
 
 ROWS = "rows"  # the logical axis of flat tokens: parts of rows (`context`), then rows

@@ -11,14 +11,14 @@ import jinja2
 from rich.console import Console
 from rich.table import Table
 
-from mot import flops, rundir
 from mot.config import differences
 from mot.errors import UserError
 from mot.files import write_atomically
-
-from . import match, pictures, published, runs
-from .match import Slope
-from .runs import Run
+from mot.model import flops
+from mot.runs import rundir
+from scaling import match, pictures, published, runs
+from scaling.match import Slope
+from scaling.runs import Run
 
 HEADLINE = ("train", "step", match.HALF_LIFE, "equal")  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'

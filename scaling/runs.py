@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 from flax.traverse_util import flatten_dict
 
-from mot import checkpoint, flops, rundir
-from mot import config as configs
-from mot.config import Config
+from mot.config import Config, differences
 from mot.errors import UserError
-
-from . import match
-from .match import Curve, Slope
+from mot.model import flops
+from mot.runs import checkpoint, rundir
+from scaling import match
+from scaling.match import Curve, Slope
 
 # What may differ between two runs that are compared: keys that change no result, seeds, and the architecture.
 APART = ("run.root", "run.name", "run.keep", "run.save_every", "model.seed", "data.seed")
@@ -310,7 +309,7 @@ def unit(groups: dict[str, list[Run]], modality: str) -> str:
 
 def comparable(a: Run, b: Run, apart: Sequence[str] = ()) -> list[str]:
     """In what, other than architecture, seeds and the keys `apart`, the two runs' configurations differ."""
-    different = configs.differences(rundir.plain(a.config), rundir.plain(b.config))
+    different = differences(rundir.plain(a.config), rundir.plain(b.config))
     return [d for d in different if not d.startswith((*APART, *ARCHITECTURE, *apart))]
 
 

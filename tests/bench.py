@@ -18,13 +18,18 @@ from rich.table import Table
 
 from configs import archs, base, digits
 from launch import cores, process
-from mot import attention, config, ensemble, flops, model, objectives, optim, params, rundir, sharding, train
-from mot import peak as peaks
-from mot import state as states
-from mot.attention import Info
+from mot import batches, optim, sharding
+from mot.batches import Info
+from mot.config import Experts, resolve
 from mot.data import budgets, embedded, pipeline, roles, sources
 from mot.data.packing import document, pack
-from scaling import hlo
+from mot.model import attention, flops, params, transformer
+from mot.objectives import losses
+from mot.plan import hlo
+from mot.runs import peak as peaks
+from mot.runs import rundir
+from mot.train import ensemble, loop
+from mot.train import state as states
 from tests import bench_data, bench_sample
 
 STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
@@ -41,7 +46,7 @@ def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256
     archs.choose(c, arch)
     c.objective.chunk = chunk
     c.data.update(batch=B, sources=dict(random="embedded"), shares=dict(random=1))
-    return config.build(c, optim.uncovered)
+    return resolve(c, optim.uncovered)
 
 
 def batch(documents, latent=0):
@@ -81,8 +86,8 @@ def stepper(c, host, of=1, mesh=None):
     mesh = mesh or mesh_of(c)
     place = states.state_shardings(c, mesh)
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: train.init_state(c), out_shardings=place)()
-        step = jax.jit(train.make_step(c, of), donate_argnums=0, out_shardings=(place, None))
+        state = jax.jit(lambda: loop.init_state(c), out_shardings=place)()
+        step = jax.jit(loop.make_step(c, of), donate_argnums=0, out_shardings=(place, None))
         rows = jax.device_put(host, sharding.of_batch(c, mesh))
 
     def once():
@@ -170,7 +175,7 @@ def attention_case(how, length, heads=12, mesh=None):
 
     def f(q, k, v, info):
         if how == "jax":
-            return jax.nn.dot_product_attention(q, k, v, mask=attention.visible(info, info)[:, None])
+            return jax.nn.dot_product_attention(q, k, v, mask=batches.visible(info, info)[:, None])
         return attention.attend(q, k, v, info, info, how)
 
     whole, by_rows = f, PartitionSpec("data")
@@ -184,10 +189,10 @@ def attention_case(how, length, heads=12, mesh=None):
 def expert_layers(experts, active, width):
     """A step's program over two layers with experts of that width: MiB of temporaries, seconds to compile."""
     c = configuration("dense", layers=2)
-    chosen = config.Experts(**base.sets(experts, active=active, width=width))
+    chosen = Experts(**base.sets(experts, active=active, width=width))
     c = dataclasses.replace(c, ffn={STREAMS[0]: chosen})
-    shapes, host = jax.eval_shape(lambda: train.init_state(c)), batch(4)
-    lowered = jax.jit(train.make_step(c, 1), donate_argnums=0).lower(shapes, host)
+    shapes, host = jax.eval_shape(lambda: loop.init_state(c)), batch(4)
+    lowered = jax.jit(loop.make_step(c, 1), donate_argnums=0).lower(shapes, host)
     start = time.perf_counter()
     compiled = lowered.compile()
     return compiled.memory_analysis().temp_size_in_bytes / 2**20, time.perf_counter() - start
@@ -199,8 +204,8 @@ def counted_flops():
     host = batch(4)
 
     def loss(weights):
-        hidden = model.forward(weights, host, c).hidden
-        return objectives.next_token(hidden, model.head(weights, c), objectives.totals(host, c), c, 1)[0]
+        hidden = transformer.forward(weights, host, c).hidden
+        return losses.next_token(hidden, transformer.head(weights, c), losses.totals(host, c), c, 1)[0]
 
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))
     text = jax.jit(jax.grad(loss)).lower(shapes).compile().as_text()
@@ -210,16 +215,16 @@ def counted_flops():
 
 def eight_runs(size):
     """A step of eight runs in one program, and of the same eight in turn: two functions that wait for it."""
-    c = config.build(digits.get_config(f"arch=mot,size={size}"), embedded.faults)
+    c = resolve(digits.get_config(f"arch=mot,size={size}"), embedded.faults)
     training, _ = sources.open_(c)
     c = budgets.resolve(c, training)
     host = pipeline.Batches(training, c, 0, 1)[0].batch
     runs = [dataclasses.replace(c, model=dataclasses.replace(c.model, seed=seed)) for seed in range(8)]
     mesh = ensemble.make_mesh(c, 8)
     each, place = ensemble.together(runs, mesh), NamedSharding(mesh, PartitionSpec("runs"))
-    take_one = lambda c, state, batch: train.make_step(c, len(training.names))(state, batch)
+    take_one = lambda c, state, batch: loop.make_step(c, len(training.names))(state, batch)
     with jax.set_mesh(mesh):
-        state = jax.jit(each(lambda c, _: train.init_state(c)), out_shardings=place)(np.arange(8))
+        state = jax.jit(each(lambda c, _: loop.init_state(c)), out_shardings=place)(np.arange(8))
         step = jax.jit(each(take_one), donate_argnums=0, out_shardings=(place, None))
         batch = sharding.placed(host, c, mesh)
 
@@ -238,7 +243,7 @@ def waiting():
     with tempfile.TemporaryDirectory() as folder:
         tree = digits.get_config("arch=mot,size=demo")
         tree.run.update(root=folder, steps=40, eval_every=40, save_every=40)
-        rows = rundir.read_metrics(train.run(config.build(tree, embedded.faults)))
+        rows = rundir.read_metrics(loop.run(resolve(tree, embedded.faults)))
     steps = [row for row in rows if row["kind"] == "train"]
     return sum(row["idle_seconds"] for row in steps) / sum(row["step_seconds"] for row in steps)
 

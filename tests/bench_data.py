@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from configs import records as records_config
-from mot import config
-from mot.data import budgets, embedded, pipeline, prepare, sources
+from mot.config import resolve
+from mot.data import budgets, embedded, pipeline, sources
+from mot.prepare import job
 from tests.datasets import SMALL
 
 RUNG = 163e6  # parameters; at the matmul peak itself it would train on peak / (6 * parameters) tokens a second
@@ -47,10 +48,10 @@ def throughput(length: int = 4096, rows: int = 8, seconds: float = 4.0) -> dict[
                 SMALL, inputs=(str(file),), text_ids=4096, image_patch=1, image_ids=16, longest=8192, shard=2048
             )
             out = Path(folder) / name
-            prepare.prepare(recipe, out, 1, 0)
+            job.prepare(recipe, out, 1, 0)
             tree = records_config.get_config(f"data={out},length={length}").unlock()
             tree.data.batch = rows
-            c = config.build(tree, sources.faults)
+            c = resolve(tree, sources.faults)
             training, _ = sources.open_(c)
             c = budgets.resolve(c, training)
             made = pipeline.Batches(training, c, 0, 10**6)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mot import caches, model, params, sample
 from mot.data.packing import document, pack
+from mot.generate import sampling
+from mot.model import caches, params, transformer
 
 NEW = 512  # tokens
 
@@ -19,13 +20,13 @@ def cached(c, weights, rows: int):
     allowed = np.zeros((rows, c.vocab), bool)
     allowed[:, : ids.ids] = True
     keys, nothing = jax.random.split(jax.random.key(0), rows), np.zeros(c.vocab, bool)
-    settings = dict(stream=stream, settings=sample.Settings(), most=NEW)
-    run = jax.jit(lambda *x: sample._ids(*x, config=c, **settings), donate_argnums=1)
-    D, slots = ids.width, -(-(NEW + 1) // sample.SLOTS) * sample.SLOTS
+    settings = dict(stream=stream, settings=sampling.Settings(), most=NEW)
+    run = jax.jit(lambda *x: sampling._ids(*x, config=c, **settings), donate_argnums=1)
+    D, slots = ids.width, -(-(NEW + 1) // sampling.SLOTS) * sampling.SLOTS
 
     def once():
         h_BD = jax.random.normal(jax.random.key(1), (rows, D))
-        state = sample.State(caches.empty(c, rows, slots), h_BD, jnp.zeros(rows, jnp.int32))
+        state = sampling.State(caches.empty(c, rows, slots), h_BD, jnp.zeros(rows, jnp.int32))
         ids, _, _ = run(weights, state, np.ones(rows, bool), np.full(rows, NEW), keys, allowed, nothing)
         return np.asarray(ids)
 
@@ -41,8 +42,8 @@ def whole(c, weights, length: int):
 
     @jax.jit
     def run(weights, batch):
-        h_RD = model.forward(weights, batch, c).hidden[0][0]
-        return h_RD[-1:] @ model.head(weights, c)
+        h_RD = transformer.forward(weights, batch, c).hidden[0][0]
+        return h_RD[-1:] @ transformer.head(weights, c)
 
     return lambda: np.asarray(run(weights, batch))
 

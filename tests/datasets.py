@@ -6,7 +6,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from mot.data.prepare import Recipe
+from mot.prepare.job import Recipe
 
 SMALL = Recipe(
     inputs=(),

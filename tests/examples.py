@@ -4,8 +4,9 @@ import jax
 import numpy as np
 
 from configs import archs, base
-from mot import config, params
+from mot.config import resolve
 from mot.data.packing import document, pack
+from mot.model import params
 
 STREAMS = ("text", "image")
 IDS = 12  # of each stream
@@ -28,7 +29,7 @@ def tree(arch="mot", budgets=(24, 24), **model):
 
 
 def make(arch="mot", budgets=(24, 24), **model):
-    return config.build(tree(arch, budgets, **model))
+    return resolve(tree(arch, budgets, **model))
 
 
 def weights(c):

@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import attention, config
-from mot.attention import Info, attend
+from mot import batches
+from mot.batches import Info
+from mot.config import ConfigError
+from mot.model import attention
+from mot.model.attention import attend
 from tests import examples, reference
 
 BACKENDS = tuple(attention.BACKENDS)
@@ -124,7 +127,7 @@ def test_nan_in_padding_changes_nothing(how):
 def test_chunk_pairs_cover_what_is_visible_and_little_else():
     C = attention.CHUNK
     info = random_info(4, 8 * C, scrambled=False)
-    see = np.asarray(attention.visible(info, info))
+    see = np.asarray(batches.visible(info, info))
     tiles = see.reshape(2, 8, C, 8, C).any((2, 4))
     cut = attention.chunks(info)
     pairs = np.asarray(attention.chunk_pairs(cut, cut))
@@ -164,7 +167,7 @@ def test_bfloat16_is_close_to_float32():
 def test_the_configuration_allows_exactly_the_backends():
     for how in attention.BACKENDS | attention.KERNELS:
         examples.make(attention=how)
-    with pytest.raises(config.ConfigError, match=r"model\.attention: 'flash'"):
+    with pytest.raises(ConfigError, match=r"model\.attention: 'flash'"):
         examples.make(attention="flash")
 
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mot import caches
-from mot.attention import Info
+from mot.batches import Info
+from mot.model import caches
 from tests import examples
 
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from launch import cli, flags
+from mot.config import load
 from tests.conftest import ROOT
 
 SMOKE = "--config=configs/digits.py:arch=mot,size=smoke"
@@ -108,7 +109,7 @@ def test_overrides_keep_types_and_reach_every_depth(monkeypatch):
     monkeypatch.chdir(ROOT)
     overrides = {"optim.lr": "1e-3", "run.name": "12", "towers.norm.image": "text", "model.scan": "True"}
     overrides["optim.rules"] = "({'match': '.*', 'lr': 1, 'decay': 0.0},)"
-    c = flags.build(flags.read(SMOKE.removeprefix("--config="), overrides))
+    c = flags.build(load.read(SMOKE.removeprefix("--config="), overrides))
     assert (c.optim.lr, c.run.name, c.towers.norm["image"], c.model.scan) == (1e-3, "12", "text", True)
     assert c.optim.rules[0].lr == 1.0
 

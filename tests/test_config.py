@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from configs import chameleon, digits, transfusion
-from mot import config, optim
-from mot.config import ConfigError
+from mot import optim
+from mot.config import ConfigError, differences, resolve
 from tests import examples, vectors
 
 
@@ -15,7 +15,7 @@ def faults(change, tree=None):
     tree.unlock()
     change(tree)
     with pytest.raises(ConfigError) as caught:
-        config.build(tree, optim.uncovered)
+        resolve(tree, optim.uncovered)
     return caught.value.faults
 
 
@@ -143,7 +143,7 @@ def test_a_good_configuration_is_frozen_and_complete():
 
 def test_differences_are_dotted():
     old = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
-    assert config.differences(old, {"a": {"b": 2, "c": [1, 2]}, "e": 1}) == [
+    assert differences(old, {"a": {"b": 2, "c": [1, 2]}, "e": 1}) == [
         "a.b: 1 -> 2",
         "d: 1 -> 'absent'",
         "e: 'absent' -> 1",
@@ -214,7 +214,7 @@ def test_every_laptop_size_of_every_setting_builds(setting, size):
             setting.get_config(f"size={size}")
         return
     for arch in ("dense", "mot", "loo_image", "moe_tc4"):
-        c = config.build(setting.get_config(f"arch={arch},size={size}"), optim.uncovered)
+        c = resolve(setting.get_config(f"arch={arch},size={size}"), optim.uncovered)
         assert c.run.name == f"{setting.__name__.split('.')[1]}-{arch}-{size}"
         assert bool(c.streams["image"].latent) == (setting is transfusion)
 
@@ -222,7 +222,7 @@ def test_every_laptop_size_of_every_setting_builds(setting, size):
 @pytest.mark.parametrize("predicts", ["flow", "x", "ddpm"])
 @pytest.mark.parametrize("copies", ["noised", "both"])
 def test_transfusions_choices_build(predicts, copies):
-    c = config.build(transfusion.get_config(f"predicts={predicts},copies={copies}"), optim.uncovered)
+    c = resolve(transfusion.get_config(f"predicts={predicts},copies={copies}"), optim.uncovered)
     image = c.streams["image"]
     assert (image.objective, image.copies, image.loss_weight) == (predicts, {"noised": 1, "both": 2}[copies], 5.0)
     assert image.budget == 5 * image.longest == 80 * image.copies

@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import attention, checkpoint, config, diffusion, model, objectives, optim, params, sharding, state, train
-from mot import batch as batches
+from mot import batches, optim, sharding
+from mot.config import resolve
+from mot.model import attention, params, transformer
+from mot.objectives import diffusion, losses
+from mot.runs import checkpoint
+from mot.train import loop, state
 from tests import examples, reference, vectors
 
 WALL = (("image", "text"),)
@@ -30,9 +34,9 @@ def judged(arch, **choices):
     c = vectors.make(arch, **QUICK, **choices)
 
     def loss(weights, batch, step):
-        given = objectives.noised(batch, c, step)
-        output = model.forward(weights, given.batch, c)
-        return objectives.loss(weights, output, given, objectives.totals(batch, c), c, 2)
+        given = losses.noised(batch, c, step)
+        output = transformer.forward(weights, given.batch, c)
+        return losses.loss(weights, output, given, losses.totals(batch, c), c, 2)
 
     return c, compiled(jax.value_and_grad(loss, has_aux=True))
 
@@ -60,12 +64,12 @@ def attends():
 def test_every_mask_equals_the_whole_matrix(attends, kind):
     tree = vectors.tree(image=kind.get("image"))
     tree.data.blocks = kind.get("blocks", "units")
-    c = config.build(tree)
+    c = resolve(tree)
     batch = vectors.batch(c, 1) if "drop" in kind else vectors.pack(c, [MIXED(c)])
     batches.check(batch)
-    info = attention.Info(*join(batch, "rank", "segment", "span", "private"))
+    info = batches.Info(*join(batch, "rank", "segment", "span", "private"))
     see = reference.visible(*(x[0] for x in info))
-    assert (np.asarray(attention.visible(info, info))[0] == see).all()
+    assert (np.asarray(batches.visible(info, info))[0] == see).all()
     by_reference, by_chunks, oracle = attends
     want, want_grads = oracle(jnp.asarray(see))
     for f in (by_reference, by_chunks):
@@ -97,7 +101,7 @@ def influence(c, weights, batch):
     @partial(jax.grad, argnums=(0, 1))
     def row(table, values, q):
         entering = {n: t.replace(value=values[n]) if n in values else t for n, t in relabelled.items()}
-        output = model.forward(weights | {"embed": {"tokens": table}}, entering, c)
+        output = transformer.forward(weights | {"embed": {"tokens": table}}, entering, c)
         ((h_RD, _),) = output.hidden
         every = [h_RD[None], *(output.latents[name] for name in values)]
         return jnp.concatenate([(x * (1 + jnp.arange(x.shape[-1]))[None, None]).sum(-1) for x in every], axis=1)[0, q]
@@ -161,7 +165,7 @@ def oracle(c, flat, batch):
 
 
 def ours(c, weights, batch):
-    output, found = model.forward(weights, batch, c), {}
+    output, found = transformer.forward(weights, batch, c), {}
     for h_RD, tokens in output.hidden:
         found["text"] = h_RD if tokens.token.shape[1] == c.streams["text"].budget else None
     return found | {name: x[0] for name, x in output.latents.items()}
@@ -247,14 +251,14 @@ def steps():
         tree = vectors.tree("loo_text", walls=WALL, image=dict(centre=0.5), **QUICK)
         frozen = dict(match="/text/|embed|head", lr=0.0, decay=0.0)
         tree.optim.update(accumulate=accumulate, rules=(frozen, dict(match=".*", lr=1.0, decay=0.1)))
-        c = config.build(tree, optim.uncovered)
+        c = resolve(tree, optim.uncovered)
         rows = [MIXED(c), *([d] for d in MIXED(c)[:2]), [vectors.alone_at(c, vectors.document(7, "tS"))]]
         weights = vectors.weights(c)
         trained = params.split(weights, optim.trainable(c))[0]
         no_mean = {"image": jnp.zeros(())}
         now = state.State(weights, optim.make(c).init(trained), {}, jnp.zeros((), jnp.int32), no_mean)
         batch = vectors.pack(c, rows)
-        step, after = compiled(train.make_step(c, 2)), []
+        step, after = compiled(loop.make_step(c, 2)), []
         for _ in range(2):
             now, measured = step(now, batch)
             after.append((now, measured))
@@ -299,8 +303,8 @@ def test_the_running_mean_centres_the_loss(steps):
 def test_a_saved_state_goes_on_bit_for_bit_running_means_too(steps, tmp_path, one_device):
     c, step, batch = steps["config"], steps["step"], steps["batch"]
     _, ((first, _), (second, _)) = steps[1]
-    checkpoint.save(tmp_path / "checkpoints", 1, state.trees(first), vars(train.Position(step=1)), 1)
-    found, position = train.start(c, tmp_path, sharding.one_device(one_device))
+    checkpoint.save(tmp_path / "checkpoints", 1, state.trees(first), vars(loop.Position(step=1)), 1)
+    found, position = loop.start(c, tmp_path, sharding.one_device(one_device))
     assert position.step == 1
     assert found.means["image"] == first.means["image"] > 0
     after, _ = step(jax.tree.map(np.asarray, found), batch)
@@ -333,7 +337,7 @@ def test_losses_do_not_depend_on_how_rows_are_packed(arch):
 # --- noise and losses ------------------------------------------------------------------------------------------------
 
 C = vectors.make()
-noised = compiled(lambda batch, step: objectives.noised(batch, C, step))
+noised = compiled(lambda batch, step: losses.noised(batch, C, step))
 
 
 def by_unit(batch, given, stream):
@@ -388,7 +392,7 @@ def test_what_is_noised_and_what_is_to_be_predicted():
 
 def test_the_loss_is_the_squared_error_by_hand():
     batch, rng = vectors.batch(C), np.random.default_rng(0)
-    given, Z = noised(batch, 2), objectives.totals(batch, C)
+    given, Z = noised(batch, 2), losses.totals(batch, C)
     predicted = {n: rng.standard_normal(batch[n].value.shape).astype("f") for n in ("image", "sound")}
     want = {}
     for m, (name, p) in enumerate(predicted.items(), 1):
@@ -399,7 +403,7 @@ def test_the_loss_is_the_squared_error_by_hand():
             nats[batch[name].source[b, r]] += square * (1 / max(t, diffusion.LEAST_T) ** 2 if name == "sound" else 1)
             weight[batch[name].source[b, r]] += 1
         total = {"image": 5.0, "sound": 0.5}[name] * nats.sum() / weight.sum()
-        loss, sums = objectives.denoising(name, p, given, Z, C, 2)
+        loss, sums = losses.denoising(name, p, given, Z, C, 2)
         np.testing.assert_allclose(loss, total, rtol=1e-5)
         np.testing.assert_allclose(sums["nats"][m], nats, rtol=1e-5)
         np.testing.assert_array_equal(sums["weight"][m], weight)
@@ -408,7 +412,7 @@ def test_the_loss_is_the_squared_error_by_hand():
     words = sum((t.weight * (n == "text")).sum() for n, t in batch.items())
     np.testing.assert_array_equal(Z, [words, want["image"], want["sound"]])
     every = dataclasses.replace(C, objective=dataclasses.replace(C.objective, per="all"))
-    np.testing.assert_array_equal(objectives.totals(batch, every), [words + sum(want.values())] * 3)
+    np.testing.assert_array_equal(losses.totals(batch, every), [words + sum(want.values())] * 3)
 
 
 def test_nan_in_paddings_vectors_changes_nothing():

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from launch import cores
-from mot import rundir, sharding
+from mot import sharding
+from mot.runs import rundir
 from tests import examples
 from tests.conftest import ROOT
 

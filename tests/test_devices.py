@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mot.checks_mesh import MESH_AXES
+from mot.config.axes import MESH_AXES
 
 ROOT = Path(__file__).parent.parent
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mot import diffusion
+from mot.objectives import diffusion
 
 MU, SD = 0.7, 0.4
 each = pytest.mark.parametrize("predicts", diffusion.PREDICTS)

@@ -16,19 +16,24 @@ from PIL import Image
 
 from configs import digits as digits_config
 from configs import records, transfusion
-from launch import cli, decode, digits, documents, generate, pictures, results, sample
-from launch.documents import Document
+from launch import cli, sample
 from launch.sample import Options
-from mot import config, rundir, train
-from mot.data import embedded, formats, sources, tokenise
-from mot.data.prepare import prepare
+from mot.config import resolve
+from mot.config.options import Settings
+from mot.data import embedded, sources
 from mot.errors import UserError
-from mot.sample import Generated, Part, Settings
+from mot.generate import codecs, digits, documents, layout, opened, pictures, results
+from mot.generate.documents import Document
+from mot.generate.judge import judge
+from mot.generate.sampling import Generated, Part
+from mot.prepare import tokenise
+from mot.prepare.job import prepare
+from mot.runs import rundir
 from mot.tokenizers.audio import AudioTokenizer
 from mot.tokenizers.given import GivenVectors
 from mot.tokenizers.image import ImageTokenizer
 from mot.tokenizers.vectors import ActionVectors
-from scaling.judge import judge
+from mot.train import loop
 from tests.datasets import write_inputs
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -47,7 +52,7 @@ def trained(tree, root, name, **image):
     tree = tree.unlock()
     tree.run.update(root=str(root), name=name)
     tree.streams.image.update(image)
-    return train.run(config.build(tree, sources.faults), devices=jax.devices()[:1])
+    return loop.run(resolve(tree, sources.faults), devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def run(tmp_path_factory):
 def vectors(tmp_path_factory):
     """Opened once: its programs are compiled once."""
     root = tmp_path_factory.mktemp("runs")
-    return generate.opened(trained(transfusion.get_config("arch=mot,size=smoke"), root, "vectors"))
+    return opened.opened(trained(transfusion.get_config("arch=mot,size=smoke"), root, "vectors"))
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +78,13 @@ def prepared(tmp_path_factory):
 def document(folder, *content, name="doc.json"):
     """A file for --prompt-file, beside a picture `a.png` of a held-out three."""
     levels = next(x for x, label in zip(*shown(), strict=True) if label == 3)
-    Image.fromarray(decode.paper(levels)).save(folder / "a.png")
+    Image.fromarray(codecs.paper(levels)).save(folder / "a.png")
     (folder / name).write_text(json.dumps(list(content)), encoding="utf-8")
     return folder / name, levels
 
 
 def shown():
-    return embedded.labelled(embedded.load(config.build(digits_config.get_config("size=smoke")))[1])
+    return embedded.labelled(embedded.load(resolve(digits_config.get_config("size=smoke")))[1])
 
 
 # --- what a run on digits draws and reads ----------------------------------------------------------------------------
@@ -110,11 +115,11 @@ def test_what_is_drawn_is_judged_and_what_is_read_is_compared(vectors, monkeypat
         if opens:
             return [Generated([Part("image", digit(embedded.named(t)))], False) for t in text]
         called = [f"a {embedded.NAMES[labels[n]]}" for n in range(len(prompts))]
-        ids = [vectors.codec.encode(decode.Part("text", c)) for c in called]
+        ids = [vectors.codec.encode(codecs.Part("text", c)) for c in called]
         return [Generated([Part("text", x)], True) for x in ids]
 
     def threes(prompts, settings, opens="", **how):
-        part = Part("image", digit(3)) if opens else Part("text", vectors.codec.encode(decode.Part("text", "a three")))
+        part = Part("image", digit(3)) if opens else Part("text", vectors.codec.encode(codecs.Part("text", "a three")))
         return [Generated([part], True)] * len(prompts)
 
     for model, drawn, read in ((perfect, 10, 20), (threes, 1, (labels[:20] == 3).sum())):
@@ -130,7 +135,7 @@ def test_a_caption_names_a_digit_or_none(text, digit):
 
 
 def test_the_judge_knows_real_digits():
-    training, held_out = embedded.load(config.build(digits_config.get_config("size=smoke"), embedded.faults))
+    training, held_out = embedded.load(resolve(digits_config.get_config("size=smoke"), embedded.faults))
     classify, accuracy = judge(training, held_out)
     assert accuracy >= 0.97
     pixels, labels = embedded.labelled(held_out)
@@ -162,9 +167,9 @@ def test_a_document_of_text_and_an_image_is_gone_on_with(run, vectors, tmp_path,
     assert told["content"][0] == {"text": "No caption at all:"}
     assert [next(iter(part)) for part in told["content"][:4]] == ["text", "image", "text", "image"]
     # What is written is a document again, and the prompt's picture came through the tokens unharmed.
-    parts = decode.read_document(out / "document-0.json")
+    parts = codecs.read_document(out / "document-0.json")
     assert [p.kind for p in parts] == [next(iter(part)) for part in told["content"]]
-    np.testing.assert_array_equal(decode.grey(np.asarray(Image.open(parts[1].content))), levels)
+    np.testing.assert_array_equal(codecs.grey(np.asarray(Image.open(parts[1].content))), levels)
     assert np.asarray(Image.open(parts[3].content)).shape == (8, 8, 3)
     assert (out / "documents.png").read_bytes().startswith(PNG)
     text = (out / "document-0.txt").read_text(encoding="utf-8")
@@ -228,7 +233,7 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     tokenizer = embedded.load_tokenizer()
     media = {"image": ImageTokenizer(4, 2, codes), "audio": AudioTokenizer(8000, 160, bands), "action": pen}
     tools = tokenise.Tools(tokenizer, media | {"latents": GivenVectors(3)})
-    codec, kinds = decode._records(tools), tools.modalities
+    codec, kinds = codecs._records(tools), tools.modalities
     data = {"image": np.array([0, 1, 1, 0]), "audio": np.array([1, 0, 1]), "latents": np.ones((2, 3), np.float32)}
     data["action"] = np.array([[-1, -1, -1], [1, -1, 1], [0, 1, -1], [0, 0.5, 1]], np.float32)
     parts = [(kind, codec.decode(kind, data[kind])) for kind in kinds[1:]]
@@ -245,7 +250,7 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     assert content[5] == {"audio": None}
     assert "[audio: empty]" in files["document-7.txt"].decode()
     assert "\x1b" not in files["document-7.txt"].decode()
-    again = codec.encode(decode.Part("action", tmp_path / "document-7-4.npy"))
+    again = codec.encode(codecs.Part("action", tmp_path / "document-7-4.npy"))
     np.testing.assert_allclose(again, data["action"], atol=1e-3)
     np.testing.assert_array_equal(np.load(tmp_path / "document-7-5.npy"), data["latents"])
     spectrogram = Image.open(tmp_path / "document-7-3.png")
@@ -253,7 +258,7 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     heard = soundfile.info(tmp_path / "document-7-3.wav")
     assert (heard.samplerate, heard.frames, heard.channels, heard.subtype) == (8000, 3 * 160, 1, "PCM_16")
     (tmp_path / "again.json").write_text(json.dumps(content[:3]), encoding="utf-8")
-    sound = decode.read_document(tmp_path / "again.json")[2]
+    sound = codecs.read_document(tmp_path / "again.json")[2]
     np.testing.assert_array_equal(codec.encode(sound), data["audio"])
 
 
@@ -267,7 +272,7 @@ def test_a_grid_sounds_in_the_order_of_its_pictures():
     def spectrogram(tokens):
         return "audio", np.zeros((40, tokens), np.float32)
 
-    codec = decode.Codec(("text", "audio"), None, None, sound)
+    codec = codecs.Codec(("text", "audio"), None, None, sound)
     given = [Document("document-0", 1, [spectrogram(9), spectrogram(2), ("text", "and")], True)]
     given += [Document("document-1", 0, [spectrogram(3), ("audio", None)], False)]
     files = documents._grid(SimpleNamespace(codec=codec), given, 5)
@@ -337,7 +342,7 @@ def test_what_a_document_may_hold_may_be_a_prompt(prepared, tmp_path):
     # Of an argument, a byte order mark at the beginning is dropped.
     assert found.keys() == {*(words.removeprefix("\ufeff") for words in WORDS.values()), "a\0b"}
     for words, name in found.items():
-        assert decode.read_document(tmp_path / "out" / f"{name}.json")[0].content == words
+        assert codecs.read_document(tmp_path / "out" / f"{name}.json")[0].content == words
         text = (tmp_path / "out" / f"{name}.txt").read_bytes().decode()
         assert text.startswith(re.sub("[\0\x07\x0c\r\x1b\x9b]", "\ufffd", words))
     assert (tmp_path / "out" / "documents.png").read_bytes().startswith(PNG)
@@ -355,7 +360,7 @@ def test_half_a_character_is_no_text_wherever_it_stands(prepared, tmp_path, caps
 def test_a_folder_or_nothing_is_no_document(tmp_path):
     for file, says in ((tmp_path, "is not a file"), (tmp_path / "no.json", "no file no.json")):
         with pytest.raises(UserError, match=says):
-            decode.read_document(file)
+            codecs.read_document(file)
 
 
 def test_a_prompt_longer_than_the_rows_of_training_is_refused(vectors, tmp_path):
@@ -413,7 +418,7 @@ def test_all_faults_come_at_once(run, capsys):
 
 
 def test_vectors_are_guided_where_a_run_was_trained_for_it():
-    built = lambda tree, **drop: config.build(tree.unlock() if not drop else changed(tree, **drop), sources.faults)
+    built = lambda tree, **drop: resolve(tree.unlock() if not drop else changed(tree, **drop), sources.faults)
 
     def changed(tree, drop):
         tree = tree.unlock()
@@ -430,7 +435,7 @@ def test_vectors_are_guided_where_a_run_was_trained_for_it():
 
 
 def test_units_of_no_fixed_length_get_the_data_s(prepared):
-    c, format = rundir.config_of(prepared), formats.of(rundir.config_of(prepared))
+    c, format = rundir.config_of(prepared), layout.of(rundir.config_of(prepared))
     assert sample._length(c, format) == 0
     loose = format._replace(media=tuple(m._replace(tokens=0) for m in format.media))
     for longest, length in ((100, 32), (20, 20)):  # ids may be twice the mean, if a document may have as many
@@ -439,7 +444,7 @@ def test_units_of_no_fixed_length_get_the_data_s(prepared):
 
 
 def test_rows_come_in_equal_batches_and_keep_their_numbers(monkeypatch):
-    monkeypatch.setattr(generate, "ROWS", 4)
+    monkeypatch.setattr(opened, "ROWS", 4)
     calls = []
 
     def sampler(prompts, settings, seed, first):
@@ -447,16 +452,16 @@ def test_rows_come_in_equal_batches_and_keep_their_numbers(monkeypatch):
         return [first + i for i in range(len(prompts))]
 
     model = SimpleNamespace(sampler=sampler)
-    assert generate.rows(model, list("abcdefg"), Settings(), "", 0) == list(range(7))
+    assert opened.rows(model, list("abcdefg"), Settings(), "", 0) == list(range(7))
     assert calls == [(list("abcd"), 0), (list("efgg"), 4)]
-    assert generate.rows(model, [], Settings(), "", 0) == []
+    assert opened.rows(model, [], Settings(), "", 0) == []
 
 
 def test_another_step_takes_that_steps_weights(run, monkeypatch):
     loaded = {1: "one", None: "two"}
-    monkeypatch.setattr(train, "load", lambda path, step: (None, SimpleNamespace(step=step), loaded[step]))
-    model = generate.Model(run, None, 2, None, None, None, None, SimpleNamespace(params="two"))
-    assert generate.at(model, 1).step == 1
+    monkeypatch.setattr(loop, "load", lambda path, step: (None, SimpleNamespace(step=step), loaded[step]))
+    model = opened.Model(run, None, 2, None, None, None, None, SimpleNamespace(params="two"))
+    assert opened.at(model, 1).step == 1
     assert model.sampler.params == "one"
 
 
@@ -558,15 +563,15 @@ def test_a_file_is_no_folder_for_results(run, tmp_path, capsys):
 
 def test_a_digit_on_paper_is_the_digit_again_also_enlarged():
     levels = np.arange(64) % embedded.LEVELS
-    paper = decode.paper(levels)
+    paper = codecs.paper(levels)
     assert paper[0, 0].tolist() == [255, 255, 255]
     for scale in (1, 16):
         large = paper.repeat(scale, axis=0).repeat(scale, axis=1)
-        np.testing.assert_array_equal(decode.grey(large), levels)
+        np.testing.assert_array_equal(codecs.grey(large), levels)
 
 
 def test_text_that_spells_a_special_token_is_text(vectors):
-    ids = vectors.codec.encode(decode.Part("text", "<eos><boi>"))
+    ids = vectors.codec.encode(codecs.Part("text", "<eos><boi>"))
     assert not set(ids) & set(vectors.format.special)
     assert vectors.codec.decode("text", ids) == "<eos><boi>"
 

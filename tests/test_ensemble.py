@@ -13,10 +13,13 @@ import pytest
 from configs import digits
 from launch import cli
 from launch import train as command
-from mot import checkpoint, config, ensemble, ops, rundir, train
+from mot.config import differences, load, resolve
 from mot.data import embedded
 from mot.errors import UserError
-from mot.log import Diverged
+from mot.model import ops
+from mot.runs import checkpoint, rundir
+from mot.runs.log import Diverged
+from mot.train import ensemble, loop
 from tests import examples
 from tests.conftest import ROOT
 from tests.examples import CLOCK
@@ -38,8 +41,8 @@ OTHERS = ({"model__seed": 1}, {"model__seed": 2} | ALL)
 def stepper(configs):
     """The first state of all, and a step."""
     each = ensemble.together(configs, ensemble.make_mesh(configs[0], len(configs), jax.devices()[:1]))
-    state = jax.jit(each(lambda c, _: train.init_state(c)))(np.arange(len(configs)))
-    return state, jax.jit(each(lambda c, state, batch: train.make_step(c, 2)(state, batch)))
+    state = jax.jit(each(lambda c, _: loop.init_state(c)))(np.arange(len(configs)))
+    return state, jax.jit(each(lambda c, state, batch: loop.make_step(c, 2)(state, batch)))
 
 
 @pytest.mark.parametrize(
@@ -50,11 +53,11 @@ def stepper(configs):
 def test_losses_of_ten_steps_equal_those_of_separate_runs(arch, varied):
     tree = examples.tree(arch, layers=1)
     tree.run.steps, tree.optim.warmup = 10, 4
-    configs = [with_(config.build(tree), **values) for values in varied]
+    configs = [with_(resolve(tree), **values) for values in varied]
     together, step = stepper(configs)
-    alone = jax.jit(lambda: train.init_state(configs[-1]))()
+    alone = jax.jit(lambda: loop.init_state(configs[-1]))()
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[-1], together), alone)
-    single = jax.jit(train.make_step(configs[-1], 2))
+    single = jax.jit(loop.make_step(configs[-1], 2))
     losses = []
     for n in range(10):
         batch = examples.batch(n)
@@ -94,8 +97,8 @@ def predicates(jaxpr):
 def test_no_loop_ends_and_no_branch_is_taken_by_what_a_run_computes(arch):
     configs = [with_(examples.make(arch, layers=1), **values) for values in SEEDS]
     each = ensemble.together(configs, ensemble.make_mesh(configs[0], 2, jax.devices()[:1]))
-    state = jax.eval_shape(each(lambda c, _: train.init_state(c)), np.arange(2))
-    step = each(lambda c, state, batch: train.make_step(c, 2)(state, batch))
+    state = jax.eval_shape(each(lambda c, _: loop.init_state(c)), np.arange(2))
+    step = each(lambda c, state, batch: loop.make_step(c, 2)(state, batch))
     jaxpr = jax.make_jaxpr(step)(state, examples.batch()).jaxpr
     shapes = list(predicates(jaxpr))
     assert shapes
@@ -141,11 +144,11 @@ def test_gradients_of_many_rows_equal_those_of_separate_runs():
     """Both kinds of norms, on queries and keys and on branches, over 4,096 rows of each stream."""
     tree = examples.tree("mot", (ROWS // 16, ROWS // 16), layers=1, qk_norm="layer", norm="post")
     tree.data.batch, tree.optim.clip = 16, 1e9
-    configs = [with_(config.build(tree), **values) for values in SEEDS]
+    configs = [with_(resolve(tree), **values) for values in SEEDS]
     state, step = stepper(configs)
     batch = examples.batch(rows=16, budgets=(ROWS // 16, ROWS // 16))
     after, _ = step(state, batch)
-    single = jax.jit(train.make_step(configs[0], 2))
+    single = jax.jit(loop.make_step(configs[0], 2))
     for i in range(len(configs)):
         alone, _ = single(jax.tree.map(lambda x, i=i: x[i], state), batch)
         found = [x[i] for x in jax.tree.leaves(after.opt[1].mu)]
@@ -155,7 +158,7 @@ def test_gradients_of_many_rows_equal_those_of_separate_runs():
 def pair(root, **values):
     tree = digits.get_config("arch=dense,size=smoke").unlock()
     tree.run.update(root=str(root), steps=4, eval_every=2, save_every=4)
-    c = with_(config.build(tree, embedded.faults), **values)
+    c = with_(resolve(tree, embedded.faults), **values)
     return [with_(c, run__name=f"smoke-seed{n}", model__seed=n) for n in (3, 4)]
 
 
@@ -181,7 +184,7 @@ def halfway(tmp_path_factory):
     paths = ensemble.run(pair(root), until=2, devices=jax.devices()[:2])
     assert [p.name for p in paths] == ["smoke-seed3", "smoke-seed4"]
     alone = pair(tmp_path_factory.mktemp("alone"))[1]
-    train.run(alone, devices=jax.devices()[:1])
+    loop.run(alone, devices=jax.devices()[:1])
     return root, alone
 
 
@@ -198,7 +201,7 @@ def test_runs_resume_together_as_what_each_would_be_alone(halfway, tmp_path):
         assert len(rows(configs[0], kind)) == len(rows(alone, kind))
     assert rows(configs[0])[-1]["loss"] != rows(configs[1])[-1]["loss"]
     mine, other = (rundir.read_config(rundir.folder(c)) for c in (configs[1], alone))
-    assert [d.partition(":")[0] for d in config.differences(mine, other)] == ["run.root"]
+    assert [d.partition(":")[0] for d in differences(mine, other)] == ["run.root"]
     assert checkpoint.steps(rundir.folder(configs[0]) / "checkpoints") == [2, 4]
     ensemble.run(configs, devices=jax.devices()[:2])  # done: nothing more to do
     assert len(rows(configs[0])) == 4
@@ -206,7 +209,7 @@ def test_runs_resume_together_as_what_each_would_be_alone(halfway, tmp_path):
 
 def test_one_of_them_resumes_alone_and_then_they_differ(halfway, tmp_path):
     configs, alone = moved(halfway, tmp_path / "runs"), halfway[1]
-    train.run(configs[1], devices=jax.devices()[:1])
+    loop.run(configs[1], devices=jax.devices()[:1])
     assert_alike(rows(configs[1]), rows(alone))
     with pytest.raises(UserError, match=r"different steps: .*smoke-seed3 at 2, .*smoke-seed4 at 4; leave out"):
         ensemble.run(configs, devices=jax.devices()[:2])
@@ -229,7 +232,7 @@ def test_a_signal_saves_them_all(halfway, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(ensemble.Logs, "dispatched", interrupt)
-    with pytest.raises(train.Stopped):
+    with pytest.raises(loop.Stopped):
         ensemble.run(configs, devices=jax.devices()[:2])
     saved = [checkpoint.steps(rundir.folder(c) / "checkpoints") for c in configs]
     assert saved[0] == saved[1]
@@ -305,7 +308,7 @@ def test_what_runs_cannot_differ_in_and_devices_that_do_not_divide(tmp_path):
 def test_runs_names_and_short_forms(monkeypatch):
     monkeypatch.chdir(ROOT)
     given = SMOKE[1].removeprefix("--config="), {"model.seed": "2"}
-    base = command.flags.build(command.flags.read(*given))
+    base = command.flags.build(load.read(*given))
     seeds = command.several("3", *given, base)
     assert [(c.run.name, c.model.seed) for c in seeds] == [(f"digits-mot-smoke-seed{n}", n) for n in (2, 3, 4)]
     rates = command.several("optim.lr=1e-3,2e-3", *given, base)

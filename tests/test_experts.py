@@ -1,5 +1,6 @@
 """Experts inside the whole model: stacks, causality, balance, meshes, upcycling."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,8 +12,13 @@ import pytest
 
 from configs import archs
 from configs.base import sets
-from mot import checkpoint, config, flops, metrics, model, objectives, optim, params, rundir, train, upcycle
+from mot import optim
+from mot.config import Experts, Rule, resolve
 from mot.data.packing import pack
+from mot.model import flops, params, transformer
+from mot.objectives import losses
+from mot.runs import checkpoint, metrics, rundir
+from mot.train import loop, upcycle
 from tests import examples
 from tests.conftest import ROOT
 from tests.test_cli import ENV
@@ -26,13 +32,13 @@ def fine(**options):
     """A small fine-grained model: 8 experts of a quarter, 4 active, one that is always on."""
     tree = examples.tree("dense", **options)
     tree.ffn.text = sets(8, width=6, active=4, shared=6, normalise=True, balance="bias", balance_rate=0.01)
-    return config.build(tree)
+    return resolve(tree)
 
 
 @pytest.mark.parametrize("arch", [*ROUTED, "moe_fine"])
 def test_every_routed_preset_trains_two_steps(tmp_path, arch, one_device):
     c = smoke(tmp_path, arch)
-    path = train.run(c, devices=one_device)
+    path = loop.run(c, devices=one_device)
     rows = rundir.read_metrics(path)
     done, evals = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval"))
     assert done[1]["loss"] < done[0]["loss"]
@@ -46,7 +52,7 @@ def test_every_routed_preset_trains_two_steps(tmp_path, arch, one_device):
 def test_a_number_of_experts_is_all_that_a_hybrid_needs():
     tree = examples.tree("mot")
     tree.ffn.text.experts, tree.ffn.image.experts = 4, 0
-    shapes = {path: spec.shape for path, spec in params.table(config.build(tree)).items()}
+    shapes = {path: spec.shape for path, spec in params.table(resolve(tree)).items()}
     assert shapes["blocks/sparse/ffn/text/w1"] == (2, 4, 16, 24)
     assert shapes["blocks/sparse/ffn/image/w1"] == (2, 16, 24)
 
@@ -59,7 +65,7 @@ def test_total_variants_have_as_many_parameters_as_mot(arch):
             tree.streams[stream].update(width=512, ffn=1408)
         tree.model.update(heads=8, kv_heads=8, head_size=64, layers=8)
         archs.choose(tree, name)
-        return config.build(tree)
+        return resolve(tree)
 
     mot, dense = build("mot"), build("dense")
     name = arch if arch == "learned_mot" else f"{arch}_total"
@@ -78,7 +84,7 @@ def test_dropless_results_do_not_depend_on_packing(arch):
     mine, other = (examples.random_document(rng, 14, i, spans=False) for i in range(2))
     states = []
     for row in ([mine], [other, mine]):
-        (h_RD, tokens) = model.forward(weights, pack([row], ["text", "image"], (24, 24)), c).hidden[0]
+        (h_RD, tokens) = transformer.forward(weights, pack([row], ["text", "image"], (24, 24)), c).hidden[0]
         states.append(np.asarray(h_RD)[np.asarray(tokens.segment[0]) == len(row)])
     np.testing.assert_allclose(*states, atol=1e-5)
 
@@ -94,7 +100,7 @@ def test_some_layers_are_dense_and_scan_equals_unrolled():
     (a, da), (b, db) = (jax.jit(jax.value_and_grad(loss_of(c, batch)))(weights) for c in both)
     np.testing.assert_allclose(a, b, rtol=1e-6)
     assert examples.leaf_error(da, db) < 1e-5
-    reports = [model.forward(weights, batch, c).routing["ffn/text"] for c in both]
+    reports = [transformer.forward(weights, batch, c).routing["ffn/text"] for c in both]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *reports)
 
 
@@ -110,9 +116,9 @@ def test_equal_experts_with_weights_of_one_equal_dense():
     weights, batch = examples.weights(dense), examples.batch()
     tree = examples.tree("dense")
     tree.ffn.text = sets(4, width=24, active=2, normalise=True)
-    routed = config.build(tree)
+    routed = resolve(tree)
     grown = upcycle.weights(dense, weights, routed)
-    run = lambda c, w: in_document_order(jax.jit(lambda w: model.forward(w, batch, c).hidden)(w))
+    run = lambda c, w: in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(w))
     np.testing.assert_allclose(run(routed, grown), run(dense, weights), atol=1e-5)
 
 
@@ -120,7 +126,7 @@ def test_a_single_set_of_qkv_and_o_for_each_modality_is_mot_where_the_router_tel
     """learned_mot with a router that reads the modality off the input and is sure of it, against mot."""
     tree = examples.tree("dense", qk_norm="none")
     tree.attn.text = sets(2)
-    learned, mot = config.build(tree), examples.make("mot", qk_norm="none")
+    learned, mot = resolve(tree), examples.make("mot", qk_norm="none")
     batch, weights = examples.batch(spans=False), examples.weights(mot)
     flat, table = params.paths(weights), params.table(learned)
     flat = {p: flat[p.replace("/image/", "/text/")] if "/attn/" not in p else x for p, x in flat.items()}
@@ -135,7 +141,7 @@ def test_a_single_set_of_qkv_and_o_for_each_modality_is_mot_where_the_router_tel
             target[path] = jnp.stack([flat[stacked], flat[stacked.replace("/text/", "/image/")]], axis=1)
         else:
             target[path] = flat[stacked]
-    run = lambda c, w: in_document_order(jax.jit(lambda w: model.forward(w, batch, c).hidden)(params.nest(w)))
+    run = lambda c, w: in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(params.nest(w)))
     np.testing.assert_allclose(run(learned, target), run(mot, flat), atol=1e-4)
 
 
@@ -143,23 +149,21 @@ def test_biases_move_towards_even_loads_and_survive_a_resume(tmp_path, one_devic
     def run(root, steps):
         tree = smoke(root, "dense", run__steps=steps, run__save_every=2, run__keep=5)
         routed = sets(4, width=64, active=2, score="sigmoid", balance="bias", balance_rate=0.05)
-        tree = config.dataclasses.replace(tree, ffn={"text": config.Experts(**routed)})
-        return train.run(tree, until=None, devices=one_device), tree
+        tree = dataclasses.replace(tree, ffn={"text": Experts(**routed)})
+        return loop.run(tree, until=None, devices=one_device), tree
 
     whole, c = run(tmp_path / "whole", 6)
-    part = config.dataclasses.replace(c, run=config.dataclasses.replace(c.run, root=str(tmp_path / "parts")))
-    train.run(part, until=2, devices=one_device)
-    resumed = train.run(part, devices=one_device)
+    part = dataclasses.replace(c, run=dataclasses.replace(c.run, root=str(tmp_path / "parts")))
+    loop.run(part, until=2, devices=one_device)
+    resumed = loop.run(part, devices=one_device)
     jax.tree.map(np.testing.assert_array_equal, restored(whole, 6), restored(resumed, 6))
     bias = restored(whole, 6)["params"]["blocks"]["sparse"]["ffn"]["text"]["router_bias"]
     assert set(np.abs(np.round(bias / 0.05, 4)).ravel()) <= {0, 1, 2, 3, 4, 5, 6}
     assert bias.any()
     assert not optim.trainable(c)("blocks/sparse/ffn/text/router_bias")
-    still = config.dataclasses.replace(
-        c, optim=config.dataclasses.replace(c.optim, rules=(config.Rule(".*", 0.0, 0.0),))
-    )
+    still = dataclasses.replace(c, optim=dataclasses.replace(c.optim, rules=(Rule(".*", 0.0, 0.0),)))
     flat = {"blocks/sparse/ffn/text/router_bias": np.zeros((2, 4))}
-    assert not params.paths(train._balanced(params.nest(flat), {}, still))["blocks/sparse/ffn/text/router_bias"].any()
+    assert not params.paths(loop._balanced(params.nest(flat), {}, still))["blocks/sparse/ffn/text/router_bias"].any()
 
 
 def test_the_bias_rises_where_an_expert_has_less_than_the_mean():
@@ -168,7 +172,7 @@ def test_the_bias_rises_where_an_expert_has_less_than_the_mean():
     load[:, :, 3] = 9
     report = {"ffn/text": type("Report", (), {"load_BME": load})}
     before = params.nest({p: np.zeros(s.shape, "f") for p, s in params.table(c).items()})
-    bias = params.paths(train._balanced(before, report, c))["blocks/sparse/ffn/text/router_bias"]
+    bias = params.paths(loop._balanced(before, report, c))["blocks/sparse/ffn/text/router_bias"]
     np.testing.assert_allclose(bias, 0.01 * np.where(np.arange(8) == 3, -1, 1)[None].repeat(2, 0))
 
 
@@ -178,8 +182,8 @@ def test_the_imitators_leave_the_model_as_it_would_be(tmp_path):
     frozen = examples.tree("moe_ec4")
     frozen.optim.rules = (dict(match="/causal_", lr=0.0, decay=0.0), *frozen.optim.rules)
     ends = []
-    for each in (c, config.build(frozen)):
-        state, step = jax.jit(lambda each=each: train.init_state(each))(), jax.jit(train.make_step(each, 2))
+    for each in (c, resolve(frozen)):
+        state, step = jax.jit(lambda each=each: loop.init_state(each))(), jax.jit(loop.make_step(each, 2))
         for _ in range(3):
             state, _ = step(state, batch)
         ends.append(params.paths(state.params))
@@ -190,10 +194,10 @@ def test_the_imitators_leave_the_model_as_it_would_be(tmp_path):
 def test_jitter_changes_training_by_step_and_not_evaluation():
     tree = examples.tree("moe_tc4")
     tree.ffn.text.jitter = 0.3
-    c, batch = config.build(tree), examples.batch()
+    c, batch = resolve(tree), examples.batch()
     weights = examples.weights(c)
-    run = jax.jit(lambda key: model.forward(weights, batch, c, key).routing["ffn/text"].z_B)
-    calm = model.forward(weights, batch, c).routing["ffn/text"].z_B
+    run = jax.jit(lambda key: transformer.forward(weights, batch, c, key).routing["ffn/text"].z_B)
+    calm = transformer.forward(weights, batch, c).routing["ffn/text"].z_B
     a, b = run(jax.random.key(0)), run(jax.random.key(1))
     assert not np.allclose(a, b)
     assert not np.allclose(a, calm)
@@ -240,16 +244,16 @@ def test_mot_grown_from_dense_computes_the_same():
 def test_mot_moe_grown_from_mot_copies_each_towers_ffn_and_noise_parts_the_copies():
     mot, tree = examples.make("mot"), examples.tree("mot_moe")
     source = params.paths(examples.weights(mot))
-    grown = params.paths(upcycle.weights(mot, params.nest(source), config.build(tree)))
+    grown = params.paths(upcycle.weights(mot, params.nest(source), resolve(tree)))
     text = grown["blocks/sparse/ffn/text/w1"]
     np.testing.assert_array_equal(text, np.repeat(source["blocks/main/ffn/text/w1"][:, None], 4, axis=1))
     np.testing.assert_array_equal(grown["blocks/sparse/ffn/image/w1"], source["blocks/main/ffn/image/w1"])
     tree.init.update(run="x", noise=0.1)
-    noisy = params.paths(upcycle.weights(mot, params.nest(source), config.build(tree)))["blocks/sparse/ffn/text/w1"]
+    noisy = params.paths(upcycle.weights(mot, params.nest(source), resolve(tree)))["blocks/sparse/ffn/text/w1"]
     np.testing.assert_array_equal(noisy[:, 0], text[:, 0])
     np.testing.assert_allclose((noisy - text)[:, 1:].std() / text.std(), 0.1, rtol=0.1)
     tree.ffn.text.width = 12  # each half once as it is, and once more with noise
-    noisy = params.paths(upcycle.weights(mot, params.nest(source), config.build(tree)))["blocks/sparse/ffn/text/w1"]
+    noisy = params.paths(upcycle.weights(mot, params.nest(source), resolve(tree)))["blocks/sparse/ffn/text/w1"]
     halves = np.stack(np.split(source["blocks/main/ffn/text/w1"], 2, axis=-1), axis=1)
     np.testing.assert_array_equal(noisy[:, :2], halves)
     assert (noisy[:, 2:] != halves).mean() > 0.9
@@ -259,25 +263,25 @@ def test_narrow_experts_are_slices_and_what_does_not_fit_is_refused():
     dense, tree = examples.make("dense"), examples.tree("dense")
     weights = examples.weights(dense)
     tree.ffn.text = sets(4, width=12, active=2)
-    grown = params.paths(upcycle.weights(dense, weights, config.build(tree)))["blocks/sparse/ffn/text/w1"]
+    grown = params.paths(upcycle.weights(dense, weights, resolve(tree)))["blocks/sparse/ffn/text/w1"]
     w1 = params.paths(weights)["blocks/main/ffn/text/w1"]
     np.testing.assert_array_equal(grown[:, 1], w1[..., 12:])
     np.testing.assert_array_equal(grown[:, 2], w1[..., :12])
     tree.ffn.text = sets(4, width=10, active=2)
     with pytest.raises(ValueError, match=r"w1: \(4, 16, 10\), which blocks/main/ffn/text/w1, \(16, 24\)"):
-        upcycle.weights(dense, weights, config.build(tree))
+        upcycle.weights(dense, weights, resolve(tree))
 
 
 def test_a_run_begins_from_another_runs_weights(tmp_path, one_device):
-    path = train.run(smoke(tmp_path, "dense"), devices=one_device)
+    path = loop.run(smoke(tmp_path, "dense"), devices=one_device)
     source = json.loads((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     grown = smoke(tmp_path, "mot", init__run=str(path), run__name="grown")
-    rows = rundir.read_metrics(train.run(grown, devices=one_device))
+    rows = rundir.read_metrics(loop.run(grown, devices=one_device))
     first = next(row for row in rows if row["kind"] == "eval")
     np.testing.assert_allclose(first["loss/image"], source["loss/image"], rtol=1e-5)
     missing = smoke(tmp_path, "mot", init__run=str(tmp_path / "nowhere"), run__name="never")
     with pytest.raises(ValueError, match="there is no such run directory"):
-        train.run(missing, devices=one_device)
+        loop.run(missing, devices=one_device)
     assert not (tmp_path / "never").exists()
     assert checkpoint.steps(path / "checkpoints") == [2]
 
@@ -288,8 +292,9 @@ MESHES = """
 import dataclasses, json, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
-from mot import config, model, objectives, params, sharding, train
-from mot.data.packing import pack
+from mot import sharding
+from mot.config import resolve
+from mot.train import state
 from tests import examples
 from tests.test_model import loss_of
 arch, how = sys.argv[1:3]
@@ -301,7 +306,7 @@ if arch == "learned_mot":
 else:
     tree.ffn.text.experts = 8
 batch = examples.batch(rows=8)
-base = config.build(tree)
+base = resolve(tree)
 weights = examples.weights(base)
 plain = jax.jit(jax.value_and_grad(loss_of(base, batch)))(weights)
 for mesh in sys.argv[3:]:
@@ -309,10 +314,10 @@ for mesh in sys.argv[3:]:
     expert = int(expert)
     tree.mesh.update(expert=expert, exchange=exchange, buffer=float(8 * expert))
     tree.data.batch = 8
-    c = config.build(tree)
+    c = resolve(tree)
     mesh = sharding.make_mesh(c, jax.devices()[: int(devices)])
     with jax.set_mesh(mesh):
-        placed = jax.device_put(weights, train.state_shardings(c, mesh).params)
+        placed = jax.device_put(weights, state.state_shardings(c, mesh).params)
         rows = sharding.placed(batch, c, mesh)
         f = lambda w, rows: loss_of(c, rows)(w)
         loss, grads = jax.jit(jax.value_and_grad(f))(placed, rows)
@@ -345,11 +350,11 @@ def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(arch, how, meshes):
 def test_what_overflows_a_buffer_between_devices_is_counted():
     tree = examples.tree("moe_tc4")
     tree.mesh.update(expert=4, exchange="all_to_all", buffer=0.25)
-    c, batch = config.build(tree), examples.batch()
+    c, batch = resolve(tree), examples.batch()
     weights = params.paths(examples.weights(c))
     weights["blocks/sparse/ffn/text/router"] *= 0  # ties: all tokens ask the first expert
-    with jax.set_mesh(train.sharding.make_mesh(c, jax.devices()[:4])):
-        report = jax.jit(lambda w: model.forward(w, batch, c).routing["ffn/text"])(params.nest(weights))
+    with jax.set_mesh(loop.sharding.make_mesh(c, jax.devices()[:4])):
+        report = jax.jit(lambda w: transformer.forward(w, batch, c).routing["ffn/text"])(params.nest(weights))
     room = -(-0.25 * 48 // 4)
     real = np.stack([np.concatenate([t.segment for t in batch.values()], 1) != 0]).sum(-1)
     np.testing.assert_array_equal(report.lost_B, np.repeat(np.maximum(real - room, 0), 2, axis=0))
@@ -362,15 +367,15 @@ def test_an_expert_axis_that_does_not_divide_the_devices_is_refused(tmp_path):
     tree = examples.tree("moe_tc4")
     tree.ffn.text.experts = tree.mesh.expert = 3
     with pytest.raises(ValueError, match=r"mesh: data 0 x .*expert 3 .* does not fill 4 devices"):
-        train.sharding.make_mesh(config.build(tree), jax.devices()[:4])
+        loop.sharding.make_mesh(resolve(tree), jax.devices()[:4])
 
 
 def test_the_loss_of_balance_is_in_the_objective():
     c, batch = examples.make("moe_tc4"), examples.batch()
     weights = examples.weights(c)
-    hidden, _, routing, _ = model.forward(weights, batch, c)
-    tokens = objectives.routed_tokens(batch, c)
-    got = objectives.routing(routing, tokens, c)
+    hidden, _, routing, _ = transformer.forward(weights, batch, c)
+    tokens = losses.routed_tokens(batch, c)
+    got = losses.routing(routing, tokens, c)
     r = routing["ffn/text"]
     want = (0.01 * r.balance_B.sum() + 1e-3 * r.z_B.sum()) / r.tokens_BM[0].sum()
     np.testing.assert_allclose(got, want, rtol=1e-6)

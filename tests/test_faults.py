@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mot import checkpoint, rundir
+from mot.runs import checkpoint, rundir
 from tests.conftest import ROOT
 from tests.examples import CLOCK
 from tests.test_cli import ENV

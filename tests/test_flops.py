@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from mot import attention, flops, model, objectives, params
-from scaling import hlo
+from mot import batches
+from mot.model import flops, params, transformer
+from mot.objectives import losses
+from mot.plan import hlo
 from tests import examples, vectors
 
 
@@ -19,8 +21,8 @@ def test_counted_flops_equal_the_compilers(arch, choices):
     batch = examples.batch()
 
     def loss(weights):
-        hidden = model.forward(weights, batch, c).hidden
-        return objectives.next_token(hidden, model.head(weights, c), objectives.totals(batch, c), c, 2)[0]
+        hidden = transformer.forward(weights, batch, c).hidden
+        return losses.next_token(hidden, transformer.head(weights, c), losses.totals(batch, c), c, 2)[0]
 
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))
     text = jax.jit(jax.grad(loss)).lower(shapes).compile().as_text()
@@ -33,7 +35,7 @@ def test_visible_pairs_equal_the_mask():
     for seed in range(5):
         batch = examples.batch(seed)
         info = jax.tree.map(lambda *x: np.concatenate(x, 1), *(t.info for t in batch.values()))
-        assert flops.visible_pairs(batch) == attention.visible(info, info).sum()
+        assert flops.visible_pairs(batch) == batches.visible(info, info).sum()
 
 
 def test_only_sizes_differ_not_the_cost_of_a_token():
@@ -51,9 +53,9 @@ def compiled_and_counted(arch, width=16, **choices):
     batch = vectors.batch(c)
 
     def loss(weights):
-        output = model.forward(weights, batch, c)
-        given = objectives.Noised(batch, {name: tokens.value for name, tokens in batch.items()})
-        return objectives.loss(weights, output, given, objectives.totals(batch, c), c, 2)[0]
+        output = transformer.forward(weights, batch, c)
+        given = losses.Noised(batch, {name: tokens.value for name, tokens in batch.items()})
+        return losses.loss(weights, output, given, losses.totals(batch, c), c, 2)[0]
 
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))
     quick = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)
@@ -102,4 +104,4 @@ def test_visible_pairs_of_copies_and_of_units_alone_equal_the_mask():
     c = vectors.make()
     batch = vectors.batch(c)
     info = jax.tree.map(lambda *x: np.concatenate(x, 1), *(t.info for t in batch.values()))
-    assert flops.visible_pairs(batch) == attention.visible(info, info).sum()
+    assert flops.visible_pairs(batch) == batches.visible(info, info).sum()

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 
 from configs import digits, transfusion
-from mot import config, sample
-from mot.data import embedded, formats
-from mot.data.about import special_tokens
-from mot.data.formats import Format, Medium
+from mot.config import resolve
+from mot.data import embedded
+from mot.data.manifest import special_tokens
 from mot.errors import UserError
-from mot.sample import Part
+from mot.generate import layout, sampling
+from mot.generate.layout import Format, Medium
+from mot.generate.sampling import Part
 from tests import vectors
 
 
 @pytest.mark.parametrize(("setting", "tokens"), [(digits, embedded.PIXELS), (transfusion, embedded.PATCHES)])
 def test_embedded_documents_are_written_so(setting, tokens):
-    c = config.build(setting.get_config("size=smoke"), embedded.faults)
-    format = formats.of(c)
+    c = resolve(setting.get_config("size=smoke"), embedded.faults)
+    format = layout.of(c)
     assert format == Format("text", 1, 2, (0, 1, 2, 3, 4), (Medium("image", 3, 4, tokens),))
     caption, pixels, is_vector = [40, 41, 42], np.arange(64) % 17, tokens == embedded.PATCHES
     image = Part("image", embedded.patches(pixels) if is_vector else pixels)
@@ -26,7 +27,7 @@ def test_embedded_documents_are_written_so(setting, tokens):
     for image_first in (False, True):
         want = made(0, 0, caption, pixels, image_first)
         parts = [Part("text", np.array(caption)), image]
-        got = sample._document(parts[::-1] if image_first else parts, c, format, "")
+        got = sampling._document(parts[::-1] if image_first else parts, c, format, "")
         np.testing.assert_array_equal(got.token, want.token[:-1])
         np.testing.assert_array_equal(got.stream, want.stream[:-1])
         np.testing.assert_array_equal(got.unit > 0, want.unit[:-1] > 0)
@@ -57,7 +58,7 @@ def test_prepared_datasets_say_it_themselves(tmp_path):
     special = dataset(tmp_path / "b", sound=vector(), image=vector(tokens=6))
     tree = vectors.tree()
     tree.data.sources, tree.data.shares = dict(zip("ab", folders, strict=True)), dict(a=1.0, b=1.0)
-    format = formats.of(config.build(tree))
+    format = layout.of(resolve(tree))
     assert (format.text, format.bos, format.eos) == ("text", special["<bos>"], special["<eos>"])
     assert set(format.special) == set(special.values())
     assert format.medium("image") == Medium("image", special["<boi>"], special["<eoi>"], 6)
@@ -69,7 +70,7 @@ def test_what_cannot_be_decoded_is_told(tmp_path):
     tree = vectors.tree()
     tree.data.sources = {"a": "seqio:mixture"}
     with pytest.raises(UserError, match=r"seqio:mixture: generation needs a tokenizer that decodes; export it"):
-        formats.of(config.build(tree))
+        layout.of(resolve(tree))
     tree.data.sources = {"a": str(tmp_path / "gone")}
     with pytest.raises(UserError, match="gone"):
-        formats.of(config.build(tree))
+        layout.of(resolve(tree))

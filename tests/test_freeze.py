@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from mot import config, optim, params, rundir, train
+from mot import optim
+from mot.config import resolve
+from mot.model import params
+from mot.runs import rundir
+from mot.train import loop
 from tests import examples, vectors
 from tests.conftest import ROOT
 from tests.test_cores import ENV, TRAIN
@@ -64,7 +68,7 @@ def test_a_frozen_modality_stays_to_the_bit_and_what_stays_trained_is_told(tmp_p
 
 
 def frozen(tree):
-    c = config.build(tree, optim.uncovered)
+    c = resolve(tree, optim.uncovered)
     return {path for path in params.table(c) if not optim.trainable(c)(path)}, c
 
 
@@ -114,8 +118,8 @@ def test_a_frozen_routers_bias_does_not_move(one_device):
     experts = dict(router="token", balance="bias", balance_rate=0.1, active=2)
     tree.ffn = {name: base.sets(4, **experts) for name in ("text", "image")}
     tree.optim.update(freeze="text", warmup=0)
-    c = config.build(tree, optim.uncovered)
-    state = jax.jit(lambda: train.init_state(c))()
+    c = resolve(tree, optim.uncovered)
+    state = jax.jit(lambda: loop.init_state(c))()
     after, measured = one_step(c, examples.batch(), one_device, state)
     was, now = params.paths(state.params), params.paths(after.params)
     assert {path for path in now if not np.array_equal(was[path], now[path])} == {p for p in now if "/image/" in p}

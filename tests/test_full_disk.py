@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mot import checkpoint, metrics, tensorboard, train
 from mot.errors import UserError
+from mot.runs import checkpoint, metrics, tensorboard
+from mot.train import loop
 from tests.conftest import ROOT
 from tests.test_train import rows, smoke
 
@@ -17,7 +18,7 @@ FULL = Path("/dev/full")
 GROWING = """
 import resource, sys
 from pathlib import Path
-from mot import tensorboard
+from mot.runs import tensorboard
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 board = tensorboard.Board(Path(sys.argv[1]), 1)
 try:
@@ -54,8 +55,8 @@ def test_a_run_whose_disk_is_full_says_what_was_saved_last_and_resumes(tmp_path,
         with pytest.raises(
             UserError, match=r"No space left on device: .*; step 1 was saved last, and the same command"
         ):
-            train.run(c, devices=one_device)
-    path = train.run(c, devices=one_device)
+            loop.run(c, devices=one_device)
+    path = loop.run(c, devices=one_device)
     assert [row["step"] for row in rows(path)] == [1, 2]
     assert checkpoint.steps(path / "checkpoints") == [1, 2]
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import kernels
-from mot.attention import Info, visible
+from mot.batches import Info, visible
 from mot.errors import UserError
+from mot.model import kernels
 from tests.test_attention import qkv
 
 
@@ -26,13 +26,13 @@ INFO = Info(*(jnp.ones((2, 128), dtype) for dtype in (int, int, int, bool)))
 @pytest.mark.parametrize("private", [False, True])
 def test_splash_without_its_extra_tells_what_to_install(private):
     with pytest.raises(UserError, match=r"tokamax's, and tokamax.* is not installed.*extra 'tpu'.*chunked"):
-        kernels.splash(*qkv(128, 128), INFO, INFO, private, visible)
+        kernels.splash(*qkv(128, 128), INFO, INFO, private)
 
 
 @pytest.mark.parametrize("how", ["triton", "mosaic"])
 def test_gpu_attention_without_its_extra_tells_what_to_install(how):
     with pytest.raises(UserError, match=r"tokamax.* is not installed.*extra 'cuda'"):
-        kernels.gpu(*qkv(128, 128), INFO, INFO, False, False, visible, how)
+        kernels.gpu(*qkv(128, 128), INFO, INFO, False, False, how)
 
 
 @pytest.mark.parametrize(("how", "extra"), [("gmm", "tpu"), ("triton", "cuda"), ("mosaic", "cuda")])
@@ -42,7 +42,7 @@ def test_grouped_without_its_extra_tells_what_to_install(how, extra):
 
 
 def test_importing_the_room_imports_none_of_the_libraries():
-    code = "import sys, mot.kernels; print([x for x in sys.modules if x.split('.')[0] in ('tokamax', 'libtpu')])"
+    code = "import sys, mot.model.kernels; print([x for x in sys.modules if x.split('.')[0] in ('tokamax', 'libtpu')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "[]\n", done.stdout + done.stderr
 

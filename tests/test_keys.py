@@ -6,14 +6,14 @@ import inspect
 import pytest
 
 from launch import cli
-from mot import checks, config
-from mot.keys import comments, keys
-from mot.limits import Range
+from mot.config import ConfigError, checks, resolve, schema
+from mot.config.allowed import Range
+from mot.config.keys import comments, keys
 from tests import examples
 
 
 def test_every_key_says_what_it_is_for():
-    c = config.build(examples.tree("moe_tc4"))
+    c = resolve(examples.tree("moe_tc4"))
     named = {key.path: key for key in keys(c)}
     silent = {"towers.attn.", "towers.ffn.", "towers.norm.", "mesh.rules.", "data.sources.", "data.shares."}
     assert not [path for path, key in named.items() if not key.comment and not path.startswith(tuple(silent))]
@@ -23,7 +23,7 @@ def test_every_key_says_what_it_is_for():
 
 def test_what_is_shown_as_allowed_is_what_is_checked():
     """The tables name classes and fields that are there, and a value outside of one is refused."""
-    kinds = dict(inspect.getmembers(config, dataclasses.is_dataclass))
+    kinds = dict(inspect.getmembers(schema, dataclasses.is_dataclass))
     assert not [f"{k}.{f}" for k, table in checks.VALUES.items() for f in table if f not in comments()[k]]
     assert set(checks.VALUES) <= set(kinds)
     for section, kind in (("run", "Run"), ("model", "Model"), ("optim", "Optim"), ("data", "Data"), ("mesh", "Mesh")):
@@ -31,8 +31,8 @@ def test_what_is_shown_as_allowed_is_what_is_checked():
             tree = examples.tree().unlock()
             old = tree[section][name]
             tree[section][name] = type(old)(allowed.least - 1) if isinstance(allowed, Range) else "another"
-            with pytest.raises(config.ConfigError) as caught:
-                config.build(tree)
+            with pytest.raises(ConfigError) as caught:
+                resolve(tree)
             assert [x for x in caught.value.faults if f"{section}.{name}" in x or name in x.partition(":")[0]], name
 
 

@@ -8,9 +8,12 @@ import pytest
 
 from configs import chameleon, ladder, sizes, transfusion
 from launch import flags
-from mot import batch as batches
-from mot import config, errors, flops, optim, sharding, state, train
-from mot.data import packing, prepare, roles
+from mot import batches, errors, optim, sharding
+from mot.config import resolve
+from mot.data import packing, roles
+from mot.model import flops
+from mot.prepare import job
+from mot.train import loop, state
 from tests import datasets
 
 ARCHS = ("dense", "mot", "moe_ec4", "mot_moe", "moe_fine", "learned_mot", "loo_text", "mot_moe_both_total")
@@ -36,7 +39,7 @@ RUNGS = [(setting, rung) for setting, rungs in ladder.SETTINGS.items() for rung 
 
 def build(**arguments):
     tree = ladder.get_config(",".join(f"{k}={v}" for k, v in arguments.items()))
-    return tree, config.build(tree, optim.uncovered)
+    return tree, resolve(tree, optim.uncovered)
 
 
 def number(rung):
@@ -163,14 +166,14 @@ def test_a_rung_that_has_no_data_says_so_when_it_is_trained():
 def test_the_settings_own_files_have_the_rungs_too():
     """Of the embedded data, and of prepared data with the ladder's batch and schedule."""
     for setting, rung in ((chameleon, "880m"), (transfusion, "163m"), (chameleon, "1m"), (transfusion, "10m")):
-        c = config.build(setting.get_config(f"arch=mot,size={rung}"), optim.uncovered)
+        c = resolve(setting.get_config(f"arch=mot,size={rung}"), optim.uncovered)
         size = setting.RUNGS[rung]
         assert (c.model.layers, c.data.batch, c.run.steps) == (size["layers"], size["rows"], size["steps"])
         assert c.model.dtype == ("float32" if rung in sizes.TINY else "bfloat16")
 
 
 def test_prepared_data_at_a_rung(tmp_path):
-    prepare.prepare(datasets.write_inputs(tmp_path / "in"), tmp_path / "pictures", 1, 0)
+    job.prepare(datasets.write_inputs(tmp_path / "in"), tmp_path / "pictures", 1, 0)
     tree, c = build(rung="94m", data=tmp_path / "pictures", tokens="1e10")
     flags.build(tree)
     assert c.run.name == "chameleon-pictures-mot-94m"
@@ -216,7 +219,7 @@ def test_the_smallest_rung_trains_two_steps_at_its_real_size(one_device):
     losses = []
     with jax.set_mesh(mesh):
         now = jax.jit(lambda: state.init_state(c), compiler_options=quick)()
-        step = jax.jit(train.make_step(c, 1), donate_argnums=0, compiler_options=quick)
+        step = jax.jit(loop.make_step(c, 1), donate_argnums=0, compiler_options=quick)
         for _ in range(2):
             now, measured = step(now, sharding.placed(given, c, mesh))
             assert measured["ok"]
@@ -231,6 +234,6 @@ def test_a_step_is_traced_without_data(setting, rung, arch, one_device):
     _, c = build(setting=setting, rung=rung, arch=arch, device="cpu")
     with jax.set_mesh(sharding.make_mesh(c, one_device)):
         now = jax.eval_shape(lambda: state.init_state(c))
-        after, measured = jax.eval_shape(train.make_step(c, 1), now, batches.abstract(c))
+        after, measured = jax.eval_shape(loop.make_step(c, 1), now, batches.abstract(c))
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, now)
     assert measured["loss"].shape == ()

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import batch as batches
-from mot import model, objectives, params
+from mot import batches
+from mot.model import params, transformer
+from mot.objectives import losses
 from tests import examples, reference
 
 ARCHS = ("dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image")
@@ -20,8 +21,8 @@ def in_document_order(hidden):
 
 def loss_of(c, batch):
     def loss(weights):
-        hidden = model.forward(weights, batch, c).hidden
-        return objectives.next_token(hidden, model.head(weights, c), objectives.totals(batch, c), c, 2)[0]
+        hidden = transformer.forward(weights, batch, c).hidden
+        return losses.next_token(hidden, transformer.head(weights, c), losses.totals(batch, c), c, 2)[0]
 
     return loss
 
@@ -57,13 +58,13 @@ def test_grouped_streams_equal_a_per_token_masked_select(arch, choices):
     flat = params.paths(weights)
     real = np.sort(np.concatenate([t.segment for t in batch.values()], 1) == 0, axis=1)  # padding ranks last
     g = np.where(real[..., None], 0, np.random.default_rng(0).standard_normal((*real.shape, 16))).astype("f")
-    ours = lambda w: (in_document_order(model.forward(w, batch, c).hidden) * g).sum()
+    ours = lambda w: (in_document_order(transformer.forward(w, batch, c).hidden) * g).sum()
     theirs = lambda flat: (oracle_states(c, flat, batch) * g).sum()
     got, got_grads = jax.jit(jax.value_and_grad(ours))(weights)
     want, want_grads = jax.jit(jax.value_and_grad(theirs))(flat)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-4)
     assert examples.leaf_error(params.paths(got_grads), want_grads) < 2e-5
-    states = jax.jit(lambda w: in_document_order(model.forward(w, batch, c).hidden))(weights)
+    states = jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))(weights)
     np.testing.assert_allclose(
         np.where(real[..., None], 0, states), np.where(real[..., None], 0, oracle_states(c, flat, batch)), atol=2e-5
     )
@@ -91,7 +92,7 @@ def test_tied_towers_equal_dense_bit_for_bit():
     dense, mot, batch = examples.make("dense", budgets), examples.make("mot", budgets), examples.batch(0, 2, budgets)
     weights = examples.weights(dense)
     tied = copies(weights, params.table(mot))
-    run = lambda c: jax.jit(lambda w: in_document_order(model.forward(w, batch, c).hidden))
+    run = lambda c: jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))
     np.testing.assert_array_equal(run(mot)(tied), run(dense)(weights))
 
 
@@ -101,7 +102,7 @@ def test_tied_towers_equal_dense(arch, budgets):
     dense, split, batch = examples.make("dense", budgets), examples.make(arch, budgets), examples.batch(3, 4, budgets)
     weights = examples.weights(dense)
     tied = copies(weights, params.table(split))
-    run = lambda c: jax.jit(lambda w: in_document_order(model.forward(w, batch, c).hidden))
+    run = lambda c: jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))
     np.testing.assert_allclose(run(split)(tied), run(dense)(weights), atol=1e-5)
     grads = summed(jax.jit(jax.grad(loss_of(split, batch)))(tied))
     assert examples.leaf_error(grads, params.paths(jax.jit(jax.grad(loss_of(dense, batch)))(weights))) < 1e-5
@@ -139,7 +140,7 @@ def influence(c, weights, batch):
     relabelled = {name: relabel(t) for name, t in batch.items()}
 
     def out(table, q):
-        states = in_document_order(model.forward(weights | {"embed": {"tokens": table}}, relabelled, c).hidden)
+        states = in_document_order(transformer.forward(weights | {"embed": {"tokens": table}}, relabelled, c).hidden)
         return (states[0, q] * (1 + jnp.arange(states.shape[-1]))).sum()
 
     # Row by row: XLA's CPU compiler (jaxlib 0.10.2) gets the vmapped gradient of a norm, as jacrev asks for it, wrong.
@@ -207,11 +208,11 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_gradients():
     (a, da), (b, _) = run("bfloat16"), run("float32")
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(da))
     np.testing.assert_allclose(a, b, rtol=0.02)
-    hidden, _ = model.forward(weights, batch, examples.make("mot", dtype="bfloat16")).hidden[0]
+    hidden, _ = transformer.forward(weights, batch, examples.make("mot", dtype="bfloat16")).hidden[0]
     assert hidden.dtype == jnp.bfloat16
 
 
 def test_streams_that_share_every_map_travel_merged():
-    assert model.groups(examples.make("dense")) == [("text", "image")]
-    assert model.groups(examples.make("mot")) == [("text",), ("image",)]
-    assert model.groups(examples.make("mot_ffn")) == [("text",), ("image",)]
+    assert transformer.groups(examples.make("dense")) == [("text", "image")]
+    assert transformer.groups(examples.make("mot")) == [("text",), ("image",)]
+    assert transformer.groups(examples.make("mot_ffn")) == [("text",), ("image",)]

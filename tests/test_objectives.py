@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import batch as batches
-from mot import config, model, objectives
+from mot import batches
+from mot.config import resolve
+from mot.model import transformer
+from mot.objectives import losses
 from tests import examples, reference
 
 
@@ -18,7 +20,7 @@ def example(T=23, B=2, D=8, V=19, dtype=jnp.float32):
 @pytest.mark.parametrize("chunk", [1, 5, 8, 23, 100])
 def test_chunked_loss_equals_unchunked_also_with_a_tail(chunk):
     h, head, target, scale = example()
-    ours = lambda h, head: objectives.cross_entropy(h, head, target, scale, 1e-2, chunk, objectives.Rules())
+    ours = lambda h, head: losses.cross_entropy(h, head, target, scale, 1e-2, chunk, losses.Rules())
     theirs = lambda h, head: reference.cross_entropy(h, head, target, scale, 1e-2)
     (got, got_nats), got_grads = jax.value_and_grad(ours, (0, 1), has_aux=True)(h, head)
     (want, want_nats), want_grads = jax.value_and_grad(theirs, (0, 1), has_aux=True)(h, head)
@@ -33,7 +35,7 @@ def test_logits_never_exist_at_once():
     shapes = [
         jax.ShapeDtypeStruct(s, d) for s, d in (((B, T, D), "f4"), ((D, V), "f4"), ((B, T), "i4"), ((B, T), "f4"))
     ]
-    f = jax.grad(lambda h, w, t, s: objectives.cross_entropy(h, w, t, s, 0.0, 32, objectives.Rules())[0], (0, 1))
+    f = jax.grad(lambda h, w, t, s: losses.cross_entropy(h, w, t, s, 0.0, 32, losses.Rules())[0], (0, 1))
     text = jax.jit(f).lower(*shapes).compile().as_text()
     assert f"f32[{B * 32},{V}]" in text
     assert f"f32[{B * T},{V}]" not in text
@@ -44,7 +46,7 @@ def test_nan_where_the_weight_is_zero_changes_nothing():
     h, head, target, scale = example()
     poisoned = jnp.where(scale[..., None] > 0, h, jnp.nan)
     # The model never yields NaN there (it enters padding as 0), but masking must not rely on a product with 0.
-    f = lambda h: objectives.cross_entropy(h, head, target, scale, 1e-2, 8, objectives.Rules())[0]
+    f = lambda h: losses.cross_entropy(h, head, target, scale, 1e-2, 8, losses.Rules())[0]
     np.testing.assert_array_equal(f(poisoned), f(h))
 
 
@@ -54,10 +56,10 @@ def test_loss_is_booked_on_the_targets_modality_and_the_documents_source(per):
     tree.objective.per = per
     tree.streams.image.loss_weight = 5.0
     tree.objective.z_loss = 0.0
-    c, batch = config.build(tree), examples.batch(spans=False)
+    c, batch = resolve(tree), examples.batch(spans=False)
     weights = examples.weights(c)
-    hidden, head = model.forward(weights, batch, c).hidden, model.head(weights, c)
-    total, sums = objectives.next_token(hidden, head, objectives.totals(batch, c), c, 2)
+    hidden, head = transformer.forward(weights, batch, c).hidden, transformer.head(weights, c)
+    total, sums = losses.next_token(hidden, head, losses.totals(batch, c), c, 2)
     nats, weight = np.zeros((2, 2)), np.zeros((2, 2))
     for h_RD, tokens in hidden:
         flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1), tokens.replace(position=tokens.token))
@@ -76,19 +78,19 @@ def test_loss_is_booked_on_the_targets_modality_and_the_documents_source(per):
 def test_an_absent_modality_gives_zero_and_stays_finite():
     tree = examples.tree("mot")
     tree.objective.per = "modality"
-    c, batch = config.build(tree), examples.batch(spans=False)
+    c, batch = resolve(tree), examples.batch(spans=False)
     only_text = {n: t.replace(weight=np.where(t.target < examples.IDS, t.weight, 0)) for n, t in batch.items()}
     weights = examples.weights(c)
 
     def loss(weights):
-        hidden = model.forward(weights, only_text, c).hidden
-        return objectives.next_token(hidden, model.head(weights, c), objectives.totals(only_text, c), c, 2)
+        hidden = transformer.forward(weights, only_text, c).hidden
+        return losses.next_token(hidden, transformer.head(weights, c), losses.totals(only_text, c), c, 2)
 
     (total, sums), grads = jax.value_and_grad(loss, has_aux=True)(weights)
     assert np.isfinite(total)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     assert (np.asarray(sums["weight"])[1] == 0).all()
-    np.testing.assert_array_equal(objectives.totals(only_text, c)[1], 0)
+    np.testing.assert_array_equal(losses.totals(only_text, c)[1], 0)
 
 
 def test_modality_of_ids():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import ops
+from mot.model import ops
 from tests import reference
 
 

@@ -3,7 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import checkpoint, config, optim, params, sharding, state, train
+from mot import optim, sharding
+from mot.config import ConfigError, resolve
+from mot.model import params
+from mot.runs import checkpoint
+from mot.train import loop, state
 from tests import examples
 
 
@@ -11,7 +15,7 @@ def make(**changes):
     tree = examples.tree()
     tree.run.steps = 100
     tree.optim.update(dict(lr=1.0, end_lr=0.1, warmup=10) | changes)
-    return config.build(tree, optim.uncovered)
+    return resolve(tree, optim.uncovered)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +51,9 @@ def test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path():
 
 
 def test_every_parameter_needs_a_rule_and_every_rule_a_parameter():
-    with pytest.raises(
-        config.ConfigError, match=r"optim.rules, base_rules: no rule matches embed/tokens, .* more; .*\.\*"
-    ):
+    with pytest.raises(ConfigError, match=r"optim.rules, base_rules: no rule matches embed/tokens, .* more; .*\.\*"):
         make(base_rules=(dict(match="norm|head", lr=1.0, decay=0.0),))
-    with pytest.raises(config.ConfigError, match=r"optim.rules\[1\].match: 'embed' decides for no parameter"):
+    with pytest.raises(ConfigError, match=r"optim.rules\[1\].match: 'embed' decides for no parameter"):
         make(rules=(dict(match=".*", lr=1.0, decay=0.0), dict(match="embed", lr=1.0, decay=0.0)))
 
 
@@ -65,7 +67,7 @@ def trained(c, steps, devices):
     mesh = sharding.make_mesh(c, devices)
     with jax.set_mesh(mesh):
         now = jax.jit(lambda: state.init_state(c))()
-        step, losses = jax.jit(train.make_step(c, 2)), []
+        step, losses = jax.jit(loop.make_step(c, 2)), []
         batch = sharding.placed(examples.batch(), c, mesh)
         for _ in range(steps):
             now, measured = step(now, batch)
@@ -98,7 +100,7 @@ def test_moments_shard_as_their_parameters():
     """Also those that optax does not cast by itself."""
     tree = examples.tree()
     tree.mesh.fsdp, tree.optim.moments = 4, "bfloat16"
-    c = config.build(tree)
+    c = resolve(tree)
     mesh = sharding.make_mesh(c)
     placed = state.state_shardings(c, mesh)
     (adam,) = [part for part in placed.opt if hasattr(part, "nu")]

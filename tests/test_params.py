@@ -1,7 +1,8 @@
 import jax
 import numpy as np
 
-from mot import config, flops, params
+from mot.config import resolve
+from mot.model import flops, params
 from tests import examples, vectors
 
 
@@ -69,4 +70,4 @@ def test_vectors_have_ways_in_and_out_and_norms_that_begin_as_they_were():
     assert not any(p.startswith("latent/text") for p in table)
     silent = vectors.tree("dense")
     silent.streams.image.objective = "none"
-    assert [p for p in params.table(config.build(silent)) if "image" in p] == ["latent/image/in"]
+    assert [p for p in params.table(resolve(silent)) if "image" in p] == ["latent/image/in"]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import jax
 import pytest
 
-from mot import peak
+from mot.runs import peak
 
 SECONDS = {10: peak.SECONDS, peak.LONG: peak.SECONDS_OF_LONG}
 

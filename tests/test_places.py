@@ -15,8 +15,10 @@ import jax
 import pytest
 
 from launch import cli, flags
-from mot import rundir, train
+from mot.config import load
 from mot.errors import UserError
+from mot.runs import rundir
+from mot.train import loop
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -97,13 +99,13 @@ def test_scaling_is_a_part_of_mot_to_a_notebook(installed):
 
 def test_ones_own_file_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert flags.file_of("configs/digits.py:arch=mot") == ROOT / "configs" / "digits.py"
+    assert load.file_of("configs/digits.py:arch=mot") == ROOT / "configs" / "digits.py"
     Path("configs").mkdir()
-    assert flags.file_of("configs/digits.py") == ROOT / "configs" / "digits.py"
+    assert load.file_of("configs/digits.py") == ROOT / "configs" / "digits.py"
     Path("configs/digits.py").write_text("", encoding="utf-8")
-    assert flags.file_of("configs/digits.py") == Path("configs/digits.py")
+    assert load.file_of("configs/digits.py") == Path("configs/digits.py")
     with pytest.raises(UserError, match=r"no file elsewhere/digits\.py; did you mean 'configs/digits\.py'"):
-        flags.file_of("elsewhere/digits.py")
+        load.file_of("elsewhere/digits.py")
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +119,8 @@ def project(tmp_path_factory):
         proposed = prepared()
         assert proposed == "--config=configs/records.py:data=data/my text,arch=dense"
         for changes in ({"run.name": "first"}, {"run.name": "second", "init.run": "runs/first"}):
-            tree = flags.read(f"{proposed.removeprefix('--config=')},{SIZES}", changes | {"data.batch": "4"})
-            train.run(flags.build(tree), devices=jax.devices()[:1])
+            tree = load.read(f"{proposed.removeprefix('--config=')},{SIZES}", changes | {"data.batch": "4"})
+            loop.run(flags.build(tree), devices=jax.devices()[:1])
     return home
 
 

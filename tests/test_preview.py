@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from launch import preview
+from mot.data import preview
 from mot.data.packing import document, pack
 
 ODD = "$\\frac{$ x_$ % \x00\x1b[31m \u202e 漢字 🙂 שלום e\u0301 \ud800 \t\n W"

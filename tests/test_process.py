@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch import cores, decode, process
+from launch import cores, process
 from mot import files
 from mot.errors import UserError
+from mot.generate import codecs
 from tests.conftest import ROOT
 
 ENV = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_PLATFORMS": "cpu"}
@@ -261,4 +262,4 @@ def test_an_accelerator_that_is_not_used_is_told(monkeypatch):
 
 def test_a_prompt_files_byte_order_mark_is_no_part_of_it(tmp_path):
     (tmp_path / "doc.json").write_text('[{"text": "Grüße"}]', encoding="utf-8-sig")
-    assert [part.content for part in decode.read_document(tmp_path / "doc.json")] == ["Grüße"]
+    assert [part.content for part in codecs.read_document(tmp_path / "doc.json")] == ["Grüße"]

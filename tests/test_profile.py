@@ -3,14 +3,16 @@
 import pytest
 
 from configs import digits
-from mot import config, profile, rundir, train
+from mot.config import resolve
 from mot.data import embedded
+from mot.runs import profile, rundir
+from mot.train import loop
 
 
 def make(root, steps):
     tree = digits.get_config("arch=dense,size=smoke").unlock()
     tree.run.update(root=str(root), steps=6, eval_every=6, save_every=6)
-    return config.build(tree, embedded.faults)
+    return resolve(tree, embedded.faults)
 
 
 def rows(path, kind):
@@ -18,8 +20,8 @@ def rows(path, kind):
 
 
 def test_a_profiled_run_names_its_operations_and_computes_the_same(tmp_path, one_device, capsys):
-    profiled = train.run(make(tmp_path / "a", 6), devices=one_device, profiled=True)
-    plain = train.run(make(tmp_path / "b", 6), devices=one_device)
+    profiled = loop.run(make(tmp_path / "a", 6), devices=one_device, profiled=True)
+    plain = loop.run(make(tmp_path / "b", 6), devices=one_device)
     assert list((profiled / "profile").rglob("*.xplane.pb"))
     (event,) = [row for row in rows(profiled, "event") if row["event"] == "profile"]
     assert event["step"] == 5
@@ -35,7 +37,7 @@ def test_a_profiled_run_names_its_operations_and_computes_the_same(tmp_path, one
 
 
 def test_a_run_that_ends_before_the_traced_steps_says_so(tmp_path, one_device, capsys):
-    path = train.run(make(tmp_path, 6), until=2, devices=one_device, profiled=True)
+    path = loop.run(make(tmp_path, 6), until=2, devices=one_device, profiled=True)
     assert (
         "no profile: the run ended at step 2, and it would trace steps 3 to 5; give a run more steps"
         in capsys.readouterr().err

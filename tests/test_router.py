@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs.base import sets
-from mot import dispatch, model, router
 from mot.config import Experts
+from mot.model import dispatch, router, transformer
 from tests import examples, reference
 
 B, C, D, E, F = 2, 12, 8, 4, 6
@@ -81,7 +81,7 @@ def forward(x_BCD, w, spec, real, rank, modality, how, causal=False):
     experts = {name: w[name] for name in ("w1", "w2", "w3")}
     most = router.most_choices(spec, x_BCD.shape[1], causal)
     rows = x_BCD.reshape(-1, x_BCD.shape[-1])
-    y_RD, _ = dispatch.through(model._expert_ffn, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
+    y_RD, _ = dispatch.through(transformer._expert_ffn, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
     return y_RD.reshape(x_BCD.shape), report
 
 
@@ -302,7 +302,7 @@ def test_bad_sets_are_refused_with_the_numbers():
 def test_bad_layers_are_refused():
     def faults(arch="moe_tc4", **model):
         with pytest.raises(examples.config.ConfigError) as caught:
-            examples.make(arch, **model)
+            examples.make(arch, **transformer)
         return " ".join(caught.value.faults)
 
     assert "model.sparse_every: 3 does not divide the 4 layers after the first 0" in faults(layers=4, sparse_every=3)

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 
 from configs import archs, base
-from mot import caches, config, diffusion, mixing, model, params, sample
+from mot.config import Config, resolve
+from mot.config.options import Settings
 from mot.data import records, roles
-from mot.data.formats import Format, Medium
 from mot.data.packing import document, pack
 from mot.errors import UserError
-from mot.sample import Generated, Part, Settings
+from mot.generate import sampling
+from mot.generate.layout import Format, Medium
+from mot.generate.sampling import Generated, Part
+from mot.model import caches, joint, params, transformer
+from mot.objectives import diffusion
 from tests import examples
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<sound>", "</sound>")
@@ -45,7 +49,7 @@ def build(arch, image, sound=None, blocks="units", **model):
             first += stream["ids"]
     archs.choose(tree, arch)
     tree.data.blocks = blocks
-    return config.build(tree)
+    return resolve(tree)
 
 
 def written(*tokens):
@@ -63,13 +67,13 @@ def quickly():
 
 
 class Case(NamedTuple):
-    config: config.Config
+    config: Config
     seed: int  # of weights under which greedy documents end, some late, and hold units
     format: Format = written(4)
     settings: Settings = GREEDY
     opens: str = ""
     length: int = 0
-    few: int = mixing.FEW  # queries that attend otherwise than by chunks
+    few: int = joint.FEW  # queries that attend otherwise than by chunks
 
 
 GUIDED = GREEDY._replace(guidance=2.0)
@@ -100,7 +104,7 @@ def weights(c, seed):
 @functools.cache
 def made(name):
     case = CASES[name]
-    return case, sample.Sampler(weights(case.config, case.seed), case.config, case.format)
+    return case, sampling.Sampler(weights(case.config, case.seed), case.config, case.format)
 
 
 @functools.cache
@@ -141,8 +145,8 @@ class Writer:
 
     def __init__(self, case, weights):
         self.case, self.config, self.format, self.weights = case, case.config, case.format, weights
-        self.head = np.asarray(model.head(weights, self.config))
-        self.forward = jax.jit(lambda weights, batch: model.forward(weights, batch, self.config, causal=True))
+        self.head = np.asarray(transformer.head(weights, self.config))
+        self.forward = jax.jit(lambda weights, batch: transformer.forward(weights, batch, self.config, causal=True))
 
     def run(self, tokens):
         with jax.disable_jit(False):
@@ -254,7 +258,7 @@ def assert_alike(got, want):
 @pytest.mark.parametrize("name", CASES)
 def test_a_cached_row_is_what_the_whole_document_says(name, monkeypatch):
     case, sampler = made(name)
-    monkeypatch.setattr(mixing, "FEW", case.few)
+    monkeypatch.setattr(joint, "FEW", case.few)
     given = prompts(case)
     got = sampler(given, case.settings, TEXT, MEDIA, case.opens, case.length, first=5)
     write = whole(name)
@@ -303,7 +307,7 @@ def test_ids_are_drawn_among_the_likeliest(temperature, k, p):
     logits_BV = rng.standard_normal((3, 12)).astype(np.float32) * 2
     logits_BV[:, 5] = -np.inf
     keys = jax.random.split(jax.random.key(1), (3, n))
-    choose = lambda x_V, keys: sample.choose(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
+    choose = lambda x_V, keys: sampling.choose(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
     drawn = np.asarray(jax.jit(jax.vmap(choose))(logits_BV, keys))
     for logits_V, ids in zip(logits_BV, drawn, strict=True):
         likeliest = np.eye(12)[logits_V.argmax()]
@@ -398,15 +402,15 @@ def test_what_cannot_be_done_is_told(name, how, says):
 def test_a_model_that_sees_later_tokens_continues_nothing():
     c = build("mot", ids(9), blocks="document")
     with pytest.raises(UserError, match=r"data.blocks: 'document'; this model's tokens all see later ones"):
-        sample.Sampler({}, c, written(4))
+        sampling.Sampler({}, c, written(4))
 
 
 def test_a_stream_that_is_only_read_is_not_drawn():
     """Nor opened by text, which learns to from its data."""
-    sampler = sample.Sampler({}, build("mot", vectors("none")), written(0))
+    sampler = sampling.Sampler({}, build("mot", vectors("none")), written(0))
     with pytest.raises(UserError, match=r"streams.image.objective: 'none'; this model reads image and draws none"):
         sampler(TEXTS, opens="image")
-    opens = lambda sampler: sampler._allowed(sample._Row([], 5, 1, None))[MARKERS[0]]
+    opens = lambda sampler: sampler._allowed(sampling._Row([], 5, 1, None))[MARKERS[0]]
     assert opens(made("merged")[1])
     assert not opens(sampler)
 
@@ -414,7 +418,7 @@ def test_a_stream_that_is_only_read_is_not_drawn():
 def test_what_training_alone_needs_is_left_out():
     tree = build("moe_tc4", vectors(), kv_heads=1, layers=1, remat="dots")
     limited = {tower: dataclasses.replace(sets, capacity=1.5) for tower, sets in tree.ffn.items()}
-    sampler = sample.Sampler({}, dataclasses.replace(tree, ffn=limited), written(4))
+    sampler = sampling.Sampler({}, dataclasses.replace(tree, ffn=limited), written(4))
     assert sampler.config == CASES["token_choice"].config
 
 
@@ -427,7 +431,7 @@ def test_a_prompt_is_laid_out_as_data_is():
     layout = records.Layout(places, dict(zip(SPECIAL, range(len(SPECIAL)), strict=True)), ("sound",))
     rendered = records.render(records.Record("", tuple(records.Span(*part) for part in parts)), layout, 0, 0)
     want = roles.assign(rendered, streams, "units", 0)
-    got = sample._document(parts, case.config, case.format, "image")
+    got = sampling._document(parts, case.config, case.format, "image")
     for field in ("token", "stream", "unit", "span"):
         np.testing.assert_array_equal(getattr(got, field)[:-1], getattr(want, field)[:-1], field)
     np.testing.assert_array_equal(got.values[2], want.values[2])
@@ -453,15 +457,17 @@ def sizes(text, axis):
 
 def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place(optimised):
     c, S, format = build("mot", ids(9), layers=1), 2048, written(4)
-    sampler = sample.Sampler(weights(c, 0), c, format)
+    sampler = sampling.Sampler(weights(c, 0), c, format)
     V, D = c.vocab, 16
-    batch = sample._prompts([[Part("text", np.full(n, 8))] for n in (30, 9)], c, format, "")
+    batch = sampling._prompts([[Part("text", np.full(n, 8))] for n in (30, 9)], c, format, "")
     text = sampler._prefill.lower(sampler.params, batch, slots=S).compile().as_text()
     assert max(sizes(text, V)) == V * D, "only the embedding is as long as the vocabulary"
-    ask = jax.jit(lambda params, batch: model.forward(params, batch, c).hidden[0][0] @ model.head(params, c))
+    ask = jax.jit(
+        lambda params, batch: transformer.forward(params, batch, c).hidden[0][0] @ transformer.head(params, c)
+    )
     assert max(sizes(ask.lower(sampler.params, batch).compile().as_text(), V)) > V * D
     row = lambda dtype, *shape: jax.ShapeDtypeStruct((2, *shape), dtype)
-    state = sample.State(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"))
+    state = sampling.State(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"))
     given = (row(bool), row("i4"), jax.random.split(jax.random.key(0), 2), row(bool, V), np.zeros(V, bool))
     program = sampler._ids.lower(sampler.params, state, *given, stream="text", settings=GREEDY, most=TEXT).compile()
     keys = state.cache.kv[0][0]

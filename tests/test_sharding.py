@@ -12,8 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 from configs import digits, ladder, sizes
 from launch import flags
-from mot import checkpoint, config, params, rundir, sharding, state, train
+from mot import sharding
+from mot.config import ConfigError, resolve
 from mot.errors import UserError
+from mot.model import params
+from mot.runs import checkpoint, rundir
+from mot.train import loop, state
 from tests import examples
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +31,11 @@ ENV = os.environ | {
 MESHES = """
 import math, sys
 import jax
-from mot import config, model, objectives, sharding, state
+from mot import sharding
+from mot.config import resolve
+from mot.model import transformer
+from mot.objectives import losses
+from mot.train import state
 from tests import examples, vectors
 
 kind, arch, meshes = sys.argv[1], sys.argv[2], sys.argv[3:]
@@ -37,16 +45,16 @@ tree.model.scan = True
 tree.model.seed = 1  # with 0 two experts' scores of a token are so near that rounding on one mesh chooses the other
 for sets in (*tree.attn.values(), *tree.ffn.values()):
     sets.experts = 4 if sets.experts else 0
-base = config.build(tree)
+base = resolve(tree)
 batch = examples.batch(rows=8) if kind == "ids" else vectors.batch(base)
 
 def loss_of(c):
     def loss(weights, batch):
-        given = objectives.noised(batch, c, 3)
-        output = model.forward(weights, given.batch, c)
-        Z_M, routed = objectives.totals(batch, c), objectives.routed_tokens(batch, c)
-        total, _ = objectives.loss(weights, output, given, Z_M, c, 2)
-        return total + (objectives.routing(output.routing, routed, c) if output.routing else 0)
+        given = losses.noised(batch, c, 3)
+        output = transformer.forward(weights, given.batch, c)
+        Z_M, routed = losses.totals(batch, c), losses.routed_tokens(batch, c)
+        total, _ = losses.loss(weights, output, given, Z_M, c, 2)
+        return total + (losses.routing(output.routing, routed, c) if output.routing else 0)
     return jax.value_and_grad(loss)
 
 routed = any(sets.experts for sets in tree.ffn.values())  # less optimised, another choice among near-ties was seen
@@ -56,7 +64,7 @@ plain = jax.jit(loss_of(base), compiler_options=quick)(weights, batch)
 for text in meshes:
     sizes = {k: int(v) for k, v in (part.split("=") for part in text.split(","))}
     tree.mesh.update(dict(data=0, fsdp=1, expert=1, context=1, tensor=1) | sizes)
-    c = config.build(tree)
+    c = resolve(tree)
     mesh = sharding.make_mesh(c, jax.devices()[: math.prod(sizes.values())])
     with jax.set_mesh(mesh):
         places = state.state_shardings(c, mesh).params
@@ -108,7 +116,7 @@ def test_every_rungs_parameters_have_their_shardings_unallocated(setting):
     mesh = abstract_mesh(data=2, fsdp=4, expert=2, tensor=8)
     for rung in SETTINGS[setting]:
         for arch in ("dense", "mot", "moe_ec4", "mot_moe"):
-            c = config.build(ladder.get_config(f"setting={setting},rung={rung},arch={arch}"))
+            c = resolve(ladder.get_config(f"setting={setting},rung={rung},arch={arch}"))
             if c.model.heads % 8:
                 with pytest.raises(UserError, match=f"its axis heads of {c.model.heads} does not divide among the 8"):
                     state.state_shardings(c, mesh)
@@ -133,7 +141,7 @@ def test_an_optimisers_leaf_lies_with_its_parameter():
 def refused(changes, devices=4):
     tree = examples.tree("mot")
     tree.mesh.update(changes)
-    c = config.build(tree)
+    c = resolve(tree)
     mesh = sharding.make_mesh(c, jax.devices()[:devices])
     state.state_shardings(c, mesh)
 
@@ -165,13 +173,13 @@ def test_rows_and_their_tokens_must_divide():
     with pytest.raises(
         UserError, match=r"streams\.image\.budget: 25 tokens do not divide among the 4 parts of mesh\.rul"
     ):
-        sharding.make_mesh(config.build(tree), jax.devices()[:4])
+        sharding.make_mesh(resolve(tree), jax.devices()[:4])
     tree = examples.tree("mot")
     tree.optim.accumulate = 2
     with pytest.raises(
         UserError, match=r"data\.batch / optim\.accumulate: 2 rows do not divide among the 4 parts of mesh"
     ):
-        sharding.make_mesh(config.build(tree), jax.devices()[:4])
+        sharding.make_mesh(resolve(tree), jax.devices()[:4])
 
 
 @pytest.mark.parametrize(
@@ -196,23 +204,23 @@ def test_rows_and_their_tokens_must_divide():
 def test_rules_that_split_twice_or_do_not_exist_are_refused(rules, told):
     tree = examples.tree("mot")
     tree.mesh.rules.update(rules)
-    with pytest.raises(config.ConfigError, match=told):
-        config.build(tree)
+    with pytest.raises(ConfigError, match=told):
+        resolve(tree)
 
 
 def test_an_axis_that_splits_nothing_is_refused():
     tree = examples.tree("mot")
     tree.mesh.update(context=2)
     tree.mesh.rules.length = ""
-    with pytest.raises(config.ConfigError, match=r"mesh\.context: 2, and no rule in mesh\.rules splits anything by it"):
-        config.build(tree)
+    with pytest.raises(ConfigError, match=r"mesh\.context: 2, and no rule in mesh\.rules splits anything by it"):
+        resolve(tree)
 
 
 def test_more_slices_than_rows_are_refused():
     tree = examples.tree("mot")
     tree.mesh.slices = 1_000_000
-    with pytest.raises(config.ConfigError, match=r"mesh\.slices: 1000000, and a microbatch has 4 rows"):
-        config.build(tree)
+    with pytest.raises(ConfigError, match=r"mesh\.slices: 1000000, and a microbatch has 4 rows"):
+        resolve(tree)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +243,7 @@ def test_what_this_machine_cannot_do_is_refused_before_anything_is_written(tmp_p
     tree.update_from_flattened_dict(changes | {"run.root": str(tmp_path / "runs")})
     devices = jax.devices()[: changes.get("mesh.tensor", 1)]
     with pytest.raises(UserError, match=told):
-        train.run(flags.build(tree), devices=devices)
+        loop.run(flags.build(tree), devices=devices)
     assert not (tmp_path / "runs").exists()
 
 

@@ -11,10 +11,13 @@ from tensorboardX.proto.event_pb2 import SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from configs import digits as digits_config
-from launch import generate, results, sample, sounds
+from launch import sample
 from launch.sample import Options
-from mot import config, metrics, rundir, tensorboard, train
+from mot.config import resolve
 from mot.data import sources
+from mot.generate import opened, results, sounds
+from mot.runs import metrics, rundir, tensorboard
+from mot.train import loop
 
 GROUPS = {"loss", "by_source", "optim", "speed", "data", "eval"}
 
@@ -31,7 +34,7 @@ def quickly():
 def run(tmp_path_factory):
     tree = digits_config.get_config("arch=mot,size=smoke").unlock()
     tree.run.update(root=str(tmp_path_factory.mktemp("runs")), name="run", steps=2, eval_every=1, save_every=1)
-    return train.run(config.build(tree, sources.faults), devices=jax.devices()[:1])
+    return loop.run(resolve(tree, sources.faults), devices=jax.devices()[:1])
 
 
 def shown(folder):
@@ -107,7 +110,7 @@ def test_a_value_has_its_curve_or_none(kind, key, many, one):
 
 def test_samples_are_shown_at_their_step(run, tmp_path):
     """In whichever order they were drawn; drawn anew they replace what was shown; elsewhere they are not the run's."""
-    model, options = generate.opened(run, 2), Options(prompts=("a handwritten seven",), each=1, read=1)
+    model, options = opened.opened(run, 2), Options(prompts=("a handwritten seven",), each=1, read=1)
     for step in (2, 1, 2):
         sample.draw(model, step, options)
     sample.draw(model, 1, options._replace(out=tmp_path / "elsewhere"))

@@ -11,9 +11,14 @@ import pytest
 
 from configs import digits
 from launch import flags
-from mot import checkpoint, config, errors, log, optim, params, rundir, sharding, train
-from mot.data import budgets, embedded, pipeline, prepare, sources
+from mot import errors, optim, sharding
+from mot.config import load, resolve
+from mot.data import budgets, embedded, pipeline, sources
 from mot.errors import Damaged
+from mot.model import params
+from mot.prepare import job
+from mot.runs import checkpoint, log, rundir
+from mot.train import loop
 from tests import datasets, examples, vectors
 from tests.conftest import ROOT
 from tests.examples import CLOCK
@@ -26,7 +31,7 @@ def smoke(root, arch="mot", **overrides):
     for key, value in overrides.items():
         section, name = key.split("__")
         tree[section][name] = value
-    return config.build(tree, embedded.faults, optim.uncovered)
+    return resolve(tree, embedded.faults, optim.uncovered)
 
 
 def rows(path, kind="train"):
@@ -47,8 +52,8 @@ def one_step(c, batch, devices, state=None, sources=2):
     mesh = sharding.make_mesh(c, devices)
     with jax.set_mesh(mesh):
         everywhere = sharding.replicated(mesh)
-        state = state or jax.jit(lambda: train.init_state(c), out_shardings=everywhere)()
-        step = jax.jit(train.make_step(c, sources))
+        state = state or jax.jit(lambda: loop.init_state(c), out_shardings=everywhere)()
+        step = jax.jit(loop.make_step(c, sources))
         return step(state, sharding.placed(batch, c, mesh))
 
 
@@ -61,21 +66,21 @@ def data_for(name, folder):
     """What an experiment must be told besides its size."""
     if name != "records":
         return ""
-    prepare.prepare(datasets.write_inputs(folder / "in"), folder / "pictures", 1, 0)
+    job.prepare(datasets.write_inputs(folder / "in"), folder / "pictures", 1, 0)
     return f",data={folder / 'pictures'}"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains_two_steps_at_smoke_size(tmp_path, name, one_device):
-    tree = flags.read(f"{ROOT}/configs/{name}.py:size=smoke{data_for(name, tmp_path)}", {"run.root": str(tmp_path)})
-    path = train.run(flags.build(tree), devices=one_device)
+    tree = load.read(f"{ROOT}/configs/{name}.py:size=smoke{data_for(name, tmp_path)}", {"run.root": str(tmp_path)})
+    path = loop.run(flags.build(tree), devices=one_device)
     assert [row["step"] for row in rows(path)] == [1, 2]
 
 
 @pytest.mark.parametrize("arch", ["dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image"])
 def test_every_architecture_trains_two_steps(tmp_path, arch, one_device):
     c = smoke(tmp_path, arch)
-    path = train.run(c, devices=one_device)
+    path = loop.run(c, devices=one_device)
     done = rows(path)
     assert [row["step"] for row in done] == [1, 2]
     assert done[1]["loss"] < done[0]["loss"]
@@ -91,30 +96,30 @@ def test_every_architecture_trains_two_steps(tmp_path, arch, one_device):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(tmp_path, name):
-    c = flags.build(flags.read(f"{ROOT}/configs/{name}.py:size=demo{data_for(name, tmp_path)}", {}))
+    c = flags.build(load.read(f"{ROOT}/configs/{name}.py:size=demo{data_for(name, tmp_path)}", {}))
     training = sources.open_(c)[0]
     c = budgets.resolve(c, training)
-    state = jax.eval_shape(lambda: train.init_state(c))
+    state = jax.eval_shape(lambda: loop.init_state(c))
     assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(state.params))
     batch = pipeline.Batches(training, c, 0, 1)[0].batch
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh):
-        jax.jit(train.make_step(c, 3), in_shardings=(None, sharding.of_batch(c, mesh))).lower(state, batch)
+        jax.jit(loop.make_step(c, 3), in_shardings=(None, sharding.of_batch(c, mesh))).lower(state, batch)
 
 
 def test_a_run_on_four_devices_resumes(tmp_path):
     c = smoke(tmp_path, data__batch=4, run__steps=4, run__eval_every=2)
-    train.run(c, until=2)
-    path = train.run(c)
+    loop.run(c, until=2)
+    path = loop.run(c)
     assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
 
 
 def test_other_data_under_a_run_is_refused(tmp_path, one_device, monkeypatch):
     c = smoke(tmp_path, run__steps=4)
-    train.run(c, until=2, devices=one_device)
+    loop.run(c, until=2, devices=one_device)
     monkeypatch.setattr(embedded, "CAPTIONS", ("the number {}",))
     with pytest.raises(errors.UserError, match="was trained on other data: its digest is"):
-        train.run(c, devices=one_device)
+        loop.run(c, devices=one_device)
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -122,23 +127,23 @@ def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, n):
     devices = jax.devices()[:n]
     settings = dict(run__steps=6, run__eval_every=3, run__save_every=6, optim__ema=0.9)
     whole, halves = smoke(tmp_path / "a", **settings), smoke(tmp_path / "b", **settings)
-    a = train.run(whole, devices=devices)
-    train.run(halves, until=3, devices=devices)
-    b = train.run(halves, devices=devices)
+    a = loop.run(whole, devices=devices)
+    loop.run(halves, until=3, devices=devices)
+    b = loop.run(halves, devices=devices)
     jax.tree.map(np.testing.assert_array_equal, restored(a, 6), restored(b, 6))
     timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
     for kind in ("train", "eval"):
         assert timeless(a, kind) == timeless(b, kind)
-    assert train.run(halves, devices=devices) == b  # done: nothing more to do
+    assert loop.run(halves, devices=devices) == b  # done: nothing more to do
     assert len(rows(b)) == 6
 
 
 def test_a_finished_run_that_gets_more_steps_is_one_that_had_them(tmp_path, one_device):
     settings = dict(run__eval_every=3, optim__schedule="constant", optim__ema=0.9)
     whole = smoke(tmp_path / "a", run__steps=5, **settings)
-    a = train.run(whole, devices=one_device)
-    train.run(smoke(tmp_path / "b", run__steps=3, **settings), devices=one_device)
-    b = train.run(smoke(tmp_path / "b", run__steps=5, run__save_every=4, **settings), devices=one_device)
+    a = loop.run(whole, devices=one_device)
+    loop.run(smoke(tmp_path / "b", run__steps=3, **settings), devices=one_device)
+    b = loop.run(smoke(tmp_path / "b", run__steps=5, run__save_every=4, **settings), devices=one_device)
     jax.tree.map(np.testing.assert_array_equal, restored(a, 5), restored(b, 5))
     timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
     for kind in ("train", "eval"):
@@ -216,11 +221,11 @@ def test_what_more_steps_would_need_is_said_and_nothing_written(tmp_path, before
 def test_rows_after_the_checkpoint_are_written_once(tmp_path, one_device):
     """A run killed after its last checkpoint has rows that the resumed one writes again."""
     c = smoke(tmp_path, run__steps=4, run__eval_every=2)
-    path = train.run(c, until=2, devices=one_device)
+    path = loop.run(c, until=2, devices=one_device)
     with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"schema": 1, "kind": "train", "step": 3, "loss": 99.0}) + "\n")
         file.write('{"schema": 1, "kind": "tr')  # cut off by a crash
-    train.run(c, devices=one_device)
+    loop.run(c, devices=one_device)
     assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
     assert rows(path)[2]["loss"] < 99
 
@@ -254,8 +259,8 @@ def test_one_device_equals_four(arch, accumulate, one_device):
 def test_a_frozen_tower_gets_no_gradient_no_state_and_stays_bit_equal(one_device):
     tree = examples.tree()
     tree.optim.rules = (dict(match="/text/", lr=0.0, decay=0.0), dict(match=".*", lr=1.0, decay=0.1))
-    c = config.build(tree, optim.uncovered)
-    state = jax.jit(lambda: train.init_state(c))()
+    c = resolve(tree, optim.uncovered)
+    state = jax.jit(lambda: loop.init_state(c))()
     after, measured = one_step(c, examples.batch(), one_device, state)
     assert not any("text" in path for path in params.paths(state.opt[1].mu))
     assert set(measured["grad_norms"]) == {"embed", "image", "head"}
@@ -266,7 +271,7 @@ def test_a_frozen_tower_gets_no_gradient_no_state_and_stays_bit_equal(one_device
 def test_a_step_that_is_not_finite_is_skipped_to_the_bit(one_device):
     c = examples.make()
     c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, ema=0.5))
-    state = jax.jit(lambda: train.init_state(c))()
+    state = jax.jit(lambda: loop.init_state(c))()
     broken = jax.tree.map(lambda x: x, state)
     broken.params["blocks"]["main"]["ffn"]["image"]["w1"] = (
         broken.params["blocks"]["main"]["ffn"]["image"]["w1"] * jnp.nan
@@ -284,12 +289,12 @@ def test_a_batch_that_is_not_finite_is_skipped_to_the_bit(one_device):
     tree = vectors.tree("moe_tc4", sound={"centre": 1.0}, attention="reference", layers=1)
     tree.optim.update(accumulate=2, ema=0.5, warmup=0)
     tree.data.batch = 2
-    c = config.build(tree)
+    c = resolve(tree)
     mesh = sharding.make_mesh(c, one_device)
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: train.init_state(c))()
+        state = jax.jit(lambda: loop.init_state(c))()
         quick = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)  # to compile
-        step, batch = jax.jit(train.make_step(c, 2), compiler_options=quick), vectors.batch(c)
+        step, batch = jax.jit(loop.make_step(c, 2), compiler_options=quick), vectors.batch(c)
         state, measured = step(state, batch)
         assert measured["ok"]
         assert not any(measured["broken"].values())
@@ -324,7 +329,7 @@ def test_a_batch_that_is_not_finite_is_told(tmp_path, one_device, monkeypatch):
         return packed
 
     monkeypatch.setattr(pipeline.Batches, "__getitem__", second_is_broken)
-    path = train.run(c, devices=one_device)
+    path = loop.run(c, devices=one_device)
     assert [e["event"] for e in rows(path, "event")] == ["start", "skipped"]
     skipped = rows(path, "event")[1]
     assert {key: value for key, value in skipped.items() if key not in ("schema", "time")} == {
@@ -348,7 +353,7 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
 
     monkeypatch.setattr(params, "init", poisoned)
     with pytest.raises(log.Diverged, match=r"step 2 skipped: loss nan.*2 in a row, optim.patience is 2; look at"):
-        train.run(c, devices=one_device)
+        loop.run(c, devices=one_device)
     events = rows(rundir.folder(c), "event")
     assert [(e["event"], e["step"]) for e in events] == [("start", 0), ("skipped", 1), ("skipped", 2), ("diverged", 2)]
     assert "image" in events[1]["towers"]
@@ -357,17 +362,17 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_ends_with_a_saved_checkpoint(tmp_path, one_device, monkeypatch, number, code):
     c = smoke(tmp_path, run__steps=50, run__eval_every=50, run__save_every=50)
-    dispatched = train.Log.dispatched
+    dispatched = loop.Log.dispatched
 
     def interrupt(self, *args):
         dispatched(self, *args)
         if self.position.step == 3:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(train.Log, "dispatched", interrupt)
+    monkeypatch.setattr(loop.Log, "dispatched", interrupt)
     before = signal.getsignal(number)  # a job in the background ignores SIGINT
-    with pytest.raises(train.Stopped) as caught:
-        train.run(c, devices=one_device)
+    with pytest.raises(loop.Stopped) as caught:
+        loop.run(c, devices=one_device)
     assert caught.value.code == code
     (step,) = checkpoint.steps(rundir.folder(c) / "checkpoints")
     assert step in (3, 4)
@@ -378,7 +383,7 @@ def test_a_signal_ends_with_a_saved_checkpoint(tmp_path, one_device, monkeypatch
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     c = smoke(tmp_path_factory.mktemp("runs"))
-    return c, train.run(c, devices=jax.devices()[:1])
+    return c, loop.run(c, devices=jax.devices()[:1])
 
 
 def tree_of(path):
@@ -392,7 +397,7 @@ def test_a_run_of_another_configuration_is_refused_with_the_differences(finished
         c, optim=dataclasses.replace(c.optim, lr=3e-3), data=dataclasses.replace(c.data, seed=5)
     )
     with pytest.raises(ValueError, match="holds a run of another configuration") as caught:
-        train.run(other, devices=one_device)
+        loop.run(other, devices=one_device)
     assert f"optim.lr: {c.optim.lr} -> 0.003" in str(caught.value)
     assert "data.seed: 0 -> 5" in str(caught.value)
     assert tree_of(path) == before
@@ -413,7 +418,7 @@ def test_damaged_and_foreign_files_are_named_and_kept(tmp_path, one_device, name
     path = rundir.open_run(c)
     (path / name).write_bytes(content)
     with pytest.raises(Damaged, match=name):
-        train.run(c, devices=one_device)
+        loop.run(c, devices=one_device)
     assert (path / name).read_bytes() == content
 
 
@@ -422,17 +427,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, one_device):
     rundir.folder(c).mkdir()
     (rundir.folder(c) / "thesis.tex").write_text("precious", encoding="utf-8")
     with pytest.raises(Damaged, match=r"is no run directory: no config.json, but \['thesis.tex'\]; name a run"):
-        train.run(c, devices=one_device)
+        loop.run(c, devices=one_device)
     assert [p.name for p in rundir.folder(c).iterdir()] == ["thesis.tex"]
 
 
 def test_evaluate_gives_what_training_wrote(finished, one_device):
     c, path = finished
-    step, row = train.evaluate(c, devices=one_device)
+    step, row = loop.evaluate(c, devices=one_device)
     assert step == 2
     np.testing.assert_allclose(row["loss/image"], rows(path, "eval")[-1]["loss/image"], rtol=1e-6)
     with pytest.raises(ValueError, match=r"has no checkpoint of step 7; it has 2"):
-        train.evaluate(c, 7, devices=one_device)
+        loop.evaluate(c, 7, devices=one_device)
 
 
 def test_what_a_pod_trained_is_read_on_any_machine(finished, tmp_path):
@@ -447,11 +452,11 @@ def test_what_a_pod_trained_is_read_on_any_machine(finished, tmp_path):
     here = rundir.config_of(there)
     assert (here.model.attention, here.model.dispatch, here.mesh.fsdp) == ("chunked", "blocked", 1)
     here = dataclasses.replace(here, run=dataclasses.replace(here.run, root=str(tmp_path)))
-    _, row = train.evaluate(here, devices=jax.devices()[:1])
+    _, row = loop.evaluate(here, devices=jax.devices()[:1])
     assert row["loss"] == pytest.approx(rows(path, "eval")[-1]["loss"], rel=1e-6)
 
 
 def test_rows_that_do_not_divide_among_devices_are_refused(finished):
     c, _ = finished
     with pytest.raises(ValueError, match=r"2 rows do not divide among the 4 parts of .* make the batch a multiple"):
-        train.run(c)
+        loop.run(c)

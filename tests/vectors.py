@@ -3,8 +3,9 @@
 import numpy as np
 
 from configs import archs, base
-from mot import config, params
+from mot.config import resolve
 from mot.data import packing, roles
+from mot.model import params
 
 BOS, EOS, OPEN, CLOSE, WORDS, IDS = 0, 1, 2, 3, 4, 12
 PARTS = {"t": 0, "I": 1, "S": 2}  # words, an image, a sound: the stream of each
@@ -33,7 +34,7 @@ def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=
 
 
 def make(arch="mot", width=16, **choices):
-    return config.build(tree(arch, width, **choices))
+    return resolve(tree(arch, width, **choices))
 
 
 def weights(c):

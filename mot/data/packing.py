@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from mot.batch import Batch, Tokens
+from mot.batches import Batch, Tokens
 from mot.errors import UserError
 
 

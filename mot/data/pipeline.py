@@ -15,13 +15,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from mot.batch import Batch
+from mot.batches import Batch
 from mot.config import Config
+from mot.console import unheard_by_workers
 from mot.data import roles
 from mot.data.mixture import Mixture, Sources
 from mot.data.packing import Document, Plan, cut, pack
 from mot.errors import Hung, UserError
-from mot.interrupts import unheard_by_workers
 
 
 class LeftOut(NamedTuple):

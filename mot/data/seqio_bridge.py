@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from mot.data.about import special_tokens
+from mot.data.manifest import special_tokens
 from mot.data.records import Record, Span, atoms, lengths
 from mot.errors import UserError
 from mot.tokenizers import text as texts

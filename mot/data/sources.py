@@ -11,7 +11,7 @@ import numpy as np
 
 from mot.config import Config, reads
 from mot.data import embedded, seqio_bridge
-from mot.data.about import BYTES, SPLITS, files, read_json
+from mot.data.manifest import BYTES, SPLITS, files, read_json
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
 from mot.data.records import Dataset, Layout, Place, load_array, render

@@ -10,7 +10,7 @@ import pyarrow
 from PIL import Image
 from pyarrow import parquet
 
-from mot.data import readers
+from mot.prepare import readers
 
 
 def png(level=0) -> bytes:

@@ -4,8 +4,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mot.data import readers
-from mot.data.raw import Part
+from mot.prepare import readers
+from mot.prepare.raw import Part
 from tests.data.files import good, read, tar, write
 
 

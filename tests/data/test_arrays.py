@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mot.data import arrays, media
-from mot.data.raw import Part
 from mot.errors import UserError
+from mot.prepare import arrays, media
+from mot.prepare.raw import Part
 from tests.data.files import bad, npz_of_strokes, read, write, write_lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -65,7 +65,7 @@ def test_clips_by_offsets_and_labels_by_their_names(tmp_path):
     assert found[0].parts[0] == Part("text", "one")
     assert found[0].parts[1].rate == 8000
     np.testing.assert_array_equal(found[0].parts[1].content, [0, 1, 2])
-    assert len(found[1].parts[1].content) == 0  # for mot.data.media to refuse
+    assert len(found[1].parts[1].content) == 0  # for mot.prepare.media to refuse
     assert bad(file) == {"clips.npz:2": "labels 2; label_names has 0 to 1"}
     spoken = read(file, content=["audio:audio|text:{speaker} says {labels}"])
     assert spoken[1].parts[1] == Part("text", "ann says zero")

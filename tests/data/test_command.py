@@ -8,6 +8,7 @@ from PIL import Image
 
 from launch import data, flags
 from launch.process import guarded
+from mot.config import load
 from mot.data import pipeline, sources
 from mot.errors import UserError
 from tests.conftest import ROOT
@@ -91,7 +92,7 @@ def test_inspect_names_documents_of_training_and_held_out_by_their_own_numbers(s
     config = f"{ROOT}/configs/digits.py:size=smoke,arch=mot"
     assert call("inspect", f"--config={config}", "--split", split, "--config.data.batch=8") == 0
     told = capsys.readouterr().out
-    built = flags.build(flags.read(config, {"data.batch": "8"}))
+    built = flags.build(load.read(config, {"data.batch": "8"}))
     chosen = sources.open_(built)[split == "held_out"]
     batch = pipeline.Batches(chosen, built, built.data.seed, 1)[0].batch
     for tokens in batch.values():
@@ -104,10 +105,10 @@ def test_a_dataset_in_any_folder_is_trained_on(folder, tmp_path, monkeypatch, na
     shutil.copytree(folder / "pictures", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     for written in (name, tmp_path / name):
-        config = flags.build(flags.read(f"{ROOT}/configs/records.py:data={written},size=smoke", {}))
+        config = flags.build(load.read(f"{ROOT}/configs/records.py:data={written},size=smoke", {}))
         assert len(sources.open_(config)[0].all) == 1
 
 
 def test_a_folder_that_is_not_found_says_what_separates(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*; .*here \+ joins datasets, @ follows a name, a comma ends"):
-        flags.read(f"{ROOT}/configs/records.py:data={tmp_path}/a+b,size=smoke", {})
+        load.read(f"{ROOT}/configs/records.py:data={tmp_path}/a+b,size=smoke", {})

@@ -17,9 +17,9 @@ from PIL import Image
 
 from launch import data
 from launch.cli import guarded
-from mot.data import readers
-from mot.data.inputs import held_out
 from mot.errors import UserError
+from mot.prepare import readers
+from mot.prepare.inputs import held_out
 from tests.data.files import bad, good, png, read, table, tar, write, write_lines
 
 OPTIONS = ["--text-ids=300", "--image-side=4", "--image-patch=2", "--image-ids=2", "--audio-ids=2", "--workers=1"]
@@ -290,7 +290,7 @@ def test_packed_lines_texts_and_archives_are_read_as_they_are(tmp_path, pack):
 
 
 def test_a_packed_line_without_an_end_is_never_held_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("mot.data.raw.MAX_LINE", 2**20)
+    monkeypatch.setattr("mot.prepare.raw.MAX_LINE", 2**20)
     file = write(tmp_path / "x.jsonl.gz", gzip.compress(b'{"text": "a"}\n' + bytes(2**27)))
     tracemalloc.start()
     assert list(bad(file)) == ["x.jsonl.gz:2"]
@@ -452,7 +452,7 @@ def test_where_no_medium_can_be_decoded_the_first_reasons_are_told(tmp_path, cap
 
 
 def test_a_json_file_is_lines_or_one_array(tmp_path, monkeypatch):
-    monkeypatch.setattr("mot.data.raw.MAX_LINE", 2**22)
+    monkeypatch.setattr("mot.prepare.raw.MAX_LINE", 2**22)
     rows = [{"text": f"{{row}} {i} ]", "n": [i]} for i in range(9000)] + [{"text": "x" * 2**21}]
     expected = [[("text", row["text"])] for row in rows]
     assert good(write(tmp_path / "a.json", json.dumps(rows, indent=1))) == expected

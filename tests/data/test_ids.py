@@ -9,10 +9,11 @@ import pytest
 
 from launch import data
 from launch.process import guarded
-from mot.data import prepare, sources, tokenise
-from mot.data.about import read_json
+from mot.data import sources
+from mot.data.manifest import read_json
 from mot.data.records import Dataset
 from mot.errors import UserError
+from mot.prepare import job, tokenise
 from tests.data.files import png, table, write_lines
 from tests.datasets import SMALL
 
@@ -32,7 +33,7 @@ def lines(folder, modality="depth", codes=CODES, name="a.jsonl"):
 
 def made(folder, file, out="out", **changes):
     recipe = dataclasses.replace(SMALL, inputs=(str(file),), longest=512, **changes)
-    return prepare.prepare(recipe, folder / out, 1, 100).about
+    return job.prepare(recipe, folder / out, 1, 100).about
 
 
 def spans(folder):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import wavfile
 
-from mot.data import media
+from mot.prepare import media
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (7, 5, 3), dtype=np.uint8)

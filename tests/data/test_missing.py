@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from launch import cli
-from mot.data import prepare, tokenise
-from mot.data.about import read_json
-from mot.data.raw import Part, Raw
+from mot.data.manifest import read_json
 from mot.data.records import Dataset
 from mot.errors import UserError
+from mot.prepare import job, tokenise
+from mot.prepare.raw import Part, Raw
 from tests.data.files import table, write_lines
 from tests.datasets import SMALL, write_inputs
 
@@ -45,7 +45,7 @@ def left_out(folder) -> list[dict]:
 
 def test_a_missing_medium_costs_its_document_or_itself(inputs, tmp_path, capsys):
     lost = [f"all.jsonl:{i + 1}:doc{i}" for i in (ABSENT, BROKEN, NULL, FOLDER)]
-    about = prepare.prepare(inputs, tmp_path / "documents", 1, 4).about
+    about = job.prepare(inputs, tmp_path / "documents", 1, 4).about
     assert sum(about["left_out"].values()) == 4
     assert about["missing"] == {}
     assert [line["id"] for line in left_out(tmp_path / "documents")] == lost
@@ -78,7 +78,7 @@ def test_media_of_other_formats_are_dropped_too(tmp_path):
     columns = {"caption": [f"number {i}" for i in range(6)], "image": pictures}
     file = table(tmp_path / "in" / "a.parquet", columns)
     recipe = dataclasses.replace(SMALL, inputs=(str(file),), format="parquet", missing="drop-medium", held_out=0.0)
-    about = prepare.prepare(recipe, tmp_path / "out", 1, 0).about
+    about = job.prepare(recipe, tmp_path / "out", 1, 0).about
     assert about["missing"] == {"image": 2}
     assert about["splits"]["train"]["documents"] == 6
     assert about["splits"]["train"]["spans"] == {"image": 4}
@@ -89,14 +89,14 @@ def test_a_modality_that_is_wholly_missing_is_told(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", *rows)
     recipe = dataclasses.replace(SMALL, inputs=(str(file),), missing="drop-medium")
     with pytest.raises(UserError, match=r"every image of the first documents is missing \(the first: path '\d.png'"):
-        prepare.prepare(recipe, tmp_path / "out", 1, 0)
+        job.prepare(recipe, tmp_path / "out", 1, 0)
 
 
 def of_text(tmp_path, n, out, shard=8, workers=1, fraction=0.01, same=False):
     rows = [{"text": "the same" if same else f"document number {i} of {n}"} for i in range(n)]
     file = write_lines(tmp_path / f"{n}.jsonl", *rows)
     recipe = dataclasses.replace(SMALL, inputs=(str(file),), held_out=fraction, shard=shard)
-    splits = prepare.prepare(recipe, tmp_path / out, workers, 0).about["splits"]
+    splits = job.prepare(recipe, tmp_path / out, workers, 0).about["splits"]
     return [splits[split]["documents"] for split in ("train", "held_out")]
 
 
@@ -131,7 +131,7 @@ def test_a_bad_document_is_not_the_one_that_is_held_out(tmp_path):
         rows = [{"content": [{"text": f"{trial} {i}"}, {"ids": [9 * (i == 0)], "modality": "depth"}]} for i in range(4)]
         file = write_lines(tmp_path / f"{trial}.jsonl", *rows)
         recipe = dataclasses.replace(SMALL, inputs=(str(file),), held_out=1e-6, ids=(("depth", 5),))
-        splits = prepare.prepare(recipe, tmp_path / f"out{trial}", 1, 1).about["splits"]
+        splits = job.prepare(recipe, tmp_path / f"out{trial}", 1, 1).about["splits"]
         assert [splits[split]["documents"] for split in ("train", "held_out")] == [2, 1]
 
 

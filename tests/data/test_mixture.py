@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mot import batch as batches
-from mot import config
-from mot.config import Stage
+from mot import batches
+from mot.config import Stage, resolve
 from mot.data.mixture import PERIOD, InMemory, Mixture, Sources
 from mot.data.packing import document
 from mot.data.pipeline import Batches
@@ -40,7 +39,7 @@ def data(**changes):
     tree.data.update(batch=8, lookahead=24)
     tree.data.sources = {name: "embedded" for name in NAMES}
     tree.data.shares = {"books": 3.0, "photos": 2.0, "talks": 1.0}
-    c = config.build(tree)
+    c = resolve(tree)
     return dataclasses.replace(c, data=dataclasses.replace(c.data, **changes))
 
 

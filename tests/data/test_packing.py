@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mot import batch as batches
+from mot import batches
 from mot.data.packing import Plan, cut, document, pack
 
 STREAMS, BUDGETS = ("text", "image"), (40, 56)

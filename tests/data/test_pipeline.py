@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from mot import batch as batches
-from mot import config
+from mot import batches
+from mot.config import ConfigError, resolve
 from mot.data import embedded, mixture, pipeline
 from mot.tokenizers import text as texts
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
@@ -12,7 +12,7 @@ from mot.tokenizers.text import BOI, BOS, EOI, EOS
 
 @pytest.fixture(scope="module")
 def c():
-    return config.build(digits.get_config("size=smoke"), embedded.faults)
+    return resolve(digits.get_config("size=smoke"), embedded.faults)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def test_configurations_that_the_data_cannot_serve_are_refused():
     tree.streams.image.longest = 49
     tree.streams.text.longest = 8
     tree.data.sources.films = "embedded"
-    with pytest.raises(config.ConfigError) as caught:
-        config.build(tree, embedded.faults)
+    with pytest.raises(ConfigError) as caught:
+        resolve(tree, embedded.faults)
     assert [f.split(":")[0] for f in caught.value.faults] == [
         "streams.image.longest",
         "streams.text.longest",

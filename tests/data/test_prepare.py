@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mot.data import prepare, readers, tokenise
-from mot.data.about import SPLITS, read_json
+from mot.data.manifest import SPLITS, read_json
 from mot.data.records import Dataset
+from mot.prepare import job, readers, tokenise
 from tests.datasets import SMALL, contents, write_inputs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,7 +25,7 @@ def made(tmp_path_factory):
     """A dataset, its recipe and where it lies."""
     folder = tmp_path_factory.mktemp("prepared")
     recipe = write_inputs(folder / "in")
-    return recipe, folder / "out", prepare.prepare(recipe, folder / "out", 1, 0)
+    return recipe, folder / "out", job.prepare(recipe, folder / "out", 1, 0)
 
 
 def test_documents_come_out_as_they_went_in(made):
@@ -68,19 +68,19 @@ def test_text_that_spells_a_special_token_is_text(made):
 
 def test_the_same_command_finds_all_done_and_another_is_refused(made):
     recipe, out, summary = made
-    again = prepare.prepare(recipe, out, 1, 0)
+    again = job.prepare(recipe, out, 1, 0)
     assert (again.documents, again.about) == (0, json.loads(json.dumps(summary.about)))
     before = contents(out)
     with pytest.raises(ValueError, match=r"was begun otherwise \(shard 8 -> 9\); nothing was overwritten"):
-        prepare.prepare(dataclasses.replace(recipe, shard=9), out, 1, 0)
+        job.prepare(dataclasses.replace(recipe, shard=9), out, 1, 0)
     assert contents(out) == before
 
 
 def test_a_recipe_that_came_to_nothing_may_be_mended(made, tmp_path):
     recipe, out, _ = made
     with pytest.raises(ValueError, match=r"5000 ids were asked for"):
-        prepare.prepare(dataclasses.replace(recipe, image_ids=5000), tmp_path / "out", 1, 0)
-    prepare.prepare(recipe, tmp_path / "out", 1, 0)
+        job.prepare(dataclasses.replace(recipe, image_ids=5000), tmp_path / "out", 1, 0)
+    job.prepare(recipe, tmp_path / "out", 1, 0)
     assert contents(tmp_path / "out") == contents(out)
 
 
@@ -88,13 +88,13 @@ def test_a_folder_that_holds_something_else_is_not_touched(made, tmp_path):
     recipe, _, _ = made
     (tmp_path / "photo.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds something else; nothing was overwritten; choose another --out"):
-        prepare.prepare(recipe, tmp_path, 1, 0)
+        job.prepare(recipe, tmp_path, 1, 0)
     assert [p.name for p in tmp_path.iterdir()] == ["photo.txt"]
 
 
 def test_any_number_of_processes_gives_the_same_bytes(made, tmp_path):
     recipe, out, _ = made
-    prepare.prepare(recipe, tmp_path / "two", 2, 0)
+    job.prepare(recipe, tmp_path / "two", 2, 0)
     assert contents(tmp_path / "two") == contents(out)
 
 
@@ -135,7 +135,7 @@ def test_killed_at_any_moment_and_started_again_it_ends_with_the_same_bytes(made
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (again / "dataset.json").exists(), "it was done before it could be killed"
-    prepare.prepare(recipe, again, 1, 0)
+    job.prepare(recipe, again, 1, 0)
     assert contents(again) == contents(out)
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_shard_is_made_again(made, tmp_path):
     process.wait()
     shard = again / "train" / "shard-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:-9])
-    prepare.prepare(recipe, again, 1, 0)
+    job.prepare(recipe, again, 1, 0)
     assert contents(again) == contents(out)
 
 
@@ -164,13 +164,13 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(made, tmp_path):
     assert process.returncode != 0
     assert "OSError" in told, told
     assert not (again / "dataset.json").exists()
-    prepare.prepare(recipe, again, 1, 0)
+    job.prepare(recipe, again, 1, 0)
     assert contents(again) == contents(out)
 
 
 def test_bad_documents_are_left_out_counted_and_too_many_stop_it(tmp_path):
     recipe = write_inputs(tmp_path / "in", 30, bad={4, 7, 8, 13})  # 4, 7 and 13 get as far as their picture
-    about = prepare.prepare(recipe, tmp_path / "out", 1, 10).about
+    about = job.prepare(recipe, tmp_path / "out", 1, 10).about
     told = [json.loads(line) for line in (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(told) == sum(about["left_out"].values()) == 4
     assert all("doc" in bad["id"] and bad["why"] for bad in told)
@@ -179,9 +179,9 @@ def test_bad_documents_are_left_out_counted_and_too_many_stop_it(tmp_path):
         match=r"4 documents are bad, --most-left-out allows 3; mend(?s:.*)the first:\n  .*doc4: path 'nowhere.*\n"
         r".*doc7.*\n.*doc8",
     ):
-        prepare.prepare(recipe, tmp_path / "strict", 1, 3)
+        job.prepare(recipe, tmp_path / "strict", 1, 3)
     assert not (tmp_path / "strict" / "dataset.json").exists()
-    prepare.prepare(recipe, tmp_path / "strict", 1, 4)
+    job.prepare(recipe, tmp_path / "strict", 1, 4)
     assert contents(tmp_path / "strict") == contents(tmp_path / "out")
 
 
@@ -191,17 +191,17 @@ def test_a_dataset_like_another_has_its_tokenizers(made, tmp_path):
     other = dataclasses.replace(
         SMALL, inputs=(str(tmp_path / "other.txt"),), format="text", like=str(out), held_out=0.0
     )
-    about = prepare.prepare(other, tmp_path / "out", 1, 0).about
+    about = job.prepare(other, tmp_path / "out", 1, 0).about
     known = lambda about: {k: v for k, v in about["tokenizers"]["text"].items() if k != "files"}
     assert known(about) == known(read_json(out))
     assert about["modalities"] == ["text"]
     lone = dataclasses.replace(other, like=str(tmp_path))
     with pytest.raises(ValueError, match=r"is no dataset: it has no dataset.json"):
-        prepare.prepare(lone, tmp_path / "lone", 1, 0)
+        job.prepare(lone, tmp_path / "lone", 1, 0)
     damaged = dataclasses.replace(other, like=str(tmp_path / "out"))
     (tmp_path / "out" / "tokenizers" / "text.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"--like=.*text.json is missing or damaged; copy it again"):
-        prepare.prepare(damaged, tmp_path / "lone", 1, 0)
+        job.prepare(damaged, tmp_path / "lone", 1, 0)
 
 
 def test_a_tokenizer_of_ones_own_gets_the_special_tokens(made, tmp_path):
@@ -211,12 +211,12 @@ def test_a_tokenizer_of_ones_own_gets_the_special_tokens(made, tmp_path):
     own = texts.train(["some words of my own, and some more of them"] * 9, 280, ["<unk>"])
     (tmp_path / "own.json").write_text(own.to_str(), encoding="utf-8")
     own_recipe = dataclasses.replace(recipe, tokenizer=str(tmp_path / "own.json"))
-    text = prepare.prepare(own_recipe, tmp_path / "out", 1, 0).about["tokenizers"]["text"]
+    text = job.prepare(own_recipe, tmp_path / "out", 1, 0).about["tokenizers"]["text"]
     assert text["ids"] == own.get_vocab_size() + 5
     assert min(i for name, i in text["special"].items() if name != "<unk>") == own.get_vocab_size()
     (tmp_path / "no.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"the text tokenizer: no tokenizer of the tokenizers library"):
-        prepare.prepare(dataclasses.replace(recipe, tokenizer=str(tmp_path / "no.json")), tmp_path / "no", 1, 0)
+        job.prepare(dataclasses.replace(recipe, tokenizer=str(tmp_path / "no.json")), tmp_path / "no", 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -233,19 +233,19 @@ def test_a_tokenizer_of_ones_own_gets_the_special_tokens(made, tmp_path):
 def test_a_bad_recipe_gets_a_message(made, tmp_path, change, why):
     recipe, _, _ = made
     with pytest.raises(ValueError, match=why):
-        prepare.prepare(dataclasses.replace(recipe, **change), tmp_path / "out", 1, 0)
+        job.prepare(dataclasses.replace(recipe, **change), tmp_path / "out", 1, 0)
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_two_processes_do_not_prepare_one_folder(made, tmp_path):
     recipe, out, _ = made
-    first = prepare.claimed(tmp_path / "out", {"inputs": [], "shard": 8})
+    first = job.claimed(tmp_path / "out", {"inputs": [], "shard": 8})
     with (
         first,
         pytest.raises(ValueError, match=r"is being prepared by another process; wait for it, or choose another"),
     ):
-        prepare.prepare(recipe, tmp_path / "out", 1, 0)
-    prepare.prepare(recipe, tmp_path / "out", 1, 0)
+        job.prepare(recipe, tmp_path / "out", 1, 0)
+    job.prepare(recipe, tmp_path / "out", 1, 0)
     assert contents(tmp_path / "out") == contents(out)
 
 
@@ -270,5 +270,5 @@ def test_a_dataset_does_not_lie_in_its_own_input(made):
     folder = Path(recipe.inputs[0]).parent
     inside = dataclasses.replace(recipe, inputs=(str(folder),))
     with pytest.raises(ValueError, match=r"lies in the input .*, and would be read as part of it; choose another"):
-        prepare.prepare(inside, folder / "out", 1, 0)
+        job.prepare(inside, folder / "out", 1, 0)
     assert not (folder / "out").exists()

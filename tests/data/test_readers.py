@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mot.data import raw, readers
-from mot.data.inputs import printable
-from mot.data.raw import Part
 from mot.errors import UserError
+from mot.prepare import raw, readers
+from mot.prepare.inputs import printable
+from mot.prepare.raw import Part
 from tests.data.files import bad, good, png, read, table, tar, write, write_lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -11,17 +11,18 @@ from hypothesis.extra import numpy as arrays
 
 from launch import data as command
 from launch.process import guarded
-from mot.data import about, records, sources, tokenise
-from mot.data.about import read_json
+from mot.data import manifest, records, sources
+from mot.data.manifest import read_json
 from mot.data.records import Dataset, Layout, Place, Record, Span, atoms, decode, encode, lengths, render
 from mot.errors import UserError
+from mot.prepare import tokenise
 from mot.tokenizers import audio as audios
 from mot.tokenizers import image as images
 from mot.tokenizers import text as texts
 from mot.tokenizers.audio import AudioTokenizer
 from mot.tokenizers.image import ImageTokenizer
 
-SPECIAL = {name: i for i, name in enumerate(about.special_tokens(["text", "image", "audio", "latents"]))}
+SPECIAL = {name: i for i, name in enumerate(manifest.special_tokens(["text", "image", "audio", "latents"]))}
 PLACES = (Place("text", 0, 0, 50), Place("image", 1, 50, 20), Place("audio", 2, 70, 30), Place("latents", 3, 0, 0, 2))
 LAYOUT = Layout(PLACES, SPECIAL, ("image",))
 
@@ -157,7 +158,7 @@ def dataset(folder, documents=7):
         Record(f"d{i}", (Span("text", np.arange(i + 1, dtype=np.uint16)), *[image] * (i % 2))) for i in range(documents)
     ]
     modalities, splits = ("text", "image"), {}
-    for split, some in zip(about.SPLITS, (made[:-1], made[-1:]), strict=True):
+    for split, some in zip(manifest.SPLITS, (made[:-1], made[-1:]), strict=True):
         (folder / split).mkdir(parents=True)
         halves = some[: len(some) // 2], some[len(some) // 2 :]
         shards = [records.write_shard(folder / split / f"shard-{n}.array_record", h) for n, h in enumerate(halves) if h]
@@ -172,10 +173,10 @@ def dataset(folder, documents=7):
             "shards": [s._asdict() for s in shards],
             "index": [saved(folder / split, index)[n] for n in index],
         }
-    special = {name: i for i, name in enumerate(about.special_tokens(modalities))}
+    special = {name: i for i, name in enumerate(manifest.special_tokens(modalities))}
     tokenizers_of(folder / "tokenizers", modalities)
     text = {"ids": 50, "digest": "d", "special": special, "files": []}
-    text["files"] += saved(folder / "tokenizers", {about.BYTES: np.ones(50, np.int32)}).values()
+    text["files"] += saved(folder / "tokenizers", {manifest.BYTES: np.ones(50, np.int32)}).values()
     tokenizers = {"text": text, "image": {"ids": 4, "tokens": 4, "digest": "d", "files": []}}
     told = {"format": 1, "modalities": modalities, "tokenizers": tokenizers, "splits": splits, "left_out": {}}
     (folder / "dataset.json").write_text(json.dumps(told), encoding="utf-8")
@@ -184,7 +185,7 @@ def dataset(folder, documents=7):
 
 @cache
 def text_tokenizer():
-    return texts.train(["So few words."], 300, about.special_tokens(["text", "image", "audio"])).to_str()
+    return texts.train(["So few words."], 300, manifest.special_tokens(["text", "image", "audio"])).to_str()
 
 
 def tokenizers_of(folder, modalities):
@@ -205,7 +206,7 @@ def saved(folder, arrays):
 
 
 def known(file):
-    return {"file": file.name, "bytes": file.stat().st_size, "digest": about.file_digest(file)}
+    return {"file": file.name, "bytes": file.stat().st_size, "digest": manifest.file_digest(file)}
 
 
 def reword(folder, change):
@@ -400,7 +401,7 @@ def refused(folder, name, change, why, verify):
     dataset(folder)
     Dataset(folder, "train", verify)
     array = change(np.load(folder / "train" / name))
-    reword(folder, put(*TRAIN, "index", about.INDEX.index(name), to=saved(folder / "train", {name: array})[name]))
+    reword(folder, put(*TRAIN, "index", manifest.INDEX.index(name), to=saved(folder / "train", {name: array})[name]))
     with pytest.raises(UserError, match=rf"train/\w+.npy is damaged or foreign \(.*{why}"):
         Dataset(folder, "train", verify)
 
@@ -523,7 +524,7 @@ def test_with_any_value_in_dataset_json_all_that_is_read_is_shown_or_refused(tmp
     reword(folder, put(*path, to=data.draw(anything)))
     with contextlib.suppress(UserError):
         command._print_summary(folder, read_json(folder))
-        for split in about.SPLITS:
+        for split in manifest.SPLITS:
             found = Dataset(folder, split, verify=False)
             assert [found[i].id for i in range(found.count)] == [["d0", "d1"], ["d2"]][split == "held_out"]
         sources.bytes_of_ids(folder, found.about)
@@ -570,7 +571,7 @@ def test_a_foreign_choice_of_tokenizers_is_refused(tmp_path, chosen):
 def test_every_file_of_the_tokenizers_is_listed(tmp_path):
     folder = tmp_path / "tokenizers"
     tokenizers_of(folder, ["text", "image", "audio"])
-    np.save(folder / about.BYTES, np.ones(3))
+    np.save(folder / manifest.BYTES, np.ones(3))
     listed = [file["file"] for tokenizer in tokenise.about(folder).values() for file in tokenizer["files"]]
     assert sorted(listed) == sorted(path.name for path in folder.iterdir())
 
@@ -590,7 +591,7 @@ def test_bytes_of_ids_are_whole_numbers_of_0_or_more(tmp_path, found):
     folder = tmp_path / "d"
     dataset(folder)
     assert sources.bytes_of_ids(folder, read_json(folder)).tolist() == [1] * 50
-    saved(folder / "tokenizers", {about.BYTES: found})
+    saved(folder / "tokenizers", {manifest.BYTES: found})
     with pytest.raises(UserError, match=r"text_bytes.npy is no list of 50 integers"):
         sources.bytes_of_ids(folder, read_json(folder))
 

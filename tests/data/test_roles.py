@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mot import batch as batches
-from mot import config
+from mot import batches
+from mot.config import ConfigError
 from mot.data import packing
 from tests import vectors
 
@@ -154,7 +154,7 @@ def test_the_document_override_joins_all_and_ids_are_inputs():
 
 def test_the_document_override_with_clean_copies_is_refused():
     """Tokens before an image see its clean copy, and its noised copy sees those: it would read its own answer."""
-    with pytest.raises(config.ConfigError, match=r"data.blocks: 'document'.*streams.image.diffusion.copies"):
+    with pytest.raises(ConfigError, match=r"data.blocks: 'document'.*streams.image.diffusion.copies"):
         changed(NEVER, "document")
 
 

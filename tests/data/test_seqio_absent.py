@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from launch import data as command
-from mot import config
+from mot.config import ConfigError, resolve
 from mot.data import sources
 from mot.errors import UserError
 from tests import examples
@@ -27,8 +27,8 @@ def test_an_export_names_the_extra(tmp_path):
 def test_a_configuration_that_streams_names_the_extra():
     tree = examples.tree()
     tree.data.sources.a = "seqio:c4"
-    with pytest.raises(config.ConfigError, match=r"data\.sources\.a: 'seqio:c4'; seqio cannot be .*" + REMEDY):
-        config.build(tree, sources.faults)
+    with pytest.raises(ConfigError, match=r"data\.sources\.a: 'seqio:c4'; seqio cannot be .*" + REMEDY):
+        resolve(tree, sources.faults)
 
 
 @pytest.mark.parametrize("arguments", [[], ["README.md", "--seqio=c4"]])

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from configs import records as records_config
-from mot import batch as batches
-from mot import config, sharding, train
-from mot.data import budgets, pipeline, prepare, sources
+from mot import batches, sharding
+from mot.config import ConfigError, resolve
+from mot.data import budgets, pipeline, sources
 from mot.data.pipeline import Batches
 from mot.errors import UserError
-from mot.evaluate import make_evaluate
+from mot.prepare import job
+from mot.train import loop
+from mot.train.evaluate import make_evaluate
 from tests.data.test_pipeline import same
 from tests.datasets import SMALL, contents, write_inputs
 
@@ -30,12 +32,12 @@ ROOT = Path(__file__).parent.parent.parent
 def folder(tmp_path_factory):
     """A dataset `pictures` of text and images, and `prose` of text, tokenised alike."""
     path = tmp_path_factory.mktemp("datasets")
-    prepare.prepare(write_inputs(path / "in", 120), path / "pictures", 1, 0)
+    job.prepare(write_inputs(path / "in", 120), path / "pictures", 1, 0)
     rng = np.random.default_rng(1)
     text = "".join(f"Sentence {i} has {'many ' * int(rng.integers(1, 9))}words.\n\n" for i in range(900))
     (path / "prose.txt").write_text(text, encoding="utf-8")
     recipe = dataclasses.replace(SMALL, inputs=(str(path / "prose.txt"),), format="text", like=str(path / "pictures"))
-    prepare.prepare(dataclasses.replace(recipe, held_out=0.0), path / "prose", 1, 0)
+    job.prepare(dataclasses.replace(recipe, held_out=0.0), path / "prose", 1, 0)
     return path
 
 
@@ -50,7 +52,7 @@ def tree(folder, arg="", names=("pictures",), **changes):
 
 
 def make(folder, names=("pictures",), **changes):
-    c = config.build(tree(folder, names=names, **changes), sources.faults)
+    c = resolve(tree(folder, names=names, **changes), sources.faults)
     training, held_out = sources.open_(c)
     return budgets.resolve(c, training), training, held_out
 
@@ -121,8 +123,8 @@ def test_a_configuration_that_the_data_cannot_serve_gets_every_fault(folder, tmp
     c.streams.image.longest = c.streams.image.budget = 3
     c.data.sources.more = str(tmp_path / "nothing")
     c.data.shares.films = 1.0
-    with pytest.raises(config.ConfigError) as caught:
-        config.build(c, sources.faults)
+    with pytest.raises(ConfigError) as caught:
+        resolve(c, sources.faults)
     told = "\n".join(caught.value.faults)
     for line in (
         "streams.image.ids: 9; the image tokenizer of pictures has 12 ids; write 12",
@@ -138,22 +140,22 @@ def test_streams_and_modalities_must_meet(folder):
     del c.streams["image"]
     c.towers = {k: {"text": "text"} for k in ("attn", "ffn", "norm")}
     c.attn, c.ffn = ({"text": dict(c[k].text)} for k in ("attn", "ffn"))
-    with pytest.raises(config.ConfigError, match=r"data.sources.pictures: it has image, for which there is no stream"):
-        config.build(c, sources.faults)
+    with pytest.raises(ConfigError, match=r"data.sources.pictures: it has image, for which there is no stream"):
+        resolve(c, sources.faults)
     c = tree(folder)
     c.data.sources.manual = "embedded"
-    with pytest.raises(config.ConfigError, match=r"embedded data mixes with no other; remove it"):
-        config.build(c, sources.faults)
+    with pytest.raises(ConfigError, match=r"embedded data mixes with no other; remove it"):
+        resolve(c, sources.faults)
 
 
 def test_datasets_of_different_tokenizers_do_not_mix(folder, tmp_path):
     (tmp_path / "in.txt").write_text("Quite different words, again and again. " * 50, encoding="utf-8")
     recipe = dataclasses.replace(SMALL, inputs=(str(tmp_path / "in.txt"),), format="text")
-    prepare.prepare(recipe, tmp_path / "other", 1, 0)
+    job.prepare(recipe, tmp_path / "other", 1, 0)
     c = tree(folder)
     c.data.sources.other = str(tmp_path / "other")
-    with pytest.raises(config.ConfigError, match=r"text tokenizer is \w+, that of \w+ is \w+; prepare one with --like"):
-        config.build(c, sources.faults)
+    with pytest.raises(ConfigError, match=r"text tokenizer is \w+, that of \w+ is \w+; prepare one with --like"):
+        resolve(c, sources.faults)
 
 
 def damaged(folder, tmp_path):
@@ -205,19 +207,19 @@ def test_a_damaged_document_leaves_padding_and_the_plan_as_it_was(folder, tmp_pa
 def test_training_counts_what_it_left_out_and_stops_when_it_is_too_much(folder, tmp_path, capfd):
     damaged(folder, tmp_path)
     changes = dict(run__root=str(tmp_path / "runs"), run__steps=12, run__eval_every=12, run__save_every=6)
-    c = config.build(tree(tmp_path, data__verify=False, **changes), sources.faults)
-    path = train.run(c, until=6, devices=jax.devices()[:1])
-    train.run(c, devices=jax.devices()[:1])
+    c = resolve(tree(tmp_path, data__verify=False, **changes), sources.faults)
+    path = loop.run(c, until=6, devices=jax.devices()[:1])
+    loop.run(c, devices=jax.devices()[:1])
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     events = [d for row in rows if row.get("event") == "left out" for d in row["documents"]]
     last = [row for row in rows if row["kind"] == "train"][-1]
     assert last["left_out/pictures"] == len(events) > 0
     assert all(d["document"].startswith("number ") and d["why"] for d in events)
     assert "left out document number" in capfd.readouterr().err
-    few = config.build(tree(tmp_path, data__verify=False, data__most_left_out=0, **changes), sources.faults)
+    few = resolve(tree(tmp_path, data__verify=False, data__most_left_out=0, **changes), sources.faults)
     few = dataclasses.replace(few, run=dataclasses.replace(few.run, name="few"))
     with pytest.raises(UserError, match=r"documents were left out \(\d+ of pictures; .*data.most_left_out allows 0"):
-        train.run(few, devices=jax.devices()[:1])
+        loop.run(few, devices=jax.devices()[:1])
 
 
 def test_damaged_held_out_documents_are_told_and_too_many_stop_it(folder, tmp_path):
@@ -257,15 +259,15 @@ def test_a_remote_dataset_is_copied_once(folder, tmp_path, monkeypatch):
     here, training, _ = make(folder)
     c = tree(folder)
     c.data.sources.pictures = "memory://bucket/pictures"
-    c = config.build(c, sources.faults)
+    c = resolve(c, sources.faults)
     there = sources.open_(c)[0]
     assert there.digest == training.digest
     same(Batches(there, here, 0, 3)[2], Batches(training, here, 0, 3)[2])
     remote.rm("/bucket/pictures/train", recursive=True)
     assert sources.open_(c)[0].digest == training.digest
     remote.rm("/bucket", recursive=True)
-    with pytest.raises(config.ConfigError, match=r"memory://bucket/pictures is no dataset: it has no dataset.json"):
-        config.build(tree(folder, data__sources={"pictures": "memory://bucket/pictures"}), sources.faults)
+    with pytest.raises(ConfigError, match=r"memory://bucket/pictures is no dataset: it has no dataset.json"):
+        resolve(tree(folder, data__sources={"pictures": "memory://bucket/pictures"}), sources.faults)
 
 
 def test_workers_make_the_same_batches(folder):
@@ -281,7 +283,8 @@ TRAIN = """
 import os, sys, time
 from launch.process import guarded
 from mot.data import sources
-from mot import train
+from mot.config import load
+from mot.train import loop
 from launch import flags
 
 def read(self, i, known=sources.Records.read):
@@ -295,8 +298,8 @@ if __name__ != "__main__" or not {workers}:
     sources.Records.read = read
 
 def main(argv):
-    c = flags.build(flags.read(argv[0], dict(x.split("=", 1) for x in argv[1:])))
-    train.run(c)
+    c = flags.build(load.read(argv[0], dict(x.split("=", 1) for x in argv[1:])))
+    loop.run(c)
     return 0
 
 if __name__ == "__main__":

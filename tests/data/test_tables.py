@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow
 import pytest
 
-from mot.data import media, raw, readers, tables
-from mot.data.raw import Part
 from mot.errors import UserError
+from mot.prepare import media, raw, readers, tables
+from mot.prepare.raw import Part
 from tests.data.files import bad, good, png, read, table, write, write_lines
 
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mot.data import readers, tokenise
-from mot.data.about import special_tokens
-from mot.data.raw import Part, Raw
+from mot.data.manifest import special_tokens
 from mot.errors import UserError
+from mot.prepare import readers, tokenise
+from mot.prepare.raw import Part, Raw
 from mot.tokenizers import text as texts
 from mot.tokenizers.given import GivenVectors
 from tests.data.files import png, write, write_lines

@@ -11,13 +11,14 @@ from configs import archs, base
 from configs import records as records_config
 from launch import data as command
 from launch.process import guarded
-from mot import batch as batches
-from mot import config
-from mot.data import budgets, media, prepare, sources, tokenise
-from mot.data.about import SPLITS
+from mot import batches
+from mot.config import ConfigError, resolve
+from mot.data import budgets, sources
+from mot.data.manifest import SPLITS
 from mot.data.pipeline import Batches
 from mot.data.records import Dataset
 from mot.errors import UserError
+from mot.prepare import job, media, tokenise
 from mot.tokenizers.given import GivenVectors
 from mot.tokenizers.vectors import ActionVectors, AudioVectors, ImageVectors
 from tests.data.files import npz_of_strokes
@@ -54,7 +55,7 @@ def made(tmp_path_factory):
     """A dataset, its recipe and where it lies."""
     folder = tmp_path_factory.mktemp("vectors")
     recipe = write(folder / "in")
-    return recipe, folder / "all", prepare.prepare(recipe, folder / "all", 1, 0).about
+    return recipe, folder / "all", job.prepare(recipe, folder / "all", 1, 0).about
 
 
 def test_every_kind_comes_out_as_it_went_in(made):
@@ -89,19 +90,19 @@ def test_every_kind_comes_out_as_it_went_in(made):
 
 def test_any_number_of_processes_gives_the_same_bytes(made, tmp_path):
     recipe, out, _ = made
-    prepare.prepare(recipe, tmp_path / "two", 2, 0)
+    job.prepare(recipe, tmp_path / "two", 2, 0)
     assert contents(tmp_path / "two") == contents(out)
 
 
 def test_a_dataset_like_another_keeps_vectors_as_that_does(made, tmp_path):
     _, out, about = made
     plain = write_inputs(tmp_path / "in")
-    found = prepare.prepare(dataclasses.replace(plain, like=str(out)), tmp_path / "like", 1, 0).about
+    found = job.prepare(dataclasses.replace(plain, like=str(out)), tmp_path / "like", 1, 0).about
     assert found["modalities"] == ["text", "image"]
     known = lambda about: {k: v for k, v in about["tokenizers"]["image"].items() if k != "files"}
     assert known(found) == known(about)
-    prepare.prepare(plain, tmp_path / "ids", 1, 0)
-    found = prepare.prepare(
+    job.prepare(plain, tmp_path / "ids", 1, 0)
+    found = job.prepare(
         dataclasses.replace(plain, vectors=("image",), like=str(tmp_path / "ids")), tmp_path / "of_ids", 1, 0
     ).about
     assert found["tokenizers"]["image"]["ids"] == 12
@@ -119,7 +120,7 @@ def test_a_dataset_like_another_keeps_vectors_as_that_does(made, tmp_path):
 def test_a_bad_recipe_gets_a_message(tmp_path, change, why):
     recipe = write_inputs(tmp_path / "in", 9)
     with pytest.raises(UserError, match=why):
-        prepare.prepare(dataclasses.replace(recipe, **change), tmp_path / "out", 1, 0)
+        job.prepare(dataclasses.replace(recipe, **change), tmp_path / "out", 1, 0)
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
@@ -134,7 +135,7 @@ def test_documents_whose_vectors_do_not_fit_are_left_out(made, tmp_path):
     }.items():
         np.save(tmp_path / "in" / f"{name}.npy", array)
     recipe = dataclasses.replace(recipe, like=str(made[1]))
-    told = prepare.prepare(recipe, tmp_path / "out", 1, 5).about["left_out"]
+    told = job.prepare(recipe, tmp_path / "out", 1, 5).about["left_out"]
     for why in (
         "latents of 6 features, where the first ones had 5",
         "latents hold NaN or infinity (in float32)",
@@ -164,7 +165,7 @@ def tree(folder, streams=None, **data):
 
 def test_documents_of_vectors_make_valid_batches(made):
     _, out, _ = made
-    c = config.build(tree(out), sources.faults)
+    c = resolve(tree(out), sources.faults)
     training, held_out = sources.open_(c)
     units = dict(zip(c.streams, training.all[0].units.tolist(), strict=True))
     assert units == {"text": 1, "image": 16, "audio": 1, "action": 16, "latents": 1}
@@ -205,17 +206,17 @@ def test_documents_of_vectors_make_valid_batches(made):
 )
 def test_streams_that_do_not_suit_vectors_are_told(made, streams, why):
     _, out, _ = made
-    with pytest.raises(config.ConfigError) as caught:
-        config.build(tree(out, streams), sources.faults)
+    with pytest.raises(ConfigError) as caught:
+        resolve(tree(out, streams), sources.faults)
     assert why in "\n".join(caught.value.faults)
 
 
 def test_a_stream_of_vectors_does_not_take_ids(tmp_path):
-    prepare.prepare(write_inputs(tmp_path / "in"), tmp_path / "ids", 1, 0)
+    job.prepare(write_inputs(tmp_path / "in"), tmp_path / "ids", 1, 0)
     c = records_config.get_config(f"data={tmp_path / 'ids'},size=smoke,length=1024").unlock()
     c.streams.image.update(latent=12, ids=0, first_id=0, objective="flow")
-    with pytest.raises(config.ConfigError) as caught:
-        config.build(c, sources.faults)
+    with pytest.raises(ConfigError) as caught:
+        resolve(c, sources.faults)
     assert (
         "streams.image: its tokens are vectors of 12 features (latent); image of ids are 12 ids; write latent=0, "
         "ids=12, objective='next_token', or prepare it with --vectors=image"
@@ -227,10 +228,10 @@ def test_datasets_whose_latents_differ_do_not_mix(made, tmp_path):
     recipe = write(tmp_path / "in", 9)
     for i in range(9):
         np.save(tmp_path / "in" / f"{i}.latents.npy", np.zeros((2, 6), np.float32))
-    prepare.prepare(dataclasses.replace(recipe, like=str(out)), tmp_path / "six", 1, 0)
+    job.prepare(dataclasses.replace(recipe, like=str(out)), tmp_path / "six", 1, 0)
     c = tree(out, sources={"all": str(out), "six": str(tmp_path / "six")}, shares={"all": 1.0, "six": 1.0})
-    with pytest.raises(config.ConfigError, match=r"its latents tokenizer is width-6, that of all is width-5"):
-        config.build(c, sources.faults)
+    with pytest.raises(ConfigError, match=r"its latents tokenizer is width-6, that of all is width-5"):
+        resolve(c, sources.faults)
 
 
 def test_a_damaged_tokenizer_of_vectors_is_named(made, tmp_path):

@@ -9,10 +9,11 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from configs.base import sets
-from mot import config, model, params
-from mot.batch import kinds, length, merge
+from mot.batches import kinds, length, merge
+from mot.config import resolve
 from mot.data.packing import document, pack
-from mot.mixing import meet
+from mot.model import params, transformer
+from mot.model.joint import meet
 from tests import examples
 
 SIZES = dict(hidden_size=16, num_attention_heads=4, vocab_size=24)
@@ -61,7 +62,7 @@ def test_token_choice_equals_a_published_block(name, how):
     block = filled(make())
     tree = examples.tree("dense", dispatch=how)
     tree.ffn.text = chosen
-    c, rng = config.build(tree), np.random.default_rng(0)
+    c, rng = resolve(tree), np.random.default_rng(0)
     T, rows = 20, 3
     tokens = rng.integers(0, 2 * examples.IDS, (rows, T))
     tokens = np.sort(tokens, axis=1)  # text first: stream order is document order
@@ -73,11 +74,11 @@ def test_token_choice_equals_a_published_block(name, how):
     weights = ours(block)
     expected = {path.split("/")[4] for path in params.table(c) if path.startswith("blocks/sparse/ffn/text/")}
     assert set(weights) == expected
-    groups, of = model.groups(c), kinds(batch, list(c.streams), c, length(batch))
-    context = model.Context(
+    groups, of = transformer.groups(c), kinds(batch, list(c.streams), c, length(batch))
+    context = transformer.Context(
         c, groups, [merged], [of], [None], meet([merged], c.mesh.rules, length(batch)), None, False, None
     )
-    (y_RD,), _ = model._ffns({"text": weights}, [jnp.asarray(padded.reshape(-1, 16))], context)
+    (y_RD,), _ = transformer._ffns({"text": weights}, [jnp.asarray(padded.reshape(-1, 16))], context)
     with torch.no_grad():
         theirs = block(torch.tensor(x_BTD)).numpy()
     np.testing.assert_allclose(np.asarray(y_RD).reshape(rows, 48, 16)[:, :T], theirs, atol=1e-5)

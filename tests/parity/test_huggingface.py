@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import ChameleonConfig, ChameleonModel, ChameleonVQVAEConfig, LlamaConfig, LlamaModel
 
-from mot import config, model, params
+from mot.config import resolve
 from mot.data.packing import document, pack
+from mot.model import params, transformer
 from tests import examples
 from tests.test_model import in_document_order
 
@@ -77,14 +78,14 @@ def ours(network, c):
 def agree(network, **choices):
     """Hidden states of a mixed document, ours in two streams, theirs in one sequence."""
     tree = examples.tree("dense", BUDGETS, layers=3, head_size=4, **choices)
-    c = config.build(tree)
+    c = resolve(tree)
     rng = np.random.default_rng(0)
     stream = rng.permutation(np.repeat([0, 1], BUDGETS))
     ids = rng.integers(0, examples.IDS, len(stream)) + examples.IDS * stream
     batch = pack([[document(0, 0, ids, stream)]], examples.STREAMS, BUDGETS)
     with torch.no_grad():
         theirs = network(input_ids=torch.tensor(ids)[None]).last_hidden_state.numpy()
-    states = jax.jit(lambda w: in_document_order(model.forward(w, batch, c).hidden))(ours(network, c))
+    states = jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))(ours(network, c))
     assert np.abs(theirs).max() > 1
     np.testing.assert_allclose(states, theirs, atol=1e-4)
 

@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from launch import cli
-from scaling import plan
+from mot.plan import forecast
 
 for name, value in cli.PLANNING.items():
     os.environ.setdefault(name, value)
-plan.hurry()
+forecast.hurry()
 
 
 @pytest.fixture(autouse=True)

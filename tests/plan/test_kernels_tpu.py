@@ -1,4 +1,4 @@
-"""The kernels of mot/kernels.py: TPU's interpreted and compiled for a v5p that is not there, GPU's lowered for CUDA.
+"""mot/model/kernels.py: TPU's interpreted and compiled for a v5p that is not there, GPU's lowered for CUDA.
 
 Interpreted, memory that nothing has written is NaN, so whatever reads it is found.
 """
@@ -18,8 +18,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mot import kernels
-from mot.attention import Info, attend, visible
+from mot.batches import Info
+from mot.model import kernels
+from mot.model.attention import attend
 from tests.test_attention import qkv, random_info
 from tests.test_kernels import row
 
@@ -77,7 +78,7 @@ def test_splash_equals_the_reference(private, K):
     """Of two rows each has its own documents, spans and padding; the second form has private tokens, too."""
     info = two_rows(384, private)
     assert info.private.any() == private
-    compare(partial(kernels.splash, private=private, visible=visible), *qkv(384, 384, K=K), info, info)
+    compare(partial(kernels.splash, private=private), *qkv(384, 384, K=K), info, info)
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
@@ -87,7 +88,7 @@ def test_splash_of_a_context_shard_whose_length_fits_no_block(private):
     inside = (info.span[0, 1:] == info.span[0, :-1]) & (info.span[0, 1:] != 0)
     start = 1 + int(jnp.argmax(inside & (jnp.arange(383) > 110)))  # a span reaches over the shard's edge
     part = Info(*(x[:, start : start + 200] for x in info))
-    compare(partial(kernels.splash, private=private, visible=visible), *qkv(200, 384), part, info)
+    compare(partial(kernels.splash, private=private), *qkv(200, 384), part, info)
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
@@ -97,7 +98,7 @@ def test_splash_of_queries_that_see_nothing(private):
     k_info = two_rows(384, False)
     blind = (jnp.arange(384) == 70) | (jnp.arange(384) // 128 == 1)
     q_info = k_info._replace(segment=jnp.where(blind[None] & (k_info.segment != 0), 77, k_info.segment))
-    out, dq, _, _ = compare(partial(kernels.splash, private=private, visible=visible), *qkv(384, 384), q_info, k_info)
+    out, dq, _, _ = compare(partial(kernels.splash, private=private), *qkv(384, 384), q_info, k_info)
     assert (out[:, np.asarray(blind)] == 0).all()
     assert (dq[:, np.asarray(blind)] == 0).all()
 
@@ -107,7 +108,7 @@ def test_splash_short_rows_a_unit_alone_and_the_rules_own_blocks():
     """Keys are padded to three blocks; a segment lies amid another."""
     info = two_rows(256, False)
     info = info._replace(segment=info.segment.at[:, 40:48].set(9), span=info.span.at[:, 40:48].set(99))
-    compare(partial(kernels.splash, private=False, visible=visible), *qkv(256, 256), info, info)
+    compare(partial(kernels.splash, private=False), *qkv(256, 256), info, info)
 
 
 # --- TPU: compiled for a v5p that is not there -----------------------------------------------------------------------
@@ -135,7 +136,7 @@ def compiled(v5p, f, *shapes):
 def attention(v5p, T, private, N=16, K=16, H=128):
     shape = lambda n: jax.ShapeDtypeStruct((1, T, n, H), jnp.bfloat16)
     info = Info(*(jax.ShapeDtypeStruct((1, T), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
-    f = lambda q, k, v, info: kernels.splash(q, k, v, info, info, private, visible)
+    f = lambda q, k, v, info: kernels.splash(q, k, v, info, info, private)
     return compiled(v5p, f, shape(N), shape(K), shape(K), info)
 
 
@@ -240,7 +241,7 @@ def test_gpu_attention_lowers_for_cuda_forward_and_backward(how, exact):
     B, T, N, K, H = 2, 4096, 8, 4, 128
     q, k = (jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K))
     info = Info(*(jax.ShapeDtypeStruct((B, T), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
-    f = lambda q, k, v, info: kernels.gpu(q, k, v, info, info, not exact, False, visible, how)
+    f = lambda q, k, v, info: kernels.gpu(q, k, v, info, info, not exact, False, how)
     names, text = lowered(f, q, k, k, info)
     assert names >= set(TARGETS[how][:1])
     assert (f"x{T}x{T}x" in text) == (not exact or how == "cudnn")
@@ -278,7 +279,7 @@ def test_what_gpu_attention_asks_its_kernel_for_is_what_is_visible(mode, monkeyp
         k_info = k_info._replace(segment=k_info.segment.at[:, 40:48].set(9), span=k_info.span.at[:, 40:48].set(99))
     blind = np.asarray(k_info.rank == 70) & (private or alone)  # elsewhere a query sees at least itself
     q_info = k_info._replace(segment=jnp.where(blind, 77, k_info.segment))
-    f = partial(kernels.gpu, private=private, alone=alone, visible=visible, how="triton")
+    f = partial(kernels.gpu, private=private, alone=alone, how="triton")
     out, *_ = compare(f, *qkv(384, 384), q_info, k_info)
     assert (out[blind] == 0).all()
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import flags
-from mot import config as configs
 from mot import optim
+from mot.config import load, resolve
 from mot.errors import UserError
-from scaling import chips, plan
+from mot.plan import chips, forecast
 
 FIGURES = Path(__file__).parent / "figures.json"
 KEPT = ("parameters", "flops_per_token", "matmul_flops", "formula_flops", "recomputed_flops")
@@ -23,8 +22,8 @@ ROWS = {"data.batch": "32", "optim.accumulate": "1", "mesh.fsdp": "4"}
 
 def made(arch, rung="37m", topology=TOPOLOGY, **changes):
     overrides = ROWS | {key.replace("__", "."): str(value) for key, value in changes.items()}
-    tree = flags.read(f"configs/ladder.py:rung={rung},arch={arch}", overrides)
-    return plan.plan(configs.build(tree, optim.uncovered), chips.topology(topology))
+    tree = load.read(f"configs/ladder.py:rung={rung},arch={arch}", overrides)
+    return forecast.plan(resolve(tree, optim.uncovered), chips.topology(topology))
 
 
 def figures(found) -> dict:

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scaling import hlo
+from mot.plan import hlo
 
 
 def text(f, *shapes, **options):

@@ -11,9 +11,9 @@ import pytest
 
 from launch import plan as command
 from launch.process import guarded
-from mot import flops
 from mot.errors import UserError
-from scaling import chips, plan
+from mot.model import flops
+from mot.plan import chips, forecast
 from tests import examples
 
 GIB = 2**30
@@ -28,19 +28,19 @@ def topology(devices=4):
 def compiled(temporaries=10 * GIB):
     sizes = dict(argument_size_in_bytes=8 * GIB, output_size_in_bytes=7 * GIB, alias_size_in_bytes=6 * GIB)
     sizes |= dict(temp_size_in_bytes=temporaries, generated_code_size_in_bytes=GIB)
-    return plan.Compiled(TEXT, types.SimpleNamespace(**sizes), seconds=3.0, tracing=1.0)
+    return forecast.Compiled(TEXT, types.SimpleNamespace(**sizes), seconds=3.0, tracing=1.0)
 
 
 @pytest.fixture
 def absent(monkeypatch):
     """A machine on which the compiler gives what `compiled` says."""
     monkeypatch.setattr(chips, "topology", lambda name, slices=1: topology())
-    monkeypatch.setattr(plan, "compile_step", lambda config, topology: compiled())
+    monkeypatch.setattr(forecast, "compile_step", lambda config, topology: compiled())
 
 
 def test_a_plan_by_hand():
     config = examples.make("mot")
-    found = plan.plan(config, topology(), lambda config, topology: compiled())
+    found = forecast.plan(config, topology(), lambda config, topology: compiled())
     assert found.fits
     assert found.mesh == {"data": 4}
     assert found.memory["peak"] == (8 + 7 - 6 + 10 + 1) * GIB
@@ -69,7 +69,7 @@ def test_a_plan_by_hand():
 def test_recomputed_blocks_are_counted(norm, last):
     """A block's last matmul is recomputed where its result is normed."""
     config = examples.make("mot", remat="block", norm=norm)
-    found = plan.plan(config, topology(), lambda config, topology: compiled())
+    found = forecast.plan(config, topology(), lambda config, topology: compiled())
     tokens = {"text": 4 * 24, "image": 4 * 24}
     head = 2 * sum(tokens.values()) * config.vocab * 16
     last *= sum(tokens.values())
@@ -81,7 +81,7 @@ def test_attention_counts_the_blocks_that_its_kernel_visits():
 
     def computed(attention):
         config = examples.make("mot", (2048, 2048), attention=attention)
-        return config, plan.plan(config, topology(), lambda config, topology: compiled()).roofline["compute"]
+        return config, forecast.plan(config, topology(), lambda config, topology: compiled()).roofline["compute"]
 
     (config, some), (_, pairs) = computed("splash"), computed("chunked")
     more = 10 * 1024**2 - 4096 * 4097 // 2
@@ -90,7 +90,7 @@ def test_attention_counts_the_blocks_that_its_kernel_visits():
 
 
 def test_towers_are_counted_apart():
-    found = plan.plan(examples.make("mot"), topology(), lambda config, topology: compiled())
+    found = forecast.plan(examples.make("mot"), topology(), lambda config, topology: compiled())
     assert found.towers["ffn/text"] == found.towers["ffn/image"] == 2 * 3 * 16 * 24
     assert sum(found.towers.values()) == found.parameters
 
@@ -112,9 +112,9 @@ Largest program allocations in hbm:
 """  # noqa: E501
 
     def refuse(config, topology):
-        raise plan.TooLarge(message)
+        raise forecast.TooLarge(message)
 
-    found = plan.plan(examples.make("mot"), topology(), refuse)
+    found = forecast.plan(examples.make("mot"), topology(), refuse)
     assert not found.fits
     assert "Used 20.12G of 15.75G hbm" in found.trouble
     first = dict(bytes=int(9.31 * GIB), shape="f32[50000,50000]{1,0:T(8,128)}", source="jit(step)/while")
@@ -127,10 +127,10 @@ Largest program allocations in hbm:
 
 def test_where_the_compiler_names_no_buffer_parameters_are():
     def refuse(config, topology):
-        raise plan.TooLarge("RESOURCE_EXHAUSTED: Ran out of memory on HBM, temporaries (31.05G) exceed 15.75G.")
+        raise forecast.TooLarge("RESOURCE_EXHAUSTED: Ran out of memory on HBM, temporaries (31.05G) exceed 15.75G.")
 
     config = examples.make("mot", remat="dots")
-    found = plan.plan(config, topology(), refuse)
+    found = forecast.plan(config, topology(), refuse)
     assert found.buffers[0]["bytes"] == 16 * 2 * 16 * 4 * 8  # both layers' wq, of one tower, on every device
     assert found.buffers[0]["source"].startswith("blocks/main/")
     assert "remat='block'" in found.remedies[0]
@@ -145,7 +145,7 @@ def test_the_command_ends_with_0_where_it_fits(absent, tmp_path, capsys):
 
 
 def test_the_command_ends_with_1_where_it_does_not_fit(absent, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "compile_step", lambda config, topology: compiled(temporaries=200 * GIB))
+    monkeypatch.setattr(forecast, "compile_step", lambda config, topology: compiled(temporaries=200 * GIB))
     assert command.main([CONFIG, "--topology", "v5p:2x2x1"]) == 1
     told = capsys.readouterr().out
     assert "does not fit: it takes 225.5 GB of 102.8 GB" in told
@@ -183,7 +183,7 @@ def test_a_folder_for_the_figures_is_refused_before_compiling(tmp_path, capsys):
 
 def test_float32_matmuls_are_none_too_many_where_they_were_asked_for():
     wide = dataclasses.replace(compiled(), text=TEXT.replace("bf16[64,128]", "f32[64,128]"))
-    of = lambda dtype: plan.plan(examples.make("mot", dtype=dtype), topology(), lambda config, topology: wide)
+    of = lambda dtype: forecast.plan(examples.make("mot", dtype=dtype), topology(), lambda config, topology: wide)
     assert of("bfloat16").float32_matmuls
     assert not of("float32").float32_matmuls
 

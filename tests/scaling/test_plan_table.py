@@ -7,18 +7,17 @@ import jax
 import pytest
 from rich.console import Console
 
-from launch import flags, plan_apart, plan_ladder, plan_search
-from mot import config as configs
 from mot import optim
+from mot.config import load, resolve
 from mot.errors import UserError
-from scaling import chips, plan, search
+from mot.plan import best, chips, forecast, ladder, process, search
 
 GIB = 2**30
 
 
 def rung(name, arch="mot"):
-    tree = flags.read(f"configs/ladder.py:rung={name},arch={arch}", {})
-    return configs.build(tree, optim.uncovered)
+    tree = load.read(f"configs/ladder.py:rung={name},arch={arch}", {})
+    return resolve(tree, optim.uncovered)
 
 
 def slice_(name, devices):
@@ -58,13 +57,15 @@ def test_recomputing_costs_time_and_saves_memory():
 def _plan(config, fits=True, seconds=1.0):
     common = dict(topology="v5p:2x2x1", chips=4, devices=4, mesh={"fsdp": 4}, name="x", remat=config.model.remat)
     common |= dict(rows=8, length=512, accumulate=1, versions={"jax": "0"}, parameters=10**9, active={}, towers={})
-    common |= dict(flops_per_token=1.0, assumed=plan.ROW, memory_of_chip=100 * GIB, fits=fits)
+    common |= dict(flops_per_token=1.0, assumed=forecast.ROW, memory_of_chip=100 * GIB, fits=fits)
     if not fits:
-        return plan.Plan(**common, trouble="too large")
+        return forecast.Plan(**common, trouble="too large")
     roofline = dict(compute=seconds, memory=0.5, interconnect=0.1, max=seconds, sum=seconds + 0.6)
     measured = dict(memory={"peak": 50 * GIB, "temporaries": 10 * GIB}, matmul_flops=101.0, formula_flops=100.0)
     measured |= dict(collectives={"all-gather": dict(number=2, bytes=3, wire=4e9)}, roofline=roofline)
-    return plan.Plan(**common, **measured, binding="compute", mfu_bound=0.5, tokens_per_day=1e9, days=2, chip_hours=192)
+    return forecast.Plan(
+        **common, **measured, binding="compute", mfu_bound=0.5, tokens_per_day=1e9, days=2, chip_hours=192
+    )
 
 
 def test_the_search_takes_the_fastest_that_fits(capsys):
@@ -77,9 +78,9 @@ def test_the_search_takes_the_fastest_that_fits(capsys):
             return {"fits": False, "failed": "Check failed: bound == 1"}
         return _plan(config, fits=len(tried) != 1, seconds=10.0 - len(tried)).to_json()
 
-    best = plan_search.main(config, slice_("v5p:2x2x1", 4), judge, Console(soft_wrap=True))
+    plan = best.main(config, slice_("v5p:2x2x1", 4), judge, Console(soft_wrap=True))
     assert len(tried) == 2 + search.FINISHED
-    assert best == _plan(config, seconds=10.0 - len(tried))
+    assert plan == _plan(config, seconds=10.0 - len(tried))
     told = capsys.readouterr()
     assert " ".join(f"--config.{key}={value}" for key, value in tried[-1].items()) in told.out
     assert "does not compile: Check failed: bound == 1" in told.err
@@ -89,52 +90,52 @@ def test_the_last_words_of_a_process():
     fatal = (
         "F1126 09:01:22.53  644 emitter.cc:676] Check failed: bound == 1\n*** Check failure stack trace: ***\nRaising"
     )
-    assert plan_apart.last_words(fatal) == "Check failed: bound == 1"
-    assert plan_apart.last_words("a warning\nmot: heads: 3; write 4\n") == "mot: heads: 3; write 4"
-    assert plan_apart.last_words("one\n\ntwo\n\n") == "two"
-    assert plan_apart.last_words("") == "it ended without a word"
+    assert process.last_words(fatal) == "Check failed: bound == 1"
+    assert process.last_words("a warning\nmot: heads: 3; write 4\n") == "mot: heads: 3; write 4"
+    assert process.last_words("one\n\ntwo\n\n") == "two"
+    assert process.last_words("") == "it ended without a word"
 
 
 @pytest.fixture
 def two_entries(monkeypatch):
     topology = chips.Topology("v5p:2x2x1", chips.CHIPS["v5p"], 4, jax.devices(), {"jax": "0"})
     monkeypatch.setattr(chips, "topology", lambda name, slices=1: topology)
-    monkeypatch.setattr(plan_ladder, "ARCHS", ("dense", "mot"))
-    monkeypatch.setattr(plan_ladder, "RUNGS", {"chameleon": {"37m": ("v5p:2x2x1",)}})
+    monkeypatch.setattr(ladder, "ARCHS", ("dense", "mot"))
+    monkeypatch.setattr(ladder, "RUNGS", {"chameleon": {"37m": ("v5p:2x2x1",)}})
     asked = []
 
     def compiled(entry):
         asked.append(entry)
         return _plan(rung("37m", entry.arch)).to_json()
 
-    monkeypatch.setattr(plan_ladder, "compiled", compiled)
+    monkeypatch.setattr(ladder, "compiled", compiled)
     return asked
 
 
 def test_the_table_is_written_and_gone_on_with(two_entries, tmp_path):
-    assert plan_ladder.main(tmp_path) == 0
+    assert ladder.main(tmp_path) == 0
     assert len(two_entries) == 2
     page = (tmp_path / "plan.md").read_text(encoding="utf-8")
     assert "| 37m | dense | v5p:2x2x1 | 1.00 G | 53.7, 107 | 1.010 |" in page
     assert "| chameleon | 37m | v5p:2x2x1 | 1.000 | 1.00 |" in page
-    assert plan_ladder.main(tmp_path) == 0
+    assert ladder.main(tmp_path) == 0
     assert len(two_entries) == 2  # nothing is compiled again
     kept = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["plans"]
     (tmp_path / "plan.json").write_text(json.dumps({"plans": kept[:1]}), encoding="utf-8")
-    assert plan_ladder.main(tmp_path) == 0
+    assert ladder.main(tmp_path) == 0
     assert [e.arch for e in two_entries[2:]] == ["mot"]
 
 
 def test_a_rung_that_does_not_compile_is_tried_again_and_ends_with_1(two_entries, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": "mot: no such kernel"})
-        assert plan_ladder.main(tmp_path) == 1
+        patch.setattr(ladder, "compiled", lambda entry: {"fits": False, "failed": "mot: no such kernel"})
+        assert ladder.main(tmp_path) == 1
     assert "did not compile: mot: no such kernel" in (tmp_path / "plan.md").read_text(encoding="utf-8")
-    assert plan_ladder.main(tmp_path) == 0
+    assert ladder.main(tmp_path) == 0
 
 
 def test_an_older_plan_stays_until_it_has_a_successor(two_entries, tmp_path, monkeypatch):
-    assert plan_ladder.main(tmp_path) == 0
+    assert ladder.main(tmp_path) == 0
     file = tmp_path / "plan.json"
     old = [row | {"digest": "older"} for row in json.loads(file.read_text(encoding="utf-8"))["plans"]]
     file.write_text(json.dumps({"plans": old}), encoding="utf-8")
@@ -144,17 +145,17 @@ def test_an_older_plan_stays_until_it_has_a_successor(two_entries, tmp_path, mon
         seen.append([row["digest"] == "older" for row in json.loads(file.read_text(encoding="utf-8"))["plans"]])
         return _plan(rung("37m", entry.arch)).to_json()
 
-    monkeypatch.setattr(plan_ladder, "compiled", compiled)
-    monkeypatch.setattr(plan_ladder, "AT_ONCE", 1)
-    assert plan_ladder.main(tmp_path) == 0
+    monkeypatch.setattr(ladder, "compiled", compiled)
+    monkeypatch.setattr(ladder, "AT_ONCE", 1)
+    assert ladder.main(tmp_path) == 0
     assert seen[0] == [True, True]
     assert len(seen[1]) == 2
     assert "older" not in file.read_text(encoding="utf-8")
 
 
 def test_a_compiler_that_was_killed_leaves_a_line_in_the_table(two_entries, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_ladder, "compiled", lambda entry: {"fits": False, "failed": plan_apart.last_words("")})
-    assert plan_ladder.main(tmp_path) == 1
+    monkeypatch.setattr(ladder, "compiled", lambda entry: {"fits": False, "failed": process.last_words("")})
+    assert ladder.main(tmp_path) == 1
     assert "did not compile: it ended without a word" in (tmp_path / "plan.md").read_text(encoding="utf-8")
 
 
@@ -162,16 +163,16 @@ def test_a_compiler_that_was_killed_leaves_a_line_in_the_table(two_entries, tmp_
 def test_a_damaged_table_is_named_and_kept(two_entries, tmp_path, text):
     (tmp_path / "plan.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"plan\.json holds no plans .*; move it away"):
-        plan_ladder.main(tmp_path)
+        ladder.main(tmp_path)
     assert (tmp_path / "plan.json").read_text(encoding="utf-8") == text
 
 
 def test_every_entry_divides():
-    for entry in plan_ladder.entries()[::4]:
-        config = configs.build(flags.read(entry.config, entry.overrides()), optim.uncovered)
+    for entry in ladder.entries()[::4]:
+        config = resolve(load.read(entry.config, entry.overrides()), optim.uncovered)
         chip, sides = chips.parse(entry.topology)
         devices = math.prod(sides) * chip.devices
         assert devices % config.mesh.fsdp == 0
         rows = config.data.batch // config.optim.accumulate
         assert rows % devices == 0
-        assert rows // devices <= plan_ladder.ROWS
+        assert rows // devices <= ladder.ROWS

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from configs import digits, transfusion
-from launch import cli, results
-from launch import pictures as drawn
-from mot import config, rundir
+from launch import cli
+from mot.config import Config, resolve
+from mot.generate import pictures as drawn
+from mot.generate import results
+from mot.runs import rundir
 from scaling import pictures, report, runs
 from scaling.match import Slope
 
@@ -31,7 +33,7 @@ def planted(
     tree.model.seed = tree.data.seed = seed
     for key, value in changes.items():
         tree.optim[key] = value
-    path = rundir.open_run(config.build(tree))
+    path = rundir.open_run(resolve(tree))
     rng = np.random.default_rng(seed)
     rows = [{"kind": "event", "step": 0, "event": "start", "data": data, "matmul_peak": 1e11}]
     for step in range(steps + 1):
@@ -321,12 +323,12 @@ def test_tables_have_a_column_for_each_key_in_which_runs_differ(tmp_path):
 def test_experts_that_differ_from_a_presets_have_a_name_of_their_own(changes, name):
     tree = digits.get_config("arch=moe_tc4,size=smoke").unlock()
     tree.ffn.text.update(changes)
-    assert runs.architecture(config.build(tree)) == name
+    assert runs.architecture(resolve(tree)) == name
 
 
 def test_a_router_that_nobody_named_is_called_by_its_name():
-    c = config.build(digits.get_config("arch=moe_tc4,size=smoke"))
-    new = object.__new__(config.Config)
+    c = resolve(digits.get_config("arch=moe_tc4,size=smoke"))
+    new = object.__new__(Config)
     vars(new).update(vars(c) | {"ffn": {"text": dataclasses.replace(c.ffn["text"], router="hash")}})
     assert runs.architecture(new) == "dense ffn:hash4"
 
@@ -354,7 +356,7 @@ def test_an_architecture_is_known_by_its_maps(arch, streams, name):
 @pytest.mark.parametrize("arch", ["moe_ec4", "moe_tc4", "moe_fine", "mot_moe", "mot_moe_both", "learned_mot"])
 def test_an_architecture_is_known_by_its_experts(arch):
     tree = digits.get_config(f"arch={arch},size=smoke")
-    assert runs.architecture(config.build(tree)) == arch
+    assert runs.architecture(resolve(tree)) == arch
 
 
 WRAPPER = """<iframe id=f src="report.html" width={width} height=900 style="border:0"></iframe>

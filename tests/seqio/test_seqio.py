@@ -10,12 +10,13 @@ import pytest
 
 from configs import archs, base
 from launch import data as command
-from mot import config, train
-from mot.config import ConfigError
-from mot.data import export, prepare, seqio_bridge, sources, tokenise
+from mot.config import ConfigError, resolve
+from mot.data import seqio_bridge, sources
 from mot.data.pipeline import Batches
 from mot.data.records import Dataset
 from mot.errors import UserError
+from mot.prepare import job, seqio_export, tokenise
+from mot.train import loop
 from tests.seqio import tasks
 from tests.test_rules import test_nothing_imports_tensorflow_unasked  # noqa: F401  here TensorFlow is installed
 from tests.test_train import restored, rows
@@ -25,7 +26,7 @@ ADDED = ["<pad>", "<bos>", "<eos>", "<boi>", "<eoi>"]
 
 def exported(out, name="both", most_left_out=5, **changes):
     recipe = dict(split="train", features=(), held_out=0.2, longest=4096, shard=16) | changes
-    return export.export(export.Recipe(name, **recipe), out, most_left_out)
+    return seqio_export.export(seqio_export.Recipe(name, **recipe), out, most_left_out)
 
 
 def expected(name, split):
@@ -72,7 +73,7 @@ def test_an_export_twice_and_one_begun_anew_are_the_same_bytes(tmp_path, monkeyp
     exported(tmp_path / "b")
     assert every_file(tmp_path / "a") == every_file(tmp_path / "b")
     with monkeypatch.context() as m:
-        m.setattr(prepare, "finish", lambda *_: pytest.fail("interrupted"))
+        m.setattr(job, "finish", lambda *_: pytest.fail("interrupted"))
         with pytest.raises(pytest.fail.Exception):
             exported(tmp_path / "c")
     (tmp_path / "c" / "train" / "shard-00099.array_record").write_bytes(b"of another time")
@@ -155,7 +156,7 @@ def test_a_stream_goes_on_from_any_state(monkeypatch, name, held, count):
     monkeypatch.setattr(seqio_bridge, "FEWEST", 2)
     begun, begin = [], seqio_bridge.Stream._begin
     monkeypatch.setattr(seqio_bridge.Stream, "_begin", lambda self: begun.append(1) or begin(self))
-    c = config.build(make(name), sources.faults)
+    c = resolve(make(name), sources.faults)
     made = lambda state=None: Batches(sources.open_(c)[0], c, seed=0, count=count, state=state)
     whole = made()
     batches = [whole[n] for n in range(count)]
@@ -169,7 +170,7 @@ def test_a_stream_goes_on_from_any_state(monkeypatch, name, held, count):
 
 
 def test_of_several_hosts_each_reads_the_stream_and_makes_its_rows():
-    c = config.build(make(), sources.faults)
+    c = resolve(make(), sources.faults)
     made = lambda p, n: Batches(sources.open_(c)[0], c, 0, 5, process=p, processes=n)[4].batch["text"].token
     np.testing.assert_array_equal(np.concatenate([made(0, 2), made(1, 2)]), made(0, 1))
 
@@ -186,7 +187,7 @@ def test_a_stream_holds_documents_in_the_order_of_seqio():
 
 
 def test_a_bad_document_of_a_stream_is_left_out_and_counted():
-    c = config.build(make("numbers"), sources.faults)
+    c = resolve(make("numbers"), sources.faults)
     first = Batches(sources.open_(c)[0], c, 0, 1)[0]
     told = [(x.document, x.why.split(",")[0]) for x in first.left_out]
     assert sorted(told)[-2:] == [("number 2", "train:3: ids from 3 to 99"), ("number 6", "train:8: ids from 3 to 99")]
@@ -199,7 +200,7 @@ def test_a_run_on_a_stream_resumes_exactly(tmp_path, one_device, capsys):
     for folder, stops in (("whole", [4]), ("halves", [2, 4])):
         tree.run.root = str(tmp_path / folder)
         for stop in stops:
-            paths.append(train.run(config.build(tree, sources.faults), stop, one_device))
+            paths.append(loop.run(resolve(tree, sources.faults), stop, one_device))
     whole, halves = paths[0], paths[-1]
     losses = [[(row["step"], row["loss"]) for row in rows(path)] for path in (whole, halves)]
     assert losses[0] == losses[1]
@@ -212,13 +213,13 @@ def test_a_stream_and_an_export_of_one_vocabulary_mix_and_others_do_not(tmp_path
     exported(tmp_path / "made", "stories")
     exported(tmp_path / "foreign", "bpe")
     tree = make("questions", sources={"s": "seqio:questions", "e": str(tmp_path / "made")}, shares={"s": 1.0, "e": 1.0})
-    training, held_out = sources.open_(config.build(tree, sources.faults))
+    training, held_out = sources.open_(resolve(tree, sources.faults))
     assert training.names == held_out.names == ("e", "s")
     assert [source.count for source in held_out.all] == [5, 6]
     assert training.byte_lengths.sum() > 300
     tree.data.sources.e = str(tmp_path / "foreign")
     with pytest.raises(ConfigError, match=r"data\.sources\.s: its text tokenizer is \w+, that of e is"):
-        config.build(tree, sources.faults)
+        resolve(tree, sources.faults)
 
 
 @pytest.mark.parametrize(
@@ -232,11 +233,11 @@ def test_a_stream_and_an_export_of_one_vocabulary_mix_and_others_do_not(tmp_path
 )
 def test_configurations_that_a_stream_cannot_serve_are_refused(name, changes, says):
     with pytest.raises(ConfigError, match=says):
-        config.build(make(name, **changes), sources.faults)
+        resolve(make(name, **changes), sources.faults)
 
 
 def test_a_stream_that_nobody_has_counted_has_no_shares_of_tokens():
-    c = config.build(make(per="tokens"), sources.faults)
+    c = resolve(make(per="tokens"), sources.faults)
     with pytest.raises(UserError, match=r"source s is a stream, whose tokens nobody has counted; set data\.per=doc"):
         Batches(sources.open_(c)[0], c, 0, 1)
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from launch import cli
-from mot.data.about import read_json
+from mot.data.manifest import read_json
 from mot.tokenizers import text as texts
 from tests.data.files import write_lines
 

@@ -1,0 +1,204 @@
+"""The batch: one for every architecture. A stream is a fixed number of tokens of one kind, each token a few integers.
+
+The host decides all routing by modality when it packs (`data/packing.py`): no shape on the device depends on the data.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mot.config import Config
+
+
+class Info(NamedTuple):
+    """What visibility is decided from; each `[B, T]`."""
+
+    rank: jax.Array  # place in the row's document order
+    segment: jax.Array  # document in the row; 0 = padding
+    span: jax.Array  # a group that sees itself both ways; 0 = none
+    private: jax.Array  # bool: seen inside its own span alone
+
+
+def visible(q: Info, k: Info) -> jax.Array:
+    """`[..., T, S]` bool: does query t see key s?  DESIGN, idea 3."""
+    q = Info(*(field[..., :, None] for field in q))
+    k = Info(*(field[..., None, :] for field in k))
+    same_document = (q.segment == k.segment) & (q.segment != 0)
+    causal = (k.rank <= q.rank) & ~k.private
+    same_span = (q.span == k.span) & (q.span != 0)
+    return same_document & (causal | same_span)
+
+
+@struct.dataclass
+class Tokens:
+    """Tokens of one stream, or of several merged; every field `[B, C]` but two."""
+
+    token: jax.Array  # id in the unified vocabulary
+    rank: jax.Array  # place in the row's document order; unique in the row, padding last
+    position: jax.Array  # [B, C, 1], for RoPE alone
+    segment: jax.Array  # document of the row, from 1; 0 = padding
+    source: jax.Array  # where the document came from, for losses by source
+    doc_id: jax.Array  # which document of that source
+    unit: jax.Array  # image or clip within the row, from 1; 0 = none
+    unit_seed: jax.Array  # uint32, the same wherever the unit is packed
+    span: jax.Array  # group that sees itself both ways; 0 = none
+    private: jax.Array  # bool: seen inside its own span alone
+    noise: (
+        jax.Array
+    )  # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean
+    target: jax.Array  # id at rank + 1 of the same segment, in whatever stream it lies
+    weight: jax.Array  # float32, of that target's loss, or of a vector's own; 0 = none
+    value: jax.Array  # [B, C, P] float32, of a stream of vectors; P is 0 where tokens have ids
+
+    @property
+    def info(self) -> Info:
+        return Info(self.rank, self.segment, self.span, self.private)
+
+
+Batch = dict[str, Tokens]  # by stream
+
+
+def abstract(config: Config) -> Batch:
+    """The shapes of a global batch; nothing is allocated."""
+    B, i, f, b = config.data.batch, jnp.int32, jnp.float32, jnp.bool_
+    kinds = dict(token=i, rank=i, position=i, segment=i, source=i, doc_id=i, unit=i, unit_seed=jnp.uint32, span=i)
+    kinds |= dict(private=b, noise=f, target=i, weight=f, value=f)
+
+    def one(stream):
+        ends = {"position": (1,), "value": (stream.latent,)}
+        shape = lambda field: (B, stream.budget, *ends.get(field, ()))
+        return Tokens(**{field: jax.ShapeDtypeStruct(shape(field), kind) for field, kind in kinds.items()})
+
+    return {name: one(stream) for name, stream in config.streams.items()}
+
+
+def not_finite(batch: Batch) -> dict[str, jax.Array]:
+    """How many numbers of each float field are NaN or infinite, by `stream.field`; int32.
+
+    Padding's vectors do not count: they enter the model as 0.
+    """
+    counts = {}
+    for name, tokens in batch.items():
+        value_BCP = jnp.where((tokens.segment != 0)[..., None], tokens.value, 0)
+        for field, x in vars(tokens.replace(value=value_BCP)).items():
+            if jnp.issubdtype(x.dtype, jnp.floating):
+                counts[f"{name}.{field}"] = (~jnp.isfinite(x)).sum(dtype=jnp.int32)
+    return counts
+
+
+def modality(ids, config: Config) -> jax.Array:
+    """The index, in `config.modalities`, of the modality whose id range holds each id."""
+    result = jnp.zeros_like(ids)
+    for stream in config.streams.values():
+        inside = (ids >= stream.first_id) & (ids < stream.first_id + stream.ids)
+        result = jnp.where(inside, config.modalities.index(stream.modality), result)
+    return result
+
+
+def kinds(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> jax.Array:
+    """`[B, C]`: the modality of each token of `merge`."""
+    of_vectors = lambda s: jnp.full_like(batch[s].token, config.modalities.index(config.streams[s].modality))
+    parts = [of_vectors(s) if config.streams[s].latent else modality(batch[s].token, config) for s in streams]
+    if len(parts) == 1:
+        return parts[0]
+    rank_BC = concatenate([batch[s] for s in streams]).rank
+    return in_order(jnp.concatenate(parts, axis=1), document_order(rank_BC, T))
+
+
+def merge(batch: Batch, streams: Sequence[str], T: int | None) -> Tokens:
+    """The tokens of some streams as one, in document order; one stream stays as it is (it is in that order)."""
+    tokens = concatenate([batch[s] for s in streams])
+    return tokens if len(streams) == 1 else in_order(tokens, document_order(tokens.rank, T))
+
+
+def length(batch: Batch) -> int:
+    """T, the tokens of a row, whose ranks are 0 .. T - 1."""
+    return sum(tokens.rank.shape[1] for tokens in batch.values())
+
+
+def document_order(rank_BC, T: int | None) -> jax.Array:
+    """`[B, C]`: where tokens of these ranks, all below T, lie by rank. Of all T tokens `rank` itself is the way back.
+
+    Counted, not sorted (`inverse`), but where nothing is known of the ranks: T is None.
+    """
+    B, C = rank_BC.shape
+    if T is None:
+        return jnp.argsort(rank_BC, axis=1)  # ranks are unique: any sort is stable
+    if C < T:  # how many of these tokens rank lower
+        there_BT = jnp.zeros((B, T), jnp.int32).at[jnp.arange(B)[:, None], rank_BC].set(1, unique_indices=True)
+        rank_BC = jnp.take_along_axis(jnp.cumsum(there_BT, axis=1) - 1, rank_BC, axis=1)
+    return inverse(rank_BC)
+
+
+def inverse(order_BT):
+    """The way back of each row's permutation: of [2, 0, 1] it is [1, 2, 0].
+
+    Scattered, not sorted: TPU's compiler takes seconds for every sort, and tenths of one for this.
+    """
+    B, T = order_BT.shape
+    row_B1 = jnp.arange(B)[:, None]
+    return jnp.zeros_like(order_BT).at[row_B1, order_BT].set(jnp.arange(T, dtype=order_BT.dtype), unique_indices=True)
+
+
+def in_order(tree, order_BC: jax.Array):
+    """Every `[B, C, ...]` array of the tree, its tokens in that order."""
+    take = lambda x: jnp.take_along_axis(x, order_BC.reshape(order_BC.shape + (1,) * (x.ndim - 2)), axis=1)
+    return jax.tree.map(take, tree)
+
+
+def concatenate(tokens: Sequence[Tokens]) -> Tokens:
+    """End to end along the token axis, of several without their vectors."""
+    if len(tokens) == 1:
+        return tokens[0]
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(t.replace(value=t.value[..., :0]) for t in tokens))
+
+
+def place_in_unit(tokens: Tokens) -> jax.Array:
+    """`[B, C]`: how many tokens of the same copy of its unit come before it in the stream."""
+    B, C = tokens.unit.shape
+    n_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
+    differs = lambda x_BC: jnp.pad(x_BC[:, 1:] != x_BC[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    begins_BC = differs(tokens.unit) | differs(tokens.private) | differs(tokens.segment)
+    return n_BC - jax.lax.cummax(jnp.where(begins_BC, n_BC, 0), axis=1)
+
+
+def check(batch: Batch) -> None:
+    """Raises `ValueError` if a host batch breaks an invariant; for tests and for new data sources."""
+    latent = np.concatenate([np.full(t.rank.shape, t.value.shape[-1] > 0) for t in batch.values()], axis=1)
+    join = lambda *x: np.concatenate(x, axis=1)
+    tokens = jax.tree.map(join, *(t.replace(value=t.value[..., :0]) for t in batch.values()))
+    T = tokens.rank.shape[1]
+    if not (np.sort(tokens.rank, axis=1) == np.arange(T)).all():
+        raise ValueError("ranks of a row are not a permutation of 0..T-1")
+    for name, stream in batch.items():
+        if (np.diff(stream.rank, axis=1) <= 0).any():
+            raise ValueError(f"stream {name}: ranks do not rise within the stream")
+    order = np.argsort(tokens.rank, axis=1)
+    take = lambda x: np.take_along_axis(x, order, axis=1)
+    token, segment, target, weight = map(take, (tokens.token, tokens.segment, tokens.target, tokens.weight))
+    real, latent, unit = segment != 0, take(latent), take(tokens.unit)
+    if (np.diff(real.astype(int), axis=1) > 0).any():
+        raise ValueError("padding does not rank last")
+    for row, of_vectors, units in zip(segment, latent, unit, strict=True):
+        # A unit trained alone is a segment of its own, amid another.
+        apart = [s for s in np.unique(row[of_vectors]) if of_vectors[row == s].all() and len(set(units[row == s])) == 1]
+        if (np.diff(row[(row != 0) & ~np.isin(row, apart)]) < 0).any():
+            raise ValueError("segments do not lie one after another in document order")
+    follows = np.zeros_like(real)
+    follows[:, :-1] = (segment[:, :-1] == segment[:, 1:]) & real[:, :-1]
+    if (weight[~follows & ~latent] != 0).any():
+        raise ValueError("a token without a successor in its segment has a weight")
+    learns = (weight > 0)[:, :-1] & ~latent[:, :-1]
+    if (learns & latent[:, 1:]).any():
+        raise ValueError("a vector is the target of a next-token loss")
+    if (weight[latent & (take(tokens.noise) == 0)] != 0).any():
+        raise ValueError("a clean vector has a weight")
+    if (target[:, :-1] != token[:, 1:])[learns].any():
+        raise ValueError("a target is not the id at rank + 1")
+    span = take(tokens.span)
+    if ((span[:, :-1] == span[:, 1:]) & (span[:, :-1] != 0) & learns).any():
+        raise ValueError("a next-token target lies inside a bidirectional span, which already sees it")

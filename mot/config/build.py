@@ -1,0 +1,121 @@
+"""A tree of values to a `Config`: every fault is reported at once, by dotted key, value, what is allowed and remedy."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from ml_collections import ConfigDict
+
+from mot.config import allowed, checks
+from mot.config.schema import Config, ConfigError
+
+LARGEST_FLOAT = 3e38  # what is greater is infinite in float32
+LARGEST = 2**31  # no count, size or seed needs more; a random key takes 32 bits of a seed
+
+
+class Check(Protocol):
+    """Yields faults of a configuration, of which it reads the sections `reads`; its values may be out of range."""
+
+    reads: set[str]
+
+    def __call__(self, config: "Config") -> Iterator[str]: ...
+
+
+def reads(*sections: str) -> Callable[[Callable], Check]:
+    """Marks a function as a `Check` of these sections."""
+
+    def mark(check):
+        check.reads = set(sections)
+        return check
+
+    return mark
+
+
+def resolve(tree: ConfigDict | Mapping, *more: Check) -> Config:
+    """A ConfigDict, or a nested mapping, to a `Config`.
+
+    `more` are checks that need rooms above this one (`optim.uncovered`); each is run if the sections it reads could be
+    read. Raises `ConfigError` with all faults.
+    """
+    tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
+    faults: list[str] = []
+    sections = _fields(tree, Config, "", faults)
+    broken = {name for name in sections if _touch(faults, {name})}
+    if "streams" not in broken:  # ConfigDict sorts keys by name; the order of ids is the one with a meaning
+        by_id = lambda item: (item[1].latent > 0, item[1].first_id, item[0])
+        sections["streams"] = dict(sorted(sections["streams"].items(), key=by_id))
+    for component in {"attn", "ffn"} - broken if "streams" not in broken else ():
+        order = list(sections["streams"])
+        known = lambda tower, order=order: order.index(tower) if tower in order else len(order)
+        sections[component] = dict(sorted(sections[component].items(), key=lambda item: known(item[0])))
+    view = object.__new__(Config)  # not checked yet: `__post_init__` would raise at the first section that is broken
+    vars(view).update(sections)
+    faults += checks.faults(view, broken)
+    unreadable = broken | {s for s in ("towers", "attn", "ffn") if _touch(faults, {s})}
+    for check in more:
+        if not check.reads & unreadable:
+            faults += check(view)
+    if faults:
+        raise ConfigError(faults)
+    return Config(**sections)
+
+
+def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
+    """`dotted.key: old -> new` wherever two configurations (as nested mappings) differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        join = lambda k: f"{path}.{k}" if path else str(k)
+        return [d for k in keys for d in differences(old.get(k, "absent"), new.get(k, "absent"), join(k))]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+
+
+def _touch(faults: list[str], sections: set[str]) -> bool:
+    """Is one of the faults in one of the sections?"""
+    return any(re.split(r"[.:]", fault)[0] in sections for fault in faults)
+
+
+def _fields(value, kind, path, faults) -> dict:
+    """Every field of a dataclass, converted; None where there is a fault."""
+    hints = typing.get_type_hints(kind)
+    join = lambda key: f"{path}.{key}" if path else key
+    for key in [k for k in value if k not in hints]:
+        remedy = allowed.meant(key, hints) or "remove it"
+        faults.append(f"{join(key)}: unknown key, value {value[key]!r}; allowed: {', '.join(hints)}; {remedy}")
+    for key in [k for k in hints if k not in value]:
+        faults.append(f"{join(key)}: missing; configs/base.py shows every key; add it")
+    return {k: _convert(value[k], t, join(k), faults) if k in value else None for k, t in hints.items()}
+
+
+def _convert(value, kind, path, faults):
+    """`value` as type `kind`, or None with a fault."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            return _wrong(value, "a group of keys", path, faults)
+        before = len(faults)
+        fields = _fields(value, kind, path, faults)
+        return kind(**fields) if len(faults) == before else None
+    if origin is dict:
+        if not isinstance(value, Mapping) or not value:
+            return _wrong(value, "a group of keys with at least one entry", path, faults)
+        return {str(k): _convert(v, args[1], f"{path}.{k}", faults) for k, v in value.items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            keys = ", ".join(f"'{f.name}': ..." for f in dataclasses.fields(args[0]))
+            return _wrong(value, f"a tuple of groups, as ({{{keys}}},)", path, faults)
+        return tuple(_convert(v, args[0], f"{path}[{i}]", faults) for i, v in enumerate(value))
+    if type(value) is int and abs(value) >= LARGEST:
+        return _wrong(value, f"less than {LARGEST} in size", path, faults)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        return _wrong(value, f"of type {kind.__name__}", path, faults)
+    if kind is float and not abs(value) <= LARGEST_FLOAT:
+        return _wrong(value, f"a finite number, at most {LARGEST_FLOAT:g} in size", path, faults)
+    return value
+
+
+def _wrong(value, allowed, path, faults):
+    faults.append(f"{path}: {value!r} is {type(value).__name__}; must be {allowed}; give it such a value")

@@ -1,0 +1,112 @@
+"""Configuration files: `FILE:arg` is a program that is run, and gives a tree of values; `key=value` changes one."""
+
+import ast
+import runpy
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mot.config.allowed import meant
+from mot.errors import UserError
+
+# Those that come with mot: beside the package in a checkout, inside it where it is installed.
+SHIPPED = next(
+    folder for parent in Path(__file__).parents[1:3] if (folder := parent / "configs" / "base.py").is_file()
+).parent
+
+
+def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
+    """The configuration of `FILE:arg` with overrides; keys and types are judged later, with everything else.
+
+    FILE is a program, and is run here. Nothing else that a user names is, but for `--seqio-module`.
+    """
+    arg = file_and_arg.partition(":")[2]
+    file = file_of(file_and_arg)
+    found = run(file, file_and_arg).get("get_config")
+    if not callable(found):
+        raise UserError(f"--config={file_and_arg}: {file} defines no get_config(arg); see configs/digits.py")
+    try:
+        config = found(arg) if arg else found()
+    except ValueError as error:  # the file's own message, as for an unknown size
+        raise UserError(f"--config={file_and_arg}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--config={file_and_arg}: get_config failed: {error!r}; mend {file}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config={file_and_arg}: get_config returned {type(config).__name__}; it must be a ConfigDict"
+        )
+    config = config.unlock()
+    for key, text in overrides.items():
+        *groups, name = key.split(".")
+        group = config
+        for part in groups:
+            if part not in group or not isinstance(group[part], ConfigDict):
+                _drop(group, part)
+                group[part] = ConfigDict()  # no such group: `build` reports it, with all other faults
+            group = group[part]
+        is_text = name in group and isinstance(group[name], str)
+        _drop(group, name)
+        group[name] = text if is_text else _literal(text)
+    return config
+
+
+def file_of(file_and_arg: str) -> Path:
+    """The file that `FILE:arg` names: the user's own, or else, as `configs/NAME.py`, the one that ships with mot."""
+    file = Path(file_and_arg.partition(":")[0])
+    shipped = SHIPPED / file.name
+    if file.is_file():
+        return file
+    if file.parts == ("configs", file.name) and shipped.is_file():
+        return shipped
+    files = [
+        path for path in sorted(SHIPPED.glob("*.py")) if "\ndef get_config(arg" in path.read_text(encoding="utf-8")
+    ]
+    known = [f"configs/{path.name}" for path in files]
+    near = asked(str(file), [*known, *(str(path) for path in file.parent.glob("*.py"))])
+    raise UserError(f"--config={file_and_arg}: there is no file {file}{near}; with mot come {', '.join(known)}")
+
+
+def run(file: Path, file_and_arg: str) -> dict[str, Any]:
+    """What a configuration's file defines; it is a program, and is run."""
+    try:
+        return runpy.run_path(str(file))
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--config={file_and_arg}: {file} is no configuration file: {error!r}; mend it") from error
+
+
+def arguments(namespace: Mapping[str, Any]) -> str:
+    """What a configuration's file says of its arguments: ARGUMENTS, or else its docstring."""
+    stated = namespace.get("ARGUMENTS")
+    if not isinstance(stated, Mapping):
+        return (namespace.get("__doc__") or "it does not state them").strip()
+    lines = []
+    for name, argument in stated.items():
+        described = {}
+        if isinstance(argument.allowed, Mapping):
+            described = {value: what for value, what in argument.allowed.items() if isinstance(what, str)}
+        about = "; ".join(filter(None, [argument.about, "" if described else ", ".join(argument.allowed)]))
+        lines += textwrap.wrap(f"{name}={argument.default}: {about}", 110, subsequent_indent="    ")
+        lines += [f"    {value:15}{what}" for value, what in described.items()]
+    return "\n".join(lines)
+
+
+def asked(given: str, allowed: Iterable[str]) -> str:
+    """`; did you mean '--out'?`, or "" where nothing that is allowed looks like it."""
+    found = meant(given.partition("=")[0], allowed)
+    return f"; {found}" if found else ""
+
+
+def _drop(group, name):
+    """A ConfigDict refuses a value of another type; `build` says what is wrong with it."""
+    if name in group:
+        del group[name]
+
+
+def _literal(text):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text

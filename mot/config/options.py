@@ -1,0 +1,20 @@
+"""What options of commands may be, apart from what computes with them: a command line is judged without JAX."""
+
+from typing import NamedTuple
+
+USUAL = {"text": 8192, "image": 1024, "audio": 512}  # ids of a tokenizer at most, where nobody says how many
+DROP_DOCUMENT, DROP_MEDIUM = "drop-document", "drop-medium"  # what a medium that is missing costs
+SOLVERS = ("euler", "heun", "ddim", "ddpm")  # of vectors (`diffusion.py`)
+EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
+
+
+class Settings(NamedTuple):
+    """How a sampler chooses."""
+
+    temperature: float = 1.0  # 0 takes the likeliest id
+    top_k: int = 0  # choose among so many ids; 0 = all
+    top_p: float = 1.0  # among the likeliest ids that have this probability together
+    solver: str = "heun"  # of SOLVERS
+    steps: int = 20  # from noise to vectors
+    shift: float = 1.0  # of the solver's noise levels
+    guidance: float = 1.0  # 1 = none (2207.12598)

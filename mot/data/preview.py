@@ -1,0 +1,345 @@
+"""Pictures of data: example documents part by part, and packed batches token by token."""
+
+import math
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import colormaps, font_manager
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image, ImageDraw
+
+from mot.batches import Batch
+
+DPI = 100
+WIDTH, MARGIN, GAP = 1200, 24, 16  # pixels of a page
+PICTURE = 128  # pixels of a picture's longer side, or of a spectrogram's height
+LONGEST = 24000  # pixels of a page's height; what does not fit is counted
+PARTS = 24  # of a document
+FONT = "DejaVu Sans Mono"  # comes with matplotlib; of one width, so that a text's size is known before it is drawn
+POINTS, SMALL = 9, 7
+LEADING = 1.3  # from line to line, in ems
+ROWS = 8  # of a batch
+INK, FAINT = "#222222", "#777777"
+
+
+IDS = "ids"  # what is shown as numbers alone: ids of somebody's own tokenizer, whatever their modality is
+
+
+class Box(NamedTuple):
+    """A part of a document as it is drawn: a caption over lines of text, or over a picture."""
+
+    caption: str
+    lines: tuple[str, ...]
+    pixels: np.ndarray | None  # uint8 [height, width, 3]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, the caption's included."""
+        width, height = _extent(self.lines, POINTS) if self.pixels is None else self.pixels.shape[1::-1]
+        caption = _extent([self.caption], SMALL)
+        return max(width, caption[0]), height + caption[1]
+
+
+def documents(rendered: Sequence[tuple[str, Sequence[tuple[str, object]]]], file: Path, title: str) -> None:
+    """A page of documents, PNG: of each its id and its parts in order, from left to right.
+
+    A part is ("text", str), ("image", uint8 `[H, W, 3]`), ("audio", a spectrogram `[bands, tokens]`), ("action", its
+    strokes, `[n, 2]` each), ("latents", `[n, P]`) or (any modality, its ids `[n]`). A page's length is bounded; its
+    last line says how many documents it leaves out.
+    """
+    drawn, height = [], 2 * MARGIN + _line(12) + GAP
+    for name, parts in rendered:
+        boxes = [_box(kind, content, 44 if len(parts) > 1 else 140) for kind, content in parts[:PARTS]]
+        if len(parts) > PARTS:
+            boxes.append(Box("", (f"... and {len(parts) - PARTS} more parts",), None))
+        placed, needed = _flow(boxes)
+        needed += _line(POINTS) + 2 * GAP
+        if height + needed + 2 * _line(POINTS) > LONGEST:
+            break
+        drawn.append((name, placed, height))
+        height += needed
+    left_out = len(rendered) - len(drawn)
+    note = "no documents" if not rendered else f"... and {left_out} more documents" if left_out else ""
+    height += 2 * _line(POINTS) if note else 0
+
+    page = _Page(height)
+    page.text(MARGIN, MARGIN, _fit(title, WIDTH - 2 * MARGIN, 12), 12, weight="bold")
+    for name, placed, top in drawn:
+        page.rule(top - GAP // 2)
+        page.text(MARGIN, top, _fit(name, WIDTH - 2 * MARGIN, POINTS), POINTS, weight="bold")
+        for box, x, y in placed:
+            page.box(box, MARGIN + x, top + _line(POINTS) + GAP // 2 + y)
+    page.text(MARGIN, height - MARGIN - _line(POINTS), note, POINTS, color=FAINT)
+    page.save(file)
+
+
+class _Page:
+    """A figure measured in pixels from its upper left corner."""
+
+    def __init__(self, height: int):
+        self.height, self.figure = height, Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white")
+
+    def text(self, x, y, text, points, color=INK, weight="normal"):
+        font = dict(family=FONT, fontsize=points, color=color, weight=weight, parse_math=False)
+        self.figure.text(x, self.height - y, text, transform=None, va="top", ha="left", **font)
+
+    def rule(self, y):
+        self.figure.add_artist(
+            Rectangle((MARGIN, self.height - y), WIDTH - 2 * MARGIN, 1, transform=None, fc="#dddddd")
+        )
+
+    def box(self, box, x, y):
+        self.text(x, y, box.caption, SMALL, color=FAINT)
+        y += _line(SMALL)
+        if box.pixels is None:
+            for i, line in enumerate(box.lines):  # by itself each, or matplotlib sets their distance
+                self.text(x, y + i * _line(POINTS), line, POINTS)
+            return
+        height, width, _ = box.pixels.shape
+        self.figure.figimage(box.pixels, x, self.height - y - height, origin="upper")
+        frame = Rectangle((x - 1, self.height - y - height - 1), width + 2, height + 2, transform=None)
+        frame.set(fill=False, edgecolor="#bbbbbb", linewidth=0.72)
+        self.figure.add_artist(frame)
+
+    def save(self, file):
+        self.figure.savefig(file, dpi=DPI, format="png")
+
+
+def _box(kind: str, content, columns: int) -> Box:
+    if kind == "text":
+        lines = textwrap.wrap(_shown(content), columns, max_lines=8, placeholder=" ...") or ["(empty)"]
+        return Box(f"text, {len(content)} characters", tuple(lines), None)
+    shown = shown_as(kind, content)
+    captions = {
+        IDS: lambda: f"{kind}, {len(content)} ids",
+        "image": lambda: f"image {content.shape[1]} x {content.shape[0]}",
+        "audio": lambda: f"audio, {content.shape[1]} tokens",
+        "action": lambda: f"action, {sum(map(len, content))} points",
+        "latents": lambda: f"latents {content.shape[0]} x {content.shape[1]}",
+    }
+    return Box(captions[shown](), (), picture(kind, content))
+
+
+def shown_as(kind: str, content) -> str:
+    """`kind`, or IDS of what has no decoder."""
+    is_ids = isinstance(content, np.ndarray) and content.ndim == 1 and content.dtype.kind in "iu"
+    return IDS if is_ids else kind
+
+
+def picture(kind: str, content) -> np.ndarray:
+    """uint8 `[height, width, 3]` of a part that is no text, as `documents` draws it."""
+    if shown_as(kind, content) == IDS:
+        return _tiles(content)
+    if kind == "image":
+        return _scaled(content, PICTURE)
+    if kind == "audio":
+        return _heat(content[::-1], "magma")
+    if kind == "action":
+        return _drawing(content)
+    # Features upwards and tokens to the right, as in a spectrogram.
+    return _heat(content.T[::-1], "viridis")
+
+
+def _tiles(ids: np.ndarray) -> np.ndarray:
+    """uint8 `[height, width, 3]`: ids row by row, in a square where they fill one, each in a colour of its own.
+
+    Numbers of ids mean nothing, so neighbours' colours are far apart.
+    """
+    side = math.isqrt(len(ids))
+    columns = side if side * side == len(ids) else min(len(ids), 64)
+    shade = (ids.astype(np.uint64) * 2654435761 % 2**32) / 2**32  # Knuth's multiplicative hash
+    colour = (colormaps["hsv"](shade)[:, :3] * (0.55 + 0.45 * (shade * 7 % 1))[:, None] * 255).astype(np.uint8)
+    tiles = np.full((-(-len(ids) // columns) * columns, 3), 255, np.uint8)
+    tiles[: len(ids)] = colour
+    return _scaled(tiles.reshape(-1, columns, 3), max(PICTURE, columns))
+
+
+def _drawing(strokes: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 `[PICTURE, PICTURE, 3]`: lines through the points `[n, 2]` of each stroke, x to the right and y down."""
+    points, fine = np.concatenate(strokes), 4
+    low, high = points.min(0), points.max(0)
+    shift, size = (low + high) / 2, (high - low).max() or 1
+    sheet = Image.new("RGB", (fine * PICTURE,) * 2, "white")
+    pen = ImageDraw.Draw(sheet)
+    for stroke in strokes:
+        at = [(float(x), float(y)) for x, y in ((stroke - shift) / size * 0.88 + 0.5) * fine * PICTURE]
+        pen.line(at, fill=INK, width=2 * fine)
+        for x, y in at:
+            pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=INK)
+    return np.asarray(sheet.resize((PICTURE, PICTURE), Image.Resampling.BOX))
+
+
+def _heat(values, colours: str) -> np.ndarray:
+    """uint8 `[height, width, 3]`, from the least value to the greatest."""
+    values = np.asarray(values, np.float64)
+    if not values.size:
+        return np.full((8, 8, 3), 255, np.uint8)
+    low, high = values.min(), values.max()
+    shades = (values - low) / (high - low or 1)
+    height, width = values.shape
+    tall = max(1, PICTURE // height) * height
+    image = colormaps[colours](shades, bytes=True)[..., :3].repeat(tall // height, axis=0)
+    image = image.repeat(max(1, min(6, 640 // width)), axis=1)
+    wide, tall = min(image.shape[1], WIDTH - 2 * MARGIN), min(tall, 2 * PICTURE)
+    return np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BOX))
+
+
+def _scaled(image: np.ndarray, longest: int) -> np.ndarray:
+    """Whole pixels where it is enlarged, averages where it is reduced."""
+    height, width, _ = image.shape
+    factor = longest // max(height, width)
+    if factor:
+        return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    reduced = [max(1, round(n * longest / max(height, width))) for n in (width, height)]
+    return np.asarray(Image.fromarray(image).resize(reduced, Image.Resampling.BOX))
+
+
+def _flow(boxes: Sequence[Box]) -> tuple[list[tuple[Box, int, int]], int]:
+    """Where each box lies, from left to right and then below, and how high they are together."""
+    placed, x, y, tallest = [], 0, 0, 0
+    for box in boxes:
+        width, height = box.size
+        if x and x + width > WIDTH - 2 * MARGIN:
+            x, y, tallest = 0, y + tallest + GAP, 0
+        placed.append((box, x, y))
+        x, tallest = x + width + GAP, max(tallest, height)
+    return placed, y + tallest
+
+
+def _line(points: float) -> int:
+    return int(np.ceil(points / 72 * DPI * LEADING))
+
+
+@lru_cache
+def _advance(points: float) -> float:
+    """Pixels from one character to the next, as hinting rounds them."""
+    font = font_manager.get_font(font_manager.findfont(FONT))
+    font.set_size(points, DPI)
+    font.set_text("M" * 64)
+    return font.get_width_height()[0] / 64 / 64
+
+
+def _extent(lines: Sequence[str], points: float) -> tuple[int, int]:
+    width = max(map(len, lines), default=0) * _advance(points)
+    return int(np.ceil(width)), len(lines) * _line(points)
+
+
+def _fit(text: str, width: float, points: float) -> str:
+    """One line, cut off where it is wider."""
+    shown, most = _shown(text), int(width / _advance(points))
+    return shown if len(shown) <= most else shown[: max(0, most - 4)] + " ..."
+
+
+def _shown(text: str) -> str:
+    """What the font can show, on one line; in place of anything else a box, but for marks that nobody sees."""
+    known = _glyphs()
+    seen = (c for c in text if unicodedata.category(c) != "Cf")
+    return "".join(" " if c.isspace() else c if ord(c) in known else "\u25a1" for c in seen)
+
+
+@lru_cache
+def _glyphs() -> frozenset[int]:
+    """The characters of the font whose script runs from left to right, unjoined."""
+    font = font_manager.get_font(font_manager.findfont(FONT))
+    visible = (c for c in font.get_charmap() if unicodedata.category(chr(c))[0] != "C")
+    return frozenset(c for c in visible if c < 0x530 or 0x1E00 <= c < 0xFB00)
+
+
+def batch(rows: Batch, file: Path, streams: Sequence[str], title: str) -> None:
+    """A packed batch (numpy arrays), PNG: each row in document order, below it each stream as it is laid out.
+
+    A colour is a document, its shade the stream; padding is hatched; thin lines are the bounds of images, clips and
+    bidirectional spans. The first `ROWS` rows are drawn.
+    """
+    tokens = {name: rows[name] for name in streams}
+    shown = min(ROWS, len(tokens[streams[0]].rank))
+    length = sum(t.rank.shape[1] for t in tokens.values())
+    strips = 1 + len(streams)
+    height = 1.5 + 0.22 * shown * (strips + 0.9)
+    figure = Figure(figsize=(WIDTH / DPI, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08))
+    axis = figure.add_subplot()
+    y, ticks = 0.0, []
+    for b in range(shown):
+        of = {name: np.full(t.rank.shape[1], m) for m, (name, t) in enumerate(tokens.items())}
+        field = lambda name, b=b: np.concatenate([getattr(t, name)[b] for t in tokens.values()])
+        order = field("rank").argsort()
+        stream = np.concatenate(list(of.values()))[order]
+        segment, unit, span = (field(name)[order] for name in ("segment", "unit", "span"))
+        _strip(axis, y, length, segment, stream, len(streams), unit, span)
+        _numbers(axis, y, segment, field("source")[order], field("doc_id")[order], length)
+        ticks.append((y + 0.5, f"row {b}, in order"))
+        for name, t in tokens.items():
+            y += 1
+            _strip(axis, y, length, t.segment[b], of[name], len(streams), t.unit[b], t.span[b])
+            ticks.append((y + 0.5, f"{_fit(name, 200, POINTS)} {100 * (t.segment[b] != 0).mean():.1f} %"))
+        y += 1.9
+    axis.set(xlim=(0, length), ylim=(y - 0.8, -0.1), xlabel="tokens; a number is source:document")
+    axis.set_yticks([at for at, _ in ticks], [label for _, label in ticks], fontsize=8, parse_math=False)
+    axis.tick_params("y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    left_out = len(tokens[streams[0]].rank) - shown
+    more = f"; {left_out} more rows are not drawn" if left_out else ""
+    figure.suptitle(_fit(title, WIDTH - 2 * MARGIN - 8 * len(more), 12) + more, fontsize=11, parse_math=False)
+    _legend(figure, streams)
+    figure.savefig(file, dpi=DPI, format="png")
+
+
+def _colour(segment, stream, streams: int) -> np.ndarray:
+    """`[n, 3]`: of ten colours the document's, the whiter the later the stream; neighbours always differ."""
+    base = np.array(colormaps["tab10"].colors)[[0, 1, 2, 3, 4, 5, 6, 8, 9]][(np.asarray(segment) - 1) % 9]
+    white = 0.65 * np.asarray(stream)[:, None] / max(1, streams - 1)
+    return base * (1 - white) + white
+
+
+def _strip(axis, y, length, segment, stream, streams, unit, span) -> None:
+    """One line of tokens from y to y + 1."""
+    n = len(segment)
+    colours = np.where(segment[:, None] == 0, 0.93, _colour(segment, stream, streams))
+    axis.imshow(colours[None], extent=(0, n, y + 0.95, y + 0.05), aspect="auto", interpolation="nearest")
+    for begin, end in _runs(segment == 0):
+        axis.add_patch(Rectangle((begin, y + 0.05), end - begin, 0.9, fc="none", ec="#aaaaaa", hatch="////", lw=0))
+    inside = ((np.diff(unit) != 0) | (np.diff(span) != 0)) & (np.diff(segment) == 0)
+    for bounds, colour, width in ((inside, INK, 0.6), (np.diff(segment) != 0, "white", 1.2)):
+        at = np.flatnonzero(bounds) + 1
+        width = min(width, 0.08 * WIDTH * n / length / max(1, len(at)))  # many lines must not cover what they part
+        lines = [[(x, y + 0.05), (x, y + 0.95)] for x in at]
+        axis.add_collection(LineCollection(lines, colors=colour, linewidths=width))
+
+
+def _runs(mask) -> Iterable[tuple[int, int]]:
+    """Begin and end of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
+    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def _numbers(axis, y, segment, source, doc_id, length) -> None:
+    """Each document's source and number, where there is room."""
+    for s in range(1, segment.max(initial=0) + 1):
+        (where,) = np.nonzero(segment == s)
+        if len(where) == 0:
+            continue
+        label = f"{source[where[0]]}:{doc_id[where[0]]}"
+        if len(where) / length * (WIDTH - 160) > 6 * len(label):
+            font = dict(fontsize=6.5, color="white", ha="center", va="center_baseline", weight="bold")
+            text = axis.text(where.mean() + 0.5, y + 0.5, label, **font)
+            text.set_bbox(dict(facecolor="#000000a0", edgecolor="none", pad=1))
+
+
+def _legend(figure, streams) -> None:
+    shade = lambda m: _colour([1], [m], len(streams))[0]
+    handles = [Patch(fc=shade(m), label=_fit(name, 160, POINTS)) for m, name in enumerate(streams)]
+    handles += [
+        Patch(fc="#ededed", ec="#aaaaaa", hatch="////", lw=0, label="padding"),
+        Patch(fc="none", ec=INK, lw=0.6, label="image, clip or span"),
+    ]
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,165 @@
+"""Between what people have (text, pictures, sound, pen strokes) and the tokens that a run was trained on."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mot.config import Config
+from mot.config.options import EXAMPLE
+from mot.data import embedded, sources
+from mot.data.manifest import check_files, files, read_json
+from mot.errors import UserError
+from mot.generate import sounds
+from mot.prepare import media, tokenise
+from mot.prepare.inputs import inside, short
+from mot.prepare.raw import KINDS, MAX_LINE, Part, Raw, filled, ids_part, modality_of, text
+from mot.prepare.tokenise import Tools
+from mot.tokenizers.given import GivenIds
+
+WHOLE = 2**62  # tokens: no document is cut
+
+
+class Codec(NamedTuple):
+    """By modality: a part of a document to ids from 0, or float32 `[n, P]`; and back.
+
+    What comes back is text, an image uint8 `[H, W, 3]`, an audio's spectrogram in dB `[bands, n]`, low bands first, an
+    action's strokes, `[k, 2]` each, or latents and ids of one's own, `[n]`, as they are. `encode` raises `ValueError`
+    with what is wrong. `sound` makes float samples `[n]` of a spectrogram, with a seed for its phase, and says how many
+    of them are a second.
+    """
+
+    modalities: tuple[str, ...]
+    encode: Callable[[Part], np.ndarray]
+    decode: Callable[[str, np.ndarray], Any]
+    sound: Callable[[np.ndarray, int], tuple[np.ndarray, int]] | None = None  # of a run that has audio
+
+
+def of(config: Config) -> Codec:
+    """That of a run's data; raises `UserError` where tokenizers are not as they were."""
+    if sources.is_embedded(config):
+        return _digits(config)
+    media, abouts = {}, []
+    for address in config.data.sources.values():
+        folder = sources.local(address)
+        abouts.append(read_json(folder))
+        listed = [file for file in files(abouts[-1]) if file[0].startswith("tokenizers/")]
+        check_files(folder, listed, digests=True)
+        tools = tokenise.load(folder / "tokenizers")
+        media = tools.media | media
+    for modality, tokens in sources.unit_lengths(abouts).items():
+        if isinstance(tool := media.get(modality), GivenIds):
+            media[modality] = GivenIds(tool.ids, tokens)
+    return _records(Tools(tools.text, media))
+
+
+def _records(tools: Tools) -> Codec:
+    def encode(part: Part) -> np.ndarray:
+        (record, _), *_ = tokenise.records(Raw("", (part,)), tools, WHOLE).records
+        data = record.spans[0].data
+        return data.astype(np.float32 if data.dtype.kind == "f" else np.int64)
+
+    def decode(kind: str, data: np.ndarray):
+        return tools.text.decode(data.tolist()) if kind == "text" else tools.media[kind].decode(data)
+
+    def sound(decibels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
+        return sounds.of(tools.media["audio"], decibels, seed)
+
+    return Codec(tools.modalities, encode, decode, sound)
+
+
+def _digits(config: Config) -> Codec:
+    tokenizer, vectors = embedded.load_tokenizer(), config.streams["image"].latent > 0
+    tokenizer.encode_special_tokens = True  # text that spells a special token is text
+
+    def encode(part: Part) -> np.ndarray:
+        if part.kind == "text":
+            return np.array(tokenizer.encode(part.content).ids, np.int64)
+        levels = grey(media.image(part.content))
+        return embedded.patches(levels) if vectors else levels
+
+    def decode(kind: str, data: np.ndarray):
+        return tokenizer.decode(data.tolist()) if kind == "text" else paper(levels_of(data))
+
+    return Codec(("text", "image"), encode, decode)
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    """Grey levels `[64]` of the square in the middle of a picture uint8 `[H, W, 3]`, ink on white paper."""
+    height, width, _ = picture.shape
+    square, side = min(height, width), embedded.SIDE
+    left, top = (width - square) // 2, (height - square) // 2
+    box = (left, top, left + square, top + square)
+    small = np.asarray(Image.fromarray(picture).convert("L").resize((side, side), Image.Resampling.BOX, box))
+    return np.rint((255 - small.astype(float)) * (embedded.LEVELS - 1) / 255).astype(int).reshape(-1)
+
+
+def levels_of(data: np.ndarray) -> np.ndarray:
+    """Grey levels `[64]` of a digit's ids or vectors."""
+    return embedded.levels(data) if data.ndim == 2 else data
+
+
+def paper(levels: np.ndarray) -> np.ndarray:
+    """A digit's grey levels `[64]` as ink on white paper, uint8 `[8, 8, 3]`."""
+    small = np.rint(255 - levels * 255 / (embedded.LEVELS - 1)).astype(np.uint8)
+    return np.repeat(small.reshape(embedded.SIDE, embedded.SIDE, 1), 3, axis=2)
+
+
+def read_document(file: Path) -> tuple[Part, ...]:
+    """The parts of an interleaved document, a JSON list like EXAMPLE; media lie in its folder. Raises `UserError`."""
+    try:
+        media.check_file(file, MAX_LINE)
+        content = json.loads(text(file.read_bytes(), "the file").removeprefix("\ufeff"))  # a byte order mark
+        if not isinstance(content, list):
+            raise ValueError(f"{short(content)}; a list of parts is needed, as {EXAMPLE}")
+        folder = os.path.realpath(file.parent)
+        return filled([_part(i, part, folder) for i, part in enumerate(content, 1)])
+    except RecursionError:
+        raise UserError(f"--prompt-file={file}: not JSON: nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"--prompt-file={file}: not JSON ({error}); write {EXAMPLE}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"--prompt-file={file}: {error}") from None
+
+
+def _part(number: int, part, folder: str) -> Part:
+    try:
+        if isinstance(part, dict) and "ids" in part:
+            return _there(ids_part(part, folder))
+    except ValueError as error:
+        raise ValueError(f"part {number}: {error}") from None
+    if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in KINDS:
+        keys = f"{', '.join(KINDS)} is needed, or ids and modality"
+        raise ValueError(f"part {number} is {short(part)}; an object with one of the keys {keys}")
+    ((kind, value),) = part.items()
+    if not isinstance(value, str):
+        raise ValueError(f"part {number} is {short(part)}; its value must be text, or a file's name")
+    try:
+        return Part(kind, text(value) if kind == "text" else inside(folder, value))
+    except ValueError as error:
+        raise ValueError(f"part {number}: {error}") from None
+
+
+def _there(part: Part) -> Part:
+    if isinstance(part.content, ValueError):
+        raise part.content
+    return part
+
+
+def tokens(parts: Sequence[Part], codec: Codec) -> list[tuple[str, np.ndarray]]:
+    """Modality and data of each part, without what is blank; raises `ValueError` that names the part."""
+    found = []
+    for number, part in enumerate(parts, 1):
+        try:
+            kind = modality_of(part.kind)
+            if kind not in codec.modalities:
+                raise ValueError(f"this run has no {kind}; it has {', '.join(codec.modalities)}; leave it out")
+            if part.kind != "text" or part.content.strip():
+                found.append((kind, codec.encode(part)))
+        except ValueError as error:
+            raise ValueError(f"part {number}: {error}") from None
+    return found

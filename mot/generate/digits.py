@@ -1,0 +1,112 @@
+"""Of a run on the embedded data: digits drawn from captions and judged, held-out digits read, free text."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mot.config.options import Settings
+from mot.data import embedded
+from mot.data.embedded import NAMES
+from mot.errors import UserError
+from mot.generate import codecs, opened, pictures
+from mot.generate.judge import judge
+from mot.generate.opened import Model
+from mot.prepare.raw import Part
+
+CAPTION, BEGINNING = 21, 48  # tokens of a prompt and of a text's beginning, at most
+READ, TEXT = 48, 96  # tokens of a caption that is read, and of what follows a beginning
+PROMPTS = tuple(f"a handwritten {name}" for name in NAMES)
+ENLARGED = 16  # pixels of a grey level's side
+COLUMNS = 5  # more, and a report shows titles too small to read
+
+
+class Wanted(NamedTuple):
+    prompts: tuple[str, ...]  # in turn,
+    drawn: int  # until so many digits are drawn
+    read: int  # held-out digits to caption
+    texts: tuple[str, ...]
+    seed: int
+    grid: bool
+
+
+def faults(prompts: Sequence[str]):
+    """What of the prompts is no caption."""
+    known = set(_words(" ".join(embedded.all_captions())))
+    for prompt in prompts:
+        odd = [word for word in _words(prompt) if word not in known]
+        if unknown := odd or ([] if _words(prompt) else [prompt.strip() or "nothing"]):
+            yield (
+                f"--prompt {prompt!r}: {', '.join(unknown)} is in no caption; allowed words: {' '.join(sorted(known))}"
+                "; free text goes with --text"
+            )
+
+
+def samples(model: Model, wanted: Wanted, settings: Settings) -> tuple[dict[str, bytes], dict]:
+    """Pictures by file name, and the record: judge (its accuracy), drawn, read, text."""
+    encode = lambda text: model.codec.encode(Part("text", text))
+    for flag, given, most in (("prompt", wanted.prompts, CAPTION), ("text", wanted.texts, BEGINNING)):
+        for value in given:
+            if (n := len(encode(value))) > most:
+                raise UserError(f"--{flag} {value[:60]!r}: {n} tokens; there is room for {most}; shorten it")
+    as_text = lambda text: opened.prompt([("text", encode(text))], model.config)
+    follow = lambda prompts, title, **how: opened.rows(model, prompts, settings, title, wanted.seed, **how)
+
+    prompts = [wanted.prompts[i % len(wanted.prompts)] for i in range(wanted.drawn)]
+    image = opened.stream_of(model.config, "image")
+    found = follow([as_text(p) for p in prompts], "drawing", text=0, media=1, opens=image)
+    drawn = [codecs.levels_of(row.parts[0].data) for row in found]
+
+    shown, labels = (x[: wanted.read] for x in embedded.labelled(model.held_out))
+    encoded = [model.codec.encode(Part("image", codecs.paper(x))) for x in shown]
+    found = follow([opened.prompt([("image", x)], model.config) for x in encoded], "reading", text=READ, media=0)
+    captions = [_text(model, row) for row in found]
+
+    found = follow([as_text(text) for text in wanted.texts], "writing", text=TEXT, media=0)
+    cut = lambda row: "" if row.ended else f" ... (cut after {TEXT} tokens)"
+    texts = [text + _text(model, row) + cut(row) for text, row in zip(wanted.texts, found, strict=True)]
+
+    classify, accuracy = judge(model.training, model.held_out)
+    asked = [embedded.named(prompt) for prompt in prompts]
+    judged = classify(np.stack(drawn)).tolist() if drawn else []
+    named = [embedded.named(caption) for caption in captions]
+    record = {"judge": accuracy, "drawn": _score(asked, judged) | {"prompts": list(wanted.prompts)}}
+    record |= {"read": _score(labels.tolist(), named) | {"captions": captions}, "text": texts}
+    files, large = {}, lambda levels: codecs.paper(levels).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+    if drawn and wanted.grid:
+        files["grid.png"] = pictures.grid([large(x) for x in drawn])
+    elif drawn:
+        columns = len(wanted.prompts) if 1 < len(wanted.prompts) < COLUMNS else COLUMNS
+        files["digits.png"] = pictures.titled([large(x) for x in drawn], prompts, columns)
+    if captions:
+        wrong = ["" if n == label else "WRONG: " for n, label in zip(named, labels, strict=True)]
+        titles = [w + c for c, w in zip(captions, wrong, strict=True)]
+        files["captions.png"] = pictures.titled([large(x) for x in shown], titles, COLUMNS)
+    return files, record
+
+
+def summary(record: dict) -> list[str]:
+    lines, drawn, read = [], record["drawn"], record["read"]
+    if drawn["asked"]:
+        lines.append(
+            f"digits drawn as asked: {drawn['right']} of {drawn['asked']}, by a classifier right "
+            f"on {100 * record['judge']:.1f} % of real held-out digits"
+        )
+    if read["asked"]:
+        lines.append(f"captions that name the digit: {read['right']} of {read['asked']}")
+    return lines + [f"text: {text!r}" for text in record["text"]]
+
+
+def _text(model: Model, row) -> str:
+    return "".join(model.codec.decode("text", part.data) for part in row.parts)
+
+
+def _score(asked: Sequence[int | None], got: Sequence[int | None]) -> dict[str, int]:
+    """How many ask for a digit, and how many of these got it."""
+    right = sum(a == b and a is not None for a, b in zip(asked, got, strict=True))
+    return {"asked": sum(a is not None for a in asked), "right": right}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)

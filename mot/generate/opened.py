@@ -1,0 +1,95 @@
+"""A run opened to generate from, and any number of rows from it, in batches."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mot.config import Config
+from mot.console import announce, phase
+from mot.data import sources
+from mot.data.mixture import Sources
+from mot.errors import UserError
+from mot.generate import codecs, layout
+from mot.generate.layout import Format
+from mot.generate.sampling import Generated, Part, Sampler, Settings
+from mot.train import loop
+
+ROWS = 64  # of a batch at most
+
+
+class Model(NamedTuple):
+    """A checkpoint of a run, and what it needs to generate."""
+
+    path: Path
+    config: Config
+    step: int
+    format: Format
+    codec: codecs.Codec
+    training: Sources
+    held_out: Sources
+    sampler: Sampler  # compiles once for all steps of a run
+
+
+def opened(path: Path, step: int | None = None) -> Model:
+    """The newest checkpoint, or that of `step`; raises `UserError` where it cannot be had, or its data are others."""
+    with phase("reading the checkpoint"):
+        config, position, params = loop.load(path, step)
+    format = layout.of(config)
+    # Nothing but tokenizers is read of a dataset, and these are verified where they are opened.
+    data = dataclasses.replace(config.data, verify=False)
+    with phase("opening the data"):
+        training, held_out = sources.open_(dataclasses.replace(config, data=data))
+    if position.data != training.digest:
+        raise UserError(
+            f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another Python "
+            "has another manual, a dataset may be prepared anew); sample where it was trained"
+        )
+    sampler = Sampler(params, config, format)
+    return Model(path, config, position.step, format, codecs.of(config), training, held_out, sampler)
+
+
+def at(model: Model, step: int) -> Model:
+    """Another step of the same run; the model given is it from now on."""
+    _, position, model.sampler.params = loop.load(model.path, step)
+    return model._replace(step=position.step)
+
+
+def draws(config: Config, format: Format) -> list[str]:
+    """The modalities other than text that a run learned to draw, in the order of its streams."""
+    media = {medium.stream for medium in format.media}
+    return [s.modality for name, s in config.streams.items() if name in media and s.objective != "none"]
+
+
+def stream_of(config: Config, modality: str) -> str:
+    return next(name for name, stream in config.streams.items() if stream.modality == modality)
+
+
+def prompt(parts: Sequence[tuple[str, object]], config: Config) -> list[Part]:
+    """Of modalities and data: a prompt for `rows`."""
+    return [Part(stream_of(config, kind), data) for kind, data in parts]
+
+
+def rows(
+    model: Model, prompts: Sequence[Sequence[Part]], settings: Settings, title: str, seed: int, **how
+) -> list[Generated]:
+    """What follows each prompt, in batches of equal size, ROWS at most; `how` is that of `Sampler`."""
+    if not prompts:
+        return []
+    batches = -(-len(prompts) // ROWS)
+    size = -(-len(prompts) // batches)
+    console, found = Console(stderr=True), []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    announce(f"{title}: {len(prompts)} rows in {batches} batches; the first compiles their programs")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=len(prompts))
+        for first in range(0, len(prompts), size):
+            mine = list(prompts[first : first + size])
+            # The last batch is filled up: another shape would be compiled anew.
+            whole = mine + mine[-1:] * (size - len(mine))
+            found += model.sampler(whole, settings, seed=seed, first=first, **how)[: len(mine)]
+            bar.advance(task, len(mine))
+    return found

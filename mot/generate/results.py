@@ -1,0 +1,76 @@
+"""A folder of samples: written whole, over what an earlier `mot sample` wrote there, and over nothing else."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from mot.errors import UserError
+from mot.files import write_atomically
+from mot.runs import tensorboard
+
+RECORD = "samples.json"
+PARTIAL = ".samples.partial"
+NAMES = re.compile(
+    r"(digits|captions|grid|documents)\.png|grid\.wav|samples\.json|document-\d+(-\d+)?\.(json|txt|png|npy|wav)"
+)
+
+
+def refuse_foreign(out: Path) -> set[str]:
+    """The files there that an earlier `mot sample` wrote; raises `UserError` for one of such a name that it did not."""
+    if not out.exists():
+        return set()
+    if not out.is_dir():
+        raise UserError(f"{out} is no folder; choose another --out")
+    ours = _earlier(out)
+    for file in sorted(out.iterdir()):
+        if NAMES.fullmatch(file.name) and file.name not in ours:
+            raise UserError(f"{file} was not written by mot sample and is not overwritten; choose another --out")
+    return ours
+
+
+def _earlier(out: Path) -> set[str]:
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        if {"drawn", "read", "judge"} <= record.keys() and "files" not in record:  # an earlier version's
+            return {"digits.png", "captions.png", RECORD}
+        return {name for name in record["files"] if NAMES.fullmatch(name)} | {RECORD}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return set()
+
+
+def write(out: Path, files: dict[str, bytes], record: dict) -> None:
+    """The files and, last, `samples.json`, which names them; then what earlier samples there have beyond these goes.
+
+    Interrupted, it leaves a record that says so and names what is ours, so that the next call can replace it.
+    """
+    ours = refuse_foreign(out)
+    out.mkdir(parents=True, exist_ok=True)
+    stage = out / PARTIAL
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        for name, content in files.items():
+            write_atomically(stage / name, content)
+        write_atomically(stage / RECORD, json.dumps(record | {"files": sorted(files)}, indent=1))
+        write_atomically(out / RECORD, json.dumps({"interrupted": True, "files": sorted({*ours, *files})}))
+        for name in files:
+            os.replace(stage / name, out / name)
+        for name in ours - files.keys() - {RECORD}:
+            (out / name).unlink(missing_ok=True)
+        os.replace(stage / RECORD, out / RECORD)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def show(run: Path, step: int, files: Mapping[str, bytes], words: str) -> None:
+    """In the run's TensorBoard at that step: words, pages, and sounds, but no picture of a single part."""
+    pages, sounds = {}, {}
+    for name, content in files.items():
+        if name.endswith(".wav"):
+            sounds[Path(name).stem] = content
+        elif name.endswith(".png") and not name.startswith("document-"):
+            pages[Path(name).stem] = content
+    tensorboard.samples(run, step, words, pages, sounds)

@@ -1,0 +1,382 @@
+"""Generation of interleaved documents by one cached decoder: tokens, then an image or clip, then tokens again.
+
+Rows advance in phases, one compiled program for each: the prompt at once, ids one by one, a unit of vectors by solving
+from noise with its clean result written into the cache. Rows that are not in a phase pass it as padding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from mot.batches import Tokens
+from mot.config import Config
+from mot.config.options import Settings
+from mot.data.packing import document, pack
+from mot.errors import UserError
+from mot.generate.layout import Format, Medium
+from mot.model import caches, transformer
+from mot.model.caches import Cache
+from mot.objectives import diffusion
+
+SLOTS = 64  # a cache's length is a multiple of this, and a prompt's of PROMPT: few shapes, few compilations
+PROMPT = 8
+NONE = -1  # no id
+DOCUMENT, APART = 1, 2  # segments: a row's document; a unit that sees nothing but itself, for guidance
+
+
+class Part(NamedTuple):
+    """A stretch of one stream: ids from 0 on, of the stream's own tokenizer, or vectors `[n, P]`."""
+
+    stream: str
+    data: np.ndarray
+
+
+class Generated(NamedTuple):
+    parts: list[Part]  # what follows the prompt, without <bos>, <eos> and the markers around units
+    ended: bool  # by <eos>; else there was no more room
+
+
+@struct.dataclass
+class State:
+    """Where each row is."""
+
+    cache: Cache
+    h_BD: jax.Array  # the last token's state, of which the next id is chosen
+    place_B: jax.Array  # rank and position of the next token
+
+
+class Sampler:
+    """A model ready to generate; its programs are compiled once for each shape and setting."""
+
+    def __init__(self, params: dict, config: Config, format: Format):
+        """Raises `UserError` for a model that cannot continue a document."""
+        if config.data.blocks == "document":
+            raise UserError(
+                "data.blocks: 'document'; this model's tokens all see later ones, so it continues no document; train "
+                "with 'units' or 'prefix'"
+            )
+        config = _without_training(config)
+        self.params, self.config, self.format = params, config, format
+        self.drawn = tuple(m for m in format.media if config.streams[m.stream].objective != "none")
+        compiled = lambda f, *static, **more: jax.jit(partial(f, config=config), static_argnames=static, **more)
+        self._prefill = compiled(_prefill, "slots")
+        # A donated state's cache is written in place.
+        self._feed = compiled(_feed, "stream", donate_argnames="state")
+        self._ids = compiled(_ids, "stream", "settings", "most", donate_argnames="state")
+        self._vectors = compiled(_vectors, "stream", "settings", "tokens", donate_argnames="state")
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[Part]],
+        settings: Settings = Settings(),  # noqa: B008
+        text: int = 64,
+        media: int = 1,
+        opens: str = "",
+        length: int = 0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> list[Generated]:
+        """What follows each prompt: at most `text` tokens and `media` units, first one of stream `opens` if given.
+
+        Units of no fixed length get at most `length` ids, or so many vectors. Row i depends on first + i, its prompt
+        and the arguments, and on no other row. Raises `UserError` for what this model cannot do, and where its logits
+        are not finite.
+        """
+        self._check(prompts, settings, media, opens, length)
+        rows = [_Row(prompt, text, media, self.format.medium(opens)) for prompt in prompts]
+        batch = _prompts(prompts, self.config, self.format, opens)
+        longest = max([m.tokens or length for m in self.drawn] or [0])
+        slots = sum(t.token.shape[1] for t in batch.values()) + text + media * (longest + 2) + max(longest, 1)
+        state = self._prefill(self.params, batch, slots=-(-slots // SLOTS) * SLOTS)
+        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(len(rows)))
+        while not all(row.ended or row.full for row in rows):
+            state = self._text(state, rows, keys_B, settings, text)
+            for medium in self.drawn:
+                if any(row.unit == medium for row in rows):
+                    state = self._unit(state, rows, keys_B, settings, medium, length)
+        return [Generated(row.parts, row.ended) for row in rows]
+
+    def _text(self, state, rows, keys_B, settings, most):
+        """Ids of text, until each row opens a unit, ends, or has no more room."""
+        on = [row.unit is None and not row.ended and not row.full for row in rows]
+        if not any(on):
+            return state
+        allowed_BV = np.stack([self._allowed(row) for row in rows])
+        stops_V = np.zeros(self.config.vocab, bool)
+        stops_V[[self.format.eos, *(m.opens for m in self.format.media)]] = True
+        left = np.array([row.text for row in rows])
+        found, state = self._choose(state, on, left, keys_B, allowed_BV, stops_V, self.format.text, settings, most)
+        opened = np.full(len(rows), NONE)
+        for i, row in enumerate(rows):
+            if on[i]:
+                opened[i] = row.take_text(found[i], self.format, self.config)
+        return self._mark(state, opened)
+
+    def _allowed(self, row) -> np.ndarray:
+        text, allowed_V = self.config.streams[self.format.text], np.zeros(self.config.vocab, bool)
+        allowed_V[text.first_id : text.first_id + text.ids] = True
+        allowed_V[list(self.format.special)] = False
+        allowed_V[[self.format.eos, *(m.opens for m in self.drawn if row.media)]] = True
+        return allowed_V
+
+    def _unit(self, state, rows, keys_B, settings, medium: Medium, length):
+        """One image or clip, in the rows that have opened it, and its closing marker."""
+        on, n = np.array([row.unit == medium for row in rows]), medium.tokens or length
+        stream = self.config.streams[medium.stream]
+        if stream.latent:
+            name = medium.stream
+            found, finite, state = self._vectors(
+                self.params, state, on, keys_B, stream=name, tokens=n, settings=settings
+            )
+            _refuse_not_finite(on & ~np.asarray(finite), f"vectors of {name}")
+        else:
+            allowed_V, stops_V = np.zeros((2, self.config.vocab), bool)
+            allowed_V[stream.first_id : stream.first_id + stream.ids] = True
+            if not medium.tokens:
+                allowed_V[medium.closes] = stops_V[medium.closes] = True
+            allowed_BV, left = np.tile(allowed_V, (len(rows), 1)), np.full(len(rows), n)
+            found, state = self._choose(state, on, left, keys_B, allowed_BV, stops_V, medium.stream, settings, n)
+            found = [np.array([i - stream.first_id for i in ids if i != medium.closes], int) for ids in found]
+        for row, mine, data in zip(rows, on, found, strict=True):
+            if mine:
+                row.take_unit(medium, np.asarray(data))
+        return self._mark(state, np.where(on, medium.closes, NONE))
+
+    def _choose(self, state, on, left, keys_B, allowed_BV, stops_V, stream, settings, most):
+        """Ids of one stream for the rows that are `on`, each up to `left` of them or to one that stops it."""
+        arguments = (np.asarray(on), left, keys_B, allowed_BV, stops_V)
+        found, finite, state = self._ids(self.params, state, *arguments, stream=stream, settings=settings, most=most)
+        _refuse_not_finite(np.asarray(on) & ~np.asarray(finite), f"logits of {stream}")
+        return [[int(i) for i in ids if i >= 0] for ids in np.asarray(found)], state
+
+    def _mark(self, state, ids):
+        """A marker fed to the rows that have one."""
+        if (ids == NONE).all():
+            return state
+        return self._feed(self.params, state, ids, ids != NONE, stream=self.format.text)
+
+    def _check(self, prompts, settings, media, opens, length):
+        if settings.solver not in diffusion.SOLVERS:
+            raise UserError(
+                f"solver {settings.solver!r} is unknown; allowed: {', '.join(diffusion.SOLVERS)}; choose one"
+            )
+        for medium in self.drawn:
+            stream = self.config.streams[medium.stream]
+            if stream.diffuses and settings.guidance != 1 and not stream.diffusion.drop:
+                raise UserError(
+                    f"guidance {settings.guidance:g} needs a model that also knows {medium.stream} without its text, "
+                    f"and this one was trained with streams.{medium.stream}.diffusion.drop = 0; write guidance 1, or "
+                    "train with drop=0.1"
+                )
+            if not medium.tokens and not length:
+                raise UserError(f"{medium.stream} have no fixed length; say how many tokens at most (length)")
+        if opens and self.format.medium(opens) not in self.drawn:
+            if self.format.medium(opens):
+                raise UserError(f"streams.{opens}.objective: 'none'; this model reads {opens} and draws none")
+            names = ", ".join(m.stream for m in self.drawn)
+            raise UserError(
+                f"opens {opens!r} is no stream that this model draws; allowed: {names or 'none'}; choose one"
+            )
+        if opens and media < 1:
+            raise UserError(f"media {media}, but {opens} is to be opened; allow at least 1, or open none")
+        names = list(self.config.streams)
+        for i, prompt in enumerate(prompts):
+            used = dict.fromkeys(names, 0)
+            for part in prompt:
+                used[part.stream] += len(part.data)
+            for name, n in used.items():
+                if n > (budget := self.config.streams[name].budget):
+                    raise UserError(
+                        f"prompt {i + 1} has {n} tokens of {name}, and the model's rows at most {budget} "
+                        f"(streams.{name}.budget); shorten it"
+                    )
+
+
+def _without_training(config: Config) -> Config:
+    """Nothing is kept for a way back; experts take all, as a token by itself has no share of a row's capacity."""
+    dropless = lambda sets: {tower: replace(s, capacity=0.0) for tower, s in sets.items()}
+    m = replace(config.model, remat="none")
+    return replace(config, model=m, attn=dropless(config.attn), ffn=dropless(config.ffn))
+
+
+class _Row:
+    """What the host knows of a row."""
+
+    def __init__(self, prompt, text: int, media: int, unit: Medium | None):
+        self.text, self.media = text, media  # room that is left
+        self.unit = unit  # opened, to be generated
+        self.parts: list[Part] = []
+        self.ended = False
+
+    @property
+    def full(self) -> bool:
+        return self.unit is None and not self.text
+
+    def take_text(self, ids, format, config) -> int:
+        """The marker to feed, or NONE."""
+        self.text -= len(ids)
+        last = ids[-1]
+        medium = next((m for m in format.media if m.opens == last), None)
+        self.ended, self.unit = last == format.eos, medium
+        if plain := [i - config.streams[format.text].first_id for i in (ids[:-1] if self.ended or medium else ids)]:
+            self.parts.append(Part(format.text, np.array(plain)))
+        return last if medium else NONE
+
+    def take_unit(self, medium, data):
+        self.parts.append(Part(medium.stream, data))
+        self.media -= 1
+        self.unit = None
+
+
+def _refuse_not_finite(bad_B, what):
+    if bad_B.any():
+        raise UserError(
+            f"row {int(np.argmax(bad_B)) + 1}: the {what} are not finite (NaN or infinity); the checkpoint is of a run "
+            "that has diverged; take an earlier --step"
+        )
+
+
+def _prompts(prompts, config, format, opens: str):
+    """The prompts as a batch of the streams that they have."""
+    names, is_prefix = list(config.streams), config.data.blocks == "prefix" and opens
+    documents = [_document(prompt, config, format, opens) for prompt in prompts]
+    documents = [d._replace(span=np.ones_like(d.span)) if is_prefix else d for d in documents]
+    used = np.max([np.bincount(d.stream, minlength=len(names)) for d in documents], axis=0)
+    budgets = [int(-(-n // PROMPT) * PROMPT) for n in used]
+    batch = pack([[d] for d in documents], names, budgets, [s.latent for s in config.streams.values()])
+    return {name: tokens for name, tokens in batch.items() if tokens.token.shape[1]}
+
+
+def _document(prompt, config, format, opens: str):
+    """<bos> and a prompt's parts, units between markers; then the marker that opens a unit."""
+    names = list(config.streams)
+    runs, values = [([format.bos], format.text, 0)], {}  # ids, stream, unit
+    for unit, part in enumerate(prompt, 1):
+        stream, medium = config.streams[part.stream], format.medium(part.stream)
+        ids = np.zeros(len(part.data), int) if stream.latent else np.asarray(part.data) + stream.first_id
+        if stream.latent:
+            values.setdefault(names.index(part.stream), []).append(part.data)
+        run = (ids, part.stream, unit if medium else 0)
+        mark = lambda marker: ([marker], format.text, 0)
+        runs += [mark(medium.opens), run, mark(medium.closes)] if medium else [run]
+    runs += [([format.medium(opens).opens], format.text, 0)] if opens else []
+    each = lambda value: np.repeat([value(run) for run in runs], [len(ids) for ids, _, _ in runs])
+    stream, unit = each(lambda run: names.index(run[1])), each(lambda run: run[2])
+    span = np.where(np.isin(stream, list(values)), unit, 0)  # vectors see their unit both ways
+    values = {s: np.concatenate(x) for s, x in values.items()}
+    token = np.concatenate([ids for ids, _, _ in runs])
+    return document(0, 0, token, stream, np.zeros(len(stream)), unit, span, values=values)
+
+
+# --- what is compiled ----------------------------------------------------------------------------------------------
+
+
+def _prefill(params, batch, *, config, slots: int) -> State:
+    """The prompts in a cache, and each row's last state; no logits."""
+    rows = next(iter(batch.values())).token.shape[0]
+    output = transformer.forward(params, batch, config, causal=True, cache=caches.empty(config, rows, slots))
+    cache = caches.keep(output.cache)
+    at_last = lambda h_RD, t: jnp.where(
+        (t.rank == cache.used[:, None] - 1)[..., None], h_RD.reshape(*t.rank.shape, -1), 0
+    )
+    return State(cache, sum(at_last(*x).sum(1) for x in output.hidden), cache.used)
+
+
+def _step(params, state: State, tokens: Tokens, stream: str, config):
+    """The output for one step's tokens of one stream, which see the cache."""
+    return transformer.forward(params, {stream: tokens}, config, causal=True, cache=state.cache)
+
+
+def _tokens(state: State, on_B, T: int, **given: Any) -> Tokens:
+    """The next T tokens of each row that is `on`; padding in the others."""
+    here_BT = jnp.broadcast_to(on_B[:, None], (len(on_B), T))
+    place_BT, zeros_BT = state.place_B[:, None] + jnp.arange(T)[None], jnp.zeros((len(on_B), T), jnp.int32)
+    fields = dict.fromkeys(Tokens.__dataclass_fields__, zeros_BT)
+    fields |= dict(rank=place_BT, position=place_BT[..., None], segment=jnp.where(here_BT, DOCUMENT, 0))
+    fields |= dict(private=zeros_BT > 0, noise=zeros_BT.astype(jnp.float32), value=jnp.zeros((*zeros_BT.shape, 0)))
+    return Tokens(**(fields | given))
+
+
+def _feed(params, state: State, id_B, on_B, *, stream: str, config) -> State:
+    """One id more in the rows that are `on`."""
+    output = _step(params, state, _tokens(state, on_B, 1, token=jnp.asarray(id_B)[:, None]), stream, config)
+    h_BD = jnp.where(on_B[:, None], output.hidden[0][0], state.h_BD)
+    return State(caches.keep(output.cache), h_BD, state.place_B + on_B)
+
+
+def _ids(params, state, on_B, left_B, keys_B, allowed_BV, stops_V, *, stream, settings, most, config):
+    """Ids `[B, most]`, -1 where there is none, of a stream; which rows stayed finite; the state.
+
+    An id that stops a row is not fed: it may be of another stream.
+    """
+    head_DV = transformer.head(params, config)
+
+    def more(carry):
+        return carry[2].any()
+
+    def one(carry):
+        n, state, on_B, finite_B, ids_BT = carry
+        logits_BV = jnp.matmul(state.h_BD, head_DV.astype(state.h_BD.dtype), preferred_element_type=jnp.float32)
+        finite_B &= ~on_B | jnp.isfinite(logits_BV).all(1)
+        keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
+        id_B = choose(jnp.where(allowed_BV, logits_BV, -jnp.inf), keys, settings)
+        ids_BT = ids_BT.at[:, n].set(jnp.where(on_B, id_B, -1))
+        on_B &= finite_B & ~stops_V[id_B]
+        state = _feed(params, state, id_B, on_B, stream=stream, config=config)
+        return n + 1, state, on_B & (n + 1 < left_B), finite_B, ids_BT
+
+    start = (0, state, on_B & (left_B > 0), jnp.ones_like(on_B), jnp.full((len(on_B), most), -1, jnp.int32))
+    _, state, _, finite_B, ids_BT = jax.lax.while_loop(more, one, start)
+    return ids_BT, finite_B, state
+
+
+def choose(logits_BV, keys_B, settings: Settings) -> jax.Array:
+    """`[B]` an id each: the likeliest, or drawn among the top k and the nucleus of probability p (1904.09751)."""
+    if settings.temperature == 0:
+        return logits_BV.argmax(-1).astype(jnp.int32)
+    logits_BV = logits_BV / settings.temperature
+    if settings.top_k:
+        least_B1 = jax.lax.top_k(logits_BV, min(settings.top_k, logits_BV.shape[1]))[0][:, -1:]
+        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    if settings.top_p < 1:
+        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+        before_BV = jnp.cumsum(jax.nn.softmax(sorted_BV), axis=-1) - jax.nn.softmax(sorted_BV)
+        # The likeliest has nothing before it: it stays, however small p.
+        least_B1 = jnp.where((before_BV < settings.top_p) | (before_BV == 0), sorted_BV, jnp.inf).min(-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def _vectors(params, state, on_B, keys_B, *, stream: str, tokens: int, settings: Settings, config):
+    """A unit of vectors `[B, tokens, P]` solved from noise; which rows are finite; the state with the clean unit."""
+    of, shape = config.streams[stream], (tokens, config.streams[stream].latent)
+    keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
+    noise = lambda n: jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (shape[0] * shape[1],)))(keys)
+    unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), tokens))  # a span like no other
+    of_unit = partial(_tokens, state, on_B, tokens, unit=unit_BT, span=unit_BT)
+
+    def predict(value_BTP, t):
+        given = dict(value=value_BTP, noise=jnp.full(unit_BT.shape, t, jnp.float32), private=unit_BT > 0)
+        seen = of_unit(**given)
+        conditional = _step(params, state, seen, stream, config).latents[stream]
+        if settings.guidance == 1:
+            return conditional
+        alone = seen.replace(segment=jnp.where(seen.segment > 0, APART, 0))
+        unconditional = _step(params, state, alone, stream, config).latents[stream]
+        return diffusion.guided(conditional, unconditional, settings.guidance)
+
+    def one(value_BTP, n):
+        e_BTP = noise(n + 1).reshape(value_BTP.shape) if settings.solver == "ddpm" else 0.0
+        return diffusion.step(predict, value_BTP, grid[n], grid[n + 1], of.objective, settings.solver, e_BTP), None
+
+    grid = jnp.asarray(diffusion.grid(settings.steps, settings.shift))
+    value_BTP, _ = jax.lax.scan(one, noise(0).reshape(-1, *shape), jnp.arange(settings.steps))
+    output = _step(params, state, of_unit(value=value_BTP), stream, config)
+    finite_B = jnp.isfinite(value_BTP).all((1, 2))
+    return value_BTP, finite_B, State(caches.keep(output.cache), state.h_BD, state.place_B + on_B * tokens)

@@ -1,0 +1,1 @@
+"""The model: towers by three maps around one joint attention."""

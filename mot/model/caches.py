@@ -1,0 +1,43 @@
+"""What generation remembers, in the order in which tokens came: keys, values, who sees them. It knows no towers."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from mot.batches import Info
+from mot.config import Config
+
+
+@struct.dataclass
+class Cache:
+    """Slots of each row; what lies past `used` is overwritten by the next tokens."""
+
+    kv: tuple[tuple[jax.Array, jax.Array], ...]  # by layer, k and v `[B, K, S, H]`
+    info: Info  # each `[B, S]`; segment 0 = nothing there
+    used: jax.Array  # [B]
+
+
+def empty(config: Config, rows: int, slots: int) -> Cache:
+    """`slots` must hold all tokens of a row and those of one more step."""
+    m = config.model
+    zeros = lambda: jnp.zeros((rows, m.kv_heads, slots, m.head_size), m.dtype)
+    none = lambda dtype=jnp.int32: jnp.zeros((rows, slots), dtype)
+    info = Info(none(), none(), none(), none(bool))
+    return Cache(tuple((zeros(), zeros()) for _ in range(m.layers)), info, jnp.zeros(rows, jnp.int32))
+
+
+def place(x_BKSH, new_BTKH, at_B):
+    """Keys or values of T tokens put into each row's slots from `at` on."""
+    new_BKTH = new_BTKH.swapaxes(1, 2).astype(x_BKSH.dtype)
+    return jax.vmap(lambda x, new, at: jax.lax.dynamic_update_slice(x, new, (0, at, 0)))(x_BKSH, new_BKTH, at_B)
+
+
+def place_info(cache: Cache, info: Info) -> Info:
+    """Who may see what, with new tokens behind what is used."""
+    put = jax.vmap(lambda x_S, new_T, at: jax.lax.dynamic_update_slice(x_S, new_T, (at,)))
+    return Info(*(put(x, new, cache.used) for x, new in zip(cache.info, info, strict=True)))
+
+
+def keep(cache: Cache) -> Cache:
+    """The tokens placed last become part of each row. Padding, which ranks last, does not."""
+    return cache.replace(used=(cache.info.segment != 0).sum(1, dtype=jnp.int32))

@@ -1,0 +1,122 @@
+"""Parameters and FLOPs, counted from the table of parameters; a multiply and an add are two.
+
+Model FLOPs: what the mathematics needs. Attention is counted for pairs that see each other, recomputation not at all,
+experts as a token meets `active` of them, routers that imitate not at all.
+"""
+
+import math
+
+import numpy as np
+
+from mot.batches import Batch
+from mot.config import Config
+from mot.model import params
+
+FORWARD_AND_BACKWARD = 3  # each matmul of the forward pass has two of its size in the backward pass
+
+
+def matmul_weights(config: Config) -> dict[str, int]:
+    """For each stream, the weights that multiply one of its tokens: its towers' and the head's."""
+    specs = params.table(config)
+    # `embed` is read, not multiplied; tied, it is the head too.
+    head = math.prod(specs["embed/tokens"].shape)
+    matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and _is_matrix(p))}
+    of_ids = lambda stream: 0 if config.streams[stream].latent else head
+    return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
+
+
+def _is_matrix(path: str) -> bool:
+    """Does a block's parameter multiply, as all do but norms' scales and biases?"""
+    of_norm = path.split("/")[2] == "norm" or "norm" in path.rpartition("/")[2]
+    return params.is_modulation(path) or not of_norm
+
+
+def last_weights(config: Config) -> dict[str, int]:
+    """For each stream, the weights of its FFNs' second matmuls: the last of a block, part of `matmul_weights`."""
+    last = {path: spec for path, spec in params.table(config).items() if path.endswith("/w2")}
+    return {stream: _met(last, stream, config) for stream in config.streams}
+
+
+def active_parameters(config: Config) -> dict[str, int]:
+    """For each stream, the parameters that one of its tokens meets: shared ones, its own towers', its experts'."""
+    return {stream: _met(params.table(config), stream, config) for stream in config.streams}
+
+
+def total_parameters(config: Config) -> int:
+    """All parameters but those that only serve training or causal evaluation: routers' biases and imitators."""
+    return params.count({p: s for p, s in params.table(config).items() if not _aside(p)})
+
+
+def _aside(path: str) -> bool:
+    return params.is_bias(path) or params.is_causal(path)
+
+
+def _met(specs: params.Table, stream: str, config: Config) -> int:
+    """Of these parameters, how many one of the stream's tokens meets: of E experts, the active ones."""
+    total = 0
+    for path, spec in specs.items():
+        if _serves(path, stream, config) and not _aside(path):
+            share = 1
+            if "expert" in spec.axes:
+                _, _, component, tower, _ = path.split("/")
+                sets = getattr(config, component)[tower]
+                share = sets.active / sets.experts
+            total += round(math.prod(spec.shape) * share)
+    return total
+
+
+def _in_block(path: str) -> bool:
+    return path.startswith("blocks/")
+
+
+def _serves(path: str, stream: str, config: Config) -> bool:
+    parts = path.split("/")
+    if parts[0] == "latent":
+        return parts[1] == stream
+    if parts[0] in ("embed", "head") and config.streams[stream].latent:
+        return False
+    if parts[0] == "final_norm":
+        return config.towers.norm[stream] == parts[1]
+    if params.is_modulation(path) and not params.by_norm(config.streams[stream]):
+        return False  # a norm may serve streams that have a noise level, and others
+    return not _in_block(path) or getattr(config.towers, parts[2])[stream] == parts[3]
+
+
+def attention_per_pair(config: Config) -> int:
+    """Forward FLOPs of one query that sees one key, in all layers: a score and a weighted value."""
+    m = config.model
+    return 4 * m.layers * m.heads * m.head_size
+
+
+def train_step(config: Config, tokens: dict[str, int], pairs: int) -> int:
+    """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs."""
+    matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
+    return FORWARD_AND_BACKWARD * (matmuls + pairs * attention_per_pair(config))
+
+
+def visible_pairs(batch: Batch) -> int:
+    """How many (query, key) pairs of a host batch see each other (`batches.visible`), without the `[T, T]` mask."""
+    join = lambda field: np.concatenate([getattr(t, field) for t in batch.values()], axis=1)
+    order = np.argsort(join("rank"), axis=1)
+    sort = lambda field: np.take_along_axis(join(field), order, axis=1)
+    total = 0
+    for segment, span, private in zip(sort("segment"), sort("span"), sort("private"), strict=True):
+        real = segment != 0
+        segment, span, public = segment[real], span[real], ~private[real]
+        total += _earlier(segment, public).sum()  # public keys at or before the query
+        of_span = span != 0
+        key = segment[of_span].astype(np.int64) * (span.max(initial=0) + 1) + span[of_span]
+        size = np.unique(key, return_inverse=True, return_counts=True)
+        total += (size[2][size[1]] - _earlier(key, public[of_span])).sum()  # the rest of its own span
+    return int(total)
+
+
+def _earlier(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """For each token, how many tokens that count lie at or before it in its group."""
+    order = np.argsort(group, kind="stable")
+    running = np.cumsum(counts[order])
+    starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0]) if len(group) else np.zeros(0, int)
+    before = np.repeat((running - counts[order])[starts], np.diff(np.r_[starts, len(group)]))
+    result = np.empty(len(group), int)
+    result[order] = running - before
+    return result

@@ -1,0 +1,94 @@
+"""The small operations of a block. Float32 islands (norm statistics, rotation angles) are visible in the code."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def linear(x_RD, w_DF):
+    """`x @ w` in the dtype of x: operands in that dtype, accumulation in float32, the weight's gradient in float32.
+
+    Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate.
+    """
+    return _matmul(x_RD, w_DF.astype(x_RD.dtype)).astype(x_RD.dtype)
+
+
+def _linear_forward(x_RD, w_DF):
+    w_DF, dtype = w_DF.astype(x_RD.dtype), w_DF.dtype
+    return _matmul(x_RD, w_DF).astype(x_RD.dtype), (x_RD, w_DF, jnp.zeros((), dtype))
+
+
+def _linear_backward(residuals, g_RF):
+    x_RD, w_DF, like = residuals
+    g_RF = g_RF.astype(x_RD.dtype)
+    return _matmul(g_RF, w_DF.T).astype(x_RD.dtype), _matmul(x_RD.T, g_RF).astype(like.dtype)
+
+
+_matmul = partial(jnp.matmul, preferred_element_type=jnp.float32)
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def rms_norm(x_RD, scale_D, eps: float):
+    """RMSNorm over the last axis (1910.07467); statistics in float32."""
+    x = x_RD.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return (x * _last_axes(scale_D, x)).astype(x_RD.dtype)
+
+
+def modulate(x_RD, c_RX, w_XE):
+    """x (1 + scale) + shift, both linear in the condition (DiT's adaLN-zero, 2212.09748): of 0 it changes nothing."""
+    scale_RD, shift_RD = jnp.split(linear(c_RX, w_XE), 2, axis=-1)
+    return x_RD * (1 + scale_RD) + shift_RD
+
+
+def layer_norm(x_RNH, scale_NH, bias_NH, eps: float):
+    """LayerNorm over the last axis, a scale and a bias for each head (Chameleon's q/k norm); statistics in float32."""
+    x = x_RNH.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return (x * _last_axes(scale_NH, x) + _last_axes(bias_NH, x)).astype(x_RNH.dtype)
+
+
+def _last_axes(w, x):
+    return w.reshape((1,) * (x.ndim - w.ndim) + w.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rope(x_BCNH, position_BC1, theta: float):
+    """Rotary position embedding (2104.09864), halves paired as in Llama; angles in float32."""
+    return _rotate(x_BCNH, position_BC1, theta)
+
+
+def _rotate(x_BCNH, position_BC1, theta, direction=1):
+    half = x_BCNH.shape[-1] // 2
+    frequency = direction * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (position_BC1.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = x_BCNH[..., :half].astype(jnp.float32), x_BCNH[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BCNH.dtype)
+
+
+# A rotation's transpose is the rotation back; derived from the code above it would be four padded arrays and their sum.
+rope.defvjp(
+    lambda x_BCNH, position_BC1, theta: (_rotate(x_BCNH, position_BC1, theta), position_BC1),
+    lambda theta, position_BC1, g_BCNH: (_rotate(g_BCNH, position_BC1, theta, direction=-1), None),
+)
+
+
+@jax.custom_vjp
+def permute(x_BTNH, order_BT, back_BT):
+    """Each row's tokens in another order; `back` undoes it. Gathers both ways: the derived transpose would scatter."""
+    return jnp.take_along_axis(x_BTNH, order_BT[:, :, None, None], axis=1)
+
+
+permute.defvjp(
+    lambda x_BTNH, order_BT, back_BT: (permute(x_BTNH, order_BT, back_BT), (order_BT, back_BT)),
+    lambda orders, g_BTNH: (permute(g_BTNH, orders[1], orders[0]), None, None),
+)
+
+
+def swiglu(gate_RF, up_RF):
+    """silu(gate) * up (2002.05202)."""
+    return jax.nn.silu(gate_RF) * up_RF

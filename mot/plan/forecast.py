@@ -1,0 +1,360 @@
+"""What a configuration will need and reach on TPUs that are not there: the real step, compiled ahead of time.
+
+Memory and what is computed and sent are the compiler's. The step's time is a bound from peak figures (a roofline): as
+if every unit ran at its peak, one after another (`sum`) or all at once (`max`).
+"""
+
+import dataclasses
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mot import batches, sharding
+from mot.config import Config
+from mot.model import flops, kernels, params
+from mot.plan import hlo
+from mot.plan.chips import Topology
+from mot.train import loop
+from mot.train import state as states
+
+DAY = 86_400
+# Attention kernels have seven matmuls of queries by keys, of which the formula has six: backward needs scores again.
+ATTENTION = 7 / 6
+RECOMPUTED_ATTENTION = 2 / 6
+RECOMPUTING = ("block", "offload")  # remat policies that run a block forward once more
+ROW = "each row is one causal document, so that a token sees half of it"
+SLICES = "; what goes between slices is counted as if within one"
+LISTED = 8
+NOTHING = 1e-3  # of all FLOPs: matmuls in float32 that take less, as of times' features, are not told
+
+
+class TooLarge(Exception):
+    """The compiler found no room for a program; its message lists the largest buffers."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    text: str
+    memory: Any  # with `argument_size_in_bytes` and so on
+    seconds: float  # that the compiler took
+    tracing: float  # that JAX took before
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All figures of memory, matmuls and collectives are one device's, of one step."""
+
+    topology: str
+    chips: int
+    devices: int
+    mesh: dict[str, int]
+    name: str  # the run's
+    remat: str
+    rows: int
+    length: int
+    accumulate: int
+    versions: dict[str, str]
+    parameters: int
+    active: dict[str, int]  # by stream
+    towers: dict[str, int]  # parameters, by component and tower
+    flops_per_token: float  # the model's
+    assumed: str
+    memory_of_chip: int  # bytes of one device
+    fits: bool
+    trouble: str = ""  # what the compiler said where it does not fit
+    memory: dict[str, int] = field(default_factory=dict)
+    buffers: list[dict] = field(default_factory=list)  # the largest
+    remedies: list[str] = field(default_factory=list)
+    matmul_flops: float = 0.0  # with grouped kernels, without attention
+    formula_flops: float = 0.0  # without attention
+    recomputed_flops: float = 0.0  # that the remat policy asks for
+    float32_matmuls: list[dict] = field(default_factory=list)  # outside routers and losses
+    kernels: list[dict] = field(default_factory=list)
+    collectives: dict[str, dict] = field(default_factory=dict)  # by kind
+    collectives_by_source: list[dict] = field(default_factory=list)
+    uncounted_loops: list[str] = field(default_factory=list)
+    roofline: dict[str, float] = field(default_factory=dict)  # seconds
+    binding: str = ""
+    mfu_bound: float = 0.0
+    tokens_per_day: float = 0.0
+    days: float = 0.0  # of the run's steps
+    chip_hours: float = 0.0
+    compile_seconds: float = 0.0
+    tracing_seconds: float = 0.0
+    effort: float = 0.0  # of the compiler: as in training; -1 is the least
+
+    @property
+    def ratio(self) -> float:
+        """Matmul FLOPs that the program has, of those it needs."""
+        return self.matmul_flops / (self.formula_flops + self.recomputed_flops)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self) | ({"matmul_ratio": self.ratio} if self.fits else {})
+
+
+def from_json(row: dict) -> Plan:
+    return Plan(**{f.name: row[f.name] for f in dataclasses.fields(Plan) if f.name in row})
+
+
+def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology], Compiled] | None = None) -> Plan:
+    """`compile` is `compile_step`, unless a test has its own."""
+    mesh = sharding.make_mesh(config, topology.devices)
+    common = _of_model(config, topology, mesh)
+    try:
+        compiled = (compile or compile_step)(config, topology)
+    except TooLarge as error:
+        said, buffers = _allocations(str(error))
+        buffers = buffers or _of_parameters(config, mesh)
+        return Plan(**common, fits=False, trouble=said, buffers=buffers, remedies=remedies(config, mesh))
+    program = hlo.read(compiled.text)
+    memory = _memory(compiled.memory)
+    fits = memory["peak"] <= topology.memory
+    asked = () if fits else remedies(config, mesh, memory)
+    tokens = {name: config.data.batch * s.budget for name, s in config.streams.items()}
+    work = _work(config, topology, program, tokens, mesh.size)
+    return Plan(
+        **common,
+        **work,
+        fits=fits,
+        trouble="" if fits else f"it takes {memory['peak'] / 1e9:.1f} GB of {topology.memory / 1e9:.1f} GB",
+        memory=memory,
+        buffers=[dict(bytes=n, shape=shape, source=at.source) for n, shape, at in program.sizes[:LISTED]],
+        remedies=list(asked),
+        compile_seconds=compiled.seconds,
+        tracing_seconds=compiled.tracing,
+    )
+
+
+def hurry() -> None:
+    """Programs are compiled with the least effort from here on.
+
+    Measured on a 94M rung of MoT: 49 CPU-seconds for 133, the same matmuls and collectives, 10 % more temporaries, 9 %
+    more memory traffic. libtpu 0.0.42 aborts so on meshes of `data` alone, which compile with full effort.
+    """
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+
+
+def compile_step(config: Config, topology: Topology) -> Compiled:
+    """The training step as `train.run` has it, for these devices."""
+    kernels.refuse_absent(config, "tpu")
+    mesh = sharding.make_mesh(config, topology.devices)
+    rows = sharding.of_batch(config, mesh)
+    # Outside of `set_mesh`: what JAX computes at once would be sent to devices that are not there.
+    place, state = states.state_shardings(config, mesh), states.abstract(config, mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batches.abstract(config))
+    began = time.monotonic()
+    with jax.set_mesh(mesh):
+        step = jax.jit(loop.make_step(config, len(config.data.sources)), donate_argnums=0, out_shardings=(place, None))
+        lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
+        traced = time.monotonic()
+        try:
+            compiled = lowered.compile(compiler_options=sharding.compiler_options(mesh))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error) or "Ran out of memory" in str(error):
+                raise TooLarge(str(error)) from error
+            raise
+    text = compiled.as_text()
+    return Compiled(text, compiled.memory_analysis(), time.monotonic() - traced, traced - began)
+
+
+def _of_model(config, topology, mesh) -> dict:
+    """What needs no compiler."""
+    B, T = config.data.batch, config.length
+    tokens = {name: B * s.budget for name, s in config.streams.items()}
+    table = params.table(config)
+    towers: dict[str, int] = defaultdict(int)
+    for path, spec in table.items():
+        parts = path.split("/")
+        towers["/".join(parts[2:4]) if parts[0] == "blocks" else parts[0]] += params.count({path: spec})
+    return dict(
+        topology=topology.name,
+        chips=topology.chips,
+        devices=mesh.size,
+        mesh={axis: n for axis, n in mesh.shape.items() if n > 1},
+        name=config.run.name,
+        remat=config.model.remat,
+        rows=B,
+        length=T,
+        accumulate=config.optim.accumulate,
+        versions=topology.versions,
+        effort=jax.config.jax_exec_time_optimization_effort,
+        parameters=flops.total_parameters(config),
+        active=flops.active_parameters(config),
+        towers=dict(towers),
+        flops_per_token=flops.train_step(config, tokens, pairs(config)) / sum(tokens.values()),
+        assumed=ROW + (SLICES if config.mesh.slices > 1 else ""),
+        memory_of_chip=topology.memory,
+    )
+
+
+def pairs(config: Config) -> int:
+    """Visible (query, key) pairs of a batch, as `ROW` says."""
+    return config.data.batch * config.length * (config.length + 1) // 2
+
+
+def attention_work(config: Config) -> int:
+    """(query, key) pairs that attention computes of a batch: of splash those of the blocks it visits, as if all parts
+    of a row took as long as its last.
+    """
+    m = config.model
+    if m.attention != "splash":
+        return pairs(config)
+    parts, bytes = config.mesh.context, m.head_size * jnp.dtype(m.dtype).itemsize
+    return config.data.batch * parts * kernels.causal_work(config.length, parts, bytes)
+
+
+def _memory(stats) -> dict[str, int]:
+    held = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "aliased": stats.alias_size_in_bytes,  # outputs that take arguments' place
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    return held | {"peak": sum(held.values()) - 2 * held["aliased"]}
+
+
+# --- matmuls, memory traffic, collectives, time ----------------------------------------------------------------------
+
+
+def recomputed(config: Config, tokens: dict[str, int]) -> int:
+    """FLOPs of matmuls that the backward pass runs once more: the blocks' forward ones, or none.
+
+    A block's last matmul only where a norm follows, which asks for its result: a residual does not.
+    """
+    if config.model.remat not in RECOMPUTING:
+        return 0
+    weights, last = flops.matmul_weights(config), flops.last_weights(config)
+    again = {name: weights[name] - (0 if s.latent else config.vocab * s.width) for name, s in config.streams.items()}
+    if config.model.norm == "pre":
+        again = {name: again[name] - last[name] for name in again}
+    return sum(2 * n * again[name] for name, n in tokens.items())
+
+
+def _work(config, topology, program, tokens, devices) -> dict:
+    outside = [m for m in program.matmuls if not (m.at.endless or m.at.within("attention.py", "kernels.py"))]
+    grouped = [k for k in program.kernels if "gmm" in k.name or "ragged" in k.name]
+    counted = sum(m.total for m in outside) + sum(k.flops * k.at.times for k in grouped)
+    of_pair = flops.FORWARD_AND_BACKWARD * flops.attention_per_pair(config) / devices
+    seen_again = RECOMPUTED_ATTENTION if config.model.remat in RECOMPUTING else 0
+    formula = flops.train_step(config, tokens, 0) / devices
+    computed = sum(m.total * m.passes for m in outside) + of_pair * attention_work(config) * (ATTENTION + seen_again)
+    computed += sum(k.flops * k.at.times for k in grouped)
+    wire = sum(c.wire for c in program.collectives)
+    narrow = config.model.dtype != "float32"  # else float32 is what was asked for
+    seconds = {
+        "compute": computed / topology.flops,
+        "memory": program.bytes / topology.bandwidth,
+        "interconnect": wire / topology.sends,
+    }
+    binding = max(seconds, key=seconds.get)
+    least = seconds[binding]
+    total = sum(tokens.values())
+    return dict(
+        matmul_flops=counted,
+        formula_flops=formula,
+        recomputed_flops=recomputed(config, tokens) / devices,
+        float32_matmuls=[
+            dict(shape=m.shape, flops=m.total, source=m.at.source)
+            for m in outside
+            if narrow
+            and m.dtype == "f32"
+            and m.total > NOTHING * counted
+            and not m.at.within("router.py", "objectives.py", "optim.py")
+        ],
+        kernels=_kernels(program),
+        collectives=_by_kind(program),
+        collectives_by_source=_by_source(program),
+        uncounted_loops=sorted({at.source for at in program.endless}),
+        roofline=seconds | {"max": least, "sum": sum(seconds.values())},
+        binding=binding,
+        mfu_bound=(formula + of_pair * pairs(config)) / topology.flops / least,
+        tokens_per_day=total / least * DAY,
+        days=config.run.steps * least / DAY,
+        chip_hours=config.run.steps * least / 3600 * topology.chips,
+    )
+
+
+def _kernels(program):
+    found: dict[tuple, float] = defaultdict(float)
+    for k in program.kernels:
+        found[k.name, k.flops, k.at.source] += k.at.times
+    return [dict(name=name, times=n, flops=each, source=source) for (name, each, source), n in found.items()]
+
+
+def _by_kind(program) -> dict[str, dict]:
+    found: dict[str, dict] = {}
+    for c in program.collectives:
+        kind = found.setdefault(c.kind, {"number": 0, "bytes": 0, "wire": 0})
+        kind["number"] += c.at.times
+        kind["bytes"] += c.bytes * c.at.times
+        kind["wire"] += c.wire
+    return dict(sorted(found.items()))
+
+
+def _by_source(program) -> list[dict]:
+    found: dict[tuple, dict] = {}
+    for c in program.collectives:
+        key = c.kind, c.group, c.at.source
+        row = found.setdefault(
+            key, dict(kind=c.kind, group=c.group, source=c.at.source, shape=c.shape[:120], number=0, wire=0)
+        )
+        row["number"] += c.at.times
+        row["wire"] += c.wire
+    return sorted(found.values(), key=lambda row: -row["wire"])
+
+
+# --- what does not fit -----------------------------------------------------------------------------------------------
+
+_SIZE = re.compile(r"Size: ([\d.]+[KMGT]?)")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _allocations(message: str) -> tuple[str, list[dict]]:
+    """The compiler's sentence, and the largest buffers that it lists."""
+    said = re.search(r"[^\n.]*(?:Ran out of memory|Used [\d.]+\w? of)[^\n]*", message)
+    buffers = []
+    for part in re.split(r"\n\s*\d+\. ", message)[1:]:
+        size, shape = _SIZE.search(part), re.search(r"Shape: (\S+)", part)
+        if size and shape:
+            number, unit = (size[1][:-1], size[1][-1]) if size[1][-1] in _UNITS else (size[1], "")
+            source = re.search(r'op_name="([^"]*)"', part)
+            buffers.append(
+                dict(bytes=int(float(number) * _UNITS.get(unit, 1)), shape=shape[1], source=source[1] if source else "")
+            )
+    return (said[0] if said else message.splitlines()[0]).strip(), buffers[:LISTED]
+
+
+def _of_parameters(config: Config, mesh: jax.sharding.Mesh) -> list[dict]:
+    """The largest parameters on a device, with their moments and gradient: for a compiler that names no buffer."""
+    held = []
+    for path, spec in params.table(config).items():
+        parts = sharding.parts(spec.axes, config.mesh.rules, mesh)
+        shape = f"{'x'.join(map(str, spec.shape))} in {parts} parts"
+        held.append(dict(bytes=16 * params.count({path: spec}) // parts, shape=shape, source=f"{path} and its state"))
+    return sorted(held, key=lambda row: -row["bytes"])[:LISTED]
+
+
+def remedies(config: Config, mesh: jax.sharding.Mesh, memory: dict[str, int] | None = None) -> list[str]:
+    """What to change, most likely first; `memory` where it is known."""
+    result = []
+    state = memory and memory["arguments"] > memory["temporaries"]
+    shard = "a larger mesh.fsdp (or mesh.tensor, mesh.expert), or a larger topology: state is split among more devices"
+    if state:
+        result.append(shard)
+    order = ("none", "dots", "block", "offload")
+    if config.model.remat != order[-1]:
+        result.append(f"model.remat={order[order.index(config.model.remat) + 1]!r}: backward keeps less")
+    rows = config.data.batch // config.optim.accumulate // sharding.parts(("batch",), config.mesh.rules, mesh)
+    result.append(
+        f"optim.accumulate={config.optim.accumulate * 2}: a device's microbatch of {rows // 2} rows, now {rows}"
+        if rows > 1 and rows % 2 == 0
+        else f"mesh.context={config.mesh.context * 2}: each device takes a part of a row"
+    )
+    return result if state else [*result, shard]

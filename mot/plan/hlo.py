@@ -1,0 +1,373 @@
+"""What a compiled program does, read off its text (optimised HLO, of TPU and CPU).
+
+A loop's body counts as often as the loop runs, a conditional as the costlier of its branches. `cost_analysis()` of the
+compiler counts a scanned layer once.
+"""
+
+import functools
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mot.plan.hlo_text import Instruction, Module, arrays, bare, bits, group, size
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+# Of these nothing is read or written where they stand.
+MOVE_NOTHING = {
+    *("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id", "replica-id"),
+    *(
+        "while",
+        "conditional",
+        "call",
+        "opt-barrier",
+        "async-start",
+        "async-update",
+        "async-done",
+        "copy-done",
+        "domain",
+    ),
+    *(f"{name}-done" for name in (*COLLECTIVES, "send", "recv", "slice")),
+}
+LARGE = 2**20  # bytes: smaller results are not listed
+PLUMBING = {"AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "Sharding"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the program something stands."""
+
+    times: float  # that it runs
+    endless: bool  # in a loop whose number of turns the text does not tell: it counts as one
+    op_name: str  # the path of names that JAX gave it
+    frames: tuple[str, ...]  # "file.py:line function", innermost first
+
+    @property
+    def source(self) -> str:
+        return self.frames[0] if self.frames else self.op_name
+
+    def within(self, *files: str) -> bool:
+        return any(frame.startswith(f"{file}:") for frame in self.frames for file in files)
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """A dot or a convolution."""
+
+    dtype: str  # of what it multiplies, the wider one
+    passes: int  # of bfloat16 that its precision takes
+    flops: int  # each time
+    shape: str
+    at: Place
+
+    @property
+    def total(self) -> float:
+        return self.flops * self.at.times
+
+
+@dataclass(frozen=True)
+class Collective:
+    kind: str
+    bytes: int  # that a device gives, each time
+    group: int  # devices that take part
+    shape: str
+    at: Place
+
+    @property
+    def wire(self) -> float:
+        """Bytes that a device sends in all, by rings: all-reduce is a reduce-scatter and an all-gather."""
+        n = self.group
+        share = {"all-gather": n - 1, "all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(
+            self.kind, (n - 1) / n
+        )
+        return self.bytes * share * self.at.times
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A custom call that computes: a Pallas kernel, by the name it was given."""
+
+    name: str
+    flops: float  # as its author estimates them, each time, of attention without a mask; 0 where it does not say
+    operands: tuple[str, ...]  # shapes
+    at: Place
+
+
+@dataclass(frozen=True)
+class Program:
+    matmuls: tuple[Matmul, ...]
+    collectives: tuple[Collective, ...]
+    kernels: tuple[Kernel, ...]
+    bytes: float  # read and written in main memory: an upper bound, as fast memory may hold what two share
+    endless: tuple[Place, ...]  # loops whose number of turns the text does not tell
+    sizes: tuple[tuple[int, str, Place], ...]  # of results: bytes, shape, place; largest first
+
+    @property
+    def flops(self) -> float:
+        """Of matmuls, without those of endless loops and of kernels."""
+        return sum(m.total for m in self.matmuls if not m.at.endless)
+
+
+# --- how often a computation runs ------------------------------------------------------------------------------------
+
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\})|(?:(?:true|false)_computation=%?([\w.\-]+))")
+_KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+
+
+def _turns(loop: Instruction, module: Module) -> int | None:
+    """How often a loop runs: as the compiler notes it, or the constant that its condition compares a counter with."""
+    if known := _KNOWN.search(loop.rest):
+        return int(known[1])
+    condition = module.computations.get(group(re.compile(r"condition=%?([\w.\-]+)"), loop.rest), [])
+    number = re.compile(r"^(\d+)\)")
+    bounds = [int(m[1]) for i in condition if i.opcode == "constant" and (m := number.match(i.rest))]
+    return bounds[0] if len(bounds) == 1 else None
+
+
+def is_endless(instruction: Instruction, module: Module) -> bool:
+    return instruction.opcode == "while" and _turns(instruction, module) is None
+
+
+def _calls(instruction: Instruction, module: Module) -> Iterator[tuple[tuple[str, ...], float]]:
+    """The computations that an instruction runs, and how often; several are branches, of which one runs."""
+    if instruction.opcode == "while":
+        yield (group(re.compile(r"body=%?([\w.\-]+)"), instruction.rest),), _turns(instruction, module) or 1
+    elif instruction.opcode == "conditional":
+        found = _BRANCHES.findall(instruction.rest)
+        yield tuple(n.strip().lstrip("%") for several, one in found for n in (several or one).split(",")), 1
+    elif instruction.opcode in ("fusion", "call", "async-start", "custom-call") or "calls=" in instruction.rest:
+        yield from (((name,), 1) for name in _CALLED.findall(instruction.rest))
+
+
+def _times(module: Module) -> tuple[dict[str, float], set[str], dict[str, str]]:
+    """How often each computation runs in one run of the program, which stand in endless loops, and their callers."""
+
+    @functools.cache
+    def cost(computation: str) -> tuple[float, float]:
+        flops = moved = 0.0
+        for i in module.computations.get(computation, ()):
+            flops += _flops(i, module)
+            moved += 0 if i.opcode in MOVE_NOTHING else size(i.shape)
+            for branches, times in _calls(i, module):
+                one = max(map(cost, branches))
+                flops, moved = flops + times * one[0], moved + times * one[1]
+        return flops, moved
+
+    result: Counter[str] = Counter()
+    endless, callers = set(), {}
+
+    def run(computation: str, times: float, unknown: bool) -> None:
+        result[computation] += times
+        if unknown:
+            endless.add(computation)
+        for i in module.computations.get(computation, ()):
+            for branches, turns in _calls(i, module):
+                chosen = max(branches, key=cost)
+                callers[chosen] = i.rest
+                run(chosen, times * turns, unknown or is_endless(i, module))
+
+    run(module.entry, 1, False)
+    return result, endless, callers
+
+
+# --- matmuls ---------------------------------------------------------------------------------------------------------
+
+_DIMS = {name: re.compile(name + r"=\{([\d,]*)\}") for name in ("lhs_contracting_dims", "lhs_batch_dims")}
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
+_PRECISION = re.compile(r"operand_precision=\{([^}]*)\}")
+_GROUPS = {name: re.compile(name + r"=(\d+)") for name in ("feature_group_count", "batch_group_count")}
+
+
+def _flops(instruction: Instruction, module: Module) -> int:
+    """Of a dot or a convolution, a multiply and an add being two; products with padding or holes do not count."""
+    if instruction.opcode not in ("dot", "convolution"):
+        return 0
+    left, right = (next(arrays(module.shape(name)))[1] for name in instruction.operands[:2])
+    out = next(arrays(instruction.shape))[1]
+    if instruction.opcode == "dot":
+        inner = [int(x) for x in group(_DIMS["lhs_contracting_dims"], instruction.rest).split(",") if x]
+        return 2 * math.prod(out) * math.prod(left[i] for i in inner)
+    labels = _LABELS.search(instruction.rest)
+    window = dict(part.split("=") for part in group(_WINDOW, instruction.rest).split())
+    groups, splits = (int(group(p, instruction.rest) or 1) for p in _GROUPS.values())
+    products = 1
+    for axis in sorted(c for c in labels[1] if c.isdigit()):
+        of = lambda name, default, i=int(axis): window[name].split("x")[i] if name in window else default
+        low = int(of("pad", "0_0").split("_")[0])
+        numbers = [int(of(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate")]
+        sizes = left[labels[1].index(axis)], right[labels[2].index(axis)], out[labels[3].index(axis)]
+        products *= _met(*sizes, low, *numbers)
+    batch, into, features = left[labels[1].index("b")], left[labels[1].index("f")], right[labels[2].index("o")]
+    return 2 * products * (batch // splits) * (into // groups) * features
+
+
+def _passes(rest: str) -> int:
+    """Of bfloat16, that a TPU takes for a matmul of this precision."""
+    wanted = group(_PRECISION, rest)
+    return 6 if "highest" in wanted else 3 if "high" in wanted else 1
+
+
+@functools.cache
+def _met(left, right, out, low, stride, left_dilate, right_dilate) -> int:
+    """Along one axis of a convolution, how many of its products have a real number on the left side."""
+    if left_dilate == right_dilate == stride == 1 and low == 0 and out + right - 1 <= left:
+        return out * right
+    total, last = 0, (left - 1) * left_dilate
+    for o, k in itertools.product(range(out), range(right)):
+        at = o * stride + k * right_dilate - low
+        total += 0 <= at <= last and at % left_dilate == 0
+    return total
+
+
+# --- collectives -----------------------------------------------------------------------------------------------------
+
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=")
+_NAMED = re.compile(r"replica_groups=\S*mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+
+
+def devices(rest: str) -> int:
+    """How many devices a collective's groups have; 1 where it does not say."""
+    if found := _LISTED.search(rest):
+        return found[1].count(",") + 1
+    if found := _IOTA.search(rest):
+        return int(found[1].split(",")[-1])
+    if found := _NAMED.search(rest):
+        sizes = dict(part.split("=") for part in found[1].split(","))
+        axes = re.findall(r"('[^']*')(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    return 2 if "source_target_pairs={{" in rest else 1
+
+
+def _collective(
+    instruction: Instruction, at: Callable[[], Place], computation: str, module: Module
+) -> Collective | None:
+    kind = instruction.opcode.removesuffix("-start")
+    group = devices(instruction.rest)
+    if kind not in COLLECTIVES or group == 1:
+        return None
+    if kind == "all-reduce" and "reduce-scatter" in computation.replace("all-reduce-scatter", "reduce-scatter"):
+        kind = "reduce-scatter"  # TPU writes one as an all-reduce and a slice of it in a fusion
+    given = [module.shape(name) for name in instruction.operands]
+    told = bare(f"({', '.join(given)})")
+    return Collective(kind, sum(map(size, given)), group, told, at())
+
+
+# --- custom calls, and bytes -----------------------------------------------------------------------------------------
+
+_COUNT = re.compile(r"\.\d+$")
+_ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?([\d.e+]+)')
+
+
+def _kernel(instruction: Instruction, at: Callable[[], Place], module: Module) -> Kernel | None:
+    target = group(_TARGET, instruction.rest)
+    if instruction.opcode != "custom-call" or target in PLUMBING or "Async" in target:
+        return None
+    name = _COUNT.sub("", instruction.name) if target == "tpu_custom_call" else target
+    flops = float(group(_ESTIMATE, instruction.rest) or 0)
+    return Kernel(name, flops, tuple(bare(module.shape(n)) for n in instruction.operands), at())
+
+
+def _bytes(instruction: Instruction, module: Module) -> int:
+    """Read and written in main memory by an instruction that stands in no fusion."""
+    opcode = instruction.opcode
+    if opcode in MOVE_NOTHING or group(_TARGET, instruction.rest) in PLUMBING:
+        return 0
+    main = lambda shape: size(shape, only_main=True)
+    of = [main(module.shape(name)) for name in instruction.operands]
+    out = main(instruction.shape)
+    if opcode == "fusion":
+        return _fusion_bytes(instruction, of, module)
+    if opcode == "copy-start":
+        return sum(
+            map(main, (f"{d}[{','.join(map(str, s))}]{{{lay}}}" for d, s, lay in list(arrays(instruction.shape))[:2]))
+        )
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return 2 * out
+    if opcode == "dynamic-update-slice":
+        return 2 * of[1]
+    if opcode.endswith("-start"):
+        return out  # a tuple of what it takes and what it gives
+    return sum(of) + out
+
+
+_INDEX = re.compile(r"^(\d+)\)")
+
+
+def _fusion_bytes(fusion: Instruction, of: Sequence[int], module: Module) -> int:
+    """What is only sliced is read as its slices, and what is updated in place is written as its update."""
+    body = group(_CALLED, fusion.rest)
+    reads = sum(_read(body, n, whole, module) for n, whole in enumerate(of))
+    out = size(fusion.shape, only_main=True)
+    return reads + (min(_written(module.roots[body], module), out) if body in module.roots else out)
+
+
+def _read(body: str, n: int, whole: int, module: Module) -> int:
+    """Bytes that a fused computation reads of its n-th operand, of `whole`."""
+    inputs = {group(_INDEX, i.rest): i.name for i in module.computations.get(body, ()) if i.opcode == "parameter"}
+    if not whole or str(n) not in inputs:
+        return whole
+    names, total = {inputs[str(n)]}, 0
+    for user in module.computations[body]:
+        for place, name in enumerate(user.operands):
+            if name not in names:
+                continue
+            if user.opcode == "bitcast":
+                names.add(user.name)
+            elif user.opcode == "fusion":
+                total += _read(group(_CALLED, user.rest), place, whole, module)
+            elif user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
+                total += size(user.shape)
+            elif user.opcode != "dynamic-update-slice" or place:
+                return whole
+    return min(total, whole)
+
+
+def _written(i: Instruction, module: Module) -> int:
+    """Bytes that a fused computation's root writes."""
+    while i.opcode == "bitcast" and i.operands[0] in module.by_name:
+        i = module.by_name[i.operands[0]]
+    if i.opcode == "tuple":
+        return sum(_written(module.by_name[name], module) for name in i.operands)
+    if i.opcode == "fusion" and (root := module.roots.get(group(_CALLED, i.rest))):
+        return _written(root, module)
+    return size(module.shape(i.operands[1])) if i.opcode == "dynamic-update-slice" else size(i.shape)
+
+
+# --- all of it -------------------------------------------------------------------------------------------------------
+
+
+def read(text: str) -> Program:
+    """`text` is `compiled.as_text()`."""
+    module = Module(text)
+    times, unknown, callers = _times(module)
+    fused = {group(_CALLED, i.rest) for i in module.by_name.values() if i.opcode == "fusion"}
+    matmuls, collectives, kernels, endless, sizes = [], [], [], [], {}
+    moved = 0.0
+    for computation, n in times.items():
+        for i in module.computations.get(computation, ()):
+            told = i.rest if "op_name" in i.rest else callers.get(computation, "")
+            at = lambda n=n, c=computation, told=told: Place(
+                n, c in unknown, group(_OP_NAME, told), module.frames(told)
+            )
+            if flops := _flops(i, module):
+                types = [next(arrays(module.shape(name)))[0] for name in i.operands[:2]]
+                matmuls.append(Matmul(max(types, key=bits), _passes(i.rest), flops, bare(i.shape), at()))
+            if found := _collective(i, at, computation, module):
+                collectives.append(found)
+            if found := _kernel(i, at, module):
+                kernels.append(found)
+            if is_endless(i, module):
+                endless.append(at())
+            if computation not in fused:
+                moved += n * _bytes(i, module)
+                if i.opcode not in MOVE_NOTHING and (held := size(i.shape, only_main=True)) >= LARGE:
+                    sizes[bare(i.shape), i.opcode] = held, at()
+    largest = sorted(((held, shape, at) for (shape, _), (held, at) in sizes.items()), key=lambda x: x[:2], reverse=True)
+    return Program(tuple(matmuls), tuple(collectives), tuple(kernels), moved, tuple(endless), tuple(largest))

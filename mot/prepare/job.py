@@ -1,0 +1,447 @@
+"""Documents in the formats that people have, to a dataset of records (records.py): tokenised by parallel processes, in
+blocks, each a shard of its own. What is finished stays finished: the same command goes on where it was interrupted, and
+ends with the same bytes."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from threadpoolctl import threadpool_limits
+
+from mot.console import unheard_by_workers
+from mot.data.manifest import FORMAT, SPLITS, file_digest, read_json, special_tokens
+from mot.data.records import Record, Shard, lengths, write_shard
+from mot.errors import UserError
+from mot.files import replacing, write_atomically
+from mot.prepare import readers, tokenise
+from mot.prepare.inputs import Notes, unread, warnings
+from mot.prepare.raw import MODALITY, Raw
+from mot.prepare.tokenise import Bad, Tools, weight_of
+from mot.tokenizers import vectors
+from mot.tokenizers.given import MOST
+
+HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
+COUNTED = 4 << 30  # bytes of input that are read twice, for the sake of the time left
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides a dataset's bytes, beside the inputs' own."""
+
+    inputs: tuple[str, ...]
+    format: str
+    content: tuple[str, ...]
+    separator: str
+    like: str  # a dataset whose tokenizers are taken; "" = none
+    tokenizer: str  # a tokenizer.json; "" = trained on the first documents
+    ids: tuple[tuple[str, int], ...]  # modalities whose ids are ready, and how many ids each has
+    text_ids: int | None  # None: the usual number, or what the documents yield
+    image_side: int  # pixels
+    image_patch: int  # pixels
+    image_ids: int | None
+    audio_rate: int  # samples a second
+    audio_ids: int | None
+    vectors: tuple[str, ...]  # of image and audio, what is kept as vectors in place of ids
+    action_points: int  # of a trajectory
+    action_as: str  # positions, or offsets from point to point
+    held_out: float  # fraction of the documents, by their content, where the input does not say
+    missing: str  # drop-document, or drop-medium: what a picture (a sound, ...) costs that cannot be had
+    longest: int  # tokens of a record; longer documents become several
+    sample: int  # documents from which tokenizers learn
+    shard: int  # documents of a block
+
+
+class Summary(NamedTuple):
+    about: dict  # dataset.json
+    documents: int  # written just now; 0 where all was there
+
+
+def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summary:
+    """Writes the dataset to the folder `out`, or goes on with it.
+
+    Raises `UserError` where the folder holds something else, and where more than `most_left_out` documents are bad.
+    """
+    if faults := list(_faults(recipe, out, workers, most_left_out)):
+        raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
+    ids = tokenise.declared(recipe)
+    inputs, content = [Path(p) for p in recipe.inputs], list(recipe.content)
+
+    def read(notes: Notes | None = None) -> Iterator[Raw]:
+        return readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
+
+    next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
+    found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
+    with claimed(out, json.loads(json.dumps(found))):
+        if (out / "dataset.json").exists():
+            return Summary(read_json(out), 0)
+        (out / ".work").mkdir(exist_ok=True)
+        below = _held_out_below(recipe, out, read, ids)
+        tokenise.choose(recipe, out / "tokenizers", read, below)
+        notes = Notes()
+        written = _blocks(recipe, below, out, read, notes, workers, most_left_out)
+        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes))
+    return Summary(about, sum(split["documents"] for split in about["splits"].values()))
+
+
+def _noted(recipe, out: Path, notes: Notes) -> dict:
+    """What `dataset.json` says of the inputs' files that were not read, and what is to be told loudly."""
+    not_read = unread(map(Path, recipe.inputs), notes)
+    modalities = tokenise.load(out / "tokenizers").modalities
+    told = warnings(notes, not_read, recipe.separator, modalities)
+    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": told}
+
+
+def _held_out_below(recipe, out, read, ids) -> int:
+    """As `tokenise.held_out_below` finds it; kept, since an interrupted preparation goes on with the same."""
+    file = out / ".work" / "held_out.json"
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        below = tokenise.held_out_below(read(), recipe.held_out, recipe.missing, ids)
+        write_atomically(file, json.dumps(below))
+        return below
+
+
+def _faults(recipe, out, workers, most_left_out):
+    least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=1000, audio_ids=2)
+    least |= dict(action_points=vectors.POINTS[0])
+    least |= dict(longest=256, sample=1, shard=1)
+    for key, value in least.items():
+        if getattr(recipe, key) is None:
+            continue
+        if getattr(recipe, key) < value:
+            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
+        elif getattr(recipe, key) > (most := 2**20 if key == "text_ids" else 2**31):
+            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; at most {most}; lower it"
+    if most_left_out < 0:
+        yield f"--most-left-out={most_left_out}; must be 0 or more; raise it"
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        yield f"--out={str(out)!r}: a folder's name must be UTF-8; choose another"
+    for given in map(Path, recipe.inputs):
+        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
+            yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
+    if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
+        yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
+    if recipe.action_points > vectors.POINTS[1]:
+        yield f"--action-points={recipe.action_points}; at most {vectors.POINTS[1]}; lower it"
+    if not 0 <= recipe.held_out < 1:
+        yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
+    if workers < 1:
+        yield f"--workers={workers}; must be 1 or more"
+    yield from _ids_faults(recipe)
+    if recipe.like and recipe.tokenizer:
+        yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
+
+
+def _ids_faults(recipe):
+    reserved = {mark.strip("</>") for mark in special_tokens(())} | {"text", "latents", "ids", "any"}
+    names = [name for name, _ in recipe.ids]
+    for name, n in recipe.ids:
+        given = f"--ids {name}={n}"
+        if not MODALITY.fullmatch(name) or len(name) > 40:
+            yield f"{given}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
+        elif name in reserved or "norm" in name:
+            # optim.rules know norms' parameters by this word.
+            yield f"{given}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
+        if names.count(name) > 1:
+            yield f"{given}: --ids says {names.count(name)} times how many {name} has; say it once"
+        if not 1 <= n <= MOST:
+            yield f"{given}: must be from 1 to {MOST}, the ids being 0 to COUNT - 1"
+        if name in recipe.vectors:
+            yield f"{given}, --vectors={name}: each says what {name} is kept as; give one"
+
+
+def _listing(recipe) -> list:
+    """Every file that is named, with its size and time: a dataset is not gone on with from changed inputs.
+
+    The media beside a JSON-lines file are not looked at.
+    """
+    found = []
+    like = [Path(recipe.like) / "tokenizers"] if recipe.like else []
+    for given in [*map(Path, recipe.inputs), *like, *([Path(recipe.tokenizer)] if recipe.tokenizer else [])]:
+        files = sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]
+        found += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.exists()]
+    # One digest: a folder may hold millions.
+    return [len(found), sum(size for _, size, _ in found), hashlib.sha256(json.dumps(found).encode()).hexdigest()]
+
+
+@contextlib.contextmanager
+def claimed(out: Path, recipe: dict) -> Iterator[None]:
+    """The folder of this recipe, made or gone on with, and no other process in it while this lasts.
+
+    Raises `UserError` where it holds something else, was begun by another recipe that has come to something, or is
+    being prepared by another process. The lock ends with its process, however that ends.
+    """
+    if known := _known(out):
+        different = [key for key in recipe if known.get(key) != recipe[key]]
+        if different and any(out.glob("*/shard-*")):
+            listed = ", ".join(f"{key} {known.get(key)!r} -> {recipe[key]!r}" for key in different)
+            raise UserError(
+                f"{out} was begun otherwise ({listed}); nothing was overwritten; choose another --out, or remove it"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{out} is being prepared by another process; wait for it, or choose another --out"
+            ) from None
+        for half_written in out.glob("*/.*.partial"):
+            half_written.unlink()
+        if known != recipe:
+            for left in (out / "tokenizers", out / ".work"):
+                shutil.rmtree(left, ignore_errors=True)
+            write_atomically(out / "recipe.json", json.dumps(recipe, indent=1))
+        yield
+        (out / ".lock").unlink()
+
+
+def _known(out: Path) -> dict:
+    """The recipe by which a folder was begun; empty where there is nothing yet."""
+    if not out.exists() or (out.is_dir() and not set(os.listdir(out)) - {".lock"}):
+        return {}
+    try:
+        known = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
+        if "inputs" not in known:
+            raise ValueError
+        return known
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{out} holds something else; nothing was overwritten; choose another --out") from None
+
+
+class Written(NamedTuple):
+    """What a worker tells of a block; its arrays lie in `.work`."""
+
+    block: int
+    shards: dict[str, Shard | None]  # by split
+    left_out: list[Bad]
+
+
+def _blocks(recipe, below, out, read, notes, workers, most_left_out) -> list[Written]:
+    """Every block, tokenised and on disk, in order; what the reading finds beside documents goes to `notes`."""
+    size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
+    total = sum(1 for _ in read()) if size < COUNTED else None
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(tokenise.spinner(console)), TextColumn("{task.description}"), BarColumn(bar_width=30))
+    written: list[Written] = []
+    columns += (MofNCompleteColumn(), TextColumn("documents"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(escape(out.name), total=total)
+        for documents, block in _in_order(recipe, below, out, _blocks_of(read(notes), recipe.shard), workers):
+            written.append(block)
+            progress.update(task, advance=documents)
+            left_out = [bad for w in written for bad in w.left_out if not bad.medium]
+            if (bad := len(left_out)) > most_left_out:
+                _tell_left_out(out, written)
+                raise UserError(
+                    f"{bad} documents are bad, --most-left-out allows {most_left_out}; mend them, or raise it; what is "
+                    f"done stays done{tokenise.first_of(left_out, out / 'left_out.jsonl')}"
+                )
+    return written
+
+
+def _in_order(recipe, below, out, blocks, workers) -> Iterator[tuple[int, Written]]:
+    """What workers tell of each block, and its documents; few blocks are in flight at a time."""
+    if workers == 1:  # here
+        _begin(recipe, below, out)
+        for number, raws in enumerate(blocks):
+            yield len(raws), _block(number, raws)
+        return
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, below, out))
+    waiting: deque[tuple[int, Future]] = deque()
+    first = lambda: (waiting[0][0], waiting.popleft()[1].result())
+    try:
+        for number, raws in enumerate(blocks):
+            with unheard_by_workers():
+                waiting.append((len(raws), pool.submit(_block, number, raws)))
+            if len(waiting) > 2 * workers:
+                yield first()
+        while waiting:
+            yield first()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker died, perhaps for want of memory; run the same command again, with fewer --workers than "
+            f"{workers}: it goes on where it was"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _blocks_of(raws: Iterator[Raw], most: int) -> Iterator[list[Raw]]:
+    block, weight = [], 0
+    for raw in raws:
+        block.append(raw)
+        weight += sum(weight_of(part) for part in (*raw.parts, *raw.rest))
+        if len(block) >= most or weight >= HEAVIEST:
+            yield block
+            block, weight = [], 0
+    if block:
+        yield block
+
+
+_worker: tuple[Recipe, int, Path, Tools] | None = None  # of this worker process, set once by `_begin`
+
+
+def _begin(recipe: Recipe, below: int, out: Path) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # nobody is left to work for
+    threadpool_limits(1)  # small products on two threads take up to a hundred times as long
+    _worker = recipe, below, out, tokenise.load(out / "tokenizers")
+
+
+def _block(block: int, raws: Sequence[Raw]) -> Written:
+    """Tokenises a block and writes its shards, if an earlier process has not done so."""
+    recipe, below, out, tools = _worker
+    done = out / ".work" / f"block-{block:05d}"
+    if (known := _done(out, block, done)) is not None:
+        return known
+    records = {split: [] for split in SPLITS}
+    left_out = []
+    for raw in raws:
+        try:
+            made, missing = tokenise.records(raw, tools, recipe.longest, recipe.missing)
+            held_out = tokenise.is_held_out(raw, below, recipe.missing)
+            records["held_out" if held_out else "train"] += made
+            left_out += missing
+        except ValueError as error:
+            left_out.append(Bad(raw.id, str(error)))
+    return write_block(out, block, records, left_out, tools.modalities)
+
+
+def write_block(
+    out: Path,
+    block: int,
+    records: dict[str, list[tuple[Record, np.ndarray]]],
+    left_out: list[Bad],
+    modalities: Sequence[str],
+) -> Written:
+    """Writes the shards of a block and what the index needs of them; `records`, with their atoms, by split."""
+    done = out / ".work" / f"block-{block:05d}"
+    shards = {}
+    for split, made in records.items():
+        (out / split).mkdir(exist_ok=True)
+        shards[split] = None
+        if made:
+            shards[split] = write_shard(out / split / _shard_name(block), [record for record, _ in made])
+        atoms = [atoms for _, atoms in made]
+        sizes = np.array([len(a) for a in atoms], np.int64)
+        tokens = np.array([lengths(a, len(modalities)) for a in atoms], np.int32)
+        _save(done.with_suffix(f".{split}.lengths"), tokens.reshape(-1, len(modalities)))
+        _save(done.with_suffix(f".{split}.atoms"), np.concatenate([np.zeros((0, 2), np.int32), *atoms]))
+        _save(done.with_suffix(f".{split}.sizes"), sizes)
+    told = {split: shard and shard._asdict() for split, shard in shards.items()}
+    write_atomically(done.with_suffix(".json"), json.dumps({"shards": told, "left_out": left_out}))
+    return Written(block, shards, left_out)
+
+
+def _shard_name(block: int) -> str:
+    return f"shard-{block:05d}.array_record"
+
+
+def _done(out: Path, block: int, done: Path) -> Written | None:
+    """What an earlier process has written of a block, where that is whole."""
+    try:
+        told = json.loads(done.with_suffix(".json").read_text(encoding="utf-8"))
+        shards = {split: Shard(**shard) if shard else None for split, shard in told["shards"].items()}
+        for split, shard in shards.items():
+            if shard and file_digest(out / split / shard.file) != shard.digest:
+                return None
+        return Written(block, shards, [Bad(*bad) for bad in told["left_out"]])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def finish(source: dict, out: Path, written: Sequence[Written], noted: dict | None = None) -> dict:
+    """The index of all blocks and `dataset.json`, with what was `noted`; the folder is a dataset from here on."""
+    tools = tokenise.load(out / "tokenizers")
+    splits, lengths_of = {}, {}
+    for split in SPLITS:
+        (out / split).mkdir(exist_ok=True)
+        for shard in (w.shards[split] for w in written if w.shards[split]):
+            if (size := (out / split / shard.file).stat().st_size) != shard.bytes:
+                raise UserError(f"{out / split / shard.file} has {size} bytes, {shard.bytes} were written; try again")
+        parts = lambda kind, split=split: [
+            np.load(out / ".work" / f"block-{w.block:05d}.{split}.{kind}", allow_pickle=False) for w in written
+        ]
+        tokens = np.concatenate([np.zeros((0, len(tools.modalities)), np.int32), *parts("lengths")])
+        atoms = np.concatenate([np.zeros((0, 2), np.int32), *parts("atoms")])
+        firsts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *parts("sizes")]))])
+        index = {"lengths.npy": tokens, "atoms.npy": atoms, "firsts.npy": firsts.astype(np.int64)}
+        for name, array in index.items():
+            _save(out / split / name, array)
+        media = Counter(tools.modalities[m] for m in atoms[:, 0][atoms[:, 0] != 0].tolist())
+        for m, modality in enumerate(tools.modalities):
+            lengths_of.setdefault(modality, set()).update(np.unique(atoms[:, 1][atoms[:, 0] == m]).tolist())
+        splits[split] = {
+            "documents": len(tokens),
+            "tokens": dict(zip(tools.modalities, tokens.sum(0, dtype=np.int64).tolist(), strict=True)),
+            "spans": dict(sorted(media.items())),
+            "shards": [w.shards[split]._asdict() for w in written if w.shards[split]],
+            "index": [_about_file(out / split / name) for name in index],
+        }
+    left_out = _tell_left_out(out, written)
+    if not splits["train"]["documents"]:
+        bad = [x for x in left_out if not x.medium]
+        held_out = splits["held_out"]["documents"]
+        raise UserError(
+            f"no document is left to train on ({len(bad)} were bad, {held_out} are held out)"
+            f"{tokenise.first_of(bad, out / 'left_out.jsonl')}"
+        )
+    about = {
+        "format": FORMAT,
+        "source": source,
+        "modalities": list(tools.modalities),
+        "tokenizers": _with_lengths(tokenise.about(out / "tokenizers"), lengths_of),
+        "splits": splits,
+        "left_out": dict(sorted(Counter(bad.why for bad in left_out if not bad.medium).items())),
+        "missing": dict(sorted(Counter(bad.medium for bad in left_out if bad.medium).items())),
+    } | (noted or {})
+    write_atomically(out / "dataset.json", json.dumps(about, indent=1))
+    shutil.rmtree(out / ".work")
+    return about
+
+
+def _with_lengths(tokenizers: dict, lengths_of: Mapping[str, set[int]]) -> dict:
+    """Tokenizers' entries, with the `tokens` of a unit of ready ids where all units have one length."""
+    for modality, known in tokenizers.items():
+        if tokenise.is_ready(known) and len(lengths_of[modality]) == 1:
+            (known["tokens"],) = lengths_of[modality]
+    return tokenizers
+
+
+def _tell_left_out(out: Path, written: Sequence[Written]) -> list[Bad]:
+    left_out = [bad for w in written for bad in w.left_out]
+    tokenise.write_left_out(out / "left_out.jsonl", left_out)
+    return left_out
+
+
+def _about_file(path: Path) -> dict:
+    return {"file": path.name, "bytes": path.stat().st_size, "digest": file_digest(path)}

@@ -1,0 +1,510 @@
+"""Documents as a reader finds them, before anything is decoded, and how a row of fields becomes one."""
+
+import base64
+import codecs
+import json
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mot.errors import UserError
+from mot.prepare.compressed import Damaged, opened
+from mot.prepare.inputs import MEMBERS, held_out, inside, kind_of, short
+
+KINDS = ("text", "image", "audio", "action", "latents")
+# Ends the kind of a part that is ids already, of somebody's own tokenizer: "depth ids" are ids of the modality depth.
+READY = " ids"
+MODALITY = re.compile(r"[a-z][a-z0-9_]*")
+BOM = b"\xef\xbb\xbf"
+# The kind of a template's part that is two fields: lists of texts and of images, as OBELICS and mmc4 name them.
+INTERLEAVED = "interleaved"
+PARALLEL = (("texts", "images"), ("text_list", "image_info"))
+LISTED = KINDS[1:3]  # kinds of which a field may hold a list; a list of the others is numbers
+_BETWEEN = re.compile(r"[\s,]*")  # values of an array
+MAX_LINE = 64 * 2**20  # bytes
+MAX_TEXT = 16 * 2**20  # bytes of a document's text
+# The fields that a document is made of where the user names none: the first of each kind that is there.
+GUESSES = {
+    "text": ("caption", "text", "title", "name", "transcription", "sentence", "labels", "label"),
+    "image": ("image", "images", "jpg", "jpeg", "png", "webp"),
+    "audio": ("audio", "wav", "flac", "ogg", "mp3"),
+    "action": ("action", "actions", "trajectory", "strokes"),
+    "latents": ("latents", "npy"),
+}
+
+
+# Fields of a row that name files; of each the suffix says what it is.
+FILES = ("file_name", "filename", "file", "path", "file_names", "image", "images", "audio", "action", "latents")
+FILE_ENDINGS = ("_file_name", "_file_names", "_path", "_filepath")
+
+
+class Part(NamedTuple):
+    """A stretch of a document in one modality, still encoded."""
+
+    kind: str  # of KINDS, or a modality's name and READY
+    content: str | bytes | Path | np.ndarray | ValueError  # text: str; media: what mot.prepare.media takes, or why not
+    rate: int = 0  # of audio given as an array: samples a second
+
+
+class Raw(NamedTuple):
+    id: str  # unique in the input: "train.jsonl:17", "cat.png", "a.tar:0001"
+    parts: tuple[Part, ...]  # in document order
+    held_out: bool | None = None  # as the input says; None: the content's hash decides
+    bad: str = ""  # why there is no document; then `parts` is empty
+    rest: tuple[Part, ...] = ()  # of a document that is bad for its media alone: all parts, some of them ValueErrors
+    lost: tuple[str, ...] = ()  # of a bad document: kinds of media that it has, where its parts do not say
+
+
+class Row(NamedTuple):
+    """Named fields that a template makes a document of."""
+
+    id: str
+    fields: Mapping[str, Any]  # a value may be the ValueError that says why there is none
+    folder: str | None = None  # real path that media paths are relative to
+    split: Any = None
+    rate: int = 0  # of audio arrays
+    bad: str = ""
+    lost: tuple[str, ...] = ()  # kinds of media that a document loses that is bad
+
+
+# (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +)
+Template = tuple[tuple[str, str], ...]
+_BRACES = re.compile(r"\{([^{}]+)\}")
+
+
+def modality_of(kind: str) -> str:
+    return kind.removesuffix(READY)
+
+
+def declared(content: Sequence[str], modalities: Iterable[str]) -> list[str]:
+    """Templates in which `depth:codes` reads `depth ids:codes`, for the modalities whose ids are ready."""
+    modalities = set(modalities)
+
+    def marked(part: str) -> str:
+        kind, colon, field = part.partition(":")
+        return f"{kind.strip()}{READY}:{field}" if colon and kind.strip() in modalities else part
+
+    return ["|".join(map(marked, template.split("|"))) for template in content]
+
+
+def parse(content: Sequence[str]) -> tuple[Template, ...]:
+    """Templates like "text:a drawing of {name}|image:image" or "text:caption|action:xy+pen_up"."""
+    return tuple(_parse(template) for template in content)
+
+
+def _parse(template: str) -> Template:
+    parts = []
+    for part in template.split("|"):
+        kind, colon, field = part.partition(":")
+        kind = kind.strip()
+        braces = "{" in field or "}" in field
+        balanced = not re.search(r"[{}]", _BRACES.sub("", field))
+        joined = kind in ("action", INTERLEAVED)
+        names = [name.strip() for name in field.split("+")] if joined else [field.strip()]
+        known = kind in (*KINDS, INTERLEAVED) or kind.endswith(READY)
+        known = known and (kind != INTERLEAVED or len(names) == 2)
+        if not known or not colon or not all(names) or (braces and (kind != "text" or not balanced)):
+            raise UserError(
+                f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)} or a modality "
+                "that --ids declares (--ids depth=64), text also with {field} among words, action with fields joined "
+                "by +, interleaved:texts+images for parallel lists, parts separated by |, e.g. 'text:a drawing of "
+                "{name}|image:image'"
+            )
+        parts.append((kind, field if braces else "+".join(names)))
+    return tuple(parts)
+
+
+def needed(templates: Sequence[Template]) -> dict[str, str]:
+    """The kind of each field that templates name."""
+    names = [one for template in templates for kind, field in template for one in _kinds(kind, field)]
+    kinds = dict(names)
+    for name, kind in names:
+        if kinds[name] != kind:
+            raise UserError(f"content uses the field {name!r} as {kinds[name]} and as {kind}; choose one")
+    return kinds
+
+
+def _kinds(kind: str, field: str) -> list[tuple[str, str]]:
+    """Each field of a part, and its kind; of parallel lists "texts", and "image"."""
+    if kind == INTERLEAVED:
+        return list(zip(field.split("+"), ("texts", "image"), strict=True))
+    names = field.split("+") if kind == "action" else _BRACES.findall(field) or [field]
+    return [(name, kind) for name in names]
+
+
+def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone: bool = True) -> tuple[Template, ...]:
+    """The user's templates, or one of guessed fields; a `UserError` lists the fields of `where` if they do not fit.
+
+    A guess has text, and media too unless `text_alone` will do.
+    """
+    fields = list(fields)
+    templates = parse(content) or (guess(fields),)
+    missing = [name for name in needed(templates) if name not in fields]
+    lacks = [] if {"text", INTERLEAVED} & dict(templates[0]).keys() else ["text"]
+    lacks += [] if text_alone or set(dict(templates[0])) - {"text"} else ["image or audio"]
+    if missing or (lacks and not content):
+        found = f"content names {missing[0]!r}" if missing else f"no field's name says that it is {lacks[0]}"
+        known = dict(guess(fields))
+        others = iter([name for name in fields if name not in known.values()])
+        names = {kind: known.get(kind) or next(others, kind) for kind in dict.fromkeys(["text", *known, "image"])}
+        raise UserError(
+            f"{where}: {found}; its fields are {', '.join(map(str, fields)) or 'none'}; say which to use, e.g. "
+            f"--content '{'|'.join(f'{kind}:{name}' for kind, name in names.items())}'"
+        )
+    return templates
+
+
+def guess(fields: Sequence[str]) -> Template:
+    """Parallel lists, or text first, then media; `()` if no name is known."""
+    if both := parallel(fields):
+        return ((INTERLEAVED, both),)
+    lower = {str(name).lower(): name for name in reversed(fields)}
+    found = ((kind, next((lower[g] for g in names if g in lower), None)) for kind, names in GUESSES.items())
+    return tuple((kind, name) for kind, name in found if name is not None)
+
+
+def files_of(fields: Mapping[str, Any], every: bool) -> dict[str, Any]:
+    """The files that a row names, one or a list, under their kinds, which their suffixes say.
+
+    `every`: what FILES name is a file whatever its suffix, an image if that says nothing.
+    """
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name not in FILES and not str(name).endswith(FILE_ENDINGS):
+            continue
+        first = value[0] if isinstance(value, list) and value else value
+        if not isinstance(first, str) or not first:
+            continue
+        kind = kind_of(first)[0]
+        if name in LISTED or (name in KINDS and kind in KINDS[3:]):  # an action, too, is a .npy
+            kind = name
+        if kind not in ("", "text"):
+            found.setdefault(kind, value)
+        elif every and name in FILES:
+            found.setdefault("image", value)
+    return found
+
+
+def documents(rows: Iterator[Row], templates: Sequence[Template]) -> Iterator[Raw]:
+    """Row i by template i modulo their number."""
+    for i, row in enumerate(rows):
+        yield document(row, templates[i % len(templates)])
+
+
+def document(row: Row, template: Template) -> Raw:
+    try:
+        if row.bad:
+            raise ValueError(row.bad)
+        parts = [part for kind, field in template for part in _parts(kind, field, row)]
+        return whole(row.id, parts, held_out(row.split))
+    except ValueError as error:
+        return Raw(row.id, (), None, str(error), lost=row.lost)
+
+
+def whole(id: str, parts: Sequence[Part], held_out: bool | None) -> Raw:
+    """A document of these parts, bad where a medium is missing; raises `ValueError` where its text is, or is blank."""
+    faulty = [part for part in parts if isinstance(part.content, ValueError)]
+    if any(part.kind == "text" for part in faulty):
+        raise faulty[0].content
+    parts = filled(parts)
+    return Raw(id, (), held_out, str(faulty[0].content), parts) if faulty else Raw(id, parts, held_out)
+
+
+def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Without empty texts; `ValueError` if nothing is left to learn from, or too much."""
+    parts = tuple(part for part in parts if part.kind != "text" or part.content)
+    words = [part.content for part in parts if part.kind == "text"]
+    if 4 * sum(map(len, words)) > MAX_TEXT:  # no character has more bytes
+        check_text(sum(len(word.encode(errors="surrogatepass")) for word in words))
+    if all(part.kind == "text" and not part.content.strip() for part in parts):
+        raise ValueError("an empty document")
+    return parts
+
+
+def _parts(kind: str, field: str, row: Row) -> list[Part]:
+    """One, or of a field that is a list of media one each, or those of two fields that are parallel lists."""
+    if kind == INTERLEAVED:
+        return interleaved(*(_value(row, name) for name in field.split("+")), row.folder)
+    value = row.fields.get(field)
+    if kind in LISTED and isinstance(value, list):
+        if not value:
+            return [Part(kind, ValueError(f"{kind} field {field!r} is an empty list"))]
+        fields = [{field: one if one is not None else ValueError(f"no {kind} in {field!r}")} for one in value]
+        return [_part(kind, field, row._replace(fields=one)) for one in fields]
+    return [_part(kind, field, row)]
+
+
+def parallel(fields: Container[str]) -> str:
+    """The two fields, joined by +, that hold the texts and the images of one document; "" where there are none."""
+    return next(("+".join(pair) for pair in PARALLEL if all(name in fields for name in pair)), "")
+
+
+def interleaved(texts: Any, images: Any, folder: str | None) -> list[Part]:
+    """The parts of a document whose texts and images are parallel lists; raises `ValueError` where they are not.
+
+    As OBELICS (arXiv 2306.16527) has them: at each place a text or an image, and None in the other list. Or as mmc4
+    (arXiv 2304.06939): an image is an object that says before which text it stands, `matched_text_index`.
+    """
+    for name, value in (("texts", texts), ("images", images)):
+        if not isinstance(value, list):
+            raise ValueError(f"its {name} are {short(value)}; a list is needed")
+    if any(isinstance(image, dict) and "matched_text_index" in image for image in images):
+        texts, images = _matched(texts, images)
+    images = images or [None] * len(texts)
+    if len(texts) != len(images):
+        raise ValueError(f"{len(texts)} texts and {len(images)} images; lists of one length are needed")
+    parts = []
+    for words, image in zip(texts, images, strict=True):
+        if words is not None:
+            parts.append(Part("text", text(words)))
+        if image is not None:
+            try:
+                parts.append(Part("image", medium("image", image, folder, "an image")))
+            except ValueError as error:
+                parts.append(Part("image", error))
+    return parts
+
+
+def _matched(texts: list, images: list) -> tuple[list, list]:
+    """Parallel lists of mmc4's: each text after the images that it was matched with."""
+    before: dict[int, list] = {}
+    for image in images:
+        place = image.get("matched_text_index") if isinstance(image, dict) else None
+        if type(place) is not int or not 0 <= place < len(texts):
+            raise ValueError(f"image {short(image)}: its matched_text_index must be 0 to {len(texts) - 1}")
+        try:
+            encoded = image.get("image_base64")
+            found = base64.b64decode(encoded, validate=True) if encoded else image.get("image_name")
+        except (ValueError, TypeError) as error:
+            found = ValueError(f"its image_base64 is no base64: {error}")
+        before.setdefault(place, []).append(ValueError("no image_name") if found is None else found)
+    order = []
+    for place, words in enumerate(texts):
+        order += [(None, image) for image in before.get(place, ())]
+        order.append((words, None))
+    return [words for words, _ in order], [image for _, image in order]
+
+
+def _part(kind: str, field: str, row: Row) -> Part:
+    """A part whose content is the ValueError that says why there is none, where there is none."""
+    try:
+        if kind == "text" and "{" in field:
+            return Part("text", _BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
+        if kind == "text":
+            return Part("text", text(_value(row, field), field))
+        value = _joined(row, field) if kind == "action" and "+" in field else _value(row, field)
+        value = medium(kind, value, row.folder, f"{kind} field {field!r}")
+    except ValueError as error:
+        value = error
+    return Part(kind, value, row.rate if isinstance(value, np.ndarray) and kind == "audio" else 0)
+
+
+def medium(kind: str, value: Any, folder: str | None, name: str) -> bytes | Path | np.ndarray:
+    """What is to be decoded or read as `kind`: a path in `folder`, bytes, an array, and of ready ids also a list."""
+    if isinstance(value, ValueError):
+        raise value
+    if kind.endswith(READY) and isinstance(value, list):
+        return integers(value)
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as Hugging Face stores a medium
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, str):
+        return inside(folder, value)
+    if not isinstance(value, bytes | Path | np.ndarray):
+        lists = "a list of integers, " * kind.endswith(READY)
+        raise ValueError(f"{name} is {short(value)}; {lists}a path or encoded bytes are allowed")
+    return value
+
+
+def integers(value: list) -> np.ndarray:
+    """int64 `[n]`; raises `ValueError` for a list of anything else."""
+    odd = [x for x in value if type(x) is not int or not -(2**63) <= x < 2**63]
+    if odd:
+        raise ValueError(f"ids {short(value)}; a list of integers is needed, and {short(odd[0])} is none")
+    return np.array(value, np.int64)
+
+
+def ids_part(part: dict, folder: str) -> Part:
+    """`{"ids": [...], "modality": "depth"}`: ids as they are, or in the .npy file that it names."""
+    name, value = part.get("modality"), part.get("ids")
+    if part.keys() != {"ids", "modality"} or not isinstance(name, str) or not MODALITY.fullmatch(name):
+        raise ValueError(
+            f'part {short(part)}; ids are written {{"ids": [3, 5], "modality": "depth"}}, the modality in lower-case '
+            "letters, digits and _"
+        )
+    try:
+        value = medium(name + READY, value, folder, f"the ids of {name}")
+    except ValueError as error:
+        value = error
+    return Part(name + READY, value)
+
+
+def _value(row: Row, field: str):
+    if field not in row.fields:
+        raise ValueError(f"no field {field!r}; it has {', '.join(map(str, row.fields))[:200] or 'none'}")
+    value = row.fields[field]
+    if isinstance(value, ValueError):
+        raise value
+    return value
+
+
+def _joined(row: Row, field: str) -> np.ndarray:
+    """`[n, columns]`: arrays side by side."""
+    names = field.split("+")
+    values = [_value(row, name) for name in names]
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, np.ndarray) or value.ndim not in (1, 2) or len(value) != len(values[0]):
+            shown = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else short(value)
+            raise ValueError(f"field {name!r} of {field!r} is {shown}; arrays of one length, [n] or [n, P], are joined")
+    return np.column_stack(values)
+
+
+def check_text(size: int) -> None:
+    if size > MAX_TEXT:
+        raise ValueError(f"{size:,} bytes of text; at most {MAX_TEXT:,} are allowed; make several documents of it")
+
+
+def text(value: Any, name: str = "text") -> str:
+    """Strings, UTF-8 bytes, numbers and lists of them as text that encodes; otherwise a `ValueError`."""
+    match value:
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{name} holds half a character (a lone surrogate)") from None
+            return value
+        case int() | float() | np.number():
+            return str(value)
+        case list() if value:
+            return ", ".join(text(item, name) for item in value)
+    raise ValueError(f"{name} is {short(value)}; text is needed")
+
+
+def plain(encoded: bytes, name: str = "text") -> str:
+    """A text file's words as Python opens one: without a byte-order mark, lines ending as Unix has them."""
+    return text(unix(encoded.removeprefix(BOM)), name)
+
+
+def unix(encoded: bytes) -> bytes:
+    return encoded.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes | Damaged | None]]:
+    """Numbered from 1; None for one of more than MAX_LINE bytes, which is never held whole; last of all, where the
+    file is packed and damaged, what stands for the rest of it."""
+    number = 0
+    with opened(path) as (file, _):
+        try:
+            while line := file.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    while not line.endswith(b"\n") and (line := file.readline(2**20)):
+                        pass
+                    line = None
+                yield number, line
+        except Damaged as error:
+            yield number + 1, error
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
+    """The objects of a JSON-lines file by line number, or why there is none; blank lines are not counted as rows.
+
+    A file called .json may also hold one array of objects, which are numbered from 1.
+    """
+    if is_json(path.name):
+        with opened(path) as (file, _):
+            try:
+                start = file.read(2**16).removeprefix(BOM).lstrip()
+            except Damaged:
+                start = b""  # told below
+        if start.startswith(b"["):
+            yield from _json_array(path)
+            return
+        if re.match(rb"\{\s*\n", start):
+            yield 1, ValueError("one object over several lines; one object a line, or an array of objects, is needed")
+            return
+    for number, line in lines(path):
+        try:
+            if isinstance(line, Damaged):
+                raise ValueError(f"the rest of the file, after {number - 1} lines, cannot be read: {line}")
+            if line is None:
+                raise ValueError(f"a line of more than {MAX_LINE} bytes")
+            if not line.strip():
+                continue
+            row = json.loads(text(line.removeprefix(BOM) if number == 1 else line, "the line"))
+            if not isinstance(row, dict):
+                raise ValueError(f"{short(row)}; an object is needed")
+        except RecursionError:
+            row = ValueError("not JSON: nested too deeply")
+        except json.JSONDecodeError as error:
+            row = ValueError(f"not JSON: {error}")
+        except ValueError as error:
+            row = error
+        yield number, row
+
+
+def is_json(name: str) -> bool:
+    return re.fullmatch(r".*\.json(\.(gz|zst|bz2|xz))?", name.lower()) is not None
+
+
+def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
+    """The objects of one array, each decoded when its turn comes; one last error stands for what follows a fault."""
+    number = 0
+    characters = codecs.getincrementaldecoder("utf-8-sig")()
+    with opened(path) as (file, _):
+        try:
+            held = characters.decode(file.read(2**20))
+            place = held.index("[") + 1
+            while not held.startswith("]", place := _BETWEEN.match(held, place).end()):
+                try:
+                    row, end = json.JSONDecoder().raw_decode(held, place)
+                except json.JSONDecodeError as error:
+                    row, end = error, len(held)
+                if end < len(held) or isinstance(row, dict):  # a number may go on
+                    place, number = end, number + 1
+                    yield number, row if isinstance(row, dict) else ValueError(f"{short(row)}; an object is needed")
+                    continue
+                held, place = held[place:], 0
+                more = file.read(max(2**20, len(held)))  # twice as much each time, or long values take for ever
+                held += characters.decode(more, final=not more)
+                if not more or len(held) > 2 * MAX_LINE:
+                    raise row if isinstance(row, ValueError) else ValueError("it ends before its last bracket")
+        except (ValueError, RecursionError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else error
+            yield number + 1, ValueError(f"the rest of the array, after {number} objects, is not JSON: {why}"[:300])
+
+
+def sample(title: str, fields: dict, bad: str = "") -> Row:
+    """What belongs to one name, by suffix, as fields by suffix, by the keys of its JSON, and by kind."""
+    extra = {}
+    try:
+        if bad:
+            raise ValueError(bad)
+        if isinstance(fields.get("json", ""), ValueError):
+            raise fields["json"]
+        if "json" in fields:
+            if len(fields["json"]) > MAX_LINE:
+                raise ValueError(f"its .json has {len(fields['json'])} bytes; at most {MAX_LINE} are allowed")
+            extra = json.loads(fields["json"])
+            if not isinstance(extra, dict):
+                raise ValueError(f"its .json is {short(extra)}; an object is needed")
+    except RecursionError:
+        return Row(title, {}, bad="its .json is nested too deeply")
+    except ValueError as error:
+        return Row(title, {}, bad=str(error) if type(error) is ValueError else f"its .json is not JSON: {error}"[:200])
+    named = {name: value for name, value in extra.items() if name not in KINDS} | fields
+    words = [extra[name] for name in ("caption", "text") if isinstance(extra.get(name), str)]
+    named |= {"text": words[0]} if words else {}
+    for kind, suffixes in MEMBERS.items():
+        first = next((suffix for suffix in suffixes if suffix in fields), None)
+        named |= {} if first is None else {kind: fields[first]}
+    if isinstance(named.get("text"), bytes):  # of a file in an archive
+        named["text"] = unix(named["text"].removeprefix(BOM))
+    return Row(title, named, split=extra.get("split"))

@@ -1,0 +1,268 @@
+"""The run directory: one configuration, its metrics, its checkpoints. Nothing that is not ours is ever overwritten."""
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mot.model import attention, dispatch
+from mot.runs import checkpoint, provenance
+from mot import optim
+from mot.config import differences, resolve
+from mot.config import Config
+from mot.errors import Damaged, UserError
+from mot.files import write_atomically
+
+SCHEMA = 1
+KINDS = ("train", "eval", "event")
+HOW_DATA_IS_READ = ("verify", "workers", "timeout", "most_left_out")
+HOW_IT_IS_COMPUTED = ("attention", "dispatch", "remat")
+HOW_OFTEN = ("run.eval_every", "run.save_every", "run.keep")
+RATES = ("run.steps", "optim.schedule", "optim.decay_steps", "optim.end_lr")
+
+
+def folder(config: Config) -> Path:
+    return Path(config.run.root) / config.run.name
+
+
+def plain(config: Config) -> dict:
+    """The resolved configuration as JSON holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def open_run(config: Config) -> Path:
+    """The run's folder, made with `config.json` or found with an equal one.
+
+    Raises `UserError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
+    What does not decide the results but for rounding may change: where the run directory and the data lie, the mesh,
+    and how things are computed and read. What `changed` lets change is written down.
+    """
+    path = folder(config)
+    if not _holds_something(path):
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "config.json", json.dumps(anchored(plain(config)), indent=1))
+        return path
+    if new := changed(config):
+        _write_down(path, new)
+    return path
+
+
+def _holds_something(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def changed(config: Config) -> dict[str, list]:
+    """What of a run's written configuration will be another: `{dotted key: [its, yours]}`. Nothing is written.
+
+    How often it is evaluated and saved may change, and its steps and its schedule, as long as every step so far had the
+    rate that it would have had: then the run ends as one that had the new numbers from the start. Raises as `open_run`.
+    """
+    path, resolved = folder(config), plain(config)
+    if not _holds_something(path):
+        return {}
+    known = read_config(path)
+    different = changes(known, resolved)
+    keys = [difference.partition(":")[0] for difference in different]
+    why = "" if set(keys) <= {*HOW_OFTEN, *RATES} else f"{path} holds a run of another configuration"
+    if not why and set(keys) & set(RATES):
+        why = _other_rates(path, known, config)
+    if why:
+        raise UserError(
+            f"{why}; nothing was overwritten. Differences (its -> yours):\n"
+            + "\n".join(f"  {d}" for d in different)
+            + "\nchoose another run.name, or give the run its own configuration back"
+        )
+    read_metrics(path)
+    if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
+        _not_ours(path / "checkpoints", "a file, not a folder")
+    return {key: [_value(known, key), _value(resolved, key)] for key in keys}
+
+
+def _value(plain: dict, key: str):
+    section, name = key.split(".")
+    return plain[section][name]
+
+
+def _other_rates(path: Path, known: dict, config: Config) -> str:
+    """Why a run cannot go on with other steps or another schedule; "" where it can."""
+    at = max(checkpoint.steps(path / "checkpoints"), default=0)
+    if config.run.steps < at:
+        return f"{path} is at step {at} already, and cannot end at step {config.run.steps}"
+    try:
+        before = resolve(known)
+    except UserError as error:
+        return _not_ours(path / "config.json", error)
+    steps = np.arange(at)
+    old, new = (np.asarray(optim.schedule(c)(steps)) for c in (before, config))
+    if (old == new).all():
+        return ""
+    n = 1 + int((old != new).argmax())
+    return (
+        f"{path} is at step {at}, where its rate is {old[-1]:.4g} ({before.optim.schedule} over {before.run.steps} "
+        f"steps); it would have been {new[-1]:.4g} ({config.optim.schedule} over {config.run.steps}), and differ from "
+        f"step {n} on. A run goes on as long as its rate has not begun to decay: with optim.schedule=constant, or wsd "
+        "up to its last optim.decay_steps. To train this one further, begin another run from it, with a schedule of "
+        f"its own: --config.init.run={path} and another run.name"
+    )
+
+
+def _write_down(path: Path, new: dict[str, list]) -> None:
+    """A run's new numbers into its config.json, and both into an event of metrics.jsonl, which comes first."""
+    known = read_config(path)
+    for key, (_, value) in new.items():
+        section, name = key.split(".")
+        known[section][name] = value
+    at = max(checkpoint.steps(path / "checkpoints"), default=0)
+    event = {"schema": SCHEMA, "kind": "event", "step": at, "time": provenance.now(), "event": "changed", "keys": new}
+    rows = [*read_metrics(path), event]
+    write_atomically(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(path / "config.json", json.dumps(known, indent=1))
+
+
+def anchored(known: dict) -> dict:
+    """A plain configuration whose folders are found from wherever it is read: absolute ones."""
+    data, init, run = known["data"], known["init"], known["run"]
+
+    def anchor(address: str) -> str:
+        return os.path.abspath(address) if _is_folder(address) else address
+
+    sources = {name: anchor(address) for name, address in data["sources"].items()}
+    return known | {
+        "run": run | {"root": os.path.abspath(run["root"])},
+        "data": data | {"sources": sources},
+        "init": init | {"run": anchor(init["run"])},
+    }
+
+
+def _is_folder(address: str) -> bool:
+    """Of what `data.sources` or `init.run` name: no remote address, no name with a meaning of its own."""
+    return address not in ("", "embedded") and not re.match(r"seqio:|\w+://", address)
+
+
+def _moved(config: Config, path: Path) -> Config:
+    """A configuration that was read from `path`: folders that are gone, but lie as they did from the run's, are there.
+
+    So a project that was copied as a whole, runs and data, goes on elsewhere.
+    """
+    was = Path(config.run.root) / config.run.name
+
+    def found(address: str) -> str:
+        if not _is_folder(address) or Path(address).exists():
+            return address
+        beside = os.path.normpath(path.absolute() / os.path.relpath(address, was))
+        return beside if Path(beside).exists() else address
+
+    sources = {name: found(address) for name, address in config.data.sources.items()}
+    init = dataclasses.replace(config.init, run=found(config.init.run))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources), init=init)
+
+
+def _is_same_run(old: str, new: str) -> bool:
+    """Do both name one run directory, or has the old one gone, and the new one its name?"""
+    if not (old and new):
+        return old == new
+    gone = not Path(old).exists() and Path(old).name == Path(new).name
+    return gone or os.path.abspath(old) == os.path.abspath(new)
+
+
+def changes(known: dict, resolved: dict) -> list[str]:
+    """What of a run's configuration, as written, another one changes, of all that decides its results."""
+    known = known | {"run": known["run"] | {"root": resolved["run"]["root"]}, "mesh": resolved["mesh"]}
+    if isinstance(model := known["model"], dict):
+        known["model"] = model | {key: resolved["model"][key] for key in HOW_IT_IS_COMPUTED}
+    if isinstance(data := known["data"], dict):
+        known["data"] = data | {key: resolved["data"][key] for key in HOW_DATA_IS_READ}
+        sources = data.get("sources")
+        if isinstance(sources, dict) and sources.keys() == resolved["data"]["sources"].keys():
+            known["data"]["sources"] = resolved["data"]["sources"]  # moved; the data's digest is compared later
+    if isinstance(init := known["init"], dict) and _is_same_run(str(init.get("run", "")), resolved["init"]["run"]):
+        known["init"] = init | {"run": resolved["init"]["run"]}
+    return differences(known, resolved)
+
+
+def read_config(path: Path) -> dict:
+    """A run's configuration as written; raises `Damaged` where the folder is no run or the file is not whole."""
+    file = path / "config.json"
+    if not file.is_file():
+        if not path.exists():
+            raise Damaged(f"{path}: there is no such run directory; name one that exists, or train it first")
+        held = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else "a file"
+        raise Damaged(
+            f"{path} is no run directory: no config.json, but {held}; name a run's own folder, or to train choose "
+            "another run.name"
+        )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        sections = {f.name for f in dataclasses.fields(Config)}
+        if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+            return _not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
+        if lacks := sorted(sections - found.keys()):
+            return _not_ours(
+                file, f"it lacks {', '.join(lacks)}; a run of an earlier version of mot is read by that one"
+            )
+        o = found["optim"]
+        if isinstance(o, dict) and "base_rules" not in o:  # of a version whose `rules` were all there are
+            found["optim"] = o | {"freeze": "", "rules": [], "base_rules": o.get("rules", [])}
+        return found
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        return _not_ours(file, error)
+
+
+def config_of(path: Path) -> Config:
+    """A run's configuration, checked, for this machine: its rows over all devices, without kernels that it lacks.
+
+    Raises `Damaged` where `read_config` does and where a value is not allowed.
+    """
+    found = read_config(path)
+    try:
+        config = resolve(found)
+    except UserError as error:
+        return _not_ours(path / "config.json", error)
+    one = dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices"), 1)
+    mesh, m = dataclasses.replace(config.mesh, data=0, **one), config.model
+    if jax.default_backend() == "cpu":
+        how = dict(attention="chunked") if m.attention in attention.KERNELS else {}
+        how |= dict(dispatch="blocked") if m.dispatch in dispatch.KERNELS else {}
+        m = dataclasses.replace(m, **how)
+    return _moved(dataclasses.replace(config, mesh=mesh, model=m), path)
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of metrics.jsonl; a last line cut off by a crash is left out, any other damage raises `Damaged`."""
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        _not_ours(file, error)
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
+        try:
+            row = json.loads(line)
+            if type(row["schema"]) is not int or row["schema"] != SCHEMA:
+                raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
+            if row["kind"] not in KINDS or type(row["step"]) is not int or row["step"] < 0:
+                raise ValueError(f"kind {row['kind']!r}, step {row['step']!r}; kinds are {', '.join(KINDS)}")
+            if wrong := [k for k, v in row.items() if k.startswith("loss") and not _is_number(v)]:
+                raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, no number")
+            rows.append(row)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            _not_ours(file, f"line {number}: {error!r}" if isinstance(error, KeyError) else f"line {number}: {error}")
+    return rows
+
+
+def _is_number(value) -> bool:
+    """As metrics.jsonl holds one: JSON has no NaN, so what is not finite is text."""
+    return type(value) in (int, float) or value in ("nan", "inf", "-inf")
+
+
+def _not_ours(file, why):
+    raise Damaged(
+        f"{file} is damaged or foreign ({why}); nothing was overwritten; move it away, or to train choose another "
+        "run.name"
+    )

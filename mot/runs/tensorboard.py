@@ -1,0 +1,186 @@
+"""What TensorBoard shows of a run: curves in few groups, its configuration, and samples. metrics.jsonl has everything.
+
+Samples are a run of their own, in a folder below the curves': where a second file lies beside one that is still
+written, TensorBoard reads the newer one alone.
+"""
+
+import io
+import json
+import os
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboardX.proto.tensor_pb2 import TensorProto
+from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import hparams, scalar, text
+
+from mot.runs import rundir
+
+# The tag of what a row of metrics holds, by the name's first part; what is not named here is no curve to look at, as
+# what is counted from the beginning.
+CURVES = {
+    "train": {
+        "loss": "loss",
+        "objective": "loss/objective",
+        "lr": "optim/lr",
+        "grad_norm": "optim/grad_norm",
+        "tokens_per_s": "speed/tokens_per_s",
+        "mfu": "speed/mfu",
+        "step_seconds": "speed/step_seconds",
+        "data_wait": "speed/data_wait",
+        "fill": "data/fill",
+        "left_out": "data/left_out",
+        "router": "router",
+    },
+    "eval": {"loss": "eval/loss", "causal_loss": "eval/causal_loss", "bits_per_byte": "eval/bits_per_byte"},
+}
+COMPARED = ("model", "optim", "objective", "data")  # sections whose numbers and words the table of runs has
+NO_RESULT = {*rundir.HOW_DATA_IS_READ, *rundir.HOW_IT_IS_COMPUTED, "patience"}  # but for those that decide none
+WAV = b"\x10\x0b"  # TensorBoard's AudioPluginData with encoding = WAV, of which tensorboardX has no message
+IMAGES, SOUNDS = 4, 8  # of a step's samples at most
+
+
+def tag(kind: str, key: str, sources: int) -> str | None:
+    """Where the curve of a row's value stands, in a run on so many sources; None: there is none."""
+    first, _, rest = key.partition("/")
+    found = CURVES.get(kind, {}).get(first)
+    if found is None or not rest:
+        return found
+    if "loss" in first and "/" in rest:  # of a modality and source, which of one source alone says nothing new
+        return f"by_source/{found}/{rest}" if sources > 1 else None
+    return f"{found}/{rest}"
+
+
+def curves(kind: str, values: Mapping, sources: int) -> Iterator[tuple[str, float]]:
+    """The points of a row of metrics, by their curves' tags."""
+    for key, value in values.items():
+        if isinstance(value, int | float) and (found := tag(kind, key, sources)):
+            yield found, value
+
+
+class Board:
+    """A file of events.
+
+    tensorboardX's own writer has a thread, which ends when the disk is full; whoever gives it more then waits forever.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        self.file = (folder / f"events.out.tfevents.{now:.6f}").open("xb")
+        self.add(Event(wall_time=now, file_version="brain.Event:2"))
+        self.add(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, event: Event) -> None:
+        self.file.write(_record(event))
+
+    def add_summary(self, summary: Summary, step: int = 0) -> None:
+        self.add(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.add_summary(scalar(tag, value), step)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def opened(path: Path, resumed_at: int) -> Board:
+    """Of the run at `path`, whose earlier points after `resumed_at` go; a new one begins with its configuration."""
+    folder = path / "tensorboard"
+    fresh = not any(folder.glob("*tfevents*"))
+    board = Board(folder, resumed_at + 1)
+    if fresh:
+        config = rundir.read_config(path)
+        board.add_summary(text("config", _block(json.dumps(config, indent=1))))
+        compared, metrics = _compared(config)
+        # `add_hparams` would do this in a folder, and so a run, of its own.
+        for summary in hparams(compared, dict.fromkeys(metrics))[:2]:
+            board.add_summary(summary)
+    return board
+
+
+def _compared(config: dict) -> tuple[dict, list[str]]:
+    """What a table of runs shows: options by dotted key, and the tags of curves whose last points stand beside them."""
+    values = {
+        f"{section}.{key}": value
+        for section in COMPARED
+        for key, value in config[section].items()
+        if isinstance(value, str | int | float) and key not in NO_RESULT
+    }
+    modalities = dict.fromkeys(stream["modality"] for stream in config["streams"].values())
+    return values, ["eval/loss", *(f"eval/loss/{modality}" for modality in modalities)]
+
+
+def _block(words: str) -> str:
+    """Markdown that shows text as it is."""
+    return "\n".join(f"    {line}" for line in words.splitlines())
+
+
+def samples(path: Path, step: int, words: str, pictures: Mapping[str, bytes], sounds: Mapping[str, bytes]) -> None:
+    """Shows what the run at `path` drew at a step: words, PNGs and WAVs by name, the first of each.
+
+    What it showed of that step before goes. The file is written anew, in the order of steps, as one that comes after a
+    later one hides it.
+    """
+    values = list(text("samples", _block(words)).value)
+    values += [_image(name, png) for name, png in list(pictures.items())[:IMAGES]]
+    values += [_audio(name, wav) for name, wav in list(sounds.items())[:SOUNDS]]
+    folder = path / "tensorboard" / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = sorted(folder.glob("*tfevents*"))
+    records = [(event.step, raw) for file in earlier for event, raw in read(file) if event.HasField("summary")]
+    records = [(of, raw) for of, raw in records if of != step]
+    now = time.time()
+    records += [(step, _record(Event(wall_time=now, step=step, summary=Summary(value=[value])))) for value in values]
+    records.sort(key=lambda record: record[0])
+    version = _record(Event(wall_time=now, file_version="brain.Event:2"))
+    file = folder / f"events.out.tfevents.{now:.6f}.samples"  # a new name, or TensorBoard goes on in what it has open
+    partial = folder / ".partial"
+    partial.write_bytes(version + b"".join(raw for _, raw in records))
+    os.replace(partial, file)
+    for old in earlier:
+        old.unlink(missing_ok=True)
+
+
+def _image(name: str, png: bytes) -> Summary.Value:
+    with Image.open(io.BytesIO(png)) as picture:
+        width, height = picture.size
+    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+    return Summary.Value(tag=f"pictures/{name}", image=image)  # a tag has content of one kind
+
+
+def _audio(name: str, wav: bytes) -> Summary.Value:
+    """In the form of TensorBoard 2: of the older one, which tensorboardX writes, it does not say that it is a WAV."""
+    plugin = SummaryMetadata.PluginData(plugin_name="audio", content=WAV)
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1), TensorShapeProto.Dim(size=2)])  # the sound, its label
+    tensor = TensorProto(dtype="DT_STRING", string_val=[wav, b""], tensor_shape=shape)
+    return Summary.Value(tag=f"sounds/{name}", tensor=tensor, metadata=SummaryMetadata(plugin_data=plugin))
+
+
+def _record(event: Event) -> bytes:
+    """As TFRecord frames it: length, data, and a checksum of each."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    checksums = [struct.pack("<I", masked_crc32c(x)) for x in (length, data)]
+    return length + checksums[0] + data + checksums[1]
+
+
+def read(file: Path) -> Iterator[tuple[Event, bytes]]:
+    """The events of a file, each with its record; ends where the file is cut off."""
+    content = file.read_bytes()
+    place = 0
+    while len(content) >= place + 12:
+        end = place + 16 + int.from_bytes(content[place : place + 8], "little")
+        if end > len(content):
+            return
+        yield Event.FromString(content[place + 12 : end - 4]), content[place:end]
+        place = end
