@@ -209,7 +209,8 @@ def test_a_bug_shows_its_traceback_and_what_to_report(capsys, monkeypatch):
 NOISY = """
 import logging, sys, threading, warnings, multiprocessing, atexit
 sys.path.insert(0, '.')
-from launch import cores, decode, process
+from launch import cores, process
+from mot.generate import codecs
 def command(argv):
     logging.getLogger("absl").error("an error of absl's")
     warnings.warn("a warning")

@@ -101,18 +101,18 @@ def test_any_number_of_processes_gives_the_same_bytes(made, tmp_path):
 COMMAND = """
 import sys, json
 from pathlib import Path
-from mot.data import prepare
+from mot.prepare import job
 from tests.datasets import SMALL
 import dataclasses, time
 
-def slowly(*block, write=prepare.write_block):
+def slowly(*block, write=job.write_block):
     time.sleep(0.2)  # so that whoever waits for a shard comes in time
     return write(*block)
 
-prepare.write_block = slowly
+job.write_block = slowly
 if __name__ == "__main__":
     recipe = dataclasses.replace(SMALL, inputs=(sys.argv[1],))
-    prepare.prepare(recipe, Path(sys.argv[2]), int(sys.argv[3]), 0)
+    job.prepare(recipe, Path(sys.argv[2]), int(sys.argv[3]), 0)
 """
 
 
