@@ -70,7 +70,7 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
     )
 
 
-def sets(experts: int = 0, **changes) -> dict:
+def experts(experts: int = 0, **changes) -> dict:
     """The parameter sets of one tower's FFN, or of its QKV and O: a single one, or experts and their router."""
     return (
         dict(

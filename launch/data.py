@@ -85,7 +85,7 @@ def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most
             ) from error
     features = tuple(key for key in seqio_features.split(",") if key)
     sizes = {key: options[key] for key in ("held_out", "longest", "shard")}
-    return seqio_export.export(seqio_export.Recipe(seqio, seqio_split, features, **sizes), out, most)
+    return seqio_export.export(seqio_export.SeqioRecipe(seqio, seqio_split, features, **sizes), out, most)
 
 
 def _print_summary(folder: Path, about: dict) -> None:

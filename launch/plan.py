@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if plan.fits else 1
 
 
-def show(plan: plans.Plan, out: Console) -> None:
+def show(plan: plans.Forecast, out: Console) -> None:
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items()) or "one device"
     out.print(
         f"[bold]{plan.name} on {plan.topology}[/bold]: {plan.chips} chips, {plan.devices} devices, mesh {mesh}; "

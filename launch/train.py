@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def tell_next(paths: Sequence[Path]) -> None:
     """What can be done with runs that have ended, in lines to paste."""
-    if not sharding.leads():
+    if not sharding.is_first_process():
         return
     lines = [
         ("held-out losses of its newest checkpoint", flags.command("evaluate", str(paths[0]))),

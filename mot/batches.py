@@ -90,7 +90,7 @@ def not_finite(batch: Batch) -> dict[str, jax.Array]:
     return counts
 
 
-def modality(ids, config: Config) -> jax.Array:
+def modality_of_ids(ids, config: Config) -> jax.Array:
     """The index, in `config.modalities`, of the modality whose id range holds each id."""
     result = jnp.zeros_like(ids)
     for stream in config.streams.values():
@@ -99,10 +99,10 @@ def modality(ids, config: Config) -> jax.Array:
     return result
 
 
-def kinds(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> jax.Array:
+def modalities(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> jax.Array:
     """`[B, C]`: the modality of each token of `merge`."""
     of_vectors = lambda s: jnp.full_like(batch[s].token, config.modalities.index(config.streams[s].modality))
-    parts = [of_vectors(s) if config.streams[s].latent else modality(batch[s].token, config) for s in streams]
+    parts = [of_vectors(s) if config.streams[s].latent else modality_of_ids(batch[s].token, config) for s in streams]
     if len(parts) == 1:
         return parts[0]
     rank_BC = concatenate([batch[s] for s in streams]).rank

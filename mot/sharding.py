@@ -87,12 +87,12 @@ def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
 def undivided(config: Config, mesh: Mesh) -> Iterator[str]:
     """What of a microbatch does not divide among the mesh's parts."""
     rules, rows = config.mesh.rules, config.data.batch // config.optim.accumulate
-    if rows % (n := parts(("batch",), rules, mesh)):
+    if rows % (n := shard_count(("batch",), rules, mesh)):
         yield (
             f"data.batch / optim.accumulate: {rows} rows do not divide among the {n} parts of mesh.rules.batch = "
             f"{rules['batch']!r}; make the batch a multiple"
         )
-    n = parts(("length",), rules, mesh)
+    n = shard_count(("length",), rules, mesh)
     for name, stream in config.streams.items():
         if stream.budget % n:
             yield (
@@ -105,7 +105,7 @@ def unsplit(table: Mapping, rules: Mapping[str, str], mesh: Mesh) -> Iterator[st
     """Which arrays, with `shape` and logical `axes`, cannot be split as the rules say."""
     for path, array in table.items():
         for size, axis in zip(array.shape, array.axes, strict=True):
-            if size % (n := parts((axis,), rules, mesh)):
+            if size % (n := shard_count((axis,), rules, mesh)):
                 yield (
                     f"{path}: its axis {axis} of {size} does not divide among the {n} parts of mesh.rules.{axis} = "
                     f"{rules[axis]!r}; change the size, the mesh, or the rule ('' does not split it)"
@@ -157,7 +157,7 @@ def spec(axes: Sequence[str | None], rules: Mapping[str, str]) -> P:
     return P(*(axes_of(axis, rules) or None for axis in axes))
 
 
-def parts(axes: Sequence[str | None], rules: Mapping[str, str], mesh=None) -> int:
+def shard_count(axes: Sequence[str | None], rules: Mapping[str, str], mesh=None) -> int:
     """Into how many parts these logical axes are split on the mesh, by default the current one."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return int(np.prod([mesh.shape.get(name, 1) for axis in axes for name in axes_of(axis, rules)], dtype=int))
@@ -189,7 +189,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def several() -> bool:
+def is_sharded() -> bool:
     """Is a mesh set that splits what the rules name? Several runs (`ensemble.py`) lie along an axis of their own."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(mesh.shape.get(axis, 1) > 1 for axis in MESH_AXES)
@@ -197,28 +197,28 @@ def several() -> bool:
 
 def constrain(x, axes: Sequence[str | None], rules: Mapping[str, str]):
     """`x` split as its logical axes say, where a mesh of several devices is set; so is its gradient."""
-    return lax.with_sharding_constraint(x, spec(axes, rules)) if several() else x
+    return lax.with_sharding_constraint(x, spec(axes, rules)) if is_sharded() else x
 
 
-def shares(f: Callable, inputs, outputs) -> Callable:
+def shard_map(f: Callable, inputs, outputs) -> Callable:
     """`f` on each device's own share, where a mesh of several devices is set; inputs and outputs are specs."""
-    return jax.shard_map(f, in_specs=inputs, out_specs=outputs, check_vma=False) if several() else f
+    return jax.shard_map(f, in_specs=inputs, out_specs=outputs, check_vma=False) if is_sharded() else f
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def gathered(x, names: tuple[str, ...], dim: int, dtype):
-    """Inside `shares`: x whole along `dim`, in `dtype`; its gradient is added up in x's own."""
+def all_gather(x, names: tuple[str, ...], dim: int, dtype):
+    """Inside `shard_map`: x whole along `dim`, in `dtype`; its gradient is added up in x's own."""
     return lax.all_gather(x.astype(dtype), names, axis=dim, tiled=True) if names else x.astype(dtype)
 
 
-def _gathered_backward(names, dim, dtype, like, g):
+def _all_gather_backward(names, dim, dtype, like, g):
     g = g.astype(like.dtype)
     return (lax.psum_scatter(g, names, scatter_dimension=dim, tiled=True) if names else g,)
 
 
-gathered.defvjp(
-    lambda x, names, dim, dtype: (gathered(x, names, dim, dtype), jnp.zeros((), x.dtype)),
-    _gathered_backward,
+all_gather.defvjp(
+    lambda x, names, dim, dtype: (all_gather(x, names, dim, dtype), jnp.zeros((), x.dtype)),
+    _all_gather_backward,
 )
 
 
@@ -227,9 +227,9 @@ gathered.defvjp(
 # first, so that each device's tokens stay its own when they are laid flat.
 
 
-def apart(tree, rules: Mapping[str, str]):
+def split_context(tree, rules: Mapping[str, str]):
     """Every array `[B, C, ...]` as `[c * B, C / c, ...]`, c the parts that a row is split into."""
-    c = parts(("length",), rules)
+    c = shard_count(("length",), rules)
     if c == 1:
         return tree
 
@@ -243,9 +243,9 @@ def apart(tree, rules: Mapping[str, str]):
     return jax.tree.map(cut, tree)
 
 
-def whole(tree, rules: Mapping[str, str]):
-    """What `apart` took apart."""
-    c = parts(("length",), rules)
+def join_context(tree, rules: Mapping[str, str]):
+    """What `split_context` took apart."""
+    c = shard_count(("length",), rules)
     if c == 1:
         return tree
 
@@ -262,7 +262,7 @@ def whole(tree, rules: Mapping[str, str]):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def my_rows(config: Config, mesh: Mesh) -> tuple[int, int]:
+def rows_of_process(config: Config, mesh: Mesh) -> tuple[int, int]:
     """Of equal parts of a batch's rows, the number of the one that this process's devices hold, and how many there are.
 
     Processes whose devices share rows (along `context` or `tensor`) have the same number.
@@ -280,12 +280,12 @@ def my_rows(config: Config, mesh: Mesh) -> tuple[int, int]:
     return first // rows, B // rows
 
 
-def placed(tree, config: Config, mesh: Mesh):
+def to_global(tree, config: Config, mesh: Mesh):
     """A batch on its devices, of which each process gives its own rows."""
     sharding = of_batch(config, mesh)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
-    mine, of = my_rows(config, mesh)
+    mine, of = rows_of_process(config, mesh)
 
     def place(x):
         shift = mine * x.shape[0]
@@ -295,29 +295,29 @@ def placed(tree, config: Config, mesh: Mesh):
     return jax.tree.map(place, tree)
 
 
-def summed(x, config: Config, mesh: Mesh):
+def sum_over_processes(x, config: Config, mesh: Mesh):
     """The sum of all rows' `x`, of which each process has its own; of several a device array that nobody waits for."""
     if jax.process_count() == 1:
         return x
-    of = my_rows(config, mesh)[1]
+    of = rows_of_process(config, mesh)[1]
     rows = by_axes(mesh, ("batch",), config.mesh.rules)
     each = config.data.batch // of
     # x stands in the first of this process's rows.
     share = lambda index: np.stack([x * (r % each == 0) for r in range(*index[0].indices(config.data.batch))])
-    return _over_rows(jax.make_array_from_callback((config.data.batch, *x.shape), rows, share), replicated(mesh))
+    return _sum_over_rows(jax.make_array_from_callback((config.data.batch, *x.shape), rows, share), replicated(mesh))
 
 
 @partial(jax.jit, static_argnames="place")
-def _over_rows(x, place):
+def _sum_over_rows(x, place):
     return lax.with_sharding_constraint(jnp.sum(x, 0), place)
 
 
-def leads() -> bool:
+def is_first_process() -> bool:
     """Does this process write what only one must?"""
     return jax.process_index() == 0
 
 
-def together(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -189,7 +189,7 @@ def attention_case(how, length, heads=12, mesh=None):
 def expert_layers(experts, active, width):
     """A step's program over two layers with experts of that width: MiB of temporaries, seconds to compile."""
     c = configuration("dense", layers=2)
-    chosen = Experts(**base.sets(experts, active=active, width=width))
+    chosen = Experts(**base.experts(experts, active=active, width=width))
     c = dataclasses.replace(c, ffn={STREAMS[0]: chosen})
     shapes, host = jax.eval_shape(lambda: loop.init_state(c)), batch(4)
     lowered = jax.jit(loop.make_step(c, 1), donate_argnums=0).lower(shapes, host)
@@ -221,12 +221,12 @@ def eight_runs(size):
     host = pipeline.Batches(training, c, 0, 1)[0].batch
     runs = [dataclasses.replace(c, model=dataclasses.replace(c.model, seed=seed)) for seed in range(8)]
     mesh = ensemble.make_mesh(c, 8)
-    each, place = ensemble.together(runs, mesh), NamedSharding(mesh, PartitionSpec("runs"))
+    each, place = ensemble.vmapped(runs, mesh), NamedSharding(mesh, PartitionSpec("runs"))
     take_one = lambda c, state, batch: loop.make_step(c, len(training.names))(state, batch)
     with jax.set_mesh(mesh):
         state = jax.jit(each(lambda c, _: loop.init_state(c)), out_shardings=place)(np.arange(8))
         step = jax.jit(each(take_one), donate_argnums=0, out_shardings=(place, None))
-        batch = sharding.placed(host, c, mesh)
+        batch = sharding.to_global(host, c, mesh)
 
     def together():
         nonlocal state

@@ -26,7 +26,7 @@ def cached(c, weights, rows: int):
 
     def once():
         h_BD = jax.random.normal(jax.random.key(1), (rows, D))
-        state = sampling.State(caches.empty(c, rows, slots), h_BD, jnp.zeros(rows, jnp.int32))
+        state = sampling.DecodingState(caches.empty(c, rows, slots), h_BD, jnp.zeros(rows, jnp.int32))
         ids, _, _ = run(weights, state, np.ones(rows, bool), np.full(rows, NEW), keys, allowed, nothing)
         return np.asarray(ids)
 

@@ -23,9 +23,9 @@ from mot.config.options import Settings
 from mot.data import embedded, sources
 from mot.errors import UserError
 from mot.generate import codecs, digits, documents, layout, opened, pictures, results
-from mot.generate.documents import Document
+from mot.generate.documents import Continuation
 from mot.generate.judge import judge
-from mot.generate.sampling import Generated, Part
+from mot.generate.sampling import Generated, Stretch
 from mot.prepare import tokenise
 from mot.prepare.job import prepare
 from mot.runs import rundir
@@ -113,13 +113,17 @@ def test_what_is_drawn_is_judged_and_what_is_read_is_compared(vectors, monkeypat
     def perfect(prompts, settings, opens="", **how):
         text = [vectors.codec.decode("text", p.data) for (p,) in prompts if p.stream == "text"]
         if opens:
-            return [Generated([Part("image", digit(embedded.named(t)))], False) for t in text]
+            return [Generated([Stretch("image", digit(embedded.named(t)))], False) for t in text]
         called = [f"a {embedded.NAMES[labels[n]]}" for n in range(len(prompts))]
         ids = [vectors.codec.encode(codecs.Part("text", c)) for c in called]
-        return [Generated([Part("text", x)], True) for x in ids]
+        return [Generated([Stretch("text", x)], True) for x in ids]
 
     def threes(prompts, settings, opens="", **how):
-        part = Part("image", digit(3)) if opens else Part("text", vectors.codec.encode(codecs.Part("text", "a three")))
+        part = (
+            Stretch("image", digit(3))
+            if opens
+            else Stretch("text", vectors.codec.encode(codecs.Part("text", "a three")))
+        )
         return [Generated([part], True)] * len(prompts)
 
     for model, drawn, read in ((perfect, 10, 20), (threes, 1, (labels[:20] == 3).sum())):
@@ -237,7 +241,7 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     data = {"image": np.array([0, 1, 1, 0]), "audio": np.array([1, 0, 1]), "latents": np.ones((2, 3), np.float32)}
     data["action"] = np.array([[-1, -1, -1], [1, -1, 1], [0, 1, -1], [0, 0.5, 1]], np.float32)
     parts = [(kind, codec.decode(kind, data[kind])) for kind in kinds[1:]]
-    d = Document("document-7", 1, [("text", "a\x1b[2J"), *parts, ("audio", None)], True)
+    d = Continuation("document-7", 1, [("text", "a\x1b[2J"), *parts, ("audio", None)], True)
     model = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="r")), step=1, codec=codec)
     files = documents._files(model, [d], 0)
     for name, content in files.items():
@@ -273,8 +277,8 @@ def test_a_grid_sounds_in_the_order_of_its_pictures():
         return "audio", np.zeros((40, tokens), np.float32)
 
     codec = codecs.Codec(("text", "audio"), None, None, sound)
-    given = [Document("document-0", 1, [spectrogram(9), spectrogram(2), ("text", "and")], True)]
-    given += [Document("document-1", 0, [spectrogram(3), ("audio", None)], False)]
+    given = [Continuation("document-0", 1, [spectrogram(9), spectrogram(2), ("text", "and")], True)]
+    given += [Continuation("document-1", 0, [spectrogram(3), ("audio", None)], False)]
     files = documents._grid(SimpleNamespace(codec=codec), given, 5)
     assert files.keys() == {"grid.png", "grid.wav"}
     assert all(results.NAMES.fullmatch(name) for name in files)

@@ -40,7 +40,7 @@ OTHERS = ({"model__seed": 1}, {"model__seed": 2} | ALL)
 
 def stepper(configs):
     """The first state of all, and a step."""
-    each = ensemble.together(configs, ensemble.make_mesh(configs[0], len(configs), jax.devices()[:1]))
+    each = ensemble.vmapped(configs, ensemble.make_mesh(configs[0], len(configs), jax.devices()[:1]))
     state = jax.jit(each(lambda c, _: loop.init_state(c)))(np.arange(len(configs)))
     return state, jax.jit(each(lambda c, state, batch: loop.make_step(c, 2)(state, batch)))
 
@@ -96,7 +96,7 @@ def predicates(jaxpr):
 @pytest.mark.parametrize("arch", ["mot", "moe_ec4", "learned_mot"])
 def test_no_loop_ends_and_no_branch_is_taken_by_what_a_run_computes(arch):
     configs = [with_(examples.make(arch, layers=1), **values) for values in SEEDS]
-    each = ensemble.together(configs, ensemble.make_mesh(configs[0], 2, jax.devices()[:1]))
+    each = ensemble.vmapped(configs, ensemble.make_mesh(configs[0], 2, jax.devices()[:1]))
     state = jax.eval_shape(each(lambda c, _: loop.init_state(c)), np.arange(2))
     step = each(lambda c, state, batch: loop.make_step(c, 2)(state, batch))
     jaxpr = jax.make_jaxpr(step)(state, examples.batch()).jaxpr

@@ -12,7 +12,7 @@ from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.generate import layout, sampling
 from mot.generate.layout import Format, Medium
-from mot.generate.sampling import Part
+from mot.generate.sampling import Stretch
 from tests import vectors
 
 
@@ -22,11 +22,11 @@ def test_embedded_documents_are_written_so(setting, tokens):
     format = layout.of(c)
     assert format == Format("text", 1, 2, (0, 1, 2, 3, 4), (Medium("image", 3, 4, tokens),))
     caption, pixels, is_vector = [40, 41, 42], np.arange(64) % 17, tokens == embedded.PATCHES
-    image = Part("image", embedded.patches(pixels) if is_vector else pixels)
+    image = Stretch("image", embedded.patches(pixels) if is_vector else pixels)
     made = embedded._vectors if is_vector else embedded._ids
     for image_first in (False, True):
         want = made(0, 0, caption, pixels, image_first)
-        parts = [Part("text", np.array(caption)), image]
+        parts = [Stretch("text", np.array(caption)), image]
         got = sampling._document(parts[::-1] if image_first else parts, c, format, "")
         np.testing.assert_array_equal(got.token, want.token[:-1])
         np.testing.assert_array_equal(got.stream, want.stream[:-1])

@@ -221,7 +221,7 @@ def test_the_smallest_rung_trains_two_steps_at_its_real_size(one_device):
         now = jax.jit(lambda: state.init_state(c), compiler_options=quick)()
         step = jax.jit(loop.make_step(c, 1), donate_argnums=0, compiler_options=quick)
         for _ in range(2):
-            now, measured = step(now, sharding.placed(given, c, mesh))
+            now, measured = step(now, sharding.to_global(given, c, mesh))
             assert measured["ok"]
             losses.append(float(measured["loss"]))
     assert losses[1] < losses[0]

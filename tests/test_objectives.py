@@ -95,4 +95,4 @@ def test_an_absent_modality_gives_zero_and_stays_finite():
 
 def test_modality_of_ids():
     c = examples.make()
-    np.testing.assert_array_equal(batches.modality(jnp.array([0, 11, 12, 23]), c), [0, 0, 1, 1])
+    np.testing.assert_array_equal(batches.modality_of_ids(jnp.array([0, 11, 12, 23]), c), [0, 0, 1, 1])

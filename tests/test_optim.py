@@ -68,7 +68,7 @@ def trained(c, steps, devices):
     with jax.set_mesh(mesh):
         now = jax.jit(lambda: state.init_state(c))()
         step, losses = jax.jit(loop.make_step(c, 2)), []
-        batch = sharding.placed(examples.batch(), c, mesh)
+        batch = sharding.to_global(examples.batch(), c, mesh)
         for _ in range(steps):
             now, measured = step(now, batch)
             losses.append(float(measured["loss"]))

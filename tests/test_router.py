@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.base import sets
+from configs.base import experts
 from mot.config import Experts
 from mot.model import dispatch, router, transformer
 from tests import examples, reference
@@ -17,7 +17,7 @@ ALONE = examples.make().mesh
 
 
 def spec(**changes):
-    return Experts(**sets(**(dict(experts=E, active=1, width=F) | changes)))
+    return Experts(**experts(**(dict(experts=E, active=1, width=F) | changes)))
 
 
 SPECS = {
@@ -81,7 +81,7 @@ def forward(x_BCD, w, spec, real, rank, modality, how, causal=False):
     experts = {name: w[name] for name in ("w1", "w2", "w3")}
     most = router.most_choices(spec, x_BCD.shape[1], causal)
     rows = x_BCD.reshape(-1, x_BCD.shape[-1])
-    y_RD, _ = dispatch.through(transformer._expert_ffn, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
+    y_RD, _ = dispatch.apply_experts(transformer._expert_ffn, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
     return y_RD.reshape(x_BCD.shape), report
 
 
@@ -158,8 +158,8 @@ def test_nan_in_padding_changes_nothing(name, how):
 def test_nan_in_empty_places_changes_nothing(how):
     x, real, rank, modality, w = traffic("one hot expert")
     choice, _ = router.route(x, w, SPECS["top1"], real, rank, modality, 2)
-    layout, _ = dispatch.arrange(choice, E, B * C, how)
-    x_SD = dispatch.spread(jnp.asarray(x.reshape(-1, D)), layout)
+    layout, _ = dispatch.plan_dispatch(choice, E, B * C, how)
+    x_SD = dispatch.permute(jnp.asarray(x.reshape(-1, D)), layout)
     empty_S1 = np.asarray(layout.expert_S)[:, None] == E
     assert empty_S1.any()
     g_SF = np.random.default_rng(0).standard_normal((len(empty_S1), F)).astype("f")
@@ -175,9 +175,9 @@ def test_nan_in_empty_places_changes_nothing(how):
 def test_combine_of_dispatch_is_the_identity():
     x, real, rank, modality, w = traffic("balanced")
     choice, _ = router.route(x, w, SPECS["top2 normalised"], real, rank, modality, 2)
-    layout, weight_RX = dispatch.arrange(choice, E, 2 * B * C, "blocked")
-    x_SD = dispatch.spread(jnp.asarray(x.reshape(-1, D)), layout)
-    y = dispatch.collect(x_SD * dispatch.weigh(weight_RX, layout), layout)
+    layout, weight_RX = dispatch.plan_dispatch(choice, E, 2 * B * C, "blocked")
+    x_SD = dispatch.permute(jnp.asarray(x.reshape(-1, D)), layout)
+    y = dispatch.combine(x_SD * dispatch.weights_of_slots(weight_RX, layout), layout)
     np.testing.assert_allclose(y, np.where(real[..., None], x, 0).reshape(-1, D), rtol=1e-6)
 
 
@@ -277,7 +277,7 @@ def test_memory_of_dispatch_grows_with_routed_rows_not_with_experts():
 def test_bad_sets_are_refused_with_the_numbers():
     def faults(component="ffn", mesh_expert=1, **changes):
         tree = examples.tree("moe_tc4")
-        getattr(tree, component)["text"] = sets(**(dict(experts=4, width=F if component == "ffn" else 0) | changes))
+        getattr(tree, component)["text"] = experts(**(dict(experts=4, width=F if component == "ffn" else 0) | changes))
         tree.mesh.expert = mesh_expert
         with pytest.raises(examples.config.ConfigError) as caught:
             examples.config.build(tree)

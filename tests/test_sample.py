@@ -20,7 +20,7 @@ from mot.data.packing import document, pack
 from mot.errors import UserError
 from mot.generate import sampling
 from mot.generate.layout import Format, Medium
-from mot.generate.sampling import Generated, Part
+from mot.generate.sampling import Generated, Stretch
 from mot.model import caches, joint, params, transformer
 from mot.objectives import diffusion
 from tests import examples
@@ -115,12 +115,12 @@ def whole(name):
 def prompts(case):
     """One of text alone, one that holds units, an empty one."""
     rng = np.random.default_rng(0)
-    text = lambda n: Part("text", rng.integers(len(SPECIAL), IDS, n))
+    text = lambda n: Stretch("text", rng.integers(len(SPECIAL), IDS, n))
 
     def unit(medium):
         n, stream = medium.tokens or 4, case.config.streams[medium.stream]
         data = rng.standard_normal((n, stream.latent)) if stream.latent else rng.integers(0, stream.ids, n)
-        return Part(medium.stream, data.astype(np.float32) if stream.latent else data)
+        return Stretch(medium.stream, data.astype(np.float32) if stream.latent else data)
 
     first, last = case.format.media[0], case.format.media[-1]
     return [[text(3)], [text(2), unit(first), text(1), unit(last), unit(first)], []]
@@ -229,7 +229,7 @@ class Writer:
                 number += 1
                 data = self.draw(tokens, opened, number, key)
                 tokens += [*self.unit(opened.stream, data, number), Token("text", opened.closes)]
-                parts += [Part(opened.stream, data)]
+                parts += [Stretch(opened.stream, data)]
                 media, opened, plain = media - 1, None, []
                 continue
             markers = [m.opens for m in media_ if media]
@@ -240,7 +240,7 @@ class Writer:
             tokens.append(Token("text", found))
             opened = next((m for m in media_ if m.opens == found), None)
             if not opened:
-                parts += [] if plain else [Part("text", plain)]
+                parts += [] if plain else [Stretch("text", plain)]
                 plain.append(found)
         return Generated(parts, False)
 
@@ -372,7 +372,7 @@ def test_what_is_not_finite_is_told_with_its_row():
         diverged(prompts(case)[1:], settings, 0, 1, "image")
 
 
-TEXTS = [[Part("text", np.full(3, 8))]] * 2
+TEXTS = [[Stretch("text", np.full(3, 8))]] * 2
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ TEXTS = [[Part("text", np.full(3, 8))]] * 2
         ("ids", dict(opens="image", media=0), "media 0, but image is to be opened"),
         (
             "ids",
-            dict(prompts=[*TEXTS, [Part("text", np.full(49, 8))]]),
+            dict(prompts=[*TEXTS, [Stretch("text", np.full(49, 8))]]),
             r"prompt 3 has 49 tokens of text, .* at most 48",
         ),
     ],
@@ -425,10 +425,16 @@ def test_what_training_alone_needs_is_left_out():
 def test_a_prompt_is_laid_out_as_data_is():
     case = CASES["two_media"]
     text, image, sound = np.array([9, 8]), np.array([3, 0, 1]), np.ones((2, 3), np.float32)
-    parts = [Part("text", text), Part("image", image), Part("sound", sound), Part("sound", -sound), Part("text", text)]
+    parts = [
+        Stretch("text", text),
+        Stretch("image", image),
+        Stretch("sound", sound),
+        Stretch("sound", -sound),
+        Stretch("text", text),
+    ]
     streams = list(case.config.streams.values())
-    places = tuple(records.Place(s.modality, i, s.first_id, s.ids, s.latent) for i, s in enumerate(streams))
-    layout = records.Layout(places, dict(zip(SPECIAL, range(len(SPECIAL)), strict=True)), ("sound",))
+    places = tuple(records.Placement(s.modality, i, s.first_id, s.ids, s.latent) for i, s in enumerate(streams))
+    layout = records.TokenLayout(places, dict(zip(SPECIAL, range(len(SPECIAL)), strict=True)), ("sound",))
     rendered = records.render(records.Record("", tuple(records.Span(*part) for part in parts)), layout, 0, 0)
     want = roles.assign(rendered, streams, "units", 0)
     got = sampling._document(parts, case.config, case.format, "image")
@@ -459,7 +465,7 @@ def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place(optimised):
     c, S, format = build("mot", ids(9), layers=1), 2048, written(4)
     sampler = sampling.Sampler(weights(c, 0), c, format)
     V, D = c.vocab, 16
-    batch = sampling._prompts([[Part("text", np.full(n, 8))] for n in (30, 9)], c, format, "")
+    batch = sampling._prompts([[Stretch("text", np.full(n, 8))] for n in (30, 9)], c, format, "")
     text = sampler._prefill.lower(sampler.params, batch, slots=S).compile().as_text()
     assert max(sizes(text, V)) == V * D, "only the embedding is as long as the vocabulary"
     ask = jax.jit(
@@ -467,7 +473,7 @@ def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place(optimised):
     )
     assert max(sizes(ask.lower(sampler.params, batch).compile().as_text(), V)) > V * D
     row = lambda dtype, *shape: jax.ShapeDtypeStruct((2, *shape), dtype)
-    state = sampling.State(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"))
+    state = sampling.DecodingState(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"))
     given = (row(bool), row("i4"), jax.random.split(jax.random.key(0), 2), row(bool, V), np.zeros(V, bool))
     program = sampler._ids.lower(sampler.params, state, *given, stream="text", settings=GREEDY, most=TEXT).compile()
     keys = state.cache.kv[0][0]

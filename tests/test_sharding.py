@@ -70,7 +70,7 @@ for text in meshes:
         places = state.state_shardings(c, mesh).params
         placed = jax.device_put(weights, places)
         step = jax.jit(loss_of(c), out_shardings=(None, places), compiler_options=quick)
-        loss, grads = step(placed, sharding.placed(batch, c, mesh))
+        loss, grads = step(placed, sharding.to_global(batch, c, mesh))
     worst = examples.leaf_error(jax.device_get(grads), plain[1])
     print(text, abs(float(loss) - float(plain[0])), worst, flush=True)
     assert worst < 1e-5 and abs(float(loss) - float(plain[0])) < 1e-5 * float(plain[0])

@@ -54,7 +54,7 @@ def one_step(c, batch, devices, state=None, sources=2):
         everywhere = sharding.replicated(mesh)
         state = state or jax.jit(lambda: loop.init_state(c), out_shardings=everywhere)()
         step = jax.jit(loop.make_step(c, sources))
-        return step(state, sharding.placed(batch, c, mesh))
+        return step(state, sharding.to_global(batch, c, mesh))
 
 
 EXPERIMENTS = [

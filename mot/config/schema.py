@@ -65,11 +65,11 @@ class Towers:
     attn: dict[str, str]  # stream -> tower, of QKV and O
     ffn: dict[str, str]  # stream -> tower, of the FFN
     norm: dict[str, str]  # stream -> tower, of the norms
-    walls: tuple["Wall", ...]  # between towers: what a stream's loss does not train
+    walls: tuple["StopGradient", ...]  # between towers: what a stream's loss does not train
 
 
 @dataclass(frozen=True)
-class Wall:
+class StopGradient:
     """No gradient flows from one stream's queries into the keys and values of another attention tower's stream."""
 
     queries: str  # the stream whose loss stops

@@ -97,7 +97,7 @@ class Documents(Protocol):
     def enter(self, step: int, g: int) -> None: ...  # document g is taken in for a row of this step
 
 
-class Plan:
+class RowPlan:
     """Which documents of an endless stream share each row: best fit with a bounded look-ahead.
 
     It depends on the documents' lengths alone, so every host makes the same one. A row starts with the document that

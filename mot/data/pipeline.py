@@ -20,7 +20,7 @@ from mot.config import Config
 from mot.console import unheard_by_workers
 from mot.data import roles
 from mot.data.mixture import Mixture, Sources
-from mot.data.packing import Document, Plan, cut, pack
+from mot.data.packing import Document, RowPlan, cut, pack
 from mot.errors import Hung, UserError
 
 
@@ -75,7 +75,7 @@ class Batches:
     def _begin(self) -> None:
         self.mixture.starts = list(self.state["starts"])
         copies = [s.copies for s in self.config.streams.values()]
-        self.plan = Plan(self.mixture, self.budgets, self.longest, self.config.data.lookahead, self.rows, copies)
+        self.plan = RowPlan(self.mixture, self.budgets, self.longest, self.config.data.lookahead, self.rows, copies)
         self.plan.resume(self.state)
 
     def __len__(self) -> int:

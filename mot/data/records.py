@@ -78,7 +78,7 @@ def _span(found) -> Span:
     return Span(modality, data)
 
 
-class Place(NamedTuple):
+class Placement(NamedTuple):
     """Where the tokens of a modality go."""
 
     modality: str
@@ -88,15 +88,15 @@ class Place(NamedTuple):
     width: int = 0  # P, features of these
 
 
-class Layout(NamedTuple):
+class TokenLayout(NamedTuple):
     """How a dataset's spans become tokens of the one vocabulary, and vectors."""
 
-    places: tuple[Place, ...]  # by modality
+    places: tuple[Placement, ...]  # by modality
     special: dict[str, int]  # <bos>, <eos> and the markers around other modalities' spans
     fixed: tuple[str, ...]  # modalities whose spans all have one length, so that their end is no news
 
 
-def render(record: Record, layout: Layout, source: int, doc_id: int) -> Document:
+def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Document:
     """<bos> span span ... <eos>, spans other than text between markers.
 
     Raises `ValueError` for ids out of range and for vectors of another width than their stream's.

@@ -67,7 +67,7 @@ class Vocabulary(NamedTuple):
         return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:16]
 
 
-class Mixture(NamedTuple):
+class SeqioMixture(NamedTuple):
     """A task or a mixture, found."""
 
     name: str
@@ -92,7 +92,7 @@ class Read(NamedTuple):
 
 
 @lru_cache
-def open_(name: str, features: tuple[str, ...] = ()) -> Mixture:
+def open_(name: str, features: tuple[str, ...] = ()) -> SeqioMixture:
     """A registered task or mixture, by its name or address; `features` are by default all of integers.
 
     Raises `UserError` where there is none, and where its features are not ids of one vocabulary.
@@ -122,10 +122,10 @@ def open_(name: str, features: tuple[str, ...] = ()) -> Mixture:
             f"{PREFIX}{name}: {chosen[0]} and {other} have different vocabularies ({vocabulary}, "
             f"{found[other].vocabulary}); a dataset has one; choose features of one with --seqio-features"
         )
-    return Mixture(name, provider, chosen, _vocabulary(vocabulary))
+    return SeqioMixture(name, provider, chosen, _vocabulary(vocabulary))
 
 
-def documents(mixture: Mixture, split: str, endless: bool = False) -> Iterator[Read]:
+def documents(mixture: SeqioMixture, split: str, endless: bool = False) -> Iterator[Read]:
     """A split's examples in seqio's own order: the same ones, in the same order, each time."""
     _, tensorflow = require()
     address = f"{PREFIX}{mixture.name}"
@@ -231,7 +231,7 @@ def _unigram(vocabulary, names) -> Tokenizer | None:
     return tokenizer
 
 
-class Stream:
+class SeqioStream:
     """A split as a `records.Dataset` is read, but in order: one process reads it, and holds what it has read of late.
 
     Endless, each document once, or with `most` only so many, and all of them held. What was read long ago, and
@@ -240,7 +240,7 @@ class Stream:
 
     modalities = MODALITIES
 
-    def __init__(self, mixture: Mixture, split: str, most: int | None = None):
+    def __init__(self, mixture: SeqioMixture, split: str, most: int | None = None):
         self.mixture, self.split, self.about = mixture, split, mixture.about()
         self.count = most
         self._begin()

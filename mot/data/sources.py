@@ -14,8 +14,8 @@ from mot.data import embedded, seqio_bridge
 from mot.data.manifest import BYTES, SPLITS, files, read_json
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
-from mot.data.records import Dataset, Layout, Place, load_array, render
-from mot.data.seqio_bridge import Stream
+from mot.data.records import Dataset, Placement, TokenLayout, load_array, render
+from mot.data.seqio_bridge import SeqioStream
 from mot.errors import UserError
 from mot.files import cache_folder, replacing, write_atomically
 
@@ -26,7 +26,7 @@ VECTORS = ("image", "audio")  # that may be kept as vectors in place of ids
 class Records:
     """A split of a dataset as a source: the spans of its modalities travel in the streams of those modalities."""
 
-    def __init__(self, name: str, index: int, dataset: Dataset | Stream, layout: Layout, streams: int):
+    def __init__(self, name: str, index: int, dataset: Dataset | SeqioStream, layout: TokenLayout, streams: int):
         self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
         self.count = dataset.count
         place = {place.modality: place.stream for place in layout.places}
@@ -187,10 +187,10 @@ def open_(config: Config) -> tuple[Sources, Sources]:
     opened = {name: _opened(address, config.data.verify) for name, address in config.data.sources.items()}
     alike = unit_lengths([about for about, *_ in opened.values()])
     for n, (name, (about, datasets, bytes_, identity)) in enumerate(opened.items()):
-        at = lambda m: Place(m, index[m][0], index[m][1].first_id, index[m][1].ids, index[m][1].latent)
+        at = lambda m: Placement(m, index[m][0], index[m][1].first_id, index[m][1].ids, index[m][1].latent)
         places = tuple(at(modality) for modality in about["modalities"])
         fixed = tuple(m for m in about["tokenizers"] if alike[m])
-        layout = Layout(places, about["tokenizers"]["text"]["special"], fixed)
+        layout = TokenLayout(places, about["tokenizers"]["text"]["special"], fixed)
         for split, sources in parts.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
         stream = index["text"][1]
@@ -209,12 +209,12 @@ def unit_lengths(abouts: Sequence[dict]) -> dict[str, int]:
     return {modality: lengths.pop() if len(lengths) == 1 else 0 for modality, lengths in found.items()}
 
 
-def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | Stream], np.ndarray, list]:
+def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | SeqioStream], np.ndarray, list]:
     """What is said of a source, its splits, the bytes that its text's ids stand for, and what tells it from others."""
     if seqio_bridge.is_address(address):
         mixture = seqio_bridge.open_(address)
-        training = Stream(mixture, "train")
-        held_out = Stream(mixture, "validation", seqio_bridge.MOST_HELD_OUT)
+        training = SeqioStream(mixture, "train")
+        held_out = SeqioStream(mixture, "validation", seqio_bridge.MOST_HELD_OUT)
         splits = dict(zip(SPLITS, (training, held_out), strict=True))
         return mixture.about(), splits, mixture.vocabulary.byte_lengths, training.identity()
     folder = local(address)

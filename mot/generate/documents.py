@@ -26,7 +26,7 @@ class Request(NamedTuple):
     media: int  # and media
 
 
-class Document(NamedTuple):
+class Continuation(NamedTuple):
     """Modality and content (as `Codec.decode` gives it; None: nothing in it) of each part."""
 
     name: str
@@ -78,19 +78,19 @@ def samples(
     return files, {"documents": shown}
 
 
-def _document(model: Model, name: str, prompt, row) -> Document:
+def _document(model: Model, name: str, prompt, row) -> Continuation:
     kinds = {stream: s.modality for stream, s in model.config.streams.items()}
     parts = [*prompt, *((kinds[part.stream], part.data) for part in row.parts)]
     content = [(kind, model.codec.decode(kind, data) if len(data) else None) for kind, data in parts]
-    return Document(name, len(prompt), content, row.ended)
+    return Continuation(name, len(prompt), content, row.ended)
 
 
-def _file(document: Document, number: int, kind: str) -> str:
+def _file(document: Continuation, number: int, kind: str) -> str:
     """What a part's content is kept in, which `--prompt-file` reads again; `kind` as `preview.shown_as` says."""
     return f"{document.name}-{number}.{SUFFIXES[kind]}"
 
 
-def _content(document: Document, files: Container[str]) -> list[dict[str, Any]]:
+def _content(document: Continuation, files: Container[str]) -> list[dict[str, Any]]:
     """As `--prompt-file` reads it, but for what has no file: None. Ids of one's own stand there themselves."""
     content = []
     for number, (kind, x) in enumerate(document.parts, 1):
@@ -105,7 +105,7 @@ def _content(document: Document, files: Container[str]) -> list[dict[str, Any]]:
     return content
 
 
-def _files(model: Model, documents: Sequence[Document], seed: int) -> dict[str, bytes]:
+def _files(model: Model, documents: Sequence[Continuation], seed: int) -> dict[str, bytes]:
     files = {}
     for d in documents:
         for number, (kind, content) in enumerate(d.parts, 1):
@@ -144,7 +144,7 @@ def _printable(text: str) -> str:
     return inputs.COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
-def _grid(model: Model, documents: Sequence[Document], seed: int) -> dict[str, bytes]:
+def _grid(model: Model, documents: Sequence[Continuation], seed: int) -> dict[str, bytes]:
     """All that was drawn in one picture, and all that sounds in one WAV, in the picture's order."""
     found = [part for d in documents for part in d.parts[d.given :] if part[0] != "text" and part[1] is not None]
     files = {"grid.png": pictures.grid([preview.picture(*part) for part in found])} if found else {}
@@ -155,7 +155,7 @@ def _grid(model: Model, documents: Sequence[Document], seed: int) -> dict[str, b
     return files
 
 
-def _title(d: Document) -> str:
+def _title(d: Continuation) -> str:
     return f"{d.name}: {d.given} part{'s' * (d.given != 1)} given{'' if d.ended else '; cut off at the room there was'}"
 
 

@@ -15,7 +15,7 @@ from mot.data.mixture import Sources
 from mot.errors import UserError
 from mot.generate import codecs, layout
 from mot.generate.layout import Format
-from mot.generate.sampling import Generated, Part, Sampler, Settings
+from mot.generate.sampling import Generated, Sampler, Settings, Stretch
 from mot.train import loop
 
 ROWS = 64  # of a batch at most
@@ -68,13 +68,13 @@ def stream_of(config: Config, modality: str) -> str:
     return next(name for name, stream in config.streams.items() if stream.modality == modality)
 
 
-def prompt(parts: Sequence[tuple[str, object]], config: Config) -> list[Part]:
+def prompt(parts: Sequence[tuple[str, object]], config: Config) -> list[Stretch]:
     """Of modalities and data: a prompt for `rows`."""
-    return [Part(stream_of(config, kind), data) for kind, data in parts]
+    return [Stretch(stream_of(config, kind), data) for kind, data in parts]
 
 
 def rows(
-    model: Model, prompts: Sequence[Sequence[Part]], settings: Settings, title: str, seed: int, **how
+    model: Model, prompts: Sequence[Sequence[Stretch]], settings: Settings, title: str, seed: int, **how
 ) -> list[Generated]:
     """What follows each prompt, in batches of equal size, ROWS at most; `how` is that of `Sampler`."""
     if not prompts:

@@ -30,7 +30,7 @@ NONE = -1  # no id
 DOCUMENT, APART = 1, 2  # segments: a row's document; a unit that sees nothing but itself, for guidance
 
 
-class Part(NamedTuple):
+class Stretch(NamedTuple):
     """A stretch of one stream: ids from 0 on, of the stream's own tokenizer, or vectors `[n, P]`."""
 
     stream: str
@@ -38,12 +38,12 @@ class Part(NamedTuple):
 
 
 class Generated(NamedTuple):
-    parts: list[Part]  # what follows the prompt, without <bos>, <eos> and the markers around units
+    parts: list[Stretch]  # what follows the prompt, without <bos>, <eos> and the markers around units
     ended: bool  # by <eos>; else there was no more room
 
 
 @struct.dataclass
-class State:
+class DecodingState:
     """Where each row is."""
 
     cache: Cache
@@ -73,7 +73,7 @@ class Sampler:
 
     def __call__(
         self,
-        prompts: Sequence[Sequence[Part]],
+        prompts: Sequence[Sequence[Stretch]],
         settings: Settings = Settings(),  # noqa: B008
         text: int = 64,
         media: int = 1,
@@ -211,7 +211,7 @@ class _Row:
     def __init__(self, prompt, text: int, media: int, unit: Medium | None):
         self.text, self.media = text, media  # room that is left
         self.unit = unit  # opened, to be generated
-        self.parts: list[Part] = []
+        self.parts: list[Stretch] = []
         self.ended = False
 
     @property
@@ -225,11 +225,11 @@ class _Row:
         medium = next((m for m in format.media if m.opens == last), None)
         self.ended, self.unit = last == format.eos, medium
         if plain := [i - config.streams[format.text].first_id for i in (ids[:-1] if self.ended or medium else ids)]:
-            self.parts.append(Part(format.text, np.array(plain)))
+            self.parts.append(Stretch(format.text, np.array(plain)))
         return last if medium else NONE
 
     def take_unit(self, medium, data):
-        self.parts.append(Part(medium.stream, data))
+        self.parts.append(Stretch(medium.stream, data))
         self.media -= 1
         self.unit = None
 
@@ -277,7 +277,7 @@ def _document(prompt, config, format, opens: str):
 # --- what is compiled ----------------------------------------------------------------------------------------------
 
 
-def _prefill(params, batch, *, config, slots: int) -> State:
+def _prefill(params, batch, *, config, slots: int) -> DecodingState:
     """The prompts in a cache, and each row's last state; no logits."""
     rows = next(iter(batch.values())).token.shape[0]
     output = transformer.forward(params, batch, config, causal=True, cache=caches.empty(config, rows, slots))
@@ -285,15 +285,15 @@ def _prefill(params, batch, *, config, slots: int) -> State:
     at_last = lambda h_RD, t: jnp.where(
         (t.rank == cache.used[:, None] - 1)[..., None], h_RD.reshape(*t.rank.shape, -1), 0
     )
-    return State(cache, sum(at_last(*x).sum(1) for x in output.hidden), cache.used)
+    return DecodingState(cache, sum(at_last(*x).sum(1) for x in output.hidden), cache.used)
 
 
-def _step(params, state: State, tokens: Tokens, stream: str, config):
+def _step(params, state: DecodingState, tokens: Tokens, stream: str, config):
     """The output for one step's tokens of one stream, which see the cache."""
     return transformer.forward(params, {stream: tokens}, config, causal=True, cache=state.cache)
 
 
-def _tokens(state: State, on_B, T: int, **given: Any) -> Tokens:
+def _tokens(state: DecodingState, on_B, T: int, **given: Any) -> Tokens:
     """The next T tokens of each row that is `on`; padding in the others."""
     here_BT = jnp.broadcast_to(on_B[:, None], (len(on_B), T))
     place_BT, zeros_BT = state.place_B[:, None] + jnp.arange(T)[None], jnp.zeros((len(on_B), T), jnp.int32)
@@ -303,11 +303,11 @@ def _tokens(state: State, on_B, T: int, **given: Any) -> Tokens:
     return Tokens(**(fields | given))
 
 
-def _feed(params, state: State, id_B, on_B, *, stream: str, config) -> State:
+def _feed(params, state: DecodingState, id_B, on_B, *, stream: str, config) -> DecodingState:
     """One id more in the rows that are `on`."""
     output = _step(params, state, _tokens(state, on_B, 1, token=jnp.asarray(id_B)[:, None]), stream, config)
     h_BD = jnp.where(on_B[:, None], output.hidden[0][0], state.h_BD)
-    return State(caches.keep(output.cache), h_BD, state.place_B + on_B)
+    return DecodingState(caches.keep(output.cache), h_BD, state.place_B + on_B)
 
 
 def _ids(params, state, on_B, left_B, keys_B, allowed_BV, stops_V, *, stream, settings, most, config):
@@ -379,4 +379,4 @@ def _vectors(params, state, on_B, keys_B, *, stream: str, tokens: int, settings:
     value_BTP, _ = jax.lax.scan(one, noise(0).reshape(-1, *shape), jnp.arange(settings.steps))
     output = _step(params, state, of_unit(value=value_BTP), stream, config)
     finite_B = jnp.isfinite(value_BTP).all((1, 2))
-    return value_BTP, finite_B, State(caches.keep(output.cache), state.h_BD, state.place_B + on_B * tokens)
+    return value_BTP, finite_B, DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * tokens)

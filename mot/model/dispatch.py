@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     size_E: jax.Array  # its rows
 
 
-def arrange(choice: Choice, experts: int, most: int, how: str, room: int = 0) -> tuple[Layout, jax.Array]:
+def plan_dispatch(choice: Choice, experts: int, most: int, how: str, room: int = 0) -> tuple[Layout, jax.Array]:
     """The layout of at most `most` choices, and their weights `[R, X]`. With `room`, each expert has so many places.
 
     Where a token has more places for choices than choices, as where experts choose, its empty ones are moved last.
@@ -90,14 +90,14 @@ def _take(x, index):
 
 
 @jax.custom_vjp
-def spread(x_RD, layout: Layout):
-    """`[S, D]`: each place's row; an empty place's is 0. The transpose of `collect`."""
+def permute(x_RD, layout: Layout):
+    """`[S, D]`: each place's row; an empty place's is 0. The transpose of `combine`."""
     return _take(x_RD, layout.row_S)
 
 
 @jax.custom_vjp
-def collect(y_SD, layout: Layout):
-    """`[R, D]`: the sum of a token's rows over its choices, added up in float32. The transpose of `spread`."""
+def combine(y_SD, layout: Layout):
+    """`[R, D]`: the sum of a token's rows over its choices, added up in float32. The transpose of `permute`."""
     (R, X), (S, D) = layout.place_RX.shape, y_SD.shape
     used = _used(layout.place_RX < S) if X > 1 else 1
 
@@ -121,21 +121,21 @@ def _used_by_several(size, batched, some_NRX):
 
 
 @jax.custom_vjp
-def weigh(weight_RX, layout: Layout):
+def weights_of_slots(weight_RX, layout: Layout):
     """`[S, 1]`: the weight of each place's choice; an empty place's is 0."""
     return _take(weight_RX.reshape(-1, 1), layout.choice_S)
 
 
-spread.defvjp(
-    lambda x_RD, layout: (spread(x_RD, layout), layout),
-    lambda layout, g_SD: (collect(g_SD, layout), None),
+permute.defvjp(
+    lambda x_RD, layout: (permute(x_RD, layout), layout),
+    lambda layout, g_SD: (combine(g_SD, layout), None),
 )
-collect.defvjp(
-    lambda y_SD, layout: (collect(y_SD, layout), layout),
-    lambda layout, g_RD: (spread(g_RD, layout), None),
+combine.defvjp(
+    lambda y_SD, layout: (combine(y_SD, layout), layout),
+    lambda layout, g_RD: (permute(g_RD, layout), None),
 )
-weigh.defvjp(
-    lambda weight_RX, layout: (weigh(weight_RX, layout), layout),
+weights_of_slots.defvjp(
+    lambda weight_RX, layout: (weights_of_slots(weight_RX, layout), layout),
     lambda layout, g_S1: (_take(g_S1[:, 0], layout.place_RX), None),
 )
 
@@ -244,77 +244,82 @@ KERNELS = {how: _kernel(how) for how in ("gmm", "triton", "mosaic")}
 Compute = Callable[[Callable, Callable, jax.Array, dict], jax.Array]
 
 
-def through(compute: Compute, x_RD, weights: dict, choice: Choice, rows: int, most: int, how: str, mesh: Mesh):
+def apply_experts(compute: Compute, x_RD, weights: dict, choice: Choice, rows: int, most: int, how: str, mesh: Mesh):
     """`[R, F]`: each token through its experts, summed with their weights; and how many choices were lost, `[R]`.
 
     `weights` are `name: [E, ...]`, one set an expert; the R tokens are `rows` rows, each with at most `most` choices.
     On several devices each has its own rows, and its share of the experts where the mesh has an `expert` axis.
     """
     rules = mesh.rules
-    experts, split = sharding.parts(("expert",), rules), lambda axis: sharding.parts((axis,), rules) > 1
-    most *= rows // sharding.parts((sharding.ROWS,), rules)
-    here, flat = sharding.spec((sharding.ROWS,), rules), lambda name: sharding.spec(("expert", *SPLIT[name]), rules)
+    experts, split = sharding.shard_count(("expert",), rules), lambda axis: sharding.shard_count((axis,), rules) > 1
+    most *= rows // sharding.shard_count((sharding.ROWS,), rules)
+    here, flat = (
+        sharding.spec((sharding.ROWS,), rules),
+        lambda name: sharding.spec(("expert", *EXPERT_AXES[name]), rules),
+    )
 
     def share(x_RD, weights, choice):
         for name in weights:  # gathered along what splits the width, not along hidden units
-            whole = [(dim, sharding.axes_of(axis, rules)) for dim, axis in enumerate(SPLIT[name], 1) if axis == "embed"]
+            whole = [
+                (dim, sharding.axes_of(axis, rules)) for dim, axis in enumerate(EXPERT_AXES[name], 1) if axis == "embed"
+            ]
             for dim, names in whole if split("embed") else ():
-                weights = weights | {name: sharding.gathered(weights[name], names, dim, x_RD.dtype)}
+                weights = weights | {name: sharding.all_gather(weights[name], names, dim, x_RD.dtype)}
         if experts == 1:
-            y_RF, lost_R = _here(compute, x_RD, weights, choice, most, how)
+            y_RF, lost_R = _on_this_device(compute, x_RD, weights, choice, most, how)
         elif mesh.exchange == "gather":
-            y_RF, lost_R = _gathered(compute, x_RD, weights, choice, most, how)
+            y_RF, lost_R = _by_gather(compute, x_RD, weights, choice, most, how)
         else:
-            y_RF, lost_R = _exchanged(compute, x_RD, weights, choice, most, how, mesh.buffer)
-        hidden = sharding.axes_of("mlp", rules) if any("mlp" in SPLIT[name] for name in weights) else ()
+            y_RF, lost_R = _by_all_to_all(compute, x_RD, weights, choice, most, how, mesh.buffer)
+        hidden = sharding.axes_of("mlp", rules) if any("mlp" in EXPERT_AXES[name] for name in weights) else ()
         return lax.psum(y_RF, hidden) if hidden and split("mlp") else y_RF, lost_R
 
     inputs = (here, {name: flat(name) for name in weights}, here)
-    return sharding.shares(share, inputs, here)(x_RD, weights, choice)
+    return sharding.shard_map(share, inputs, here)(x_RD, weights, choice)
 
 
 # The axes of an expert's flat matrices; heads of QKV and O stay whole (config refuses what would split them).
-SPLIT = {"w1": ("embed", "mlp"), "w3": ("embed", "mlp"), "w2": ("mlp", "embed")}
-SPLIT |= {"wq": ("embed", None), "wk": ("embed", None), "wv": ("embed", None), "wo": (None, "embed")}
+EXPERT_AXES = {"w1": ("embed", "mlp"), "w3": ("embed", "mlp"), "w2": ("mlp", "embed")}
+EXPERT_AXES |= {"wq": ("embed", None), "wk": ("embed", None), "wv": ("embed", None), "wo": (None, "embed")}
 
 
-def _here(compute, x_RD, weights, choice, most, how):
+def _on_this_device(compute, x_RD, weights, choice, most, how):
     experts = next(iter(weights.values())).shape[0]
-    layout, weight_RX = arrange(choice, experts, most, how)
+    layout, weight_RX = plan_dispatch(choice, experts, most, how)
     linear = lambda x_SD, w_EDF: grouped(x_SD, w_EDF, layout, how)
     # The routed rows are gathered again on the way back: kept, they would be the largest array of a layer.
-    enter = jax.checkpoint(lambda w_EDF: linear(spread(x_RD, layout), w_EDF))
-    y_SF = compute(enter, linear, weigh(weight_RX, layout), weights)
-    return collect(y_SF, layout), jnp.zeros(x_RD.shape[0])
+    enter = jax.checkpoint(lambda w_EDF: linear(permute(x_RD, layout), w_EDF))
+    y_SF = compute(enter, linear, weights_of_slots(weight_RX, layout), weights)
+    return combine(y_SF, layout), jnp.zeros(x_RD.shape[0])
 
 
-def _local(expert, experts):
+def _local_expert(expert, experts):
     """Expert numbers on this device; what lies on others is none."""
     number = expert - lax.axis_index("expert") * experts
     return jnp.where((number >= 0) & (number < experts), number, experts)
 
 
-def _gathered(compute, x_RD, weights, choice, most, how):
+def _by_gather(compute, x_RD, weights, choice, most, how):
     """Every device of the axis sees all their rows, computes its experts' part, and keeps its rows of the sum."""
     experts, devices = next(iter(weights.values())).shape[0], lax.axis_size("expert")
     x_RD, choice = jax.tree.map(lambda x: lax.all_gather(x, "expert", tiled=True), (x_RD, choice))
-    choice = choice._replace(expert_RX=_local(choice.expert_RX, experts))
-    y_RF, lost_R = _here(compute, x_RD, weights, choice, devices * most, how)
+    choice = choice._replace(expert_RX=_local_expert(choice.expert_RX, experts))
+    y_RF, lost_R = _on_this_device(compute, x_RD, weights, choice, devices * most, how)
     back = lambda y: lax.psum_scatter(y, "expert", tiled=True)
     return back(y_RF), back(lost_R)
 
 
-def _exchanged(compute, x_RD, weights, choice, most, how, buffer):
+def _by_all_to_all(compute, x_RD, weights, choice, most, how, buffer):
     """Rows travel to the devices of their experts and back, in buffers of one size for each pair of devices."""
     experts, devices = next(iter(weights.values())).shape[0], lax.axis_size("expert")
     room = math.ceil(buffer * most / devices)
     R, X = choice.expert_RX.shape
     to = Choice(jnp.minimum(choice.expert_RX // experts, devices), choice.weight_RX)
-    layout, weight_RX = arrange(to, devices, R * X, "ragged", room)
+    layout, weight_RX = plan_dispatch(to, devices, R * X, "ragged", room)
     lost_R = ((to.expert_RX < devices) & (layout.place_RX == devices * room)).sum(1).astype(jnp.float32)
     expert_S = jnp.take(choice.expert_RX.reshape(-1), layout.choice_S, mode="fill", fill_value=experts * devices)
     swap = lambda x: lax.all_to_all(x, "expert", 0, 0, tiled=True)
-    expert_S = _local(swap(expert_S), experts)
-    come = Choice(expert_S[:, None], swap(weigh(weight_RX, layout)))
-    y_SF, _ = _here(compute, swap(spread(x_RD, layout)), weights, come, devices * room, how)
-    return collect(swap(y_SF), layout), lost_R
+    expert_S = _local_expert(swap(expert_S), experts)
+    come = Choice(expert_S[:, None], swap(weights_of_slots(weight_RX, layout)))
+    y_SF, _ = _on_this_device(compute, swap(permute(x_RD, layout)), weights, come, devices * room, how)
+    return combine(swap(y_SF), layout), lost_R

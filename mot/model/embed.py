@@ -16,7 +16,7 @@ from mot.model.params import WAVES, by_norm
 QUICKEST = 1000.0  # radians that the quickest wave turns from data to noise: 2006.11239's thousand steps
 
 
-def enter(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config, T: int | None):
+def embed(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config, T: int | None):
     """The residual `x_RD` of a group of streams, and its norms' condition `c_RX` or None; `tokens` are merged, apart.
 
     Padding enters as 0 whatever it holds: a NaN there would reach every weight's gradient as 0 * NaN.
@@ -26,12 +26,12 @@ def enter(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, conf
     if not any(config.streams[s].latent for s in group):
         return flat(_lookup(params, tokens.token, config)), None
     order = _orders(batch, group, T)
-    apart = sharding.apart({s: batch[s] for s in group}, rules)
+    apart = sharding.split_context({s: batch[s] for s in group}, rules)
 
     def join(parts):
         if len(parts) > 1:
-            whole = [sharding.whole(x_BCD, rules) for x_BCD in parts]
-            parts = [sharding.apart(_permuted(jnp.concatenate(whole, axis=1), *order), rules)]
+            whole = [sharding.join_context(x_BCD, rules) for x_BCD in parts]
+            parts = [sharding.split_context(_permuted(jnp.concatenate(whole, axis=1), *order), rules)]
         return flat(parts[0].reshape(len(real_R1), -1))
 
     x_RD = join([_stream(params, apart[s], s, config) for s in group])
@@ -40,32 +40,32 @@ def enter(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, conf
     return x_RD, join([_condition(params, apart[s], s) for s in group])
 
 
-def leave(params: dict, h_RD, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config, T: int | None):
+def unembed(params: dict, h_RD, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config, T: int | None):
     """A group's last states: those of ids as `[(h_RD, tokens)]`, and what is predicted of vectors by stream,
     `[B, C, P]` float32."""
     rules = config.mesh.rules
     if not any(config.streams[s].latent for s in group):
         return [(h_RD, tokens)], {}
-    apart, rows = sharding.apart({s: batch[s] for s in group}, rules), {group[0]: h_RD}
+    apart, rows = sharding.split_context({s: batch[s] for s in group}, rules), {group[0]: h_RD}
     if len(group) > 1:
         order, back = _orders(batch, group, T)
-        h_BCD = sharding.whole(h_RD.reshape(*tokens.token.shape, -1), rules)
+        h_BCD = sharding.join_context(h_RD.reshape(*tokens.token.shape, -1), rules)
         parts = lax.split(_permuted(h_BCD, back, order), [batch[s].token.shape[1] for s in group], axis=1)
-        parts = [sharding.apart(part, rules) for part in parts]
+        parts = [sharding.split_context(part, rules) for part in parts]
         rows = {s: part.reshape(-1, part.shape[-1]) for s, part in zip(group, parts, strict=True)}
     hidden = [(rows[s], apart[s]) for s in group if not config.streams[s].latent]
     out = lambda s: ops.linear(rows[s], params["latent"][s]["out"]).astype(jnp.float32)
-    shaped = lambda s: sharding.whole(out(s).reshape(*apart[s].token.shape, -1), rules)
+    shaped = lambda s: sharding.join_context(out(s).reshape(*apart[s].token.shape, -1), rules)
     return hidden, {s: shaped(s) for s in group if config.streams[s].diffuses}
 
 
 def _lookup(params, token_BC, config):
     """`x_RD`, the embeddings of ids. Of several devices each looks up its own rows, where it has the id's part."""
     rules, dtype = config.mesh.rules, config.model.dtype
-    split = lambda axis: sharding.axes_of(axis, rules) if sharding.several() else ()
+    split = lambda axis: sharding.axes_of(axis, rules) if sharding.is_sharded() else ()
     inputs = sharding.spec(("vocab", "embed"), rules), sharding.spec((sharding.ROWS,), rules)
     share = lambda w_VD, token_R: _rows_of(w_VD, token_R, dtype, split("vocab"), split("embed"))
-    return sharding.shares(share, inputs, inputs[1])(params["embed"]["tokens"], token_BC.reshape(-1))
+    return sharding.shard_map(share, inputs, inputs[1])(params["embed"]["tokens"], token_BC.reshape(-1))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -78,7 +78,7 @@ def _rows_forward(w_VD, token_R, dtype, of_vocab, of_width):
     V = w_VD.shape[0]
     local_R = token_R - (lax.axis_index(of_vocab) * V if of_vocab else 0)
     mine_R = (local_R >= 0) & (local_R < V)
-    whole_VD = sharding.gathered(w_VD, of_width, 1, dtype)
+    whole_VD = sharding.all_gather(w_VD, of_width, 1, dtype)
     x_RD = jnp.take(whole_VD, jnp.where(mine_R, local_R, 0), axis=0)
     x_RD = lax.psum(jnp.where(mine_R[:, None], x_RD, 0), of_vocab) if of_vocab else x_RD
     return x_RD, (jnp.where(mine_R, local_R, V), jnp.zeros((V, 0), w_VD.dtype))

@@ -19,11 +19,11 @@ from mot.model import caches, ops
 from mot.model.attention import BACKENDS, FEW, attend, attend_few
 from mot.model.caches import Cache
 
-Parts = Sequence[jax.Array]  # q, k and v of one group, [B, C, heads, H]
+QKV = Sequence[jax.Array]  # q, k and v of one group, [B, C, heads, H]
 
 
-class Row(NamedTuple):
-    """The tokens of all groups where they meet. Of parts of rows (`sharding.apart`) B counts parts, T their tokens."""
+class JointRow(NamedTuple):
+    """The tokens of all groups where they meet. Of parts of rows (`sharding.split_context`) B counts parts, T their tokens."""
 
     q: Info  # [B, T], in document order, where causality leaves the fewest tiles to visit
     k: Info  # of whole rows; without `context` the same
@@ -33,37 +33,39 @@ class Row(NamedTuple):
     k_back: jax.Array | None
 
 
-def meet(merged: list[Tokens], rules: dict[str, str], T: int | None) -> Row:
+def join(merged: list[Tokens], rules: dict[str, str], T: int | None) -> JointRow:
     """The row of some groups, whose tokens are `apart`."""
     info = jax.tree.map(lambda *x: end_to_end(x), *(tokens.info for tokens in merged))
     order = back = None
     if len(merged) > 1:
         order = batches.document_order(info.rank, T)
         # Of a whole row, rank itself is the way back.
-        back = info.rank if sharding.parts(("length",), rules) == 1 else batches.inverse(order)
+        back = info.rank if sharding.shard_count(("length",), rules) == 1 else batches.inverse(order)
     q = info if order is None else batches.in_order(info, order)
-    if sharding.parts(("length",), rules) == 1:
-        return Row(q, q, order, back, order, back)
+    if sharding.shard_count(("length",), rules) == 1:
+        return JointRow(q, q, order, back, order, back)
 
     def gather(info):
-        info = _whole(info, rules)
+        info = _gather_rows(info, rules)
         if len(merged) == 1:
             return info, None, None
         order_BT = batches.document_order(info.rank, T)
         return batches.in_order(info, order_BT), order_BT, info.rank
 
     here, there = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
-    k, *orders = sharding.shares(gather, (here,), there)(info)
-    return Row(q, k, order, back, *orders)
+    k, *orders = sharding.shard_map(gather, (here,), there)(info)
+    return JointRow(q, k, order, back, *orders)
 
 
-def mix(parts: list[Parts], row: Row, config: Config) -> list[jax.Array]:
+def attend(parts: list[QKV], row: JointRow, config: Config) -> list[jax.Array]:
     """Each group's part of the joint attention, `[B, C, N, H]`."""
     o_BTNH = _attend(*map(end_to_end, zip(*parts, strict=True)), row, config)
     return split(o_BTNH, [q_BCNH.shape[1] for q_BCNH, *_ in parts])
 
 
-def mix_with_walls(parts: list[Parts], groups, merged: list[Tokens], row: Row, config: Config) -> list[jax.Array]:
+def attend_with_stopped_gradients(
+    parts: list[QKV], groups, merged: list[Tokens], row: JointRow, config: Config
+) -> list[jax.Array]:
     """A call for the queries of each group; keys and values of towers behind a wall of its own have no gradient."""
     outputs, attn = [], config.towers.attn
     ks, vs = ([part[n] for part in parts] for n in (1, 2))
@@ -77,16 +79,16 @@ def mix_with_walls(parts: list[Parts], groups, merged: list[Tokens], row: Row, c
     return outputs
 
 
-def mix_with_cache(parts: list[Parts], kv, row: Row, cache: Cache, config: Config):
+def attend_with_cache(parts: list[QKV], kv, row: JointRow, cache: Cache, config: Config):
     """Attention over all that the cache holds, these tokens included; and the layer's k and v with them."""
-    q_BTNH, k_BTKH, v_BTKH = (_sorted(x, row.order, row.back) for x in map(end_to_end, zip(*parts, strict=True)))
+    q_BTNH, k_BTKH, v_BTKH = (_permuted(x, row.order, row.back) for x in map(end_to_end, zip(*parts, strict=True)))
     kv = tuple(caches.place(x, new, cache.used) for x, new in zip(kv, (k_BTKH, v_BTKH), strict=True))
     if q_BTNH.shape[1] <= FEW:
         o_BTNH = attend_few(q_BTNH, *kv, row.q, cache.info)
     else:  # kernels want whole rows
         how = config.model.attention if config.model.attention in BACKENDS else "chunked"
         o_BTNH = attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, how)
-    return split(_sorted(o_BTNH, row.back, row.order), [q_BCNH.shape[1] for q_BCNH, *_ in parts]), kv
+    return split(_permuted(o_BTNH, row.back, row.order), [q_BCNH.shape[1] for q_BCNH, *_ in parts]), kv
 
 
 def end_to_end(xs):
@@ -106,22 +108,22 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, row, config):
     alone = any(s.diffuses and s.diffusion.drop > 0 for s in config.streams.values())
 
     def share(q_BTNH, k_BTKH, v_BTKH, row):
-        q_BTNH = _sorted(q_BTNH, row.order, row.back)
-        k_BSKH, v_BSKH = (_sorted(_whole(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
+        q_BTNH = _permuted(q_BTNH, row.order, row.back)
+        k_BSKH, v_BSKH = (_permuted(_gather_rows(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
         o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, config.model.attention, private, alone)
-        return _sorted(o_BTNH, row.back, row.order)
+        return _permuted(o_BTNH, row.back, row.order)
 
-    inputs = (heads, heads, heads, Row(here, there, here, here, there, there))
-    return sharding.shares(share, inputs, heads)(q_BTNH, k_BTKH, v_BTKH, row)
+    inputs = (heads, heads, heads, JointRow(here, there, here, here, there, there))
+    return sharding.shard_map(share, inputs, heads)(q_BTNH, k_BTKH, v_BTKH, row)
 
 
-def _whole(tree, rules):
+def _gather_rows(tree, rules):
     """Whole rows, of the parts that the devices along `context` have."""
     names = sharding.axes_of("length", rules)
-    if sharding.parts(("length",), rules) == 1:
+    if sharding.shard_count(("length",), rules) == 1:
         return tree
     return jax.tree.map(partial(lax.all_gather, axis_name=names, axis=1, tiled=True), tree)
 
 
-def _sorted(x_BTNH, order_BT, back_BT):
+def _permuted(x_BTNH, order_BT, back_BT):
     return x_BTNH if order_BT is None else ops.permute(x_BTNH, order_BT, back_BT)

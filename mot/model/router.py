@@ -76,7 +76,7 @@ def route(
     where the highest scores win, all find a place.
     """
     B, C, _ = x_BCD.shape
-    whole = partial(sharding.whole, rules=rules)
+    whole = partial(sharding.join_context, rules=rules)
     real_BC, rank_BC, modality_BC = whole((real_BC, rank_BC, modality_BC))
     logits_BCE = x_BCD.astype(jnp.float32)
     logits_BCE = whole(_matmul(logits_BCE if noise_BCD is None else logits_BCE * noise_BCD, weights["router"]))
@@ -94,7 +94,7 @@ def route(
         expert_BCX, weight_BCX, wanted_BCE, chosen_BCE = _tokens_choose(
             score_BCE, weights, spec, real_BC, rank_BC, causal
         )
-    expert_BCX, weight_BCX = sharding.apart((expert_BCX.astype(jnp.int32), weight_BCX), rules)
+    expert_BCX, weight_BCX = sharding.split_context((expert_BCX.astype(jnp.int32), weight_BCX), rules)
     choice = Choice(expert_BCX.reshape(B * C, -1), weight_BCX.reshape(B * C, -1))
     return choice, _report(
         logits_BCE, score_BCE, wanted_BCE, chosen_BCE, imitation_BC, spec, real_BC, modality_BC, modalities

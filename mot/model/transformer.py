@@ -20,7 +20,7 @@ from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.model import caches, dispatch, embed, joint, ops, router
 from mot.model.caches import Cache
-from mot.model.joint import Row, end_to_end
+from mot.model.joint import JointRow, end_to_end
 from mot.model.params import by_norm
 from mot.model.router import Report
 
@@ -55,7 +55,7 @@ class Context(NamedTuple):
     merged: list[Tokens]  # by group
     kinds: list[jax.Array]  # by group: the modality of each token, [B, C]
     conditions: list[jax.Array | None]  # by group: c_RX that its norms are modulated by
-    row: Row
+    row: JointRow
     key: jax.Array | None  # of the routers' jitter; None: no jitter
     causal: bool  # experts that choose are imitated by routers that see no later token
     cache: Cache | None  # whose info has these tokens
@@ -75,21 +75,21 @@ def forward(
     """
     present, rules = groups(config, batch), config.mesh.rules
     T = batches.length(batch) if cache is None else None  # what follows a cache has ranks of a longer row
-    merged = sharding.apart([batches.merge(batch, group, T) for group in present], rules)
+    merged = sharding.split_context([batches.merge(batch, group, T) for group in present], rules)
     groups_ = list(zip(present, merged, strict=True))
-    entered = [embed.enter(params, batch, group, tokens, config, T) for group, tokens in groups_]
+    entered = [embed.embed(params, batch, group, tokens, config, T) for group, tokens in groups_]
     xs, conditions = map(list, zip(*entered, strict=True))
-    row = joint.meet(merged, rules, T)
+    row = joint.join(merged, rules, T)
     if cache is not None:
         cache = cache.replace(info=caches.place_info(cache, row.q))
-    kinds = sharding.apart([batches.kinds(batch, group, config, T) for group in present], rules)
+    kinds = sharding.split_context([batches.modalities(batch, group, config, T) for group in present], rules)
     context = Context(config, present, merged, kinds, conditions, row, key, causal, cache)
     xs, routing, kv = _stack(partial(_block, context=context), params["blocks"], xs, config, cache)
     hidden, latents = [], {}
     for x_RD, (group, tokens) in zip(xs, groups_, strict=True):
         scale = params["final_norm"][config.towers.norm[group[0]]]["scale"]
         h_RD = ops.rms_norm(x_RD, scale, config.model.norm_eps)
-        of_ids, of_vectors = embed.leave(params, h_RD, batch, group, tokens, config, T)
+        of_ids, of_vectors = embed.unembed(params, h_RD, batch, group, tokens, config, T)
         hidden, latents = hidden + of_ids, latents | of_vectors
     return Output(hidden, latents, routing, None if cache is None else cache.replace(kv=kv))
 
@@ -205,11 +205,11 @@ def _attention(w, xs, context, kv):
         qkv |= {i: finish(part, context.merged[i]) for i, part in zip(mine, parts, strict=True)}
     parts, config = [qkv[i] for i in range(len(xs))], context.config
     if context.cache is not None:
-        outputs, kv = joint.mix_with_cache(parts, kv, context.row, context.cache, config)
+        outputs, kv = joint.attend_with_cache(parts, kv, context.row, context.cache, config)
     elif config.towers.walls:
-        outputs = joint.mix_with_walls(parts, context.groups, context.merged, context.row, config)
+        outputs = joint.attend_with_stopped_gradients(parts, context.groups, context.merged, context.row, config)
     else:
-        outputs = joint.mix(parts, context.row, config)
+        outputs = joint.attend(parts, context.row, config)
     rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
     ys = {}
     for tower, _, mine in _towers("attn", context):
@@ -298,9 +298,9 @@ def _route(w, sets, xs, mine, tower, context):
     kinds_BC = end_to_end([context.kinds[i] for i in mine])
     arguments = (sets, real_BC, tokens.rank, kinds_BC, len(config.modalities), noise_BCD, context.causal)
     choice, report = router.route(x_BCD, w, *arguments, rules=config.mesh.rules)
-    row = C * sharding.parts(("length",), config.mesh.rules)  # of which a part may have all choices
+    row = C * sharding.shard_count(("length",), config.mesh.rules)  # of which a part may have all choices
     most = min(router.most_choices(sets, row, context.causal), C * choice.expert_RX.shape[1])
-    through = partial(dispatch.through, rows=B, most=most, how=config.model.dispatch, mesh=config.mesh)
+    through = partial(dispatch.apply_experts, rows=B, most=most, how=config.model.dispatch, mesh=config.mesh)
     return x_BCD.reshape(B * C, -1), choice, report, through
 
 
@@ -318,7 +318,7 @@ def _part(y_RD, mine, context):
 
 
 def _counted(report, lost_R, context):
-    lost_BC = sharding.whole(lost_R.reshape(context.row.q.rank.shape[0], -1), context.config.mesh.rules)
+    lost_BC = sharding.join_context(lost_R.reshape(context.row.q.rank.shape[0], -1), context.config.mesh.rules)
     return report._replace(lost_B=lost_BC.sum(1))
 
 

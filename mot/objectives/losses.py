@@ -31,7 +31,7 @@ def totals(batch: Batch, config: Config) -> jax.Array:
 def _modality(tokens, stream, config):
     """`[B, C]`: of what each token's loss is about: its target, or a vector itself."""
     if not config.streams[stream].latent:
-        return batches.modality(tokens.target, config)
+        return batches.modality_of_ids(tokens.target, config)
     return jnp.full_like(tokens.target, config.modalities.index(config.streams[stream].modality))
 
 
@@ -126,7 +126,7 @@ def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Con
     tokens = batches.concatenate([t for _, t in hidden])
     B = tokens.token.shape[0]
     h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
-    m_BT = batches.modality(tokens.target, config)
+    m_BT = batches.modality_of_ids(tokens.target, config)
     scale_BT = tokens.weight * _scales(Z_M, config)[m_BT]
     o = config.objective
     loss, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, o.z_loss, o.chunk, Rules(config.mesh.rules))
@@ -184,11 +184,11 @@ def cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss: float, chunk: int
 def _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, rules, grad):
     rows, head = (sharding.spec(axes, rules) for axes in ((sharding.ROWS,), ("embed", "vocab")))
     of_rows, of_vocab, of_width = (
-        sharding.axes_of(axis, rules) if sharding.several() else () for axis in (sharding.ROWS, "vocab", "embed")
+        sharding.axes_of(axis, rules) if sharding.is_sharded() else () for axis in (sharding.ROWS, "vocab", "embed")
     )
 
     def share(h_BTD, head_DV, target_BT, scale_BT):
-        w_DV = sharding.gathered(head_DV, of_width, 0, h_BTD.dtype)
+        w_DV = sharding.all_gather(head_DV, of_width, 0, h_BTD.dtype)
         first = lax.axis_index(of_vocab) * w_DV.shape[1] if of_vocab else 0
         loss, nats_BT, dh_BTD, dw_DV = _chunks(h_BTD, w_DV, target_BT - first, scale_BT, z_loss, chunk, of_vocab, grad)
         add = lambda x, names: lax.psum(x, names) if names else x
@@ -198,7 +198,7 @@ def _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, rules, gr
         return add(loss, of_rows), nats_BT, dh_BTD, dw_DV
 
     outputs = (P(), rows, rows, head)
-    loss, nats_BT, dh_BTD, dw_DV = sharding.shares(share, (rows, head, rows, rows), outputs)(
+    loss, nats_BT, dh_BTD, dw_DV = sharding.shard_map(share, (rows, head, rows, rows), outputs)(
         h_BTD, head_DV, target_BT, scale_BT
     )
     return (loss, nats_BT), (dh_BTD, dw_DV.astype(head_DV.dtype)) if grad else None

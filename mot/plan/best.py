@@ -12,14 +12,14 @@ from mot.plan import process, search
 from mot.plan.chips import Topology
 
 
-def main(config: Config, topology: Topology, judge: Callable[[dict[str, str]], dict], out: Console) -> plans.Plan:
+def main(config: Config, topology: Topology, judge: Callable[[dict[str, str]], dict], out: Console) -> plans.Forecast:
     """The fastest plan; candidates and how to choose the best go to `out`.
 
     `judge` makes a plan with these overrides, as `plan_apart.plan`.
     """
     found = search.candidates(config, topology)
     out.print(f"{len(found)} candidates may fit {topology.name}; compiling the best by estimate")
-    made: list[tuple[search.Candidate, plans.Plan]] = []
+    made: list[tuple[search.Candidate, plans.Forecast]] = []
     with process.progress(Console(stderr=True)) as progress:
         task = progress.add_task("", total=min(search.FINISHED, len(found)))
         for candidate in found[: search.TRIED]:
@@ -54,7 +54,7 @@ def overrides(config: Config) -> dict[str, str]:
     return {key: str(value) for key, value in chosen.items()}
 
 
-def _told(plan: plans.Plan) -> str:
+def _told(plan: plans.Forecast) -> str:
     if not plan.fits:
         return f"does not fit: {plan.trouble}"
     return f"{plan.roofline['max'] * 1e3:.1f} ms, {plan.binding} binds, {plan.memory['peak'] / 1e9:.1f} GB"

@@ -47,7 +47,7 @@ class Compiled:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """All figures of memory, matmuls and collectives are one device's, of one step."""
 
     topology: str
@@ -98,11 +98,11 @@ class Plan:
         return dataclasses.asdict(self) | ({"matmul_ratio": self.ratio} if self.fits else {})
 
 
-def from_json(row: dict) -> Plan:
-    return Plan(**{f.name: row[f.name] for f in dataclasses.fields(Plan) if f.name in row})
+def from_json(row: dict) -> Forecast:
+    return Forecast(**{f.name: row[f.name] for f in dataclasses.fields(Forecast) if f.name in row})
 
 
-def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology], Compiled] | None = None) -> Plan:
+def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology], Compiled] | None = None) -> Forecast:
     """`compile` is `compile_step`, unless a test has its own."""
     mesh = sharding.make_mesh(config, topology.devices)
     common = _of_model(config, topology, mesh)
@@ -111,14 +111,14 @@ def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology
     except TooLarge as error:
         said, buffers = _allocations(str(error))
         buffers = buffers or _of_parameters(config, mesh)
-        return Plan(**common, fits=False, trouble=said, buffers=buffers, remedies=remedies(config, mesh))
+        return Forecast(**common, fits=False, trouble=said, buffers=buffers, remedies=remedies(config, mesh))
     program = hlo.read(compiled.text)
     memory = _memory(compiled.memory)
     fits = memory["peak"] <= topology.memory
     asked = () if fits else remedies(config, mesh, memory)
     tokens = {name: config.data.batch * s.budget for name, s in config.streams.items()}
     work = _work(config, topology, program, tokens, mesh.size)
-    return Plan(
+    return Forecast(
         **common,
         **work,
         fits=fits,
@@ -335,7 +335,7 @@ def _of_parameters(config: Config, mesh: jax.sharding.Mesh) -> list[dict]:
     """The largest parameters on a device, with their moments and gradient: for a compiler that names no buffer."""
     held = []
     for path, spec in params.table(config).items():
-        parts = sharding.parts(spec.axes, config.mesh.rules, mesh)
+        parts = sharding.shard_count(spec.axes, config.mesh.rules, mesh)
         shape = f"{'x'.join(map(str, spec.shape))} in {parts} parts"
         held.append(dict(bytes=16 * params.count({path: spec}) // parts, shape=shape, source=f"{path} and its state"))
     return sorted(held, key=lambda row: -row["bytes"])[:LISTED]
@@ -351,7 +351,7 @@ def remedies(config: Config, mesh: jax.sharding.Mesh, memory: dict[str, int] | N
     order = ("none", "dots", "block", "offload")
     if config.model.remat != order[-1]:
         result.append(f"model.remat={order[order.index(config.model.remat) + 1]!r}: backward keeps less")
-    rows = config.data.batch // config.optim.accumulate // sharding.parts(("batch",), config.mesh.rules, mesh)
+    rows = config.data.batch // config.optim.accumulate // sharding.shard_count(("batch",), config.mesh.rules, mesh)
     result.append(
         f"optim.accumulate={config.optim.accumulate * 2}: a device's microbatch of {rows // 2} rows, now {rows}"
         if rows > 1 and rows % 2 == 0

@@ -36,7 +36,7 @@ PLUMBING = {"AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndice
 
 
 @dataclass(frozen=True)
-class Place:
+class Address:
     """Where in the program something stands."""
 
     times: float  # that it runs
@@ -60,7 +60,7 @@ class Matmul:
     passes: int  # of bfloat16 that its precision takes
     flops: int  # each time
     shape: str
-    at: Place
+    at: Address
 
     @property
     def total(self) -> float:
@@ -73,7 +73,7 @@ class Collective:
     bytes: int  # that a device gives, each time
     group: int  # devices that take part
     shape: str
-    at: Place
+    at: Address
 
     @property
     def wire(self) -> float:
@@ -92,7 +92,7 @@ class Kernel:
     name: str
     flops: float  # as its author estimates them, each time, of attention without a mask; 0 where it does not say
     operands: tuple[str, ...]  # shapes
-    at: Place
+    at: Address
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Program:
     collectives: tuple[Collective, ...]
     kernels: tuple[Kernel, ...]
     bytes: float  # read and written in main memory: an upper bound, as fast memory may hold what two share
-    endless: tuple[Place, ...]  # loops whose number of turns the text does not tell
-    sizes: tuple[tuple[int, str, Place], ...]  # of results: bytes, shape, place; largest first
+    endless: tuple[Address, ...]  # loops whose number of turns the text does not tell
+    sizes: tuple[tuple[int, str, Address], ...]  # of results: bytes, shape, place; largest first
 
     @property
     def flops(self) -> float:
@@ -246,7 +246,7 @@ def devices(rest: str) -> int:
 
 
 def _collective(
-    instruction: Instruction, at: Callable[[], Place], computation: str, module: Module
+    instruction: Instruction, at: Callable[[], Address], computation: str, module: Module
 ) -> Collective | None:
     kind = instruction.opcode.removesuffix("-start")
     group = devices(instruction.rest)
@@ -265,7 +265,7 @@ _COUNT = re.compile(r"\.\d+$")
 _ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?([\d.e+]+)')
 
 
-def _kernel(instruction: Instruction, at: Callable[[], Place], module: Module) -> Kernel | None:
+def _kernel(instruction: Instruction, at: Callable[[], Address], module: Module) -> Kernel | None:
     target = group(_TARGET, instruction.rest)
     if instruction.opcode != "custom-call" or target in PLUMBING or "Async" in target:
         return None
@@ -353,7 +353,7 @@ def read(text: str) -> Program:
     for computation, n in times.items():
         for i in module.computations.get(computation, ()):
             told = i.rest if "op_name" in i.rest else callers.get(computation, "")
-            at = lambda n=n, c=computation, told=told: Place(
+            at = lambda n=n, c=computation, told=told: Address(
                 n, c in unknown, group(_OP_NAME, told), module.frames(told)
             )
             if flops := _flops(i, module):

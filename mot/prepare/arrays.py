@@ -15,7 +15,7 @@ import numpy as np
 from mot.errors import UserError
 from mot.prepare.inputs import Notes, fault, find
 from mot.prepare.media import npy_header
-from mot.prepare.raw import READY, Raw, Row, choose, document, json_rows, lines, needed
+from mot.prepare.raw import READY, Raw, TableRow, choose, document, json_rows, lines, needed
 
 MAX_ARRAY = 4 * 2**30  # bytes of one array, which is held whole
 
@@ -79,12 +79,12 @@ def _npz_rows(path: Path, name: str, beside: Path | None, content: Sequence[str]
         objects = json_rows(beside) if beside and beside.name in counts else itertools.repeat((0, {}))
         for i, (_, extra) in zip(range(next(iter(counts.values()))), objects, strict=False):
             if isinstance(extra, ValueError):
-                yield Row(f"{name}:{i}", {}, bad=f"its line of {beside.name}: {extra}"), templates
+                yield TableRow(f"{name}:{i}", {}, bad=f"its line of {beside.name}: {extra}"), templates
                 continue
             fields = {key: extra[key] for key in kinds if key in extra} | {
                 key: at(i) for key, (_, at) in columns.items()
             }
-            yield Row(f"{name}:{i}", fields, None, fields.get("split", extra.get("split")), rate), templates
+            yield TableRow(f"{name}:{i}", fields, None, fields.get("split", extra.get("split")), rate), templates
 
 
 class _Arrays:

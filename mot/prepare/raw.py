@@ -58,7 +58,7 @@ class Raw(NamedTuple):
     lost: tuple[str, ...] = ()  # of a bad document: kinds of media that it has, where its parts do not say
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """Named fields that a template makes a document of."""
 
     id: str
@@ -188,13 +188,13 @@ def files_of(fields: Mapping[str, Any], every: bool) -> dict[str, Any]:
     return found
 
 
-def documents(rows: Iterator[Row], templates: Sequence[Template]) -> Iterator[Raw]:
+def documents(rows: Iterator[TableRow], templates: Sequence[Template]) -> Iterator[Raw]:
     """Row i by template i modulo their number."""
     for i, row in enumerate(rows):
         yield document(row, templates[i % len(templates)])
 
 
-def document(row: Row, template: Template) -> Raw:
+def document(row: TableRow, template: Template) -> Raw:
     try:
         if row.bad:
             raise ValueError(row.bad)
@@ -224,7 +224,7 @@ def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
     return parts
 
 
-def _parts(kind: str, field: str, row: Row) -> list[Part]:
+def _parts(kind: str, field: str, row: TableRow) -> list[Part]:
     """One, or of a field that is a list of media one each, or those of two fields that are parallel lists."""
     if kind == INTERLEAVED:
         return interleaved(*(_value(row, name) for name in field.split("+")), row.folder)
@@ -288,7 +288,7 @@ def _matched(texts: list, images: list) -> tuple[list, list]:
     return [words for words, _ in order], [image for _, image in order]
 
 
-def _part(kind: str, field: str, row: Row) -> Part:
+def _part(kind: str, field: str, row: TableRow) -> Part:
     """A part whose content is the ValueError that says why there is none, where there is none."""
     try:
         if kind == "text" and "{" in field:
@@ -341,7 +341,7 @@ def ids_part(part: dict, folder: str) -> Part:
     return Part(name + READY, value)
 
 
-def _value(row: Row, field: str):
+def _value(row: TableRow, field: str):
     if field not in row.fields:
         raise ValueError(f"no field {field!r}; it has {', '.join(map(str, row.fields))[:200] or 'none'}")
     value = row.fields[field]
@@ -350,7 +350,7 @@ def _value(row: Row, field: str):
     return value
 
 
-def _joined(row: Row, field: str) -> np.ndarray:
+def _joined(row: TableRow, field: str) -> np.ndarray:
     """`[n, columns]`: arrays side by side."""
     names = field.split("+")
     values = [_value(row, name) for name in names]
@@ -481,7 +481,7 @@ def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
             yield number + 1, ValueError(f"the rest of the array, after {number} objects, is not JSON: {why}"[:300])
 
 
-def sample(title: str, fields: dict, bad: str = "") -> Row:
+def sample(title: str, fields: dict, bad: str = "") -> TableRow:
     """What belongs to one name, by suffix, as fields by suffix, by the keys of its JSON, and by kind."""
     extra = {}
     try:
@@ -496,9 +496,11 @@ def sample(title: str, fields: dict, bad: str = "") -> Row:
             if not isinstance(extra, dict):
                 raise ValueError(f"its .json is {short(extra)}; an object is needed")
     except RecursionError:
-        return Row(title, {}, bad="its .json is nested too deeply")
+        return TableRow(title, {}, bad="its .json is nested too deeply")
     except ValueError as error:
-        return Row(title, {}, bad=str(error) if type(error) is ValueError else f"its .json is not JSON: {error}"[:200])
+        return TableRow(
+            title, {}, bad=str(error) if type(error) is ValueError else f"its .json is not JSON: {error}"[:200]
+        )
     named = {name: value for name, value in extra.items() if name not in KINDS} | fields
     words = [extra[name] for name in ("caption", "text") if isinstance(extra.get(name), str)]
     named |= {"text": words[0]} if words else {}
@@ -507,4 +509,4 @@ def sample(title: str, fields: dict, bad: str = "") -> Row:
         named |= {} if first is None else {kind: fields[first]}
     if isinstance(named.get("text"), bytes):  # of a file in an archive
         named["text"] = unix(named["text"].removeprefix(BOM))
-    return Row(title, named, split=extra.get("split"))
+    return TableRow(title, named, split=extra.get("split"))

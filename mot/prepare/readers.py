@@ -35,7 +35,7 @@ from mot.prepare.raw import (
     KINDS,
     Part,
     Raw,
-    Row,
+    TableRow,
     declared,
     document,
     documents,
@@ -278,22 +278,22 @@ def _jsonl(inputs: list[Path], content: Sequence[str], notes: Notes) -> Iterator
     def rows():
         for path, name, bad, side in files:
             if bad:
-                yield Row(name, {}, bad=bad)
+                yield TableRow(name, {}, bad=bad)
                 continue
             folder = os.path.realpath(path.parent)
             for number, fields in json_rows(path):
                 if isinstance(fields, ValueError):
-                    yield Row(f"{name}:{number}", {}, bad=str(fields))
+                    yield TableRow(f"{name}:{number}", {}, bad=str(fields))
                 else:
                     own = fields.get("id")
                     own = "" if own is None else ":" + printable(str(own))[:100]
                     split = fields.get("split")
-                    yield Row(f"{name}:{number}{own}", fields, folder, side if split is None else split)
+                    yield TableRow(f"{name}:{number}{own}", fields, folder, side if split is None else split)
 
     yield from documents(rows(), parse(content)) if content else map(_interleaved, rows())
 
 
-def _interleaved(row: Row) -> Raw:
+def _interleaved(row: TableRow) -> Raw:
     """What `content` or parallel lists say, or the row's media after its text."""
     try:
         if row.bad:
@@ -466,7 +466,7 @@ def _webdataset(inputs: list[Path], content: Sequence[str], notes: Notes) -> Ite
     templates, count = parse(content), itertools.count()
     wanted = needed(templates)
     for path, name, bad, side in find(inputs, SUFFIXES["webdataset"], notes):
-        for row in [Row(name, {}, bad=bad)] if bad else _samples(path, name, wanted, notes):
+        for row in [TableRow(name, {}, bad=bad)] if bad else _samples(path, name, wanted, notes):
             template = templates[next(count) % len(templates)] if templates else ()
             if not templates and not row.bad:
                 template = tuple((kind, kind) for kind in KINDS if kind in row.fields)
@@ -482,16 +482,16 @@ class _Sample:
         self.key, self.place = (archive, before, stem), place
         self.fields, self.bad, self.size, self.kinds = {}, "", 0, set()
 
-    def row(self, name: str, again: bool) -> Row:
+    def row(self, name: str, again: bool) -> TableRow:
         archive, *key = self.key
         title = f"{name}{f'#{archive + 1}' if archive else ''}:{printable(os.path.join(*key))}"
         if again:
             why = "its sample came before; members of one sample must follow each other"
-            return Row(f"{title}#{self.place}", {}, bad=why)
+            return TableRow(f"{title}#{self.place}", {}, bad=why)
         return sample(title, self.fields, self.bad)._replace(lost=tuple(sorted(self.kinds)))
 
 
-def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Iterator[Row]:
+def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Iterator[TableRow]:
     """Adjacent members of one key; after damage, one last row that stands for the rest of the archive."""
     seen, done, now = set(), 0, None
     try:
@@ -514,7 +514,7 @@ def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Ite
                 now = _Sample(archive, before, stem, done)
             _add(now, member, ending, fault, load, wanted, notes)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        yield Row(name, {}, bad=f"the rest of the archive, after {done} samples, cannot be read: {error}")
+        yield TableRow(name, {}, bad=f"the rest of the archive, after {done} samples, cannot be read: {error}")
 
 
 def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, str], notes: Notes) -> None:

@@ -17,7 +17,7 @@ from rich.progress import track
 from mot.config.options import DROP_DOCUMENT
 from mot.data import seqio_bridge
 from mot.data.manifest import BYTES, SPLITS, read_json
-from mot.data.seqio_bridge import Mixture, Read
+from mot.data.seqio_bridge import Read, SeqioMixture
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
 from mot.prepare import job, tokenise
@@ -26,7 +26,7 @@ from mot.prepare.tokenise import Bad
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SeqioRecipe:
     """All that decides a dataset's bytes, beside the task's own."""
 
     name: str
@@ -37,7 +37,7 @@ class Recipe:
     shard: int  # documents of a block
 
 
-def export(recipe: Recipe, out: Path, most_left_out: int) -> job.Summary:
+def export(recipe: SeqioRecipe, out: Path, most_left_out: int) -> job.Summary:
     """Writes the dataset to the folder `out`; its held-out documents are the validation split, if there is one.
 
     Raises `UserError` where the folder holds something else, and where more than `most_left_out` documents are bad.
@@ -80,7 +80,7 @@ def _written(mixture, recipe, out, most_left_out) -> list[job.Written]:
     return written
 
 
-def _faults(recipe: Recipe) -> Iterator[str]:
+def _faults(recipe: SeqioRecipe) -> Iterator[str]:
     for key, least in dict(longest=256, shard=1).items():
         if getattr(recipe, key) < least:
             yield f"--{key}={getattr(recipe, key)}; must be {least} or more; raise it"
@@ -88,7 +88,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
 
 
-def _blocks(mixture: Mixture, recipe: Recipe) -> Iterator[tuple[bool | None, list[Read]]]:
+def _blocks(mixture: SeqioMixture, recipe: SeqioRecipe) -> Iterator[tuple[bool | None, list[Read]]]:
     """Documents, and on which side they are; None: their content decides."""
     validation = recipe.split != "validation" and "validation" in mixture.splits
     splits = {recipe.split: False, "validation": True} if validation else {recipe.split: None}
@@ -104,7 +104,7 @@ def _raw(read: Read, held_out: bool | None) -> Raw:
     return Raw(read.record.id, parts, held_out, read.why)
 
 
-def _write_tokenizer(mixture: Mixture, folder: Path) -> None:
+def _write_tokenizer(mixture: SeqioMixture, folder: Path) -> None:
     """As `tokenise.choose` leaves it."""
     vocabulary = mixture.vocabulary
     folder.mkdir()

@@ -21,7 +21,7 @@ from mot.prepare.raw import (
     MAX_TEXT,
     READY,
     Raw,
-    Row,
+    TableRow,
     Template,
     check_text,
     choose,
@@ -81,7 +81,7 @@ def is_captions_file(name: str) -> bool:
     return name.lower() in CAPTION_FILES or name.lower().endswith(JSON_LINES)
 
 
-def _folder_rows(path: Path, of: _Of) -> Iterator[Row]:
+def _folder_rows(path: Path, of: _Of) -> Iterator[TableRow]:
     if not path.is_dir():
         if kind_of(path.name)[0] in KINDS[1:]:
             beside = [other.name for other in sorted(path.parent.iterdir()) if kind_of(other.name)[0] == "text"]
@@ -97,7 +97,7 @@ def _folder_rows(path: Path, of: _Of) -> Iterator[Row]:
         for name in files:
             of.notes.use(os.path.realpath(here / name))
             if why := fault(path, here / name):
-                yield Row(label(here / name, of.root), {}, bad=why)
+                yield TableRow(label(here / name, of.root), {}, bad=why)
             else:
                 yield from _caption_rows(here / name, of)
         media = [] if here in covered else [name for name in names if kind_of(name)[0] in KINDS[1:]]
@@ -112,7 +112,7 @@ def _folder_rows(path: Path, of: _Of) -> Iterator[Row]:
         )
 
 
-def _named_alike(here: Path, names: Sequence[str], of: _Of) -> Iterator[Row]:
+def _named_alike(here: Path, names: Sequence[str], of: _Of) -> Iterator[TableRow]:
     """A row for the files of one name: its media, its text, what its JSON says; several where a kind has several."""
     real = os.path.realpath(here)
     for stem, files in _by_stem(names).items():
@@ -171,14 +171,14 @@ def _sidecar(folder: str, name: str, notes: Notes) -> str | ValueError:
         return error
 
 
-def _caption_rows(path: Path, of: _Of) -> Iterator[Row]:
+def _caption_rows(path: Path, of: _Of) -> Iterator[TableRow]:
     real, name = os.path.realpath(path.parent), label(path, of.root)
     rows = _csv_fields(path, of.content) if path.name.lower().endswith(".csv") else json_rows(path)
     for line, fields in rows:
         if isinstance(fields, ValueError):
-            yield Row(f"{name}:{line}", {}, bad=str(fields))
+            yield TableRow(f"{name}:{line}", {}, bad=str(fields))
         else:
-            yield Row(f"{name}:{line}", _aliased(fields), real, fields.get("split") or of.sides.get(name))
+            yield TableRow(f"{name}:{line}", _aliased(fields), real, fields.get("split") or of.sides.get(name))
 
 
 def _aliased(fields: dict) -> dict:
@@ -274,7 +274,7 @@ def _parquet_rows(file: File, content: Sequence[str]):
                 fields = dict(zip(lists, values, strict=True))
                 split = fields.get("split")
                 split = split.decode(errors="replace") if isinstance(split, bytes) else split
-                yield Row(f"{name}:{i}", fields, folder, side if split is None else split), templates
+                yield TableRow(f"{name}:{i}", fields, folder, side if split is None else split), templates
                 i += 1
 
 

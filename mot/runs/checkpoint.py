@@ -38,10 +38,10 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
     if target.exists():
         return target
     earlier = steps(folder)
-    if sharding.leads():
+    if sharding.is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         _remove_partial(folder)
-    sharding.together(f"saving {step}")
+    sharding.barrier(f"saving {step}")
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     meta = {"format": FORMAT, "step": step, "items": sorted(trees), "made_by": provenance.made_by()}
     arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
@@ -50,17 +50,17 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
             checkpointer.save(place / temporary.name, args=arguments)
             if not earlier:
                 _read_back(place / temporary.name, trees)
-        if sharding.leads():
+        if sharding.is_first_process():
             (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")
             os.rename(temporary, target)
     except (OSError, ValueError, RuntimeError) as error:  # libraries report a full disk by any of these
-        if sharding.leads():
+        if sharding.is_first_process():
             _remove_partial(folder)
         raise _unsaved(target, earlier, error) from error
-    if sharding.leads():
+    if sharding.is_first_process():
         for old in steps(folder)[:-keep]:
             shutil.rmtree(folder / str(old))
-    sharding.together(f"saved {step}")
+    sharding.barrier(f"saved {step}")
     return target
 
 

@@ -66,7 +66,7 @@ def run(
         rundir.open_run(c)
     paths = [rundir.folder(c) for c in configs]
     checkpoint.refuse_unwritable(paths[0] / "checkpoints")
-    each = together(configs, mesh)
+    each = vmapped(configs, mesh)
     with jax.set_mesh(mesh):
         with phase("the first states: initial values, or checkpoints'"):
             state, positions = _start(configs, paths, mesh, each, at, upcycled)
@@ -143,7 +143,7 @@ def _at(config: Config, values: dict) -> Config:
     return view
 
 
-def together(configs: Sequence[Config], mesh) -> Callable:
+def vmapped(configs: Sequence[Config], mesh) -> Callable:
     """`each(f)` is f(config, of_one, *shared) of every run at once: (of_all, *shared) -> results of all, runs first."""
     value = lambda c, key: getattr(getattr(c, key.split(".")[0]), key.split(".")[1])
     given = {key: [value(c, key) for c in configs] for key in VARIED}
@@ -216,7 +216,7 @@ def _parts(configs, paths, mesh, each, training, held_out, log) -> loop.Parts:
         rows = []
         for i, c in enumerate(configs):
             of_run = lambda causal, i=i: jax.tree.map(lambda x: x[i], total[causal])
-            rows.append(evaluate.told(c, held_out, bytes_S, of_run))
+            rows.append(evaluate.report(c, held_out, bytes_S, of_run))
         return rows
 
     take = jax.jit(lambda tree, i: jax.tree.map(lambda x: x[i], tree))

@@ -29,12 +29,12 @@ def make_evaluate(config: Config, sources: Sources, mesh, say=print):
     """
     fixed, bytes_S = held_out(config, sources, mesh, say)
     of_batch = jax.jit(sums(config, len(sources.names)), static_argnames="causal")
-    return lambda params: told(config, sources, bytes_S, lambda causal: total(of_batch, params, fixed, causal))
+    return lambda params: report(config, sources, bytes_S, lambda causal: total(of_batch, params, fixed, causal))
 
 
 def held_out(config: Config, sources: Sources, mesh, say=print):
     """The batches, on their devices, and the bytes that each source's text targets stand for `[S]`."""
-    mine = sharding.my_rows(config, mesh)
+    mine = sharding.rows_of_process(config, mesh)
     batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches, None, *mine)
     packed = list(iterate(batches, 0, timeout=config.data.timeout))
     host, left_out = [p.batch for p in packed], [d for p in packed for d in p.left_out]
@@ -47,10 +47,10 @@ def held_out(config: Config, sources: Sources, mesh, say=print):
         np.add.at(bytes_S, tokens.source, np.where(tokens.weight > 0, sources.byte_lengths[tokens.target], 0))
     weighs = np.array([(tokens.weight > 0).sum() for batch in host for tokens in batch.values()])
     # Of all processes, which each have some of the rows; those that share rows count them once.
-    weighs, bytes_S = (np.asarray(sharding.summed(x, config, mesh)) for x in (weighs, bytes_S))
+    weighs, bytes_S = (np.asarray(sharding.sum_over_processes(x, config, mesh)) for x in (weighs, bytes_S))
     if not weighs.any():
         raise UserError("the held-out batches hold nothing to predict; prepare data with a larger --held-out")
-    return [sharding.placed(batch, config, mesh) for batch in host], bytes_S
+    return [sharding.to_global(batch, config, mesh) for batch in host], bytes_S
 
 
 def sums(config: Config, sources: int):
@@ -72,7 +72,7 @@ def total(of_batch, params, batches, causal):
     return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *parts)
 
 
-def told(config: Config, sources: Sources, bytes_S, measured) -> dict:
+def report(config: Config, sources: Sources, bytes_S, measured) -> dict:
     """What is reported of `measured(causal)`."""
     seen = measured(causal=False)
     nats_MS, weight_MS = seen["nats"], seen["weight"]

@@ -24,7 +24,7 @@ from mot.runs import checkpoint, metrics, peak, profile, rundir
 from mot.runs.log import Log, Position, counted
 from mot.train import upcycle
 from mot.train.evaluate import make_evaluate
-from mot.train.state import State, init_state, refuse_too_large, running, state_shardings, trees
+from mot.train.state import State, init_state, refuse_too_large, running_means, state_shardings, trees
 
 OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}  # full, or gone
 
@@ -71,7 +71,7 @@ def make_step(config: Config, sources: int):
             weights = _balanced(weights, sums["routing"], config)
             # What does not move has itself as its average, to the bit.
             ema = jax.tree.map(lambda e, w: jnp.where(e == w, e, d * e + (1 - d) * w), state.ema, weights) if d else {}
-            return State(weights, opt, ema, state.updates + 1, running(state.means, sums["streams"]))
+            return State(weights, opt, ema, state.updates + 1, running_means(state.means, sums["streams"]))
 
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
         after = jax.lax.cond(ok, update, lambda: state)
@@ -137,17 +137,17 @@ def run(
     first = None
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
         first = upcycled(config)
-    if sharding.leads():
+    if sharding.is_first_process():
         rundir.open_run(config)
-    sharding.together("run directory")
+    sharding.barrier("run directory")
     path = rundir.open_run(config)
     checkpoint.refuse_unwritable(path / "checkpoints")
     with jax.set_mesh(mesh):
-        with phase("the first state: initial values, or a checkpoint's", sharding.leads()):
+        with phase("the first state: initial values, or a checkpoint's", sharding.is_first_process()):
             state, position = start(config, path, mesh, first=first)
         del first  # the state has its own copy
         refuse_other_data(path, position, training)
-        end, speaks = min(config.run.steps, until or config.run.steps), sharding.leads()
+        end, speaks = min(config.run.steps, until or config.run.steps), sharding.is_first_process()
         with metrics.Live(config.run.name, position.step, config.run.steps, speaks) as live, Signals() as signals:
             if position.step >= end:
                 live.say(f"{path}: already at step {position.step}")
@@ -180,14 +180,14 @@ def opened(config: Config):
     """The configuration with every budget, and its sources for training and held out."""
     if faults := [*sources.faults(config), *optim.uncovered(config)]:
         raise ConfigError(faults)
-    with phase("opening the data", sharding.leads()):
+    with phase("opening the data", sharding.is_first_process()):
         training, held_out = sources.open_(config)
         return budgets.resolve(config, training), training, held_out
 
 
 def upcycled(config: Config) -> dict:
     """The parameters that `init.run` gives a run."""
-    with phase(f"the weights of {config.init.run}", sharding.leads()):
+    with phase(f"the weights of {config.init.run}", sharding.is_first_process()):
         source, _, trained = load(Path(config.init.run), config.init.step or None)
         return upcycle.weights(source, trained, config)
 
@@ -289,7 +289,7 @@ def _parts(config, path, mesh, training, held_out, log) -> Parts:
 def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, end, trace=None) -> None:
     """From `log.position` to step `end`, saved."""
     position, live = log.position, log.live
-    mine, of = sharding.my_rows(config, mesh)
+    mine, of = sharding.rows_of_process(config, mesh)
     batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None, mine, of)
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     fill = budgets.reachable(config, training)
@@ -301,7 +301,7 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
     for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:
         live.say(f"warning: {line}")
     live.phase(f"compiling the step, about {compiling(config)} s the first time; a cache keeps it")
-    step = parts.step.lower(state, sharding.placed(packed.batch, config, mesh))
+    step = parts.step.lower(state, sharding.to_global(packed.batch, config, mesh))
     step = step.compile(compiler_options=sharding.compiler_options(mesh))
     if position.step == 0:
         live.phase("the first evaluation; its program is compiled, too")
@@ -311,8 +311,8 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
         if trace:
             trace.before(step)
         log.left_out(packed.left_out)
-        batch = sharding.placed(packed.batch, config, mesh)
-        counts = sharding.summed(counted(packed.batch), config, mesh)
+        batch = sharding.to_global(packed.batch, config, mesh)
+        counts = sharding.sum_over_processes(counted(packed.batch), config, mesh)
         idle = log.idle()
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
         log.dispatched(measured, counts, packed, idle, waited)  # and here reads what the step before measured

@@ -34,7 +34,7 @@ def _centred(config: Config) -> dict:
     return {name: jnp.zeros(()) for name, s in config.streams.items() if s.diffuses and s.diffusion.centre}
 
 
-def running(means: dict, sums: dict) -> dict:
+def running_means(means: dict, sums: dict) -> dict:
     """Running means of centred streams' losses, over some hundred steps; the first is the first loss itself."""
     after = {}
     for name, mean in means.items():
@@ -79,14 +79,16 @@ def needed(config: Config, mesh, runs: int = 1) -> tuple[int, int]:
     """Bytes that each device of a mesh cannot do without for `runs` runs: the state with gradients, and the residual
     stream of every layer."""
     table, is_trained, rules = params.table(config), optim.trainable(config), config.mesh.rules
-    count = lambda chosen: sum(params.count({p: s}) // sharding.parts(s.axes, rules, mesh) for p, s in chosen.items())
+    count = lambda chosen: sum(
+        params.count({p: s}) // sharding.shard_count(s.axes, rules, mesh) for p, s in chosen.items()
+    )
     held = count(table) * (2 if config.optim.ema else 1)
     # With gradients and Adam's moments.
     moments = {"float32": 2, "bfloat16": 1}[config.optim.moments]
     state = 4 * runs * (held + (1 + moments) * count({p: s for p, s in table.items() if is_trained(p)}))
     rows = config.data.batch // config.optim.accumulate
     width = max(s.width for s in config.streams.values())
-    tokens = rows * config.length // sharding.parts((sharding.ROWS,), rules, mesh)
+    tokens = rows * config.length // sharding.shard_count((sharding.ROWS,), rules, mesh)
     return state, 2 * tokens * width * config.model.layers * runs
 
 

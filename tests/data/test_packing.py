@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mot import batches
-from mot.data.packing import Plan, cut, document, pack
+from mot.data.packing import RowPlan, cut, document, pack
 
 STREAMS, BUDGETS = ("text", "image"), (40, 56)
 
@@ -45,7 +45,7 @@ class Endless:
 
 
 def plan_of(docs, lookahead=4, longest=BUDGETS, cuts=lambda d: []):
-    return Plan(Endless(docs, cuts), BUDGETS, longest, lookahead)
+    return RowPlan(Endless(docs, cuts), BUDGETS, longest, lookahead)
 
 
 def whole(rows):
@@ -122,7 +122,7 @@ def test_what_can_be_cut_fills_rows_to_the_last_tokens():
     rng = np.random.default_rng(0)
     docs = [document(0, i, np.arange(n), np.zeros(n)) for i, n in enumerate(rng.integers(60, 4000, 50))]
     places = [np.sort(rng.choice(np.arange(2, len(d.token)), len(d.token) // 12, replace=False)) for d in docs]
-    plan = Plan(Endless(docs, lambda d: places[d.doc_id]), (1000, 1), (1000, 1), 64)
+    plan = RowPlan(Endless(docs, lambda d: places[d.doc_id]), (1000, 1), (1000, 1), 64)
     used = [sum(end - begin + (begin > 0) for _, begin, end in plan.next_row()) for _ in range(200)]
     assert np.mean(used) > 0.99 * 1000
 

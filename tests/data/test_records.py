@@ -13,7 +13,7 @@ from launch import data as command
 from launch.process import guarded
 from mot.data import manifest, records, sources
 from mot.data.manifest import read_json
-from mot.data.records import Dataset, Layout, Place, Record, Span, atoms, decode, encode, lengths, render
+from mot.data.records import Dataset, Placement, Record, Span, TokenLayout, atoms, decode, encode, lengths, render
 from mot.errors import UserError
 from mot.prepare import tokenise
 from mot.tokenizers import audio as audios
@@ -23,8 +23,13 @@ from mot.tokenizers.audio import AudioTokenizer
 from mot.tokenizers.image import ImageTokenizer
 
 SPECIAL = {name: i for i, name in enumerate(manifest.special_tokens(["text", "image", "audio", "latents"]))}
-PLACES = (Place("text", 0, 0, 50), Place("image", 1, 50, 20), Place("audio", 2, 70, 30), Place("latents", 3, 0, 0, 2))
-LAYOUT = Layout(PLACES, SPECIAL, ("image",))
+PLACES = (
+    Placement("text", 0, 0, 50),
+    Placement("image", 1, 50, 20),
+    Placement("audio", 2, 70, 30),
+    Placement("latents", 3, 0, 0, 2),
+)
+LAYOUT = TokenLayout(PLACES, SPECIAL, ("image",))
 
 ids = arrays.arrays(np.uint16, st.integers(1, 40), elements=st.integers(0, 19))
 latents = arrays.arrays(

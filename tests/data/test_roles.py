@@ -246,7 +246,7 @@ def test_the_plan_counts_every_copy():
         cuts = lambda self, g: np.array([[1, 1, 0, 0], [12, 5, 4, 3]])
         enter = lambda self, step, g: None
 
-    plan = packing.Plan(One(), (100, 16, 100), (100, 16, 100), 4, copies=(1, 2, 1))
+    plan = packing.RowPlan(One(), (100, 16, 100), (100, 16, 100), 4, copies=(1, 2, 1))
     row = plan.next_row()
     assert len(row) == 2
     assert all((piece.begin, piece.end) == (0, lengths.sum()) for piece in row)

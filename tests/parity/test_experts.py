@@ -8,12 +8,12 @@ from transformers import MixtralConfig, Qwen2MoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
-from configs.base import sets
-from mot.batches import kinds, length, merge
+from configs.base import experts
+from mot.batches import length, merge, modalities
 from mot.config import resolve
 from mot.data.packing import document, pack
 from mot.model import params, transformer
-from mot.model.joint import meet
+from mot.model.joint import join
 from tests import examples
 
 SIZES = dict(hidden_size=16, num_attention_heads=4, vocab_size=24)
@@ -23,11 +23,11 @@ BLOCKS = {
         lambda: MixtralSparseMoeBlock(
             MixtralConfig(intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, **SIZES)
         ),
-        sets(4, width=12, active=2, normalise=True),
+        experts(4, width=12, active=2, normalise=True),
     ),
     "qwen2_moe": (
         lambda: Qwen2MoeSparseMoeBlock(Qwen2MoeConfig(norm_topk_prob=False, **QWEN, **SIZES)),
-        sets(4, width=12, active=2, shared=20, shared_gate=True),
+        experts(4, width=12, active=2, shared=20, shared_gate=True),
     ),
 }
 
@@ -74,9 +74,9 @@ def test_token_choice_equals_a_published_block(name, how):
     weights = ours(block)
     expected = {path.split("/")[4] for path in params.table(c) if path.startswith("blocks/sparse/ffn/text/")}
     assert set(weights) == expected
-    groups, of = transformer.groups(c), kinds(batch, list(c.streams), c, length(batch))
+    groups, of = transformer.groups(c), modalities(batch, list(c.streams), c, length(batch))
     context = transformer.Context(
-        c, groups, [merged], [of], [None], meet([merged], c.mesh.rules, length(batch)), None, False, None
+        c, groups, [merged], [of], [None], join([merged], c.mesh.rules, length(batch)), None, False, None
     )
     (y_RD,), _ = transformer._ffns({"text": weights}, [jnp.asarray(padded.reshape(-1, 16))], context)
     with torch.no_grad():

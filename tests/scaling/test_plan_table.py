@@ -59,11 +59,11 @@ def _plan(config, fits=True, seconds=1.0):
     common |= dict(rows=8, length=512, accumulate=1, versions={"jax": "0"}, parameters=10**9, active={}, towers={})
     common |= dict(flops_per_token=1.0, assumed=forecast.ROW, memory_of_chip=100 * GIB, fits=fits)
     if not fits:
-        return forecast.Plan(**common, trouble="too large")
+        return forecast.Forecast(**common, trouble="too large")
     roofline = dict(compute=seconds, memory=0.5, interconnect=0.1, max=seconds, sum=seconds + 0.6)
     measured = dict(memory={"peak": 50 * GIB, "temporaries": 10 * GIB}, matmul_flops=101.0, formula_flops=100.0)
     measured |= dict(collectives={"all-gather": dict(number=2, bytes=3, wire=4e9)}, roofline=roofline)
-    return forecast.Plan(
+    return forecast.Forecast(
         **common, **measured, binding="compute", mfu_bound=0.5, tokens_per_day=1e9, days=2, chip_hours=192
     )
 

@@ -26,7 +26,7 @@ ADDED = ["<pad>", "<bos>", "<eos>", "<boi>", "<eoi>"]
 
 def exported(out, name="both", most_left_out=5, **changes):
     recipe = dict(split="train", features=(), held_out=0.2, longest=4096, shard=16) | changes
-    return seqio_export.export(seqio_export.Recipe(name, **recipe), out, most_left_out)
+    return seqio_export.export(seqio_export.SeqioRecipe(name, **recipe), out, most_left_out)
 
 
 def expected(name, split):
@@ -154,8 +154,8 @@ def equal(a, b):
 def test_a_stream_goes_on_from_any_state(monkeypatch, name, held, count):
     monkeypatch.setattr(seqio_bridge, "HELD", held)
     monkeypatch.setattr(seqio_bridge, "FEWEST", 2)
-    begun, begin = [], seqio_bridge.Stream._begin
-    monkeypatch.setattr(seqio_bridge.Stream, "_begin", lambda self: begun.append(1) or begin(self))
+    begun, begin = [], seqio_bridge.SeqioStream._begin
+    monkeypatch.setattr(seqio_bridge.SeqioStream, "_begin", lambda self: begun.append(1) or begin(self))
     c = resolve(make(name), sources.faults)
     made = lambda state=None: Batches(sources.open_(c)[0], c, seed=0, count=count, state=state)
     whole = made()
@@ -176,14 +176,14 @@ def test_of_several_hosts_each_reads_the_stream_and_makes_its_rows():
 
 
 def test_a_stream_holds_documents_in_the_order_of_seqio():
-    stream = seqio_bridge.Stream(seqio_bridge.open_("stories"), "train")
+    stream = seqio_bridge.SeqioStream(seqio_bridge.open_("stories"), "train")
     wanted = [[ids for ids in features if ids] for features in expected("stories", "train") if any(features)]
     n = len(wanted)
     found = [[span.data.tolist() for span in stream[i].spans] for i in range(2 * n)]
     assert found == wanted * 2
-    held_out = seqio_bridge.Stream(seqio_bridge.open_("stories"), "validation", 3)
+    held_out = seqio_bridge.SeqioStream(seqio_bridge.open_("stories"), "validation", 3)
     assert (held_out.count, held_out.totals().tolist()) == (3, [sum(int(held_out.lengths_of(i)[0]) for i in range(3))])
-    assert seqio_bridge.Stream(seqio_bridge.open_("alone"), "validation", 3).count == 0
+    assert seqio_bridge.SeqioStream(seqio_bridge.open_("alone"), "validation", 3).count == 0
 
 
 def test_a_bad_document_of_a_stream_is_left_out_and_counted():
