@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from configs.base import Argument, experts, meant
+from configs.base import Argument, meant, moe
 
 COMPONENTS = ("attn", "ffn", "norm")
 UNROUTED = {
@@ -40,8 +40,9 @@ def choose(c: ConfigDict, arch: str) -> None:
     maps |= dict.fromkeys(("mot_moe", "mot_moe_both"), "mot")
     routed = name in maps and arch != "learned_mot_total"  # learned_mot has that many as it is
     c.towers = towers(maps[name] if routed else arch, streams, [*maps, "moe_*_total", "mot_moe*_total"])
-    c.towers.walls = ()  # dict(queries="action", keys="text"): action's loss stops before text's keys and values
-    c.attn, c.ffn = ({t: experts() for t in c.towers[component].values()} for component in ("attn", "ffn"))
+    # dict(queries="action", keys="text"): action's loss stops before text's keys and values
+    c.towers.stop_gradients = ()
+    c.attn, c.ffn = ({t: moe() for t in c.towers[component].values()} for component in ("attn", "ffn"))
     if not routed:
         return
     first = streams[0]
@@ -59,13 +60,13 @@ def choose(c: ConfigDict, arch: str) -> None:
             active = max(active, 2)  # halves come closer than wholes
             experts = round(active * room / width)
             each = round(room / experts)
-        c.ffn[first] = experts(experts, active=active, width=each, normalise=name == "moe_fine", **options)
+        c.ffn[first] = moe(experts, active=active, width=each, normalise=name == "moe_fine", **options)
     elif name == "learned_mot":
-        c.attn[first] = experts(len(streams), **chosen)
-        c.ffn[first] = experts(len(streams), width=width, **chosen)
+        c.attn[first] = moe(len(streams), **chosen)
+        c.ffn[first] = moe(len(streams), width=width, **chosen)
     else:
         for stream in streams if name == "mot_moe_both" else [first]:
-            c.ffn[stream] = experts(4, width=c.streams[stream].ffn // (4 if total else 1), **choosing)
+            c.ffn[stream] = moe(4, width=c.streams[stream].ffn // (4 if total else 1), **choosing)
 
 
 def towers(arch: str, streams: Sequence[str], others: Sequence[str] = ()) -> dict[str, dict[str, str]]:

@@ -57,20 +57,28 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
             width=width,
             ffn=ffn,
             budget=0,
-            longest=0,
+            max_tokens=0,
             first_id=0,
             ids=0,
             latent=0,
             objective="next_token",
             loss_weight=1.0,
-            diffusion=dict(time="norm", copies="noised", times="logit_normal", shift=1.0, cap=1.0, drop=0.0, centre=0.0)
+            diffusion=dict(
+                time="norm",
+                copies="noised",
+                time_distribution="logit_normal",
+                shift=1.0,
+                max_noise=1.0,
+                drop_rate=0.0,
+                loss_centre=0.0,
+            )
             | (diffusion or {}),
         )
         | changes
     )
 
 
-def experts(experts: int = 0, **changes) -> dict:
+def moe(experts: int = 0, **changes) -> dict:
     """The parameter sets of one tower's FFN, or of its QKV and O: a single one, or experts and their router."""
     return (
         dict(
@@ -83,7 +91,7 @@ def experts(experts: int = 0, **changes) -> dict:
             score="softmax",
             normalise=False,
             capacity=0.0,
-            wins="earliest",
+            overflow="earliest",
             balance="none",
             balance_rate=0.0,
             z_loss=0.0,
@@ -137,7 +145,7 @@ def get_config() -> ConfigDict:
         verify=True,
         workers=0,
         timeout=600.0,
-        most_left_out=100,
+        max_skipped=100,
     )
     c.optim = dict(
         lr=1e-3,

@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"length={arg['length']}: the embedded data has rows of its own; leave it out, or name data")
     size = sizes.choose(SIZES if embedded else RUNGS, arg["size"])
     if embedded:
-        image = base.stream("image", size["width"], size["ffn"], longest=64, first_id=1024, ids=17)
+        image = base.stream("image", size["width"], size["ffn"], max_tokens=64, first_id=1024, ids=17)
         c = digits.build(arg["arch"], arg["size"], size, image, "chameleon")
     else:
         length = str(size.get("length", 1024)) if arg["length"] == "auto" else arg["length"]

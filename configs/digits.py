@@ -16,8 +16,8 @@ SIZES = {
     "draw": sizes.LAPTOP["demo"] | dict(steps=800, warmup=40, every=100, lr=4e-3),
 }
 # Documents in these proportions fill the budgets: five digits a row, and manual text for the rest.
-MIXTURE = dict(text=320, longest=128, shares=dict(manual=13, drawn=7, read=7))
-CAPTIONED = dict(text=64, longest=32, shares=dict(drawn=1, read=1))
+MIXTURE = dict(text=320, max_tokens=128, shares=dict(manual=13, drawn=7, read=7))
+CAPTIONED = dict(text=64, max_tokens=32, shares=dict(drawn=1, read=1))
 DIGITS = 5  # a row
 ARGUMENTS = {"arch": archs.ARGUMENT, "size": base.Argument("demo", SIZES)}
 
@@ -25,7 +25,7 @@ ARGUMENTS = {"arch": archs.ARGUMENT, "size": base.Argument("demo", SIZES)}
 def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(SIZES, arg["size"])
-    image = base.stream("image", size["width"], size["ffn"], longest=64, first_id=1024, ids=17)
+    image = base.stream("image", size["width"], size["ffn"], max_tokens=64, first_id=1024, ids=17)
     return build(arg["arch"], arg["size"], size, image, "digits").lock()
 
 
@@ -34,10 +34,10 @@ def build(arch: str, name: str, size: dict, image: dict, setting: str) -> Config
     data = CAPTIONED if name == "draw" else MIXTURE
     c = base.get_config()
     sizes.apply(c, size)
-    text = dict(budget=data["text"], longest=data["longest"], ids=1024)
+    text = dict(budget=data["text"], max_tokens=data["max_tokens"], ids=1024)
     c.streams = dict(
         text=base.stream("text", size["width"], size["ffn"], **text),
-        image=image | dict(budget=DIGITS * image["longest"]),
+        image=image | dict(budget=DIGITS * image["max_tokens"]),
     )
     archs.choose(c, arch)
     c.data.update(sources={source: "embedded" for source in data["shares"]}, shares=data["shares"])

@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
         size, rung = _twin(size, rung, arg["shape"]), f"{rung}-{arg['shape']}"
     # The paper's objective. Pictures that precede their captions serve guidance, as there; drop takes kernels' linear
     # masks, which know documents as intervals.
-    of_vectors = transfusion.of_images("ddpm", "noised", drop=0.0) if setting == "transfusion" else None
+    of_vectors = transfusion.of_images("ddpm", "noised", drop_rate=0.0) if setting == "transfusion" else None
     if arg["data"] == "none":
         c = _planned(setting, arch, size, of_vectors)
         c.run.name = f"{setting}-{arch}-{rung}"
@@ -112,7 +112,7 @@ def _planned(setting: str, arch: str, size: dict, of_vectors: dict | None) -> Co
     for name, budget in budgets.items():
         kind = dict(first_id=first, ids=counts[name]) if name in counts else dict(latent=FEATURES) | of_vectors
         first += counts.get(name, 0)
-        c.streams[name] = base.stream(name, size["width"], size["ffn"], budget=budget, longest=budget, **kind)
+        c.streams[name] = base.stream(name, size["width"], size["ffn"], budget=budget, max_tokens=budget, **kind)
     archs.choose(c, arch)
     # Sources cannot be empty; whoever trains this is told that it names no data.
     c.data.update(sources=dict(none=""), shares=dict(none=1.0))

@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     size = sizes.choose(SIZES if embedded else RUNGS, arg["size"])
     kind = of_images(arg["predicts"], arg["copies"])
     if embedded:
-        shape = dict(latent=FEATURES, longest=PATCHES * COPIES[arg["copies"]])
+        shape = dict(latent=FEATURES, max_tokens=PATCHES * COPIES[arg["copies"]])
         image = base.stream("image", size["width"], size["ffn"], **shape, **kind)
         c = digits.build(arg["arch"], arg["size"], size, image, "transfusion")
     else:
@@ -45,14 +45,14 @@ def get_config(arg: str = "") -> ConfigDict:
     return c.lock()
 
 
-def of_images(predicts: str, copies: str, drop: float = 0.1) -> dict:
-    """What a stream of images has beside its size: Transfusion's choices, but for `drop` (guidance).
+def of_images(predicts: str, copies: str, drop_rate: float = 0.1) -> dict:
+    """What a stream of images has beside its size: Transfusion's choices, but for `drop_rate` (guidance).
 
     The loss of images weighs 5, one that text follows keeps half of its signal.
     """
-    diffusion = dict(copies=copies, cap=0.5, drop=drop)
+    diffusion = dict(copies=copies, max_noise=0.5, drop_rate=drop_rate)
     if predicts == "ddpm":
-        diffusion["times"] = "uniform"
+        diffusion["time_distribution"] = "uniform"
     return dict(objective=predicts, loss_weight=5.0, diffusion=diffusion)
 
 

@@ -227,7 +227,7 @@ def sample() -> flags.Parser:
     how("--temperature", type=float, default=o.temperature, help="0 takes the likeliest; default %(default)s")
     how("--top-k", type=int, default=o.top_k, help="choose among so many, 0 is all; default %(default)s")
     how("--top-p", type=float, default=o.top_p, help="among the likeliest of this probability; default %(default)s")
-    known = f"default {GUIDANCE:g} where the run was trained for it (drop above 0), else 1"
+    known = f"default {GUIDANCE:g} where the run was trained for it (drop_rate above 0), else 1"
     how("--guidance", type=float, help=f"of vectors, by their text; {known}")
     how("--solver", choices=SOLVERS, help=f"of vectors; default {Settings().solver}")
     how("--steps", type=int, help=f"of the solver; default {Settings().steps}")
@@ -264,11 +264,11 @@ def prepare() -> flags.Parser:
         help="what a picture (a sound, ...) costs that is missing or cannot be read; default %(default)s",
     )
     _number(p, "--held-out", 0.01, "fraction of documents held out, one at least, where the files name no split")
-    _number(p, "--longest", 8192, "tokens of a record; longer documents become several")
+    _number(p, "--max-tokens", 8192, "tokens of a record; longer documents become several")
     _number(p, "--sample", 10000, "documents that the tokenizers learn from")
     _number(p, "--shard", 4096, "documents in a shard")
     _number(p, "--workers", os.cpu_count() or 1, "processes")
-    _number(p, "--most-left-out", 100, "bad documents, before it stops")
+    _number(p, "--max-skipped", 100, "bad documents, before it stops")
     p.add_argument(
         "--seqio",
         default="",

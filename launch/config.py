@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 def resolved(config: Config) -> Config:
     """With what follows from the configuration alone. Budgets of 0 follow from the data's mixture, and stay."""
     streams = {
-        name: dataclasses.replace(stream, longest=stream.longest or stream.budget)
+        name: dataclasses.replace(stream, max_tokens=stream.max_tokens or stream.budget)
         for name, stream in config.streams.items()
     }
     return dataclasses.replace(config, streams=streams)
@@ -50,7 +50,7 @@ def defaults() -> dict[str, Any]:
     base = load.run(load.SHIPPED / "base.py", "configs/base.py")
     tree = base["get_config"]().to_dict()
     streams = base["stream"](*(NONE for _ in ("modality", "width", "ffn")))
-    tree |= {"streams": {"*": streams}, "attn": {"*": base["sets"]()}, "ffn": {"*": base["sets"]()}}
+    tree |= {"streams": {"*": streams}, "attn": {"*": base["moe"]()}, "ffn": {"*": base["moe"]()}}
     return tree
 
 

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 def _prepare(argv) -> int:
     p = arguments.prepare()
     options = vars(p.parse_args(argv))
-    out, workers, most, wants = (options.pop(k) for k in ("out", "workers", "most_left_out", "preview"))
+    out, workers, most, wants = (options.pop(k) for k in ("out", "workers", "max_skipped", "preview"))
     seqio = {key: options.pop(key) for key in ("seqio", "seqio_module", "seqio_split", "seqio_features")}
     if bool(options["inputs"]) == bool(seqio["seqio"]):
         p.error("give files or folders, or --seqio=NAME")
@@ -84,7 +84,7 @@ def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most
                 f"--seqio-module={seqio_module}: {error!r}; name a FILE.py, or a module that Python finds (PYTHONPATH)"
             ) from error
     features = tuple(key for key in seqio_features.split(",") if key)
-    sizes = {key: options[key] for key in ("held_out", "longest", "shard")}
+    sizes = {key: options[key] for key in ("held_out", "max_tokens", "shard")}
     return seqio_export.export(seqio_export.SeqioRecipe(seqio, seqio_split, features, **sizes), out, most)
 
 
@@ -213,11 +213,11 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
 
 def _runs(batch: Batch, b: int, of: Sources, decode) -> Iterator[str]:
     """A line for each document of a row and for each run of its tokens that are of one stream, unit and span."""
-    fields = ("rank", "segment", "source", "doc_id", "unit", "span", "private", "noise", "token")
+    fields = ("position", "segment", "source", "doc_id", "unit", "span", "private", "noise", "token")
     every = {f: np.concatenate([getattr(tokens, f)[b] for tokens in batch.values()]) for f in fields}
-    budgets = [tokens.rank.shape[1] for tokens in batch.values()]
+    budgets = [tokens.position.shape[1] for tokens in batch.values()]
     every |= {"stream": np.repeat(np.arange(len(batch)), budgets), "place": np.concatenate([*map(np.arange, budgets)])}
-    order = np.argsort(every["rank"])[: int((every["segment"] > 0).sum())]
+    order = np.argsort(every["position"])[: int((every["segment"] > 0).sum())]
     every = {f: x[order] for f, x in every.items()}
     keys = np.stack([every[f] for f in ("segment", "stream", "unit", "span", "private")])
     begins = np.flatnonzero(np.append(True, (np.diff(keys) != 0).any(0)))[: len(order)]

@@ -107,7 +107,7 @@ def _requests(o: Options, config: Config, format: layout.Format) -> list[Request
 
 def _settings(o: Options, config: Config) -> Settings:
     diffusing = [s.diffusion for s in config.streams.values() if s.diffuses]
-    usual = GUIDANCE if diffusing and all(d.drop for d in diffusing) else 1.0
+    usual = GUIDANCE if diffusing and all(d.drop_rate for d in diffusing) else 1.0
     given = {key: value for key in ("solver", "steps") if (value := getattr(o, key)) is not None}
     shift = diffusing[0].shift if diffusing else 1.0
     guidance = usual if o.guidance is None else o.guidance
@@ -123,7 +123,7 @@ def _length(config: Config, format: layout.Format) -> int:
             stream = config.streams[medium.stream]
             if n := training["spans"].get(stream.modality, 0):
                 mean = training["tokens"][stream.modality] / n
-                lengths.append(min(round(mean * (1 if stream.latent else 2)), stream.longest or stream.budget))
+                lengths.append(min(round(mean * (1 if stream.latent else 2)), stream.max_tokens or stream.budget))
     return max(lengths)
 
 

@@ -17,7 +17,7 @@ from mot.config import Config
 class Info(NamedTuple):
     """What visibility is decided from; each `[B, T]`."""
 
-    rank: jax.Array  # place in the row's document order
+    position: jax.Array  # place in the row's document order
     segment: jax.Array  # document in the row; 0 = padding
     span: jax.Array  # a group that sees itself both ways; 0 = none
     private: jax.Array  # bool: seen inside its own span alone
@@ -28,7 +28,7 @@ def visible(q: Info, k: Info) -> jax.Array:
     q = Info(*(field[..., :, None] for field in q))
     k = Info(*(field[..., None, :] for field in k))
     same_document = (q.segment == k.segment) & (q.segment != 0)
-    causal = (k.rank <= q.rank) & ~k.private
+    causal = (k.position <= q.position) & ~k.private
     same_span = (q.span == k.span) & (q.span != 0)
     return same_document & (causal | same_span)
 
@@ -38,8 +38,8 @@ class Tokens:
     """Tokens of one stream, or of several merged; every field `[B, C]` but two."""
 
     token: jax.Array  # id in the unified vocabulary
-    rank: jax.Array  # place in the row's document order; unique in the row, padding last
-    position: jax.Array  # [B, C, 1], for RoPE alone
+    position: jax.Array  # place in the row's document order; unique in the row, padding last
+    rope_position: jax.Array  # [B, C, 1], for RoPE alone
     segment: jax.Array  # document of the row, from 1; 0 = padding
     source: jax.Array  # where the document came from, for losses by source
     doc_id: jax.Array  # which document of that source
@@ -50,13 +50,13 @@ class Tokens:
     noise: (
         jax.Array
     )  # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean
-    target: jax.Array  # id at rank + 1 of the same segment, in whatever stream it lies
+    target: jax.Array  # id at position + 1 of the same segment, in whatever stream it lies
     weight: jax.Array  # float32, of that target's loss, or of a vector's own; 0 = none
     value: jax.Array  # [B, C, P] float32, of a stream of vectors; P is 0 where tokens have ids
 
     @property
     def info(self) -> Info:
-        return Info(self.rank, self.segment, self.span, self.private)
+        return Info(self.position, self.segment, self.span, self.private)
 
 
 Batch = dict[str, Tokens]  # by stream
@@ -65,11 +65,13 @@ Batch = dict[str, Tokens]  # by stream
 def abstract(config: Config) -> Batch:
     """The shapes of a global batch; nothing is allocated."""
     B, i, f, b = config.data.batch, jnp.int32, jnp.float32, jnp.bool_
-    kinds = dict(token=i, rank=i, position=i, segment=i, source=i, doc_id=i, unit=i, unit_seed=jnp.uint32, span=i)
+    kinds = dict(
+        token=i, position=i, rope_position=i, segment=i, source=i, doc_id=i, unit=i, unit_seed=jnp.uint32, span=i
+    )
     kinds |= dict(private=b, noise=f, target=i, weight=f, value=f)
 
     def one(stream):
-        ends = {"position": (1,), "value": (stream.latent,)}
+        ends = {"rope_position": (1,), "value": (stream.latent,)}
         shape = lambda field: (B, stream.budget, *ends.get(field, ()))
         return Tokens(**{field: jax.ShapeDtypeStruct(shape(field), kind) for field, kind in kinds.items()})
 
@@ -105,33 +107,35 @@ def modalities(batch: Batch, streams: Sequence[str], config: Config, T: int | No
     parts = [of_vectors(s) if config.streams[s].latent else modality_of_ids(batch[s].token, config) for s in streams]
     if len(parts) == 1:
         return parts[0]
-    rank_BC = concatenate([batch[s] for s in streams]).rank
-    return in_order(jnp.concatenate(parts, axis=1), document_order(rank_BC, T))
+    position_BC = concatenate([batch[s] for s in streams]).position
+    return in_order(jnp.concatenate(parts, axis=1), document_order(position_BC, T))
 
 
 def merge(batch: Batch, streams: Sequence[str], T: int | None) -> Tokens:
     """The tokens of some streams as one, in document order; one stream stays as it is (it is in that order)."""
     tokens = concatenate([batch[s] for s in streams])
-    return tokens if len(streams) == 1 else in_order(tokens, document_order(tokens.rank, T))
+    return tokens if len(streams) == 1 else in_order(tokens, document_order(tokens.position, T))
 
 
 def length(batch: Batch) -> int:
-    """T, the tokens of a row, whose ranks are 0 .. T - 1."""
-    return sum(tokens.rank.shape[1] for tokens in batch.values())
+    """T, the tokens of a row, whose positions are 0 .. T - 1."""
+    return sum(tokens.position.shape[1] for tokens in batch.values())
 
 
-def document_order(rank_BC, T: int | None) -> jax.Array:
-    """`[B, C]`: where tokens of these ranks, all below T, lie by rank. Of all T tokens `rank` itself is the way back.
+def document_order(position_BC, T: int | None) -> jax.Array:
+    """`[B, C]`: the order that sorts tokens by position, all below T.
 
-    Counted, not sorted (`inverse`), but where nothing is known of the ranks: T is None.
+    Of all T tokens `position` itself is the way back.
+
+    Counted, not sorted (`inverse`), but where nothing is known of the positions: T is None.
     """
-    B, C = rank_BC.shape
+    B, C = position_BC.shape
     if T is None:
-        return jnp.argsort(rank_BC, axis=1)  # ranks are unique: any sort is stable
-    if C < T:  # how many of these tokens rank lower
-        there_BT = jnp.zeros((B, T), jnp.int32).at[jnp.arange(B)[:, None], rank_BC].set(1, unique_indices=True)
-        rank_BC = jnp.take_along_axis(jnp.cumsum(there_BT, axis=1) - 1, rank_BC, axis=1)
-    return inverse(rank_BC)
+        return jnp.argsort(position_BC, axis=1)  # positions are unique: any sort is stable
+    if C < T:  # how many of these tokens position lower
+        there_BT = jnp.zeros((B, T), jnp.int32).at[jnp.arange(B)[:, None], position_BC].set(1, unique_indices=True)
+        position_BC = jnp.take_along_axis(jnp.cumsum(there_BT, axis=1) - 1, position_BC, axis=1)
+    return inverse(position_BC)
 
 
 def inverse(order_BT):
@@ -168,21 +172,21 @@ def place_in_unit(tokens: Tokens) -> jax.Array:
 
 def check(batch: Batch) -> None:
     """Raises `ValueError` if a host batch breaks an invariant; for tests and for new data sources."""
-    latent = np.concatenate([np.full(t.rank.shape, t.value.shape[-1] > 0) for t in batch.values()], axis=1)
+    latent = np.concatenate([np.full(t.position.shape, t.value.shape[-1] > 0) for t in batch.values()], axis=1)
     join = lambda *x: np.concatenate(x, axis=1)
     tokens = jax.tree.map(join, *(t.replace(value=t.value[..., :0]) for t in batch.values()))
-    T = tokens.rank.shape[1]
-    if not (np.sort(tokens.rank, axis=1) == np.arange(T)).all():
-        raise ValueError("ranks of a row are not a permutation of 0..T-1")
+    T = tokens.position.shape[1]
+    if not (np.sort(tokens.position, axis=1) == np.arange(T)).all():
+        raise ValueError("positions of a row are not a permutation of 0..T-1")
     for name, stream in batch.items():
-        if (np.diff(stream.rank, axis=1) <= 0).any():
-            raise ValueError(f"stream {name}: ranks do not rise within the stream")
-    order = np.argsort(tokens.rank, axis=1)
+        if (np.diff(stream.position, axis=1) <= 0).any():
+            raise ValueError(f"stream {name}: positions do not rise within the stream")
+    order = np.argsort(tokens.position, axis=1)
     take = lambda x: np.take_along_axis(x, order, axis=1)
     token, segment, target, weight = map(take, (tokens.token, tokens.segment, tokens.target, tokens.weight))
     real, latent, unit = segment != 0, take(latent), take(tokens.unit)
     if (np.diff(real.astype(int), axis=1) > 0).any():
-        raise ValueError("padding does not rank last")
+        raise ValueError("padding does not position last")
     for row, of_vectors, units in zip(segment, latent, unit, strict=True):
         # A unit trained alone is a segment of its own, amid another.
         apart = [s for s in np.unique(row[of_vectors]) if of_vectors[row == s].all() and len(set(units[row == s])) == 1]
@@ -198,7 +202,7 @@ def check(batch: Batch) -> None:
     if (weight[latent & (take(tokens.noise) == 0)] != 0).any():
         raise ValueError("a clean vector has a weight")
     if (target[:, :-1] != token[:, 1:])[learns].any():
-        raise ValueError("a target is not the id at rank + 1")
+        raise ValueError("a target is not the id at position + 1")
     span = take(tokens.span)
     if ((span[:, :-1] == span[:, 1:]) & (span[:, :-1] != 0) & learns).any():
         raise ValueError("a next-token target lies inside a bidirectional span, which already sees it")

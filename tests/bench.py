@@ -38,7 +38,7 @@ ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round beg
 
 def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256, latent=0):
     c = base.get_config()
-    half = dict(budget=T // 2, longest=T // 2)
+    half = dict(budget=T // 2, max_tokens=T // 2)
     vectors = dict(latent=latent, objective="flow")
     kinds = dict(ids=V // 2), vectors if latent else dict(first_id=V // 2, ids=V // 2)
     c.streams = {name: base.stream(name, D, F, **half, **kind) for name, kind in zip(STREAMS, kinds, strict=True)}
@@ -170,8 +170,8 @@ def attention_case(how, length, heads=12, mesh=None):
     """The whole of attention, forward and backward, on rows of one document in document order, split over a mesh."""
     rows = B if length == 1024 else 1
     x = [jax.random.normal(jax.random.key(i), (rows, length, heads, 64)) for i in range(3)]
-    rank = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    info = Info(rank, jnp.ones_like(rank), jnp.zeros_like(rank), rank < 0)
+    position = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    info = Info(position, jnp.ones_like(position), jnp.zeros_like(position), position < 0)
 
     def f(q, k, v, info):
         if how == "jax":
@@ -189,7 +189,7 @@ def attention_case(how, length, heads=12, mesh=None):
 def expert_layers(experts, active, width):
     """A step's program over two layers with experts of that width: MiB of temporaries, seconds to compile."""
     c = configuration("dense", layers=2)
-    chosen = Experts(**base.experts(experts, active=active, width=width))
+    chosen = Experts(**base.moe(experts, active=active, width=width))
     c = dataclasses.replace(c, ffn={STREAMS[0]: chosen})
     shapes, host = jax.eval_shape(lambda: loop.init_state(c)), batch(4)
     lowered = jax.jit(loop.make_step(c, 1), donate_argnums=0).lower(shapes, host)

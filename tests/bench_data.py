@@ -45,7 +45,7 @@ def throughput(length: int = 4096, rows: int = 8, seconds: float = 4.0) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         for name, file in write(Path(folder)).items():
             recipe = dataclasses.replace(
-                SMALL, inputs=(str(file),), text_ids=4096, image_patch=1, image_ids=16, longest=8192, shard=2048
+                SMALL, inputs=(str(file),), text_ids=4096, image_patch=1, image_ids=16, max_tokens=8192, shard=2048
             )
             out = Path(folder) / name
             job.prepare(recipe, out, 1, 0)

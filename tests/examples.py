@@ -18,7 +18,7 @@ def tree(arch="mot", budgets=(24, 24), **model):
     """A ConfigDict of two streams, width 16, two layers."""
     c = base.get_config()
     c.streams = {
-        name: base.stream(name, 16, 24, budget=budgets[i], longest=8, first_id=i * IDS, ids=IDS)
+        name: base.stream(name, 16, 24, budget=budgets[i], max_tokens=8, first_id=i * IDS, ids=IDS)
         for i, name in enumerate(STREAMS)
     }
     c.model.update(dict(layers=2, heads=4, kv_heads=2, head_size=8) | model)

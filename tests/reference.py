@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def visible(rank, segment, span, private):
+def visible(position, segment, span, private):
     """[T, T] of one row, by the definition, pair by pair."""
-    T = len(rank)
+    T = len(position)
     see = np.zeros((T, T), bool)
     for q in range(T):
         for k in range(T):
             if segment[q] != segment[k] or segment[q] == 0:
                 continue
-            causal = rank[k] <= rank[q] and not private[k]
+            causal = position[k] <= position[q] and not private[k]
             together = span[q] == span[k] and span[q] != 0
             see[q, k] = causal or together
     return see
@@ -76,7 +76,7 @@ def states(flat, row, towers, streams, o):
             result = jnp.where(of[s].reshape(-1, *(1,) * (y.ndim - 1)), y, result)
         return result
 
-    see = visible(row["rank"], row["segment"], row["span"], row["private"])
+    see = visible(row["position"], row["segment"], row["span"], row["private"])
     x, condition = {}, {}
     for s in streams:
         if s not in row.get("value", {}):
@@ -140,7 +140,7 @@ def cross_entropy(h, head, target, scale, z_loss):
     return jnp.where(scale > 0, scale * (nats + z_loss * lse**2), 0).sum(), nats
 
 
-def choices(score, liked, real, rank, o):
+def choices(score, liked, real, position, o):
     """Of one row: which (token, expert) pairs are wanted and which find a place, `[C, E]` bool. Loops over tokens.
 
     score, liked [C, E] numpy; o: router, active, capacity, wins.
@@ -150,7 +150,9 @@ def choices(score, liked, real, rank, o):
     wanted, found = np.zeros((C, E), bool), np.zeros((C, E), bool)
     if o["router"] == "expert":
         for e in range(E):
-            for t in sorted(tokens, key=lambda t, e=e: (-score[t, e], rank[t]))[: int(o["active"] * len(tokens) // E)]:
+            for t in sorted(tokens, key=lambda t, e=e: (-score[t, e], position[t]))[
+                : int(o["active"] * len(tokens) // E)
+            ]:
                 wanted[t, e] = True
         return wanted, wanted
     for t in tokens:
@@ -159,7 +161,7 @@ def choices(score, liked, real, rank, o):
     if not o["capacity"]:
         return wanted, wanted
     for e in range(E):
-        first = (lambda t: rank[t]) if o["wins"] == "earliest" else (lambda t, e=e: (-liked[t, e], rank[t]))
+        first = (lambda t: position[t]) if o["overflow"] == "earliest" else (lambda t, e=e: (-liked[t, e], position[t]))
         asking = sorted((t for t in tokens if wanted[t, e]), key=first)
         for t in asking[: int(np.floor(o["capacity"] * o["active"] * len(tokens) / E + 1e-6))]:
             found[t, e] = True

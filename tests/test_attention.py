@@ -74,10 +74,12 @@ def test_queries_and_keys_may_differ_in_number(how):
 @pytest.mark.parametrize("how", BACKENDS)
 def test_a_query_that_sees_nothing_gives_zero_and_gradient_zero(how):
     info, (q, k, v) = random_info(0, 24), qkv(24, 24)
-    blind = info._replace(segment=jnp.where(info.rank == 5, 7, info.segment), private=info.private | (info.rank == 5))
-    blind = blind._replace(span=jnp.where(info.rank == 5, 0, info.span))
+    blind = info._replace(
+        segment=jnp.where(info.position == 5, 7, info.segment), private=info.private | (info.position == 5)
+    )
+    blind = blind._replace(span=jnp.where(info.position == 5, 0, info.span))
     f = lambda q: attend(q, k, v, blind, blind, how)
-    row = np.asarray(info.rank == 5)
+    row = np.asarray(info.position == 5)
     assert (np.asarray(f(q))[row] == 0).all()
     dq = jax.grad(lambda q: f(q).sum())(q)
     assert (np.asarray(dq)[row] == 0).all()
@@ -90,12 +92,12 @@ def test_influence_is_exactly_zero_where_not_visible_and_some_where_visible(how)
     """Every pair of tokens: streams interleaved, spans, private copies, other segments, padding."""
     batch = examples.batch(seed=5, rows=1)
     tokens = jax.tree.map(lambda *x: np.concatenate(x, 1), *batch.values())
-    info, T = tokens.info, tokens.rank.shape[1]
+    info, T = tokens.info, tokens.position.shape[1]
     q, k, v = qkv(T, T, B=1)
     jacobian = jax.jit(jax.jacrev(lambda v: attend(q, k, v, info, info, how).sum((2, 3))[0]))(v)
     influence = np.abs(np.asarray(jacobian)[:, 0]).sum((2, 3))
     see = reference.visible(*(x[0] for x in info))
-    stream = np.repeat([0, 1], [x.rank.shape[1] for x in batch.values()])
+    stream = np.repeat([0, 1], [x.position.shape[1] for x in batch.values()])
     for a in (0, 1):
         for b in (0, 1):
             pairs = np.ix_(stream == a, stream == b)

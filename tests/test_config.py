@@ -163,21 +163,29 @@ OF_VECTORS = [
     (set_("streams.text.objective", "flow"), "streams.text.objective: 'flow', but its tokens are 12 ids", "latent=P"),
     (set_("streams.image.objective", "next_token"), "streams.image.objective: 'next_token'", "flow, x, ddpm, none"),
     (set_("streams.image.objective", "eps"), "streams.image.objective: 'eps'", "flow, x, ddpm, none"),
-    (set_("streams.image.diffusion.times", "cosine"), "streams.image.diffusion.times: 'cosine'", "logit_normal, beta"),
+    (
+        set_("streams.image.diffusion.time_distribution", "cosine"),
+        "streams.image.diffusion.time_distribution: 'cosine'",
+        "logit_normal, beta",
+    ),
     (set_("streams.image.diffusion.time", "concat"), "streams.image.diffusion.time: 'concat'", "add, norm"),
     (set_("streams.image.diffusion.copies", "three"), "streams.image.diffusion.copies: 'three'", "noised, both"),
-    (set_("streams.image.diffusion.cap", 0.0), "streams.image.diffusion.cap: 0.0", "above 0 and at most 1"),
-    (set_("streams.image.diffusion.cap", 1.5), "streams.image.diffusion.cap: 1.5", "above 0 and at most 1"),
-    (set_("streams.image.diffusion.drop", 1.0), "streams.image.diffusion.drop: 1.0", "below 1"),
+    (set_("streams.image.diffusion.max_noise", 0.0), "streams.image.diffusion.max_noise: 0.0", "above 0 and at most 1"),
+    (set_("streams.image.diffusion.max_noise", 1.5), "streams.image.diffusion.max_noise: 1.5", "above 0 and at most 1"),
+    (set_("streams.image.diffusion.drop_rate", 1.0), "streams.image.diffusion.drop_rate: 1.0", "below 1"),
     (set_("streams.image.diffusion.shift", 0.0), "streams.image.diffusion.shift: 0.0", "above 0"),
-    (set_("streams.image.diffusion.centre", -0.5), "streams.image.diffusion.centre: -0.5", "0 or more"),
+    (set_("streams.image.diffusion.loss_centre", -0.5), "streams.image.diffusion.loss_centre: -0.5", "0 or more"),
     (drop("streams", "text", "diffusion"), "streams.text.diffusion: missing", "configs/base.py"),
     (
-        set_("towers.walls", (dict(queries="sound", keys="sound"),)),
-        "towers.walls[0]: sound and sound share the attention tower 'sound'",
+        set_("towers.stop_gradients", (dict(queries="sound", keys="sound"),)),
+        "towers.stop_gradients[0]: sound and sound share the attention tower 'sound'",
         "untie towers.attn.sound",
     ),
-    (set_("towers.walls", (dict(queries="film", keys="text"),)), "towers.walls[0].queries: 'film'", "text, image"),
+    (
+        set_("towers.stop_gradients", (dict(queries="film", keys="text"),)),
+        "towers.stop_gradients[0].queries: 'film'",
+        "text, image",
+    ),
     (set_("towers.norm.image", "text"), "streams.image.width: 12, but it shares its norm tower with text", "untie"),
     (
         both(set_("streams.sound.modality", "text"), set_("streams.sound.loss_weight", 1.0)),
@@ -225,9 +233,9 @@ def test_transfusions_choices_build(predicts, copies):
     c = resolve(transfusion.get_config(f"predicts={predicts},copies={copies}"), optim.uncovered)
     image = c.streams["image"]
     assert (image.objective, image.copies, image.loss_weight) == (predicts, {"noised": 1, "both": 2}[copies], 5.0)
-    assert image.budget == 5 * image.longest == 80 * image.copies
-    assert image.diffusion.times == ("uniform" if predicts == "ddpm" else "logit_normal")
-    assert (image.diffusion.cap, image.diffusion.drop) == (0.5, 0.1)
+    assert image.budget == 5 * image.max_tokens == 80 * image.copies
+    assert image.diffusion.time_distribution == ("uniform" if predicts == "ddpm" else "logit_normal")
+    assert (image.diffusion.max_noise, image.diffusion.drop_rate) == (0.5, 0.1)
 
 
 @pytest.mark.parametrize("argument", ["predicts=v", "copies=three", "size=9b", "colour=red"])

@@ -59,15 +59,15 @@ def attends():
 
 
 @pytest.mark.parametrize(
-    "kind", [dict(), dict(blocks="prefix"), dict(blocks="document", image=dict(copies="noised")), dict(drop=True)]
+    "kind", [dict(), dict(blocks="prefix"), dict(blocks="document", image=dict(copies="noised")), dict(drop_rate=True)]
 )
 def test_every_mask_equals_the_whole_matrix(attends, kind):
     tree = vectors.tree(image=kind.get("image"))
     tree.data.blocks = kind.get("blocks", "units")
     c = resolve(tree)
-    batch = vectors.batch(c, 1) if "drop" in kind else vectors.pack(c, [MIXED(c)])
+    batch = vectors.batch(c, 1) if "drop_rate" in kind else vectors.pack(c, [MIXED(c)])
     batches.check(batch)
-    info = batches.Info(*join(batch, "rank", "segment", "span", "private"))
+    info = batches.Info(*join(batch, "position", "segment", "span", "private"))
     see = reference.visible(*(x[0] for x in info))
     assert (np.asarray(batches.visible(info, info))[0] == see).all()
     by_reference, by_chunks, oracle = attends
@@ -117,8 +117,8 @@ def test_tokens_feel_exactly_whom_they_may_see(arch, width):
     c = vectors.make(arch, width)
     batch = vectors.batch(c, 1)
     found = influence(c, vectors.weights(c), batch)
-    rank, segment, span, private = (x[0] for x in join(batch, "rank", "segment", "span", "private"))
-    see = reference.visible(rank, segment, span, private)
+    position, segment, span, private = (x[0] for x in join(batch, "position", "segment", "span", "private"))
+    see = reference.visible(position, segment, span, private)
     real = segment != 0
     chain = (see | np.eye(len(see), dtype=bool)).astype(int)
     reach = (chain @ chain > 0) & real[:, None] & real[None]
@@ -129,10 +129,10 @@ def test_tokens_feel_exactly_whom_they_may_see(arch, width):
     assert private.any()
     assert (found[:, private][~own[:, private]] == 0).all(), "a private noised copy is felt in its own span alone"
     assert (found[private][:, private][own[private][:, private]] > 0).all()
-    later = rank[:, None] < rank[None]
+    later = position[:, None] < position[None]
     together = own & (span != 0)[:, None] & (segment[:, None] == segment[None])
     assert (found[later & ~together] == 0).all(), "nothing earlier feels what is later"
-    lone = segment == segment[batch["text"].rank.shape[1] + batch["image"].rank.shape[1]]  # the first sound
+    lone = segment == segment[batch["text"].position.shape[1] + batch["image"].position.shape[1]]  # the first sound
     assert 0 < lone.sum() == 3
     assert (found[np.ix_(lone, ~lone)] == 0).all()
     assert (found[np.ix_(~lone, lone)] == 0).all()
@@ -146,15 +146,15 @@ def oracle(c, flat, batch):
     """Hidden states and predictions of the first row, by stream in its order."""
     m, s = c.model, c.streams
     time = {name: x.diffusion.time if x.diffuses else None for name, x in s.items()}
-    walls = [(w.queries, w.keys) for w in c.towers.walls]
+    walls = [(w.queries, w.keys) for w in c.towers.stop_gradients]
     o = dict(
         layers=m.layers, eps=m.norm_eps, theta=m.rope_theta, norm=m.norm, qk_norm=m.qk_norm, time=time, walls=walls
     )
     stream = np.repeat(np.arange(len(batch)), [t.token.shape[1] for t in batch.values()])
     ends = np.cumsum([0, *(t.token.shape[1] for t in batch.values())])
-    names = ("token", "rank", "segment", "span", "private", "noise", "position")
+    names = ("token", "position", "segment", "span", "private", "noise", "rope_position")
     row = {n: x[0] for n, x in zip(names, join(batch, *names), strict=True)}
-    row |= {"stream": stream, "position": row["position"][:, 0], "value": {}}
+    row |= {"stream": stream, "position": row["rope_position"][:, 0], "value": {}}
     for i, (name, t) in enumerate(batch.items()):
         if s[name].latent:
             row["value"][name] = jnp.zeros((c.length, s[name].latent)).at[ends[i] : ends[i + 1]].set(t.value[0])
@@ -224,7 +224,7 @@ def test_walls_stop_gradients_exactly_and_change_nothing_else():
     text = lambda grads: {p: np.asarray(g) for p, g in params.paths(grads).items() if "/text/" in p or "embed" in p}
     ((a, sums), without), ((b, walled_sums), walled) = (f(weights, batch, 0) for f in (open_, shut))
     np.testing.assert_allclose(b, a, rtol=1e-6)
-    np.testing.assert_allclose(walled_sums["nats"], sums["nats"], rtol=1e-6)
+    np.testing.assert_allclose(walled_sums["loss_sum"], sums["loss_sum"], rtol=1e-6)
     of_image = alone_judged(batch, "image")
     without, walled = (text(f(weights, of_image, 0)[1]) for f in (open_, shut))
     assert len(walled) > 10
@@ -233,9 +233,9 @@ def test_walls_stop_gradients_exactly_and_change_nothing_else():
         assert without[path].any() != path.startswith("final_norm"), path
     # The loss of words that read no vectors goes where it went; of others also that through images' queries stops.
     words = alone_judged(batch, "text")
-    segment, rank = join({n: t for n, t in batch.items() if n != "text"}, "segment", "rank")
+    segment, position = join({n: t for n, t in batch.items() if n != "text"}, "segment", "position")
     of = batch["text"]
-    reads = (segment[:, None] == of.segment[..., None]) & (rank[:, None] < of.rank[..., None])
+    reads = (segment[:, None] == of.segment[..., None]) & (position[:, None] < of.position[..., None])
     words["text"] = of.replace(weight=np.where(reads.any(-1), 0, of.weight))
     assert words["text"].weight.sum() > 8
     without, walled = (f(weights, words, 0)[1] for f in (open_, shut))
@@ -248,7 +248,7 @@ def steps():
     """Two training steps with text frozen behind a wall and images' loss centred, for accumulate 1 and 2."""
     found = {}
     for accumulate in (1, 2):
-        tree = vectors.tree("loo_text", walls=WALL, image=dict(centre=0.5), **QUICK)
+        tree = vectors.tree("loo_text", walls=WALL, image=dict(loss_centre=0.5), **QUICK)
         frozen = dict(match="/text/|embed|head", lr=0.0, decay=0.0)
         tree.optim.update(accumulate=accumulate, rules=(frozen, dict(match=".*", lr=1.0, decay=0.1)))
         c = resolve(tree, optim.uncovered)
@@ -282,7 +282,7 @@ def test_accumulation_equals_the_whole_batch(steps):
     (a, measured_a), (b, measured_b) = whole[0], parts[0]
     assert examples.leaf_error(jax.tree.leaves(b.opt[1].mu), jax.tree.leaves(a.opt[1].mu)) < 1e-4
     np.testing.assert_allclose(measured_a["loss"], measured_b["loss"], rtol=1e-5)
-    np.testing.assert_allclose(measured_a["sums"]["nats"], measured_b["sums"]["nats"], rtol=1e-5)
+    np.testing.assert_allclose(measured_a["sums"]["loss_sum"], measured_b["sums"]["loss_sum"], rtol=1e-5)
     np.testing.assert_array_equal(measured_a["sums"]["weight"], measured_b["sums"]["weight"])
     for (x, _), (y, _) in zip(whole, parts, strict=True):
         np.testing.assert_allclose(x.means["image"], y.means["image"], rtol=1e-5)
@@ -290,12 +290,14 @@ def test_accumulation_equals_the_whole_batch(steps):
 
 def test_the_running_mean_centres_the_loss(steps):
     _, ((first, one), (second, two)) = steps[1]
-    mse = [float(m["sums"]["streams"]["image"]["nats"] / m["sums"]["streams"]["image"]["weight"]) for m in (one, two)]
+    mse = [
+        float(m["sums"]["streams"]["image"]["loss_sum"] / m["sums"]["streams"]["image"]["weight"]) for m in (one, two)
+    ]
     np.testing.assert_allclose(first.means["image"], mse[0], rtol=1e-6)
     np.testing.assert_allclose(second.means["image"], 0.99 * mse[0] + 0.01 * mse[1], rtol=1e-6)
     # The first loss weighs as it is, the second 0.5 / mean; of each modality the mean, weighed.
     for measured, centred in ((one, 1), (two, 0.5 / mse[0])):
-        nats, weight = (np.asarray(measured["sums"][x]).sum(1) for x in ("nats", "weight"))
+        nats, weight = (np.asarray(measured["sums"][x]).sum(1) for x in ("loss_sum", "weight"))
         z = measured["loss"] - (np.array([0, 5 * centred, 0.5]) * nats / weight).sum()
         assert 0 <= z - nats[0] / weight[0] < 0.1 * z  # text, with its z-loss
 
@@ -329,7 +331,7 @@ def test_losses_do_not_depend_on_how_rows_are_packed(arch):
     assert (np.asarray(sums["weight"]).sum(1) > 0).all()
     for (other, others_sums), others_grads in found[1:]:
         np.testing.assert_allclose(other, loss, rtol=1e-5)
-        for key in ("nats", "weight"):
+        for key in ("loss_sum", "weight"):
             np.testing.assert_allclose(others_sums[key], sums[key], rtol=2e-5, atol=1e-6)
         assert examples.leaf_error(others_grads, grads) < 1e-4
 
@@ -405,9 +407,9 @@ def test_the_loss_is_the_squared_error_by_hand():
         total = {"image": 5.0, "sound": 0.5}[name] * nats.sum() / weight.sum()
         loss, sums = losses.denoising(name, p, given, Z, C, 2)
         np.testing.assert_allclose(loss, total, rtol=1e-5)
-        np.testing.assert_allclose(sums["nats"][m], nats, rtol=1e-5)
+        np.testing.assert_allclose(sums["loss_sum"][m], nats, rtol=1e-5)
         np.testing.assert_array_equal(sums["weight"][m], weight)
-        assert (np.delete(sums["nats"], m, 0) == 0).all()
+        assert (np.delete(sums["loss_sum"], m, 0) == 0).all()
         want[name] = weight.sum()
     words = sum((t.weight * (n == "text")).sum() for n, t in batch.items())
     np.testing.assert_array_equal(Z, [words, want["image"], want["sound"]])

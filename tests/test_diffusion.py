@@ -251,36 +251,36 @@ def test_both_ends_of_time_are_finite_forward_and_gradient(predicts):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
-@pytest.mark.parametrize("cap", [1.0, 0.5])
-@pytest.mark.parametrize("how", diffusion.TIMES)
-def test_times_follow_their_distribution(how, cap, shift):
+@pytest.mark.parametrize("max_noise", [1.0, 0.5])
+@pytest.mark.parametrize("how", diffusion.TIME_DISTRIBUTIONS)
+def test_times_follow_their_distribution(how, max_noise, shift):
     u = (np.arange(4000) + 0.5) / 4000
-    t = np.asarray(diffusion.times(u.reshape(40, 100), how, shift, cap))
+    t = np.asarray(diffusion.noise_levels(u.reshape(40, 100), how, shift, max_noise))
     assert t.shape == (40, 100)
     assert t.dtype == np.float32
     t = t.reshape(-1).astype(np.float64)
     assert (np.diff(t) >= 0).all()
-    assert 0 <= t.min() < t.max() <= cap
+    assert 0 <= t.min() < t.max() <= max_noise
     cdf = {
         "uniform": stats.uniform.cdf,
         "logit_normal": lambda t: stats.norm.cdf(np.log(t / (1 - t))),
         # pi0: tau = 1 - t is data at 1; (0.999 - tau) / 0.999 ~ Beta(1.5, 1)
         "beta": lambda t: stats.beta(1.5, 1).cdf((0.999 - (1 - t)) / 0.999),
     }[how]
-    unshifted = lambda t: t / cap / (shift - (shift - 1) * t / cap)
+    unshifted = lambda t: t / max_noise / (shift - (shift - 1) * t / max_noise)
     assert stats.kstest(t, lambda t: cdf(unshifted(t))).statistic < 0.002
 
 
 def test_shift_keeps_the_ends_and_moves_the_middle_towards_noise():
-    ends = diffusion.times(np.float32([0, 1]), "uniform", 3.0, 1.0)
+    ends = diffusion.noise_levels(np.float32([0, 1]), "uniform", 3.0, 1.0)
     np.testing.assert_array_equal(ends, [0, 1])
-    np.testing.assert_allclose(diffusion.times(0.5, "uniform", 3.0), 0.75)
-    np.testing.assert_allclose(diffusion.times(0.5, "uniform", 3.0, 0.5), 0.375)  # the cap comes last
+    np.testing.assert_allclose(diffusion.noise_levels(0.5, "uniform", 3.0), 0.75)
+    np.testing.assert_allclose(diffusion.noise_levels(0.5, "uniform", 3.0, 0.5), 0.375)  # the max_noise comes last
     # twice the shift is the shift of the product
-    twice = diffusion.times(diffusion.times(np.float32(0.3), "uniform", 3.0), "uniform", 2.0)
-    np.testing.assert_allclose(twice, diffusion.times(np.float32(0.3), "uniform", 6.0), rtol=1e-6)
-    assert np.isfinite([diffusion.times(np.float32([0, 1]), how) for how in diffusion.TIMES]).all()
-    by_unit = diffusion.times(np.full((2, 3), 0.5), "uniform", 1.0, np.float32([[1], [0.5]]) * np.ones((2, 3)))
+    twice = diffusion.noise_levels(diffusion.noise_levels(np.float32(0.3), "uniform", 3.0), "uniform", 2.0)
+    np.testing.assert_allclose(twice, diffusion.noise_levels(np.float32(0.3), "uniform", 6.0), rtol=1e-6)
+    assert np.isfinite([diffusion.noise_levels(np.float32([0, 1]), how) for how in diffusion.TIME_DISTRIBUTIONS]).all()
+    by_unit = diffusion.noise_levels(np.full((2, 3), 0.5), "uniform", 1.0, np.float32([[1], [0.5]]) * np.ones((2, 3)))
     np.testing.assert_allclose(by_unit, [[0.5] * 3, [0.25] * 3])
 
 
@@ -292,7 +292,7 @@ def test_the_grid_goes_from_noise_to_data():
         assert t.dtype == np.float32
         assert (t[0], t[-1]) == (1, 0)
         assert (np.diff(t) < 0).all()
-        np.testing.assert_allclose(t, diffusion.times(np.linspace(1, 0, steps + 1), "uniform", shift), atol=1e-6)
+        np.testing.assert_allclose(t, diffusion.noise_levels(np.linspace(1, 0, steps + 1), "uniform", shift), atol=1e-6)
 
 
 def test_guidance():
@@ -310,7 +310,10 @@ def test_guidance():
         (lambda: diffusion.target(1.0, 1.0, 0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
         (lambda: diffusion.weight(0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
         (lambda: diffusion.clean_and_noise(1.0, 1.0, 0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
-        (lambda: diffusion.times(0.5, "cosine"), "times: 'cosine' is unknown; allowed: uniform, logit_normal, beta"),
+        (
+            lambda: diffusion.noise_levels(0.5, "cosine"),
+            "times: 'cosine' is unknown; allowed: uniform, logit_normal, beta",
+        ),
         (
             lambda: diffusion.step(None, 1.0, 0.5, 0.2, "flow", "rk4", 0.0),
             "solver: 'rk4' is unknown; allowed: euler, heun, ddim, ddpm",

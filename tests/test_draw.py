@@ -422,16 +422,18 @@ def test_all_faults_come_at_once(run, capsys):
 
 
 def test_vectors_are_guided_where_a_run_was_trained_for_it():
-    built = lambda tree, **drop: resolve(tree.unlock() if not drop else changed(tree, **drop), sources.faults)
+    built = lambda tree, **drop_rate: resolve(
+        tree.unlock() if not drop_rate else changed(tree, **drop_rate), sources.faults
+    )
 
-    def changed(tree, drop):
+    def changed(tree, drop_rate):
         tree = tree.unlock()
-        tree.streams.image.diffusion.update(drop=drop, shift=2.0)
+        tree.streams.image.diffusion.update(drop_rate=drop_rate, shift=2.0)
         return tree
 
     flow = transfusion.get_config("size=smoke")
     assert sample._settings(Options(), built(flow)) == Settings(temperature=0.7, guidance=sample.GUIDANCE)
-    without = built(transfusion.get_config("size=smoke"), drop=0.0)
+    without = built(transfusion.get_config("size=smoke"), drop_rate=0.0)
     assert sample._settings(Options(), without) == Settings(temperature=0.7, guidance=1.0, shift=2.0)
     given = sample._settings(Options(guidance=3.0, solver="ddpm", steps=7, top_p=0.5), built(flow))
     assert (given.guidance, given.solver, given.steps, given.top_p) == (3.0, "ddpm", 7, 0.5)
@@ -442,8 +444,8 @@ def test_units_of_no_fixed_length_get_the_data_s(prepared):
     c, format = rundir.config_of(prepared), layout.of(rundir.config_of(prepared))
     assert sample._length(c, format) == 0
     loose = format._replace(media=tuple(m._replace(tokens=0) for m in format.media))
-    for longest, length in ((100, 32), (20, 20)):  # ids may be twice the mean, if a document may have as many
-        streams = c.streams | {"image": dataclasses.replace(c.streams["image"], longest=longest, budget=100)}
+    for max_tokens, length in ((100, 32), (20, 20)):  # ids may be twice the mean, if a document may have as many
+        streams = c.streams | {"image": dataclasses.replace(c.streams["image"], max_tokens=max_tokens, budget=100)}
         assert sample._length(dataclasses.replace(c, streams=streams), loose) == length
 
 

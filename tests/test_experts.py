@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import archs
-from configs.base import experts
+from configs.base import moe
 from mot import optim
 from mot.config import Experts, Rule, resolve
 from mot.data.packing import pack
@@ -31,7 +31,7 @@ ROUTED = ("moe_ec4", "moe_tc4", "mot_moe", "mot_moe_both", "learned_mot")
 def fine(**options):
     """A small fine-grained model: 8 experts of a quarter, 4 active, one that is always on."""
     tree = examples.tree("dense", **options)
-    tree.ffn.text = experts(8, width=6, active=4, shared=6, normalise=True, balance="bias", balance_rate=0.01)
+    tree.ffn.text = moe(8, width=6, active=4, shared=6, normalise=True, balance="bias", balance_rate=0.01)
     return resolve(tree)
 
 
@@ -115,7 +115,7 @@ def test_equal_experts_with_weights_of_one_equal_dense():
     dense = examples.make("dense")
     weights, batch = examples.weights(dense), examples.batch()
     tree = examples.tree("dense")
-    tree.ffn.text = experts(4, width=24, active=2, normalise=True)
+    tree.ffn.text = moe(4, width=24, active=2, normalise=True)
     routed = resolve(tree)
     grown = upcycle.weights(dense, weights, routed)
     run = lambda c, w: in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(w))
@@ -125,7 +125,7 @@ def test_equal_experts_with_weights_of_one_equal_dense():
 def test_a_single_set_of_qkv_and_o_for_each_modality_is_mot_where_the_router_tells_modalities_apart():
     """learned_mot with a router that reads the modality off the input and is sure of it, against mot."""
     tree = examples.tree("dense", qk_norm="none")
-    tree.attn.text = experts(2)
+    tree.attn.text = moe(2)
     learned, mot = resolve(tree), examples.make("mot", qk_norm="none")
     batch, weights = examples.batch(spans=False), examples.weights(mot)
     flat, table = params.paths(weights), params.table(learned)
@@ -148,7 +148,7 @@ def test_a_single_set_of_qkv_and_o_for_each_modality_is_mot_where_the_router_tel
 def test_biases_move_towards_even_loads_and_survive_a_resume(tmp_path, one_device):
     def run(root, steps):
         tree = smoke(root, "dense", run__steps=steps, run__save_every=2, run__keep=5)
-        routed = experts(4, width=64, active=2, score="sigmoid", balance="bias", balance_rate=0.05)
+        routed = moe(4, width=64, active=2, score="sigmoid", balance="bias", balance_rate=0.05)
         tree = dataclasses.replace(tree, ffn={"text": Experts(**routed)})
         return loop.run(tree, until=None, devices=one_device), tree
 
@@ -262,12 +262,12 @@ def test_mot_moe_grown_from_mot_copies_each_towers_ffn_and_noise_parts_the_copie
 def test_narrow_experts_are_slices_and_what_does_not_fit_is_refused():
     dense, tree = examples.make("dense"), examples.tree("dense")
     weights = examples.weights(dense)
-    tree.ffn.text = experts(4, width=12, active=2)
+    tree.ffn.text = moe(4, width=12, active=2)
     grown = params.paths(upcycle.weights(dense, weights, resolve(tree)))["blocks/sparse/ffn/text/w1"]
     w1 = params.paths(weights)["blocks/main/ffn/text/w1"]
     np.testing.assert_array_equal(grown[:, 1], w1[..., 12:])
     np.testing.assert_array_equal(grown[:, 2], w1[..., :12])
-    tree.ffn.text = experts(4, width=10, active=2)
+    tree.ffn.text = moe(4, width=10, active=2)
     with pytest.raises(ValueError, match=r"w1: \(4, 16, 10\), which blocks/main/ffn/text/w1, \(16, 24\)"):
         upcycle.weights(dense, weights, resolve(tree))
 

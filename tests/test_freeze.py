@@ -116,7 +116,7 @@ def test_what_of_a_frozen_tower_still_moves_is_told():
 def test_a_frozen_routers_bias_does_not_move(one_device):
     tree = examples.tree(layers=1, attention="reference")
     experts = dict(router="token", balance="bias", balance_rate=0.1, active=2)
-    tree.ffn = {name: base.experts(4, **experts) for name in ("text", "image")}
+    tree.ffn = {name: base.moe(4, **experts) for name in ("text", "image")}
     tree.optim.update(freeze="text", warmup=0)
     c = resolve(tree, optim.uncovered)
     state = jax.jit(lambda: loop.init_state(c))()

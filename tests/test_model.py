@@ -15,8 +15,8 @@ def in_document_order(hidden):
     """All groups' states `[B, T, D]` by rank."""
     B = hidden[0][1].token.shape[0]
     h = jnp.concatenate([x.reshape(B, -1, x.shape[-1]) for x, _ in hidden], axis=1)
-    rank = jnp.concatenate([tokens.rank for _, tokens in hidden], axis=1)
-    return jnp.take_along_axis(h, jnp.argsort(rank, axis=1)[..., None], axis=1)
+    position = jnp.concatenate([tokens.position for _, tokens in hidden], axis=1)
+    return jnp.take_along_axis(h, jnp.argsort(position, axis=1)[..., None], axis=1)
 
 
 def loss_of(c, batch):
@@ -35,9 +35,9 @@ def oracle_states(c, flat, batch):
     towers = {x: getattr(c.towers, x) for x in ("attn", "ffn", "norm")}
     rows = []
     for b in range(tokens.token.shape[0]):
-        fields = {f: np.asarray(getattr(tokens, f)[b]) for f in ("token", "rank", "segment", "span", "private")}
-        row = fields | {"stream": stream, "position": tokens.position[b, :, 0]}
-        rows.append(reference.hidden(flat, row, towers, list(c.streams), o)[np.argsort(tokens.rank[b])])
+        fields = {f: np.asarray(getattr(tokens, f)[b]) for f in ("token", "position", "segment", "span", "private")}
+        row = fields | {"stream": stream, "position": tokens.rope_position[b, :, 0]}
+        rows.append(reference.hidden(flat, row, towers, list(c.streams), o)[np.argsort(tokens.position[b])])
     return jnp.stack(rows)
 
 
@@ -111,7 +111,7 @@ def test_tied_towers_equal_dense(arch, budgets):
 def without_images(batch):
     """The same rows where every image token is padding."""
     image = batch["image"]
-    empty = jax.tree.map(np.zeros_like, image).replace(rank=image.rank)
+    empty = jax.tree.map(np.zeros_like, image).replace(position=image.position)
     text = batch["text"]
     return {"text": text.replace(weight=np.where(text.target < examples.IDS, text.weight, 0)), "image": empty}
 
@@ -135,7 +135,9 @@ def influence(c, weights, batch):
 
     # Every token gets an id of its own, so that the embedding's rows are the inputs.
     ids = np.arange(B * T).reshape(B, T)
-    relabel = lambda t, rank=tokens.rank: t.replace(token=np.take_along_axis(ids, np.asarray(t.rank), axis=1))
+    relabel = lambda t, position=tokens.position: t.replace(
+        token=np.take_along_axis(ids, np.asarray(t.position), axis=1)
+    )
     table = weights["embed"]["tokens"][np.asarray(tokens.token).reshape(-1)]
     relabelled = {name: relabel(t) for name, t in batch.items()}
 

@@ -62,14 +62,14 @@ def test_loss_is_booked_on_the_targets_modality_and_the_documents_source(per):
     total, sums = losses.next_token(hidden, head, losses.totals(batch, c), c, 2)
     nats, weight = np.zeros((2, 2)), np.zeros((2, 2))
     for h_RD, tokens in hidden:
-        flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1), tokens.replace(position=tokens.token))
+        flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1), tokens.replace(rope_position=tokens.token))
         for i in np.flatnonzero(flat.weight):
             logits = np.asarray(h_RD[i] @ head, np.float64)
             l = np.log(np.exp(logits).sum()) - logits[flat.target[i]]
             m, s = int(flat.target[i] >= examples.IDS), flat.source[i]
             nats[m, s] += l
             weight[m, s] += 1
-    np.testing.assert_allclose(sums["nats"], nats, rtol=1e-5)
+    np.testing.assert_allclose(sums["loss_sum"], nats, rtol=1e-5)
     np.testing.assert_array_equal(sums["weight"], weight)
     z = weight.sum((0, 1)) if per == "all" else weight.sum(1)
     np.testing.assert_allclose(total, (np.array([1, 5]) * nats.sum(1) / z).sum(), rtol=1e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.base import experts
+from configs.base import moe
 from mot.config import Experts
 from mot.model import dispatch, router, transformer
 from tests import examples, reference
@@ -17,7 +17,7 @@ ALONE = examples.make().mesh
 
 
 def spec(**changes):
-    return Experts(**experts(**(dict(experts=E, active=1, width=F) | changes)))
+    return Experts(**moe(**(dict(experts=E, active=1, width=F) | changes)))
 
 
 SPECS = {
@@ -26,7 +26,7 @@ SPECS = {
     "all experts, sigmoid": spec(active=E, score="sigmoid"),
     "bias": spec(active=2, score="sigmoid", normalise=True, balance="bias"),
     "capacity, earliest": spec(active=2, capacity=0.7),
-    "capacity, highest": spec(active=2, capacity=0.7, wins="highest", normalise=True),
+    "capacity, highest": spec(active=2, capacity=0.7, overflow="highest", normalise=True),
     "experts choose": spec(router="expert", score="sigmoid"),
     "experts choose two": spec(router="expert", active=2),
 }
@@ -68,16 +68,16 @@ def traffic(kind, seed=0):
         real[0] = False
     if kind == "one modality":
         modality[:] = 1
-    rank = np.stack([rng.permutation(C - PADDING).tolist() + list(range(C - PADDING, C)) for _ in range(B)])
-    return x, real, rank.astype(np.int32), modality, w
+    position = np.stack([rng.permutation(C - PADDING).tolist() + list(range(C - PADDING, C)) for _ in range(B)])
+    return x, real, position.astype(np.int32), modality, w
 
 
 KINDS = ("balanced", "one hot expert", "an expert without tokens", "all tokens alike", "exact ties", "one token")
 KINDS += ("no token", "one modality")
 
 
-def forward(x_BCD, w, spec, real, rank, modality, how, causal=False):
-    choice, report = router.route(x_BCD, w, spec, real, rank, modality, 2, causal=causal)
+def forward(x_BCD, w, spec, real, position, modality, how, causal=False):
+    choice, report = router.route(x_BCD, w, spec, real, position, modality, 2, causal=causal)
     experts = {name: w[name] for name in ("w1", "w2", "w3")}
     most = router.most_choices(spec, x_BCD.shape[1], causal)
     rows = x_BCD.reshape(-1, x_BCD.shape[-1])
@@ -92,7 +92,9 @@ G = np.random.default_rng(9).standard_normal((B, C, D)).astype("f")
 def truth(name):
     """For each kind of traffic: the loss, its gradients, and the wanted and found choices of each row."""
     s = SPECS[name]
-    o = dict(router=s.router, active=s.active, capacity=s.capacity, wins=s.wins, score=s.score, normalise=s.normalise)
+    o = dict(
+        router=s.router, active=s.active, capacity=s.capacity, overflow=s.overflow, score=s.score, normalise=s.normalise
+    )
     scores = jax.jit(lambda x, w: reference.scores(x, w, o))
 
     @jax.jit
@@ -101,10 +103,10 @@ def truth(name):
 
     result = {}
     for kind in KINDS:
-        x, real, rank, _, w = traffic(kind)
+        x, real, position, _, w = traffic(kind)
         score = np.asarray(scores(x, w))
         liked = score + np.asarray(w["router_bias"]) if s.balance == "bias" else score
-        rows = [reference.choices(score[b], liked[b], real[b], rank[b], o) for b in range(B)]
+        rows = [reference.choices(score[b], liked[b], real[b], position[b], o) for b in range(B)]
         wanted, found = (np.stack(x) for x in zip(*rows, strict=True))
         result[kind] = (*jax.value_and_grad(loss, (0, 1))(jnp.asarray(x), w, wanted, found), wanted, found)
     return result
@@ -117,14 +119,14 @@ LEARNED = ("router", "w1", "w2", "w3")
 @pytest.mark.parametrize("name", SPECS)
 def test_routing_equals_a_loop_over_tokens(name, how):
     @jax.jit
-    def ours(x, w, real, rank, modality):
-        y, report = forward(x, w, SPECS[name], real, rank, modality, how)
+    def ours(x, w, real, position, modality):
+        y, report = forward(x, w, SPECS[name], real, position, modality, how)
         return (y * G).sum(), (y, report)
 
     run = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))
     for kind, (want, (want_dx, want_dw), wanted, found) in truth(name).items():
-        x, real, rank, modality, w = traffic(kind)
-        (loss, (y, report)), (dx, dw) = run(x, w, real, rank, modality)
+        x, real, position, modality, w = traffic(kind)
+        (loss, (y, report)), (dx, dw) = run(x, w, real, position, modality)
         np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-4, err_msg=kind)
         np.testing.assert_allclose(dx, want_dx, atol=1e-5 * max(np.abs(want_dx).max(), 1), err_msg=kind)
         for leaf in LEARNED:
@@ -143,11 +145,11 @@ def test_routing_equals_a_loop_over_tokens(name, how):
 def test_nan_in_padding_changes_nothing(name, how):
     """What padding holds is stopped at the door (model.py); what a kernel leaves past the last group, in `grouped`."""
     s = SPECS[name]
-    x, real, rank, modality, w = traffic("balanced")
+    x, real, position, modality, w = traffic("balanced")
 
     def loss(x, w):
         clean = jnp.where(real[..., None], x, 0)
-        return (forward(clean, w, s, real, rank, modality, how)[0] * G).sum()
+        return (forward(clean, w, s, real, position, modality, how)[0] * G).sum()
 
     poisoned = np.where(real[..., None], x, np.nan)
     run = jax.jit(jax.value_and_grad(loss, (0, 1)))
@@ -156,8 +158,8 @@ def test_nan_in_padding_changes_nothing(name, how):
 
 @pytest.mark.parametrize("how", dispatch.BACKENDS)
 def test_nan_in_empty_places_changes_nothing(how):
-    x, real, rank, modality, w = traffic("one hot expert")
-    choice, _ = router.route(x, w, SPECS["top1"], real, rank, modality, 2)
+    x, real, position, modality, w = traffic("one hot expert")
+    choice, _ = router.route(x, w, SPECS["top1"], real, position, modality, 2)
     layout, _ = dispatch.plan_dispatch(choice, E, B * C, how)
     x_SD = dispatch.permute(jnp.asarray(x.reshape(-1, D)), layout)
     empty_S1 = np.asarray(layout.expert_S)[:, None] == E
@@ -173,8 +175,8 @@ def test_nan_in_empty_places_changes_nothing(how):
 
 
 def test_combine_of_dispatch_is_the_identity():
-    x, real, rank, modality, w = traffic("balanced")
-    choice, _ = router.route(x, w, SPECS["top2 normalised"], real, rank, modality, 2)
+    x, real, position, modality, w = traffic("balanced")
+    choice, _ = router.route(x, w, SPECS["top2 normalised"], real, position, modality, 2)
     layout, weight_RX = dispatch.plan_dispatch(choice, E, 2 * B * C, "blocked")
     x_SD = dispatch.permute(jnp.asarray(x.reshape(-1, D)), layout)
     y = dispatch.combine(x_SD * dispatch.weights_of_slots(weight_RX, layout), layout)
@@ -183,8 +185,8 @@ def test_combine_of_dispatch_is_the_identity():
 
 def influence(s, causal=False):
     """`[C, C]` in document order: does the output of the token at rank q change with the input of the one at rank k?"""
-    x, real, rank, modality, w = traffic("balanced", seed=3)
-    run = jax.jit(lambda x: forward(x, w, s, real, rank, modality, "einsum", causal)[0])
+    x, real, position, modality, w = traffic("balanced", seed=3)
+    run = jax.jit(lambda x: forward(x, w, s, real, position, modality, "einsum", causal)[0])
     before, moved = np.asarray(run(x)), np.zeros((C, C), bool)
     rng = np.random.default_rng(0)
     for k in range(C - PADDING):
@@ -192,7 +194,7 @@ def influence(s, causal=False):
             other = x.copy()
             other[0, k] = scale * rng.standard_normal(D)
             change = (np.asarray(run(other))[0] != before[0]).any(-1)
-            moved[rank[0], rank[0, k]] |= change
+            moved[position[0], position[0, k]] |= change
     return moved
 
 
@@ -212,8 +214,8 @@ def test_experts_that_choose_and_highest_scores_see_later_tokens_and_their_causa
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_row_does_not_depend_on_the_batchs_other_rows(name):
-    x, real, rank, modality, w = traffic("balanced")
-    run = jax.jit(lambda x: forward(x, w, SPECS[name], real, rank, modality, "blocked")[0])
+    x, real, position, modality, w = traffic("balanced")
+    run = jax.jit(lambda x: forward(x, w, SPECS[name], real, position, modality, "blocked")[0])
     np.testing.assert_array_equal(run(x)[0], run(np.stack([x[0], 7 * x[1] + 1]))[0])
 
 
@@ -226,27 +228,27 @@ def test_capacity_is_the_stated_floor(factor, active, experts):
 
 
 def test_scores_that_are_all_zero_give_no_nan():
-    x, real, rank, modality, w = traffic("balanced")
+    x, real, position, modality, w = traffic("balanced")
     s = spec(active=2, score="sigmoid", normalise=True)
     x = np.abs(x) + 1
-    choice, report = router.route(x, w | {"router": jnp.full((D, E), -1e3)}, s, real, rank, modality, 2)
+    choice, report = router.route(x, w | {"router": jnp.full((D, E), -1e3)}, s, real, position, modality, 2)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((choice.weight_RX, report)))
 
 
 def test_the_balance_loss_is_one_where_all_is_even_and_more_where_it_is_not():
-    x, real, rank, modality, w = traffic("exact ties")
-    even = router.route(x, w, SPECS["all experts, sigmoid"], real, rank, modality, 2)[1]
+    x, real, position, modality, w = traffic("exact ties")
+    even = router.route(x, w, SPECS["all experts, sigmoid"], real, position, modality, 2)[1]
     np.testing.assert_allclose(even.balance_B, real.sum(1), rtol=1e-6)
-    x, real, rank, modality, w = traffic("one hot expert")
-    hot = router.route(x, w, SPECS["top1"], real, rank, modality, 2)[1]
+    x, real, position, modality, w = traffic("one hot expert")
+    hot = router.route(x, w, SPECS["top1"], real, position, modality, 2)[1]
     assert (np.asarray(hot.balance_B) > 2 * real.sum(1)).all()
     np.testing.assert_allclose(hot.tokens_BM.sum(1), real.sum(1))
 
 
 def test_the_imitators_gradient_reaches_nothing_else():
-    x, real, rank, modality, w = traffic("balanced")
+    x, real, position, modality, w = traffic("balanced")
     s = SPECS["experts choose"]
-    loss = lambda x, w: router.route(x, w, s, real, rank, modality, 2)[1].imitation_B.sum()
+    loss = lambda x, w: router.route(x, w, s, real, position, modality, 2)[1].imitation_B.sum()
     dx, dw = jax.grad(loss, (0, 1))(jnp.asarray(x), w)
     assert (np.asarray(dx) == 0).all()
     for name, g in dw.items():
@@ -264,7 +266,7 @@ def test_memory_of_dispatch_grows_with_routed_rows_not_with_experts():
         }
         i = jax.ShapeDtypeStruct((4, rows), jnp.int32)
         x, real = jax.ShapeDtypeStruct((4, rows, d), jnp.float32), jax.ShapeDtypeStruct((4, rows), bool)
-        f = lambda x, w, real, rank, m: (forward(x, w, s, real, rank, m, how)[0] ** 2).sum()
+        f = lambda x, w, real, position, m: (forward(x, w, s, real, position, m, how)[0] ** 2).sum()
         lowered = jax.jit(jax.grad(f, (0, 1))).lower(x, w, real, i, i)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
@@ -277,7 +279,7 @@ def test_memory_of_dispatch_grows_with_routed_rows_not_with_experts():
 def test_bad_sets_are_refused_with_the_numbers():
     def faults(component="ffn", mesh_expert=1, **changes):
         tree = examples.tree("moe_tc4")
-        getattr(tree, component)["text"] = experts(**(dict(experts=4, width=F if component == "ffn" else 0) | changes))
+        getattr(tree, component)["text"] = moe(**(dict(experts=4, width=F if component == "ffn" else 0) | changes))
         tree.mesh.expert = mesh_expert
         with pytest.raises(examples.config.ConfigError) as caught:
             examples.config.build(tree)

@@ -33,9 +33,9 @@ GREEDY = Settings(temperature=0.0, steps=3)
 TEXT, MEDIA = 20, 3  # generated at most
 PREFIX = 999  # a span
 
-ids = lambda n, width=16, **stream: base.stream("", width, 24, ids=n, budget=ROOM, longest=ROOM, **stream)
+ids = lambda n, width=16, **stream: base.stream("", width, 24, ids=n, budget=ROOM, max_tokens=ROOM, **stream)
 vectors = lambda objective="flow", width=16, P=3, **diffusion: base.stream(
-    "", width, 24, diffusion, latent=P, objective=objective, budget=ROOM, longest=ROOM
+    "", width, 24, diffusion, latent=P, objective=objective, budget=ROOM, max_tokens=ROOM
 )
 
 
@@ -80,12 +80,14 @@ GUIDED = GREEDY._replace(guidance=2.0)
 both = vectors("x", width=24, time="add", copies="both")
 CASES = {
     "ids": Case(build("mot", ids(9), tied=True), 20),
-    "merged": Case(build("dense", vectors(drop=0.1), norm="post"), 6, settings=GUIDED),
+    "merged": Case(build("dense", vectors(drop_rate=0.1), norm="post"), 6, settings=GUIDED),
     "both_copies": Case(build("mot", both, layers=1, kv_heads=4), 3, few=8),
     "two_media": Case(
         build("mot_attn_ffn", ids(5), vectors(time="add"), norm="post", scan=True), 1, written(0, 3), length=5
     ),
-    "prefix": Case(build("mot_ffn", vectors("ddpm", drop=0.1), blocks="prefix"), 5, settings=GUIDED, opens="image"),
+    "prefix": Case(
+        build("mot_ffn", vectors("ddpm", drop_rate=0.1), blocks="prefix"), 5, settings=GUIDED, opens="image"
+    ),
     "token_choice": Case(build("moe_tc4", vectors(), kv_heads=1, layers=1), 2),
     "expert_choice": Case(build("moe_ec4", ids(9)), 5),
 }
@@ -173,7 +175,7 @@ class Writer:
 
     def likeliest(self, tokens, allowed):
         hidden = self.run(tokens).hidden
-        last = [np.asarray(h_RD)[t.rank.reshape(-1) == len(tokens) - 1] for h_RD, t in hidden]
+        last = [np.asarray(h_RD)[t.position.reshape(-1) == len(tokens) - 1] for h_RD, t in hidden]
         logits_V = (np.concatenate(last) @ self.head)[0]
         return max(allowed, key=lambda i: logits_V[i])
 
@@ -381,7 +383,7 @@ TEXTS = [[Stretch("text", np.full(3, 8))]] * 2
         (
             "both_copies",
             dict(settings=GUIDED),
-            r"guidance 2 needs .* streams.image.diffusion.drop = 0; write guidance 1",
+            r"guidance 2 needs .* streams.image.diffusion.drop_rate = 0; write guidance 1",
         ),
         ("merged", dict(settings=GREEDY._replace(solver="magic")), "solver 'magic' is unknown; allowed: euler, heun, "),
         ("two_media", dict(length=0), "image have no fixed length; say how many tokens at most"),

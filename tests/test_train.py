@@ -238,7 +238,7 @@ def test_accumulation_over_microbatches_equals_the_whole_batch(one_device):
     (a, measured_a), (b, measured_b) = one_step(c, batch, one_device), one_step(split, batch, one_device)
     assert examples.leaf_error(jax.tree.leaves(a.opt[1].mu), jax.tree.leaves(b.opt[1].mu)) < 1e-5
     np.testing.assert_allclose(measured_a["loss"], measured_b["loss"], rtol=1e-6)
-    np.testing.assert_allclose(measured_a["sums"]["nats"], measured_b["sums"]["nats"], rtol=1e-5)
+    np.testing.assert_allclose(measured_a["sums"]["loss_sum"], measured_b["sums"]["loss_sum"], rtol=1e-5)
     np.testing.assert_array_equal(measured_a["sums"]["weight"], measured_b["sums"]["weight"])
 
 
@@ -286,7 +286,7 @@ def test_a_step_that_is_not_finite_is_skipped_to_the_bit(one_device):
 
 def test_a_batch_that_is_not_finite_is_skipped_to_the_bit(one_device):
     """Each float field of each stream, in one row, so in one microbatch of two; a mean and an average are kept."""
-    tree = vectors.tree("moe_tc4", sound={"centre": 1.0}, attention="reference", layers=1)
+    tree = vectors.tree("moe_tc4", sound={"loss_centre": 1.0}, attention="reference", layers=1)
     tree.optim.update(accumulate=2, ema=0.5, warmup=0)
     tree.data.batch = 2
     c = resolve(tree)

@@ -11,22 +11,22 @@ BOS, EOS, OPEN, CLOSE, WORDS, IDS = 0, 1, 2, 3, 4, 12
 PARTS = {"t": 0, "I": 1, "S": 2}  # words, an image, a sound: the stream of each
 SIZES = {"t": 3, "I": 4, "S": 3}
 FEATURES = (0, 3, 2)
-NOISED = dict(cap=0.5, drop=0.5, times="uniform")
+NOISED = dict(max_noise=0.5, drop_rate=0.5, time_distribution="uniform")
 
 
 def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=None, **model):
     """A ConfigDict of text, image and sound; `width` is images' own."""
     c = base.get_config()
     c.streams = dict(
-        text=base.stream("text", 16, 24, budget=budgets[0], longest=24, ids=IDS),
-        image=base.stream("image", width, 24, dict(time="norm", copies="both", cap=0.5) | (image or {})),
+        text=base.stream("text", 16, 24, budget=budgets[0], max_tokens=24, ids=IDS),
+        image=base.stream("image", width, 24, dict(time="norm", copies="both", max_noise=0.5) | (image or {})),
         sound=base.stream("sound", 16, 24, dict(time="add") | NOISED | (sound or {})),
     )
-    c.streams.image.update(budget=budgets[1], longest=24, latent=3, objective="flow", loss_weight=5.0)
-    c.streams.sound.update(budget=budgets[2], longest=9, latent=2, objective="x", loss_weight=0.5)
+    c.streams.image.update(budget=budgets[1], max_tokens=24, latent=3, objective="flow", loss_weight=5.0)
+    c.streams.sound.update(budget=budgets[2], max_tokens=9, latent=2, objective="x", loss_weight=0.5)
     c.model.update(dict(layers=2, heads=4, kv_heads=2, head_size=8) | model)
     archs.choose(c, arch)
-    c.towers.walls = tuple(dict(queries=q, keys=k) for q, k in walls)
+    c.towers.stop_gradients = tuple(dict(queries=q, keys=k) for q, k in walls)
     c.objective.update(chunk=20, z_loss=1e-3, per="modality")
     c.data.update(batch=4, sources={"a": "embedded"}, shares={"a": 1.0})
     c.optim.warmup = 1

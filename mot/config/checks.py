@@ -42,16 +42,16 @@ OF_IDS, OF_VECTORS = ("next_token", "none"), ("flow", "x", "ddpm", "none")  # ob
 VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0),
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
-    | dict.fromkeys(("budget", "longest", "first_id", "latent", "loss_weight"), AT_LEAST_0)
+    | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
     | {"objective": tuple(dict.fromkeys(OF_IDS[:1] + OF_VECTORS))},
     "Diffusion": {
         "time": ("add", "norm"),
         "copies": ("noised", "both"),
-        "times": ("uniform", "logit_normal", "beta"),
+        "time_distribution": ("uniform", "logit_normal", "beta"),
         "shift": ABOVE_0,
-        "cap": Range(most=1, above=True),
-        "drop": FRACTION,
-        "centre": AT_LEAST_0,
+        "max_noise": Range(most=1, above=True),
+        "drop_rate": FRACTION,
+        "loss_centre": AT_LEAST_0,
     },
     "Model": {
         "layers": Range(most=10_000, above=True),
@@ -78,7 +78,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "router": ("token", "expert"),
         "score": ("softmax", "sigmoid"),
         "capacity": AT_LEAST_0,
-        "wins": ("earliest", "highest"),
+        "overflow": ("earliest", "highest"),
         "balance": ("none", "loss", "bias"),
         "balance_rate": AT_LEAST_0,
         "z_loss": AT_LEAST_0,
@@ -96,7 +96,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "blocks": ("units", "prefix", "document"),
         "workers": AT_LEAST_0,
         "timeout": Range(most=10**6, above=True),
-        "most_left_out": AT_LEAST_0,
+        "max_skipped": AT_LEAST_0,
     },
     "Optim": dict.fromkeys(("lr", "eps", "clip", "accumulate", "patience"), ABOVE_0)
     | dict.fromkeys(("end_lr", "warmup", "decay_steps"), AT_LEAST_0)
@@ -123,10 +123,10 @@ def _streams(c):
             yield f"{path}: a stream's name is lower-case letters, digits and _; rename it"
         if not re.fullmatch(r"[a-z][a-z0-9_]*", s.modality):
             yield f"{path}.modality: {s.modality!r}; must be lower-case letters, digits and _; rename it"
-        if s.longest > s.budget > 0:
+        if s.max_tokens > s.budget > 0:
             yield (
-                f"{path}.budget: {s.budget} tokens do not hold this stream's longest document, {path}.longest = "
-                f"{s.longest}; raise the budget to at least {s.longest}"
+                f"{path}.budget: {s.budget} tokens do not hold this stream's longest document, {path}.max_tokens = "
+                f"{s.max_tokens}; raise the budget to at least {s.max_tokens}"
             )
     names = list(c.streams)
     for i, a in enumerate(names):
@@ -205,8 +205,8 @@ def _towers(c):
                     f"streams.{stream}.width: {c.streams[stream].width}, but it shares its {component} tower with "
                     f"{tower}, whose width is {c.streams[tower].width}; set both alike or untie {path}.{stream}"
                 )
-    for i, wall in enumerate(c.towers.walls):
-        path, attn = f"towers.walls[{i}]", c.towers.attn
+    for i, wall in enumerate(c.towers.stop_gradients):
+        path, attn = f"towers.stop_gradients[{i}]", c.towers.attn
         for key in ("queries", "keys"):
             yield from choice(path, wall, key, *names)
         if wall.queries in attn and attn[wall.queries] == attn.get(wall.keys):

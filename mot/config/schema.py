@@ -25,11 +25,11 @@ class Diffusion:
 
     time: str  # t enters by being added to the inputs, or by the norms' scales and shifts
     copies: str  # noised: later tokens see the noised unit (Transfusion). both: a clean copy, which alone they see
-    times: str  # the distribution of t
+    time_distribution: str  # the distribution of t
     shift: float  # of t towards noise, for large units
-    cap: float  # the most noise of a unit whose document goes on with text
-    drop: float  # of units, the fraction trained without what comes before them, which guidance needs
-    centre: float  # c: the loss weighs c / its running mean; 0 = as it is
+    max_noise: float  # the most noise of a unit whose document goes on with text
+    drop_rate: float  # of units, the fraction trained without what comes before them, which guidance needs
+    loss_centre: float  # c: the loss weighs c / its running mean; 0 = as it is
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Stream:
     width: int  # D, the residual's; discrete streams share one
     ffn: int  # F, the hidden size of its FFN
     budget: int  # C, its tokens in each row; 0 = its part of data.length
-    longest: int  # its tokens in one document at most: longer ones are cut between sentences and spans; 0 = the budget
+    max_tokens: (
+        int  # its tokens in one document at most: longer ones are cut between sentences and spans; 0 = the budget
+    )
     first_id: int  # of the one vocabulary; 0 for latents
     ids: int  # so many, from first_id on; 0 for latents
     latent: int  # P, features of a token; 0 = it has ids
@@ -65,7 +67,7 @@ class Towers:
     attn: dict[str, str]  # stream -> tower, of QKV and O
     ffn: dict[str, str]  # stream -> tower, of the FFN
     norm: dict[str, str]  # stream -> tower, of the norms
-    walls: tuple["StopGradient", ...]  # between towers: what a stream's loss does not train
+    stop_gradients: tuple["StopGradient", ...]  # between towers: what a stream's loss does not train
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Experts:
     score: str  # what a router's logits become
     normalise: bool  # a token's weights add up to 1
     capacity: float  # 0 = dropless; else an expert takes at most capacity * active * tokens of the row / experts
-    wins: str  # where capacity is short: the earliest tokens, or those of highest score, which LOOKS AT LATER ONES.
+    overflow: str  # where capacity is short: the earliest tokens, or those of highest score, which LOOKS AT LATER ONES.
     # Either way capacity counts the row's real tokens, also later ones: that they are there counts, not what they are.
     balance: str  # none, a loss, or a bias of the choice that is no parameter
     balance_rate: float  # the loss's weight, or the bias's step
@@ -99,7 +101,7 @@ class Experts:
     @property
     def causal(self) -> bool:
         """Does no token's result depend on what later ones are?"""
-        return not self.experts or (self.router == "token" and not (self.capacity and self.wins == "highest"))
+        return not self.experts or (self.router == "token" and not (self.capacity and self.overflow == "highest"))
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Data:
     verify: bool  # every file's digest before training; sizes are always looked at
     workers: int  # processes that read and pack; 0 = a thread
     timeout: float  # seconds that a batch may take to arrive
-    most_left_out: int  # documents that could not be read or placed, before the run stops
+    max_skipped: int  # documents that could not be read or placed, before the run stops
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def resolve(config: Config, sources: Sources) -> Config:
     Raises `UserError` where `data.length` is too short for what must not be cut.
     """
     streams = config.streams
-    if all(s.budget and s.longest for s in streams.values()):
+    if all(s.budget and s.max_tokens for s in streams.values()):
         return config
     given = np.array([s.budget for s in streams.values()])
     if not given.all():
@@ -35,7 +35,7 @@ def resolve(config: Config, sources: Sources) -> Config:
             )
         given = divided
     changed = {
-        name: dataclasses.replace(s, budget=int(b), longest=min(s.longest or int(b), int(b)))
+        name: dataclasses.replace(s, budget=int(b), max_tokens=min(s.max_tokens or int(b), int(b)))
         for (name, s), b in zip(streams.items(), given, strict=True)
     }
     return dataclasses.replace(config, streams=changed)

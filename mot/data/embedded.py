@@ -47,10 +47,10 @@ def faults(config):
                 f"{first + ids - 1}; write {first}, {ids}"
             )
     tokens = PATCHES * image.copies if image.latent else PIXELS
-    if image.longest != tokens:
-        yield f"streams.image.longest: {image.longest}; an embedded digit has {tokens} tokens; write that"
-    if config.streams["text"].longest < 32:
-        yield f"streams.text.longest: {config.streams['text'].longest}; captions need up to 32; raise it"
+    if image.max_tokens != tokens:
+        yield f"streams.image.max_tokens: {image.max_tokens}; an embedded digit has {tokens} tokens; write that"
+    if config.streams["text"].max_tokens < 32:
+        yield f"streams.text.max_tokens: {config.streams['text'].max_tokens}; captions need up to 32; raise it"
     for source in config.data.sources:
         if source not in SOURCES:
             yield f"data.sources.{source}: no such source; the embedded data has {', '.join(SOURCES)}; remove it"
@@ -65,7 +65,7 @@ def load(config: Config) -> tuple[Sources, Sources]:
     splits = []
     for held_out in (False, True):
         mine = [s for s in sections if _held_out(s.encode()) == held_out]
-        pieces = [piece for s in mine for piece in texts.split(tokenizer, s, config.streams["text"].longest - 2)]
+        pieces = [piece for s in mine for piece in texts.split(tokenizer, s, config.streams["text"].max_tokens - 2)]
         manual = [_text(i, ids) for i, ids in enumerate(pieces)]
         chosen = [i for i in range(len(images)) if _held_out(images[i].tobytes()) == held_out]
         captions = [tokenizer.encode(_caption(i, labels[i])).ids for i in chosen]

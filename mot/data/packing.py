@@ -102,8 +102,8 @@ class RowPlan:
 
     It depends on the documents' lengths alone, so every host makes the same one. A row starts with the document that
     has waited longest, so none starves; then documents that need several streams, being harder to place; then whatever
-    leaves least room. A document longer than `longest` is cut where it may be: into pieces as long as that allows, and
-    where room is left over, into what fills it. Where much is left over, so is a shorter one of a single stream: a
+    leaves least room. A document longer than `max_tokens` is cut where it may be: into pieces as long as that allows,
+    and where room is left over, into what fills it. Where much is left over, so is a shorter one of a single stream: a
     caption stays with its image.
     """
 
@@ -116,7 +116,7 @@ class RowPlan:
         self,
         documents: Documents,
         budgets: Sequence[int],
-        longest: Sequence[int],
+        max_tokens: Sequence[int],
         lookahead: int,
         rows: int = 1,
         copies: Sequence[int] | int = 1,
@@ -124,7 +124,7 @@ class RowPlan:
         """`rows` make a step; a row holds each token of a stream `copies` times."""
         self.documents, self.lookahead, self.rows = documents, lookahead, rows
         self.copies = np.broadcast_to(copies, len(budgets))
-        self.budgets, self.longest = np.asarray(budgets), np.asarray(longest)
+        self.budgets, self.max_tokens = np.asarray(budgets), np.asarray(max_tokens)
         self.number = 0  # the next row's
         self.position = 0  # the next document to take in
         self.waiting: list[_Waiting] = []  # taken in and not yet placed whole
@@ -202,17 +202,17 @@ class RowPlan:
     def _next_piece(self, g: int, begin: int) -> _Waiting | None:
         """The longest piece of document g from `begin` on; what fits no row, as a long sound, is dropped."""
         tokens = self.documents.lengths(g)
-        if not begin and (tokens * self.copies <= self.longest).all():
+        if not begin and (tokens * self.copies <= self.max_tokens).all():
             return _Waiting(Piece(g, 0, int(tokens.sum())), tokens * self.copies, None)
         cuts = self._cuts(g)
-        while (found := _longest_within(cuts, begin, self.longest)) is None:
+        while (found := _longest_within(cuts, begin, self.max_tokens)) is None:
             after = int(np.searchsorted(cuts[:, 0], begin)) + 1
             end, last = int(cuts[after, 0]), cuts[after, 1:] - cuts[after - 1, 1:]
             self.dropped.append(Piece(g, begin, end))
             if len(self.dropped) > self.MOST_DROPPED:
                 raise UserError(
                     f"{len(self.dropped)} pieces of documents fit no row, the last with {last} tokens by stream; "
-                    f"streams.*.longest allows {self.longest}; raise it, or prepare shorter documents"
+                    f"streams.*.max_tokens allows {self.max_tokens}; raise it, or prepare shorter documents"
                 )
             if end == cuts[-1, 0]:
                 return None
@@ -276,8 +276,8 @@ def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.nd
     unit, span = join("unit", np.int32), join("span", np.int32)
     fields = {
         "token": join("token", np.int32),
-        "rank": np.arange(len(stream), dtype=np.int32),
-        "position": _positions(join("private", bool), unit, np.repeat(firsts, sizes))[:, None],
+        "position": np.arange(len(stream), dtype=np.int32),
+        "rope_position": _rope_positions(join("private", bool), unit, np.repeat(firsts, sizes))[:, None],
         "segment": segment,
         "source": each([d.source for d in documents]),
         "doc_id": each([d.doc_id for d in documents]),
@@ -302,11 +302,11 @@ def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.nd
         out[name][place] = x
     padding = np.ones(sum(budgets), bool)
     padding[place] = False
-    out["rank"][padding] = len(stream) + np.arange(padding.sum())
+    out["position"][padding] = len(stream) + np.arange(padding.sum())
     return out
 
 
-def _positions(private: np.ndarray, unit: np.ndarray, first: np.ndarray) -> np.ndarray:
+def _rope_positions(private: np.ndarray, unit: np.ndarray, first: np.ndarray) -> np.ndarray:
     """int32 places in the document, which begins with token `first` of the row; a private copy has those of its unit's
     other copy, which follows it."""
     n = np.arange(len(private))

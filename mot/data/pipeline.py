@@ -58,7 +58,7 @@ class Batches:
         self.config, self.count = config, count
         self.names = list(config.streams)
         self.budgets = [s.budget for s in config.streams.values()]
-        self.longest = [s.longest for s in config.streams.values()]
+        self.max_tokens = [s.max_tokens for s in config.streams.values()]
         self.latents = [s.latent for s in config.streams.values()]
         modalities = [s.modality for s in config.streams.values()]
         self.mixture = Mixture(sources, config.data, seed, modalities)
@@ -75,7 +75,7 @@ class Batches:
     def _begin(self) -> None:
         self.mixture.starts = list(self.state["starts"])
         copies = [s.copies for s in self.config.streams.values()]
-        self.plan = RowPlan(self.mixture, self.budgets, self.longest, self.config.data.lookahead, self.rows, copies)
+        self.plan = RowPlan(self.mixture, self.budgets, self.max_tokens, self.config.data.lookahead, self.rows, copies)
         self.plan.resume(self.state)
 
     def __len__(self) -> int:
@@ -201,7 +201,7 @@ def refuse_too_many(counts: dict[str, int], last: LeftOut, most: int) -> None:
     if (total := sum(counts.values())) > most:
         told = ", ".join(f"{n} of {source}" for source, n in counts.items())
         raise UserError(
-            f"{total} documents were left out ({told}; the last was {last.document}: {last.why}); data.most_left_out "
+            f"{total} documents were left out ({told}; the last was {last.document}: {last.why}); data.max_skipped "
             f"allows {most}; mend the data, or raise it"
         )
 

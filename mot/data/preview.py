@@ -260,17 +260,17 @@ def batch(rows: Batch, file: Path, streams: Sequence[str], title: str) -> None:
     bidirectional spans. The first `ROWS` rows are drawn.
     """
     tokens = {name: rows[name] for name in streams}
-    shown = min(ROWS, len(tokens[streams[0]].rank))
-    length = sum(t.rank.shape[1] for t in tokens.values())
+    shown = min(ROWS, len(tokens[streams[0]].position))
+    length = sum(t.position.shape[1] for t in tokens.values())
     strips = 1 + len(streams)
     height = 1.5 + 0.22 * shown * (strips + 0.9)
     figure = Figure(figsize=(WIDTH / DPI, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.08))
     axis = figure.add_subplot()
     y, ticks = 0.0, []
     for b in range(shown):
-        of = {name: np.full(t.rank.shape[1], m) for m, (name, t) in enumerate(tokens.items())}
+        of = {name: np.full(t.position.shape[1], m) for m, (name, t) in enumerate(tokens.items())}
         field = lambda name, b=b: np.concatenate([getattr(t, name)[b] for t in tokens.values()])
-        order = field("rank").argsort()
+        order = field("position").argsort()
         stream = np.concatenate(list(of.values()))[order]
         segment, unit, span = (field(name)[order] for name in ("segment", "unit", "span"))
         _strip(axis, y, length, segment, stream, len(streams), unit, span)
@@ -285,7 +285,7 @@ def batch(rows: Batch, file: Path, streams: Sequence[str], title: str) -> None:
     axis.set_yticks([at for at, _ in ticks], [label for _, label in ticks], fontsize=8, parse_math=False)
     axis.tick_params("y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    left_out = len(tokens[streams[0]].rank) - shown
+    left_out = len(tokens[streams[0]].position) - shown
     more = f"; {left_out} more rows are not drawn" if left_out else ""
     figure.suptitle(_fit(title, WIDTH - 2 * MARGIN - 8 * len(more), 12) + more, fontsize=11, parse_math=False)
     _legend(figure, streams)

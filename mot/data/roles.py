@@ -50,9 +50,9 @@ def _noised(d: Document, begins: Sequence[int], streams, number: int) -> Documen
         how, both = stream.diffusion, stream.copies == 2
         rest = slice(end, -1)  # without <eos>
         text_follows = bool(d.weight[rest][~np.isin(d.stream[rest], list(d.values))].any())
-        noise[begin:end] = how.cap if text_follows and not both else 1
+        noise[begin:end] = how.max_noise if text_follows and not both else 1
         if both or not text_follows:
-            alone[begin:end] = _chance(d, number, int(d.unit[begin])) < how.drop
+            alone[begin:end] = _chance(d, number, int(d.unit[begin])) < how.drop_rate
         for which, a, b in ((0, done, begin), *(((1, begin, end), (2, begin, end)) if both else ((0, begin, end),))):
             index.append(np.arange(a, b))
             copy.append(np.full(b - a, which))

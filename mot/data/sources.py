@@ -173,8 +173,8 @@ def _dataset_faults(config, name, about, ids: bool):
             yield f"streams.{key}.latent: {stream.latent}; {modality} of {name} have {width} features; write {width}"
         elif ids and stream.ids != n:
             yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {n} ids; write {n}"
-        if 0 < stream.longest < (fixed := tokenizer.get("tokens", 0)):
-            yield f"streams.{key}.longest: {stream.longest}; {modality} of {name} has {fixed} tokens; raise it"
+        if 0 < stream.max_tokens < (fixed := tokenizer.get("tokens", 0)):
+            yield f"streams.{key}.max_tokens: {stream.max_tokens}; {modality} of {name} has {fixed} tokens; raise it"
 
 
 def open_(config: Config) -> tuple[Sources, Sources]:

@@ -48,7 +48,7 @@ class DecodingState:
 
     cache: Cache
     h_BD: jax.Array  # the last token's state, of which the next id is chosen
-    place_B: jax.Array  # rank and position of the next token
+    place_B: jax.Array  # position and RoPE position of the next token
 
 
 class Sampler:
@@ -168,11 +168,11 @@ class Sampler:
             )
         for medium in self.drawn:
             stream = self.config.streams[medium.stream]
-            if stream.diffuses and settings.guidance != 1 and not stream.diffusion.drop:
+            if stream.diffuses and settings.guidance != 1 and not stream.diffusion.drop_rate:
                 raise UserError(
                     f"guidance {settings.guidance:g} needs a model that also knows {medium.stream} without its text, "
-                    f"and this one was trained with streams.{medium.stream}.diffusion.drop = 0; write guidance 1, or "
-                    "train with drop=0.1"
+                    f"and this one was trained with streams.{medium.stream}.diffusion.drop_rate = 0; write guidance 1, "
+                    "or train with drop_rate=0.1"
                 )
             if not medium.tokens and not length:
                 raise UserError(f"{medium.stream} have no fixed length; say how many tokens at most (length)")
@@ -283,7 +283,7 @@ def _prefill(params, batch, *, config, slots: int) -> DecodingState:
     output = transformer.forward(params, batch, config, causal=True, cache=caches.empty(config, rows, slots))
     cache = caches.keep(output.cache)
     at_last = lambda h_RD, t: jnp.where(
-        (t.rank == cache.used[:, None] - 1)[..., None], h_RD.reshape(*t.rank.shape, -1), 0
+        (t.position == cache.used[:, None] - 1)[..., None], h_RD.reshape(*t.position.shape, -1), 0
     )
     return DecodingState(cache, sum(at_last(*x).sum(1) for x in output.hidden), cache.used)
 
@@ -298,7 +298,7 @@ def _tokens(state: DecodingState, on_B, T: int, **given: Any) -> Tokens:
     here_BT = jnp.broadcast_to(on_B[:, None], (len(on_B), T))
     place_BT, zeros_BT = state.place_B[:, None] + jnp.arange(T)[None], jnp.zeros((len(on_B), T), jnp.int32)
     fields = dict.fromkeys(Tokens.__dataclass_fields__, zeros_BT)
-    fields |= dict(rank=place_BT, position=place_BT[..., None], segment=jnp.where(here_BT, DOCUMENT, 0))
+    fields |= dict(position=place_BT, rope_position=place_BT[..., None], segment=jnp.where(here_BT, DOCUMENT, 0))
     fields |= dict(private=zeros_BT > 0, noise=zeros_BT.astype(jnp.float32), value=jnp.zeros((*zeros_BT.shape, 0)))
     return Tokens(**(fields | given))
 

@@ -1,6 +1,6 @@
 """Joint attention: the one place where towers meet, and it knows nothing of them.
 
-Who sees whom follows from four integers a token (DESIGN: `rank`, `segment`, `span`, `private`). Two backends
+Who sees whom follows from four integers a token (DESIGN: `position`, `segment`, `span`, `private`). Two backends
 stand behind `attend` on every machine: `reference` holds the whole score matrix and is obvious; `chunked` visits only
 pairs of chunks that can see each other, in whatever order the tokens come, with memory linear in T. `kernels.py` has
 those of accelerators.
@@ -39,8 +39,8 @@ def attend(
     Scores are scaled by H ** -0.5 and, like the softmax and all accumulation, float32; the result `[B, T, N, H]` has
     the queries' dtype. A query that sees no key gives 0 and gradient 0. T and S may differ.
 
-    Kernels want queries and keys sorted by rank, and all keys of a row. They take memory linear in T where it is known
-    that no token is private and (GPU) that no segment lies amid another, as that of a unit trained alone does.
+    Kernels want queries and keys sorted by position, and all keys of a row. They take memory linear in T where it is
+    known that no token is private and (GPU) that no segment lies amid another, as that of a unit trained alone does.
     """
     if how not in BACKENDS | KERNELS:
         raise ValueError(f"attention '{how}' is unknown; allowed: {', '.join(BACKENDS | KERNELS)}")
@@ -108,7 +108,7 @@ def _tiles(x_BTNH, K):
 def chunk_pairs(q: Info, k: Info) -> jax.Array:
     """`[B, X, Y]` bool: may some query of the one chunk see some key of the other?  Never wrongly False.
 
-    Bounds are taken over the tokens that count: padding neither widens a chunk's segments nor its ranks.
+    Bounds are taken over the tokens that count: padding neither widens a chunk's segments nor its positions.
     """
 
     def bounds(x_BXC, counts_BXC):
@@ -122,8 +122,8 @@ def chunk_pairs(q: Info, k: Info) -> jax.Array:
     real = lambda x: x.segment != 0
     segments = overlap(bounds(q.segment, real(q)), bounds(k.segment, real(k)))
     spans = overlap(bounds(q.span, real(q) & (q.span != 0)), bounds(k.span, real(k) & (k.span != 0)))
-    last_query = bounds(q.rank, real(q))[1]
-    first_key = bounds(k.rank, real(k) & ~k.private)[0]
+    last_query = bounds(q.position, real(q))[1]
+    first_key = bounds(k.position, real(k) & ~k.private)[0]
     return segments & (spans | (last_query[:, :, None] >= first_key[:, None, :]))
 
 
@@ -163,7 +163,7 @@ def _flash(q_BXKRH, k_BYKJH, v_BYKJH, q_info, k_info):
 def _flash_forward(q_BXKRH, k_BYKJH, v_BYKJH, q_info, k_info):
     """Online softmax over the listed chunks (FlashAttention-2, 2307.08691); keeps the log-sum-exp for the way back."""
     B, X, K, R, H = q_BXKRH.shape
-    C = q_info.rank.shape[2]
+    C = q_info.position.shape[2]
     lists, counts = _lists(chunk_pairs(q_info, k_info))
 
     def one_query_chunk(n, carry):
@@ -199,7 +199,7 @@ def _flash_backward(residuals, g_BXKRH):
     """
     q_BXKRH, k_BYKJH, v_BYKJH, q_info, k_info, o_BXKRH, lse_BXKR = residuals
     B, X, K, R, H = q_BXKRH.shape
-    C = q_info.rank.shape[2]
+    C = q_info.position.shape[2]
     Y = k_BYKJH.shape[1]
     lists, counts = _lists(chunk_pairs(q_info, k_info).swapaxes(1, 2))
     delta_BXKR = jnp.sum(g_BXKRH.astype(jnp.float32) * o_BXKRH.astype(jnp.float32), -1)

@@ -99,7 +99,7 @@ def _orders(batch, group, T):
     """From the streams end to end to the group's document order, and back; None where one stream is all."""
     if len(group) == 1:
         return None, None
-    order_BC = batches.document_order(batches.concatenate([batch[s] for s in group]).rank, T)
+    order_BC = batches.document_order(batches.concatenate([batch[s] for s in group]).position, T)
     return order_BC, batches.inverse(order_BC)
 
 

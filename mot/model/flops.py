@@ -97,7 +97,7 @@ def train_step(config: Config, tokens: dict[str, int], pairs: int) -> int:
 def visible_pairs(batch: Batch) -> int:
     """How many (query, key) pairs of a host batch see each other (`batches.visible`), without the `[T, T]` mask."""
     join = lambda field: np.concatenate([getattr(t, field) for t in batch.values()], axis=1)
-    order = np.argsort(join("rank"), axis=1)
+    order = np.argsort(join("position"), axis=1)
     sort = lambda field: np.take_along_axis(join(field), order, axis=1)
     total = 0
     for segment, span, private in zip(sort("segment"), sort("span"), sort("private"), strict=True):

@@ -15,15 +15,18 @@ from jax import lax
 from mot import batches, sharding
 from mot.batches import Info, Tokens
 from mot.config import Config
-from mot.model import caches, ops
-from mot.model.attention import BACKENDS, FEW, attend, attend_few
+from mot.model import attention, caches, ops
+from mot.model.attention import BACKENDS, FEW, attend_few
 from mot.model.caches import Cache
 
 QKV = Sequence[jax.Array]  # q, k and v of one group, [B, C, heads, H]
 
 
 class JointRow(NamedTuple):
-    """The tokens of all groups where they meet. Of parts of rows (`sharding.split_context`) B counts parts, T their tokens."""
+    """The tokens of all groups where they meet.
+
+    Where rows are in parts (`sharding.split_context`), B counts parts and T is a part's tokens.
+    """
 
     q: Info  # [B, T], in document order, where causality leaves the fewest tiles to visit
     k: Info  # of whole rows; without `context` the same
@@ -38,9 +41,9 @@ def join(merged: list[Tokens], rules: dict[str, str], T: int | None) -> JointRow
     info = jax.tree.map(lambda *x: end_to_end(x), *(tokens.info for tokens in merged))
     order = back = None
     if len(merged) > 1:
-        order = batches.document_order(info.rank, T)
-        # Of a whole row, rank itself is the way back.
-        back = info.rank if sharding.shard_count(("length",), rules) == 1 else batches.inverse(order)
+        order = batches.document_order(info.position, T)
+        # Of a whole row, position itself is the way back.
+        back = info.position if sharding.shard_count(("length",), rules) == 1 else batches.inverse(order)
     q = info if order is None else batches.in_order(info, order)
     if sharding.shard_count(("length",), rules) == 1:
         return JointRow(q, q, order, back, order, back)
@@ -49,8 +52,8 @@ def join(merged: list[Tokens], rules: dict[str, str], T: int | None) -> JointRow
         info = _gather_rows(info, rules)
         if len(merged) == 1:
             return info, None, None
-        order_BT = batches.document_order(info.rank, T)
-        return batches.in_order(info, order_BT), order_BT, info.rank
+        order_BT = batches.document_order(info.position, T)
+        return batches.in_order(info, order_BT), order_BT, info.position
 
     here, there = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
     k, *orders = sharding.shard_map(gather, (here,), there)(info)
@@ -70,7 +73,7 @@ def attend_with_stopped_gradients(
     outputs, attn = [], config.towers.attn
     ks, vs = ([part[n] for part in parts] for n in (1, 2))
     for group, (q_BCNH, *_), tokens in zip(groups, parts, merged, strict=True):
-        walled = {attn[wall.keys] for wall in config.towers.walls if attn[wall.queries] == attn[group[0]]}
+        walled = {attn[wall.keys] for wall in config.towers.stop_gradients if attn[wall.queries] == attn[group[0]]}
         stop = lambda xs, walled=walled: [
             lax.stop_gradient(x) if attn[g[0]] in walled else x for x, g in zip(xs, groups, strict=True)
         ]
@@ -87,7 +90,7 @@ def attend_with_cache(parts: list[QKV], kv, row: JointRow, cache: Cache, config:
         o_BTNH = attend_few(q_BTNH, *kv, row.q, cache.info)
     else:  # kernels want whole rows
         how = config.model.attention if config.model.attention in BACKENDS else "chunked"
-        o_BTNH = attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, how)
+        o_BTNH = attention.attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, how)
     return split(_permuted(o_BTNH, row.back, row.order), [q_BCNH.shape[1] for q_BCNH, *_ in parts]), kv
 
 
@@ -105,12 +108,12 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, row, config):
     here, there = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
     heads = sharding.spec((sharding.ROWS, None, "heads"), rules)
     private = any(s.copies > 1 for s in config.streams.values())
-    alone = any(s.diffuses and s.diffusion.drop > 0 for s in config.streams.values())
+    alone = any(s.diffuses and s.diffusion.drop_rate > 0 for s in config.streams.values())
 
     def share(q_BTNH, k_BTKH, v_BTKH, row):
         q_BTNH = _permuted(q_BTNH, row.order, row.back)
         k_BSKH, v_BSKH = (_permuted(_gather_rows(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
-        o_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, config.model.attention, private, alone)
+        o_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, config.model.attention, private, alone)
         return _permuted(o_BTNH, row.back, row.order)
 
     inputs = (heads, heads, heads, JointRow(here, there, here, here, there, there))

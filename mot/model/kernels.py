@@ -2,7 +2,7 @@
 
 Each such import stands in the function that needs it, with the reason beside it. What the kernels mean is said by
 `attention.attend(how="reference")` and `lax.ragged_dot`, and checked against these by tests/plan. Queries and keys
-come sorted by rank, keys as whole rows, so a key's index is its rank; padding ranks last.
+come sorted by position, keys as whole rows, so a key's index is its position; padding positions last.
 """
 
 from functools import partial
@@ -75,18 +75,18 @@ def _differs(a):
 
 def last_seen(q, k):
     """`[T]`, of one row: the largest index of a key that a query may see."""
-    S = k.rank.shape[0]
+    S = k.position.shape[0]
     ends_S = jnp.append(_differs(k.span) | _differs(k.segment) | (k.span[:-1] == 0), True)
     last_S = lax.cummin(jnp.where(ends_S, jnp.arange(S), S), reverse=True)
-    return last_S[jnp.minimum(q.rank, S - 1)].astype(jnp.int32)
+    return last_S[jnp.minimum(q.position, S - 1)].astype(jnp.int32)
 
 
 def first_seen(q, k):
     """`[T]`, of one row: where the query's segment begins among the keys; for rows without a unit alone."""
-    S = k.rank.shape[0]
+    S = k.position.shape[0]
     begins_S = jnp.append(True, _differs(k.segment))
     first_S = lax.cummax(jnp.where(begins_S, jnp.arange(S), 0))
-    return first_S[jnp.minimum(q.rank, S - 1)].astype(jnp.int32)
+    return first_S[jnp.minimum(q.position, S - 1)].astype(jnp.int32)
 
 
 def block_states(q, k, last_T, bq, bk):
@@ -190,7 +190,7 @@ def _splash_row(q_NTH, k_KSH, v_KSH, q_info, k_info, private):
         dq_reduction_steps=3,  # the only way that takes lists of blocks
     )
     if private:
-        seen_XYQJ = visible(q_info, k_info).reshape(-1, bq, k_info.rank.size // bk, bk).swapaxes(1, 2)
+        seen_XYQJ = visible(q_info, k_info).reshape(-1, bq, k_info.position.size // bk, bk).swapaxes(1, 2)
         states_XY = seen_XYQJ.any((2, 3)).astype(jnp.int32) + seen_XYQJ.all((2, 3))
         masks, last_T, ids = (seen_XYQJ, seen_XYQJ.swapaxes(2, 3)), None, None
     else:
@@ -250,13 +250,13 @@ def gpu(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool, alone: bool, how:
     if how == "cudnn" or private or alone:
         mask_BTS = visible(q_info, k_info)
         sees_BT = mask_BTS.any(-1)
-        mask_BTS |= ~sees_BT[..., None] & (q_info.rank[..., None] == k_info.rank[:, None])
+        mask_BTS |= ~sees_BT[..., None] & (q_info.position[..., None] == k_info.position[:, None])
         o_BTNH = _GPU[how](q_BTNH, k_BSKH, v_BSKH, mask_BTS[:, None], None)
     else:
         first_BT, last_BT = jax.vmap(first_seen)(q_info, k_info), jax.vmap(last_seen)(q_info, k_info)
         sees_BT = q_info.segment != 0
-        first_BT = jnp.where(sees_BT, first_BT, q_info.rank)
-        end_BT = jnp.where(sees_BT, last_BT, q_info.rank) + 1
+        first_BT = jnp.where(sees_BT, first_BT, q_info.position)
+        end_BT = jnp.where(sees_BT, last_BT, q_info.position) + 1
         attend = lambda q, first, end: _GPU[how](q, k_BSKH, v_BSKH, None, (first[:, None], end[:, None]))
         if how == "triton" and T > QUERIES and T % QUERIES == 0:
             cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, QUERIES, *x.shape[2:]), 1, 0)

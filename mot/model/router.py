@@ -1,8 +1,8 @@
 """Who goes where: a tower's tokens to its experts, with weights. All arithmetic is float32.
 
 A routing group is one row, and whatever is counted leaves padding out: a result depends neither on the mesh, nor on the
-batch's other rows. `token` routers look at a token alone, and with earliest-wins capacity at those before it; `expert`
-routers (2202.09368) and highest-wins capacity look at later tokens, too.
+batch's other rows. `token` routers look at a token alone, and with earliest-first capacity at those before it; `expert`
+routers (2202.09368) and highest-first capacity look at later tokens, too.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ TINY = 1e-20  # scores that are all 0 to float32 share nothing, rather than 0 / 
 
 
 def capacity(spec: Experts, tokens_B, longest: int, factor: float):
-    """How many of a row's tokens (`longest` at most) an expert takes: floor(factor * active * tokens / experts)."""
+    """How many of a row's tokens (`max_tokens` at most) an expert takes: floor(factor * active * tokens / experts)."""
     table = np.floor(factor * spec.active * np.arange(longest + 1) / spec.experts + 1e-9)  # float32 would round
     return jnp.asarray(table, jnp.int32)[tokens_B]
 
@@ -61,7 +61,7 @@ def route(
     weights: dict,
     spec: Experts,
     real_BC,
-    rank_BC,
+    position_BC,
     modality_BC,
     modalities: int,
     noise_BCD=None,
@@ -77,14 +77,14 @@ def route(
     """
     B, C, _ = x_BCD.shape
     whole = partial(sharding.join_context, rules=rules)
-    real_BC, rank_BC, modality_BC = whole((real_BC, rank_BC, modality_BC))
+    real_BC, position_BC, modality_BC = whole((real_BC, position_BC, modality_BC))
     logits_BCE = x_BCD.astype(jnp.float32)
     logits_BCE = whole(_matmul(logits_BCE if noise_BCD is None else logits_BCE * noise_BCD, weights["router"]))
     score_BCE = jax.nn.softmax(logits_BCE, axis=-1) if spec.score == "softmax" else jax.nn.sigmoid(logits_BCE)
     imitation_BC = jnp.zeros(real_BC.shape, jnp.float32)
     if spec.router == "expert":
         likely_BCE = whole(_causal_logits(lax.stop_gradient(x_BCD), weights))
-        chosen_BCE = likely_BCE > 0 if causal else _experts_choose(score_BCE, spec, real_BC, rank_BC)
+        chosen_BCE = likely_BCE > 0 if causal else _experts_choose(score_BCE, spec, real_BC, position_BC)
         chosen_BCE &= real_BC[..., None]
         weight_BCX = jnp.where(chosen_BCE, score_BCE, 0)
         expert_BCX = jnp.where(chosen_BCE, jnp.arange(spec.experts)[None, None], spec.experts)
@@ -92,7 +92,7 @@ def route(
         imitation_BC = (jax.nn.softplus(likely_BCE) - jnp.where(chosen_BCE, likely_BCE, 0)).mean(-1)
     else:
         expert_BCX, weight_BCX, wanted_BCE, chosen_BCE = _tokens_choose(
-            score_BCE, weights, spec, real_BC, rank_BC, causal
+            score_BCE, weights, spec, real_BC, position_BC, causal
         )
     expert_BCX, weight_BCX = sharding.split_context((expert_BCX.astype(jnp.int32), weight_BCX), rules)
     choice = Choice(expert_BCX.reshape(B * C, -1), weight_BCX.reshape(B * C, -1))
@@ -112,14 +112,14 @@ def _causal_logits(x_BCD, weights):
     return _matmul(jax.nn.silu(hidden_RF.astype(jnp.float32)), weights["causal_out"]).reshape(B, C, -1)
 
 
-def _experts_choose(score_BCE, spec, real_BC, rank_BC):
+def _experts_choose(score_BCE, spec, real_BC, position_BC):
     """Each expert takes the tokens of the row that it scores highest."""
     asks_BCE = jnp.broadcast_to(real_BC[..., None], score_BCE.shape)
     most_B = capacity(spec, real_BC.sum(1), real_BC.shape[1], 1.0)
-    return _first(-lax.stop_gradient(score_BCE), asks_BCE, rank_BC, most_B)
+    return _first(-lax.stop_gradient(score_BCE), asks_BCE, position_BC, most_B)
 
 
-def _tokens_choose(score_BCE, weights, spec, real_BC, rank_BC, causal):
+def _tokens_choose(score_BCE, weights, spec, real_BC, position_BC, causal):
     """Each token takes the experts that it scores highest; where places are short, some choices come to nothing."""
     E = spec.experts
     liked_BCE = lax.stop_gradient(score_BCE)
@@ -131,16 +131,18 @@ def _tokens_choose(score_BCE, weights, spec, real_BC, rank_BC, causal):
         weight_BCA = weight_BCA / jnp.maximum(weight_BCA.sum(-1, keepdims=True), TINY)
     wanted_BCE = (jax.nn.one_hot(expert_BCA, E, dtype=jnp.int32).sum(2) > 0) & real_BC[..., None]
     found_BCE = wanted_BCE
-    if spec.capacity and (spec.wins == "earliest" or not causal):
-        first = rank_BC[..., None] if spec.wins == "earliest" else -liked_BCE
+    if spec.capacity and (spec.overflow == "earliest" or not causal):
+        first = position_BC[..., None] if spec.overflow == "earliest" else -liked_BCE
         most_B = capacity(spec, real_BC.sum(1), real_BC.shape[1], spec.capacity)
-        found_BCE = _first(jnp.broadcast_to(first, liked_BCE.shape).astype(jnp.float32), wanted_BCE, rank_BC, most_B)
+        found_BCE = _first(
+            jnp.broadcast_to(first, liked_BCE.shape).astype(jnp.float32), wanted_BCE, position_BC, most_B
+        )
     found_BCA = jnp.take_along_axis(found_BCE, expert_BCA, axis=-1)
     return jnp.where(found_BCA, expert_BCA, E), jnp.where(found_BCA, weight_BCA, 0), wanted_BCE, found_BCE
 
 
-def _first(key_BCE, asks_BCE, rank_BC, most_B):
-    """Of those who ask an expert the `most` first, by key and then by rank: bool `[B, C, E]`.
+def _first(key_BCE, asks_BCE, position_BC, most_B):
+    """Of those who ask an expert the `most` first, by key and then by position: bool `[B, C, E]`.
 
     The last one's key is found bit by bit, from counts of who comes before: TPU's compiler takes seconds for a sort.
     """
@@ -151,8 +153,8 @@ def _first(key_BCE, asks_BCE, rank_BC, most_B):
     last_B1E = _last(order_BCE, asks_BCE, most_B11)
     before_BCE, ties_BCE = asks_BCE & (order_BCE < last_B1E), asks_BCE & (order_BCE == last_B1E)
     left_B1E = most_B11 - before_BCE.sum(1, keepdims=True)
-    rank_BC1 = rank_BC[..., None].astype(jnp.uint32)
-    return before_BCE | (ties_BCE & (rank_BC1 <= _last(rank_BC1, ties_BCE, left_B1E)) & (left_B1E > 0))
+    position_BC1 = position_BC[..., None].astype(jnp.uint32)
+    return before_BCE | (ties_BCE & (position_BC1 <= _last(position_BC1, ties_BCE, left_B1E)) & (left_B1E > 0))
 
 
 def _last(x, asks_BCE, most):

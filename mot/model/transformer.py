@@ -74,7 +74,7 @@ def forward(
     With a cache the batch may lack streams, and its tokens see those of the cache too.
     """
     present, rules = groups(config, batch), config.mesh.rules
-    T = batches.length(batch) if cache is None else None  # what follows a cache has ranks of a longer row
+    T = batches.length(batch) if cache is None else None  # what follows a cache has positions of a longer row
     merged = sharding.split_context([batches.merge(batch, group, T) for group in present], rules)
     groups_ = list(zip(present, merged, strict=True))
     entered = [embed.embed(params, batch, group, tokens, config, T) for group, tokens in groups_]
@@ -206,7 +206,7 @@ def _attention(w, xs, context, kv):
     parts, config = [qkv[i] for i in range(len(xs))], context.config
     if context.cache is not None:
         outputs, kv = joint.attend_with_cache(parts, kv, context.row, context.cache, config)
-    elif config.towers.walls:
+    elif config.towers.stop_gradients:
         outputs = joint.attend_with_stopped_gradients(parts, context.groups, context.merged, context.row, config)
     else:
         outputs = joint.attend(parts, context.row, config)
@@ -244,7 +244,7 @@ def _finish(tower, parts, tokens, m):
             x_RNH = ops.layer_norm(x_RNH, tower[f"{name}_norm"], tower[f"{name}_norm_bias"], m.norm_eps)
         return x_RNH.reshape(B, C, -1, m.head_size)
 
-    turn = lambda x_BCNH: ops.rope(x_BCNH, tokens.position, m.rope_theta)
+    turn = lambda x_BCNH: ops.rope(x_BCNH, tokens.rope_position, m.rope_theta)
     return turn(heads("q", parts[0])), turn(heads("k", parts[1])), heads("v", parts[2])
 
 
@@ -296,7 +296,7 @@ def _route(w, sets, xs, mine, tower, context):
         flat = jax.random.uniform(key, (x_BCD.size,), minval=1 - sets.jitter, maxval=1 + sets.jitter)
         noise_BCD = flat.reshape(x_BCD.shape)
     kinds_BC = end_to_end([context.kinds[i] for i in mine])
-    arguments = (sets, real_BC, tokens.rank, kinds_BC, len(config.modalities), noise_BCD, context.causal)
+    arguments = (sets, real_BC, tokens.position, kinds_BC, len(config.modalities), noise_BCD, context.causal)
     choice, report = router.route(x_BCD, w, *arguments, rules=config.mesh.rules)
     row = C * sharding.shard_count(("length",), config.mesh.rules)  # of which a part may have all choices
     most = min(router.most_choices(sets, row, context.causal), C * choice.expert_RX.shape[1])
@@ -318,7 +318,7 @@ def _part(y_RD, mine, context):
 
 
 def _counted(report, lost_R, context):
-    lost_BC = sharding.join_context(lost_R.reshape(context.row.q.rank.shape[0], -1), context.config.mesh.rules)
+    lost_BC = sharding.join_context(lost_R.reshape(context.row.q.position.shape[0], -1), context.config.mesh.rules)
     return report._replace(lost_B=lost_BC.sum(1))
 
 

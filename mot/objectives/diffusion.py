@@ -14,7 +14,7 @@ from jax.scipy.special import ndtri
 from mot.config.options import SOLVERS
 
 PREDICTS = ("flow", "x", "ddpm")
-TIMES = ("uniform", "logit_normal", "beta")
+TIME_DISTRIBUTIONS = ("uniform", "logit_normal", "beta")
 LEAST_T = 0.05  # of the x-prediction's weight (2511.13720, its clip of the denominator)
 LEAST_SIGMA = 1e-4  # below it float32 no longer tells e from x_t and x
 
@@ -82,8 +82,10 @@ def clean_and_noise(prediction, x_t, t, predicts: str) -> tuple[jax.Array, jax.A
     raise _unknown("predicts", predicts, PREDICTS)
 
 
-def times(u, how: str, shift=1.0, cap=1.0) -> jax.Array:
-    """Noise levels in [0, cap] from u uniform in (0, 1), of its shape: the inverse CDF, then the shift, then the cap.
+def noise_levels(u, how: str, shift=1.0, max_noise=1.0) -> jax.Array:
+    """Noise levels in [0, max_noise], from u uniform in (0, 1) and of its shape.
+
+    The inverse CDF comes first, then the shift, then the scaling by `max_noise`.
 
     logit_normal: the sigmoid of a standard normal (2403.03206 eq. 19). beta: mostly noise; pi0's time tau = 1 - t, with
     (s - tau) / s ~ Beta(1.5, 1) and s = 0.999 (2410.24164). shift: sqrt(m / n) for m values, tuned at n (2403.03206
@@ -98,8 +100,8 @@ def times(u, how: str, shift=1.0, cap=1.0) -> jax.Array:
         case "beta":
             t = 1 - 0.999 + 0.999 * u ** (2 / 3)
         case _:
-            raise _unknown("times", how, TIMES)
-    return cap * _shifted(t, shift)
+            raise _unknown("times", how, TIME_DISTRIBUTIONS)
+    return max_noise * _shifted(t, shift)
 
 
 def grid(steps: int, shift=1.0) -> np.ndarray:

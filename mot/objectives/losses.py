@@ -72,7 +72,7 @@ def noised(batch: Batch, config: Config, step) -> Noised:
         each_R = jax.vmap(jax.random.fold_in)(keys_R, batches.place_in_unit(tokens).reshape(-1))
         e_RP = jax.vmap(partial(jax.random.normal, shape=(stream.latent,)))(each_R)
         e_BCP, how = e_RP.reshape(tokens.value.shape), stream.diffusion
-        t_BC = diffusion.times(u_R.reshape(tokens.noise.shape), how.times, how.shift, tokens.noise)
+        t_BC = diffusion.noise_levels(u_R.reshape(tokens.noise.shape), how.time_distribution, how.shift, tokens.noise)
         x_BCP, t_BC1 = tokens.value, t_BC[..., None]
         value_BCP = diffusion.noised(x_BCP, e_BCP, t_BC1, stream.objective)
         # What is clean stays so to the bit.
@@ -87,8 +87,8 @@ def loss(
 ):
     """The sum over modalities m of lambda_m * sum(w * l) / Z_m, and its parts.
 
-    `means` are running means by stream, of those that are centred: their loss weighs `centre` / mean. Returns the
-    scalar and `{"nats": [M, S], "weight": [M, S], "streams": ...}`: sums of w * l (nats of ids, squared errors of
+    `means` are running means by stream, of those that are centred: their loss weighs `loss_centre` / mean. Returns the
+    scalar and `{"loss_sum": [M, S], "weight": [M, S], "streams": ...}`: sums of w * l (nats of ids, squared errors of
     vectors) and of w, by modality and source; and both by stream of vectors.
     """
     total, sums = next_token(output.hidden, transformer.head(params, config), Z_M, config, sources)
@@ -96,7 +96,7 @@ def loss(
     for name, prediction_BCP in output.latents.items():
         part, parts = denoising(name, prediction_BCP, given, Z_M, config, sources)
         mean = (means or {}).get(name, jnp.zeros(()))
-        centred = config.streams[name].diffusion.centre / jnp.where(mean > 0, mean, 1)
+        centred = config.streams[name].diffusion.loss_centre / jnp.where(mean > 0, mean, 1)
         total += part * jnp.where(mean > 0, centred, 1)
         sums, by_stream[name] = jax.tree.map(jnp.add, sums, parts), jax.tree.map(jnp.sum, parts)
     return total, sums | {"streams": by_stream}
@@ -112,7 +112,7 @@ def denoising(stream: str, prediction_BCP, given: Noised, Z_M, config: Config, s
     m_BC = _modality(tokens, stream, config)
     by = _booked(tokens, m_BC, config, sources)
     scale = _scales(Z_M, config)[config.modalities.index(s.modality)]
-    return scale * l_BC.sum(), {"nats": by(l_BC), "weight": by(tokens.weight)}
+    return scale * l_BC.sum(), {"loss_sum": by(l_BC), "weight": by(tokens.weight)}
 
 
 def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config, sources: int):
@@ -120,8 +120,8 @@ def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Con
 
     `hidden` is `model.forward`'s; Z_M is `totals` of the global batch, of which this may be one microbatch. A target
     belongs to its own modality: an image's first code, predicted from text, is image loss. An absent modality gives 0.
-    Returns the scalar and `{"nats": [M, S], "weight": [M, S]}`: sums of w * l and of w by modality and source, l the
-    plain cross-entropy (2405.09818 adds z_loss * log(sum exp)^2 to the loss for stability, not to what is reported).
+    Returns the scalar and `{"loss_sum": [M, S], "weight": [M, S]}`: sums of w * l and of w by modality and source, l
+    the plain cross-entropy (2405.09818 adds z_loss * log(sum exp)^2 for stability, which is not reported).
     """
     tokens = batches.concatenate([t for _, t in hidden])
     B = tokens.token.shape[0]
@@ -131,7 +131,7 @@ def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Con
     o = config.objective
     loss, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, o.z_loss, o.chunk, Rules(config.mesh.rules))
     by = _booked(tokens, m_BT, config, sources)
-    return loss, {"nats": by(jnp.where(tokens.weight > 0, tokens.weight * nats_BT, 0)), "weight": by(tokens.weight)}
+    return loss, {"loss_sum": by(jnp.where(tokens.weight > 0, tokens.weight * nats_BT, 0)), "weight": by(tokens.weight)}
 
 
 def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:

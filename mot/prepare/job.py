@@ -63,7 +63,7 @@ class Recipe:
     action_as: str  # positions, or offsets from point to point
     held_out: float  # fraction of the documents, by their content, where the input does not say
     missing: str  # drop-document, or drop-medium: what a picture (a sound, ...) costs that cannot be had
-    longest: int  # tokens of a record; longer documents become several
+    max_tokens: int  # tokens of a record; longer documents become several
     sample: int  # documents from which tokenizers learn
     shard: int  # documents of a block
 
@@ -73,12 +73,12 @@ class Summary(NamedTuple):
     documents: int  # written just now; 0 where all was there
 
 
-def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summary:
+def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summary:
     """Writes the dataset to the folder `out`, or goes on with it.
 
-    Raises `UserError` where the folder holds something else, and where more than `most_left_out` documents are bad.
+    Raises `UserError` where the folder holds something else, and where more than `max_skipped` documents are bad.
     """
-    if faults := list(_faults(recipe, out, workers, most_left_out)):
+    if faults := list(_faults(recipe, out, workers, max_skipped)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
     ids = tokenise.declared(recipe)
     inputs, content = [Path(p) for p in recipe.inputs], list(recipe.content)
@@ -95,7 +95,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, most_left_out: int) -> Summ
         below = _held_out_below(recipe, out, read, ids)
         tokenise.choose(recipe, out / "tokenizers", read, below)
         notes = Notes()
-        written = _blocks(recipe, below, out, read, notes, workers, most_left_out)
+        written = _blocks(recipe, below, out, read, notes, workers, max_skipped)
         about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
@@ -119,10 +119,10 @@ def _held_out_below(recipe, out, read, ids) -> int:
         return below
 
 
-def _faults(recipe, out, workers, most_left_out):
+def _faults(recipe, out, workers, max_skipped):
     least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=1000, audio_ids=2)
     least |= dict(action_points=vectors.POINTS[0])
-    least |= dict(longest=256, sample=1, shard=1)
+    least |= dict(max_tokens=256, sample=1, shard=1)
     for key, value in least.items():
         if getattr(recipe, key) is None:
             continue
@@ -130,8 +130,8 @@ def _faults(recipe, out, workers, most_left_out):
             yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
         elif getattr(recipe, key) > (most := 2**20 if key == "text_ids" else 2**31):
             yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; at most {most}; lower it"
-    if most_left_out < 0:
-        yield f"--most-left-out={most_left_out}; must be 0 or more; raise it"
+    if max_skipped < 0:
+        yield f"--max-skipped={max_skipped}; must be 0 or more; raise it"
     try:
         str(out).encode()
     except UnicodeEncodeError:
@@ -237,7 +237,7 @@ class Written(NamedTuple):
     left_out: list[Bad]
 
 
-def _blocks(recipe, below, out, read, notes, workers, most_left_out) -> list[Written]:
+def _blocks(recipe, below, out, read, notes, workers, max_skipped) -> list[Written]:
     """Every block, tokenised and on disk, in order; what the reading finds beside documents goes to `notes`."""
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
@@ -251,10 +251,10 @@ def _blocks(recipe, below, out, read, notes, workers, most_left_out) -> list[Wri
             written.append(block)
             progress.update(task, advance=documents)
             left_out = [bad for w in written for bad in w.left_out if not bad.medium]
-            if (bad := len(left_out)) > most_left_out:
+            if (bad := len(left_out)) > max_skipped:
                 _tell_left_out(out, written)
                 raise UserError(
-                    f"{bad} documents are bad, --most-left-out allows {most_left_out}; mend them, or raise it; what is "
+                    f"{bad} documents are bad, --max-skipped allows {max_skipped}; mend them, or raise it; what is "
                     f"done stays done{tokenise.first_of(left_out, out / 'left_out.jsonl')}"
                 )
     return written
@@ -322,7 +322,7 @@ def _block(block: int, raws: Sequence[Raw]) -> Written:
     left_out = []
     for raw in raws:
         try:
-            made, missing = tokenise.records(raw, tools, recipe.longest, recipe.missing)
+            made, missing = tokenise.records(raw, tools, recipe.max_tokens, recipe.missing)
             held_out = tokenise.is_held_out(raw, below, recipe.missing)
             records["held_out" if held_out else "train"] += made
             left_out += missing

@@ -33,14 +33,14 @@ class SeqioRecipe:
     split: str
     features: tuple[str, ...]  # () = all lists of ids
     held_out: float  # fraction of the documents, by their content, where there is no validation split
-    longest: int  # tokens of a record; longer documents become several
+    max_tokens: int  # tokens of a record; longer documents become several
     shard: int  # documents of a block
 
 
-def export(recipe: SeqioRecipe, out: Path, most_left_out: int) -> job.Summary:
+def export(recipe: SeqioRecipe, out: Path, max_skipped: int) -> job.Summary:
     """Writes the dataset to the folder `out`; its held-out documents are the validation split, if there is one.
 
-    Raises `UserError` where the folder holds something else, and where more than `most_left_out` documents are bad.
+    Raises `UserError` where the folder holds something else, and where more than `max_skipped` documents are bad.
     """
     if faults := list(_faults(recipe)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
@@ -54,11 +54,11 @@ def export(recipe: SeqioRecipe, out: Path, most_left_out: int) -> job.Summary:
             shutil.rmtree(out / begun, ignore_errors=True)
         (out / ".work").mkdir()
         _write_tokenizer(mixture, out / "tokenizers")
-        about = job.finish(source, out, _written(mixture, recipe, out, most_left_out))
+        about = job.finish(source, out, _written(mixture, recipe, out, max_skipped))
     return job.Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
 
-def _written(mixture, recipe, out, most_left_out) -> list[job.Written]:
+def _written(mixture, recipe, out, max_skipped) -> list[job.Written]:
     """Every block, on disk, in order."""
     written, bad = [], 0
     raws = (_raw(read, held_out) for held_out, reads in _blocks(mixture, recipe) for read in reads)
@@ -70,18 +70,18 @@ def _written(mixture, recipe, out, most_left_out) -> list[job.Written]:
                 left_out.append(Bad(read.record.id, read.why))
                 continue
             side = "held_out" if tokenise.is_held_out(_raw(read, held_out), below) else "train"
-            records[side] += tokenise.cut(read.record, read.cuts, seqio_bridge.MODALITIES, recipe.longest)
+            records[side] += tokenise.cut(read.record, read.cuts, seqio_bridge.MODALITIES, recipe.max_tokens)
         written.append(job.write_block(out, block, records, left_out, seqio_bridge.MODALITIES))
-        if (bad := bad + len(left_out)) > most_left_out:
+        if (bad := bad + len(left_out)) > max_skipped:
             raise UserError(
-                f"{bad} documents are bad, the last {left_out[-1].id}: {left_out[-1].why}; --most-left-out allows "
-                f"{most_left_out}; mend them, or raise it"
+                f"{bad} documents are bad, the last {left_out[-1].id}: {left_out[-1].why}; --max-skipped allows "
+                f"{max_skipped}; mend them, or raise it"
             )
     return written
 
 
 def _faults(recipe: SeqioRecipe) -> Iterator[str]:
-    for key, least in dict(longest=256, shard=1).items():
+    for key, least in dict(max_tokens=256, shard=1).items():
         if getattr(recipe, key) < least:
             yield f"--{key}={getattr(recipe, key)}; must be {least} or more; raise it"
     if not 0 <= recipe.held_out < 1:

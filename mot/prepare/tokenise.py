@@ -448,8 +448,8 @@ class Made(NamedTuple):
     missing: list[Bad]  # media of it that are missing, and were dropped
 
 
-def records(raw: Raw, tools: Tools, longest: int, missing: str = DROP_DOCUMENT) -> Made:
-    """Records of at most `longest` tokens; raises `ValueError` with what is wrong with the document."""
+def records(raw: Raw, tools: Tools, max_tokens: int, missing: str = DROP_DOCUMENT) -> Made:
+    """Records of at most `max_tokens` tokens; raises `ValueError` with what is wrong with the document."""
     if raw.bad and not (raw.rest and missing == DROP_MEDIUM):
         raise ValueError(raw.bad)
     spans, cuts, size, dropped = [], [], 0, []
@@ -471,7 +471,7 @@ def records(raw: Raw, tools: Tools, longest: int, missing: str = DROP_DOCUMENT) 
             cuts.append(inner)
     if not spans:
         raise ValueError(f"an empty document: {dropped[0].why}" if dropped else "an empty document")
-    return Made(cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, longest), dropped)
+    return Made(cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, max_tokens), dropped)
 
 
 def opened(part: Part):
@@ -627,16 +627,16 @@ def _ids(ids, most: int) -> np.ndarray:
     return np.asarray(ids, np.uint16 if most <= 2**16 else np.uint32)
 
 
-def cut(record: Record, cuts, modalities, longest: int) -> list[tuple[Record, np.ndarray]]:
-    """The record with its atoms, or several of at most `longest` tokens, if an atom alone is not longer."""
+def cut(record: Record, cuts, modalities, max_tokens: int) -> list[tuple[Record, np.ndarray]]:
+    """The record with its atoms, or several of at most `max_tokens` tokens, if an atom alone is not longer."""
     whole = atoms(record, modalities, cuts)
-    if whole[:, 1].sum() <= longest:
+    if whole[:, 1].sum() <= max_tokens:
         return [(record, whole)]
     span_of = np.repeat(np.arange(len(cuts)), [len(inner) + 1 for inner in cuts])
     begins = np.concatenate([np.append(0, inner) for inner in cuts])  # of each atom, in its span
     pieces, first, size = [], 0, 0
     for a, (_, tokens) in enumerate(whole):
-        if size and size + tokens > longest:
+        if size and size + tokens > max_tokens:
             pieces.append((first, a))
             first, size = a, 0
         size += tokens

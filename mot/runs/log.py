@@ -72,7 +72,7 @@ class Log:
         if documents:
             listed = [d._asdict() for d in documents]
             self.writer.write("event", position.step + 1, {"event": "left out", "documents": listed})
-            pipeline.refuse_too_many(position.left_out, documents[-1], self.config.data.most_left_out)
+            pipeline.refuse_too_many(position.left_out, documents[-1], self.config.data.max_skipped)
 
     def dispatched(self, measured, counts, packed, idle, waited) -> None:
         """Takes a step just dispatched on a packed batch, of all processes' `counts`; finishes the one before."""
@@ -112,7 +112,7 @@ class Log:
         row |= {"grad_norm": float(measured["grad_norm"])}
         row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}
         sums = measured["sums"]
-        row |= metrics.losses(sums["nats"], sums["weight"], self.config.modalities, self.sources)
+        row |= metrics.losses(sums["loss_sum"], sums["weight"], self.config.modalities, self.sources)
         row |= metrics.routing(sums["routing"], self.config.modalities)
         step = row.pop("step")
         self.writer.write("train", step, row)

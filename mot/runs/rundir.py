@@ -19,7 +19,7 @@ from mot.files import write_atomically
 
 SCHEMA = 1
 KINDS = ("train", "eval", "event")
-HOW_DATA_IS_READ = ("verify", "workers", "timeout", "most_left_out")
+HOW_DATA_IS_READ = ("verify", "workers", "timeout", "max_skipped")
 HOW_IT_IS_COMPUTED = ("attention", "dispatch", "remat")
 HOW_OFTEN = ("run.eval_every", "run.save_every", "run.keep")
 RATES = ("run.steps", "optim.schedule", "optim.decay_steps", "optim.end_lr")

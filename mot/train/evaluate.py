@@ -41,7 +41,7 @@ def held_out(config: Config, sources: Sources, mesh, say=print):
     for source, document, why in left_out:
         say(f"evaluation: left out document {document} of {source}: {why}")
     if left_out:
-        refuse_too_many(Counter(d.source for d in left_out), left_out[-1], config.data.most_left_out)
+        refuse_too_many(Counter(d.source for d in left_out), left_out[-1], config.data.max_skipped)
     bytes_S = np.zeros(len(sources.names))
     for tokens in (tokens for batch in host for tokens in batch.values()):
         np.add.at(bytes_S, tokens.source, np.where(tokens.weight > 0, sources.byte_lengths[tokens.target], 0))
@@ -75,20 +75,20 @@ def total(of_batch, params, batches, causal):
 def report(config: Config, sources: Sources, bytes_S, measured) -> dict:
     """What is reported of `measured(causal)`."""
     seen = measured(causal=False)
-    nats_MS, weight_MS = seen["nats"], seen["weight"]
-    result = metrics.losses(nats_MS, weight_MS, config.modalities, sources.names)
+    loss_sum_MS, weight_MS = seen["loss_sum"], seen["weight"]
+    result = metrics.losses(loss_sum_MS, weight_MS, config.modalities, sources.names)
     result |= metrics.routing(seen["routing"], config.modalities)
     if seen["routing"]:
         result["experts"] = metrics.loads(seen["routing"], config.modalities)
     if not config.causal:  # what is above saw later tokens; what generation will be like, this tells
         causal = measured(causal=True)
-        nats_MS = causal["nats"]
-        losses = metrics.losses(nats_MS, causal["weight"], config.modalities, sources.names)
+        loss_sum_MS = causal["loss_sum"]
+        losses = metrics.losses(loss_sum_MS, causal["weight"], config.modalities, sources.names)
         result |= {f"causal_{key}": value for key, value in losses.items()}
     if "text" in config.modalities:
         for s, source in enumerate(sources.names):
             if bytes_S[s]:
-                nats = nats_MS[config.modalities.index("text"), s]
+                nats = loss_sum_MS[config.modalities.index("text"), s]
                 result[f"bits_per_byte/{source}"] = float(nats / math.log(2) / bytes_S[s])
     return result
 
@@ -102,6 +102,6 @@ def _first_stage(config: Config, sources: Sources) -> Config:
             f"data.sources: none of {', '.join(config.data.sources)} that has a share has held-out documents; prepare "
             "one with a larger --held-out"
         )
-    whole = lambda s: dataclasses.replace(s, diffusion=dataclasses.replace(s.diffusion, drop=0.0))
+    whole = lambda s: dataclasses.replace(s, diffusion=dataclasses.replace(s.diffusion, drop_rate=0.0))
     streams = {name: whole(s) for name, s in config.streams.items()}
     return dataclasses.replace(config, streams=streams, data=dataclasses.replace(config.data, shares=shares, stages=()))

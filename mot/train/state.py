@@ -31,14 +31,14 @@ def init_state(config: Config) -> State:
 
 
 def _centred(config: Config) -> dict:
-    return {name: jnp.zeros(()) for name, s in config.streams.items() if s.diffuses and s.diffusion.centre}
+    return {name: jnp.zeros(()) for name, s in config.streams.items() if s.diffuses and s.diffusion.loss_centre}
 
 
 def running_means(means: dict, sums: dict) -> dict:
     """Running means of centred streams' losses, over some hundred steps; the first is the first loss itself."""
     after = {}
     for name, mean in means.items():
-        now = sums[name]["nats"] / jnp.maximum(sums[name]["weight"], 1e-9)
+        now = sums[name]["loss_sum"] / jnp.maximum(sums[name]["weight"], 1e-9)
         moved = jnp.where(mean > 0, 0.99 * mean + 0.01 * now, now)
         after[name] = jnp.where(sums[name]["weight"] > 0, moved, mean)
     return after

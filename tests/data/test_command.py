@@ -68,7 +68,7 @@ def test_inspect_shows_a_packed_batch(folder, capsys):
         (["inspect", "OUT", "--document", "999"], "--document=999; train has documents 0 to"),
         (["inspect", "BATCH", "--batch", "-1"], "--batch=-1; from 0 to run.steps less 1, here 1"),
         (["inspect", "BATCH", "--batch", "2"], "--batch=2; from 0 to run.steps less 1, here 1"),
-        (["prepare", "IN", "--out", "x", "--most-left-out", "-1"], "--most-left-out=-1; must be 0 or more"),
+        (["prepare", "IN", "--out", "x", "--max-skipped", "-1"], "--max-skipped=-1; must be 0 or more"),
         (["prepare", "IN", "--out", "x", "--sample", str(10**20)], "at most 2147483648; lower it"),
         (["prepare", "IN", "--out", "x", "--action-points=1"], "--action-points=1; must be 2 or more; raise it"),
         (["inspect"], "give a dataset's folder, or --config=FILE:arg"),

@@ -32,7 +32,7 @@ def lines(folder, modality="depth", codes=CODES, name="a.jsonl"):
 
 
 def made(folder, file, out="out", **changes):
-    recipe = dataclasses.replace(SMALL, inputs=(str(file),), longest=512, **changes)
+    recipe = dataclasses.replace(SMALL, inputs=(str(file),), max_tokens=512, **changes)
     return job.prepare(recipe, folder / out, 1, 100).about
 
 

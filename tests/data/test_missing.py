@@ -21,7 +21,7 @@ ABSENT, BROKEN, NULL, FOLDER = 4, 7, 10, 13  # documents of three parts, or two,
 
 @pytest.fixture
 def inputs(tmp_path):
-    recipe = dataclasses.replace(write_inputs(tmp_path / "in", bad=[ABSENT]), longest=2000)
+    recipe = dataclasses.replace(write_inputs(tmp_path / "in", bad=[ABSENT]), max_tokens=2000)
     lines = (tmp_path / "in" / "all.jsonl").read_text(encoding="utf-8").splitlines()
     lines[NULL] = lines[NULL].replace(f'"{NULL}.png"', "null")
     (tmp_path / "in" / "all.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -53,7 +53,7 @@ def test_a_missing_medium_costs_its_document_or_itself(inputs, tmp_path, capsys)
 
     options = ["--missing=drop-medium", "--image-side=8", "--image-patch=2", "--image-ids=12", "--workers=1"]
     out = tmp_path / "media"
-    assert cli.main(["data", "prepare", inputs.inputs[0], f"--out={out}", "--most-left-out=0", *options]) == 0
+    assert cli.main(["data", "prepare", inputs.inputs[0], f"--out={out}", "--max-skipped=0", *options]) == 0
     assert "dropped: 4 image, which are missing or cannot be read" in capsys.readouterr().out
     assert read_json(out)["missing"] == {"image": 4}
     assert read_json(out)["left_out"] == {}

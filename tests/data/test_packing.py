@@ -44,8 +44,8 @@ class Endless:
         pass
 
 
-def plan_of(docs, lookahead=4, longest=BUDGETS, cuts=lambda d: []):
-    return RowPlan(Endless(docs, cuts), BUDGETS, longest, lookahead)
+def plan_of(docs, lookahead=4, max_tokens=BUDGETS, cuts=lambda d: []):
+    return RowPlan(Endless(docs, cuts), BUDGETS, max_tokens, lookahead)
 
 
 def whole(rows):
@@ -79,7 +79,7 @@ def test_every_document_is_placed_once_whole_in_order_and_within_budgets(docs, l
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(2, 150), min_size=1, max_size=9), st.integers(1, 5), st.integers(20, 40), st.data())
-def test_long_documents_are_cut_where_they_may_be_and_nothing_is_lost(sizes, lookahead, longest, data):
+def test_long_documents_are_cut_where_they_may_be_and_nothing_is_lost(sizes, lookahead, max_tokens, data):
     """Text with sentences of 1 to 9 tokens and images of 7: each piece begins with <bos>, and all add up."""
     docs = []
     for i, size in enumerate(sizes):
@@ -92,7 +92,7 @@ def test_long_documents_are_cut_where_they_may_be_and_nothing_is_lost(sizes, loo
         docs.append((document(0, i, 1000 * i + np.arange(len(stream)), stream), ends[:-1]))
     places = {d.doc_id: ends for d, ends in docs}
     docs = [d for d, _ in docs]
-    plan = plan_of(docs, lookahead, (longest, longest), lambda d: places[d.doc_id])
+    plan = plan_of(docs, lookahead, (max_tokens, max_tokens), lambda d: places[d.doc_id])
     rows = [plan.next_row() for _ in range(8)]
     assert not plan.dropped
     taken: dict[int, int] = {}
@@ -107,7 +107,7 @@ def test_long_documents_are_cut_where_they_may_be_and_nothing_is_lost(sizes, loo
             assert piece.token[0] == d.token[0]
             np.testing.assert_array_equal(piece.token[begin > 0 :], d.token[begin:end])
             lengths = np.bincount(piece.stream, minlength=2)
-            assert (lengths <= longest).all()
+            assert (lengths <= max_tokens).all()
             used += lengths
         assert (used <= BUDGETS).all()
         assert row == sorted(row)
@@ -163,7 +163,7 @@ def test_integers_and_targets_across_streams_are_right(docs):
             fitting, room = [*fitting, d], room - used
     batch = pack([fitting], STREAMS, BUDGETS)
     every = {f: np.concatenate([getattr(t, f)[0] for t in batch.values()]) for f in vars(batch["text"])}
-    by_rank = {f: x[np.argsort(every["rank"])] for f, x in every.items()}
+    by_rank = {f: x[np.argsort(every["position"])] for f, x in every.items()}
     start = 0
     for number, d in enumerate(fitting, 1):
         mine = {f: x[start : start + len(d.token)] for f, x in by_rank.items()}
@@ -171,7 +171,7 @@ def test_integers_and_targets_across_streams_are_right(docs):
         assert (mine["segment"] == number).all()
         assert (mine["source"] == d.source).all()
         assert (mine["doc_id"] == d.doc_id).all()
-        np.testing.assert_array_equal(mine["position"][:, 0], positions(d))
+        np.testing.assert_array_equal(mine["rope_position"][:, 0], positions(d))
         np.testing.assert_array_equal(mine["private"], d.private)
         np.testing.assert_array_equal(mine["target"][:-1], d.token[1:])
         np.testing.assert_array_equal(mine["weight"], np.append(d.weight[1:], 0))

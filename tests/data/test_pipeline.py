@@ -39,7 +39,7 @@ def test_the_embedded_documents_are_what_they_say(c, splits):
         for d in manual:
             assert (d.token[0], d.token[-1]) == (BOS, EOS)
             assert (d.stream == 0).all()
-            assert len(d.token) <= c.streams["text"].longest
+            assert len(d.token) <= c.streams["text"].max_tokens
         for d in (*drawn, *read):
             image = d.token[d.stream == 1] - embedded.TEXT_IDS
             np.testing.assert_array_equal(image, pixels[d.doc_id])
@@ -109,14 +109,14 @@ def test_a_source_without_documents_is_refused(c, splits):
 def test_configurations_that_the_data_cannot_serve_are_refused():
     tree = digits.get_config("size=smoke")
     tree.unlock()
-    tree.streams.image.longest = 49
-    tree.streams.text.longest = 8
+    tree.streams.image.max_tokens = 49
+    tree.streams.text.max_tokens = 8
     tree.data.sources.films = "embedded"
     with pytest.raises(ConfigError) as caught:
         resolve(tree, embedded.faults)
     assert [f.split(":")[0] for f in caught.value.faults] == [
-        "streams.image.longest",
-        "streams.text.longest",
+        "streams.image.max_tokens",
+        "streams.text.max_tokens",
         "data.sources.films",
     ]
 

@@ -44,7 +44,7 @@ def test_documents_come_out_as_they_went_in(made):
             tokens = {m: sum(len(s.data) for s in record.spans if s.modality == m) for m in tools.modalities}
             images = sum(s.modality == "image" for s in record.spans)
             assert dataset.lengths[i].tolist() == [tokens["text"] + 2 + 2 * images, tokens["image"]]
-            assert dataset.atoms_of(i)[:, 1].sum() == sum(tokens.values()) <= recipe.longest
+            assert dataset.atoms_of(i)[:, 1].sum() == sum(tokens.values()) <= recipe.max_tokens
     assert seen.keys() == raws.keys()
     for name, parts in seen.items():
         assert len({split for split, _ in parts}) == 1, "a document is on one side"
@@ -53,7 +53,7 @@ def test_documents_come_out_as_they_went_in(made):
         assert text == "".join(part.content for part in raws[name].parts if part.kind == "text")
     counts = {split: summary.about["splits"][split]["documents"] for split in SPLITS}
     assert counts["train"] > counts["held_out"] > 0
-    assert any(len(parts) > 1 for parts in seen.values()), "no document was longer than `longest`"
+    assert any(len(parts) > 1 for parts in seen.values()), "no document was longer than `max_tokens`"
 
 
 def test_text_that_spells_a_special_token_is_text(made):
@@ -176,7 +176,7 @@ def test_bad_documents_are_left_out_counted_and_too_many_stop_it(tmp_path):
     assert all("doc" in bad["id"] and bad["why"] for bad in told)
     with pytest.raises(
         ValueError,
-        match=r"4 documents are bad, --most-left-out allows 3; mend(?s:.*)the first:\n  .*doc4: path 'nowhere.*\n"
+        match=r"4 documents are bad, --max-skipped allows 3; mend(?s:.*)the first:\n  .*doc4: path 'nowhere.*\n"
         r".*doc7.*\n.*doc8",
     ):
         job.prepare(recipe, tmp_path / "strict", 1, 3)

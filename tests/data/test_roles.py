@@ -25,7 +25,7 @@ def changed(c=C, blocks="units", **streams):
     return dataclasses.replace(c, streams=kinds, data=dataclasses.replace(c.data, blocks=blocks))
 
 
-NEVER = changed(sound=dict(drop=0.0))
+NEVER = changed(sound=dict(drop_rate=0.0))
 IN_PLACE = changed(NEVER, image=dict(copies="noised"))
 
 
@@ -34,8 +34,8 @@ def fields(c, parts, number=0, d=None):
     d = vectors.assign(c, d or vectors.document(1, parts), number)
     batch = vectors.pack(c, [[d]])
     batches.check(batch)
-    rank = np.concatenate([t.rank[0] for t in batch.values()])
-    order = np.argsort(rank)[: len(d.token)]
+    position = np.concatenate([t.position[0] for t in batch.values()])
+    order = np.argsort(position)[: len(d.token)]
     names = set(vars(batch["text"])) - {"value"}
     return d, {f: np.concatenate([getattr(t, f)[0] for t in batch.values()])[order] for f in names}
 
@@ -53,7 +53,7 @@ def test_a_unit_is_noised_in_place():
     assert (d.span[~image] == 0).all()
     assert not d.private.any()
     np.testing.assert_array_equal(d.noise, np.where(image, 0.5, 0))  # a text follows
-    np.testing.assert_array_equal(row["position"][:, 0], np.arange(len(d.token)))
+    np.testing.assert_array_equal(row["rope_position"][:, 0], np.arange(len(d.token)))
     np.testing.assert_array_equal(row["weight"][image], 1)
     first = int(image.argmax())
     assert row["weight"][first - 1] == 0, "a vector is no target"
@@ -69,10 +69,10 @@ def test_both_copies_a_private_noised_one_before_its_clean_one():
     np.testing.assert_array_equal(noised, begin + np.arange(4))
     np.testing.assert_array_equal(clean, begin + 4 + np.arange(4))
     np.testing.assert_array_equal(d.values[IMAGE], np.concatenate([given.values[IMAGE]] * 2))
-    np.testing.assert_array_equal(row["position"][noised], row["position"][clean])
+    np.testing.assert_array_equal(row["rope_position"][noised], row["rope_position"][clean])
     public = np.flatnonzero(~private)
-    np.testing.assert_array_equal(row["position"][public, 0], np.arange(len(given.token)))
-    np.testing.assert_array_equal(row["rank"], np.arange(len(d.token)))
+    np.testing.assert_array_equal(row["rope_position"][public, 0], np.arange(len(given.token)))
+    np.testing.assert_array_equal(row["position"], np.arange(len(d.token)))
     spans = row["span"][noised], row["span"][clean]
     assert len(set(spans[0])) == len(set(spans[1])) == 1
     assert 0 != spans[0][0] != spans[1][0] != 0
@@ -85,7 +85,7 @@ def test_both_copies_a_private_noised_one_before_its_clean_one():
 
 
 def test_documents_of_units_next_to_each_other_keep_their_own():
-    c = changed(C, sound=dict(drop=0.0, copies="both"))
+    c = changed(C, sound=dict(drop_rate=0.0, copies="both"))
     docs = [vectors.document(i, parts) for i, parts in enumerate(("I", "ISI", "SI"))]
     roomy = changed(c, text=dict(budget=40), image=dict(budget=40), sound=dict(budget=20))
     batch = vectors.pack(roomy, [[vectors.assign(c, d) for d in docs]])
@@ -104,7 +104,7 @@ def test_documents_of_units_next_to_each_other_keep_their_own():
 
 
 def test_inputs_alone_are_clean_and_weigh_nothing():
-    c = changed(C, image=dict(objective="none"), sound=dict(objective="none", drop=0.5))
+    c = changed(C, image=dict(objective="none"), sound=dict(objective="none", drop_rate=0.5))
     for number in range(20):
         d, row = fields(c, "tIS", number)
         vector = d.stream != TEXT
@@ -113,7 +113,7 @@ def test_inputs_alone_are_clean_and_weigh_nothing():
         assert len(d.token) == len(vectors.document(1, "tIS").token)
         assert (d.span[vector] == d.unit[vector]).all()
         assert len(set(row["segment"])) == 1
-    silent = changed(C, text=dict(objective="none"), sound=dict(drop=0.0))
+    silent = changed(C, text=dict(objective="none"), sound=dict(drop_rate=0.0))
     d, row = fields(silent, "tSt")
     np.testing.assert_array_equal(row["weight"] > 0, d.stream == SOUND)
     assert (d.noise[d.stream == SOUND] == 1).all(), "no text that is learned follows"
@@ -188,13 +188,13 @@ def test_a_dropped_unit_is_a_segment_of_its_own_and_the_rest_stays():
     together = vectors.pack(C, [[vectors.alone_at(C, vectors.document(7, "tS"), alone=False)]])
     alone = vectors.pack(C, [[lone]])
     for name in ("text", "sound"):
-        for field in ("token", "rank", "position", "unit", "unit_seed", "span", "noise", "target", "weight"):
+        for field in ("token", "position", "rope_position", "unit", "unit_seed", "span", "noise", "target", "weight"):
             np.testing.assert_array_equal(*(getattr(b[name], field) for b in (together, alone)), err_msg=field)
     assert (together["sound"].segment == together["text"].segment[0, 0])[0, :3].all()
 
 
 def test_a_dropped_noised_copy_leaves_its_clean_one():
-    c = changed(NEVER, image=dict(drop=0.5))
+    c = changed(NEVER, image=dict(drop_rate=0.5))
     d = vectors.alone_at(c, vectors.document(7, "tIt"))
     np.testing.assert_array_equal(d.alone, d.private)
     batch = vectors.pack(c, [[d]])
@@ -205,15 +205,15 @@ def test_a_dropped_noised_copy_leaves_its_clean_one():
 
 
 def test_drops_come_at_their_rate_vary_with_the_number_and_spare_what_text_reads():
-    c = changed(C, sound=dict(drop=0.1))
+    c = changed(C, sound=dict(drop_rate=0.1))
     d = vectors.document(7, "tS")
     drawn = np.array([vectors.assign(c, d, number).alone.any() for number in range(4000)])
     assert abs(drawn.mean() - 0.1) < 0.02
-    longest = np.diff(np.flatnonzero(np.diff(drawn.astype(int)))).max()
-    assert longest < 150, "drops are spread over numbers"
+    max_tokens = np.diff(np.flatnonzero(np.diff(drawn.astype(int)))).max()
+    assert max_tokens < 150, "drops are spread over numbers"
     others = [vectors.assign(c, vectors.document(i, "tS"), 5).alone.any() for i in range(2000)]
     assert abs(np.mean(others) - 0.1) < 0.03
-    both = changed(c, image=dict(drop=0.3))
+    both = changed(c, image=dict(drop_rate=0.3))
     two = [vectors.assign(both, vectors.document(7, "II"), number) for number in range(2000)]
     two = np.array([x.alone[x.private][[0, 4]] for x in two])
     np.testing.assert_allclose(np.cov(two.T), [[0.21, 0], [0, 0.21]], atol=0.03, err_msg="units are drawn apart")
@@ -269,7 +269,7 @@ def broken(field, where, value):
         ("noise", ("image", 0), 0.0, "a clean vector has a weight"),
         ("weight", ("text", 4), 1.0, "a vector is the target"),
         ("target", ("text", 1), lambda x, at: x[0, at] + 1, "a target is not the id at rank"),
-        ("rank", ("image", 1), 0, "permutation"),
+        ("position", ("image", 1), 0, "permutation"),
         ("segment", ("text", 1), 2, "one after another"),
         ("segment", ("text", 1), 0, "padding does not rank last"),
     ],

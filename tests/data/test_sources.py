@@ -76,7 +76,7 @@ def test_text_alone_fills_99_percent(folder):
     c, training, _ = make(folder, ("prose",))
     made = Batches(training, c, 0, 100)
     assert np.mean([pipeline.fill(made[n].batch)["text"] for n in range(100)]) > 0.99
-    assert c.streams["text"].longest == c.streams["text"].budget == 2048
+    assert c.streams["text"].max_tokens == c.streams["text"].budget == 2048
 
 
 def test_budgets_that_do_not_fit_fill_the_scarcest_and_are_told_better_ones(folder):
@@ -85,7 +85,7 @@ def test_budgets_that_do_not_fit_fill_the_scarcest_and_are_told_better_ones(fold
     text, image = (s.budget for s in fitting.streams.values())
     for name, wrong in (("text", (text // 2, image)), ("image", (2 * text, image))):
         streams = {
-            k: dataclasses.replace(s, budget=b, longest=min(s.longest, b))
+            k: dataclasses.replace(s, budget=b, max_tokens=min(s.max_tokens, b))
             for (k, s), b in zip(fitting.streams.items(), wrong, strict=True)
         }
         c = dataclasses.replace(fitting, streams=streams)
@@ -120,7 +120,7 @@ def test_a_length_that_holds_no_image_is_refused():
 def test_a_configuration_that_the_data_cannot_serve_gets_every_fault(folder, tmp_path):
     c = tree(folder)
     c.streams.image.ids = 9
-    c.streams.image.longest = c.streams.image.budget = 3
+    c.streams.image.max_tokens = c.streams.image.budget = 3
     c.data.sources.more = str(tmp_path / "nothing")
     c.data.shares.films = 1.0
     with pytest.raises(ConfigError) as caught:
@@ -128,7 +128,7 @@ def test_a_configuration_that_the_data_cannot_serve_gets_every_fault(folder, tmp
     told = "\n".join(caught.value.faults)
     for line in (
         "streams.image.ids: 9; the image tokenizer of pictures has 12 ids; write 12",
-        "streams.image.longest: 3; image of pictures has 16 tokens; raise it",
+        "streams.image.max_tokens: 3; image of pictures has 16 tokens; raise it",
         f"data.sources.more: '{tmp_path}/nothing'; {tmp_path}/nothing is no dataset: it has no dataset.json",
         "data.shares.films: no such source; data.sources names more, pictures; remove it",
     ):
@@ -216,9 +216,9 @@ def test_training_counts_what_it_left_out_and_stops_when_it_is_too_much(folder, 
     assert last["left_out/pictures"] == len(events) > 0
     assert all(d["document"].startswith("number ") and d["why"] for d in events)
     assert "left out document number" in capfd.readouterr().err
-    few = resolve(tree(tmp_path, data__verify=False, data__most_left_out=0, **changes), sources.faults)
+    few = resolve(tree(tmp_path, data__verify=False, data__max_skipped=0, **changes), sources.faults)
     few = dataclasses.replace(few, run=dataclasses.replace(few.run, name="few"))
-    with pytest.raises(UserError, match=r"documents were left out \(\d+ of pictures; .*data.most_left_out allows 0"):
+    with pytest.raises(UserError, match=r"documents were left out \(\d+ of pictures; .*data.max_skipped allows 0"):
         loop.run(few, devices=jax.devices()[:1])
 
 
@@ -227,12 +227,12 @@ def test_damaged_held_out_documents_are_told_and_too_many_stop_it(folder, tmp_pa
     for shard in (tmp_path / "pictures" / "held_out").glob("shard-*"):
         shard.write_bytes(bytes(shard.stat().st_size))
     c, _, held_out = make(tmp_path, data__verify=False)
-    allowing = lambda n: dataclasses.replace(c, data=dataclasses.replace(c.data, most_left_out=n))
+    allowing = lambda n: dataclasses.replace(c, data=dataclasses.replace(c.data, max_skipped=n))
     said = []
     with pytest.raises(UserError, match=r"the held-out batches hold nothing to predict"):
         make_evaluate(allowing(10**6), held_out, sharding.one_device(), said.append)
     assert said[0].startswith("evaluation: left out document number ")
-    with pytest.raises(UserError, match=r"documents were left out \(\d+ of pictures; .*data.most_left_out allows 2"):
+    with pytest.raises(UserError, match=r"documents were left out \(\d+ of pictures; .*data.max_skipped allows 2"):
         make_evaluate(allowing(2), held_out, sharding.one_device(), said.append)
 
 

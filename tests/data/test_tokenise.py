@@ -77,15 +77,15 @@ def test_a_long_text_is_encoded_in_stretches(unit, monkeypatch):
     monkeypatch.setattr(tokenise, "STRETCH", len(text))
     for got, expected in zip(span(text, tools()), (whole, cuts), strict=True):
         np.testing.assert_array_equal(got, expected)
-    longest = []
+    max_tokens = []
     counted = types.SimpleNamespace(
-        encode=lambda words, **options: (longest.append(len(words)), TEXT.encode(words, **options))[1],
+        encode=lambda words, **options: (max_tokens.append(len(words)), TEXT.encode(words, **options))[1],
         get_vocab_size=TEXT.get_vocab_size,
     )
     monkeypatch.setattr(tokenise, "STRETCH", 100)
     ids, cuts = span(text, tools(counted))
-    assert max(longest) <= 100
-    assert len(longest) >= len(text) / 100
+    assert max(max_tokens) <= 100
+    assert len(max_tokens) >= len(text) / 100
     assert TEXT.decode(ids.tolist()) == text
     assert (np.diff(cuts) > 0).all()
     assert cuts[0] > 0

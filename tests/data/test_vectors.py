@@ -201,7 +201,7 @@ def test_documents_of_vectors_make_valid_batches(made):
         ),
         ({"action": dict(latent=4)}, "streams.action.latent: 4; action of all have 3 features; write 3"),
         ({"latents": dict(latent=4)}, "streams.latents.latent: 4; latents of all have 5 features; write 5"),
-        ({"image": dict(longest=9, budget=9)}, "streams.image.longest: 9; image of all has 16 tokens; raise it"),
+        ({"image": dict(max_tokens=9, budget=9)}, "streams.image.max_tokens: 9; image of all has 16 tokens; raise it"),
     ],
 )
 def test_streams_that_do_not_suit_vectors_are_told(made, streams, why):

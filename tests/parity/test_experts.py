@@ -8,7 +8,7 @@ from transformers import MixtralConfig, Qwen2MoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
-from configs.base import experts
+from configs.base import moe
 from mot.batches import length, merge, modalities
 from mot.config import resolve
 from mot.data.packing import document, pack
@@ -23,11 +23,11 @@ BLOCKS = {
         lambda: MixtralSparseMoeBlock(
             MixtralConfig(intermediate_size=12, num_local_experts=4, num_experts_per_tok=2, **SIZES)
         ),
-        experts(4, width=12, active=2, normalise=True),
+        moe(4, width=12, active=2, normalise=True),
     ),
     "qwen2_moe": (
         lambda: Qwen2MoeSparseMoeBlock(Qwen2MoeConfig(norm_topk_prob=False, **QWEN, **SIZES)),
-        experts(4, width=12, active=2, shared=20, shared_gate=True),
+        moe(4, width=12, active=2, shared=20, shared_gate=True),
     ),
 }
 

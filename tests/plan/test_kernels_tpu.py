@@ -277,7 +277,7 @@ def test_what_gpu_attention_asks_its_kernel_for_is_what_is_visible(mode, monkeyp
     k_info = two_rows(384, private)
     if alone:
         k_info = k_info._replace(segment=k_info.segment.at[:, 40:48].set(9), span=k_info.span.at[:, 40:48].set(99))
-    blind = np.asarray(k_info.rank == 70) & (private or alone)  # elsewhere a query sees at least itself
+    blind = np.asarray(k_info.position == 70) & (private or alone)  # elsewhere a query sees at least itself
     q_info = k_info._replace(segment=jnp.where(blind, 77, k_info.segment))
     f = partial(kernels.gpu, private=private, alone=alone, how="triton")
     out, *_ = compare(f, *qkv(384, 384), q_info, k_info)

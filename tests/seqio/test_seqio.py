@@ -24,9 +24,9 @@ from tests.test_train import restored, rows
 ADDED = ["<pad>", "<bos>", "<eos>", "<boi>", "<eoi>"]
 
 
-def exported(out, name="both", most_left_out=5, **changes):
-    recipe = dict(split="train", features=(), held_out=0.2, longest=4096, shard=16) | changes
-    return seqio_export.export(seqio_export.SeqioRecipe(name, **recipe), out, most_left_out)
+def exported(out, name="both", max_skipped=5, **changes):
+    recipe = dict(split="train", features=(), held_out=0.2, max_tokens=4096, shard=16) | changes
+    return seqio_export.export(seqio_export.SeqioRecipe(name, **recipe), out, max_skipped)
 
 
 def expected(name, split):
@@ -44,7 +44,7 @@ def every_file(folder):
 def make(name="both", ids=None, **changes):
     ids = seqio_bridge.open_(name).about()["tokenizers"]["text"]["ids"] if ids is None else ids
     tree = base.get_config()
-    tree.streams = {"text": base.stream("text", 16, 24, budget=64, longest=60, ids=ids)}
+    tree.streams = {"text": base.stream("text", 16, 24, budget=64, max_tokens=60, ids=ids)}
     tree.model.update(dict(layers=1, heads=2, kv_heads=2, head_size=8))
     archs.choose(tree, "dense")
     tree.optim.warmup = 1
@@ -97,7 +97,7 @@ def test_without_a_validation_split_the_content_decides(tmp_path):
 def test_long_documents_become_several_at_sentences(tmp_path, monkeypatch):
     story = tasks.sentences(9, 1)[0] + " " + " ".join(tasks.sentences(10, 60))
     monkeypatch.setitem(tasks.STORIES, "train", ([""], [story]))
-    exported(tmp_path / "made", "stories", longest=256)
+    exported(tmp_path / "made", "stories", max_tokens=256)
     dataset = Dataset(tmp_path / "made", "train")
     pieces = [dataset[i].spans[0].data.tolist() for i in range(dataset.count)]
     assert [i for piece in pieces for i in piece] == tasks.VOCABULARY.encode(story)
@@ -143,7 +143,7 @@ def test_ids_of_unknown_meaning_are_kept_and_bad_ones_left_out(tmp_path):
     left_out = [json.loads(line) for line in (tmp_path / "made" / "left_out.jsonl").read_text().splitlines()]
     assert [bad["id"] for bad in left_out] == ["train:1", "train:3"]
     with pytest.raises(UserError, match=r"2 documents are bad, the last train:3: ids from 3 to 99, where the vocab"):
-        exported(tmp_path / "other", "numbers", most_left_out=1)
+        exported(tmp_path / "other", "numbers", max_skipped=1)
 
 
 def equal(a, b):
@@ -254,7 +254,7 @@ def test_a_stream_that_nobody_has_counted_has_no_shares_of_tokens():
         ),
         ("failing", {}, r"seqio:failing, train: its pipeline failed \("),
         ("both", dict(held_out=1.0), r"--held-out=1\.0; a fraction"),
-        ("both", dict(longest=3), r"--longest=3; must be 256 or more"),
+        ("both", dict(max_tokens=3), r"--max-tokens=3; must be 256 or more"),
     ],
 )
 def test_what_cannot_be_exported_is_said(tmp_path, name, changes, says):
