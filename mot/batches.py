@@ -186,7 +186,7 @@ def check(batch: Batch) -> None:
     token, segment, target, weight = map(take, (tokens.token, tokens.segment, tokens.target, tokens.weight))
     real, latent, unit = segment != 0, take(latent), take(tokens.unit)
     if (np.diff(real.astype(int), axis=1) > 0).any():
-        raise ValueError("padding does not position last")
+        raise ValueError("padding does not come last")
     for row, of_vectors, units in zip(segment, latent, unit, strict=True):
         # A unit trained alone is a segment of its own, amid another.
         apart = [s for s in np.unique(row[of_vectors]) if of_vectors[row == s].all() and len(set(units[row == s])) == 1]

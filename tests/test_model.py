@@ -12,7 +12,7 @@ ARCHS = ("dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image")
 
 
 def in_document_order(hidden):
-    """All groups' states `[B, T, D]` by rank."""
+    """All groups' states `[B, T, D]` by position."""
     B = hidden[0][1].token.shape[0]
     h = jnp.concatenate([x.reshape(B, -1, x.shape[-1]) for x, _ in hidden], axis=1)
     position = jnp.concatenate([tokens.position for _, tokens in hidden], axis=1)
@@ -56,7 +56,7 @@ def test_grouped_streams_equal_a_per_token_masked_select(arch, choices):
     c = examples.make(arch, **choices)
     batch, weights = examples.batch(rows=2), examples.weights(c)
     flat = params.paths(weights)
-    real = np.sort(np.concatenate([t.segment for t in batch.values()], 1) == 0, axis=1)  # padding ranks last
+    real = np.sort(np.concatenate([t.segment for t in batch.values()], 1) == 0, axis=1)  # padding comes last
     g = np.where(real[..., None], 0, np.random.default_rng(0).standard_normal((*real.shape, 16))).astype("f")
     ours = lambda w: (in_document_order(transformer.forward(w, batch, c).hidden) * g).sum()
     theirs = lambda flat: (oracle_states(c, flat, batch) * g).sum()
@@ -129,7 +129,7 @@ def test_a_text_only_batch_gives_image_parameters_exactly_zero_gradient(arch):
 
 
 def influence(c, weights, batch):
-    """`[B, T, T]`: how much the logits of the token at rank q change with the embedded input at rank k."""
+    """`[B, T, T]`: how much the logits of the token at position q change with the embedded input at position k."""
     tokens = batches.merge(batch, list(c.streams), batches.length(batch))
     B, T = tokens.token.shape
 

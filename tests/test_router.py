@@ -48,7 +48,7 @@ def weights(seed=0, experts=E):
 
 
 def traffic(kind, seed=0):
-    """Rows, their padding, their ranks (out of order in the array), their modalities, and the weights."""
+    """Rows, their padding, their positions (out of order in the array), their modalities, and the weights."""
     rng = np.random.default_rng(seed)
     x, w = rng.standard_normal((B, C, D)).astype("f"), weights()
     real, modality = np.tile(np.arange(C) < C - PADDING, (B, 1)), rng.integers(0, 2, (B, C))
@@ -184,7 +184,7 @@ def test_combine_of_dispatch_is_the_identity():
 
 
 def influence(s, causal=False):
-    """`[C, C]` in document order: does the output of the token at rank q change with the input of the one at rank k?"""
+    """`[C, C]` in document order: does the output of the token at position q change with the input of the one at position k?"""
     x, real, position, modality, w = traffic("balanced", seed=3)
     run = jax.jit(lambda x: forward(x, w, s, real, position, modality, "einsum", causal)[0])
     before, moved = np.asarray(run(x)), np.zeros((C, C), bool)

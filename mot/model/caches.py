@@ -39,5 +39,5 @@ def place_info(cache: Cache, info: Info) -> Info:
 
 
 def keep(cache: Cache) -> Cache:
-    """The tokens placed last become part of each row. Padding, which positions last, does not."""
+    """The tokens placed last become part of each row. Padding, which comes last, does not."""
     return cache.replace(used=(cache.info.segment != 0).sum(1, dtype=jnp.int32))

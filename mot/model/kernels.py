@@ -2,7 +2,7 @@
 
 Each such import stands in the function that needs it, with the reason beside it. What the kernels mean is said by
 `attention.attend(how="reference")` and `lax.ragged_dot`, and checked against these by tests/plan. Queries and keys
-come sorted by position, keys as whole rows, so a key's index is its position; padding positions last.
+come sorted by position, keys as whole rows, so a key's index is its position; padding comes last.
 """
 
 from functools import partial

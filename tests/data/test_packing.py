@@ -163,10 +163,10 @@ def test_integers_and_targets_across_streams_are_right(docs):
             fitting, room = [*fitting, d], room - used
     batch = pack([fitting], STREAMS, BUDGETS)
     every = {f: np.concatenate([getattr(t, f)[0] for t in batch.values()]) for f in vars(batch["text"])}
-    by_rank = {f: x[np.argsort(every["position"])] for f, x in every.items()}
+    by_position = {f: x[np.argsort(every["position"])] for f, x in every.items()}
     start = 0
     for number, d in enumerate(fitting, 1):
-        mine = {f: x[start : start + len(d.token)] for f, x in by_rank.items()}
+        mine = {f: x[start : start + len(d.token)] for f, x in by_position.items()}
         np.testing.assert_array_equal(mine["token"], d.token)
         assert (mine["segment"] == number).all()
         assert (mine["source"] == d.source).all()
@@ -181,10 +181,10 @@ def test_integers_and_targets_across_streams_are_right(docs):
             pairs = {(int(a), int(b)) for a, b in zip(ours, theirs, strict=True)}
             assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
         start += len(d.token)
-    assert (by_rank["segment"][start:] == 0).all()
+    assert (by_position["segment"][start:] == 0).all()
     for field in ("unit", "span"):
         owners = {}
-        for number, segment in zip(by_rank[field][:start], by_rank["segment"][:start], strict=True):
+        for number, segment in zip(by_position[field][:start], by_position["segment"][:start], strict=True):
             if number:
                 assert owners.setdefault(int(number), int(segment)) == segment, "two documents share a number"
 

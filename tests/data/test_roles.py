@@ -30,7 +30,7 @@ IN_PLACE = changed(NEVER, image=dict(copies="noised"))
 
 
 def fields(c, parts, number=0, d=None):
-    """A document with its roles, and as it lies in a row: fields by rank."""
+    """A document with its roles, and as it lies in a row: fields by position."""
     d = vectors.assign(c, d or vectors.document(1, parts), number)
     batch = vectors.pack(c, [[d]])
     batches.check(batch)
@@ -268,10 +268,10 @@ def broken(field, where, value):
         ("weight", ("image", 4), 1.0, "a clean vector has a weight"),
         ("noise", ("image", 0), 0.0, "a clean vector has a weight"),
         ("weight", ("text", 4), 1.0, "a vector is the target"),
-        ("target", ("text", 1), lambda x, at: x[0, at] + 1, "a target is not the id at rank"),
+        ("target", ("text", 1), lambda x, at: x[0, at] + 1, "a target is not the id at position"),
         ("position", ("image", 1), 0, "permutation"),
         ("segment", ("text", 1), 2, "one after another"),
-        ("segment", ("text", 1), 0, "padding does not rank last"),
+        ("segment", ("text", 1), 0, "padding does not come last"),
     ],
 )
 def test_check_finds_what_is_wrong(field, where, value, says):
