@@ -62,9 +62,9 @@ def time_features(flat, stream, noise):
 def states(flat, row, towers, streams, o):
     """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
 
-    flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise [T] and
-    value, a dict by stream of [T, P]; towers: component -> stream -> tower; o: layers, eps, theta, norm, qk_norm, and
-    of vectors time, a dict by stream of add, norm or None, and walls, pairs of streams (queries, keys).
+    flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
+    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower; o: layers, eps, theta, norm,
+    qk_norm, and of vectors time, a dict by stream of add, norm or None, and walls, pairs of streams (queries, keys).
     """
     time, walls = o.get("time", {}), o.get("walls", ())
     of = {s: row["stream"] == m for m, s in enumerate(streams)}

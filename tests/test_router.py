@@ -10,6 +10,7 @@ import pytest
 from configs.base import moe
 from mot.config import Experts
 from mot.model import dispatch, router, transformer
+from mot.model.experts import ffn_of_experts
 from tests import examples, reference
 
 B, C, D, E, F = 2, 12, 8, 4, 6
@@ -81,7 +82,7 @@ def forward(x_BCD, w, spec, real, position, modality, how, causal=False):
     experts = {name: w[name] for name in ("w1", "w2", "w3")}
     most = router.most_choices(spec, x_BCD.shape[1], causal)
     rows = x_BCD.reshape(-1, x_BCD.shape[-1])
-    y_RD, _ = dispatch.apply_experts(transformer._expert_ffn, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
+    y_RD, _ = dispatch.apply_experts(ffn_of_experts, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
     return y_RD.reshape(x_BCD.shape), report
 
 
@@ -184,7 +185,7 @@ def test_combine_of_dispatch_is_the_identity():
 
 
 def influence(s, causal=False):
-    """`[C, C]` in document order: does the output of the token at position q change with the input of the one at position k?"""
+    """`[C, C]` in document order: does the output of the token at q change with the input of the one at k?"""
     x, real, position, modality, w = traffic("balanced", seed=3)
     run = jax.jit(lambda x: forward(x, w, s, real, position, modality, "einsum", causal)[0])
     before, moved = np.asarray(run(x)), np.zeros((C, C), bool)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from mot import model
 from mot.config import resolve
 from mot.train import loop
 from tests import examples
@@ -86,6 +87,17 @@ def test_nothing_imports_tensorflow_unasked():
     code = "import sys, mot.train.loop, launch.data; print(sorted({'tensorflow', 'seqio'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_axes_are_those_of_the_key():
+    """Each letter at the end of an array's name is explained in mot/model/__init__.py, where it has one meaning."""
+    key = set(re.findall(r"(?:^|  )([A-Z1])  ", model.__doc__, re.MULTILINE))
+    assert len(key) > 20
+    for path in [p for p in SOURCES if name_of(p).startswith(("mot.model", "mot.objectives", "mot.batches"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+            if axes := re.search(r"[a-z]\w*_([A-Z][A-Z0-9]*)$", name):
+                assert set(axes[1]) <= key, f"{path}: {name}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -168,10 +180,10 @@ def traced(f, *args):
 @pytest.mark.parametrize(
     ("arch", "how", "names"),
     [
-        ("mot", "chunked", {"acc_KRH"}),
+        ("mot", "chunked", {"acc_KQH"}),
         ("mot", "reference", {"s_BKGTS"}),
         ("moe_ec4", "chunked", {"score_BCE", "likely_BCE", "place_RX"}),
-        ("learned_mot", "chunked", {"expert_BCA", "qkv_RE"}),
+        ("learned_mot", "chunked", {"expert_BCX", "qkv_RA"}),
     ],
 )
 def test_array_names_tell_their_shapes(arch, how, names):

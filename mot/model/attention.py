@@ -74,21 +74,21 @@ def attend_few(q_BTNH, k_BKSH, v_BKSH, q_info: Info, k_info: Info):
 
 
 # --- chunked -----------------------------------------------------------------------------------------------------
-# A tile is one block of memory: q [B, X, K, R, H], k and v [B, Y, K, J, H]. X chunks of C queries and Y of J keys make
-# a row; R are the queries of a chunk, for each query head of one key head.
+# A tile is one block of memory: q [B, U, K, Q, H], k and v [B, W, K, J, H]. U chunks of J queries and W of J keys make
+# a row; Q are the queries of a chunk, for each query head of one key head.
 
 
 def _chunked(q_BTNH, k_BSKH, v_BSKH, q_info, k_info):
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BXKRH, k_BYKJH, v_BYKJH = (_tiles(x, K) for x in (q_BTNH, k_BSKH, v_BSKH))
-    o_BXKRH = _flash(q_BXKRH, k_BYKJH, v_BYKJH, chunks(q_info), chunks(k_info))
-    o_BXKGCH = o_BXKRH.reshape(*o_BXKRH.shape[:3], N // K, -1, H)
-    return o_BXKGCH.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
+    q_BUKQH, k_BWKJH, v_BWKJH = (_tiles(x, K) for x in (q_BTNH, k_BSKH, v_BSKH))
+    o_BUKQH = _flash(q_BUKQH, k_BWKJH, v_BWKJH, chunks(q_info), chunks(k_info))
+    o_BUKGJH = o_BUKQH.reshape(*o_BUKQH.shape[:3], N // K, -1, H)
+    return o_BUKGJH.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
 
 
 def chunks(arrays):
-    """Every `[B, T, ...]` array as `[B, X, C, ...]`; zeros at the end mean segment 0, which nobody sees."""
+    """Every `[B, T, ...]` array as `[B, U, J, ...]`; zeros at the end mean segment 0, which nobody sees."""
 
     def cut(x):
         size = min(CHUNK, x.shape[1])
@@ -100,19 +100,19 @@ def chunks(arrays):
 
 def _tiles(x_BTNH, K):
     B, _, N, H = x_BTNH.shape
-    x_BXCNH = chunks(x_BTNH)
-    X, C = x_BXCNH.shape[1:3]
-    return x_BXCNH.reshape(B, X, C, K, N // K, H).transpose(0, 1, 3, 4, 2, 5).reshape(B, X, K, N // K * C, H)
+    x_BUJNH = chunks(x_BTNH)
+    U, J = x_BUJNH.shape[1:3]
+    return x_BUJNH.reshape(B, U, J, K, N // K, H).transpose(0, 1, 3, 4, 2, 5).reshape(B, U, K, N // K * J, H)
 
 
 def chunk_pairs(q: Info, k: Info) -> jax.Array:
-    """`[B, X, Y]` bool: may some query of the one chunk see some key of the other?  Never wrongly False.
+    """`[B, U, W]` bool: may some query of the one chunk see some key of the other?  Never wrongly False.
 
     Bounds are taken over the tokens that count: padding neither widens a chunk's segments nor its positions.
     """
 
-    def bounds(x_BXC, counts_BXC):
-        chosen = lambda otherwise: jnp.where(counts_BXC, x_BXC, otherwise)
+    def bounds(x_BUJ, counts_BUJ):
+        chosen = lambda otherwise: jnp.where(counts_BUJ, x_BUJ, otherwise)
         return chosen(FAR).min(-1), chosen(-1).max(-1)
 
     def overlap(q_bounds, k_bounds):
@@ -127,9 +127,9 @@ def chunk_pairs(q: Info, k: Info) -> jax.Array:
     return segments & (spans | (last_query[:, :, None] >= first_key[:, None, :]))
 
 
-def _lists(pairs_BIJ):
+def _lists(pairs_BUW):
     """For each (b, i): the visible j, first in the list, and how many they are."""
-    return jnp.argsort(~pairs_BIJ, axis=-1, stable=True).astype(jnp.int32), pairs_BIJ.sum(-1, dtype=jnp.int32)
+    return jnp.argsort(~pairs_BUW, axis=-1, stable=True).astype(jnp.int32), pairs_BUW.sum(-1, dtype=jnp.int32)
 
 
 def _tile(x, b, chunk):
@@ -145,7 +145,7 @@ def _at(info, *place):
 
 
 def _bias(q: Info, k: Info, groups):
-    """`[chunks, R, J]`: 0 where visible, UNSEEN elsewhere, of one chunk to all chunks of the other side.
+    """`[chunks, Q, J]`: 0 where visible, UNSEEN elsewhere, of one chunk to all chunks of the other side.
 
     Made outside of the inner loop: in it XLA would fuse the mask into every use and evaluate it for every head.
     """
@@ -156,86 +156,86 @@ _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
-def _flash(q_BXKRH, k_BYKJH, v_BYKJH, q_info, k_info):
-    return _flash_forward(q_BXKRH, k_BYKJH, v_BYKJH, q_info, k_info)[0]
+def _flash(q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info):
+    return _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info)[0]
 
 
-def _flash_forward(q_BXKRH, k_BYKJH, v_BYKJH, q_info, k_info):
+def _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info):
     """Online softmax over the listed chunks (FlashAttention-2, 2307.08691); keeps the log-sum-exp for the way back."""
-    B, X, K, R, H = q_BXKRH.shape
-    C = q_info.position.shape[2]
+    B, U, K, Q, H = q_BUKQH.shape
+    J = q_info.position.shape[2]
     lists, counts = _lists(chunk_pairs(q_info, k_info))
 
     def one_query_chunk(n, carry):
-        o_BXKRH, lse_BXKR = carry
-        b, i = n // X, n % X
-        q_KRH = _tile(q_BXKRH, b, i)
-        bias_YRJ = _bias(_at(q_info, b, i, None), _at(k_info, b), R // C)
+        o_BUKQH, lse_BUKQ = carry
+        b, i = n // U, n % U
+        q_KQH = _tile(q_BUKQH, b, i)
+        bias_WQJ = _bias(_at(q_info, b, i, None), _at(k_info, b), Q // J)
 
         def one_key_chunk(n, carry):
-            m_KR1, l_KR1, acc_KRH = carry
+            m_KQ1, l_KQ1, acc_KQH = carry
             j = lists[b, i, n]
-            s_KRJ = _dot("KRH,KJH->KRJ", q_KRH, _tile(k_BYKJH, b, j)) * H**-0.5 + bias_YRJ[j, None]
-            new_m_KR1 = jnp.maximum(m_KR1, s_KRJ.max(-1, keepdims=True))
-            p_KRJ = jnp.exp(s_KRJ - new_m_KR1)
-            shrink_KR1 = jnp.exp(m_KR1 - new_m_KR1)
-            pv_KRH = _dot("KRJ,KJH->KRH", p_KRJ.astype(v_BYKJH.dtype), _tile(v_BYKJH, b, j))
-            return new_m_KR1, l_KR1 * shrink_KR1 + p_KRJ.sum(-1, keepdims=True), acc_KRH * shrink_KR1 + pv_KRH
+            s_KQJ = _dot("KQH,KJH->KQJ", q_KQH, _tile(k_BWKJH, b, j)) * H**-0.5 + bias_WQJ[j, None]
+            new_m_KQ1 = jnp.maximum(m_KQ1, s_KQJ.max(-1, keepdims=True))
+            p_KQJ = jnp.exp(s_KQJ - new_m_KQ1)
+            shrink_KQ1 = jnp.exp(m_KQ1 - new_m_KQ1)
+            pv_KQH = _dot("KQJ,KJH->KQH", p_KQJ.astype(v_BWKJH.dtype), _tile(v_BWKJH, b, j))
+            return new_m_KQ1, l_KQ1 * shrink_KQ1 + p_KQJ.sum(-1, keepdims=True), acc_KQH * shrink_KQ1 + pv_KQH
 
-        start = (jnp.full((K, R, 1), LEAST), jnp.zeros((K, R, 1)), jnp.zeros((K, R, H)))
-        m_KR1, l_KR1, acc_KRH = lax.fori_loop(0, counts[b, i], one_key_chunk, start)
-        l_KR1 = jnp.where(l_KR1 == 0, 1, l_KR1)
-        return _put(o_BXKRH, acc_KRH / l_KR1, b, i), _put(lse_BXKR, (m_KR1 + jnp.log(l_KR1))[..., 0], b, i)
+        start = (jnp.full((K, Q, 1), LEAST), jnp.zeros((K, Q, 1)), jnp.zeros((K, Q, H)))
+        m_KQ1, l_KQ1, acc_KQH = lax.fori_loop(0, counts[b, i], one_key_chunk, start)
+        l_KQ1 = jnp.where(l_KQ1 == 0, 1, l_KQ1)
+        return _put(o_BUKQH, acc_KQH / l_KQ1, b, i), _put(lse_BUKQ, (m_KQ1 + jnp.log(l_KQ1))[..., 0], b, i)
 
-    start = (jnp.zeros_like(q_BXKRH), jnp.zeros((B, X, K, R)))
-    o_BXKRH, lse_BXKR = lax.fori_loop(0, B * X, one_query_chunk, start)
-    return o_BXKRH, (q_BXKRH, k_BYKJH, v_BYKJH, q_info, k_info, o_BXKRH, lse_BXKR)
+    start = (jnp.zeros_like(q_BUKQH), jnp.zeros((B, U, K, Q)))
+    o_BUKQH, lse_BUKQ = lax.fori_loop(0, B * U, one_query_chunk, start)
+    return o_BUKQH, (q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info, o_BUKQH, lse_BUKQ)
 
 
-def _flash_backward(residuals, g_BXKRH):
+def _flash_backward(residuals, g_BUKQH):
     """Scores are made again tile by tile, once, a key chunk at a time; dq is gathered over the key chunks.
 
     Keys come first in a tile here, so that no product needs its left side transposed.
     """
-    q_BXKRH, k_BYKJH, v_BYKJH, q_info, k_info, o_BXKRH, lse_BXKR = residuals
-    B, X, K, R, H = q_BXKRH.shape
-    C = q_info.position.shape[2]
-    Y = k_BYKJH.shape[1]
+    q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info, o_BUKQH, lse_BUKQ = residuals
+    B, U, K, Q, H = q_BUKQH.shape
+    J = q_info.position.shape[2]
+    W = k_BWKJH.shape[1]
     lists, counts = _lists(chunk_pairs(q_info, k_info).swapaxes(1, 2))
-    delta_BXKR = jnp.sum(g_BXKRH.astype(jnp.float32) * o_BXKRH.astype(jnp.float32), -1)
-    dtype = q_BXKRH.dtype
+    delta_BUKQ = jnp.sum(g_BUKQH.astype(jnp.float32) * o_BUKQH.astype(jnp.float32), -1)
+    dtype = q_BUKQH.dtype
 
     def one_key_chunk(n, carry):
-        dq_BXKHR, dk_BYKJH, dv_BYKJH = carry
-        b, j = n // Y, n % Y
-        k_KJH, v_KJH = _tile(k_BYKJH, b, j), _tile(v_BYKJH, b, j)
+        dq_BUKHQ, dk_BWKJH, dv_BWKJH = carry
+        b, j = n // W, n % W
+        k_KJH, v_KJH = _tile(k_BWKJH, b, j), _tile(v_BWKJH, b, j)
         # Unfenced, XLA may fold this into its product, and then the CPU refuses that product in bfloat16.
         k_KHJ = lax.optimization_barrier(k_KJH.swapaxes(1, 2))
-        bias_XRJ = _bias(_at(q_info, b), _at(k_info, b, j, None), R // C)
-        bias_XJR = bias_XRJ.swapaxes(1, 2)
+        bias_UQJ = _bias(_at(q_info, b), _at(k_info, b, j, None), Q // J)
+        bias_UJQ = bias_UQJ.swapaxes(1, 2)
 
         def one_query_chunk(n, carry):
-            dq_BXKHR, dk_KJH, dv_KJH = carry
+            dq_BUKHQ, dk_KJH, dv_KJH = carry
             i = lists[b, j, n]
-            q_KRH, g_KRH = _tile(q_BXKRH, b, i), _tile(g_BXKRH, b, i)
-            lse_K1R, delta_K1R = _tile(lse_BXKR, b, i)[:, None], _tile(delta_BXKR, b, i)[:, None]
-            s_KJR = _dot("KJH,KRH->KJR", k_KJH, q_KRH) * H**-0.5 + bias_XJR[i, None]
-            p_KJR = jnp.exp(s_KJR - lse_K1R)
-            ds_KJR = (p_KJR * (_dot("KJH,KRH->KJR", v_KJH, g_KRH) - delta_K1R)).astype(dtype)
-            dq_KHR = _tile(dq_BXKHR, b, i) + _dot("KHJ,KJR->KHR", k_KHJ, ds_KJR)
+            q_KQH, g_KQH = _tile(q_BUKQH, b, i), _tile(g_BUKQH, b, i)
+            lse_K1Q, delta_K1Q = _tile(lse_BUKQ, b, i)[:, None], _tile(delta_BUKQ, b, i)[:, None]
+            s_KJQ = _dot("KJH,KQH->KJQ", k_KJH, q_KQH) * H**-0.5 + bias_UJQ[i, None]
+            p_KJQ = jnp.exp(s_KJQ - lse_K1Q)
+            ds_KJQ = (p_KJQ * (_dot("KJH,KQH->KJQ", v_KJH, g_KQH) - delta_K1Q)).astype(dtype)
+            dq_KHQ = _tile(dq_BUKHQ, b, i) + _dot("KHJ,KJQ->KHQ", k_KHJ, ds_KJQ)
             return (
-                _put(dq_BXKHR, dq_KHR, b, i),
-                dk_KJH + _dot("KJR,KRH->KJH", ds_KJR, q_KRH),
-                dv_KJH + _dot("KJR,KRH->KJH", p_KJR.astype(dtype), g_KRH),
+                _put(dq_BUKHQ, dq_KHQ, b, i),
+                dk_KJH + _dot("KJQ,KQH->KJH", ds_KJQ, q_KQH),
+                dv_KJH + _dot("KJQ,KQH->KJH", p_KJQ.astype(dtype), g_KQH),
             )
 
         zeros_KJH = jnp.zeros(k_KJH.shape)
-        dq_BXKHR, dk_KJH, dv_KJH = lax.fori_loop(0, counts[b, j], one_query_chunk, (dq_BXKHR, zeros_KJH, zeros_KJH))
-        return dq_BXKHR, _put(dk_BYKJH, dk_KJH * H**-0.5, b, j), _put(dv_BYKJH, dv_KJH, b, j)
+        dq_BUKHQ, dk_KJH, dv_KJH = lax.fori_loop(0, counts[b, j], one_query_chunk, (dq_BUKHQ, zeros_KJH, zeros_KJH))
+        return dq_BUKHQ, _put(dk_BWKJH, dk_KJH * H**-0.5, b, j), _put(dv_BWKJH, dv_KJH, b, j)
 
-    start = (jnp.zeros((B, X, K, H, R)), jnp.zeros_like(k_BYKJH), jnp.zeros_like(v_BYKJH))
-    dq_BXKHR, dk_BYKJH, dv_BYKJH = lax.fori_loop(0, B * Y, one_key_chunk, start)
-    return (dq_BXKHR.swapaxes(3, 4) * H**-0.5).astype(dtype), dk_BYKJH, dv_BYKJH, None, None
+    start = (jnp.zeros((B, U, K, H, Q)), jnp.zeros_like(k_BWKJH), jnp.zeros_like(v_BWKJH))
+    dq_BUKHQ, dk_BWKJH, dv_BWKJH = lax.fori_loop(0, B * W, one_key_chunk, start)
+    return (dq_BUKHQ.swapaxes(3, 4) * H**-0.5).astype(dtype), dk_BWKJH, dv_BWKJH, None, None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)

@@ -24,12 +24,12 @@ BLOCK = 128  # rows that `blocked` multiplies at once; each expert's rows fill w
 
 
 class Layout(NamedTuple):
-    """Where routed rows lie, by expert: S places, some empty."""
+    """Where routed rows lie, by expert: Z places, some empty."""
 
-    row_S: jax.Array  # whose row a place holds; R = none
-    choice_S: jax.Array  # which of the R * X choices; R * X = none
-    place_RX: jax.Array  # where a choice lies; S = nowhere
-    expert_S: jax.Array  # E = none
+    row_Z: jax.Array  # whose row a place holds; R = none
+    choice_Z: jax.Array  # which of the R * X choices; R * X = none
+    place_RX: jax.Array  # where a choice lies; Z = nowhere
+    expert_Z: jax.Array  # E = none
     start_E: jax.Array  # an expert's first place
     size_E: jax.Array  # its rows
 
@@ -41,47 +41,47 @@ def plan_dispatch(choice: Choice, experts: int, most: int, how: str, room: int =
     """
     R, X = choice.expert_RX.shape
     block = BLOCK if how == "blocked" else 1
-    key_N = choice.expert_RX.reshape(-1)
-    turn_N, size_E = _turns(key_N, experts)
+    key_I = choice.expert_RX.reshape(-1)
+    turn_I, size_E = _turns(key_I, experts)
     size_E = jnp.diff(jnp.minimum(jnp.cumsum(size_E), most), prepend=0)
     if room:
-        size_E, start_E, S = jnp.minimum(size_E, room), jnp.arange(experts, dtype=jnp.int32) * room, experts * room
+        size_E, start_E, Z = jnp.minimum(size_E, room), jnp.arange(experts, dtype=jnp.int32) * room, experts * room
     else:
         blocks_E = -(-size_E // block)
         start_E = ((jnp.cumsum(blocks_E) - blocks_E) * block).astype(jnp.int32)
-        S = -(-(most + experts * (block - 1)) // block) * block
-    group_N = jnp.minimum(key_N, experts - 1)
-    known_N = (key_N < experts) & (turn_N < size_E[group_N])
-    place_RX = jnp.where(known_N, start_E[group_N] + turn_N, S).reshape(R, X)
+        Z = -(-(most + experts * (block - 1)) // block) * block
+    group_I = jnp.minimum(key_I, experts - 1)
+    known_I = (key_I < experts) & (turn_I < size_E[group_I])
+    place_RX = jnp.where(known_I, start_E[group_I] + turn_I, Z).reshape(R, X)
     number_RX, weight_RX = jnp.arange(R * X, dtype=jnp.int32).reshape(R, X), choice.weight_RX
     at = place_RX.reshape(-1)
-    put = lambda x, none: jnp.full((S,), none, jnp.int32).at[at].set(x.reshape(-1), mode="drop")
-    expert_S = put(key_N, experts)
+    put = lambda x, none: jnp.full((Z,), none, jnp.int32).at[at].set(x.reshape(-1), mode="drop")
+    expert_Z = put(key_I, experts)
     if most < R * X:  # loops over a token's choices end with the last that any token has
-        some_RX = (place_RX < S).astype(jnp.int32)
+        some_RX = (place_RX < Z).astype(jnp.int32)
         after_RX = some_RX.sum(1, keepdims=True) + jnp.cumsum(1 - some_RX, axis=1) - 1
         to_RX = jnp.where(some_RX > 0, jnp.cumsum(some_RX, axis=1) - 1, after_RX)
-        choice_S = put(number_RX[:, :1] + to_RX, R * X)
+        choice_Z = put(number_RX[:, :1] + to_RX, R * X)
         place_RX, weight_RX = (jnp.take_along_axis(x, batches.inverse(to_RX), axis=1) for x in (place_RX, weight_RX))
     else:
-        choice_S = put(number_RX, R * X)
-    return Layout(choice_S // X, choice_S, place_RX, expert_S, start_E, size_E), weight_RX
+        choice_Z = put(number_RX, R * X)
+    return Layout(choice_Z // X, choice_Z, place_RX, expert_Z, start_E, size_E), weight_RX
 
 
-def _turns(key_N, experts):
-    """Each choice's turn among those of its expert, `[N]`, and how many these are, `[E]`.
+def _turns(key_I, experts):
+    """Each choice's turn among those of its expert, `[I]`, and how many these are, `[E]`.
 
     Counted block by block by a triangular matmul, exact below 2^24: TPU's compiler takes seconds for a sort.
     """
-    N, block = key_N.shape[0], 64
-    key_XC1 = jnp.pad(key_N, (0, -N % block), constant_values=experts).reshape(-1, block, 1)
-    mine_XCE = (key_XC1 == jnp.arange(experts)[None, None]).astype(jnp.float32)
-    inside_XCE = jnp.einsum(
-        "CS,XSE->XCE", jnp.tril(jnp.ones((block, block))), mine_XCE, precision=lax.Precision.HIGHEST
+    I, block = key_I.shape[0], 64
+    key_UJ1 = jnp.pad(key_I, (0, -I % block), constant_values=experts).reshape(-1, block, 1)
+    mine_UJE = (key_UJ1 == jnp.arange(experts)[None, None]).astype(jnp.float32)
+    inside_UJE = jnp.einsum(
+        "JQ,UQE->UJE", jnp.tril(jnp.ones((block, block))), mine_UJE, precision=lax.Precision.HIGHEST
     )
-    upto_X1E = jnp.cumsum(inside_XCE[:, -1:], axis=0)
-    turn_XC = ((inside_XCE + upto_X1E - inside_XCE[:, -1:] - 1) * mine_XCE).sum(-1)
-    return turn_XC.reshape(-1)[:N].astype(jnp.int32), upto_X1E[-1, 0].astype(jnp.int32)
+    upto_U1E = jnp.cumsum(inside_UJE[:, -1:], axis=0)
+    turn_UJ = ((inside_UJE + upto_U1E - inside_UJE[:, -1:] - 1) * mine_UJE).sum(-1)
+    return turn_UJ.reshape(-1)[:I].astype(jnp.int32), upto_U1E[-1, 0].astype(jnp.int32)
 
 
 def _take(x, index):
@@ -91,21 +91,21 @@ def _take(x, index):
 
 @jax.custom_vjp
 def permute(x_RD, layout: Layout):
-    """`[S, D]`: each place's row; an empty place's is 0. The transpose of `combine`."""
-    return _take(x_RD, layout.row_S)
+    """`[Z, D]`: each place's row; an empty place's is 0. The transpose of `combine`."""
+    return _take(x_RD, layout.row_Z)
 
 
 @jax.custom_vjp
-def combine(y_SD, layout: Layout):
+def combine(y_ZD, layout: Layout):
     """`[R, D]`: the sum of a token's rows over its choices, added up in float32. The transpose of `permute`."""
-    (R, X), (S, D) = layout.place_RX.shape, y_SD.shape
-    used = _used(layout.place_RX < S) if X > 1 else 1
+    (R, X), (Z, D) = layout.place_RX.shape, y_ZD.shape
+    used = _used(layout.place_RX < Z) if X > 1 else 1
 
     def add(x, total_RD):
         place_R = lax.dynamic_index_in_dim(layout.place_RX, x, axis=1, keepdims=False)
-        return total_RD + _take(y_SD, place_R).astype(jnp.float32)
+        return total_RD + _take(y_ZD, place_R).astype(jnp.float32)
 
-    return lax.fori_loop(0, used, add, jnp.zeros((R, D), jnp.float32)).astype(y_SD.dtype)
+    return lax.fori_loop(0, used, add, jnp.zeros((R, D), jnp.float32)).astype(y_ZD.dtype)
 
 
 @jax.custom_batching.custom_vmap
@@ -115,40 +115,40 @@ def _used(some_RX):
 
 
 @_used.def_vmap
-def _used_by_several(size, batched, some_NRX):
+def _used_by_several(size, batched, some_of_runs):
     """Of several runs (`ensemble.py`) every one: a loop must not end where one run's data would end it."""
-    return jnp.asarray(some_NRX.shape[-1]), False
+    return jnp.asarray(some_of_runs.shape[-1]), False
 
 
 @jax.custom_vjp
 def weights_of_slots(weight_RX, layout: Layout):
-    """`[S, 1]`: the weight of each place's choice; an empty place's is 0."""
-    return _take(weight_RX.reshape(-1, 1), layout.choice_S)
+    """`[Z, 1]`: the weight of each place's choice; an empty place's is 0."""
+    return _take(weight_RX.reshape(-1, 1), layout.choice_Z)
 
 
 permute.defvjp(
     lambda x_RD, layout: (permute(x_RD, layout), layout),
-    lambda layout, g_SD: (combine(g_SD, layout), None),
+    lambda layout, g_ZD: (combine(g_ZD, layout), None),
 )
 combine.defvjp(
-    lambda y_SD, layout: (combine(y_SD, layout), layout),
+    lambda y_ZD, layout: (combine(y_ZD, layout), layout),
     lambda layout, g_RD: (permute(g_RD, layout), None),
 )
 weights_of_slots.defvjp(
     lambda weight_RX, layout: (weights_of_slots(weight_RX, layout), layout),
-    lambda layout, g_S1: (_take(g_S1[:, 0], layout.place_RX), None),
+    lambda layout, g_Z1: (_take(g_Z1[:, 0], layout.place_RX), None),
 )
 
 
 # --- matrices by group ---------------------------------------------------------------------------------------------
 
 
-def grouped(x_SD, w_EDF, layout: Layout, how: str):
-    """`[S, F]`: each place's row times its expert's matrix, operands in the dtype of x, accumulated in float32.
+def grouped(x_ZD, w_EDF, layout: Layout, how: str):
+    """`[Z, F]`: each place's row times its expert's matrix, operands in the dtype of x, accumulated in float32.
 
     Empty places give 0 and take no part in any gradient, whatever they hold: kernels leave them uninitialised.
     """
-    return (BACKENDS | KERNELS)[how](x_SD, w_EDF, layout)
+    return (BACKENDS | KERNELS)[how](x_ZD, w_EDF, layout)
 
 
 _dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
@@ -157,24 +157,24 @@ _dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
 def _masked(multiply):
     """Both ways: what lies in empty places neither goes in nor comes out."""
 
-    def masked(x_SD, w_EDF, layout):
-        held_S1 = (layout.expert_S < w_EDF.shape[0])[:, None]
-        return jnp.where(held_S1, multiply(jnp.where(held_S1, x_SD, 0), w_EDF, layout), 0)
+    def masked(x_ZD, w_EDF, layout):
+        held_Z1 = (layout.expert_Z < w_EDF.shape[0])[:, None]
+        return jnp.where(held_Z1, multiply(jnp.where(held_Z1, x_ZD, 0), w_EDF, layout), 0)
 
     return masked
 
 
 @_masked
-def _einsum(x_SD, w_EDF, layout):
-    mine_SE = jax.nn.one_hot(layout.expert_S, w_EDF.shape[0], dtype=x_SD.dtype)
-    w_EDF = w_EDF.astype(x_SD.dtype)
-    return jnp.einsum("SE,SD,EDF->SF", mine_SE, x_SD, w_EDF, preferred_element_type=jnp.float32).astype(x_SD.dtype)
+def _einsum(x_ZD, w_EDF, layout):
+    mine_ZE = jax.nn.one_hot(layout.expert_Z, w_EDF.shape[0], dtype=x_ZD.dtype)
+    w_EDF = w_EDF.astype(x_ZD.dtype)
+    return jnp.einsum("ZE,ZD,EDF->ZF", mine_ZE, x_ZD, w_EDF, preferred_element_type=jnp.float32).astype(x_ZD.dtype)
 
 
 @_masked
-def _ragged(x_SD, w_EDF, layout):
-    w_EDF = w_EDF.astype(x_SD.dtype)
-    return lax.ragged_dot(x_SD, w_EDF, layout.size_E, preferred_element_type=jnp.float32).astype(x_SD.dtype)
+def _ragged(x_ZD, w_EDF, layout):
+    w_EDF = w_EDF.astype(x_ZD.dtype)
+    return lax.ragged_dot(x_ZD, w_EDF, layout.size_E, preferred_element_type=jnp.float32).astype(x_ZD.dtype)
 
 
 def _each_block(layout, experts, begin, work, end, carry):
@@ -186,61 +186,61 @@ def _each_block(layout, experts, begin, work, end, carry):
         start, size = layout.start_E[e], layout.size_E[e]
 
         def one_block(n, inner):
-            held_C1 = (n * BLOCK + jnp.arange(BLOCK) < size)[:, None]
-            cut = lambda x_SD: lax.dynamic_slice(x_SD, (start + n * BLOCK, 0), (BLOCK, x_SD.shape[1]))
-            return work(inner, matrix, lambda x_SD: jnp.where(held_C1, cut(x_SD), 0), start + n * BLOCK)
+            held_J1 = (n * BLOCK + jnp.arange(BLOCK) < size)[:, None]
+            cut = lambda x_ZD: lax.dynamic_slice(x_ZD, (start + n * BLOCK, 0), (BLOCK, x_ZD.shape[1]))
+            return work(inner, matrix, lambda x_ZD: jnp.where(held_J1, cut(x_ZD), 0), start + n * BLOCK)
 
         return end(carry, e, lax.fori_loop(0, -(-size // BLOCK), one_block, inner))
 
     return lax.fori_loop(0, experts, one_expert, carry)
 
 
-def _multiply(x_SD, w_EDF, layout):
+def _multiply(x_ZD, w_EDF, layout):
     """x @ w by blocks; each expert's matrix is read once."""
     E, _, F = w_EDF.shape
-    matrix = lambda y_SF, e: (lax.dynamic_index_in_dim(w_EDF, e, keepdims=False), y_SF)
+    matrix = lambda y_ZF, e: (lax.dynamic_index_in_dim(w_EDF, e, keepdims=False), y_ZF)
 
-    def one_block(y_SF, w_DF, rows, first):
-        return lax.dynamic_update_slice(y_SF, _dot(rows(x_SD), w_DF).astype(y_SF.dtype), (first, 0))
+    def one_block(y_ZF, w_DF, rows, first):
+        return lax.dynamic_update_slice(y_ZF, _dot(rows(x_ZD), w_DF).astype(y_ZF.dtype), (first, 0))
 
-    start_SF = jnp.zeros((x_SD.shape[0], F), x_SD.dtype)
-    return _each_block(layout, E, matrix, one_block, lambda _, e, y_SF: y_SF, start_SF)
+    start_ZF = jnp.zeros((x_ZD.shape[0], F), x_ZD.dtype)
+    return _each_block(layout, E, matrix, one_block, lambda _, e, y_ZF: y_ZF, start_ZF)
 
 
 @jax.custom_vjp
-def _blocked(x_SD, w_EDF, layout):
-    return _multiply(x_SD, w_EDF.astype(x_SD.dtype), layout)
+def _blocked(x_ZD, w_EDF, layout):
+    return _multiply(x_ZD, w_EDF.astype(x_ZD.dtype), layout)
 
 
-def _blocked_forward(x_SD, w_EDF, layout):
-    w_EDF, dtype = w_EDF.astype(x_SD.dtype), w_EDF.dtype
-    return _multiply(x_SD, w_EDF, layout), (x_SD, w_EDF, layout, jnp.zeros((0,), dtype))
+def _blocked_forward(x_ZD, w_EDF, layout):
+    w_EDF, dtype = w_EDF.astype(x_ZD.dtype), w_EDF.dtype
+    return _multiply(x_ZD, w_EDF, layout), (x_ZD, w_EDF, layout, jnp.zeros((0,), dtype))
 
 
-def _blocked_backward(residuals, g_SF):
-    x_SD, w_EDF, layout, like = residuals
-    g_SF = g_SF.astype(x_SD.dtype)
-    dx_SD = _multiply(g_SF, w_EDF.swapaxes(1, 2), layout)
+def _blocked_backward(residuals, g_ZF):
+    x_ZD, w_EDF, layout, like = residuals
+    g_ZF = g_ZF.astype(x_ZD.dtype)
+    dx_ZD = _multiply(g_ZF, w_EDF.swapaxes(1, 2), layout)
 
     def one_block(dw_DF, _, rows, first):
-        return dw_DF + _dot(rows(x_SD).T, rows(g_SF))
+        return dw_DF + _dot(rows(x_ZD).T, rows(g_ZF))
 
     begin = lambda dw_EDF, e: (None, jnp.zeros(w_EDF.shape[1:], jnp.float32))
     end = lambda dw_EDF, e, dw_DF: lax.dynamic_update_slice(dw_EDF, dw_DF[None], (e, 0, 0))
     dw_EDF = _each_block(layout, w_EDF.shape[0], begin, one_block, end, jnp.zeros(w_EDF.shape, jnp.float32))
-    return dx_SD, dw_EDF.astype(like.dtype), None
+    return dx_ZD, dw_EDF.astype(like.dtype), None
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 BACKENDS = {"einsum": _einsum, "blocked": _blocked, "ragged": _ragged}
-_kernel = lambda how: _masked(lambda x_SD, w_EDF, layout: kernels.grouped(x_SD, w_EDF, layout.size_E, how))
+_kernel = lambda how: _masked(lambda x_ZD, w_EDF, layout: kernels.grouped(x_ZD, w_EDF, layout.size_E, how))
 KERNELS = {how: _kernel(how) for how in ("gmm", "triton", "mosaic")}
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------
 
-# (enter(w_EDF) -> x_SF of the routed rows, linear(x_SF, w_EFD) -> x_SD, weight_S1, weights) -> weighted y_SD
+# (enter(w_EDF) -> x_ZF of the routed rows, linear(x_ZF, w_EFD) -> x_ZD, weight_Z1, weights) -> weighted y_ZD
 Compute = Callable[[Callable, Callable, jax.Array, dict], jax.Array]
 
 
@@ -286,11 +286,11 @@ EXPERT_AXES |= {"wq": ("embed", None), "wk": ("embed", None), "wv": ("embed", No
 def _on_this_device(compute, x_RD, weights, choice, most, how):
     experts = next(iter(weights.values())).shape[0]
     layout, weight_RX = plan_dispatch(choice, experts, most, how)
-    linear = lambda x_SD, w_EDF: grouped(x_SD, w_EDF, layout, how)
+    linear = lambda x_ZD, w_EDF: grouped(x_ZD, w_EDF, layout, how)
     # The routed rows are gathered again on the way back: kept, they would be the largest array of a layer.
     enter = jax.checkpoint(lambda w_EDF: linear(permute(x_RD, layout), w_EDF))
-    y_SF = compute(enter, linear, weights_of_slots(weight_RX, layout), weights)
-    return combine(y_SF, layout), jnp.zeros(x_RD.shape[0])
+    y_ZF = compute(enter, linear, weights_of_slots(weight_RX, layout), weights)
+    return combine(y_ZF, layout), jnp.zeros(x_RD.shape[0])
 
 
 def _local_expert(expert, experts):
@@ -317,9 +317,9 @@ def _by_all_to_all(compute, x_RD, weights, choice, most, how, buffer):
     to = Choice(jnp.minimum(choice.expert_RX // experts, devices), choice.weight_RX)
     layout, weight_RX = plan_dispatch(to, devices, R * X, "ragged", room)
     lost_R = ((to.expert_RX < devices) & (layout.place_RX == devices * room)).sum(1).astype(jnp.float32)
-    expert_S = jnp.take(choice.expert_RX.reshape(-1), layout.choice_S, mode="fill", fill_value=experts * devices)
+    expert_Z = jnp.take(choice.expert_RX.reshape(-1), layout.choice_Z, mode="fill", fill_value=experts * devices)
     swap = lambda x: lax.all_to_all(x, "expert", 0, 0, tiled=True)
-    expert_S = _local_expert(swap(expert_S), experts)
-    come = Choice(expert_S[:, None], swap(weights_of_slots(weight_RX, layout)))
-    y_SF, _ = _on_this_device(compute, swap(permute(x_RD, layout)), weights, come, devices * room, how)
-    return combine(swap(y_SF), layout), lost_R
+    expert_Z = _local_expert(swap(expert_Z), experts)
+    come = Choice(expert_Z[:, None], swap(weights_of_slots(weight_RX, layout)))
+    y_ZF, _ = _on_this_device(compute, swap(permute(x_RD, layout)), weights, come, devices * room, how)
+    return combine(swap(y_ZF), layout), lost_R

@@ -17,7 +17,7 @@ QUICKEST = 1000.0  # radians that the quickest wave turns from data to noise: 20
 
 
 def embed(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, config: Config, T: int | None):
-    """The residual `x_RD` of a group of streams, and its norms' condition `c_RX` or None; `tokens` are merged, apart.
+    """The residual `x_RD` of a group of streams, and its norms' condition `c_RY` or None; `tokens` are merged, apart.
 
     Padding enters as 0 whatever it holds: a NaN there would reach every weight's gradient as 0 * NaN.
     """
@@ -120,7 +120,7 @@ def _stream(params, tokens, name, config):
 
 
 def _condition(params, tokens, name):
-    """`[B, C, X]`; 0 for clean tokens."""
+    """`[B, C, Y]`; 0 for clean tokens."""
     return time_features(params["latent"][name], tokens.noise).reshape(*tokens.token.shape, -1)
 
 
@@ -130,7 +130,7 @@ def time_features(weights: dict, t_BC) -> jax.Array:
     0 where the level is 0: what is clean is conditioned on nothing, as text is.
     """
     t_R1 = t_BC.reshape(-1, 1).astype(jnp.float32)
-    angle_RX = t_R1 * QUICKEST ** jnp.linspace(0, 1, WAVES // 2)[None]
-    waves_RX = jnp.concatenate([jnp.cos(angle_RX), jnp.sin(angle_RX)], axis=1)
-    hidden_RF = jax.nn.silu(ops.linear(waves_RX, weights["time_in"]))
+    angle_RY = t_R1 * QUICKEST ** jnp.linspace(0, 1, WAVES // 2)[None]
+    waves_RY = jnp.concatenate([jnp.cos(angle_RY), jnp.sin(angle_RY)], axis=1)
+    hidden_RF = jax.nn.silu(ops.linear(waves_RY, weights["time_in"]))
     return jnp.where(t_R1 > 0, ops.linear(hidden_RF, weights["time_out"]), 0)

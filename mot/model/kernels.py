@@ -90,23 +90,23 @@ def first_seen(q, k):
 
 
 def block_states(q, k, last_T, bq, bk):
-    """`[X, Y]`, of one row, in blocks of queries and keys: 0 nobody sees anybody, 2 `last_T` hides no key, 1 else.
+    """`[U, W]`, of one row, in blocks of queries and keys: 0 nobody sees anybody, 2 `last_T` hides no key, 1 else.
 
     From bounds alone, so a 1 may be a 0. Padding counts for none of them.
     """
-    q_segment_XQ, k_segment_YJ = q.segment.reshape(-1, bq), k.segment.reshape(-1, bk)
+    q_segment_UQ, k_segment_WJ = q.segment.reshape(-1, bq), k.segment.reshape(-1, bk)
 
     def bounds(values, segments):
         return jnp.where(segments != 0, values, FAR).min(1), jnp.where(segments != 0, values, -1).max(1)
 
-    q_low_X, q_high_X = bounds(q_segment_XQ, q_segment_XQ)
-    k_low_Y, k_high_Y = bounds(k_segment_YJ, k_segment_YJ)
-    low_X, high_X = bounds(last_T.reshape(-1, bq), q_segment_XQ)
-    first_Y = jnp.arange(k_low_Y.size) * bk
-    meet_XY = (q_low_X[:, None] <= k_high_Y[None]) & (k_low_Y[None] <= q_high_X[:, None])
-    some_XY = meet_XY & (high_X[:, None] >= first_Y[None])
-    every_XY = low_X[:, None] >= (first_Y + bk - 1)[None]
-    return jnp.where(some_XY, 1 + every_XY, 0).astype(jnp.int32)
+    q_low_U, q_high_U = bounds(q_segment_UQ, q_segment_UQ)
+    k_low_W, k_high_W = bounds(k_segment_WJ, k_segment_WJ)
+    low_U, high_U = bounds(last_T.reshape(-1, bq), q_segment_UQ)
+    first_W = jnp.arange(k_low_W.size) * bk
+    meet_UW = (q_low_U[:, None] <= k_high_W[None]) & (k_low_W[None] <= q_high_U[:, None])
+    some_UW = meet_UW & (high_U[:, None] >= first_W[None])
+    every_UW = low_U[:, None] >= (first_W + bk - 1)[None]
+    return jnp.where(some_UW, 1 + every_UW, 0).astype(jnp.int32)
 
 
 # --- TPU: splash attention -------------------------------------------------------------------------------------------
@@ -190,20 +190,20 @@ def _splash_row(q_NTH, k_KSH, v_KSH, q_info, k_info, private):
         dq_reduction_steps=3,  # the only way that takes lists of blocks
     )
     if private:
-        seen_XYQJ = visible(q_info, k_info).reshape(-1, bq, k_info.position.size // bk, bk).swapaxes(1, 2)
-        states_XY = seen_XYQJ.any((2, 3)).astype(jnp.int32) + seen_XYQJ.all((2, 3))
-        masks, last_T, ids = (seen_XYQJ, seen_XYQJ.swapaxes(2, 3)), None, None
+        seen_UWQJ = visible(q_info, k_info).reshape(-1, bq, k_info.position.size // bk, bk).swapaxes(1, 2)
+        states_UW = seen_UWQJ.any((2, 3)).astype(jnp.int32) + seen_UWQJ.all((2, 3))
+        masks, last_T, ids = (seen_UWQJ, seen_UWQJ.swapaxes(2, 3)), None, None
     else:
         masks, last_T = (None, None), last_seen(q_info, k_info)
-        states_XY = block_states(q_info, k_info, last_T, bq, bk)
+        states_UW = block_states(q_info, k_info, last_T, bq, bk)
         # Padding has a number on either side that the other side lacks.
         number = lambda x, none: jnp.where(x.segment != 0, x.segment, none)
         ids = splash.SegmentIds(number(q_info, -1), number(k_info, -2))
-    numbers_XY = jnp.arange(states_XY.size, dtype=jnp.int32).reshape(states_XY.shape)
+    numbers_UW = jnp.arange(states_UW.size, dtype=jnp.int32).reshape(states_UW.shape)
     kernel = splash.SplashAttentionKernel(
         # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
-        _schedule(splash.MaskInfo, states_XY, numbers_XY, masks[0], last_T, idle=1),
-        _schedule(splash.MaskInfo, states_XY.T, numbers_XY.T, masks[1], last_T, idle=0),
+        _schedule(splash.MaskInfo, states_UW, numbers_UW, masks[0], last_T, idle=1),
+        _schedule(splash.MaskInfo, states_UW.T, numbers_UW.T, masks[1], last_T, idle=0),
         config=config,
         is_mqa=False,
         save_residuals=True,

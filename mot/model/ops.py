@@ -37,9 +37,9 @@ def rms_norm(x_RD, scale_D, eps: float):
     return (x * _last_axes(scale_D, x)).astype(x_RD.dtype)
 
 
-def modulate(x_RD, c_RX, w_XE):
+def modulate(x_RD, c_RY, w_YF):
     """x (1 + scale) + shift, both linear in the condition (DiT's adaLN-zero, 2212.09748): of 0 it changes nothing."""
-    scale_RD, shift_RD = jnp.split(linear(c_RX, w_XE), 2, axis=-1)
+    scale_RD, shift_RD = jnp.split(linear(c_RY, w_YF), 2, axis=-1)
     return x_RD * (1 + scale_RD) + shift_RD
 
 

@@ -1,6 +1,6 @@
 """Who goes where: a tower's tokens to its experts, with weights. All arithmetic is float32.
 
-A routing group is one row, and whatever is counted leaves padding out: a result depends neither on the mesh, nor on the
+X routing group is one row, and whatever is counted leaves padding out: a result depends neither on the mesh, nor on the
 batch's other rows. `token` routers look at a token alone, and with earliest-first capacity at those before it; `expert`
 routers (2202.09368) and highest-first capacity look at later tokens, too.
 """
@@ -125,11 +125,11 @@ def _tokens_choose(score_BCE, weights, spec, real_BC, position_BC, causal):
     liked_BCE = lax.stop_gradient(score_BCE)
     if spec.balance == "bias":  # it decides who is chosen, and weighs nothing (2408.15664)
         liked_BCE = liked_BCE + lax.stop_gradient(weights["router_bias"])[None, None]
-    expert_BCA = lax.top_k(liked_BCE, spec.active)[1]
-    weight_BCA = jnp.take_along_axis(score_BCE, expert_BCA, axis=-1)
+    expert_BCX = lax.top_k(liked_BCE, spec.active)[1]
+    weight_BCX = jnp.take_along_axis(score_BCE, expert_BCX, axis=-1)
     if spec.normalise:
-        weight_BCA = weight_BCA / jnp.maximum(weight_BCA.sum(-1, keepdims=True), TINY)
-    wanted_BCE = (jax.nn.one_hot(expert_BCA, E, dtype=jnp.int32).sum(2) > 0) & real_BC[..., None]
+        weight_BCX = weight_BCX / jnp.maximum(weight_BCX.sum(-1, keepdims=True), TINY)
+    wanted_BCE = (jax.nn.one_hot(expert_BCX, E, dtype=jnp.int32).sum(2) > 0) & real_BC[..., None]
     found_BCE = wanted_BCE
     if spec.capacity and (spec.overflow == "earliest" or not causal):
         first = position_BC[..., None] if spec.overflow == "earliest" else -liked_BCE
@@ -137,8 +137,8 @@ def _tokens_choose(score_BCE, weights, spec, real_BC, position_BC, causal):
         found_BCE = _first(
             jnp.broadcast_to(first, liked_BCE.shape).astype(jnp.float32), wanted_BCE, position_BC, most_B
         )
-    found_BCA = jnp.take_along_axis(found_BCE, expert_BCA, axis=-1)
-    return jnp.where(found_BCA, expert_BCA, E), jnp.where(found_BCA, weight_BCA, 0), wanted_BCE, found_BCE
+    found_BCX = jnp.take_along_axis(found_BCE, expert_BCX, axis=-1)
+    return jnp.where(found_BCX, expert_BCX, E), jnp.where(found_BCX, weight_BCX, 0), wanted_BCE, found_BCE
 
 
 def _first(key_BCE, asks_BCE, position_BC, most_B):

@@ -42,9 +42,9 @@ def _lambda(config):
 
 
 def _booked(tokens, m_BT, config, sources: int):
-    """A function that sums `[B, T]` by modality and source, `[M, S]`."""
-    m_BTM, s_BTS = jax.nn.one_hot(m_BT, len(config.modalities)), jax.nn.one_hot(tokens.source, sources)
-    return lambda x_BT: jnp.einsum("BTM,BTS,BT->MS", m_BTM, s_BTS, x_BT, precision=lax.Precision.HIGHEST)
+    """A function that sums `[B, T]` by modality and source, `[M, O]`."""
+    m_BTM, s_BTO = jax.nn.one_hot(m_BT, len(config.modalities)), jax.nn.one_hot(tokens.source, sources)
+    return lambda x_BT: jnp.einsum("BTM,BTS,BT->MS", m_BTM, s_BTO, x_BT, precision=lax.Precision.HIGHEST)
 
 
 def _scales(Z_M, config):
@@ -88,7 +88,7 @@ def loss(
     """The sum over modalities m of lambda_m * sum(w * l) / Z_m, and its parts.
 
     `means` are running means by stream, of those that are centred: their loss weighs `loss_centre` / mean. Returns the
-    scalar and `{"loss_sum": [M, S], "weight": [M, S], "streams": ...}`: sums of w * l (nats of ids, squared errors of
+    scalar and `{"loss_sum": [M, O], "weight": [M, O], "streams": ...}`: sums of w * l (nats of ids, squared errors of
     vectors) and of w, by modality and source; and both by stream of vectors.
     """
     total, sums = next_token(output.hidden, transformer.head(params, config), Z_M, config, sources)
@@ -120,7 +120,7 @@ def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Con
 
     `hidden` is `model.forward`'s; Z_M is `totals` of the global batch, of which this may be one microbatch. A target
     belongs to its own modality: an image's first code, predicted from text, is image loss. An absent modality gives 0.
-    Returns the scalar and `{"loss_sum": [M, S], "weight": [M, S]}`: sums of w * l and of w by modality and source, l
+    Returns the scalar and `{"loss_sum": [M, O], "weight": [M, O]}`: sums of w * l and of w by modality and source, l
     the plain cross-entropy (2405.09818 adds z_loss * log(sum exp)^2 for stability, which is not reported).
     """
     tokens = batches.concatenate([t for _, t in hidden])
@@ -237,9 +237,9 @@ def _chunks(h_BTD, w_DV, target_BT, scale_BT, z_loss, chunk, of_vocab, grad):
         return (loss, dw_DV), (nats_R.reshape(B, chunk), dh_RD.reshape(B, chunk, D))
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(w_DV.shape if grad else (0, V), jnp.float32))
-    (loss, dw_DV), (nats_NBC, dh_NBCD) = lax.scan(one_chunk, start, jnp.arange(chunks))
+    (loss, dw_DV), (nats_UBC, dh_UBCD) = lax.scan(one_chunk, start, jnp.arange(chunks))
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(B, chunks * chunk, *x.shape[3:])[:, :T]
-    return loss, join(nats_NBC), join(dh_NBCD) if grad else None, dw_DV
+    return loss, join(nats_UBC), join(dh_UBCD) if grad else None, dw_DV
 
 
 def _cross_entropy_forward(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, rules):

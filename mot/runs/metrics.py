@@ -107,19 +107,19 @@ def line(row: Mapping, modalities) -> str:
     return "  ".join(parts)
 
 
-def losses(loss_sum_MS, weight_MS, modalities, sources) -> dict[str, float]:
+def losses(loss_sum_MO, weight_MO, modalities, sources) -> dict[str, float]:
     """The mean loss of all targets, by modality, and by modality and source; what is absent is left out.
 
     Nats of ids, squared errors of vectors; `loss` is the mean of both, where a run has both. Weights that are NaN are
     not absent: their losses are NaN.
     """
-    result = {"loss": float(loss_sum_MS.sum() / weight_MS.sum())} if weight_MS.sum() != 0 else {}
+    result = {"loss": float(loss_sum_MO.sum() / weight_MO.sum())} if weight_MO.sum() != 0 else {}
     for m, modality in enumerate(modalities):
-        if (total := weight_MS[m].sum()) != 0:
-            result[f"loss/{modality}"] = float(loss_sum_MS[m].sum() / total)
+        if (total := weight_MO[m].sum()) != 0:
+            result[f"loss/{modality}"] = float(loss_sum_MO[m].sum() / total)
         for s, source in enumerate(sources):
-            if weight_MS[m, s] != 0:
-                result[f"loss/{modality}/{source}"] = float(loss_sum_MS[m, s] / weight_MS[m, s])
+            if weight_MO[m, s] != 0:
+                result[f"loss/{modality}/{source}"] = float(loss_sum_MO[m, s] / weight_MO[m, s])
     return result
 
 

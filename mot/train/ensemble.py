@@ -200,7 +200,7 @@ def _start(configs, paths, mesh, each, at, upcycled):
 def _parts(configs, paths, mesh, each, training, held_out, log) -> loop.Parts:
     runs = NamedSharding(mesh, P("runs"))
     step = each(lambda config, state, batch: loop.make_step(config, len(training.names))(state, batch))
-    batches, bytes_S = evaluate.held_out(configs[0], held_out, mesh, log.live.say)
+    batches, bytes_O = evaluate.held_out(configs[0], held_out, mesh, log.live.say)
 
     @partial(jax.jit, static_argnames="causal")
     def sums(params, batch, causal):
@@ -216,7 +216,7 @@ def _parts(configs, paths, mesh, each, training, held_out, log) -> loop.Parts:
         rows = []
         for i, c in enumerate(configs):
             of_run = lambda causal, i=i: jax.tree.map(lambda x: x[i], total[causal])
-            rows.append(evaluate.report(c, held_out, bytes_S, of_run))
+            rows.append(evaluate.report(c, held_out, bytes_O, of_run))
         return rows
 
     take = jax.jit(lambda tree, i: jax.tree.map(lambda x: x[i], tree))

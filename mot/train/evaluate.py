@@ -27,13 +27,13 @@ def make_evaluate(config: Config, sources: Sources, mesh, say=print):
     by the bytes that its text targets stand for, so they compare across tokenizers. `say` is told of documents that
     cannot be read; raises `UserError` where these are too many.
     """
-    fixed, bytes_S = held_out(config, sources, mesh, say)
+    fixed, bytes_O = held_out(config, sources, mesh, say)
     of_batch = jax.jit(sums(config, len(sources.names)), static_argnames="causal")
-    return lambda params: report(config, sources, bytes_S, lambda causal: total(of_batch, params, fixed, causal))
+    return lambda params: report(config, sources, bytes_O, lambda causal: total(of_batch, params, fixed, causal))
 
 
 def held_out(config: Config, sources: Sources, mesh, say=print):
-    """The batches, on their devices, and the bytes that each source's text targets stand for `[S]`."""
+    """The batches, on their devices, and the bytes that each source's text targets stand for `[O]`."""
     mine = sharding.rows_of_process(config, mesh)
     batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches, None, *mine)
     packed = list(iterate(batches, 0, timeout=config.data.timeout))
@@ -42,15 +42,15 @@ def held_out(config: Config, sources: Sources, mesh, say=print):
         say(f"evaluation: left out document {document} of {source}: {why}")
     if left_out:
         refuse_too_many(Counter(d.source for d in left_out), left_out[-1], config.data.max_skipped)
-    bytes_S = np.zeros(len(sources.names))
+    bytes_O = np.zeros(len(sources.names))
     for tokens in (tokens for batch in host for tokens in batch.values()):
-        np.add.at(bytes_S, tokens.source, np.where(tokens.weight > 0, sources.byte_lengths[tokens.target], 0))
+        np.add.at(bytes_O, tokens.source, np.where(tokens.weight > 0, sources.byte_lengths[tokens.target], 0))
     weighs = np.array([(tokens.weight > 0).sum() for batch in host for tokens in batch.values()])
     # Of all processes, which each have some of the rows; those that share rows count them once.
-    weighs, bytes_S = (np.asarray(sharding.sum_over_processes(x, config, mesh)) for x in (weighs, bytes_S))
+    weighs, bytes_O = (np.asarray(sharding.sum_over_processes(x, config, mesh)) for x in (weighs, bytes_O))
     if not weighs.any():
         raise UserError("the held-out batches hold nothing to predict; prepare data with a larger --held-out")
-    return [sharding.to_global(batch, config, mesh) for batch in host], bytes_S
+    return [sharding.to_global(batch, config, mesh) for batch in host], bytes_O
 
 
 def sums(config: Config, sources: int):
@@ -72,24 +72,24 @@ def total(of_batch, params, batches, causal):
     return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *parts)
 
 
-def report(config: Config, sources: Sources, bytes_S, measured) -> dict:
+def report(config: Config, sources: Sources, bytes_O, measured) -> dict:
     """What is reported of `measured(causal)`."""
     seen = measured(causal=False)
-    loss_sum_MS, weight_MS = seen["loss_sum"], seen["weight"]
-    result = metrics.losses(loss_sum_MS, weight_MS, config.modalities, sources.names)
+    loss_sum_MO, weight_MO = seen["loss_sum"], seen["weight"]
+    result = metrics.losses(loss_sum_MO, weight_MO, config.modalities, sources.names)
     result |= metrics.routing(seen["routing"], config.modalities)
     if seen["routing"]:
         result["experts"] = metrics.loads(seen["routing"], config.modalities)
     if not config.causal:  # what is above saw later tokens; what generation will be like, this tells
         causal = measured(causal=True)
-        loss_sum_MS = causal["loss_sum"]
-        losses = metrics.losses(loss_sum_MS, causal["weight"], config.modalities, sources.names)
+        loss_sum_MO = causal["loss_sum"]
+        losses = metrics.losses(loss_sum_MO, causal["weight"], config.modalities, sources.names)
         result |= {f"causal_{key}": value for key, value in losses.items()}
     if "text" in config.modalities:
         for s, source in enumerate(sources.names):
-            if bytes_S[s]:
-                nats = loss_sum_MS[config.modalities.index("text"), s]
-                result[f"bits_per_byte/{source}"] = float(nats / math.log(2) / bytes_S[s])
+            if bytes_O[s]:
+                nats = loss_sum_MO[config.modalities.index("text"), s]
+                result[f"bits_per_byte/{source}"] = float(nats / math.log(2) / bytes_O[s])
     return result
 
 

@@ -12,7 +12,7 @@ from configs.base import moe
 from mot.batches import length, merge, modalities
 from mot.config import resolve
 from mot.data.packing import document, pack
-from mot.model import params, transformer
+from mot.model import layers, params, transformer
 from mot.model.joint import join
 from tests import examples
 
@@ -75,10 +75,10 @@ def test_token_choice_equals_a_published_block(name, how):
     expected = {path.split("/")[4] for path in params.table(c) if path.startswith("blocks/sparse/ffn/text/")}
     assert set(weights) == expected
     groups, of = transformer.groups(c), modalities(batch, list(c.streams), c, length(batch))
-    context = transformer.Context(
+    context = layers.Context(
         c, groups, [merged], [of], [None], join([merged], c.mesh.rules, length(batch)), None, False, None
     )
-    (y_RD,), _ = transformer._ffns({"text": weights}, [jnp.asarray(padded.reshape(-1, 16))], context)
+    (y_RD,), _ = layers.feed_forward({"text": weights}, [jnp.asarray(padded.reshape(-1, 16))], context)
     with torch.no_grad():
         theirs = block(torch.tensor(x_BTD)).numpy()
     np.testing.assert_allclose(np.asarray(y_RD).reshape(rows, 48, 16)[:, :T], theirs, atol=1e-5)

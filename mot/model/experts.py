@@ -1,0 +1,169 @@
+"""Towers with experts: a router sends each token to some of them, and their results come back as one row.
+
+A tower whose attention projections are experts routes once a layer, for the way in and the way out.
+"""
+
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mot import batches, sharding
+from mot.model import dispatch, ops, router
+from mot.model.joint import end_to_end
+from mot.model.router import Choice, Report
+
+
+class Routing(NamedTuple):
+    """What a tower's router chose for the tokens of the groups that it serves, laid end to end."""
+
+    x_RD: jax.Array  # their rows; padding's are 0
+    real_R1: jax.Array  # bool: no padding
+    choice: Choice
+    report: Report
+    rows: int  # B
+    limit: int  # choices of a row at most
+
+
+def route(xs: list[jax.Array], w: dict, tower, component: str, context) -> Routing:
+    """The choices of one tower's router; `tower` and `context` are of `layers`."""
+    config, spec = context.config, tower.experts
+    tokens = batches.concatenate([context.merged[i] for i in tower.groups])
+    B, C = tokens.token.shape
+    real_BC = tokens.segment != 0
+    x_BCD = _join([xs[i] for i in tower.groups], B)
+    x_BCD = jnp.where(real_BC[..., None], x_BCD, 0)  # whatever padding holds stops here
+    choice, report = router.route(
+        x_BCD,
+        w,
+        spec,
+        real_BC=real_BC,
+        position_BC=tokens.position,
+        modality_BC=end_to_end([context.modality[i] for i in tower.groups]),
+        modalities=len(config.modalities),
+        noise_BCD=_jitter(x_BCD, f"{component}/{tower.name}", spec.jitter, context.key),
+        causal=context.causal,
+        rules=config.mesh.rules,
+    )
+    row = C * sharding.shard_count(("length",), config.mesh.rules)  # of which a part may have all choices
+    limit = min(router.most_choices(spec, row, context.causal), C * choice.expert_RX.shape[1])
+    return Routing(x_BCD.reshape(B * C, -1), real_BC.reshape(-1, 1), choice, report, B, limit)
+
+
+def _jitter(x_BCD, name: str, size: float, key):
+    """What a router's input is multiplied by: uniform around 1 (2101.03961), or None."""
+    if key is None or not size:
+        return None
+    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return jax.random.uniform(key, (x_BCD.size,), minval=1 - size, maxval=1 + size).reshape(x_BCD.shape)
+
+
+def feed_forward(xs: list[jax.Array], w: dict, tower, context) -> tuple[list[jax.Array], Report]:
+    """The sum of each token's experts with their weights, and of what every token passes through."""
+    routing = route(xs, w, tower, "ffn", context)
+    matrices = {name: w[name] for name in ("w1", "w2", "w3")}
+    y_RD, lost_R = _apply(ffn_of_experts, routing.x_RD, matrices, routing.choice, routing, context)
+    if tower.experts.shared:
+        shared = {name: w[f"shared_{name}"] for name in matrices}
+        shared_RD = swiglu_ffn(shared, routing.x_RD, context.config.mesh.rules)
+        if tower.experts.shared_gate:
+            gate_R1 = jax.nn.sigmoid(ops.linear(routing.x_RD, w["shared_gate"]).astype(jnp.float32))
+            shared_RD *= gate_R1.astype(shared_RD.dtype)
+        y_RD += shared_RD
+    return _by_group(y_RD, tower, context), _with_lost(routing.report, lost_R, context)
+
+
+def project_in(w: dict, tower, routing: Routing, context) -> tuple[list, Report]:
+    """Each group's q, k and v, laid flat `[R, A]`, and the report.
+
+    A token's weights add up to 1 on the way in: a single expert's q, k and v are its own, as a tower's are. On the way
+    out they are the router's, which so learns.
+    """
+    choice = routing.choice
+    total_R1 = choice.weight_RX.sum(-1, keepdims=True)
+    even = choice._replace(weight_RX=choice.weight_RX / jnp.where(total_R1 > 0, total_R1, 1))
+    matrices = {name: flat_in(w[name]) for name in ("wq", "wk", "wv")}
+    qkv_RA, lost_R = _apply(_qkv_of_experts, routing.x_RD, matrices, even, routing, context)
+    sizes = [matrix.shape[-1] for matrix in matrices.values()]
+    parts = [lax.split(part, sizes, axis=1) for part in _by_group(qkv_RA, tower, context)]
+    return parts, _with_lost(routing.report, lost_R, context)
+
+
+def project_out(w: dict, os: list[jax.Array], tower, routing: Routing, context) -> list[jax.Array]:
+    """Each group's `[R, D]` of its attention's `[R, A]`, by the choice that was made on the way in."""
+    o_BCA = _join(os, routing.rows)
+    o_RA = jnp.where(routing.real_R1, o_BCA.reshape(-1, o_BCA.shape[-1]), 0)
+    y_RD, _ = _apply(_out_of_experts, o_RA, {"wo": flat_out(w["wo"])}, routing.choice, routing, context)
+    return _by_group(y_RD, tower, context)
+
+
+def _apply(compute: dispatch.Compute, x_RD, matrices: dict, choice: Choice, routing: Routing, context):
+    config = context.config
+    limits = dict(rows=routing.rows, most=routing.limit)
+    return dispatch.apply_experts(
+        compute, x_RD, matrices, choice, **limits, how=config.model.dispatch, mesh=config.mesh
+    )
+
+
+# --- what one expert computes (`dispatch.Compute`) -------------------------------------------------------------------
+
+
+def ffn_of_experts(enter, linear, weight_Z1, w):
+    """The FFN by experts: gate and up in one product, as experts are narrow; weights where rows are narrowest."""
+    gate_up_ZF = enter(jnp.concatenate([w["w1"], w["w3"]], axis=-1))
+    return linear(_weighted(ops.swiglu(*jnp.split(gate_up_ZF, 2, axis=-1)), weight_Z1), w["w2"])
+
+
+def _qkv_of_experts(enter, linear, weight_Z1, w):
+    return _weighted(enter(jnp.concatenate([w["wq"], w["wk"], w["wv"]], axis=-1)), weight_Z1)
+
+
+def _out_of_experts(enter, linear, weight_Z1, w):
+    return _weighted(enter(w["wo"]), weight_Z1)
+
+
+def _weighted(x_ZF, weight_Z1):
+    return (x_ZF.astype(jnp.float32) * weight_Z1).astype(x_ZF.dtype)
+
+
+def swiglu_ffn(tower: dict, x_RD, rules) -> jax.Array:
+    """An FFN whose hidden units are gated (2002.05202)."""
+    gate_RF, up_RF = (
+        sharding.constrain(ops.linear(x_RD, tower[name]), (sharding.ROWS, "mlp"), rules) for name in ("w1", "w3")
+    )
+    return ops.linear(ops.swiglu(gate_RF, up_RF), tower["w2"])
+
+
+# --- shapes --------------------------------------------------------------------------------------------------------
+
+
+def flat_in(w):
+    """`[..., D, N, H]` as `[..., D, N * H]`."""
+    return w.reshape(*w.shape[:-2], -1)
+
+
+def flat_out(w):
+    """`[..., N, H, D]` as `[..., N * H, D]`."""
+    return w.reshape(*w.shape[:-3], -1, w.shape[-1])
+
+
+def _join(xs: list[jax.Array], B: int) -> jax.Array:
+    """`[B, C, D]` of several groups' rows, end to end."""
+    return jnp.concatenate([x_RD.reshape(B, -1, x_RD.shape[-1]) for x_RD in xs], axis=1)
+
+
+def _by_group(y_RD, tower, context) -> list[jax.Array]:
+    """The rows of each group that the tower serves."""
+    sizes = [context.merged[i].token.shape[1] for i in tower.groups]
+    B, D = context.merged[tower.groups[0]].token.shape[0], y_RD.shape[-1]
+    parts = lax.split(y_RD.reshape(B, sum(sizes), D), sizes, axis=1)
+    return [part.reshape(-1, D) for part in parts]
+
+
+def _with_lost(report: Report, lost_R, context) -> Report:
+    """The report, with the choices that overflowed a buffer between devices."""
+    parts = context.row.q.position.shape[0]
+    lost_BC = sharding.join_context(lost_R.reshape(parts, -1), context.config.mesh.rules)
+    return report._replace(lost_B=lost_BC.sum(1))
