@@ -1,6 +1,7 @@
 """A command and its terminal: what it is at while nothing else shows it, and Ctrl-C while its processes begin."""
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -35,6 +36,12 @@ def announce(what: str) -> None:
     """A line for a log; a terminal shows the phase itself."""
     if not sys.stderr.isatty():
         print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """A line on stderr, the first time that it is said."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _show(what: str, over: threading.Event) -> None:

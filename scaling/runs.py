@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from flax.traverse_util import flatten_dict
 
-from mot.config import Config, differences
+from mot.config import Config
+from mot.config.routers import ROUTERS, differences
 from mot.errors import UserError
 from mot.model import flops
 from mot.runs import checkpoint, rundir
@@ -100,7 +101,7 @@ def architecture(config: Config) -> str:
         sets_of = getattr(config, component)
         for tower, sets in ((s, sets_of[s]) for s in config.streams if s in sets_of):
             if sets.experts:
-                mark = f"{ROUTERS.get(sets.router, sets.router)}{sets.experts}"
+                mark = f"{ROUTERS[sets.router].short}{sets.experts}"
                 mark += f"a{sets.active}" if sets.active > 1 else ""
                 sixteenths = 16 * sets.width / config.streams[tower].ffn
                 mark += f"w{sixteenths:.3g}" if sixteenths not in (0, 16) else ""
@@ -120,17 +121,9 @@ def architecture(config: Config) -> str:
     return known.get((name, spelt)) or f"{name} {spelt}"
 
 
-ROUTERS = {"expert": "ec", "token": "tc"}
-# As configs/archs.py has experts of each router, but for what their number and width decide.
-USUAL = {
-    "expert": dict(shared=0, score="sigmoid", capacity=0, balance="none", jitter=0),
-    "token": dict(shared=0, score="softmax", capacity=0, balance="loss", jitter=0),
-}
-
-
 def _unusual(sets) -> str:
     """`,capacity=1.25` of experts that differ in it from what is usual with their router."""
-    usual = USUAL.get(sets.router, {})
+    usual = ROUTERS[sets.router].usual
     return "".join(f",{key}={getattr(sets, key)}" for key, value in usual.items() if getattr(sets, key) != value)
 
 

@@ -77,8 +77,13 @@ KINDS = ("balanced", "one hot expert", "an expert without tokens", "all tokens a
 KINDS += ("no token", "one modality")
 
 
+def route(x_BCD, w, spec, real, position, modality, causal=False):
+    traffic = router.Traffic(x_BCD, None, jnp.zeros_like(position), real, position, modality)
+    return router.route(traffic, w, spec, 2, causal)
+
+
 def forward(x_BCD, w, spec, real, position, modality, how, causal=False):
-    choice, report = router.route(x_BCD, w, spec, real, position, modality, 2, causal=causal)
+    choice, report = route(x_BCD, w, spec, real, position, modality, causal)
     experts = {name: w[name] for name in ("w1", "w2", "w3")}
     most = router.most_choices(spec, x_BCD.shape[1], causal)
     rows = x_BCD.reshape(-1, x_BCD.shape[-1])
@@ -160,10 +165,10 @@ def test_nan_in_padding_changes_nothing(name, how):
 @pytest.mark.parametrize("how", dispatch.BACKENDS)
 def test_nan_in_empty_places_changes_nothing(how):
     x, real, position, modality, w = traffic("one hot expert")
-    choice, _ = router.route(x, w, SPECS["top1"], real, position, modality, 2)
+    choice, _ = route(x, w, SPECS["top1"], real, position, modality)
     layout, _ = dispatch.plan_dispatch(choice, E, B * C, how)
     x_SD = dispatch.permute(jnp.asarray(x.reshape(-1, D)), layout)
-    empty_S1 = np.asarray(layout.expert_S)[:, None] == E
+    empty_S1 = np.asarray(layout.expert_Z)[:, None] == E
     assert empty_S1.any()
     g_SF = np.random.default_rng(0).standard_normal((len(empty_S1), F)).astype("f")
 
@@ -177,7 +182,7 @@ def test_nan_in_empty_places_changes_nothing(how):
 
 def test_combine_of_dispatch_is_the_identity():
     x, real, position, modality, w = traffic("balanced")
-    choice, _ = router.route(x, w, SPECS["top2 normalised"], real, position, modality, 2)
+    choice, _ = route(x, w, SPECS["top2 normalised"], real, position, modality)
     layout, weight_RX = dispatch.plan_dispatch(choice, E, 2 * B * C, "blocked")
     x_SD = dispatch.permute(jnp.asarray(x.reshape(-1, D)), layout)
     y = dispatch.combine(x_SD * dispatch.weights_of_slots(weight_RX, layout), layout)
@@ -232,16 +237,16 @@ def test_scores_that_are_all_zero_give_no_nan():
     x, real, position, modality, w = traffic("balanced")
     s = spec(active=2, score="sigmoid", normalise=True)
     x = np.abs(x) + 1
-    choice, report = router.route(x, w | {"router": jnp.full((D, E), -1e3)}, s, real, position, modality, 2)
+    choice, report = route(x, w | {"router": jnp.full((D, E), -1e3)}, s, real, position, modality)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((choice.weight_RX, report)))
 
 
 def test_the_balance_loss_is_one_where_all_is_even_and_more_where_it_is_not():
     x, real, position, modality, w = traffic("exact ties")
-    even = router.route(x, w, SPECS["all experts, sigmoid"], real, position, modality, 2)[1]
+    even = route(x, w, SPECS["all experts, sigmoid"], real, position, modality)[1]
     np.testing.assert_allclose(even.balance_B, real.sum(1), rtol=1e-6)
     x, real, position, modality, w = traffic("one hot expert")
-    hot = router.route(x, w, SPECS["top1"], real, position, modality, 2)[1]
+    hot = route(x, w, SPECS["top1"], real, position, modality)[1]
     assert (np.asarray(hot.balance_B) > 2 * real.sum(1)).all()
     np.testing.assert_allclose(hot.tokens_BM.sum(1), real.sum(1))
 
@@ -249,7 +254,7 @@ def test_the_balance_loss_is_one_where_all_is_even_and_more_where_it_is_not():
 def test_the_imitators_gradient_reaches_nothing_else():
     x, real, position, modality, w = traffic("balanced")
     s = SPECS["experts choose"]
-    loss = lambda x, w: router.route(x, w, s, real, position, modality, 2)[1].imitation_B.sum()
+    loss = lambda x, w: route(x, w, s, real, position, modality)[1].imitation_B.sum()
     dx, dw = jax.grad(loss, (0, 1))(jnp.asarray(x), w)
     assert (np.asarray(dx) == 0).all()
     for name, g in dw.items():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mot.config.allowed import ABOVE_0, AT_LEAST_0, FRACTION, Allowed, Range, choice, meant, within
 from mot.config.axes import LOGICAL_AXES, MESH_AXES, TOGETHER, names
+from mot.config.routers import ROUTERS
 
 
 def faults(c, broken: set[str]) -> Iterator[str]:
@@ -75,7 +76,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "active": ABOVE_0,
         "width": AT_LEAST_0,
         "shared": AT_LEAST_0,
-        "router": ("token", "expert"),
+        "router": tuple(ROUTERS),
         "score": ("softmax", "sigmoid"),
         "capacity": AT_LEAST_0,
         "overflow": ("earliest", "highest"),
@@ -234,7 +235,7 @@ def _experts(c):
         for tower in [t for t in sets if t not in towers]:
             yield f"{component}.{tower}: no such tower; towers.{component} names {', '.join(towers)}; remove the key"
         for tower in [t for t in towers if t not in sets]:
-            yield f"{component}.{tower}: missing; every tower needs its sets; base.sets() is a single one"
+            yield f"{component}.{tower}: missing; every tower needs its experts; base.moe() is a single set"
         for tower, s in sets.items():
             if s.experts:
                 yield from _sets(f"{component}.{tower}", s, component)
@@ -248,7 +249,7 @@ def _sets(path, s, component):
         for key in ("width", "shared"):
             if getattr(s, key):
                 yield f"{path}.{key}: {getattr(s, key)}; sets of QKV and O have heads, no hidden size; write 0"
-        if s.router == "expert" or s.capacity:
+        if s.capacity or (s.router in ROUTERS and not ROUTERS[s.router].serves_all):
             yield (
                 f"{path}.router, capacity: {s.router!r}, {s.capacity}; a token without a place would be without QKV; "
                 "write 'token', 0.0"
@@ -260,10 +261,12 @@ def _sets(path, s, component):
             f"{path}.capacity: {s.capacity}; with {s.experts} experts it must be 0 (dropless) or at least "
             f"{1 / s.experts:.4g}, one in {s.experts}; raise it"
         )
-    if s.router == "expert" and (s.capacity or s.normalise or s.balance != "none"):
+    router = ROUTERS.get(s.router)
+    if router and (wrong := [key for key, value in router.fixed.items() if getattr(s, key) != value]):
+        has = ", ".join(f"{key} {getattr(s, key)!r}" for key in wrong)
         yield (
-            f"{path}: capacity {s.capacity}, normalise {s.normalise}, balance {s.balance!r}; experts that choose take "
-            "active * tokens / experts each, balanced as they are; write 0.0, False, 'none'"
+            f"{path}: {has}, which router {s.router!r} does not read ({router.about}); write "
+            f"{', '.join(f'{key}={router.fixed[key]!r}' for key in wrong)}"
         )
     if s.active == 1 and s.normalise:
         yield (

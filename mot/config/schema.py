@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mot.config import checks
+from mot.config.routers import ROUTERS
 from mot.errors import UserError
 
 
@@ -87,7 +88,8 @@ class Experts:
     width: int  # F of each expert, of an FFN alone; 0 = that of the stream the tower is named by
     shared: int  # F of a set beside them that every token passes through; 0 = none
     shared_gate: bool  # times a sigmoid of the token (Qwen2-MoE)
-    router: str  # token: tokens choose experts. expert: experts choose tokens, and so LOOK AT LATER ONES of the row
+    router: str  # token: tokens choose experts. expert: experts choose tokens, and so LOOK AT LATER ONES of the row.
+    # `mot.config.routers` has a row for each.
     score: str  # what a router's logits become
     normalise: bool  # a token's weights add up to 1
     capacity: float  # 0 = dropless; else an expert takes at most capacity * active * tokens of the row / experts
@@ -101,7 +103,7 @@ class Experts:
     @property
     def causal(self) -> bool:
         """Does no token's result depend on what later ones are?"""
-        return not self.experts or (self.router == "token" and not (self.capacity and self.overflow == "highest"))
+        return not self.experts or (self.router in ROUTERS and ROUTERS[self.router].causal(self))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jax import lax
 from mot import batches, sharding
 from mot.model import dispatch, ops, router
 from mot.model.joint import end_to_end
-from mot.model.router import Choice, Report
+from mot.model.router import Choice, Report, Traffic
 
 
 class Routing(NamedTuple):
@@ -35,18 +35,10 @@ def route(xs: list[jax.Array], w: dict, tower, component: str, context) -> Routi
     real_BC = tokens.segment != 0
     x_BCD = _join([xs[i] for i in tower.groups], B)
     x_BCD = jnp.where(real_BC[..., None], x_BCD, 0)  # whatever padding holds stops here
-    choice, report = router.route(
-        x_BCD,
-        w,
-        spec,
-        real_BC=real_BC,
-        position_BC=tokens.position,
-        modality_BC=end_to_end([context.modality[i] for i in tower.groups]),
-        modalities=len(config.modalities),
-        noise_BCD=_jitter(x_BCD, f"{component}/{tower.name}", spec.jitter, context.key),
-        causal=context.causal,
-        rules=config.mesh.rules,
-    )
+    whole = (tokens.token, real_BC, tokens.position, end_to_end([context.modality[i] for i in tower.groups]))
+    noise_BCD = _jitter(x_BCD, f"{component}/{tower.name}", spec.jitter, context.key)
+    traffic = Traffic(x_BCD, noise_BCD, *sharding.join_context(whole, config.mesh.rules), config.mesh.rules)
+    choice, report = router.route(traffic, w, spec, len(config.modalities), context.causal)
     row = C * sharding.shard_count(("length",), config.mesh.rules)  # of which a part may have all choices
     limit = min(router.most_choices(spec, row, context.causal), C * choice.expert_RX.shape[1])
     return Routing(x_BCD.reshape(B * C, -1), real_BC.reshape(-1, 1), choice, report, B, limit)

@@ -98,8 +98,8 @@ def _add(xs, ys, context: Context) -> list[jax.Array]:
 
 
 def _is_routed(tower: dict) -> bool:
-    """Has the tower experts in this layer? In a stack's first, dense layers it has none (`model.dense_layers`)."""
-    return "router" in tower
+    """Has the tower experts in this layer? In the stack of dense layers it has none (`model.dense_layers`)."""
+    return tower["wq"].ndim == 4 if "wq" in tower else tower["w1"].ndim == 3
 
 
 # --- attention -----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ Table = dict[str, Spec]
 def table(config: Config) -> Table:
     """Every parameter of the model `config` describes, by path."""
     V, D = config.vocab, next(iter(config.streams.values())).width  # of ids; the first stream has them
-    rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), _scale(D))}
+    rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), scale(D))}
     for stack in dict.fromkeys(config.stacks):
         layers = config.stacks.count(stack)
         for path, spec in _layer(config, routed=stack == "sparse"):
@@ -35,11 +35,11 @@ def table(config: Config) -> Table:
     for name, stream in config.streams.items():
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
     if not config.model.tied:
-        rows["head/out"] = Spec((D, V), ("embed", "vocab"), _scale(D))
+        rows["head/out"] = Spec((D, V), ("embed", "vocab"), scale(D))
     return rows
 
 
-def _scale(n: int) -> float:
+def scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
 
 
@@ -48,12 +48,12 @@ def _ends(stream) -> Iterator[tuple[str, Spec]]:
     if not stream.latent:
         return
     P, D = stream.latent, stream.width
-    yield "in", Spec((P, D), ("latent", "embed"), _scale(P))
+    yield "in", Spec((P, D), ("latent", "embed"), scale(P))
     if stream.diffuses:
         adds = stream.diffusion.time == "add"
-        yield "out", Spec((D, P), ("embed", "latent"), _scale(D))
-        yield "time_in", Spec((WAVES, TIME), ("wave", "time"), _scale(WAVES))
-        yield "time_out", Spec((TIME, D if adds else ADA), ("time", "embed" if adds else "ada"), _scale(TIME))
+        yield "out", Spec((D, P), ("embed", "latent"), scale(D))
+        yield "time_in", Spec((WAVES, TIME), ("wave", "time"), scale(WAVES))
+        yield "time_out", Spec((TIME, D if adds else ADA), ("time", "embed" if adds else "ada"), scale(TIME))
 
 
 WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
@@ -79,7 +79,7 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
             for weight, spec in _swiglu(config, D, sets.shared):
                 yield f"ffn/{tower}/shared_{weight}", spec
             if sets.shared_gate:
-                yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), _scale(D))
+                yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), scale(D))
     for tower in _towers(config.towers.norm):
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
@@ -99,10 +99,10 @@ QKVO = ("wq", "wk", "wv", "wo")
 def _attention(config, D) -> Iterator[tuple[str, Spec]]:
     m = config.model
     N, K, H = m.heads, m.kv_heads, m.head_size
-    yield "wq", Spec((D, N, H), ("embed", "heads", "head"), _scale(D))
-    yield "wk", Spec((D, K, H), ("embed", "kv_heads", "head"), _scale(D))
-    yield "wv", Spec((D, K, H), ("embed", "kv_heads", "head"), _scale(D))
-    yield "wo", Spec((N, H, D), ("heads", "head", "embed"), _scale(N * H) * _scale(2 * m.layers))
+    yield "wq", Spec((D, N, H), ("embed", "heads", "head"), scale(D))
+    yield "wk", Spec((D, K, H), ("embed", "kv_heads", "head"), scale(D))
+    yield "wv", Spec((D, K, H), ("embed", "kv_heads", "head"), scale(D))
+    yield "wo", Spec((N, H, D), ("heads", "head", "embed"), scale(N * H) * scale(2 * m.layers))
     if m.qk_norm == "rms":
         yield from ((f"{x}_norm", Spec((H,), ("head",))) for x in "qk")
     if m.qk_norm == "layer":
@@ -112,21 +112,17 @@ def _attention(config, D) -> Iterator[tuple[str, Spec]]:
 
 
 def _swiglu(config, D, F) -> Iterator[tuple[str, Spec]]:
-    yield "w1", Spec((D, F), ("embed", "mlp"), _scale(D))
-    yield "w3", Spec((D, F), ("embed", "mlp"), _scale(D))
+    yield "w1", Spec((D, F), ("embed", "mlp"), scale(D))
+    yield "w3", Spec((D, F), ("embed", "mlp"), scale(D))
     # The residual sums 2 L branches (GPT-2).
-    yield "w2", Spec((F, D), ("mlp", "embed"), _scale(F) * _scale(2 * config.model.layers))
+    yield "w2", Spec((F, D), ("mlp", "embed"), scale(F) * scale(2 * config.model.layers))
 
 
 def _router(sets, D) -> Iterator[tuple[str, Spec]]:
-    if not sets.experts:
-        return
-    yield "router", Spec((D, sets.experts), ("embed", "router"), _scale(D))
-    if sets.balance == "bias":
-        yield ROUTER_BIAS, Spec((sets.experts,), ("router",), None, 0.0)
-    if sets.router == "expert":
-        yield f"{CAUSAL}_in", Spec((D, D), ("embed", "mlp"), _scale(D))
-        yield f"{CAUSAL}_out", Spec((D, sets.experts), ("mlp", "router"), _scale(D))
+    from mot.model.router import implementation  # which reads what is above
+
+    if sets.experts:
+        yield from implementation(sets.router).weights(sets, D)
 
 
 def _of_experts(spec: Spec, sets) -> Spec:

@@ -12,6 +12,8 @@ import numpy as np
 from mot.model import attention, dispatch
 from mot.runs import checkpoint, provenance
 from mot import optim
+from mot.config.renames import modern
+from mot.console import say_once
 from mot.config import differences, resolve
 from mot.config import Config
 from mot.errors import Damaged, UserError
@@ -207,6 +209,9 @@ def read_config(path: Path) -> dict:
         o = found["optim"]
         if isinstance(o, dict) and "base_rules" not in o:  # of a version whose `rules` were all there are
             found["optim"] = o | {"freeze": "", "rules": [], "base_rules": o.get("rules", [])}
+        found, told = modern(found)
+        if told:
+            say_once(f"{file} is of an earlier version, with other names: {', '.join(told)}")
         return found
     except (ValueError, TypeError, OSError, RecursionError) as error:
         return _not_ours(file, error)

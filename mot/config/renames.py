@@ -1,0 +1,40 @@
+"""Keys that had another name in earlier versions: a run written then is read with the names of now."""
+
+import fnmatch
+from collections.abc import Mapping
+
+# Dotted keys, `*` for any one part; the new name replaces the last part.
+RENAMED = {
+    "streams.*.longest": "max_tokens",
+    "streams.*.diffusion.times": "time_distribution",
+    "streams.*.diffusion.cap": "max_noise",
+    "streams.*.diffusion.drop": "drop_rate",
+    "streams.*.diffusion.centre": "loss_centre",
+    "towers.walls": "stop_gradients",
+    "attn.*.wins": "overflow",
+    "ffn.*.wins": "overflow",
+    "data.most_left_out": "max_skipped",
+}
+
+
+def renamed(key: str) -> str:
+    """What a dotted key is called now; "" where it never had another name."""
+    for old, new in RENAMED.items():
+        if key.count(".") == old.count(".") and fnmatch.fnmatchcase(key, old):
+            return ".".join([*key.split(".")[:-1], new])
+    return ""
+
+
+def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
+    """The tree with the names of now, and `old -> new` for each that was another. New names win over old ones."""
+    result, told = {}, []
+    for name, value in tree.items():
+        key = f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping):
+            value, below = modern(value, key)
+            told += below
+        now = renamed(key)
+        if now:
+            told.append(f"{key} -> {now}")
+        result.setdefault(now.rpartition(".")[2] or name, value)
+    return result, told
