@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs.base import moe
-from mot.config import Experts
-from mot.model import dispatch, router, transformer
+from mot.config import ConfigError, Experts, resolve
+from mot.model import dispatch, router
 from mot.model.experts import ffn_of_experts
 from tests import examples, reference
 
@@ -287,8 +287,8 @@ def test_bad_sets_are_refused_with_the_numbers():
         tree = examples.tree("moe_tc4")
         getattr(tree, component)["text"] = moe(**(dict(experts=4, width=F if component == "ffn" else 0) | changes))
         tree.mesh.expert = mesh_expert
-        with pytest.raises(examples.config.ConfigError) as caught:
-            examples.config.build(tree)
+        with pytest.raises(ConfigError) as caught:
+            resolve(tree)
         return " ".join(caught.value.faults)
 
     assert "ffn.text.active: 5; a token passes through 1 to ffn.text.experts = 4" in faults(active=5)
@@ -298,7 +298,9 @@ def test_bad_sets_are_refused_with_the_numbers():
     assert "ffn.text.shared_gate: True, but ffn.text.shared is 0" in faults(shared_gate=True)
     assert "ffn.text.shared: -1; must be 0 or more" in faults(shared=-1)
     assert "ffn.text.router: 'both'; allowed: token, expert" in faults(router="both")
-    assert "ffn.text: capacity 1.0, normalise True" in faults(router="expert", capacity=1.0, normalise=True)
+    assert "ffn.text: capacity 1.0, normalise True, balance 'loss', which router 'expert' does not read" in faults(
+        router="expert", capacity=1.0, normalise=True
+    )
     assert "attn.text.router, capacity: 'expert', 0.0; a token without a place" in faults("attn", router="expert")
     assert "attn.text.router, capacity: 'token', 1.0; a token without a place" in faults("attn", capacity=1.0)
     assert "attn.text.width: 3; sets of QKV and O have heads" in faults("attn", width=3)
@@ -309,8 +311,8 @@ def test_bad_sets_are_refused_with_the_numbers():
 
 def test_bad_layers_are_refused():
     def faults(arch="moe_tc4", **model):
-        with pytest.raises(examples.config.ConfigError) as caught:
-            examples.make(arch, **transformer)
+        with pytest.raises(ConfigError) as caught:
+            examples.make(arch, **model)
         return " ".join(caught.value.faults)
 
     assert "model.sparse_every: 3 does not divide the 4 layers after the first 0" in faults(layers=4, sparse_every=3)

@@ -22,7 +22,7 @@ TINY = 1e-20  # scores that are all 0 to float32 share nothing, rather than 0 / 
 
 
 class Traffic(NamedTuple):
-    """The tokens that a router sends. All fields but x and noise are of whole rows, also where `context` splits them."""
+    """The tokens that a router sends: of whole rows, also where `context` splits them, but for x and its noise."""
 
     x_BCD: jax.Array  # the device's parts of rows; padding's are 0
     noise_BCD: jax.Array | None  # what a router multiplies x by; of the same parts
