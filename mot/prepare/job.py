@@ -92,10 +92,10 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
         if (out / "dataset.json").exists():
             return Summary(read_json(out), 0)
         (out / ".work").mkdir(exist_ok=True)
-        below = _held_out_below(recipe, out, read, ids)
-        tokenise.choose(recipe, out / "tokenizers", read, below)
+        sides = _sides(recipe, out, read, ids)
+        tokenise.choose(recipe, out / "tokenizers", read, sides)
         notes = Notes()
-        written = _blocks(recipe, below, out, read, notes, workers, max_skipped)
+        written = _blocks(recipe, sides, out, read, notes, workers, max_skipped)
         about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
@@ -108,15 +108,16 @@ def _noted(recipe, out: Path, notes: Notes) -> dict:
     return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": told}
 
 
-def _held_out_below(recipe, out, read, ids) -> int:
-    """As `tokenise.held_out_below` finds it; kept, since an interrupted preparation goes on with the same."""
+def _sides(recipe, out, read, ids) -> tokenise.Sides:
+    """As `tokenise.sides_of` finds them; kept, since an interrupted preparation goes on with the same."""
     file = out / ".work" / "held_out.json"
     try:
-        return int(json.loads(file.read_text(encoding="utf-8")))
+        below, other = json.loads(file.read_text(encoding="utf-8"))
+        return tokenise.Sides(int(below), frozenset(map(int, other)))
     except (OSError, ValueError, TypeError):
-        below = tokenise.held_out_below(read(), recipe.held_out, recipe.missing, ids)
-        write_atomically(file, json.dumps(below))
-        return below
+        sides = tokenise.sides_of(recipe, read, ids)
+        write_atomically(file, json.dumps([sides.below, sorted(sides.other)]))
+        return sides
 
 
 def _faults(recipe, out, workers, max_skipped):
@@ -237,7 +238,7 @@ class Written(NamedTuple):
     left_out: list[Bad]
 
 
-def _blocks(recipe, below, out, read, notes, workers, max_skipped) -> list[Written]:
+def _blocks(recipe, sides, out, read, notes, workers, max_skipped) -> list[Written]:
     """Every block, tokenised and on disk, in order; what the reading finds beside documents goes to `notes`."""
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
@@ -247,7 +248,7 @@ def _blocks(recipe, below, out, read, notes, workers, max_skipped) -> list[Writt
     columns += (MofNCompleteColumn(), TextColumn("documents"), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(escape(out.name), total=total)
-        for documents, block in _in_order(recipe, below, out, _blocks_of(read(notes), recipe.shard), workers):
+        for documents, block in _in_order(recipe, sides, out, _blocks_of(read(notes), recipe.shard), workers):
             written.append(block)
             progress.update(task, advance=documents)
             left_out = [bad for w in written for bad in w.left_out if not bad.medium]
@@ -260,15 +261,15 @@ def _blocks(recipe, below, out, read, notes, workers, max_skipped) -> list[Writt
     return written
 
 
-def _in_order(recipe, below, out, blocks, workers) -> Iterator[tuple[int, Written]]:
+def _in_order(recipe, sides, out, blocks, workers) -> Iterator[tuple[int, Written]]:
     """What workers tell of each block, and its documents; few blocks are in flight at a time."""
     if workers == 1:  # here
-        _begin(recipe, below, out)
+        _begin(recipe, sides, out)
         for number, raws in enumerate(blocks):
             yield len(raws), _block(number, raws)
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, below, out))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, sides, out))
     waiting: deque[tuple[int, Future]] = deque()
     first = lambda: (waiting[0][0], waiting.popleft()[1].result())
     try:
@@ -300,21 +301,21 @@ def _blocks_of(raws: Iterator[Raw], most: int) -> Iterator[list[Raw]]:
         yield block
 
 
-_worker: tuple[Recipe, int, Path, Tools] | None = None  # of this worker process, set once by `_begin`
+_worker: tuple[Recipe, tokenise.Sides, Path, Tools] | None = None  # of this worker process, set once by `_begin`
 
 
-def _begin(recipe: Recipe, below: int, out: Path) -> None:
+def _begin(recipe: Recipe, sides: tokenise.Sides, out: Path) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # nobody is left to work for
     threadpool_limits(1)  # small products on two threads take up to a hundred times as long
-    _worker = recipe, below, out, tokenise.load(out / "tokenizers")
+    _worker = recipe, sides, out, tokenise.load(out / "tokenizers")
 
 
 def _block(block: int, raws: Sequence[Raw]) -> Written:
     """Tokenises a block and writes its shards, if an earlier process has not done so."""
-    recipe, below, out, tools = _worker
+    recipe, sides, out, tools = _worker
     done = out / ".work" / f"block-{block:05d}"
     if (known := _done(out, block, done)) is not None:
         return known
@@ -323,7 +324,7 @@ def _block(block: int, raws: Sequence[Raw]) -> Written:
     for raw in raws:
         try:
             made, missing = tokenise.records(raw, tools, recipe.max_tokens, recipe.missing)
-            held_out = tokenise.is_held_out(raw, below, recipe.missing)
+            held_out = tokenise.is_held_out(raw, sides, recipe.missing)
             records["held_out" if held_out else "train"] += made
             left_out += missing
         except ValueError as error:

@@ -1,10 +1,12 @@
 """A document to records: its media decoded, everything tokenised, its places to be cut noted."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +55,13 @@ class Bad(NamedTuple):
     medium: str = ""  # the modality of what is missing; "" = the document itself
 
 
+class Sides(NamedTuple):
+    """Which documents are held out, where the input does not say, by the hash of their content."""
+
+    below: int  # those whose hash is less
+    other: frozenset[int] = frozenset()  # hashes of documents that are on the other side than `below` says
+
+
 Tool = ImageTokenizer | AudioTokenizer | vectors.Vectors | GivenIds | GivenVectors
 
 
@@ -67,10 +76,10 @@ class Tools(NamedTuple):
         return ("text", *self.media)
 
 
-def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], below: int) -> None:
+def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides) -> None:
     """Writes the dataset's tokenizers, once: another dataset's, a file's, or trained on the first documents.
 
-    `below` is that of `is_held_out`, as tokenizers learn nothing of what is held out.
+    `sides` are those of `is_held_out`, as tokenizers learn nothing of what is held out.
 
     Raises `UserError` where a tokenizer is not what it should be, or the documents do not yield one.
     """
@@ -81,7 +90,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], below: int) 
     known, ids = _chosen(like) if like else {}, declared(recipe)
     console = Console(stderr=True)
     with console.status("looking at the first documents", spinner=spinner(console)):
-        first = _look(recipe, read, below, folder.parent / LEFT_OUT)
+        first = _look(recipe, read, sides, ids, folder.parent / LEFT_OUT)
     modalities = _modalities(recipe, first, ids)
     of_vectors, lossy = [], {}
     try:
@@ -215,22 +224,22 @@ class First(NamedTuple):
     greatest: dict[str, int]  # of ready ids, by modality
 
 
-def _look(recipe, read, below: int, left_out: Path) -> First:
+def _look(recipe, read, sides: Sides, ids: Mapping[str, int], left_out: Path) -> First:
     """Raises `UserError` where there is nothing to learn from, and where all media of a kind are missing.
 
     `left_out`: the file that lists the bad documents where there are no others.
     """
-    first, good, heavy, bad, lost = [], 0, 0, [], {}
-    for raw in itertools.islice(read(), recipe.sample):
+    first, good, bad, lost, held_out = [], 0, [], {}, {}
+    for raw in first_documents(recipe, read):
         found = parts_of(raw, recipe.missing)
-        heavy += sum(weight_of(part) for part in found if not isinstance(part.content, Path))
-        if heavy > HEAVIEST:
-            break
         try:
-            if found and not is_held_out(raw, below, recipe.missing):
+            if found and is_held_out(raw, sides, recipe.missing):
+                for kind in _kinds(raw, recipe.missing, ids) if _seen(found) - held_out.keys() else ():
+                    held_out.setdefault(kind, raw.id)
+            elif found:
                 first += found
                 good += 1
-            elif not found:
+            else:
                 bad.append(Bad(raw.id, raw.bad))
                 for modality in sorted({*raw.lost, *(modality_of(part.kind) for part in raw.rest)} - {"text"}):
                     lost.setdefault(modality, []).append(bad[-1])
@@ -238,10 +247,7 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
             bad.append(Bad(raw.id, str(error)))
     if not first:
         write_left_out(left_out, bad)
-        raise UserError(
-            f"{', '.join(recipe.inputs)}: no document to train on among the first {recipe.sample} ({len(bad)} are "
-            f"bad); mend them, or name other inputs{first_of(bad, left_out)}"
-        )
+        raise UserError(f"{', '.join(recipe.inputs)}: {_none_to_train_on(bad, held_out)}{first_of(bad, left_out)}")
     there = [part for part in first if not isinstance(part.content, ValueError)]
     kinds = {part.kind for part in there}
     if missing := next((part for part in first if part.kind not in kinds), None):
@@ -249,6 +255,12 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
             f"every {modality_of(missing.kind)} of the first documents is missing (the first: {missing.content}); see "
             "where they lie, or prepare documents that name none"
         )
+    for kind, id_ in held_out.items():
+        if kind not in kinds:
+            raise UserError(
+                f"{modality_of(kind)} is in held-out documents alone (the first: {id_}), as the input's split says, "
+                "and tokenizers learn from what is trained on; put a document that has it into train, or raise --sample"
+            )
     for modality, of_it in lost.items():
         if modality not in map(modality_of, kinds) and len(of_it) >= good:
             write_left_out(left_out, bad)
@@ -265,6 +277,18 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
     ready = [kind for kind in kinds if kind.endswith(READY)]
     greatest = {modality_of(kind): max([int(x.max()) for x in _good(of(kind))] or [0]) for kind in ready}
     return First(kinds, width, _corpus(of("text")), media_of, greatest)
+
+
+def _none_to_train_on(bad: Sequence[Bad], held_out: Mapping[str, str]) -> str:
+    """Why the first documents have none to learn from: `bad` ones, and those held out, the first by kind."""
+    if held_out:
+        return (
+            f"no document to train on: all that are good are held out, as the input's split says (the first: "
+            f"{next(iter(held_out.values()))}), and {len(bad)} are bad; put some into train"
+        )
+    if bad:
+        return f"no document to train on: all {len(bad)} that were looked at are bad; mend them, or name other inputs"
+    return "it is empty: there is no document in it; name another input"
 
 
 def _undecoded(recipe, read, modality: str) -> list[Bad]:
@@ -489,14 +513,18 @@ def opened(part: Part):
     return (media.ids if part.kind.endswith(READY) else OPENS[part.kind])(part.content)
 
 
-def is_held_out(raw: Raw, below: int, missing: str = DROP_DOCUMENT) -> bool:
-    """As the input says, or whether a hash of the content is less than `below`: equal documents are on one side.
+def is_held_out(raw: Raw, sides: Sides, missing: str = DROP_DOCUMENT) -> bool:
+    """As the input says, or as the hash of the content decides: equal documents are on one side.
 
     Raises `ValueError` where a file is too large or cannot be read, unless media may be `missing`.
     """
     if raw.held_out is not None:
         return raw.held_out
-    return below > 0 and _hash(raw, missing) < below
+    return sides.below > 0 and _is_below(_hash(raw, missing), sides)
+
+
+def _is_below(hash_: int, sides: Sides) -> bool:
+    return (hash_ < sides.below) != (hash_ in sides.other)
 
 
 def _hash(raw: Raw, missing: str) -> int:
@@ -545,7 +573,7 @@ def held_out_below(raws: Iterable[Raw], fraction: float, missing: str, ids: Mapp
         try:
             hash_ = _hash(raw, missing)
             if hash_ not in range(min(hashes, default=1), max(hashes, default=0) + 1):
-                _check(raw, missing, ids)
+                _kinds(raw, missing, ids)
                 hashes = {min(hashes | {hash_}), max(hashes | {hash_})}
         except ValueError:  # told when its turn comes
             continue
@@ -558,10 +586,80 @@ def held_out_below(raws: Iterable[Raw], fraction: float, missing: str, ids: Mapp
     return below
 
 
-def _check(raw: Raw, missing: str, ids: Mapping[str, int]) -> None:
-    """Raises `ValueError` where a document will be bad, as far as that shows without a tokenizer."""
+def sides_of(recipe, read: Callable[[], Iterator[Raw]], ids: Mapping[str, int]) -> Sides:
+    """`held_out_below`, and what it takes that tokenizers, which learn from the first documents that are trained on,
+    meet every modality that these documents have.
+
+    Of a modality that is held out alone, the document of the greatest hash is trained on. Where nothing is held out
+    then, another is, which is not the only one of a modality.
+    """
+    below = held_out_below(read(), recipe.held_out, recipe.missing, ids)
+    if below == 0 or not _is_lost(recipe, read, below, ids):
+        return Sides(below)
+    kinds_of, trained, says = {}, set(), False  # by hash, what a document has; what the input trains on
+    for raw in first_documents(recipe, read):
+        says = says or raw.held_out is not None
+        with contextlib.suppress(ValueError):  # told when its turn comes
+            kinds = _kinds(raw, recipe.missing, ids)
+            if raw.held_out is None:
+                kinds_of[_hash(raw, recipe.missing)] = kinds
+            elif not raw.held_out:
+                trained |= kinds
+    held_out = {hash_ for hash_ in kinds_of if hash_ < below}
+    other = set()
+    for kind in sorted(set().union(*kinds_of.values()) - trained):
+        having = {hash_ for hash_, kinds in kinds_of.items() if kind in kinds}
+        if having <= held_out:
+            other.add(max(having))
+            held_out.remove(max(having))
+    if other and not held_out and not says:
+        other |= _spared(kinds_of, other)
+    return Sides(below, frozenset(other))
+
+
+def _spared(kinds_of: dict[int, set[str]], kept: set[int]) -> set[int]:
+    """The least hash of a document that is not `kept` and all of whose modalities others have, too, if there is one."""
+    have = Counter(kind for kinds in kinds_of.values() for kind in kinds)
+    spared = (h for h in sorted(kinds_of.keys() - kept) if all(have[kind] > 1 for kind in kinds_of[h]))
+    return set(itertools.islice(spared, 1))
+
+
+def _is_lost(recipe, read, below: int, ids: Mapping[str, int]) -> bool:
+    """May there be a modality that the first documents have on the held-out side alone? Few are decoded to tell."""
+    trained, held_out = set(), set()
+    for raw in first_documents(recipe, read):
+        with contextlib.suppress(ValueError):  # told when its turn comes
+            kinds = _seen(parts_of(raw, recipe.missing))
+            if kinds <= trained:
+                continue
+            if is_held_out(raw, Sides(below), recipe.missing):
+                held_out |= kinds
+            else:
+                trained |= _kinds(raw, recipe.missing, ids)
+    return not held_out <= trained
+
+
+def first_documents(recipe, read: Callable[[], Iterator[Raw]]) -> Iterator[Raw]:
+    """Those from which tokenizers learn: as many as the recipe says, unless they are too heavy to be held."""
+    heavy = 0
+    for number, raw in enumerate(itertools.islice(read(), recipe.sample)):
+        heavy += sum(weight_of(x) for x in parts_of(raw, recipe.missing) if not isinstance(x.content, Path))
+        if heavy > HEAVIEST and number:
+            return
+        yield raw
+
+
+def _seen(parts: Iterable[Part]) -> set[str]:
+    """The kinds of parts that are there, before any is decoded."""
+    return {part.kind for part in parts if not isinstance(part.content, ValueError)}
+
+
+def _kinds(raw: Raw, missing: str, ids: Mapping[str, int]) -> set[str]:
+    """The kinds of a document's parts; raises `ValueError` where it will be bad, as far as that shows without a
+    tokenizer."""
     if raw.bad and not (raw.rest and missing == DROP_MEDIUM):
         raise ValueError(raw.bad)
+    found = set()
     for part in parts_of(raw, missing):
         try:
             x = opened(part)
@@ -571,15 +669,18 @@ def _check(raw: Raw, missing: str, ids: Mapping[str, int]) -> None:
             continue
         if part.kind.endswith(READY):
             GivenIds(ids.get(modality_of(part.kind), MOST)).encode(x)
+        found.add(part.kind)
+    return found
 
 
 def _span(part: Part, x, tools: Tools) -> tuple[np.ndarray, np.ndarray]:
     """The data of a part as it was opened, and the places where it may be cut."""
     modality = modality_of(part.kind)
     if modality not in tools.modalities:
+        unseen = "and the first documents had none; raise --sample, or move one that has it to the front"
         if part.kind.endswith(READY):
-            raise ValueError(f"it has ids of {modality}, and the first documents had none; raise --sample")
-        raise ValueError(f"it has {modality}, and the first documents had none; raise --sample")
+            raise ValueError(f"it has ids of {modality}, {unseen}")
+        raise ValueError(f"it has {modality}, {unseen}")
     if modality == "text":
         return _words(x if x.strip() else "", tools.text)
     tool = tools.media[modality]
