@@ -112,7 +112,14 @@ def _blobs(folder: str) -> str:
 
 
 def short(value: Any) -> str:
-    shown = ascii(value)
+    """A value as JSON or a table holds it, in at most 80 characters."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is not None and not isinstance(value, str | bytes | bool | int | float | list | tuple | dict):
+        value = str(value)  # a date, a decimal, ...
+    shown = "null" if value is None else ascii(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
@@ -178,7 +185,11 @@ def held_out(split: Any) -> bool | None:
     """Is a document of this split held out? None where it says nothing; raises `ValueError` for an unknown one."""
     if split is None:
         return None
-    if isinstance(split, int | np.integer) and split in SPLITS:
+    if isinstance(split, np.generic):  # of an .npz
+        split = split.item()
+    if isinstance(split, bytes):
+        split = split.decode(errors="replace")
+    if isinstance(split, int) and split in SPLITS:
         return SPLITS[split]
     if isinstance(split, str):
         name = split.strip().lower()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mot.errors import reason
+
 IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_SIDE, MAX_PIXELS, MAX_IMAGE_BYTES = 16384, 64 * 2**20, 256 * 2**20
 RATES, MAX_SECONDS, MAX_AUDIO_BYTES = (1000, 384_000), 3600, 512 * 2**20
@@ -52,7 +54,7 @@ def image(content: bytes | Path | np.ndarray) -> np.ndarray:
                 if math.prod(size) <= MAX_PIXELS:
                     return _rgb(ImageOps.exif_transpose(picture))
     except Exception as error:  # Pillow's decoders raise of every kind: SyntaxError, struct.error, zlib.error, ...
-        raise ValueError(f"the {form} image does not decode: {_brief(error)}") from None
+        raise ValueError(f"the {form} image does not decode: {reason(error)}") from None
     raise ValueError(f"the {form} header says {width}x{height} pixels, the image has {size[0]}x{size[1]}")
 
 
@@ -87,7 +89,7 @@ def audio(content: bytes | Path | np.ndarray, rate: int = 0) -> tuple[np.ndarray
     except ValueError:
         raise
     except Exception as error:  # soundfile's own errors are RuntimeErrors, of which it exports no common class
-        raise ValueError(f"the {kind} audio does not decode: {_brief(error)}") from None
+        raise ValueError(f"the {kind} audio does not decode: {reason(error)}") from None
     return _wave(samples.mean(1)), rate
 
 
@@ -170,7 +172,7 @@ def npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
             raise ValueError(f"a header of {size:,} bytes; at most {MAX_HEADER:,} are allowed")
         shape, fortran, dtype = parsed(io.BytesIO(length + file.read(size)))
     except Exception as error:  # the header is a Python literal, whose parser raises of many kinds
-        raise ValueError(f"not a .npy file: {_brief(error)}") from None
+        raise ValueError(f"not a .npy file: {reason(error)}") from None
     if min(shape, default=0) < 0:
         raise ValueError(f"not a .npy file: shape {shape}")
     return shape, fortran, dtype
@@ -198,10 +200,6 @@ def _bytes(content: bytes | Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"{len(content):,} bytes; at most {limit:,} are allowed")
     return content
-
-
-def _brief(error: Exception) -> str:
-    return f"{error}".splitlines()[0][:200] if f"{error}" else type(error).__name__
 
 
 def _check_size(width: int, height: int) -> None:

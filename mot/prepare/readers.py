@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mot.errors import UserError
+from mot.errors import UserError, reason
 from mot.prepare import arrays, tables
 from mot.prepare.compressed import SUFFIXES as PACKED
 from mot.prepare.compressed import Damaged, opened
@@ -301,10 +301,11 @@ def _interleaved(row: TableRow) -> Raw:
         content = row.fields.get("content")
         if content is None and (both := parallel(row.fields)):
             return document(row, ((INTERLEAVED, both),))
+        files = {} if "text" not in row.fields else files_of(row.fields, every=False)
+        if content is None and (files or {"ids", "modality"} <= row.fields.keys()):
+            template = tuple((kind, kind) for kind in KINDS if kind in files or (kind == "text" and kind in row.fields))
+            return document(row._replace(fields=row.fields | files), template, with_ids=True)
         if content is None and "text" in row.fields:
-            if files := files_of(row.fields, every=False):
-                template = tuple((kind, kind) for kind in KINDS if kind == "text" or kind in files)
-                return document(row._replace(fields=row.fields | files), template)
             content = [{"text": row.fields["text"]}]
         if not isinstance(content, list):
             raise ValueError("no list named 'content' and no 'text'; content templates say how to read other rows")
@@ -472,7 +473,8 @@ def _webdataset(inputs: list[Path], content: Sequence[str], notes: Notes) -> Ite
                 template = tuple((kind, kind) for kind in KINDS if kind in row.fields)
                 if "text" not in row.fields:
                     row = row._replace(bad=f"no text among {', '.join(row.fields) or 'its members'}")
-            yield document(row._replace(split=side) if row.split is None else row, template)
+            row = row._replace(split=side) if row.split is None else row
+            yield document(row, template, with_ids=not templates)
 
 
 class _Sample:
@@ -514,7 +516,7 @@ def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Ite
                 now = _Sample(archive, before, stem, done)
             _add(now, member, ending, fault, load, wanted, notes)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        yield TableRow(name, {}, bad=f"the rest of the archive, after {done} samples, cannot be read: {error}")
+        yield TableRow(name, {}, bad=f"the rest of the archive, after {done} samples, cannot be read: {reason(error)}")
 
 
 def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, str], notes: Notes) -> None:

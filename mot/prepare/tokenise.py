@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM, USUAL
 from mot.data.manifest import BYTES, file_digest, files, read_json, special_tokens
 from mot.data.records import Record, Span, atoms
-from mot.errors import UserError
+from mot.errors import UserError, reason
 from mot.files import replacing, write_atomically
 from mot.prepare import media
 from mot.prepare.raw import MODALITY, READY, Part, Raw, modality_of
@@ -247,7 +247,9 @@ def _look(recipe, read, sides: Sides, ids: Mapping[str, int], left_out: Path) ->
             bad.append(Bad(raw.id, str(error)))
     if not first:
         write_left_out(left_out, bad)
-        raise UserError(f"{', '.join(recipe.inputs)}: {_none_to_train_on(bad, held_out)}{first_of(bad, left_out)}")
+        raise UserError(
+            f"{', '.join(recipe.inputs)}: {_none_to_train_on(recipe.sample, bad, held_out)}{first_of(bad, left_out)}"
+        )
     there = [part for part in first if not isinstance(part.content, ValueError)]
     kinds = {part.kind for part in there}
     if missing := next((part for part in first if part.kind not in kinds), None):
@@ -279,16 +281,15 @@ def _look(recipe, read, sides: Sides, ids: Mapping[str, int], left_out: Path) ->
     return First(kinds, width, _corpus(of("text")), media_of, greatest)
 
 
-def _none_to_train_on(bad: Sequence[Bad], held_out: Mapping[str, str]) -> str:
+def _none_to_train_on(sample: int, bad: Sequence[Bad], held_out: Mapping[str, str]) -> str:
     """Why the first documents have none to learn from: `bad` ones, and those held out, the first by kind."""
-    if held_out:
-        return (
-            f"no document to train on: all that are good are held out, as the input's split says (the first: "
-            f"{next(iter(held_out.values()))}), and {len(bad)} are bad; put some into train"
-        )
-    if bad:
-        return f"no document to train on: all {len(bad)} that were looked at are bad; mend them, or name other inputs"
-    return "it is empty: there is no document in it; name another input"
+    if not bad and not held_out:
+        return "it is empty: there is no document in it; name another input"
+    none = f"no document to train on among the first {sample} ({len(bad)} are bad"
+    if not held_out:
+        return f"{none}); mend them, or name other inputs"
+    first = next(iter(held_out.values()))
+    return f"{none}, the others are held out, as the input's split says, the first {first}); put some into train"
 
 
 def _undecoded(recipe, read, modality: str) -> list[Bad]:
@@ -361,7 +362,7 @@ def _choose_text(recipe, folder, corpus, modalities) -> dict:
         try:
             content = Path(recipe.tokenizer).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--tokenizer={recipe.tokenizer}: {error}; name a tokenizer.json") from None
+            raise UserError(f"--tokenizer={recipe.tokenizer}: {reason(error)}; name a tokenizer.json") from None
     else:
         # Characters that UTF-8 cannot write are some document's fault, told in its turn.
         whole = [text.encode("utf-8", "ignore").decode() for text in corpus]
@@ -706,7 +707,7 @@ def _words(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
         try:
             encoding = tokenizer.encode(stretch, add_special_tokens=False)
         except Exception as error:  # of no type of its own
-            raise ValueError(f"its text cannot be encoded by the tokenizer: {error}") from None
+            raise ValueError(f"its text cannot be encoded by the tokenizer: {reason(error)}") from None
         ids.append(_ids(encoding.ids, tokenizer.get_vocab_size()))
         inner = texts.sentences(stretch, [start for start, _ in encoding.offsets]) + count
         if count and len(ids[-1]):

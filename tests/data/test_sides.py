@@ -96,7 +96,8 @@ def test_a_split_of_the_input_stays_and_is_named_where_it_holds_out_a_modality(t
     (tmp_path / "all.jsonl").write_text(json.dumps({"text": "a", "split": "test"}) + "\n", encoding="utf-8")
     assert cli.main(["data", "prepare", str(tmp_path / "all.jsonl"), f"--out={tmp_path / 'all'}"]) == 2
     assert (
-        "all that are good are held out, as the input's split says (the first: all.jsonl:1)" in capsys.readouterr().err
+        "(0 are bad, the others are held out, as the input's split says, the first all.jsonl:1)"
+        in capsys.readouterr().err
     )
 
 
