@@ -15,7 +15,8 @@ import numpy as np
 from mot.errors import UserError, reason
 from mot.prepare.inputs import Notes, fault, find
 from mot.prepare.media import npy_header
-from mot.prepare.raw import READY, Raw, TableRow, choose, document, json_rows, lines, needed
+from mot.prepare.raw import Raw, TableRow, choose, document, json_rows, lines
+from mot.prepare.templates import READY, needed
 
 MAX_ARRAY = 4 * 2**30  # bytes of one array, which is held whole
 

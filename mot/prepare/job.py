@@ -4,6 +4,7 @@ ends with the same bytes."""
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,16 +27,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from threadpoolctl import threadpool_limits
 
 from mot.console import unheard_by_workers
-from mot.data.manifest import FORMAT, SPLITS, file_digest, read_json, special_tokens
+from mot.data.manifest import FORMAT, SPLITS, file_digest, read_json
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
-from mot.prepare import readers, tokenise
+from mot.prepare import asked, readers, tokenise
 from mot.prepare.inputs import Notes, unread, warnings
-from mot.prepare.raw import MODALITY, Raw
+from mot.prepare.raw import Raw
 from mot.prepare.tokenise import Bad, Tools, weight_of
-from mot.tokenizers import vectors
-from mot.tokenizers.given import MOST
 
 HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
 COUNTED = 4 << 30  # bytes of input that are read twice, for the sake of the time left
@@ -78,7 +77,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
 
     Raises `UserError` where the folder holds something else, and where more than `max_skipped` documents are bad.
     """
-    if faults := list(_faults(recipe, out, workers, max_skipped)):
+    if faults := list(asked.faults(recipe, out, workers, max_skipped)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
     ids = tokenise.declared(recipe)
     inputs, content = [Path(p) for p in recipe.inputs], list(recipe.content)
@@ -120,57 +119,6 @@ def _sides(recipe, out, read, ids) -> tokenise.Sides:
         return sides
 
 
-def _faults(recipe, out, workers, max_skipped):
-    least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=1000, audio_ids=2)
-    least |= dict(action_points=vectors.POINTS[0])
-    least |= dict(max_tokens=256, sample=1, shard=1)
-    for key, value in least.items():
-        if getattr(recipe, key) is None:
-            continue
-        if getattr(recipe, key) < value:
-            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
-        elif getattr(recipe, key) > (most := 2**20 if key == "text_ids" else 2**31):
-            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; at most {most}; lower it"
-    if max_skipped < 0:
-        yield f"--max-skipped={max_skipped}; must be 0 or more; raise it"
-    try:
-        str(out).encode()
-    except UnicodeEncodeError:
-        yield f"--out={str(out)!r}: a folder's name must be UTF-8; choose another"
-    for given in map(Path, recipe.inputs):
-        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
-            yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
-    if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
-        yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
-    if recipe.action_points > vectors.POINTS[1]:
-        yield f"--action-points={recipe.action_points}; at most {vectors.POINTS[1]}; lower it"
-    if not 0 <= recipe.held_out < 1:
-        yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
-    if workers < 1:
-        yield f"--workers={workers}; must be 1 or more"
-    yield from _ids_faults(recipe)
-    if recipe.like and recipe.tokenizer:
-        yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
-
-
-def _ids_faults(recipe):
-    reserved = {mark.strip("</>") for mark in special_tokens(())} | {"text", "latents", "ids", "any"}
-    names = [name for name, _ in recipe.ids]
-    for name, n in recipe.ids:
-        given = f"--ids {name}={n}"
-        if not MODALITY.fullmatch(name) or len(name) > 40:
-            yield f"{given}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
-        elif name in reserved or "norm" in name:
-            # optim.rules know norms' parameters by this word.
-            yield f"{given}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
-        if names.count(name) > 1:
-            yield f"{given}: --ids says {names.count(name)} times how many {name} has; say it once"
-        if not 1 <= n <= MOST:
-            yield f"{given}: must be from 1 to {MOST}, the ids being 0 to COUNT - 1"
-        if name in recipe.vectors:
-            yield f"{given}, --vectors={name}: each says what {name} is kept as; give one"
-
-
 def _listing(recipe) -> list:
     """Every file that is named, with its size and time: a dataset is not gone on with from changed inputs.
 
@@ -192,15 +140,19 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
     Raises `UserError` where it holds something else, was begun by another recipe that has come to something, or is
     being prepared by another process. The lock ends with its process, however that ends.
     """
-    if known := _known(out):
+    with _out_told(out):
+        known = _known(out)
+    if known:
         different = [key for key in recipe if known.get(key) != recipe[key]]
         if different and any(out.glob("*/shard-*")):
             listed = ", ".join(f"{key} {known.get(key)!r} -> {recipe[key]!r}" for key in different)
             raise UserError(
                 f"{out} was begun otherwise ({listed}); nothing was overwritten; choose another --out, or remove it"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w", encoding="utf-8") as lock:
+    with _out_told(out):
+        out.mkdir(parents=True, exist_ok=True)
+        opened = open(out / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -217,8 +169,21 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
         (out / ".lock").unlink()
 
 
+@contextlib.contextmanager
+def _out_told(out: Path) -> Iterator[None]:
+    """What the system says against the folder, as a `UserError`, unless it is that a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"--out={out}: {error.strerror}; choose a folder that can be made and written") from None
+
+
 def _known(out: Path) -> dict:
     """The recipe by which a folder was begun; empty where there is nothing yet."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; nothing was overwritten; choose another --out")
     if not out.exists() or (out.is_dir() and not set(os.listdir(out)) - {".lock"}):
         return {}
     try:

@@ -31,27 +31,22 @@ from mot.prepare.inputs import (
 )
 from mot.prepare.raw import (
     BOM,
-    INTERLEAVED,
-    KINDS,
     Part,
     Raw,
     TableRow,
-    declared,
     document,
     documents,
     files_of,
     ids_part,
     json_rows,
     medium,
-    modality_of,
-    needed,
     parallel,
-    parse,
     sample,
     text,
     unix,
     whole,
 )
+from mot.prepare.templates import INTERLEAVED, KINDS, declared, modality_of, needed, parse
 
 JSON = tuple(".json" + packed for packed in ("", *PACKED))  # JSON lines too, or one array; other programs' as well
 SUFFIXES = {
@@ -79,7 +74,8 @@ def read(
 ) -> Iterator[Raw]:
     """The documents of files and folders; those that are bad say why, a `UserError` says what stops the reading.
 
-    `content`: templates (`raw.parse`) that make documents of a row's fields, in turn; by default guessed from names.
+    `content`: templates (`templates.parse`) that make documents of a row's fields, in turn; by default guessed from
+    names.
     `separator`: what stands between two documents of a plain text; by default a file is one.
     `ids`: modalities whose fields hold ids already. `notes` are added to as the documents are taken.
     """
@@ -326,16 +322,6 @@ def _json_part(part, folder: str) -> Part:
         return Part(kind, text(value) if kind == "text" else medium(kind, value, folder, f"the part's {kind}"))
     except ValueError as error:
         return Part(kind, error)
-
-
-def unescaped(separator: str) -> str:
-    """As it is written on a command line: `\\n`, `\\r`, `\\t`, `\\f`, `\\v`, `\\0`, `\\\\`, `\\x1e`, `\\u2028`."""
-    known = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "\\": "\\"}
-
-    def one(match: re.Match) -> str:
-        return known[match[1]] if match[1] in known else chr(int(match[1][1:], 16))
-
-    return re.sub(r"\\([nrtfv0\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", one, separator)
 
 
 def _text(inputs: list[Path], separator: str, notes: Notes) -> Iterator[Raw]:

@@ -21,7 +21,8 @@ from mot.data.seqio_bridge import Read, SeqioMixture
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
 from mot.prepare import job, tokenise
-from mot.prepare.raw import READY, Part, Raw
+from mot.prepare.raw import Part, Raw
+from mot.prepare.templates import READY
 from mot.prepare.tokenise import Bad
 
 

@@ -17,23 +17,19 @@ from mot.prepare.raw import (
     BOM,
     FILE_ENDINGS,
     FILES,
-    KINDS,
     MAX_TEXT,
-    READY,
     Raw,
     TableRow,
-    Template,
     check_text,
     choose,
     document,
     files_of,
     json_rows,
     lines,
-    needed,
-    parse,
     plain,
     sample,
 )
+from mot.prepare.templates import KINDS, READY, Template, needed, parse
 
 JSON_LINES = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in ("", *PACKED))
 CAPTIONS = ("caption", "text", "transcription", "transcript", "sentence")

@@ -21,7 +21,8 @@ from mot.data.records import Record, Span, atoms
 from mot.errors import UserError, reason
 from mot.files import replacing, write_atomically
 from mot.prepare import media
-from mot.prepare.raw import MODALITY, READY, Part, Raw, modality_of
+from mot.prepare.raw import Part, Raw
+from mot.prepare.templates import MODALITY, READY, modality_of
 from mot.tokenizers import audio as audios
 from mot.tokenizers import image as images
 from mot.tokenizers import text as texts

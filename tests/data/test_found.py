@@ -18,7 +18,7 @@ from PIL import Image
 from launch import data
 from launch.cli import guarded
 from mot.errors import UserError
-from mot.prepare import readers
+from mot.prepare import asked
 from mot.prepare.inputs import held_out
 from tests.data.files import bad, good, png, read, table, tar, write, write_lines
 
@@ -336,7 +336,7 @@ def test_lines_end_as_python_has_them(tmp_path, ending):
 
 
 def test_a_separator_is_written_with_escapes_and_told_where_it_never_occurs(tmp_path, capsys):
-    assert readers.unescaped(r"\r\n\t\f\\n\x1e\u2028\0\d|") == "\r\n\t\f\\n\x1e\u2028\0\\d|"
+    assert asked.unescaped(r"\r\n\t\f\\n\x1e\u2028\0\d|") == "\r\n\t\f\\n\x1e\u2028\0\\d|"
     write(tmp_path / "in" / "a.txt", "page 1\fpage 2\fpage 3" * 9)
     write(tmp_path / "in" / "b.txt", "no page")
     code, told, about = prepare(capsys, tmp_path / "in", r"--separator=\f", tmp_path / "pages")
