@@ -24,7 +24,7 @@ _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 # What a file is, by what follows the name that it shares with others of its document; the first there is is taken.
 MEMBERS = {
     "text": ("txt", "text", "caption"),
-    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif"),
+    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "ppm", "pgm"),
     "audio": ("wav", "flac", "ogg", "oga", "opus", "mp3"),
     "action": ("action.npy",),
     "latents": ("npy",),
@@ -34,7 +34,7 @@ _KINDS = {suffix: kind for kind, suffixes in MEMBERS.items() for suffix in suffi
 OTHER_MEDIA = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
     *(".m4a", ".aac", ".wma", ".aif", ".aiff", ".au", ".amr", ".mid", ".midi"),
-    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".ico", ".exr", ".pgm", ".ppm"),
+    *(".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".ico", ".exr"),
     *(".npz", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".mat", ".ply", ".obj", ".glb", ".dcm", ".nii"),
 )
 

@@ -37,6 +37,7 @@ from mot.prepare.raw import Raw
 from mot.prepare.tokenise import Bad, Tools, weight_of
 
 HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
+FEW = 5  # documents by which the held-out part may be another than was asked for, untold
 COUNTED = 4 << 30  # bytes of input that are read twice, for the sake of the time left
 
 
@@ -95,16 +96,41 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
         tokenise.choose(recipe, out / "tokenizers", read, sides)
         notes = Notes()
         written = _blocks(recipe, sides, out, read, notes, workers, max_skipped)
-        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes))
+        told = [*_warned_of_sides(recipe.held_out, sides, out, written), *_warned_of_pictures(written)]
+        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes, told))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
 
-def _noted(recipe, out: Path, notes: Notes) -> dict:
+def _noted(recipe, out: Path, notes: Notes, more: Sequence[str]) -> dict:
     """What `dataset.json` says of the inputs' files that were not read, and what is to be told loudly."""
     not_read = unread(map(Path, recipe.inputs), notes)
     modalities = tokenise.load(out / "tokenizers").modalities
     told = warnings(notes, not_read, recipe.separator, modalities)
-    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": told}
+    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": [*told, *more]}
+
+
+def _warned_of_sides(fraction: float, sides: tokenise.Sides, out: Path, written: Sequence["Written"]) -> Iterator[str]:
+    """Where equal documents, which stay on one side, make of the held-out part another than was asked for."""
+    parts = [np.load(out / ".work" / f"block-{w.block:05d}.hashes", allow_pickle=False) for w in written]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
+    other = np.isin(hashes, np.array(sorted(sides.other), np.uint64))
+    n, held_out = len(hashes), int(((hashes < np.uint64(sides.below)) != other).sum())
+    asked = fraction * n
+    if not asked / 2 <= held_out <= 2 * asked and abs(held_out - asked) > FEW:
+        yield (
+            f"{len(np.unique(hashes)):,} distinct documents of {n:,}; {100 * held_out / n:.0f} % are held out, "
+            f"{100 * fraction:g} % were asked for: equal documents are on one side"
+        )
+
+
+def _warned_of_pictures(written: Sequence["Written"]) -> Iterator[str]:
+    """Where a tokenizer has seen a part of what pictures show."""
+    seen = sum((Counter(w.seen) for w in written), Counter())
+    of = f"of {seen['images']:,} images"
+    if cropped := seen["cropped"]:
+        yield f"{cropped:,} {of} are not square: the square in the middle is kept, and their edges are lost"
+    if animated := seen["animated"]:
+        yield f"{animated:,} {of} have several frames: the first is kept, and the others are lost"
 
 
 def _sides(recipe, out, read, ids) -> tokenise.Sides:
@@ -201,6 +227,7 @@ class Written(NamedTuple):
     block: int
     shards: dict[str, Shard | None]  # by split
     left_out: list[Bad]
+    seen: dict[str, int]  # as `tokenise.Made` has them
 
 
 def _blocks(recipe, sides, out, read, notes, workers, max_skipped) -> list[Written]:
@@ -285,16 +312,19 @@ def _block(block: int, raws: Sequence[Raw]) -> Written:
     if (known := _done(out, block, done)) is not None:
         return known
     records = {split: [] for split in SPLITS}
-    left_out = []
+    left_out, seen, hashes = [], Counter(), []
     for raw in raws:
         try:
-            made, missing = tokenise.records(raw, tools, recipe.max_tokens, recipe.missing)
-            held_out = tokenise.is_held_out(raw, sides, recipe.missing)
-            records["held_out" if held_out else "train"] += made
-            left_out += missing
+            made = tokenise.records(raw, tools, recipe.max_tokens, recipe.missing)
+            held_out, hash_ = tokenise.decided(raw, sides, recipe.missing)
+            records["held_out" if held_out else "train"] += made.records
+            left_out += made.missing
+            seen += made.seen
+            hashes += [] if hash_ is None else [hash_]
         except ValueError as error:
             left_out.append(Bad(raw.id, str(error)))
-    return write_block(out, block, records, left_out, tools.modalities)
+    _save(done.with_suffix(".hashes"), np.array(hashes, np.uint64))
+    return write_block(out, block, records, left_out, tools.modalities, seen)
 
 
 def write_block(
@@ -303,6 +333,7 @@ def write_block(
     records: dict[str, list[tuple[Record, np.ndarray]]],
     left_out: list[Bad],
     modalities: Sequence[str],
+    seen: Mapping[str, int] | None = None,
 ) -> Written:
     """Writes the shards of a block and what the index needs of them; `records`, with their atoms, by split."""
     done = out / ".work" / f"block-{block:05d}"
@@ -319,8 +350,8 @@ def write_block(
         _save(done.with_suffix(f".{split}.atoms"), np.concatenate([np.zeros((0, 2), np.int32), *atoms]))
         _save(done.with_suffix(f".{split}.sizes"), sizes)
     told = {split: shard and shard._asdict() for split, shard in shards.items()}
-    write_atomically(done.with_suffix(".json"), json.dumps({"shards": told, "left_out": left_out}))
-    return Written(block, shards, left_out)
+    write_atomically(done.with_suffix(".json"), json.dumps({"shards": told, "left_out": left_out, "seen": seen or {}}))
+    return Written(block, shards, left_out, dict(seen or {}))
 
 
 def _shard_name(block: int) -> str:
@@ -335,7 +366,7 @@ def _done(out: Path, block: int, done: Path) -> Written | None:
         for split, shard in shards.items():
             if shard and file_digest(out / split / shard.file) != shard.digest:
                 return None
-        return Written(block, shards, [Bad(*bad) for bad in told["left_out"]])
+        return Written(block, shards, [Bad(*bad) for bad in told["left_out"]], told["seen"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

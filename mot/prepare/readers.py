@@ -227,10 +227,11 @@ def _check_nothing_is_lost(inputs: Sequence[Path], form: str, shown: _Shown, cap
             f"{given}: it holds media ({first.name}, ...) and texts, and no text has a medium's name; write x.txt "
             f"beside x{first.suffix}, or a captions file (captions.csv: file_name,caption), or {texts_alone}"
         )
-    if form in ("text", "json") and shown.alone:
+    if form in ("text", "json", "folder") and shown.alone:
+        rest = "give --format folder to do without them" if form == "folder" else texts_alone
         raise UserError(
             f"{given}: {listed(shown.alone)} have a text of their name beside them, and cannot be read; make them one "
-            f"of {', '.join(SUFFIXES['folder'])}, or {texts_alone}"
+            f"of {', '.join(SUFFIXES['folder'])}, or {rest}"
         )
 
 

@@ -35,7 +35,7 @@ from mot.tokenizers.vectors import ActionVectors, AudioVectors, ImageVectors
 MEDIA = ("image", "audio", "action", "latents")
 FILES = {"text": ("text.json", BYTES)} | {kind: (f"{kind}.npz",) for kind in MEDIA[:3]}  # of what is learned
 VECTORS = {"image": ImageVectors, "audio": AudioVectors, "action": ActionVectors}
-OPENS = {"image": media.image, "action": media.action, "latents": media.latents}
+OPENS = {"action": media.action, "latents": media.latents}
 LEARNED = {"image": images.load, "audio": audios.load}  # codebooks, from their files
 LEFT_OUT = "left_out.jsonl"
 CHOSEN = "chosen.json"  # written last: the folder is complete
@@ -472,16 +472,17 @@ class Made(NamedTuple):
 
     records: list[tuple[Record, np.ndarray]]  # with their atoms; several where it is longer than a record may be
     missing: list[Bad]  # media of it that are missing, and were dropped
+    seen: Counter[str]  # its "images", and how many of them are "cropped" to a square, or "animated"
 
 
 def records(raw: Raw, tools: Tools, max_tokens: int, missing: str = DROP_DOCUMENT) -> Made:
     """Records of at most `max_tokens` tokens; raises `ValueError` with what is wrong with the document."""
     if raw.bad and not (raw.rest and missing == DROP_MEDIUM):
         raise ValueError(raw.bad)
-    spans, cuts, size, dropped = [], [], 0, []
+    spans, cuts, size, dropped, seen = [], [], 0, [], Counter()
     for part in parts_of(raw, missing):
         try:
-            x = opened(part)
+            x = opened(part, seen)
         except ValueError as error:
             if part.kind == "text" or missing == DROP_DOCUMENT:
                 raise
@@ -497,11 +498,14 @@ def records(raw: Raw, tools: Tools, max_tokens: int, missing: str = DROP_DOCUMEN
             cuts.append(inner)
     if not spans:
         raise ValueError(f"an empty document: {dropped[0].why}" if dropped else "an empty document")
-    return Made(cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, max_tokens), dropped)
+    return Made(cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, max_tokens), dropped, seen)
 
 
-def opened(part: Part):
-    """A part decoded, as its tokenizer takes it: text, a picture, ...; raises `ValueError` where it cannot be."""
+def opened(part: Part, seen: Counter | None = None):
+    """A part decoded, as its tokenizer takes it: text, a picture, ...; raises `ValueError` where it cannot be.
+
+    `seen` counts pictures, and those of which a tokenizer sees a part.
+    """
     if isinstance(part.content, ValueError):
         raise part.content
     if part.kind == "text":
@@ -512,6 +516,11 @@ def opened(part: Part):
         return part.content
     if part.kind == "audio":
         return media.audio(part.content, part.rate)
+    if part.kind == "image":
+        pixels = media.image(part.content, seen)
+        if seen is not None:
+            seen.update(images=1, cropped=int(pixels.shape[0] != pixels.shape[1]))
+        return pixels
     return (media.ids if part.kind.endswith(READY) else OPENS[part.kind])(part.content)
 
 
@@ -520,13 +529,15 @@ def is_held_out(raw: Raw, sides: Sides, missing: str = DROP_DOCUMENT) -> bool:
 
     Raises `ValueError` where a file is too large or cannot be read, unless media may be `missing`.
     """
-    if raw.held_out is not None:
-        return raw.held_out
-    return sides.below > 0 and _is_below(_hash(raw, missing), sides)
+    return decided(raw, sides, missing)[0]
 
 
-def _is_below(hash_: int, sides: Sides) -> bool:
-    return (hash_ < sides.below) != (hash_ in sides.other)
+def decided(raw: Raw, sides: Sides, missing: str) -> tuple[bool, int | None]:
+    """`is_held_out`, and the hash that decided it, if one did."""
+    if raw.held_out is not None or sides.below == 0:
+        return bool(raw.held_out), None
+    hash_ = _hash(raw, missing)
+    return (hash_ < sides.below) != (hash_ in sides.other), hash_
 
 
 def _hash(raw: Raw, missing: str) -> int:

@@ -4,8 +4,10 @@ import dataclasses
 import json
 
 import pytest
+from PIL import Image
 
 from launch import cli
+from mot.data.manifest import read_json
 from mot.data.records import Dataset
 from mot.errors import UserError
 from mot.prepare import job
@@ -99,6 +101,33 @@ def test_a_split_of_the_input_stays_and_is_named_where_it_holds_out_a_modality(t
         "(0 are bad, the others are held out, as the input's split says, the first all.jsonl:1)"
         in capsys.readouterr().err
     )
+
+
+def test_equal_documents_that_move_the_held_out_part_are_told(tmp_path, capsys):
+    rows = [{"text": f"one of {i % 4}"} for i in range(200)]
+    command = ["data", "prepare", str(write_lines(tmp_path / "a.jsonl", *rows)), "--workers=1", "--shard=50"]
+    assert cli.main([*command, f"--out={tmp_path / 'few'}", "--held-out=0.1"]) == 0
+    about = read_json(tmp_path / "few")
+    share = about["splits"]["held_out"]["documents"] / 2
+    (told,) = about["warnings"]
+    assert told.startswith(f"4 distinct documents of 200; {share:.0f} % are held out, 10 % were asked for")
+    assert f"warning: {told}" in capsys.readouterr().out
+    write_lines(tmp_path / "a.jsonl", *({"text": f"{i}"} for i in range(200)))
+    assert cli.main([*command, f"--out={tmp_path / 'many'}", "--held-out=0.1"]) == 0
+    assert read_json(tmp_path / "many")["warnings"] == []
+
+
+def test_pictures_that_lose_their_edges_or_frames_are_told(tmp_path, capsys):
+    for i in range(4):
+        first, second = (Image.new("L", (4 + i % 2, 4), 9 * i + j) for j in range(2))
+        first.save(tmp_path / f"{i}.gif", save_all=True, append_images=[second] * (i == 0))
+        write(tmp_path / f"{i}.txt", f"picture {i}")
+    options = ["--image-side=4", "--shard=1", "--workers=1"]
+    assert cli.main(["data", "prepare", str(tmp_path), f"--out={tmp_path}-out", *options]) == 0
+    told = capsys.readouterr().out
+    assert "warning: 2 of 4 images are not square: the square in the middle is kept" in told
+    assert "warning: 1 of 4 images have several frames: the first is kept" in told
+    assert len(read_json(tmp_path.with_name(f"{tmp_path.name}-out"))["warnings"]) == 2
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.json"])
