@@ -47,7 +47,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         for tree in demo_trees(options, overrides):
             flags.judged(tree)
         return None
-    judged_data(command, options)
+    if command == "prepare":
+        judged_data(p, options)
     if command == "plan" and options.topology:
         chips.parse(options.topology)
     if getattr(options, "config", ""):
@@ -389,7 +390,8 @@ PARSERS = {
 }
 
 
-def judged_data(command: str, options) -> None:
-    """Raises `UserError` where a command that prepares data is asked what cannot be."""
-    if command == "prepare":
-        asked.judge(options)
+def judged_data(p: flags.Parser, options):
+    """The options of `data prepare` as they are meant; ends, or raises `UserError`, where they cannot be."""
+    if bool(options.inputs) == bool(options.seqio):
+        p.error("give files or folders, or --seqio=NAME")
+    return asked.judge(options)

@@ -24,7 +24,7 @@ from mot.data.records import Dataset, Record
 from mot.errors import UserError
 from mot.files import replacing
 from mot.generate import sounds
-from mot.prepare import asked, job, seqio_export, tokenise
+from mot.prepare import job, seqio_export, tokenise
 from mot.prepare.inputs import listed
 from mot.tokenizers import text as texts
 
@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(argv) -> int:
-    options = vars(asked.judge(arguments.prepare().parse_args(argv)))
+    p = arguments.prepare()
+    options = vars(arguments.judged_data(p, p.parse_args(argv)))
     out, workers, most, wants = (options.pop(k) for k in ("out", "workers", "max_skipped", "preview"))
     seqio = {key: options.pop(key) for key in ("seqio", "seqio_module", "seqio_split", "seqio_features")}
     options |= {key: tuple(options[key]) for key in ("inputs", "content")}

@@ -17,8 +17,6 @@ SEQIO = ("content", "separator", "like", "tokenizer", "ids")  # options for file
 def judge(options) -> SimpleNamespace:
     """The options of `mot data prepare`, their `ids` and `separator` read; raises `UserError` where they are wrong."""
     read = SimpleNamespace(**vars(options))
-    if bool(read.inputs) == bool(read.seqio):
-        raise UserError("give files or folders, or --seqio=NAME")
     if read.seqio and (unfit := [flag for flag in SEQIO if getattr(read, flag)]):
         raise UserError(f"--{unfit[0]} is for files; --seqio={read.seqio} brings its own; give one of the two")
     read.ids = tuple(sorted(map(_ids, read.ids)))
