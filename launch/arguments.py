@@ -18,6 +18,7 @@ from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, SOLVERS, USU
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
 from mot.plan import chips
+from mot.prepare import asked
 
 FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
@@ -46,6 +47,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         for tree in demo_trees(options, overrides):
             flags.judged(tree)
         return None
+    if command == "prepare":
+        judged_data(p, options)
     if command == "plan" and options.topology:
         chips.parse(options.topology)
     if getattr(options, "config", ""):
@@ -253,9 +256,7 @@ def prepare() -> flags.Parser:
         default=[],
         help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
     )
-    p.add_argument(
-        "--separator", type=typed, default="", help="of documents in a text file, as \\n\\n; default: a file is one"
-    )
+    p.add_argument("--separator", type=typed, help="of documents in a text file, as \\n\\n; default: a file is one")
     _tokenizer_arguments(p)
     p.add_argument(
         "--missing",
@@ -387,3 +388,10 @@ PARSERS = {
     "report": report,
     "plan": plan,
 }
+
+
+def judged_data(p: flags.Parser, options):
+    """The options of `data prepare` as they are meant; ends, or raises `UserError`, where they cannot be."""
+    if bool(options.inputs) == bool(options.seqio):
+        p.error("give files or folders, or --seqio=NAME")
+    return asked.judge(options)

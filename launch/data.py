@@ -24,7 +24,7 @@ from mot.data.records import Dataset, Record
 from mot.errors import UserError
 from mot.files import replacing
 from mot.generate import sounds
-from mot.prepare import job, readers, seqio_export, tokenise
+from mot.prepare import job, seqio_export, tokenise
 from mot.prepare.inputs import listed
 from mot.tokenizers import text as texts
 
@@ -41,15 +41,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _prepare(argv) -> int:
     p = arguments.prepare()
-    options = vars(p.parse_args(argv))
+    options = vars(arguments.judged_data(p, p.parse_args(argv)))
     out, workers, most, wants = (options.pop(k) for k in ("out", "workers", "max_skipped", "preview"))
     seqio = {key: options.pop(key) for key in ("seqio", "seqio_module", "seqio_split", "seqio_features")}
-    if bool(options["inputs"]) == bool(seqio["seqio"]):
-        p.error("give files or folders, or --seqio=NAME")
     options |= {key: tuple(options[key]) for key in ("inputs", "content")}
     options["vectors"] = tuple(sorted(set(options["vectors"])))
-    options["ids"] = tuple(sorted(map(_ids, options["ids"])))
-    options["separator"] = readers.unescaped(options["separator"])
     announce(f"preparing {out}: first the tokenizers, then the documents")
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)
@@ -64,17 +60,7 @@ def _prepare(argv) -> int:
     return 0
 
 
-def _ids(given: str) -> tuple[str, int]:
-    """`depth=64`."""
-    name, _, count = given.partition("=")
-    if not name or not count.isdecimal() or len(count) > 12:
-        raise UserError(f"--ids {given}: write NAME=COUNT, as --ids depth=64: a modality whose ids are 0 to COUNT - 1")
-    return name, int(count)
-
-
 def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most) -> job.Summary:
-    if unfit := [flag for flag in ("content", "separator", "like", "tokenizer", "ids") if options[flag]]:
-        raise UserError(f"--{unfit[0]} is for files; --seqio={seqio} brings its own; give one of the two")
     seqio_bridge.require()
     if seqio_module:
         try:  # the user's own code, as a configuration's file is

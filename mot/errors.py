@@ -1,5 +1,8 @@
 """What a user is told instead of a traceback."""
 
+import re
+import sys
+
 
 class UserError(ValueError):
     """Bad input: the message says what was given, what is allowed, what to change. Commands exit with 2."""
@@ -11,3 +14,18 @@ class Hung(UserError):
 
 class Damaged(UserError):
     """A file of a run directory that is not what was written."""
+
+
+_OBJECT = re.compile(r"(Error opening )?<[^<>]* at 0x[0-9a-fA-F]+>:?\s*")  # of Python, with its address
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, in its words: the same every time, in one line of at most 200 characters."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: {error.reason} at byte {error.start}"
+    told = error.args[0] if len(error.args) > 1 and isinstance(error.args[0], str) else error
+    told = getattr(error, "strerror", None) or str(told)
+    if "set_int_max_str_digits" in told:
+        return f"a number of more than {sys.get_int_max_str_digits():,} digits"
+    told = next(iter(_OBJECT.sub("", told).strip().splitlines()), "")
+    return told.rstrip(" :.")[:200] or "the library that reads it does not say why"

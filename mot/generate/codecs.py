@@ -17,7 +17,8 @@ from mot.errors import UserError
 from mot.generate import sounds
 from mot.prepare import media, tokenise
 from mot.prepare.inputs import inside, short
-from mot.prepare.raw import KINDS, MAX_LINE, Part, Raw, filled, ids_part, modality_of, text
+from mot.prepare.raw import MAX_LINE, Part, Raw, filled, ids_part, text
+from mot.prepare.templates import KINDS, modality_of
 from mot.prepare.tokenise import Tools
 from mot.tokenizers.given import GivenIds
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from mot.errors import UserError
+from mot.errors import UserError, reason
 from mot.prepare.inputs import Notes, fault, find
 from mot.prepare.media import npy_header
-from mot.prepare.raw import READY, Raw, TableRow, choose, document, json_rows, lines, needed
+from mot.prepare.raw import Raw, TableRow, choose, document, json_rows, lines
+from mot.prepare.templates import READY, needed
 
 MAX_ARRAY = 4 * 2**30  # bytes of one array, which is held whole
 
@@ -115,7 +116,7 @@ class _Arrays:
                 raise
             what = f"array {field!r}" if field else "the file"
             raise UserError(
-                f"{self.path}: {what} cannot be read: {error}; make it again with numpy.savez, without objects"
+                f"{self.path}: {what} cannot be read: {reason(error)}; make it again with numpy.savez, without objects"
             ) from None
 
     def load(self, field: str) -> np.ndarray:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mot.errors import reason
+
 SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 MEMORY = 256 * 2**20  # bytes that an xz file may ask its reader to hold
 
@@ -36,7 +38,7 @@ class _Unpacked(io.RawIOBase):
         except (OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError) as error:
             if getattr(error, "errno", None):  # the system's, not the file's
                 raise
-            raise Damaged(f"it is damaged or cut off: {str(error)[:200]}") from None
+            raise Damaged(f"it is damaged or cut off: {reason(error)}") from None
         buffer[: len(found)] = found
         return len(found)
 

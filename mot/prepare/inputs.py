@@ -24,7 +24,7 @@ _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
 # What a file is, by what follows the name that it shares with others of its document; the first there is is taken.
 MEMBERS = {
     "text": ("txt", "text", "caption"),
-    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif"),
+    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "ppm", "pgm"),
     "audio": ("wav", "flac", "ogg", "oga", "opus", "mp3"),
     "action": ("action.npy",),
     "latents": ("npy",),
@@ -34,7 +34,7 @@ _KINDS = {suffix: kind for kind, suffixes in MEMBERS.items() for suffix in suffi
 OTHER_MEDIA = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
     *(".m4a", ".aac", ".wma", ".aif", ".aiff", ".au", ".amr", ".mid", ".midi"),
-    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".ico", ".exr", ".pgm", ".ppm"),
+    *(".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".ico", ".exr"),
     *(".npz", ".pt", ".pth", ".pkl", ".h5", ".hdf5", ".mat", ".ply", ".obj", ".glb", ".dcm", ".nii"),
 )
 
@@ -112,7 +112,14 @@ def _blobs(folder: str) -> str:
 
 
 def short(value: Any) -> str:
-    shown = ascii(value)
+    """A value as JSON or a table holds it, in at most 80 characters."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is not None and not isinstance(value, str | bytes | bool | int | float | list | tuple | dict):
+        value = str(value)  # a date, a decimal, ...
+    shown = "null" if value is None else ascii(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
@@ -178,7 +185,11 @@ def held_out(split: Any) -> bool | None:
     """Is a document of this split held out? None where it says nothing; raises `ValueError` for an unknown one."""
     if split is None:
         return None
-    if isinstance(split, int | np.integer) and split in SPLITS:
+    if isinstance(split, np.generic):  # of an .npz
+        split = split.item()
+    if isinstance(split, bytes):
+        split = split.decode(errors="replace")
+    if isinstance(split, int) and split in SPLITS:
         return SPLITS[split]
     if isinstance(split, str):
         name = split.strip().lower()

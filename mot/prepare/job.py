@@ -4,6 +4,7 @@ ends with the same bytes."""
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,18 +27,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from threadpoolctl import threadpool_limits
 
 from mot.console import unheard_by_workers
-from mot.data.manifest import FORMAT, SPLITS, file_digest, read_json, special_tokens
+from mot.data.manifest import FORMAT, SPLITS, file_digest, read_json
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
-from mot.prepare import readers, tokenise
+from mot.prepare import asked, readers, tokenise
 from mot.prepare.inputs import Notes, unread, warnings
-from mot.prepare.raw import MODALITY, Raw
+from mot.prepare.raw import Raw
 from mot.prepare.tokenise import Bad, Tools, weight_of
-from mot.tokenizers import vectors
-from mot.tokenizers.given import MOST
 
 HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
+FEW = 5  # documents by which the held-out part may be another than was asked for, untold
 COUNTED = 4 << 30  # bytes of input that are read twice, for the sake of the time left
 
 
@@ -78,7 +78,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
 
     Raises `UserError` where the folder holds something else, and where more than `max_skipped` documents are bad.
     """
-    if faults := list(_faults(recipe, out, workers, max_skipped)):
+    if faults := list(asked.faults(recipe, out, workers, max_skipped)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
     ids = tokenise.declared(recipe)
     inputs, content = [Path(p) for p in recipe.inputs], list(recipe.content)
@@ -92,82 +92,57 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
         if (out / "dataset.json").exists():
             return Summary(read_json(out), 0)
         (out / ".work").mkdir(exist_ok=True)
-        below = _held_out_below(recipe, out, read, ids)
-        tokenise.choose(recipe, out / "tokenizers", read, below)
+        sides = _sides(recipe, out, read, ids)
+        tokenise.choose(recipe, out / "tokenizers", read, sides)
         notes = Notes()
-        written = _blocks(recipe, below, out, read, notes, workers, max_skipped)
-        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes))
+        written = _blocks(recipe, sides, out, read, notes, workers, max_skipped)
+        told = [*_warned_of_sides(recipe.held_out, sides, out, written), *_warned_of_pictures(written)]
+        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes, told))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
 
-def _noted(recipe, out: Path, notes: Notes) -> dict:
+def _noted(recipe, out: Path, notes: Notes, more: Sequence[str]) -> dict:
     """What `dataset.json` says of the inputs' files that were not read, and what is to be told loudly."""
     not_read = unread(map(Path, recipe.inputs), notes)
     modalities = tokenise.load(out / "tokenizers").modalities
     told = warnings(notes, not_read, recipe.separator, modalities)
-    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": told}
+    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": [*told, *more]}
 
 
-def _held_out_below(recipe, out, read, ids) -> int:
-    """As `tokenise.held_out_below` finds it; kept, since an interrupted preparation goes on with the same."""
+def _warned_of_sides(fraction: float, sides: tokenise.Sides, out: Path, written: Sequence["Written"]) -> Iterator[str]:
+    """Where equal documents, which stay on one side, make of the held-out part another than was asked for."""
+    parts = [np.load(out / ".work" / f"block-{w.block:05d}.hashes", allow_pickle=False) for w in written]
+    hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
+    other = np.isin(hashes, np.array(sorted(sides.other), np.uint64))
+    n, held_out = len(hashes), int(((hashes < np.uint64(sides.below)) != other).sum())
+    asked = fraction * n
+    if not asked / 2 <= held_out <= 2 * asked and abs(held_out - asked) > FEW:
+        yield (
+            f"{len(np.unique(hashes)):,} distinct documents of {n:,}; {100 * held_out / n:.0f} % are held out, "
+            f"{100 * fraction:g} % were asked for: equal documents are on one side"
+        )
+
+
+def _warned_of_pictures(written: Sequence["Written"]) -> Iterator[str]:
+    """Where a tokenizer has seen a part of what pictures show."""
+    seen = sum((Counter(w.seen) for w in written), Counter())
+    of = f"of {seen['images']:,} images"
+    if cropped := seen["cropped"]:
+        yield f"{cropped:,} {of} are not square: the square in the middle is kept, and their edges are lost"
+    if animated := seen["animated"]:
+        yield f"{animated:,} {of} have several frames: the first is kept, and the others are lost"
+
+
+def _sides(recipe, out, read, ids) -> tokenise.Sides:
+    """As `tokenise.sides_of` finds them; kept, since an interrupted preparation goes on with the same."""
     file = out / ".work" / "held_out.json"
     try:
-        return int(json.loads(file.read_text(encoding="utf-8")))
+        below, other = json.loads(file.read_text(encoding="utf-8"))
+        return tokenise.Sides(int(below), frozenset(map(int, other)))
     except (OSError, ValueError, TypeError):
-        below = tokenise.held_out_below(read(), recipe.held_out, recipe.missing, ids)
-        write_atomically(file, json.dumps(below))
-        return below
-
-
-def _faults(recipe, out, workers, max_skipped):
-    least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=1000, audio_ids=2)
-    least |= dict(action_points=vectors.POINTS[0])
-    least |= dict(max_tokens=256, sample=1, shard=1)
-    for key, value in least.items():
-        if getattr(recipe, key) is None:
-            continue
-        if getattr(recipe, key) < value:
-            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
-        elif getattr(recipe, key) > (most := 2**20 if key == "text_ids" else 2**31):
-            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; at most {most}; lower it"
-    if max_skipped < 0:
-        yield f"--max-skipped={max_skipped}; must be 0 or more; raise it"
-    try:
-        str(out).encode()
-    except UnicodeEncodeError:
-        yield f"--out={str(out)!r}: a folder's name must be UTF-8; choose another"
-    for given in map(Path, recipe.inputs):
-        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
-            yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
-    if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
-        yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
-    if recipe.action_points > vectors.POINTS[1]:
-        yield f"--action-points={recipe.action_points}; at most {vectors.POINTS[1]}; lower it"
-    if not 0 <= recipe.held_out < 1:
-        yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
-    if workers < 1:
-        yield f"--workers={workers}; must be 1 or more"
-    yield from _ids_faults(recipe)
-    if recipe.like and recipe.tokenizer:
-        yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
-
-
-def _ids_faults(recipe):
-    reserved = {mark.strip("</>") for mark in special_tokens(())} | {"text", "latents", "ids", "any"}
-    names = [name for name, _ in recipe.ids]
-    for name, n in recipe.ids:
-        given = f"--ids {name}={n}"
-        if not MODALITY.fullmatch(name) or len(name) > 40:
-            yield f"{given}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
-        elif name in reserved or "norm" in name:
-            # optim.rules know norms' parameters by this word.
-            yield f"{given}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
-        if names.count(name) > 1:
-            yield f"{given}: --ids says {names.count(name)} times how many {name} has; say it once"
-        if not 1 <= n <= MOST:
-            yield f"{given}: must be from 1 to {MOST}, the ids being 0 to COUNT - 1"
-        if name in recipe.vectors:
-            yield f"{given}, --vectors={name}: each says what {name} is kept as; give one"
+        sides = tokenise.sides_of(recipe, read, ids)
+        write_atomically(file, json.dumps([sides.below, sorted(sides.other)]))
+        return sides
 
 
 def _listing(recipe) -> list:
@@ -191,15 +166,19 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
     Raises `UserError` where it holds something else, was begun by another recipe that has come to something, or is
     being prepared by another process. The lock ends with its process, however that ends.
     """
-    if known := _known(out):
+    with _out_told(out):
+        known = _known(out)
+    if known:
         different = [key for key in recipe if known.get(key) != recipe[key]]
         if different and any(out.glob("*/shard-*")):
             listed = ", ".join(f"{key} {known.get(key)!r} -> {recipe[key]!r}" for key in different)
             raise UserError(
                 f"{out} was begun otherwise ({listed}); nothing was overwritten; choose another --out, or remove it"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w", encoding="utf-8") as lock:
+    with _out_told(out):
+        out.mkdir(parents=True, exist_ok=True)
+        opened = open(out / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -216,8 +195,21 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
         (out / ".lock").unlink()
 
 
+@contextlib.contextmanager
+def _out_told(out: Path) -> Iterator[None]:
+    """What the system says against the folder, as a `UserError`, unless it is that a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"--out={out}: {error.strerror}; choose a folder that can be made and written") from None
+
+
 def _known(out: Path) -> dict:
     """The recipe by which a folder was begun; empty where there is nothing yet."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; nothing was overwritten; choose another --out")
     if not out.exists() or (out.is_dir() and not set(os.listdir(out)) - {".lock"}):
         return {}
     try:
@@ -235,9 +227,10 @@ class Written(NamedTuple):
     block: int
     shards: dict[str, Shard | None]  # by split
     left_out: list[Bad]
+    seen: dict[str, int]  # as `tokenise.Made` has them
 
 
-def _blocks(recipe, below, out, read, notes, workers, max_skipped) -> list[Written]:
+def _blocks(recipe, sides, out, read, notes, workers, max_skipped) -> list[Written]:
     """Every block, tokenised and on disk, in order; what the reading finds beside documents goes to `notes`."""
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
@@ -247,7 +240,7 @@ def _blocks(recipe, below, out, read, notes, workers, max_skipped) -> list[Writt
     columns += (MofNCompleteColumn(), TextColumn("documents"), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(escape(out.name), total=total)
-        for documents, block in _in_order(recipe, below, out, _blocks_of(read(notes), recipe.shard), workers):
+        for documents, block in _in_order(recipe, sides, out, _blocks_of(read(notes), recipe.shard), workers):
             written.append(block)
             progress.update(task, advance=documents)
             left_out = [bad for w in written for bad in w.left_out if not bad.medium]
@@ -260,15 +253,15 @@ def _blocks(recipe, below, out, read, notes, workers, max_skipped) -> list[Writt
     return written
 
 
-def _in_order(recipe, below, out, blocks, workers) -> Iterator[tuple[int, Written]]:
+def _in_order(recipe, sides, out, blocks, workers) -> Iterator[tuple[int, Written]]:
     """What workers tell of each block, and its documents; few blocks are in flight at a time."""
     if workers == 1:  # here
-        _begin(recipe, below, out)
+        _begin(recipe, sides, out)
         for number, raws in enumerate(blocks):
             yield len(raws), _block(number, raws)
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, below, out))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, sides, out))
     waiting: deque[tuple[int, Future]] = deque()
     first = lambda: (waiting[0][0], waiting.popleft()[1].result())
     try:
@@ -300,35 +293,38 @@ def _blocks_of(raws: Iterator[Raw], most: int) -> Iterator[list[Raw]]:
         yield block
 
 
-_worker: tuple[Recipe, int, Path, Tools] | None = None  # of this worker process, set once by `_begin`
+_worker: tuple[Recipe, tokenise.Sides, Path, Tools] | None = None  # of this worker process, set once by `_begin`
 
 
-def _begin(recipe: Recipe, below: int, out: Path) -> None:
+def _begin(recipe: Recipe, sides: tokenise.Sides, out: Path) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
     if parent := multiprocessing.parent_process():
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # nobody is left to work for
     threadpool_limits(1)  # small products on two threads take up to a hundred times as long
-    _worker = recipe, below, out, tokenise.load(out / "tokenizers")
+    _worker = recipe, sides, out, tokenise.load(out / "tokenizers")
 
 
 def _block(block: int, raws: Sequence[Raw]) -> Written:
     """Tokenises a block and writes its shards, if an earlier process has not done so."""
-    recipe, below, out, tools = _worker
+    recipe, sides, out, tools = _worker
     done = out / ".work" / f"block-{block:05d}"
     if (known := _done(out, block, done)) is not None:
         return known
     records = {split: [] for split in SPLITS}
-    left_out = []
+    left_out, seen, hashes = [], Counter(), []
     for raw in raws:
         try:
-            made, missing = tokenise.records(raw, tools, recipe.max_tokens, recipe.missing)
-            held_out = tokenise.is_held_out(raw, below, recipe.missing)
-            records["held_out" if held_out else "train"] += made
-            left_out += missing
+            made = tokenise.records(raw, tools, recipe.max_tokens, recipe.missing)
+            held_out, hash_ = tokenise.decided(raw, sides, recipe.missing)
+            records["held_out" if held_out else "train"] += made.records
+            left_out += made.missing
+            seen += made.seen
+            hashes += [] if hash_ is None else [hash_]
         except ValueError as error:
             left_out.append(Bad(raw.id, str(error)))
-    return write_block(out, block, records, left_out, tools.modalities)
+    _save(done.with_suffix(".hashes"), np.array(hashes, np.uint64))
+    return write_block(out, block, records, left_out, tools.modalities, seen)
 
 
 def write_block(
@@ -337,6 +333,7 @@ def write_block(
     records: dict[str, list[tuple[Record, np.ndarray]]],
     left_out: list[Bad],
     modalities: Sequence[str],
+    seen: Mapping[str, int] | None = None,
 ) -> Written:
     """Writes the shards of a block and what the index needs of them; `records`, with their atoms, by split."""
     done = out / ".work" / f"block-{block:05d}"
@@ -353,8 +350,8 @@ def write_block(
         _save(done.with_suffix(f".{split}.atoms"), np.concatenate([np.zeros((0, 2), np.int32), *atoms]))
         _save(done.with_suffix(f".{split}.sizes"), sizes)
     told = {split: shard and shard._asdict() for split, shard in shards.items()}
-    write_atomically(done.with_suffix(".json"), json.dumps({"shards": told, "left_out": left_out}))
-    return Written(block, shards, left_out)
+    write_atomically(done.with_suffix(".json"), json.dumps({"shards": told, "left_out": left_out, "seen": seen or {}}))
+    return Written(block, shards, left_out, dict(seen or {}))
 
 
 def _shard_name(block: int) -> str:
@@ -369,7 +366,7 @@ def _done(out: Path, block: int, done: Path) -> Written | None:
         for split, shard in shards.items():
             if shard and file_digest(out / split / shard.file) != shard.digest:
                 return None
-        return Written(block, shards, [Bad(*bad) for bad in told["left_out"]])
+        return Written(block, shards, [Bad(*bad) for bad in told["left_out"]], told["seen"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -3,15 +3,20 @@
 Every fault of a file is a `ValueError` that says why; nothing here unpickles.
 """
 
+import contextlib
 import io
 import math
+import re
 import struct
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+from mot.errors import reason
+
+IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 MAX_SIDE, MAX_PIXELS, MAX_IMAGE_BYTES = 16384, 64 * 2**20, 256 * 2**20
 RATES, MAX_SECONDS, MAX_AUDIO_BYTES = (1000, 384_000), 3600, 512 * 2**20
 MAX_LATENT_BYTES = 256 * 2**20
@@ -29,8 +34,9 @@ PIPED = 0x7FFFF000  # bytes, and more: what writers to a pipe say of a WAV, whos
 PEAK = 4.0  # decoders overshoot 1 a little; a float wave beyond this was not scaled to -1..1
 
 
-def image(content: bytes | Path | np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: upright by its EXIF orientation, alpha composited on white, the first frame of several.
+def image(content: bytes | Path | np.ndarray, seen: Counter | None = None) -> np.ndarray:
+    """uint8 [H, W, 3]: upright by its EXIF orientation, alpha composited on white, the first frame of several, which
+    `seen` counts as "animated".
 
     Encoded as one of IMAGES, or an array uint8 [H, W], [H, W, 3] or [H, W, 4].
     """
@@ -40,20 +46,33 @@ def image(content: bytes | Path | np.ndarray) -> np.ndarray:
 
     encoded = _bytes(content, MAX_FILE["image"])
     try:
-        form, width, height = _image_header(encoded)
+        form, *told = _image_header(encoded)
     except struct.error:
         raise ValueError("the image's header is cut off") from None
-    _check_size(width, height)
+    if told:
+        _check_size(*told)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # of frames larger than the header says
             with Image.open(io.BytesIO(encoded), formats=[form]) as picture:
                 size = picture.size
-                if math.prod(size) <= MAX_PIXELS:
-                    return _rgb(ImageOps.exif_transpose(picture))
+                if math.prod(size) <= MAX_PIXELS and (told or max(size) <= MAX_SIDE):
+                    pixels = _rgb(ImageOps.exif_transpose(picture))
+                    if seen is not None and _has_frames(picture):
+                        seen["animated"] += 1
+                    return pixels
     except Exception as error:  # Pillow's decoders raise of every kind: SyntaxError, struct.error, zlib.error, ...
-        raise ValueError(f"the {form} image does not decode: {_brief(error)}") from None
-    raise ValueError(f"the {form} header says {width}x{height} pixels, the image has {size[0]}x{size[1]}")
+        raise ValueError(f"the {form} image does not decode: {reason(error)}") from None
+    if not told:
+        _check_size(*size)
+    raise ValueError(f"the {form} header says {told[0]}x{told[1]} pixels, the image has {size[0]}x{size[1]}")
+
+
+def _has_frames(picture) -> bool:
+    """Is a picture that was read the first of several? Not where the others are broken, or a JPEG's other views."""
+    with contextlib.suppress(Exception):  # Pillow's decoders raise of every kind
+        return getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO"
+    return False
 
 
 def audio(content: bytes | Path | np.ndarray, rate: int = 0) -> tuple[np.ndarray, int]:
@@ -87,7 +106,7 @@ def audio(content: bytes | Path | np.ndarray, rate: int = 0) -> tuple[np.ndarray
     except ValueError:
         raise
     except Exception as error:  # soundfile's own errors are RuntimeErrors, of which it exports no common class
-        raise ValueError(f"the {kind} audio does not decode: {_brief(error)}") from None
+        raise ValueError(f"the {kind} audio does not decode: {reason(error)}") from None
     return _wave(samples.mean(1)), rate
 
 
@@ -170,7 +189,7 @@ def npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
             raise ValueError(f"a header of {size:,} bytes; at most {MAX_HEADER:,} are allowed")
         shape, fortran, dtype = parsed(io.BytesIO(length + file.read(size)))
     except Exception as error:  # the header is a Python literal, whose parser raises of many kinds
-        raise ValueError(f"not a .npy file: {_brief(error)}") from None
+        raise ValueError(f"not a .npy file: {reason(error)}") from None
     if min(shape, default=0) < 0:
         raise ValueError(f"not a .npy file: shape {shape}")
     return shape, fortran, dtype
@@ -200,10 +219,6 @@ def _bytes(content: bytes | Path, limit: int) -> bytes:
     return content
 
 
-def _brief(error: Exception) -> str:
-    return f"{error}".splitlines()[0][:200] if f"{error}" else type(error).__name__
-
-
 def _check_size(width: int, height: int) -> None:
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
         raise ValueError(
@@ -211,10 +226,11 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _image_header(encoded: bytes) -> tuple[str, int, int]:
+def _image_header(encoded: bytes) -> tuple[str, int, int] | tuple[str]:
     """Format, width and height; `struct.error` where the bytes end too early.
 
-    Not left to Pillow, which refuses an empty image without its numbers and decodes a WEBP while opening it.
+    Not left to Pillow, which refuses an empty image without its numbers and decodes a WEBP while opening it. Of a TIFF,
+    AVIF or PPM, which it opens without decoding, the format alone.
     """
     at = lambda code, offset: struct.unpack_from(code, encoded, offset)
     if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -247,10 +263,18 @@ def _image_header(encoded: bytes) -> tuple[str, int, int]:
                 return "JPEG", width, height
             else:
                 place += 2 + length
+    if encoded[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return ("TIFF",)
+    if encoded[4:8] == b"ftyp" and b"avif" in encoded[8:40]:
+        return ("AVIF",)
+    if re.match(rb"P[1-6]\s", encoded):
+        return ("PPM",)
     raise ValueError(f"not a {', '.join(IMAGES[:-1])} or {IMAGES[-1]} image")
 
 
 def _rgb(picture) -> np.ndarray:
+    if picture.mode == "F":
+        raise ValueError("its pixels are floats, of which nobody says what is white; store them as 8 or 16 bits")
     if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         grey = np.clip(np.asarray(picture).astype(np.int32) // 257, 0, 255)
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)

@@ -10,17 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mot.errors import UserError
+from mot.errors import UserError, reason
 from mot.prepare.compressed import Damaged, opened
 from mot.prepare.inputs import MEMBERS, held_out, inside, kind_of, short
+from mot.prepare.templates import BRACES, INTERLEAVED, KINDS, MODALITY, READY, Template, needed, parse
 
-KINDS = ("text", "image", "audio", "action", "latents")
-# Ends the kind of a part that is ids already, of somebody's own tokenizer: "depth ids" are ids of the modality depth.
-READY = " ids"
-MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 BOM = b"\xef\xbb\xbf"
-# The kind of a template's part that is two fields: lists of texts and of images, as OBELICS and mmc4 name them.
-INTERLEAVED = "interleaved"
 PARALLEL = (("texts", "images"), ("text_list", "image_info"))
 LISTED = KINDS[1:3]  # kinds of which a field may hold a list; a list of the others is numbers
 _BETWEEN = re.compile(r"[\s,]*")  # values of an array
@@ -68,71 +63,6 @@ class TableRow(NamedTuple):
     rate: int = 0  # of audio arrays
     bad: str = ""
     lost: tuple[str, ...] = ()  # kinds of media that a document loses that is bad
-
-
-# (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +)
-Template = tuple[tuple[str, str], ...]
-_BRACES = re.compile(r"\{([^{}]+)\}")
-
-
-def modality_of(kind: str) -> str:
-    return kind.removesuffix(READY)
-
-
-def declared(content: Sequence[str], modalities: Iterable[str]) -> list[str]:
-    """Templates in which `depth:codes` reads `depth ids:codes`, for the modalities whose ids are ready."""
-    modalities = set(modalities)
-
-    def marked(part: str) -> str:
-        kind, colon, field = part.partition(":")
-        return f"{kind.strip()}{READY}:{field}" if colon and kind.strip() in modalities else part
-
-    return ["|".join(map(marked, template.split("|"))) for template in content]
-
-
-def parse(content: Sequence[str]) -> tuple[Template, ...]:
-    """Templates like "text:a drawing of {name}|image:image" or "text:caption|action:xy+pen_up"."""
-    return tuple(_parse(template) for template in content)
-
-
-def _parse(template: str) -> Template:
-    parts = []
-    for part in template.split("|"):
-        kind, colon, field = part.partition(":")
-        kind = kind.strip()
-        braces = "{" in field or "}" in field
-        balanced = not re.search(r"[{}]", _BRACES.sub("", field))
-        joined = kind in ("action", INTERLEAVED)
-        names = [name.strip() for name in field.split("+")] if joined else [field.strip()]
-        known = kind in (*KINDS, INTERLEAVED) or kind.endswith(READY)
-        known = known and (kind != INTERLEAVED or len(names) == 2)
-        if not known or not colon or not all(names) or (braces and (kind != "text" or not balanced)):
-            raise UserError(
-                f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)} or a modality "
-                "that --ids declares (--ids depth=64), text also with {field} among words, action with fields joined "
-                "by +, interleaved:texts+images for parallel lists, parts separated by |, e.g. 'text:a drawing of "
-                "{name}|image:image'"
-            )
-        parts.append((kind, field if braces else "+".join(names)))
-    return tuple(parts)
-
-
-def needed(templates: Sequence[Template]) -> dict[str, str]:
-    """The kind of each field that templates name."""
-    names = [one for template in templates for kind, field in template for one in _kinds(kind, field)]
-    kinds = dict(names)
-    for name, kind in names:
-        if kinds[name] != kind:
-            raise UserError(f"content uses the field {name!r} as {kinds[name]} and as {kind}; choose one")
-    return kinds
-
-
-def _kinds(kind: str, field: str) -> list[tuple[str, str]]:
-    """Each field of a part, and its kind; of parallel lists "texts", and "image"."""
-    if kind == INTERLEAVED:
-        return list(zip(field.split("+"), ("texts", "image"), strict=True))
-    names = field.split("+") if kind == "action" else _BRACES.findall(field) or [field]
-    return [(name, kind) for name in names]
 
 
 def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone: bool = True) -> tuple[Template, ...]:
@@ -194,11 +124,14 @@ def documents(rows: Iterator[TableRow], templates: Sequence[Template]) -> Iterat
         yield document(row, templates[i % len(templates)])
 
 
-def document(row: TableRow, template: Template) -> Raw:
+def document(row: TableRow, template: Template, with_ids: bool = False) -> Raw:
+    """What the template makes of the row; `with_ids`: then also the fields `ids` and `modality`, where it has both."""
     try:
         if row.bad:
             raise ValueError(row.bad)
         parts = [part for kind, field in template for part in _parts(kind, field, row)]
+        if with_ids and {"ids", "modality"} <= row.fields.keys():
+            parts.append(ids_part({key: row.fields[key] for key in ("ids", "modality")}, row.folder))
         return whole(row.id, parts, held_out(row.split))
     except ValueError as error:
         return Raw(row.id, (), None, str(error), lost=row.lost)
@@ -279,7 +212,7 @@ def _matched(texts: list, images: list) -> tuple[list, list]:
             encoded = image.get("image_base64")
             found = base64.b64decode(encoded, validate=True) if encoded else image.get("image_name")
         except (ValueError, TypeError) as error:
-            found = ValueError(f"its image_base64 is no base64: {error}")
+            found = ValueError(f"its image_base64 is no base64: {reason(error)}")
         before.setdefault(place, []).append(ValueError("no image_name") if found is None else found)
     order = []
     for place, words in enumerate(texts):
@@ -292,7 +225,7 @@ def _part(kind: str, field: str, row: TableRow) -> Part:
     """A part whose content is the ValueError that says why there is none, where there is none."""
     try:
         if kind == "text" and "{" in field:
-            return Part("text", _BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
+            return Part("text", BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
         if kind == "text":
             return Part("text", text(_value(row, field), field))
         value = _joined(row, field) if kind == "action" and "+" in field else _value(row, field)
@@ -425,7 +358,8 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
             except Damaged:
                 start = b""  # told below
         if start.startswith(b"["):
-            yield from _json_array(path)
+            document = _only_document(start)
+            yield from _json_array(path) if document is None else [(1, document)]
             return
         if re.match(rb"\{\s*\n", start):
             yield 1, ValueError("one object over several lines; one object a line, or an array of objects, is needed")
@@ -438,16 +372,54 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
                 raise ValueError(f"a line of more than {MAX_LINE} bytes")
             if not line.strip():
                 continue
-            row = json.loads(text(line.removeprefix(BOM) if number == 1 else line, "the line"))
-            if not isinstance(row, dict):
-                raise ValueError(f"{short(row)}; an object is needed")
-        except RecursionError:
-            row = ValueError("not JSON: nested too deeply")
-        except json.JSONDecodeError as error:
-            row = ValueError(f"not JSON: {error}")
+            row = parsed(text(line.removeprefix(BOM) if number == 1 else line, "the line"))
+            row = _as_object(row)
         except ValueError as error:
             row = error
         yield number, row
+
+
+def _as_object(row: Any) -> dict:
+    """A row; of a list of parts, as `mot sample` writes a document, the object that has them as its content."""
+    if isinstance(row, list) and row and all(isinstance(part, dict) for part in row):
+        return {"content": row}
+    if not isinstance(row, dict):
+        raise ValueError(f"{short(row)}; an object is needed, or a list of parts")
+    return row
+
+
+def _object_or_error(row: Any) -> dict | ValueError:
+    try:
+        return _as_object(row)
+    except ValueError as error:
+        return error
+
+
+def _only_document(start: bytes) -> dict | None:
+    """The document that a short file is, the parts of which are its array; None where it is an array of documents."""
+    try:
+        parts = json.loads(start)
+    except (ValueError, RecursionError):
+        return None
+    keys = [set(part) for part in parts if isinstance(part, dict)]
+    is_part = [(len(key) == 1 and key <= set(KINDS)) or key == {"ids", "modality"} for key in keys]
+    has_media = any(key != {"text"} for key in keys)
+    return {"content": parts} if len(keys) == len(parts) and all(is_part) and has_media else None
+
+
+def parsed(words: str) -> Any:
+    """The value of a JSON text; raises `ValueError` where there is none."""
+    try:
+        return json.loads(words)
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {_json_fault(error)}") from None
+
+
+def _json_fault(error: ValueError) -> str:
+    """A decoder's reason with its place, or, where it has none, what cannot be read."""
+    return str(error) if isinstance(error, json.JSONDecodeError) else reason(error)
 
 
 def is_json(name: str) -> bool:
@@ -469,7 +441,7 @@ def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
                     row, end = error, len(held)
                 if end < len(held) or isinstance(row, dict):  # a number may go on
                     place, number = end, number + 1
-                    yield number, row if isinstance(row, dict) else ValueError(f"{short(row)}; an object is needed")
+                    yield number, _object_or_error(row)
                     continue
                 held, place = held[place:], 0
                 more = file.read(max(2**20, len(held)))  # twice as much each time, or long values take for ever
@@ -477,7 +449,7 @@ def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
                 if not more or len(held) > 2 * MAX_LINE:
                     raise row if isinstance(row, ValueError) else ValueError("it ends before its last bracket")
         except (ValueError, RecursionError) as error:
-            why = "nested too deeply" if isinstance(error, RecursionError) else error
+            why = "nested too deeply" if isinstance(error, RecursionError) else _json_fault(error)
             yield number + 1, ValueError(f"the rest of the array, after {number} objects, is not JSON: {why}"[:300])
 
 
@@ -492,15 +464,13 @@ def sample(title: str, fields: dict, bad: str = "") -> TableRow:
         if "json" in fields:
             if len(fields["json"]) > MAX_LINE:
                 raise ValueError(f"its .json has {len(fields['json'])} bytes; at most {MAX_LINE} are allowed")
-            extra = json.loads(fields["json"])
+            words = fields["json"]
+            extra = parsed(text(words.removeprefix(BOM) if isinstance(words, bytes) else words, "its .json"))
             if not isinstance(extra, dict):
                 raise ValueError(f"its .json is {short(extra)}; an object is needed")
-    except RecursionError:
-        return TableRow(title, {}, bad="its .json is nested too deeply")
     except ValueError as error:
-        return TableRow(
-            title, {}, bad=str(error) if type(error) is ValueError else f"its .json is not JSON: {error}"[:200]
-        )
+        why = str(error)
+        return TableRow(title, {}, bad=f"its .json is {why}"[:200] if why.startswith("not JSON") else why)
     named = {name: value for name, value in extra.items() if name not in KINDS} | fields
     words = [extra[name] for name in ("caption", "text") if isinstance(extra.get(name), str)]
     named |= {"text": words[0]} if words else {}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mot.errors import UserError
+from mot.errors import UserError, reason
 from mot.prepare import arrays, tables
 from mot.prepare.compressed import SUFFIXES as PACKED
 from mot.prepare.compressed import Damaged, opened
@@ -31,27 +31,22 @@ from mot.prepare.inputs import (
 )
 from mot.prepare.raw import (
     BOM,
-    INTERLEAVED,
-    KINDS,
     Part,
     Raw,
     TableRow,
-    declared,
     document,
     documents,
     files_of,
     ids_part,
     json_rows,
     medium,
-    modality_of,
-    needed,
     parallel,
-    parse,
     sample,
     text,
     unix,
     whole,
 )
+from mot.prepare.templates import INTERLEAVED, KINDS, declared, modality_of, needed, parse
 
 JSON = tuple(".json" + packed for packed in ("", *PACKED))  # JSON lines too, or one array; other programs' as well
 SUFFIXES = {
@@ -79,7 +74,8 @@ def read(
 ) -> Iterator[Raw]:
     """The documents of files and folders; those that are bad say why, a `UserError` says what stops the reading.
 
-    `content`: templates (`raw.parse`) that make documents of a row's fields, in turn; by default guessed from names.
+    `content`: templates (`templates.parse`) that make documents of a row's fields, in turn; by default guessed from
+    names.
     `separator`: what stands between two documents of a plain text; by default a file is one.
     `ids`: modalities whose fields hold ids already. `notes` are added to as the documents are taken.
     """
@@ -231,10 +227,11 @@ def _check_nothing_is_lost(inputs: Sequence[Path], form: str, shown: _Shown, cap
             f"{given}: it holds media ({first.name}, ...) and texts, and no text has a medium's name; write x.txt "
             f"beside x{first.suffix}, or a captions file (captions.csv: file_name,caption), or {texts_alone}"
         )
-    if form in ("text", "json") and shown.alone:
+    if form in ("text", "json", "folder") and shown.alone:
+        rest = "give --format folder to do without them" if form == "folder" else texts_alone
         raise UserError(
             f"{given}: {listed(shown.alone)} have a text of their name beside them, and cannot be read; make them one "
-            f"of {', '.join(SUFFIXES['folder'])}, or {texts_alone}"
+            f"of {', '.join(SUFFIXES['folder'])}, or {rest}"
         )
 
 
@@ -301,10 +298,11 @@ def _interleaved(row: TableRow) -> Raw:
         content = row.fields.get("content")
         if content is None and (both := parallel(row.fields)):
             return document(row, ((INTERLEAVED, both),))
+        files = {} if "text" not in row.fields else files_of(row.fields, every=False)
+        if content is None and (files or {"ids", "modality"} <= row.fields.keys()):
+            template = tuple((kind, kind) for kind in KINDS if kind in files or (kind == "text" and kind in row.fields))
+            return document(row._replace(fields=row.fields | files), template, with_ids=True)
         if content is None and "text" in row.fields:
-            if files := files_of(row.fields, every=False):
-                template = tuple((kind, kind) for kind in KINDS if kind == "text" or kind in files)
-                return document(row._replace(fields=row.fields | files), template)
             content = [{"text": row.fields["text"]}]
         if not isinstance(content, list):
             raise ValueError("no list named 'content' and no 'text'; content templates say how to read other rows")
@@ -325,16 +323,6 @@ def _json_part(part, folder: str) -> Part:
         return Part(kind, text(value) if kind == "text" else medium(kind, value, folder, f"the part's {kind}"))
     except ValueError as error:
         return Part(kind, error)
-
-
-def unescaped(separator: str) -> str:
-    """As it is written on a command line: `\\n`, `\\r`, `\\t`, `\\f`, `\\v`, `\\0`, `\\\\`, `\\x1e`, `\\u2028`."""
-    known = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "\\": "\\"}
-
-    def one(match: re.Match) -> str:
-        return known[match[1]] if match[1] in known else chr(int(match[1][1:], 16))
-
-    return re.sub(r"\\([nrtfv0\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", one, separator)
 
 
 def _text(inputs: list[Path], separator: str, notes: Notes) -> Iterator[Raw]:
@@ -472,7 +460,8 @@ def _webdataset(inputs: list[Path], content: Sequence[str], notes: Notes) -> Ite
                 template = tuple((kind, kind) for kind in KINDS if kind in row.fields)
                 if "text" not in row.fields:
                     row = row._replace(bad=f"no text among {', '.join(row.fields) or 'its members'}")
-            yield document(row._replace(split=side) if row.split is None else row, template)
+            row = row._replace(split=side) if row.split is None else row
+            yield document(row, template, with_ids=not templates)
 
 
 class _Sample:
@@ -514,7 +503,7 @@ def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Ite
                 now = _Sample(archive, before, stem, done)
             _add(now, member, ending, fault, load, wanted, notes)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        yield TableRow(name, {}, bad=f"the rest of the archive, after {done} samples, cannot be read: {error}")
+        yield TableRow(name, {}, bad=f"the rest of the archive, after {done} samples, cannot be read: {reason(error)}")
 
 
 def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, str], notes: Notes) -> None:

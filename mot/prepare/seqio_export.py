@@ -21,7 +21,8 @@ from mot.data.seqio_bridge import Read, SeqioMixture
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
 from mot.prepare import job, tokenise
-from mot.prepare.raw import READY, Part, Raw
+from mot.prepare.raw import Part, Raw
+from mot.prepare.templates import READY
 from mot.prepare.tokenise import Bad
 
 
@@ -62,14 +63,14 @@ def _written(mixture, recipe, out, max_skipped) -> list[job.Written]:
     """Every block, on disk, in order."""
     written, bad = [], 0
     raws = (_raw(read, held_out) for held_out, reads in _blocks(mixture, recipe) for read in reads)
-    below = tokenise.held_out_below(raws, recipe.held_out, DROP_DOCUMENT, {})
+    sides = tokenise.Sides(tokenise.held_out_below(raws, recipe.held_out, DROP_DOCUMENT, {}))
     for block, (held_out, reads) in enumerate(_blocks(mixture, recipe)):
         records, left_out = {split: [] for split in SPLITS}, []
         for read in reads:
             if read.why:
                 left_out.append(Bad(read.record.id, read.why))
                 continue
-            side = "held_out" if tokenise.is_held_out(_raw(read, held_out), below) else "train"
+            side = "held_out" if tokenise.is_held_out(_raw(read, held_out), sides) else "train"
             records[side] += tokenise.cut(read.record, read.cuts, seqio_bridge.MODALITIES, recipe.max_tokens)
         written.append(job.write_block(out, block, records, left_out, seqio_bridge.MODALITIES))
         if (bad := bad + len(left_out)) > max_skipped:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mot.errors import UserError
+from mot.errors import UserError, reason
 from mot.prepare.compressed import SUFFIXES as PACKED
 from mot.prepare.compressed import Damaged
 from mot.prepare.inputs import MEMBERS, File, Notes, by_name, common, fault, inside, kind_of, label, short, walk
@@ -17,23 +17,19 @@ from mot.prepare.raw import (
     BOM,
     FILE_ENDINGS,
     FILES,
-    KINDS,
     MAX_TEXT,
-    READY,
     Raw,
     TableRow,
-    Template,
     check_text,
     choose,
     document,
     files_of,
     json_rows,
     lines,
-    needed,
-    parse,
     plain,
     sample,
 )
+from mot.prepare.templates import KINDS, READY, Template, needed, parse
 
 JSON_LINES = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in ("", *PACKED))
 CAPTIONS = ("caption", "text", "transcription", "transcript", "sentence")
@@ -52,7 +48,8 @@ def folder(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iter
     """
     templates, of = parse(content), _Of(common(inputs), content, _sides(inputs), notes)
     for i, row in enumerate(row for path in inputs for row in _folder_rows(path, of)):
-        yield document(row, templates[i % len(templates)] if templates else default(row.fields))
+        template = templates[i % len(templates)] if templates else default(row.fields)
+        yield document(row, template, with_ids=not templates)
 
 
 class _Of(NamedTuple):
@@ -229,8 +226,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             begin = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{path}:{begin}: the record that begins here is not CSV ({error}); close its quotes, and write a quote "
-            "inside quotes twice"
+            f"{path}:{begin}: the record that begins here is not CSV ({reason(error)}); close its quotes, and write a "
+            "quote inside quotes twice"
         ) from None
 
 
@@ -250,8 +247,7 @@ def parquet(files: Sequence[File], content: Sequence[str]) -> Iterator[Raw]:
                 yield document(row, templates[next(count) % len(templates)])
                 done += 1
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
-            reason = str(error).partition("\n")[0][:200]
-            yield Raw(name, (), None, f"the rest of the table, after {done} rows, cannot be read: {reason}")
+            yield Raw(name, (), None, f"the rest of the table, after {done} rows, cannot be read: {reason(error)}")
 
 
 def _parquet_rows(file: File, content: Sequence[str]):

@@ -1,10 +1,12 @@
 """A document to records: its media decoded, everything tokenised, its places to be cut noted."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +18,11 @@ from tokenizers import Tokenizer
 from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM, USUAL
 from mot.data.manifest import BYTES, file_digest, files, read_json, special_tokens
 from mot.data.records import Record, Span, atoms
-from mot.errors import UserError
+from mot.errors import UserError, reason
 from mot.files import replacing, write_atomically
 from mot.prepare import media
-from mot.prepare.raw import MODALITY, READY, Part, Raw, modality_of
+from mot.prepare.raw import Part, Raw
+from mot.prepare.templates import MODALITY, READY, modality_of
 from mot.tokenizers import audio as audios
 from mot.tokenizers import image as images
 from mot.tokenizers import text as texts
@@ -32,7 +35,7 @@ from mot.tokenizers.vectors import ActionVectors, AudioVectors, ImageVectors
 MEDIA = ("image", "audio", "action", "latents")
 FILES = {"text": ("text.json", BYTES)} | {kind: (f"{kind}.npz",) for kind in MEDIA[:3]}  # of what is learned
 VECTORS = {"image": ImageVectors, "audio": AudioVectors, "action": ActionVectors}
-OPENS = {"image": media.image, "action": media.action, "latents": media.latents}
+OPENS = {"action": media.action, "latents": media.latents}
 LEARNED = {"image": images.load, "audio": audios.load}  # codebooks, from their files
 LEFT_OUT = "left_out.jsonl"
 CHOSEN = "chosen.json"  # written last: the folder is complete
@@ -53,6 +56,13 @@ class Bad(NamedTuple):
     medium: str = ""  # the modality of what is missing; "" = the document itself
 
 
+class Sides(NamedTuple):
+    """Which documents are held out, where the input does not say, by the hash of their content."""
+
+    below: int  # those whose hash is less
+    other: frozenset[int] = frozenset()  # hashes of documents that are on the other side than `below` says
+
+
 Tool = ImageTokenizer | AudioTokenizer | vectors.Vectors | GivenIds | GivenVectors
 
 
@@ -67,10 +77,10 @@ class Tools(NamedTuple):
         return ("text", *self.media)
 
 
-def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], below: int) -> None:
+def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides) -> None:
     """Writes the dataset's tokenizers, once: another dataset's, a file's, or trained on the first documents.
 
-    `below` is that of `is_held_out`, as tokenizers learn nothing of what is held out.
+    `sides` are those of `is_held_out`, as tokenizers learn nothing of what is held out.
 
     Raises `UserError` where a tokenizer is not what it should be, or the documents do not yield one.
     """
@@ -81,7 +91,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], below: int) 
     known, ids = _chosen(like) if like else {}, declared(recipe)
     console = Console(stderr=True)
     with console.status("looking at the first documents", spinner=spinner(console)):
-        first = _look(recipe, read, below, folder.parent / LEFT_OUT)
+        first = _look(recipe, read, sides, ids, folder.parent / LEFT_OUT)
     modalities = _modalities(recipe, first, ids)
     of_vectors, lossy = [], {}
     try:
@@ -215,22 +225,22 @@ class First(NamedTuple):
     greatest: dict[str, int]  # of ready ids, by modality
 
 
-def _look(recipe, read, below: int, left_out: Path) -> First:
+def _look(recipe, read, sides: Sides, ids: Mapping[str, int], left_out: Path) -> First:
     """Raises `UserError` where there is nothing to learn from, and where all media of a kind are missing.
 
     `left_out`: the file that lists the bad documents where there are no others.
     """
-    first, good, heavy, bad, lost = [], 0, 0, [], {}
-    for raw in itertools.islice(read(), recipe.sample):
+    first, good, bad, lost, held_out = [], 0, [], {}, {}
+    for raw in first_documents(recipe, read):
         found = parts_of(raw, recipe.missing)
-        heavy += sum(weight_of(part) for part in found if not isinstance(part.content, Path))
-        if heavy > HEAVIEST:
-            break
         try:
-            if found and not is_held_out(raw, below, recipe.missing):
+            if found and is_held_out(raw, sides, recipe.missing):
+                for kind in _kinds(raw, recipe.missing, ids) if _seen(found) - held_out.keys() else ():
+                    held_out.setdefault(kind, raw.id)
+            elif found:
                 first += found
                 good += 1
-            elif not found:
+            else:
                 bad.append(Bad(raw.id, raw.bad))
                 for modality in sorted({*raw.lost, *(modality_of(part.kind) for part in raw.rest)} - {"text"}):
                     lost.setdefault(modality, []).append(bad[-1])
@@ -239,8 +249,7 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
     if not first:
         write_left_out(left_out, bad)
         raise UserError(
-            f"{', '.join(recipe.inputs)}: no document to train on among the first {recipe.sample} ({len(bad)} are "
-            f"bad); mend them, or name other inputs{first_of(bad, left_out)}"
+            f"{', '.join(recipe.inputs)}: {_none_to_train_on(recipe.sample, bad, held_out)}{first_of(bad, left_out)}"
         )
     there = [part for part in first if not isinstance(part.content, ValueError)]
     kinds = {part.kind for part in there}
@@ -249,6 +258,12 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
             f"every {modality_of(missing.kind)} of the first documents is missing (the first: {missing.content}); see "
             "where they lie, or prepare documents that name none"
         )
+    for kind, id_ in held_out.items():
+        if kind not in kinds:
+            raise UserError(
+                f"{modality_of(kind)} is in held-out documents alone (the first: {id_}), as the input's split says, "
+                "and tokenizers learn from what is trained on; put a document that has it into train, or raise --sample"
+            )
     for modality, of_it in lost.items():
         if modality not in map(modality_of, kinds) and len(of_it) >= good:
             write_left_out(left_out, bad)
@@ -265,6 +280,17 @@ def _look(recipe, read, below: int, left_out: Path) -> First:
     ready = [kind for kind in kinds if kind.endswith(READY)]
     greatest = {modality_of(kind): max([int(x.max()) for x in _good(of(kind))] or [0]) for kind in ready}
     return First(kinds, width, _corpus(of("text")), media_of, greatest)
+
+
+def _none_to_train_on(sample: int, bad: Sequence[Bad], held_out: Mapping[str, str]) -> str:
+    """Why the first documents have none to learn from: `bad` ones, and those held out, the first by kind."""
+    if not bad and not held_out:
+        return "it is empty: there is no document in it; name another input"
+    none = f"no document to train on among the first {sample} ({len(bad)} are bad"
+    if not held_out:
+        return f"{none}); mend them, or name other inputs"
+    first = next(iter(held_out.values()))
+    return f"{none}, the others are held out, as the input's split says, the first {first}); put some into train"
 
 
 def _undecoded(recipe, read, modality: str) -> list[Bad]:
@@ -337,7 +363,7 @@ def _choose_text(recipe, folder, corpus, modalities) -> dict:
         try:
             content = Path(recipe.tokenizer).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--tokenizer={recipe.tokenizer}: {error}; name a tokenizer.json") from None
+            raise UserError(f"--tokenizer={recipe.tokenizer}: {reason(error)}; name a tokenizer.json") from None
     else:
         # Characters that UTF-8 cannot write are some document's fault, told in its turn.
         whole = [text.encode("utf-8", "ignore").decode() for text in corpus]
@@ -446,16 +472,17 @@ class Made(NamedTuple):
 
     records: list[tuple[Record, np.ndarray]]  # with their atoms; several where it is longer than a record may be
     missing: list[Bad]  # media of it that are missing, and were dropped
+    seen: Counter[str]  # its "images", and how many of them are "cropped" to a square, or "animated"
 
 
 def records(raw: Raw, tools: Tools, max_tokens: int, missing: str = DROP_DOCUMENT) -> Made:
     """Records of at most `max_tokens` tokens; raises `ValueError` with what is wrong with the document."""
     if raw.bad and not (raw.rest and missing == DROP_MEDIUM):
         raise ValueError(raw.bad)
-    spans, cuts, size, dropped = [], [], 0, []
+    spans, cuts, size, dropped, seen = [], [], 0, [], Counter()
     for part in parts_of(raw, missing):
         try:
-            x = opened(part)
+            x = opened(part, seen)
         except ValueError as error:
             if part.kind == "text" or missing == DROP_DOCUMENT:
                 raise
@@ -471,11 +498,14 @@ def records(raw: Raw, tools: Tools, max_tokens: int, missing: str = DROP_DOCUMEN
             cuts.append(inner)
     if not spans:
         raise ValueError(f"an empty document: {dropped[0].why}" if dropped else "an empty document")
-    return Made(cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, max_tokens), dropped)
+    return Made(cut(Record(raw.id, tuple(spans)), cuts, tools.modalities, max_tokens), dropped, seen)
 
 
-def opened(part: Part):
-    """A part decoded, as its tokenizer takes it: text, a picture, ...; raises `ValueError` where it cannot be."""
+def opened(part: Part, seen: Counter | None = None):
+    """A part decoded, as its tokenizer takes it: text, a picture, ...; raises `ValueError` where it cannot be.
+
+    `seen` counts pictures, and those of which a tokenizer sees a part.
+    """
     if isinstance(part.content, ValueError):
         raise part.content
     if part.kind == "text":
@@ -486,17 +516,28 @@ def opened(part: Part):
         return part.content
     if part.kind == "audio":
         return media.audio(part.content, part.rate)
+    if part.kind == "image":
+        pixels = media.image(part.content, seen)
+        if seen is not None:
+            seen.update(images=1, cropped=int(pixels.shape[0] != pixels.shape[1]))
+        return pixels
     return (media.ids if part.kind.endswith(READY) else OPENS[part.kind])(part.content)
 
 
-def is_held_out(raw: Raw, below: int, missing: str = DROP_DOCUMENT) -> bool:
-    """As the input says, or whether a hash of the content is less than `below`: equal documents are on one side.
+def is_held_out(raw: Raw, sides: Sides, missing: str = DROP_DOCUMENT) -> bool:
+    """As the input says, or as the hash of the content decides: equal documents are on one side.
 
     Raises `ValueError` where a file is too large or cannot be read, unless media may be `missing`.
     """
-    if raw.held_out is not None:
-        return raw.held_out
-    return below > 0 and _hash(raw, missing) < below
+    return decided(raw, sides, missing)[0]
+
+
+def decided(raw: Raw, sides: Sides, missing: str) -> tuple[bool, int | None]:
+    """`is_held_out`, and the hash that decided it, if one did."""
+    if raw.held_out is not None or sides.below == 0:
+        return bool(raw.held_out), None
+    hash_ = _hash(raw, missing)
+    return (hash_ < sides.below) != (hash_ in sides.other), hash_
 
 
 def _hash(raw: Raw, missing: str) -> int:
@@ -545,7 +586,7 @@ def held_out_below(raws: Iterable[Raw], fraction: float, missing: str, ids: Mapp
         try:
             hash_ = _hash(raw, missing)
             if hash_ not in range(min(hashes, default=1), max(hashes, default=0) + 1):
-                _check(raw, missing, ids)
+                _kinds(raw, missing, ids)
                 hashes = {min(hashes | {hash_}), max(hashes | {hash_})}
         except ValueError:  # told when its turn comes
             continue
@@ -558,10 +599,80 @@ def held_out_below(raws: Iterable[Raw], fraction: float, missing: str, ids: Mapp
     return below
 
 
-def _check(raw: Raw, missing: str, ids: Mapping[str, int]) -> None:
-    """Raises `ValueError` where a document will be bad, as far as that shows without a tokenizer."""
+def sides_of(recipe, read: Callable[[], Iterator[Raw]], ids: Mapping[str, int]) -> Sides:
+    """`held_out_below`, and what it takes that tokenizers, which learn from the first documents that are trained on,
+    meet every modality that these documents have.
+
+    Of a modality that is held out alone, the document of the greatest hash is trained on. Where nothing is held out
+    then, another is, which is not the only one of a modality.
+    """
+    below = held_out_below(read(), recipe.held_out, recipe.missing, ids)
+    if below == 0 or not _is_lost(recipe, read, below, ids):
+        return Sides(below)
+    kinds_of, trained, says = {}, set(), False  # by hash, what a document has; what the input trains on
+    for raw in first_documents(recipe, read):
+        says = says or raw.held_out is not None
+        with contextlib.suppress(ValueError):  # told when its turn comes
+            kinds = _kinds(raw, recipe.missing, ids)
+            if raw.held_out is None:
+                kinds_of[_hash(raw, recipe.missing)] = kinds
+            elif not raw.held_out:
+                trained |= kinds
+    held_out = {hash_ for hash_ in kinds_of if hash_ < below}
+    other = set()
+    for kind in sorted(set().union(*kinds_of.values()) - trained):
+        having = {hash_ for hash_, kinds in kinds_of.items() if kind in kinds}
+        if having <= held_out:
+            other.add(max(having))
+            held_out.remove(max(having))
+    if other and not held_out and not says:
+        other |= _spared(kinds_of, other)
+    return Sides(below, frozenset(other))
+
+
+def _spared(kinds_of: dict[int, set[str]], kept: set[int]) -> set[int]:
+    """The least hash of a document that is not `kept` and all of whose modalities others have, too, if there is one."""
+    have = Counter(kind for kinds in kinds_of.values() for kind in kinds)
+    spared = (h for h in sorted(kinds_of.keys() - kept) if all(have[kind] > 1 for kind in kinds_of[h]))
+    return set(itertools.islice(spared, 1))
+
+
+def _is_lost(recipe, read, below: int, ids: Mapping[str, int]) -> bool:
+    """May there be a modality that the first documents have on the held-out side alone? Few are decoded to tell."""
+    trained, held_out = set(), set()
+    for raw in first_documents(recipe, read):
+        with contextlib.suppress(ValueError):  # told when its turn comes
+            kinds = _seen(parts_of(raw, recipe.missing))
+            if kinds <= trained:
+                continue
+            if is_held_out(raw, Sides(below), recipe.missing):
+                held_out |= kinds
+            else:
+                trained |= _kinds(raw, recipe.missing, ids)
+    return not held_out <= trained
+
+
+def first_documents(recipe, read: Callable[[], Iterator[Raw]]) -> Iterator[Raw]:
+    """Those from which tokenizers learn: as many as the recipe says, unless they are too heavy to be held."""
+    heavy = 0
+    for number, raw in enumerate(itertools.islice(read(), recipe.sample)):
+        heavy += sum(weight_of(x) for x in parts_of(raw, recipe.missing) if not isinstance(x.content, Path))
+        if heavy > HEAVIEST and number:
+            return
+        yield raw
+
+
+def _seen(parts: Iterable[Part]) -> set[str]:
+    """The kinds of parts that are there, before any is decoded."""
+    return {part.kind for part in parts if not isinstance(part.content, ValueError)}
+
+
+def _kinds(raw: Raw, missing: str, ids: Mapping[str, int]) -> set[str]:
+    """The kinds of a document's parts; raises `ValueError` where it will be bad, as far as that shows without a
+    tokenizer."""
     if raw.bad and not (raw.rest and missing == DROP_MEDIUM):
         raise ValueError(raw.bad)
+    found = set()
     for part in parts_of(raw, missing):
         try:
             x = opened(part)
@@ -571,15 +682,18 @@ def _check(raw: Raw, missing: str, ids: Mapping[str, int]) -> None:
             continue
         if part.kind.endswith(READY):
             GivenIds(ids.get(modality_of(part.kind), MOST)).encode(x)
+        found.add(part.kind)
+    return found
 
 
 def _span(part: Part, x, tools: Tools) -> tuple[np.ndarray, np.ndarray]:
     """The data of a part as it was opened, and the places where it may be cut."""
     modality = modality_of(part.kind)
     if modality not in tools.modalities:
+        unseen = "and the first documents had none; raise --sample, or move one that has it to the front"
         if part.kind.endswith(READY):
-            raise ValueError(f"it has ids of {modality}, and the first documents had none; raise --sample")
-        raise ValueError(f"it has {modality}, and the first documents had none; raise --sample")
+            raise ValueError(f"it has ids of {modality}, {unseen}")
+        raise ValueError(f"it has {modality}, {unseen}")
     if modality == "text":
         return _words(x if x.strip() else "", tools.text)
     tool = tools.media[modality]
@@ -605,7 +719,7 @@ def _words(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
         try:
             encoding = tokenizer.encode(stretch, add_special_tokens=False)
         except Exception as error:  # of no type of its own
-            raise ValueError(f"its text cannot be encoded by the tokenizer: {error}") from None
+            raise ValueError(f"its text cannot be encoded by the tokenizer: {reason(error)}") from None
         ids.append(_ids(encoding.ids, tokenizer.get_vocab_size()))
         inner = texts.sentences(stretch, [start for start, _ in encoding.offsets]) + count
         if count and len(ids[-1]):

@@ -15,11 +15,11 @@ from scipy.signal import resample_poly
 
 from mot.files import write_atomically
 from mot.tokenizers import codebook
+from mot.tokenizers.limits import RATES
 
 FORMAT = "mot audio tokenizer 1"
 BANDS = 40
 RANGE = 80  # dB: what is fainter than a clip's loudest by more is silence, as in Whisper (Radford et al. 2022)
-RATES = (8000, 48000)  # samples a second of a tokenizer
 READ = (1000, 768000)  # and of a clip: what is far outside would be resampled to any size
 
 

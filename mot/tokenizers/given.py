@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST = 1 << 24  # ids of a modality
+from mot.tokenizers.limits import MOST
 
 
 @dataclass(frozen=True)

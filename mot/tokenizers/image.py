@@ -13,9 +13,9 @@ from PIL import Image
 
 from mot.files import write_atomically
 from mot.tokenizers import codebook
+from mot.tokenizers.limits import SIDE
 
 FORMAT = "mot image tokenizer 1"
-SIDE = 1024  # the most pixels of a side
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ import numpy as np
 
 from mot.files import write_atomically
 from mot.tokenizers import audio, codebook, image
+from mot.tokenizers.limits import POINTS
 
-POINTS = (2, 4096)  # of a drawing
 FAR = 50  # times what the first drawings reach: a pen that was not measured in their unit
 FAINTEST = 1e-3  # the least that a band's levels are taken to vary, of its whole range
 

@@ -63,6 +63,10 @@ def test_inspect_shows_a_packed_batch(folder, capsys):
     [
         (["prepare", "nowhere.jsonl", "--out", "x"], "nowhere.jsonl"),
         (["prepare", "IN", "--out", "x", "--held-out", "2"], "--held-out=2.0; a fraction, from 0 to below 1"),
+        (["prepare", "IN", "--out", "FILE"], "mot.txt is a file; nothing was overwritten; choose another --out"),
+        (["prepare", "IN", "--out", "FILE/x"], "mot.txt/x: Not a directory; choose a folder that can be made"),
+        (["prepare", "IN", "--out", "/proc/x"], "--out=/proc/x: No such file or directory; choose a folder that"),
+        (["prepare", "IN", "--out", "x" * 300], "File name too long; choose a folder that can be made and written"),
         (["prepare", "IN", "--out", "OTHER"], "holds something else; nothing was overwritten"),
         (["inspect", "nowhere"], "nowhere is no dataset: it has no dataset.json"),
         (["inspect", "OUT", "--document", "999"], "--document=999; train has documents 0 to"),
@@ -79,6 +83,9 @@ def test_bad_input_gets_one_message_and_exit_code_2(folder, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     places = {"IN": folder / "in", "OUT": folder / "pictures", "OTHER": ROOT / "docs"}
     places["BATCH"] = f"--config={ROOT}/configs/records.py:data={folder / 'pictures'},size=smoke,length=2048"
+    file = folder / "mot.txt"
+    file.write_text("mine", encoding="utf-8")
+    places |= {"FILE": file, "FILE/x": file / "x"}
     assert call(*(places.get(a, a) for a in arguments), *(OPTIONS if "prepare" in arguments else [])[:5]) == 2
     told = capsys.readouterr().err
     assert why in told

@@ -18,7 +18,7 @@ from PIL import Image
 from launch import data
 from launch.cli import guarded
 from mot.errors import UserError
-from mot.prepare import readers
+from mot.prepare import asked
 from mot.prepare.inputs import held_out
 from tests.data.files import bad, good, png, read, table, tar, write, write_lines
 
@@ -177,6 +177,16 @@ def test_what_would_become_a_poorer_dataset_is_refused(tmp_path, capsys):
         assert (code, about) == (2, {})
         assert re.search(why, told, re.DOTALL), told
     assert prepare(capsys, films, "--format=text", tmp_path / "texts")[0] == 0
+    for ending in ("heic", "svg"):  # beside pictures that are read, too
+        folder = tmp_path / ending
+        for i, name in enumerate(("0.png", "1.tiff", f"2.{ending}")):
+            picture(folder / name, i) if i < 2 else write(folder / name, "x")
+            write(folder / f"{i}.txt", f"picture {i}")
+        code, told, about = prepare(capsys, folder, tmp_path / "made")
+        assert (code, about) == (2, {})
+        assert f"1 .{ending} have a text of their name beside them, and cannot be read" in told
+        code, told, about = prepare(capsys, folder, "--format=folder", tmp_path / f"without {ending}")
+        assert (code, about["splits"]["train"]["spans"], about["not_read"][f".{ending}"]) == (0, {"image": 2}, 1)
     write(films / "note.txt", "of no film")
     assert "3 .mp4 have a text" in prepare(capsys, films, tmp_path / "made")[1]
 
@@ -336,7 +346,7 @@ def test_lines_end_as_python_has_them(tmp_path, ending):
 
 
 def test_a_separator_is_written_with_escapes_and_told_where_it_never_occurs(tmp_path, capsys):
-    assert readers.unescaped(r"\r\n\t\f\\n\x1e\u2028\0\d|") == "\r\n\t\f\\n\x1e\u2028\0\\d|"
+    assert asked.unescaped(r"\r\n\t\f\\n\x1e\u2028\0\d|") == "\r\n\t\f\\n\x1e\u2028\0\\d|"
     write(tmp_path / "in" / "a.txt", "page 1\fpage 2\fpage 3" * 9)
     write(tmp_path / "in" / "b.txt", "no page")
     code, told, about = prepare(capsys, tmp_path / "in", r"--separator=\f", tmp_path / "pages")

@@ -3,6 +3,7 @@ import io
 import os
 import struct
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -143,7 +144,28 @@ def test_sizes_of_every_header_are_seen(monkeypatch):
         media.image(np.zeros((2, 20000), np.uint8))
 
 
-@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "JPEG", "GIF"])
+@pytest.mark.parametrize(("form", "options"), [("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {})])
+def test_what_pillow_opens_without_decoding_is_read(form, options):
+    np.testing.assert_array_equal(media.image(encoded(PHOTO, form, **options)), PHOTO)
+    grey = np.array([[0, 65535]], np.uint16)
+    np.testing.assert_array_equal(media.image(encoded(grey, form, **options))[..., 0], [[0, 255]])
+
+
+def test_avif_is_read():
+    got = media.image(encoded(np.full((9, 8, 3), 200, np.uint8), "AVIF"))
+    assert got.shape == (9, 8, 3)
+    assert abs(int(got.mean()) - 200) < 5
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_pictures_of_several_frames_are_counted(form):
+    seen, frames = Counter(), [Image.fromarray(PHOTO), Image.fromarray(255 - PHOTO)]
+    assert media.image(encoded(frames[0], form, save_all=True, append_images=frames[1:]), seen).shape == (7, 5, 3)
+    assert media.image(encoded(frames[0], form), seen).shape == (7, 5, 3)
+    assert seen == {"animated": 1}
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "JPEG", "GIF", "TIFF", "AVIF", "PPM"])
 def test_a_truncated_image_is_refused(form):
     data = encoded(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8), form)
     for end in (0, 1, 10, len(data) // 2):
@@ -152,9 +174,11 @@ def test_a_truncated_image_is_refused(form):
 
 
 def test_what_is_no_image_is_refused(tmp_path):
-    tiff = encoded(PHOTO, "TIFF")
+    floats = encoded(np.full((4, 4), 0.5, np.float32), "TIFF")
     for content, message in (
-        (tiff, "not a PNG, JPEG, WEBP, GIF or BMP image"),
+        (encoded(PHOTO, "TGA"), "not a PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF or PPM image"),
+        (floats, "its pixels are floats"),
+        (b"P6 99999 3 255\n" + bytes(9), "sides of 1 to 16384"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a PNG"),
         (b"\xff\xd8\xff\xd9" + bytes(9), "names no size"),
         (b"", "no bytes"),

@@ -59,7 +59,7 @@ def test_a_missing_medium_costs_its_document_or_itself(inputs, tmp_path, capsys)
     assert read_json(out)["left_out"] == {}
     lines = left_out(out)
     assert [(line["id"], line["medium"]) for line in lines] == [(id_, "image") for id_ in lost]
-    for line, why in zip(lines, ("No such file", "header", "is None", "no regular file"), strict=True):
+    for line, why in zip(lines, ("No such file", "header", "is null", "no regular file"), strict=True):
         assert why in line["why"]
     found = spans(out)
     assert len(found) == 40

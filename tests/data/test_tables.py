@@ -232,7 +232,7 @@ def test_bad_rows_and_bad_files_of_parquet(tmp_path):
     image[0] = None
     file = table(tmp_path / "a.parquet", {"text": words, "image": image})
     reasons = bad(file, content=["text:text|image:image"])
-    for row, expected in {0: "image field", 1: "text is not UTF-8", 2: "text is None", 4: "only paths inside"}.items():
+    for row, expected in {0: "image field", 1: "text is not UTF-8", 2: "text is null", 4: "only paths inside"}.items():
         assert expected in reasons[f"a.parquet:{row}"]
     assert list(bad(file, content=["text:text"]))[-1] == "a.parquet:3"  # empty
     whole = table(tmp_path / "in" / "b.parquet", {"text": ["x" * 999 + str(i) for i in range(99)]}, compression=None)

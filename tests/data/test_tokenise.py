@@ -15,7 +15,7 @@ from tests.data.files import png, write, write_lines
 
 TEXT = texts.train(["the cat sat on the mat, and the dog did not. " * 50], 300, special_tokens(["text"]))
 RECIPE = types.SimpleNamespace(sample=100, inputs=("x",), tokenizer="", text_ids=300, missing="drop-document")
-HALF = 2**63  # of all hashes
+HALF = tokenise.Sides(2**63)  # of all hashes
 
 
 def tools(text=TEXT, **media):
@@ -36,8 +36,8 @@ def test_a_file_too_large_to_decode_is_not_digested(tmp_path):
     raw = document(("text", "a"), ("image", huge))
     with pytest.raises(ValueError, match=r"huge.png has 300,000,000,000 bytes; at most"):
         tokenise.is_held_out(raw, HALF)
-    assert tokenise.is_held_out(raw, 0) is False
-    assert tokenise.is_held_out(raw._replace(held_out=True), 0) is True
+    assert tokenise.is_held_out(raw, tokenise.Sides(0)) is False
+    assert tokenise.is_held_out(raw._replace(held_out=True), tokenise.Sides(0)) is True
     with pytest.raises(ValueError, match=r"no file none.png"):
         tokenise.is_held_out(document(("image", tmp_path / "none.png")), HALF)
 
@@ -46,7 +46,7 @@ def test_the_first_documents_are_looked_at_without_those_that_cannot_be_read(tmp
     huge = write(tmp_path / "huge.png", png())
     os.truncate(huge, 300 * 10**9)
     raws = [document(("text", "bad"), ("image", huge))] + [document(("text", f"{i}")) for i in range(20)]
-    kinds, _, corpus, *_ = tokenise._look(RECIPE, lambda: iter(raws), HALF, tmp_path / "left_out.jsonl")
+    kinds, _, corpus, *_ = tokenise._look(RECIPE, lambda: iter(raws), HALF, {}, tmp_path / "left_out.jsonl")
     assert kinds == {"text"}
     assert "bad" not in corpus
     assert 0 < len(corpus) < 20

@@ -1,0 +1,114 @@
+"""What a command line asks of preparing, judged before anything heavy is imported, or a document looked at."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+from mot.data.manifest import special_tokens
+from mot.errors import UserError
+from mot.prepare.templates import MODALITY, declared, parse
+from mot.tokenizers.limits import MOST, POINTS, RATES, SIDE
+
+MOST_OF = {"text_ids": 2**20, "image_side": SIDE, "audio_rate": RATES[1], "action_points": POINTS[1]}
+SEQIO = ("content", "separator", "like", "tokenizer", "ids")  # options for files, of which a seqio task has its own
+
+
+def judge(options) -> SimpleNamespace:
+    """The options of `mot data prepare`, their `ids` and `separator` read; raises `UserError` where they are wrong."""
+    read = SimpleNamespace(**vars(options))
+    if read.seqio and (unfit := [flag for flag in SEQIO if getattr(read, flag)]):
+        raise UserError(f"--{unfit[0]} is for files; --seqio={read.seqio} brings its own; give one of the two")
+    read.ids = tuple(sorted(map(_ids, read.ids)))
+    read.separator = _separator(read)
+    if told := list(faults(read, read.out, read.workers, read.max_skipped)):
+        raise UserError("nothing was prepared:\n  " + "\n  ".join(told))
+    if not read.like:  # which may declare modalities
+        parse(declared(read.content, dict(read.ids)))
+    return read
+
+
+def _ids(given: str) -> tuple[str, int]:
+    """`depth=64`."""
+    name, _, count = given.partition("=")
+    if not name or not count.isdecimal() or len(count) > 12:
+        raise UserError(f"--ids {given}: write NAME=COUNT, as --ids depth=64: a modality whose ids are 0 to COUNT - 1")
+    return name, int(count)
+
+
+def _separator(options) -> str:
+    """What stands between two documents; "" where none was asked for."""
+    given = options.separator
+    if given is None:
+        return ""
+    if not given:
+        raise UserError("--separator '': it is empty, and nothing ends there; leave it out: a file is one document")
+    if options.format not in ("auto", "text"):
+        raise UserError(f"--separator {given!r}: --format={options.format} has none; only text has; leave one out")
+    separator = unescaped(given)
+    try:
+        separator.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--separator {given!r}: half a character; write a whole one") from None
+    return separator
+
+
+def unescaped(separator: str) -> str:
+    """As it is written on a command line: `\\n`, `\\r`, `\\t`, `\\f`, `\\v`, `\\0`, `\\\\`, `\\x1e`, `\\u2028`."""
+    known = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "\\": "\\"}
+
+    def one(match: re.Match) -> str:
+        return known[match[1]] if match[1] in known else chr(int(match[1][1:], 16))
+
+    return re.sub(r"\\([nrtfv0\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", one, separator)
+
+
+def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
+    """What is wrong with a recipe, whatever its documents hold."""
+    least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=RATES[0], audio_ids=2)
+    least |= dict(action_points=POINTS[0])
+    least |= dict(max_tokens=256, sample=1, shard=1)
+    for key, value in least.items():
+        if getattr(recipe, key) is None:
+            continue
+        if getattr(recipe, key) < value:
+            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
+        elif getattr(recipe, key) > (most := MOST_OF.get(key, 2**31)):
+            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; at most {most}; lower it"
+    if max_skipped < 0:
+        yield f"--max-skipped={max_skipped}; must be 0 or more; raise it"
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        yield f"--out={str(out)!r}: a folder's name must be UTF-8; choose another"
+    for given in map(Path, recipe.inputs):
+        if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
+            yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
+    if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
+        yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
+    if not 0 <= recipe.held_out < 1:
+        yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
+    if workers < 1:
+        yield f"--workers={workers}; must be 1 or more"
+    yield from _ids_faults(recipe)
+    if recipe.like and recipe.tokenizer:
+        yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
+
+
+def _ids_faults(recipe):
+    reserved = {mark.strip("</>") for mark in special_tokens(())} | {"text", "latents", "ids", "any"}
+    counts = [name for name, _ in recipe.ids]
+    for name in (name for name in dict.fromkeys(counts) if counts.count(name) > 1):
+        given = " ".join(f"--ids {name}={n}" for other, n in recipe.ids if other == name)
+        yield f"{given}: --ids says {counts.count(name)} times how many {name} has; say it once"
+    for name, n in recipe.ids:
+        given = f"--ids {name}={n}"
+        if not MODALITY.fullmatch(name) or len(name) > 40:
+            yield f"{given}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
+        elif name in reserved or "norm" in name:
+            # optim.rules know norms' parameters by this word.
+            yield f"{given}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
+        if not 1 <= n <= MOST:
+            yield f"{given}: must be from 1 to {MOST}, the ids being 0 to COUNT - 1"
+        if name in recipe.vectors:
+            yield f"{given}, --vectors={name}: each says what {name} is kept as; give one"

@@ -1,0 +1,76 @@
+"""What a row of fields becomes, as --content says it: templates, which are read before any document is."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from mot.errors import UserError
+
+KINDS = ("text", "image", "audio", "action", "latents")
+# Ends the kind of a part that is ids already, of somebody's own tokenizer: "depth ids" are ids of the modality depth.
+READY = " ids"
+MODALITY = re.compile(r"[a-z][a-z0-9_]*")
+# The kind of a template's part that is two fields: lists of texts and of images, as OBELICS and mmc4 name them.
+INTERLEAVED = "interleaved"
+# (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +)
+Template = tuple[tuple[str, str], ...]
+BRACES = re.compile(r"\{([^{}]+)\}")
+
+
+def modality_of(kind: str) -> str:
+    return kind.removesuffix(READY)
+
+
+def declared(content: Sequence[str], modalities: Iterable[str]) -> list[str]:
+    """Templates in which `depth:codes` reads `depth ids:codes`, for the modalities whose ids are ready."""
+    modalities = set(modalities)
+
+    def marked(part: str) -> str:
+        kind, colon, field = part.partition(":")
+        return f"{kind.strip()}{READY}:{field}" if colon and kind.strip() in modalities else part
+
+    return ["|".join(map(marked, template.split("|"))) for template in content]
+
+
+def parse(content: Sequence[str]) -> tuple[Template, ...]:
+    """Templates like "text:a drawing of {name}|image:image" or "text:caption|action:xy+pen_up"."""
+    return tuple(_parse(template) for template in content)
+
+
+def _parse(template: str) -> Template:
+    parts = []
+    for part in template.split("|"):
+        kind, colon, field = part.partition(":")
+        kind = kind.strip()
+        braces = "{" in field or "}" in field
+        balanced = not re.search(r"[{}]", BRACES.sub("", field))
+        joined = kind in ("action", INTERLEAVED)
+        names = [name.strip() for name in field.split("+")] if joined else [field.strip()]
+        known = kind in (*KINDS, INTERLEAVED) or kind.endswith(READY)
+        known = known and (kind != INTERLEAVED or len(names) == 2)
+        if not known or not colon or not all(names) or (braces and (kind != "text" or not balanced)):
+            raise UserError(
+                f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)} or a modality "
+                "that --ids declares (--ids depth=64), text also with {field} among words, action with fields joined "
+                "by +, interleaved:texts+images for parallel lists, parts separated by |, e.g. 'text:a drawing of "
+                "{name}|image:image'"
+            )
+        parts.append((kind, field if braces else "+".join(names)))
+    return tuple(parts)
+
+
+def needed(templates: Sequence[Template]) -> dict[str, str]:
+    """The kind of each field that templates name."""
+    names = [one for template in templates for kind, field in template for one in _kinds(kind, field)]
+    kinds = dict(names)
+    for name, kind in names:
+        if kinds[name] != kind:
+            raise UserError(f"content uses the field {name!r} as {kinds[name]} and as {kind}; choose one")
+    return kinds
+
+
+def _kinds(kind: str, field: str) -> list[tuple[str, str]]:
+    """Each field of a part, and its kind; of parallel lists "texts", and "image"."""
+    if kind == INTERLEAVED:
+        return list(zip(field.split("+"), ("texts", "image"), strict=True))
+    names = field.split("+") if kind == "action" else BRACES.findall(field) or [field]
+    return [(name, kind) for name in names]
