@@ -62,7 +62,7 @@ def _listed(values) -> str:
 
 def _seeds(groups: Groups, run: Run) -> str:
     group = next(group for group in groups.values() if run in group)
-    return f"{len(group)}: {_listed(sorted(other.seeds[0] for other in group))}"
+    return f"{len(group)} ({_listed(sorted(other.seeds[0] for other in group))})"
 
 
 def _data(run: Run) -> str:
@@ -70,12 +70,16 @@ def _data(run: Run) -> str:
 
 
 def _documents(run: Run) -> str | None:
-    size = run.started.get("size")
-    if not size:
+    counts = [size["documents"] for size in _sizes(run).values()]
+    if not counts:
         return None
-    counts = {split: size[split]["documents"] for split in ("training", "held_out")}
-    training, held_out = ("an endless stream of" if n is None else f"{n:,}" for n in counts.values())
+    training, held_out = ("an endless stream of them" if n is None else f"{n:,}" for n in counts)
     return f"{training} for training, {held_out} held out"
+
+
+def _sizes(run: Run) -> dict[str, dict]:
+    """Documents and tokens of the training and the held-out data; empty where they were not recorded."""
+    return {split: size for split, size in run.started.get("size", {}).items() if split in ("training", "held_out")}
 
 
 def _tokens(run: Run) -> str:
@@ -90,7 +94,7 @@ def seen(run: Run) -> dict[str, int]:
 
 def passes(run: Run) -> dict[str, float]:
     """By modality, how often a run has seen its training data; empty where their size was not recorded."""
-    there = (run.started.get("size") or {}).get("training", {}).get("tokens", {})
+    there = _sizes(run).get("training", {}).get("tokens") or {}
     return {m: n / there[m] for m, n in seen(run).items() if there.get(m)}
 
 
@@ -186,7 +190,7 @@ def _gap(run: Run, modality: str) -> float | None:
 
 
 PLAIN = {
-    "dense": "one set of parameters serves all modalities: an ordinary transformer",
+    "dense": "one set of parameters serves all modalities",
     "mot": "each modality has its own attention projections, FFN and norms; they meet in one attention",
     "mot_ffn": "each modality has its own FFN; attention projections and norms are shared",
     "mot_attn_ffn": "each modality has its own attention projections and FFN; norms are shared",
@@ -209,6 +213,8 @@ def architectures(groups: Groups) -> list[Drawing]:
         line = PLAIN.get(runs.maps(config), "towers as drawn")
         if any(note for _, towers in components for _, note in towers):
             line += "; where experts are named, a router learns which of them serves a token"
+        elif runs.maps(config) == "dense":
+            line += ": an ordinary transformer"
         drawings.setdefault(repr(components), Drawing([], line, components)).groups.append(label)
     return list(drawings.values())
 

@@ -19,7 +19,6 @@ COLOURS = {"dense": "#0072B2", "mot": "#D55E00", "mot_ffn": "#009E73", "mot_attn
 COLOURS |= {"moe_ec4": "#E69F00", "moe_tc4": "#56B4E9", "mot_moe": "#B8A800", "moe_fine": "#999999"}
 OTHERS = ("#8F6BD1", "#A0703C", "#3FA7A0", "#C2557A", "#6C8E2F", "#7E8AA8")
 MARKERS = "osD^vP*X"
-LINES = ("-", "--", "-.", ":")  # of held-out loss, so that curves that lie on each other are told apart
 BOUNDS = {"": "o", ">": ">", "<": "<", "?": "x"}
 COSTS = {"step": "steps", "flops": "model FLOPs", "seconds": "seconds of training"}
 INK = {"light": ("#1b1b1b", "#ffffff"), "dark": ("#dddddd", "#16181c")}
@@ -77,7 +76,8 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known:
             if not s.bound and s.seeds > 1:
                 axis.plot([s.low, s.high], [y, y], color=colour[group], linewidth=2, zorder=3)
                 right = max(right, 1.05 * s.high)
-            axis.annotate(text(s), (at, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
+            words = axis.annotate(text(s), (at, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+            words.set_bbox(dict(facecolor=axis.get_facecolor(), edgecolor="none", alpha=0.7, pad=0.5))
             right = max(right, 1.15 * at)
             ticks.append((y, textwrap.fill(f"{modality}: {group}", 18)))
             y += 1
@@ -98,7 +98,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known:
     axis.set(
         xlim=(0, min(right, 3)),
         ylim=(y - 0.6, -0.9),
-        xlabel="share of dense's steps for its training loss (less is better)",
+        xlabel="share of dense's steps (less is better)",
     )
     axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.9 / (y + 1)), ncols=2, fontsize=9)
     return figure
@@ -156,8 +156,10 @@ def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, 
             y = np.stack([smooth(c, HALF_LIFE).loss[:n] if kind == "train" else c.loss[:n] for c in found])
             late = found[0].step[:n] >= found[0].step[-1] / 4  # the part that slopes are read from
             x, y = x[late], y[:, late]
-            style = dict(marker=MARKERS[i % len(MARKERS)], markersize=5, linestyle=LINES[i % len(LINES)], linewidth=1.8)
-            style = dict(linewidth=1) if kind == "train" else style
+            # Later curves are thinner, so that those that lie on earlier ones hide none.
+            thick = max(1.2, 3.2 - 2 * i / max(1, len(groups) - 1))
+            style = dict(marker=MARKERS[i % len(MARKERS)], markersize=2.5 * thick, linewidth=thick)
+            style = dict(linewidth=0.4 * thick) if kind == "train" else style
             axis.plot(x, y.mean(0), color=colour[label], label=label if kind == "eval" else None, **style)
             if len(found) > 1:
                 axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.25, linewidth=0)

@@ -266,13 +266,11 @@ def _held_out(groups, modality: str) -> list[tuple[str, list[str]]]:
         return [values[-1] for run in group if len(values := run.series("eval", f"{key}/{modality}")[1])]
 
     unit = runs.unit(groups, modality)
-    some = "mean [least, greatest seed]" if max(map(len, groups.values())) > 1 else ""
-    told = f"{unit}; {some}" if some else unit
-    rows = [(f"held-out {modality} loss ({told})", [_spread(ends(g, "loss")) for g in groups.values()])]
+    rows = [(f"held-out {modality} loss ({unit})", [_spread(ends(g, "loss")) for g in groups.values()])]
     causal = [ends(group, "causal_loss") for group in groups.values()]
     if any(causal):
         cells = [_spread(values or ends(g, "loss")) for values, g in zip(causal, groups.values(), strict=True)]
-        rows.append((f"held-out {modality} loss, causal ({told})", cells))
+        rows.append((f"held-out {modality} loss, causal ({unit})", cells))
     return rows
 
 
