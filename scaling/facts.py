@@ -1,6 +1,7 @@
 """What was run: on what, where, when and by what, and what each architecture is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from mot.config import Config
@@ -8,6 +9,7 @@ from scaling import match, runs
 from scaling.runs import Run
 
 Groups = dict[str, list[Run]]
+Values = Callable[[list[Run]], list[str | None]]  # of each run of a group
 FAR = 0.1  # of the held-out loss: how far below it training loss ends where a page says "overfits"
 
 
@@ -24,19 +26,18 @@ def facts(groups: Groups) -> list[tuple[str, list[Told]]]:
     if not every:
         return []
     found = [(what, _by_value(groups, of)) for what, of in FACTS.items()]
-    found.insert(SEEDS, ("seeds of each architecture", _by_value(groups, lambda run: _seeds(groups, run))))
     started = sorted(run.started["time"] for run in every if run.started.get("time"))
-    begun = dict.fromkeys([*started[:1], *started[-1:]])
+    begun = dict.fromkeys(_time(time) for time in [*started[:1], *started[-1:]])
     found.append(("first begun, last begun" if len(begun) > 1 else "begun", [Told(", ".join(begun))]))
     return [(what, [t if t.value else Told("not recorded", t.of) for t in told]) for what, told in found if told]
 
 
-def _by_value(groups: Groups, of: Callable[[Run], str | None]) -> list[Told]:
+def _by_value(groups: Groups, of: Values) -> list[Told]:
     """Empty where a fact does not apply to any run: there `of` gives None."""
     by_value: dict[str, list[tuple[str, Run]]] = {}
     for label, group in groups.items():
-        for run in group:
-            if (value := of(run)) is not None:
+        for run, value in zip(group, of(group), strict=True):
+            if value is not None:
                 by_value.setdefault(value, []).append((label, run))
     if len(by_value) <= 1:
         return [Told(value) for value in by_value]
@@ -60,9 +61,23 @@ def _listed(values) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _seeds(groups: Groups, run: Run) -> str:
-    group = next(group for group in groups.values() if run in group)
-    return f"{len(group)} ({_listed(sorted(other.seeds[0] for other in group))})"
+def _each(of: Callable[[Run], str | None]) -> Values:
+    def values(group: list[Run]) -> list[str | None]:
+        return [of(run) for run in group]
+
+    return values
+
+
+def _seeds(group: list[Run]) -> list[str | None]:
+    return [f"{len(group)} ({_listed(sorted(run.seeds[0] for run in group))})"] * len(group)
+
+
+def _time(iso: str) -> str:
+    """A time of day as people write it; as it stands where it is none."""
+    try:
+        return datetime.fromisoformat(iso).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return iso
 
 
 def _data(run: Run) -> str:
@@ -82,8 +97,14 @@ def _sizes(run: Run) -> dict[str, dict]:
     return {split: size for split, size in run.started.get("size", {}).items() if split in ("training", "held_out")}
 
 
-def _tokens(run: Run) -> str:
-    return ", ".join(f"{n:,} of {m}" for m, n in seen(run).items())
+def _tokens(group: list[Run]) -> list[str | None]:
+    """Means over seeds: batches of other documents hold a few tokens more or less."""
+    return [", ".join(f"{n:,.0f} of {m}" for m, n in _means(map(seen, group)).items())] * len(group)
+
+
+def _means(counts: Iterable[dict[str, float]]) -> dict[str, float]:
+    found = list(counts)
+    return {key: sum(one[key] for one in found) / len(found) for key in found[0] if all(key in one for one in found)}
 
 
 def seen(run: Run) -> dict[str, int]:
@@ -98,8 +119,8 @@ def passes(run: Run) -> dict[str, float]:
     return {m: n / there[m] for m, n in seen(run).items() if there.get(m)}
 
 
-def _passes(run: Run) -> str | None:
-    return ", ".join(f"{n:.2g} over {m}" for m, n in passes(run).items()) or None
+def _passes(group: list[Run]) -> list[str | None]:
+    return [", ".join(f"{n:.2g} over {m}" for m, n in _means(map(passes, group)).items()) or None] * len(group)
 
 
 def _batch(run: Run) -> str:
@@ -126,7 +147,7 @@ def _machine(run: Run) -> str:
 
 def _peak(run: Run) -> str:
     s = run.started
-    measured = f", measured {s['matmul_peak_measured']}" if s.get("matmul_peak_measured") else ""
+    measured = f", measured {_time(s['matmul_peak_measured'])}" if s.get("matmul_peak_measured") else ""
     return f"{s['matmul_peak'] / 1e9:,.1f} GFLOP/s{measured}" if s.get("matmul_peak") else ""
 
 
@@ -147,21 +168,21 @@ def _command(run: Run) -> str:
 
 
 COMMAND = "command"
-FACTS: dict[str, Callable[[Run], str | None]] = {
-    "data": _data,
-    "documents": _documents,
-    "steps": _steps,
+FACTS: dict[str, Values] = {
+    "data": _each(_data),
+    "documents": _each(_documents),
+    "seeds of each architecture": _seeds,
+    "steps": _each(_steps),
     "tokens that a run saw": _tokens,
     "passes over the training data": _passes,
-    "batch": _batch,
-    "learning rate": _rate,
-    "size": _size,
-    "machine": _machine,
-    "fastest matmul on the machine": _peak,
-    "code": _code,
-    COMMAND: _command,
+    "batch": _each(_batch),
+    "learning rate": _each(_rate),
+    "size": _each(_size),
+    "machine": _each(_machine),
+    "fastest matmul on the machine": _each(_peak),
+    "code": _each(_code),
+    COMMAND: _each(_command),
 }
-SEEDS = list(FACTS).index("steps")  # the place of the seeds, before the steps
 
 
 def overfits(groups: Groups) -> list[str]:

@@ -25,7 +25,7 @@ from scaling.runs import Run
 
 HEADLINE = ("train", "step", match.HALF_LIFE, "equal")  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'
-STAGES = 4  # checkpoints whose samples are shown
+STAGES = 3  # checkpoints whose samples are shown
 LONGER = 2  # runs beside the reported ones whose samples are shown
 
 
@@ -178,7 +178,7 @@ def _slope_rows(slopes, groups) -> list[dict]:
     for group, modality, kind in dict.fromkeys(k[:3] for k in slopes if k.rates == "equal"):
         of = {cost: slopes.get(runs.Key(group, modality, kind, cost, match.HALF_LIFE)) for cost in runs.COSTS}
         cells = {cost: _cell(s) if s else "-" for cost, s in of.items()}
-        mark = "" if groups[group][0].config.causal else {"train": ", sees later tokens", "eval": ", causal"}[kind]
+        mark = "" if groups[group][0].config.causal else {"train": ", non-causal", "eval": ", causal"}[kind]
         rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind] + mark, **cells})
         rows[-1] |= {
             "pairs": of["step"].seeds,

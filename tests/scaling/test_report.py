@@ -309,7 +309,7 @@ def test_a_fact_that_differs_is_told_of_the_runs_that_have_it(tmp_path):
     assert "learning rate dense 0.001, cosine schedule mot 0.002, cosine schedule" in said
     assert "machine dense (seed 0) a dense (seed 1) mot b" in said
     assert "steps 60 " in said
-    assert "2 (0, 1)" in said
+    assert "seeds of each architecture 2 (0, 1)" in said
     assert "<span>--a-long-option</span>" in text  # a line breaks before it, and not at its hyphens
 
 
@@ -324,11 +324,11 @@ def test_architectures_that_are_equal_are_drawn_once_in_one_order_of_streams(tmp
 
 def test_samples_are_spread_over_the_steps_of_a_run(tmp_path):
     path = planted(tmp_path, "dense")
-    for step in (2, 4, 5, 6, 20, 41, 58, 59, 60):
+    for step in (2, 4, 5, 6, 7, 41, 58, 59, 60):
         record = {"documents": [{}] * 3, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "seed": 3}
         results.write(path / "samples" / str(step), {}, record)
     _, text = page(tmp_path)
-    assert re.findall(r"step (\d+): 3 documents", prose(text)) == ["2", "20", "41", "60"]
+    assert re.findall(r"step (\d+): 3 documents", prose(text)) == ["2", "41", "60"]
     assert prose(text).count("temperature 0.7, seed 3") == 1
 
 
