@@ -265,7 +265,7 @@ def _heat(values, colours: str, longest: int, room: int) -> np.ndarray:
     height, width = values.shape
     tall = max(1, longest // height) * height
     image = colormaps[colours](shades, bytes=True)[..., :3].repeat(tall // height, axis=0)
-    image = image.repeat(max(1, min(6 * longest // PICTURE, room // 2 // width)), axis=1)
+    image = image.repeat(max(1, min(6 * longest // PICTURE, min(room, 640) // width)), axis=1)
     wide, tall = min(image.shape[1], room), min(tall, 2 * longest)
     return np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BOX))
 

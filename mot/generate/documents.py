@@ -163,7 +163,7 @@ def _grid(model: Model, documents: Sequence[Continuation], seed: int) -> dict[st
 def _title(d: Continuation) -> str:
     """Of a document: how many of its parts were given, and whether it came to an end."""
     given = f": {d.given} part{'s' * (d.given != 1)} given" if d.given else ""
-    return f"{d.name}{given}{'' if d.ended else '; cut off at the room there was'}"
+    return f"{d.name}{given}{'' if d.ended else '; its room ran out'}"
 
 
 def _shown(kind: str, content) -> tuple[str, Any]:
