@@ -10,6 +10,7 @@ from PIL import Image
 
 from mot.data import preview
 from mot.data.packing import document, pack
+from mot.generate import documents, pictures
 
 ODD = "$\\frac{$ x_$ % \x00\x1b[31m \u202e 漢字 🙂 שלום e\u0301 \ud800 \t\n W"
 
@@ -200,3 +201,10 @@ def test_pictures_use_the_width_and_a_page_is_as_wide_as_asked(tmp_path):
         assert placed[0][0].pixels.shape[0] in (128, 192)
         preview.documents([("a", [("text", "words " * 99)])], tmp_path / "page.png", "a long title " * 5, wide)
         assert size(tmp_path / "page.png")[0] == wide
+
+
+def test_a_title_shows_stray_bytes_as_dots_and_no_parts_of_a_prompt_that_was_none():
+    assert pictures._wrapped("a\x00\ufffdb c") == ["a\u00b7\u00b7b c"]
+    parts = [("text", "words")]
+    assert documents._title(documents.Continuation("document-0", 0, parts, True)) == "document-0"
+    assert documents._title(documents.Continuation("document-0", 1, parts, True)) == "document-0: 1 part given"

@@ -186,6 +186,18 @@ def test_a_run_that_never_gets_there_is_a_bound(tmp_path):
     assert "mot did not reach dense's text training loss in the time given (one seed: no verdict)" in sentence
 
 
+def test_a_run_that_was_there_when_first_measured_is_a_bound_and_never_0(tmp_path):
+    for seed in range(2):
+        planted(tmp_path, "dense", seed)
+        path = planted(tmp_path, "mot", seed)
+        rewritten(path, lambda row: row | {key: row[key] - 3 for key in row if key.startswith("loss")})
+    sentence, text = page(tmp_path)
+    assert "mot was at dense's text training loss when first measured, within 2 % of dense's steps" in sentence
+    assert sentence.count(": ahead") == 2
+    assert "< 0.02" in prose(text)
+    assert not re.search(r"\b0\.00\b", prose(text))
+
+
 @pytest.mark.parametrize(
     ("argument", "says"), [("nowhere/*", "nowhere/*"), ("mine", "is no run directory"), ("file", "file: no run")]
 )
