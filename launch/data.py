@@ -190,10 +190,11 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
             rendered.append((record.id, [(modality, decoded(modality, data)) for modality, data in record.spans]))
     file, damaged = file or folder / "preview.png", len(documents) - len(rendered)
     left_out = f", but {damaged} damaged ones" * (damaged > 0)
+    title = f"{folder.name}, {split}: documents as their tokens give them back{left_out}"
+    heard = tools.media.get("audio")
+    axes = preview.Sound(heard.hop / heard.rate, heard.rate / 2) if hasattr(heard, "hop") else None
     with replacing(file) as partial:
-        preview.documents(
-            rendered, partial, f"{folder.name}, {split}: documents as their tokens give them back{left_out}"
-        )
+        preview.documents(rendered, partial, title, sound=axes)
     return file
 
 

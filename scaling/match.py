@@ -4,6 +4,14 @@ Both curves are smoothed by an exponential moving average to both sides whose ha
 step. For each step t of the reference in its last three quarters, t'(t) is where the other run is first at or below the
 reference's loss at t. The slope is that of the least-squares line through the origin in the points (t, t'): 0.5 means
 half the steps.
+
+A slope is a ratio of positive costs, so over seeds the mean is a geometric one, and the 95 % interval is made over the
+logarithms of the slopes: an interval around an arithmetic mean reaches below 0, where no cost is. With two seeds it
+stays wide, for two values say little of their spread, but every value in it is one that a slope can have.
+
+Not every slope can be read off. Where the other run ended before it was as low as the reference, its slope is greater
+than what is found (">"). Where it was below a level when it was first measured, nobody knows how long before, and the
+slope is less than what is found ("<"). Both are bounds, and no interval is told of them.
 """
 
 from collections.abc import Sequence
@@ -25,12 +33,15 @@ class Curve(NamedTuple):
 
 
 class Slope(NamedTuple):
-    """t' / t. Where `bound`, the other run ended before it got there, and the true slope is greater."""
+    """t' / t: a value, or where `bound` says so what the true slope is greater (">") or less ("<") than.
+
+    Where `bound` is "?", some seeds have a slope above their bound and others one below it: the value is NaN.
+    """
 
     value: float
-    bound: bool
-    low: float = np.nan  # of the 95 % interval over seeds; NaN with a single seed or a bound
-    high: float = np.nan
+    bound: str = ""
+    low: float = np.nan  # of the 95 % interval over seeds; NaN with a single seed. Of bounds: what every seed's slope
+    high: float = np.nan  # is above, and what it is below
     seeds: int = 1
 
 
@@ -66,29 +77,40 @@ def first_at_or_below(curve: Curve, level: float) -> float:
 
 
 def slope(reference: Curve, other: Curve, half_life: float = HALF_LIFE) -> Slope:
-    """The matching slope of one pair."""
+    """The matching slope of one pair; where the other run left both kinds of levels unmeasured, its lower bound."""
     reference, other = (smooth(c, half_life) for c in (reference, other))
     late = reference.step >= reference.step[-1] / 4
     t = reference.cost[late]
     there = np.array([first_at_or_below(other, level) for level in reference.loss[late]])
-    reached = np.isfinite(there)
+    unreached, before = np.isinf(there), reference.loss[late] >= other.loss[0]
     # What was not reached would have cost more than all the other run had.
-    there = np.where(reached, there, other.cost[-1])
-    return Slope(float(t @ there / (t @ t)), not reached.all())
+    there[unreached] = other.cost[-1]
+    # What it had when first measured took it at most so long, which is more than no time at all.
+    there[before] = 0 if unreached.any() else other.cost[other.cost > 0][0]
+    return Slope(float(t @ there / (t @ t)), ">" if unreached.any() else "<" if before.any() else "")
 
 
 def over_seeds(pairs: Sequence[tuple[Curve, Curve]], half_life: float = HALF_LIFE) -> Slope:
-    """The mean slope of pairs (reference, other), a pair a seed, with a 95 % interval.
+    """The geometric mean of the slopes of pairs (reference, other), a pair a seed, with a 95 % interval.
 
-    The interval is bootstrapped: pairs are drawn with replacement, and the spread of their means, corrected for the
-    number of seeds, is widened by Student's t, without which two to five seeds cover far less than they promise.
+    The interval is bootstrapped: pairs are drawn with replacement, and the spread of the means of their logarithms,
+    corrected for the number of seeds, is widened by Student's t, without which two to five seeds cover far less than
+    they promise.
     """
     each = [slope(reference, other, half_life) for reference, other in pairs]
     values, n = np.array([s.value for s in each]), len(each)
-    mean, bound = float(values.mean()), any(s.bound for s in each)
-    if n == 1 or bound:
-        return Slope(mean, bound, seeds=n)
+    bounds = {s.bound for s in each} - {""}
+    if len(bounds) > 1:
+        return Slope(np.nan, "?", seeds=n)
+    center = float(np.log(values).mean())
+    if bounds:
+        least, greatest = float(values.min()), float(values.max())
+        low, high = (least, np.inf) if bounds == {">"} else (0.0, greatest)
+        return Slope(float(np.exp(center)), bounds.pop(), low, high, n)
+    if n == 1:
+        return Slope(float(values[0]))
     drawn = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))
-    error = values[drawn].mean(1).std() * np.sqrt(n / (n - 1))
+    error = np.log(values)[drawn].mean(1).std() * np.sqrt(n / (n - 1))
     half = float(student.ppf(0.975, n - 1) * error)
-    return Slope(mean, False, mean - half, mean + half, n)
+    low, mean, high = np.exp([center - half, center, center + half]).tolist()
+    return Slope(mean, "", low, high, n)

@@ -2,10 +2,12 @@
 
 import io
 import textwrap
-from itertools import cycle
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from scaling.match import HALF_LIFE, Slope, smooth
@@ -17,17 +19,28 @@ COLOURS = {"dense": "#0072B2", "mot": "#D55E00", "mot_ffn": "#009E73", "mot_attn
 COLOURS |= {"moe_ec4": "#E69F00", "moe_tc4": "#56B4E9", "mot_moe": "#B8A800", "moe_fine": "#999999"}
 OTHERS = ("#8F6BD1", "#A0703C", "#3FA7A0", "#C2557A", "#6C8E2F", "#7E8AA8")
 MARKERS = "osD^vP*X"
+BOUNDS = {"": "o", ">": ">", "<": "<", "?": "x"}
 COSTS = {"step": "steps", "flops": "model FLOPs", "seconds": "seconds of training"}
 INK = {"light": ("#1b1b1b", "#ffffff"), "dark": ("#dddddd", "#16181c")}
 
 
 def colours(groups: dict[str, list[Run]]) -> dict[str, str]:
-    """By group; a second group of one architecture takes another colour."""
-    result, spare = {}, cycle(OTHERS)
+    """By group; a second group of one architecture takes the spare colour that is least like those in use."""
+    result: dict[str, str] = {}
     for label, runs in groups.items():
         usual = COLOURS.get(runs[0].arch)
-        result[label] = usual if usual and usual not in result.values() else next(spare)
+        if usual and usual not in result.values():
+            result[label] = usual
+        else:
+            kept = [*result.values(), *(c for run in groups.values() if (c := COLOURS.get(run[0].arch)))]
+            spare = [c for c in OTHERS if c not in kept] or OTHERS
+            result[label] = max(spare, key=partial(_unlike, kept))
     return result
+
+
+def _unlike(others: Sequence[str], colour: str) -> float:
+    """How far a colour is from the nearest of the others."""
+    return min((float(np.abs(np.subtract(to_rgb(colour), to_rgb(other))).sum()) for other in others), default=0.0)
 
 
 def both(draw, *args) -> dict[str, bytes]:
@@ -58,12 +71,14 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known:
         top = y
         for group in slopes:
             s = slopes[group][modality]
-            axis.plot(s.value, y, marker=">" if s.bound else "o", markersize=8, color=colour[group], zorder=3)
-            if np.isfinite(s.low):
+            at = s.value if np.isfinite(s.value) else 1.0  # "?": on dense's line
+            axis.plot(at, y, marker=BOUNDS[s.bound], markersize=8, color=colour[group], zorder=3)
+            if not s.bound and s.seeds > 1:
                 axis.plot([s.low, s.high], [y, y], color=colour[group], linewidth=2, zorder=3)
                 right = max(right, 1.05 * s.high)
-            axis.annotate(text(s), (s.value, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
-            right = max(right, 1.15 * s.value)
+            words = axis.annotate(text(s), (at, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+            words.set_bbox(dict(facecolor=axis.get_facecolor(), edgecolor="none", alpha=0.7, pad=0.5))
+            right = max(right, 1.15 * at)
             ticks.append((y, textwrap.fill(f"{modality}: {group}", 18)))
             y += 1
         if band := known.slopes["mot"].get(modality):
@@ -83,7 +98,7 @@ def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known:
     axis.set(
         xlim=(0, min(right, 3)),
         ylim=(y - 0.6, -0.9),
-        xlabel="share of dense's steps for its training loss (less is better)",
+        xlabel="share of dense's steps (less is better)",
     )
     axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.9 / (y + 1)), ncols=2, fontsize=9)
     return figure
@@ -120,12 +135,16 @@ def experts(title: str, x_LE: np.ndarray, colours: str, low: float, high: float)
 
 
 def text(s: Slope) -> str:
-    return f"> {s.value:.2f}" if s.bound else f"{s.value:.2f}"
+    """A bound with its sign; one below 0.01 with the digits that it takes to be none of 0."""
+    if s.bound == "?":
+        return "not known"
+    value = f"{s.value:.2f}" if s.value >= 0.005 else f"{s.value:.1g}"
+    return f"{s.bound} {value}" if s.bound else value
 
 
 def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, cost: str) -> Figure:
     """Loss of one modality against a cost: held-out with markers, smoothed training thin; bands over seeds."""
-    figure = Figure(figsize=(5.2, 3.9), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.subplots()
     for i, (label, runs) in enumerate(groups.items()):
         for kind in ("train", "eval"):
@@ -137,21 +156,15 @@ def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, 
             y = np.stack([smooth(c, HALF_LIFE).loss[:n] if kind == "train" else c.loss[:n] for c in found])
             late = found[0].step[:n] >= found[0].step[-1] / 4  # the part that slopes are read from
             x, y = x[late], y[:, late]
-            style = dict(linewidth=1, alpha=0.7) if kind == "train" else dict(marker=MARKERS[i % 8], markersize=4)
+            # Later curves are thinner, so that those that lie on earlier ones hide none.
+            thick = max(1.2, 3.2 - 2 * i / max(1, len(groups) - 1))
+            style = dict(marker=MARKERS[i % len(MARKERS)], markersize=2.5 * thick, linewidth=thick)
+            style = dict(linewidth=0.4 * thick) if kind == "train" else style
             axis.plot(x, y.mean(0), color=colour[label], label=label if kind == "eval" else None, **style)
             if len(found) > 1:
-                axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.15, linewidth=0)
+                axis.fill_between(x, y.min(0), y.max(0), color=colour[label], alpha=0.25, linewidth=0)
     axis.set(xlabel=COSTS[cost], ylabel=f"{modality} loss ({unit(groups, modality)})")
     axis.grid(alpha=0.25)
-    if labelled := axis.get_legend_handles_labels()[1]:
-        columns = max(1, min(len(labelled), 55 // (6 + max(map(len, labelled)))))
-        figure.legend(
-            *axis.get_legend_handles_labels(),
-            loc="outside lower center",
-            frameon=False,
-            ncols=columns,
-            fontsize=9,
-            title="held-out with markers, smoothed training thin",
-            title_fontsize=8,
-        )
+    if axis.get_legend_handles_labels()[1]:
+        axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
     return figure

@@ -2,12 +2,15 @@
 
 import base64
 import json
+import math
 import os
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -16,13 +19,13 @@ from mot.errors import UserError
 from mot.files import write_atomically
 from mot.model import flops
 from mot.runs import rundir
-from scaling import match, pictures, published, runs
+from scaling import facts, match, pictures, published, runs
 from scaling.match import Slope
 from scaling.runs import Run
 
 HEADLINE = ("train", "step", match.HALF_LIFE, "equal")  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'
-STAGES = 4  # checkpoints whose samples are shown
+STAGES = 3  # checkpoints whose samples are shown
 LONGER = 2  # runs beside the reported ones whose samples are shown
 
 
@@ -54,10 +57,15 @@ def write(found: list[Run], out: Path) -> str:
             name: pictures.both(pictures.experts, *panel) for name, panel in zip(experts[label], panels, strict=True)
         }
     every = runs.tables(found, slopes)
+    measured = measures(groups) if groups else []
     page = _template().render(
         sentence=sentence,
-        facts=_facts(groups),
-        architectures=_architectures(groups),
+        title=_title(groups, slopes),
+        cautions=facts.overfits(groups),
+        facts=facts.facts(groups),
+        command=facts.COMMAND,
+        architectures=facts.architectures(groups),
+        shared=facts.shared(groups),
         curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
         pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
         experts={label: names for label, names in experts.items() if names},
@@ -68,9 +76,12 @@ def write(found: list[Run], out: Path) -> str:
         best=_best_rows(slopes, groups),
         half_lives=_half_life_rows(slopes),
         definition=match.__doc__.split("\n\n")[1],
-        units={m: runs.unit(groups, m) for m in runs.modalities(groups)},
+        begins=_begins(groups),
+        vectors=any("squared" in runs.unit(groups, m) for m in runs.modalities(groups)),
+        seeds=max(map(len, groups.values()), default=0),
         published=list({k.source: k for group in groups.values() for k in [published.of(group[0].config)]}.values()),
-        costs=measures(groups) if groups else [],
+        costs=measured,
+        mfu=any(what == "MFU" for what, _ in measured),
         samples=_samples(groups),
         longer=_longer(found, out),
         differences=_differences(groups),
@@ -113,28 +124,51 @@ def _notes(found, groups) -> dict[Path, list[str]]:
     return notes
 
 
+def _title(groups, slopes) -> str:
+    """The question where there is an answer to it, else what the runs are of."""
+    if slopes:
+        return "How much do modalities compete for one model's parameters, and which architecture ends it?"
+    return "Runs" + (f" of {', '.join(dict.fromkeys(group[0].arch for group in groups.values()))}" if groups else "")
+
+
+def _begins(groups) -> str:
+    """Where the curves of losses begin, which is the part that slopes are read from."""
+    last = sorted({run.series("train", "loss")[0][-1] for group in groups.values() for run in group})
+    return " or ".join(f"{-(-int(step) // 4):,}" for step in last)
+
+
 def _sentence(slopes) -> str:
     """The answer, for whoever reads one line."""
-    parts = []
-    for key, s in slopes.items():
-        if key[2:] == HEADLINE:
-            spread = f"95 % interval {100 * s.low:.0f} to {100 * s.high:.0f}, " if s.low == s.low else ""
-            seeds = f"{s.seeds} seed" + "s" * (s.seeds > 1)
-            loss = f"dense's {key.modality} training loss"
-            if s.bound:
-                what = f"did not reach {loss} in the time given ({seeds})"
-            else:
-                what = f"needed {100 * s.value:.0f} % of dense's steps for {loss} ({spread}{seeds})"
-            parts.append(f"{key.group} {what}: {verdict(s)}")
+    parts = [_answer(slopes, key) for key in slopes if key[2:] == HEADLINE]
     return "; ".join(parts) + "." if parts else "No run here can be compared with a dense one; the runs below say why."
 
 
+def _answer(slopes, key: runs.Key) -> str:
+    """Of a group and a modality, with what held-out loss says where that is another thing."""
+    s, loss = slopes[key], f"dense's {key.modality} training loss"
+    percent = f"{100 * s.value:.0f} %"
+    what = {
+        "": f"needed {percent} of dense's steps for {loss}",
+        ">": f"did not reach {loss} in the time given",
+        "<": f"was at {loss} when first measured, within {percent} of dense's steps",
+        "?": f"did not reach {loss} with some seeds and was there from the start with others",
+    }[s.bound]
+    if s.seeds == 1:
+        return f"{key.group} {what} ({verdict(s)})"
+    spread = "" if s.bound else f"95 % interval {100 * s.low:.0f} to {100 * s.high:.0f} over "
+    held_out = slopes.get(key._replace(kind="eval"))
+    unlike = held_out and verdict(held_out) != verdict(s)
+    but = f", but on held-out loss {verdict(held_out)} ({_cell(held_out)})" if unlike else ""
+    return f"{key.group} {what} ({spread}{s.seeds} pairs of runs): {verdict(s)}{but}"
+
+
 def verdict(s: Slope) -> str:
-    """One word, by the 95 % interval over seeds: ahead of dense, behind it, or undecided."""
+    """One word: ahead of dense, behind it, or undecided.
+
+    By the 95 % interval over seeds, or where there are bounds by whether every seed's is above 1, or below it.
+    """
     if s.seeds == 1:
         return "one seed: no verdict"
-    if s.bound:  # without an interval
-        return "undecided"
     return "ahead" if s.high < 1 else "behind" if s.low > 1 else "undecided"
 
 
@@ -142,14 +176,14 @@ def _slope_rows(slopes, groups) -> list[dict]:
     """A row a (group, modality, kind), at the usual half-life and at equal learning rates."""
     rows = []
     for group, modality, kind in dict.fromkeys(k[:3] for k in slopes if k.rates == "equal"):
-        cell = {cost: _cell(slopes[runs.Key(group, modality, kind, cost, match.HALF_LIFE)]) for cost in runs.COSTS}
-        mark = "" if groups[group][0].config.causal else {"train": ", sees later tokens", "eval": ", causal"}[kind]
-        rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind] + mark, **cell})
-        seeds = slopes[runs.Key(group, modality, kind, "step", match.HALF_LIFE)].seeds
+        of = {cost: slopes.get(runs.Key(group, modality, kind, cost, match.HALF_LIFE)) for cost in runs.COSTS}
+        cells = {cost: _cell(s) if s else "-" for cost, s in of.items()}
+        mark = "" if groups[group][0].config.causal else {"train": ", non-causal", "eval": ", causal"}[kind]
+        rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind] + mark, **cells})
         rows[-1] |= {
-            "seeds": seeds,
-            "verdict": verdict(slopes[runs.Key(group, modality, kind, "step", match.HALF_LIFE)]),
-            "published": _published(groups[group][0], modality) if kind == "train" else "",
+            "pairs": of["step"].seeds,
+            "verdict": verdict(of["step"]),
+            "published": _published(groups[group][0], modality) if kind == "train" else "-",
         }
     return rows
 
@@ -194,54 +228,75 @@ def _half_life_rows(slopes) -> list[dict]:
 
 def _published(run, modality) -> str:
     values = published.of(run.config).slopes.get(run.arch, {}).get(modality)
-    return f"{min(values):g} to {max(values):g}" if values else ""
+    return f"{min(values):g} to {max(values):g}" if values else "-"
 
 
 def _cell(s: Slope) -> str:
-    return pictures.text(s) + (f" [{s.low:.2f}, {s.high:.2f}]" if s.low == s.low else "")
+    return pictures.text(s) + ("" if s.bound or s.seeds == 1 else f" [{s.low:.2f}, {s.high:.2f}]")
 
 
 def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
     """Rows of (what, a value a group): losses, size, cost and speed; means over seeds, medians over steps."""
-    last = lambda run, key: run.series("train", key)[1][-1]
-    tokens = lambda run: sum(last(run, f"tokens/{m}") for m in run.config.modalities)
-    # The first step warms up.
-    middle = lambda group, key: statistics.median([x for run in group for x in _warm(run.series("train", key)[1])])
-    millions = lambda n: f"{n / 1e6:.2f} M"
-    rows = []
-    for modality in runs.modalities(groups):
-        ends = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"loss/{modality}")[1])]  # noqa: B023
-        unit = f", {runs.unit(groups, modality)}"
-        rows.append((f"held-out {modality} loss{unit}", [_spread(ends(g)) for g in groups.values()]))
-        causal = lambda g: [v[-1] for r in g if len(v := r.series("eval", f"causal_loss/{modality}")[1])]  # noqa: B023
-        if any(map(causal, groups.values())):
-            rows.append(
-                (f"held-out {modality} loss, causal{unit}", [_spread(causal(g) or ends(g)) for g in groups.values()])
-            )
-    rows.append(("parameters", [millions(flops.total_parameters(g[0].config)) for g in groups.values()]))
+    rows = [row for modality in runs.modalities(groups) for row in _held_out(groups, modality)]
+
+    def row(what: str, of: Callable[[list[Run]], str]) -> None:
+        rows.append((what, [of(group) for group in groups.values()]))
+
+    row("parameters", lambda group: _short(flops.total_parameters(group[0].config)))
     streams = list(next(iter(groups.values()))[0].config.streams)
     for stream in streams:
-        active = lambda g: flops.active_parameters(g[0].config).get(stream)  # noqa: B023
-        rows.append((f"active, {stream} token", [millions(n) if (n := active(g)) else "" for g in groups.values()]))
-    rows.append(("FLOPs per token", [millions(last(g[0], "flops") / tokens(g[0])) for g in groups.values()]))
-    rows.append(("step time", [f"{1e3 * middle(g, 'step_seconds'):.0f} ms" for g in groups.values()]))
-    rows.append(("tokens per second", [f"{middle(g, 'tokens_per_s'):,.0f}" for g in groups.values()]))
+        active = {label: flops.active_parameters(group[0].config).get(stream) for label, group in groups.items()}
+        rows.append((f"active parameters for a token of {stream}", [_short(n) if n else "" for n in active.values()]))
+    row("FLOPs per token", lambda group: _short(_flops_per_token(group[0])))
+    row("time of a step", lambda group: f"{1e3 * _middle(group, 'step_seconds'):.3g} ms")
+    row("tokens per second", lambda group: f"{_middle(group, 'tokens_per_s'):,.0f}")
     peaks = {run.started.get("matmul_peak") for group in groups.values() for run in group}
     if len(peaks) == 1:  # what is told against different peaks cannot be compared
-        rows.append(("of matmul peak", [f"{100 * middle(g, 'mfu'):.0f} %" for g in groups.values()]))
+        row("MFU", lambda group: f"{100 * _middle(group, 'mfu'):.3g} %")
     for stream in streams:
-        fill = lambda g: g[0].series("train", f"fill/{stream}")[1]  # noqa: B023
-        rows.append(
-            (f"fill, {stream}", [f"{100 * x.mean():.1f} %" if len(x := fill(g)) else "" for g in groups.values()])
-        )
+        fill = [group[0].series("train", f"fill/{stream}")[1] for group in groups.values()]
+        rows.append((f"fill, {stream}", [f"{100 * x.mean():.3g} %" if len(x) else "" for x in fill]))
     return rows
+
+
+def _held_out(groups, modality: str) -> list[tuple[str, list[str]]]:
+    """The last held-out losses, and those of routers that see no later tokens where some group's otherwise do."""
+
+    def ends(group: list[Run], key: str) -> list[float]:
+        return [values[-1] for run in group if len(values := run.series("eval", f"{key}/{modality}")[1])]
+
+    unit = runs.unit(groups, modality)
+    rows = [(f"held-out {modality} loss ({unit})", [_spread(ends(g, "loss")) for g in groups.values()])]
+    causal = [ends(group, "causal_loss") for group in groups.values()]
+    if any(causal):
+        cells = [_spread(values or ends(g, "loss")) for values, g in zip(causal, groups.values(), strict=True)]
+        rows.append((f"held-out {modality} loss, causal ({unit})", cells))
+    return rows
+
+
+def _flops_per_token(run: Run) -> float:
+    return run.series("train", "flops")[1][-1] / sum(facts.seen(run).values())
+
+
+def _middle(group: list[Run], key: str) -> float:
+    """The median over steps and seeds, without the first step, which warms up."""
+    return statistics.median([x for run in group for x in _warm(run.series("train", key)[1])])
+
+
+def _short(n: float) -> str:
+    """Three significant digits: 67.2 K, 1.23 M."""
+    for size, letter in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if n >= 0.9995 * size:
+            scaled = n / size
+            return f"{scaled:.{max(0, 2 - math.floor(math.log10(scaled * 1.0005)))}f}{letter}"
+    return f"{n:.3g}"
 
 
 def _warm(values):
     return values[1:] if len(values) > 1 else values
 
 
-def _spread(values):
+def _spread(values) -> str:
     if not values:
         return ""
     mean = f"{statistics.mean(values):.3f}"
@@ -262,11 +317,18 @@ def _samples(groups) -> list[dict]:
     for label, group in groups.items():
         for run in group:
             if folders := _sampled(run.path):
-                chosen = sorted({round(i * (len(folders) - 1) / max(STAGES - 1, 1)) for i in range(STAGES)})
-                stages = [_stage(folders[i]) for i in chosen]
-                shown.append({"group": label, "run": run, "stages": stages})
+                stages = [_stage(folder) for folder in _spread_out(folders)]
+                settings = list(dict.fromkeys(stage["settings"] for stage in stages if stage.get("settings")))
+                shown.append({"group": label, "run": run, "stages": stages, "settings": settings})
                 break
     return shown
+
+
+def _spread_out(folders: list[Path]) -> list[Path]:
+    """Of folders named by their step, those nearest to STAGES steps that are evenly spaced over all of them."""
+    steps = [int(folder.name) for folder in folders]
+    even = np.linspace(steps[0], steps[-1], STAGES)
+    return [folders[i] for i in sorted({int(np.abs(np.array(steps) - step).argmin()) for step in even})]
 
 
 def _sampled(path: Path) -> list[Path]:
@@ -307,9 +369,19 @@ def _stage(folder) -> dict:
         main = next((name for name in ("digits", "grid", "documents") if name in images), "")
         stage = counts | {"main": main and _inline(images[main])}
         stage |= {"captions": _inline(images["captions"])} if "captions" in images else {}
+        stage["settings"] = _settings(record)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         stage = {"damaged": f"{folder} is damaged: {error!r}"}
     return {"step": int(folder.name), **stage}
+
+
+def _settings(record) -> str:
+    """How the sampler chose, in words; empty where it was not recorded."""
+    known = {"temperature": "temperature {}", "top_k": "among the {} likeliest", "top_p": "among the likeliest {:.0%}"}
+    known |= {"guidance": "guidance {}", "seed": "seed {}"}
+    idle = {"top_k": 0, "top_p": 1, "guidance": 1}
+    told = {key: record[key] for key in known if isinstance(record.get(key), (int, float))}
+    return ", ".join(known[key].format(x) for key, x in told.items() if idle.get(key) != x)
 
 
 def _cost_alike(groups) -> bool:
@@ -319,112 +391,6 @@ def _cost_alike(groups) -> bool:
         steps, flops_so_far = run.series("train", "flops")
         each += [flops_so_far[-1] / steps[-1]] if len(steps) else []
     return bool(each) and max(each) <= 1.01 * min(each)
-
-
-def _facts(groups) -> list[tuple[str, str]]:
-    """What was run, on what, where, when and by what: a value once, or each that differs."""
-    every = [run for group in groups.values() for run in group]
-    started = sorted(run.started["time"] for run in every if run.started.get("time"))
-    facts = [(what, _each(map(of, every))) for what, of in FACTS.items()] if every else []
-    return [*facts, ("begun", _each([*started[:1], *started[-1:]]))] if facts else []
-
-
-def _each(values) -> str:
-    told = dict.fromkeys(str(value) for value in values if value not in (None, ""))
-    return "; ".join(told) or "not recorded"
-
-
-def _data(run) -> str:
-    return f"{', '.join(run.config.data.sources)} (digest {run.digest})" if run.digest else ""
-
-
-def _tokens(run) -> str:
-    counts = {m: run.series("train", f"tokens/{m}")[1] for m in run.config.modalities}
-    return ", ".join(f"{m} {int(n[-1]):,}" for m, n in counts.items() if len(n))
-
-
-def _batch(run) -> str:
-    return f"{run.config.data.batch} x {run.config.length:,}"
-
-
-def _rate(run) -> str:
-    return f"{run.config.optim.lr:g}, {run.config.optim.schedule}"
-
-
-def _sizes(run) -> str:
-    widths = dict.fromkeys(str(stream.width) for stream in run.config.streams.values())
-    return f"{run.config.model.layers}, {'/'.join(widths)}"
-
-
-def _machine(run) -> str:
-    s = run.started
-    device = f"{s.get('devices', '?')} x {s['device_kind']}" if "device_kind" in s else ""
-    return ", ".join(filter(None, [s.get("host"), s.get("cpu"), device]))
-
-
-def _peak(run) -> str:
-    s = run.started
-    measured = f", measured {s['matmul_peak_measured']}" if s.get("matmul_peak_measured") else ""
-    return f"{s['matmul_peak'] / 1e9:,.1f} GFLOP/s{measured}" if s.get("matmul_peak") else ""
-
-
-def _code(run) -> str:
-    s = run.started
-    if not s.get("version"):
-        return ""
-    commit = f", commit {s['commit']}" + " and changes" * bool(s.get("dirty")) if s.get("commit") else ""
-    return f"mot {s['version']}{commit}; jax {s.get('jax', '?')}, Python {s.get('python', '?')}"
-
-
-FACTS = {
-    "data": _data,
-    "steps": lambda run: f"{run.config.run.steps:,}",
-    "tokens seen by a run": _tokens,
-    "rows and tokens of a batch": _batch,
-    "learning rate": _rate,
-    "layers, widths": _sizes,
-    "machine": _machine,
-    "matmul peak that MFU is told against": _peak,
-    "code": _code,
-    "by": lambda run: run.started.get("command"),
-}
-
-
-PLAIN = {
-    "dense": "one set of parameters serves all modalities: an ordinary transformer",
-    "mot": "each modality has its own attention projections, FFN and norms; they meet in one attention",
-    "mot_ffn": "each modality has its own FFN; attention projections and norms are shared",
-    "mot_attn_ffn": "each modality has its own attention projections and FFN; norms are shared",
-}
-
-
-def _architectures(groups) -> list[dict]:
-    """Of each group what it is in a line, and which streams share a tower, by component."""
-    found = []
-    for label, group in groups.items():
-        config = group[0].config
-        components = []
-        for component in ("attn", "ffn", "norm"):
-            mapping = getattr(config.towers, component)
-            towers = {t: [s for s in config.streams if mapping[s] == t] for t in dict.fromkeys(mapping.values())}
-            experts = {} if component == "norm" else getattr(config, component)
-            boxes = [(" + ".join(streams), _experts(experts.get(tower))) for tower, streams in towers.items()]
-            components.append((COMPONENTS[component], boxes))
-        maps = group[0].arch.split(" ")[0]
-        line = PLAIN.get(maps, "towers as drawn")
-        if any(note for _, boxes in components for _, note in boxes):
-            line += "; where experts are named, a router learns which of them serves a token"
-        found.append({"group": label, "line": line, "components": components})
-    return found
-
-
-COMPONENTS = {"attn": "QKV and O", "ffn": "FFN", "norm": "norms"}
-
-
-def _experts(sets) -> str:
-    if sets is None or not sets.experts:
-        return ""
-    return f"{sets.experts} experts, {sets.active} active"
 
 
 def _differences(groups) -> list[tuple[str, list[str]]]:

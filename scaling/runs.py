@@ -60,14 +60,15 @@ class Run(NamedTuple):
         return np.array(steps), np.array(values, float)
 
     def curve(self, kind: str, modality: str, cost: str) -> Curve | None:
-        """The loss along steps, FLOPs or seconds; None where it has too few values to be one.
+        """The loss along steps, FLOPs or seconds; None where it has too few values to be one, or no cost.
 
         The held-out loss of a model whose routers look at later tokens is the causal one.
         """
         key = f"loss/{modality}" if kind == "train" or self.config.causal else f"causal_loss/{modality}"
         rows = [row for row in self.rows if row["kind"] == kind and np.isfinite(float(row.get(key, "nan")))]
         column = lambda k: np.array([float(row.get(k, 0)) for row in rows])
-        return Curve(column("step"), column(cost), column(key)) if len(rows) > 1 else None
+        curve = Curve(column("step"), column(cost), column(key))
+        return curve if len(rows) > 1 and curve.cost[-1] > 0 else None
 
 
 class Key(NamedTuple):
@@ -96,7 +97,7 @@ def architecture(config: Config) -> str:
     are chosen (ec: experts choose, tc: tokens do, else the router's own name), how many there are, how many are active
     if not one (`a2`), their width in sixteenths of the dense FFN's if it is another (`w1`), and what is not usual.
     """
-    name, marks = _maps(config), []
+    name, marks = maps(config), []
     for component in ("attn", "ffn"):
         sets_of = getattr(config, component)
         for tower, sets in ((s, sets_of[s]) for s in config.streams if s in sets_of):
@@ -127,7 +128,8 @@ def _unusual(sets) -> str:
     return "".join(f",{key}={getattr(sets, key)}" for key, value in usual.items() if getattr(sets, key) != value)
 
 
-def _maps(config: Config) -> str:
+def maps(config: Config) -> str:
+    """Which streams share a tower, as configs/archs.py names it where it has a name: experts are not looked at."""
     streams = list(config.streams)
     parts = {}  # component -> the streams that share a tower, as a set of sets
     for component in ("attn", "ffn", "norm"):
@@ -316,7 +318,7 @@ def partners(
     if dense is None:
         dense = [run for group in groups.values() for run in group if run.arch == "dense"]
     if not dense:
-        return [], "no dense partner: no sound run of a dense model"
+        return [], "no dense partner: no faultless run of a dense model"
     alike = [(d, o) for o, d in product(groups[label], dense) if not comparable(d, o, apart)]
     if not alike:
         return [], "no dense partner: every dense run differs in " + "; ".join(

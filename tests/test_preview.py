@@ -10,6 +10,7 @@ from PIL import Image
 
 from mot.data import preview
 from mot.data.packing import document, pack
+from mot.generate import documents, pictures
 
 ODD = "$\\frac{$ x_$ % \x00\x1b[31m \u202e 漢字 🙂 שלום e\u0301 \ud800 \t\n W"
 
@@ -53,10 +54,10 @@ def test_a_picture_is_drawn_in_whole_pixels_where_it_lies(tmp_path):
     file = tmp_path / "page.png"
     preview.documents([("a", [("text", "words"), ("image", picture)])], file, "title")
     page = np.asarray(Image.open(file).convert("RGB"))
-    drawn = preview._scaled(picture, 128)
-    assert drawn.shape == (128, 128, 3)
-    windows = np.lib.stride_tricks.sliding_window_view(page, (4, 128, 3))[:, :, 0]
-    assert (windows == drawn[:4]).all((2, 3, 4)).sum() == 1
+    drawn = preview._scaled(picture, 256)  # there is room for it
+    assert drawn.shape == (256, 256, 3)
+    windows = np.lib.stride_tricks.sliding_window_view(page, (9, 256, 3))[:, :, 0]
+    assert (windows == drawn[:9]).all((2, 3, 4)).sum() == 1
 
 
 def test_a_page_ends_and_says_what_it_leaves_out(tmp_path, monkeypatch):
@@ -73,7 +74,7 @@ def test_a_page_ends_and_says_what_it_leaves_out(tmp_path, monkeypatch):
     preview.documents([(f"d{i}", [("image", np.zeros((9, 9, 3), np.uint8))]) for i in range(50)], file, "fifty")
     assert size(file)[1] <= 1000
     drawn = sum(x.startswith("d") for x in said)
-    assert 3 < drawn < 50
+    assert 1 < drawn < 50
     assert said[-1] == f"... and {50 - drawn} more documents"
 
 
@@ -93,10 +94,12 @@ def test_strokes_are_drawn_where_the_pen_went():
 @given(
     st.lists(
         st.tuples(st.sampled_from(["text", "image", "audio", "action", "latents"]), st.integers(1, 1500)), max_size=20
-    )
+    ),
+    st.sampled_from([preview.WIDTH, 420]),
+    st.sampled_from([None, preview.Sound(0.02, 8000), preview.Sound(0.1, 4000)]),
 )
 @settings(max_examples=40, deadline=None)
-def test_parts_neither_overlap_nor_leave_the_page(kinds):
+def test_parts_neither_overlap_nor_leave_the_page(kinds, wide, sound):
     content = {
         "text": lambda n: "word " * n,
         "image": lambda n: np.zeros((n, 1 + 7 * n % 1500, 3), np.uint8),
@@ -104,11 +107,11 @@ def test_parts_neither_overlap_nor_leave_the_page(kinds):
         "action": lambda n: [np.zeros((n, 2)), np.ones((1, 2)) * n],
         "latents": lambda n: np.zeros((n, 1 + 7 * n % 1500)),
     }
-    columns = 44 if len(kinds) > 1 else 140
-    placed, height = preview._flow([preview._box(kind, content[kind](n), columns) for kind, n in kinds])
+    room = wide - 2 * preview.MARGIN
+    placed, height = preview._arranged([(kind, content[kind](n)) for kind, n in kinds], room, sound)
     areas = [(x, y, x + box.size[0], y + box.size[1]) for box, x, y in placed]
     for i, (left, top, right, bottom) in enumerate(areas):
-        assert 0 <= left < right <= preview.WIDTH - 2 * preview.MARGIN
+        assert 0 <= left < right <= room
         assert 0 <= top < bottom <= height
         assert all(right <= a[0] or a[2] <= left or bottom <= a[1] or a[3] <= top for a in areas[:i])
 
@@ -155,3 +158,53 @@ def test_a_batch_shows_each_document_in_its_colour(tmp_path):
             assert any(np.abs(np.array(c) - colour).max() <= 1 for c in seen)
     third = preview._colour([3], [0], 2)[0] * 255
     assert not any(np.abs(np.array(c) - third).max() <= 1 for c in seen)
+
+
+def listened(monkeypatch):
+    """What is written on pages: (x, y, words)."""
+    said = []
+    text = preview._Page.text
+
+    def listen(self, x, y, words, *rest, **options):
+        said.append((x, y, words))
+        text(self, x, y, words, *rest, **options)
+
+    monkeypatch.setattr(preview._Page, "text", listen)
+    return said
+
+
+def test_a_spectrogram_s_axes_tell_seconds_and_kilohertz(tmp_path, monkeypatch):
+    said = listened(monkeypatch)
+    parts = [("audio", np.zeros((40, 100)))]
+    preview.documents([("a", parts)], tmp_path / "page.png", "title", sound=preview.Sound(0.02, 8000))
+    words = [word for _, _, word in said]
+    assert "0.0 s" in words
+    assert "2.0" in words  # 100 tokens of 20 ms
+    x_of = {word: x for x, _, word in said}
+    y_of = {word: y for _, y, word in said}
+    assert x_of["2.0"] - x_of["0.0 s"] == pytest.approx(2 * (x_of["1.0"] - x_of["0.0 s"]))
+    assert y_of["0"] > y_of["1.8"] > y_of["8 kHz"]  # of 8 kHz in mel, the half is 1.8
+    preview.documents([("a", parts)], tmp_path / "page.png", "title")
+    assert [word for _, _, word in said].count("8 kHz") == 1
+
+
+def test_what_the_font_lacks_is_a_dot_and_no_box():
+    assert preview._shown("a\ufffd\x00\u6f22b") == "a\u00b7\u00b7\u00b7b"
+
+
+def test_pictures_use_the_width_and_a_page_is_as_wide_as_asked(tmp_path):
+    dark = np.zeros((32, 32, 3), np.uint8)
+    for wide, columns, side in ((1200, 1152, 256), (420, 372, 192)):
+        placed, _ = preview._arranged([("text", "words"), ("image", dark)], columns, None)
+        assert placed[1][0].pixels.shape == (side, side, 3)
+        placed, _ = preview._arranged([("image", dark)] * 9, columns, None)
+        assert placed[0][0].pixels.shape[0] in (128, 192)
+        preview.documents([("a", [("text", "words " * 99)])], tmp_path / "page.png", "a long title " * 5, wide)
+        assert size(tmp_path / "page.png")[0] == wide
+
+
+def test_a_title_shows_stray_bytes_as_dots_and_no_parts_of_a_prompt_that_was_none():
+    assert pictures._wrapped("a\x00\ufffdb c") == ["a\u00b7\u00b7b c"]
+    parts = [("text", "words")]
+    assert documents._title(documents.Continuation("document-0", 0, parts, True)) == "document-0"
+    assert documents._title(documents.Continuation("document-0", 1, parts, True)) == "document-0: 1 part given"

@@ -46,6 +46,9 @@ def test_each_start_says_what_made_it(run):
         assert f"--config.run.steps={steps}" in shlex.split(event["command"])
         assert (event["jax"], event["devices"]) == (jax.__version__, 4)
         assert ISO.fullmatch(event["matmul_peak_measured"])
+        training, held_out = (event["size"][split] for split in ("training", "held_out"))
+        assert training["documents"] > held_out["documents"] > 0
+        assert all(training["tokens"][m] > held_out["tokens"][m] > 0 for m in ("text", "image"))
     assert second["matmul_peak"] >= first["matmul_peak"], "what was measured is kept"
 
 

@@ -80,6 +80,19 @@ class Sources(NamedTuple):
     def names(self) -> tuple[str, ...]:
         return tuple(source.name for source in self.all)
 
+    def size(self, modalities: Sequence[str]) -> dict:
+        """Documents, and tokens by modality; None where a stream without an end is among them.
+
+        `modalities` are those of the streams, of which several may be one's.
+        """
+        if any(source.count is None for source in self.all):
+            return {"documents": None, "tokens": None}
+        tokens = dict.fromkeys(modalities, 0)
+        for source in self.all:
+            for modality, n in zip(modalities, source.totals(), strict=True):
+                tokens[modality] += int(n)
+        return {"documents": sum(int(source.count) for source in self.all), "tokens": tokens}
+
 
 class Mixture:
     """An endless stream of documents, each source in proportion to its share, shuffled anew every epoch.

@@ -20,47 +20,69 @@ from mot.batches import Batch
 
 DPI = 100
 WIDTH, MARGIN, GAP = 1200, 24, 16  # pixels of a page
-PICTURE = 128  # pixels of a picture's longer side, or of a spectrogram's height
+PICTURE = 128  # pixels of a picture's longer side, or of a spectrogram's height, at least;
+LARGER = (256, 192, PICTURE)  # the first of these at which a document takes no more lines than with PICTURE
 LONGEST = 24000  # pixels of a page's height; what does not fit is counted
 PARTS = 24  # of a document
 FONT = "DejaVu Sans Mono"  # comes with matplotlib; of one width, so that a text's size is known before it is drawn
-POINTS, SMALL = 9, 7
+POINTS, SMALL = 9, 8
 LEADING = 1.3  # from line to line, in ems
 ROWS = 8  # of a batch
 INK, FAINT = "#222222", "#777777"
-
+UNSEEN = "\u00b7"  # a middle dot, in place of what the font has no letter for
+TICKS = 64  # pixels between two of an axis at least
 
 IDS = "ids"  # what is shown as numbers alone: ids of somebody's own tokenizer, whatever their modality is
 
 
+class Sound(NamedTuple):
+    """What a spectrogram's axes tell: a token's seconds, and the frequency in Hz that its mel bands reach up to."""
+
+    seconds: float
+    highest: float
+
+
 class Box(NamedTuple):
-    """A part of a document as it is drawn: a caption over lines of text, or over a picture."""
+    """A part of a document as it is drawn: a caption over lines of text, or over a picture, perhaps with axes."""
 
     caption: str
     lines: tuple[str, ...]
     pixels: np.ndarray | None  # uint8 [height, width, 3]
+    across: tuple[tuple[float, str], ...] = ()  # ticks below a picture: pixels from its left
+    upwards: tuple[tuple[float, str], ...] = ()  # and beside it: pixels from its lower edge
+
+    @property
+    def left(self) -> int:
+        """Pixels beside a picture for the longest tick."""
+        return _extent([f"{label} " for _, label in self.upwards], SMALL)[0]
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height, the caption's included."""
+        """Width and height, the caption's and the ticks' included."""
         width, height = _extent(self.lines, POINTS) if self.pixels is None else self.pixels.shape[1::-1]
         caption = _extent([self.caption], SMALL)
-        return max(width, caption[0]), height + caption[1]
+        ends = [at + _extent([label], SMALL)[0] for at, label in self.across]
+        below = _line(SMALL) if self.across else 0
+        return max(self.left + max([width, *map(math.ceil, ends)]), caption[0]), height + caption[1] + below
 
 
-def documents(rendered: Sequence[tuple[str, Sequence[tuple[str, object]]]], file: Path, title: str) -> None:
-    """A page of documents, PNG: of each its id and its parts in order, from left to right.
+def documents(
+    rendered: Sequence[tuple[str, Sequence[tuple[str, object]]]],
+    file: Path,
+    title: str,
+    width: int = WIDTH,
+    sound: Sound | None = None,
+) -> None:
+    """A page of documents, PNG, `width` pixels wide: of each its id and its parts in order, from left to right.
 
     A part is ("text", str), ("image", uint8 `[H, W, 3]`), ("audio", a spectrogram `[bands, tokens]`), ("action", its
-    strokes, `[n, 2]` each), ("latents", `[n, P]`) or (any modality, its ids `[n]`). A page's length is bounded; its
-    last line says how many documents it leaves out.
+    strokes, `[n, 2]` each), ("latents", `[n, P]`) or (any modality, its ids `[n]`). Spectrograms have axes where
+    `sound` says what they tell. A page's length is bounded; its last line says how many documents it leaves out.
     """
-    drawn, height = [], 2 * MARGIN + _line(12) + GAP
+    room, heads = width - 2 * MARGIN, _wrapped(title, width - 2 * MARGIN, 12)
+    drawn, height = [], 2 * MARGIN + len(heads) * _line(12) + GAP
     for name, parts in rendered:
-        boxes = [_box(kind, content, 44 if len(parts) > 1 else 140) for kind, content in parts[:PARTS]]
-        if len(parts) > PARTS:
-            boxes.append(Box("", (f"... and {len(parts) - PARTS} more parts",), None))
-        placed, needed = _flow(boxes)
+        placed, needed = _arranged(parts, room, sound)
         needed += _line(POINTS) + 2 * GAP
         if height + needed + 2 * _line(POINTS) > LONGEST:
             break
@@ -70,30 +92,49 @@ def documents(rendered: Sequence[tuple[str, Sequence[tuple[str, object]]]], file
     note = "no documents" if not rendered else f"... and {left_out} more documents" if left_out else ""
     height += 2 * _line(POINTS) if note else 0
 
-    page = _Page(height)
-    page.text(MARGIN, MARGIN, _fit(title, WIDTH - 2 * MARGIN, 12), 12, weight="bold")
+    page = _Page(width, height)
+    for i, line in enumerate(heads):
+        page.text(MARGIN, MARGIN + i * _line(12), line, 12, weight="bold")
     for name, placed, top in drawn:
         page.rule(top - GAP // 2)
-        page.text(MARGIN, top, _fit(name, WIDTH - 2 * MARGIN, POINTS), POINTS, weight="bold")
+        page.text(MARGIN, top, _fit(name, room, POINTS), POINTS, weight="bold")
         for box, x, y in placed:
             page.box(box, MARGIN + x, top + _line(POINTS) + GAP // 2 + y)
     page.text(MARGIN, height - MARGIN - _line(POINTS), note, POINTS, color=FAINT)
     page.save(file)
 
 
+def _arranged(parts: Sequence[tuple[str, object]], room: int, sound: Sound | None):
+    """As `_flow`, of a document's parts, with pictures as large as they can be without taking more lines."""
+    columns = min(44 if len(parts) > 1 else 140, int(room / _advance(POINTS)))
+
+    def flow(longest: int):
+        boxes = [_box(kind, content, columns, room, longest, sound) for kind, content in parts[:PARTS]]
+        if len(parts) > PARTS:
+            boxes.append(Box("", (f"... and {len(parts) - PARTS} more parts",), None))
+        return _flow(boxes, room)
+
+    def lines(placed) -> int:
+        return len({y for _, _, y in placed})
+
+    fewest = lines(flow(PICTURE)[0])
+    return next(found for longest in LARGER if lines((found := flow(longest))[0]) <= fewest)
+
+
 class _Page:
     """A figure measured in pixels from its upper left corner."""
 
-    def __init__(self, height: int):
-        self.height, self.figure = height, Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white")
+    def __init__(self, width: int, height: int):
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
 
-    def text(self, x, y, text, points, color=INK, weight="normal"):
+    def text(self, x, y, text, points, color=INK, weight="normal", ha="left"):
         font = dict(family=FONT, fontsize=points, color=color, weight=weight, parse_math=False)
-        self.figure.text(x, self.height - y, text, transform=None, va="top", ha="left", **font)
+        self.figure.text(x, self.height - y, text, transform=None, va="top", ha=ha, **font)
 
     def rule(self, y):
         self.figure.add_artist(
-            Rectangle((MARGIN, self.height - y), WIDTH - 2 * MARGIN, 1, transform=None, fc="#dddddd")
+            Rectangle((MARGIN, self.height - y), self.width - 2 * MARGIN, 1, transform=None, fc="#dddddd")
         )
 
     def box(self, box, x, y):
@@ -104,6 +145,12 @@ class _Page:
                 self.text(x, y + i * _line(POINTS), line, POINTS)
             return
         height, width, _ = box.pixels.shape
+        x += box.left
+        for at, label in box.across:
+            self.text(x + at, y + height + 2, label, SMALL, color=FAINT)
+        for at, label in box.upwards:  # the highest one stands below the picture's upper edge
+            middle = max(height - at, _line(SMALL) / 2)
+            self.text(x - 5, y + middle - _line(SMALL) / 2, label, SMALL, color=FAINT, ha="right")
         self.figure.figimage(box.pixels, x, self.height - y - height, origin="upper")
         frame = Rectangle((x - 1, self.height - y - height - 1), width + 2, height + 2, transform=None)
         frame.set(fill=False, edgecolor="#bbbbbb", linewidth=0.72)
@@ -113,7 +160,7 @@ class _Page:
         self.figure.savefig(file, dpi=DPI, format="png")
 
 
-def _box(kind: str, content, columns: int) -> Box:
+def _box(kind: str, content, columns: int, room: int, longest: int, sound: Sound | None = None) -> Box:
     if kind == "text":
         lines = textwrap.wrap(_shown(content), columns, max_lines=8, placeholder=" ...") or ["(empty)"]
         return Box(f"text, {len(content)} characters", tuple(lines), None)
@@ -125,7 +172,38 @@ def _box(kind: str, content, columns: int) -> Box:
         "action": lambda: f"action, {sum(map(len, content))} points",
         "latents": lambda: f"latents {content.shape[0]} x {content.shape[1]}",
     }
-    return Box(captions[shown](), (), picture(kind, content))
+    if shown != "audio" or sound is None or not content.size:
+        return Box(captions[shown](), (), picture(kind, content, longest, room))
+    upwards = _frequencies(sound.highest, 1)
+    beside = _extent([f"{label} " for _, label in upwards], SMALL)[0]
+    pixels = picture(kind, content, longest, room - beside - _extent(["00.00 s"], SMALL)[0])
+    height, width, _ = pixels.shape
+    return Box(
+        captions[shown](),
+        (),
+        pixels,
+        _times(sound.seconds * content.shape[1], width),
+        _frequencies(sound.highest, height),
+    )
+
+
+def _times(seconds: float, width: int) -> tuple[tuple[float, str], ...]:
+    """Ticks at round times: pixels from the left, and what they say."""
+    least = seconds * TICKS / width
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    times = [step * i for i in range(int(seconds / step * (1 + 1e-9)) + 1)]
+    unit = [" s", *[""] * (len(times) - 1)]
+    return tuple((width * t / seconds, f"{t:.{digits}f}{u}") for t, u in zip(times, unit, strict=True))
+
+
+def _frequencies(highest: float, height: int) -> tuple[tuple[float, str], ...]:
+    """Ticks at 0, a half and all of the height, where they stand on mel bands: pixels upwards, and kHz."""
+    mel = 2595 * math.log10(1 + highest / 700)
+    at = {share: 700 * (10 ** (share * mel / 2595) - 1) / 1000 for share in (0.0, 0.5, 1.0)}
+    unit = {1.0: " kHz"}
+    return tuple((share * height, f"{kilohertz:.2g}{unit.get(share, '')}") for share, kilohertz in at.items())
 
 
 def shown_as(kind: str, content) -> str:
@@ -134,21 +212,21 @@ def shown_as(kind: str, content) -> str:
     return IDS if is_ids else kind
 
 
-def picture(kind: str, content) -> np.ndarray:
-    """uint8 `[height, width, 3]` of a part that is no text, as `documents` draws it."""
+def picture(kind: str, content, longest: int = PICTURE, room: int = WIDTH - 2 * MARGIN) -> np.ndarray:
+    """uint8 `[height, width, 3]` of a part that is no text, as `documents` draws it, at most `room` wide."""
     if shown_as(kind, content) == IDS:
-        return _tiles(content)
+        return _tiles(content, longest)
     if kind == "image":
-        return _scaled(content, PICTURE)
+        return _scaled(content, longest)
     if kind == "audio":
-        return _heat(content[::-1], "magma")
+        return _heat(content[::-1], "magma", longest, room)
     if kind == "action":
-        return _drawing(content)
+        return _drawing(content, longest)
     # Features upwards and tokens to the right, as in a spectrogram.
-    return _heat(content.T[::-1], "viridis")
+    return _heat(content.T[::-1], "viridis", longest, room)
 
 
-def _tiles(ids: np.ndarray) -> np.ndarray:
+def _tiles(ids: np.ndarray, longest: int) -> np.ndarray:
     """uint8 `[height, width, 3]`: ids row by row, in a square where they fill one, each in a colour of its own.
 
     Numbers of ids mean nothing, so neighbours' colours are far apart.
@@ -159,25 +237,25 @@ def _tiles(ids: np.ndarray) -> np.ndarray:
     colour = (colormaps["hsv"](shade)[:, :3] * (0.55 + 0.45 * (shade * 7 % 1))[:, None] * 255).astype(np.uint8)
     tiles = np.full((-(-len(ids) // columns) * columns, 3), 255, np.uint8)
     tiles[: len(ids)] = colour
-    return _scaled(tiles.reshape(-1, columns, 3), max(PICTURE, columns))
+    return _scaled(tiles.reshape(-1, columns, 3), max(longest, columns))
 
 
-def _drawing(strokes: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 `[PICTURE, PICTURE, 3]`: lines through the points `[n, 2]` of each stroke, x to the right and y down."""
+def _drawing(strokes: Sequence[np.ndarray], longest: int = PICTURE) -> np.ndarray:
+    """uint8 `[longest, longest, 3]`: lines through the points `[n, 2]` of each stroke, x to the right and y down."""
     points, fine = np.concatenate(strokes), 4
     low, high = points.min(0), points.max(0)
     shift, size = (low + high) / 2, (high - low).max() or 1
-    sheet = Image.new("RGB", (fine * PICTURE,) * 2, "white")
+    sheet = Image.new("RGB", (fine * longest,) * 2, "white")
     pen = ImageDraw.Draw(sheet)
     for stroke in strokes:
-        at = [(float(x), float(y)) for x, y in ((stroke - shift) / size * 0.88 + 0.5) * fine * PICTURE]
+        at = [(float(x), float(y)) for x, y in ((stroke - shift) / size * 0.88 + 0.5) * fine * longest]
         pen.line(at, fill=INK, width=2 * fine)
         for x, y in at:
             pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=INK)
-    return np.asarray(sheet.resize((PICTURE, PICTURE), Image.Resampling.BOX))
+    return np.asarray(sheet.resize((longest, longest), Image.Resampling.BOX))
 
 
-def _heat(values, colours: str) -> np.ndarray:
+def _heat(values, colours: str, longest: int, room: int) -> np.ndarray:
     """uint8 `[height, width, 3]`, from the least value to the greatest."""
     values = np.asarray(values, np.float64)
     if not values.size:
@@ -185,10 +263,10 @@ def _heat(values, colours: str) -> np.ndarray:
     low, high = values.min(), values.max()
     shades = (values - low) / (high - low or 1)
     height, width = values.shape
-    tall = max(1, PICTURE // height) * height
+    tall = max(1, longest // height) * height
     image = colormaps[colours](shades, bytes=True)[..., :3].repeat(tall // height, axis=0)
-    image = image.repeat(max(1, min(6, 640 // width)), axis=1)
-    wide, tall = min(image.shape[1], WIDTH - 2 * MARGIN), min(tall, 2 * PICTURE)
+    image = image.repeat(max(1, min(6 * longest // PICTURE, min(room, 640) // width)), axis=1)
+    wide, tall = min(image.shape[1], room), min(tall, 2 * longest)
     return np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BOX))
 
 
@@ -202,12 +280,12 @@ def _scaled(image: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(reduced, Image.Resampling.BOX))
 
 
-def _flow(boxes: Sequence[Box]) -> tuple[list[tuple[Box, int, int]], int]:
+def _flow(boxes: Sequence[Box], room: int) -> tuple[list[tuple[Box, int, int]], int]:
     """Where each box lies, from left to right and then below, and how high they are together."""
     placed, x, y, tallest = [], 0, 0, 0
     for box in boxes:
         width, height = box.size
-        if x and x + width > WIDTH - 2 * MARGIN:
+        if x and x + width > room:
             x, y, tallest = 0, y + tallest + GAP, 0
         placed.append((box, x, y))
         x, tallest = x + width + GAP, max(tallest, height)
@@ -238,11 +316,16 @@ def _fit(text: str, width: float, points: float) -> str:
     return shown if len(shown) <= most else shown[: max(0, most - 4)] + " ..."
 
 
+def _wrapped(text: str, width: float, points: float) -> list[str]:
+    """Three lines at most; what does not fit is cut off."""
+    return textwrap.wrap(_shown(text), int(width / _advance(points)), max_lines=3, placeholder=" ...")
+
+
 def _shown(text: str) -> str:
-    """What the font can show, on one line; in place of anything else a box, but for marks that nobody sees."""
+    """What the font can show, on one line; in place of anything else a dot, but for marks that nobody sees."""
     known = _glyphs()
     seen = (c for c in text if unicodedata.category(c) != "Cf")
-    return "".join(" " if c.isspace() else c if ord(c) in known else "\u25a1" for c in seen)
+    return "".join(" " if c.isspace() else c if ord(c) in known else UNSEEN for c in seen)
 
 
 @lru_cache

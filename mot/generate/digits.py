@@ -19,7 +19,7 @@ CAPTION, BEGINNING = 21, 48  # tokens of a prompt and of a text's beginning, at 
 READ, TEXT = 48, 96  # tokens of a caption that is read, and of what follows a beginning
 PROMPTS = tuple(f"a handwritten {name}" for name in NAMES)
 ENLARGED = 16  # pixels of a grey level's side
-COLUMNS = 5  # more, and a report shows titles too small to read
+COLUMNS = 3  # more, and a phone shows titles too small to read
 
 
 class Wanted(NamedTuple):

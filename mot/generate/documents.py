@@ -15,6 +15,7 @@ from mot.generate import codecs, opened, pictures, sounds
 from mot.generate.opened import Model
 from mot.prepare import inputs, raw
 
+SHEET = 420  # pixels of the page of all documents, in width: a phone shows letters on a wider one too small
 SUFFIXES = {"image": "png", "audio": "wav", "action": "npy", "latents": "npy", preview.IDS: "npy"}
 
 
@@ -106,7 +107,7 @@ def _content(document: Continuation, files: Container[str]) -> list[dict[str, An
 
 
 def _files(model: Model, documents: Sequence[Continuation], seed: int) -> dict[str, bytes]:
-    files = {}
+    files, sound = {}, None
     for d in documents:
         for number, (kind, content) in enumerate(d.parts, 1):
             if kind == "text" or content is None:
@@ -116,7 +117,11 @@ def _files(model: Model, documents: Sequence[Continuation], seed: int) -> dict[s
             if name.endswith(".npy"):
                 files[name] = _npy(_path(content) if kind == "action" else content)
             if shown == "audio":
-                files[name] = sounds.wav(*model.codec.sound(content, seed))
+                wave, rate = model.codec.sound(content, seed)
+                files[name], sound = (
+                    sounds.wav(wave, rate),
+                    preview.Sound(len(wave) / rate / content.shape[1], rate / 2),
+                )
             if shown not in ("latents", preview.IDS):
                 picture = content if kind == "image" else preview.picture(kind, content)
                 files[str(Path(name).with_suffix(".png"))] = pictures.png(picture)
@@ -127,7 +132,7 @@ def _files(model: Model, documents: Sequence[Continuation], seed: int) -> dict[s
         files[f"{d.name}.txt"] = (_printable("".join(lines)).replace("\n\n[", "\n[").strip("\n") + "\n").encode()
     title = f"{model.config.run.name}, step {model.step}: what was given, and what follows"
     page = io.BytesIO()
-    preview.documents([(_title(d), [_shown(*part) for part in d.parts]) for d in documents], page, title)
+    preview.documents([(_title(d), [_shown(*part) for part in d.parts]) for d in documents], page, title, SHEET, sound)
     return files | {"documents.png": page.getvalue()}
 
 
@@ -156,7 +161,9 @@ def _grid(model: Model, documents: Sequence[Continuation], seed: int) -> dict[st
 
 
 def _title(d: Continuation) -> str:
-    return f"{d.name}: {d.given} part{'s' * (d.given != 1)} given{'' if d.ended else '; cut off at the room there was'}"
+    """Of a document: how many of its parts were given, and whether it came to an end."""
+    given = f": {d.given} part{'s' * (d.given != 1)} given" if d.given else ""
+    return f"{d.name}{given}{'' if d.ended else '; its room ran out'}"
 
 
 def _shown(kind: str, content) -> tuple[str, Any]:

@@ -3,6 +3,7 @@
 import io
 import math
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image
 
 DPI, GAP, WIDEST = 100, 8, 2400  # WIDEST: pixels of a page
 GREY = 216  # around pictures, so that one on white paper has an edge
-CELL, LINE, POINTS = 168, 15, 9  # a titled picture's width and a title's line, pixels; a title's letters
+# A titled picture's width and a title's line, pixels, and a title's letters: three cells are read on a phone.
+CELL, LINE, POINTS = 160, 18, 11
 TITLE = 30  # letters of a line at most
+UNSEEN = "\u00b7"  # a middle dot, in place of what the font has no letter for
 FONT = "DejaVu Sans"  # comes with matplotlib
 
 
@@ -60,16 +63,21 @@ def titled(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int) 
 
 
 def _wrapped(text: str) -> list[str]:
-    """What a model wrote, as a title can show it: printable, in at most three lines that a cell has room for."""
+    """What a model wrote, as a title can show it: dots for what is not printable, in three lines at most."""
     font = font_manager.get_font(font_manager.findfont(FONT))
     font.set_size(POINTS, DPI)
     known = font.get_charmap()
-    shown = "".join(c if c.isprintable() and ord(c) < 0x250 and ord(c) in known else " " for c in text)
+    printable = (c for c in text if unicodedata.category(c) != "Cf")
+    shown = "".join(" " if c.isspace() else c if _has(known, c) else UNSEEN for c in printable)
     for letters in range(TITLE, 5, -1):
         lines = textwrap.wrap(shown, letters, max_lines=3, placeholder=" ...")
         if all(_width(font, line) <= CELL - 4 for line in lines):
             break
     return lines
+
+
+def _has(known, c: str) -> bool:
+    return c.isprintable() and ord(c) < 0x250 and ord(c) in known
 
 
 def _width(font, line: str) -> int:

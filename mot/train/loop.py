@@ -293,7 +293,9 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
     batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None, mine, of)
     incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
     fill = budgets.reachable(config, training)
-    log.start({"data": training.digest, "reachable_fill": fill, "devices": mesh.size})
+    modalities = [stream.modality for stream in config.streams.values()]
+    size = {"training": training.size(modalities), "held_out": held_out.size(modalities)}
+    log.start({"data": training.digest, "size": size, "reachable_fill": fill, "devices": mesh.size})
     live.phase("reading and packing the first batch")
     packed, waited = next(incoming), 0.0  # before the clock of steps runs
     for line in optim.told(config):

@@ -35,9 +35,34 @@ def test_cost_is_what_counts(slope):
 
 def test_a_run_that_never_gets_there_yields_a_bound():
     found = match.slope(planted(1.0), planted(2.0))
-    assert found.bound
+    assert found.bound == ">"
     assert 0.5 < found.value < 2.0
-    assert match.over_seeds([(planted(1.0), planted(0.5)), (planted(1.0), planted(2.0))]).bound
+    both = match.over_seeds([(planted(1.0), planted(0.5)), (planted(1.0), planted(2.0))])
+    assert both.bound == ">"
+    assert both.low == pytest.approx(0.5, rel=0.01)
+    assert both.high == np.inf
+
+
+def test_a_run_below_from_its_first_measurement_on_yields_a_bound_above_zero():
+    at = slice(59, None, 60)  # measured every 60 steps, and at the start, where it is below already
+    low = Curve(np.array([0, 60, 120]), np.array([0.0, 60, 120]), np.array([2.0, 1.9, 1.8]))
+    reference = planted(1.0)
+    found = match.slope(reference, low)
+    assert found.bound == "<"
+    assert 0 < found.value < 1
+    late = Curve(*(column[at] for column in planted(0.1)))  # exact in truth, but nobody looked before step 60
+    assert match.slope(reference, late).bound == "<"
+    assert match.slope(reference, late).value > 0.1
+    both = match.over_seeds([(reference, low), (reference, planted(0.5))])
+    assert (both.bound, both.low) == ("<", 0)
+    assert match.over_seeds([(reference, low), (reference, planted(2.0))]).bound == "?"
+
+
+def test_intervals_stay_above_zero():
+    """Of two seeds that differ threefold, an interval over the slopes themselves reaches from -4 to 6."""
+    found = match.over_seeds([(planted(1.0), planted(s)) for s in (0.3, 0.9)])
+    assert 0 < found.low < 0.3 < found.value < 0.9 < found.high
+    assert found.value == pytest.approx((0.3 * 0.9) ** 0.5, rel=0.01)
 
 
 def test_one_seed_has_no_interval():

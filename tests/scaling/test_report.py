@@ -90,8 +90,8 @@ def test_a_setting_has_its_own_units_and_its_own_published_slopes(tmp_path):
             planted(root, arch, setting=setting)
         _, text = page(root)
         shown = prose(text)
-        assert f"held-out image loss, {unit}" in shown
-        assert "held-out text loss, nats" in shown
+        assert f"held-out image loss ({unit})" in shown
+        assert "held-out text loss (nats)" in shown
         assert all(s in shown for s in slopes)
         assert left_out not in shown
         groups = runs.sound(runs.find([f"{root}/*"]))
@@ -169,7 +169,8 @@ def test_without_dense_the_page_says_why_there_is_no_answer(tmp_path):
     planted(tmp_path, "mot")
     sentence, text = page(tmp_path)
     assert "can be compared with a dense one" in sentence
-    assert "no dense partner: no sound run of a dense model" in prose(text)
+    assert "<h1>Runs of mot</h1>" in text
+    assert "no dense partner: no faultless run of a dense model" in prose(text)
 
 
 def test_only_broken_runs_still_make_a_page(tmp_path):
@@ -182,7 +183,19 @@ def test_a_run_that_never_gets_there_is_a_bound(tmp_path):
     planted(tmp_path, "dense")
     planted(tmp_path, "mot", speed=0.5)
     sentence, _ = page(tmp_path)
-    assert "mot did not reach dense's text training loss in the time given (1 seed): one seed: no verdict" in sentence
+    assert "mot did not reach dense's text training loss in the time given (one seed: no verdict)" in sentence
+
+
+def test_a_run_that_was_there_when_first_measured_is_a_bound_and_never_0(tmp_path):
+    for seed in range(2):
+        planted(tmp_path, "dense", seed)
+        path = planted(tmp_path, "mot", seed)
+        rewritten(path, lambda row: row | {key: row[key] - 3 for key in row if key.startswith("loss")})
+    sentence, text = page(tmp_path)
+    assert "mot was at dense's text training loss when first measured, within 2 % of dense's steps" in sentence
+    assert sentence.count(": ahead") == 2
+    assert "< 0.02" in prose(text)
+    assert not re.search(r"\b0\.00\b", prose(text))
 
 
 @pytest.mark.parametrize(
@@ -235,11 +248,14 @@ def test_what_a_run_is_called_is_text_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("slope", "word"),
     [
-        (Slope(0.7, False, 0.6, 0.8, 3), "ahead"),
-        (Slope(1.3, False, 1.1, 1.5, 3), "behind"),
-        (Slope(0.9, False, 0.7, 1.1, 3), "undecided"),
-        (Slope(1.2, True, seeds=3), "undecided"),
-        (Slope(0.5, False), "one seed: no verdict"),
+        (Slope(0.7, "", 0.6, 0.8, 3), "ahead"),
+        (Slope(1.3, "", 1.1, 1.5, 3), "behind"),
+        (Slope(0.9, "", 0.7, 1.1, 3), "undecided"),
+        (Slope(1.2, ">", 1.04, np.inf, 3), "behind"),  # every seed's slope is above 1.04
+        (Slope(1.2, ">", 0.9, np.inf, 3), "undecided"),
+        (Slope(0.05, "<", 0, 0.06, 3), "ahead"),
+        (Slope(np.nan, "?", seeds=3), "undecided"),
+        (Slope(0.5), "one seed: no verdict"),
     ],
 )
 def test_a_verdict_is_a_word_by_the_interval(slope, word):
@@ -256,10 +272,92 @@ def test_the_page_says_what_was_run(tmp_path):
     for what in (
         "data drawn, manual, read (digest d1)",
         "steps 60",
-        "matmul peak that MFU is told against 100.0 GFLOP/s",
+        "fastest matmul on the machine 100.0 GFLOP/s",
     ):
         assert what in said, said
-    assert "model FLOPs" not in said  # a step costs both the same
+    assert "against model FLOPs" not in said  # a step costs both the same
+
+
+def rewritten(path, change):
+    """The run's rows, each as `change(row)` gives it."""
+    file = path / "metrics.jsonl"
+    rows = [change(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_where_held_out_loss_disagrees_the_sentence_says_so(tmp_path):
+    def worse(row):
+        more = 2 if row["kind"] == "eval" else 0  # above all that dense has
+        return row | {key: row[key] + more for key in row if key.startswith("loss")}
+
+    for seed in range(2):
+        planted(tmp_path, "dense", seed)
+        rewritten(planted(tmp_path, "mot", seed, speed=2.0), worse)
+    sentence, text = page(tmp_path)
+    assert re.search(r"over 2 pairs of runs\): ahead, but on held-out loss behind \(> 1\.\d\d\)", sentence), sentence
+    assert "mot overfits text: its training loss ends" in prose(text)
+    assert "dense overfits" not in prose(text)
+
+
+def test_the_page_says_how_often_the_data_were_seen(tmp_path):
+    size = {
+        "training": {"documents": 1200, "tokens": {"text": 38400, "image": 7680}},
+        "held_out": {"documents": 64, "tokens": {"text": 1, "image": 1}},
+    }
+    rewritten(planted(tmp_path, "dense"), lambda row: row | ({"size": size} if row.get("event") == "start" else {}))
+    assert "passes over the training data 2 over text, 10 over image" in prose(page(tmp_path)[1])
+    assert "documents 1,200 for training, 64 held out" in prose(page(tmp_path)[1])
+    rewritten(tmp_path / "dense-seed0", lambda row: {k: v for k, v in row.items() if k != "size"})
+    assert "passes over" not in prose(page(tmp_path)[1])
+
+
+def test_a_fact_that_differs_is_told_of_the_runs_that_have_it(tmp_path):
+    for arch, seed, host in (("dense", 0, "a"), ("dense", 1, "b"), ("mot", 0, "b"), ("mot", 1, "b")):
+        start = {"host": host, "command": f"mot train --seed={seed} --a-long-option"}
+        path = planted(tmp_path, arch, seed, lr=1e-3 if arch == "dense" else 2e-3)
+        rewritten(path, lambda row, start=start: row | (start if row.get("event") == "start" else {}))
+    _, text = page(tmp_path)
+    said = prose(text)
+    assert "learning rate dense 0.001, cosine schedule mot 0.002, cosine schedule" in said
+    assert "machine dense (seed 0) a dense (seed 1) mot b" in said
+    assert "steps 60 " in said
+    assert "seeds of each architecture 2 (0, 1)" in said
+    assert "<span>--a-long-option</span>" in text  # a line breaks before it, and not at its hyphens
+
+
+def test_architectures_that_are_equal_are_drawn_once_in_one_order_of_streams(tmp_path):
+    for arch, rate in (("dense", 1e-3), ("dense", 2e-3), ("mot", 1e-3)):
+        planted(tmp_path, arch, name=f"{arch}-{rate:g}", lr=rate)
+    _, text = page(tmp_path)
+    assert text.count('<div class="towers"') == 2
+    assert re.findall(r'class="tower">([^<]*)', text) == ["text + image"] * 3 + ["text", "image"] * 3
+    assert "all streams share the embedding and the head" in prose(text)
+
+
+def test_samples_are_spread_over_the_steps_of_a_run(tmp_path):
+    path = planted(tmp_path, "dense")
+    for step in (2, 4, 5, 6, 7, 41, 58, 59, 60):
+        record = {"documents": [{}] * 3, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "seed": 3}
+        results.write(path / "samples" / str(step), {}, record)
+    _, text = page(tmp_path)
+    assert re.findall(r"step (\d+): 3 documents", prose(text)) == ["2", "41", "60"]
+    assert prose(text).count("temperature 0.7, seed 3") == 1
+
+
+def test_what_stands_nowhere_has_no_column(tmp_path):
+    (planted(tmp_path, "dense") / "checkpoints" / "60").mkdir(parents=True)
+    assert "one seed" in prose(page(tmp_path)[1])
+    entries = [{"name": "a", "group": "dense", "path": "a", "config": "c", "metrics": "m", "notes": []}]
+    shown = report._template().render(runs=entries, title="", sentence="", pictures={}, colour={"dense": "#000"})
+    assert "remarks</th>" not in shown
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(67_234, "67.2 K"), (999_600, "1.00 M"), (999_400, "999 K"), (1.2345e9, "1.23 B"), (12.34e6, "12.3 M"), (7, "7")],
+)
+def test_sizes_have_three_digits(number, words):
+    assert report._short(number) == words
 
 
 def test_where_rates_vary_the_best_is_compared_with_the_best_beside_equal_with_equal(tmp_path):
