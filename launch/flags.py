@@ -90,12 +90,12 @@ def _add_arguments(p: Parser, argv: Sequence[str]) -> None:
         p.add_argument_group(f"arguments of {named.partition(':')[0]}, as NAME=DEFAULT: what it may be", told)
 
 
-def refuse_absent(path: Path, what: str) -> None:
-    """Raises `UserError` where there is no such path."""
+def refuse_absent(path: Path, what: str, flag: str = "") -> None:
+    """Raises `UserError` where there is no such path; `flag` is what a message begins with."""
     if path.exists() or "://" in str(path):
         return
     near = asked(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-    raise UserError(f"{path}: there is no such {what}; name one that exists{near}")
+    raise UserError(f"{flag}{path}: there is no such {what}; name one that exists{near}")
 
 
 def judged(config: ConfigDict) -> Config:

@@ -6,10 +6,9 @@ it into its samples.json.
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from launch import arguments
+from launch import arguments, refusals
 from launch.arguments import ANY, GUIDANCE, MEDIA, TEXT, UNPROMPTED, Options
 from launch.process import guarded
 from mot.config import Config
@@ -20,19 +19,14 @@ from mot.errors import UserError
 from mot.generate import codecs, digits, documents, layout, opened, results
 from mot.generate.documents import Request
 from mot.generate.opened import Model
-from mot.objectives import diffusion
-from mot.prepare import raw
 from mot.prepare.raw import Part
 from mot.runs import rundir
 
 
 def main(argv: list[str] | None = None) -> int:
     p = arguments.sample()
-    given = vars(p.parse_args(argv))
-    run, step = given.pop("run"), given.pop("step")
-    given |= {key: (given[key] and tuple(given[key])) or () for key in ("texts", "files")}
-    given["prompts"] = None if given["prompts"] is None else tuple(given["prompts"])
-    print(summary(draw(run, step, Options(**given))))
+    given = p.parse_args(argv)
+    print(summary(draw(given.run, given.step, arguments.asked_of(given))))
     return 0
 
 
@@ -41,9 +35,10 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
     path = run if isinstance(run, Path) else run.path
     config = rundir.config_of(path)
     format = layout.of(config)
-    if faults := list(_faults(options, config, format)):
-        raise UserError("\n  ".join(["nothing was sampled", *faults]) if len(faults) > 1 else faults[0])
-    asked = [] if _of_digits(options, config) else _requests(options, config, format)
+    refusals.of_options(options, config)
+    _refuse(options, format)
+    of_digits = refusals.is_of_digits(options, config)
+    asked = [] if of_digits else _requests(options, config, format)
     if isinstance(run, Path):
         model = opened.opened(run, step)
     else:
@@ -70,10 +65,6 @@ def summary(record: dict) -> str:
     files = record["files"]
     named = ", ".join(files) if len(files) <= 4 else f"{len(files)} files" + ", documents.png shows all"
     return "\n".join([*lines, f"{record['out']}: {named + ', ' if files else ''}{results.RECORD}"])
-
-
-def _of_digits(options: Options, config: Config) -> bool:
-    return sources.is_embedded(config) and not options.continues
 
 
 def _digits(o: Options) -> digits.Wanted:
@@ -127,52 +118,10 @@ def _length(config: Config, format: layout.Format) -> int:
     return max(lengths)
 
 
-def _faults(o: Options, config: Config, format: layout.Format) -> Iterator[str]:
-    """Everything that is wrong with the options for this run."""
-    drawn, prompts = opened.draws(config, format), [*(o.prompts or ()), *o.texts, *o.files]
-    if _of_digits(o, config):
-        yield from digits.faults(o.prompts or ())
-    else:
-        for flag in ("each", "read"):
-            if getattr(o, flag) is not None:
-                yield f"--{flag}={getattr(o, flag)}: is for digits that are drawn and read; use --n, or --prompt-file"
-        if o.draw not in (None, ANY, *drawn):
-            yield f"--draw={o.draw}: this run draws {', '.join(drawn) or 'nothing'}; write one of these, or {ANY}"
-        if o.length is not None and all(m.tokens for m in format.media):
-            yield f"--length={o.length}: all units of this run have a fixed length; leave it out"
-    for flag, texts in (("prompt", o.prompts or ()), ("text", o.texts)):
-        for text in texts:
-            try:
-                raw.text(text)
-            except ValueError as error:
-                yield f"--{flag} {text!r}: holds characters that are no text: {error}; remove them, or write UTF-8"
-    if o.n is not None and o.each is not None:
-        yield f"--n={o.n}, --each={o.each}: each says how many; give one"
-    if o.n is not None and prompts and 0 < o.n < len(prompts):
-        yield f"--n={o.n}: there are {len(prompts)} prompts; ask for as many rows at least"
-    if not any(s.diffuses for s in config.streams.values()):
-        for flag in ("guidance", "solver", "steps"):
-            if getattr(o, flag) is not None:
-                yield f"--{flag}={getattr(o, flag)}: is for vectors, and this run has ids alone; leave it out"
-    if o.solver not in (None, *diffusion.SOLVERS):
-        yield f"--solver={o.solver}: unknown; allowed: {', '.join(diffusion.SOLVERS)}; choose one"
-    for flag, least, most in (
-        ("n", 1, 10_000),
-        ("each", 1, 1000),
-        ("read", 0, 1000),
-        ("max_text", 0, 65_536),
-        ("max_media", 0, 1000),
-        ("length", 1, 65_536),
-        ("temperature", 0, 100),
-        ("top_k", 0, 2**31 - 1),
-        ("top_p", 1e-6, 1),
-        ("guidance", 0, 100),
-        ("steps", 1, 10_000),
-        ("seed", 0, 2**31 - 1),
-    ):
-        value = getattr(o, flag)
-        if value is not None and not least <= value <= most:
-            yield f"--{flag.replace('_', '-')}={value}; must be from {least} to {most}"
+def _refuse(o: Options, format: layout.Format) -> None:
+    """Raises `UserError` for what only the data's format tells of the options."""
+    if o.length is not None and all(m.tokens for m in format.media):
+        raise UserError(f"--length={o.length}: all units of this run have a fixed length; leave it out")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,20 @@
 """Trains one configuration, or resumes it: the same command does both. --runs: several that differ in one number."""
 
-import dataclasses
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from launch import arguments, cores, flags
 from launch.process import guarded
 from mot import sharding
-from mot.config import Config, load
+from mot.config import load
 from mot.errors import UserError
 from mot.train import ensemble, loop
 
 PATIENCE = 300  # seconds that a process waits for the others of its run
-MOST_RUNS = 1024
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         join(options.distributed)
     config = flags.build(load.read(options.config, overrides))
     if options.runs is not None:
-        configs = several(options.runs, options.config, overrides, config)
+        configs = arguments.several(options.runs, options.config, overrides, config, flags.build)
         cores.take(*configs, together=True)
         _tell_unused()
         paths = ensemble.run(configs, profiled=options.profile)
@@ -75,48 +71,6 @@ def join(text: str) -> None:
         jax.distributed.initialize(address, int(count), int(number), initialization_timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed={text}: {error}; {advice}") from error
-
-
-def several(text: str, file_and_arg: str, overrides: dict[str, str], config: Config) -> list[Config]:
-    """The configurations that `--runs` asks for, each as a command of its own would read it."""
-    key, equals, values = text.partition("=")
-    if not equals:
-        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 2 <= int(text) <= MOST_RUNS:
-            raise UserError(
-                f"--runs {text}: must be KEY=V1,V2,... or how many seeds, 2 to {MOST_RUNS}; give one of these"
-            )
-        seed = config.model.seed
-        key, values = "model.seed", ",".join(str(n) for n in range(seed, seed + int(text)))
-    if key not in ensemble.VARIED:
-        raise UserError(
-            f"--runs {text}: {key or 'no key'} makes another program, or other batches; runs in one program may differ "
-            f"in {', '.join(ensemble.VARIED)}; name one of these, or start separate runs"
-        )
-    given = values.split(",")
-    if not 2 <= len(given) <= MOST_RUNS or not all(given):
-        empty = f", {given.count('')} of them empty" if "" in given else ""
-        raise UserError(f"--runs {text}: {len(given)} values{empty}; must be 2 to {MOST_RUNS}; `mot train` runs one")
-    configs, faults = [], []
-    for value in given:
-        try:
-            configs.append(flags.build(load.read(file_and_arg, overrides | {key: value})))
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\n".join([f"--runs {text}:", *dict.fromkeys(faults)]))
-    numbers = [_number(c, key) for c in configs]
-    if twice := [str(number) for number, times in Counter(numbers).items() if times > 1]:
-        raise UserError(
-            f"--runs {text}: {', '.join(twice)} stands there twice; every run needs its own value; drop one"
-        )
-    name = key.rpartition(".")[2]
-    named = lambda c, number: dataclasses.replace(c.run, name=f"{c.run.name}-{name}{number}")
-    return [dataclasses.replace(c, run=named(c, number)) for c, number in zip(configs, numbers, strict=True)]
-
-
-def _number(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
 
 
 if __name__ == "__main__":

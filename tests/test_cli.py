@@ -37,7 +37,10 @@ def mot(*args, **kwargs):
         (["train", SMOKE, "--config.optimiser.lr=1"], "optimiser: unknown key"),
         (["train", SMOKE, "--config.data.shares.films=1"], "data.shares.films: no such source"),
         (["train", SMOKE, "--config.optim=3"], "optim: 3 is int; must be a group of keys"),
-        (["train", SMOKE, "--config.data.batch=4", "--config.run.root=README.md"], "Not a directory"),
+        (
+            ["train", SMOKE, "--config.data.batch=4", "--config.run.root=README.md"],
+            "README.md is a file, not a folder; move it away",
+        ),
         (
             ["train", "--config=configs/base.py:arch=mot"],
             "base.py:arch=mot: get_config failed: TypeError",

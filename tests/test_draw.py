@@ -384,11 +384,11 @@ def test_a_prompt_longer_than_the_rows_of_training_is_refused(vectors, tmp_path)
             ["--prompt=a handwritten eleven"],
             "--prompt 'a handwritten eleven': eleven is in no caption; allowed words: a ",
         ),
-        (["--prompt="], "nothing is in no caption"),
-        (["--prompt=!!!"], "!!! is in no caption"),
+        (["--prompt="], "it has no word; write a caption"),
+        (["--prompt=!!!"], "it has no word; write a caption"),
         (["--prompt=" + "a handwritten seven " * 8], "tokens; there is room for 21; shorten it"),
         (["--text=" + "word " * 200], "tokens; there is room for 48; shorten it"),
-        (["--text=a\udce9"], "holds characters that are no text"),
+        (["--text=a\udce9"], "holds half a character (a lone surrogate), which is no text; write UTF-8"),
         (["--temperature=inf"], "--temperature=inf; must be from 0 to 100"),
         (["--seed=4294967296"], "--seed=4294967296; must be from 0 to 2147483647"),
         (["--each=0"], "--each=0; must be from 1 to 1000"),
@@ -405,7 +405,7 @@ def test_a_prompt_longer_than_the_rows_of_training_is_refused(vectors, tmp_path)
         (["--draw=image", "--each=2"], "--each=2: is for digits that are drawn and read"),
         (["--length=9"], "--length=9: all units of this run have a fixed length; leave it out"),
         (["--draw=image", "--max-media=0", "--prompt=a"], "media 0, but image is to be opened"),
-        (["--prompt-file=nowhere.json"], "--prompt-file=nowhere.json: no file nowhere.json"),
+        (["--prompt-file=nowhere.json"], "--prompt-file=nowhere.json: there is no such file; name one"),
         (["--step=7"], "has no checkpoint of step 7; it has 2"),
     ],
 )
@@ -561,7 +561,7 @@ def test_interrupted_between_two_files_it_says_so_and_the_next_call_replaces_all
 def test_a_file_is_no_folder_for_results(run, tmp_path, capsys):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     assert cli.main(["sample", str(run), f"--out={tmp_path / 'file'}"]) == 2
-    assert "is no folder; choose another --out" in capsys.readouterr().err
+    assert "file is a file, not a folder; move it away, or name another folder" in capsys.readouterr().err
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

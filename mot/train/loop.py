@@ -20,7 +20,7 @@ from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
 from mot.model import kernels, params, transformer
 from mot.objectives import losses
-from mot.runs import checkpoint, metrics, peak, profile, rundir
+from mot.runs import checkpoint, metrics, peak, profile, rundir, written
 from mot.runs.log import Log, Position, counted
 from mot.train import upcycle
 from mot.train.evaluate import make_evaluate
@@ -215,7 +215,7 @@ def evaluate(
         raise UserError(
             f"{path} was trained with another configuration (its -> yours):\n  {told}\ngive it its own back"
         )
-    _saved(path, step)
+    written.saved(path, step)
     mesh = sharding.make_mesh(config, devices)
     with jax.set_mesh(mesh):
         with phase("reading the checkpoint"):
@@ -232,19 +232,9 @@ def load(path: Path, step: int | None = None) -> tuple[Config, Position, dict]:
     such checkpoint.
     """
     config = rundir.config_of(path)
-    _saved(path, step)
+    written.saved(path, step)
     state, position = start(config, path, sharding.one_device(), step)
     return config, position, state.ema or state.params
-
-
-def _saved(path, step) -> list[int]:
-    """The steps of a run's checkpoints, `step` among them."""
-    saved = checkpoint.steps(path / "checkpoints")
-    if not saved or (step is not None and step not in saved):
-        if not saved:
-            raise UserError(f"{path} has no checkpoint yet; `mot train` with its configuration makes one")
-        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}; choose one")
-    return saved
 
 
 def start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
