@@ -48,7 +48,7 @@ TABLE = [
     (drop("optim", "lr"), "optim.lr: missing", "configs/base.py"),
     (drop("data"), "data: missing", "configs/base.py"),
     (set_("optim.lr", "fast"), "optim.lr: 'fast' is str", "must be of type float"),
-    (set_("model.layers", 2.0), "model.layers: 2.0 is float", "must be of type int"),
+    (set_("model.layers", 2.5), "model.layers: 2.5 is float", "must be of type int"),
     (set_("model.tied", 1), "model.tied: 1 is int", "must be of type bool"),
     (set_("optim.eps", float("nan")), "optim.eps: nan", "finite"),
     (set_("streams.text.loss_weight", 1e39), "streams.text.loss_weight: 1e+39", "at most 3e+38"),
@@ -106,6 +106,10 @@ TABLE = [
         "set both alike",
     ),
     (set_("streams.image.modality", "im/age"), "streams.image.modality: 'im/age'", "lower-case"),
+    (set_("optim.lr", "nan"), "optim.lr: 'nan' is str; must be a finite number", "at most"),
+    (set_("optim.lr", "-inf"), "optim.lr: '-inf' is str; must be a finite number", "at most"),
+    (set_("run.steps", 1000.5), "run.steps: 1000.5 is float; must be of type int", "give it such a value"),
+    (set_("run.steps", "x" * 10_000), f"run.steps: '{'x' * 76}... is str; must be of type int", "give it"),
     (set_("run.name", "../x"), "run.name: '../x'", "one folder name"),
     (set_("run.name", "$(rm -r x)"), "run.name: '$(rm -r x)'", "one folder name"),
 ]
@@ -117,6 +121,13 @@ def test_bad_input_is_named_with_value_and_remedy(change, begins, says):
     matching = [f for f in found if f.startswith(begins)]
     assert matching, found
     assert says in matching[0]
+
+
+def test_a_number_that_is_whole_may_be_written_as_a_float():
+    tree = examples.tree().to_dict()
+    tree["run"] |= {"steps": 1e3}
+    steps = resolve(tree).run.steps
+    assert (type(steps), steps) == (int, 1000)
 
 
 def test_all_faults_come_at_once():

@@ -82,7 +82,7 @@ def _fields(value, kind, path, faults) -> dict:
     join = lambda key: f"{path}.{key}" if path else key
     for key in [k for k in value if k not in hints]:
         remedy = allowed.meant(key, hints) or "remove it"
-        faults.append(f"{join(key)}: unknown key, value {value[key]!r}; allowed: {', '.join(hints)}; {remedy}")
+        faults.append(f"{join(key)}: unknown key, value {_shown(value[key])}; allowed: {', '.join(hints)}; {remedy}")
     for key in [k for k in hints if k not in value]:
         faults.append(f"{join(key)}: missing; configs/base.py shows every key; add it")
     return {k: _convert(value[k], t, join(k), faults) if k in value else None for k, t in hints.items()}
@@ -110,6 +110,10 @@ def _convert(value, kind, path, faults):
         return _wrong(value, f"less than {LARGEST} in size", path, faults)
     if kind is float and type(value) is int:
         value = float(value)
+    if kind is int and type(value) is float and value.is_integer() and abs(value) < LARGEST:  # as 1e3
+        value = int(value)
+    if kind is float and type(value) is str and value.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        return _wrong(value, f"a finite number, at most {LARGEST_FLOAT:g} in size", path, faults)
     if type(value) is not kind:
         return _wrong(value, f"of type {kind.__name__}", path, faults)
     if kind is float and not abs(value) <= LARGEST_FLOAT:
@@ -118,4 +122,10 @@ def _convert(value, kind, path, faults):
 
 
 def _wrong(value, allowed, path, faults):
-    faults.append(f"{path}: {value!r} is {type(value).__name__}; must be {allowed}; give it such a value")
+    faults.append(f"{path}: {_shown(value)} is {type(value).__name__}; must be {allowed}; give it such a value")
+
+
+def _shown(value) -> str:
+    """As a message shows it, which nobody wants to be as long as what was given."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
