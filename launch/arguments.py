@@ -322,7 +322,11 @@ def sample() -> flags.Parser:
     how("--steps", type=int, help=f"of the solver; default {Settings().steps}")
     how("--seed", type=int, default=o.seed, help="default %(default)s")
     p.add_argument("--grid", action="store_true", help="one picture of all, in place of a file for each")
-    p.add_argument("--out", type=Path, help="folder of the results; default RUN/samples/STEP")
+    p.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the results, in place of earlier ones there; default: a new one, RUN/samples/STEP, STEP-2, ...",
+    )
     return p
 
 

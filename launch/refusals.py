@@ -189,6 +189,9 @@ def _of_documents(o: Any, config: Config) -> Iterator[str]:
     for flag in ("each", "read"):
         if getattr(o, flag) is not None:
             yield f"--{flag}={getattr(o, flag)}: is for digits that are drawn and read; use --n, or --prompt-file"
+    opens = o.draw or (drawn[0] if drawn and o.prompts else ANY)
+    if o.max_media == 0 and opens in drawn:
+        yield f"--max-media=0: and {opens} is to be drawn first; allow at least 1, or write --draw={ANY}"
     if o.draw not in (None, ANY, *drawn):
         near = flags.asked(o.draw, drawn)
         yield f"--draw={o.draw}: this run draws {', '.join(drawn) or 'nothing'}; write one of these, or {ANY}{near}"

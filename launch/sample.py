@@ -43,8 +43,10 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
         model = opened.opened(run, step)
     else:
         model = run if step in (None, run.step) else opened.at(run, step)
-    out = options.out or path / "samples" / str(model.step)
-    results.refuse_foreign(out)
+    out = options.out or results.fresh(path / "samples", model.step)
+    results.refuse_prompts(out, options.files)
+    if earlier := results.refuse_foreign(out):
+        print(f"{out}: {len(earlier)} files of an earlier mot sample will be replaced", file=sys.stderr)
     settings = _settings(options, config)
     if asked:
         length = options.length or _length(config, format)
@@ -54,7 +56,7 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
     record = {"step": model.step, "seed": options.seed} | settings._asdict() | record
     results.write(out, files, record)
     record |= {"files": sorted(files), "out": str(out)}
-    if options.out is None:  # elsewhere they are not the run's own
+    if out.resolve().parent == (path / "samples").resolve():  # elsewhere they are not the run's own
         results.show(path, model.step, files, summary(record))
     return record
 
