@@ -28,7 +28,7 @@ def mot(*args, **kwargs):
         (["train", "--config=nowhere.py"], "there is no file nowhere.py"),
         (
             ["train", "--config=configs/digits.py:arch=transformer"],
-            "arch=transformer: no such architecture; allowed: dense",
+            "arch=transformer: no such arch; allowed: dense",
         ),
         (["train", "--config=configs/digits.py:colour=red"], "config argument 'colour=red' is unknown; allowed"),
         (["train", "--config=configs/digits.py:size=huge"], "size=huge: no such size; allowed: smoke, demo"),

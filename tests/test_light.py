@@ -25,7 +25,7 @@ TYPOS = {  # command line: what is said
     ("train", "--config=configs/ladder.py:setting=chameleo"): "did you mean 'chameleon'?",
     ("train", "--config=configs/transfusion.py:copies=boht"): "allowed: noised, both; did you mean 'both'?",
     ("train", SMOKE, "--profil2"): "did you mean '--profile'?",
-    ("train", SMOKE, "--confg.optim.lr=3"): "did you mean '--config'?",
+    ("train", SMOKE, "--confg.optim.lr=3"): "did you mean '--config.optim.lr=3'?",
     ("train", SMOKE, "--config.optim.lrr=3"): "optim.lrr: unknown key, value 3; allowed: lr, end_lr",
     ("train", SMOKE, "--config.optim.scedule=linear"): "did you mean 'schedule'?",
     ("train", SMOKE, "--config.optim.schedule=cosin"): "did you mean 'cosine'?",
@@ -50,6 +50,26 @@ TYPOS = {  # command line: what is said
     ("train", SMOKE, "--config.run.root=/proc/mine"): "nothing can be written in /proc",
     ("evaluate",): "give a run directory, or the --config=FILE:arg",
     ("data", "inspect"): "give a dataset's folder, or --config=FILE:arg",
+    ("train", SMOKE, "--steps=20"): "'--steps=20' is unknown; did you mean '--config.run.steps=20'?",
+    ("train", SMOKE, "--batch-size", "8"): "'--batch-size' is unknown; did you mean '--config.data.batch=8'?",
+    ("train", SMOKE, "--lr", "1e-3"): "did you mean '--config.optim.lr=1e-3'?",
+    ("train", SMOKE, "--config.run.steps", "20"): "lacks its value; write --config.run.steps=20, with = and no space",
+    ("train", SMOKE, "--config.run.steps"): "lacks its value; write --config.run.steps=VALUE",
+    ("train", SMOKE, "--run", "3"): "'--run' is unknown; did you mean '--runs'?",
+    ("train", "--conf=configs/digits.py"): "the following arguments are required: --config",
+    (
+        "train",
+        "configs/digits.py:arch=mto,size=smok",
+    ): "did you mean 'mot'?\n  size=smok: no such size; allowed: smoke,",
+    ("train", "configs/digits.py:size=smoke", "--config.optim.lrr=1"): "optim.lrr: unknown key, value 1",
+    ("evaluate", "configs/digits.py:size=smoke", "--config.optim.lrr=1"): "optim.lrr: unknown key, value 1",
+    ("plan", "configs/ladder.py:rung=2m"): "rung=2m: no such rung of chameleon; allowed: 0.3m, 1m",
+    ("train", SMOKE, "--config.optim.learning_rate=1"): "did you mean 'optim.lr'?",
+    ("train", SMOKE, "--config.optim.momentum=1"): "optim.momentum: unknown key, value 1; allowed: lr, end_lr",
+    ("train", SMOKE, "--config.lr=1"): "did you mean 'optim.lr'?",
+    ("train", SMOKE, "--config.run.seed=1"): "did you mean 'model.seed' or 'data.seed'?",
+    ("data", "prepare", "README.md"): "required: --out; `mot data prepare --help` shows its options",
+    ("sample",): "mot sample: the following arguments are required: run; `mot sample --help` shows its options",
     ("report", "nowhere"): "nowhere: no run directory there; give folders that hold a config.json",
 }
 # In a folder with the run `base` of digits in ids, whose step 2 was saved, and the dataset `set` of 3 documents.
@@ -73,6 +93,9 @@ OF_A_RUN = {
     ("data", "inspect", "set", "--document=99"): "--document=99; train has documents 0 to 2; name one of these",
     ("data", "inspect", "set", "--out=."): "--out .: is a folder; name a file in it",
     ("train", SMOKE, "--config.init.run=base", "--config.init.step=9"): "init.run: base has no checkpoint of step 9",
+    ("evaluate", "seven"): "there is no such run directory; name one that exists; did you mean 'runs/seven'?",
+    ("sample", "nine"): "did you mean 'runs/demo/nine'?",
+    ("train", "--config=configs/records.py:data=st"): "there is no st/dataset.json; did you mean 'set'?",
     ("train", SMOKE, "--config.init.run=broken"): "init.run: broken/config.json is damaged or foreign (it needs ",
 }
 PATH = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -122,6 +145,7 @@ def test_typing_errors_are_answered_before_anything_heavy_is_imported():
         assert (code, heavy) == (2, []), (line, said)
         assert says in said, (line, said)
         assert "Traceback" not in said
+        assert "usage:" not in said or line[0] in ("trian", "data"), said
 
 
 def dataset(documents):
@@ -140,7 +164,7 @@ def dataset(documents):
 
 
 def test_what_a_run_or_a_dataset_says_is_answered_before_anything_heavy_is_imported(tmp_path):
-    for folder in ("base/checkpoints/2", "broken", "set"):
+    for folder in ("base/checkpoints/2", "broken", "set", "runs/seven", "runs/demo/nine"):
         (tmp_path / folder).mkdir(parents=True)
     config = dataclasses.asdict(resolve(read("configs/digits.py:size=smoke", {})))
     (tmp_path / "base" / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 
-from mot.config import allowed, checks
+from mot.config import checks, names
 from mot.config.schema import Config, ConfigError
 
 LARGEST_FLOAT = 3e38  # what is greater is infinite in float32
@@ -81,7 +81,7 @@ def _fields(value, kind, path, faults) -> dict:
     hints = typing.get_type_hints(kind)
     join = lambda key: f"{path}.{key}" if path else key
     for key in [k for k in value if k not in hints]:
-        remedy = allowed.meant(key, hints) or "remove it"
+        remedy = names.remedy(str(key), hints) or "remove it"
         faults.append(f"{join(key)}: unknown key, value {_shown(value[key])}; allowed: {', '.join(hints)}; {remedy}")
     for key in [k for k in hints if k not in value]:
         faults.append(f"{join(key)}: missing; configs/base.py shows every key; add it")
