@@ -10,7 +10,7 @@ import jax
 from launch import arguments, cores, flags
 from launch.process import guarded
 from mot import sharding
-from mot.config import load
+from mot.config import Config, load
 from mot.errors import UserError
 from mot.train import ensemble, loop
 
@@ -36,18 +36,36 @@ def main(argv: list[str] | None = None) -> int:
     _tell_unused()
     path = loop.run(config, profiled=options.profile)
     print(path)
-    tell_next([path])
+    tell_next([path], further(config, path, options.config, overrides))
     return 0
 
 
-def tell_next(paths: Sequence[Path]) -> None:
-    """What can be done with runs that have ended, in lines to paste."""
+def further(config: Config, path: Path, file_and_arg: str, overrides: dict[str, str]) -> tuple[str, str]:
+    """How a run that has ended is trained further: what that is, and a line to paste."""
+    steps, schedule = config.run.steps, config.optim.schedule
+    if schedule == "constant":
+        what = "further: its rate is constant, so the same run goes on"
+        given = overrides | {"run.steps": str(2 * steps)}
+    else:
+        given = {key: value for key, value in overrides.items() if not key.startswith("init.")}
+        what = (
+            f"further: its {schedule} schedule ended at step {steps}, so another run begins from it (one that begins "
+            "with optim.schedule=constant, or wsd, can itself go on)"
+        )
+        given |= {"init.run": str(path), "run.name": f"{path.name}-further"}
+    options = [f"--config.{key}={value}" for key, value in given.items()]
+    return what, flags.command("train", f"--config={file_and_arg}", *options)
+
+
+def tell_next(paths: Sequence[Path], *more: tuple[str, str]) -> None:
+    """What can be done with runs that have ended, in lines to paste; of `more`, what each is, and its line."""
     if not sharding.is_first_process():
         return
     lines = [
         ("held-out losses of its newest checkpoint", flags.command("evaluate", str(paths[0]))),
         ("what it draws and writes", flags.command("sample", str(paths[0]))),
         ("a page about it, beside other runs", flags.command("report", *map(str, paths))),
+        *more,
     ]
     print("next:", *(f"  {line}  # {what}" for what, line in lines), sep="\n", file=sys.stderr)
 

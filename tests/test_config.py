@@ -7,6 +7,7 @@ import pytest
 from configs import chameleon, digits, transfusion
 from mot import optim
 from mot.config import ConfigError, differences, resolve
+from mot.config.load import read
 from tests import examples, vectors
 
 
@@ -141,6 +142,21 @@ def test_all_faults_come_at_once():
     found = faults(lambda tree: [change(tree) for change in changes])
     for key in ("optim.lr", "model.heads", "data.batch", "optim.rules, base_rules: no rule", "streams.image.budget"):
         assert any(f.startswith(key) for f in found), (key, found)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "often"),
+    [
+        ({}, (1, 2)),
+        ({"run.steps": "1000"}, (100, 250)),
+        ({"run.steps": "1000", "run.eval_every": "7"}, (7, 250)),
+        ({"run.steps": "1000", "run.save_every": "9"}, (100, 9)),
+        ({"run.steps": "5"}, (1, 2)),
+    ],
+)
+def test_more_steps_are_evaluated_and_saved_as_often(overrides, often):
+    run = resolve(read("configs/digits.py:size=smoke", overrides)).run
+    assert (run.eval_every, run.save_every) == often
 
 
 def test_a_good_configuration_is_frozen_and_complete():

@@ -9,7 +9,7 @@ from typing import Protocol
 from ml_collections import ConfigDict
 
 from mot.config import checks, names
-from mot.config.schema import Config, ConfigError
+from mot.config.schema import Config, ConfigError, Run
 
 LARGEST_FLOAT = 3e38  # what is greater is infinite in float32
 LARGEST = 2**31  # no count, size or seed needs more; a random key takes 32 bits of a seed
@@ -42,6 +42,8 @@ def resolve(tree: ConfigDict | Mapping, *more: Check) -> Config:
     tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
     faults: list[str] = []
     sections = _fields(tree, Config, "", faults)
+    if run := sections["run"]:
+        sections["run"] = _how_often(run)
     broken = {name for name in sections if _touch(faults, {name})}
     if "streams" not in broken:  # ConfigDict sorts keys by name; the order of ids is the one with a meaning
         by_id = lambda item: (item[1].latent > 0, item[1].first_id, item[0])
@@ -60,6 +62,13 @@ def resolve(tree: ConfigDict | Mapping, *more: Check) -> Config:
     if faults:
         raise ConfigError(faults)
     return Config(**sections)
+
+
+def _how_often(run: Run) -> Run:
+    """With `eval_every` and `save_every` of 0 as they follow from the number of steps."""
+    evaluated = max(run.steps // 10, 1) if run.eval_every == 0 else run.eval_every
+    saved = max(run.steps // 4, 2) if run.save_every == 0 else run.save_every
+    return dataclasses.replace(run, eval_every=evaluated, save_every=saved)
 
 
 def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:

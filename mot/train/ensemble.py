@@ -70,6 +70,8 @@ def run(
             if at >= end:
                 live.say(f"{', '.join(map(str, paths))}: already at step {at}")
                 return paths
+            if at:
+                live.say(f"{', '.join(map(str, paths))}: resuming at step {at}")
             best = peak.of(mesh, first.model.dtype, end - at, live.say)
             with loop.unwritable(paths[0]):
                 logs = [

@@ -134,9 +134,9 @@ def run(
     sharding.check_arrays(params.table(config), config.mesh.rules, mesh)
     kernels.refuse_absent(config, mesh.devices.flat[0].platform)
     checkpoint.refuse_odd(rundir.folder(config))
-    first = None
+    first, begins = None, ""
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
-        first = upcycled(config)
+        first, begins = upcycled(config), f"begins with the {beginning(config)}"
     if sharding.is_first_process():
         rundir.open_run(config)
     sharding.barrier("run directory")
@@ -152,6 +152,8 @@ def run(
             if position.step >= end:
                 live.say(f"{path}: already at step {position.step}")
                 return path
+            if begins or position.step:
+                live.say(begins or f"{path}: resuming at step {position.step}")
             best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
             with unwritable(path):
                 log = Log(config, training.names, position, metrics.Writer(path, position.step, speaks), live, best)
@@ -185,9 +187,16 @@ def opened(config: Config):
         return budgets.resolve(config, training), training, held_out
 
 
+def beginning(config: Config) -> str:
+    """What a run begins from, in words; raises `UserError` where `init.run` is no run, or has no such step."""
+    written.read_config(Path(config.init.run))
+    step = config.init.step or written.saved(Path(config.init.run))[-1]
+    return f"weights of {config.init.run}, step {step}"
+
+
 def upcycled(config: Config) -> dict:
     """The parameters that `init.run` gives a run."""
-    with phase(f"the weights of {config.init.run}", sharding.is_first_process()):
+    with phase(f"the {beginning(config)}", sharding.is_first_process()):
         source, _, trained = load(Path(config.init.run), config.init.step or None)
         return upcycle.weights(source, trained, config)
 
