@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def plan(options: Any, overrides: dict[str, str], default: str) -> None:
 def sampling(run: Path, step: int | None, options: Any) -> None:
     """Of `launch.arguments.Options`."""
     config = written.config_as_written(run)
-    of_options(options, config)
+    refuse(of_options(options, config, is_of_digits(options, config)))
     written.saved(run, step)
     for file in options.files:
         prompt_file(file)
@@ -144,9 +144,9 @@ def prompt_file(file: Path) -> None:
         raise UserError(f"--prompt-file={file}: is a folder; name a document in it, a file of JSON")
 
 
-def of_options(options: Any, config: Config) -> None:
-    """Raises `UserError` with all that is wrong with the options for a run of this configuration."""
-    if faults := list(dict.fromkeys(_of_options(options, config))):
+def refuse(found: Iterable[str]) -> None:
+    """Raises `UserError` with all faults of the options, if there are any."""
+    if faults := list(dict.fromkeys(found)):
         raise UserError("\n  ".join(["nothing was sampled", *faults]) if len(faults) > 1 else faults[0])
 
 
@@ -155,9 +155,10 @@ def is_of_digits(options: Any, config: Config) -> bool:
     return "embedded" in config.data.sources.values() and not options.continues
 
 
-def _of_options(o: Any, config: Config) -> Iterator[str]:
+def of_options(o: Any, config: Config, of_digits: bool) -> Iterator[str]:
+    """What is wrong with the options for a run of this configuration, or for digits drawn and read by it."""
     prompts = [*(o.prompts or ()), *o.texts, *o.files]
-    if is_of_digits(o, config):
+    if of_digits:
         yield from captions.faults(o.prompts or ())
     else:
         yield from _of_documents(o, config)

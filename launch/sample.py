@@ -6,6 +6,7 @@ it into its samples.json.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from launch import arguments, refusals
@@ -15,7 +16,6 @@ from mot.config import Config
 from mot.config.options import Settings
 from mot.data import sources
 from mot.data.manifest import read_json
-from mot.errors import UserError
 from mot.generate import codecs, digits, documents, layout, opened, results
 from mot.generate.documents import Request
 from mot.generate.opened import Model
@@ -35,10 +35,8 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
     path = run if isinstance(run, Path) else run.path
     config = rundir.config_of(path)
     format = layout.of(config)
-    refusals.of_options(options, config)
-    _refuse(options, format)
-    of_digits = refusals.is_of_digits(options, config)
-    asked = [] if of_digits else _requests(options, config, format)
+    refusals.refuse(_faults(options, config, format))
+    asked = [] if _of_digits(options, config) else _requests(options, config, format)
     if isinstance(run, Path):
         model = opened.opened(run, step)
     else:
@@ -120,10 +118,15 @@ def _length(config: Config, format: layout.Format) -> int:
     return max(lengths)
 
 
-def _refuse(o: Options, format: layout.Format) -> None:
-    """Raises `UserError` for what only the data's format tells of the options."""
+def _of_digits(options: Options, config: Config) -> bool:
+    return refusals.is_of_digits(options, config)
+
+
+def _faults(o: Options, config: Config, format: layout.Format) -> Iterator[str]:
+    """Everything that is wrong with the options for this run; what its configuration tells was said before JAX."""
+    yield from refusals.of_options(o, config, _of_digits(o, config))
     if o.length is not None and all(m.tokens for m in format.media):
-        raise UserError(f"--length={o.length}: all units of this run have a fixed length; leave it out")
+        yield f"--length={o.length}: all units of this run have a fixed length; leave it out"
 
 
 if __name__ == "__main__":
