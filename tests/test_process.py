@@ -221,7 +221,7 @@ def test_a_bug_shows_its_traceback_and_what_to_report(capsys, monkeypatch):
     ],
 )
 def test_a_variable_that_jax_does_not_take_is_named_with_its_remedy(name, value, says):
-    done = mot("evaluate", "--config=configs/digits.py:size=smoke", env={name: value})
+    done = mot("data", "inspect", "--config=configs/digits.py:size=smoke", env={name: value})
     assert done.returncode == 2, done.stderr
     assert f"mot: {says}" in done.stderr or (says in done.stderr and f"mot: {name}=" in done.stderr)
     assert "unset" in done.stderr
