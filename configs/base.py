@@ -1,6 +1,7 @@
 """Every key there is, with the values that most experiments keep. An experiment's file changes the others."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ class Argument(NamedTuple):
 
 
 def parse(arg: str, arguments: Mapping[str, Argument]) -> dict[str, str]:
-    """`arch=mot,size=demo` over the defaults; unknown names are refused. Values are for the file to judge."""
+    """`arch=mot,size=demo` over the defaults; unknown names are refused, and values that `Argument.allowed` lacks."""
     pairs = [(name, value) for name, _, value in (part.partition("=") for part in arg.split(",") if part)]
     names, faults = [name for name, _ in pairs], []
     for name, value in pairs:
@@ -31,15 +32,30 @@ def parse(arg: str, arguments: Mapping[str, Argument]) -> dict[str, str]:
     ]
     if faults:
         allowed = ", ".join(f"{name}={argument.default}" for name, argument in arguments.items())
-        raise ValueError(f"{'; '.join(faults)}; allowed, with their defaults: {allowed}")
+        faults = [f"{'; '.join(faults)}; allowed, with their defaults: {allowed}"]
+    for name, value in dict(pairs).items():
+        if name in arguments and value and not _is_allowed(value, arguments[name].allowed):
+            faults.append(_none_such(name, value, arguments[name].allowed))
+    if faults:
+        raise ValueError("\n  ".join(faults))
     return {name: argument.default for name, argument in arguments.items()} | dict(pairs)
+
+
+def _is_allowed(value: str, allowed: Collection[str]) -> bool:
+    """`*` and `<stream>` in what is allowed stand for any name; the file judges such values itself."""
+    patterns = [re.sub(r"\\\*|<\w+>", r"\\w*", re.escape(one)) for name in allowed for one in name.split(", ")]
+    return not allowed or any(re.fullmatch(pattern, value) for pattern in patterns)
+
+
+def _none_such(what: str, name: str, allowed: Collection[str], where: str = "") -> str:
+    remedy = meant(name, allowed) or "; choose one"
+    return f"{what}={name}: no such {what}{where}; allowed: {', '.join(allowed)}{remedy}"
 
 
 def chosen(what: str, name: str, allowed: Collection[str], where: str = "") -> str:
     """One of the allowed names; raises `ValueError` for another."""
     if name not in allowed:
-        remedy = meant(name, allowed) or "; choose one"
-        raise ValueError(f"{what}={name}: no such {what}{where}; allowed: {', '.join(allowed)}{remedy}")
+        raise ValueError(_none_such(what, name, allowed, where))
     return name
 
 

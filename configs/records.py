@@ -89,10 +89,12 @@ def _tokenizers(folders: list[str]) -> dict[str, dict]:
                     raise ValueError(f"its {modality} have neither ids nor a width")
                 found.setdefault(modality, known if known.get("width") else {"ids": known["ids"]})
         except FileNotFoundError:
+            beside = [path.parent.name for path in Path(folder).parent.glob("*/dataset.json")]
+            near = base.meant(Path(folder).name, beside)
             raise ValueError(
-                f"data={folder}: there is no {folder}/dataset.json; `mot data prepare` makes one; of one that was "
-                "moved and renamed write data=NAME@FOLDER (here + joins datasets, @ follows a name, a comma ends the "
-                "value: a folder with one of these in its name may have to be renamed)"
+                f"data={folder}: there is no {folder}/dataset.json{near}; `mot data prepare` makes one; of one that "
+                "was moved and renamed write data=NAME@FOLDER (here + joins datasets, @ follows a name, a comma ends "
+                "the value: a folder with one of these in its name may have to be renamed)"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise ValueError(f"data={folder}: its dataset.json cannot be read ({error}); copy it again") from error

@@ -3,7 +3,7 @@
 from configs.base import chosen
 
 LAPTOP = {
-    "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=1, lr=2e-3),
+    "smoke": dict(width=32, layers=2, heads=2, head_size=16, ffn=64, rows=2, steps=2, warmup=1, every=0, lr=2e-3),
     "demo": dict(width=128, layers=4, heads=4, head_size=32, ffn=352, rows=4, steps=400, warmup=40, every=50, lr=2e-3),
     "small": dict(
         width=512, layers=8, heads=8, head_size=64, ffn=1408, rows=16, steps=10_000, warmup=500, every=500, lr=2e-3
@@ -83,9 +83,12 @@ def apply(c, size: dict) -> None:
 
 
 def schedule(c, size: dict, steps: int) -> None:
-    """So many steps, with a warm-up of at most a tenth of a run that was shortened."""
+    """So many steps, with a warm-up of at most a tenth of a run that was shortened.
+
+    Where it is saved, 0, follows from the steps, also where they are changed later; so it is with `every` = 0.
+    """
     c.optim.warmup = size["warmup"] if steps >= size["steps"] else min(size["warmup"], steps // 10)
-    c.run.update(steps=steps, eval_every=min(size["every"], steps), save_every=max(steps // 4, 2))
+    c.run.update(steps=steps, eval_every=min(size["every"], steps), save_every=0)
 
 
 def place(c, size: dict, device: str) -> None:

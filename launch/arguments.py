@@ -3,18 +3,21 @@
 Nothing heavy is imported here, so that help and a typing error are answered before JAX is there.
 """
 
+import dataclasses
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from launch import flags
+from launch import flags, refusals
 from launch.process import typed
-from mot.config import load
-from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, SOLVERS, USUAL, Settings
+from mot.config import Config, ConfigError, load
+from mot.config.options import ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, SOLVERS, USUAL, VARIED, Settings
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
 from mot.plan import chips
@@ -23,7 +26,7 @@ from mot.prepare import asked
 FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
 OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
-ANY = "any"  # of --draw: the model decides
+MOST_RUNS = 1024
 UNPROMPTED = 4  # documents, where nothing is asked for
 TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
 GUIDANCE = 2.0  # of 1, 2 and 3 on the digits, after 2,000 steps: 39, 48 and 50 of 50 as asked
@@ -44,20 +47,99 @@ def check(command: str, argv: Sequence[str]) -> int | None:
     else:
         options, overrides = p.parse_args(argv), {}
     if command == "demo":
-        for tree in demo_trees(options, overrides):
-            flags.judged(tree)
+        trees = demo_trees(options, overrides)
+        refusals.training([flags.judged(tree) for tree in trees])
         return None
     if command == "prepare":
         judged_data(p, options)
     if command == "plan" and options.topology:
         chips.parse(options.topology)
+    config = None
     if getattr(options, "config", ""):
-        flags.judged(load.read(options.config, overrides))
+        config = flags.judged(load.read(options.config, overrides))
     for option, what in (("run", "run directory"), ("dataset", "dataset"), ("inputs", "file or folder")):
         given = getattr(options, option, None) or ()
         for path in [given] if isinstance(given, Path) else map(Path, given):
             flags.refuse_absent(path, what)
+    _refuse(command, options, overrides, config)
     return None
+
+
+def _refuse(command: str, options, overrides: dict[str, str], judged: Config | None) -> None:
+    """Raises what run directories and datasets, as they are written, have against a command line."""
+    if command == "train":
+        configs = [judged]
+        if options.runs is not None:
+            configs = several(options.runs, options.config, overrides, judged, flags.judged)
+        if options.distributed is None:  # else another process may be the one that writes
+            refusals.training(configs)
+    elif command == "evaluate":
+        refusals.evaluation(options, overrides, judged)
+    elif command == "sample":
+        refusals.sampling(options.run, options.step, asked_of(options))
+    elif command == "report":
+        refusals.report(options)
+    elif command == "inspect":
+        refusals.inspection(options)
+    elif command == "plan":
+        refusals.plan(options, overrides, plan().get_default("config"))
+
+
+def several(
+    text: str, file_and_arg: str, overrides: dict[str, str], config: Config, build: Callable[[ConfigDict], Config]
+) -> list[Config]:
+    """The configurations that `--runs` asks for, each as a command of its own would read it and `build` make it."""
+    key, values = _varied(text, config)
+    configs: dict[str, Config] = {}
+    faults: dict[str, list[str]] = {}  # each with the values that have it
+    for value in values:
+        try:
+            configs[value] = build(load.read(file_and_arg, overrides | {key: value}))
+        except ConfigError as error:
+            for fault in error.faults:
+                faults.setdefault(fault, []).append(value)
+    if faults:
+        which = {
+            fault: "" if len(having) == len(values) or fault.startswith(f"{key}: ") else f"of {', '.join(having)}: "
+            for fault, having in faults.items()
+        }
+        raise UserError("\n  ".join([f"--runs {text}:", *(which[fault] + fault for fault in faults)]))
+    section, name = key.split(".")
+    numbers = [getattr(getattr(configs[value], section), name) for value in values]
+    if twice := [str(number) for number, times in Counter(numbers).items() if times > 1]:
+        raise UserError(
+            f"--runs {text}: {', '.join(twice)} stands there twice; every run needs its own value; drop one"
+        )
+    return [
+        dataclasses.replace(c, run=dataclasses.replace(c.run, name=f"{c.run.name}-{name}{number}"))
+        for c, number in zip(configs.values(), numbers, strict=True)
+    ]
+
+
+def _varied(text: str, config: Config) -> tuple[str, list[str]]:
+    """The key in which runs of `--runs` differ, and its values as they were typed."""
+    key, equals, values = text.partition("=")
+    if not equals:
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 2 <= int(text) <= MOST_RUNS:
+            raise UserError(
+                f"--runs {text}: must be KEY=V1,V2,... or how many seeds, 2 to {MOST_RUNS}; give one of these"
+            )
+        seed = config.model.seed
+        key, values = "model.seed", ",".join(str(n) for n in range(seed, seed + int(text)))
+    if key not in VARIED:
+        raise UserError(
+            f"--runs {text}: {key or 'no key'} makes another program, or other batches; runs in one program may differ "
+            f"in {', '.join(VARIED)}; name one of these, or start separate runs{load.asked(key, VARIED)}"
+        )
+    given = values.split(",")
+    if not 2 <= len(given) <= MOST_RUNS or not all(given):
+        empty = f", {given.count('')} of them empty" if "" in given else ""
+        raise UserError(f"--runs {text}: {len(given)} values{empty}; must be 2 to {MOST_RUNS}; `mot train` runs one")
+    if twice := [value for value, times in Counter(given).items() if times > 1]:
+        raise UserError(
+            f"--runs {text}: {', '.join(twice)} stands there twice; every run needs its own value; drop one"
+        )
+    return key, given
 
 
 def of_data(argv: Sequence[str]) -> int | None:
@@ -137,6 +219,13 @@ class Options(NamedTuple):
     def continues(self) -> bool:
         """Is a document to be gone on with, also of a run on digits?"""
         return bool(self.files) or any(x is not None for x in (self.draw, self.max_text, self.max_media, self.length))
+
+
+def asked_of(options) -> Options:
+    """What a command line of `mot sample` asks for, without its run and step."""
+    given = {key: value for key, value in vars(options).items() if key not in ("run", "step")}
+    given |= {key: tuple(given[key]) for key in ("texts", "files")}
+    return Options(**given | {"prompts": None if given["prompts"] is None else tuple(given["prompts"])})
 
 
 def demo() -> flags.Parser:
@@ -236,7 +325,11 @@ def sample() -> flags.Parser:
     how("--steps", type=int, help=f"of the solver; default {Settings().steps}")
     how("--seed", type=int, default=o.seed, help="default %(default)s")
     p.add_argument("--grid", action="store_true", help="one picture of all, in place of a file for each")
-    p.add_argument("--out", type=Path, help="folder of the results; default RUN/samples/STEP")
+    p.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the results, in place of earlier ones there; default: a new one, RUN/samples/STEP, STEP-2, ...",
+    )
     return p
 
 

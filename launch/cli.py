@@ -5,7 +5,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 
-from launch.process import PLANNING, alone, guarded, leave_on_signals, with_environment
+from launch.process import PLANNING, alone, guarded, leave_on_signals, refuse_odd_environment, with_environment
 from mot.config.allowed import meant
 from mot.console import phase
 
@@ -49,6 +49,8 @@ def _run(command: str, argv: list[str]) -> int:
 
     if (code := arguments.check(command, argv)) is not None:
         return code
+    if command != "config":
+        refuse_odd_environment()
     with phase("loading mot and JAX") if command != "config" else nullcontext():
         module = importlib.import_module(f"launch.{command}")
     return module.main(argv)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from launch import arguments, flags
+from launch import arguments, flags, refusals
 from launch.process import guarded
 from mot.batches import Batch
 from mot.config import Config, load
@@ -118,8 +118,7 @@ def _print_summary(folder: Path, about: dict) -> None:
 def _inspect(argv) -> int:
     p = arguments.inspect()
     options, overrides = flags.parse(p, argv)
-    if (options.dataset is None) == (options.config is None):
-        raise UserError("give a dataset's folder, or --config=FILE:arg for a packed batch")
+    refusals.inspection(options)
     if options.config:
         return _inspect_batch(options, overrides)
     about = read_json(options.dataset)
@@ -127,9 +126,7 @@ def _inspect(argv) -> int:
         _print_summary(options.dataset, about)
     dataset, tools = _opened(options.dataset, options.split)
     for i in options.document:
-        if not 0 <= i < dataset.count:
-            has = f"documents 0 to {dataset.count - 1}" if dataset.count else "no documents"
-            raise UserError(f"--document={i}; {options.split} has {has}")
+        refusals.documents(i, dataset.count, options.split)
         try:
             shown = _as_text(dataset[i], tools)
         except ValueError as error:

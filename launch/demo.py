@@ -22,9 +22,11 @@ def main(argv: list[str] | None = None) -> int:
         *early, last = checkpoint.steps(folder / "checkpoints")
         model = opened.opened(folder, last)
         asked = Options(each=2, read=10) if sources.is_embedded(model.config) else Options()
-        print(f"{folder.name}: {sample.summary(sample.draw(model, last, asked))}")
-        for step in early:
-            sample.draw(model, step, asked._replace(read=0) if asked.read else asked)
+        for step in (last, *early):  # of the last step, which is best, digits are also read
+            less = {"read": 0} if asked.read and step != last else {}
+            record = sample.draw(model, step, asked._replace(out=folder / "samples" / str(step), **less))
+            if step == last:
+                print(f"{folder.name}: {sample.summary(record)}")
     found = runs.find(folders)
     report.print_table(found)
     sentence = report.write(found, options.out)

@@ -6,11 +6,10 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from launch import arguments, flags
+from launch import arguments, flags, refusals
 from launch.process import guarded
 from mot import sharding
 from mot.config import load
-from mot.errors import UserError
 from mot.runs import checkpoint, provenance, rundir
 from mot.train import loop
 
@@ -18,16 +17,12 @@ from mot.train import loop
 def main(argv: list[str] | None = None) -> int:
     p = arguments.evaluate()
     options, overrides = flags.parse(p, argv)
-    if (options.run is None) == (not options.config):
-        raise UserError("give a run directory, or the --config=FILE:arg that it was trained with")
-    if options.run and overrides:
-        raise UserError(f"--config.{next(iter(overrides))}: a run directory has its own configuration; leave it out")
+    config = flags.build(load.read(options.config, overrides)) if options.config else None
+    refusals.evaluation(options, overrides, config)
     if options.run:
         config = rundir.config_of(options.run)
         run = dataclasses.replace(config.run, root=str(options.run.parent), name=options.run.name)
         config = dataclasses.replace(config, run=run)
-    else:
-        config = flags.build(load.read(options.config, overrides))
     # A configuration says how its rows are split; a run is read wherever it lies.
     step, row = loop.evaluate(config, options.step, sharding.dividing(config) if options.run else None)
     table = Table("", "held out", title=f"{config.run.name}, step {step}", title_justify="left")

@@ -1,6 +1,9 @@
 """What every command reads from its command line: `--config=FILE:arg` and `--config.key=value`."""
 
 import argparse
+import glob
+import itertools
+import re
 import shlex
 import shutil
 import sys
@@ -12,6 +15,7 @@ from ml_collections import ConfigDict
 from mot import optim
 from mot.config import Config, resolve
 from mot.config.load import arguments, asked, file_of, run
+from mot.config.names import key_like, keys_named
 from mot.errors import UserError
 
 
@@ -28,8 +32,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         what, _, rest = message.partition("unrecognized arguments: ")
         if not what:
-            message += asked(rest.split()[0], self.flags())
-        super().error(message)
+            message += self.near(rest.split()[0].partition("=")[0])
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` shows its options\n")  # without all of its usage
+
+    def takes_value(self, argument: str) -> bool:
+        """Is this an option whose value is the next argument?"""
+        action = self._option_string_actions.get(argument)
+        return action is not None and action.nargs is None
+
+    def begun(self, said: str) -> list[str]:
+        """The options that begin so, as argparse would complete it."""
+        return [flag for flag in self.flags() if flag.startswith(said) and len(said) > 2]
+
+    def near(self, said: str) -> str:
+        """`; did you mean '--out'?`, or ""."""
+        begun = self.begun(said)
+        return f"; did you mean {begun[0]!r}?" if begun else asked(said, self.flags())
 
     def flags(self) -> list[str]:
         return list(self._option_string_actions)
@@ -51,6 +69,7 @@ def parser(name: str, description: str, example: str) -> Parser:
         prog=f"mot {name}",
         description=description,
         epilog=f"example:\n  {example}",
+        allow_abbrev=False,  # `--run 3` would be --runs
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
@@ -64,18 +83,45 @@ def add_config(p: argparse.ArgumentParser, default: str | None = None) -> None:
 
 def parse(p: Parser, argv: list[str] | None) -> tuple[argparse.Namespace, dict[str, str]]:
     """Arguments, and the overrides by dotted key. Help tells of the configuration's file, too, if one is named."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = _with_config(p, sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):
         _add_arguments(p, argv)
     options, rest = p.parse_known_args(argv)
     overrides = {}
-    for argument in rest:
+    for argument, following in itertools.zip_longest(rest, rest[1:], fillvalue=""):
         key, equals, value = argument.removeprefix("--config.").partition("=")
         if not argument.startswith("--config.") or not equals or not key:
-            near = asked(argument.partition(".")[0], p.flags())
-            p.error(f"{argument!r} is unknown{near}; overrides look like --config.optim.lr=1e-3")
+            p.error(_unknown(p, argument, following))
         overrides[key] = value
     return options, overrides
+
+
+CONFIG = re.compile(r"(?!-)[^=:]+\.py(:.*)?", re.DOTALL)
+
+
+def _with_config(p: Parser, argv: Sequence[str]) -> Sequence[str]:
+    """`FILE.py:arg` without `--config=`, where a configuration is taken and none is named, as that of --config."""
+    if "--config" not in p.flags() or any(re.match(r"--config(=|$)", argument) for argument in argv):
+        return argv
+    for i, (before, argument) in enumerate(zip(["", *argv], argv, strict=False)):
+        if CONFIG.fullmatch(argument) and not p.takes_value(before):
+            return [*argv[:i], f"--config={argument}", *argv[i + 1 :]]
+    return argv
+
+
+def _unknown(p: Parser, argument: str, following: str) -> str:
+    """Why an argument is none, and what may have been meant: an option, or a key of the configuration."""
+    said, equals, value = argument.partition("=")
+    name = said.removeprefix("--config.").lstrip("-")
+    if argument.startswith("--config.") and name:
+        shown = following if following and not following.startswith("--") else "VALUE"
+        return f"{argument!r} lacks its value; write --config.{name}={shown}, with = and no space"
+    begun, near = p.begun(said), p.near(said.partition(".")[0])
+    last = name.rpartition(".")[2].replace("-", "_")
+    if argument.startswith("-") and not begun and (keys_named(last) or not near) and (key := key_like(last)):
+        value = value if equals else following if following and not following.startswith("-") else "VALUE"
+        return f"{argument!r} is unknown; did you mean '--config.{key}={value}'?"
+    return f"{argument!r} is unknown{near}; overrides look like --config.optim.lr=1e-3"
 
 
 def _add_arguments(p: Parser, argv: Sequence[str]) -> None:
@@ -90,12 +136,25 @@ def _add_arguments(p: Parser, argv: Sequence[str]) -> None:
         p.add_argument_group(f"arguments of {named.partition(':')[0]}, as NAME=DEFAULT: what it may be", told)
 
 
-def refuse_absent(path: Path, what: str) -> None:
-    """Raises `UserError` where there is no such path."""
+def refuse_absent(path: Path, what: str, flag: str = "") -> None:
+    """Raises `UserError` where there is no such path; `flag` is what a message begins with."""
     if path.exists() or "://" in str(path):
         return
-    near = asked(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-    raise UserError(f"{path}: there is no such {what}; name one that exists{near}")
+    raise UserError(f"{flag}{path}: there is no such {what}; name one that exists{meant_path(path)}")
+
+
+def meant_path(path: Path) -> str:
+    """`; did you mean 'runs/a'?`: what lies beside it and looks like it, or has its name in runs/ or data/."""
+    found = [
+        x for root in ("runs", "data") for depth in ("", "*/") for x in Path(root).glob(f"{depth}{_escaped(path)}")
+    ]
+    if found:
+        return f"; did you mean {str(found[0])!r}?"
+    return asked(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+
+
+def _escaped(path: Path) -> str:
+    return glob.escape(path.name) or "no name"
 
 
 def judged(config: ConfigDict) -> Config:

@@ -7,12 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launch import arguments, flags
+from launch import arguments, flags, refusals
 from launch.process import PLANNING, guarded
 from mot import optim
 from mot.config import load, resolve
 from mot.console import phase
-from mot.errors import UserError
 from mot.files import write_atomically
 from mot.plan import chips
 from mot.plan import forecast as plans
@@ -23,22 +22,14 @@ MOST = 8  # lines of one kind
 def main(argv: list[str] | None = None) -> int:
     p = arguments.plan()
     options, overrides = flags.parse(p, argv)
+    refusals.plan(options, overrides, p.get_default("config"))
     if options.quick:
         plans.hurry()
     if options.ladder:
         from mot.plan import ladder
 
-        given = [name for name in ("topology", "out", "search", "quick") if getattr(options, name)]
-        given += [f"config.{key}" for key in overrides]
-        given += ["config"] * (options.config != p.get_default("config"))
-        if given:
-            raise UserError(f"--ladder is of all rungs, and takes no --{', --'.join(given)}; leave one out")
         return ladder.main(Path("docs"))
-    if not options.topology:
-        raise UserError(f"--topology is missing; write as in {chips.EXAMPLES}")
     chips.parse(options.topology)
-    if options.out and options.out.is_dir():
-        raise UserError(f"--out {options.out}: is a folder; name a file in it")
     # Without its data, of which a plan needs nothing.
     config = resolve(load.read(options.config, overrides), optim.uncovered)
     topology = chips.topology(options.topology, config.mesh.slices)

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,6 +74,47 @@ def _unusual(cache: Path | None) -> dict[str, str]:
     return {"XDG_CACHE_HOME": str(cache.parent), "MPLCONFIGDIR": str(cache / "matplotlib")} if cache else {}
 
 
+def refuse_lost_folder() -> None:
+    """Raises `UserError` where the working directory is gone: every relative path would fail, and name nothing."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        was = os.environ.get("PWD", "where this command was started")
+        raise UserError(
+            f"the working directory, {was}, cannot be read ({error.strerror}): it was deleted or moved; change to a "
+            "folder that exists: cd"
+        ) from None
+
+
+def refuse_odd_environment() -> None:
+    """Raises `UserError` for a variable that JAX or XLA would not take; to be called before JAX is imported.
+
+    XLA ends the process at a flag that it does not know. So a small process reads the flags first, where there are any:
+    it takes less than 0.2 s.
+    """
+    devices = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not re.fullmatch(r"0*[1-9]\d{0,5}", devices, re.ASCII):
+        raise UserError(
+            f"JAX_NUM_CPU_DEVICES={devices!r}: must be a whole number, 1 or more: as many devices of the CPU; correct "
+            "it, or unset it, and mot chooses"
+        )
+    if not os.environ.get("XLA_FLAGS") or "jax" in sys.modules:
+        return
+    command = [sys.executable, "-c", "from jaxlib import _jax; _jax.CompileOptions()"]
+    heard = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}  # or it does not say what it dies of
+    try:
+        done = subprocess.run(command, env=heard, capture_output=True, encoding="utf-8", errors="replace", timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return  # it could not be asked
+    if found := re.search(
+        r"Unknown flags? in XLA_FLAGS: .*|Couldn't interpret value .*|Failed to .*flag.*", done.stderr
+    ):
+        raise UserError(
+            f"XLA_FLAGS={os.environ['XLA_FLAGS']!r}: XLA does not take it ({found[0].rstrip('.')}); correct it, or "
+            "unset XLA_FLAGS"
+        )
+
+
 def typed(text: str) -> str:
     """An argument that is text, and no file's name: what is not UTF-8 was typed in the terminal's encoding."""
     if not _is_utf8(text):
@@ -105,6 +147,7 @@ def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None =
         with_environment(more)
         return alone(partial(guarded, command))
     try:
+        refuse_lost_folder()
         return command(argv)
     except KeyboardInterrupt:
         _say("interrupted")
@@ -219,6 +262,19 @@ LOST = (
     "another process of this run has ended or is out of reach; start all of them again: they go on from the newest "
     "checkpoint"
 )
+REMEDIES = {  # what to do about an error of the system that names a path
+    errno.EEXIST: "; it is in the way: move it away, or name another place",
+    errno.ENOTDIR: "; a file stands where a folder is needed: move it away, or name another place",
+    errno.EISDIR: "; it is a folder: name a file in it",
+    errno.ENOTEMPTY: "; name an empty folder",
+    errno.EACCES: "; this user may not: change its permissions, or name another place",
+    errno.EPERM: "; this user may not: change its permissions, or name another place",
+    errno.EROFS: "; it can only be read: name a place that can be written",
+    errno.ENOENT: "; name one that exists",
+    errno.ENAMETOOLONG: "; choose a shorter name",
+    errno.ELOOP: "; its links lead to themselves: mend them, or name another place",
+    errno.EMFILE: "; too many files are open: raise the limit (ulimit -n)",
+}
 LESS = {
     "train": "fewer rows (data.batch), more microbatches (optim.accumulate), --config.model.remat=block",
     "demo": "a smaller size, as --config=configs/digits.py:size=smoke",
@@ -243,7 +299,9 @@ def meaning(error: BaseException) -> str | None:
     if re.search("no space left on device|disk quota exceeded", text, re.IGNORECASE):
         return f"{first}; {FULL}"
     if isinstance(error, OSError):
-        return text
+        return f"{text}{REMEDIES.get(error.errno, '')}"
+    if isinstance(error, ValueError) and (message := _refused_by_jax(text)):
+        return message
     if isinstance(error, MemoryError) or re.search("RESOURCE_EXHAUSTED|out of memory|bad_alloc", text, re.IGNORECASE):
         less = LESS.get(_command(), "less at a time")
         return f"not enough memory{first and f' ({first[:300]})'}; ask for less: {less}; or free some"
@@ -252,9 +310,27 @@ def meaning(error: BaseException) -> str | None:
     if re.search("Unable to initialize backend|Unknown backend", text) or _raised_in(error) == "xla_bridge.py":
         asked = os.environ.get("JAX_PLATFORMS", "")
         return f"JAX has no device of JAX_PLATFORMS={asked}{first and f' ({first[:300]})'}; change or unset it"
-    if odd := [name for name in (*sys.argv, os.getcwd()) if not _is_utf8(name)]:
+    if odd := [name for name in (*sys.argv, _working_directory()) if not _is_utf8(name)]:
         return f"{odd[0]}: some libraries that mot uses take no name that is not UTF-8 ({first[:300]}); rename it"
     return None
+
+
+def _refused_by_jax(text: str) -> str:
+    """Of a variable JAX_... with a value that JAX does not take, which it says as it is imported; else ""."""
+    if found := re.match(r"invalid truth value '(.*)' for environment '(\w+)'", text, re.DOTALL):
+        value, name, allowed = found[1], found[2], "allowed: true or false, 1 or 0"
+    elif found := re.match(r'Invalid value "(.*)" for JAX flag (\w+)', text, re.DOTALL):
+        value, name, allowed = found[1], found[2].upper(), "JAX takes no such value for it"
+    else:
+        return ""
+    return f"{name}={value!r}: {allowed}; correct it in the environment, or unset it"
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 def _raised_in(error: BaseException) -> str:

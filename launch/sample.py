@@ -9,30 +9,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch import arguments
+from launch import arguments, refusals
 from launch.arguments import ANY, GUIDANCE, MEDIA, TEXT, UNPROMPTED, Options
 from launch.process import guarded
 from mot.config import Config
 from mot.config.options import Settings
 from mot.data import sources
 from mot.data.manifest import read_json
-from mot.errors import UserError
 from mot.generate import codecs, digits, documents, layout, opened, results
 from mot.generate.documents import Request
 from mot.generate.opened import Model
-from mot.objectives import diffusion
-from mot.prepare import raw
 from mot.prepare.raw import Part
 from mot.runs import rundir
 
 
 def main(argv: list[str] | None = None) -> int:
     p = arguments.sample()
-    given = vars(p.parse_args(argv))
-    run, step = given.pop("run"), given.pop("step")
-    given |= {key: (given[key] and tuple(given[key])) or () for key in ("texts", "files")}
-    given["prompts"] = None if given["prompts"] is None else tuple(given["prompts"])
-    print(summary(draw(run, step, Options(**given))))
+    given = p.parse_args(argv)
+    print(summary(draw(given.run, given.step, arguments.asked_of(given))))
     return 0
 
 
@@ -41,15 +35,16 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
     path = run if isinstance(run, Path) else run.path
     config = rundir.config_of(path)
     format = layout.of(config)
-    if faults := list(_faults(options, config, format)):
-        raise UserError("\n  ".join(["nothing was sampled", *faults]) if len(faults) > 1 else faults[0])
+    refusals.refuse(_faults(options, config, format))
     asked = [] if _of_digits(options, config) else _requests(options, config, format)
     if isinstance(run, Path):
         model = opened.opened(run, step)
     else:
         model = run if step in (None, run.step) else opened.at(run, step)
-    out = options.out or path / "samples" / str(model.step)
-    results.refuse_foreign(out)
+    out = options.out or results.fresh(path / "samples", model.step)
+    results.refuse_prompts(out, options.files)
+    if earlier := results.refuse_foreign(out):
+        print(f"{out}: {len(earlier)} files of an earlier mot sample will be replaced", file=sys.stderr)
     settings = _settings(options, config)
     if asked:
         length = options.length or _length(config, format)
@@ -59,7 +54,7 @@ def draw(run: Path | Model, step: int | None = None, options: Options = Options(
     record = {"step": model.step, "seed": options.seed} | settings._asdict() | record
     results.write(out, files, record)
     record |= {"files": sorted(files), "out": str(out)}
-    if options.out is None:  # elsewhere they are not the run's own
+    if out.resolve().parent == (path / "samples").resolve():  # elsewhere they are not the run's own
         results.show(path, model.step, files, summary(record))
     return record
 
@@ -70,10 +65,6 @@ def summary(record: dict) -> str:
     files = record["files"]
     named = ", ".join(files) if len(files) <= 4 else f"{len(files)} files" + ", documents.png shows all"
     return "\n".join([*lines, f"{record['out']}: {named + ', ' if files else ''}{results.RECORD}"])
-
-
-def _of_digits(options: Options, config: Config) -> bool:
-    return sources.is_embedded(config) and not options.continues
 
 
 def _digits(o: Options) -> digits.Wanted:
@@ -127,52 +118,15 @@ def _length(config: Config, format: layout.Format) -> int:
     return max(lengths)
 
 
+def _of_digits(options: Options, config: Config) -> bool:
+    return refusals.is_of_digits(options, config)
+
+
 def _faults(o: Options, config: Config, format: layout.Format) -> Iterator[str]:
-    """Everything that is wrong with the options for this run."""
-    drawn, prompts = opened.draws(config, format), [*(o.prompts or ()), *o.texts, *o.files]
-    if _of_digits(o, config):
-        yield from digits.faults(o.prompts or ())
-    else:
-        for flag in ("each", "read"):
-            if getattr(o, flag) is not None:
-                yield f"--{flag}={getattr(o, flag)}: is for digits that are drawn and read; use --n, or --prompt-file"
-        if o.draw not in (None, ANY, *drawn):
-            yield f"--draw={o.draw}: this run draws {', '.join(drawn) or 'nothing'}; write one of these, or {ANY}"
-        if o.length is not None and all(m.tokens for m in format.media):
-            yield f"--length={o.length}: all units of this run have a fixed length; leave it out"
-    for flag, texts in (("prompt", o.prompts or ()), ("text", o.texts)):
-        for text in texts:
-            try:
-                raw.text(text)
-            except ValueError as error:
-                yield f"--{flag} {text!r}: holds characters that are no text: {error}; remove them, or write UTF-8"
-    if o.n is not None and o.each is not None:
-        yield f"--n={o.n}, --each={o.each}: each says how many; give one"
-    if o.n is not None and prompts and 0 < o.n < len(prompts):
-        yield f"--n={o.n}: there are {len(prompts)} prompts; ask for as many rows at least"
-    if not any(s.diffuses for s in config.streams.values()):
-        for flag in ("guidance", "solver", "steps"):
-            if getattr(o, flag) is not None:
-                yield f"--{flag}={getattr(o, flag)}: is for vectors, and this run has ids alone; leave it out"
-    if o.solver not in (None, *diffusion.SOLVERS):
-        yield f"--solver={o.solver}: unknown; allowed: {', '.join(diffusion.SOLVERS)}; choose one"
-    for flag, least, most in (
-        ("n", 1, 10_000),
-        ("each", 1, 1000),
-        ("read", 0, 1000),
-        ("max_text", 0, 65_536),
-        ("max_media", 0, 1000),
-        ("length", 1, 65_536),
-        ("temperature", 0, 100),
-        ("top_k", 0, 2**31 - 1),
-        ("top_p", 1e-6, 1),
-        ("guidance", 0, 100),
-        ("steps", 1, 10_000),
-        ("seed", 0, 2**31 - 1),
-    ):
-        value = getattr(o, flag)
-        if value is not None and not least <= value <= most:
-            yield f"--{flag.replace('_', '-')}={value}; must be from {least} to {most}"
+    """Everything that is wrong with the options for this run; what its configuration tells was said before JAX."""
+    yield from refusals.of_options(o, config, _of_digits(o, config))
+    if o.length is not None and all(m.tokens for m in format.media):
+        yield f"--length={o.length}: all units of this run have a fixed length; leave it out"
 
 
 if __name__ == "__main__":

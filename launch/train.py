@@ -1,12 +1,9 @@
 """Trains one configuration, or resumes it: the same command does both. --runs: several that differ in one number."""
 
-import dataclasses
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -18,7 +15,6 @@ from mot.errors import UserError
 from mot.train import ensemble, loop
 
 PATIENCE = 300  # seconds that a process waits for the others of its run
-MOST_RUNS = 1024
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         join(options.distributed)
     config = flags.build(load.read(options.config, overrides))
     if options.runs is not None:
-        configs = several(options.runs, options.config, overrides, config)
+        configs = arguments.several(options.runs, options.config, overrides, config, flags.build)
         cores.take(*configs, together=True)
         _tell_unused()
         paths = ensemble.run(configs, profiled=options.profile)
@@ -40,18 +36,36 @@ def main(argv: list[str] | None = None) -> int:
     _tell_unused()
     path = loop.run(config, profiled=options.profile)
     print(path)
-    tell_next([path])
+    tell_next([path], further(config, path, options.config, overrides))
     return 0
 
 
-def tell_next(paths: Sequence[Path]) -> None:
-    """What can be done with runs that have ended, in lines to paste."""
+def further(config: Config, path: Path, file_and_arg: str, overrides: dict[str, str]) -> tuple[str, str]:
+    """How a run that has ended is trained further: what that is, and a line to paste."""
+    steps, schedule = config.run.steps, config.optim.schedule
+    if schedule == "constant":
+        what = "further: its rate is constant, so the same run goes on"
+        given = overrides | {"run.steps": str(2 * steps)}
+    else:
+        given = {key: value for key, value in overrides.items() if not key.startswith("init.")}
+        what = (
+            f"further: its {schedule} schedule ended at step {steps}, so another run begins from it (one that begins "
+            "with optim.schedule=constant, or wsd, can itself go on)"
+        )
+        given |= {"init.run": str(path), "run.name": f"{path.name}-further"}
+    options = [f"--config.{key}={value}" for key, value in given.items()]
+    return what, flags.command("train", f"--config={file_and_arg}", *options)
+
+
+def tell_next(paths: Sequence[Path], *more: tuple[str, str]) -> None:
+    """What can be done with runs that have ended, in lines to paste; of `more`, what each is, and its line."""
     if not sharding.is_first_process():
         return
     lines = [
         ("held-out losses of its newest checkpoint", flags.command("evaluate", str(paths[0]))),
         ("what it draws and writes", flags.command("sample", str(paths[0]))),
         ("a page about it, beside other runs", flags.command("report", *map(str, paths))),
+        *more,
     ]
     print("next:", *(f"  {line}  # {what}" for what, line in lines), sep="\n", file=sys.stderr)
 
@@ -75,48 +89,6 @@ def join(text: str) -> None:
         jax.distributed.initialize(address, int(count), int(number), initialization_timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"--distributed={text}: {error}; {advice}") from error
-
-
-def several(text: str, file_and_arg: str, overrides: dict[str, str], config: Config) -> list[Config]:
-    """The configurations that `--runs` asks for, each as a command of its own would read it."""
-    key, equals, values = text.partition("=")
-    if not equals:
-        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 2 <= int(text) <= MOST_RUNS:
-            raise UserError(
-                f"--runs {text}: must be KEY=V1,V2,... or how many seeds, 2 to {MOST_RUNS}; give one of these"
-            )
-        seed = config.model.seed
-        key, values = "model.seed", ",".join(str(n) for n in range(seed, seed + int(text)))
-    if key not in ensemble.VARIED:
-        raise UserError(
-            f"--runs {text}: {key or 'no key'} makes another program, or other batches; runs in one program may differ "
-            f"in {', '.join(ensemble.VARIED)}; name one of these, or start separate runs"
-        )
-    given = values.split(",")
-    if not 2 <= len(given) <= MOST_RUNS or not all(given):
-        empty = f", {given.count('')} of them empty" if "" in given else ""
-        raise UserError(f"--runs {text}: {len(given)} values{empty}; must be 2 to {MOST_RUNS}; `mot train` runs one")
-    configs, faults = [], []
-    for value in given:
-        try:
-            configs.append(flags.build(load.read(file_and_arg, overrides | {key: value})))
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError("\n".join([f"--runs {text}:", *dict.fromkeys(faults)]))
-    numbers = [_number(c, key) for c in configs]
-    if twice := [str(number) for number, times in Counter(numbers).items() if times > 1]:
-        raise UserError(
-            f"--runs {text}: {', '.join(twice)} stands there twice; every run needs its own value; drop one"
-        )
-    name = key.rpartition(".")[2]
-    named = lambda c, number: dataclasses.replace(c.run, name=f"{c.run.name}-{name}{number}")
-    return [dataclasses.replace(c, run=named(c, number)) for c, number in zip(configs, numbers, strict=True)]
-
-
-def _number(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
 
 
 if __name__ == "__main__":

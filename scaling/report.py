@@ -332,9 +332,15 @@ def _spread_out(folders: list[Path]) -> list[Path]:
 
 
 def _sampled(path: Path) -> list[Path]:
-    """The folders of a run's samples, from the first step to the last."""
-    folders = [p.parent for p in (path / "samples").glob("*/samples.json") if p.parent.name.isdecimal()]
-    return sorted(folders, key=lambda p: int(p.name))
+    """The folders of a run's samples, from the first step to the last; of a step's, as 50 and 50-2, the newest."""
+    folders = [p.parent for p in (path / "samples").glob("*/samples.json")]
+    numbers = {p: found for p in folders if (found := re.fullmatch(r"(\d+)(?:-(\d+))?", p.name, re.ASCII))}
+    ordered = sorted(numbers, key=lambda p: (int(numbers[p][1]), int(numbers[p][2] or 1)))
+    return list({_step(p): p for p in ordered}.values())
+
+
+def _step(samples: Path) -> int:
+    return int(samples.name.partition("-")[0])
 
 
 def _longer(found: list[Run], out: Path) -> list[dict]:
@@ -348,7 +354,7 @@ def _longer(found: list[Run], out: Path) -> list[dict]:
     shown = []
     for path in [config.parent for config in beside if config.parent not in reported]:
         folders = _sampled(path)
-        if folders and int(folders[-1].name) > most and "drawn" in (stage := _stage(folders[-1])):
+        if folders and _step(folders[-1]) > most and "drawn" in (stage := _stage(folders[-1])):
             shown.append({"path": os.path.relpath(path, out), "stage": stage})
     return shown[:LONGER]
 
@@ -372,7 +378,7 @@ def _stage(folder) -> dict:
         stage["settings"] = _settings(record)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         stage = {"damaged": f"{folder} is damaged: {error!r}"}
-    return {"step": int(folder.name), **stage}
+    return {"step": _step(folder), **stage}
 
 
 def _settings(record) -> str:

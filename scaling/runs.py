@@ -1,6 +1,5 @@
 """Run directories, read back: what each run is, whether its numbers may be averaged, and tidy tables of them all."""
 
-import glob
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
@@ -11,11 +10,11 @@ import numpy as np
 import pandas as pd
 from flax.traverse_util import flatten_dict
 
-from mot.config import Config
-from mot.config.routers import ROUTERS, differences
+from mot.config import Config, differences
+from mot.config.routers import ROUTERS
 from mot.errors import UserError
 from mot.model import flops
-from mot.runs import checkpoint, rundir
+from mot.runs import checkpoint, rundir, written
 from scaling import match
 from scaling.match import Curve, Slope
 
@@ -189,19 +188,7 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
     A folder that is no run raises `UserError`, and so does whatever names no run at all; files among runs (a shell's
     `runs/*` names the report beside them) are passed over.
     """
-    paths: dict[Path, Path] = {}
-    for pattern in map(str, patterns):
-        found = [Path(pattern)] if Path(pattern).is_dir() else _matching(pattern)
-        matches = found if Path(pattern).is_dir() else [path for path in found if (path / "config.json").exists()]
-        if not found:
-            raise UserError(
-                f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
-            )
-        for folder in matches:
-            paths.setdefault(folder.resolve(), folder)  # one run by two names is one run
-    if not paths:
-        raise UserError(f"{', '.join(map(str, patterns))}: no run there; give folders that hold a config.json")
-    runs = [read(path) for path in paths.values()]
+    runs = [read(path) for path in written.named(patterns)]
     digests = Counter(run.digest for run in runs if run.digest)
     if len(digests) > 1:
         usual = digests.most_common(1)[0][0]
@@ -214,16 +201,6 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
         if before is not run and before.config.optim.lr == run.config.optim.lr:
             runs[i] = run._replace(faults=(f"the same architecture and seeds as {before.path}: no further evidence",))
     return runs
-
-
-def _matching(pattern: str) -> list[Path]:
-    """What a glob finds. A folder at its beginning that exists is meant as it stands, whatever its name has in it."""
-    parts = Path(pattern).parts
-    known = 0
-    while known < len(parts) and Path(*parts[: known + 1]).exists():
-        known += 1
-    literal = [glob.escape(part) for part in parts[:known]]
-    return [Path(p) for p in sorted(glob.glob(str(Path(*literal, *parts[known:]))))]
 
 
 def load(*patterns: str | Path) -> Tables:

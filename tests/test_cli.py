@@ -1,6 +1,7 @@
 """The commands as a user meets them: exit codes, messages, and nothing written on bad input."""
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ import pytest
 
 from launch import cli, flags
 from mot.config import load
+from mot.runs import rundir
+from mot.train import loop
 from tests.conftest import ROOT
 
 SMOKE = "--config=configs/digits.py:arch=mot,size=smoke"
@@ -28,7 +31,7 @@ def mot(*args, **kwargs):
         (["train", "--config=nowhere.py"], "there is no file nowhere.py"),
         (
             ["train", "--config=configs/digits.py:arch=transformer"],
-            "arch=transformer: no such architecture; allowed: dense",
+            "arch=transformer: no such arch; allowed: dense",
         ),
         (["train", "--config=configs/digits.py:colour=red"], "config argument 'colour=red' is unknown; allowed"),
         (["train", "--config=configs/digits.py:size=huge"], "size=huge: no such size; allowed: smoke, demo"),
@@ -37,7 +40,10 @@ def mot(*args, **kwargs):
         (["train", SMOKE, "--config.optimiser.lr=1"], "optimiser: unknown key"),
         (["train", SMOKE, "--config.data.shares.films=1"], "data.shares.films: no such source"),
         (["train", SMOKE, "--config.optim=3"], "optim: 3 is int; must be a group of keys"),
-        (["train", SMOKE, "--config.data.batch=4", "--config.run.root=README.md"], "Not a directory"),
+        (
+            ["train", SMOKE, "--config.data.batch=4", "--config.run.root=README.md"],
+            "README.md is a file, not a folder; move it away",
+        ),
         (
             ["train", "--config=configs/base.py:arch=mot"],
             "base.py:arch=mot: get_config failed: TypeError",
@@ -130,6 +136,34 @@ def test_train_then_evaluate_from_the_shell(tmp_path):
     command = [sys.executable, "-m", "launch.evaluate", SMOKE, root]
     evaluated = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300, check=True)
     assert "loss/image/drawn" in evaluated.stdout
+
+
+def test_what_comes_next_can_be_pasted(tmp_path, capsys, monkeypatch):
+    """A run whose rate has decayed is begun anew from its weights, one of a constant rate goes on; both are told."""
+    monkeypatch.chdir(ROOT)
+    trained = []
+
+    def run(config, profiled):
+        trained.append(config)
+        (rundir.open_run(config) / "checkpoints" / str(config.run.steps)).mkdir(parents=True)
+        return rundir.folder(config)
+
+    def train(*arguments):
+        assert cli.main(["train", *arguments]) == 0
+        line = next(line for line in capsys.readouterr().err.splitlines() if "  # further: " in line)
+        command, _, what = line.partition("  # further: ")
+        return shlex.split(command)[2:], what
+
+    monkeypatch.setattr(loop, "run", run)
+    further, what = train(SMOKE, f"--config.run.root={tmp_path}")
+    assert what.startswith("its cosine schedule ended at step 2, so another run begins from it")
+    further, what = train(*further, "--config.optim.schedule=constant")
+    assert trained[-1].init.run == str(tmp_path / "digits-mot-smoke")
+    assert what == "its rate is constant, so the same run goes on"
+    train(*further)
+    assert [rundir.folder(c) for c in trained[1:]] == [tmp_path / "digits-mot-smoke-further"] * 2
+    assert trained[-1].init.run == trained[-2].init.run
+    assert (trained[-2].run.steps, trained[-1].run.steps) == (2, 4)
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):

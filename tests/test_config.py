@@ -7,6 +7,7 @@ import pytest
 from configs import chameleon, digits, transfusion
 from mot import optim
 from mot.config import ConfigError, differences, resolve
+from mot.config.load import read
 from tests import examples, vectors
 
 
@@ -48,7 +49,7 @@ TABLE = [
     (drop("optim", "lr"), "optim.lr: missing", "configs/base.py"),
     (drop("data"), "data: missing", "configs/base.py"),
     (set_("optim.lr", "fast"), "optim.lr: 'fast' is str", "must be of type float"),
-    (set_("model.layers", 2.0), "model.layers: 2.0 is float", "must be of type int"),
+    (set_("model.layers", 2.5), "model.layers: 2.5 is float", "must be of type int"),
     (set_("model.tied", 1), "model.tied: 1 is int", "must be of type bool"),
     (set_("optim.eps", float("nan")), "optim.eps: nan", "finite"),
     (set_("streams.text.loss_weight", 1e39), "streams.text.loss_weight: 1e+39", "at most 3e+38"),
@@ -106,6 +107,10 @@ TABLE = [
         "set both alike",
     ),
     (set_("streams.image.modality", "im/age"), "streams.image.modality: 'im/age'", "lower-case"),
+    (set_("optim.lr", "nan"), "optim.lr: 'nan' is str; must be a finite number", "at most"),
+    (set_("optim.lr", "-inf"), "optim.lr: '-inf' is str; must be a finite number", "at most"),
+    (set_("run.steps", 1000.5), "run.steps: 1000.5 is float; must be of type int", "give it such a value"),
+    (set_("run.steps", "x" * 10_000), f"run.steps: '{'x' * 76}... is str; must be of type int", "give it"),
     (set_("run.name", "../x"), "run.name: '../x'", "one folder name"),
     (set_("run.name", "$(rm -r x)"), "run.name: '$(rm -r x)'", "one folder name"),
 ]
@@ -119,6 +124,13 @@ def test_bad_input_is_named_with_value_and_remedy(change, begins, says):
     assert says in matching[0]
 
 
+def test_a_number_that_is_whole_may_be_written_as_a_float():
+    tree = examples.tree().to_dict()
+    tree["run"] |= {"steps": 1e3}
+    steps = resolve(tree).run.steps
+    assert (type(steps), steps) == (int, 1000)
+
+
 def test_all_faults_come_at_once():
     changes = [
         set_("optim.lr", -1.0),
@@ -130,6 +142,21 @@ def test_all_faults_come_at_once():
     found = faults(lambda tree: [change(tree) for change in changes])
     for key in ("optim.lr", "model.heads", "data.batch", "optim.rules, base_rules: no rule", "streams.image.budget"):
         assert any(f.startswith(key) for f in found), (key, found)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "often"),
+    [
+        ({}, (1, 2)),
+        ({"run.steps": "1000"}, (100, 250)),
+        ({"run.steps": "1000", "run.eval_every": "7"}, (7, 250)),
+        ({"run.steps": "1000", "run.save_every": "9"}, (100, 9)),
+        ({"run.steps": "5"}, (1, 2)),
+    ],
+)
+def test_more_steps_are_evaluated_and_saved_as_often(overrides, often):
+    run = resolve(read("configs/digits.py:size=smoke", overrides)).run
+    assert (run.eval_every, run.save_every) == often
 
 
 def test_a_good_configuration_is_frozen_and_complete():

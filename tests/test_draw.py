@@ -105,6 +105,41 @@ def test_digits_are_drawn_read_and_recorded(run, capsys):
         assert (folder / name).read_bytes().startswith(PNG)
 
 
+def test_further_samples_of_a_step_get_a_folder_of_their_own(run, capsys):
+    """And may be prompted with earlier ones, which stay; only --out replaces, and not what it is prompted with."""
+    first = results.fresh(run / "samples", 2)
+    command = ["sample", str(run), "--max-text=3", "--max-media=0", "--draw=any", "--n=1"]
+    assert cli.main([*command, "--prompt=So"]) == 0
+    before = contents(first)
+    second = results.fresh(run / "samples", 2)
+    assert second != first
+    assert second.name.startswith("2-")
+    file = first / "document-0.json"
+    assert cli.main([*command, f"--prompt-file={file}"]) == 0
+    assert (second / "document-0.json").exists()
+    assert contents(first) == before
+    capsys.readouterr()
+    assert cli.main([*command, f"--prompt-file={file}", f"--out={first}"]) == 2
+    assert f"--prompt-file={file}: lies in --out {first}, whose earlier samples would be" in capsys.readouterr().err
+    assert contents(first) == before
+    assert cli.main([*command, f"--prompt-file={file}", f"--out={second}"]) == 0
+    assert f"{second}: {len(before)} files of an earlier mot sample will be replaced" in capsys.readouterr().err
+
+
+def test_what_ended_a_document_is_told(vectors, tmp_path):
+    def sampler(prompts, settings, **how):
+        return [Generated([], how["text"] == 7)] * len(prompts)
+
+    model = vectors._replace(sampler=sampler)
+    for options, limit in (
+        (Options(prompts=("So",), max_text=5), "ended by --max-text=5"),
+        (Options(prompts=("So",)), "as asked: no further text (--max-text=0), media 1 at most (--max-media=1)"),
+        (Options(prompts=("So",), max_text=7), ""),
+    ):
+        record = sample.draw(model, None, options._replace(draw="image", out=tmp_path / "out"))
+        assert [d["limit"] for d in record["documents"]] == [limit]
+
+
 def test_what_is_drawn_is_judged_and_what_is_read_is_compared(vectors, monkeypatch, tmp_path):
     """A model that draws and reads perfectly, and one that always draws and reads a three."""
     pixels, labels = shown()
@@ -295,7 +330,7 @@ def test_a_grid_sounds_in_the_order_of_its_pictures():
         ("[" * 100_000, "not JSON: nested too deeply"),
         ('{"text": "a"}', "a list of parts is needed, as [{"),
         ('"\xe9"', "the file is not UTF-8"),
-        ("[]", "an empty document"),
+        ("[]", "an empty document, []; write its parts, as [{"),
         (
             '[{"text": "a"}, {"video": "b.mp4"}]',
             "part 2 is {'video': 'b.mp4'}; an object with one of the keys text, im",
@@ -306,6 +341,8 @@ def test_a_grid_sounds_in_the_order_of_its_pictures():
         ('[{"image": "/etc/passwd"}]', "only paths inside the input's own folder"),
         ('[{"image": "none.png"}]', "part 1: path 'none.png': No such file"),
         ('[{"text": "a"}, {"image": "doc.json"}]', "part 2: not a PNG, JPEG, WEBP, GIF or BMP image"),
+        ('[{"ids": [1, 2], "modality": "text"}]', "part 1: ids of text, but this run has no ids of one's own for it"),
+        ('[{"ids": [1, 2], "modality": "image"}]', 'makes them of image; give that, as {"image": "..."}'),
         ('[{"audio": "doc.json"}]', "part 1: this run has no audio; it has text, image; leave it out"),
     ],
 )
@@ -384,11 +421,11 @@ def test_a_prompt_longer_than_the_rows_of_training_is_refused(vectors, tmp_path)
             ["--prompt=a handwritten eleven"],
             "--prompt 'a handwritten eleven': eleven is in no caption; allowed words: a ",
         ),
-        (["--prompt="], "nothing is in no caption"),
-        (["--prompt=!!!"], "!!! is in no caption"),
+        (["--prompt="], "it has no word; write a caption"),
+        (["--prompt=!!!"], "it has no word; write a caption"),
         (["--prompt=" + "a handwritten seven " * 8], "tokens; there is room for 21; shorten it"),
         (["--text=" + "word " * 200], "tokens; there is room for 48; shorten it"),
-        (["--text=a\udce9"], "holds characters that are no text"),
+        (["--text=a\udce9"], "holds half a character (a lone surrogate), which is no text; write UTF-8"),
         (["--temperature=inf"], "--temperature=inf; must be from 0 to 100"),
         (["--seed=4294967296"], "--seed=4294967296; must be from 0 to 2147483647"),
         (["--each=0"], "--each=0; must be from 1 to 1000"),
@@ -404,8 +441,8 @@ def test_a_prompt_longer_than_the_rows_of_training_is_refused(vectors, tmp_path)
         (["--draw=audio"], "--draw=audio: this run draws image; write one of these, or any"),
         (["--draw=image", "--each=2"], "--each=2: is for digits that are drawn and read"),
         (["--length=9"], "--length=9: all units of this run have a fixed length; leave it out"),
-        (["--draw=image", "--max-media=0", "--prompt=a"], "media 0, but image is to be opened"),
-        (["--prompt-file=nowhere.json"], "--prompt-file=nowhere.json: no file nowhere.json"),
+        (["--draw=image", "--max-media=0", "--prompt=a"], "--max-media=0: and image is to be drawn first"),
+        (["--prompt-file=nowhere.json"], "--prompt-file=nowhere.json: there is no such file; name one"),
         (["--step=7"], "has no checkpoint of step 7; it has 2"),
     ],
 )
@@ -561,7 +598,7 @@ def test_interrupted_between_two_files_it_says_so_and_the_next_call_replaces_all
 def test_a_file_is_no_folder_for_results(run, tmp_path, capsys):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     assert cli.main(["sample", str(run), f"--out={tmp_path / 'file'}"]) == 2
-    assert "is no folder; choose another --out" in capsys.readouterr().err
+    assert "file is a file, not a folder; move it away, or name another folder" in capsys.readouterr().err
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from launch import cli
-from launch import train as command
+from launch import arguments, cli, flags
 from mot.config import differences, load, resolve
 from mot.data import embedded
 from mot.errors import UserError
@@ -308,10 +307,10 @@ def test_what_runs_cannot_differ_in_and_devices_that_do_not_divide(tmp_path):
 def test_runs_names_and_short_forms(monkeypatch):
     monkeypatch.chdir(ROOT)
     given = SMOKE[1].removeprefix("--config="), {"model.seed": "2"}
-    base = command.flags.build(load.read(*given))
-    seeds = command.several("3", *given, base)
+    base = flags.build(load.read(*given))
+    seeds = arguments.several("3", *given, base, flags.build)
     assert [(c.run.name, c.model.seed) for c in seeds] == [(f"digits-mot-smoke-seed{n}", n) for n in (2, 3, 4)]
-    rates = command.several("optim.lr=1e-3,2e-3", *given, base)
+    rates = arguments.several("optim.lr=1e-3,2e-3", *given, base, flags.build)
     assert [(c.run.name, c.optim.lr, c.model.seed) for c in rates] == [
         ("digits-mot-smoke-lr0.001", 1e-3, 2),
         ("digits-mot-smoke-lr0.002", 2e-3, 2),

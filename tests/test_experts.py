@@ -272,11 +272,12 @@ def test_narrow_experts_are_slices_and_what_does_not_fit_is_refused():
         upcycle.weights(dense, weights, resolve(tree))
 
 
-def test_a_run_begins_from_another_runs_weights(tmp_path, one_device):
+def test_a_run_begins_from_another_runs_weights(tmp_path, one_device, capsys):
     path = loop.run(smoke(tmp_path, "dense"), devices=one_device)
     source = json.loads((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     grown = smoke(tmp_path, "mot", init__run=str(path), run__name="grown")
     rows = rundir.read_metrics(loop.run(grown, devices=one_device))
+    assert f"begins with the weights of {path}, step 2\n" in capsys.readouterr().err
     first = next(row for row in rows if row["kind"] == "eval")
     np.testing.assert_allclose(first["loss/image"], source["loss/image"], rtol=1e-5)
     missing = smoke(tmp_path, "mot", init__run=str(tmp_path / "nowhere"), run__name="never")

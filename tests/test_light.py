@@ -1,11 +1,15 @@
 """Help and typing errors are answered before anything heavy is imported, with what may have been meant."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 
 from launch.arguments import PARSERS
 from launch.cli import COMMANDS
+from mot.config import resolve
+from mot.config.load import read
 from tests.conftest import ROOT
 
 HEAVY = ("jax", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "pyarrow", "tokenizers", "orbax", "optax", "rich")
@@ -21,7 +25,7 @@ TYPOS = {  # command line: what is said
     ("train", "--config=configs/ladder.py:setting=chameleo"): "did you mean 'chameleon'?",
     ("train", "--config=configs/transfusion.py:copies=boht"): "allowed: noised, both; did you mean 'both'?",
     ("train", SMOKE, "--profil2"): "did you mean '--profile'?",
-    ("train", SMOKE, "--confg.optim.lr=3"): "did you mean '--config'?",
+    ("train", SMOKE, "--confg.optim.lr=3"): "did you mean '--config.optim.lr=3'?",
     ("train", SMOKE, "--config.optim.lrr=3"): "optim.lrr: unknown key, value 3; allowed: lr, end_lr",
     ("train", SMOKE, "--config.optim.scedule=linear"): "did you mean 'schedule'?",
     ("train", SMOKE, "--config.optim.schedule=cosin"): "did you mean 'cosine'?",
@@ -48,7 +52,65 @@ TYPOS = {  # command line: what is said
     ("demo", "--setting=transfuson"): "did you mean 'transfusion'?",
     ("report", "--ouT=x", "configs"): "did you mean '--out'?",
     ("plan", "--topology=v5q:4x4x4"): "no such chip as 'v5q'",
+    ("plan",): "--topology is missing; write as in",
+    ("train", SMOKE, "--runs=0"): "--runs 0: must be KEY=V1,V2,... or how many seeds, 2 to 1024",
+    ("train", SMOKE, "--runs=optim.lrr=1,2"): "did you mean 'optim.lr'?",
+    ("train", SMOKE, "--runs=optim.lr=a,2"): "--runs optim.lr=a,2:\n  optim.lr: 'a' is str",
+    ("train", SMOKE, "--runs=optim.lr=1e-3,1e-5"): "optim.lr=1e-3,1e-5:\n  of 1e-5: optim.end_lr: 0.0001 is above",
+    ("train", SMOKE, "--config.init.run=nowhere"): "init.run: nowhere: there is no such run directory",
+    ("train", SMOKE, "--config.run.root=README.md"): "README.md is a file, not a folder; move it away, or name another",
+    ("train", SMOKE, "--config.run.root=/proc/mine"): "nothing can be written in /proc",
+    ("evaluate",): "give a run directory, or the --config=FILE:arg",
+    ("data", "inspect"): "give a dataset's folder, or --config=FILE:arg",
+    ("train", SMOKE, "--steps=20"): "'--steps=20' is unknown; did you mean '--config.run.steps=20'?",
+    ("train", SMOKE, "--batch-size", "8"): "'--batch-size' is unknown; did you mean '--config.data.batch=8'?",
+    ("train", SMOKE, "--lr", "1e-3"): "did you mean '--config.optim.lr=1e-3'?",
+    ("train", SMOKE, "--config.run.steps", "20"): "lacks its value; write --config.run.steps=20, with = and no space",
+    ("train", SMOKE, "--config.run.steps"): "lacks its value; write --config.run.steps=VALUE",
+    ("train", SMOKE, "--run", "3"): "'--run' is unknown; did you mean '--runs'?",
+    ("train", "--conf=configs/digits.py"): "the following arguments are required: --config",
+    (
+        "train",
+        "configs/digits.py:arch=mto,size=smok",
+    ): "did you mean 'mot'?\n  size=smok: no such size; allowed: smoke,",
+    ("train", "configs/digits.py:size=smoke", "--config.optim.lrr=1"): "optim.lrr: unknown key, value 1",
+    ("evaluate", "configs/digits.py:size=smoke", "--config.optim.lrr=1"): "optim.lrr: unknown key, value 1",
+    ("plan", "configs/ladder.py:rung=2m"): "rung=2m: no such rung of chameleon; allowed: 0.3m, 1m",
+    ("train", SMOKE, "--config.optim.learning_rate=1"): "did you mean 'optim.lr'?",
+    ("train", SMOKE, "--config.optim.momentum=1"): "optim.momentum: unknown key, value 1; allowed: lr, end_lr",
+    ("train", SMOKE, "--config.lr=1"): "did you mean 'optim.lr'?",
+    ("train", SMOKE, "--config.run.seed=1"): "did you mean 'model.seed' or 'data.seed'?",
+    ("data", "prepare", "README.md"): "required: --out; `mot data prepare --help` shows its options",
+    ("sample",): "mot sample: the following arguments are required: run; `mot sample --help` shows its options",
+    ("report", "nowhere"): "nowhere: no run directory there; give folders that hold a config.json",
 }
+# In a folder with the run `base` of digits in ids, whose step 2 was saved, and the dataset `set` of 3 documents.
+OF_A_RUN = {
+    ("evaluate", "base", "--step=99"): "base has no checkpoint of step 99; it has 2; choose one",
+    ("evaluate", "broken"): "broken/config.json is damaged or foreign (it needs the sections ",
+    ("sample", "broken"): "broken/config.json is damaged or foreign (it needs the sections ",
+    ("report", "broken"): "broken/config.json is damaged or foreign (it needs the sections ",
+    ("report", "base", "--out=base/config.json"): "--out base/config.json: base/config.json is a file, not a folder",
+    ("report", "base", "--out=/proc/mine"): "--out /proc/mine: nothing can be written in /proc",
+    ("sample", "base", "--out=base/config.json"): "--out base/config.json: base/config.json is a file, not a folder",
+    ("sample", "base", "--out=/proc/mine"): "--out /proc/mine: nothing can be written in /proc",
+    ("sample", "base", "--temperature=-1"): "--temperature=-1.0; must be from 0 to 100",
+    ("sample", "base", "--draw=audio"): "--draw=audio: this run draws image; write one of these, or any",
+    ("sample", "base", "--draw=imge"): "write one of these, or any; did you mean 'image'?",
+    ("sample", "base", "--prompt="): "--prompt '': it has no word; write a caption, as 'a handwritten seven'",
+    ("sample", "base", "--prompt=cat " + "dog " * 1000): "...': cat, dog is in no caption",
+    ("sample", "base", "--prompt-file=."): "--prompt-file=.: is a folder; name a document in it",
+    ("sample", "base", "--prompt-file=bse"): "--prompt-file=bse: there is no such file; name one that exists; did you ",
+    ("sample", "base", "--step=7"): "base has no checkpoint of step 7; it has 2; choose one",
+    ("data", "inspect", "set", "--document=99"): "--document=99; train has documents 0 to 2; name one of these",
+    ("data", "inspect", "set", "--out=."): "--out .: is a folder; name a file in it",
+    ("train", SMOKE, "--config.init.run=base", "--config.init.step=9"): "init.run: base has no checkpoint of step 9",
+    ("evaluate", "seven"): "there is no such run directory; name one that exists; did you mean 'runs/seven'?",
+    ("sample", "nine"): "did you mean 'runs/demo/nine'?",
+    ("train", "--config=configs/records.py:data=st"): "there is no st/dataset.json; did you mean 'set'?",
+    ("train", SMOKE, "--config.init.run=broken"): "init.run: broken/config.json is damaged or foreign (it needs ",
+}
+PATH = os.environ | {"PYTHONPATH": str(ROOT)}
 RUN = f"""
 import contextlib, io, json, sys
 from launch import cli
@@ -64,12 +126,12 @@ for argv in json.load(sys.stdin):
 """
 
 
-def answers(lines):
+def answers(lines, folder=ROOT):
     """Exit code, heavy modules imported so far, and output of each command line, all in one fresh process."""
     command = [sys.executable, "-c", RUN]
     given = json.dumps([list(line) for line in lines])
     done = subprocess.run(
-        command, input=given, capture_output=True, encoding="utf-8", cwd=ROOT, timeout=120, check=True
+        command, input=given, capture_output=True, encoding="utf-8", cwd=folder, timeout=120, check=True, env=PATH
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -95,3 +157,36 @@ def test_typing_errors_are_answered_before_anything_heavy_is_imported():
         assert (code, heavy) == (2, []), (line, said)
         assert says in said, (line, said)
         assert "Traceback" not in said
+        assert "usage:" not in said or line[0] in ("trian", "data"), said
+
+
+def dataset(documents):
+    """A dataset.json that is whole; none of the files that it lists is there."""
+
+    def listed(name):
+        return {"file": name, "bytes": 1, "digest": "a"}
+
+    special = {name: i for i, name in enumerate(("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>"))}
+    split = {"documents": documents, "shards": [listed("shard-00000.array_record") | {"documents": documents}]}
+    split |= {"index": [listed(f"{name}.npy") for name in ("lengths", "atoms", "firsts")]}
+    split |= {"tokens": {"text": 9}, "spans": {}}
+    text = {"ids": 9, "digest": "a", "special": special, "files": [listed("text.json")]}
+    splits = {"train": split, "held_out": split}
+    return {"format": 1, "modalities": ["text"], "tokenizers": {"text": text}, "splits": splits, "left_out": {}}
+
+
+def test_what_a_run_or_a_dataset_says_is_answered_before_anything_heavy_is_imported(tmp_path):
+    for folder in ("base/checkpoints/2", "broken", "set", "runs/seven", "runs/demo/nine"):
+        (tmp_path / folder).mkdir(parents=True)
+    config = dataclasses.asdict(resolve(read("configs/digits.py:size=smoke", {})))
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "broken" / "config.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(dataset(3)), encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    for (line, says), (code, heavy, said) in zip(OF_A_RUN.items(), answers(OF_A_RUN, tmp_path), strict=True):
+        assert (code, heavy) == (2, []), (line, said)
+        assert says in said, (line, said)
+        assert said.count("mot:") == 1
+        assert said.count("config.json is damaged") < 2, said
+        assert len(said) < 1000, line
+    assert sorted(tmp_path.rglob("*")) == before

@@ -206,6 +206,35 @@ def test_a_bug_shows_its_traceback_and_what_to_report(capsys, monkeypatch):
     assert told[-1] == "mot: a fault"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("JAX_NUM_CPU_DEVICES", "abc", "JAX_NUM_CPU_DEVICES='abc': must be a whole number, 1 or more"),
+        ("JAX_NUM_CPU_DEVICES", "", "JAX_NUM_CPU_DEVICES='': must be a whole number, 1 or more"),
+        ("JAX_NUM_CPU_DEVICES", "2.5", "JAX_NUM_CPU_DEVICES='2.5': must be a whole number, 1 or more"),
+        ("JAX_NUM_CPU_DEVICES", "0", "JAX_NUM_CPU_DEVICES='0': must be a whole number, 1 or more"),
+        ("JAX_NUM_CPU_DEVICES", "-1", "JAX_NUM_CPU_DEVICES='-1': must be a whole number, 1 or more"),
+        ("JAX_ENABLE_X64", "maybe", "JAX_ENABLE_X64='maybe': allowed: true or false, 1 or 0"),
+        ("JAX_DEFAULT_MATMUL_PRECISION", "foo", "JAX_DEFAULT_MATMUL_PRECISION='foo': JAX takes no such value"),
+        ("XLA_FLAGS", "--xla_nonsense=1", "XLA_FLAGS='--xla_nonsense=1': XLA does not take it (Unknown flag"),
+        ("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=abc", "Couldn't interpret value abc"),
+    ],
+)
+def test_a_variable_that_jax_does_not_take_is_named_with_its_remedy(name, value, says):
+    done = mot("data", "inspect", "--config=configs/digits.py:size=smoke", env={name: value})
+    assert done.returncode == 2, done.stderr
+    assert f"mot: {says}" in done.stderr or (says in done.stderr and f"mot: {name}=" in done.stderr)
+    assert "unset" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_deleted_working_directory_is_named(tmp_path):
+    command = f"mkdir gone && cd gone && rmdir ../gone && PYTHONPATH={ROOT} {sys.executable} -m launch.cli report x"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=ENV, capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"mot: the working directory, {tmp_path / 'gone'}, cannot be read")
+
+
 NOISY = """
 import logging, sys, threading, warnings, multiprocessing, atexit
 sys.path.insert(0, '.')

@@ -107,10 +107,12 @@ def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(tmp_path, n
         jax.jit(loop.make_step(c, 3), in_shardings=(None, sharding.of_batch(c, mesh))).lower(state, batch)
 
 
-def test_a_run_on_four_devices_resumes(tmp_path):
+def test_a_run_on_four_devices_resumes(tmp_path, capsys):
     c = smoke(tmp_path, data__batch=4, run__steps=4, run__eval_every=2)
     loop.run(c, until=2)
+    capsys.readouterr()
     path = loop.run(c)
+    assert f"{path}: resuming at step 2\n" in capsys.readouterr().err
     assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
 
 

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 
-from mot.config import allowed, checks
+from mot.config import checks, names
 from mot.config.renames import renamed
-from mot.config.schema import Config, ConfigError
+from mot.config.schema import Config, ConfigError, Run
 
 LARGEST_FLOAT = 3e38  # what is greater is infinite in float32
 LARGEST = 2**31  # no count, size or seed needs more; a random key takes 32 bits of a seed
@@ -43,6 +43,8 @@ def resolve(tree: ConfigDict | Mapping, *more: Check) -> Config:
     tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
     faults: list[str] = []
     sections = _fields(tree, Config, "", faults)
+    if run := sections["run"]:
+        sections["run"] = _how_often(run)
     broken = {name for name in sections if _touch(faults, {name})}
     if "streams" not in broken:  # ConfigDict sorts keys by name; the order of ids is the one with a meaning
         by_id = lambda item: (item[1].latent > 0, item[1].first_id, item[0])
@@ -61,6 +63,13 @@ def resolve(tree: ConfigDict | Mapping, *more: Check) -> Config:
     if faults:
         raise ConfigError(faults)
     return Config(**sections)
+
+
+def _how_often(run: Run) -> Run:
+    """With `eval_every` and `save_every` of 0 as they follow from the number of steps."""
+    evaluated = max(run.steps // 10, 1) if run.eval_every == 0 else run.eval_every
+    saved = max(run.steps // 4, 2) if run.save_every == 0 else run.save_every
+    return dataclasses.replace(run, eval_every=evaluated, save_every=saved)
 
 
 def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
@@ -83,8 +92,8 @@ def _fields(value, kind, path, faults) -> dict:
     join = lambda key: f"{path}.{key}" if path else key
     for key in [k for k in value if k not in hints]:
         now = renamed(join(key)).rpartition(".")[2]
-        remedy = f"it is called {now} now" if now else allowed.meant(key, hints) or "remove it"
-        faults.append(f"{join(key)}: unknown key, value {value[key]!r}; allowed: {', '.join(hints)}; {remedy}")
+        remedy = f"it is called {now} now" if now else names.remedy(str(key), hints) or "remove it"
+        faults.append(f"{join(key)}: unknown key, value {_shown(value[key])}; allowed: {', '.join(hints)}; {remedy}")
     for key in [k for k in hints if k not in value]:
         faults.append(f"{join(key)}: missing; configs/base.py shows every key; add it")
     return {k: _convert(value[k], t, join(k), faults) if k in value else None for k, t in hints.items()}
@@ -112,6 +121,10 @@ def _convert(value, kind, path, faults):
         return _wrong(value, f"less than {LARGEST} in size", path, faults)
     if kind is float and type(value) is int:
         value = float(value)
+    if kind is int and type(value) is float and value.is_integer() and abs(value) < LARGEST:  # as 1e3
+        value = int(value)
+    if kind is float and type(value) is str and value.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        return _wrong(value, f"a finite number, at most {LARGEST_FLOAT:g} in size", path, faults)
     if type(value) is not kind:
         return _wrong(value, f"of type {kind.__name__}", path, faults)
     if kind is float and not abs(value) <= LARGEST_FLOAT:
@@ -120,4 +133,10 @@ def _convert(value, kind, path, faults):
 
 
 def _wrong(value, allowed, path, faults):
-    faults.append(f"{path}: {value!r} is {type(value).__name__}; must be {allowed}; give it such a value")
+    faults.append(f"{path}: {_shown(value)} is {type(value).__name__}; must be {allowed}; give it such a value")
+
+
+def _shown(value) -> str:
+    """As a message shows it, which nobody wants to be as long as what was given."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

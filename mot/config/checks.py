@@ -133,7 +133,7 @@ def _streams(c):
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             x, y = c.streams[a], c.streams[b]
-            if x.width != y.width and not x.latent and not y.latent:
+            if _are_unlike(x.width, y.width) and not x.latent and not y.latent:
                 yield (
                     f"streams.{b}.width: {y.width}, but streams.{a}.width is {x.width}; discrete streams share "
                     "embedding and head, so one width; set both alike"
@@ -159,6 +159,8 @@ def _streams(c):
 
 def _kind(path, s):
     """Ids or vectors, and what is made of them."""
+    if s.latent < 0:
+        return  # said already
     if not s.latent:
         yield from within(path, s, {"ids": ABOVE_0})
         if s.objective not in OF_IDS:
@@ -196,12 +198,12 @@ def _towers(c):
                     f"{path}.{stream}: {tower!r}; a tower is named by the first stream that maps to it, here "
                     f"{sharers[0]!r}; write {sharers[0]!r}"
                 )
-            elif component == "ffn" and c.streams[stream].ffn != c.streams[tower].ffn:
+            elif component == "ffn" and _are_unlike(c.streams[stream].ffn, c.streams[tower].ffn):
                 yield (
                     f"streams.{stream}.ffn: {c.streams[stream].ffn}, but it shares its FFN tower with {tower}, whose "
                     f"ffn is {c.streams[tower].ffn}; set both alike or untie {path}.{stream}"
                 )
-            elif c.streams[stream].width != c.streams[tower].width:
+            elif _is_width_apart(c.streams[stream], c.streams[tower]):
                 yield (
                     f"streams.{stream}.width: {c.streams[stream].width}, but it shares its {component} tower with "
                     f"{tower}, whose width is {c.streams[tower].width}; set both alike or untie {path}.{stream}"
@@ -217,15 +219,25 @@ def _towers(c):
             )
 
 
+def _are_unlike(a: int, b: int) -> bool:
+    """Numbers that differ, and are not out of range, which is said already."""
+    return a != b and a > 0 and b > 0
+
+
+def _is_width_apart(a, b) -> bool:
+    """Of two streams that share a tower; that all streams of ids have one width is said elsewhere."""
+    return _are_unlike(a.width, b.width) and bool(a.latent or b.latent)
+
+
 def _model(c):
     m = c.model
     yield from within("model", m, VALUES["Model"], apart=["dense_layers", "sparse_every"])
-    if m.kv_heads > 0 and m.heads % m.kv_heads:
+    if m.kv_heads > 0 and m.heads > 0 and m.heads % m.kv_heads:
         yield (
             f"model.heads: {m.heads} query heads do not divide among model.kv_heads = {m.kv_heads}; "
             "make heads a multiple of kv_heads"
         )
-    if m.head_size % 2:
+    if m.head_size > 0 and m.head_size % 2:
         yield f"model.head_size: {m.head_size}; RoPE turns pairs, so it must be even; add or take one"
 
 
@@ -243,6 +255,8 @@ def _experts(c):
 
 def _sets(path, s, component):
     yield from within(path, s, VALUES["Experts"], apart=["active"])
+    if s.experts < 0:
+        return  # said already
     if not 1 <= s.active <= s.experts:
         yield f"{path}.active: {s.active}; a token passes through 1 to {path}.experts = {s.experts}; change either"
     if component == "attn":
@@ -299,7 +313,7 @@ def _layers(c):
 
 def _init(c):
     yield from within("init", c.init, VALUES["Init"])
-    if not c.init.run and (c.init.step or c.init.noise):
+    if not c.init.run and (c.init.step > 0 or c.init.noise > 0):
         yield f"init.step, noise: {c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
 
 
@@ -431,6 +445,8 @@ def _optim(c):
 
 
 def _steps(c):
+    if c.run.steps < 1 or c.optim.warmup < 0:
+        return  # said already
     if c.run.steps < c.optim.warmup:
         yield (
             f"run.steps: {c.run.steps} is less than optim.warmup = {c.optim.warmup}; the rate would never reach its "

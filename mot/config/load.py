@@ -89,7 +89,7 @@ def arguments(namespace: Mapping[str, Any]) -> str:
             described = {value: what for value, what in argument.allowed.items() if isinstance(what, str)}
         about = "; ".join(filter(None, [argument.about, "" if described else ", ".join(argument.allowed)]))
         lines += textwrap.wrap(f"{name}={argument.default}: {about}", 110, subsequent_indent="    ")
-        lines += [f"    {value:15}{what}" for value, what in described.items()]
+        lines += [f"    {value:14} {what}" for value, what in described.items()]
     return "\n".join(lines)
 
 

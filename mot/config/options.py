@@ -8,6 +8,11 @@ SOLVERS = ("euler", "heun", "ddim", "ddpm")  # of vectors (`diffusion.py`)
 EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
 
 
+# What may differ among runs in one program (`ensemble.py`): numbers that it computes with, none that it is built from.
+VARIED = ("model.seed", "optim.lr", "optim.end_lr", "optim.beta1", "optim.beta2", "optim.eps", "optim.clip")
+ANY = "any"  # of --draw: the model decides
+
+
 class Settings(NamedTuple):
     """How a sampler chooses."""
 

@@ -230,9 +230,9 @@ class Run:
     root: str  # folder of runs
     name: str  # of this run's folder in it
     steps: int  # batches it trains on in all
-    eval_every: int  # steps between held-out evaluations
+    eval_every: int  # steps between held-out evaluations; written as 0, a tenth of all
     eval_batches: int  # held-out batches of each
-    save_every: int  # steps between checkpoints
+    save_every: int  # steps between checkpoints; written as 0, a quarter of all
     keep: int  # checkpoints that stay
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mot.config import Config, reads
+from mot.data.captions import CAPTIONS, NAMES, all_captions
 from mot.data.mixture import InMemory, Sources
 from mot.data.packing import Document, document
 from mot.tokenizers import text as texts
@@ -22,8 +23,6 @@ TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
 SIDE, PATCH = 8, 2  # pixels of a side; of a patch's, where digits are vectors
 PATCHES, FEATURES = PIXELS // PATCH**2, PATCH**2
 MEAN, DEVIATION = 5.0, 6.0  # of grey levels, about: diffusion wants values around 0 and of size 1
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-CAPTIONS = ("a handwritten {}", "the digit {}, written by hand", "a picture of the number {}", "{} in handwriting")
 HELD_OUT = 10  # one document of ten, by the hash of its content
 
 
@@ -101,11 +100,6 @@ def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
     drawn = sources.all[SOURCES.index("drawn")].documents
     pixels = np.stack([levels(d.values[1]) if d.values else d.token[d.token >= TEXT_IDS] - TEXT_IDS for d in drawn])
     return pixels, _digits()[1][[d.doc_id for d in drawn]]
-
-
-def all_captions() -> list[str]:
-    """Every caption there is."""
-    return [caption.format(name) for caption in CAPTIONS for name in NAMES]
 
 
 def named(text: str) -> int | None:

@@ -18,7 +18,7 @@ from mot.generate import sounds
 from mot.prepare import media, tokenise
 from mot.prepare.inputs import inside, short
 from mot.prepare.raw import MAX_LINE, Part, Raw, filled, ids_part, text
-from mot.prepare.templates import KINDS, modality_of
+from mot.prepare.templates import KINDS, READY, modality_of
 from mot.prepare.tokenise import Tools
 from mot.tokenizers.given import GivenIds
 
@@ -38,6 +38,7 @@ class Codec(NamedTuple):
     encode: Callable[[Part], np.ndarray]
     decode: Callable[[str, np.ndarray], Any]
     sound: Callable[[np.ndarray, int], tuple[np.ndarray, int]] | None = None  # of a run that has audio
+    given: tuple[str, ...] = ()  # modalities whose ids come from a tokenizer of the user's own
 
 
 def of(config: Config) -> Codec:
@@ -70,7 +71,8 @@ def _records(tools: Tools) -> Codec:
     def sound(decibels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
         return sounds.of(tools.media["audio"], decibels, seed)
 
-    return Codec(tools.modalities, encode, decode, sound)
+    given = tuple(name for name, tool in tools.media.items() if isinstance(tool, GivenIds))
+    return Codec(tools.modalities, encode, decode, sound, given)
 
 
 def _digits(config: Config) -> Codec:
@@ -118,13 +120,17 @@ def read_document(file: Path) -> tuple[Part, ...]:
         if not isinstance(content, list):
             raise ValueError(f"{short(content)}; a list of parts is needed, as {EXAMPLE}")
         folder = os.path.realpath(file.parent)
+        if not content:
+            raise ValueError(f"an empty document, []; write its parts, as {EXAMPLE}, or use --prompt")
         return filled([_part(i, part, folder) for i, part in enumerate(content, 1)])
     except RecursionError:
         raise UserError(f"--prompt-file={file}: not JSON: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise UserError(f"--prompt-file={file}: not JSON ({error}); write {EXAMPLE}") from None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise UserError(f"--prompt-file={file}: {error}") from None
+    except OSError as error:
+        raise UserError(f"--prompt-file={file}: {error.strerror}; name a file that can be read") from None
 
 
 def _part(number: int, part, folder: str) -> Part:
@@ -159,6 +165,11 @@ def tokens(parts: Sequence[Part], codec: Codec) -> list[tuple[str, np.ndarray]]:
             kind = modality_of(part.kind)
             if kind not in codec.modalities:
                 raise ValueError(f"this run has no {kind}; it has {', '.join(codec.modalities)}; leave it out")
+            if part.kind.endswith(READY) and kind not in codec.given:
+                raise ValueError(
+                    f"ids of {kind}, but this run has no ids of one's own for it: its tokenizer makes them of {kind}; "
+                    f'give that, as {{"{kind}": "..."}}'
+                )
             if part.kind != "text" or part.content.strip():
                 found.append((kind, codec.encode(part)))
         except ValueError as error:

@@ -1,6 +1,5 @@
 """Of a run on the embedded data: digits drawn from captions and judged, held-out digits read, free text."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from mot.config.options import Settings
 from mot.data import embedded
-from mot.data.embedded import NAMES
+from mot.data.captions import NAMES
 from mot.errors import UserError
 from mot.generate import codecs, opened, pictures
 from mot.generate.judge import judge
@@ -29,18 +28,6 @@ class Wanted(NamedTuple):
     texts: tuple[str, ...]
     seed: int
     grid: bool
-
-
-def faults(prompts: Sequence[str]):
-    """What of the prompts is no caption."""
-    known = set(_words(" ".join(embedded.all_captions())))
-    for prompt in prompts:
-        odd = [word for word in _words(prompt) if word not in known]
-        if unknown := odd or ([] if _words(prompt) else [prompt.strip() or "nothing"]):
-            yield (
-                f"--prompt {prompt!r}: {', '.join(unknown)} is in no caption; allowed words: {' '.join(sorted(known))}"
-                "; free text goes with --text"
-            )
 
 
 def samples(model: Model, wanted: Wanted, settings: Settings) -> tuple[dict[str, bytes], dict]:
@@ -106,7 +93,3 @@ def _score(asked: Sequence[int | None], got: Sequence[int | None]) -> dict[str, 
     """How many ask for a digit, and how many of these got it."""
     right = sum(a == b and a is not None for a, b in zip(asked, got, strict=True))
     return {"asked": sum(a is not None for a in asked), "right": right}
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text)

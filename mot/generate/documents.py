@@ -34,6 +34,7 @@ class Continuation(NamedTuple):
     given: int  # parts that were the prompt's
     parts: list[tuple[str, Any]]
     ended: bool
+    limit: str = ""  # what ended it, if it did not end by itself
 
 
 def encoded(model: Model, requests: Sequence[Request]) -> list[list[tuple[str, np.ndarray]]]:
@@ -70,20 +71,34 @@ def samples(
             length=length,
         )
         for i, row in zip(mine, rows, strict=True):
-            found[i] = _document(model, f"document-{i}", prompts[i], row)
+            found[i] = _document(model, f"document-{i}", prompts[i], row, requests[i])
     files = _grid(model, found, seed) if grid else _files(model, found, seed)
     shown = [
-        {"name": d.name, "prompt": r.name, "given": d.given, "ended": d.ended, "content": _content(d, files)}
+        {
+            "name": d.name,
+            "prompt": r.name,
+            "given": d.given,
+            "ended": d.ended,
+            "limit": d.limit,
+            "content": _content(d, files),
+        }
         for d, r in zip(found, requests, strict=True)
     ]
     return files, {"documents": shown}
 
 
-def _document(model: Model, name: str, prompt, row) -> Continuation:
+def _document(model: Model, name: str, prompt, row, request: Request) -> Continuation:
     kinds = {stream: s.modality for stream, s in model.config.streams.items()}
     parts = [*prompt, *((kinds[part.stream], part.data) for part in row.parts)]
     content = [(kind, model.codec.decode(kind, data) if len(data) else None) for kind, data in parts]
-    return Continuation(name, len(prompt), content, row.ended)
+    return Continuation(name, len(prompt), content, row.ended, "" if row.ended else _limit(request))
+
+
+def _limit(request: Request) -> str:
+    """Text alone has an end that is set: after media, too, it goes on until the model ends it, or there is enough."""
+    if request.text:
+        return f"ended by --max-text={request.text}"
+    return f"as asked: no further text (--max-text=0), media {request.media} at most (--max-media={request.media})"
 
 
 def _file(document: Continuation, number: int, kind: str) -> str:
@@ -161,9 +176,9 @@ def _grid(model: Model, documents: Sequence[Continuation], seed: int) -> dict[st
 
 
 def _title(d: Continuation) -> str:
-    """Of a document: how many of its parts were given, and whether it came to an end."""
+    """Of a document: how many of its parts were given, and which limit ended it."""
     given = f": {d.given} part{'s' * (d.given != 1)} given" if d.given else ""
-    return f"{d.name}{given}{'' if d.ended else '; its room ran out'}"
+    return f"{d.name}{given}{d.limit and f'; {d.limit}'}"
 
 
 def _shown(kind: str, content) -> tuple[str, Any]:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mot.errors import UserError
@@ -16,6 +16,33 @@ PARTIAL = ".samples.partial"
 NAMES = re.compile(
     r"(digits|captions|grid|documents)\.png|grid\.wav|samples\.json|document-\d+(-\d+)?\.(json|txt|png|npy|wav)"
 )
+
+
+def fresh(samples: Path, step: int) -> Path:
+    """The folder for further samples of a step: STEP, or STEP-2, ... where earlier ones have samples.
+
+    What was interrupted is no loss.
+    """
+    number = 1
+    while _is_taken(out := samples / (str(step) if number == 1 else f"{step}-{number}")):
+        number += 1
+    return out
+
+
+def _is_taken(out: Path) -> bool:
+    if not out.is_dir():
+        return out.exists()
+    return not _record(out).get("interrupted") and any(NAMES.fullmatch(file.name) for file in out.iterdir())
+
+
+def refuse_prompts(out: Path, prompts: Sequence[Path]) -> None:
+    """Raises `UserError` where a prompt lies in the folder whose earlier samples would be replaced."""
+    for file in prompts:
+        if refuse_foreign(out) and file.resolve().parent == out.resolve():
+            raise UserError(
+                f"--prompt-file={file}: lies in --out {out}, whose earlier samples would be replaced; choose another "
+                "--out, or leave it out for a new folder"
+            )
 
 
 def refuse_foreign(out: Path) -> set[str]:
@@ -31,13 +58,22 @@ def refuse_foreign(out: Path) -> set[str]:
     return ours
 
 
-def _earlier(out: Path) -> set[str]:
+def _record(out: Path) -> dict:
+    """What `samples.json` says; {} where it is none of ours."""
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _earlier(out: Path) -> set[str]:
+    record = _record(out)
+    try:
         if {"drawn", "read", "judge"} <= record.keys() and "files" not in record:  # an earlier version's
             return {"digits.png", "captions.png", RECORD}
         return {name for name in record["files"] if NAMES.fullmatch(name)} | {RECORD}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (TypeError, KeyError):
         return set()
 
 

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mot.runs import provenance
 from mot import sharding
 from mot.errors import Damaged, UserError
+from mot.runs import provenance
+from mot.runs.written import steps
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -159,12 +160,6 @@ def _read_back(place: Path, trees: dict) -> None:
         found = flatten_dict(checkpointer.restore(place / "params", args=arguments))
     if not jnp.array_equal(found[path], array, equal_nan=True):
         raise ValueError(f"{'/'.join(path)} came back changed")
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps that were saved whole, oldest first."""
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def verify(target: Path) -> None:

@@ -9,15 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from mot import optim
+from mot.config import Config, differences, resolve
+from mot.errors import UserError
+from mot.files import write_atomically
 from mot.model import attention, dispatch
 from mot.runs import checkpoint, provenance
-from mot import optim
-from mot.config.renames import modern
-from mot.console import say_once
-from mot.config import differences, resolve
-from mot.config import Config
-from mot.errors import Damaged, UserError
-from mot.files import write_atomically
+from mot.runs.written import config_as_written, folder, not_ours, read_config
 
 SCHEMA = 1
 KINDS = ("train", "eval", "event")
@@ -25,10 +23,6 @@ HOW_DATA_IS_READ = ("verify", "workers", "timeout", "max_skipped")
 HOW_IT_IS_COMPUTED = ("attention", "dispatch", "remat")
 HOW_OFTEN = ("run.eval_every", "run.save_every", "run.keep")
 RATES = ("run.steps", "optim.schedule", "optim.decay_steps", "optim.end_lr")
-
-
-def folder(config: Config) -> Path:
-    return Path(config.run.root) / config.run.name
 
 
 def plain(config: Config) -> dict:
@@ -80,7 +74,7 @@ def changed(config: Config) -> dict[str, list]:
         )
     read_metrics(path)
     if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
-        _not_ours(path / "checkpoints", "a file, not a folder")
+        not_ours(path / "checkpoints", "a file, not a folder")
     return {key: [_value(known, key), _value(resolved, key)] for key in keys}
 
 
@@ -97,7 +91,7 @@ def _other_rates(path: Path, known: dict, config: Config) -> str:
     try:
         before = resolve(known)
     except UserError as error:
-        return _not_ours(path / "config.json", error)
+        return not_ours(path / "config.json", error)
     steps = np.arange(at)
     old, new = (np.asarray(optim.schedule(c)(steps)) for c in (before, config))
     if (old == new).all():
@@ -186,47 +180,12 @@ def changes(known: dict, resolved: dict) -> list[str]:
     return differences(known, resolved)
 
 
-def read_config(path: Path) -> dict:
-    """A run's configuration as written; raises `Damaged` where the folder is no run or the file is not whole."""
-    file = path / "config.json"
-    if not file.is_file():
-        if not path.exists():
-            raise Damaged(f"{path}: there is no such run directory; name one that exists, or train it first")
-        held = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else "a file"
-        raise Damaged(
-            f"{path} is no run directory: no config.json, but {held}; name a run's own folder, or to train choose "
-            "another run.name"
-        )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        sections = {f.name for f in dataclasses.fields(Config)}
-        if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
-            return _not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
-        if lacks := sorted(sections - found.keys()):
-            return _not_ours(
-                file, f"it lacks {', '.join(lacks)}; a run of an earlier version of mot is read by that one"
-            )
-        o = found["optim"]
-        if isinstance(o, dict) and "base_rules" not in o:  # of a version whose `rules` were all there are
-            found["optim"] = o | {"freeze": "", "rules": [], "base_rules": o.get("rules", [])}
-        found, told = modern(found)
-        if told:
-            say_once(f"{file} is of an earlier version, with other names: {', '.join(told)}")
-        return found
-    except (ValueError, TypeError, OSError, RecursionError) as error:
-        return _not_ours(file, error)
-
-
 def config_of(path: Path) -> Config:
     """A run's configuration, checked, for this machine: its rows over all devices, without kernels that it lacks.
 
     Raises `Damaged` where `read_config` does and where a value is not allowed.
     """
-    found = read_config(path)
-    try:
-        config = resolve(found)
-    except UserError as error:
-        return _not_ours(path / "config.json", error)
+    config = config_as_written(path)
     one = dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices"), 1)
     mesh, m = dataclasses.replace(config.mesh, data=0, **one), config.model
     if jax.default_backend() == "cpu":
@@ -244,7 +203,7 @@ def read_metrics(path: Path) -> list[dict]:
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
-        _not_ours(file, error)
+        not_ours(file, error)
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
         try:
@@ -257,17 +216,10 @@ def read_metrics(path: Path) -> list[dict]:
                 raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, no number")
             rows.append(row)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            _not_ours(file, f"line {number}: {error!r}" if isinstance(error, KeyError) else f"line {number}: {error}")
+            not_ours(file, f"line {number}: {error!r}" if isinstance(error, KeyError) else f"line {number}: {error}")
     return rows
 
 
 def _is_number(value) -> bool:
     """As metrics.jsonl holds one: JSON has no NaN, so what is not finite is text."""
     return type(value) in (int, float) or value in ("nan", "inf", "-inf")
-
-
-def _not_ours(file, why):
-    raise Damaged(
-        f"{file} is damaged or foreign ({why}); nothing was overwritten; move it away, or to train choose another "
-        "run.name"
-    )

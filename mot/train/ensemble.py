@@ -21,6 +21,7 @@ from rich.table import Table
 from mot import sharding
 from mot.config import Config, differences
 from mot.config.axes import MESH_AXES
+from mot.config.options import VARIED
 from mot.console import phase
 from mot.errors import UserError
 from mot.model import kernels
@@ -29,16 +30,7 @@ from mot.runs.log import Diverged, Log
 from mot.train import evaluate, loop
 from mot.train.state import init_state, refuse_too_large, trees
 
-# What may differ: numbers that a program computes with, none that it is built from.
-VARIED = {
-    "model.seed": jnp.int32,
-    "optim.lr": jnp.float32,
-    "optim.end_lr": jnp.float32,
-    "optim.beta1": jnp.float32,
-    "optim.beta2": jnp.float32,
-    "optim.eps": jnp.float32,
-    "optim.clip": jnp.float32,
-}
+DTYPES = {"model.seed": jnp.int32}  # of what may differ; the others are float32
 
 
 def run(
@@ -78,6 +70,8 @@ def run(
             if at >= end:
                 live.say(f"{', '.join(map(str, paths))}: already at step {at}")
                 return paths
+            if at:
+                live.say(f"{', '.join(map(str, paths))}: resuming at step {at}")
             best = peak.of(mesh, first.model.dtype, end - at, live.say)
             with loop.unwritable(paths[0]):
                 logs = [
@@ -147,7 +141,7 @@ def vmapped(configs: Sequence[Config], mesh) -> Callable:
     """`each(f)` is f(config, of_one, *shared) of every run at once: (of_all, *shared) -> results of all, runs first."""
     value = lambda c, key: getattr(getattr(c, key.split(".")[0]), key.split(".")[1])
     given = {key: [value(c, key) for c in configs] for key in VARIED}
-    values = {key: np.array(x, VARIED[key]) for key, x in given.items() if len(set(x)) > 1}
+    values = {key: np.array(x, DTYPES.get(key, jnp.float32)) for key, x in given.items() if len(set(x)) > 1}
     # `blocked` loops over the rows that experts have: of several runs, as long as any has some, and copying them all.
     dispatch = {"blocked": "ragged"}.get(configs[0].model.dispatch, configs[0].model.dispatch)
     config = _at(configs[0], {"model.dispatch": dispatch})

@@ -20,7 +20,7 @@ from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
 from mot.model import kernels, params, transformer
 from mot.objectives import losses
-from mot.runs import checkpoint, metrics, peak, profile, rundir
+from mot.runs import checkpoint, metrics, peak, profile, rundir, written
 from mot.runs.log import Log, Position, counted
 from mot.train import upcycle
 from mot.train.evaluate import make_evaluate
@@ -134,9 +134,9 @@ def run(
     sharding.check_arrays(params.table(config), config.mesh.rules, mesh)
     kernels.refuse_absent(config, mesh.devices.flat[0].platform)
     checkpoint.refuse_odd(rundir.folder(config))
-    first = None
+    first, begins = None, ""
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
-        first = upcycled(config)
+        first, begins = upcycled(config), f"begins with the {beginning(config)}"
     if sharding.is_first_process():
         rundir.open_run(config)
     sharding.barrier("run directory")
@@ -152,6 +152,8 @@ def run(
             if position.step >= end:
                 live.say(f"{path}: already at step {position.step}")
                 return path
+            if begins or position.step:
+                live.say(begins or f"{path}: resuming at step {position.step}")
             best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
             with unwritable(path):
                 log = Log(config, training.names, position, metrics.Writer(path, position.step, speaks), live, best)
@@ -185,9 +187,16 @@ def opened(config: Config):
         return budgets.resolve(config, training), training, held_out
 
 
+def beginning(config: Config) -> str:
+    """What a run begins from, in words; raises `UserError` where `init.run` is no run, or has no such step."""
+    written.read_config(Path(config.init.run))
+    step = config.init.step or written.saved(Path(config.init.run))[-1]
+    return f"weights of {config.init.run}, step {step}"
+
+
 def upcycled(config: Config) -> dict:
     """The parameters that `init.run` gives a run."""
-    with phase(f"the weights of {config.init.run}", sharding.is_first_process()):
+    with phase(f"the {beginning(config)}", sharding.is_first_process()):
         source, _, trained = load(Path(config.init.run), config.init.step or None)
         return upcycle.weights(source, trained, config)
 
@@ -215,7 +224,7 @@ def evaluate(
         raise UserError(
             f"{path} was trained with another configuration (its -> yours):\n  {told}\ngive it its own back"
         )
-    _saved(path, step)
+    written.saved(path, step)
     mesh = sharding.make_mesh(config, devices)
     with jax.set_mesh(mesh):
         with phase("reading the checkpoint"):
@@ -232,19 +241,9 @@ def load(path: Path, step: int | None = None) -> tuple[Config, Position, dict]:
     such checkpoint.
     """
     config = rundir.config_of(path)
-    _saved(path, step)
+    written.saved(path, step)
     state, position = start(config, path, sharding.one_device(), step)
     return config, position, state.ema or state.params
-
-
-def _saved(path, step) -> list[int]:
-    """The steps of a run's checkpoints, `step` among them."""
-    saved = checkpoint.steps(path / "checkpoints")
-    if not saved or (step is not None and step not in saved):
-        if not saved:
-            raise UserError(f"{path} has no checkpoint yet; `mot train` with its configuration makes one")
-        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}; choose one")
-    return saved
 
 
 def start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:

@@ -108,6 +108,14 @@ def test_documents_that_were_sampled_are_shown(tmp_path):
     assert "is damaged" not in text
 
 
+def test_the_newest_samples_of_a_step_are_shown(tmp_path):
+    run = planted(tmp_path, "dense")
+    for name in ("2", "2-2", "2-10", "10", "mine", "3-x"):
+        (run / "samples" / name).mkdir(parents=True)
+        (run / "samples" / name / "samples.json").write_text("{}", encoding="utf-8")
+    assert [p.name for p in report._sampled(run)] == ["2-10", "10"]
+
+
 def test_the_page_needs_nothing_beside_it(tmp_path):
     planted(tmp_path, "dense")
     planted(tmp_path, "mot")

@@ -1,0 +1,198 @@
+"""What is wrong with a command line that can be told from the run directories and datasets it names, without JAX.
+
+`launch.arguments.check` asks; whoever computes later checks what only it can know.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import flags
+from mot.config import Config
+from mot.config.options import ANY, SOLVERS
+from mot.data import captions
+from mot.data.manifest import read_json
+from mot.errors import UserError
+from mot.runs import written
+
+RANGES = {  # of the options of `mot sample`
+    "n": (1, 10_000),
+    "each": (1, 1000),
+    "read": (0, 1000),
+    "max_text": (0, 65_536),
+    "max_media": (0, 1000),
+    "length": (1, 65_536),
+    "temperature": (0, 100),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (1e-6, 1),
+    "guidance": (0, 100),
+    "steps": (1, 10_000),
+    "seed": (0, 2**31 - 1),
+}
+
+
+def folder(path: Path, flag: str) -> None:
+    """Raises `UserError` where no folder can be made at `path`, or nothing be written there; leaves nothing behind."""
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise UserError(f"{flag} {path}: {there} is a file, not a folder; move it away, or name another folder")
+    probe = there / f".mot-{os.getpid()}.partial"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path}: nothing can be written in {there} ({error.strerror}); name another folder, or change its "
+            "permissions"
+        ) from None
+
+
+def training(configs: Sequence[Config]) -> None:
+    """Of runs that are to be trained: where they lie, and the run that they begin from."""
+    for c in configs:
+        path = written.folder(c)
+        folder(path, "run.root, run.name:")
+        if c.init.run and not written.steps(path / "checkpoints"):
+            beginning(c)
+
+
+def beginning(config: Config) -> None:
+    """Raises `UserError` where `init.run` is no run, or has no checkpoint of `init.step`."""
+    try:
+        written.config_as_written(Path(config.init.run))
+        written.saved(Path(config.init.run), config.init.step or None)
+    except UserError as error:
+        raise UserError(f"init.run: {error}") from None
+
+
+def evaluation(options: Any, overrides: dict[str, str], config: Config | None) -> None:
+    """`config`: that of --config, where it is given."""
+    if (options.run is None) == (not options.config):
+        raise UserError("give a run directory, or the --config=FILE:arg that it was trained with")
+    if options.run and overrides:
+        raise UserError(f"--config.{next(iter(overrides))}: a run directory has its own configuration; leave it out")
+    path = options.run if config is None else written.folder(config)
+    if config is None:
+        written.config_as_written(path)
+    else:
+        written.read_config(path)
+    written.saved(path, options.step)
+
+
+def report(options: Any) -> None:
+    found = written.named(options.runs)
+    for path in found:
+        written.read_config(path)
+    folder(options.out or found[0].parent, "--out")
+
+
+def inspection(options: Any) -> None:
+    if (options.dataset is None) == (options.config is None):
+        raise UserError("give a dataset's folder, or --config=FILE:arg for a packed batch")
+    if options.out and options.out.is_dir():
+        raise UserError(f"--out {options.out}: is a folder; name a file in it, as {options.out / 'preview.png'}")
+    if options.dataset is None:
+        return
+    count = read_json(options.dataset)["splits"][options.split]["documents"]
+    for i in options.document:
+        documents(i, count, options.split)
+
+
+def documents(i: int, count: int, split: str) -> None:
+    if not 0 <= i < count:
+        has = f"documents 0 to {count - 1}" if count else "no documents"
+        raise UserError(f"--document={i}; {split} has {has}; name one of these")
+
+
+def plan(options: Any, overrides: dict[str, str], default: str) -> None:
+    """`default`: of --config."""
+    if options.ladder:
+        given = [name for name in ("topology", "out", "search", "quick") if getattr(options, name)]
+        given += [f"config.{key}" for key in overrides]
+        given += ["config"] * (options.config != default)
+        if given:
+            raise UserError(f"--ladder is of all rungs, and takes no --{', --'.join(given)}; leave one out")
+    elif not options.topology:
+        from mot.plan import chips
+
+        raise UserError(f"--topology is missing; write as in {chips.EXAMPLES}")
+    if options.out and options.out.is_dir():
+        raise UserError(f"--out {options.out}: is a folder; name a file in it")
+    if options.out:
+        folder(options.out.parent, "--out")
+
+
+# --- mot sample ------------------------------------------------------------------------------------------------------
+
+
+def sampling(run: Path, step: int | None, options: Any) -> None:
+    """Of `launch.arguments.Options`."""
+    config = written.config_as_written(run)
+    refuse(of_options(options, config, is_of_digits(options, config)))
+    written.saved(run, step)
+    for file in options.files:
+        prompt_file(file)
+    folder(options.out or run / "samples", "--out")
+
+
+def prompt_file(file: Path) -> None:
+    flags.refuse_absent(file, "file", "--prompt-file=")
+    if file.is_dir():
+        raise UserError(f"--prompt-file={file}: is a folder; name a document in it, a file of JSON")
+
+
+def refuse(found: Iterable[str]) -> None:
+    """Raises `UserError` with all faults of the options, if there are any."""
+    if faults := list(dict.fromkeys(found)):
+        raise UserError("\n  ".join(["nothing was sampled", *faults]) if len(faults) > 1 else faults[0])
+
+
+def is_of_digits(options: Any, config: Config) -> bool:
+    """Are digits drawn and read, rather than documents gone on with?"""
+    return "embedded" in config.data.sources.values() and not options.continues
+
+
+def of_options(o: Any, config: Config, of_digits: bool) -> Iterator[str]:
+    """What is wrong with the options for a run of this configuration, or for digits drawn and read by it."""
+    prompts = [*(o.prompts or ()), *o.texts, *o.files]
+    if of_digits:
+        yield from captions.faults(o.prompts or ())
+    else:
+        yield from _of_documents(o, config)
+    for flag, texts in (("prompt", o.prompts or ()), ("text", o.texts)):
+        for text in texts:
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                shown = text if len(text) <= 60 else text[:57] + "..."
+                yield f"--{flag} {shown!r}: holds half a character (a lone surrogate), which is no text; write UTF-8"
+    if o.n is not None and o.each is not None:
+        yield f"--n={o.n}, --each={o.each}: each says how many; give one"
+    if o.n is not None and prompts and 0 < o.n < len(prompts):
+        yield f"--n={o.n}: there are {len(prompts)} prompts; ask for as many rows at least"
+    apart = set()  # options that are no use here: whether they are in range does not matter
+    if not any(s.diffuses for s in config.streams.values()):
+        for flag in ("guidance", "solver", "steps"):
+            if getattr(o, flag) is not None:
+                apart.add(flag)
+                yield f"--{flag}={getattr(o, flag)}: is for vectors, and this run has ids alone; leave it out"
+    if o.solver not in (None, *SOLVERS):
+        yield f"--solver={o.solver}: unknown; allowed: {', '.join(SOLVERS)}; choose one"
+    for flag, (least, most) in RANGES.items():
+        value = getattr(o, flag)
+        if value is not None and flag not in apart and not least <= value <= most:
+            yield f"--{flag.replace('_', '-')}={value}; must be from {least} to {most}"
+
+
+def _of_documents(o: Any, config: Config) -> Iterator[str]:
+    drawn = [s.modality for s in config.streams.values() if s.modality != "text" and s.objective != "none"]
+    for flag in ("each", "read"):
+        if getattr(o, flag) is not None:
+            yield f"--{flag}={getattr(o, flag)}: is for digits that are drawn and read; use --n, or --prompt-file"
+    opens = o.draw or (drawn[0] if drawn and o.prompts else ANY)
+    if o.max_media == 0 and opens in drawn:
+        yield f"--max-media=0: and {opens} is to be drawn first; allow at least 1, or write --draw={ANY}"
+    if o.draw not in (None, ANY, *drawn):
+        near = flags.asked(o.draw, drawn)
+        yield f"--draw={o.draw}: this run draws {', '.join(drawn) or 'nothing'}; write one of these, or {ANY}{near}"

@@ -1,0 +1,113 @@
+"""What a run directory says without JAX: its configuration as written, and which steps it saved.
+
+So a command line that names another run, or a step that it lacks, is answered at once.
+"""
+
+import dataclasses
+import glob
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mot.config import Config, resolve
+from mot.config.renames import modern
+from mot.console import say_once
+from mot.errors import Damaged, UserError
+
+
+def folder(config: Config) -> Path:
+    return Path(config.run.root) / config.run.name
+
+
+def steps(checkpoints: Path) -> list[int]:
+    """The steps that were saved whole, oldest first."""
+    names = [p.name for p in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def saved(path: Path, step: int | None = None) -> list[int]:
+    """The steps of a run's checkpoints; raises `UserError` where there are none, or `step` is not among them."""
+    found = steps(path / "checkpoints")
+    if not found:
+        raise UserError(f"{path} has no checkpoint yet; `mot train` with its configuration makes one")
+    if step is not None and step not in found:
+        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}; choose one")
+    return found
+
+
+def read_config(path: Path) -> dict:
+    """A run's configuration as written; raises `Damaged` where the folder is no run or the file is not whole."""
+    file = path / "config.json"
+    if not file.is_file():
+        if not path.exists():
+            raise Damaged(f"{path}: there is no such run directory; name one that exists, or train it first")
+        held = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else "a file"
+        raise Damaged(
+            f"{path} is no run directory: no config.json, but {held}; name a run's own folder, or to train choose "
+            "another run.name"
+        )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        not_ours(file, error)
+    sections = {f.name for f in dataclasses.fields(Config)}
+    if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+        not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
+    if lacks := sorted(sections - found.keys()):
+        not_ours(file, f"it lacks {', '.join(lacks)}; a run of an earlier version of mot is read by that one")
+    o = found["optim"]
+    if isinstance(o, dict) and "base_rules" not in o:  # of a version whose `rules` were all there are
+        found["optim"] = o | {"freeze": "", "rules": [], "base_rules": o.get("rules", [])}
+    found, told = modern(found)
+    if told:
+        say_once(f"{file} is of an earlier version, with other names: {', '.join(told)}")
+    return found
+
+
+def config_as_written(path: Path) -> Config:
+    """A run's configuration, checked; raises `Damaged` where `read_config` does and where a value is not allowed."""
+    found = read_config(path)
+    try:
+        return resolve(found)
+    except UserError as error:
+        not_ours(path / "config.json", error)
+
+
+def named(patterns: Sequence[str | Path]) -> list[Path]:
+    """The run directories that paths and globs name, each once, in order.
+
+    Raises `UserError` for what names nothing, and where there is no run at all; files among runs (a shell's `runs/*`
+    names the report beside them) are passed over.
+    """
+    paths: dict[Path, Path] = {}
+    for pattern in map(str, patterns):
+        found = [Path(pattern)] if Path(pattern).is_dir() else _matching(pattern)
+        matches = found if Path(pattern).is_dir() else [path for path in found if (path / "config.json").exists()]
+        if not found:
+            raise UserError(
+                f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
+            )
+        for path in matches:
+            paths.setdefault(path.resolve(), path)  # one run by two names is one run
+    if not paths:
+        raise UserError(f"{', '.join(map(str, patterns))}: no run there; give folders that hold a config.json")
+    return list(paths.values())
+
+
+def _matching(pattern: str) -> list[Path]:
+    """What a glob finds. A folder at its beginning that exists is meant as it stands, whatever its name has in it."""
+    parts = Path(pattern).parts
+    known = 0
+    while known < len(parts) and Path(*parts[: known + 1]).exists():
+        known += 1
+    literal = [glob.escape(part) for part in parts[:known]]
+    return [Path(p) for p in sorted(glob.glob(str(Path(*literal, *parts[known:]))))]
+
+
+def not_ours(file: Path, why: object) -> NoReturn:
+    raise Damaged(
+        f"{file} is damaged or foreign ({why}); nothing was overwritten; move it away, or to train choose another "
+        "run.name"
+    )
