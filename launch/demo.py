@@ -5,9 +5,9 @@ import sys
 from launch import arguments, cores, flags, sample
 from launch.process import guarded
 from launch.sample import Options
+from mot import checkpoint
 from mot.data import sources
 from mot.generate import opened
-from mot.runs import checkpoint
 from mot.train import loop
 from scaling import report, runs
 

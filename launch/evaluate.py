@@ -8,9 +8,9 @@ from rich.table import Table
 
 from launch import arguments, flags, refusals
 from launch.process import guarded
-from mot import sharding
+from mot import checkpoint, sharding
 from mot.config import load
-from mot.runs import checkpoint, provenance, rundir
+from mot.runs import provenance, rundir
 from mot.train import loop
 
 

@@ -14,6 +14,7 @@ from mot.config.options import ANY, SOLVERS
 from mot.data import captions
 from mot.data.manifest import read_json
 from mot.errors import UserError
+from mot.files import numbered
 from mot.runs import written
 
 RANGES = {  # of the options of `mot sample`
@@ -55,7 +56,7 @@ def training(configs: Sequence[Config]) -> None:
     for c in configs:
         path = written.folder(c)
         folder(path, "run.root, run.name:")
-        if c.init.run and not written.steps(path / "checkpoints"):
+        if c.init.run and not numbered(path / "checkpoints"):
             beginning(c)
 
 

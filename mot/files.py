@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,12 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     """Text is written as UTF-8."""
     with replacing(file) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def numbered(folder: Path) -> list[int]:
+    """The numbers that what lies in a folder is called by, in order; none where there is no such folder."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def cache_folder() -> Path | None:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from flax.traverse_util import flatten_dict
 
+from mot import checkpoint
 from mot.config import Config, differences
 from mot.config.routers import ROUTERS
-from mot.errors import UserError
 from mot.model import flops
-from mot.runs import checkpoint, rundir, written
+from mot.runs import rundir, written
 from scaling import match
 from scaling.match import Curve, Slope
 

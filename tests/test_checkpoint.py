@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mot import checkpoint
 from mot.errors import Damaged, UserError
-from mot.runs import checkpoint
 
 TREES = {"params": {"a": {"w": jnp.arange(6.0).reshape(2, 3)}}, "opt": {"count": jnp.int32(3)}}
 LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREES)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import batches, optim, sharding
+from mot import batches, checkpoint, optim, sharding
 from mot.config import resolve
 from mot.model import attention, params, transformer
 from mot.objectives import diffusion, losses
-from mot.runs import checkpoint
 from mot.train import loop, state
 from tests import examples, reference, vectors
 

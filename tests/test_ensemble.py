@@ -12,11 +12,12 @@ import pytest
 
 from configs import digits
 from launch import arguments, cli, flags
+from mot import checkpoint
 from mot.config import differences, load, resolve
 from mot.data import embedded
 from mot.errors import UserError
 from mot.model import ops
-from mot.runs import checkpoint, rundir
+from mot.runs import rundir
 from mot.runs.log import Diverged
 from mot.train import ensemble, loop
 from tests import examples

@@ -12,12 +12,12 @@ import pytest
 
 from configs import archs
 from configs.base import moe
-from mot import optim
+from mot import checkpoint, optim
 from mot.config import Experts, Rule, resolve
 from mot.data.packing import pack
 from mot.model import flops, params, transformer
 from mot.objectives import losses
-from mot.runs import checkpoint, metrics, rundir
+from mot.runs import metrics, rundir
 from mot.train import loop, upcycle
 from tests import examples
 from tests.conftest import ROOT

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from mot.runs import checkpoint, rundir
+from mot import checkpoint
+from mot.runs import rundir
 from tests.conftest import ROOT
 from tests.examples import CLOCK
 from tests.test_cli import ENV

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mot import checkpoint
 from mot.errors import UserError
-from mot.runs import checkpoint, metrics, tensorboard
+from mot.runs import metrics, tensorboard
 from mot.train import loop
 from tests.conftest import ROOT
 from tests.test_train import rows, smoke

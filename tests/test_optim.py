@@ -3,10 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import optim, sharding
+from mot import checkpoint, optim, sharding
 from mot.config import ConfigError, resolve
 from mot.model import params
-from mot.runs import checkpoint
 from mot.train import loop, state
 from tests import examples
 

@@ -15,7 +15,8 @@ import jax
 import pytest
 
 from launch import cli
-from mot.runs import checkpoint, provenance, rundir
+from mot import checkpoint
+from mot.runs import provenance, rundir
 from tests.test_cli import SMOKE
 
 SAID = ("version", "commit", "dirty", "command", "host", "device_kind", "devices", "cpu", "platform", "python", "time")

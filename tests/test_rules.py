@@ -23,7 +23,7 @@ FLOORS = [
     ["config", "tokenizers"],
     ["sharding", "batches"],
     ["data", "model"],
-    ["prepare", "objectives", "optim"],
+    ["prepare", "objectives", "optim", "checkpoint"],
     ["runs"],
     ["train", "scaling"],
     ["generate", "plan"],

@@ -12,11 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from configs import digits, ladder, sizes
 from launch import flags
-from mot import sharding
+from mot import checkpoint, sharding
 from mot.config import ConfigError, resolve
 from mot.errors import UserError
 from mot.model import params
-from mot.runs import checkpoint, rundir
+from mot.runs import rundir
 from mot.train import loop, state
 from tests import examples
 

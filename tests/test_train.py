@@ -11,13 +11,13 @@ import pytest
 
 from configs import digits
 from launch import flags
-from mot import errors, optim, sharding
+from mot import checkpoint, errors, optim, sharding
 from mot.config import load, resolve
 from mot.data import budgets, embedded, pipeline, sources
 from mot.errors import Damaged
 from mot.model import params
 from mot.prepare import job
-from mot.runs import checkpoint, log, rundir
+from mot.runs import log, rundir
 from mot.train import loop
 from tests import datasets, examples, vectors
 from tests.conftest import ROOT

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from mot.model import flops
-from mot.runs import metrics, provenance
 from mot.batches import Batch
 from mot.config import Config
 from mot.data import pipeline
 from mot.errors import UserError
+from mot.model import flops
+from mot.runs import metrics, provenance
 
 
 class Diverged(UserError):

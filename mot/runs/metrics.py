@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mot.runs import provenance, rundir, tensorboard
 from mot.files import write_atomically
+from mot.runs import provenance, rundir, tensorboard
 
 
 class Writer:

@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mot.runs import provenance
 from mot.files import cache_folder, write_atomically
+from mot.runs import provenance
 
 FILE = "matmul_peak.json"
 SIZES = {"cpu": (512, 1024, 2048, 4096)}

@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mot import optim
+from mot import checkpoint, optim
 from mot.config import Config, differences, resolve
 from mot.errors import UserError
 from mot.files import write_atomically
 from mot.model import attention, dispatch
-from mot.runs import checkpoint, provenance
+from mot.runs import provenance
 from mot.runs.written import config_as_written, folder, not_ours, read_config
 
 SCHEMA = 1

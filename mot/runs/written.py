@@ -6,7 +6,6 @@ So a command line that names another run, or a step that it lacks, is answered a
 import dataclasses
 import glob
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -15,21 +14,16 @@ from mot.config import Config, resolve
 from mot.config.renames import modern
 from mot.console import say_once
 from mot.errors import Damaged, UserError
+from mot.files import numbered
 
 
 def folder(config: Config) -> Path:
     return Path(config.run.root) / config.run.name
 
 
-def steps(checkpoints: Path) -> list[int]:
-    """The steps that were saved whole, oldest first."""
-    names = [p.name for p in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
-
-
 def saved(path: Path, step: int | None = None) -> list[int]:
     """The steps of a run's checkpoints; raises `UserError` where there are none, or `step` is not among them."""
-    found = steps(path / "checkpoints")
+    found = numbered(path / "checkpoints")
     if not found:
         raise UserError(f"{path} has no checkpoint yet; `mot train` with its configuration makes one")
     if step is not None and step not in found:

@@ -18,14 +18,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.table import Table
 
-from mot import sharding
+from mot import checkpoint, sharding
 from mot.config import Config, differences
 from mot.config.axes import MESH_AXES
 from mot.config.options import VARIED
 from mot.console import phase
 from mot.errors import UserError
 from mot.model import kernels
-from mot.runs import checkpoint, metrics, peak, profile, rundir
+from mot.runs import metrics, peak, profile, provenance, rundir
 from mot.runs.log import Diverged, Log
 from mot.train import evaluate, loop
 from mot.train.state import init_state, refuse_too_large, trees
@@ -219,7 +219,8 @@ def _parts(configs, paths, mesh, each, training, held_out, log) -> loop.Parts:
         for i, (c, path, of_run) in enumerate(zip(configs, paths, log.logs, strict=True)):
             if i not in log.gone:
                 folder, position = path / "checkpoints", of_run.position
-                checkpoint.save(folder, position.step, take(trees(state), i), vars(position), c.run.keep)
+                made_by = provenance.made_by()
+                checkpoint.save(folder, position.step, take(trees(state), i), vars(position), c.run.keep, made_by)
 
     return loop.Parts(jax.jit(step, donate_argnums=0, out_shardings=(runs, None)), evaluated, save)
 

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mot import batches, optim, sharding
+from mot import batches, checkpoint, optim, sharding
 from mot.config import Config, ConfigError
 from mot.console import phase
 from mot.data import budgets, pipeline, sources
 from mot.errors import Damaged, UserError
 from mot.model import kernels, params, transformer
 from mot.objectives import losses
-from mot.runs import checkpoint, metrics, peak, profile, rundir, written
+from mot.runs import metrics, peak, profile, provenance, rundir, written
 from mot.runs.log import Log, Position, counted
 from mot.train import upcycle
 from mot.train.evaluate import make_evaluate
@@ -281,7 +281,11 @@ def _parts(config, path, mesh, training, held_out, log) -> Parts:
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=placed)
     evaluate = make_evaluate(config, held_out, mesh, log.live.say)
     folder, keep = path / "checkpoints", config.run.keep
-    save = lambda state: checkpoint.save(folder, log.position.step, trees(state), vars(log.position), keep)
+
+    def save(state):
+        position = log.position
+        checkpoint.save(folder, position.step, trees(state), vars(position), keep, provenance.made_by())
+
     return Parts(step, lambda state: evaluate(state.ema or state.params), save)
 
 

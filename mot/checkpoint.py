@@ -21,19 +21,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mot import sharding
 from mot.errors import Damaged, UserError
-from mot.runs import provenance
-from mot.runs.written import steps
+from mot.files import numbered
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 
 
-def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
+def steps(folder: Path) -> list[int]:
+    """The steps that were saved whole, oldest first."""
+    return numbered(folder)
+
+
+def save(folder: Path, step: int, trees: dict, data: dict, keep: int, made_by: dict | None = None) -> Path:
     """Writes the step (unless it is there) and removes all but the newest `keep`.
 
-    `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the position in the data, as JSON. The
-    first step of a folder is read back before it is trusted. Raises `UserError`, with nothing left of the step, where
-    it cannot be written or read back.
+    `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the position in the data, as JSON, and
+    `made_by` says where the step comes from. The first step of a folder is read back before it is trusted.
+    Raises `UserError`, with nothing left of the step, where it cannot be written or read back.
     """
     target, temporary = folder / str(step), folder / f"{step}.partial"
     if target.exists():
@@ -44,7 +48,7 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int) -> Path:
         _remove_partial(folder)
     sharding.barrier(f"saving {step}")
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-    meta = {"format": FORMAT, "step": step, "items": sorted(trees), "made_by": provenance.made_by()}
+    meta = {"format": FORMAT, "step": step, "items": sorted(trees), "made_by": made_by or {}}
     arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
     try:
         with _literal(folder) as place, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -206,7 +210,7 @@ def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
 
 
 def made_by(target: Path) -> dict:
-    """Where a verified step comes from: `provenance.made_by`; empty where its version did not write that down."""
+    """Where a verified step comes from: `runs.provenance.made_by`; empty where its version did not write that down."""
     meta = json.loads((target / "meta" / "metadata").read_text(encoding="utf-8"))
     return meta.get("made_by", {})
 
