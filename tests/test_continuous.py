@@ -11,7 +11,8 @@ import pytest
 from mot import batches, checkpoint, optim, sharding
 from mot.config import resolve
 from mot.model import attention, params, transformer
-from mot.objectives import diffusion, losses
+from mot.objectives import losses
+from mot.objectives import x as x_objective
 from mot.train import loop, state
 from tests import examples, reference, vectors
 
@@ -401,7 +402,7 @@ def test_the_loss_is_the_squared_error_by_hand():
         for b, r in zip(*np.nonzero(batch[name].weight), strict=True):
             square = ((p[b, r] - given.target[name][b, r]) ** 2).mean()
             t = float(given.batch[name].noise[b, r])
-            nats[batch[name].source[b, r]] += square * (1 / max(t, diffusion.LEAST_T) ** 2 if name == "sound" else 1)
+            nats[batch[name].source[b, r]] += square * (1 / max(t, x_objective.LEAST_T) ** 2 if name == "sound" else 1)
             weight[batch[name].source[b, r]] += 1
         total = {"image": 5.0, "sound": 0.5}[name] * nats.sum() / weight.sum()
         loss, sums = losses.denoising(name, p, given, Z, C, 2)

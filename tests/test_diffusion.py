@@ -312,7 +312,7 @@ def test_guidance():
         (lambda: diffusion.clean_and_noise(1.0, 1.0, 0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
         (
             lambda: diffusion.noise_levels(0.5, "cosine"),
-            "times: 'cosine' is unknown; allowed: uniform, logit_normal, beta",
+            "time_distribution: 'cosine' is unknown; allowed: uniform, logit_normal, beta",
         ),
         (
             lambda: diffusion.step(None, 1.0, 0.5, 0.2, "flow", "rk4", 0.0),

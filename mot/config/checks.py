@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mot.config.allowed import ABOVE_0, AT_LEAST_0, FRACTION, Allowed, Range, choice, meant, within
 from mot.config.axes import LOGICAL_AXES, MESH_AXES, TOGETHER, names
+from mot.config.objectives import OBJECTIVES, OF_IDS, OF_VECTORS
 from mot.config.routers import ROUTERS
 
 
@@ -37,14 +38,13 @@ def faults(c, broken: set[str]) -> Iterator[str]:
 # Whole matrices, pairs of chunks; kernels for TPU (splash) and GPU (`kernels.py`).
 ATTENTION = ("chunked", "reference", "splash", "triton", "mosaic", "cudnn")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
-OF_IDS, OF_VECTORS = ("next_token", "none"), ("flow", "x", "ddpm", "none")  # objectives
 
 # By class of `schema.py` and key: what the value may be, whatever the others are. `mot config` shows it.
 VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0),
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
-    | {"objective": tuple(dict.fromkeys(OF_IDS[:1] + OF_VECTORS))},
+    | {"objective": (*OBJECTIVES, "none")},
     "Diffusion": {
         "time": ("add", "norm"),
         "copies": ("noised", "both"),

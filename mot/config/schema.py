@@ -47,7 +47,8 @@ class Stream:
     first_id: int  # of the one vocabulary; 0 for latents
     ids: int  # so many, from first_id on; 0 for latents
     latent: int  # P, features of a token; 0 = it has ids
-    objective: str  # next_token, of ids; flow, x or ddpm, of latents; none: inputs only
+    objective: str  # next_token, of ids; flow, x or ddpm, of latents; none: inputs only. `mot.config.objectives` has a
+    # row for each.
     loss_weight: float  # lambda
     diffusion: Diffusion  # counts for latents with an objective
 

@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 
 from mot.config import Config, reads
+from mot.config.objectives import OF_VECTORS
 from mot.data import embedded, seqio_bridge
 from mot.data.manifest import BYTES, SPLITS, files, read_json
 from mot.data.mixture import Source, Sources
@@ -161,7 +162,7 @@ def _dataset_faults(config, name, about, ids: bool):
         if width and not stream.latent:
             yield (
                 f"streams.{key}: it has {stream.ids} ids; {modality} of {name} are vectors of {width} features; write "
-                f"latent={width}, ids=0, first_id=0, objective='flow' (or x, ddpm, none)"
+                f"latent={width}, ids=0, first_id=0, objective='flow' (or {', '.join(OF_VECTORS[1:])})"
             )
         elif stream.latent and n:
             again = f", or prepare it with --vectors={modality}" * (modality in VECTORS)

@@ -1,43 +1,41 @@
 """Continuous tokens: noise them, say what the network predicts of them, and solve from noise back to data.
 
 t is the noise level: 0 is data x, 1 is noise e ~ N(0, 1), and x_t = alpha x + sigma e. Float32; t broadcasts against x.
-A network predicts one of PREDICTS: "flow" the velocity e - x, "x" the data, "ddpm" the noise.
+What a network predicts is a row of `mot.config.objectives.OBJECTIVES` and a file beside this one, with four functions:
+`mix(t)`, `target(x, e, t)`, `weight(t)` and `clean_and_noise(prediction, x_t, t)`, which are documented here.
 """
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
+from mot.config.objectives import OBJECTIVES
 from mot.config.options import SOLVERS
 
-PREDICTS = ("flow", "x", "ddpm")
+PREDICTS = tuple(name for name, kind in OBJECTIVES.items() if kind.of == "vectors")
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal", "beta")
-LEAST_T = 0.05  # of the x-prediction's weight (2511.13720, its clip of the denominator)
-LEAST_SIGMA = 1e-4  # below it float32 no longer tells e from x_t and x
+
+
+def implementation(predicts: str) -> ModuleType:
+    """The file of an objective of vectors."""
+    if predicts not in PREDICTS:
+        raise _unknown("predicts", predicts, PREDICTS)
+    return importlib.import_module(f"mot.objectives.{predicts}")
+
+
+def straight(t) -> tuple[jax.Array, jax.Array]:
+    """(alpha, sigma) of the straight way from data to noise: 1 - t, t (2209.03003; 2403.03206)."""
+    return 1 - t, t
 
 
 def mix(t, predicts: str) -> tuple[jax.Array, jax.Array]:
-    """(alpha, sigma) of x_t = alpha x + sigma e.
-
-    flow, x: 1 - t, t (2209.03003; 2403.03206). ddpm: sqrt(alphabar), sqrt(1 - alphabar) of the cosine schedule
-    (2102.09672 eq. 17, s = 0.008). Its authors clip the beta of a step at 0.999. Here steps have any length, so the
-    longest, 0 to t, is clipped: 1 - alphabar <= 0.999. So alpha >= 0.0316, reached at t = 0.98.
-    """
-    t = jnp.asarray(t, jnp.float32)
-    match predicts:
-        case "flow" | "x":
-            return 1 - t, t
-        case "ddpm":
-            start, turn = np.float32(np.pi / 2 * np.array([0.008, 1]) / 1.008)
-            # 1 - cos(start + turn t)^2 / cos(start)^2, without the cancellation near t = 0
-            variance = jnp.sin(turn * t) * jnp.sin(2 * start + turn * t) / np.cos(start) ** 2
-            variance = jnp.clip(variance, 0, 0.999)
-            inside = variance > 0  # sqrt has no finite slope at 0
-            return jnp.sqrt(1 - variance), jnp.where(inside, jnp.sqrt(jnp.where(inside, variance, 1)), 0)
-    raise _unknown("predicts", predicts, PREDICTS)
+    """(alpha, sigma) of x_t = alpha x + sigma e."""
+    return implementation(predicts).mix(jnp.asarray(t, jnp.float32))
 
 
 def noised(x, e, t, predicts: str) -> jax.Array:
@@ -47,39 +45,18 @@ def noised(x, e, t, predicts: str) -> jax.Array:
 
 
 def target(x, e, t, predicts: str) -> jax.Array:
-    """What the network should answer to x_t: dx_t/dt (2209.03003 eq. 1), the data, or the noise (2006.11239 eq. 14)."""
-    match predicts:
-        case "flow":
-            return e - x
-        case "x":
-            return jnp.asarray(x)
-        case "ddpm":
-            return jnp.asarray(e)
-    raise _unknown("predicts", predicts, PREDICTS)
+    """What the network should answer to x_t."""
+    return implementation(predicts).target(x, e, t)
 
 
 def weight(t, predicts: str) -> jax.Array:
-    """The factor of the squared error, of the shape of t. For x it makes it that of v = (x_t - x) / t (2511.13720)."""
-    t = jnp.asarray(t, jnp.float32)
-    match predicts:
-        case "flow" | "ddpm":
-            return jnp.ones_like(t)
-        case "x":
-            return 1 / jnp.maximum(t, LEAST_T) ** 2
-    raise _unknown("predicts", predicts, PREDICTS)
+    """The factor of the squared error, of the shape of t."""
+    return implementation(predicts).weight(jnp.asarray(t, jnp.float32))
 
 
 def clean_and_noise(prediction, x_t, t, predicts: str) -> tuple[jax.Array, jax.Array]:
-    """(x_hat, e_hat) with alpha x_hat + sigma e_hat = x_t (for x only from LEAST_SIGMA up; finite below)."""
-    alpha, sigma = mix(t, predicts)
-    match predicts:
-        case "flow":
-            return x_t - sigma * prediction, x_t + alpha * prediction
-        case "x":
-            return prediction, (x_t - alpha * prediction) / jnp.maximum(sigma, LEAST_SIGMA)
-        case "ddpm":
-            return (x_t - sigma * prediction) / alpha, prediction
-    raise _unknown("predicts", predicts, PREDICTS)
+    """(x_hat, e_hat) with alpha x_hat + sigma e_hat = x_t."""
+    return implementation(predicts).clean_and_noise(prediction, x_t, jnp.asarray(t, jnp.float32))
 
 
 def noise_levels(u, how: str, shift=1.0, max_noise=1.0) -> jax.Array:
@@ -89,7 +66,7 @@ def noise_levels(u, how: str, shift=1.0, max_noise=1.0) -> jax.Array:
 
     logit_normal: the sigmoid of a standard normal (2403.03206 eq. 19). beta: mostly noise; pi0's time tau = 1 - t, with
     (s - tau) / s ~ Beta(1.5, 1) and s = 0.999 (2410.24164). shift: sqrt(m / n) for m values, tuned at n (2403.03206
-    eq. 23). cap: below 1 for a unit before its text (2408.11039: 0.5).
+    eq. 23). max_noise: below 1 for a unit before its text (2408.11039: 0.5).
     """
     u = jnp.asarray(u, jnp.float32)
     match how:
@@ -100,7 +77,7 @@ def noise_levels(u, how: str, shift=1.0, max_noise=1.0) -> jax.Array:
         case "beta":
             t = 1 - 0.999 + 0.999 * u ** (2 / 3)
         case _:
-            raise _unknown("times", how, TIME_DISTRIBUTIONS)
+            raise _unknown("time_distribution", how, TIME_DISTRIBUTIONS)
     return max_noise * _shifted(t, shift)
 
 

@@ -44,7 +44,7 @@ def _lambda(config):
 def _booked(tokens, m_BT, config, sources: int):
     """A function that sums `[B, T]` by modality and source, `[M, O]`."""
     m_BTM, s_BTO = jax.nn.one_hot(m_BT, len(config.modalities)), jax.nn.one_hot(tokens.source, sources)
-    return lambda x_BT: jnp.einsum("BTM,BTS,BT->MS", m_BTM, s_BTO, x_BT, precision=lax.Precision.HIGHEST)
+    return lambda x_BT: jnp.einsum("BTM,BTO,BT->MO", m_BTM, s_BTO, x_BT, precision=lax.Precision.HIGHEST)
 
 
 def _scales(Z_M, config):
