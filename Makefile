@@ -43,7 +43,7 @@ format: $(VENV)/.done
 	$(VENV)/bin/ruff check --fix .
 
 bench: $(PARITY)/.done
-	$(PARITY)/bin/python -m tests.bench
+	$(PARITY)/bin/python -m bench.__main__
 
 # After changing dependencies: one resolution for all extras and Pythons, without an index address.
 constraints: $(VENV)/.done

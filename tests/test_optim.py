@@ -7,7 +7,7 @@ from mot import checkpoint, optim, sharding
 from mot.config import ConfigError, resolve
 from mot.model import params
 from mot.train import loop, state
-from tests import examples
+from tests.support import examples
 
 
 def make(**changes):

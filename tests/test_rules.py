@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 from mot import model
 from mot.config import resolve
 from mot.train import loop
-from tests import examples
+from tests.support import examples
+from tests.support.training import IMPORTS_TENSORFLOW, printed
 
 ROOT = Path(__file__).parent.parent
 # The rooms, from the ground up: each may import what lies on a lower floor. A package of mot is a room, and so is a
@@ -83,10 +83,8 @@ def test_the_house_has_few_rooms_and_each_has_a_floor():
 
 
 def test_nothing_imports_tensorflow_unasked():
-    """`make test-seqio` runs this too, where TensorFlow is there to be imported."""
-    code = "import sys, mot.train.loop, launch.data; print(sorted({'tensorflow', 'seqio'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "[]\n", done.stdout + done.stderr
+    """`make test-seqio` asks this too, where TensorFlow is there to be imported."""
+    assert printed(IMPORTS_TENSORFLOW) == "[]\n"
 
 
 def test_axes_are_those_of_the_key():

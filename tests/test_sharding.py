@@ -18,7 +18,7 @@ from mot.errors import UserError
 from mot.model import params
 from mot.runs import rundir
 from mot.train import loop, state
-from tests import examples
+from tests.support import examples
 
 ROOT = Path(__file__).parent.parent
 ENV = os.environ | {
@@ -36,7 +36,8 @@ from mot.config import resolve
 from mot.model import transformer
 from mot.objectives import losses
 from mot.train import state
-from tests import examples, vectors
+from tests.support import examples
+from tests.support import vectors
 
 kind, arch, meshes = sys.argv[1], sys.argv[2], sys.argv[3:]
 tree = examples.tree(arch) if kind == "ids" else vectors.tree(arch, budgets=(36, 24, 12))

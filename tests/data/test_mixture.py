@@ -14,7 +14,7 @@ from mot.config import Stage, resolve
 from mot.data.mixture import PERIOD, InMemory, Mixture, Sources
 from mot.data.packing import document
 from mot.data.pipeline import Batches
-from tests import examples
+from tests.support import examples
 
 NAMES = ("books", "photos", "talks")
 UNITS = np.array([1, 6])

@@ -1,4 +1,3 @@
-import jax
 import numpy as np
 import pytest
 
@@ -8,6 +7,7 @@ from mot.config import ConfigError, resolve
 from mot.data import embedded, mixture, pipeline
 from mot.tokenizers import text as texts
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
+from tests.support.media import same
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +18,6 @@ def c():
 @pytest.fixture(scope="module")
 def splits(c):
     return embedded.load(c)
-
-
-def same(a, b):
-    """Two packed batches, states and all."""
-    jax.tree.map(np.testing.assert_array_equal, a.batch, b.batch)
-    assert a.state == b.state
-    assert a.left_out == b.left_out
 
 
 def test_the_embedded_documents_are_what_they_say(c, splits):

@@ -8,7 +8,7 @@ import pytest
 from mot import batches
 from mot.config import ConfigError
 from mot.data import packing
-from tests import vectors
+from tests.support import vectors
 
 C = vectors.make()
 TEXT, IMAGE, SOUND = 0, 1, 2

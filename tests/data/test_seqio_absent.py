@@ -8,7 +8,7 @@ from launch import data as command
 from mot.config import ConfigError, resolve
 from mot.data import sources
 from mot.errors import UserError
-from tests import examples
+from tests.support import examples
 
 REMEDY = r"it is an extra: pip install -c constraints\.txt -e '\.\[seqio\]'"
 

@@ -22,8 +22,8 @@ from mot.errors import UserError
 from mot.prepare import job
 from mot.train import loop
 from mot.train.evaluate import make_evaluate
-from tests.data.test_pipeline import same
-from tests.datasets import SMALL, contents, write_inputs
+from tests.support.datasets import SMALL, contents, write_inputs
+from tests.support.media import same
 
 ROOT = Path(__file__).parent.parent.parent
 

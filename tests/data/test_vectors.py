@@ -21,8 +21,8 @@ from mot.errors import UserError
 from mot.prepare import job, media, tokenise
 from mot.tokenizers.given import GivenVectors
 from mot.tokenizers.vectors import ActionVectors, AudioVectors, ImageVectors
-from tests.data.files import npz_of_strokes
-from tests.datasets import SMALL, contents, write_inputs
+from tests.support.datasets import SMALL, contents, write_inputs
+from tests.support.files import npz_of_strokes
 
 WIDTHS = {"image": 12, "audio": 40, "action": 3, "latents": 5}
 

@@ -14,7 +14,7 @@ from mot.config import resolve
 from mot.data.packing import document, pack
 from mot.model import layers, params, transformer
 from mot.model.joint import join
-from tests import examples
+from tests.support import examples
 
 SIZES = dict(hidden_size=16, num_attention_heads=4, vocab_size=24)
 QWEN = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=20)

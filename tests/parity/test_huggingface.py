@@ -10,8 +10,8 @@ from transformers import ChameleonConfig, ChameleonModel, ChameleonVQVAEConfig, 
 from mot.config import resolve
 from mot.data.packing import document, pack
 from mot.model import params, transformer
-from tests import examples
-from tests.test_model import in_document_order
+from tests.support import examples
+from tests.support.arrays import in_document_order
 
 SIZES = dict(
     hidden_size=16,

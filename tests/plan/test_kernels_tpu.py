@@ -21,8 +21,7 @@ from jax.sharding import PartitionSpec as P
 from mot.batches import Info
 from mot.model import kernels
 from mot.model.attention import attend
-from tests.test_attention import qkv, random_info
-from tests.test_kernels import row
+from tests.support.arrays import qkv, random_info, row
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from launch.process import guarded
 from mot.errors import UserError
 from mot.model import flops
 from mot.plan import chips, forecast
-from tests import examples
+from tests.support import examples
 
 GIB = 2**30
 TEXT = (Path(__file__).parent / "tpu.hlo").read_text(encoding="utf-8")

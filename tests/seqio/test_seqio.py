@@ -18,8 +18,7 @@ from mot.errors import UserError
 from mot.prepare import job, seqio_export, tokenise
 from mot.train import loop
 from tests.seqio import tasks
-from tests.test_rules import test_nothing_imports_tensorflow_unasked  # noqa: F401  here TensorFlow is installed
-from tests.test_train import restored, rows
+from tests.support.training import IMPORTS_TENSORFLOW, printed, restored, rows
 
 ADDED = ["<pad>", "<bos>", "<eos>", "<boi>", "<eoi>"]
 
@@ -314,3 +313,8 @@ def test_commands_that_cannot_be_obeyed_say_why(tmp_path, arguments, says):
     assert not (tmp_path / "made").exists()
     with pytest.raises(SystemExit):
         command.main(["prepare", "README.md", *arguments, f"--out={tmp_path / 'made'}"])
+
+
+def test_nothing_imports_tensorflow_unasked():
+    """Here TensorFlow is installed."""
+    assert printed(IMPORTS_TENSORFLOW) == "[]\n"

@@ -6,19 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mot.tokenizers import audio, codebook, image
-from tests.tokenizers.examples import random_codes
-
-
-def tone(hertz, seconds=0.5, rate=16000):
-    return np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate).astype(np.float32)
-
-
-def clips(rate=16000):
-    """Sliding tones in some noise."""
-    rng = np.random.default_rng(0)
-    for f in (200, 500, 1100, 2300, 3100):
-        slide = tone(np.linspace(f, 1.2 * f, rate // 2), 0.5, rate) * np.linspace(0.02, 1, rate // 2)
-        yield (slide + 0.01 * rng.standard_normal(rate // 2)).astype(np.float32), rate
+from tests.support.codes import random_codes
+from tests.support.media import clips, tone
 
 
 @pytest.fixture(scope="module")

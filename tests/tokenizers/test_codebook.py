@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mot.tokenizers import codebook
-from tests.tokenizers.examples import random_codes
+from tests.support.codes import random_codes
 
 CODES = random_codes(7, 12)
 CONTENT = codebook.to_bytes("a kind 1", {"side": 4, "patch": 2}, CODES)

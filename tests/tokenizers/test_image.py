@@ -6,7 +6,7 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from mot.tokenizers import codebook, image
-from tests.tokenizers.examples import random_codes
+from tests.support.codes import random_codes
 
 
 def pictures(n=40, height=16, width=16):

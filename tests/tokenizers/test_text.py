@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from launch import cli
 from mot.data.manifest import read_json
 from mot.tokenizers import text as texts
-from tests.data.files import write_lines
+from tests.support.files import write_lines
 
 CORPUS = [f"Gr\u00f6\u00dfe {i}, caf\u00e9 \u6f22\u5b57. It's \U0001f600 here\n  and  there." for i in range(60)]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mot.tokenizers import audio, vectors, waveform
-from tests.tokenizers.test_audio import clips, tone
+from tests.support.media import clips, tone
 
 
 def spectrogram(wave, rate, of=None, hop=None):

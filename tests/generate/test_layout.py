@@ -1,0 +1,76 @@
+"""How documents are written, read off the data that a run was trained on."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import digits, transfusion
+from mot.config import resolve
+from mot.data import embedded
+from mot.data.manifest import special_tokens
+from mot.errors import UserError
+from mot.generate import layout, sampling
+from mot.generate.layout import Format, Medium
+from mot.generate.sampling import Stretch
+from tests.support import vectors
+
+
+@pytest.mark.parametrize(("setting", "tokens"), [(digits, embedded.PIXELS), (transfusion, embedded.PATCHES)])
+def test_embedded_documents_are_written_so(setting, tokens):
+    c = resolve(setting.get_config("size=smoke"), embedded.faults)
+    format = layout.of(c)
+    assert format == Format("text", 1, 2, (0, 1, 2, 3, 4), (Medium("image", 3, 4, tokens),))
+    caption, pixels, is_vector = [40, 41, 42], np.arange(64) % 17, tokens == embedded.PATCHES
+    image = Stretch("image", embedded.patches(pixels) if is_vector else pixels)
+    made = embedded._vectors if is_vector else embedded._ids
+    for image_first in (False, True):
+        want = made(0, 0, caption, pixels, image_first)
+        parts = [Stretch("text", np.array(caption)), image]
+        got = sampling._document(parts[::-1] if image_first else parts, c, format, "")
+        np.testing.assert_array_equal(got.token, want.token[:-1])
+        np.testing.assert_array_equal(got.stream, want.stream[:-1])
+        np.testing.assert_array_equal(got.unit > 0, want.unit[:-1] > 0)
+        if is_vector:
+            np.testing.assert_array_equal(got.values[1], want.values[1])
+
+
+def dataset(folder, **tokenizers):
+    """`dataset.json` of a dataset without documents."""
+    modalities = ["text", *tokenizers]
+    special = {name: i for i, name in enumerate(reversed(special_tokens(modalities)))}  # in no usual order
+    tools = {"text": dict(ids=40, special=special)} | tokenizers
+    tools = {name: dict(digest=name, files=[]) | tool for name, tool in tools.items()}
+    index = [dict(file=name, bytes=1, digest="d") for name in ("lengths.npy", "atoms.npy", "firsts.npy")]
+    split = dict(documents=0, shards=[], index=index, tokens=dict.fromkeys(modalities, 0), spans={})
+    splits = dict(train=split, held_out=split)
+    about = dict(format=1, modalities=modalities, tokenizers=tools, splits=splits, left_out={})
+    folder.mkdir()
+    (folder / "dataset.json").write_text(json.dumps(about), encoding="utf-8")
+    return special
+
+
+def test_prepared_datasets_say_it_themselves(tmp_path):
+    """All modalities that some source has and the model too; units of one length, or of any."""
+    vector = lambda **more: dict(width=3) | more
+    folders = [str(tmp_path / name) for name in "ab"]
+    dataset(tmp_path / "a", audio=dict(ids=9))
+    special = dataset(tmp_path / "b", sound=vector(), image=vector(tokens=6))
+    tree = vectors.tree()
+    tree.data.sources, tree.data.shares = dict(zip("ab", folders, strict=True)), dict(a=1.0, b=1.0)
+    format = layout.of(resolve(tree))
+    assert (format.text, format.bos, format.eos) == ("text", special["<bos>"], special["<eos>"])
+    assert set(format.special) == set(special.values())
+    assert format.medium("image") == Medium("image", special["<boi>"], special["<eoi>"], 6)
+    assert format.medium("sound") == Medium("sound", special["<sound>"], special["</sound>"], 0)
+    assert format.medium("audio") is format.medium("text") is None
+
+
+def test_what_cannot_be_decoded_is_told(tmp_path):
+    tree = vectors.tree()
+    tree.data.sources = {"a": "seqio:mixture"}
+    with pytest.raises(UserError, match=r"seqio:mixture: generation needs a tokenizer that decodes; export it"):
+        layout.of(resolve(tree))
+    tree.data.sources = {"a": str(tmp_path / "gone")}
+    with pytest.raises(UserError, match="gone"):
+        layout.of(resolve(tree))

@@ -1,0 +1,214 @@
+"""The commands as a user meets them: exit codes, messages, and nothing written on bad input."""
+
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import cli, flags
+from mot.config import load
+from mot.runs import rundir
+from mot.train import loop
+from tests.conftest import ROOT
+from tests.support.training import ENV, SMOKE
+
+
+def mot(*args, **kwargs):
+    command = [sys.executable, "-m", "launch.cli", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "usage: mot COMMAND"),
+        (["fly"], "no command 'fly'; allowed: demo, train, evaluate"),
+        (["train", "--config=nowhere.py"], "there is no file nowhere.py"),
+        (
+            ["train", "--config=configs/digits.py:arch=transformer"],
+            "arch=transformer: no such arch; allowed: dense",
+        ),
+        (["train", "--config=configs/digits.py:colour=red"], "config argument 'colour=red' is unknown; allowed"),
+        (["train", "--config=configs/digits.py:size=huge"], "size=huge: no such size; allowed: smoke, demo"),
+        (["train", SMOKE, "--config.optim.momentum=0.9"], "optim.momentum: unknown key, value 0.9"),
+        (["train", SMOKE, "--config.optim.lr=fast"], "optim.lr: 'fast' is str; must be of type float"),
+        (["train", SMOKE, "--config.optimiser.lr=1"], "optimiser: unknown key"),
+        (["train", SMOKE, "--config.data.shares.films=1"], "data.shares.films: no such source"),
+        (["train", SMOKE, "--config.optim=3"], "optim: 3 is int; must be a group of keys"),
+        (
+            ["train", SMOKE, "--config.data.batch=4", "--config.run.root=README.md"],
+            "README.md is a file, not a folder; move it away",
+        ),
+        (
+            ["train", "--config=configs/base.py:arch=mot"],
+            "base.py:arch=mot: get_config failed: TypeError",
+        ),
+        (["train", SMOKE, "--config.data.batch=four"], "data.batch: 'four' is str; must be of type int"),
+        (["train", SMOKE, "--config.optim.lr.peak=3"], "optim.lr: "),
+        (["train", "--config=configs/base.py"], "streams: "),
+        (["demo", "--config.run.name=x"], "the demo names and seeds its runs; use --out and --seeds"),
+        (["evaluate", SMOKE], "there is no such run directory"),
+        (["demo", "--config=configs/digits.py:arch=mot"], "the demo chooses architectures; use --archs"),
+        (["demo", "--archs= ,"], "names no architecture"),
+        (["demo", "--setting=transfusion", SMOKE], "--setting=transfusion: a setting is a configuration; give one"),
+        (["demo", "--setting=transfusion", "--config.data.x=1", "--archs=dense"], "data.x: unknown key"),
+        (["demo", "--config.model=5"], "model: 5 is int; must be a group of keys"),
+        (["train", SMOKE, "--config.model.seed=4294967296"], "must be less than 2147483648 in size"),
+        (["train", SMOKE, "--config.optim.lr=" + "9" * 400], "must be less than 2147483648 in size"),
+        (["train", "--config=README.md"], "README.md is no configuration file: SyntaxError"),
+        (["train", "--config=configs/archs.py"], "defines no get_config(arg)"),
+        (
+            [
+                "train",
+                SMOKE,
+                "--config.model.heads=1000000000",
+                "--config.model.kv_heads=1000000000",
+                "--config.data.batch=4",
+            ],
+            "and a device has ",
+        ),
+        (["train", SMOKE, "--config.data.batch=1000000000"], "residual stream of 1,000,000,000 rows"),
+        (["demo", "--seeds=0"], "--seeds=0; must be 1 or more"),
+    ],
+)
+def test_bad_input_gets_one_message_exit_code_2_and_nothing_written(tmp_path, capsys, monkeypatch, args, says):
+    monkeypatch.chdir(ROOT)
+    root = tmp_path / "runs"
+    if args and args[0] in ("train", "evaluate") and not any("run.root" in x for x in args):
+        args = [*args, f"--config.run.root={root}"]
+    assert cli.main(args) == 2
+    printed = capsys.readouterr()
+    assert says in printed.out + printed.err
+    assert "Traceback" not in printed.err
+    assert not root.exists()
+
+
+def test_all_faults_of_a_command_line_come_at_once(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    bad = ["optim.lr=-1", "model.heads=3", "model.kv_heads=2", "run.steps=0", "streams.image.budget=10", "nothing=1"]
+    bad.append("optim.base_rules=({'match': 'norm', 'lr': 1.0, 'decay': 0.0},)")
+    assert cli.main(["train", SMOKE, *(f"--config.{x}" for x in bad)]) == 2
+    message = capsys.readouterr().err
+    for key in (
+        "optim.lr: -1",
+        "model.heads: 3",
+        "optim.rules, base_rules: no rule matches",
+        "run.steps: 0",
+        "streams.image.budget: 10",
+        "nothing: unknown key",
+    ):
+        assert key in message, message
+
+
+def test_flags_that_are_no_overrides_are_refused():
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", SMOKE, "--steps=3"])
+    assert caught.value.code == 2
+
+
+def test_overrides_keep_types_and_reach_every_depth(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = {"optim.lr": "1e-3", "run.name": "12", "towers.norm.image": "text", "model.scan": "True"}
+    overrides["optim.rules"] = "({'match': '.*', 'lr': 1, 'decay': 0.0},)"
+    c = flags.build(load.read(SMOKE.removeprefix("--config="), overrides))
+    assert (c.optim.lr, c.run.name, c.towers.norm["image"], c.model.scan) == (1e-3, "12", "text", True)
+    assert c.optim.rules[0].lr == 1.0
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "demo", "sample", "report"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"example:\n  mot {command} " in capsys.readouterr().out
+
+
+def test_train_then_evaluate_from_the_shell(tmp_path):
+    root = f"--config.run.root={tmp_path}"
+    trained = mot("train", SMOKE, root)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.strip() == str(tmp_path / "digits-mot-smoke")
+    command = [sys.executable, "-m", "launch.evaluate", SMOKE, root]
+    evaluated = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300, check=True)
+    assert "loss/image/drawn" in evaluated.stdout
+
+
+def test_what_comes_next_can_be_pasted(tmp_path, capsys, monkeypatch):
+    """A run whose rate has decayed is begun anew from its weights, one of a constant rate goes on; both are told."""
+    monkeypatch.chdir(ROOT)
+    trained = []
+
+    def run(config, profiled):
+        trained.append(config)
+        (rundir.open_run(config) / "checkpoints" / str(config.run.steps)).mkdir(parents=True)
+        return rundir.folder(config)
+
+    def train(*arguments):
+        assert cli.main(["train", *arguments]) == 0
+        line = next(line for line in capsys.readouterr().err.splitlines() if "  # further: " in line)
+        command, _, what = line.partition("  # further: ")
+        return shlex.split(command)[2:], what
+
+    monkeypatch.setattr(loop, "run", run)
+    further, what = train(SMOKE, f"--config.run.root={tmp_path}")
+    assert what.startswith("its cosine schedule ended at step 2, so another run begins from it")
+    further, what = train(*further, "--config.optim.schedule=constant")
+    assert trained[-1].init.run == str(tmp_path / "digits-mot-smoke")
+    assert what == "its rate is constant, so the same run goes on"
+    train(*further)
+    assert [rundir.folder(c) for c in trained[1:]] == [tmp_path / "digits-mot-smoke-further"] * 2
+    assert trained[-1].init.run == trained[-2].init.run
+    assert (trained[-2].run.steps, trained[-1].run.steps) == (2, 4)
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "launch.cli", "train", SMOKE, f"--config.run.root={tmp_path}"]
+    command += ["--config.run.steps=100000", "--config.run.save_every=100000", "--config.run.eval_every=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENV)
+    metrics = tmp_path / "digits-mot-smoke" / "metrics.jsonl"
+    for _ in range(3000):
+        if metrics.exists() and '"train"' in metrics.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.1)
+    process.send_signal(2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "saved; the same command resumes" in err
+    assert list((tmp_path / "digits-mot-smoke" / "checkpoints").glob("*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "unit", "published"),
+    [
+        ("digits", "nats", "Chameleon"),
+        pytest.param("transfusion", "squared error", "Transfusion", marks=pytest.mark.slow),  # a minute of compiling
+    ],
+)
+def test_the_demo_trains_both_draws_and_reports(tmp_path, setting, unit, published):
+    done = mot("demo", f"--config=configs/{setting}.py:size=smoke", "--seeds=1", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "dense",
+        "mot",
+        f"held-out image loss, {unit}",
+        "held-out text loss, nats",
+        "parameters",
+        "FLOPs per token",
+        "fill, image",
+    ):
+        assert text in done.stdout
+    assert "mot needed " in done.stdout
+    assert f"report: {tmp_path / 'report.html'}" in done.stdout
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Samples over training" in page
+    assert f"{published} setting" in page
+    for arch in ("dense", "mot"):
+        assert (tmp_path / f"{arch}-seed0" / "samples" / "2" / "digits.png").exists()
+    first, second = (
+        (tmp_path / f"{arch}-seed0" / "metrics.jsonl").read_text(encoding="utf-8") for arch in ("dense", "mot")
+    )
+    assert '"tokens/image"' in first
+    assert first != second

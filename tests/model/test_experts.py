@@ -1,0 +1,382 @@
+"""Experts inside the whole model: stacks, causality, balance, meshes, upcycling."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import archs
+from configs.base import moe
+from mot import checkpoint, optim
+from mot.config import Experts, Rule, resolve
+from mot.data.packing import pack
+from mot.model import flops, params, transformer
+from mot.objectives import losses
+from mot.runs import metrics, rundir
+from mot.train import loop, upcycle
+from tests.conftest import ROOT
+from tests.support import examples
+from tests.support.arrays import copies, in_document_order, loss_of
+from tests.support.training import ENV, restored, smoke
+
+ROUTED = ("moe_ec4", "moe_tc4", "mot_moe", "mot_moe_both", "learned_mot")
+
+
+def fine(**options):
+    """A small fine-grained model: 8 experts of a quarter, 4 active, one that is always on."""
+    tree = examples.tree("dense", **options)
+    tree.ffn.text = moe(8, width=6, active=4, shared=6, normalise=True, balance="bias", balance_rate=0.01)
+    return resolve(tree)
+
+
+@pytest.mark.parametrize("arch", [*ROUTED, "moe_fine"])
+def test_every_routed_preset_trains_two_steps(tmp_path, arch, one_device):
+    c = smoke(tmp_path, arch)
+    path = loop.run(c, devices=one_device)
+    rows = rundir.read_metrics(path)
+    done, evals = ([row for row in rows if row["kind"] == kind] for kind in ("train", "eval"))
+    assert done[1]["loss"] < done[0]["loss"]
+    tower = next(name for name, s in c.ffn.items() if s.experts)
+    assert 0 < done[1][f"router/ffn/{tower}/load_min"] <= 1 <= done[1][f"router/ffn/{tower}/load_max"]
+    loads = evals[-1]["experts"][f"ffn/{tower}"]
+    assert {np.array(x).shape for x in loads.values()} == {(2, c.ffn[tower].experts)}
+    assert c.causal != any("causal_loss/image" in row for row in evals)
+
+
+def test_a_number_of_experts_is_all_that_a_hybrid_needs():
+    tree = examples.tree("mot")
+    tree.ffn.text.experts, tree.ffn.image.experts = 4, 0
+    shapes = {path: spec.shape for path, spec in params.table(resolve(tree)).items()}
+    assert shapes["blocks/sparse/ffn/text/w1"] == (2, 4, 16, 24)
+    assert shapes["blocks/sparse/ffn/image/w1"] == (2, 16, 24)
+
+
+@pytest.mark.parametrize("arch", ["moe_ec4", "moe_tc4", "moe_fine", "mot_moe", "mot_moe_both", "learned_mot"])
+def test_total_variants_have_as_many_parameters_as_mot(arch):
+    def build(name):
+        tree = examples.tree("mot")
+        for stream in ("text", "image"):
+            tree.streams[stream].update(width=512, ffn=1408)
+        tree.model.update(heads=8, kv_heads=8, head_size=64, layers=8)
+        archs.choose(tree, name)
+        return resolve(tree)
+
+    mot, dense = build("mot"), build("dense")
+    name = arch if arch == "learned_mot" else f"{arch}_total"
+    assert abs(flops.total_parameters(build(name)) / flops.total_parameters(mot) - 1) < 0.01
+    if not arch.startswith("mot_moe"):  # they match what is active as well
+        active = flops.active_parameters(build(name))["text"] / flops.active_parameters(dense)["text"]
+        assert abs(active - 1) < 0.01
+    plain = flops.active_parameters(build(arch))["text"] / flops.active_parameters(dense)["text"]
+    assert abs(plain - 1) < 0.02
+
+
+@pytest.mark.parametrize("arch", ["moe_tc4", "learned_mot"])
+def test_dropless_results_do_not_depend_on_packing(arch):
+    c = examples.make(arch)
+    weights, rng = examples.weights(c), np.random.default_rng(0)
+    mine, other = (examples.random_document(rng, 14, i, spans=False) for i in range(2))
+    states = []
+    for row in ([mine], [other, mine]):
+        (h_RD, tokens) = transformer.forward(weights, pack([row], ["text", "image"], (24, 24)), c).hidden[0]
+        states.append(np.asarray(h_RD)[np.asarray(tokens.segment[0]) == len(row)])
+    np.testing.assert_allclose(*states, atol=1e-5)
+
+
+def test_some_layers_are_dense_and_scan_equals_unrolled():
+    batch = examples.batch()
+    layers = dict(layers=6, dense_layers=2, sparse_every=2)
+    both = [examples.make("moe_tc4", scan=scan, **layers) for scan in (True, False)]
+    assert both[0].stacks == ("main", "main", "main", "sparse", "main", "sparse")
+    weights = examples.weights(both[0])
+    assert params.paths(weights)["blocks/sparse/ffn/text/w1"].shape == (2, 4, 16, 24)
+    assert params.paths(weights)["blocks/main/ffn/text/w1"].shape == (4, 16, 24)
+    (a, da), (b, db) = (jax.jit(jax.value_and_grad(loss_of(c, batch)))(weights) for c in both)
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert examples.leaf_error(da, db) < 1e-5
+    reports = [transformer.forward(weights, batch, c).routing["ffn/text"] for c in both]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *reports)
+
+
+def test_rematerialisation_changes_nothing_with_experts():
+    batch, weights = examples.batch(), examples.weights(examples.make("moe_tc4"))
+    run = lambda **m: jax.jit(jax.grad(loss_of(examples.make("moe_tc4", **m), batch)))(weights)
+    assert examples.leaf_error(run(remat="block", scan=True), run()) < 1e-5
+
+
+def test_equal_experts_with_weights_of_one_equal_dense():
+    """Copies of one FFN, whose weights add up to 1, are that FFN, whatever the router says."""
+    dense = examples.make("dense")
+    weights, batch = examples.weights(dense), examples.batch()
+    tree = examples.tree("dense")
+    tree.ffn.text = moe(4, width=24, active=2, normalise=True)
+    routed = resolve(tree)
+    grown = upcycle.weights(dense, weights, routed)
+    run = lambda c, w: in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(w))
+    np.testing.assert_allclose(run(routed, grown), run(dense, weights), atol=1e-5)
+
+
+def test_a_single_set_of_qkv_and_o_for_each_modality_is_mot_where_the_router_tells_modalities_apart():
+    """learned_mot with a router that reads the modality off the input and is sure of it, against mot."""
+    tree = examples.tree("dense", qk_norm="none")
+    tree.attn.text = moe(2)
+    learned, mot = resolve(tree), examples.make("mot", qk_norm="none")
+    batch, weights = examples.batch(spans=False), examples.weights(mot)
+    flat, table = params.paths(weights), params.table(learned)
+    flat = {p: flat[p.replace("/image/", "/text/")] if "/attn/" not in p else x for p, x in flat.items()}
+    tokens = flat["embed/tokens"].at[:, 0].set(jnp.where(jnp.arange(24) < examples.IDS, 40.0, -40.0))
+    flat = {p: x.at[..., 0].set(1.0) if "/norm/" in p else x for p, x in flat.items()} | {"embed/tokens": tokens}
+    target = {}
+    for path, spec in table.items():
+        stacked = path.replace("/sparse/", "/main/")
+        if path.endswith("router"):
+            target[path] = jnp.zeros(spec.shape).at[:, 0].set(jnp.array([[30.0, -30.0]] * 2))
+        elif "/attn/" in path:
+            target[path] = jnp.stack([flat[stacked], flat[stacked.replace("/text/", "/image/")]], axis=1)
+        else:
+            target[path] = flat[stacked]
+    run = lambda c, w: in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(params.nest(w)))
+    np.testing.assert_allclose(run(learned, target), run(mot, flat), atol=1e-4)
+
+
+def test_biases_move_towards_even_loads_and_survive_a_resume(tmp_path, one_device):
+    def run(root, steps):
+        tree = smoke(root, "dense", run__steps=steps, run__save_every=2, run__keep=5)
+        routed = moe(4, width=64, active=2, score="sigmoid", balance="bias", balance_rate=0.05)
+        tree = dataclasses.replace(tree, ffn={"text": Experts(**routed)})
+        return loop.run(tree, until=None, devices=one_device), tree
+
+    whole, c = run(tmp_path / "whole", 6)
+    part = dataclasses.replace(c, run=dataclasses.replace(c.run, root=str(tmp_path / "parts")))
+    loop.run(part, until=2, devices=one_device)
+    resumed = loop.run(part, devices=one_device)
+    jax.tree.map(np.testing.assert_array_equal, restored(whole, 6), restored(resumed, 6))
+    bias = restored(whole, 6)["params"]["blocks"]["sparse"]["ffn"]["text"]["router_bias"]
+    assert set(np.abs(np.round(bias / 0.05, 4)).ravel()) <= {0, 1, 2, 3, 4, 5, 6}
+    assert bias.any()
+    assert not optim.trainable(c)("blocks/sparse/ffn/text/router_bias")
+    still = dataclasses.replace(c, optim=dataclasses.replace(c.optim, rules=(Rule(".*", 0.0, 0.0),)))
+    flat = {"blocks/sparse/ffn/text/router_bias": np.zeros((2, 4))}
+    assert not params.paths(loop._balanced(params.nest(flat), {}, still))["blocks/sparse/ffn/text/router_bias"].any()
+
+
+def test_the_bias_rises_where_an_expert_has_less_than_the_mean():
+    c = fine()
+    load = np.ones((2, 2, 8), "f")
+    load[:, :, 3] = 9
+    report = {"ffn/text": type("Report", (), {"load_BME": load})}
+    before = params.nest({p: np.zeros(s.shape, "f") for p, s in params.table(c).items()})
+    bias = params.paths(loop._balanced(before, report, c))["blocks/sparse/ffn/text/router_bias"]
+    np.testing.assert_allclose(bias, 0.01 * np.where(np.arange(8) == 3, -1, 1)[None].repeat(2, 0))
+
+
+def test_the_imitators_leave_the_model_as_it_would_be(tmp_path):
+    """Trained with and without causal routers' gradients, everything else is equal to the bit."""
+    c, batch = examples.make("moe_ec4"), examples.batch()
+    frozen = examples.tree("moe_ec4")
+    frozen.optim.rules = (dict(match="/causal_", lr=0.0, decay=0.0), *frozen.optim.rules)
+    ends = []
+    for each in (c, resolve(frozen)):
+        state, step = jax.jit(lambda each=each: loop.init_state(each))(), jax.jit(loop.make_step(each, 2))
+        for _ in range(3):
+            state, _ = step(state, batch)
+        ends.append(params.paths(state.params))
+    for path in ends[0]:
+        assert np.array_equal(ends[0][path], ends[1][path]) == (not params.is_causal(path)), path
+
+
+def test_jitter_changes_training_by_step_and_not_evaluation():
+    tree = examples.tree("moe_tc4")
+    tree.ffn.text.jitter = 0.3
+    c, batch = resolve(tree), examples.batch()
+    weights = examples.weights(c)
+    run = jax.jit(lambda key: transformer.forward(weights, batch, c, key).routing["ffn/text"].z_B)
+    calm = transformer.forward(weights, batch, c).routing["ffn/text"].z_B
+    a, b = run(jax.random.key(0)), run(jax.random.key(1))
+    assert not np.allclose(a, b)
+    assert not np.allclose(a, calm)
+    np.testing.assert_array_equal(a, run(jax.random.key(0)))
+
+
+def test_statistics_from_loads():
+    report = lambda load: {
+        "ffn/text": type(
+            "Report",
+            (),
+            dict(
+                load_BME=np.array(load, float)[None],
+                tokens_BM=np.array([[4.0, 4.0]]),
+                wanted_BM=np.array([[4.0, 8.0]]),
+                entropy_B=np.array([8.0]),
+                imitation_B=np.zeros(1),
+                balance_B=np.array([8.0]),
+                z_B=np.array([16.0]),
+                lost_B=np.zeros(1),
+            ),
+        )
+    }
+    row = metrics.routing(report([[4, 0], [0, 4]]), ("text", "image"))
+    key = lambda name: row[f"router/ffn/text/{name}"]
+    assert (key("specialisation"), key("load_max"), key("entropy")) == (1, 1, 1)
+    np.testing.assert_allclose(key("mutual_information"), np.log(2))
+    assert (key("dropped/text"), key("dropped/image")) == (0, 0.5)
+    assert (key("experts_per_token/text"), key("balance"), key("z")) == (1, 1, 2)
+    row = metrics.routing(report([[2, 2], [2, 2]]), ("text", "image"))
+    assert (key("specialisation"), key("mutual_information")) == (0, 0)
+
+
+# --- upcycling -----------------------------------------------------------------------------------------------------
+
+
+def test_mot_grown_from_dense_computes_the_same():
+    dense, mot = examples.make("dense"), examples.make("mot")
+    weights = examples.weights(dense)
+    grown = upcycle.weights(dense, weights, mot)
+    jax.tree.map(np.testing.assert_array_equal, grown, copies(weights, params.table(mot)))
+
+
+def test_mot_moe_grown_from_mot_copies_each_towers_ffn_and_noise_parts_the_copies():
+    mot, tree = examples.make("mot"), examples.tree("mot_moe")
+    source = params.paths(examples.weights(mot))
+    grown = params.paths(upcycle.weights(mot, params.nest(source), resolve(tree)))
+    text = grown["blocks/sparse/ffn/text/w1"]
+    np.testing.assert_array_equal(text, np.repeat(source["blocks/main/ffn/text/w1"][:, None], 4, axis=1))
+    np.testing.assert_array_equal(grown["blocks/sparse/ffn/image/w1"], source["blocks/main/ffn/image/w1"])
+    tree.init.update(run="x", noise=0.1)
+    noisy = params.paths(upcycle.weights(mot, params.nest(source), resolve(tree)))["blocks/sparse/ffn/text/w1"]
+    np.testing.assert_array_equal(noisy[:, 0], text[:, 0])
+    np.testing.assert_allclose((noisy - text)[:, 1:].std() / text.std(), 0.1, rtol=0.1)
+    tree.ffn.text.width = 12  # each half once as it is, and once more with noise
+    noisy = params.paths(upcycle.weights(mot, params.nest(source), resolve(tree)))["blocks/sparse/ffn/text/w1"]
+    halves = np.stack(np.split(source["blocks/main/ffn/text/w1"], 2, axis=-1), axis=1)
+    np.testing.assert_array_equal(noisy[:, :2], halves)
+    assert (noisy[:, 2:] != halves).mean() > 0.9
+
+
+def test_narrow_experts_are_slices_and_what_does_not_fit_is_refused():
+    dense, tree = examples.make("dense"), examples.tree("dense")
+    weights = examples.weights(dense)
+    tree.ffn.text = moe(4, width=12, active=2)
+    grown = params.paths(upcycle.weights(dense, weights, resolve(tree)))["blocks/sparse/ffn/text/w1"]
+    w1 = params.paths(weights)["blocks/main/ffn/text/w1"]
+    np.testing.assert_array_equal(grown[:, 1], w1[..., 12:])
+    np.testing.assert_array_equal(grown[:, 2], w1[..., :12])
+    tree.ffn.text = moe(4, width=10, active=2)
+    with pytest.raises(ValueError, match=r"w1: \(4, 16, 10\), which blocks/main/ffn/text/w1, \(16, 24\)"):
+        upcycle.weights(dense, weights, resolve(tree))
+
+
+def test_a_run_begins_from_another_runs_weights(tmp_path, one_device, capsys):
+    path = loop.run(smoke(tmp_path, "dense"), devices=one_device)
+    source = json.loads((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    grown = smoke(tmp_path, "mot", init__run=str(path), run__name="grown")
+    rows = rundir.read_metrics(loop.run(grown, devices=one_device))
+    assert f"begins with the weights of {path}, step 2\n" in capsys.readouterr().err
+    first = next(row for row in rows if row["kind"] == "eval")
+    np.testing.assert_allclose(first["loss/image"], source["loss/image"], rtol=1e-5)
+    missing = smoke(tmp_path, "mot", init__run=str(tmp_path / "nowhere"), run__name="never")
+    with pytest.raises(ValueError, match="there is no such run directory"):
+        loop.run(missing, devices=one_device)
+    assert not (tmp_path / "never").exists()
+    assert checkpoint.steps(path / "checkpoints") == [2]
+
+
+# --- meshes --------------------------------------------------------------------------------------------------------
+
+MESHES = """
+import dataclasses, json, sys
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+from mot import sharding
+from mot.config import resolve
+from mot.train import state
+from tests.support import examples
+
+arch, how = sys.argv[1:3]
+tree = examples.tree(arch)
+tree.data.batch = 8
+tree.model.dispatch = how
+if arch == "learned_mot":
+    tree.attn.text.experts = tree.ffn.text.experts = 8
+else:
+    tree.ffn.text.experts = 8
+batch = examples.batch(rows=8)
+base = resolve(tree)
+weights = examples.weights(base)
+plain = jax.jit(jax.value_and_grad(loss_of(base, batch)))(weights)
+for mesh in sys.argv[3:]:
+    devices, expert, exchange = mesh.split("/")
+    expert = int(expert)
+    tree.mesh.update(expert=expert, exchange=exchange, buffer=float(8 * expert))
+    tree.data.batch = 8
+    c = resolve(tree)
+    mesh = sharding.make_mesh(c, jax.devices()[: int(devices)])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(weights, state.state_shardings(c, mesh).params)
+        rows = sharding.to_global(batch, c, mesh)
+        f = lambda w, rows: loss_of(c, rows)(w)
+        loss, grads = jax.jit(jax.value_and_grad(f))(placed, rows)
+    worst = examples.leaf_error(jax.device_get(grads), plain[1])
+    print(devices, expert, exchange, abs(float(loss) - float(plain[0])), worst)
+    assert worst < 1e-5 and abs(float(loss) - float(plain[0])) < 1e-5
+"""
+
+
+@pytest.mark.parametrize(
+    ("arch", "how", "meshes"),
+    [
+        (
+            "moe_tc4",
+            "blocked",
+            ("1/1/gather", "2/2/gather", "4/4/gather", "8/8/gather", "8/8/all_to_all", "8/1/gather"),
+        ),
+        ("moe_ec4", "ragged", ("8/2/gather", "4/4/all_to_all")),
+        ("learned_mot", "einsum", ("4/2/gather", "8/4/all_to_all")),
+    ],
+)
+def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(arch, how, meshes):
+    """Devices / of them along `expert` / how rows meet experts; in a process of its own, for its eight devices."""
+    command = [sys.executable, "-c", MESHES, arch, how, *meshes]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == len(meshes)
+
+
+def test_what_overflows_a_buffer_between_devices_is_counted():
+    tree = examples.tree("moe_tc4")
+    tree.mesh.update(expert=4, exchange="all_to_all", buffer=0.25)
+    c, batch = resolve(tree), examples.batch()
+    weights = params.paths(examples.weights(c))
+    weights["blocks/sparse/ffn/text/router"] *= 0  # ties: all tokens ask the first expert
+    with jax.set_mesh(loop.sharding.make_mesh(c, jax.devices()[:4])):
+        report = jax.jit(lambda w: transformer.forward(w, batch, c).routing["ffn/text"])(params.nest(weights))
+    room = -(-0.25 * 48 // 4)
+    real = np.stack([np.concatenate([t.segment for t in batch.values()], 1) != 0]).sum(-1)
+    np.testing.assert_array_equal(report.lost_B, np.repeat(np.maximum(real - room, 0), 2, axis=0))
+    assert metrics.routing(jax.tree.map(lambda x: np.asarray(x).sum(1), {"ffn/text": report}), c.modalities)[
+        "router/ffn/text/overflowed"
+    ] == pytest.approx(1 - 4 * room / real.sum(), abs=1e-6)
+
+
+def test_an_expert_axis_that_does_not_divide_the_devices_is_refused(tmp_path):
+    tree = examples.tree("moe_tc4")
+    tree.ffn.text.experts = tree.mesh.expert = 3
+    with pytest.raises(ValueError, match=r"mesh: data 0 x .*expert 3 .* does not fill 4 devices"):
+        loop.sharding.make_mesh(resolve(tree), jax.devices()[:4])
+
+
+def test_the_loss_of_balance_is_in_the_objective():
+    c, batch = examples.make("moe_tc4"), examples.batch()
+    weights = examples.weights(c)
+    hidden, _, routing, _ = transformer.forward(weights, batch, c)
+    tokens = losses.routed_tokens(batch, c)
+    got = losses.routing(routing, tokens, c)
+    r = routing["ffn/text"]
+    want = (0.01 * r.balance_B.sum() + 1e-3 * r.z_B.sum()) / r.tokens_BM[0].sum()
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert len(hidden) == 1

@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mot.model import ops
+from tests.oracles import reference
+
+
+@pytest.mark.parametrize("shape", [(512, 128), (300, 8, 64), (300, 4, 8)])
+def test_norms_equal_their_closed_form_in_float64_forward_and_gradient(shape):
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((2, *shape))
+    scale, eps = 1 + 0.1 * rng.standard_normal(shape[-1:]), 1e-5
+    y, back = jax.vjp(jax.jit(lambda x, s: ops.rms_norm(x, s, eps)), jnp.float32(x), jnp.float32(scale))
+    r = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    np.testing.assert_allclose(y, x * r * scale, atol=1e-5)
+    dx, dscale = jax.jit(back)(jnp.float32(g))
+    np.testing.assert_allclose(dx, g * scale * r - x * r**3 * (g * scale * x).mean(-1, keepdims=True), atol=2e-5)
+    np.testing.assert_allclose(dscale, (g * x * r).reshape(-1, shape[-1]).sum(0), rtol=1e-3, atol=1e-3)
+
+
+def test_rope_is_a_rotation_by_position_and_its_gradient_the_rotation_back():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 4, 8))
+    position = jnp.arange(18).reshape(2, 9, 1) * 7
+    for b in range(2):
+        want = reference.rope(x[b], position[b, :, 0], 1e4)
+        np.testing.assert_allclose(ops.rope(x, position, 1e4)[b], want, atol=1e-5)
+    y, back = jax.vjp(lambda x: ops.rope(x, position, 1e4), x)
+    np.testing.assert_allclose(back(y)[0], x, atol=1e-5)
+    shifted = ops.rope(x, position + 5, 1e4)
+    scores = lambda y: jnp.einsum("BTNH,BSNH->BNTS", y, y)
+    np.testing.assert_allclose(scores(shifted), scores(y), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear_equals_matmul_and_keeps_the_weights_gradient_in_float32(dtype):
+    x = jax.random.normal(jax.random.key(0), (33, 16)).astype(dtype)
+    w, g = jax.random.normal(jax.random.key(1), (16, 24)), jax.random.normal(jax.random.key(2), (33, 24)).astype(dtype)
+    y, back = jax.vjp(ops.linear, x, w)
+    dx, dw = back(g)
+    exact = lambda a: np.asarray(a, np.float64)
+    close = dict(rtol=1e-5, atol=1e-5) if dtype == "float32" else dict(rtol=0.03, atol=0.2)
+    np.testing.assert_allclose(exact(y), exact(x) @ exact(w), **close)
+    np.testing.assert_allclose(exact(dx), exact(g) @ exact(w).T, **close)
+    np.testing.assert_allclose(exact(dw), exact(x).T @ exact(g), **close)
+    assert (y.dtype, dx.dtype, dw.dtype) == (dtype, dtype, "float32")

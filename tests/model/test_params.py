@@ -1,0 +1,73 @@
+import jax
+import numpy as np
+
+from mot.config import resolve
+from mot.model import flops, params
+from tests.support import examples, vectors
+
+
+def values(c):
+    return params.paths(jax.jit(lambda: params.init(params.table(c), c.model.seed))())
+
+
+def test_adding_a_parameter_leaves_the_others_initial_values_bit_equal():
+    small, large = values(examples.make("dense", qk_norm="none")), values(examples.make("mot", qk_norm="layer"))
+    assert set(small) < set(large)
+    for path, value in small.items():
+        np.testing.assert_array_equal(value, large[path], err_msg=path)
+
+
+def test_seeds_and_paths_give_other_values():
+    a, b = values(examples.make("mot", seed=0)), values(examples.make("mot", seed=1))
+    path = "blocks/main/ffn/text/w1"
+    assert not np.array_equal(a[path], b[path])
+    assert not np.array_equal(a[path], a[path.replace("text", "image")])
+    np.testing.assert_allclose(a[path].std(), 16**-0.5, rtol=0.1)
+
+
+def test_counted_parameters_equal_the_tree():
+    for arch in ("dense", "mot", "mot_ffn", "loo_text"):
+        for tied in (False, True):
+            c = examples.make(arch, tied=tied, qk_norm="layer")
+            assert params.count(params.table(c)) == sum(x.size for x in values(c).values())
+
+
+def test_paths_name_stack_component_tower_and_weight_with_layers_first():
+    c = examples.make("mot")
+    for path, spec in params.table(c).items():
+        assert len(spec.shape) == len(spec.axes), path
+        if path.startswith("blocks/"):
+            _, stack, component, tower, _ = path.split("/")
+            assert (stack, component in ("attn", "ffn", "norm"), tower in c.streams) == ("main", True, True)
+            assert (spec.shape[0], spec.axes[0]) == (c.model.layers, "layer")
+
+
+def test_active_parameters_are_what_a_token_meets():
+    dense, mot = examples.make("dense"), examples.make("mot")
+    active = flops.active_parameters(mot)
+    assert set(active.values()) == {params.count(params.table(dense))}
+    assert params.count(params.table(mot)) > params.count(params.table(dense))
+
+
+def test_split_and_merge_are_inverse():
+    tree = params.init(params.table(examples.make()), 0)
+    norms, rest = params.split(tree, lambda path: "norm" in path)
+    assert set(params.paths(norms)) == {p for p in params.paths(tree) if "norm" in p}
+    jax.tree.map(np.testing.assert_array_equal, params.merge(norms, rest), tree)
+
+
+def test_vectors_have_ways_in_and_out_and_norms_that_begin_as_they_were():
+    c = vectors.make("mot", 12)
+    table = params.table(c)
+    shape = lambda path: table[path].shape
+    assert (shape("latent/image/in"), shape("latent/image/out")) == ((3, 12), (12, 3))
+    assert shape("latent/image/time_out")[1] == shape("blocks/main/norm/image/attn_ada")[1] == params.ADA
+    assert shape("blocks/main/norm/image/ffn_ada") == (2, params.ADA, 24)
+    assert shape("latent/sound/time_out")[1] == 16  # added to what enters
+    assert not any("ada" in p for p in table if "/image/" not in p)
+    assert shape("blocks/main/attn/image/wq") == (2, 12, 4, 8)
+    assert (table["blocks/main/norm/image/attn_ada"].std, table["blocks/main/norm/image/attn_ada"].fill) == (None, 0.0)
+    assert not any(p.startswith("latent/text") for p in table)
+    silent = vectors.tree("dense")
+    silent.streams.image.objective = "none"
+    assert [p for p in params.table(resolve(silent)) if "image" in p] == ["latent/image/in"]
