@@ -132,7 +132,7 @@ def test_every_slow_test_that_is_listed_is_there():
 
 
 def test_the_oracle_imports_nothing_from_mot():
-    assert not any(name.startswith("mot") for name in imports(ROOT / "tests" / "reference.py"))
+    assert not any(name.startswith("mot") for name in imports(ROOT / "tests" / "oracles" / "reference.py"))
 
 
 SHAPED = re.compile(r"[a-z][a-z0-9_]*_([A-Z1]+)")
