@@ -32,7 +32,14 @@ from mot.runs import rundir
 from mot.train import ensemble, loop
 from mot.train import state as states
 
-STREAMS, B, T, D, LAYERS, HEADS, F, V = ("text", "image"), 4, 1024, 512, 8, 8, 1408, 4096
+STREAMS = ("text", "image")
+B = 4
+T = 1024
+D = 512
+LAYERS = 8
+HEADS = 8
+F = 1408
+V = 4096
 ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round begins
 
 
@@ -54,9 +61,12 @@ def batch(documents, latent=0):
 
     Of `latent` features, images are noised vectors.
     """
-    rng, rows = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    rows = []
     for _ in range(B):
-        room, runs, m = [T // 2, T // 2], [], 0
+        room = [T // 2, T // 2]
+        runs = []
+        m = 0
         while sum(room):
             n = min(int(rng.integers(16, 129)), room[m])
             room[m], m, runs = room[m] - n, 1 - m, [*runs, np.full(n, m)]
@@ -101,7 +111,8 @@ def stepper(c, host, of=1, mesh=None):
 
 def in_turn(*functions):
     """Seconds of each function, `[rounds, functions]`, after a warm-up."""
-    begin, rows = time.perf_counter(), []
+    begin = time.perf_counter()
+    rows = []
     for f in functions:
         f()
     while len(rows) < ROUNDS and (not rows or time.perf_counter() - begin < BUDGET):
@@ -123,24 +134,39 @@ class TorchModel(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        linear = lambda a, b: torch.nn.Linear(a, b, bias=False)
-        norm = lambda n: torch.nn.RMSNorm(n, eps=1e-5)
+
+        def linear(a, b):
+            return torch.nn.Linear(a, b, bias=False)
+
+        def norm(n):
+            return torch.nn.RMSNorm(n, eps=1e-5)
+
         shapes = {"q": (D, D), "k": (D, D), "v": (D, D), "o": (D, D), "1": (D, F), "3": (D, F), "2": (F, D)}
         norms = {"attn": D, "ffn": D, "qn": D // HEADS, "kn": D // HEADS}
-        block = lambda: torch.nn.ModuleDict(
-            {k: linear(*s) for k, s in shapes.items()} | {k: norm(n) for k, n in norms.items()}
-        )
+
+        def block():
+            return torch.nn.ModuleDict(
+                {k: linear(*s) for k, s in shapes.items()} | {k: norm(n) for k, n in norms.items()}
+            )
+
         self.embed, self.norm, self.head = torch.nn.Embedding(V, D), norm(D), linear(D, V)
         self.blocks = torch.nn.ModuleList(block() for _ in range(LAYERS))
 
     def forward(self, ids, cos, sin):
         half = D // HEADS // 2
-        turn = lambda x: x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
-        heads = lambda x: x.view(B, T, HEADS, -1).transpose(1, 2)
+
+        def turn(x):
+            return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+        def heads(x):
+            return x.view(B, T, HEADS, -1).transpose(1, 2)
+
         x = self.embed(ids)
         for b in self.blocks:
             h = b["attn"](x)
-            q, k, v = b["qn"](heads(b["q"](h))), b["kn"](heads(b["k"](h))), heads(b["v"](h))
+            q = b["qn"](heads(b["q"](h)))
+            k = b["kn"](heads(b["k"](h)))
+            v = heads(b["v"](h))
             o = torch.nn.functional.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True)
             x = x + b["o"](o.transpose(1, 2).reshape(B, T, D))
             h = b["ffn"](x)
@@ -178,7 +204,8 @@ def attention_case(how, length, heads=12, mesh=None):
             return jax.nn.dot_product_attention(q, k, v, mask=batches.visible(info, info)[:, None])
         return attention.attend(q, k, v, info, info, how)
 
-    whole, by_rows = f, PartitionSpec("data")
+    whole = f
+    by_rows = PartitionSpec("data")
     if mesh:
         whole = jax.shard_map(f, mesh=mesh, in_specs=by_rows, out_specs=by_rows, check_vma=False)
         x = jax.device_put(x, NamedSharding(mesh, by_rows))
@@ -191,7 +218,8 @@ def expert_layers(experts, active, width):
     c = configuration("dense", layers=2)
     chosen = Experts(**base.moe(experts, active=active, width=width))
     c = dataclasses.replace(c, ffn={STREAMS[0]: chosen})
-    shapes, host = jax.eval_shape(lambda: loop.init_state(c)), batch(4)
+    shapes = jax.eval_shape(lambda: loop.init_state(c))
+    host = batch(4)
     lowered = jax.jit(loop.make_step(c, 1), donate_argnums=0).lower(shapes, host)
     start = time.perf_counter()
     compiled = lowered.compile()
@@ -221,8 +249,12 @@ def eight_runs(size):
     host = pipeline.Batches(training, c, 0, 1)[0].batch
     runs = [dataclasses.replace(c, model=dataclasses.replace(c.model, seed=seed)) for seed in range(8)]
     mesh = ensemble.make_mesh(c, 8)
-    each, place = ensemble.vmapped(runs, mesh), NamedSharding(mesh, PartitionSpec("runs"))
-    take_one = lambda c, state, batch: loop.make_step(c, len(training.names))(state, batch)
+    each = ensemble.vmapped(runs, mesh)
+    place = NamedSharding(mesh, PartitionSpec("runs"))
+
+    def take_one(c, state, batch):
+        return loop.make_step(c, len(training.names))(state, batch)
+
     with jax.set_mesh(mesh):
         state = jax.jit(each(lambda c, _: loop.init_state(c)), out_shardings=place)(np.arange(8))
         step = jax.jit(each(take_one), donate_argnums=0, out_shardings=(place, None))
@@ -250,7 +282,8 @@ def waiting():
 
 def main():
     cores.take(configuration("dense"))
-    mesh, one_device = mesh_of(configuration("dense")), sharding.one_device()
+    mesh = mesh_of(configuration("dense"))
+    one_device = sharding.one_device()
 
     def peak(dtype="float32"):
         return peaks.measure(mesh, dtype, (2048,), 1.0).flops / 1e9
@@ -274,14 +307,18 @@ def main():
         del flow, ids
 
     dense, alone = (stepper(configuration("dense"), one, mesh=x) for x in (mesh, one_device))
-    eager, rates = torch_stepper(half=False), []
+    eager = torch_stepper(half=False)
+    rates = []
 
     def and_peak():
         rates.append(peak())
 
     seconds = in_turn(dense, eager, alone, and_peak)
     work = flops.train_step(configuration("dense"), dict.fromkeys(STREAMS, B * T // 2), flops.visible_pairs(one)) / 1e9
-    mfu = lambda i: statistics.median(work / s / p for s, p in zip(seconds[:, i], rates[1:], strict=True))
+
+    def mfu(i):
+        return statistics.median(work / s / p for s, p in zip(seconds[:, i], rates[1:], strict=True))
+
     add("dense step, float32: model FLOPs of matmul peak", f"{mfu(0):.2f}", "at least 0.55, aim 0.70")
     add("dense step / PyTorch eager", f"{ratio(seconds):.2f}", "at most 1.5, aim 1.0")
     told = "{:.2f}, {:.2f}, {:.2f}".format(*np.median(seconds[:, :3], axis=0))
@@ -289,7 +326,8 @@ def main():
     add("  on one device: of matmul peak, / PyTorch eager", f"{mfu(2):.2f}, {ratio(seconds, 2):.2f}", "reported")
     del dense, alone, eager
 
-    half, eager = stepper(configuration("dense", dtype="bfloat16"), one), torch_stepper(half=True)
+    half = stepper(configuration("dense", dtype="bfloat16"), one)
+    eager = torch_stepper(half=True)
     seconds = in_turn(half, eager)
     add("dense step, bfloat16 / PyTorch autocast", f"{ratio(seconds):.2f}", "reported, aim 1.3")
     add("  seconds, ours and PyTorch's", "{:.2f}, {:.2f}".format(*np.median(seconds, axis=0)), "")

@@ -23,7 +23,13 @@ def write(folder: Path) -> dict[str, Path]:
     sections, (pixels, labels) = embedded._manual(), embedded._digits()
     for i, image in enumerate(pixels):
         Image.fromarray((image.reshape(8, 8) * 15).astype(np.uint8)).save(folder / f"{i}.png")
-    picture, text = (lambda i: {"image": f"{i % len(pixels)}.png"}), (lambda s: {"text": s})
+
+    def picture(i):
+        return {"image": f"{i % len(pixels)}.png"}
+
+    def text(s):
+        return {"text": s}
+
     documents = {
         "text": [[text(s)] for s in sections],
         "image-text": [[text(embedded._caption(i, label)), picture(i)] for i, label in enumerate(labels)],
@@ -56,7 +62,9 @@ def throughput(length: int = 4096, rows: int = 8, seconds: float = 4.0) -> dict[
             c = budgets.resolve(c, training)
             made = pipeline.Batches(training, c, 0, 10**6)
             made[0]
-            tokens, n, start = 0, 1, time.process_time()
+            tokens = 0
+            n = 1
+            start = time.process_time()
             while time.process_time() - start < seconds:
                 batch = made[n].batch
                 tokens += sum(int((t.segment != 0).sum()) for t in batch.values())

@@ -19,10 +19,12 @@ def cached(c, weights, rows: int):
     stream, ids = next(iter(c.streams.items()))
     allowed = np.zeros((rows, c.vocab), bool)
     allowed[:, : ids.ids] = True
-    keys, nothing = jax.random.split(jax.random.key(0), rows), np.zeros(c.vocab, bool)
+    keys = jax.random.split(jax.random.key(0), rows)
+    nothing = np.zeros(c.vocab, bool)
     settings = dict(stream=stream, settings=sampling.Settings(), most=NEW)
     run = jax.jit(lambda *x: sampling._ids(*x, config=c, **settings), donate_argnums=1)
-    D, slots = ids.width, -(-(NEW + 1) // sampling.SLOTS) * sampling.SLOTS
+    D = ids.width
+    slots = -(-(NEW + 1) // sampling.SLOTS) * sampling.SLOTS
 
     def once():
         h_BD = jax.random.normal(jax.random.key(1), (rows, D))

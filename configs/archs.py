@@ -34,7 +34,10 @@ def choose(c: ConfigDict, arch: str) -> None:
     what mot has in one FFN, so that fewer are active.
     """
     name, total = arch.removesuffix("_total"), arch.endswith("_total")
-    by_id = lambda s: (c.streams[s].latent > 0, c.streams[s].first_id, s)  # ConfigDict sorts by name
+
+    def by_id(s):
+        return (c.streams[s].latent > 0, c.streams[s].first_id, s)  # ConfigDict sorts by name
+
     streams = sorted(c.streams, key=by_id)
     maps = dict.fromkeys(("moe_ec4", "moe_tc4", "moe_fine", "learned_mot"), "dense")
     maps |= dict.fromkeys(("mot_moe", "mot_moe_both"), "mot")

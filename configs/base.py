@@ -19,7 +19,8 @@ class Argument(NamedTuple):
 def parse(arg: str, arguments: Mapping[str, Argument]) -> dict[str, str]:
     """`arch=mot,size=demo` over the defaults; unknown names are refused, and values that `Argument.allowed` lacks."""
     pairs = [(name, value) for name, _, value in (part.partition("=") for part in arg.split(",") if part)]
-    names, faults = [name for name, _ in pairs], []
+    names = [name for name, _ in pairs]
+    faults = []
     for name, value in pairs:
         if name not in arguments:
             faults.append(f"config argument '{name}={value}' is unknown{meant(name, arguments)}")

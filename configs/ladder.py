@@ -50,7 +50,8 @@ IDS = {
     sizes.TINY_LENGTH: dict(chameleon=1024, chameleon_speech=1024, transfusion=512, image=128, speech=64),
 }
 # Transfusion's VAE makes 32 x 32 x 8 of 256 x 256 pixels; patches of 2 x 2: 256 tokens of 32 features.
-FEATURES, PICTURE = 32, {sizes.LENGTH: 256, sizes.TINY_LENGTH: 64}
+FEATURES = 32
+PICTURE = {sizes.LENGTH: 256, sizes.TINY_LENGTH: 64}
 MOST_STEPS = 1e9
 ARGUMENTS = {
     "setting": base.Argument("chameleon", SETTINGS),
@@ -71,7 +72,8 @@ def get_config(arg: str = "") -> ConfigDict:
     setting, arch, rung = arg["setting"], arg["arch"], arg["rung"]
     size = sizes.choose(sizes.choose(SETTINGS, setting, "setting"), rung, "rung", f" of {setting}")
     if arg["shape"] != "paper":
-        size, rung = _twin(size, rung, arg["shape"]), f"{rung}-{arg['shape']}"
+        size = _twin(size, rung, arg["shape"])
+        rung = f"{rung}-{arg['shape']}"
     # The paper's objective. Pictures that precede their captions serve guidance, as there; drop takes kernels' linear
     # masks, which know documents as intervals.
     of_vectors = transfusion.of_images("ddpm", "noised", drop_rate=0.0) if setting == "transfusion" else None
@@ -105,7 +107,8 @@ def _planned(setting: str, arch: str, size: dict, of_vectors: dict | None) -> Co
     """A rung without data, its streams as the paper has them."""
     c = base.get_config()
     sizes.apply(c, size)
-    budgets, ids = BUDGETS[size["length"]][setting], IDS[size["length"]]
+    budgets = BUDGETS[size["length"]][setting]
+    ids = IDS[size["length"]]
     by_ids = [name for name in budgets if name != "text" and not of_vectors]
     counts = {"text": ids[setting] - sum(ids[name] for name in by_ids)} | {name: ids[name] for name in by_ids}
     c.streams, first = ConfigDict(), 0
@@ -149,7 +152,8 @@ def model_flops(c: ConfigDict) -> float:
 
     A multiply and an add are two, backward is twice forward. Streams without a budget share a row alike.
     """
-    m, T = c.model, _length(c)
+    m = c.model
+    T = _length(c)
     tokens = {name: stream.budget or T / len(c.streams) for name, stream in c.streams.items()}
     picture = PICTURE.get(T, 1)
     # Each token sees those before it and itself; one of a picture of vectors the rest of that picture, too.
@@ -163,9 +167,11 @@ WAVES, TIME, ADA = 64, 256, 64  # of a noise level (mot/model/params.py)
 
 def _weights(c: ConfigDict, name: str) -> int:
     """The weights that multiply a token of a stream: of E experts, its own."""
-    m, stream = c.model, c.streams[name]
+    m = c.model
+    stream = c.streams[name]
     attn, ffn = (c[component][c.towers[component][name]] for component in ("attn", "ffn"))
-    D, F = stream.width, (ffn.experts and ffn.width) or stream.ffn
+    D = stream.width
+    F = (ffn.experts and ffn.width) or stream.ffn
     layer = 2 * (m.heads + m.kv_heads) * m.head_size * D + attn.experts * D
     layer += 3 * D * F * (ffn.active if ffn.experts else 1) + ffn.experts * D
     layer += 4 * D * ADA * (stream.latent > 0)  # scales and shifts of two norms

@@ -45,7 +45,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
     if command == "config" or "--config" in p.flags():
         options, overrides = flags.parse(p, argv)
     else:
-        options, overrides = p.parse_args(argv), {}
+        options = p.parse_args(argv)
+        overrides = {}
     if command == "demo":
         trees = demo_trees(options, overrides)
         refusals.training([flags.judged(tree) for tree in trees])
@@ -125,7 +126,8 @@ def _varied(text: str, config: Config) -> tuple[str, list[str]]:
                 f"--runs {text}: must be KEY=V1,V2,... or how many seeds, 2 to {MOST_RUNS}; give one of these"
             )
         seed = config.model.seed
-        key, values = "model.seed", ",".join(str(n) for n in range(seed, seed + int(text)))
+        key = "model.seed"
+        values = ",".join(str(n) for n in range(seed, seed + int(text)))
     if key not in VARIED:
         raise UserError(
             f"--runs {text}: {key or 'no key'} makes another program, or other batches; runs in one program may differ "

@@ -57,7 +57,10 @@ def serving(configs: Sequence[Config], most: int, together: bool = False) -> int
 
     Each holds the parameters that the mesh does not split: together at most half of the machine's memory.
     """
-    serves = lambda n: len(configs) % n == 0 if together else all(_serves(c, n) for c in configs)
+
+    def serves(n):
+        return len(configs) % n == 0 if together else all(_serves(c, n) for c in configs)
+
     return next((n for n in range(most, 1, -1) if serves(n)), 1)
 
 

@@ -77,7 +77,10 @@ def _export(seqio, seqio_module, seqio_split, seqio_features, options, out, most
 def _print_summary(folder: Path, about: dict) -> None:
     console = Console(soft_wrap=True)
     table = Table("", *SPLITS, title=escape(str(folder)), title_justify="left")
-    row = lambda name, value: table.add_row(name, *(f"{value(about['splits'][split]):,}" for split in SPLITS))
+
+    def row(name, value):
+        return table.add_row(name, *(f"{value(about['splits'][split]):,}" for split in SPLITS))
+
     row("documents", lambda split: split["documents"])
     for modality in about["modalities"]:
         row(f"{modality} tokens", lambda split, m=modality: split["tokens"][m])
@@ -154,7 +157,8 @@ def _sounds(record: Record, tools: tokenise.Tools, stem: Path) -> list[Path]:
 
 
 def _opened(folder: Path, split: str) -> tuple[Dataset, tokenise.Tools]:
-    dataset, tools = Dataset(folder, split), tokenise.load(folder / "tokenizers")
+    dataset = Dataset(folder, split)
+    tools = tokenise.load(folder / "tokenizers")
     if tools.modalities != dataset.modalities:
         raise UserError(
             f"{folder / 'tokenizers'} is for {', '.join(tools.modalities)}, and the dataset has "
@@ -164,7 +168,8 @@ def _opened(folder: Path, split: str) -> tuple[Dataset, tokenise.Tools]:
 
 
 def _as_text(record: Record, tools: tokenise.Tools) -> str:
-    lines, wide = [f"document {record.id}"], max(8, *(1 + len(modality) for modality, _ in record.spans))
+    lines = [f"document {record.id}"]
+    wide = max(8, *(1 + len(modality) for modality, _ in record.spans))
     for modality, data in record.spans:
         shown = repr(tools.text.decode(data.tolist())) if modality == "text" else f"{np.ravel(data)[:8]} ..."
         lines.append(f"  {modality:{wide}}{len(data):6} tokens  {shown}")
@@ -185,7 +190,8 @@ def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -
         with contextlib.suppress(ValueError):  # a damaged one is left out
             record = dataset[i]
             rendered.append((record.id, [(modality, decoded(modality, data)) for modality, data in record.spans]))
-    file, damaged = file or folder / "preview.png", len(documents) - len(rendered)
+    file = file or folder / "preview.png"
+    damaged = len(documents) - len(rendered)
     left_out = f", but {damaged} damaged ones" * (damaged > 0)
     title = f"{folder.name}, {split}: documents as their tokens give them back{left_out}"
     heard = tools.media.get("audio")
@@ -205,7 +211,8 @@ def _runs(batch: Batch, b: int, of: Sources, decode) -> Iterator[str]:
     every = {f: x[order] for f, x in every.items()}
     keys = np.stack([every[f] for f in ("segment", "stream", "unit", "span", "private")])
     begins = np.flatnonzero(np.append(True, (np.diff(keys) != 0).any(0)))[: len(order)]
-    names, last = list(batch), 0
+    names = list(batch)
+    last = 0
     for begin, end in itertools.pairwise([*begins, len(order)]):
         at = {f: x[begin] for f, x in every.items()}
         if at["segment"] != last:
@@ -251,7 +258,8 @@ def _inspect_batch(options, overrides) -> int:
     if not 0 <= options.batch < config.run.steps:
         raise UserError(f"--batch={options.batch}; from 0 to run.steps less 1, here {config.run.steps - 1}")
     packed = pipeline.Batches(chosen, config, config.data.seed, options.batch + 1)[options.batch]
-    fills, bounds = pipeline.fill(packed.batch), budgets.reachable(config, training)
+    fills = pipeline.fill(packed.batch)
+    bounds = budgets.reachable(config, training)
     for name, stream in config.streams.items():
         bound = f", {100 * bounds[name]:.1f} % at most in the long run" if name in bounds else ""
         print(f"{name}: budget {stream.budget}, {100 * fills[name]:.1f} % filled in batch {options.batch}{bound}")

@@ -55,7 +55,8 @@ class Parser(argparse.ArgumentParser):
 
 def command(*arguments: str) -> str:
     """A command line of mot that can be pasted where this process was started."""
-    called, found = Path(sys.argv[0]), shutil.which("mot")
+    called = Path(sys.argv[0])
+    found = shutil.which("mot")
     if called.parts[-2:] == ("mot", "__main__.py"):
         program = [sys.executable, "-m", "mot"]
     else:  # as it was called, unless its short name is enough
@@ -116,7 +117,8 @@ def _unknown(p: Parser, argument: str, following: str) -> str:
     if argument.startswith("--config.") and name:
         shown = following if following and not following.startswith("--") else "VALUE"
         return f"{argument!r} lacks its value; write --config.{name}={shown}, with = and no space"
-    begun, near = p.begun(said), p.near(said.partition(".")[0])
+    begun = p.begun(said)
+    near = p.near(said.partition(".")[0])
     last = name.rpartition(".")[2].replace("-", "_")
     if argument.startswith("-") and not begun and (keys_named(last) or not near) and (key := key_like(last)):
         value = value if equals else following if following and not following.startswith("-") else "VALUE"

@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.search:
         from mot.plan import best, process
 
-        judge = lambda more: process.plan(options.config, options.topology, overrides | more, options.quick)
+        def judge(more):
+            return process.plan(options.config, options.topology, overrides | more, options.quick)
+
         plan = best.main(config, topology, judge, out)
     else:
         with phase(f"compiling for {options.topology}: a minute, for large models some"):
@@ -56,7 +58,10 @@ def show(plan: plans.Forecast, out: Console) -> None:
         f"{plan.rows} rows of {plan.length} tokens, {plan.accumulate} microbatches, remat {plan.remat}"
     )
     table = Table(box=None, show_header=False, padding=(0, 2))
-    row = lambda name, *told: table.add_row(name, *told)
+
+    def row(name, *told):
+        return table.add_row(name, *told)
+
     active = ", ".join(f"{stream} {_short(n)}" for stream, n in plan.active.items())
     row("parameters", f"{_short(plan.parameters)}; a token meets {active}")
     row("model FLOPs a token", f"{_short(plan.flops_per_token)}: {plan.assumed}")

@@ -318,9 +318,13 @@ def meaning(error: BaseException) -> str | None:
 def _refused_by_jax(text: str) -> str:
     """Of a variable JAX_... with a value that JAX does not take, which it says as it is imported; else ""."""
     if found := re.match(r"invalid truth value '(.*)' for environment '(\w+)'", text, re.DOTALL):
-        value, name, allowed = found[1], found[2], "allowed: true or false, 1 or 0"
+        value = found[1]
+        name = found[2]
+        allowed = "allowed: true or false, 1 or 0"
     elif found := re.match(r'Invalid value "(.*)" for JAX flag (\w+)', text, re.DOTALL):
-        value, name, allowed = found[1], found[2].upper(), "JAX takes no such value for it"
+        value = found[1]
+        name = found[2].upper()
+        allowed = "JAX takes no such value for it"
     else:
         return ""
     return f"{name}={value!r}: {allowed}; correct it in the environment, or unset it"

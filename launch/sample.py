@@ -77,12 +77,17 @@ def _digits(o: Options) -> digits.Wanted:
 def _requests(o: Options, config: Config, format: layout.Format) -> list[Request]:
     """One for each row, the prompts in turn."""
     drawn = opened.draws(config, format)
-    pick = lambda value, usual: usual if value is None else value
+
+    def pick(value, usual):
+        return usual if value is None else value
+
     usual = drawn[0] if drawn else ANY
-    room = lambda opens: (
-        pick(o.max_text, 0 if opens else TEXT),
-        pick(o.max_media, 1 if opens else MEDIA * bool(drawn)),
-    )
+
+    def room(opens):
+        return (
+            pick(o.max_text, 0 if opens else TEXT),
+            pick(o.max_media, 1 if opens else MEDIA * bool(drawn)),
+        )
 
     def asked(name, parts, draw):
         opens = "" if draw == ANY else draw
@@ -107,7 +112,8 @@ def _settings(o: Options, config: Config) -> Settings:
 
 def _length(config: Config, format: layout.Format) -> int:
     """Tokens of a unit that has no fixed length: vectors as many as the data's mean, ids at most twice as many."""
-    lengths, open_ = [0], [m for m in format.media if not m.tokens]
+    lengths = [0]
+    open_ = [m for m in format.media if not m.tokens]
     for address in config.data.sources.values() if open_ else ():
         training = read_json(sources.local(address, whole=False))["splits"]["train"]
         for medium in open_:

@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def further(config: Config, path: Path, file_and_arg: str, overrides: dict[str, str]) -> tuple[str, str]:
     """How a run that has ended is trained further: what that is, and a line to paste."""
-    steps, schedule = config.run.steps, config.optim.schedule
+    steps = config.run.steps
+    schedule = config.optim.schedule
     if schedule == "constant":
         what = "further: its rate is constant, so the same run goes on"
         given = overrides | {"run.steps": str(2 * steps)}

@@ -64,7 +64,10 @@ Batch = dict[str, Tokens]  # by stream
 
 def abstract(config: Config) -> Batch:
     """The shapes of a global batch; nothing is allocated."""
-    B, i, f, b = config.data.batch, jnp.int32, jnp.float32, jnp.bool_
+    B = config.data.batch
+    i = jnp.int32
+    f = jnp.float32
+    b = jnp.bool_
     kinds = dict(
         token=i, position=i, rope_position=i, segment=i, source=i, doc_id=i, unit=i, unit_seed=jnp.uint32, span=i
     )
@@ -72,7 +75,10 @@ def abstract(config: Config) -> Batch:
 
     def one(stream):
         ends = {"rope_position": (1,), "value": (stream.latent,)}
-        shape = lambda field: (B, stream.budget, *ends.get(field, ()))
+
+        def shape(field):
+            return (B, stream.budget, *ends.get(field, ()))
+
         return Tokens(**{field: jax.ShapeDtypeStruct(shape(field), kind) for field, kind in kinds.items()})
 
     return {name: one(stream) for name, stream in config.streams.items()}
@@ -103,7 +109,10 @@ def modality_of_ids(ids, config: Config) -> jax.Array:
 
 def modalities(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> jax.Array:
     """`[B, C]`: the modality of each token of `merge`."""
-    of_vectors = lambda s: jnp.full_like(batch[s].token, config.modalities.index(config.streams[s].modality))
+
+    def of_vectors(s):
+        return jnp.full_like(batch[s].token, config.modalities.index(config.streams[s].modality))
+
     parts = [of_vectors(s) if config.streams[s].latent else modality_of_ids(batch[s].token, config) for s in streams]
     if len(parts) == 1:
         return parts[0]
@@ -150,7 +159,10 @@ def inverse(order_BT):
 
 def in_order(tree, order_BC: jax.Array):
     """Every `[B, C, ...]` array of the tree, its tokens in that order."""
-    take = lambda x: jnp.take_along_axis(x, order_BC.reshape(order_BC.shape + (1,) * (x.ndim - 2)), axis=1)
+
+    def take(x):
+        return jnp.take_along_axis(x, order_BC.reshape(order_BC.shape + (1,) * (x.ndim - 2)), axis=1)
+
     return jax.tree.map(take, tree)
 
 
@@ -165,7 +177,10 @@ def place_in_unit(tokens: Tokens) -> jax.Array:
     """`[B, C]`: how many tokens of the same copy of its unit come before it in the stream."""
     B, C = tokens.unit.shape
     n_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
-    differs = lambda x_BC: jnp.pad(x_BC[:, 1:] != x_BC[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+
+    def differs(x_BC):
+        return jnp.pad(x_BC[:, 1:] != x_BC[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+
     begins_BC = differs(tokens.unit) | differs(tokens.private) | differs(tokens.segment)
     return n_BC - jax.lax.cummax(jnp.where(begins_BC, n_BC, 0), axis=1)
 
@@ -173,7 +188,10 @@ def place_in_unit(tokens: Tokens) -> jax.Array:
 def check(batch: Batch) -> None:
     """Raises `ValueError` if a host batch breaks an invariant; for tests and for new data sources."""
     latent = np.concatenate([np.full(t.position.shape, t.value.shape[-1] > 0) for t in batch.values()], axis=1)
-    join = lambda *x: np.concatenate(x, axis=1)
+
+    def join(*x):
+        return np.concatenate(x, axis=1)
+
     tokens = jax.tree.map(join, *(t.replace(value=t.value[..., :0]) for t in batch.values()))
     T = tokens.position.shape[1]
     if not (np.sort(tokens.position, axis=1) == np.arange(T)).all():
@@ -182,9 +200,14 @@ def check(batch: Batch) -> None:
         if (np.diff(stream.position, axis=1) <= 0).any():
             raise ValueError(f"stream {name}: positions do not rise within the stream")
     order = np.argsort(tokens.position, axis=1)
-    take = lambda x: np.take_along_axis(x, order, axis=1)
+
+    def take(x):
+        return np.take_along_axis(x, order, axis=1)
+
     token, segment, target, weight = map(take, (tokens.token, tokens.segment, tokens.target, tokens.weight))
-    real, latent, unit = segment != 0, take(latent), take(tokens.unit)
+    real = segment != 0
+    latent = take(latent)
+    unit = take(tokens.unit)
     if (np.diff(real.astype(int), axis=1) > 0).any():
         raise ValueError("padding does not come last")
     for row, of_vectors, units in zip(segment, latent, unit, strict=True):

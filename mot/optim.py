@@ -35,7 +35,8 @@ def frozen_by(config: Config) -> dict[str, list[str]]:
     """
     found = {}
     for entry in [entry.strip() for entry in config.optim.freeze.split(",") if entry.strip()]:
-        part, mine = entry.partition(".")[2], _named(entry, config)
+        part = entry.partition(".")[2]
+        mine = _named(entry, config)
         uses = [path for path in params.table(config) if mine & set(params.users(path, config))]
         found[entry] = [path for path in uses if not part or part == params.part(path)]
     return found
@@ -50,7 +51,8 @@ def _named(entry: str, config: Config) -> set[str]:
 @reads("streams", "towers", "attn", "ffn", "model", "optim")
 def uncovered(config: Config) -> Iterator[str]:
     """A check for `config.build`: every parameter needs a rule, every rule a parameter, and something must train."""
-    o, paths = config.optim, list(params.table(config))
+    o = config.optim
+    paths = list(params.table(config))
     if any(not _compiles(rule.match) for rule in (*o.rules, *o.base_rules)):
         return  # a fault of its own, which `config` reports
     frozen = frozen_by(config)
@@ -143,7 +145,8 @@ def schedule(config: Config) -> "optax.Schedule":
     """
     import optax
 
-    o, steps = config.optim, config.run.steps
+    o = config.optim
+    steps = config.run.steps
     after = max(steps - o.warmup, 1)
     decays = {
         "cosine": optax.cosine_decay_schedule(o.lr, after, alpha=o.end_lr / o.lr),
@@ -153,7 +156,10 @@ def schedule(config: Config) -> "optax.Schedule":
     # Joined, so that the flat part is `constant` to the bit, and one may follow the other.
     last = optax.linear_schedule(o.lr, o.end_lr, o.decay_steps)
     decays["wsd"] = optax.join_schedules([decays["constant"], last], [after - o.decay_steps])
-    warmup = lambda n: o.lr * (n + 1) / max(o.warmup, 1)  # the first step already moves
+
+    def warmup(n):
+        return o.lr * (n + 1) / max(o.warmup, 1)  # the first step already moves
+
     return optax.join_schedules([warmup, decays[o.schedule]], [o.warmup])
 
 
@@ -172,7 +178,9 @@ def _adam(o) -> "optax.GradientTransformation":
         return adam
 
     def kept(state, dtype):
-        cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree)
+        def cast(tree):
+            return jax.tree.map(lambda x: x.astype(dtype), tree)
+
         return state._replace(mu=cast(state.mu), nu=cast(state.nu))
 
     def update(updates, state, weights):
@@ -189,7 +197,8 @@ def make(config: Config) -> "optax.GradientTransformation":
     """
     import optax
 
-    o, decided = config.optim, rules(config)
+    o = config.optim
+    decided = rules(config)
 
     def by_path(f):
         def update(updates, weights):
@@ -199,7 +208,9 @@ def make(config: Config) -> "optax.GradientTransformation":
         return optax.stateless(update)
 
     def clip(updates, _):
-        clipped = lambda tree: optax.clip_by_global_norm(o.clip).update(tree, optax.EmptyState())[0]
+        def clipped(tree):
+            return optax.clip_by_global_norm(o.clip).update(tree, optax.EmptyState())[0]
+
         imitators, model = params.split(updates, params.is_causal)
         return params.merge(clipped(model), clipped(imitators) if imitators else {})
 

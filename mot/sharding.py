@@ -36,7 +36,8 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
     it, or a microbatch's rows, or a row's tokens, do not divide.
     """
     devices = jax.devices() if devices is None else list(devices)
-    m, wanted = config.mesh, abstract(config, len(devices))
+    m = config.mesh
+    wanted = abstract(config, len(devices))
     if wanted.size != len(devices):
         told = " x ".join(f"{axis} {getattr(m, axis)}" for axis in MESH_AXES)
         raise UserError(
@@ -86,7 +87,8 @@ def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def undivided(config: Config, mesh: Mesh) -> Iterator[str]:
     """What of a microbatch does not divide among the mesh's parts."""
-    rules, rows = config.mesh.rules, config.data.batch // config.optim.accumulate
+    rules = config.mesh.rules
+    rows = config.data.batch // config.optim.accumulate
     if rows % (n := shard_count(("batch",), rules, mesh)):
         yield (
             f"data.batch / optim.accumulate: {rows} rows do not divide among the {n} parts of mesh.rules.batch = "
@@ -250,7 +252,8 @@ def join_context(tree, rules: Mapping[str, str]):
         return tree
 
     def join(x):
-        B, C = x.shape[0] // c, x.shape[1]
+        B = x.shape[0] // c
+        C = x.shape[1]
         x = constrain(x, (ROWS,), rules).reshape(c, B, C, *x.shape[2:])
         x = constrain(x, ("length", "batch"), rules).swapaxes(0, 1)
         x = constrain(x, ("batch", "length"), rules).reshape(B, c * C, *x.shape[3:])
@@ -271,7 +274,8 @@ def rows_of_process(config: Config, mesh: Mesh) -> tuple[int, int]:
     # Of rows alone: where `context` splits them, which devices hold a row does not depend on its length.
     held = by_axes(mesh, ("batch",), config.mesh.rules).addressable_devices_indices_map((B,)).values()
     bounds = sorted(index[0].indices(B)[:2] for index in held)
-    first, rows = bounds[0][0], max(end for _, end in bounds) - bounds[0][0]
+    first = bounds[0][0]
+    rows = max(end for _, end in bounds) - bounds[0][0]
     if {start for start, _ in bounds} != set(range(first, first + rows, bounds[0][1] - first)) or first % rows:
         raise UserError(
             "mesh: a process's devices do not hold rows that lie together; make data, fsdp or expert a multiple of the "
@@ -289,7 +293,10 @@ def to_global(tree, config: Config, mesh: Mesh):
 
     def place(x):
         shift = mine * x.shape[0]
-        share = lambda index: x[slice(index[0].start - shift, index[0].stop - shift), *index[1:]]
+
+        def share(index):
+            return x[slice(index[0].start - shift, index[0].stop - shift), *index[1:]]
+
         return jax.make_array_from_callback((x.shape[0] * of, *x.shape[1:]), sharding, share)
 
     return jax.tree.map(place, tree)
@@ -302,8 +309,11 @@ def sum_over_processes(x, config: Config, mesh: Mesh):
     of = rows_of_process(config, mesh)[1]
     rows = by_axes(mesh, ("batch",), config.mesh.rules)
     each = config.data.batch // of
+
     # x stands in the first of this process's rows.
-    share = lambda index: np.stack([x * (r % each == 0) for r in range(*index[0].indices(config.data.batch))])
+    def share(index):
+        return np.stack([x * (r % each == 0) for r in range(*index[0].indices(config.data.batch))])
+
     return _sum_over_rows(jax.make_array_from_callback((config.data.batch, *x.shape), rows, share), replicated(mesh))
 
 

@@ -82,7 +82,8 @@ def slope(reference: Curve, other: Curve, half_life: float = HALF_LIFE) -> Slope
     late = reference.step >= reference.step[-1] / 4
     t = reference.cost[late]
     there = np.array([first_at_or_below(other, level) for level in reference.loss[late]])
-    unreached, before = np.isinf(there), reference.loss[late] >= other.loss[0]
+    unreached = np.isinf(there)
+    before = reference.loss[late] >= other.loss[0]
     # What was not reached would have cost more than all the other run had.
     there[unreached] = other.cost[-1]
     # What it had when first measured took it at most so long, which is more than no time at all.
@@ -98,7 +99,8 @@ def over_seeds(pairs: Sequence[tuple[Curve, Curve]], half_life: float = HALF_LIF
     they promise.
     """
     each = [slope(reference, other, half_life) for reference, other in pairs]
-    values, n = np.array([s.value for s in each]), len(each)
+    values = np.array([s.value for s in each])
+    n = len(each)
     bounds = {s.bound for s in each} - {""}
     if len(bounds) > 1:
         return Slope(np.nan, "?", seeds=n)

@@ -155,7 +155,8 @@ def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, 
             x = np.mean([c.cost[:n] for c in found], axis=0)
             y = np.stack([smooth(c, HALF_LIFE).loss[:n] if kind == "train" else c.loss[:n] for c in found])
             late = found[0].step[:n] >= found[0].step[-1] / 4  # the part that slopes are read from
-            x, y = x[late], y[:, late]
+            x = x[late]
+            y = y[:, late]
             # Later curves are thinner, so that those that lie on earlier ones hide none.
             thick = max(1.2, 3.2 - 2 * i / max(1, len(groups) - 1))
             style = dict(marker=MARKERS[i % len(MARKERS)], markersize=2.5 * thick, linewidth=thick)

@@ -145,7 +145,8 @@ def _sentence(slopes) -> str:
 
 def _answer(slopes, key: runs.Key) -> str:
     """Of a group and a modality, with what held-out loss says where that is another thing."""
-    s, loss = slopes[key], f"dense's {key.modality} training loss"
+    s = slopes[key]
+    loss = f"dense's {key.modality} training loss"
     percent = f"{100 * s.value:.0f} %"
     what = {
         "": f"needed {percent} of dense's steps for {loss}",
@@ -411,7 +412,9 @@ def _differences(groups) -> list[tuple[str, list[str]]]:
 
 
 def _entry(run, label, out, notes) -> dict:
-    link = lambda path: os.path.relpath(path, out)
+    def link(path):
+        return os.path.relpath(path, out)
+
     return {
         "name": run.config.run.name,
         "group": label,

@@ -65,7 +65,10 @@ class Run(NamedTuple):
         """
         key = f"loss/{modality}" if kind == "train" or self.config.causal else f"causal_loss/{modality}"
         rows = [row for row in self.rows if row["kind"] == kind and np.isfinite(float(row.get(key, "nan")))]
-        column = lambda k: np.array([float(row.get(k, 0)) for row in rows])
+
+        def column(k):
+            return np.array([float(row.get(k, 0)) for row in rows])
+
         curve = Curve(column("step"), column(cost), column(key))
         return curve if len(rows) > 1 and curve.cost[-1] > 0 else None
 
@@ -96,7 +99,8 @@ def architecture(config: Config) -> str:
     are chosen (ec: experts choose, tc: tokens do, else the router's own name), how many there are, how many are active
     if not one (`a2`), their width in sixteenths of the dense FFN's if it is another (`w1`), and what is not usual.
     """
-    name, marks = maps(config), []
+    name = maps(config)
+    marks = []
     for component in ("attn", "ffn"):
         sets_of = getattr(config, component)
         for tower, sets in ((s, sets_of[s]) for s in config.streams if s in sets_of):
@@ -116,7 +120,10 @@ def architecture(config: Config) -> str:
         ("mot", "ffn.text:ec4 ffn.image:ec4"): "mot_moe_both",
         ("dense", f"attn:tc{len(config.streams)} ffn:tc{len(config.streams)}"): "learned_mot",
     }
-    single = lambda component: len(set(getattr(config.towers, component).values())) == 1
+
+    def single(component):
+        return len(set(getattr(config.towers, component).values())) == 1
+
     spelt = " ".join(f"{c}:{mark}" if single(c) else f"{c}.{t}:{mark}" for c, t, mark in marks)
     return known.get((name, spelt)) or f"{name} {spelt}"
 
@@ -144,7 +151,10 @@ def maps(config: Config) -> str:
     for s in streams if len(streams) > 2 else []:
         out = frozenset([frozenset([s]), frozenset(streams) - {s}])
         shapes[out, out, out] = f"loo_{s}"
-    spell = lambda part: "|".join(sorted("+".join(sorted(group)) for group in part))
+
+    def spell(part):
+        return "|".join(sorted("+".join(sorted(group)) for group in part))
+
     return shapes.get(tuple(parts.values())) or " ".join(f"{c}:{spell(p)}" for c, p in parts.items())
 
 
@@ -162,7 +172,10 @@ def read(path: Path | str) -> Run:
     elif steps < config.run.steps:
         faults.append(f"unfinished: step {steps:,} of {config.run.steps:,}")
     needed = ("flops", "seconds", "step_seconds", "tokens_per_s", "mfu", *(f"tokens/{m}" for m in config.modalities))
-    known = lambda value: isinstance(value, (int, float)) and value >= 0
+
+    def known(value):
+        return isinstance(value, (int, float)) and value >= 0
+
     if absent := [key for key in needed if not all(known(row.get(key)) for row in trained)]:
         faults.append(f"metrics.jsonl has rows without {', '.join(absent)}")
     elif not all(sum(row[f"tokens/{m}"] for m in config.modalities) for row in trained):
@@ -192,8 +205,13 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
     digests = Counter(run.digest for run in runs if run.digest)
     if len(digests) > 1:
         usual = digests.most_common(1)[0][0]
-        other = lambda run: run.digest not in (None, usual)
-        fault = lambda run: f"trained on other data: digest {run.digest}, most have {usual}"
+
+        def other(run):
+            return run.digest not in (None, usual)
+
+        def fault(run):
+            return f"trained on other data: digest {run.digest}, most have {usual}"
+
         runs = [run._replace(faults=(*run.faults, fault(run))) if other(run) else run for run in runs]
     first: dict[tuple, Run] = {}
     for i, (label, run) in enumerate(zip(names(runs), runs, strict=True)):
@@ -360,8 +378,13 @@ def _held_out(group: list[Run]) -> float:
 
 def _summary(run, label):
     c = run.config
-    last = lambda key: (run.series("train", key)[1][-1:].tolist() or [np.nan])[0]
-    middle = lambda key: float(np.median(run.series("train", key)[1])) if len(run.series("train", key)[1]) else np.nan
+
+    def last(key):
+        return (run.series("train", key)[1][-1:].tolist() or [np.nan])[0]
+
+    def middle(key):
+        return float(np.median(run.series("train", key)[1])) if len(run.series("train", key)[1]) else np.nan
+
     tokens = sum(last(f"tokens/{m}") for m in c.modalities)
     row = {
         "run": str(run.path),

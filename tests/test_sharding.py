@@ -275,7 +275,10 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path):
 
     finish([*start_two("two"), start("one", 2)])
     one, two = (rundir.read_metrics(tmp_path / name) for name in ("one", "two"))
-    pick = lambda rows: [{k: row[k] for k in FIGURES if k in row} for row in rows if row["kind"] != "event"]
+
+    def pick(rows):
+        return [{k: row[k] for k in FIGURES if k in row} for row in rows if row["kind"] != "event"]
+
     assert pick(one) == pick(two)
     assert len(pick(one)) >= 3
     assert checkpoint.steps(tmp_path / "two" / "checkpoints") == checkpoint.steps(tmp_path / "one" / "checkpoints")

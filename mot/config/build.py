@@ -47,11 +47,17 @@ def resolve(tree: ConfigDict | Mapping, *more: Check) -> Config:
         sections["run"] = _how_often(run)
     broken = {name for name in sections if _touch(faults, {name})}
     if "streams" not in broken:  # ConfigDict sorts keys by name; the order of ids is the one with a meaning
-        by_id = lambda item: (item[1].latent > 0, item[1].first_id, item[0])
+
+        def by_id(item):
+            return (item[1].latent > 0, item[1].first_id, item[0])
+
         sections["streams"] = dict(sorted(sections["streams"].items(), key=by_id))
     for component in {"attn", "ffn"} - broken if "streams" not in broken else ():
         order = list(sections["streams"])
-        known = lambda tower, order=order: order.index(tower) if tower in order else len(order)
+
+        def known(tower, order=order):
+            return order.index(tower) if tower in order else len(order)
+
         sections[component] = dict(sorted(sections[component].items(), key=lambda item: known(item[0])))
     view = object.__new__(Config)  # not checked yet: `__post_init__` would raise at the first section that is broken
     vars(view).update(sections)
@@ -76,7 +82,10 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     """`dotted.key: old -> new` wherever two configurations (as nested mappings) differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
-        join = lambda k: f"{path}.{k}" if path else str(k)
+
+        def join(k):
+            return f"{path}.{k}" if path else str(k)
+
         return [d for k in keys for d in differences(old.get(k, "absent"), new.get(k, "absent"), join(k))]
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
@@ -89,7 +98,10 @@ def _touch(faults: list[str], sections: set[str]) -> bool:
 def _fields(value, kind, path, faults) -> dict:
     """Every field of a dataclass, converted; None where there is a fault."""
     hints = typing.get_type_hints(kind)
-    join = lambda key: f"{path}.{key}" if path else key
+
+    def join(key):
+        return f"{path}.{key}" if path else key
+
     for key in [k for k in value if k not in hints]:
         now = renamed(join(key)).rpartition(".")[2]
         remedy = f"it is called {now} now" if now else names.remedy(str(key), hints) or "remove it"

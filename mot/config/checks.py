@@ -183,7 +183,8 @@ def _towers(c):
     if all(s.latent for s in c.streams.values()):
         yield f"streams: {', '.join(names)} are all of vectors; documents begin and end with ids; add a stream of text"
     for component in ("attn", "ffn", "norm"):
-        towers, path = getattr(c.towers, component), f"towers.{component}"
+        towers = getattr(c.towers, component)
+        path = f"towers.{component}"
         for stream in [s for s in towers if s not in names]:
             yield f"{path}.{stream}: {towers[stream]!r}; no such stream; allowed: {', '.join(names)}; remove the key"
         for stream in [s for s in names if s not in towers]:
@@ -209,7 +210,8 @@ def _towers(c):
                     f"{tower}, whose width is {c.streams[tower].width}; set both alike or untie {path}.{stream}"
                 )
     for i, wall in enumerate(c.towers.stop_gradients):
-        path, attn = f"towers.stop_gradients[{i}]", c.towers.attn
+        path = f"towers.stop_gradients[{i}]"
+        attn = c.towers.attn
         for key in ("queries", "keys"):
             yield from choice(path, wall, key, *names)
         if wall.queries in attn and attn[wall.queries] == attn.get(wall.keys):
@@ -243,7 +245,8 @@ def _model(c):
 
 def _experts(c):
     for component in ("attn", "ffn"):
-        sets, towers = getattr(c, component), dict.fromkeys(getattr(c.towers, component).values())
+        sets = getattr(c, component)
+        towers = dict.fromkeys(getattr(c.towers, component).values())
         for tower in [t for t in sets if t not in towers]:
             yield f"{component}.{tower}: no such tower; towers.{component} names {', '.join(towers)}; remove the key"
         for tower in [t for t in towers if t not in sets]:
@@ -351,7 +354,8 @@ def _slices(c) -> Iterator[str]:
 
 
 def _rules(c) -> Iterator[str]:
-    rules, path = c.mesh.rules, "mesh.rules"
+    rules = c.mesh.rules
+    path = "mesh.rules"
     for axis in [a for a in rules if a not in LOGICAL_AXES]:
         remedy = meant(axis, LOGICAL_AXES) or "remove it"
         yield f"{path}.{axis}: no such logical axis; allowed: {', '.join(LOGICAL_AXES)}; {remedy}"

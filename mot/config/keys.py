@@ -35,7 +35,8 @@ def comments() -> dict[str, dict[str, str]]:
     for kind in [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]:
         found[kind.name] = {}
         for field in [node for node in kind.body if isinstance(node, ast.AnnAssign)]:
-            lines, n = list(range(field.lineno, field.end_lineno + 1)), field.end_lineno + 1
+            lines = list(range(field.lineno, field.end_lineno + 1))
+            n = field.end_lineno + 1
             while n in said and said[n][1].lstrip().startswith("#"):
                 lines.append(n)
                 n += 1

@@ -265,8 +265,12 @@ class Config:
     @property
     def stacks(self) -> tuple[str, ...]:
         """Which stack each layer belongs to: `main`, or `sparse` where towers have experts."""
-        m, routed = self.model, any(s.experts for s in (*self.attn.values(), *self.ffn.values()))
-        place = lambda i: (i - m.dense_layers + 1) % max(m.sparse_every, 1) == 0
+        m = self.model
+        routed = any(s.experts for s in (*self.attn.values(), *self.ffn.values()))
+
+        def place(i):
+            return (i - m.dense_layers + 1) % max(m.sparse_every, 1) == 0
+
         return tuple("sparse" if routed and i >= m.dense_layers and place(i) else "main" for i in range(m.layers))
 
     @property

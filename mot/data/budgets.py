@@ -106,7 +106,8 @@ def reachable(config: Config, sources: Sources, shares: Mapping[str, float] | No
 
 def advice(config: Config, sources: Sources) -> list[str]:
     """What to say of budgets that the mixture cannot fill well, of any stage."""
-    said, total = [], sum(s.budget for s in config.streams.values())
+    said = []
+    total = sum(s.budget for s in config.streams.values())
     stages = [("", config.data.shares), *((f" from step {s.step} on", s.shares) for s in config.data.stages)]
     for when, shares in stages:
         fills = reachable(config, sources, shares)
@@ -128,7 +129,10 @@ def advice(config: Config, sources: Sources) -> list[str]:
 
 def _long_enough(mean_M, units_M, length: int) -> int:
     """The shortest row, by doubling, whose budgets can be filled well; 0 for none that anybody would train on."""
-    fills = lambda n: bounds(best(mean_M, units_M, n), mean_M, units_M).min()
+
+    def fills(n):
+        return bounds(best(mean_M, units_M, n), mean_M, units_M).min()
+
     return next((n for n in (length << k for k in range(1, 8)) if n <= 2**17 and fills(n) >= WELL_FILLED), 0)
 
 

@@ -115,7 +115,8 @@ def _check_tokenizer(whose: str, tokenizer: dict) -> None:
 
 
 def _check_lossy(lossy: dict) -> None:
-    shares, words = [lossy[key] for key in ("documents", "bytes", "counted")], [lossy["text"], lossy["back"]]
+    shares = [lossy[key] for key in ("documents", "bytes", "counted")]
+    words = [lossy["text"], lossy["back"]]
     if not all(type(x) in (int, float) and 0 <= x < 1000 for x in shares) or not all(type(x) is str for x in words):
         raise ValueError(f"what its text tokenizer loses is {lossy!r:.60}")
 

@@ -56,7 +56,8 @@ class InMemory(NamedTuple):
         return np.bincount(self.documents[i].stream, minlength=len(self.units))
 
     def cuts(self, i: int) -> np.ndarray:
-        lengths, bos = self.lengths(i), np.arange(len(self.units)) == self.documents[i].stream[0]
+        lengths = self.lengths(i)
+        bos = np.arange(len(self.units)) == self.documents[i].stream[0]
         return np.array([[1, *bos], [lengths.sum(), *lengths]])
 
     def read(self, i: int) -> Document:
@@ -196,7 +197,9 @@ def _period(shares: np.ndarray) -> _Period:
             whole[n] += 1  # the largest remainders
         shares = whole
     shares = shares.astype(int)
-    taken, source, rank = np.zeros(len(shares), int), [], []
+    taken = np.zeros(len(shares), int)
+    source = []
+    rank = []
     for slot in range(1, shares.sum() + 1):
         n = int((shares * slot / shares.sum() - taken).argmax())
         source.append(n)

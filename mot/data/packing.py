@@ -41,7 +41,10 @@ def document(
 ) -> Document:
     """A document, absent fields filled in: every token weighs 1, no units, no spans, nothing private, no vectors."""
     n = len(token)
-    field = lambda x, fill, dtype: np.full(n, fill, dtype) if x is None else np.asarray(x, dtype)
+
+    def field(x, fill, dtype):
+        return np.full(n, fill, dtype) if x is None else np.asarray(x, dtype)
+
     return Document(
         source,
         doc_id,
@@ -168,7 +171,9 @@ class RowPlan:
         lengths = np.stack([w.lengths for w in self.waiting])
         several = (lengths > 0).sum(1) > 1
         free = np.ones(len(lengths), bool)
-        room, chosen, i = self.budgets, {}, 0
+        room = self.budgets
+        chosen = {}
+        i = 0
         while True:
             chosen[i], free[i] = self.waiting[i].piece, False
             room = room - lengths[i]
@@ -207,7 +212,8 @@ class RowPlan:
         cuts = self._cuts(g)
         while (found := _longest_within(cuts, begin, self.max_tokens)) is None:
             after = int(np.searchsorted(cuts[:, 0], begin)) + 1
-            end, last = int(cuts[after, 0]), cuts[after, 1:] - cuts[after - 1, 1:]
+            end = int(cuts[after, 0])
+            last = cuts[after, 1:] - cuts[after - 1, 1:]
             self.dropped.append(Piece(g, begin, end))
             if len(self.dropped) > self.MOST_DROPPED:
                 raise UserError(
@@ -262,12 +268,16 @@ def _values(documents: Sequence[Document], stream: int, budget: int, width: int)
 
 def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.ndarray) -> dict[str, np.ndarray]:
     """The fields of `Tokens` for one row but `value`, streams end to end."""
-    join = lambda field, dtype: np.concatenate(
-        [np.zeros(0, dtype), *(getattr(d, field) for d in documents)], dtype=dtype
-    )
+
+    def join(field, dtype):
+        return np.concatenate([np.zeros(0, dtype), *(getattr(d, field) for d in documents)], dtype=dtype)
+
     sizes = np.array([len(d.token) for d in documents], np.int64)
     firsts = np.cumsum(sizes) - sizes  # where documents begin
-    each = lambda values: np.repeat(np.asarray(values, np.int32), sizes)
+
+    def each(values):
+        return np.repeat(np.asarray(values, np.int32), sizes)
+
     stream = join("stream", np.int64)
     used = np.bincount(stream, minlength=len(budgets))
     if len(used) > len(budgets) or (used > budgets).any():

@@ -79,8 +79,10 @@ def documents(
     strokes, `[n, 2]` each), ("latents", `[n, P]`) or (any modality, its ids `[n]`). Spectrograms have axes where
     `sound` says what they tell. A page's length is bounded; its last line says how many documents it leaves out.
     """
-    room, heads = width - 2 * MARGIN, _wrapped(title, width - 2 * MARGIN, 12)
-    drawn, height = [], 2 * MARGIN + len(heads) * _line(12) + GAP
+    room = width - 2 * MARGIN
+    heads = _wrapped(title, width - 2 * MARGIN, 12)
+    drawn = []
+    height = 2 * MARGIN + len(heads) * _line(12) + GAP
     for name, parts in rendered:
         placed, needed = _arranged(parts, room, sound)
         needed += _line(POINTS) + 2 * GAP
@@ -242,9 +244,11 @@ def _tiles(ids: np.ndarray, longest: int) -> np.ndarray:
 
 def _drawing(strokes: Sequence[np.ndarray], longest: int = PICTURE) -> np.ndarray:
     """uint8 `[longest, longest, 3]`: lines through the points `[n, 2]` of each stroke, x to the right and y down."""
-    points, fine = np.concatenate(strokes), 4
+    points = np.concatenate(strokes)
+    fine = 4
     low, high = points.min(0), points.max(0)
-    shift, size = (low + high) / 2, (high - low).max() or 1
+    shift = (low + high) / 2
+    size = (high - low).max() or 1
     sheet = Image.new("RGB", (fine * longest,) * 2, "white")
     pen = ImageDraw.Draw(sheet)
     for stroke in strokes:
@@ -260,7 +264,8 @@ def _heat(values, colours: str, longest: int, room: int) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if not values.size:
         return np.full((8, 8, 3), 255, np.uint8)
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     shades = (values - low) / (high - low or 1)
     height, width = values.shape
     tall = max(1, longest // height) * height
@@ -286,9 +291,12 @@ def _flow(boxes: Sequence[Box], room: int) -> tuple[list[tuple[Box, int, int]], 
     for box in boxes:
         width, height = box.size
         if x and x + width > room:
-            x, y, tallest = 0, y + tallest + GAP, 0
+            x = 0
+            y = y + tallest + GAP
+            tallest = 0
         placed.append((box, x, y))
-        x, tallest = x + width + GAP, max(tallest, height)
+        x = x + width + GAP
+        tallest = max(tallest, height)
     return placed, y + tallest
 
 
@@ -312,7 +320,8 @@ def _extent(lines: Sequence[str], points: float) -> tuple[int, int]:
 
 def _fit(text: str, width: float, points: float) -> str:
     """One line, cut off where it is wider."""
-    shown, most = _shown(text), int(width / _advance(points))
+    shown = _shown(text)
+    most = int(width / _advance(points))
     return shown if len(shown) <= most else shown[: max(0, most - 4)] + " ..."
 
 
@@ -352,7 +361,10 @@ def batch(rows: Batch, file: Path, streams: Sequence[str], title: str) -> None:
     y, ticks = 0.0, []
     for b in range(shown):
         of = {name: np.full(t.position.shape[1], m) for m, (name, t) in enumerate(tokens.items())}
-        field = lambda name, b=b: np.concatenate([getattr(t, name)[b] for t in tokens.values()])
+
+        def field(name, b=b):
+            return np.concatenate([getattr(t, name)[b] for t in tokens.values()])
+
         order = field("position").argsort()
         stream = np.concatenate(list(of.values()))[order]
         segment, unit, span = (field(name)[order] for name in ("segment", "unit", "span"))
@@ -417,7 +429,9 @@ def _numbers(axis, y, segment, source, doc_id, length) -> None:
 
 
 def _legend(figure, streams) -> None:
-    shade = lambda m: _colour([1], [m], len(streams))[0]
+    def shade(m):
+        return _colour([1], [m], len(streams))[0]
+
     handles = [Patch(fc=shade(m), label=_fit(name, 160, POINTS)) for m, name in enumerate(streams)]
     handles += [
         Patch(fc="#ededed", ec="#aaaaaa", hatch="////", lw=0, label="padding"),

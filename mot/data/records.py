@@ -101,17 +101,22 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
 
     Raises `ValueError` for ids out of range and for vectors of another width than their stream's.
     """
-    places, special = {place.modality: place for place in layout.places}, layout.special
-    text, values = places["text"].stream, {}
+    places = {place.modality: place for place in layout.places}
+    special = layout.special
+    text = places["text"].stream
+    values = {}
     n = 2 + sum(len(data) + 2 * (modality != "text") for modality, data in record.spans)
-    token, stream = np.zeros(n, np.int32), np.full(n, text, np.uint8)
-    weight, unit = np.ones(n, np.float32), np.zeros(n, np.int32)
+    token = np.zeros(n, np.int32)
+    stream = np.full(n, text, np.uint8)
+    weight = np.ones(n, np.float32)
+    unit = np.zeros(n, np.int32)
     token[0], token[-1] = special["<bos>"], special["<eos>"]
     at = 1
     for number, (modality, data) in enumerate(record.spans, 1):
         if modality not in places:
             raise ValueError(f"a span of {modality}, for which there is no stream")
-        place, end = places[modality], at + len(data)
+        place = places[modality]
+        end = at + len(data)
         if modality != "text":
             token[at], token[end + 1] = (special[mark] for mark in markers(modality))
             at, end = at + 1, end + 1
@@ -229,7 +234,8 @@ class Dataset:
 
     def _check_documents(self, begin: int, end: int) -> None:
         """Raises `UserError` unless the documents from `begin` to before `end` are as long as their atoms."""
-        firsts, m = self.firsts[begin : end + 1], len(self.modalities)
+        firsts = self.firsts[begin : end + 1]
+        m = len(self.modalities)
         if (firsts[1:] <= firsts[:-1]).any() or firsts[0] < 0 or firsts[-1] > len(self.atoms):
             self._refuse("firsts.npy", f"it does not rise from document {begin} to {end}")
         modality, tokens = self.atoms[firsts[0] : firsts[-1]].T
@@ -282,5 +288,7 @@ class Dataset:
 
     @cached_property
     def _reader(self):
-        open_ = lambda shard: ArrayRecordReader(str(self.split / self.known["shards"][shard]["file"]))
+        def open_(shard):
+            return ArrayRecordReader(str(self.split / self.known["shards"][shard]["file"]))
+
         return lru_cache(maxsize=256)(open_)  # open files are few, also of a dataset of many shards

@@ -43,11 +43,14 @@ def assign(d: Document, streams: Sequence[Stream], blocks: str, number: int) -> 
 def _noised(d: Document, begins: Sequence[int], streams, number: int) -> Document:
     """With the units of vectors that begin at these tokens noised."""
     index, copy = [], []  # of each token of the result, which it was, and: 1 a private copy, 2 the clean one
-    noise, alone, done = d.noise.copy(), np.zeros(len(d.token), bool), 0
+    noise = d.noise.copy()
+    alone = np.zeros(len(d.token), bool)
+    done = 0
     for begin in begins:
         end = begin + int(np.argmin(np.append(d.unit[begin:] == d.unit[begin], False)))
         stream = streams[d.stream[begin]]
-        how, both = stream.diffusion, stream.copies == 2
+        how = stream.diffusion
+        both = stream.copies == 2
         rest = slice(end, -1)  # without <eos>
         text_follows = bool(d.weight[rest][~np.isin(d.stream[rest], list(d.values))].any())
         noise[begin:end] = how.max_noise if text_follows and not both else 1

@@ -25,7 +25,8 @@ MODALITIES = ("text",)
 MOST_HELD_OUT = 2000  # documents of the validation split that a stream is judged by
 PROBED = 16  # documents by which a stream is known again
 EMPTY = 10_000  # examples in a row without an id; a stream of such would never come to an end
-HELD, FEWEST = 32 << 20, 1024  # tokens that a stream holds at most, if it holds more documents than so many
+HELD = 32 << 20
+FEWEST = 1024  # tokens that a stream holds at most, if it holds more documents than so many
 
 
 def is_address(address: str) -> bool:
@@ -107,7 +108,10 @@ def open_(name: str, features: tuple[str, ...] = ()) -> SeqioMixture:
             "`mot data prepare` with --seqio-module"
         ) from None
     found = provider.output_features
-    is_ids = lambda f: tensorflow.as_dtype(f.dtype).is_integer and f.rank == 1 and hasattr(f, "vocabulary")
+
+    def is_ids(f):
+        return tensorflow.as_dtype(f.dtype).is_integer and f.rank == 1 and hasattr(f, "vocabulary")
+
     usual = [key for key in ("inputs", "targets") if key in found]
     able = [key for key in [*usual, *(key for key in found if key not in usual)] if is_ids(found[key])]
     chosen = features or tuple(able)
@@ -175,7 +179,8 @@ def _vocabulary(vocabulary) -> Vocabulary:
         names = [*("\0pad", "\0eos", "\0unk"), *(f"<0x{byte:02X}>" for byte in range(256))]
         sizes = [int(3 <= i < 259) for i in range(n)]
     elif isinstance(vocabulary, seqio.PassThroughVocabulary):  # nobody knows what its ids stand for
-        names, sizes = [f"<{i}>" for i in range(n)], [0] * n
+        names = [f"<{i}>" for i in range(n)]
+        sizes = [0] * n
     else:
         names = [vocabulary.decode([i]) for i in range(n)]
         sizes = [0 if i in (vocabulary.pad_id, vocabulary.eos_id) else len(names[i].encode()) for i in range(n)]
@@ -191,7 +196,10 @@ def _vocabulary(vocabulary) -> Vocabulary:
     )
     tokenizer = texts.load(tokenizer.to_str(), special_tokens(MODALITIES))
     bytes_ = np.array([*sizes, *[0] * (tokenizer.get_vocab_size() - n)], np.int32)
-    as_text = lambda name: chr(int(name[1:-1], 16)) if name.startswith("<0x") else name.replace("\u2581", " ")
+
+    def as_text(name):
+        return chr(int(name[1:-1], 16)) if name.startswith("<0x") else name.replace("\u2581", " ")
+
     return Vocabulary(
         n, tokenizer, model is not None, bytes_, tuple(map(as_text, names)), (vocabulary.pad_id, vocabulary.eos_id)
     )
@@ -213,7 +221,8 @@ def _unigram(vocabulary, names) -> Tokenizer | None:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.sp_model)
-    how, unigram = proto.normalizer_spec, sentencepiece_model_pb2.TrainerSpec.UNIGRAM
+    how = proto.normalizer_spec
+    unigram = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
     suffix = proto.trainer_spec.treat_whitespace_as_suffix
     if proto.trainer_spec.model_type != unigram or suffix or not how.escape_whitespaces:
         return None
@@ -297,7 +306,8 @@ class SeqioStream:
     def identity(self) -> list:
         """What tells this stream from others: its mixture, the versions that decide its order, its first documents."""
         seqio, tensorflow = require()
-        provider, first = self.mixture.provider, hashlib.sha256()
+        provider = self.mixture.provider
+        first = hashlib.sha256()
         tasks = getattr(provider, "tasks", [])
         for i in range(PROBED):
             first.update(b"".join(span.data.tobytes() + b";" for span in self._get(i)[0].record.spans))

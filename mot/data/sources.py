@@ -184,11 +184,15 @@ def open_(config: Config) -> tuple[Sources, Sources]:
         return embedded.load(config)
     index = {stream.modality: (m, stream) for m, stream in enumerate(config.streams.values())}
     parts: dict[str, list[Source]] = {"train": [], "held_out": []}
-    digest, byte_lengths = hashlib.sha256(), np.zeros(config.vocab, np.int64)
+    digest = hashlib.sha256()
+    byte_lengths = np.zeros(config.vocab, np.int64)
     opened = {name: _opened(address, config.data.verify) for name, address in config.data.sources.items()}
     alike = unit_lengths([about for about, *_ in opened.values()])
     for n, (name, (about, datasets, bytes_, identity)) in enumerate(opened.items()):
-        at = lambda m: Placement(m, index[m][0], index[m][1].first_id, index[m][1].ids, index[m][1].latent)
+
+        def at(m):
+            return Placement(m, index[m][0], index[m][1].first_id, index[m][1].ids, index[m][1].latent)
+
         places = tuple(at(modality) for modality in about["modalities"])
         fixed = tuple(m for m in about["tokenizers"] if alike[m])
         layout = TokenLayout(places, about["tokenizers"]["text"]["special"], fixed)
@@ -226,7 +230,8 @@ def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | Seqio
 
 def bytes_of_ids(folder: Path, about: dict) -> np.ndarray:
     """`[ids]` bytes of text that each id of a dataset's tokenizer stands for."""
-    file, ids = folder / "tokenizers" / BYTES, about["tokenizers"]["text"]["ids"]
+    file = folder / "tokenizers" / BYTES
+    ids = about["tokenizers"]["text"]["ids"]
     found = load_array(file)
     if found.shape != (ids,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
         raise UserError(f"{file} is no list of {ids} integers of 0 or more; copy it again")

@@ -76,7 +76,8 @@ def _records(tools: Tools) -> Codec:
 
 
 def _digits(config: Config) -> Codec:
-    tokenizer, vectors = embedded.load_tokenizer(), config.streams["image"].latent > 0
+    tokenizer = embedded.load_tokenizer()
+    vectors = config.streams["image"].latent > 0
     tokenizer.encode_special_tokens = True  # text that spells a special token is text
 
     def encode(part: Part) -> np.ndarray:
@@ -94,7 +95,8 @@ def _digits(config: Config) -> Codec:
 def grey(picture: np.ndarray) -> np.ndarray:
     """Grey levels `[64]` of the square in the middle of a picture uint8 `[H, W, 3]`, ink on white paper."""
     height, width, _ = picture.shape
-    square, side = min(height, width), embedded.SIDE
+    square = min(height, width)
+    side = embedded.SIDE
     left, top = (width - square) // 2, (height - square) // 2
     box = (left, top, left + square, top + square)
     small = np.asarray(Image.fromarray(picture).convert("L").resize((side, side), Image.Resampling.BOX, box))

@@ -32,13 +32,20 @@ class Wanted(NamedTuple):
 
 def samples(model: Model, wanted: Wanted, settings: Settings) -> tuple[dict[str, bytes], dict]:
     """Pictures by file name, and the record: judge (its accuracy), drawn, read, text."""
-    encode = lambda text: model.codec.encode(Part("text", text))
+
+    def encode(text):
+        return model.codec.encode(Part("text", text))
+
     for flag, given, most in (("prompt", wanted.prompts, CAPTION), ("text", wanted.texts, BEGINNING)):
         for value in given:
             if (n := len(encode(value))) > most:
                 raise UserError(f"--{flag} {value[:60]!r}: {n} tokens; there is room for {most}; shorten it")
-    as_text = lambda text: opened.prompt([("text", encode(text))], model.config)
-    follow = lambda prompts, title, **how: opened.rows(model, prompts, settings, title, wanted.seed, **how)
+
+    def as_text(text):
+        return opened.prompt([("text", encode(text))], model.config)
+
+    def follow(prompts, title, **how):
+        return opened.rows(model, prompts, settings, title, wanted.seed, **how)
 
     prompts = [wanted.prompts[i % len(wanted.prompts)] for i in range(wanted.drawn)]
     image = opened.stream_of(model.config, "image")
@@ -51,7 +58,10 @@ def samples(model: Model, wanted: Wanted, settings: Settings) -> tuple[dict[str,
     captions = [_text(model, row) for row in found]
 
     found = follow([as_text(text) for text in wanted.texts], "writing", text=TEXT, media=0)
-    cut = lambda row: "" if row.ended else f" ... (cut after {TEXT} tokens)"
+
+    def cut(row):
+        return "" if row.ended else f" ... (cut after {TEXT} tokens)"
+
     texts = [text + _text(model, row) + cut(row) for text, row in zip(wanted.texts, found, strict=True)]
 
     classify, accuracy = judge(model.training, model.held_out)
@@ -60,7 +70,11 @@ def samples(model: Model, wanted: Wanted, settings: Settings) -> tuple[dict[str,
     named = [embedded.named(caption) for caption in captions]
     record = {"judge": accuracy, "drawn": _score(asked, judged) | {"prompts": list(wanted.prompts)}}
     record |= {"read": _score(labels.tolist(), named) | {"captions": captions}, "text": texts}
-    files, large = {}, lambda levels: codecs.paper(levels).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+    files = {}
+
+    def large(levels):
+        return codecs.paper(levels).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
+
     if drawn and wanted.grid:
         files["grid.png"] = pictures.grid([large(x) for x in drawn])
     elif drawn:
@@ -74,7 +88,9 @@ def samples(model: Model, wanted: Wanted, settings: Settings) -> tuple[dict[str,
 
 
 def summary(record: dict) -> list[str]:
-    lines, drawn, read = [], record["drawn"], record["read"]
+    lines = []
+    drawn = record["drawn"]
+    read = record["read"]
     if drawn["asked"]:
         lines.append(
             f"digits drawn as asked: {drawn['right']} of {drawn['asked']}, by a classifier right "

@@ -187,7 +187,10 @@ def _shown(kind: str, content) -> tuple[str, Any]:
 
 def _path(strokes: Sequence[np.ndarray]) -> np.ndarray:
     """`[n, 3]`: x, y, and 1 where the pen leaves the paper."""
-    up = lambda n: (np.arange(n) == n - 1).astype(float)
+
+    def up(n):
+        return (np.arange(n) == n - 1).astype(float)
+
     return np.concatenate([np.column_stack([stroke, up(len(stroke))]) for stroke in strokes])
 
 

@@ -50,7 +50,10 @@ def of(config: Config) -> Format:
 def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int]) -> Format:
     streams = {stream.modality: name for name, stream in config.streams.items()}
     first = config.streams[streams["text"]].first_id
-    id_of = lambda mark: first + special[mark]
+
+    def id_of(mark):
+        return first + special[mark]
+
     media = [m for m in tokens if m != "text" and m in streams]
     pairs = {m: [id_of(mark) for mark in markers(m)] for m in media}
     return Format(

@@ -81,7 +81,8 @@ def rows(
         return []
     batches = -(-len(prompts) // ROWS)
     size = -(-len(prompts) // batches)
-    console, found = Console(stderr=True), []
+    console = Console(stderr=True)
+    found = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     announce(f"{title}: {len(prompts)} rows in {batches} batches; the first compiles their programs")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

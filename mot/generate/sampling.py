@@ -64,7 +64,10 @@ class Sampler:
         config = _without_training(config)
         self.params, self.config, self.format = params, config, format
         self.drawn = tuple(m for m in format.media if config.streams[m.stream].objective != "none")
-        compiled = lambda f, *static, **more: jax.jit(partial(f, config=config), static_argnames=static, **more)
+
+        def compiled(f, *static, **more):
+            return jax.jit(partial(f, config=config), static_argnames=static, **more)
+
         self._prefill = compiled(_prefill, "slots")
         # A donated state's cache is written in place.
         self._feed = compiled(_feed, "stream", donate_argnames="state")
@@ -119,7 +122,8 @@ class Sampler:
         return self._mark(state, opened)
 
     def _allowed(self, row) -> np.ndarray:
-        text, allowed_V = self.config.streams[self.format.text], np.zeros(self.config.vocab, bool)
+        text = self.config.streams[self.format.text]
+        allowed_V = np.zeros(self.config.vocab, bool)
         allowed_V[text.first_id : text.first_id + text.ids] = True
         allowed_V[list(self.format.special)] = False
         allowed_V[[self.format.eos, *(m.opens for m in self.drawn if row.media)]] = True
@@ -127,7 +131,8 @@ class Sampler:
 
     def _unit(self, state, rows, keys_B, settings, medium: Medium, length):
         """One image or clip, in the rows that have opened it, and its closing marker."""
-        on, n = np.array([row.unit == medium for row in rows]), medium.tokens or length
+        on = np.array([row.unit == medium for row in rows])
+        n = medium.tokens or length
         stream = self.config.streams[medium.stream]
         if stream.latent:
             name = medium.stream
@@ -140,7 +145,8 @@ class Sampler:
             allowed_V[stream.first_id : stream.first_id + stream.ids] = True
             if not medium.tokens:
                 allowed_V[medium.closes] = stops_V[medium.closes] = True
-            allowed_BV, left = np.tile(allowed_V, (len(rows), 1)), np.full(len(rows), n)
+            allowed_BV = np.tile(allowed_V, (len(rows), 1))
+            left = np.full(len(rows), n)
             found, state = self._choose(state, on, left, keys_B, allowed_BV, stops_V, medium.stream, settings, n)
             found = [np.array([i - stream.first_id for i in ids if i != medium.closes], int) for ids in found]
         for row, mine, data in zip(rows, on, found, strict=True):
@@ -200,7 +206,10 @@ class Sampler:
 
 def _without_training(config: Config) -> Config:
     """Nothing is kept for a way back; experts take all, as a token by itself has no share of a row's capacity."""
-    dropless = lambda sets: {tower: replace(s, capacity=0.0) for tower, s in sets.items()}
+
+    def dropless(sets):
+        return {tower: replace(s, capacity=0.0) for tower, s in sets.items()}
+
     m = replace(config.model, remat="none")
     return replace(config, model=m, attn=dropless(config.attn), ffn=dropless(config.ffn))
 
@@ -244,7 +253,8 @@ def _refuse_not_finite(bad_B, what):
 
 def _prompts(prompts, config, format, opens: str):
     """The prompts as a batch of the streams that they have."""
-    names, is_prefix = list(config.streams), config.data.blocks == "prefix" and opens
+    names = list(config.streams)
+    is_prefix = config.data.blocks == "prefix" and opens
     documents = [_document(prompt, config, format, opens) for prompt in prompts]
     documents = [d._replace(span=np.ones_like(d.span)) if is_prefix else d for d in documents]
     used = np.max([np.bincount(d.stream, minlength=len(names)) for d in documents], axis=0)
@@ -256,17 +266,25 @@ def _prompts(prompts, config, format, opens: str):
 def _document(prompt, config, format, opens: str):
     """<bos> and a prompt's parts, units between markers; then the marker that opens a unit."""
     names = list(config.streams)
-    runs, values = [([format.bos], format.text, 0)], {}  # ids, stream, unit
+    runs = [([format.bos], format.text, 0)]
+    values = {}  # ids, stream, unit
     for unit, part in enumerate(prompt, 1):
-        stream, medium = config.streams[part.stream], format.medium(part.stream)
+        stream = config.streams[part.stream]
+        medium = format.medium(part.stream)
         ids = np.zeros(len(part.data), int) if stream.latent else np.asarray(part.data) + stream.first_id
         if stream.latent:
             values.setdefault(names.index(part.stream), []).append(part.data)
         run = (ids, part.stream, unit if medium else 0)
-        mark = lambda marker: ([marker], format.text, 0)
+
+        def mark(marker):
+            return ([marker], format.text, 0)
+
         runs += [mark(medium.opens), run, mark(medium.closes)] if medium else [run]
     runs += [([format.medium(opens).opens], format.text, 0)] if opens else []
-    each = lambda value: np.repeat([value(run) for run in runs], [len(ids) for ids, _, _ in runs])
+
+    def each(value):
+        return np.repeat([value(run) for run in runs], [len(ids) for ids, _, _ in runs])
+
     stream, unit = each(lambda run: names.index(run[1])), each(lambda run: run[2])
     span = np.where(np.isin(stream, list(values)), unit, 0)  # vectors see their unit both ways
     values = {s: np.concatenate(x) for s, x in values.items()}
@@ -282,9 +300,10 @@ def _prefill(params, batch, *, config, slots: int) -> DecodingState:
     rows = next(iter(batch.values())).token.shape[0]
     output = transformer.forward(params, batch, config, causal=True, cache=caches.empty(config, rows, slots))
     cache = caches.keep(output.cache)
-    at_last = lambda h_RD, t: jnp.where(
-        (t.position == cache.used[:, None] - 1)[..., None], h_RD.reshape(*t.position.shape, -1), 0
-    )
+
+    def at_last(h_RD, t):
+        return jnp.where((t.position == cache.used[:, None] - 1)[..., None], h_RD.reshape(*t.position.shape, -1), 0)
+
     return DecodingState(cache, sum(at_last(*x).sum(1) for x in output.hidden), cache.used)
 
 
@@ -296,7 +315,8 @@ def _step(params, state: DecodingState, tokens: Tokens, stream: str, config):
 def _tokens(state: DecodingState, on_B, T: int, **given: Any) -> Tokens:
     """The next T tokens of each row that is `on`; padding in the others."""
     here_BT = jnp.broadcast_to(on_B[:, None], (len(on_B), T))
-    place_BT, zeros_BT = state.place_B[:, None] + jnp.arange(T)[None], jnp.zeros((len(on_B), T), jnp.int32)
+    place_BT = state.place_B[:, None] + jnp.arange(T)[None]
+    zeros_BT = jnp.zeros((len(on_B), T), jnp.int32)
     fields = dict.fromkeys(Tokens.__dataclass_fields__, zeros_BT)
     fields |= dict(position=place_BT, rope_position=place_BT[..., None], segment=jnp.where(here_BT, DOCUMENT, 0))
     fields |= dict(private=zeros_BT > 0, noise=zeros_BT.astype(jnp.float32), value=jnp.zeros((*zeros_BT.shape, 0)))
@@ -355,9 +375,13 @@ def choose(logits_BV, keys_B, settings: Settings) -> jax.Array:
 
 def _vectors(params, state, on_B, keys_B, *, stream: str, tokens: int, settings: Settings, config):
     """A unit of vectors `[B, tokens, P]` solved from noise; which rows are finite; the state with the clean unit."""
-    of, shape = config.streams[stream], (tokens, config.streams[stream].latent)
+    of = config.streams[stream]
+    shape = (tokens, config.streams[stream].latent)
     keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
-    noise = lambda n: jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (shape[0] * shape[1],)))(keys)
+
+    def noise(n):
+        return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (shape[0] * shape[1],)))(keys)
+
     unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), tokens))  # a span like no other
     of_unit = partial(_tokens, state, on_B, tokens, unit=unit_BT, span=unit_BT)
 

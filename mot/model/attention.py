@@ -44,8 +44,11 @@ def attend(
     """
     if how not in BACKENDS | KERNELS:
         raise ValueError(f"attention '{how}' is unknown; allowed: {', '.join(BACKENDS | KERNELS)}")
+
     # 0 * NaN is NaN: whatever lies in padded tokens stops here, and so does what lies in their cotangents.
-    clean = lambda x_BTNH, info: jnp.where((info.segment != 0)[..., None, None], x_BTNH, 0)
+    def clean(x_BTNH, info):
+        return jnp.where((info.segment != 0)[..., None, None], x_BTNH, 0)
+
     q_BTNH, k_BSKH, v_BSKH = clean(q_BTNH, q_info), clean(k_BSKH, k_info), clean(v_BSKH, k_info)
     if how in BACKENDS:
         return clean(BACKENDS[how](q_BTNH, k_BSKH, v_BSKH, q_info, k_info), q_info)
@@ -112,14 +115,18 @@ def chunk_pairs(q: Info, k: Info) -> jax.Array:
     """
 
     def bounds(x_BUJ, counts_BUJ):
-        chosen = lambda otherwise: jnp.where(counts_BUJ, x_BUJ, otherwise)
+        def chosen(otherwise):
+            return jnp.where(counts_BUJ, x_BUJ, otherwise)
+
         return chosen(FAR).min(-1), chosen(-1).max(-1)
 
     def overlap(q_bounds, k_bounds):
         (q_low, q_high), (k_low, k_high) = q_bounds, k_bounds
         return (q_low[:, :, None] <= k_high[:, None, :]) & (k_low[:, None, :] <= q_high[:, :, None])
 
-    real = lambda x: x.segment != 0
+    def real(x):
+        return x.segment != 0
+
     segments = overlap(bounds(q.segment, real(q)), bounds(k.segment, real(k)))
     spans = overlap(bounds(q.span, real(q) & (q.span != 0)), bounds(k.span, real(k) & (k.span != 0)))
     last_query = bounds(q.position, real(q))[1]

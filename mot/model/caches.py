@@ -20,8 +20,13 @@ class Cache:
 def empty(config: Config, rows: int, slots: int) -> Cache:
     """`slots` must hold all tokens of a row and those of one more step."""
     m = config.model
-    zeros = lambda: jnp.zeros((rows, m.kv_heads, slots, m.head_size), m.dtype)
-    none = lambda dtype=jnp.int32: jnp.zeros((rows, slots), dtype)
+
+    def zeros():
+        return jnp.zeros((rows, m.kv_heads, slots, m.head_size), m.dtype)
+
+    def none(dtype=jnp.int32):
+        return jnp.zeros((rows, slots), dtype)
+
     info = Info(none(), none(), none(), none(bool))
     return Cache(tuple((zeros(), zeros()) for _ in range(m.layers)), info, jnp.zeros(rows, jnp.int32))
 

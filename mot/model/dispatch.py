@@ -45,7 +45,9 @@ def plan_dispatch(choice: Choice, experts: int, most: int, how: str, room: int =
     turn_I, size_E = _turns(key_I, experts)
     size_E = jnp.diff(jnp.minimum(jnp.cumsum(size_E), most), prepend=0)
     if room:
-        size_E, start_E, Z = jnp.minimum(size_E, room), jnp.arange(experts, dtype=jnp.int32) * room, experts * room
+        size_E = jnp.minimum(size_E, room)
+        start_E = jnp.arange(experts, dtype=jnp.int32) * room
+        Z = experts * room
     else:
         blocks_E = -(-size_E // block)
         start_E = ((jnp.cumsum(blocks_E) - blocks_E) * block).astype(jnp.int32)
@@ -53,9 +55,13 @@ def plan_dispatch(choice: Choice, experts: int, most: int, how: str, room: int =
     group_I = jnp.minimum(key_I, experts - 1)
     known_I = (key_I < experts) & (turn_I < size_E[group_I])
     place_RX = jnp.where(known_I, start_E[group_I] + turn_I, Z).reshape(R, X)
-    number_RX, weight_RX = jnp.arange(R * X, dtype=jnp.int32).reshape(R, X), choice.weight_RX
+    number_RX = jnp.arange(R * X, dtype=jnp.int32).reshape(R, X)
+    weight_RX = choice.weight_RX
     at = place_RX.reshape(-1)
-    put = lambda x, none: jnp.full((Z,), none, jnp.int32).at[at].set(x.reshape(-1), mode="drop")
+
+    def put(x, none):
+        return jnp.full((Z,), none, jnp.int32).at[at].set(x.reshape(-1), mode="drop")
+
     expert_Z = put(key_I, experts)
     if most < R * X:  # loops over a token's choices end with the last that any token has
         some_RX = (place_RX < Z).astype(jnp.int32)
@@ -73,7 +79,8 @@ def _turns(key_I, experts):
 
     Counted block by block by a triangular matmul, exact below 2^24: TPU's compiler takes seconds for a sort.
     """
-    I, block = key_I.shape[0], 64
+    I = key_I.shape[0]
+    block = 64
     key_UJ1 = jnp.pad(key_I, (0, -I % block), constant_values=experts).reshape(-1, block, 1)
     mine_UJE = (key_UJ1 == jnp.arange(experts)[None, None]).astype(jnp.float32)
     inside_UJE = jnp.einsum(
@@ -187,7 +194,10 @@ def _each_block(layout, experts, begin, work, end, carry):
 
         def one_block(n, inner):
             held_J1 = (n * BLOCK + jnp.arange(BLOCK) < size)[:, None]
-            cut = lambda x_ZD: lax.dynamic_slice(x_ZD, (start + n * BLOCK, 0), (BLOCK, x_ZD.shape[1]))
+
+            def cut(x_ZD):
+                return lax.dynamic_slice(x_ZD, (start + n * BLOCK, 0), (BLOCK, x_ZD.shape[1]))
+
             return work(inner, matrix, lambda x_ZD: jnp.where(held_J1, cut(x_ZD), 0), start + n * BLOCK)
 
         return end(carry, e, lax.fori_loop(0, -(-size // BLOCK), one_block, inner))
@@ -198,7 +208,9 @@ def _each_block(layout, experts, begin, work, end, carry):
 def _multiply(x_ZD, w_EDF, layout):
     """x @ w by blocks; each expert's matrix is read once."""
     E, _, F = w_EDF.shape
-    matrix = lambda y_ZF, e: (lax.dynamic_index_in_dim(w_EDF, e, keepdims=False), y_ZF)
+
+    def matrix(y_ZF, e):
+        return (lax.dynamic_index_in_dim(w_EDF, e, keepdims=False), y_ZF)
 
     def one_block(y_ZF, w_DF, rows, first):
         return lax.dynamic_update_slice(y_ZF, _dot(rows(x_ZD), w_DF).astype(y_ZF.dtype), (first, 0))
@@ -225,8 +237,12 @@ def _blocked_backward(residuals, g_ZF):
     def one_block(dw_DF, _, rows, first):
         return dw_DF + _dot(rows(x_ZD).T, rows(g_ZF))
 
-    begin = lambda dw_EDF, e: (None, jnp.zeros(w_EDF.shape[1:], jnp.float32))
-    end = lambda dw_EDF, e, dw_DF: lax.dynamic_update_slice(dw_EDF, dw_DF[None], (e, 0, 0))
+    def begin(dw_EDF, e):
+        return (None, jnp.zeros(w_EDF.shape[1:], jnp.float32))
+
+    def end(dw_EDF, e, dw_DF):
+        return lax.dynamic_update_slice(dw_EDF, dw_DF[None], (e, 0, 0))
+
     dw_EDF = _each_block(layout, w_EDF.shape[0], begin, one_block, end, jnp.zeros(w_EDF.shape, jnp.float32))
     return dx_ZD, dw_EDF.astype(like.dtype), None
 
@@ -234,7 +250,12 @@ def _blocked_backward(residuals, g_ZF):
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 BACKENDS = {"einsum": _einsum, "blocked": _blocked, "ragged": _ragged}
-_kernel = lambda how: _masked(lambda x_ZD, w_EDF, layout: kernels.grouped(x_ZD, w_EDF, layout.size_E, how))
+
+
+def _kernel(how):
+    return _masked(lambda x_ZD, w_EDF, layout: kernels.grouped(x_ZD, w_EDF, layout.size_E, how))
+
+
 KERNELS = {how: _kernel(how) for how in ("gmm", "triton", "mosaic")}
 
 
@@ -251,12 +272,16 @@ def apply_experts(compute: Compute, x_RD, weights: dict, choice: Choice, rows: i
     On several devices each has its own rows, and its share of the experts where the mesh has an `expert` axis.
     """
     rules = mesh.rules
-    experts, split = sharding.shard_count(("expert",), rules), lambda axis: sharding.shard_count((axis,), rules) > 1
+    experts = sharding.shard_count(("expert",), rules)
+
+    def split(axis):
+        return sharding.shard_count((axis,), rules) > 1
+
     most *= rows // sharding.shard_count((sharding.ROWS,), rules)
-    here, flat = (
-        sharding.spec((sharding.ROWS,), rules),
-        lambda name: sharding.spec(("expert", *EXPERT_AXES[name]), rules),
-    )
+    here = sharding.spec((sharding.ROWS,), rules)
+
+    def flat(name):
+        return sharding.spec(("expert", *EXPERT_AXES[name]), rules)
 
     def share(x_RD, weights, choice):
         for name in weights:  # gathered along what splits the width, not along hidden units
@@ -286,7 +311,10 @@ EXPERT_AXES |= {"wq": ("embed", None), "wk": ("embed", None), "wv": ("embed", No
 def _on_this_device(compute, x_RD, weights, choice, most, how):
     experts = next(iter(weights.values())).shape[0]
     layout, weight_RX = plan_dispatch(choice, experts, most, how)
-    linear = lambda x_ZD, w_EDF: grouped(x_ZD, w_EDF, layout, how)
+
+    def linear(x_ZD, w_EDF):
+        return grouped(x_ZD, w_EDF, layout, how)
+
     # The routed rows are gathered again on the way back: kept, they would be the largest array of a layer.
     enter = jax.checkpoint(lambda w_EDF: linear(permute(x_RD, layout), w_EDF))
     y_ZF = compute(enter, linear, weights_of_slots(weight_RX, layout), weights)
@@ -301,24 +329,32 @@ def _local_expert(expert, experts):
 
 def _by_gather(compute, x_RD, weights, choice, most, how):
     """Every device of the axis sees all their rows, computes its experts' part, and keeps its rows of the sum."""
-    experts, devices = next(iter(weights.values())).shape[0], lax.axis_size("expert")
+    experts = next(iter(weights.values())).shape[0]
+    devices = lax.axis_size("expert")
     x_RD, choice = jax.tree.map(lambda x: lax.all_gather(x, "expert", tiled=True), (x_RD, choice))
     choice = choice._replace(expert_RX=_local_expert(choice.expert_RX, experts))
     y_RF, lost_R = _on_this_device(compute, x_RD, weights, choice, devices * most, how)
-    back = lambda y: lax.psum_scatter(y, "expert", tiled=True)
+
+    def back(y):
+        return lax.psum_scatter(y, "expert", tiled=True)
+
     return back(y_RF), back(lost_R)
 
 
 def _by_all_to_all(compute, x_RD, weights, choice, most, how, buffer):
     """Rows travel to the devices of their experts and back, in buffers of one size for each pair of devices."""
-    experts, devices = next(iter(weights.values())).shape[0], lax.axis_size("expert")
+    experts = next(iter(weights.values())).shape[0]
+    devices = lax.axis_size("expert")
     room = math.ceil(buffer * most / devices)
     R, X = choice.expert_RX.shape
     to = Choice(jnp.minimum(choice.expert_RX // experts, devices), choice.weight_RX)
     layout, weight_RX = plan_dispatch(to, devices, R * X, "ragged", room)
     lost_R = ((to.expert_RX < devices) & (layout.place_RX == devices * room)).sum(1).astype(jnp.float32)
     expert_Z = jnp.take(choice.expert_RX.reshape(-1), layout.choice_Z, mode="fill", fill_value=experts * devices)
-    swap = lambda x: lax.all_to_all(x, "expert", 0, 0, tiled=True)
+
+    def swap(x):
+        return lax.all_to_all(x, "expert", 0, 0, tiled=True)
+
     expert_Z = _local_expert(swap(expert_Z), experts)
     come = Choice(expert_Z[:, None], swap(weights_of_slots(weight_RX, layout)))
     y_ZF, _ = _on_this_device(compute, swap(permute(x_RD, layout)), weights, come, devices * room, how)

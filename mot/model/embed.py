@@ -21,8 +21,13 @@ def embed(params: dict, batch: Batch, group: Sequence[str], tokens: Tokens, conf
 
     Padding enters as 0 whatever it holds: a NaN there would reach every weight's gradient as 0 * NaN.
     """
-    real_R1, dtype, rules = tokens.segment.reshape(-1, 1) != 0, config.model.dtype, config.mesh.rules
-    flat = lambda x_RD: sharding.constrain(jnp.where(real_R1, x_RD, 0).astype(dtype), (sharding.ROWS, None), rules)
+    real_R1 = tokens.segment.reshape(-1, 1) != 0
+    dtype = config.model.dtype
+    rules = config.mesh.rules
+
+    def flat(x_RD):
+        return sharding.constrain(jnp.where(real_R1, x_RD, 0).astype(dtype), (sharding.ROWS, None), rules)
+
     if not any(config.streams[s].latent for s in group):
         return flat(_lookup(params, tokens.token, config)), None
     order = _orders(batch, group, T)
@@ -46,7 +51,8 @@ def unembed(params: dict, h_RD, batch: Batch, group: Sequence[str], tokens: Toke
     rules = config.mesh.rules
     if not any(config.streams[s].latent for s in group):
         return [(h_RD, tokens)], {}
-    apart, rows = sharding.split_context({s: batch[s] for s in group}, rules), {group[0]: h_RD}
+    apart = sharding.split_context({s: batch[s] for s in group}, rules)
+    rows = {group[0]: h_RD}
     if len(group) > 1:
         order, back = _orders(batch, group, T)
         h_BCD = sharding.join_context(h_RD.reshape(*tokens.token.shape, -1), rules)
@@ -54,17 +60,29 @@ def unembed(params: dict, h_RD, batch: Batch, group: Sequence[str], tokens: Toke
         parts = [sharding.split_context(part, rules) for part in parts]
         rows = {s: part.reshape(-1, part.shape[-1]) for s, part in zip(group, parts, strict=True)}
     hidden = [(rows[s], apart[s]) for s in group if not config.streams[s].latent]
-    out = lambda s: ops.linear(rows[s], params["latent"][s]["out"]).astype(jnp.float32)
-    shaped = lambda s: sharding.join_context(out(s).reshape(*apart[s].token.shape, -1), rules)
+
+    def out(s):
+        return ops.linear(rows[s], params["latent"][s]["out"]).astype(jnp.float32)
+
+    def shaped(s):
+        return sharding.join_context(out(s).reshape(*apart[s].token.shape, -1), rules)
+
     return hidden, {s: shaped(s) for s in group if config.streams[s].diffuses}
 
 
 def _lookup(params, token_BC, config):
     """`x_RD`, the embeddings of ids. Of several devices each looks up its own rows, where it has the id's part."""
-    rules, dtype = config.mesh.rules, config.model.dtype
-    split = lambda axis: sharding.axes_of(axis, rules) if sharding.is_sharded() else ()
+    rules = config.mesh.rules
+    dtype = config.model.dtype
+
+    def split(axis):
+        return sharding.axes_of(axis, rules) if sharding.is_sharded() else ()
+
     inputs = sharding.spec(("vocab", "embed"), rules), sharding.spec((sharding.ROWS,), rules)
-    share = lambda w_VD, token_R: _rows_of(w_VD, token_R, dtype, split("vocab"), split("embed"))
+
+    def share(w_VD, token_R):
+        return _rows_of(w_VD, token_R, dtype, split("vocab"), split("embed"))
+
     return sharding.shard_map(share, inputs, inputs[1])(params["embed"]["tokens"], token_BC.reshape(-1))
 
 

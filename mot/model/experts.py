@@ -29,7 +29,8 @@ class Routing(NamedTuple):
 
 def route(xs: list[jax.Array], w: dict, tower, component: str, context) -> Routing:
     """The choices of one tower's router; `tower` and `context` are of `layers`."""
-    config, spec = context.config, tower.experts
+    config = context.config
+    spec = tower.experts
     tokens = batches.concatenate([context.merged[i] for i in tower.groups])
     B, C = tokens.token.shape
     real_BC = tokens.segment != 0
@@ -149,7 +150,8 @@ def _join(xs: list[jax.Array], B: int) -> jax.Array:
 def _by_group(y_RD, tower, context) -> list[jax.Array]:
     """The rows of each group that the tower serves."""
     sizes = [context.merged[i].token.shape[1] for i in tower.groups]
-    B, D = context.merged[tower.groups[0]].token.shape[0], y_RD.shape[-1]
+    B = context.merged[tower.groups[0]].token.shape[0]
+    D = y_RD.shape[-1]
     parts = lax.split(y_RD.reshape(B, sum(sizes), D), sizes, axis=1)
     return [part.reshape(-1, D) for part in parts]
 

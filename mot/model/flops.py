@@ -21,7 +21,10 @@ def matmul_weights(config: Config) -> dict[str, int]:
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
     matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and _is_matrix(p))}
-    of_ids = lambda stream: 0 if config.streams[stream].latent else head
+
+    def of_ids(stream):
+        return 0 if config.streams[stream].latent else head
+
     return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
 
 
@@ -96,13 +99,21 @@ def train_step(config: Config, tokens: dict[str, int], pairs: int) -> int:
 
 def visible_pairs(batch: Batch) -> int:
     """How many (query, key) pairs of a host batch see each other (`batches.visible`), without the `[T, T]` mask."""
-    join = lambda field: np.concatenate([getattr(t, field) for t in batch.values()], axis=1)
+
+    def join(field):
+        return np.concatenate([getattr(t, field) for t in batch.values()], axis=1)
+
     order = np.argsort(join("position"), axis=1)
-    sort = lambda field: np.take_along_axis(join(field), order, axis=1)
+
+    def sort(field):
+        return np.take_along_axis(join(field), order, axis=1)
+
     total = 0
     for segment, span, private in zip(sort("segment"), sort("span"), sort("private"), strict=True):
         real = segment != 0
-        segment, span, public = segment[real], span[real], ~private[real]
+        segment = segment[real]
+        span = span[real]
+        public = ~private[real]
         total += _earlier(segment, public).sum()  # public keys at or before the query
         of_span = span != 0
         key = segment[of_span].astype(np.int64) * (span.max(initial=0) + 1) + span[of_span]

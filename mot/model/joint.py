@@ -70,13 +70,15 @@ def attend_with_stopped_gradients(
     parts: list[QKV], groups, merged: list[Tokens], row: JointRow, config: Config
 ) -> list[jax.Array]:
     """A call for the queries of each group; keys and values of towers behind a wall of its own have no gradient."""
-    outputs, attn = [], config.towers.attn
+    outputs = []
+    attn = config.towers.attn
     ks, vs = ([part[n] for part in parts] for n in (1, 2))
     for group, (q_BCNH, *_), tokens in zip(groups, parts, merged, strict=True):
         walled = {attn[wall.keys] for wall in config.towers.stop_gradients if attn[wall.queries] == attn[group[0]]}
-        stop = lambda xs, walled=walled: [
-            lax.stop_gradient(x) if attn[g[0]] in walled else x for x, g in zip(xs, groups, strict=True)
-        ]
+
+        def stop(xs, walled=walled):
+            return [lax.stop_gradient(x) if attn[g[0]] in walled else x for x, g in zip(xs, groups, strict=True)]
+
         mine = row._replace(q=tokens.info, order=None, back=None)
         outputs.append(_attend(q_BCNH, end_to_end(stop(ks)), end_to_end(stop(vs)), mine, config))
     return outputs

@@ -31,7 +31,8 @@ def refuse_absent(config, platform: str) -> None:
 
         return tokamax
 
-    m, faults = config.model, []
+    m = config.model
+    faults = []
     asked = [("attention", m.attention, "chunked")]
     if any(s.experts for s in (*config.attn.values(), *config.ffn.values())):
         asked.append(("dispatch", m.dispatch, "ragged"))
@@ -94,7 +95,8 @@ def block_states(q, k, last_T, bq, bk):
 
     From bounds alone, so a 1 may be a 0. Padding counts for none of them.
     """
-    q_segment_UQ, k_segment_WJ = q.segment.reshape(-1, bq), k.segment.reshape(-1, bk)
+    q_segment_UQ = q.segment.reshape(-1, bq)
+    k_segment_WJ = k.segment.reshape(-1, bk)
 
     def bounds(values, segments):
         return jnp.where(segments != 0, values, FAR).min(1), jnp.where(segments != 0, values, -1).max(1)
@@ -157,13 +159,21 @@ def splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool):
     Rows one after another, each with its own list of blocks. T and S that are no multiples of 128 are padded.
     The gradient of the queries is added up in their dtype, three sums of every third block of keys.
     """
-    T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[-1]
+    T = q_BTNH.shape[1]
+    S = k_BSKH.shape[1]
+    H = q_BTNH.shape[-1]
     more_T, more_S = _whole_blocks(T, S)
-    longer = lambda x, more: jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
+
+    def longer(x, more):
+        return jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
+
     q_info = jax.tree.map(lambda x: longer(x, more_T), q_info)
     k_info = jax.tree.map(lambda x: longer(x, more_S), k_info)
     q_BTNH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype)
-    heads_first = lambda x, more: longer(x, more).swapaxes(1, 2)
+
+    def heads_first(x, more):
+        return longer(x, more).swapaxes(1, 2)
+
     rows = (heads_first(q_BTNH, more_T), heads_first(k_BSKH, more_S), heads_first(v_BSKH, more_S), q_info, k_info)
     o_BNTH = lax.map(lambda row: _splash_row(*row, private), rows)
     return o_BNTH.swapaxes(1, 2)[:, :T]
@@ -192,12 +202,18 @@ def _splash_row(q_NTH, k_KSH, v_KSH, q_info, k_info, private):
     if private:
         seen_UWQJ = visible(q_info, k_info).reshape(-1, bq, k_info.position.size // bk, bk).swapaxes(1, 2)
         states_UW = seen_UWQJ.any((2, 3)).astype(jnp.int32) + seen_UWQJ.all((2, 3))
-        masks, last_T, ids = (seen_UWQJ, seen_UWQJ.swapaxes(2, 3)), None, None
+        masks = (seen_UWQJ, seen_UWQJ.swapaxes(2, 3))
+        last_T = None
+        ids = None
     else:
-        masks, last_T = (None, None), last_seen(q_info, k_info)
+        masks = (None, None)
+        last_T = last_seen(q_info, k_info)
         states_UW = block_states(q_info, k_info, last_T, bq, bk)
+
         # Padding has a number on either side that the other side lacks.
-        number = lambda x, none: jnp.where(x.segment != 0, x.segment, none)
+        def number(x, none):
+            return jnp.where(x.segment != 0, x.segment, none)
+
         ids = splash.SegmentIds(number(q_info, -1), number(k_info, -2))
     numbers_UW = jnp.arange(states_UW.size, dtype=jnp.int32).reshape(states_UW.shape)
     kernel = splash.SplashAttentionKernel(
@@ -257,9 +273,15 @@ def gpu(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool, alone: bool, how:
         sees_BT = q_info.segment != 0
         first_BT = jnp.where(sees_BT, first_BT, q_info.position)
         end_BT = jnp.where(sees_BT, last_BT, q_info.position) + 1
-        attend = lambda q, first, end: _GPU[how](q, k_BSKH, v_BSKH, None, (first[:, None], end[:, None]))
+
+        def attend(q, first, end):
+            return _GPU[how](q, k_BSKH, v_BSKH, None, (first[:, None], end[:, None]))
+
         if how == "triton" and T > QUERIES and T % QUERIES == 0:
-            cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, QUERIES, *x.shape[2:]), 1, 0)
+
+            def cut(x):
+                return jnp.moveaxis(x.reshape(x.shape[0], -1, QUERIES, *x.shape[2:]), 1, 0)
+
             o = lax.map(lambda part: attend(*part), (cut(q_BTNH), cut(first_BT), cut(end_BT)))
             o_BTNH = jnp.moveaxis(o, 0, 1).reshape(q_BTNH.shape)
         else:
@@ -273,7 +295,8 @@ def _tokamax_gpu(name, q_BTNH, k_BSKH, v_BSKH, mask, interval):
         from tokamax._src.ops.attention import base, pallas_mosaic_gpu, pallas_triton
 
         _spare_the_command_line()
-        triton, mosaic = pallas_triton.PallasTritonFlashAttention, pallas_mosaic_gpu.PallasMosaicGpuFlashAttention
+        triton = pallas_triton.PallasTritonFlashAttention
+        mosaic = pallas_mosaic_gpu.PallasMosaicGpuFlashAttention
         return base.Mask, {"triton": triton, "mosaic": mosaic}[name]
 
     Mask, Kernel = _of_tokamax("cuda", load)
@@ -328,8 +351,13 @@ def _gmm(x, w, size_E, kind, dtype):
     kernel = _of_tokamax("tpu", load)
     S = x.shape[0]
     rows = min(512, -(-S // 8) * 8)
-    longer = lambda x: jnp.pad(x, ((0, -S % rows), (0, 0)))
-    most = lambda size: min(1024, size)
+
+    def longer(x):
+        return jnp.pad(x, ((0, -S % rows), (0, 0)))
+
+    def most(size):
+        return min(1024, size)
+
     if kind == "contracted":
         tiling = (rows, most(x.shape[1]), most(w.shape[1]))
         return kernel.tgmm(longer(x).T, longer(w), size_E, None, dtype, tiling)
@@ -344,7 +372,8 @@ def _ragged_gpu(name, x, w, size_E, kind, dtype):
         from tokamax._src.ops.ragged_dot import base, pallas_mosaic_gpu, pallas_triton
 
         _spare_the_command_line()
-        triton, mosaic = pallas_triton.PallasTritonRaggedDot, pallas_mosaic_gpu.PallasMosaicGpuRaggedDot
+        triton = pallas_triton.PallasTritonRaggedDot
+        mosaic = pallas_mosaic_gpu.PallasMosaicGpuRaggedDot
         return base, {"triton": triton, "mosaic": mosaic}[name]
 
     base, Kernel = _of_tokamax("cuda", load)

@@ -24,7 +24,8 @@ Table = dict[str, Spec]
 
 def table(config: Config) -> Table:
     """Every parameter of the model `config` describes, by path."""
-    V, D = config.vocab, next(iter(config.streams.values())).width  # of ids; the first stream has them
+    V = config.vocab
+    D = next(iter(config.streams.values())).width  # of ids; the first stream has them
     rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), scale(D))}
     for stack in dict.fromkeys(config.stacks):
         layers = config.stacks.count(stack)
@@ -63,13 +64,15 @@ ADA = 64  # features of which norms' scales and shifts are made: few, as each to
 def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
     """One layer's parameters, `component/tower/weight`."""
     for tower in _towers(config.towers.attn):
-        sets, D = config.attn[tower], config.streams[tower].width
+        sets = config.attn[tower]
+        D = config.streams[tower].width
         for weight, spec in _attention(config, D):
             yield f"attn/{tower}/{weight}", _of_experts(spec, sets) if routed and weight in QKVO else spec
         if routed:
             yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
     for tower in _towers(config.towers.ffn):
-        sets, D = config.ffn[tower], config.streams[tower].width
+        sets = config.ffn[tower]
+        D = config.streams[tower].width
         width = (routed and sets.experts and sets.width) or config.streams[tower].ffn
         for weight, spec in _swiglu(config, D, width):
             yield f"ffn/{tower}/{weight}", _of_experts(spec, sets) if routed else spec

@@ -144,13 +144,20 @@ def _last(x, asks_BCE, most):
 
 
 def _report(chosen: Chosen, traffic: Traffic, spec: Experts, modalities: int) -> Report:
-    real_BC, score_BCE = traffic.real_BC, chosen.score_BCE
+    real_BC = traffic.real_BC
+    score_BCE = chosen.score_BCE
     imitation_BC = chosen.imitation_BC
     if imitation_BC is None:
         imitation_BC = jnp.zeros(real_BC.shape, jnp.float32)
-    total = lambda x_BC: jnp.where(real_BC, x_BC, 0).sum(1)
+
+    def total(x_BC):
+        return jnp.where(real_BC, x_BC, 0).sum(1)
+
     mine_BCM = (traffic.modality_BC[..., None] == jnp.arange(modalities)[None, None]) & real_BC[..., None]
-    by_modality = lambda x_BCE: jnp.einsum("BCM,BCE->BME", mine_BCM.astype(jnp.float32), x_BCE.astype(jnp.float32))
+
+    def by_modality(x_BCE):
+        return jnp.einsum("BCM,BCE->BME", mine_BCM.astype(jnp.float32), x_BCE.astype(jnp.float32))
+
     wanted_BME = by_modality(chosen.wanted_BCE)
     p_BCE = score_BCE / jnp.maximum(score_BCE.sum(-1, keepdims=True), TINY)
     real_B = jnp.maximum(real_BC.sum(1), 1).astype(jnp.float32)

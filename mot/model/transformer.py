@@ -57,7 +57,8 @@ def forward(
     `key` is of the routers' jitter, `causal` as in `router.route`. With a cache the batch may lack streams, and its
     tokens see those of the cache too.
     """
-    present, rules = groups(config, batch), config.mesh.rules
+    present = groups(config, batch)
+    rules = config.mesh.rules
     T = batches.length(batch) if cache is None else None  # what follows a cache has positions of a longer row
     merged = sharding.split_context([batches.merge(batch, group, T) for group in present], rules)
     xs, conditions = [], []

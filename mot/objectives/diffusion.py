@@ -110,7 +110,10 @@ def step(predict: Callable, x_t, t, s, predicts: str, solver: str, noise) -> jax
         beta = jnp.maximum(sigma_t**2 - (ratio * sigma_s) ** 2, 0)  # the variance of q(x_t | x_s)
         mean = (ratio * sigma_s**2 * x_t + alpha_s * beta * x_hat) / sigma_t**2
         return mean + jnp.sqrt(beta) * sigma_s / sigma_t * noise
-    move = lambda x_hat, e_hat: x_t + (alpha_s - alpha_t) * x_hat + (sigma_s - sigma_t) * e_hat
+
+    def move(x_hat, e_hat):
+        return x_t + (alpha_s - alpha_t) * x_hat + (sigma_s - sigma_t) * e_hat
+
     x_s = move(x_hat, e_hat)
     if solver == "euler":
         return x_s

@@ -62,7 +62,9 @@ class Noised(NamedTuple):
 def noised(batch: Batch, config: Config, step) -> Noised:
     """Noise levels and noise from (unit_seed, step) alone, wherever a unit is packed: one level a unit."""
     key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"noise"))
-    key, result, targets = jax.random.fold_in(key, step), dict(batch), {}
+    key = jax.random.fold_in(key, step)
+    result = dict(batch)
+    targets = {}
     for name, tokens in batch.items():
         stream = config.streams[name]
         if not stream.diffuses:
@@ -71,9 +73,11 @@ def noised(batch: Batch, config: Config, step) -> Noised:
         u_R = jax.vmap(lambda k: jax.random.uniform(k, minval=1e-6, maxval=1 - 1e-6))(keys_R)
         each_R = jax.vmap(jax.random.fold_in)(keys_R, batches.place_in_unit(tokens).reshape(-1))
         e_RP = jax.vmap(partial(jax.random.normal, shape=(stream.latent,)))(each_R)
-        e_BCP, how = e_RP.reshape(tokens.value.shape), stream.diffusion
+        e_BCP = e_RP.reshape(tokens.value.shape)
+        how = stream.diffusion
         t_BC = diffusion.noise_levels(u_R.reshape(tokens.noise.shape), how.time_distribution, how.shift, tokens.noise)
-        x_BCP, t_BC1 = tokens.value, t_BC[..., None]
+        x_BCP = tokens.value
+        t_BC1 = t_BC[..., None]
         value_BCP = diffusion.noised(x_BCP, e_BCP, t_BC1, stream.objective)
         # What is clean stays so to the bit.
         value_BCP = jnp.where(tokens.noise[..., None] > 0, value_BCP, x_BCP)
@@ -191,7 +195,10 @@ def _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, rules, gr
         w_DV = sharding.all_gather(head_DV, of_width, 0, h_BTD.dtype)
         first = lax.axis_index(of_vocab) * w_DV.shape[1] if of_vocab else 0
         loss, nats_BT, dh_BTD, dw_DV = _chunks(h_BTD, w_DV, target_BT - first, scale_BT, z_loss, chunk, of_vocab, grad)
-        add = lambda x, names: lax.psum(x, names) if names else x
+
+        def add(x, names):
+            return lax.psum(x, names) if names else x
+
         if grad:
             dw_DV = lax.psum_scatter(dw_DV, of_width, scatter_dimension=0, tiled=True) if of_width else dw_DV
             dw_DV = add(dw_DV, tuple(name for name in of_rows if name not in of_width))
@@ -209,14 +216,23 @@ def _chunks(h_BTD, w_DV, target_BT, scale_BT, z_loss, chunk, of_vocab, grad):
     B, T, D = h_BTD.shape
     chunk = min(chunk, T)
     chunks = -(-T // chunk)
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, chunks * chunk - T), *((0, 0),) * (x.ndim - 2)))
+
+    def pad(x):
+        return jnp.pad(x, ((0, 0), (0, chunks * chunk - T), *((0, 0),) * (x.ndim - 2)))
+
     h_BTD, target_BT, scale_BT = pad(h_BTD), pad(target_BT), pad(scale_BT)  # padded tokens have scale 0
-    dtype, V = h_BTD.dtype, w_DV.shape[1]
-    add = lambda x: lax.psum(x, of_vocab) if of_vocab else x
+    dtype = h_BTD.dtype
+    V = w_DV.shape[1]
+
+    def add(x):
+        return lax.psum(x, of_vocab) if of_vocab else x
 
     def one_chunk(carry, n):
         loss, dw_DV = carry
-        rows = lambda x: lax.dynamic_slice_in_dim(x, n * chunk, chunk, axis=1).reshape(B * chunk, *x.shape[2:])
+
+        def rows(x):
+            return lax.dynamic_slice_in_dim(x, n * chunk, chunk, axis=1).reshape(B * chunk, *x.shape[2:])
+
         h_RD, target_R, scale_R = rows(h_BTD), rows(target_BT), rows(scale_BT)
         logits_RV = jnp.matmul(h_RD, w_DV, preferred_element_type=jnp.float32)
         most_R = logits_RV.max(-1)
@@ -238,7 +254,10 @@ def _chunks(h_BTD, w_DV, target_BT, scale_BT, z_loss, chunk, of_vocab, grad):
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(w_DV.shape if grad else (0, V), jnp.float32))
     (loss, dw_DV), (nats_UBC, dh_UBCD) = lax.scan(one_chunk, start, jnp.arange(chunks))
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(B, chunks * chunk, *x.shape[3:])[:, :T]
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 1).reshape(B, chunks * chunk, *x.shape[3:])[:, :T]
+
     return loss, join(nats_UBC), join(dh_UBCD) if grad else None, dw_DV
 
 

@@ -165,7 +165,8 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
 
 def _of_model(config, topology, mesh) -> dict:
     """What needs no compiler."""
-    B, T = config.data.batch, config.length
+    B = config.data.batch
+    T = config.length
     tokens = {name: B * s.budget for name, s in config.streams.items()}
     table = params.table(config)
     towers: dict[str, int] = defaultdict(int)
@@ -205,7 +206,8 @@ def attention_work(config: Config) -> int:
     m = config.model
     if m.attention != "splash":
         return pairs(config)
-    parts, bytes = config.mesh.context, m.head_size * jnp.dtype(m.dtype).itemsize
+    parts = config.mesh.context
+    bytes = m.head_size * jnp.dtype(m.dtype).itemsize
     return config.data.batch * parts * kernels.causal_work(config.length, parts, bytes)
 
 
@@ -321,7 +323,8 @@ def _allocations(message: str) -> tuple[str, list[dict]]:
     said = re.search(r"[^\n.]*(?:Ran out of memory|Used [\d.]+\w? of)[^\n]*", message)
     buffers = []
     for part in re.split(r"\n\s*\d+\. ", message)[1:]:
-        size, shape = _SIZE.search(part), re.search(r"Shape: (\S+)", part)
+        size = _SIZE.search(part)
+        shape = re.search(r"Shape: (\S+)", part)
         if size and shape:
             number, unit = (size[1][:-1], size[1][-1]) if size[1][-1] in _UNITS else (size[1], "")
             source = re.search(r'op_name="([^"]*)"', part)

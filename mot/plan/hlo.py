@@ -159,7 +159,8 @@ def _times(module: Module) -> tuple[dict[str, float], set[str], dict[str, str]]:
         return flops, moved
 
     result: Counter[str] = Counter()
-    endless, callers = set(), {}
+    endless = set()
+    callers = {}
 
     def run(computation: str, times: float, unknown: bool) -> None:
         result[computation] += times
@@ -198,12 +199,17 @@ def _flops(instruction: Instruction, module: Module) -> int:
     groups, splits = (int(group(p, instruction.rest) or 1) for p in _GROUPS.values())
     products = 1
     for axis in sorted(c for c in labels[1] if c.isdigit()):
-        of = lambda name, default, i=int(axis): window[name].split("x")[i] if name in window else default
+
+        def of(name, default, i=int(axis)):
+            return window[name].split("x")[i] if name in window else default
+
         low = int(of("pad", "0_0").split("_")[0])
         numbers = [int(of(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate")]
         sizes = left[labels[1].index(axis)], right[labels[2].index(axis)], out[labels[3].index(axis)]
         products *= _met(*sizes, low, *numbers)
-    batch, into, features = left[labels[1].index("b")], left[labels[1].index("f")], right[labels[2].index("o")]
+    batch = left[labels[1].index("b")]
+    into = left[labels[1].index("f")]
+    features = right[labels[2].index("o")]
     return 2 * products * (batch // splits) * (into // groups) * features
 
 
@@ -218,7 +224,8 @@ def _met(left, right, out, low, stride, left_dilate, right_dilate) -> int:
     """Along one axis of a convolution, how many of its products have a real number on the left side."""
     if left_dilate == right_dilate == stride == 1 and low == 0 and out + right - 1 <= left:
         return out * right
-    total, last = 0, (left - 1) * left_dilate
+    total = 0
+    last = (left - 1) * left_dilate
     for o, k in itertools.product(range(out), range(right)):
         at = o * stride + k * right_dilate - low
         total += 0 <= at <= last and at % left_dilate == 0
@@ -279,7 +286,10 @@ def _bytes(instruction: Instruction, module: Module) -> int:
     opcode = instruction.opcode
     if opcode in MOVE_NOTHING or group(_TARGET, instruction.rest) in PLUMBING:
         return 0
-    main = lambda shape: size(shape, only_main=True)
+
+    def main(shape):
+        return size(shape, only_main=True)
+
     of = [main(module.shape(name)) for name in instruction.operands]
     out = main(instruction.shape)
     if opcode == "fusion":
@@ -313,7 +323,8 @@ def _read(body: str, n: int, whole: int, module: Module) -> int:
     inputs = {group(_INDEX, i.rest): i.name for i in module.computations.get(body, ()) if i.opcode == "parameter"}
     if not whole or str(n) not in inputs:
         return whole
-    names, total = {inputs[str(n)]}, 0
+    names = {inputs[str(n)]}
+    total = 0
     for user in module.computations[body]:
         for place, name in enumerate(user.operands):
             if name not in names:
@@ -353,9 +364,10 @@ def read(text: str) -> Program:
     for computation, n in times.items():
         for i in module.computations.get(computation, ()):
             told = i.rest if "op_name" in i.rest else callers.get(computation, "")
-            at = lambda n=n, c=computation, told=told: Address(
-                n, c in unknown, group(_OP_NAME, told), module.frames(told)
-            )
+
+            def at(n=n, c=computation, told=told):
+                return Address(n, c in unknown, group(_OP_NAME, told), module.frames(told))
+
             if flops := _flops(i, module):
                 types = [next(arrays(module.shape(name)))[0] for name in i.operands[:2]]
                 matmuls.append(Matmul(max(types, key=bits), _passes(i.rest), flops, bare(i.shape), at()))

@@ -173,7 +173,8 @@ def _table(rows):
             told = row.get("trouble") or f"did not compile: {row['failed']}"
             yield "| " + " | ".join([*name, told, *[""] * (len(COLUMNS) - 4)]) + " |"
             continue
-        line, sent = row["roofline"], sum(c["wire"] for c in row["collectives"].values())
+        line = row["roofline"]
+        sent = sum(c["wire"] for c in row["collectives"].values())
         cells = [
             *name,
             f"{row['parameters'] / 1e9:.2f} G",

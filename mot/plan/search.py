@@ -37,7 +37,8 @@ class Candidate:
 
     @property
     def told(self) -> str:
-        m, c = self.config.mesh, self.config
+        m = self.config.mesh
+        c = self.config
         axes = " ".join(
             f"{axis}={n}" for axis in ("data", "fsdp", "expert", "context", "tensor") if (n := getattr(m, axis)) > 1
         )
@@ -91,8 +92,11 @@ def _divides(config: Config) -> bool:
 
 def estimate(config: Config, topology: Topology) -> tuple[float, float]:
     """Bytes of a device and seconds of a step, roughly."""
-    m, c, devices = config.mesh, config.model, len(topology.devices)
-    weights, parts = params.count(params.table(config)), config.optim.accumulate
+    m = config.mesh
+    c = config.model
+    devices = len(topology.devices)
+    weights = params.count(params.table(config))
+    parts = config.optim.accumulate
     tokens = config.data.batch * config.length / (devices // m.tensor)  # of a device, all microbatches
     D = max(s.width for s in config.streams.values())
     F = max(max(s.active * (s.width or 0) for s in config.ffn.values()), *(s.ffn for s in config.streams.values()))
@@ -108,7 +112,10 @@ def estimate(config: Config, topology: Topology) -> tuple[float, float]:
     seen = ATTENTION + (RECOMPUTED_ATTENTION if c.remat in RECOMPUTING else 0)
     attention = flops.FORWARD_AND_BACKWARD * attention_work(config) * flops.attention_per_pair(config) * seen
     computed = (flops.train_step(config, counts, 0) + recomputed(config, counts) + attention) / devices
-    away = lambda n: (n - 1) / n
+
+    def away(n):
+        return (n - 1) / n
+
     sent = (2 * 2 + 4) * weights / m.tensor * away(m.fsdp) * parts  # gathered twice, and gradients
     sent *= 2 if topology.chip.axes == 3 and m.fsdp == devices > 2 * PLANE else 1
     sent += 2 * 4 * weights / (m.tensor * m.fsdp) * away(m.data) * parts

@@ -53,7 +53,10 @@ def npz(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iterato
 def _beside(path: Path, given: Sequence[Path], files: int) -> Path | None:
     if len(given) == files == 1:
         return given[0]
-    belongs = lambda other: path.stem == other.stem or path.stem.startswith(other.stem + "_")
+
+    def belongs(other):
+        return path.stem == other.stem or path.stem.startswith(other.stem + "_")
+
     found = [other for other in (given or sorted(path.parent.glob("*.jsonl"))) if belongs(other)]
     return max(found, key=lambda other: len(other.stem), default=None)
 

@@ -279,7 +279,8 @@ def warnings(notes: Notes, not_read: dict[str, int], separator: str, modalities:
     if media := {what: n for what, n in not_read.items() if _may_be_media(what.split(" ")[0])}:
         told.append(f"media, or what may hold them, were seen and not read: {listed(media)}")
     if separator and notes.occurs and not all(notes.occurs):
-        lacking, files = notes.occurs.count(0), len(notes.occurs)
+        lacking = notes.occurs.count(0)
+        files = len(notes.occurs)
         where = "in none of" if lacking == files else f"{sum(notes.occurs):,} times, but not in {lacking:,} of"
         told.append(
             f"separator {separator!r} occurs {where} the {files:,} text files; a file without it is one document, or "

@@ -81,7 +81,8 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
     if faults := list(asked.faults(recipe, out, workers, max_skipped)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
     ids = tokenise.declared(recipe)
-    inputs, content = [Path(p) for p in recipe.inputs], list(recipe.content)
+    inputs = [Path(p) for p in recipe.inputs]
+    content = list(recipe.content)
 
     def read(notes: Notes | None = None) -> Iterator[Raw]:
         return readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
@@ -114,7 +115,8 @@ def _warned_of_sides(fraction: float, sides: tokenise.Sides, out: Path, written:
     parts = [np.load(out / ".work" / f"block-{w.block:05d}.hashes", allow_pickle=False) for w in written]
     hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
     other = np.isin(hashes, np.array(sorted(sides.other), np.uint64))
-    n, held_out = len(hashes), int(((hashes < np.uint64(sides.below)) != other).sum())
+    n = len(hashes)
+    held_out = int(((hashes < np.uint64(sides.below)) != other).sum())
     asked = fraction * n
     if not asked / 2 <= held_out <= 2 * asked and abs(held_out - asked) > FEW:
         yield (
@@ -263,7 +265,10 @@ def _in_order(recipe, sides, out, blocks, workers) -> Iterator[tuple[int, Writte
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, sides, out))
     waiting: deque[tuple[int, Future]] = deque()
-    first = lambda: (waiting[0][0], waiting.popleft()[1].result())
+
+    def first():
+        return (waiting[0][0], waiting.popleft()[1].result())
+
     try:
         for number, raws in enumerate(blocks):
             with unheard_by_workers():
@@ -312,7 +317,9 @@ def _block(block: int, raws: Sequence[Raw]) -> Written:
     if (known := _done(out, block, done)) is not None:
         return known
     records = {split: [] for split in SPLITS}
-    left_out, seen, hashes = [], Counter(), []
+    left_out = []
+    seen = Counter()
+    hashes = []
     for raw in raws:
         try:
             made = tokenise.records(raw, tools, recipe.max_tokens, recipe.missing)
@@ -385,9 +392,10 @@ def finish(source: dict, out: Path, written: Sequence[Written], noted: dict | No
         for shard in (w.shards[split] for w in written if w.shards[split]):
             if (size := (out / split / shard.file).stat().st_size) != shard.bytes:
                 raise UserError(f"{out / split / shard.file} has {size} bytes, {shard.bytes} were written; try again")
-        parts = lambda kind, split=split: [
-            np.load(out / ".work" / f"block-{w.block:05d}.{split}.{kind}", allow_pickle=False) for w in written
-        ]
+
+        def parts(kind, split=split):
+            return [np.load(out / ".work" / f"block-{w.block:05d}.{split}.{kind}", allow_pickle=False) for w in written]
+
         tokens = np.concatenate([np.zeros((0, len(tools.modalities)), np.int32), *parts("lengths")])
         atoms = np.concatenate([np.zeros((0, 2), np.int32), *parts("atoms")])
         firsts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *parts("sizes")]))])

@@ -17,8 +17,12 @@ import numpy as np
 from mot.errors import reason
 
 IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
-MAX_SIDE, MAX_PIXELS, MAX_IMAGE_BYTES = 16384, 64 * 2**20, 256 * 2**20
-RATES, MAX_SECONDS, MAX_AUDIO_BYTES = (1000, 384_000), 3600, 512 * 2**20
+MAX_SIDE = 16384
+MAX_PIXELS = 64 * 2**20
+MAX_IMAGE_BYTES = 256 * 2**20
+RATES = (1000, 384_000)
+MAX_SECONDS = 3600
+MAX_AUDIO_BYTES = 512 * 2**20
 MAX_LATENT_BYTES = 256 * 2**20
 MAX_ACTION_BYTES = 16 * 2**20
 MAX_HEADER = 64 * 2**10  # bytes of a .npy's
@@ -157,7 +161,8 @@ def _array(content: bytes | Path | np.ndarray, kind: str, check) -> np.ndarray:
     file = io.BytesIO(_bytes(content, MAX_FILE[kind]))
     shape, fortran, dtype = npy_header(file)
     check(shape, dtype)
-    have, count = len(file.getbuffer()) - file.tell(), math.prod(shape)
+    have = len(file.getbuffer()) - file.tell()
+    count = math.prod(shape)
     if have < count * dtype.itemsize:
         raise ValueError(f"the .npy file is cut off: {have} of {count * dtype.itemsize} bytes")
     return np.frombuffer(file.getbuffer(), dtype, count, file.tell()).reshape(shape, order="FC"[not fortran])
@@ -232,7 +237,10 @@ def _image_header(encoded: bytes) -> tuple[str, int, int] | tuple[str]:
     Not left to Pillow, which refuses an empty image without its numbers and decodes a WEBP while opening it. Of a TIFF,
     AVIF or PPM, which it opens without decoding, the format alone.
     """
-    at = lambda code, offset: struct.unpack_from(code, encoded, offset)
+
+    def at(code, offset):
+        return struct.unpack_from(code, encoded, offset)
+
     if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG", *at(">II", 16)
     if encoded[:6] in (b"GIF87a", b"GIF89a"):

@@ -438,12 +438,15 @@ def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
                 try:
                     row, end = json.JSONDecoder().raw_decode(held, place)
                 except json.JSONDecodeError as error:
-                    row, end = error, len(held)
+                    row = error
+                    end = len(held)
                 if end < len(held) or isinstance(row, dict):  # a number may go on
-                    place, number = end, number + 1
+                    place = end
+                    number = number + 1
                     yield number, _object_or_error(row)
                     continue
-                held, place = held[place:], 0
+                held = held[place:]
+                place = 0
                 more = file.read(max(2**20, len(held)))  # twice as much each time, or long values take for ever
                 held += characters.decode(more, final=not more)
                 if not more or len(held) > 2 * MAX_LINE:

@@ -177,7 +177,11 @@ def detect(inputs: Sequence[Path]) -> str:
 
 
 def _shown(inputs: Sequence[Path]) -> _Shown:
-    good, refused, paired, alone, looked_at = {}, {}, 0, Counter(), 0
+    good = {}
+    refused = {}
+    paired = 0
+    alone = Counter()
+    looked_at = 0
     for path in inputs:
         if not path.is_dir() and not _form(path.name, is_found=False):
             raise UserError(f"{path}: not clear what it is; give its format: one of {', '.join(FORMATS)}")
@@ -364,7 +368,9 @@ def _pieces(path: Path, separator: bytes) -> Iterator[tuple[int, bytes, bool]]:
         blocks = _unix_blocks(file, 16 * LONGEST_TEXT + len(separator))
         while True:
             if len(held) - place <= LONGEST_TEXT + len(separator):
-                held, base, place = held[place:] + next(blocks, b""), base + place, 0
+                held = held[place:] + next(blocks, b"")
+                base = base + place
+                place = 0
                 if not held:
                     return
             end = held.find(separator, place, place + LONGEST_TEXT + len(separator)) if separator else -1
@@ -451,7 +457,8 @@ class _Tape:
 
 
 def _webdataset(inputs: list[Path], content: Sequence[str], notes: Notes) -> Iterator[Raw]:
-    templates, count = parse(content), itertools.count()
+    templates = parse(content)
+    count = itertools.count()
     wanted = needed(templates)
     for path, name, bad, side in find(inputs, SUFFIXES["webdataset"], notes):
         for row in [TableRow(name, {}, bad=bad)] if bad else _samples(path, name, wanted, notes):
@@ -482,17 +489,21 @@ class _Sample:
 
 def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Iterator[TableRow]:
     """Adjacent members of one key; after damage, one last row that stands for the rest of the archive."""
-    seen, done, now = set(), 0, None
+    seen = set()
+    done = 0
+    now = None
     try:
         for archive, member, load in _members(path):
             if member is None:
                 if now is not None:
                     yield now.row(name, now.key in seen)
-                    now, done = None, done + 1
+                    now = None
+                    done = done + 1
                 continue
             before, base = os.path.split(member.name.removeprefix("./"))
             stem, _, ending = base.partition(".")
-            fault, ending = _fault(member, ending), ending.lower()
+            fault = _fault(member, ending)
+            ending = ending.lower()
             if not fault and (member.isdir() or not ending or not stem):  # hidden ones have no stem
                 continue
             if now is None or now.key != (archive, before, stem):
@@ -508,7 +519,8 @@ def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Ite
 
 def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, str], notes: Notes) -> None:
     """A member to its sample; it is read only if it is used, and nothing is where the sample is bad."""
-    kind, is_used = kind_of("x." + ending)[0], _is_used(ending, wanted)
+    kind = kind_of("x." + ending)[0]
+    is_used = _is_used(ending, wanted)
     now.kinds |= {kind} - {"", "text"}
     if not is_used:
         notes.members[suffix("x." + ending)] += 1

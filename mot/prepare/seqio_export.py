@@ -65,7 +65,8 @@ def _written(mixture, recipe, out, max_skipped) -> list[job.Written]:
     raws = (_raw(read, held_out) for held_out, reads in _blocks(mixture, recipe) for read in reads)
     sides = tokenise.Sides(tokenise.held_out_below(raws, recipe.held_out, DROP_DOCUMENT, {}))
     for block, (held_out, reads) in enumerate(_blocks(mixture, recipe)):
-        records, left_out = {split: [] for split in SPLITS}, []
+        records = {split: [] for split in SPLITS}
+        left_out = []
         for read in reads:
             if read.why:
                 left_out.append(Bad(read.record.id, read.why))

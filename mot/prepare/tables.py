@@ -46,7 +46,8 @@ def folder(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iter
     A row's files are also called by their kinds (`image`, `audio`, ...), its words `caption` and `text`, whatever the
     columns' names. A folder below one with a captions file needs none.
     """
-    templates, of = parse(content), _Of(common(inputs), content, _sides(inputs), notes)
+    templates = parse(content)
+    of = _Of(common(inputs), content, _sides(inputs), notes)
     for i, row in enumerate(row for path in inputs for row in _folder_rows(path, of)):
         template = templates[i % len(templates)] if templates else default(row.fields)
         yield document(row, template, with_ids=not templates)
@@ -86,7 +87,8 @@ def _folder_rows(path: Path, of: _Of) -> Iterator[TableRow]:
         else:
             yield from _caption_rows(path, of)
         return
-    covered, any_found = set(), False
+    covered = set()
+    any_found = False
     for here, names in walk(path):
         files = [name for name in names if is_captions_file(name)]
         if files or here.parent in covered:
@@ -169,7 +171,8 @@ def _sidecar(folder: str, name: str, notes: Notes) -> str | ValueError:
 
 
 def _caption_rows(path: Path, of: _Of) -> Iterator[TableRow]:
-    real, name = os.path.realpath(path.parent), label(path, of.root)
+    real = os.path.realpath(path.parent)
+    name = label(path, of.root)
     rows = _csv_fields(path, of.content) if path.name.lower().endswith(".csv") else json_rows(path)
     for line, fields in rows:
         if isinstance(fields, ValueError):
@@ -218,7 +221,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             # What is not UTF-8 stays in as half characters: the one row that has it is bad, not the file.
             yield line.removeprefix(BOM if number == 1 else b"").decode(errors="surrogateescape")
 
-    reader, begin = csv.reader(decoded(), strict=True), 1
+    reader = csv.reader(decoded(), strict=True)
+    begin = 1
     try:
         for row in reader:
             if row:
@@ -295,9 +299,11 @@ def _check_type(path: Path, column: str, kind: str, of) -> None:
     is_media = _is_media(of) or types.is_null(of)
     inner = of.value_type if _is_list(of) else of
     if kind == "text":
-        fits, allowed = _is_text(of) or (types.is_dictionary(of) and _is_text(of.value_type)), "a string"
+        fits = _is_text(of) or (types.is_dictionary(of) and _is_text(of.value_type))
+        allowed = "a string"
     elif kind == "texts":
-        fits, allowed = _is_list(of) and _is_text(inner), "lists of strings"
+        fits = _is_list(of) and _is_text(inner)
+        allowed = "lists of strings"
     elif kind.endswith(READY):
         fits = _is_bytes(of) or (_is_list(of) and types.is_integer(inner))
         allowed = "lists of integers, those of a unit in one list, or .npy files (binary)"
@@ -305,7 +311,8 @@ def _check_type(path: Path, column: str, kind: str, of) -> None:
         inner = inner.value_type if _is_list(inner) else inner
         number = types.is_floating(inner) or (kind == "action" and (types.is_integer(inner) or types.is_boolean(inner)))
         what = "floats" if kind == "latents" else "numbers"
-        fits, allowed = is_media or (_is_list(of) and number), f".npy files (binary) or lists of {what}"
+        fits = is_media or (_is_list(of) and number)
+        allowed = f".npy files (binary) or lists of {what}"
     else:
         is_matched = types.is_struct(inner) and inner.get_field_index("matched_text_index") >= 0
         fits = is_media or (

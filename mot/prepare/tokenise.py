@@ -88,7 +88,8 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
         return
     folder.mkdir(exist_ok=True)
     like = _like(Path(recipe.like)) if recipe.like else None
-    known, ids = _chosen(like) if like else {}, declared(recipe)
+    known = _chosen(like) if like else {}
+    ids = declared(recipe)
     console = Console(stderr=True)
     with console.status("looking at the first documents", spinner=spinner(console)):
         first = _look(recipe, read, sides, ids, folder.parent / LEFT_OUT)
@@ -173,7 +174,8 @@ def _modalities(recipe, first: "First", ids: dict[str, int]) -> list[str]:
 
 def _learn(modality: str, recipe, found, file: Path, console: Console) -> None:
     """A codebook, of as many ids as the recipe says; where it does not, of the usual number or what the data yield."""
-    asked, usual = getattr(recipe, f"{modality}_ids"), USUAL[modality]
+    asked = getattr(recipe, f"{modality}_ids")
+    usual = USUAL[modality]
     if modality == "image":
         made = images.fit_image(found, recipe.image_side, recipe.image_patch, asked or usual, fewer=not asked)
         images.save(made, file)
@@ -410,8 +412,10 @@ def _chosen(folder: Path) -> dict:
     file = folder / CHOSEN
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        modalities, width = tuple(found["modalities"]), found["latents"]
-        of_vectors, ids = tuple(found.get("vectors", ())), dict(found.get("ids", {}))  # earlier versions had none
+        modalities = tuple(found["modalities"])
+        width = found["latents"]
+        of_vectors = tuple(found.get("vectors", ()))
+        ids = dict(found.get("ids", {}))  # earlier versions had none
         learned = set(modalities) - ids.keys()
         unknown = learned - {"text", *MEDIA}
         if modalities[:1] != ("text",) or unknown or "text" in ids or type(width) is not int or width < 0:
@@ -441,7 +445,8 @@ def _special(tokenizer: Tokenizer) -> dict[str, int]:
 
 def about(folder: Path) -> dict:
     """What dataset.json says of the tokenizers."""
-    tools, found = load(folder), {}
+    tools = load(folder)
+    found = {}
     files = [folder / name for name in (*FILES["text"], CHOSEN)]
     found["text"] = {"digest": file_digest(files[0])[:16], "ids": tools.text.get_vocab_size()}
     found["text"] |= {"special": _special(tools.text), "files": [_about_file(file) for file in files]}
@@ -479,7 +484,11 @@ def records(raw: Raw, tools: Tools, max_tokens: int, missing: str = DROP_DOCUMEN
     """Records of at most `max_tokens` tokens; raises `ValueError` with what is wrong with the document."""
     if raw.bad and not (raw.rest and missing == DROP_MEDIUM):
         raise ValueError(raw.bad)
-    spans, cuts, size, dropped, seen = [], [], 0, [], Counter()
+    spans = []
+    cuts = []
+    size = 0
+    dropped = []
+    seen = Counter()
     for part in parts_of(raw, missing):
         try:
             x = opened(part, seen)
@@ -579,7 +588,8 @@ def held_out_below(raws: Iterable[Raw], fraction: float, missing: str, ids: Mapp
     """
     if fraction == 0:
         return 0
-    below, hashes = int(fraction * 2**64), set()
+    below = int(fraction * 2**64)
+    hashes = set()
     for raw in raws:
         if raw.held_out is not None:
             return below
@@ -609,7 +619,9 @@ def sides_of(recipe, read: Callable[[], Iterator[Raw]], ids: Mapping[str, int]) 
     below = held_out_below(read(), recipe.held_out, recipe.missing, ids)
     if below == 0 or not _is_lost(recipe, read, below, ids):
         return Sides(below)
-    kinds_of, trained, says = {}, set(), False  # by hash, what a document has; what the input trains on
+    kinds_of = {}
+    trained = set()
+    says = False  # by hash, what a document has; what the input trains on
     for raw in first_documents(recipe, read):
         says = says or raw.held_out is not None
         with contextlib.suppress(ValueError):  # told when its turn comes
@@ -715,7 +727,8 @@ def _words(text: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
         if end < len(text):  # before a word's space, which belongs to the word
             spaces = (text.rfind(space, place + STRETCH // 2, end) for space in " \n\t")
             end = at if (at := max(spaces)) > 0 else end
-        stretch, place = text[place:end], end
+        stretch = text[place:end]
+        place = end
         try:
             encoding = tokenizer.encode(stretch, add_special_tokens=False)
         except Exception as error:  # of no type of its own
@@ -760,7 +773,8 @@ def cut(record: Record, cuts, modalities, max_tokens: int) -> list[tuple[Record,
         spans = []
         for s in np.unique(span_of[a:b]):
             mine = np.flatnonzero(span_of[a:b] == s) + a
-            begin, end = begins[mine[0]], begins[mine[-1]] + whole[mine[-1], 1]
+            begin = begins[mine[0]]
+            end = begins[mine[-1]] + whole[mine[-1], 1]
             spans.append(Span(record.spans[s].modality, record.spans[s].data[begin:end]))
         found.append((Record(f"{record.id}#{number}", tuple(spans)), whole[a:b]))
     return found

@@ -124,7 +124,8 @@ class Log:
 
     def _counted(self, counts) -> dict:
         """A row's cumulative figures, and the step's own."""
-        position, streams = self.position, self.config.streams
+        position = self.position
+        streams = self.config.streams
         real = {name: int(n) for name, n in zip(streams, counts, strict=False)}
         work = flops.train_step(self.config, real, int(counts[-1]))
         position.count(real, work, self.config)

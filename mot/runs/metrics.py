@@ -39,7 +39,10 @@ class Writer:
             return
         if kind != "event":
             self.written.add((kind, step))
-        finite = lambda x: x if not isinstance(x, float) or math.isfinite(x) else str(x)  # JSON has no NaN
+
+        def finite(x):
+            return x if not isinstance(x, float) or math.isfinite(x) else str(x)  # JSON has no NaN
+
         row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, "time": provenance.now()}
         row |= {k: finite(v) for k, v in values.items()}
         self.file.write(json.dumps(row) + "\n")
@@ -138,12 +141,14 @@ def routing(reports: Mapping, modalities) -> dict[str, float]:
     for name, r in reports.items():
         load_LME, tokens_LM = np.asarray(r.load_BME, np.float64), np.asarray(r.tokens_BM, np.float64)
         share_LE = load_LME.sum(1) / np.maximum(load_LME.sum((1, 2)), 1)[:, None] * load_LME.shape[-1]
-        tokens_M, tokens = tokens_LM.sum(0), max(tokens_LM.sum(), 1)
+        tokens_M = tokens_LM.sum(0)
+        tokens = max(tokens_LM.sum(), 1)
         row = {"load_max": share_LE.max(), "load_min": share_LE.min(), "entropy": r.entropy_B.sum() / tokens}
         row |= {"balance": r.balance_B.sum() / tokens, "z": r.z_B.sum() / tokens}
         if imitation := np.asarray(r.imitation_B).sum():
             row["imitation"] = imitation / tokens
-        wanted_M, load_M = np.asarray(r.wanted_BM).sum(0), load_LME.sum((0, 2))
+        wanted_M = np.asarray(r.wanted_BM).sum(0)
+        load_M = load_LME.sum((0, 2))
         for m, modality in enumerate(modalities):
             if wanted_M[m]:
                 row[f"dropped/{modality}"] = 1 - load_M[m] / wanted_M[m]
@@ -175,7 +180,10 @@ def _information(load_ME) -> float:
 
 def loads(reports: Mapping, modalities) -> dict:
     """`{component/tower: {modality: [L][E]}}`: the fraction of the modality's choices that an expert took."""
-    fractions = lambda load_LE: (load_LE / np.maximum(load_LE.sum(-1, keepdims=True), 1)).round(5).tolist()
+
+    def fractions(load_LE):
+        return (load_LE / np.maximum(load_LE.sum(-1, keepdims=True), 1)).round(5).tolist()
+
     return {
         name: {m: fractions(r.load_BME[:, i]) for i, m in enumerate(modalities) if r.tokens_BM[:, i].any()}
         for name, r in reports.items()

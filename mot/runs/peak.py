@@ -86,7 +86,9 @@ def measure(mesh: Mesh, dtype: str, sizes: tuple[int, ...], seconds: float) -> P
     on top. Matrices of one constant cost an accelerator the least power, so this is no less than real ones reach.
     """
     rows = NamedSharding(mesh, P(mesh.axis_names))
-    left, best, programs = seconds, Peak(0.0, sizes[0], seconds, provenance.now()), {}
+    left = seconds
+    best = Peak(0.0, sizes[0], seconds, provenance.now())
+    programs = {}
 
     def tried(n):
         """The best so far after one more multiplication, and its seconds."""

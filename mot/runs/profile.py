@@ -131,9 +131,15 @@ def _own_time(events: Iterable[tuple[float, float, str]]) -> Iterator[tuple[str,
 
 def places(program: str) -> dict[str, str]:
     """`{operation: "transpose(jvp(...))/dot_general, model.py:270"}` of a compiled program's text."""
-    table = lambda title: dict(re.findall(r"(?m)^(\d+) (.+)$", _section(program, title)))
+
+    def table(title):
+        return dict(re.findall(r"(?m)^(\d+) (.+)$", _section(program, title)))
+
     files = {n: Path(name.strip('"')).name for n, name in table("FileNames").items()}
-    field = lambda text, name: (re.search(rf"\b{name}=(\d+)", text) or [None, ""])[1]
+
+    def field(text, name):
+        return (re.search(rf"\b{name}=(\d+)", text) or [None, ""])[1]
+
     lines = {n: (files.get(field(x, "file_name_id"), ""), field(x, "line")) for n, x in table("FileLocations").items()}
     frames = {n: lines.get(field(x, "file_location_id"), ("", "")) for n, x in table("StackFrames").items()}
     found = {}

@@ -187,7 +187,8 @@ def config_of(path: Path) -> Config:
     """
     config = config_as_written(path)
     one = dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices"), 1)
-    mesh, m = dataclasses.replace(config.mesh, data=0, **one), config.model
+    mesh = dataclasses.replace(config.mesh, data=0, **one)
+    m = config.model
     if jax.default_backend() == "cpu":
         how = dict(attention="chunked") if m.attention in attention.KERNELS else {}
         how |= dict(dispatch="blocked") if m.dispatch in dispatch.KERNELS else {}

@@ -115,11 +115,15 @@ def _resampled(wave: np.ndarray, of: int, rate: int) -> np.ndarray:
 def _power(wave: np.ndarray, rate: int, hop: int) -> np.ndarray:
     """float64 `[tokens, BANDS]`: the power in each band, in windows centred on each hop, some thousands at a time."""
     taper, size = window(rate, hop)
-    tokens, more = -(-len(wave) // hop), len(taper) - hop
+    tokens = -(-len(wave) // hop)
+    more = len(taper) - hop
     padded = np.pad(wave, (more // 2, tokens * hop - len(wave) + more - more // 2))
     frames = np.lib.stride_tricks.sliding_window_view(padded, len(taper))[::hop]
     filters = bands(rate, size // 2 + 1)
-    spectrum = lambda i: np.abs(np.fft.rfft(frames[i : i + 4096] * taper, size)) ** 2
+
+    def spectrum(i):
+        return np.abs(np.fft.rfft(frames[i : i + 4096] * taper, size)) ** 2
+
     return np.concatenate([spectrum(i) @ filters for i in range(0, tokens, 4096)])
 
 
@@ -134,7 +138,8 @@ def bands(rate: int, bins: int) -> np.ndarray:
     """float64 `[bins, BANDS]`: triangles evenly spaced in mel (HTK's), each from its neighbours' middles to its own."""
     highest = 2595 * np.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, highest, BANDS + 2) / 2595) - 1)
-    frequency, steps = np.linspace(0, rate / 2, bins)[:, None], np.diff(edges)
+    frequency = np.linspace(0, rate / 2, bins)[:, None]
+    steps = np.diff(edges)
     rising, falling = (frequency - edges[:-2]) / steps[:-1], (edges[2:] - frequency) / steps[1:]
     return np.minimum(rising, falling).clip(0)
 

@@ -28,7 +28,10 @@ def sample(rows: Iterable[np.ndarray], features: int) -> np.ndarray:
     """`[R, P]`: some rows of many uint8 `[n, P]`, each as likely as any other; the same from the same rows."""
     most = min(SAMPLE, SAMPLED // features)
     # Each row draws a number and those with the least stay: memory is bounded, and how many come need not be known.
-    bits, kept, keys, limit = np.random.Philox(seed=np.random.SeedSequence(0)), [], [], np.uint64(2**64 - 1)
+    bits = np.random.Philox(seed=np.random.SeedSequence(0))
+    kept = []
+    keys = []
+    limit = np.uint64(2**64 - 1)
     held = 0
     for x_RP in rows:
         key_R = bits.random_raw(len(x_RP))
@@ -38,7 +41,8 @@ def sample(rows: Iterable[np.ndarray], features: int) -> np.ndarray:
         held += len(keys[-1])
         if held > 2 * most:
             kept, keys = _least(kept, keys, most)
-            held, limit = most, keys[0].max()
+            held = most
+            limit = keys[0].max()
     return _least(kept, keys, most)[0][0] if kept else np.zeros((0, features), np.uint8)
 
 
@@ -95,7 +99,8 @@ def nearest(x_RP: np.ndarray, codes_KP: np.ndarray) -> np.ndarray:
     """int32 `[R]`: the code with the least squared distance to each row, of equally near ones the lowest id."""
     dtype = np.float32 if codes_KP.shape[1] <= _EXACT else np.float64
     codes_PK = codes_KP.T.astype(dtype)
-    square_1K, codes_PK = (codes_PK**2).sum(0, keepdims=True), -2 * codes_PK
+    square_1K = (codes_PK**2).sum(0, keepdims=True)
+    codes_PK = -2 * codes_PK
     ids_R = np.empty(len(x_RP), np.int32)
     step = max(1, (1 << 22) // len(codes_KP))
     for i in range(0, len(x_RP), step):
@@ -157,7 +162,10 @@ def unpack(content: bytes, format: str, names: Sequence[str]) -> dict[str, np.nd
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed")  # and might unfold to any size
-            read = lambda name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+
+            def read(name):
+                return np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+
             found = str(read("format"))
             arrays = {name: read(name) for name in names if found == format}
     except Exception as error:  # a damaged archive or header raises any of a dozen kinds

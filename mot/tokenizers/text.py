@@ -215,8 +215,12 @@ def sentences(text: str, starts: Sequence[int]) -> np.ndarray:
 def split(tokenizer: Tokenizer, text: str, longest: int) -> list[list[int]]:
     """The ids of a text in pieces of at most `max_tokens`, cut at the last paragraph, sentence or word that fits."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
-    ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
-    before = lambda i: text[: starts[i]]
+    ids = encoding.ids
+    starts = [start for start, _ in encoding.offsets]
+
+    def before(i):
+        return text[: starts[i]]
+
     boundaries = (
         lambda i: before(i).endswith("\n\n"),
         lambda i: before(i).rstrip(" ").endswith((".", "?", "!", "\n")),

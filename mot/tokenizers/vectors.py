@@ -154,7 +154,8 @@ def resampled(path: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array([s[-1] for s in along])
     shares = lengths if lengths.any() else np.ones(len(along))
     ends = np.rint(np.cumsum(shares) / shares.sum() * (points - 2 * len(along))).astype(int)
-    places, pen = [], np.full(points, -1.0)
+    places = []
+    pen = np.full(points, -1.0)
     for stroke, s, k in zip(strokes, along, 2 + np.diff(ends, prepend=0), strict=True):
         at = np.linspace(0, s[-1], k)
         places.append(np.column_stack([np.interp(at, s, stroke[:, 0]), np.interp(at, s, stroke[:, 1])]))
@@ -174,7 +175,9 @@ def fit_audio(clips: Iterable[tuple[np.ndarray, int]], rate: int, hop: int | Non
     """
     hop = rate // 50 if hop is None else hop
     audio.check(rate, hop)
-    count, total_P, square_P = 0, np.zeros(audio.BANDS), np.zeros(audio.BANDS)
+    count = 0
+    total_P = np.zeros(audio.BANDS)
+    square_P = np.zeros(audio.BANDS)
     for wave, of in clips:
         level_CP = audio.levels(wave, of, rate, hop)
         count, total_P, square_P = count + len(level_CP), total_P + level_CP.sum(0), square_P + (level_CP**2).sum(0)
@@ -191,14 +194,19 @@ def fit_action(paths: Iterable[np.ndarray], points: int, offsets: bool) -> Actio
     """
     if not POINTS[0] <= points <= POINTS[1]:
         raise ValueError(f"points={points}; must be from {POINTS[0]} to {POINTS[1]}")
-    low, high, square, count, last = np.full(2, np.inf), np.full(2, -np.inf), 0.0, 0, "there is none"
+    low = np.full(2, np.inf)
+    high = np.full(2, -np.inf)
+    square = 0.0
+    count = 0
+    last = "there is none"
     for path in paths:
         try:
             place, _ = resampled(path, points)
         except ValueError as error:
             last = str(error)
             continue
-        low, high = np.minimum(low, place.min(0)), np.maximum(high, place.max(0))
+        low = np.minimum(low, place.min(0))
+        high = np.maximum(high, place.max(0))
         square, count = square + (np.diff(place, axis=0) ** 2).sum(), count + 2 * (points - 1)
     if not count:
         raise ValueError(f"no path to learn from: {last}")

@@ -139,7 +139,10 @@ def _at(config: Config, values: dict) -> Config:
 
 def vmapped(configs: Sequence[Config], mesh) -> Callable:
     """`each(f)` is f(config, of_one, *shared) of every run at once: (of_all, *shared) -> results of all, runs first."""
-    value = lambda c, key: getattr(getattr(c, key.split(".")[0]), key.split(".")[1])
+
+    def value(c, key):
+        return getattr(getattr(c, key.split(".")[0]), key.split(".")[1])
+
     given = {key: [value(c, key) for c in configs] for key in VARIED}
     values = {key: np.array(x, DTYPES.get(key, jnp.float32)) for key, x in given.items() if len(set(x)) > 1}
     # `blocked` loops over the rows that experts have: of several runs, as long as any has some, and copying them all.
@@ -147,7 +150,8 @@ def vmapped(configs: Sequence[Config], mesh) -> Callable:
     config = _at(configs[0], {"model.dispatch": dispatch})
 
     def each(f):
-        one = lambda values, of_one, *shared: f(_at(config, values), of_one, *shared)
+        def one(values, of_one, *shared):
+            return f(_at(config, values), of_one, *shared)
 
         def some(values, of_some, *shared):
             return jax.vmap(one, in_axes=(0, 0, *(None for _ in shared)))(values, of_some, *shared)
@@ -187,7 +191,10 @@ def _start(configs, paths, mesh, each, at, upcycled):
     with jax.set_mesh(alone):
         started = [loop.start(c, path, alone, first=x) for c, path, x in zip(configs, paths, upcycled, strict=True)]
         states = jax.device_get([state for state, _ in started])
-    stack = lambda *x: jax.device_put(np.stack(x), runs)
+
+    def stack(*x):
+        return jax.device_put(np.stack(x), runs)
+
     return jax.tree.map(stack, *states), [position for _, position in started]
 
 
@@ -198,7 +205,9 @@ def _parts(configs, paths, mesh, each, training, held_out, log) -> loop.Parts:
 
     @partial(jax.jit, static_argnames="causal")
     def sums(params, batch, causal):
-        of_batch = lambda config, params, batch: evaluate.sums(config, len(held_out.names))(params, batch, causal)
+        def of_batch(config, params, batch):
+            return evaluate.sums(config, len(held_out.names))(params, batch, causal)
+
         return each(of_batch)(params, batch)
 
     def evaluated(state):
@@ -209,7 +218,10 @@ def _parts(configs, paths, mesh, each, training, held_out, log) -> loop.Parts:
             total[True] = evaluate.total(sums, params, batches, causal=True)
         rows = []
         for i, c in enumerate(configs):
-            of_run = lambda causal, i=i: jax.tree.map(lambda x: x[i], total[causal])
+
+            def of_run(causal, i=i):
+                return jax.tree.map(lambda x: x[i], total[causal])
+
             rows.append(evaluate.report(c, held_out, bytes_O, of_run))
         return rows
 
@@ -218,7 +230,8 @@ def _parts(configs, paths, mesh, each, training, held_out, log) -> loop.Parts:
     def save(state):
         for i, (c, path, of_run) in enumerate(zip(configs, paths, log.logs, strict=True)):
             if i not in log.gone:
-                folder, position = path / "checkpoints", of_run.position
+                folder = path / "checkpoints"
+                position = of_run.position
                 made_by = provenance.made_by()
                 checkpoint.save(folder, position.step, take(trees(state), i), vars(position), c.run.keep, made_by)
 
@@ -266,7 +279,9 @@ class Logs(Log):
         super().dispatched(measured, counts, packed, idle, waited)
 
     def write(self, measured, row, seconds):
-        counts, step, rows = measured.pop("counts"), row["step"], []
+        counts = measured.pop("counts")
+        step = row["step"]
+        rows = []
         for i, log in self.present():
             of_run = jax.tree.map(lambda x, i=i: x[i], measured) | {"counts": counts}
             try:

@@ -37,7 +37,8 @@ def held_out(config: Config, sources: Sources, mesh, say=print):
     mine = sharding.rows_of_process(config, mesh)
     batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches, None, *mine)
     packed = list(iterate(batches, 0, timeout=config.data.timeout))
-    host, left_out = [p.batch for p in packed], [d for p in packed for d in p.left_out]
+    host = [p.batch for p in packed]
+    left_out = [d for p in packed for d in p.left_out]
     for source, document, why in left_out:
         say(f"evaluation: left out document {document} of {source}: {why}")
     if left_out:
@@ -102,6 +103,9 @@ def _first_stage(config: Config, sources: Sources) -> Config:
             f"data.sources: none of {', '.join(config.data.sources)} that has a share has held-out documents; prepare "
             "one with a larger --held-out"
         )
-    whole = lambda s: dataclasses.replace(s, diffusion=dataclasses.replace(s.diffusion, drop_rate=0.0))
+
+    def whole(s):
+        return dataclasses.replace(s, diffusion=dataclasses.replace(s.diffusion, drop_rate=0.0))
+
     streams = {name: whole(s) for name, s in config.streams.items()}
     return dataclasses.replace(config, streams=streams, data=dataclasses.replace(config.data, shares=shares, stages=()))

@@ -56,7 +56,10 @@ def make_step(config: Config, sources: int):
             (total, sums), grads = value_and_grad(trained, frozen, batch, Z_M, routed, key, state)
         else:
             keys = jax.random.split(key, config.optim.accumulate) if jitters else None
-            one = lambda x: value_and_grad(trained, frozen, x[0], Z_M, routed, x[1], state)
+
+            def one(x):
+                return value_and_grad(trained, frozen, x[0], Z_M, routed, x[1], state)
+
             (total, sums), grads = _accumulate(one, (_microbatches(batch, config.optim.accumulate), keys))
         of_model = params.split(grads, params.is_causal)[1]  # without routers that only imitate
         norms, norm = _norms_by_tower(of_model), optax.tree.norm(of_model)
@@ -67,7 +70,8 @@ def make_step(config: Config, sources: int):
 
         def update():
             updates, opt = optimiser.update(grads, state.opt, trained)
-            weights, d = params.merge(optax.apply_updates(trained, updates), frozen), config.optim.ema
+            weights = params.merge(optax.apply_updates(trained, updates), frozen)
+            d = config.optim.ema
             weights = _balanced(weights, sums["routing"], config)
             # What does not move has itself as its average, to the bit.
             ema = jax.tree.map(lambda e, w: jnp.where(e == w, e, d * e + (1 - d) * w), state.ema, weights) if d else {}
@@ -107,7 +111,10 @@ def _accumulate(f, microbatches):
     """The sum of f over microbatches, one at a time."""
     first = jax.tree.map(lambda x: x[0], microbatches)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first))
-    add = lambda total, microbatch: (jax.tree.map(jnp.add, total, f(microbatch)), None)
+
+    def add(total, microbatch):
+        return (jax.tree.map(jnp.add, total, f(microbatch)), None)
+
     return jax.lax.scan(add, zeros, microbatches)[0]
 
 
@@ -136,7 +143,8 @@ def run(
     checkpoint.refuse_odd(rundir.folder(config))
     first, begins = None, ""
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
-        first, begins = upcycled(config), f"begins with the {beginning(config)}"
+        first = upcycled(config)
+        begins = f"begins with the {beginning(config)}"
     if sharding.is_first_process():
         rundir.open_run(config)
     sharding.barrier("run directory")
@@ -147,7 +155,8 @@ def run(
             state, position = start(config, path, mesh, first=first)
         del first  # the state has its own copy
         refuse_other_data(path, position, training)
-        end, speaks = min(config.run.steps, until or config.run.steps), sharding.is_first_process()
+        end = min(config.run.steps, until or config.run.steps)
+        speaks = sharding.is_first_process()
         with metrics.Live(config.run.name, position.step, config.run.steps, speaks) as live, Signals() as signals:
             if position.step >= end:
                 live.say(f"{path}: already at step {position.step}")
@@ -257,7 +266,10 @@ def start(config, path, mesh, step=None, first=None) -> tuple[State, Position]:
             ema = sharding.copied(first, shardings.ema) if config.optim.ema else {}
             state = state.replace(params=sharding.copied(first, shardings.params), ema=ema)
         return state, Position()
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
     like = jax.tree.map(place, trees(jax.eval_shape(make)), trees(shardings))
     found, data = checkpoint.restore(path / "checkpoints", step or saved[-1], like)
     opt = found["opt"]
@@ -280,7 +292,8 @@ def _parts(config, path, mesh, training, held_out, log) -> Parts:
     placed = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=placed)
     evaluate = make_evaluate(config, held_out, mesh, log.live.say)
-    folder, keep = path / "checkpoints", config.run.keep
+    folder = path / "checkpoints"
+    keep = config.run.keep
 
     def save(state):
         position = log.position
@@ -300,7 +313,8 @@ def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, en
     size = {"training": training.size(modalities), "held_out": held_out.size(modalities)}
     log.start({"data": training.digest, "size": size, "reachable_fill": fill, "devices": mesh.size})
     live.phase("reading and packing the first batch")
-    packed, waited = next(incoming), 0.0  # before the clock of steps runs
+    packed = next(incoming)
+    waited = 0.0  # before the clock of steps runs
     for line in optim.told(config):
         live.say(line)
     for line in [*budgets.advice(config, training), *sources.remarks(config, held_out)]:

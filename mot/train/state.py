@@ -49,7 +49,8 @@ def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
 
     `UserError` where a parameter cannot be split as `mesh.rules` say.
     """
-    table, rules = params.table(config), config.mesh.rules
+    table = params.table(config)
+    rules = config.mesh.rules
     sharding.check_arrays(table, rules, mesh)
     everywhere = sharding.replicated(mesh)
     weights = params.nest({p: sharding.by_axes(mesh, spec.axes, rules) for p, spec in table.items()})
@@ -64,7 +65,10 @@ def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
 
 def abstract(config: Config, mesh: jax.sharding.Mesh) -> State:
     """The state's shapes, where they live; nothing is allocated."""
-    place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+
+    def place(x, s):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+
     return jax.tree.map(place, jax.eval_shape(lambda: init_state(config)), state_shardings(config, mesh))
 
 
@@ -78,10 +82,13 @@ def trees(state: State) -> dict:
 def needed(config: Config, mesh, runs: int = 1) -> tuple[int, int]:
     """Bytes that each device of a mesh cannot do without for `runs` runs: the state with gradients, and the residual
     stream of every layer."""
-    table, is_trained, rules = params.table(config), optim.trainable(config), config.mesh.rules
-    count = lambda chosen: sum(
-        params.count({p: s}) // sharding.shard_count(s.axes, rules, mesh) for p, s in chosen.items()
-    )
+    table = params.table(config)
+    is_trained = optim.trainable(config)
+    rules = config.mesh.rules
+
+    def count(chosen):
+        return sum(params.count({p: s}) // sharding.shard_count(s.axes, rules, mesh) for p, s in chosen.items())
+
     held = count(table) * (2 if config.optim.ema else 1)
     # With gradients and Adam's moments.
     moments = {"float32": 2, "bfloat16": 1}[config.optim.moments]
@@ -96,7 +103,8 @@ def refuse_too_large(config: Config, mesh, runs: int = 1) -> None:
     """`UserError` where what a step of `runs` runs on a device cannot do without is more than there is memory."""
     state, residual = needed(config, mesh, runs)
     if (have := sharding.memory(mesh)) < state + residual:
-        many, rows = f"{runs} times " if runs > 1 else "", config.data.batch // config.optim.accumulate
+        many = f"{runs} times " if runs > 1 else ""
+        rows = config.data.batch // config.optim.accumulate
         parameters = params.count(params.table(config))
         raise UserError(
             f"{many}{parameters:,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB "

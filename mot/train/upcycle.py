@@ -21,7 +21,8 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
     every copy but the first.
     Raises `UserError` where shapes do not fit.
     """
-    specs, old = params.table(target), params.paths(trained)
+    specs = params.table(target)
+    old = params.paths(trained)
     fresh = params.paths(jax.jit(lambda: params.init(specs, target.model.seed))())
     known = params.table(source)
     places = {stack: _layers(target, stack) for stack in target.stacks}

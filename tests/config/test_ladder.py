@@ -113,7 +113,9 @@ def test_the_twin_for_tpu_has_heads_of_128_and_the_same_size():
 
 
 def test_devices_choose_kernels_and_dtype():
-    chosen = lambda **a: (lambda m: (m.attention, m.dispatch, m.dtype, m.scan, m.remat))(build(**a)[1].model)
+    def chosen(**a):
+        return (lambda m: (m.attention, m.dispatch, m.dtype, m.scan, m.remat))(build(**a)[1].model)
+
     assert chosen(rung="37m", device="cpu") == ("chunked", "blocked", "float32", True, "block")
     assert chosen(rung="37m", device="gpu") == ("triton", "triton", "bfloat16", True, "block")
     assert chosen(rung="1m", device="tpu") == ("splash", "gmm", "bfloat16", True, "block")

@@ -81,7 +81,10 @@ def test_each_epoch_holds_each_document_once_also_across_stages():
         mine = [i for source, i in places if source == s]
         for epoch in range(len(mine) // size):
             assert sorted(mine[epoch * size : (epoch + 1) * size]) == list(range(size))
-    in_stage = lambda a, b: np.bincount([s for s, _ in places[a:b]], minlength=3) / (b - a)
+
+    def in_stage(a, b):
+        return np.bincount([s for s, _ in places[a:b]], minlength=3) / (b - a)
+
     assert np.abs(in_stage(0, 100) - np.array([3, 2, 1]) / 6).max() < 0.02
     assert np.abs(in_stage(100, 333) - np.array([0, 1, 1]) / 2).max() < 0.02
     assert np.abs(in_stage(333, 900) - np.array([1, 0, 2]) / 3).max() < 0.02

@@ -41,7 +41,10 @@ def test_the_embedded_documents_are_what_they_say(c, splits):
             assert d.weight[d.token == EOI] == 0
             assert (d.weight[d.token != EOI] == 1).all()
             seen[name].add(image.tobytes())
-        boi = lambda d: list(d.token).index(BOI)
+
+        def boi(d):
+            return list(d.token).index(BOI)
+
         assert all(boi(d) > 1 for d in drawn)
         assert all(boi(d) == 1 for d in read)
     assert not seen["training"] & seen["held_out"]

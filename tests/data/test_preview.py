@@ -23,7 +23,10 @@ def size(file):
 
 def test_a_page_holds_every_kind_of_part_with_odd_and_long_content(tmp_path):
     rng = np.random.default_rng(0)
-    picture = lambda *shape: rng.integers(0, 256, (*shape, 3), np.uint8)
+
+    def picture(*shape):
+        return rng.integers(0, 256, (*shape, 3), np.uint8)
+
     parts = [
         ("text", ODD * 30),
         ("text", ""),

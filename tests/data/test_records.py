@@ -125,7 +125,9 @@ def test_a_document_is_rendered_with_its_markers():
 
 
 def test_vectors_are_rendered_with_their_values_and_without_ids():
-    vectors = lambda *n, dtype="f": Span("latents", np.array([[i, -i] for i in n], dtype))
+    def vectors(*n, dtype="f"):
+        return Span("latents", np.array([[i, -i] for i in n], dtype))
+
     record = Record("a", (vectors(1, 2), Span("text", np.array([9])), vectors(3, dtype=np.float16)))
     d = render(record, LAYOUT, 0, 0)
     bos, eos, begin, end = (SPECIAL[t] for t in ("<bos>", "<eos>", "<latents>", "</latents>"))
@@ -627,7 +629,10 @@ def test_inspect_tells_of_a_damaged_document_and_draws_the_others(tmp_path, caps
         folder / "train" / "shard-0.array_record", [Record("a", (Span("x", np.ones(1)),))] * 3
     )
     reword(folder, put(*TRAIN, "shards", 0, to=damaged._asdict()))
-    inspect = lambda *more: guarded(command.main, ["inspect", str(folder), *more])
+
+    def inspect(*more):
+        return guarded(command.main, ["inspect", str(folder), *more])
+
     assert inspect("--document=3", f"--out={tmp_path}/three.png") == 0
     assert "document d3" in capsys.readouterr().out
     assert inspect("--document=1") == 2

@@ -242,9 +242,14 @@ def test_the_plan_counts_every_copy():
     lengths = np.array([5, 4, 3])
 
     class One:
-        lengths = lambda self, g: np.array([5, 4, 3])
-        cuts = lambda self, g: np.array([[1, 1, 0, 0], [12, 5, 4, 3]])
-        enter = lambda self, step, g: None
+        def lengths(self, g):
+            return np.array([5, 4, 3])
+
+        def cuts(self, g):
+            return np.array([[1, 1, 0, 0], [12, 5, 4, 3]])
+
+        def enter(self, step, g):
+            return None
 
     plan = packing.RowPlan(One(), (100, 16, 100), (100, 16, 100), 4, copies=(1, 2, 1))
     row = plan.next_row()

@@ -227,7 +227,10 @@ def test_damaged_held_out_documents_are_told_and_too_many_stop_it(folder, tmp_pa
     for shard in (tmp_path / "pictures" / "held_out").glob("shard-*"):
         shard.write_bytes(bytes(shard.stat().st_size))
     c, _, held_out = make(tmp_path, data__verify=False)
-    allowing = lambda n: dataclasses.replace(c, data=dataclasses.replace(c.data, max_skipped=n))
+
+    def allowing(n):
+        return dataclasses.replace(c, data=dataclasses.replace(c.data, max_skipped=n))
+
     said = []
     with pytest.raises(UserError, match=r"the held-out batches hold nothing to predict"):
         make_evaluate(allowing(10**6), held_out, sharding.one_device(), said.append)

@@ -99,7 +99,10 @@ def test_a_dataset_like_another_keeps_vectors_as_that_does(made, tmp_path):
     plain = write_inputs(tmp_path / "in")
     found = job.prepare(dataclasses.replace(plain, like=str(out)), tmp_path / "like", 1, 0).about
     assert found["modalities"] == ["text", "image"]
-    known = lambda about: {k: v for k, v in about["tokenizers"]["image"].items() if k != "files"}
+
+    def known(about):
+        return {k: v for k, v in about["tokenizers"]["image"].items() if k != "files"}
+
     assert known(found) == known(about)
     job.prepare(plain, tmp_path / "ids", 1, 0)
     found = job.prepare(
@@ -151,7 +154,10 @@ def test_documents_whose_vectors_do_not_fit_are_left_out(made, tmp_path):
 def tree(folder, streams=None, **data):
     """A configuration of all streams that the dataset has."""
     c = base.get_config()
-    latent = lambda m, **more: base.stream(m, 32, 64, objective="flow", latent=WIDTHS[m], **more)
+
+    def latent(m, **more):
+        return base.stream(m, 32, 64, objective="flow", latent=WIDTHS[m], **more)
+
     about = json.loads((folder / "dataset.json").read_text())
     ids = about["tokenizers"]["text"]["ids"]
     c.streams = {"text": base.stream("text", 32, 64, ids=ids)} | {m: latent(m) for m in about["modalities"][1:]}

@@ -143,7 +143,9 @@ def test_what_ended_a_document_is_told(vectors, tmp_path):
 def test_what_is_drawn_is_judged_and_what_is_read_is_compared(vectors, monkeypatch, tmp_path):
     """A model that draws and reads perfectly, and one that always draws and reads a three."""
     pixels, labels = shown()
-    digit = lambda label: embedded.patches(pixels[list(labels).index(label)])
+
+    def digit(label):
+        return embedded.patches(pixels[list(labels).index(label)])
 
     def perfect(prompts, settings, opens="", **how):
         text = [vectors.codec.decode("text", p.data) for (p,) in prompts if p.stream == "text"]
@@ -459,9 +461,8 @@ def test_all_faults_come_at_once(run, capsys):
 
 
 def test_vectors_are_guided_where_a_run_was_trained_for_it():
-    built = lambda tree, **drop_rate: resolve(
-        tree.unlock() if not drop_rate else changed(tree, **drop_rate), sources.faults
-    )
+    def built(tree, **drop_rate):
+        return resolve(tree.unlock() if not drop_rate else changed(tree, **drop_rate), sources.faults)
 
     def changed(tree, drop_rate):
         tree = tree.unlock()

@@ -52,7 +52,10 @@ def dataset(folder, **tokenizers):
 
 def test_prepared_datasets_say_it_themselves(tmp_path):
     """All modalities that some source has and the model too; units of one length, or of any."""
-    vector = lambda **more: dict(width=3) | more
+
+    def vector(**more):
+        return dict(width=3) | more
+
     folders = [str(tmp_path / name) for name in "ab"]
     dataset(tmp_path / "a", audio=dict(ids=9))
     special = dataset(tmp_path / "b", sound=vector(), image=vector(tokens=6))

@@ -33,10 +33,13 @@ GREEDY = Settings(temperature=0.0, steps=3)
 TEXT, MEDIA = 20, 3  # generated at most
 PREFIX = 999  # a span
 
-ids = lambda n, width=16, **stream: base.stream("", width, 24, ids=n, budget=ROOM, max_tokens=ROOM, **stream)
-vectors = lambda objective="flow", width=16, P=3, **diffusion: base.stream(
-    "", width, 24, diffusion, latent=P, objective=objective, budget=ROOM, max_tokens=ROOM
-)
+
+def ids(n, width=16, **stream):
+    return base.stream("", width, 24, ids=n, budget=ROOM, max_tokens=ROOM, **stream)
+
+
+def vectors(objective="flow", width=16, P=3, **diffusion):
+    return base.stream("", width, 24, diffusion, latent=P, objective=objective, budget=ROOM, max_tokens=ROOM)
 
 
 def build(arch, image, sound=None, blocks="units", **model):
@@ -96,7 +99,10 @@ CASES = {
 def weights(c, seed):
     """Random, also what training begins at 0 or 1; what ends a text is often likely."""
     rng, table = np.random.default_rng(seed), params.table(c)
-    value = lambda spec: rng.standard_normal(spec.shape) * (spec.std or 0.3) + (spec.std is None) * spec.fill
+
+    def value(spec):
+        return rng.standard_normal(spec.shape) * (spec.std or 0.3) + (spec.std is None) * spec.fill
+
     flat = {path: value(spec).astype(np.float32) for path, spec in table.items()}
     head_VD = flat["embed/tokens"] if c.model.tied else flat["head/out"].T
     head_VD[[EOS, *MARKERS]] *= 2
@@ -117,7 +123,9 @@ def whole(name):
 def prompts(case):
     """One of text alone, one that holds units, an empty one."""
     rng = np.random.default_rng(0)
-    text = lambda n: Stretch("text", rng.integers(len(SPECIAL), IDS, n))
+
+    def text(n):
+        return Stretch("text", rng.integers(len(SPECIAL), IDS, n))
 
     def unit(medium):
         n, stream = medium.tokens or 4, case.config.streams[medium.stream]
@@ -156,9 +164,15 @@ class Writer:
 
     def batch(self, tokens):
         names, latents = list(self.config.streams), [s.latent for s in self.config.streams.values()]
-        of = lambda i: [t.value for t in tokens if t.stream == names[i]]
+
+        def of(i):
+            return [t.value for t in tokens if t.stream == names[i]]
+
         values = {i: np.stack(of(i)) for i, P in enumerate(latents) if P and of(i)}
-        field = lambda name: np.array([getattr(t, name) for t in tokens])
+
+        def field(name):
+            return np.array([getattr(t, name) for t in tokens])
+
         stream = [names.index(t.stream) for t in tokens]
         fields = {name: field(name) for name in ("unit", "span", "private", "noise", "alone")}
         row = [document(0, 0, field("id"), stream, np.zeros(len(tokens)), **fields, values=values)]
@@ -192,7 +206,10 @@ class Writer:
                 data.append(found - stream.first_id)
             return np.array(data)
         key = jax.random.fold_in(key, sum(not t.private for t in tokens))
-        noise = lambda k: jax.random.normal(jax.random.fold_in(key, k), (n * stream.latent,)).reshape(n, -1)
+
+        def noise(k):
+            return jax.random.normal(jax.random.fold_in(key, k), (n * stream.latent,)).reshape(n, -1)
+
         settings, both = self.case.settings, stream.copies == 2
 
         def answer(x, t, alone):
@@ -218,7 +235,10 @@ class Writer:
         for part in prompt:
             number += 1
             medium, unit = self.format.medium(part.stream), self.unit(part.stream, part.data, number)
-            mark = lambda marker, medium=medium: [Token("text", getattr(medium, marker))] if medium else []
+
+            def mark(marker, medium=medium):
+                return [Token("text", getattr(medium, marker))] if medium else []
+
             tokens += mark("opens") + [t if medium else t._replace(unit=0) for t in unit] + mark("closes")
         opened = self.format.medium(self.case.opens)
         if opened:
@@ -309,7 +329,10 @@ def test_ids_are_drawn_among_the_likeliest(temperature, k, p):
     logits_BV = rng.standard_normal((3, 12)).astype(np.float32) * 2
     logits_BV[:, 5] = -np.inf
     keys = jax.random.split(jax.random.key(1), (3, n))
-    choose = lambda x_V, keys: sampling.choose(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
+
+    def choose(x_V, keys):
+        return sampling.choose(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
+
     drawn = np.asarray(jax.jit(jax.vmap(choose))(logits_BV, keys))
     for logits_V, ids in zip(logits_BV, drawn, strict=True):
         likeliest = np.eye(12)[logits_V.argmax()]
@@ -327,10 +350,16 @@ HOT = Settings(temperature=1.5, top_k=6, top_p=0.95)
 def test_a_row_depends_on_its_number_prompt_and_seed_alone():
     case, sampler = made("ids")
     a, b, c = prompts(case)
-    go = lambda prompts, seed=3, first=5: sampler(prompts, HOT, TEXT, MEDIA, seed=seed, first=first)
+
+    def go(prompts, seed=3, first=5):
+        return sampler(prompts, HOT, TEXT, MEDIA, seed=seed, first=first)
+
     rows = go([a, b, c])
     compiled = [f._cache_size() for f in (sampler._prefill, sampler._feed, sampler._ids)]
-    spell = lambda row: [(part.stream, part.data.tolist()) for part in row.parts]
+
+    def spell(row):
+        return [(part.stream, part.data.tolist()) for part in row.parts]
+
     assert list(map(spell, go([a, b, c]))) == list(map(spell, rows))
     turned = go([b, c, a], first=6)
     assert [spell(row) for row in turned[:2]] == [spell(row) for row in rows[1:]]
@@ -412,7 +441,10 @@ def test_a_stream_that_is_only_read_is_not_drawn():
     sampler = sampling.Sampler({}, build("mot", vectors("none")), written(0))
     with pytest.raises(UserError, match=r"streams.image.objective: 'none'; this model reads image and draws none"):
         sampler(TEXTS, opens="image")
-    opens = lambda sampler: sampler._allowed(sampling._Row([], 5, 1, None))[MARKERS[0]]
+
+    def opens(sampler):
+        return sampler._allowed(sampling._Row([], 5, 1, None))[MARKERS[0]]
+
     assert opens(made("merged")[1])
     assert not opens(sampler)
 
@@ -474,7 +506,10 @@ def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place(optimised):
         lambda params, batch: transformer.forward(params, batch, c).hidden[0][0] @ transformer.head(params, c)
     )
     assert max(sizes(ask.lower(sampler.params, batch).compile().as_text(), V)) > V * D
-    row = lambda dtype, *shape: jax.ShapeDtypeStruct((2, *shape), dtype)
+
+    def row(dtype, *shape):
+        return jax.ShapeDtypeStruct((2, *shape), dtype)
+
     state = sampling.DecodingState(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"))
     given = (row(bool), row("i4"), jax.random.split(jax.random.key(0), 2), row(bool, V), np.zeros(V, bool))
     program = sampler._ids.lower(sampler.params, state, *given, stream="text", settings=GREEDY, most=TEXT).compile()

@@ -61,7 +61,10 @@ def test_one_number_serves_all_runs_in_turn_and_divides_those_together():
 
 def test_devices_together_hold_no_more_than_half_the_memory(monkeypatch):
     c = made(rows=8)
-    whole = lambda n: n * sum(cores.needed(c, sharding.abstract(c, n)))
+
+    def whole(n):
+        return n * sum(cores.needed(c, sharding.abstract(c, n)))
+
     monkeypatch.setattr(sharding, "machine_memory", lambda: 2 * whole(4))
     assert cores.serving([c], 8) == 4
     monkeypatch.setattr(sharding, "machine_memory", lambda: 2 * whole(4) - 1)

@@ -24,8 +24,13 @@ def quickly():
 def run(tmp_path_factory):
     """On depth maps of one length and clips of any, by four devices."""
     root = tmp_path_factory.mktemp("own")
-    ids = lambda i: [(i + k) % IDS for k in range(LENGTH)]
-    clip = lambda i: {"ids": ids(i)[: 4 + i % 3], "modality": "speech_units"}
+
+    def ids(i):
+        return [(i + k) % IDS for k in range(LENGTH)]
+
+    def clip(i):
+        return {"ids": ids(i)[: 4 + i % 3], "modality": "speech_units"}
+
     rows = [[{"text": f"number {i % IDS}"}, {"ids": ids(i), "modality": "depth"}, clip(i)] for i in range(60)]
     file = write_lines(root / "a.jsonl", *({"content": row} for row in rows))
     options = [f"--ids=depth={IDS}", f"--ids=speech_units={IDS}", "--text-ids=300", "--workers=1", "--format=jsonl"]

@@ -28,7 +28,10 @@ def oracle(q, k, v, info):
 def test_backends_equal_the_oracle_forward_and_gradient(how, T, scrambled):
     info, (q, k, v) = random_info(T, T, scrambled=scrambled), qkv(T, T)
     g = jax.random.normal(jax.random.key(9), q.shape)
-    forward = lambda f: jax.value_and_grad(lambda *x: (f(*x) * g).sum(), (0, 1, 2))
+
+    def forward(f):
+        return jax.value_and_grad(lambda *x: (f(*x) * g).sum(), (0, 1, 2))
+
     got, got_grads = jax.jit(forward(lambda *x: attend(*x, info, info, how)))(q, k, v)
     want, want_grads = forward(lambda *x: oracle(*x, info))(q, k, v)
     np.testing.assert_allclose(got, want, rtol=1e-4)
@@ -60,7 +63,10 @@ def test_a_query_that_sees_nothing_gives_zero_and_gradient_zero(how):
         segment=jnp.where(info.position == 5, 7, info.segment), private=info.private | (info.position == 5)
     )
     blind = blind._replace(span=jnp.where(info.position == 5, 0, info.span))
-    f = lambda q: attend(q, k, v, blind, blind, how)
+
+    def f(q):
+        return attend(q, k, v, blind, blind, how)
+
     row = np.asarray(info.position == 5)
     assert (np.asarray(f(q))[row] == 0).all()
     dq = jax.grad(lambda q: f(q).sum())(q)
@@ -95,11 +101,15 @@ def test_influence_is_exactly_zero_where_not_visible_and_some_where_visible(how)
 def test_nan_in_padding_changes_nothing(how):
     info, (q, k, v) = random_info(1, 80), qkv(80, 80)
     pad = np.asarray(info.segment == 0)[..., None, None]
-    poison = lambda x: jnp.where(pad, jnp.nan, x)
+
+    def poison(x):
+        return jnp.where(pad, jnp.nan, x)
+
     g = jax.random.normal(jax.random.key(9), q.shape)
-    grads = lambda g: jax.jit(
-        jax.grad(lambda *x: (jnp.where(pad, 0, attend(*x, info, info, how)) * g).sum(), (0, 1, 2))
-    )
+
+    def grads(g):
+        return jax.jit(jax.grad(lambda *x: (jnp.where(pad, 0, attend(*x, info, info, how)) * g).sum(), (0, 1, 2)))
+
     clean, dirty = grads(g)(q, k, v), grads(g)(poison(q), poison(k), poison(v))
     for a, b in zip(clean, dirty, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -143,7 +153,10 @@ def test_bfloat16_is_close_to_float32():
     out = attend(*half, info, info, "chunked")
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), attend(q, k, v, info, info), atol=0.05)
-    loss = lambda how: lambda q, k, v: (attend(q, k, v, info, info, how).astype(jnp.float32) ** 2).sum()
+
+    def loss(how):
+        return lambda q, k, v: (attend(q, k, v, info, info, how).astype(jnp.float32) ** 2).sum()
+
     got, want = (jax.grad(loss("chunked"), (0, 1, 2))(*x) for x in (half, (q, k, v)))
     assert examples.leaf_error([x.astype(jnp.float32) for x in got], list(want)) < 0.05
 

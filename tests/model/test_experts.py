@@ -105,7 +105,10 @@ def test_some_layers_are_dense_and_scan_equals_unrolled():
 
 def test_rematerialisation_changes_nothing_with_experts():
     batch, weights = examples.batch(), examples.weights(examples.make("moe_tc4"))
-    run = lambda **m: jax.jit(jax.grad(loss_of(examples.make("moe_tc4", **m), batch)))(weights)
+
+    def run(**m):
+        return jax.jit(jax.grad(loss_of(examples.make("moe_tc4", **m), batch)))(weights)
+
     assert examples.leaf_error(run(remat="block", scan=True), run()) < 1e-5
 
 
@@ -117,7 +120,10 @@ def test_equal_experts_with_weights_of_one_equal_dense():
     tree.ffn.text = moe(4, width=24, active=2, normalise=True)
     routed = resolve(tree)
     grown = upcycle.weights(dense, weights, routed)
-    run = lambda c, w: in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(w))
+
+    def run(c, w):
+        return in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(w))
+
     np.testing.assert_allclose(run(routed, grown), run(dense, weights), atol=1e-5)
 
 
@@ -140,7 +146,10 @@ def test_a_single_set_of_qkv_and_o_for_each_modality_is_mot_where_the_router_tel
             target[path] = jnp.stack([flat[stacked], flat[stacked.replace("/text/", "/image/")]], axis=1)
         else:
             target[path] = flat[stacked]
-    run = lambda c, w: in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(params.nest(w)))
+
+    def run(c, w):
+        return in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(params.nest(w)))
+
     np.testing.assert_allclose(run(learned, target), run(mot, flat), atol=1e-4)
 
 
@@ -204,24 +213,29 @@ def test_jitter_changes_training_by_step_and_not_evaluation():
 
 
 def test_statistics_from_loads():
-    report = lambda load: {
-        "ffn/text": type(
-            "Report",
-            (),
-            dict(
-                load_BME=np.array(load, float)[None],
-                tokens_BM=np.array([[4.0, 4.0]]),
-                wanted_BM=np.array([[4.0, 8.0]]),
-                entropy_B=np.array([8.0]),
-                imitation_B=np.zeros(1),
-                balance_B=np.array([8.0]),
-                z_B=np.array([16.0]),
-                lost_B=np.zeros(1),
-            ),
-        )
-    }
+    def report(load):
+        return {
+            "ffn/text": type(
+                "Report",
+                (),
+                dict(
+                    load_BME=np.array(load, float)[None],
+                    tokens_BM=np.array([[4.0, 4.0]]),
+                    wanted_BM=np.array([[4.0, 8.0]]),
+                    entropy_B=np.array([8.0]),
+                    imitation_B=np.zeros(1),
+                    balance_B=np.array([8.0]),
+                    z_B=np.array([16.0]),
+                    lost_B=np.zeros(1),
+                ),
+            )
+        }
+
     row = metrics.routing(report([[4, 0], [0, 4]]), ("text", "image"))
-    key = lambda name: row[f"router/ffn/text/{name}"]
+
+    def key(name):
+        return row[f"router/ffn/text/{name}"]
+
     assert (key("specialisation"), key("load_max"), key("entropy")) == (1, 1, 1)
     np.testing.assert_allclose(key("mutual_information"), np.log(2))
     assert (key("dropped/text"), key("dropped/image")) == (0, 0.5)

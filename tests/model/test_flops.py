@@ -40,7 +40,9 @@ def test_visible_pairs_equal_the_mask():
 
 
 def test_only_sizes_differ_not_the_cost_of_a_token():
-    one = lambda arch: flops.train_step(examples.make(arch), {"text": 5, "image": 7}, 100)
+    def one(arch):
+        return flops.train_step(examples.make(arch), {"text": 5, "image": 7}, 100)
+
     assert one("dense") == one("mot") == one("mot_ffn")
 
 
@@ -96,7 +98,10 @@ def test_parameters_of_vectors_are_those_of_the_tree():
     tree = jax.eval_shape(lambda: params.init(params.table(c), 0))
     assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(tree)) == flops.total_parameters(c)
     active, paths = flops.active_parameters(c), params.paths(tree)
-    own = lambda stream: sum(x.size for p, x in paths.items() if f"/{stream}/" in p)
+
+    def own(stream):
+        return sum(x.size for p, x in paths.items() if f"/{stream}/" in p)
+
     ids = sum(paths[p].size for p in ("embed/tokens", "head/out"))
     assert active == {"text": own("text") + ids, "image": own("image"), "sound": own("sound")}
 

@@ -86,7 +86,9 @@ def test_a_causal_rows_work_is_what_its_blocks_say(T, parts):
     bq, bk = kernels._blocks(mine + more_T, T + more_S, 128)
 
     def info(first, n, more):
-        pad = lambda x: jnp.pad(x, (0, more))
+        def pad(x):
+            return jnp.pad(x, (0, more))
+
         return Info(pad(first + jnp.arange(n)), pad(jnp.ones(n, int)), *(jnp.zeros(n + more, x) for x in (int, bool)))
 
     q, k = info(T - mine, mine, more_T), info(0, T, more_S)

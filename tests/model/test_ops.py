@@ -29,7 +29,10 @@ def test_rope_is_a_rotation_by_position_and_its_gradient_the_rotation_back():
     y, back = jax.vjp(lambda x: ops.rope(x, position, 1e4), x)
     np.testing.assert_allclose(back(y)[0], x, atol=1e-5)
     shifted = ops.rope(x, position + 5, 1e4)
-    scores = lambda y: jnp.einsum("BTNH,BSNH->BNTS", y, y)
+
+    def scores(y):
+        return jnp.einsum("BTNH,BSNH->BNTS", y, y)
+
     np.testing.assert_allclose(scores(shifted), scores(y), atol=1e-4)
 
 
@@ -39,7 +42,10 @@ def test_linear_equals_matmul_and_keeps_the_weights_gradient_in_float32(dtype):
     w, g = jax.random.normal(jax.random.key(1), (16, 24)), jax.random.normal(jax.random.key(2), (33, 24)).astype(dtype)
     y, back = jax.vjp(ops.linear, x, w)
     dx, dw = back(g)
-    exact = lambda a: np.asarray(a, np.float64)
+
+    def exact(a):
+        return np.asarray(a, np.float64)
+
     close = dict(rtol=1e-5, atol=1e-5) if dtype == "float32" else dict(rtol=0.03, atol=0.2)
     np.testing.assert_allclose(exact(y), exact(x) @ exact(w), **close)
     np.testing.assert_allclose(exact(dx), exact(g) @ exact(w).T, **close)

@@ -59,7 +59,10 @@ def test_split_and_merge_are_inverse():
 def test_vectors_have_ways_in_and_out_and_norms_that_begin_as_they_were():
     c = vectors.make("mot", 12)
     table = params.table(c)
-    shape = lambda path: table[path].shape
+
+    def shape(path):
+        return table[path].shape
+
     assert (shape("latent/image/in"), shape("latent/image/out")) == ((3, 12), (12, 3))
     assert shape("latent/image/time_out")[1] == shape("blocks/main/norm/image/attn_ada")[1] == params.ADA
     assert shape("blocks/main/norm/image/ffn_ada") == (2, params.ADA, 24)

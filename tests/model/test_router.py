@@ -37,7 +37,10 @@ PADDING = 2  # tokens of each row
 
 def weights(seed=0, experts=E):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
     return {
         "router": normal(D, experts),
         "w1": normal(experts, D, F),
@@ -177,7 +180,9 @@ def test_nan_in_empty_places_changes_nothing(how):
         y_SF, back = jax.vjp(lambda x, w: dispatch.grouped(x, w, layout, how), x_SD, w["w1"])
         return y_SF, back(g_SF)
 
-    poison = lambda x: jnp.where(empty_S1, jnp.nan, x)
+    def poison(x):
+        return jnp.where(empty_S1, jnp.nan, x)
+
     jax.tree.map(np.testing.assert_array_equal, run(poison(x_SD), poison(g_SF)), run(x_SD, jnp.asarray(g_SF)))
 
 
@@ -255,7 +260,10 @@ def test_the_balance_loss_is_one_where_all_is_even_and_more_where_it_is_not():
 def test_the_imitators_gradient_reaches_nothing_else():
     x, real, position, modality, w = traffic("balanced")
     s = SPECS["experts choose"]
-    loss = lambda x, w: route(x, w, s, real, position, modality)[1].imitation_B.sum()
+
+    def loss(x, w):
+        return route(x, w, s, real, position, modality)[1].imitation_B.sum()
+
     dx, dw = jax.grad(loss, (0, 1))(jnp.asarray(x), w)
     assert (np.asarray(dx) == 0).all()
     for name, g in dw.items():
@@ -273,7 +281,10 @@ def test_memory_of_dispatch_grows_with_routed_rows_not_with_experts():
         }
         i = jax.ShapeDtypeStruct((4, rows), jnp.int32)
         x, real = jax.ShapeDtypeStruct((4, rows, d), jnp.float32), jax.ShapeDtypeStruct((4, rows), bool)
-        f = lambda x, w, real, position, m: (forward(x, w, s, real, position, m, how)[0] ** 2).sum()
+
+        def f(x, w, real, position, m):
+            return (forward(x, w, s, real, position, m, how)[0] ** 2).sum()
+
         lowered = jax.jit(jax.grad(f, (0, 1))).lower(x, w, real, i, i)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 

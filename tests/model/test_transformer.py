@@ -43,8 +43,13 @@ def test_grouped_streams_equal_a_per_token_masked_select(arch, choices):
     flat = params.paths(weights)
     real = np.sort(np.concatenate([t.segment for t in batch.values()], 1) == 0, axis=1)  # padding comes last
     g = np.where(real[..., None], 0, np.random.default_rng(0).standard_normal((*real.shape, 16))).astype("f")
-    ours = lambda w: (in_document_order(transformer.forward(w, batch, c).hidden) * g).sum()
-    theirs = lambda flat: (oracle_states(c, flat, batch) * g).sum()
+
+    def ours(w):
+        return (in_document_order(transformer.forward(w, batch, c).hidden) * g).sum()
+
+    def theirs(flat):
+        return (oracle_states(c, flat, batch) * g).sum()
+
     got, got_grads = jax.jit(jax.value_and_grad(ours))(weights)
     want, want_grads = jax.jit(jax.value_and_grad(theirs))(flat)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-4)
@@ -70,7 +75,10 @@ def test_tied_towers_equal_dense_bit_for_bit():
     dense, mot, batch = examples.make("dense", budgets), examples.make("mot", budgets), examples.batch(0, 2, budgets)
     weights = examples.weights(dense)
     tied = copies(weights, params.table(mot))
-    run = lambda c: jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))
+
+    def run(c):
+        return jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))
+
     np.testing.assert_array_equal(run(mot)(tied), run(dense)(weights))
 
 
@@ -80,7 +88,10 @@ def test_tied_towers_equal_dense(arch, budgets):
     dense, split, batch = examples.make("dense", budgets), examples.make(arch, budgets), examples.batch(3, 4, budgets)
     weights = examples.weights(dense)
     tied = copies(weights, params.table(split))
-    run = lambda c: jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))
+
+    def run(c):
+        return jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))
+
     np.testing.assert_allclose(run(split)(tied), run(dense)(weights), atol=1e-5)
     grads = summed(jax.jit(jax.grad(loss_of(split, batch)))(tied))
     assert examples.leaf_error(grads, params.paths(jax.jit(jax.grad(loss_of(dense, batch)))(weights))) < 1e-5
@@ -113,9 +124,10 @@ def influence(c, weights, batch):
 
     # Every token gets an id of its own, so that the embedding's rows are the inputs.
     ids = np.arange(B * T).reshape(B, T)
-    relabel = lambda t, position=tokens.position: t.replace(
-        token=np.take_along_axis(ids, np.asarray(t.position), axis=1)
-    )
+
+    def relabel(t, position=tokens.position):
+        return t.replace(token=np.take_along_axis(ids, np.asarray(t.position), axis=1))
+
     table = weights["embed"]["tokens"][np.asarray(tokens.token).reshape(-1)]
     relabelled = {name: relabel(t) for name, t in batch.items()}
 
@@ -146,7 +158,10 @@ def test_nan_in_padded_inputs_changes_nothing():
     c, batch = examples.make("mot"), examples.batch()
     weights = examples.weights(c)
     row = c.vocab - 1  # an id that only padding has
-    used = lambda t: t.replace(token=np.where(t.segment == 0, row, np.where(t.token == row, row - 1, t.token)))
+
+    def used(t):
+        return t.replace(token=np.where(t.segment == 0, row, np.where(t.token == row, row - 1, t.token)))
+
     batch = {name: used(t) for name, t in batch.items()}
     batch = {n: t.replace(target=np.where(t.target == row, row - 1, t.target)) for n, t in batch.items()}
     assert any((t.segment == 0).any() for t in batch.values())
@@ -160,7 +175,10 @@ def test_nan_in_padded_inputs_changes_nothing():
 
 def test_scan_equals_unrolled():
     batch, weights = examples.batch(), examples.weights(examples.make("mot"))
-    run = lambda **choices: jax.jit(jax.value_and_grad(loss_of(examples.make("mot", **choices), batch)))(weights)
+
+    def run(**choices):
+        return jax.jit(jax.value_and_grad(loss_of(examples.make("mot", **choices), batch)))(weights)
+
     (a, da), (b, db) = run(scan=True), run(scan=False)
     np.testing.assert_array_equal(a, b)
     assert examples.leaf_error(da, db) < 1e-6
@@ -178,13 +196,19 @@ def test_rematerialisation_saves_memory_and_changes_nothing(remat, scan):
     plain, saving = compiled("none"), compiled(remat)
     assert examples.leaf_error(saving(weights), plain(weights)) < 1e-6
     if scan:  # where layers are unrolled at this size, XLA undoes it as common subexpressions
-        size = lambda x: x.memory_analysis().temp_size_in_bytes
+
+        def size(x):
+            return x.memory_analysis().temp_size_in_bytes
+
         assert size(saving) < size(plain)
 
 
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_gradients():
     batch, weights = examples.batch(), examples.weights(examples.make("mot"))
-    run = lambda dtype: jax.jit(jax.value_and_grad(loss_of(examples.make("mot", dtype=dtype), batch)))(weights)
+
+    def run(dtype):
+        return jax.jit(jax.value_and_grad(loss_of(examples.make("mot", dtype=dtype), batch)))(weights)
+
     (a, da), (b, _) = run("bfloat16"), run("float32")
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(da))
     np.testing.assert_allclose(a, b, rtol=0.02)

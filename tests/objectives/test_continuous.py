@@ -51,9 +51,16 @@ def attends():
     shape = (1, 69, 4, 8)
     q, g = (jax.random.normal(jax.random.key(i), shape) for i in range(2))
     k, v = (jax.random.normal(jax.random.key(i), (1, 69, 2, 8)) for i in (2, 3))
-    oracle = lambda q, k, v, see: reference.attention(q[0], k[0], v[0], see)[None]
-    ours = lambda how: lambda q, k, v, info: attention.attend(q, k, v, info, info, how)
-    one = lambda f: compiled(jax.value_and_grad(lambda q, k, v, x: (f(q, k, v, x) * g).sum(), (0, 1, 2)))
+
+    def oracle(q, k, v, see):
+        return reference.attention(q[0], k[0], v[0], see)[None]
+
+    def ours(how):
+        return lambda q, k, v, info: attention.attend(q, k, v, info, info, how)
+
+    def one(f):
+        return compiled(jax.value_and_grad(lambda q, k, v, x: (f(q, k, v, x) * g).sum(), (0, 1, 2)))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "CHUNK", 16)  # five chunks, so that pairs of them are left out
         yield [partial(one(f), q, k, v) for f in (ours("reference"), ours("chunked"), oracle)]
@@ -107,7 +114,9 @@ def influence(c, weights, batch):
         every = [h_RD[None], *(output.latents[name] for name in values)]
         return jnp.concatenate([(x * (1 + jnp.arange(x.shape[-1]))[None, None]).sum(-1) for x in every], axis=1)[0, q]
 
-    size = lambda grads: [np.abs(g).sum(-1).reshape(-1) for g in (grads[0], *(grads[1][n] for n in values))]
+    def size(grads):
+        return [np.abs(g).sum(-1).reshape(-1) for g in (grads[0], *(grads[1][n] for n in values))]
+
     T = c.length
     return np.stack([np.concatenate(size(row(table, values, q))) for q in range(T)])
 
@@ -189,14 +198,22 @@ SAME = dict(image=dict(time="add"), sound=dict(time="norm"))
 def test_grouped_streams_equal_the_per_token_oracle(arch, choices):
     c = vectors.make(arch, **choices)
     batch = dict(vectors.batch(c, 1))
-    level = lambda t: t.replace(noise=t.noise * np.where(t.unit % 2, 0.6, 0.3).astype("f"))
+
+    def level(t):
+        return t.replace(noise=t.noise * np.where(t.unit % 2, 0.6, 0.3).astype("f"))
+
     batch = {name: level(t) for name, t in batch.items()}
     weights = vectors.weights(c)
     rng = np.random.default_rng(0)
     g = {n: rng.standard_normal((t.token.shape[1], t.value.shape[-1] or 16)) for n, t in batch.items()}
     g = {n: np.where(np.asarray(batch[n].segment[0] != 0)[:, None], x, 0).astype("f") for n, x in g.items()}
-    total = lambda f: lambda w: (lambda found: (sum((found[n] * g[n]).sum() for n in g), found))(f(c, w, batch))
-    grad = lambda f: compiled(jax.value_and_grad(total(f), has_aux=True))
+
+    def total(f):
+        return lambda w: (lambda found: (sum((found[n] * g[n]).sum() for n in g), found))(f(c, w, batch))
+
+    def grad(f):
+        return compiled(jax.value_and_grad(total(f), has_aux=True))
+
     (got, states), got_grads = grad(ours)(weights)
     (want, want_states), want_grads = grad(oracle)(params.paths(weights))
     assert abs(got - want) < 1e-4 * max(abs(want), 1)
@@ -222,7 +239,10 @@ def alone_judged(batch, name):
 def test_walls_stop_gradients_exactly_and_change_nothing_else():
     (c, open_), (_, shut) = judged("loo_text"), judged("loo_text", walls=WALL)
     weights, batch = vectors.weights(c), vectors.batch(c)
-    text = lambda grads: {p: np.asarray(g) for p, g in params.paths(grads).items() if "/text/" in p or "embed" in p}
+
+    def text(grads):
+        return {p: np.asarray(g) for p, g in params.paths(grads).items() if "/text/" in p or "embed" in p}
+
     ((a, sums), without), ((b, walled_sums), walled) = (f(weights, batch, 0) for f in (open_, shut))
     np.testing.assert_allclose(b, a, rtol=1e-6)
     np.testing.assert_allclose(walled_sums["loss_sum"], sums["loss_sum"], rtol=1e-6)
@@ -421,11 +441,17 @@ def test_the_loss_is_the_squared_error_by_hand():
 def test_nan_in_paddings_vectors_changes_nothing():
     c, f = judged("dense")
     batch, weights = vectors.batch(c), vectors.weights(c)
-    fill = lambda t: t.replace(value=np.where((t.segment == 0)[..., None], np.nan, t.value))
+
+    def fill(t):
+        return t.replace(value=np.where((t.segment == 0)[..., None], np.nan, t.value))
+
     poisoned = {name: fill(t) for name, t in batch.items()}
     assert all(np.isnan(poisoned[name].value).any() for name in ("image", "sound"))
+
     # Four rows as in the packing test: nothing is compiled anew.
-    four = lambda batch: jax.tree.map(lambda x: np.concatenate([x, x]), batch)
+    def four(batch):
+        return jax.tree.map(lambda x: np.concatenate([x, x]), batch)
+
     jax.tree.map(np.testing.assert_array_equal, f(weights, four(batch), 0), f(weights, four(poisoned), 0))
 
 

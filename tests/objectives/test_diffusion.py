@@ -22,7 +22,10 @@ def schedule(t, predicts):
     t = np.asarray(t, np.float64)
     if predicts != "ddpm":
         return 1 - t, t
-    f = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    def f(t):
+        return np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+
     alphabar = np.maximum(f(t) / f(0.0), 1 - 0.999)
     return np.sqrt(alphabar), np.sqrt(1 - alphabar)
 
@@ -50,7 +53,10 @@ def solve(x, steps, predicts, solver, predict=None, noise=0.0, shift=1.0):
     """From t = 1 to 0."""
     predict = predict or partial(ideal, predicts=predicts)
     levels = jnp.asarray(diffusion.grid(steps, shift))
-    go = lambda x, ts: (diffusion.step(predict, x, ts[0], ts[1], predicts, solver, noise), None)
+
+    def go(x, ts):
+        return (diffusion.step(predict, x, ts[0], ts[1], predicts, solver, noise), None)
+
     return jax.jit(lambda x: jax.lax.scan(go, x, (levels[:-1], levels[1:]))[0])(jnp.asarray(x, jnp.float32))
 
 
@@ -95,7 +101,10 @@ def test_flows_best_answer_for_gaussian_data_is_the_conditional_mean():
         slope, intercept = np.polyfit(x_t, diffusion.target(x, e, t, "flow"), 1)
         want = (t - (1 - t) * SD**2) / ((1 - t) ** 2 * SD**2 + t**2)
         np.testing.assert_allclose([slope, intercept], [want, -MU - want * (1 - t) * MU], atol=0.02)
-        at = lambda y, t=t: ideal(jnp.float32(y), t, "flow")
+
+        def at(y, t=t):
+            return ideal(jnp.float32(y), t, "flow")
+
         np.testing.assert_allclose([at(1) - at(0), at(0)], [want, -MU - want * (1 - t) * MU], atol=1e-5)
 
 
@@ -126,8 +135,13 @@ def test_the_flow_carries_noise_to_the_data(predicts, solver):
 
 def test_heun_is_of_second_order_and_euler_of_first():
     alike = partial(ideal, predicts="flow")
-    error = lambda steps, solver: abs(float(solve(1.3, steps, "flow", solver, alike)) - (MU + SD * 1.3))
-    order = lambda solver: np.log2(error(8, solver) / error(32, solver)) / 2
+
+    def error(steps, solver):
+        return abs(float(solve(1.3, steps, "flow", solver, alike)) - (MU + SD * 1.3))
+
+    def order(solver):
+        return np.log2(error(8, solver) / error(32, solver)) / 2
+
     assert 0.85 < order("euler") < 1.2
     assert 1.75 < order("heun") < 2.6
     assert error(32, "heun") < error(32, "euler") / 10
@@ -135,7 +149,10 @@ def test_heun_is_of_second_order_and_euler_of_first():
 
 def test_heun_and_euler_equal_the_textbook_steps_in_t():
     x, t, s = jnp.float32([-1.0, 0.3, 2.0]), 0.7, 0.45
-    v = lambda x, t: jnp.sin(3 * x) + t  # any velocity
+
+    def v(x, t):
+        return jnp.sin(3 * x) + t  # any velocity
+
     euler = x + (s - t) * v(x, t)
     heun = x + (s - t) * (v(x, t) + v(euler, s)) / 2
     for predicts, predict in {"flow": v, "x": lambda x, t: x - t * v(x, t)}.items():
@@ -146,7 +163,10 @@ def test_heun_and_euler_equal_the_textbook_steps_in_t():
 def test_heun_beats_euler_for_ddpm_too():
     alpha, sigma = schedule(1.0, "ddpm")
     want = MU + SD * (1.3 - alpha * MU) / np.sqrt(alpha**2 * SD**2 + sigma**2)
-    error = lambda steps, solver: abs(float(solve(1.3, steps, "ddpm", solver)) - want)
+
+    def error(steps, solver):
+        return abs(float(solve(1.3, steps, "ddpm", solver)) - want)
+
     assert error(32, "heun") < error(32, "euler") / 3
     assert error(64, "heun") < error(16, "heun") / 3
 
@@ -164,8 +184,13 @@ def test_the_ddpm_step_is_bayes_rule(predicts, t, s):
         want_mean, want_sd = b / a, a**-0.5
     else:
         want_mean, want_sd = x, 0
-    prediction = lambda *_: jnp.float32(answer(x, (x_t - alpha_t * x) / sigma_t, predicts))
-    draw = lambda noise: diffusion.step(prediction, jnp.float32(x_t), t, s, predicts, "ddpm", jnp.float32(noise))
+
+    def prediction(*_):
+        return jnp.float32(answer(x, (x_t - alpha_t * x) / sigma_t, predicts))
+
+    def draw(noise):
+        return diffusion.step(prediction, jnp.float32(x_t), t, s, predicts, "ddpm", jnp.float32(noise))
+
     np.testing.assert_allclose(draw(0.0), want_mean, atol=2e-5)
     np.testing.assert_allclose(draw(1.0) - draw(0.0), want_sd, atol=2e-5)
     np.testing.assert_allclose(draw(-2.0) - draw(0.0), -2 * want_sd, atol=4e-5)
@@ -222,7 +247,10 @@ def test_a_perfect_predictor_gets_its_data_back(predicts, solver, steps):
 @pytest.mark.parametrize("solver", diffusion.SOLVERS)
 def test_no_solver_asks_at_no_noise(predicts, solver):
     """A network undefined at t = 0 spoils nothing."""
-    undefined = lambda x, t: jnp.where(t > 0, ideal(x, jnp.maximum(t, 1e-6), predicts), jnp.nan)
+
+    def undefined(x, t):
+        return jnp.where(t > 0, ideal(x, jnp.maximum(t, 1e-6), predicts), jnp.nan)
+
     assert np.isfinite(solve([0.0, 1.0], 6, predicts, solver, undefined)).all()
 
 
@@ -242,10 +270,15 @@ def test_both_ends_of_time_are_finite_forward_and_gradient(predicts):
     np.testing.assert_array_equal(ends[0], x_BCP[0])
     np.testing.assert_allclose(ends[1], e_BCP[1], atol=0.1 if predicts == "ddpm" else 0)
 
-    anything = lambda x, t: jnp.sin(x) + t
+    def anything(x, t):
+        return jnp.sin(x) + t
+
     for solver in diffusion.SOLVERS:
         for t, s in ((1.0, 0.5), (0.5, 0.0), (1.0, 0.0)):
-            go = lambda x, *how: diffusion.step(anything, x, *how, e_BCP).sum()
+
+            def go(x, *how):
+                return diffusion.step(anything, x, *how, e_BCP).sum()
+
             found = jax.value_and_grad(go)(x_BCP, t, s, predicts, solver)
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)), (solver, t, s)
 
@@ -267,7 +300,10 @@ def test_times_follow_their_distribution(how, max_noise, shift):
         # pi0: tau = 1 - t is data at 1; (0.999 - tau) / 0.999 ~ Beta(1.5, 1)
         "beta": lambda t: stats.beta(1.5, 1).cdf((0.999 - (1 - t)) / 0.999),
     }[how]
-    unshifted = lambda t: t / max_noise / (shift - (shift - 1) * t / max_noise)
+
+    def unshifted(t):
+        return t / max_noise / (shift - (shift - 1) * t / max_noise)
+
     assert stats.kstest(t, lambda t: cdf(unshifted(t))).statistic < 0.002
 
 

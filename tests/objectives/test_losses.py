@@ -21,8 +21,13 @@ def example(T=23, B=2, D=8, V=19, dtype=jnp.float32):
 @pytest.mark.parametrize("chunk", [1, 5, 8, 23, 100])
 def test_chunked_loss_equals_unchunked_also_with_a_tail(chunk):
     h, head, target, scale = example()
-    ours = lambda h, head: losses.cross_entropy(h, head, target, scale, 1e-2, chunk, losses.Rules())
-    theirs = lambda h, head: reference.cross_entropy(h, head, target, scale, 1e-2)
+
+    def ours(h, head):
+        return losses.cross_entropy(h, head, target, scale, 1e-2, chunk, losses.Rules())
+
+    def theirs(h, head):
+        return reference.cross_entropy(h, head, target, scale, 1e-2)
+
     (got, got_nats), got_grads = jax.value_and_grad(ours, (0, 1), has_aux=True)(h, head)
     (want, want_nats), want_grads = jax.value_and_grad(theirs, (0, 1), has_aux=True)(h, head)
     np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -46,8 +51,11 @@ def test_logits_never_exist_at_once():
 def test_nan_where_the_weight_is_zero_changes_nothing():
     h, head, target, scale = example()
     poisoned = jnp.where(scale[..., None] > 0, h, jnp.nan)
+
     # The model never yields NaN there (it enters padding as 0), but masking must not rely on a product with 0.
-    f = lambda h: losses.cross_entropy(h, head, target, scale, 1e-2, 8, losses.Rules())[0]
+    def f(h):
+        return losses.cross_entropy(h, head, target, scale, 1e-2, 8, losses.Rules())[0]
+
     np.testing.assert_array_equal(f(poisoned), f(h))
 
 

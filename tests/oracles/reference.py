@@ -88,7 +88,9 @@ def states(flat, row, towers, streams, o):
         if time[s] == "norm":
             condition[s] = time_features(flat, s, row["noise"])
     for i in range(o["layers"]):
-        w = lambda component, s, name, i=i: flat[f"blocks/main/{component}/{towers[component][s]}/{name}"][i]
+
+        def w(component, s, name, i=i):
+            return flat[f"blocks/main/{component}/{towers[component][s]}/{name}"][i]
 
         def norm(x, name, w=w):
             ys = {s: rms(x[s], w("norm", s, name), o["eps"]) for s in streams}
@@ -110,13 +112,18 @@ def states(flat, row, towers, streams, o):
             mixed = {}
             for s in streams:
                 shut = [b for a, b in walls if a == s]
-                one = lambda b, y, shut=shut: jax.lax.stop_gradient(y) if b in shut else y
+
+                def one(b, y, shut=shut):
+                    return jax.lax.stop_gradient(y) if b in shut else y
+
                 mine = [select({b: one(b, y) for b, y in ys.items()}) for ys in (k, v)]
                 mixed[s] = attention(q[s], *mine, see)
             return {s: jnp.einsum("tnh,nhd->td", mixed[s], w("attn", s, "wo")) for s in streams}
 
         def ffn(x, w=w):
-            gate = lambda s: jax.nn.silu(x[s] @ w("ffn", s, "w1"))
+            def gate(s):
+                return jax.nn.silu(x[s] @ w("ffn", s, "w1"))
+
             return {s: (gate(s) * (x[s] @ w("ffn", s, "w3"))) @ w("ffn", s, "w2") for s in streams}
 
         for f, name in ((attend, "attn"), (ffn, "ffn")):

@@ -43,7 +43,10 @@ def filled(block):
 
 def ours(block):
     """The block's weights under our names."""
-    numpy = lambda x: jnp.asarray(x.detach().numpy())
+
+    def numpy(x):
+        return jnp.asarray(x.detach().numpy())
+
     gate, up = np.split(np.asarray(numpy(block.experts.gate_up_proj)), 2, axis=1)
     w = {"router": numpy(block.gate.weight).T, "w1": jnp.asarray(gate).swapaxes(1, 2)}
     w |= {"w3": jnp.asarray(up).swapaxes(1, 2), "w2": numpy(block.experts.down_proj).swapaxes(1, 2)}

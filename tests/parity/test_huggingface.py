@@ -38,14 +38,22 @@ def shaken(network):
 
 def ours(network, c):
     """The network's weights under our paths."""
-    numpy = lambda x: x.detach().numpy()
+
+    def numpy(x):
+        return x.detach().numpy()
+
     layers = network.layers
     m = c.model
-    stack = lambda f: jnp.asarray(np.stack([f(layer) for layer in layers]))
-    heads = lambda name, n: stack(
-        lambda x: numpy(getattr(x.self_attn, f"{name}_proj").weight).T.reshape(-1, n, m.head_size)
-    )
-    matrix = lambda name: stack(lambda x: numpy(getattr(x.mlp, f"{name}_proj").weight).T)
+
+    def stack(f):
+        return jnp.asarray(np.stack([f(layer) for layer in layers]))
+
+    def heads(name, n):
+        return stack(lambda x: numpy(getattr(x.self_attn, f"{name}_proj").weight).T.reshape(-1, n, m.head_size))
+
+    def matrix(name):
+        return stack(lambda x: numpy(getattr(x.mlp, f"{name}_proj").weight).T)
+
     flat = {
         "embed/tokens": jnp.asarray(numpy(network.embed_tokens.weight)),
         "blocks/main/attn/text/wq": heads("q", m.heads),

@@ -29,7 +29,9 @@ def interpreted():
     # Private: the grouped kernel asks which TPU it is on, also where there is none.
     from jax._src.pallas.mosaic import tpu_info
 
-    v5e = lambda: tpu_info.get_tpu_info_for_chip(tpu_info.ChipVersion.TPU_V5E, 1)
+    def v5e():
+        return tpu_info.get_tpu_info_for_chip(tpu_info.ChipVersion.TPU_V5E, 1)
+
     with pytest.MonkeyPatch.context() as patch, pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
         patch.setitem(tpu_info.registry, "cpu", v5e)
         yield
@@ -52,12 +54,19 @@ def compare(f, q, k, v, q_info, k_info):
     What comes out of padding must be 0 without its help.
     """
     pad_q, pad_k = (np.asarray(x.segment == 0)[..., None, None] for x in (q_info, k_info))
-    poison = lambda x, pad: jnp.where(pad, jnp.nan, x)
-    reference = lambda *x: attend(*x, how="reference")
+
+    def poison(x, pad):
+        return jnp.where(pad, jnp.nan, x)
+
+    def reference(*x):
+        return attend(*x, how="reference")
+
     g = jnp.where(pad_q, 0, jax.random.normal(jax.random.key(9), q.shape))
 
     def both(f, q, k, v):
-        clean = lambda q, k, v: (jnp.where(pad_q, 0, q), jnp.where(pad_k, 0, k), jnp.where(pad_k, 0, v))
+        def clean(q, k, v):
+            return (jnp.where(pad_q, 0, q), jnp.where(pad_k, 0, k), jnp.where(pad_k, 0, v))
+
         out, back = jax.vjp(lambda *qkv: f(*clean(*qkv), q_info, k_info), q, k, v)
         return out, *back(g)
 
@@ -123,19 +132,28 @@ def v5p():
 def compiled(v5p, f, *shapes):
     """The gradient of `f` by its floating arguments, each device with its own rows."""
     share = jax.shard_map(f, mesh=v5p, in_specs=P("data"), out_specs=P("data"), check_vma=False)
-    put = lambda x: jax.ShapeDtypeStruct(
-        (4 * x.shape[0], *x.shape[1:]), x.dtype, sharding=NamedSharding(v5p, P("data"))
-    )
+
+    def put(x):
+        return jax.ShapeDtypeStruct((4 * x.shape[0], *x.shape[1:]), x.dtype, sharding=NamedSharding(v5p, P("data")))
+
     shapes = jax.tree.map(put, shapes)
     floating = tuple(i for i, x in enumerate(shapes) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating))
-    loss = lambda *x: (share(*x).astype(jnp.float32) ** 2).sum()
+
+    def loss(*x):
+        return (share(*x).astype(jnp.float32) ** 2).sum()
+
     return jax.jit(jax.value_and_grad(loss, floating)).lower(*shapes).compile()
 
 
 def attention(v5p, T, private, N=16, K=16, H=128):
-    shape = lambda n: jax.ShapeDtypeStruct((1, T, n, H), jnp.bfloat16)
+    def shape(n):
+        return jax.ShapeDtypeStruct((1, T, n, H), jnp.bfloat16)
+
     info = Info(*(jax.ShapeDtypeStruct((1, T), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
-    f = lambda q, k, v, info: kernels.splash(q, k, v, info, info, private)
+
+    def f(q, k, v, info):
+        return kernels.splash(q, k, v, info, info, private)
+
     return compiled(v5p, f, shape(N), shape(K), shape(K), info)
 
 
@@ -173,13 +191,20 @@ def compare_grouped(how):
     held = (jnp.arange(x.shape[0]) < size.sum())[:, None]
 
     def both(f, x, w, g):  # masked as in dispatch._masked
-        masked = lambda x, w: jnp.where(held, f(jnp.where(held, x, 0), w), 0)
+        def masked(x, w):
+            return jnp.where(held, f(jnp.where(held, x, 0), w), 0)
+
         out, back = jax.vjp(masked, x, w)
         return out, *back(g)
 
-    poison = lambda x: jnp.where(held, x, jnp.nan)
+    def poison(x):
+        return jnp.where(held, x, jnp.nan)
+
     got = jax.jit(partial(both, lambda x, w: kernels.grouped(x, w, size, how)))(poison(x), w, poison(g))
-    ragged = lambda x, w: lax.ragged_dot(x, w, size, preferred_element_type=jnp.float32)
+
+    def ragged(x, w):
+        return lax.ragged_dot(x, w, size, preferred_element_type=jnp.float32)
+
     for a, b in zip(got, both(ragged, x, w, jnp.where(held, g, 0)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     half, dw = jax.eval_shape(
@@ -199,7 +224,10 @@ def test_grouped_compiles_for_tpu_without_work_for_absent_rows(v5p):
     S, D, F, E = 4096, 1024, 512, 8
     shapes = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((S, D), (E, D, F))]
     size = jax.ShapeDtypeStruct((E,), jnp.int32)
-    flops = lambda f: compiled(v5p, f, *shapes, size).cost_analysis()["flops"] / (2 * S * D * F)
+
+    def flops(f):
+        return compiled(v5p, f, *shapes, size).cost_analysis()["flops"] / (2 * S * D * F)
+
     assert flops(lambda x, w, size: kernels.grouped(x, w, size, "gmm")) < 3.1
     assert flops(lambda x, w, size: lax.ragged_dot(x, w, size, preferred_element_type=jnp.float32)) > 9
 
@@ -240,7 +268,10 @@ def test_gpu_attention_lowers_for_cuda_forward_and_backward(how, exact):
     B, T, N, K, H = 2, 4096, 8, 4, 128
     q, k = (jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K))
     info = Info(*(jax.ShapeDtypeStruct((B, T), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
-    f = lambda q, k, v, info: kernels.gpu(q, k, v, info, info, not exact, False, how)
+
+    def f(q, k, v, info):
+        return kernels.gpu(q, k, v, info, info, not exact, False, how)
+
     names, text = lowered(f, q, k, k, info)
     assert names >= set(TARGETS[how][:1])
     assert (f"x{T}x{T}x" in text) == (not exact or how == "cudnn")
@@ -256,8 +287,13 @@ def test_grouped_lowers_for_cuda_forward_and_backward(how):
         jax.ShapeDtypeStruct(s, d)
         for s, d in (((4096, 1024), jnp.bfloat16), ((8, 1024, 2048), jnp.float32), ((8,), jnp.int32))
     )
-    f = lambda x, w, n: kernels.grouped(x, w, n, how).astype(jnp.float32)
-    both = lambda x, w, n: jax.value_and_grad(lambda x, w: f(x, w, n).sum(), (0, 1))(x, w)
+
+    def f(x, w, n):
+        return kernels.grouped(x, w, n, how).astype(jnp.float32)
+
+    def both(x, w, n):
+        return jax.value_and_grad(lambda x, w: f(x, w, n).sum(), (0, 1))(x, w)
+
     names, text = lowered(both, x, w, n)
     assert names >= set(TARGETS[how])
     assert len(re.findall(rf"custom_call @{re.escape(TARGETS[how][0])}", text)) >= 3
@@ -287,6 +323,8 @@ def test_what_gpu_attention_asks_its_kernel_for_is_what_is_visible(mode, monkeyp
 def test_grouped_equals_ragged_dot_by_triton_interpreted(monkeypatch):
     from tokamax._src.pallas import block
 
-    call = lambda *args, **kwargs: pl.pallas_call(*args, **kwargs, interpret=True)
+    def call(*args, **kwargs):
+        return pl.pallas_call(*args, **kwargs, interpret=True)
+
     monkeypatch.setattr(block, "pl", SimpleNamespace(**{**vars(pl), "pallas_call": call}))
     compare_grouped("triton")

@@ -13,7 +13,10 @@ from mot.prepare.raw import Part
 from tests.support.files import bad, npz_of_strokes, read, write, write_lines
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-shared = lambda name: pytest.mark.skipif(not (SHARED / name).exists(), reason=f"../shared/data/{name} is not there")
+
+
+def shared(name):
+    return pytest.mark.skipif(not (SHARED / name).exists(), reason=f"../shared/data/{name} is not there")
 
 
 def npz(path: Path, **fields) -> Path:

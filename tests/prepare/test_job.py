@@ -158,7 +158,10 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(made, tmp_path):
     """Files of at most 20 kB stand for a disk with no more room."""
     recipe, out, _ = made
     again = tmp_path / "again"
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    def limit():
+        return resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
     process = start(tmp_path, recipe, again, 1, preexec_fn=limit)
     told = process.communicate()[1].decode()
     assert process.returncode != 0
@@ -192,7 +195,10 @@ def test_a_dataset_like_another_has_its_tokenizers(made, tmp_path):
         SMALL, inputs=(str(tmp_path / "other.txt"),), format="text", like=str(out), held_out=0.0
     )
     about = job.prepare(other, tmp_path / "out", 1, 0).about
-    known = lambda about: {k: v for k, v in about["tokenizers"]["text"].items() if k != "files"}
+
+    def known(about):
+        return {k: v for k, v in about["tokenizers"]["text"].items() if k != "files"}
+
     assert known(about) == known(read_json(out))
     assert about["modalities"] == ["text"]
     lone = dataclasses.replace(other, like=str(tmp_path))
@@ -258,7 +264,10 @@ def test_workers_end_with_their_command(made, tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    mine = lambda: subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
+
+    def mine():
+        return subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout.split()
+
     end = time.monotonic() + 20
     while mine() and time.monotonic() < end:
         time.sleep(0.1)

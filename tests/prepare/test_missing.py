@@ -136,8 +136,12 @@ def test_a_bad_document_is_not_the_one_that_is_held_out(tmp_path):
 
 
 def test_what_the_input_says_of_splits_holds():
-    raws = lambda *sides: [Raw(f"{i}", (Part("text", f"{i}"),), side) for i, side in enumerate(sides)]
-    below = lambda *sides: tokenise.held_out_below(raws(*sides), 1e-9, "drop-document", {})
+    def raws(*sides):
+        return [Raw(f"{i}", (Part("text", f"{i}"),), side) for i, side in enumerate(sides)]
+
+    def below(*sides):
+        return tokenise.held_out_below(raws(*sides), 1e-9, "drop-document", {})
+
     usual = int(1e-9 * 2**64)
     assert below(False, True, None) == below(False, False) == below(None, True) == usual
     assert below(None, None) > usual

@@ -63,7 +63,10 @@ def test_what_lies_in_a_file_weighs_what_the_file_does(tmp_path):
 def test_a_document_that_names_one_file_often_is_bad(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenise, "LARGEST", 10 * 8)
     np.save(tmp_path / "a.npy", np.ones((1, 2), np.float32))
-    line = lambda times: {"content": [{"latents": "a.npy"}] * times}
+
+    def line(times):
+        return {"content": [{"latents": "a.npy"}] * times}
+
     ten, eleven = readers.read([write_lines(tmp_path / "x.jsonl", line(10), line(11))])
     assert len(tokenise.records(ten, tools(latents=GivenVectors(2)), 10**9).records) == 1
     with pytest.raises(ValueError, match="more than 80 bytes when it is decoded"):
@@ -116,7 +119,10 @@ def test_a_tokenizer_whose_ids_leave_gaps_is_refused(tmp_path, last):
     gap = word_level(tmp_path / "gap.json", words | {"last": last})
     folder = tmp_path / "out"
     folder.mkdir()
-    choose = lambda path: tokenise._choose_text(types.SimpleNamespace(tokenizer=str(path)), folder, [], ["text"])
+
+    def choose(path):
+        return tokenise._choose_text(types.SimpleNamespace(tokenizer=str(path)), folder, [], ["text"])
+
     choose(good)
     with pytest.raises(UserError, match=r"gap.json: .* each id from 0 on must belong to one entry; number them anew"):
         choose(gap)

@@ -44,8 +44,12 @@ def test_a_scanned_layer_counts_as_often_as_it_runs(n):
 
 def test_nested_scans_multiply():
     def f(x, w):
-        inner = lambda x, _: (jnp.tanh(x @ w), None)
-        outer = lambda x, _: (lax.scan(inner, x, None, length=3)[0] @ w, None)
+        def inner(x, _):
+            return (jnp.tanh(x @ w), None)
+
+        def outer(x, _):
+            return (lax.scan(inner, x, None, length=3)[0] @ w, None)
+
         return lax.scan(outer, x, None, length=5)[0]
 
     assert hlo.read(text(f, (8, 16), (16, 16))).flops == 5 * (3 + 1) * 2 * 8 * 16 * 16

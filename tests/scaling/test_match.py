@@ -8,7 +8,10 @@ from scaling.match import Curve
 
 T = 400
 STEPS = np.arange(1, T + 1)
-LOSS = lambda t: 2 + 4 * (t + 5.0) ** -0.5
+
+
+def LOSS(t):
+    return 2 + 4 * (t + 5.0) ** -0.5
 
 
 def planted(slope, noise=0.0, rng=None, cost=1.0):

@@ -183,7 +183,10 @@ def test_a_folder_for_the_figures_is_refused_before_compiling(tmp_path, capsys):
 
 def test_float32_matmuls_are_none_too_many_where_they_were_asked_for():
     wide = dataclasses.replace(compiled(), text=TEXT.replace("bf16[64,128]", "f32[64,128]"))
-    of = lambda dtype: forecast.plan(examples.make("mot", dtype=dtype), topology(), lambda config, topology: wide)
+
+    def of(dtype):
+        return forecast.plan(examples.make("mot", dtype=dtype), topology(), lambda config, topology: wide)
+
     assert of("bfloat16").float32_matmuls
     assert not of("float32").float32_matmuls
 

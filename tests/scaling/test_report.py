@@ -228,7 +228,10 @@ def test_a_run_of_one_modality_is_sound(tmp_path):
     path = planted(tmp_path, "dense")
     file = path / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    one = lambda row: {k: 0 if k == "tokens/image" else v for k, v in row.items() if k != "loss/image"}
+
+    def one(row):
+        return {k: 0 if k == "tokens/image" else v for k, v in row.items() if k != "loss/image"}
+
     file.write_text("".join(json.dumps(one(row)) + "\n" for row in rows), encoding="utf-8")
     assert runs.read(path).faults == ()
     page(tmp_path)

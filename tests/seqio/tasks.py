@@ -17,7 +17,10 @@ WORDS = ("the", "a", "cat", "dog", "bird", "sees", "hears", "likes", "red", "old
 
 def sentences(seed, n, words=9):
     rng = random.Random(seed)
-    sentence = lambda: " ".join(rng.choices(WORDS, k=rng.randint(2, words))).capitalize() + "."
+
+    def sentence():
+        return " ".join(rng.choices(WORDS, k=rng.randint(2, words))).capitalize() + "."
+
     return [" ".join(sentence() for _ in range(rng.randint(1, 4))) for _ in range(n)]
 
 
@@ -70,10 +73,13 @@ def task(name, columns, vocabulary=VOCABULARY, steps=(seqio.preprocessors.tokeni
 def numbers(name, columns, size):
     """A task of ids that come from elsewhere."""
     data = {split: (list(rows), list(rows)) for split, rows in columns.items()}
-    make = lambda split, shuffle_files: tf.data.Dataset.from_generator(
-        lambda: ({"targets": np.array(row, np.int32)} for row in data[split][1]),
-        output_signature={"targets": tf.TensorSpec([None], tf.int32)},
-    )
+
+    def make(split, shuffle_files):
+        return tf.data.Dataset.from_generator(
+            lambda: ({"targets": np.array(row, np.int32)} for row in data[split][1]),
+            output_signature={"targets": tf.TensorSpec([None], tf.int32)},
+        )
+
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(make, splits=list(columns)),

@@ -156,7 +156,10 @@ def test_a_stream_goes_on_from_any_state(monkeypatch, name, held, count):
     begun, begin = [], seqio_bridge.SeqioStream._begin
     monkeypatch.setattr(seqio_bridge.SeqioStream, "_begin", lambda self: begun.append(1) or begin(self))
     c = resolve(make(name), sources.faults)
-    made = lambda state=None: Batches(sources.open_(c)[0], c, seed=0, count=count, state=state)
+
+    def made(state=None):
+        return Batches(sources.open_(c)[0], c, seed=0, count=count, state=state)
+
     whole = made()
     batches = [whole[n] for n in range(count)]
     assert (len(begun) > 2) == (held == 400)  # of what it did not hold, it began anew
@@ -170,7 +173,10 @@ def test_a_stream_goes_on_from_any_state(monkeypatch, name, held, count):
 
 def test_of_several_hosts_each_reads_the_stream_and_makes_its_rows():
     c = resolve(make(), sources.faults)
-    made = lambda p, n: Batches(sources.open_(c)[0], c, 0, 5, process=p, processes=n)[4].batch["text"].token
+
+    def made(p, n):
+        return Batches(sources.open_(c)[0], c, 0, 5, process=p, processes=n)[4].batch["text"].token
+
     np.testing.assert_array_equal(np.concatenate([made(0, 2), made(1, 2)]), made(0, 1))
 
 

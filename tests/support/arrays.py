@@ -58,5 +58,8 @@ def loss_of(c, batch):
 def copies(dense, table):
     """A dense model's weights under another table's paths: every tower is a copy."""
     source = params.paths(dense)
-    rename = lambda path: path.replace("/image/", "/text/")
+
+    def rename(path):
+        return path.replace("/image/", "/text/")
+
     return params.nest({path: source[rename(path)] for path in table})

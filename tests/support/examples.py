@@ -35,7 +35,10 @@ def make(arch="mot", budgets=(24, 24), **model):
 def weights(c):
     """Initial parameters, norms' scales shaken so that no tower is like another."""
     flat = params.paths(jax.jit(lambda: params.init(params.table(c), c.model.seed))())
-    shake = lambda path, x: x * (1 + 0.3 * np.random.default_rng(len(path)).standard_normal(x.shape).astype("f"))
+
+    def shake(path, x):
+        return x * (1 + 0.3 * np.random.default_rng(len(path)).standard_normal(x.shape).astype("f"))
+
     return params.nest({p: shake(p, x) if "norm" in p else x for p, x in flat.items()})
 
 
@@ -77,5 +80,8 @@ def batch(seed=0, rows=4, budgets=(24, 24), spans=True):
 
 def leaf_error(a, b):
     """The greatest difference of any leaf, over that leaf's maximum."""
-    relative = lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max() / max(np.abs(np.asarray(y)).max(), 1e-30))
+
+    def relative(x, y):
+        return float(np.abs(np.asarray(x) - np.asarray(y)).max() / max(np.abs(np.asarray(y)).max(), 1e-30))
+
     return max(jax.tree.leaves(jax.tree.map(relative, a, b)))

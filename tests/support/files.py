@@ -41,7 +41,10 @@ def bad(*inputs, **options):
 
 def write_lines(path: Path, *rows) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    encode = lambda row: row if isinstance(row, bytes) else json.dumps(row).encode()
+
+    def encode(row):
+        return row if isinstance(row, bytes) else json.dumps(row).encode()
+
     path.write_bytes(b"".join(encode(row) + b"\n" for row in rows))
     return path
 

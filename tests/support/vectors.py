@@ -40,7 +40,10 @@ def make(arch="mot", width=16, **choices):
 def weights(c):
     """Parameters drawn by numpy, so that nothing is compiled; none is 0 or like another's."""
     rng = np.random.default_rng(c.model.seed)
-    draw = lambda spec: rng.standard_normal(spec.shape) * (spec.std or 0.3) + (spec.std is None) * spec.fill
+
+    def draw(spec):
+        return rng.standard_normal(spec.shape) * (spec.std or 0.3) + (spec.std is None) * spec.fill
+
     return params.nest({path: draw(spec).astype("f") for path, spec in params.table(c).items()})
 
 
@@ -82,6 +85,9 @@ def alone_at(c, d, alone=True):
 
 def batch(c, rows=2):
     """Every role at once, and padding in every stream."""
-    d = lambda i, parts: assign(c, document(i, parts, i % 2))
+
+    def d(i, parts):
+        return assign(c, document(i, parts, i % 2))
+
     lone = alone_at(c, document(7, "tS"))
     return pack(c, [[d(0, "tIt"), lone, d(2, "t")], [d(3, "ISt"), d(4, "tI")]][:rows])

@@ -57,8 +57,13 @@ def test_a_frozen_modality_stays_to_the_bit_and_what_stays_trained_is_told(tmp_p
     assert first["bits_per_byte/manual"] == last["bits_per_byte/manual"]
     assert first[TEXT_ONLY] == pytest.approx(held_out(source)[2][TEXT_ONLY], rel=1e-5)
     assert last["loss/image"] < first["loss/image"]
-    size = lambda names: f"{sum(now[name].size for name in names):,}"
-    of = lambda part: size(name for name in text if name.startswith(part))
+
+    def size(names):
+        return f"{sum(now[name].size for name in names):,}"
+
+    def of(part):
+        return size(name for name in text if name.startswith(part))
+
     said = " ".join(said.split())
     assert f"frozen: {size(text)} of {size(now)} parameters: embed {of('embed')}, attn/text" in said
     assert f"trained: {size(set(now) - set(text))}: attn/image" in said
@@ -93,7 +98,10 @@ def test_a_modality_of_vectors_has_its_ends_and_a_part_is_frozen_alone():
     tree.streams.sound.update(modality="image", loss_weight=5.0)
     tree.optim.freeze = "image,text.norm"
     found, c = frozen(tree)
-    of = lambda name: {path for path in params.table(c) if f"/{name}/" in path}
+
+    def of(name):
+        return {path for path in params.table(c) if f"/{name}/" in path}
+
     norms = {path for path in of("text") if "norm/" in path}
     assert found == of("image") | of("sound") | norms
     assert "latent/image/out" in found

@@ -99,7 +99,10 @@ def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, n):
     loop.run(halves, until=3, devices=devices)
     b = loop.run(halves, devices=devices)
     jax.tree.map(np.testing.assert_array_equal, restored(a, 6), restored(b, 6))
-    timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
+
+    def timeless(path, kind):
+        return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
+
     for kind in ("train", "eval"):
         assert timeless(a, kind) == timeless(b, kind)
     assert loop.run(halves, devices=devices) == b  # done: nothing more to do
@@ -113,7 +116,10 @@ def test_a_finished_run_that_gets_more_steps_is_one_that_had_them(tmp_path, one_
     loop.run(smoke(tmp_path / "b", run__steps=3, **settings), devices=one_device)
     b = loop.run(smoke(tmp_path / "b", run__steps=5, run__save_every=4, **settings), devices=one_device)
     jax.tree.map(np.testing.assert_array_equal, restored(a, 5), restored(b, 5))
-    timeless = lambda path, kind: [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
+
+    def timeless(path, kind):
+        return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows(path, kind)]
+
     for kind in ("train", "eval"):
         assert timeless(a, kind) == timeless(b, kind)
     (event,) = [row for row in rows(b, "event") if row["event"] == "changed"]
@@ -281,7 +287,10 @@ def test_a_batch_that_is_not_finite_is_skipped_to_the_bit(one_device):
         after, measured = step(state, large)  # finite, but not their sum: every loss would be divided by infinity
         assert not measured["ok"]
         jax.tree.map(np.testing.assert_array_equal, after, state)
-        fill = lambda t: t.replace(value=np.where((t.segment == 0)[..., None], np.nan, t.value))
+
+        def fill(t):
+            return t.replace(value=np.where((t.segment == 0)[..., None], np.nan, t.value))
+
         padding = {name: fill(t) for name, t in batch.items()}
         assert step(state, padding)[1]["ok"]
 
