@@ -342,7 +342,7 @@ def test_a_grid_sounds_in_the_order_of_its_pictures():
         ('[{"image": "../a.png"}]', "part 1: path '../a.png'; only paths inside the input's own folder"),
         ('[{"image": "/etc/passwd"}]', "only paths inside the input's own folder"),
         ('[{"image": "none.png"}]', "part 1: path 'none.png': No such file"),
-        ('[{"text": "a"}, {"image": "doc.json"}]', "part 2: not a PNG, JPEG, WEBP, GIF or BMP image"),
+        ('[{"text": "a"}, {"image": "doc.json"}]', "part 2: not a PNG, JPEG, WEBP, GIF, BMP"),
         ('[{"ids": [1, 2], "modality": "text"}]', "part 1: ids of text, but this run has no ids of one's own for it"),
         ('[{"ids": [1, 2], "modality": "image"}]', 'makes them of image; give that, as {"image": "..."}'),
         ('[{"audio": "doc.json"}]', "part 1: this run has no audio; it has text, image; leave it out"),

@@ -341,11 +341,14 @@ def test_guidance():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: diffusion.mix(0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
-        (lambda: diffusion.noised(1.0, 1.0, 0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
-        (lambda: diffusion.target(1.0, 1.0, 0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
-        (lambda: diffusion.weight(0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
-        (lambda: diffusion.clean_and_noise(1.0, 1.0, 0.5, "v"), "predicts: 'v' is unknown; allowed: flow, x, ddpm"),
+        (lambda: diffusion.mix(0.5, "nothing"), "predicts: 'nothing' is unknown; allowed: flow, x, ddpm"),
+        (lambda: diffusion.noised(1.0, 1.0, 0.5, "nothing"), "predicts: 'nothing' is unknown; allowed: flow, x, ddpm"),
+        (lambda: diffusion.target(1.0, 1.0, 0.5, "nothing"), "predicts: 'nothing' is unknown; allowed: flow, x, ddpm"),
+        (lambda: diffusion.weight(0.5, "nothing"), "predicts: 'nothing' is unknown; allowed: flow, x, ddpm"),
+        (
+            lambda: diffusion.clean_and_noise(1.0, 1.0, 0.5, "nothing"),
+            "predicts: 'nothing' is unknown; allowed: flow, x, ddpm",
+        ),
         (
             lambda: diffusion.noise_levels(0.5, "cosine"),
             "time_distribution: 'cosine' is unknown; allowed: uniform, logit_normal, beta",
