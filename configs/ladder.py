@@ -1,7 +1,7 @@
 """The ladders of the MoT paper (2411.04996), every rung of every architecture, and tiny rungs of the same family.
 
 --config=configs/ladder.py:rung=443m,arch=mot                            planned, counted, lowered: no data is needed
---config=configs/ladder.py:setting=transfusion,rung=760m,data=data/web   trained: `mot data prepare` (docs/data.md)
+--config=configs/ladder.py:setting=transfusion,rung=760m,data=data/web   trained (docs/howto/own-data.md)
 --config=configs/ladder.py:rung=3m,arch=mot_moe,tokens=1e9               on a CPU, for so many tokens
 --config=configs/ladder.py:rung=7b,shape=tpu,flops=1e21                  heads of 128, for so many model FLOPs
 

@@ -2,7 +2,7 @@
 
 --config=configs/transfusion.py:arch=mot                     captioned digits in 2x2 patches, and Python's manual
 --config=configs/transfusion.py:size=draw                    captioned digits alone: to draw and to read them
---config=configs/transfusion.py:data=data/emoji,size=demo    your own: `mot data prepare --vectors ...` (docs/data.md)
+--config=configs/transfusion.py:data=data/emoji,size=demo    your own (docs/howto/own-data.md)
 --config=configs/transfusion.py:data=data/web,size=163m      a rung of the published ladder; more in configs/ladder.py
 
 `predicts=flow|x|ddpm` chooses the objective of all vectors; `copies=both` gives images that later text reads a clean
