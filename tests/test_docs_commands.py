@@ -191,7 +191,7 @@ def test_the_router_of_its_page_routes(monkeypatch):
     row = python_of(page, "def _always") + "\nROUTERS = {\n" + python_of(page, '    "hash": Router(') + "\n}"
     table, module = {"Router": type(next(iter(ROUTERS.values())))}, {}
     exec(row, table)
-    exec(python_of(page, '"""Each token goes'), module)
+    exec(python_of(page, '"""A token goes'), module)
     monkeypatch.setitem(ROUTERS, "hash", table["ROUTERS"]["hash"])
     monkeypatch.setattr(router, "implementation", lambda name: type("hash", (), module))
     fixed = table["ROUTERS"]["hash"].fixed
