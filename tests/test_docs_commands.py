@@ -19,7 +19,17 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLE = "configs/digits.py:arch=mot,size=smoke"  # whose keys every configuration has
 NAMED = ("data.shares", "data.sources")  # groups in which keys have a user's own names
-OTHERS = {"python", "python3", "pip", "pytest", "ruff", "git", "cd", "source"}  # programs that are not ours
+OTHERS = {
+    "python",
+    "python3",
+    "pip",
+    "pytest",
+    "ruff",
+    "git",
+    "cd",
+    "source",
+    "tensorboard",
+}  # programs that are not ours
 MARK = "<!-- not checked:"  # on the line before a block, with the reason
 
 
@@ -157,10 +167,11 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def anchors(page):
-    """The names of a page's headings, as the pages' builder makes them."""
+    """The names of a page's headings, as the pages' builder makes them, and those that it states."""
     text = re.sub(r"^\s*```.*?^\s*```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+    named = {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+    return named | set(re.findall(r'<a id="([^"]+)">', text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
