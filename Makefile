@@ -4,9 +4,10 @@ VENV := .venv
 PARITY := .venv-parity
 SEQIO := .venv-seqio
 PLAN := .venv-plan
+DOCS := .venv-docs
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow plan lint format bench constraints clean
+.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow plan docs lint format bench constraints clean
 
 demo: $(VENV)/.done
 	$(VENV)/bin/mot demo
@@ -30,9 +31,13 @@ test-plan: $(PLAN)/.done
 test-plan-slow: $(PLAN)/.done
 	$(PLAN)/bin/pytest -m slow tests/plan
 
-# Every rung of every architecture into docs/plan.md; it goes on where it was stopped.
+# Every rung of every architecture into docs/reference/plan.md; it goes on where it was stopped.
 plan: $(PLAN)/.done
 	$(PLAN)/bin/mot plan --ladder
+
+# The pages of docs/ into build/docs; a link that leads nowhere is an error.
+docs: $(DOCS)/.done
+	$(DOCS)/bin/zensical build --clean --strict
 
 lint: $(VENV)/.done
 	$(VENV)/bin/ruff format --check .
@@ -78,5 +83,12 @@ $(PLAN)/.done: $(INPUTS)
 	$(PLAN)/bin/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[dev,tpu]'
 	touch $@
 
+# The builder of pages alone: neither mot nor JAX.
+$(DOCS)/.done: $(INPUTS)
+	$(PYTHON) -m venv --clear $(DOCS)
+	@echo 'pip installs into $(DOCS) what builds the pages: some seconds, 80 MB'
+	$(DOCS)/bin/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt zensical
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY) $(SEQIO) $(PLAN) .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) $(PLAN) $(DOCS) build .cache

@@ -1,8 +1,11 @@
 """The Chameleon setting (2405.09818): every modality in ids of one vocabulary.
 
---config=configs/chameleon.py:arch=mot                    captioned digits as 64 grey levels, and Python's manual
---config=configs/chameleon.py:data=data/emoji,size=demo   your own: `mot data prepare` (docs/data.md)
---config=configs/chameleon.py:data=data/web,size=443m     a rung of the published ladder; more in configs/ladder.py
+mot train --config=configs/chameleon.py:arch=mot                   captioned digits as 64 ids, and Python's manual
+mot train --config=configs/chameleon.py:data=data/emoji,size=demo  your own (docs/howto/own-data.md)
+mot train --config=configs/chameleon.py:data=data/web,size=443m    a rung of the ladder; more in configs/ladder.py
+
+Of arch=mot, size=smoke takes 22 s on two loaded AVX2 cores with an empty cache, and ends at held-out text 7.18 and
+image 5.77 nats a token. The cost and loss of the other sizes are not measured.
 
 Its stability: norms of queries and keys by head, norms on the branches' outputs (Swin), and a z-loss.
 """

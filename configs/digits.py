@@ -1,8 +1,15 @@
 """Handwritten digits and their captions beside Python's manual: the demo. All data is embedded; nothing is downloaded.
 
---config=configs/digits.py:arch=mot            the demo's size, some minutes on two cores
---config=configs/digits.py:arch=mot,size=smoke two steps in seconds
---config=configs/digits.py:arch=mot,size=draw  captioned digits alone: ten CPU-minutes to draw and to read them
+mot train --config=configs/digits.py:arch=mot            the demo's size, some minutes on two cores
+mot train --config=configs/digits.py:arch=mot,size=smoke two steps in seconds
+mot train --config=configs/digits.py:arch=mot,size=draw  captioned digits alone: to draw and to read them
+
+Held-out losses to expect at the end, in nats a token, of seed 0 on two AVX2 cores:
+
+size   cost                                  mot                      dense
+smoke  15 s, 7 with a full cache             text 7.18, image 5.67    text 7.33, image 5.64
+demo   minutes (`make demo` trains four)     text 3.36, image 1.39    text 3.42, image 1.40
+draw   4 to 5 CPU-minutes                    not measured; it draws 47 of 50 digits as asked, dense's 42
 """
 
 from ml_collections import ConfigDict

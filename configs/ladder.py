@@ -1,9 +1,9 @@
 """The ladders of the MoT paper (2411.04996), every rung of every architecture, and tiny rungs of the same family.
 
---config=configs/ladder.py:rung=443m,arch=mot                            planned, counted, lowered: no data is needed
---config=configs/ladder.py:setting=transfusion,rung=760m,data=data/web   trained: `mot data prepare` (docs/data.md)
---config=configs/ladder.py:rung=3m,arch=mot_moe,tokens=1e9               on a CPU, for so many tokens
---config=configs/ladder.py:rung=7b,shape=tpu,flops=1e21                  heads of 128, for so many model FLOPs
+mot plan --config=configs/ladder.py:rung=443m,arch=mot                             compiled and counted; no data needed
+mot train --config=configs/ladder.py:setting=transfusion,rung=760m,data=data/web   trained (docs/howto/own-data.md)
+mot train --config=configs/ladder.py:rung=3m,arch=mot_moe,tokens=1e9,data=data/web on a CPU, for so many tokens
+mot plan --config=configs/ladder.py:rung=7b,shape=tpu,flops=1e21                   heads of 128, for so many model FLOPs
 
 setting  chameleon (37m 94m 443m 1.5b 7b), chameleon_speech (443m 880m 1.5b 7b), transfusion (163m 760m 1.4b 7b); each
          has 0.3m 1m 3m 10m too, named by the trunk's parameters, with rows of 512 tokens and a vocabulary in proportion
@@ -11,6 +11,9 @@ arch     any of configs/archs.py
 shape    paper, or tpu: heads of 128, which fill a TPU's tile, in the same number of parameters
 device   tpu (of published rungs), gpu, cpu (of tiny ones): kernels and dtype
 data     prepared datasets, as in configs/records.py; the embedded ones: configs/chameleon.py:size=1m
+
+docs/reference/plan.md bounds what a rung costs on TPUs: memory, time of a step, chip-hours. No rung's loss is measured
+yet.
 
 The mesh stays one of rows; `--config.mesh.fsdp=16` or `mot plan --search` chooses another.
 """

@@ -1,11 +1,14 @@
 """Your own data: datasets that `mot data prepare` has written, one or several, mixed.
 
---config=configs/records.py:data=data/photos,arch=mot           text and images, a small model
---config=configs/records.py:data=data/photos+data/books,size=smoke,length=512
+mot train --config=configs/records.py:data=data/photos,arch=mot           text and images, a small model
+mot train --config=configs/records.py:data=data/photos+data/books,size=smoke,length=512
+
+size=smoke (two steps) takes some 13 s on two AVX2 cores with an empty cache; the cost of the others is not measured.
+The loss depends on the data: that of ids begins near the logarithm of all ids, of every modality together.
 
 Several datasets must share their tokenizers (`mot data prepare --like`); `NAME@FOLDER` gives one another name than its
-folder's. `--config.data.shares.books=0.5` changes how
-much of each is read; `length` is a row's, divided among the streams as the mixture divides.
+folder's. `--config.data.shares.books=0.5` changes how much of each is read; `length` is a row's, divided among the
+streams as the mixture divides.
 """
 
 import json

@@ -1,9 +1,13 @@
 """The Transfusion setting (2408.11039): text by next token, images by flow in the same stack.
 
---config=configs/transfusion.py:arch=mot                     captioned digits in 2x2 patches, and Python's manual
---config=configs/transfusion.py:size=draw                    captioned digits alone: to draw and to read them
---config=configs/transfusion.py:data=data/emoji,size=demo    your own: `mot data prepare --vectors ...` (docs/data.md)
---config=configs/transfusion.py:data=data/web,size=163m      a rung of the published ladder; more in configs/ladder.py
+mot train --config=configs/transfusion.py:arch=mot                    captioned digits in 2x2 patches, Python's manual
+mot train --config=configs/transfusion.py:size=draw                   captioned digits alone: to draw and to read them
+mot train --config=configs/transfusion.py:data=data/emoji,size=demo   your own (docs/howto/own-data.md)
+mot train --config=configs/transfusion.py:data=data/web,size=163m     a rung of the ladder; more in configs/ladder.py
+
+Of arch=mot, size=smoke takes 19 s on two AVX2 cores with an empty cache, and ends at held-out text 7.22 nats and image
+1.56 (a squared error). size=draw with --config.run.steps=2000 takes 6 CPU-minutes and draws 50 of 50 digits as asked.
+The cost and loss of the other sizes are not measured.
 
 `predicts=flow|x|ddpm` chooses the objective of all vectors; `copies=both` gives images that later text reads a clean
 copy (BAGEL, 2505.14683), where the default has it read what is noised.

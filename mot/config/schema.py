@@ -174,7 +174,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Data:
-    """What is read, in which mixture, and how it is packed into rows (docs/data.md)."""
+    """What is read, in which mixture, and how it is packed into rows (docs/howto/own-data.md)."""
 
     batch: int  # rows in a global batch
     seed: int  # of the order of documents

@@ -311,7 +311,7 @@ def test_bad_sets_are_refused_with_the_numbers():
     assert "ffn.text.shared: -1; must be 0 or more" in faults(shared=-1)
     assert "ffn.text.router: 'both'; allowed: token, expert" in faults(router="both")
     assert "ffn.text: capacity 1.0, normalise True, balance 'loss', which router 'expert' does not read" in faults(
-        router="expert", capacity=1.0, normalise=True
+        router="expert", capacity=1.0, normalise=True, balance="loss"
     )
     assert "attn.text.router, capacity: 'expert', 0.0; a token without a place" in faults("attn", router="expert")
     assert "attn.text.router, capacity: 'token', 1.0; a token without a place" in faults("attn", capacity=1.0)
