@@ -53,7 +53,9 @@ def mot(site, folder, *args):
 
 def test_a_wheel_holds_every_package_and_takes_one_name():
     everywhere = {"mot", "mot.configs", "mot.launch", "mot.scaling"}
-    everywhere |= {f"mot.{p.parent.name}" for p in (ROOT / "mot").glob("*/__init__.py")}
+    folders = {p.parent for p in (ROOT / "mot").rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+    everywhere |= {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert set(SETUP["packages"]) == everywhere
     for package in SETUP["packages"]:
         suffixes = {p.name for p in (ROOT / folder_of(package)).iterdir() if p.is_file() and p.suffix != ".py"}
