@@ -28,6 +28,13 @@ ROOM = 0.9  # of memory that an estimate may fill
 FINISHED = 4  # candidates that fit, of which the fastest is taken
 TRIED = 8  # candidates at most, where the first do not fit
 
+FLOAT32, BFLOAT16 = 4, 2  # bytes
+BYTES_OF_STATE = 16  # of a weight: itself, its gradient and two moments, float32
+COPIES_OF_A_LAYER = 3  # weights of the layer at hand and of the next one, gathered, and gradients
+COPIES_OF_LOGITS = 3  # the logits, their softmax, its gradient
+UNSAVED = 2.5  # bytes that all activations take, to those of projections alone
+NOT_HIDDEN = 0.2  # of the shorter of computing and sending, what the longer does not hide
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -51,10 +58,10 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     `UserError` where none does.
     """
     found = []
-    for config_ in _variants(config, len(topology.devices)):
-        held, seconds = estimate(config_, topology)
+    for variant in _variants(config, len(topology.devices)):
+        held, seconds = estimate(variant, topology)
         if held <= ROOM * topology.memory:
-            found.append(Candidate(config_, seconds, held))
+            found.append(Candidate(variant, seconds, held))
     if not found:
         raise UserError(
             f"{topology.name}: no mesh, remat policy and number of microbatches was found with which "
@@ -92,34 +99,80 @@ def _divides(config: Config) -> bool:
 
 def estimate(config: Config, topology: Topology) -> tuple[float, float]:
     """Bytes of a device and seconds of a step, roughly."""
-    m = config.mesh
-    c = config.model
-    devices = len(topology.devices)
+    return _memory(config), _seconds(config, topology)
+
+
+def _memory(config: Config) -> float:
+    """Bytes of a device: the state, one layer's weights whole, a microbatch's activations, the logits of a chunk."""
+    mesh = config.mesh
     weights = params.count(params.table(config))
-    parts = config.optim.accumulate
-    tokens = config.data.batch * config.length / (devices // m.tensor)  # of a device, all microbatches
-    D = max(s.width for s in config.streams.values())
-    F = max(max(s.active * (s.width or 0) for s in config.ffn.values()), *(s.ffn for s in config.streams.values()))
-    heads = (c.heads + 2 * c.kv_heads) * c.head_size / m.tensor
-    kept = {"block": 2 * D, "dots": 2 * (2 * D + heads + 2 * F / m.tensor)}
-    kept |= {"none": 2.5 * kept["dots"], "offload": kept["block"]}
-    rows = max(config.data.batch / parts / (m.data * m.fsdp * m.expert), 1)
-    logits = 3 * 4 * rows * config.objective.chunk * config.vocab / m.tensor
-    held = 16 * weights / (m.fsdp * m.tensor * m.expert) + tokens / parts * c.layers * kept[c.remat] + logits
-    held += 3 * 4 * weights / c.layers / m.tensor  # of a layer, whole
+    state = BYTES_OF_STATE * weights / (mesh.fsdp * mesh.tensor * mesh.expert)
+    layer = COPIES_OF_A_LAYER * FLOAT32 * weights / config.model.layers / mesh.tensor
+    devices_along_rows = mesh.data * mesh.fsdp * mesh.expert
+    rows = max(config.data.batch / config.optim.accumulate / devices_along_rows, 1)
+    logits = COPIES_OF_LOGITS * FLOAT32 * rows * config.objective.chunk * config.vocab / mesh.tensor
+    return state + _activations(config) + logits + layer
 
-    counts = {name: config.data.batch * s.budget for name, s in config.streams.items()}
-    seen = ATTENTION + (RECOMPUTED_ATTENTION if c.remat in RECOMPUTING else 0)
+
+def _activations(config: Config) -> float:
+    """Bytes that a microbatch's layers keep on a device for the backward pass."""
+    c = config.model
+    width, hidden = _widths(config)
+    heads = (c.heads + 2 * c.kv_heads) * c.head_size / config.mesh.tensor
+    entering = BFLOAT16 * width
+    projected = BFLOAT16 * (2 * width + heads + 2 * hidden / config.mesh.tensor)
+    a_token = {"block": entering, "offload": entering, "dots": projected, "none": UNSAVED * projected}[c.remat]
+    return _tokens(config) / config.optim.accumulate * c.layers * a_token
+
+
+def _seconds(config: Config, topology: Topology) -> float:
+    """Seconds of a step: what takes longer, computing or sending, and a part of the other that is not hidden."""
+    compute = _flops(config) / len(topology.devices) / topology.flops
+    send = _sent(config, topology) / topology.sends
+    return max(compute, send) + NOT_HIDDEN * min(compute, send)
+
+
+def _flops(config: Config) -> float:
+    """Of a step on all devices, with what is computed again."""
+    counts = {name: config.data.batch * stream.budget for name, stream in config.streams.items()}
+    seen = ATTENTION + (RECOMPUTED_ATTENTION if config.model.remat in RECOMPUTING else 0)
     attention = flops.FORWARD_AND_BACKWARD * attention_work(config) * flops.attention_per_pair(config) * seen
-    computed = (flops.train_step(config, counts, 0) + recomputed(config, counts) + attention) / devices
+    return flops.train_step(config, counts, 0) + recomputed(config, counts) + attention
 
-    def away(n):
-        return (n - 1) / n
 
-    sent = (2 * 2 + 4) * weights / m.tensor * away(m.fsdp) * parts  # gathered twice, and gradients
-    sent *= 2 if topology.chip.axes == 3 and m.fsdp == devices > 2 * PLANE else 1
-    sent += 2 * 4 * weights / (m.tensor * m.fsdp) * away(m.data) * parts
-    sent += (12 if c.remat in RECOMPUTING else 8) * tokens * D * 2 * c.layers * away(m.tensor)
-    sent += 3 * tokens * 2 * 2 * c.kv_heads * c.head_size / m.tensor * c.layers * (m.context - 1)
-    compute, send = computed / topology.flops, sent / topology.sends
-    return held, max(compute, send) + 0.2 * min(compute, send)
+def _sent(config: Config, topology: Topology) -> float:
+    """Bytes that a device sends in a step, by the axis along which it sends them."""
+    mesh = config.mesh
+    c = config.model
+    weights = params.count(params.table(config)) / mesh.tensor
+    microbatches = config.optim.accumulate
+    # Each microbatch gathers a layer's weights twice, forward and backward, and scatters their gradients.
+    fsdp = (2 * BFLOAT16 + FLOAT32) * weights * _others(mesh.fsdp) * microbatches
+    if topology.chip.axes == 3 and mesh.fsdp == len(topology.devices) > 2 * PLANE:
+        fsdp *= 2  # gathers become all-reduces
+    data = 2 * FLOAT32 * weights / mesh.fsdp * _others(mesh.data) * microbatches  # an all-reduce of gradients
+    # Two all-reduces of the residual a layer and direction, and again where the forward pass is made again.
+    crossings = 12 if c.remat in RECOMPUTING else 8
+    tensor = crossings * BFLOAT16 * _tokens(config) * _widths(config)[0] * c.layers * _others(mesh.tensor)
+    keys_and_values = 2 * c.kv_heads * c.head_size / mesh.tensor
+    # Each device's keys and values go to all others of a row: forward, again in the backward pass, and their gradients.
+    context = 3 * BFLOAT16 * keys_and_values * _tokens(config) * c.layers * (mesh.context - 1)
+    return fsdp + data + tensor + context
+
+
+def _tokens(config: Config) -> float:
+    """Tokens of a device in a step, of all microbatches; devices along `tensor` share them."""
+    m = config.mesh
+    return config.data.batch * config.length / (m.data * m.fsdp * m.expert * m.context)
+
+
+def _widths(config: Config) -> tuple[int, float]:
+    """The widest residual, and the most hidden units that a token passes through."""
+    streams = config.streams.values()
+    routed = max(experts.active * (experts.width or 0) for experts in config.ffn.values())
+    return max(stream.width for stream in streams), max(routed, *(stream.ffn for stream in streams))
+
+
+def _others(n: int) -> float:
+    """The share of an array that lies on the other n - 1 devices of an axis."""
+    return (n - 1) / n
