@@ -12,13 +12,13 @@ OFTEN = 0.5  # seconds between two pictures of a line
 
 
 @contextlib.contextmanager
-def phase(what: str, speaks: bool = True) -> Iterator[None]:
-    """Shows `what` on stderr as long as it lasts, with the seconds so far, where this process `speaks`.
+def phase(what: str, is_first: bool = True) -> Iterator[None]:
+    """Shows `what` on stderr as long as it lasts, with the seconds so far, where this process `is_first`.
 
     Without a terminal it is a line before each phase, so that a log is not mute either.
     """
-    if not speaks or not sys.stderr.isatty():
-        if speaks:
+    if not is_first or not sys.stderr.isatty():
+        if is_first:
             announce(what)
         yield
         return

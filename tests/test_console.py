@@ -19,7 +19,7 @@ def test_a_log_gets_a_line_before_each_phase(monkeypatch):
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     with console.phase("opening the data"):
         assert said.getvalue() == "opening the data ...\n"
-    with console.phase("of another process", speaks=False):
+    with console.phase("of another process", is_first=False):
         pass
     assert said.getvalue() == "opening the data ...\n"
 

@@ -22,9 +22,9 @@ class Writer:
     The run's folder has its configuration. Of several processes one `speaks`.
     """
 
-    def __init__(self, path: Path, resumed_at: int, speaks: bool = True):
-        self.speaks = speaks
-        if not speaks:
+    def __init__(self, path: Path, resumed_at: int, is_first: bool = True):
+        self.is_first = is_first
+        if not is_first:
             return
         file = path / "metrics.jsonl"
         kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
@@ -35,7 +35,7 @@ class Writer:
         self.sources = len(rundir.read_config(path)["data"]["sources"])
 
     def write(self, kind: str, step: int, values: Mapping) -> None:
-        if not self.speaks or (kind, step) in self.written:
+        if not self.is_first or (kind, step) in self.written:
             return
         if kind != "event":
             self.written.add((kind, step))
@@ -52,7 +52,7 @@ class Writer:
         self.board.flush()
 
     def close(self) -> None:
-        if self.speaks:
+        if self.is_first:
             self.file.close()
             self.board.close()
 
@@ -60,8 +60,8 @@ class Writer:
 class Live:
     """The line a person watches: losses by modality, speed, time left. Without a terminal, `say` alone prints."""
 
-    def __init__(self, title: str, done: int, steps: int, speaks: bool = True):
-        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False, quiet=not speaks)
+    def __init__(self, title: str, done: int, steps: int, is_first: bool = True):
+        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False, quiet=not is_first)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),

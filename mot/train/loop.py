@@ -156,8 +156,8 @@ def run(
         del first  # the state has its own copy
         refuse_other_data(path, position, training)
         end = min(config.run.steps, until or config.run.steps)
-        speaks = sharding.is_first_process()
-        with metrics.Live(config.run.name, position.step, config.run.steps, speaks) as live, Signals() as signals:
+        is_first = sharding.is_first_process()
+        with metrics.Live(config.run.name, position.step, config.run.steps, is_first) as live, Signals() as signals:
             if position.step >= end:
                 live.say(f"{path}: already at step {position.step}")
                 return path
@@ -165,7 +165,7 @@ def run(
                 live.say(begins or f"{path}: resuming at step {position.step}")
             best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
             with unwritable(path):
-                log = Log(config, training.names, position, metrics.Writer(path, position.step, speaks), live, best)
+                log = Log(config, training.names, position, metrics.Writer(path, position.step, is_first), live, best)
                 try:
                     parts = _parts(config, path, mesh, training, held_out, log)
                     with profile.Trace(path, log) if profiled else nullcontext() as trace:
@@ -305,11 +305,13 @@ def _parts(config, path, mesh, training, held_out, log) -> Parts:
 def loop(config, mesh, state, training, held_out, parts: Parts, log, signals, end, trace=None) -> None:
     """From `log.position` to step `end`, saved."""
     position, live = log.position, log.live
-    mine, of = sharding.rows_of_process(config, mesh)
-    batches_ = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None, mine, of)
-    incoming = pipeline.iterate(batches_, position.step, config.data.workers, config.data.timeout)
+    part, parts_of_rows = sharding.rows_of_process(config, mesh)
+    stream = pipeline.Batches(
+        training, config, config.data.seed, config.run.steps, position.plan or None, part, parts_of_rows
+    )
+    incoming = pipeline.iterate(stream, position.step, config.data.workers, config.data.timeout)
     fill = budgets.reachable(config, training)
-    modalities = [stream.modality for stream in config.streams.values()]
+    modalities = [s.modality for s in config.streams.values()]
     size = {"training": training.size(modalities), "held_out": held_out.size(modalities)}
     log.start({"data": training.digest, "size": size, "reachable_fill": fill, "devices": mesh.size})
     live.phase("reading and packing the first batch")
