@@ -160,7 +160,7 @@ def spec(axes: Sequence[str | None], rules: Mapping[str, str]) -> P:
 
 
 def shard_count(axes: Sequence[str | None], rules: Mapping[str, str], mesh=None) -> int:
-    """Into how many parts these logical axes are split on the mesh, by default the current one."""
+    """The number of shards along these logical axes, on the given mesh or the active one."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return int(np.prod([mesh.shape.get(name, 1) for axis in axes for name in axes_of(axis, rules)], dtype=int))
 
@@ -192,7 +192,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def is_sharded() -> bool:
-    """Is a mesh set that splits what the rules name? Several runs (`ensemble.py`) lie along an axis of their own."""
+    """True where the active mesh splits an axis that rules can name. Runs of an ensemble lie along another axis."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(mesh.shape.get(axis, 1) > 1 for axis in MESH_AXES)
 
@@ -203,7 +203,7 @@ def constrain(x, axes: Sequence[str | None], rules: Mapping[str, str]):
 
 
 def shard_map(f: Callable, inputs, outputs) -> Callable:
-    """`f` on each device's own share, where a mesh of several devices is set; inputs and outputs are specs."""
+    """`jax.shard_map` of `f` where a mesh of several devices is active, else `f`; inputs and outputs are specs."""
     return jax.shard_map(f, in_specs=inputs, out_specs=outputs, check_vma=False) if is_sharded() else f
 
 
@@ -230,7 +230,7 @@ all_gather.defvjp(
 
 
 def split_context(tree, rules: Mapping[str, str]):
-    """Every array `[B, C, ...]` as `[c * B, C / c, ...]`, c the parts that a row is split into."""
+    """Every array `[B, C, ...]` as `[c * B, C / c, ...]`, where `context` splits a row into c parts."""
     c = shard_count(("length",), rules)
     if c == 1:
         return tree
@@ -246,7 +246,7 @@ def split_context(tree, rules: Mapping[str, str]):
 
 
 def join_context(tree, rules: Mapping[str, str]):
-    """What `split_context` took apart."""
+    """Undoes `split_context`."""
     c = shard_count(("length",), rules)
     if c == 1:
         return tree
@@ -266,9 +266,9 @@ def join_context(tree, rules: Mapping[str, str]):
 
 
 def rows_of_process(config: Config, mesh: Mesh) -> tuple[int, int]:
-    """Of equal parts of a batch's rows, the number of the one that this process's devices hold, and how many there are.
+    """(index, count): which of `count` equal parts of a batch's rows this process's devices hold.
 
-    Processes whose devices share rows (along `context` or `tensor`) have the same number.
+    Processes whose devices share rows (along `context` or `tensor`) have the same index.
     """
     B = config.data.batch
     # Of rows alone: where `context` splits them, which devices hold a row does not depend on its length.
@@ -285,30 +285,30 @@ def rows_of_process(config: Config, mesh: Mesh) -> tuple[int, int]:
 
 
 def to_global(tree, config: Config, mesh: Mesh):
-    """A batch on its devices, of which each process gives its own rows."""
+    """A global batch on its devices, from each process's own rows."""
     sharding = of_batch(config, mesh)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
-    mine, of = rows_of_process(config, mesh)
+    index, count = rows_of_process(config, mesh)
 
     def place(x):
-        shift = mine * x.shape[0]
+        shift = index * x.shape[0]
 
         def share(index):
             return x[slice(index[0].start - shift, index[0].stop - shift), *index[1:]]
 
-        return jax.make_array_from_callback((x.shape[0] * of, *x.shape[1:]), sharding, share)
+        return jax.make_array_from_callback((x.shape[0] * count, *x.shape[1:]), sharding, share)
 
     return jax.tree.map(place, tree)
 
 
 def sum_over_processes(x, config: Config, mesh: Mesh):
-    """The sum of all rows' `x`, of which each process has its own; of several a device array that nobody waits for."""
+    """The sum of `x` over all processes, each with that of its own rows. With several it is a device array: nobody waits."""
     if jax.process_count() == 1:
         return x
-    of = rows_of_process(config, mesh)[1]
+    count = rows_of_process(config, mesh)[1]
     rows = by_axes(mesh, ("batch",), config.mesh.rules)
-    each = config.data.batch // of
+    each = config.data.batch // count
 
     # x stands in the first of this process's rows.
     def share(index):
@@ -323,7 +323,7 @@ def _sum_over_rows(x, place):
 
 
 def is_first_process() -> bool:
-    """Does this process write what only one must?"""
+    """True in the one process that writes what only one must."""
     return jax.process_index() == 0
 
 

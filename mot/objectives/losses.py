@@ -1,5 +1,7 @@
-"""What the model is judged by, booked on the target's modality and the document's source: next-token cross-entropy of
-ids, the squared error of what is predicted of noised vectors."""
+"""The losses: next-token cross-entropy of ids, and the squared error of predictions of noised vectors.
+
+Each token's loss counts for the modality of its target and for the source of its document.
+"""
 
 import zlib
 from functools import partial
@@ -53,7 +55,7 @@ def _scales(Z_M, config):
 
 
 class Noised(NamedTuple):
-    """A batch whose vectors are noised, and what is to be predicted of them."""
+    """A batch with noised vectors, and what the model should predict for them."""
 
     batch: Batch
     target: dict[str, jax.Array]  # by stream, [B, C, P]

@@ -19,7 +19,7 @@ from mot.runs import provenance, rundir, tensorboard
 class Writer:
     """Rows of metrics.jsonl, and their curves in TensorBoard. One for each (kind, step): a resumed run's later rows go.
 
-    The run's folder has its configuration. Of several processes one `speaks`.
+    The run's folder has its configuration. Only the first process writes.
     """
 
     def __init__(self, path: Path, resumed_at: int, is_first: bool = True):

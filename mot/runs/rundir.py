@@ -181,7 +181,7 @@ def changes(known: dict, resolved: dict) -> list[str]:
 
 
 def config_of(path: Path) -> Config:
-    """A run's configuration, checked, for this machine: its rows over all devices, without kernels that it lacks.
+    """A run's checked configuration, adapted to this machine: rows over all devices, no kernels that it lacks.
 
     Raises `Damaged` where `read_config` does and where a value is not allowed.
     """

@@ -74,14 +74,14 @@ def total(of_batch, params, batches, causal):
 
 
 def report(config: Config, sources: Sources, bytes_O, measured) -> dict:
-    """What is reported of `measured(causal)`."""
+    """The report of `measured(causal)`"""
     seen = measured(causal=False)
     loss_sum_MO, weight_MO = seen["loss_sum"], seen["weight"]
     result = metrics.losses(loss_sum_MO, weight_MO, config.modalities, sources.names)
     result |= metrics.routing(seen["routing"], config.modalities)
     if seen["routing"]:
         result["experts"] = metrics.loads(seen["routing"], config.modalities)
-    if not config.causal:  # what is above saw later tokens; what generation will be like, this tells
+    if not config.causal:  # the losses above saw later tokens; these are what generation will be like
         causal = measured(causal=True)
         loss_sum_MO = causal["loss_sum"]
         losses = metrics.losses(loss_sum_MO, causal["weight"], config.modalities, sources.names)
