@@ -303,7 +303,7 @@ def to_global(tree, config: Config, mesh: Mesh):
 
 
 def sum_over_processes(x, config: Config, mesh: Mesh):
-    """The sum of `x` over all processes, each with that of its own rows. With several it is a device array: nobody waits."""
+    """The sum of `x` over processes, each with that of its own rows; of several a device array, which nobody awaits."""
     if jax.process_count() == 1:
         return x
     count = rows_of_process(config, mesh)[1]

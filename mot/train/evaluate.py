@@ -74,7 +74,7 @@ def total(of_batch, params, batches, causal):
 
 
 def report(config: Config, sources: Sources, bytes_O, measured) -> dict:
-    """The report of `measured(causal)`"""
+    """The row of an evaluation, from the sums that `measured(causal)` gives."""
     seen = measured(causal=False)
     loss_sum_MO, weight_MO = seen["loss_sum"], seen["weight"]
     result = metrics.losses(loss_sum_MO, weight_MO, config.modalities, sources.names)
