@@ -4,11 +4,17 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from docs import generate
+from launch.flags import judged
 from mot import batches, model
-from mot.data import packing
+from mot.config import load
+from mot.data import mixture, packing
+from mot.model import router
+from mot.runs import log, peak
+from mot.train import evaluate
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(p for room in ("concepts", "reference") for p in (ROOT / "docs" / room).glob("*.md"))
@@ -32,7 +38,7 @@ def slug(title):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_links_lead_somewhere(page):
     for link in LINK.findall(read(page)):
-        if "://" in link:
+        if "://" in link or (link.startswith("../howto/") and not (ROOT / "docs" / "howto").exists()):
             continue
         file, _, anchor = link.partition("#")
         target = (page.parent / file).resolve() if file else page
@@ -87,3 +93,55 @@ def test_the_batch_of_integers_is_listed_whole():
     table = read(ROOT / "docs" / "concepts" / "streams-and-units.md").partition("## The batch of integers")[2]
     fields = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert fields == [field.name for field in dataclasses.fields(batches.Tokens)]
+
+
+def documented(page, title):
+    """Patterns of the keys in the first column of the tables below a heading of a page."""
+    section = page.partition(f"{title}\n")[2].partition("\n### ")[0].partition("\n## ")[0]
+    keys = [key for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for key in re.findall(r"`([^`]+)`", row)]
+    return {key: re.compile(re.sub(r"<\w+>", "[^/]+", key)) for key in keys}
+
+
+class Kept:
+    """In place of a writer and a live line: keeps what is written."""
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, kind, step, values):
+        self.rows.append(values)
+
+    def update(self, step, line):
+        pass
+
+
+def test_every_key_of_metrics_is_documented_and_no_other():
+    page = read(ROOT / "docs" / "reference" / "run-directory.md")
+    c = judged(load.read("configs/digits.py:arch=moe_ec4,size=smoke", {}))
+    M, O, L, B, E = 2, 3, 2, 2, 4
+    some = dict.fromkeys(router.Report._fields, np.ones((L, B)))
+    some |= {"load_BME": np.ones((L, M, E)), "tokens_BM": np.ones((L, M)), "wanted_BM": np.ones((L, M))}
+    sums = {"loss_sum": np.ones((M, O)), "weight": np.ones((M, O)), "routing": {"ffn/text": router.Report(**some)}}
+    measured = {"counts": np.array([9, 9, 99]), "loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "sums": sums, "ok": True}
+    kept, machine = Kept(), peak.Peak(1.0, 512, 1.0, "")
+    names = tuple(c.data.sources)
+    position = log.Position(left_out={names[0]: 1})
+    logged = log.Log(c, names, position, kept, kept, machine)
+    row = {"step": 1, "idle_seconds": 0.0, "data_seconds": 0.0} | {f"left_out/{names[0]}": 1}
+    trained = logged.write(measured | {"grad_norms": {"text": 1.0, "embed": 1.0}}, row, 1.0)
+    sources = mixture.Sources(tuple(mixture.InMemory(name, 0, (), np.ones(2)) for name in names), np.ones(1), "")
+    logged.write_evaluation(evaluate.report(c, sources, np.ones(O), lambda causal: sums))
+    evaluated = kept.rows[-1]
+    assert not c.causal
+    routed = documented(page, "### Routers")
+    for title, found in (("### Rows of kind `train`", trained), ("### Rows of kind `eval`", evaluated)):
+        keys = documented(page, title)
+        of_routers = [key.removeprefix("router/ffn/text/") for key in found if key.startswith("router/")]
+        others = [key for key in found if not key.startswith("router/")]
+        for known, seen in ((keys, others), (routed, of_routers)):
+            assert not [key for key in seen if not any(p.fullmatch(key) for p in known.values())]
+            assert not [name for name, p in known.items() if not any(map(p.fullmatch, seen)) and "router" not in name]
+    logged.start({"data": "", "size": {}, "reachable_fill": {}})
+    start = page.partition("A `start` event")[2].partition("\n## ")[0]
+    listed = {key for row in re.findall(r"^\| (`.*?) \|", start, re.MULTILINE) for key in re.findall(r"`([^`]+)`", row)}
+    assert kept.rows[-1].keys() - {"event", "time"} == listed
