@@ -36,7 +36,18 @@ MEANINGS = {
     "towers.norm.<stream>": "the tower of its norms",
     "data.sources.<source>": "where this source lies",
     "data.shares.<source>": "how much of this source the mixture takes, in what `data.per` counts",
+    "mesh.rules.batch": "rows of a batch",
+    "mesh.rules.length": "tokens of a row",
+    "mesh.rules.embed": "the width of parameters",
+    "mesh.rules.vocab": "ids of the vocabulary",
+    "mesh.rules.heads": "query heads",
+    "mesh.rules.kv_heads": "key and value heads",
+    "mesh.rules.head": "features of a head",
+    "mesh.rules.mlp": "hidden units of an FFN",
+    "mesh.rules.expert": "experts of a tower",
+    "mesh.rules.layer": "layers",
 }
+SAME = {"attn.<tower>": "ffn.<tower>"}  # groups that have the keys of another one
 TUPLES = {"towers.stop_gradients": "StopGradient", "data.stages": "Stage", "optim.rules": "Rule"}
 # Defaults that depend on the machine on which the page is made.
 MACHINES = {("mot data prepare", "--workers"): "processes; default: the machine's cores"}
@@ -106,28 +117,25 @@ def _keys_about() -> str:
 
 
 def _groups() -> Iterator[str]:
-    """A section with a table for each group of keys."""
-    rows: list[str] = []
-    for key in _listed():
-        if key.group:
-            yield from _closed(rows)
-            level = "####" if "." in key.path else "###"
-            yield f"{level} `{key.path}`\n"
-            if key.comment:
-                yield f"{sentence(key.comment)}\n"
-            rows = []
-        else:
-            rows += [_row(key), *_inner(key)]
-    yield from _closed(rows)
-
-
-def _closed(rows: list[str]) -> Iterator[str]:
-    if rows:
-        yield "\n".join(["| key | what it is for | may be | default |", "|---|---|---|---|", *rows]) + "\n"
+    """A section for each group of keys, with a table of the keys that are its own; groups in it follow."""
+    listed = list(_listed())
+    groups = [key for key in listed if key.group]
+    for group in groups:
+        own = [key for key in listed if not key.group and key.path.rpartition(".")[0] == group.path]
+        level = "####" if "." in group.path else "###"
+        yield f"{level} `{group.path}`\n"
+        if group.path in SAME:
+            yield f"It has the keys of `{SAME[group.path]}`.\n"
+            continue
+        if group.comment:
+            yield f"{sentence(group.comment)}\n"
+        if own:
+            rows = [row for key in own for row in (_row(key), *_inner(key))]
+            yield "\n".join(["| key | what it is for | may be | default |", "|---|---|---|---|", *rows]) + "\n"
 
 
 def _listed() -> Iterator[Key]:
-    """The keys of the example, each group of names once; in order, groups without keys of their own left out."""
+    """The keys of the example in order, of groups that the experiment names the first."""
     config = judged(load.read(EXAMPLE, {}))
     seen = set()
     for key in keys(config):
@@ -201,14 +209,15 @@ def _anchor(name: str, parser: str) -> str:
 
 def _option(p: argparse.ArgumentParser, action: argparse.Action) -> str:
     flag = action.option_strings[0] if action.option_strings else ""
-    value = action.metavar or ("|".join(action.choices) if action.choices else action.dest.upper())
+    value = action.metavar or action.dest.upper()
     takes_value = action.nargs != 0
     shown = " ".join(filter(None, [flag, value if takes_value else ""]))
     if not flag and action.nargs in ("?", "*"):
         shown = f"[{shown}]"
     text = MACHINES.get((p.prog, flag)) or (action.help or "") % {**vars(action), "prog": p.prog}
-    needed = "; required" if flag and action.required else ""
-    return f"| {code(shown)} | {cell(text + needed)} |"
+    choices = f"one of {', '.join(action.choices)}" if action.choices else ""
+    needed = "required" if flag and action.required else ""
+    return f"| `{shown}` | {cell('; '.join(filter(None, [text, choices, needed])))} |"
 
 
 def _overrides(p: argparse.ArgumentParser) -> list[str]:
@@ -222,11 +231,7 @@ def cell(text: str) -> str:
     """Text that Markdown shows as it is, in one cell of a table."""
     text = " ".join(text.split()).replace("|", "\\|")
     outside = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<>\[\]])", r"\\\1", part) for part in outside)
-
-
-def code(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`"
+    return "".join(part if part.startswith("`") else re.sub(r"([*_<\[\]])", r"\\\1", part) for part in outside)
 
 
 def sentence(text: str) -> str:
