@@ -22,7 +22,7 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class Diffusion:
-    """How a stream of latents is noised, conditioned and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
+    """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
     time: str  # how the noise level t enters: added to the inputs, or as scales and shifts of the norms
     copies: str  # noised: later tokens see the noised unit (Transfusion). both: they see a clean copy of it alone
