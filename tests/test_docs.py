@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from docs import generate
+from launch import cli
 from launch.flags import judged
 from mot import batches, model
 from mot.config import load
-from mot.data import mixture, packing
+from mot.data import manifest, mixture, packing
 from mot.model import router
 from mot.runs import log, peak
 from mot.train import evaluate
@@ -145,3 +146,23 @@ def test_every_key_of_metrics_is_documented_and_no_other():
     start = page.partition("A `start` event")[2].partition("\n## ")[0]
     listed = {key for row in re.findall(r"^\| (`.*?) \|", start, re.MULTILINE) for key in re.findall(r"`([^`]+)`", row)}
     assert kept.rows[-1].keys() - {"event", "time"} == listed
+
+
+def test_every_key_of_a_dataset_is_documented(tmp_path):
+    texts = [f'{{"text": "document {n} has some words"}}\n' for n in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(texts) + '{"text": 3}\n', encoding="utf-8")
+    options = ["--text-ids", "300", "--workers", "1", "--held-out", "0.2", "--out", str(tmp_path / "made")]
+    assert cli.main(["data", "prepare", str(tmp_path / "a.jsonl"), *options]) == 0
+    about = manifest.read_json(tmp_path / "made")
+    page = read(ROOT / "docs" / "reference" / "dataset-format.md").partition("## dataset.json")[2]
+    whole, tokenizer, split = (
+        re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)
+        for part in re.split(r"A tokenizer's entry:|A split's entry:", page.partition("## The tokenizers' files")[0])
+    )
+    assert about["left_out"]
+    assert set(whole) == about.keys()
+    assert set(tokenizer) >= about["tokenizers"]["text"].keys()
+    assert set(split) == about["splits"]["train"].keys()
+    listed = {path.name for path in (tmp_path / "made").iterdir()} | {"preview.png"}
+    named = re.findall(r"^  (\S+) ", read(ROOT / "docs" / "reference" / "dataset-format.md"), re.MULTILINE)
+    assert {name.rstrip("/") for name in named} == listed
