@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import archs
 from docs import generate
 from launch import cli
 from launch.flags import judged
 from mot import batches, model
 from mot.config import load
 from mot.data import manifest, mixture, packing
-from mot.model import router
+from mot.model import flops, params, router
 from mot.runs import log, peak
 from mot.train import evaluate
 
@@ -166,3 +167,26 @@ def test_every_key_of_a_dataset_is_documented(tmp_path):
     listed = {path.name for path in (tmp_path / "made").iterdir()} | {"preview.png"}
     named = re.findall(r"^  (\S+) ", read(ROOT / "docs" / "reference" / "dataset-format.md"), re.MULTILINE)
     assert {name.rstrip("/") for name in named} == listed
+
+
+def test_the_parameter_table_and_the_counts_of_the_page_of_towers():
+    page = read(ROOT / "docs" / "concepts" / "towers.md")
+    dense, mot = (judged(load.read(f"configs/digits.py:arch={arch},size=smoke", {})) for arch in ("dense", "mot"))
+    table = params.table(mot)
+    rows = re.findall(r"^\| `([\w/]+/\w+)` \| ([\d, ]+) \| ([\w, ]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 8
+    for path, shape, axes in rows:
+        assert table[path].shape == tuple(map(int, shape.split(", "))), path
+        assert table[path].axes == tuple(axes.split(", ")), path
+    costs = [f"{flops.total_parameters(c):,}" for c in (dense, mot)]
+    (weights,) = {w for c in (dense, mot) for w in flops.matmul_weights(c).values()}
+    assert f"dense has {costs[0]} parameters and MoT {costs[1]}; in both" in page
+    assert f"multiplied by {weights:,} weights" in page
+
+
+def test_the_presets_of_the_page_of_towers_are_those_of_the_code():
+    page = read(ROOT / "docs" / "concepts" / "towers.md")
+    for arch in ("dense", "mot", "mot_ffn", "mot_attn_ffn"):
+        maps = archs.towers(arch, ["text", "image"])
+        row = " | ".join(f"{maps[component]['text']}, {maps[component]['image']}" for component in archs.COMPONENTS)
+        assert f"| `{arch}` | {row} |" in page
