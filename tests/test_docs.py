@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import archs
+from configs import archs, base
 from docs import generate
 from launch import cli
 from launch.flags import judged
 from mot import batches, model
-from mot.config import load
-from mot.data import manifest, mixture, packing
+from mot.config import load, schema
+from mot.data import manifest, mixture, packing, roles
 from mot.model import flops, params, router
 from mot.runs import log, peak
 from mot.train import evaluate
@@ -190,3 +190,33 @@ def test_the_presets_of_the_page_of_towers_are_those_of_the_code():
         maps = archs.towers(arch, ["text", "image"])
         row = " | ".join(f"{maps[component]['text']}, {maps[component]['image']}" for component in archs.COMPONENTS)
         assert f"| `{arch}` | {row} |" in page
+
+
+def expanded(cell, n):
+    """The n values of a cell: `4 to 7`, `1 1 1 0`, or one for all."""
+    words = cell.replace("yes", "1").replace("no", "0").split()
+    if "to" in words:
+        return [float(x) for x in range(int(words[0]), int(words[2]) + 1)]
+    return [float(x) for x in (words if len(words) == n else words * n)]
+
+
+@pytest.mark.parametrize(("copies", "sizes"), [("noised", [4, 4, 3]), ("both", [4, 4, 4, 3])])
+def test_the_rows_with_vectors_are_what_roles_and_the_packer_make(copies, sizes):
+    how = {"copies": copies, "max_noise": 0.5}
+    made = [base.stream("text", 8, 8, ids=1024), base.stream("image", 8, 8, how, latent=3, objective="flow")]
+    streams = [schema.Stream(**one | {"diffusion": schema.Diffusion(**one["diffusion"])}) for one in made]
+    stream = np.repeat([0, 1, 0], [4, 4, 3])
+    unit = np.where(stream == 1, 2, 0)
+    weight = np.where(np.arange(11) == 8, 0, 1)
+    values = {1: np.zeros((4, 3))}
+    given = packing.document(0, 11, np.where(stream == 1, 0, 5), stream, weight=weight, unit=unit, values=values)
+    batch = packing.pack([[roles.assign(given, streams, "units", 0)]], ["text", "image"], [7, sum(sizes) - 7], [0, 3])
+    position = np.concatenate([tokens.position[0] for tokens in batch.values()])
+    page = read(ROOT / "docs" / "concepts" / "objectives-and-noise.md")
+    table = page.partition(f'\n| `copies = "{copies}"` |')[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)`.*? \| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) >= 4
+    for field, cells in rows:
+        wanted = [x for cell, n in zip(cells.split(" | "), sizes, strict=True) for x in expanded(cell, n)]
+        found = np.concatenate([getattr(tokens, field)[0].ravel() for tokens in batch.values()])
+        assert found[np.argsort(position)].tolist() == wanted, field

@@ -1,4 +1,4 @@
-"""A dataset of records on disk: what `mot data prepare` writes and training reads (docs/data.md).
+"""A dataset of records on disk: what `mot data prepare` writes and training reads (docs/reference/dataset-format.md).
 
     DATASET/dataset.json              counts, tokenizers, every file's digest
             tokenizers/               text.json, image.npz, audio.npz, action.npz
