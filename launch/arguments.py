@@ -485,7 +485,7 @@ def plan() -> flags.Parser:
         action="store_true",
         help="half the time: the compiler's least effort, its worst figures; not for meshes of data alone",
     )
-    p.add_argument("--ladder", action="store_true", help="every rung and architecture, into docs/plan.md and .json")
+    p.add_argument("--ladder", action="store_true", help="every rung and architecture, into docs/reference/plan.*")
     return p
 
 

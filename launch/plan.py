@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.ladder:
         from mot.plan import ladder
 
-        return ladder.main(Path("docs"))
+        return ladder.main(Path("docs/reference"))
     chips.parse(options.topology)
     # Without its data, of which a plan needs nothing.
     config = resolve(load.read(options.config, overrides), optim.uncovered)

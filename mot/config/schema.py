@@ -176,7 +176,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Data:
-    """What is read, in which mixture, and how it is packed into rows (docs/concepts/packing.md)."""
+    """What is read, in which mixture, and how it is packed into rows (docs/howto/own-data.md)."""
 
     batch: int  # rows in a global batch
     seed: int  # decides the order of documents

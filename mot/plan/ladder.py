@@ -1,4 +1,4 @@
-"""The table of every rung and architecture: `docs/plan.json`, which a second call goes on with, and `docs/plan.md`."""
+"""The table of every rung and architecture, docs/reference/plan.md, and plan.json, with which a second call goes on."""
 
 import hashlib
 import json
