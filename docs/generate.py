@@ -111,6 +111,7 @@ def _file(name: str) -> str:
 
 def _keys_about() -> str:
     return (
+        "A key is written with its group: `lr` of the group `optim` is `--config.optim.lr`.\n"
         "The default is the one of `configs/base.py`. Where none is given, the configuration's file must say the value."
         "\nA name in angle brackets stands for each stream, tower or source of the configuration.\n"
     )
@@ -150,7 +151,7 @@ def _listed() -> Iterator[Key]:
 def _row(key: Key) -> str:
     default = default_of(key.path, DEFAULTS)
     shown = "" if default is NONE else f"`{_plain(default)!r}`"
-    return f"| `{key.path}` | {cell(key.comment)} | {cell(key.allowed)} | {shown} |"
+    return f"| `{_name(key)}` | {cell(key.comment)} | {cell(key.allowed)} | {shown} |"
 
 
 def _inner(key: Key) -> Iterator[str]:
@@ -158,7 +159,12 @@ def _inner(key: Key) -> Iterator[str]:
     if key.path in TUPLES:
         for field in dataclasses.fields(getattr(schema, TUPLES[key.path])):
             comment = comments()[TUPLES[key.path]][field.name]
-            yield f"| `{field.name}` of one of `{key.path}` | {cell(comment)} | | |"
+            yield f"| `{field.name}` in one of `{_name(key)}` | {cell(comment)} | | |"
+
+
+def _name(key: Key) -> str:
+    """Without its group, which is the title of its table."""
+    return key.path.rpartition(".")[2]
 
 
 def _plain(value: Any) -> Any:
