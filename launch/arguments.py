@@ -238,7 +238,11 @@ def demo() -> flags.Parser:
     )
     p.add_argument("--setting", choices=SETTINGS, help="images as ids (discrete, the default) or vectors (transfusion)")
     flags.add_config(p, "")
-    p.add_argument("--archs", default="dense,mot", help="of configs/archs.py; default %(default)s")
+    p.add_argument(
+        "--archs",
+        default="dense,mot",
+        help="architectures of configs/archs.py, with commas between; default %(default)s",
+    )
     p.add_argument("--seeds", type=int, default=2, help="runs of each architecture; default %(default)s")
     p.add_argument("--out", type=Path, help="where runs and results go; default runs/demo, or runs/demo-SETTING")
     return p
@@ -302,14 +306,29 @@ def sample() -> flags.Parser:
         'mot sample runs/demo/mot-seed0 --prompt "a handwritten seven" --n 64 --grid',
     )
     p.add_argument("run", type=Path, help="a run directory")
-    p.add_argument("--step", type=int, help="of the checkpoint; default the newest")
+    p.add_argument("--step", type=int, help="of which checkpoint; default the newest")
     o = Options()
     ask = p.add_argument_group("what is asked for").add_argument
-    ask("--prompt", action="append", type=typed, dest="prompts", metavar="TEXT", help="to draw from, may be repeated")
+    ask(
+        "--prompt",
+        action="append",
+        type=typed,
+        dest="prompts",
+        metavar="TEXT",
+        help="a text to draw from; may be repeated",
+    )
     given = dict(action="append", type=typed, dest="texts", default=[], metavar="TEXT")
-    ask("--text", **given, help="to go on with in text alone")
+    ask("--text", **given, help="a text to go on with in text alone; may be repeated")
     name = "DOC.json"
-    ask("--prompt-file", action="append", dest="files", default=[], type=Path, metavar=name, help=EXAMPLE)
+    ask(
+        "--prompt-file",
+        action="append",
+        dest="files",
+        default=[],
+        type=Path,
+        metavar=name,
+        help=f"a document to go on with, as {EXAMPLE}",
+    )
     ask("--n", type=int, help="rows in all, prompts in turn; default: each prompt once, the digits' as --each says")
     ask("--draw", metavar="KIND", help=f"opened right after the prompt: image, audio, ..., or {ANY}: the model decides")
     ask("--max-text", type=int, help=f"tokens of text that may follow; default {TEXT}, after --prompt 0")
@@ -322,10 +341,10 @@ def sample() -> flags.Parser:
     how("--top-k", type=int, default=o.top_k, help="choose among so many, 0 is all; default %(default)s")
     how("--top-p", type=float, default=o.top_p, help="among the likeliest of this probability; default %(default)s")
     known = f"default {GUIDANCE:g} where the run was trained for it (drop_rate above 0), else 1"
-    how("--guidance", type=float, help=f"of vectors, by their text; {known}")
-    how("--solver", choices=SOLVERS, help=f"of vectors; default {Settings().solver}")
-    how("--steps", type=int, help=f"of the solver; default {Settings().steps}")
-    how("--seed", type=int, default=o.seed, help="default %(default)s")
+    how("--guidance", type=float, help=f"how strongly vectors follow their text; {known}")
+    how("--solver", choices=SOLVERS, help=f"how vectors are solved from noise; default {Settings().solver}")
+    how("--steps", type=int, help=f"steps of the solver; default {Settings().steps}")
+    how("--seed", type=int, default=o.seed, help="another seed draws others; default %(default)s")
     p.add_argument("--grid", action="store_true", help="one picture of all, in place of a file for each")
     p.add_argument(
         "--out",

@@ -24,7 +24,7 @@ class Info(NamedTuple):
 
 
 def visible(q: Info, k: Info) -> jax.Array:
-    """`[..., T, S]` bool: does query t see key s?  DESIGN, idea 3."""
+    """`[..., T, S]` bool: does query t see key s?  The whole rule: docs/concepts/streams-and-units.md."""
     q = Info(*(field[..., :, None] for field in q))
     k = Info(*(field[..., None, :] for field in k))
     same_document = (q.segment == k.segment) & (q.segment != 0)

@@ -22,35 +22,33 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class Diffusion:
-    """How a stream of latents is noised, conditioned and weighed (`diffusion.py`). t is the noise level: 0 = data."""
+    """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
-    time: str  # t enters by being added to the inputs, or by the norms' scales and shifts
-    copies: str  # noised: later tokens see the noised unit (Transfusion). both: a clean copy, which alone they see
-    time_distribution: str  # the distribution of t
-    shift: float  # of t towards noise, for large units
-    max_noise: float  # the most noise of a unit whose document goes on with text
-    drop_rate: float  # of units, the fraction trained without what comes before them, which guidance needs
-    loss_centre: float  # c: the loss weighs c / its running mean; 0 = as it is
+    time: str  # how the noise level t enters: added to the inputs, or as scales and shifts of the norms
+    copies: str  # noised: later tokens see the noised unit (Transfusion). both: they see a clean copy of it alone
+    time_distribution: str  # the distribution of t in training
+    shift: float  # moves t towards noise, for large units; 1 = not at all
+    max_noise: float  # the highest t of a unit after which its document goes on with text
+    drop_rate: float  # the fraction of units trained without what comes before them, which guidance needs
+    loss_centre: float  # c: the loss is multiplied by c / its running mean; 0 = not at all
 
 
 @dataclass(frozen=True)
 class Stream:
     """A kind of token. Discrete: ids `first_id .. first_id + ids - 1` of the one vocabulary. Else vectors, latents."""
 
-    modality: str  # what metrics report it under
-    width: int  # D, the residual's; discrete streams share one
+    modality: str  # the name under which metrics report it
+    width: int  # D, the width of its residual; all discrete streams have the same
     ffn: int  # F, the hidden size of its FFN
-    budget: int  # C, its tokens in each row; 0 = its part of data.length
-    max_tokens: (
-        int  # its tokens in one document at most: longer ones are cut between sentences and spans; 0 = the budget
-    )
-    first_id: int  # of the one vocabulary; 0 for latents
-    ids: int  # so many, from first_id on; 0 for latents
-    latent: int  # P, features of a token; 0 = it has ids
-    objective: str  # next_token, of ids; flow, x or ddpm, of latents; none: inputs only. `mot.config.objectives` has a
-    # row for each.
-    loss_weight: float  # lambda
-    diffusion: Diffusion  # counts for latents with an objective
+    budget: int  # C, its places in each row; 0 = its part of data.length, as the mixture divides it
+    max_tokens: int  # its most tokens in one document: longer ones are cut between sentences and spans; 0 = the budget
+    first_id: int  # the first of its ids in the one vocabulary; 0 for latents
+    ids: int  # the number of its ids; 0 for latents
+    latent: int  # P, the features of a token; 0 = its tokens are ids
+    objective: str  # next_token is for ids; flow, x and ddpm are for latents; none: inputs only.
+    # `mot.config.objectives` has a row for each.
+    loss_weight: float  # lambda: its modality's loss is multiplied by it
+    diffusion: Diffusion  # of latents that have an objective; ids ignore it
 
     @property
     def diffuses(self) -> bool:
@@ -66,10 +64,11 @@ class Stream:
 class Towers:
     """Which tower (parameter set) serves each stream, by component; a tower is named by its first stream."""
 
-    attn: dict[str, str]  # stream -> tower, of QKV and O
-    ffn: dict[str, str]  # stream -> tower, of the FFN
-    norm: dict[str, str]  # stream -> tower, of the norms
-    stop_gradients: tuple["StopGradient", ...]  # between towers: what a stream's loss does not train
+    attn: dict[str, str]  # stream -> the tower of its QKV and O
+    ffn: dict[str, str]  # stream -> the tower of its FFN
+    norm: dict[str, str]  # stream -> the tower of its norms
+    stop_gradients: tuple["StopGradient", ...]  # pairs of streams: the loss of the first does not train keys and values
+    # of the second
 
 
 @dataclass(frozen=True)
@@ -77,29 +76,30 @@ class StopGradient:
     """No gradient flows from one stream's queries into the keys and values of another attention tower's stream."""
 
     queries: str  # the stream whose loss stops
-    keys: str  # before this stream's keys and values
+    keys: str  # the stream whose keys and values it does not train
 
 
 @dataclass(frozen=True)
 class Experts:
     """The sets of parameters of one tower's FFN, or of its QKV and O, and the router that chooses among them."""
 
-    experts: int  # E; 0 = a single set and no router, and nothing below counts
-    active: int  # A, the sets that a token passes through; on average, where experts choose
-    width: int  # F of each expert, of an FFN alone; 0 = that of the stream the tower is named by
-    shared: int  # F of a set beside them that every token passes through; 0 = none
-    shared_gate: bool  # times a sigmoid of the token (Qwen2-MoE)
+    experts: int  # E, the number of experts; 0 = one set without a router, and nothing below counts
+    active: int  # how many experts a token passes through; on average, where experts choose
+    width: int  # F of each expert of an FFN; 0 = that of the stream by which the tower is named
+    shared: int  # F of an FFN beside the experts that every token passes through; 0 = none
+    shared_gate: bool  # multiply the shared FFN by a sigmoid of the token (Qwen2-MoE)
     router: str  # token: tokens choose experts. expert: experts choose tokens, and so LOOK AT LATER ONES of the row.
     # `mot.config.routers` has a row for each.
-    score: str  # what a router's logits become
-    normalise: bool  # a token's weights add up to 1
+    score: str  # what turns a router's logits into weights
+    normalise: bool  # make a token's weights add up to 1
     capacity: float  # 0 = dropless; else an expert takes at most capacity * active * tokens of the row / experts
-    overflow: str  # where capacity is short: the earliest tokens, or those of highest score, which LOOKS AT LATER ONES.
-    # Either way capacity counts the row's real tokens, also later ones: that they are there counts, not what they are.
-    balance: str  # none, a loss, or a bias of the choice that is no parameter
+    overflow: str  # who keeps a place where capacity is short: the earliest tokens, or those of highest score, which
+    # LOOKS AT LATER ONES. Either way capacity counts the row's real tokens, also later ones: that they are there
+    # counts, not what they are.
+    balance: str  # what keeps loads even: nothing, a loss, or a bias of the choice that no gradient moves
     balance_rate: float  # the loss's weight, or the bias's step
-    z_loss: float  # weight of log(sum exp)^2 of the router's logits
-    jitter: float  # the router's input is multiplied by 1 - jitter to 1 + jitter in training
+    z_loss: float  # weight of the router's z-loss, log(sum exp)^2 of its logits
+    jitter: float  # in training the router's input is multiplied by a random number from 1 - jitter to 1 + jitter
 
     @property
     def causal(self) -> bool:
@@ -111,56 +111,59 @@ class Experts:
 class Model:
     """The transformer that all towers share: depth, heads, and how it is computed."""
 
-    layers: int  # L
-    dense_layers: int  # the first so many have no experts
-    sparse_every: int  # of the others, every n-th has; 1 = all
-    heads: int  # N, of queries
-    kv_heads: int  # K, of keys and values; heads are a multiple
-    head_size: int  # H, features of a head; even, for RoPE
-    norm: str  # pre: x + f(norm(x)); post: x + norm(f(x)), the MoT paper's (Swin) form
-    norm_eps: float  # added to the mean square
-    qk_norm: str  # of queries and keys, by head
+    layers: int  # L, the number of layers
+    dense_layers: int  # the number of first layers that have no experts
+    sparse_every: int  # of the other layers every n-th has experts; 1 = all
+    heads: int  # N, the number of query heads
+    kv_heads: int  # K, the number of key and value heads; N is a multiple of it
+    head_size: int  # H, the features of a head; even, for RoPE
+    norm: str  # pre: x + f(norm(x)). post: x + norm(f(x)), the MoT paper's (Swin) form
+    norm_eps: float  # is added to the mean square in a norm
+    qk_norm: str  # the norm of queries and keys, by head
     rope_theta: float  # base of RoPE's wavelengths
-    tied: bool  # the head is the embedding
-    scan: bool  # lax.scan over layers: flat compile time; unrolled is faster on CPU
+    tied: bool  # the embedding is also the head
+    scan: bool  # lax.scan over layers keeps compile time flat; unrolled layers are faster on CPU
     remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks; offload: these too, and
     # what enters each block waits in the host's memory
-    dtype: str  # of compute; parameters are float32
-    attention: str  # its backend (`attention.BACKENDS`): chunked, reference; TPU: splash; GPU: triton, mosaic, cudnn
-    dispatch: str  # how experts' matrices are multiplied
-    seed: int  # of the initial values, and of a router's jitter
+    dtype: str  # the dtype of compute; parameters are float32
+    attention: str  # the backend of attention: chunked and reference work everywhere; TPU: splash; GPU: triton, mosaic,
+    # cudnn
+    dispatch: str  # how experts' matrices are multiplied: blocked is for CPU, einsum for reading; ragged; TPU: gmm;
+    # GPU: triton, mosaic
+    seed: int  # decides initial values, noise and jitter
 
 
 @dataclass(frozen=True)
 class Mesh:
     """How many devices stand along each axis, and which of them split what (`sharding.py`)."""
 
-    data: int  # rows; 0 = all devices that the other axes leave
-    fsdp: int  # rows, parameters and optimiser state
-    expert: int  # rows, and a tower's experts
-    context: int  # parts of a row
-    tensor: int  # heads, hidden units, vocabulary
-    slices: int  # `data` lies over so many slices with a slower network between them
-    exchange: str  # gather: everyone's rows to everyone; all_to_all: rows to their experts, in buffers
-    buffer: float  # all_to_all: room in each buffer, times what an even load needs; what overflows is dropped, counted
-    rules: dict[str, str]  # logical axis -> axes above, with commas between; "" does not split it
+    data: int  # devices along the axis that splits rows; 0 = all that the other axes leave
+    fsdp: int  # devices along the axis that splits rows, parameters and optimiser state
+    expert: int  # devices along the axis that splits rows and a tower's experts
+    context: int  # devices along the axis that splits every row
+    tensor: int  # devices along the axis that splits heads, hidden units and the vocabulary
+    slices: int  # how many slices, joined by a slower network, `data` lies over
+    exchange: str  # how rows reach experts on other devices. gather: all rows to all devices. all_to_all: each row to
+    # its experts, in buffers
+    buffer: float  # all_to_all: the size of a buffer, times an even load; what overflows is dropped and counted
+    rules: dict[str, str]  # logical axis -> the mesh axes that split it, with commas between; "" does not split it
 
 
 @dataclass(frozen=True)
 class Init:
-    """Where the first parameters come from (`upcycle.py`)."""
+    """Where the first parameters come from (`train/upcycle.py`)."""
 
-    run: str  # a run directory; "" = random
+    run: str  # a run directory whose weights this run begins with; "" = random weights
     step: int  # of its checkpoint; 0 = the newest
-    noise: float  # on copies, relative to a matrix's root mean square
+    noise: float  # is added to every copy but the first, relative to the matrix's root mean square
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a batch, over what all its tokens weigh (`objectives.py`)."""
+    """The loss of a batch, over what all its tokens weigh (`objectives/losses.py`)."""
 
-    z_loss: float  # weight of log(sum exp)^2 of the logits
-    per: str  # Z: the weight of all tokens (Chameleon), or of each modality (Transfusion)
+    z_loss: float  # weight of the z-loss, log(sum exp)^2 of the logits
+    per: str  # what a loss is divided by: the weight of all tokens (Chameleon), or of its modality's (Transfusion)
     chunk: int  # tokens of a row whose logits exist at once
 
 
@@ -168,7 +171,7 @@ class Objective:
 class Stage:
     """The mixture of the documents taken in from a step on; those that wait by then (`lookahead`) still come."""
 
-    step: int  # the first with these shares
+    step: int  # the first step whose documents are taken with these shares
     shares: dict[str, float]  # of the sources, as data.shares
 
 
@@ -177,25 +180,28 @@ class Data:
     """What is read, in which mixture, and how it is packed into rows (docs/howto/own-data.md)."""
 
     batch: int  # rows in a global batch
-    seed: int  # of the order of documents
-    lookahead: int  # documents that wait for a row where they fit
+    seed: int  # decides the order of documents
+    lookahead: int  # how many documents wait for a row in which they fit
     sources: dict[str, str]  # name -> where it lies: "embedded", a dataset's folder or address, or "seqio:<mixture>"
-    shares: dict[str, float]  # of the sources, in what `per` counts; those not named have none
-    per: str  # documents, tokens, or a modality: its tokens
-    stages: tuple[Stage, ...]  # other shares later
-    length: int  # tokens of a row at most, divided among streams with budget 0 as the mixture divides; 0 = as written
-    blocks: str  # what sees itself both ways: units of latents; what precedes a document's last one; whole documents
-    verify: bool  # every file's digest before training; sizes are always looked at
+    shares: dict[str, float]  # source -> its share of the mixture, in what `per` counts; a source that is not named has
+    # none
+    per: str  # what shares count: documents, tokens, or the tokens of a modality that is named
+    stages: tuple[Stage, ...]  # other shares from a step on
+    length: int  # the most tokens of a row, divided among streams of budget 0 as the mixture divides; 0 = budgets are
+    # written
+    blocks: str  # what sees itself both ways: units of latents; also all that precedes a document's last noised unit;
+    # whole documents
+    verify: bool  # look at every file's digest before training; sizes are always looked at
     workers: int  # processes that read and pack; 0 = a thread
     timeout: float  # seconds that a batch may take to arrive
-    max_skipped: int  # documents that could not be read or placed, before the run stops
+    max_skipped: int  # how many documents may be unreadable, or fit no row, before the run stops
 
 
 @dataclass(frozen=True)
 class Rule:
     """For the parameters whose path holds a match; the first rule that matches counts."""
 
-    match: str  # regular expression
+    match: str  # a regular expression; a parameter's path must hold a match
     lr: float  # factor on the learning rate; 0 freezes
     decay: float  # decoupled weight decay
 
@@ -205,36 +211,37 @@ class Optim:
     """AdamW, its rate by step and by parameter (`optim.py`)."""
 
     lr: float  # the peak learning rate, after the warm-up
-    end_lr: float  # the rate at run.steps
+    end_lr: float  # the learning rate at run.steps
     warmup: int  # steps of a linear rise to the peak
     schedule: str  # how the rate falls after it; wsd: not before the last decay_steps
-    decay_steps: int  # wsd alone: length of the final decay
-    beta1: float  # of the running mean of gradients
-    beta2: float  # of the running mean of their squares
-    eps: float  # added to the root of the mean square
-    moments: str  # how the running means of gradients and their squares are kept; arithmetic is float32
-    clip: float  # of the global gradient norm
+    decay_steps: int  # of wsd alone: the length of the final decay, in steps
+    beta1: float  # decay of the running mean of gradients
+    beta2: float  # decay of the running mean of squared gradients
+    eps: float  # is added to the root of the mean square
+    moments: str  # the dtype in which both running means are kept; arithmetic is float32
+    clip: float  # the greatest global norm of the gradient; longer ones are scaled down to it
     accumulate: int  # microbatches in a step
-    ema: float  # of the parameters; 0 = none
-    patience: int  # steps in a row that may be skipped for a gradient that is not finite
+    ema: float  # decay of a moving average of the parameters, which is then evaluated and sampled; 0 = none
+    patience: int  # how many steps in a row may be skipped because loss or gradient is not finite
     freeze: (
-        str  # streams or modalities, with commas between: all that they use; `text.ffn` that part alone (params.PARTS)
+        str  # streams or modalities, with commas between: nothing that they use trains; `text.ffn` freezes that part
     )
-    rules: tuple[Rule, ...]  # one's own; they come before
-    base_rules: tuple[Rule, ...]  # for what none of `rules` matches
+    # alone (attn, ffn, norm, embed, head, latent)
+    rules: tuple[Rule, ...]  # your own rules; they come before base_rules, and the first that matches counts
+    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches
 
 
 @dataclass(frozen=True)
 class Run:
     """Where a run's directory lies, how long it trains, and how often it is evaluated and saved."""
 
-    root: str  # folder of runs
-    name: str  # of this run's folder in it
-    steps: int  # batches it trains on in all
-    eval_every: int  # steps between held-out evaluations; written as 0, a tenth of all
-    eval_batches: int  # held-out batches of each
-    save_every: int  # steps between checkpoints; written as 0, a quarter of all
-    keep: int  # checkpoints that stay
+    root: str  # the folder of runs
+    name: str  # the name of this run's folder in it
+    steps: int  # the number of batches that it trains on in all
+    eval_every: int  # steps between held-out evaluations; written as 0, a tenth of all steps
+    eval_batches: int  # held-out batches of each evaluation
+    save_every: int  # steps between checkpoints; written as 0, a quarter of all steps
+    keep: int  # how many checkpoints stay
 
 
 @dataclass(frozen=True)
@@ -242,10 +249,10 @@ class Config:
     """All that decides a run."""
 
     run: Run
-    streams: dict[str, Stream]  # in the order of their ids
+    streams: dict[str, Stream]  # by name, in the order of their ids
     towers: Towers
-    attn: dict[str, Experts]  # by tower
-    ffn: dict[str, Experts]  # by tower
+    attn: dict[str, Experts]  # tower of attention -> its experts
+    ffn: dict[str, Experts]  # tower of FFNs -> its experts
     model: Model
     mesh: Mesh
     init: Init

@@ -1,9 +1,9 @@
 """Joint attention: the one place where towers meet, and it knows nothing of them.
 
-Who sees whom follows from four integers a token (DESIGN: `position`, `segment`, `span`, `private`). Two backends
-stand behind `attend` on every machine: `reference` holds the whole score matrix and is obvious; `chunked` visits only
-pairs of chunks that can see each other, in whatever order the tokens come, with memory linear in T. `kernels.py` has
-those of accelerators.
+Who sees whom follows from four integers a token (`position`, `segment`, `span`, `private`; `batches.visible`, and in
+words docs/concepts/streams-and-units.md). Two backends stand behind `attend` on every machine: `reference` holds the
+whole score matrix and is obvious; `chunked` visits only pairs of chunks that can see each other, in whatever order the
+tokens come, with memory linear in T. `kernels.py` has those of accelerators.
 """
 
 from functools import partial
