@@ -92,6 +92,6 @@ def test_its_losses_are_reported(run, tmp_path, capsys):
     assert "loss/speech_units" in told
     assert cli.main(["report", str(run), f"--out={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "held-out depth loss, nats" in page
-    assert "held-out speech_units loss, nats" in page
+    assert "held-out depth loss (nats)" in page
+    assert "held-out speech_units loss (nats)" in page
     assert (tmp_path / "report" / "curves_speech_units.png").exists()

@@ -310,6 +310,7 @@ from mot import sharding
 from mot.config import resolve
 from mot.train import state
 from tests.support import examples
+from tests.support.arrays import loss_of
 
 arch, how = sys.argv[1:3]
 tree = examples.tree(arch)

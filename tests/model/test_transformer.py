@@ -21,7 +21,7 @@ def oracle_states(c, flat, batch):
     rows = []
     for b in range(tokens.token.shape[0]):
         fields = {f: np.asarray(getattr(tokens, f)[b]) for f in ("token", "position", "segment", "span", "private")}
-        row = fields | {"stream": stream, "position": tokens.rope_position[b, :, 0]}
+        row = fields | {"stream": stream, "rope_position": tokens.rope_position[b, :, 0]}
         rows.append(reference.hidden(flat, row, towers, list(c.streams), o)[np.argsort(tokens.position[b])])
     return jnp.stack(rows)
 

@@ -164,7 +164,7 @@ def oracle(c, flat, batch):
     ends = np.cumsum([0, *(t.token.shape[1] for t in batch.values())])
     names = ("token", "position", "segment", "span", "private", "noise", "rope_position")
     row = {n: x[0] for n, x in zip(names, join(batch, *names), strict=True)}
-    row |= {"stream": stream, "position": row["rope_position"][:, 0], "value": {}}
+    row |= {"stream": stream, "rope_position": row["rope_position"][:, 0], "value": {}}
     for i, (name, t) in enumerate(batch.items()):
         if s[name].latent:
             row["value"][name] = jnp.zeros((c.length, s[name].latent)).at[ends[i] : ends[i + 1]].set(t.value[0])

@@ -105,7 +105,7 @@ def states(flat, row, towers, streams, o):
                 y = rms(y, w("attn", s, f"{name}_norm"), o["eps"])
             if name != "v" and o["qk_norm"] == "layer":
                 y = layer(y, w("attn", s, f"{name}_norm"), w("attn", s, f"{name}_norm_bias"), o["eps"])
-            return y if name == "v" else rope(y, row["position"], o["theta"])
+            return y if name == "v" else rope(y, row["rope_position"], o["theta"])
 
         def attend(x, w=w, project=project):
             q, k, v = ({s: project(x[s], name, s) for s in streams} for name in "qkv")
