@@ -120,7 +120,7 @@ def test_samples_are_shown_at_their_step(run, tmp_path):
         "pictures/digits": [1, 2],
         "pictures/captions": [1, 2],
     }
-    png = (run / "samples" / "2" / "digits.png").read_bytes()
+    png = (run / "samples" / "2-2" / "digits.png").read_bytes()  # the newest of that step
     image = found["pictures/digits"][1][1].image
     assert image.encoded_image_string == png
     assert (image.width, image.height) == Image.open(io.BytesIO(png)).size

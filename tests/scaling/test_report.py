@@ -14,6 +14,7 @@ import pytest
 from configs import digits, transfusion
 from launch import cli
 from mot.config import Config, resolve
+from mot.config.routers import ROUTERS
 from mot.generate import pictures as drawn
 from mot.generate import results
 from mot.runs import rundir
@@ -435,7 +436,8 @@ def test_experts_that_differ_from_a_presets_have_a_name_of_their_own(changes, na
     assert runs.architecture(resolve(tree)) == name
 
 
-def test_a_router_that_nobody_named_is_called_by_its_name():
+def test_a_router_that_nobody_named_is_called_by_its_name(monkeypatch):
+    monkeypatch.setitem(ROUTERS, "hash", ROUTERS["token"]._replace(short="hash"))
     c = resolve(digits.get_config("arch=moe_tc4,size=smoke"))
     new = object.__new__(Config)
     vars(new).update(vars(c) | {"ffn": {"text": dataclasses.replace(c.ffn["text"], router="hash")}})
