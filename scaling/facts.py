@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from mot.config import Config
-from scaling import match, runs
-from scaling.runs import Run
+
+from . import match, runs
+from .runs import Run
 
 Groups = dict[str, list[Run]]
 Values = Callable[[list[Run]], list[str | None]]  # of each run of a group

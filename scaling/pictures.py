@@ -10,9 +10,9 @@ from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from scaling.match import HALF_LIFE, Slope, smooth
-from scaling.published import Published
-from scaling.runs import Run, unit
+from .match import HALF_LIFE, Slope, smooth
+from .published import Published
+from .runs import Run, unit
 
 # Okabe and Ito's colours, which the colour-blind tell apart; all are legible on white and on near-black.
 COLOURS = {"dense": "#0072B2", "mot": "#D55E00", "mot_ffn": "#009E73", "mot_attn_ffn": "#CC79A7"}

@@ -19,9 +19,10 @@ from mot.errors import UserError
 from mot.files import write_atomically
 from mot.model import flops
 from mot.runs import rundir
-from scaling import facts, match, pictures, published, runs
-from scaling.match import Slope
-from scaling.runs import Run
+
+from . import facts, match, pictures, published, runs
+from .match import Slope
+from .runs import Run
 
 HEADLINE = ("train", "step", match.HALF_LIFE, "equal")  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'

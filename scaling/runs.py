@@ -15,8 +15,9 @@ from mot.config import Config, differences
 from mot.config.routers import ROUTERS
 from mot.model import flops
 from mot.runs import rundir, written
-from scaling import match
-from scaling.match import Curve, Slope
+
+from . import match
+from .match import Curve, Slope
 
 # What may differ between two runs that are compared: keys that change no result, seeds, and the architecture.
 APART = ("run.root", "run.name", "run.keep", "run.save_every", "model.seed", "data.seed")
