@@ -81,7 +81,7 @@ def test_token_choice_equals_a_published_block(name, how):
     context = layers.Context(
         c, groups, [merged], [of], [None], join([merged], c.mesh.rules, length(batch)), None, False, None
     )
-    (y_RD,), _ = layers.feed_forward({"text": weights}, [jnp.asarray(padded.reshape(-1, 16))], context)
+    (y_RD,), _ = layers.feed_forward([jnp.asarray(padded.reshape(-1, 16))], {"text": weights}, context)
     with torch.no_grad():
         theirs = block(torch.tensor(x_BTD)).numpy()
     np.testing.assert_allclose(np.asarray(y_RD).reshape(rows, 48, 16)[:, :T], theirs, atol=1e-5)
