@@ -85,7 +85,7 @@ def _written(mixture, recipe, out, max_skipped) -> list[job.Written]:
 def _faults(recipe: SeqioRecipe) -> Iterator[str]:
     for key, least in dict(max_tokens=256, shard=1).items():
         if getattr(recipe, key) < least:
-            yield f"--{key}={getattr(recipe, key)}; must be {least} or more; raise it"
+            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {least} or more; raise it"
     if not 0 <= recipe.held_out < 1:
         yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
 
