@@ -37,6 +37,14 @@ def one_device():
     return jax.devices()[:1]
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Halves what compilation takes, which is nearly all of some modules' time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def pytest_runtest_logreport(report):
     """On the controlling process, also under xdist."""
     _ran.add(report.nodeid)

@@ -124,7 +124,7 @@ def denoising(stream: str, prediction_BCP, given: Noised, Z_M, config: Config, s
 def next_token(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config, sources: int):
     """The part of `loss` that is of ids, and its sums.
 
-    `hidden` is `model.forward`'s; Z_M is `totals` of the global batch, of which this may be one microbatch. A target
+    `hidden` is that of `transformer.forward`; Z_M is `totals` of the global batch, of which this may be part. A target
     belongs to its own modality: an image's first code, predicted from text, is image loss. An absent modality gives 0.
     Returns the scalar and `{"loss_sum": [M, O], "weight": [M, O]}`: sums of w * l and of w by modality and source, l
     the plain cross-entropy (2405.09818 adds z_loss * log(sum exp)^2 for stability, which is not reported).

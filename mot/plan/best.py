@@ -15,7 +15,7 @@ from mot.plan.chips import Topology
 def main(config: Config, topology: Topology, judge: Callable[[dict[str, str]], dict], out: Console) -> plans.Forecast:
     """The fastest plan; candidates and how to choose the best go to `out`.
 
-    `judge` makes a plan with these overrides, as `plan_apart.plan`.
+    `judge` makes a plan with these overrides, as `process.plan`.
     """
     found = search.candidates(config, topology)
     out.print(f"{len(found)} candidates may fit {topology.name}; compiling the best by estimate")

@@ -38,6 +38,11 @@ class TooLarge(Exception):
     """The compiler found no room for a program; its message lists the largest buffers."""
 
 
+# Files of mot that a program's operations come from, by what is known of them.
+OF_ATTENTION = ("attention.py", "kernels.py")
+IN_FLOAT32 = ("router.py", "losses.py", "optim.py")  # which multiply in float32 on purpose
+
+
 @dataclass(frozen=True)
 class Compiled:
     text: str
@@ -240,7 +245,7 @@ def recomputed(config: Config, tokens: dict[str, int]) -> int:
 
 
 def _work(config, topology, program, tokens, devices) -> dict:
-    outside = [m for m in program.matmuls if not (m.at.endless or m.at.within("attention.py", "kernels.py"))]
+    outside = [m for m in program.matmuls if not (m.at.endless or m.at.within(*OF_ATTENTION))]
     grouped = [k for k in program.kernels if "gmm" in k.name or "ragged" in k.name]
     counted = sum(m.total for m in outside) + sum(k.flops * k.at.times for k in grouped)
     of_pair = flops.FORWARD_AND_BACKWARD * flops.attention_per_pair(config) / devices
@@ -265,10 +270,7 @@ def _work(config, topology, program, tokens, devices) -> dict:
         float32_matmuls=[
             dict(shape=m.shape, flops=m.total, source=m.at.source)
             for m in outside
-            if narrow
-            and m.dtype == "f32"
-            and m.total > NOTHING * counted
-            and not m.at.within("router.py", "objectives.py", "optim.py")
+            if narrow and m.dtype == "f32" and m.total > NOTHING * counted and not m.at.within(*IN_FLOAT32)
         ],
         kernels=_kernels(program),
         collectives=_by_kind(program),

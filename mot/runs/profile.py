@@ -130,7 +130,7 @@ def _own_time(events: Iterable[tuple[float, float, str]]) -> Iterator[tuple[str,
 
 
 def places(program: str) -> dict[str, str]:
-    """`{operation: "transpose(jvp(...))/dot_general, model.py:270"}` of a compiled program's text."""
+    """`{operation: "transpose(jvp(...))/dot_general, layers.py:120"}` of a compiled program's text."""
 
     def table(title):
         return dict(re.findall(r"(?m)^(\d+) (.+)$", _section(program, title)))

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,11 +12,7 @@ from tests.support.files import write_lines
 LENGTH, IDS = 9, 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,7 @@ from mot.train import loop
 GROUPS = {"loss", "by_source", "optim", "speed", "data", "eval"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Halves what compilation takes, which is nearly all."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

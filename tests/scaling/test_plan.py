@@ -14,6 +14,7 @@ from launch.process import guarded
 from mot.errors import UserError
 from mot.model import flops
 from mot.plan import chips, forecast
+from tests.conftest import ROOT
 from tests.support import examples
 
 GIB = 2**30
@@ -213,3 +214,9 @@ def test_no_figure_of_a_chip_is_missing():
         assert min(chip.flops, chip.memory, chip.bandwidth, chip.links, chip.most) > 0, name
     with pytest.raises(UserError):
         chips.parse("cpu:1x1")
+
+
+def test_the_files_that_a_forecast_names_are_there():
+    """Else what they multiply in float32 on purpose would be told as a fault, and attention counted twice."""
+    there = {path.name for path in (ROOT / "mot").rglob("*.py")}
+    assert {*forecast.OF_ATTENTION, *forecast.IN_FLOAT32} <= there
