@@ -27,10 +27,10 @@ from mot.data.packing import document, pack
 from mot.model import attention, flops, params, transformer
 from mot.objectives import losses
 from mot.plan import hlo
-from mot.runs import peak as peaks
-from mot.runs import rundir
+from mot.runs import peak, rundir
 from mot.train import ensemble, loop
-from mot.train import state as states
+from mot.train.state import init_state, state_shardings
+from mot.train.step import make_step
 
 STREAMS = ("text", "image")
 B = 4
@@ -94,10 +94,10 @@ def mesh_of(c):
 def stepper(c, host, of=1, mesh=None):
     """A function that takes one training step and waits for it."""
     mesh = mesh or mesh_of(c)
-    place = states.state_shardings(c, mesh)
+    place = state_shardings(c, mesh)
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: loop.init_state(c), out_shardings=place)()
-        step = jax.jit(loop.make_step(c, of), donate_argnums=0, out_shardings=(place, None))
+        state = jax.jit(lambda: init_state(c), out_shardings=place)()
+        step = jax.jit(make_step(c, of), donate_argnums=0, out_shardings=(place, None))
         rows = jax.device_put(host, sharding.of_batch(c, mesh))
 
     def once():
@@ -218,9 +218,9 @@ def expert_layers(experts, active, width):
     c = configuration("dense", layers=2)
     chosen = Experts(**base.moe(experts, active=active, width=width))
     c = dataclasses.replace(c, ffn={STREAMS[0]: chosen})
-    shapes = jax.eval_shape(lambda: loop.init_state(c))
+    shapes = jax.eval_shape(lambda: init_state(c))
     host = batch(4)
-    lowered = jax.jit(loop.make_step(c, 1), donate_argnums=0).lower(shapes, host)
+    lowered = jax.jit(make_step(c, 1), donate_argnums=0).lower(shapes, host)
     start = time.perf_counter()
     compiled = lowered.compile()
     return compiled.memory_analysis().temp_size_in_bytes / 2**20, time.perf_counter() - start
@@ -253,10 +253,10 @@ def eight_runs(size):
     place = NamedSharding(mesh, PartitionSpec("runs"))
 
     def take_one(c, state, batch):
-        return loop.make_step(c, len(training.names))(state, batch)
+        return make_step(c, len(training.names))(state, batch)
 
     with jax.set_mesh(mesh):
-        state = jax.jit(each(lambda c, _: loop.init_state(c)), out_shardings=place)(np.arange(8))
+        state = jax.jit(each(lambda c, _: init_state(c)), out_shardings=place)(np.arange(8))
         step = jax.jit(each(take_one), donate_argnums=0, out_shardings=(place, None))
         batch = sharding.to_global(host, c, mesh)
 
@@ -285,15 +285,15 @@ def main():
     mesh = mesh_of(configuration("dense"))
     one_device = sharding.one_device()
 
-    def peak(dtype="float32"):
-        return peaks.measure(mesh, dtype, (2048,), 1.0).flops / 1e9
+    def matmul_peak(dtype="float32"):
+        return peak.measure(mesh, dtype, (2048,), 1.0).flops / 1e9
 
     table = Table("figure", "measured", "bar", "float32 matmul peak beside it (GFLOP/s)", title="mot bench, CPU")
     table.caption = f"rows split over {mesh.size} devices, unless said"
 
     def add(figure, value, bar):
         print(f"{figure}: {value}", flush=True)  # the table comes at the end, minutes later
-        table.add_row(figure, value, bar, f"{peak():.0f}")
+        table.add_row(figure, value, bar, f"{matmul_peak():.0f}")
 
     several, one = batch(4), batch(1)
     dense, mot = (stepper(configuration(arch), several) for arch in ("dense", "mot"))
@@ -311,7 +311,7 @@ def main():
     rates = []
 
     def and_peak():
-        rates.append(peak())
+        rates.append(matmul_peak())
 
     seconds = in_turn(dense, eager, alone, and_peak)
     work = flops.train_step(configuration("dense"), dict.fromkeys(STREAMS, B * T // 2), flops.visible_pairs(one)) / 1e9
@@ -360,7 +360,7 @@ def main():
         add(figure, value, bar)
     add("time the device may wait for the host", f"{100 * waiting():.2f} %", "below 3 %")
     for name, rate in data.throughput().items():
-        times = rate * 6 * data.RUNG / (peak() * 1e9)
+        times = rate * 6 * data.RUNG / (matmul_peak() * 1e9)
         value = f"{rate / 1e3:.0f} thousand, {times:.0f} times what 163M parameters could use"
         add(f"packed tokens a second and core from records, {name}", value, "at least 300 thousand, 20 times")
     for size in ("smoke", "demo"):

@@ -11,7 +11,7 @@ import jax
 
 from mot import sharding
 from mot.config import Config
-from mot.train.state import needed
+from mot.train.memory import needed
 
 # A device that waits this long for the others is lost. XLA ends the process after a minute, which a loaded machine
 # needs for a long step, and a laptop that slept always.

@@ -11,7 +11,7 @@ from launch.process import guarded
 from mot import checkpoint, sharding
 from mot.config import load
 from mot.runs import provenance, rundir
-from mot.train import loop
+from mot.train import evaluate
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         run = dataclasses.replace(config.run, root=str(options.run.parent), name=options.run.name)
         config = dataclasses.replace(config, run=run)
     # A configuration says how its rows are split; a run is read wherever it lies.
-    step, row = loop.evaluate(config, options.step, sharding.dividing(config) if options.run else None)
+    step, row = evaluate.run(config, options.step, sharding.dividing(config) if options.run else None)
     table = Table("", "held out", title=f"{config.run.name}, step {step}", title_justify="left")
     for name, value in row.items():
         if isinstance(value, float):  # loads by layer and expert are for the report

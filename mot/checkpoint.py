@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -27,6 +28,20 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 
+@dataclass
+class Position:
+    """Where a run is. Each checkpoint keeps it beside its arrays, so that what is cumulative goes on."""
+
+    step: int = 0  # batches consumed, the next batch's number
+    tokens: dict[str, int] = field(default_factory=dict)  # trained on, by modality
+    flops: int = 0  # model FLOPs
+    seconds: float = 0.0  # in steps; compiling, evaluating and saving are not counted
+    skipped: int = 0  # steps in a row
+    data: str = ""  # digest of the documents
+    plan: dict = field(default_factory=dict)  # from which the next batch is made: pipeline.Packed.state
+    left_out: dict[str, int] = field(default_factory=dict)  # documents, by source
+
+
 def steps(folder: Path) -> list[int]:
     """The steps that were saved whole, oldest first."""
     return numbered(folder)
@@ -35,7 +50,7 @@ def steps(folder: Path) -> list[int]:
 def save(folder: Path, step: int, trees: dict, data: dict, keep: int, made_by: dict | None = None) -> Path:
     """Writes the step (unless it is there) and removes all but the newest `keep`.
 
-    `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the position in the data, as JSON, and
+    `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the run's `Position`, as JSON, and
     `made_by` says where the step comes from. The first step of a folder is read back before it is trusted.
     Raises `UserError`, with nothing left of the step, where it cannot be written or read back.
     """
@@ -185,7 +200,7 @@ def verify(target: Path) -> None:
 
 
 def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
-    """Verified trees, with the shapes, dtypes and shardings of the abstract trees `like`, and the data position."""
+    """Verified trees, with the shapes, dtypes and shardings of the abstract trees `like`, and the position as JSON."""
     target = folder / str(step)
     verify(target)
     with _literal(folder) as place, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mot import console
-from mot.runs import metrics
+from mot.runs import writer
 
 
 class Terminal(io.StringIO):
@@ -43,11 +43,11 @@ def test_a_terminal_sees_the_seconds_and_then_nothing(monkeypatch):
 
 def test_the_live_line_tells_what_takes_long_before_a_step(monkeypatch):
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
-    with metrics.Live("run", 0, 2) as live:
+    with writer.Live("run", 0, 2) as live:
         live.phase("compiling the step")
         live.update(1, "text 3.21")
     assert said.getvalue().splitlines() == ["compiling the step ..."]
     task = live.bar.tasks[0]
-    assert metrics._Line().render(task).plain == "text 3.21"
+    assert writer._Line().render(task).plain == "text 3.21"
     live.bar.update(live.task, line="compiling the step ...", since=time.monotonic() - 3)
-    assert metrics._Line().render(task).plain == "compiling the step ... 3 s"
+    assert writer._Line().render(task).plain == "compiling the step ... 3 s"

@@ -12,6 +12,7 @@ from docs import generate
 from launch import cli
 from launch.flags import judged
 from mot import batches, model
+from mot.checkpoint import Position
 from mot.config import load, schema
 from mot.data import manifest, mixture, packing, roles
 from mot.model import flops, params, router
@@ -105,16 +106,13 @@ def documented(page, title):
 
 
 class Kept:
-    """In place of a writer and a live line: keeps what is written."""
+    """In place of a writer: keeps what is written."""
 
     def __init__(self):
         self.rows = []
 
     def write(self, kind, step, values):
         self.rows.append(values)
-
-    def update(self, step, line):
-        pass
 
 
 def test_every_key_of_metrics_is_documented_and_no_other():
@@ -124,13 +122,13 @@ def test_every_key_of_metrics_is_documented_and_no_other():
     some = dict.fromkeys(router.Report._fields, np.ones((L, B)))
     some |= {"load_BME": np.ones((L, M, E)), "tokens_BM": np.ones((L, M)), "wanted_BM": np.ones((L, M))}
     sums = {"loss_sum": np.ones((M, O)), "weight": np.ones((M, O)), "routing": {"ffn/text": router.Report(**some)}}
-    measured = {"counts": np.array([9, 9, 99]), "loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "sums": sums, "ok": True}
+    measured = {"loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "sums": sums, "ok": True}
+    measured["grad_norms"] = {"text": 1.0, "embed": 1.0}
     kept, machine = Kept(), peak.Peak(1.0, 512, 1.0, "")
     names = tuple(c.data.sources)
-    position = log.Position(left_out={names[0]: 1})
-    logged = log.Log(c, names, position, kept, kept, machine)
-    row = {"step": 1, "idle_seconds": 0.0, "data_seconds": 0.0} | {f"left_out/{names[0]}": 1}
-    trained = logged.write(measured | {"grad_norms": {"text": 1.0, "embed": 1.0}}, row, 1.0)
+    logged = log.Log(c, names, Position(left_out={names[0]: 1}), kept, print, machine)
+    row = logged.advance({}, 0.0, 0.0)
+    trained = logged.write(log.Dispatched(1, measured, np.array([9, 9, 99]), row), 1.0)
     sources = mixture.Sources(tuple(mixture.InMemory(name, 0, (), np.ones(2)) for name in names), np.ones(1), "")
     logged.write_evaluation(evaluate.report(c, sources, np.ones(O), lambda causal: sums))
     evaluated = kept.rows[-1]

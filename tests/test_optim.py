@@ -6,7 +6,8 @@ import pytest
 from mot import checkpoint, optim, sharding
 from mot.config import ConfigError, resolve
 from mot.model import params
-from mot.train import loop, state
+from mot.train import state
+from mot.train.step import make_step
 from tests.support import examples
 
 
@@ -66,7 +67,7 @@ def trained(c, steps, devices):
     mesh = sharding.make_mesh(c, devices)
     with jax.set_mesh(mesh):
         now = jax.jit(lambda: state.init_state(c))()
-        step, losses = jax.jit(loop.make_step(c, 2)), []
+        step, losses = jax.jit(make_step(c, 2)), []
         batch = sharding.to_global(examples.batch(), c, mesh)
         for _ in range(steps):
             now, measured = step(now, batch)

@@ -11,7 +11,8 @@ import pytest
 
 from mot import model
 from mot.config import resolve
-from mot.train import loop
+from mot.train.state import init_state
+from mot.train.step import make_step
 from tests.support import examples
 from tests.support.training import IMPORTS_TENSORFLOW, printed
 
@@ -187,8 +188,8 @@ def traced(f, *args):
 def test_array_names_tell_their_shapes(arch, how, names):
     tree = examples.tree(arch, attention=how, qk_norm="layer")
     c, batch = resolve(tree), examples.batch(budgets=(40, 30))
-    state = jax.eval_shape(lambda: loop.init_state(c))
-    faults, seen = traced(loop.make_step(c, 2), state, batch)
+    state = jax.eval_shape(lambda: init_state(c))
+    faults, seen = traced(make_step(c, 2), state, batch)
     assert not faults, "\n".join(faults)
     assert {"x_RD", "h_BTD", "x_RNH", "logits_RV", "q_BTNH", "o_BTNH"} | names <= seen
 

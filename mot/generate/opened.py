@@ -16,7 +16,7 @@ from mot.errors import UserError
 from mot.generate import codecs, layout
 from mot.generate.layout import Format
 from mot.generate.sampling import Generated, Sampler, Settings, Stretch
-from mot.train import loop
+from mot.train import restore
 
 ROWS = 64  # of a batch at most
 
@@ -37,7 +37,7 @@ class Model(NamedTuple):
 def opened(path: Path, step: int | None = None) -> Model:
     """The newest checkpoint, or that of `step`; raises `UserError` where it cannot be had, or its data are others."""
     with phase("reading the checkpoint"):
-        config, position, params = loop.load(path, step)
+        config, position, params = restore.load(path, step)
     format = layout.of(config)
     # Nothing but tokenizers is read of a dataset, and these are verified where they are opened.
     data = dataclasses.replace(config.data, verify=False)
@@ -54,7 +54,7 @@ def opened(path: Path, step: int | None = None) -> Model:
 
 def at(model: Model, step: int) -> Model:
     """Another step of the same run; the model given is it from now on."""
-    _, position, model.sampler.params = loop.load(model.path, step)
+    _, position, model.sampler.params = restore.load(model.path, step)
     return model._replace(step=position.step)
 
 

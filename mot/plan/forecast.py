@@ -20,8 +20,8 @@ from mot.config import Config
 from mot.model import flops, kernels, params
 from mot.plan import hlo
 from mot.plan.chips import Topology
-from mot.train import loop
-from mot.train import state as states
+from mot.train.state import abstract, state_shardings
+from mot.train.step import make_step
 
 DAY = 86_400
 # Attention kernels have seven matmuls of queries by keys, of which the formula has six: backward needs scores again.
@@ -146,16 +146,18 @@ def hurry() -> None:
 
 
 def compile_step(config: Config, topology: Topology) -> Compiled:
-    """The training step as `train.run` has it, for these devices."""
+    """The training step as `loop.run` has it, for these devices."""
     kernels.refuse_absent(config, "tpu")
     mesh = sharding.make_mesh(config, topology.devices)
     rows = sharding.of_batch(config, mesh)
     # Outside of `set_mesh`: what JAX computes at once would be sent to devices that are not there.
-    place, state = states.state_shardings(config, mesh), states.abstract(config, mesh)
+    placed = state_shardings(config, mesh)
+    state = abstract(config, mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batches.abstract(config))
     began = time.monotonic()
     with jax.set_mesh(mesh):
-        step = jax.jit(loop.make_step(config, len(config.data.sources)), donate_argnums=0, out_shardings=(place, None))
+        step = make_step(config, len(config.data.sources))
+        step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
         lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
         traced = time.monotonic()
         try:

@@ -10,7 +10,9 @@ import jax
 from jax.profiler import ProfileData
 from rich.table import Table
 
-from mot.runs.log import Log
+from mot.checkpoint import Position
+from mot.runs.log import Pending
+from mot.runs.writer import Live, Writer
 
 FIRST, LAST = 3, 5  # the steps that are traced, counted from this start: the first ones still allocate
 TOP = 12  # operations that are named
@@ -24,61 +26,65 @@ class Operation(NamedTuple):
 
 
 class Trace:
-    """A trace of steps FIRST to LAST into `<run>/profile`; the log is told of the operations that took the most time.
+    """A trace of steps FIRST to LAST into `<run>/profile`; the operations that took the most time are told.
 
     The steps before and after it are waited for, so that it holds these steps and nothing else of the device.
     """
 
-    def __init__(self, path: Path, log: Log):
-        self.folder, self.log = path / "profile", log
-        self.began, self.step, self.running = log.position.step, None, False
+    def __init__(self, path: Path, position: Position, writer: Writer, live: Live):
+        self.folder = path / "profile"
+        self.position = position
+        self.writer = writer
+        self.live = live
+        self.began = position.step
+        self.step: jax.stages.Compiled | None = None
+        self.running: Pending | None = None  # the steps that are waited for, while a trace is taken
 
-    def __enter__(self):
+    def __enter__(self) -> "Trace":
         self.folder.mkdir(exist_ok=True)  # or it is refused before a step is taken
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, *_) -> None:
         if self.running:
-            self._stop()
+            self._stop(self.running)
         elif self.step is None and kind is None:
-            self.log.live.say(
-                f"no profile: the run ended at step {self.log.position.step}, and it would trace steps "
+            self.live.say(
+                f"no profile: the run ended at step {self.position.step}, and it would trace steps "
                 f"{self.began + FIRST} to {self.began + LAST}; give a run more steps, by another run.name"
             )
 
-    def before(self, step: jax.stages.Compiled) -> None:
+    def before(self, step: jax.stages.Compiled, pending: Pending) -> None:
         """To be called before each step is dispatched."""
-        done = self.log.position.step - self.began
+        done = self.position.step - self.began
         if done == FIRST - 1:
-            self.log.finish()
+            pending.finish()
             self.step = step
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # of no use here, and it slows the host
             jax.profiler.start_trace(str(self.folder), profiler_options=options)
-            self.running = True
-            self.log.resume()
+            self.running = pending
+            pending.resume()
         elif done == LAST and self.running:
-            self._stop()
-            self.log.resume()
+            self._stop(pending)
+            pending.resume()
 
-    def _stop(self) -> None:
-        self.log.finish()  # waits for the last traced step
+    def _stop(self, pending: Pending) -> None:
+        pending.finish()  # waits for the last traced step
         jax.profiler.stop_trace()
-        self.running = False
-        steps = self.log.position.step - self.began - (FIRST - 1)
-        tell(self.folder, self.step.as_text(), steps, self.log)
+        self.running = None
+        self._tell(self.position.step - self.began - (FIRST - 1))
 
-
-def tell(folder: Path, program: str, steps: int, log: Log) -> None:
-    """A table for who watches, an event for metrics.jsonl."""
-    file = max(folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
-    found = operations(ProfileData.from_file(str(file)), program, steps)
-    listed = [{**op._asdict(), "share": round(op.share, 4)} for op in found[:TOP]]
-    log.writer.write("event", log.position.step, {"event": "profile", "trace": str(file), "operations": listed})
-    table = Table("share", "ms a step", "operation", "where", title=f"{steps} steps, {file}")
-    for op in found[:TOP]:
-        table.add_row(f"{100 * op.share:.1f} %", f"{1e3 * op.seconds:.2f}", op.name, op.where)
-    log.live.console.print(table)
+    def _tell(self, steps: int) -> None:
+        """A table for who watches, an event for metrics.jsonl."""
+        file = max(self.folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+        ranked = operations(ProfileData.from_file(str(file)), self.step.as_text(), steps)[:TOP]
+        listed = [{**op._asdict(), "share": round(op.share, 4)} for op in ranked]
+        event = {"event": "profile", "trace": str(file), "operations": listed}
+        self.writer.write("event", self.position.step, event)
+        table = Table("share", "ms a step", "operation", "where", title=f"{steps} steps, {file}")
+        for op in ranked:
+            table.add_row(f"{100 * op.share:.1f} %", f"{1e3 * op.seconds:.2f}", op.name, op.where)
+        self.live.console.print(table)
 
 
 def operations(data: ProfileData, program: str, steps: int) -> list[Operation]:

@@ -2,11 +2,11 @@
 
 A small model leaves an accelerator idle (published: 14 % of its peak at 84M parameters), and a sweep has many. Runs are
 one more axis of every array: `vmap` on a device, and devices share them, whole runs each, without a word to each other.
-Nothing branches on what a run's numbers are. Each run's folder is what `train.run` would have written.
+Nothing branches on what a run's numbers are. Each run's folder is what `loop.run` would have written.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,22 @@ from jax.sharding import PartitionSpec as P
 from rich.table import Table
 
 from mot import checkpoint, sharding
+from mot.checkpoint import Position
 from mot.config import Config, differences
 from mot.config.axes import MESH_AXES
 from mot.config.options import VARIED
 from mot.console import phase
+from mot.data.mixture import Sources
 from mot.errors import UserError
 from mot.model import kernels
 from mot.runs import metrics, peak, profile, provenance, rundir
-from mot.runs.log import Diverged, Log
-from mot.train import evaluate, loop
-from mot.train.state import init_state, refuse_too_large, trees
+from mot.runs.log import Dispatched, Diverged, Log
+from mot.runs.writer import Live, Writer
+from mot.train import evaluate, loop, restore
+from mot.train.memory import refuse_too_large
+from mot.train.signals import Signals
+from mot.train.state import State, init_state, trees
+from mot.train.step import make_step
 
 DTYPES = {"model.seed": jnp.int32}  # of what may differ; the others are float32
 
@@ -39,20 +45,20 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     profiled: bool = False,
 ) -> list[Path]:
-    """`train.run` of all, which differ in `run.name` and in VARIED alone; returns their directories.
+    """`loop.run` of all, which differ in `run.name` and in VARIED alone; returns their directories.
 
     A run that diverges stops by itself. Raises `UserError` before anything is written, also where the runs' checkpoints
     are of different steps; `Diverged` when all have; and `Stopped` after SIGINT or SIGTERM, every run saved.
     """
     refuse_others(configs)
-    first, training, held_out = loop.opened(configs[0])
+    first, training, held_out = restore.open_data(configs[0])
     configs = [dataclasses.replace(first, run=c.run, model=c.model, optim=c.optim) for c in configs]
     mesh = make_mesh(first, len(configs), devices)
     refuse_too_large(first, mesh, len(configs) // mesh.size)
     kernels.refuse_absent(first, mesh.devices.flat[0].platform)
-    at = _same_step(configs)
-    upcycled = [loop.upcycled(c) if c.init.run and not at else None for c in configs]
-    for c in configs:  # what may be refused comes first
+    done = _same_step(configs)
+    upcycled = [restore.upcycled(c) if c.init.run and not done else None for c in configs]
+    for c in configs:  # each is asked for what `open_run` may refuse, before any folder is made
         rundir.changed(c)
     for c in configs:
         rundir.open_run(c)
@@ -61,31 +67,39 @@ def run(
     each = vmapped(configs, mesh)
     with jax.set_mesh(mesh):
         with phase("the first states: initial values, or checkpoints'"):
-            state, positions = _start(configs, paths, mesh, each, at, upcycled)
+            state, positions = _start(configs, paths, mesh, each, done, upcycled)
         for path, position in zip(paths, positions, strict=True):
-            loop.refuse_other_data(path, position, training)
+            restore.refuse_other_data(path, position, training)
         end = min(first.run.steps, until or first.run.steps)
         title = f"{first.run.name} and {len(configs) - 1} more"
-        with metrics.Live(title, at, first.run.steps) as live, loop.Signals() as signals:
-            if at >= end:
-                live.say(f"{', '.join(map(str, paths))}: already at step {at}")
+        with Live(title, done, first.run.steps) as live, Signals() as signals:
+            if done >= end:
+                live.say(f"{', '.join(map(str, paths))}: already at step {done}")
                 return paths
-            if at:
-                live.say(f"{', '.join(map(str, paths))}: resuming at step {at}")
-            best = peak.of(mesh, first.model.dtype, end - at, live.say)
+            if done:
+                live.say(f"{', '.join(map(str, paths))}: resuming at step {done}")
+            best = peak.of(mesh, first.model.dtype, end - done, live.say)
             with loop.unwritable(paths[0]):
-                logs = [
-                    Log(c, training.names, position, metrics.Writer(path, at), _Voice(live, c.run.name), best)
-                    for c, path, position in zip(configs, paths, positions, strict=True)
-                ]
-                log = Logs(logs, live)
+                logs = Logs(
+                    [
+                        Log(c, training.names, position, Writer(path, done), _named(live, c.run.name), best)
+                        for c, path, position in zip(configs, paths, positions, strict=True)
+                    ],
+                    live,
+                )
                 try:
-                    parts = _parts(configs, paths, mesh, each, training, held_out, log)
-                    with profile.Trace(paths[0], log) if profiled else nullcontext() as trace:
-                        loop.loop(first, mesh, state, training, held_out, parts, log, signals, end, trace)
+                    job = _job(configs, mesh, paths, each, training, held_out, logs, end)
+                    writer = logs.all[0].writer  # a profile is of all, and is told by the first
+                    with profile.Trace(paths[0], positions[0], writer, live) if profiled else nullcontext() as trace:
+                        loop.loop(job, state, signals, trace)
                 finally:
-                    log.close()
+                    logs.close()
     return paths
+
+
+def _named(live: Live, name: str) -> Callable[[str], None]:
+    """Says what one run has to say, among several."""
+    return lambda text: live.say(f"{name}: {text}")
 
 
 def refuse_others(configs: Sequence[Config]) -> None:
@@ -167,29 +181,29 @@ def vmapped(configs: Sequence[Config], mesh) -> Callable:
     return each
 
 
-def _same_step(configs) -> int:
+def _same_step(configs: Sequence[Config]) -> int:
     """The step that all runs are at."""
-    saved = {rundir.folder(c): checkpoint.steps(rundir.folder(c) / "checkpoints") for c in configs}
-    at = {path: steps[-1] if steps else 0 for path, steps in saved.items()}
-    if len(set(at.values())) > 1:
-        told = ", ".join(f"{path} at {step}" for path, step in at.items())
+    folders = [rundir.folder(c) for c in configs]
+    done = {path: max(checkpoint.steps(path / "checkpoints"), default=0) for path in folders}
+    if len(set(done.values())) > 1:
+        listed = ", ".join(f"{path} at {step}" for path, step in done.items())
         raise UserError(
-            f"the runs are at different steps: {told}; leave out those that differ (each resumes alone, as a run "
-            f"of its own name and value), or move their checkpoints after step {min(at.values())} away"
+            f"the runs are at different steps: {listed}; leave out those that differ (each resumes alone, as a run "
+            f"of its own name and value), or move their checkpoints after step {min(done.values())} away"
         )
-    return next(iter(at.values()))
+    return done[folders[0]]
 
 
-def _start(configs, paths, mesh, each, at, upcycled):
+def _start(configs, paths, mesh, each, done: int, upcycled) -> tuple[State, list[Position]]:
     """The state of all, runs first, and each run's position."""
     runs = NamedSharding(mesh, P("runs"))
-    if not at and upcycled[0] is None:
+    if not done and upcycled[0] is None:
         init = each(lambda config, _: init_state(config))
         state = jax.jit(init, out_shardings=runs)(np.arange(len(configs)))
-        return state, [loop.Position() for _ in configs]
+        return state, [Position() for _ in configs]
     alone = sharding.one_device(mesh.devices.flat)
     with jax.set_mesh(alone):
-        started = [loop.start(c, path, alone, first=x) for c, path, x in zip(configs, paths, upcycled, strict=True)]
+        started = [restore.start(c, path, alone, first=x) for c, path, x in zip(configs, paths, upcycled, strict=True)]
         states = jax.device_get([state for state, _ in started])
 
     def stack(*x):
@@ -198,121 +212,120 @@ def _start(configs, paths, mesh, each, at, upcycled):
     return jax.tree.map(stack, *states), [position for _, position in started]
 
 
-def _parts(configs, paths, mesh, each, training, held_out, log) -> loop.Parts:
+def _job(configs, mesh, paths, each, training: Sources, held_out: Sources, logs: "Logs", end: int) -> loop.Job:
+    first = configs[0]
     runs = NamedSharding(mesh, P("runs"))
-    step = each(lambda config, state, batch: loop.make_step(config, len(training.names))(state, batch))
-    batches, bytes_O = evaluate.held_out(configs[0], held_out, mesh, log.live.say)
+    step = each(lambda config, state, batch: make_step(config, len(training.names))(state, batch))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(runs, None))
+    evaluate_all = _make_evaluate(configs, mesh, each, held_out, logs.live)
+    take = jax.jit(_of_run)
+
+    def save(state: State) -> None:
+        made_by = provenance.made_by()
+        for i, log in logs.present():
+            position = log.position
+            items = take(trees(state), i)
+            checkpoint.save(paths[i] / "checkpoints", position.step, items, vars(position), first.run.keep, made_by)
+
+    return loop.Job(first, mesh, training, held_out, step, evaluate_all, save, logs, logs.live, end)
+
+
+def _make_evaluate(configs, mesh, each, held_out: Sources, live: Live) -> Callable[[State], list[dict]]:
+    """`state -> ` each run's row, as `evaluate.make_evaluate` makes it."""
+    batches, bytes_O = evaluate.held_out(configs[0], held_out, mesh, live.say)
 
     @partial(jax.jit, static_argnames="causal")
     def sums(params, batch, causal):
         def of_batch(config, params, batch):
-            return evaluate.sums(config, len(held_out.names))(params, batch, causal)
+            return evaluate.make_sums(config, len(held_out.names))(params, batch, causal)
 
         return each(of_batch)(params, batch)
 
-    def evaluated(state):
-        """Each run's row."""
+    def evaluate_all(state: State) -> list[dict]:
         params = state.ema or state.params
         total = {False: evaluate.total(sums, params, batches, causal=False)}
         if not configs[0].causal:
             total[True] = evaluate.total(sums, params, batches, causal=True)
-        rows = []
-        for i, c in enumerate(configs):
 
-            def of_run(causal, i=i):
-                return jax.tree.map(lambda x: x[i], total[causal])
+        def report(i: int) -> dict:
+            return evaluate.report(configs[i], held_out, bytes_O, lambda causal: _of_run(total[causal], i))
 
-            rows.append(evaluate.report(c, held_out, bytes_O, of_run))
-        return rows
+        return [report(i) for i in range(len(configs))]
 
-    take = jax.jit(lambda tree, i: jax.tree.map(lambda x: x[i], tree))
-
-    def save(state):
-        for i, (c, path, of_run) in enumerate(zip(configs, paths, log.logs, strict=True)):
-            if i not in log.gone:
-                folder = path / "checkpoints"
-                position = of_run.position
-                made_by = provenance.made_by()
-                checkpoint.save(folder, position.step, take(trees(state), i), vars(position), c.run.keep, made_by)
-
-    return loop.Parts(jax.jit(step, donate_argnums=0, out_shardings=(runs, None)), evaluated, save)
+    return evaluate_all
 
 
-class _Voice:
-    """What a run says among several: events with its name; the line is all runs' mean."""
-
-    def __init__(self, live, name):
-        self.live, self.name = live, name
-
-    def say(self, text: str) -> None:
-        self.live.say(f"{self.name}: {text}")
-
-    def update(self, step: int, line: str) -> None:
-        pass
+def _of_run(tree, i):
+    """Run i's leaves of a tree whose leaves have runs first."""
+    return jax.tree.map(lambda x: x[i], tree)
 
 
-class Logs(Log):
-    """The logs of all runs, as the loop sees them. A run's seconds are its share, so its speed and MFU are all runs'.
+class Logs:
+    """The logs of all runs, in place of the one that the loop has of a single run.
 
-    `gone`: the runs that diverged, and when; they write nothing more.
+    A run's seconds are its share, so its speed and MFU are all runs'. A run that diverged writes nothing more.
     """
 
-    def __init__(self, logs: Sequence[Log], live):
-        one = logs[0]
-        super().__init__(one.config, one.sources, one.position, one.writer, live, one.peak)
-        self.logs, self.gone, self.held_out = logs, {}, [{} for _ in logs]
+    def __init__(self, logs: Sequence[Log], live: Live):
+        self.all = logs
+        self.live = live
+        self.position = logs[0].position  # all are at one step
+        self.modalities = logs[0].config.modalities
+        self.diverged: dict[int, int] = {}  # the step, by run
+        self.held_out: list[dict] = [{} for _ in logs]  # each run's last evaluation
 
     def present(self) -> list[tuple[int, Log]]:
-        return [(i, log) for i, log in enumerate(self.logs) if i not in self.gone]
+        """The runs that have not diverged, and their numbers."""
+        return [(i, log) for i, log in enumerate(self.all) if i not in self.diverged]
 
-    def start(self, about):
-        for log in self.logs:
-            log.start(about | {"together": [x.config.run.name for x in self.logs]})
+    def start(self, about: Mapping) -> None:
+        names = [log.config.run.name for log in self.all]
+        for log in self.all:
+            log.start(about | {"together": names})
 
-    def left_out(self, documents):
+    def left_out(self, documents) -> None:
         for _, log in self.present():
             log.left_out(documents)
 
-    def dispatched(self, measured, counts, packed, idle, waited):
-        for log in self.logs[1:]:
-            log.position.step, log.position.plan = self.position.step + 1, packed.state
-        super().dispatched(measured, counts, packed, idle, waited)
+    def advance(self, plan: dict, idle: float, waited: float) -> list[dict]:
+        return [log.advance(plan, idle, waited) for log in self.all]
 
-    def write(self, measured, row, seconds):
-        counts = measured.pop("counts")
-        step = row["step"]
+    def write(self, step: Dispatched, seconds: float) -> dict:
+        """Each run's row; returns their mean. `Diverged` when all have."""
         rows = []
         for i, log in self.present():
-            of_run = jax.tree.map(lambda x, i=i: x[i], measured) | {"counts": counts}
+            own = step._replace(measured=_of_run(step.measured, i), row=step.row[i])
             try:
-                rows.append(log.write(of_run, dict(row), seconds / len(self.logs)))
+                rows.append(log.write(own, seconds / len(self.all)))
             except Diverged as error:
-                self.gone[i] = step
-                log.live.say(str(error))
-                if len(self.gone) == len(self.logs):
+                self.diverged[i] = step.number
+                log.say(str(error))
+                if len(self.diverged) == len(self.all):
                     raise
-        self.live.update(step, self._mean(rows))
-        return row
+        return _mean(rows)
 
-    def _mean(self, rows) -> str:
-        common = {key for key, value in rows[0].items() if isinstance(value, float) and all(key in row for row in rows)}
-        return metrics.line({key: np.mean([row[key] for row in rows]) for key in common}, self.config.modalities)
-
-    def evaluation(self, rows):
-        for i, log in self.present():
+    def evaluation(self, rows: Sequence[dict]) -> None:
+        present = self.present()
+        for i, log in present:
             log.write_evaluation(rows[i])
             self.held_out[i] = rows[i]
-        line = self._mean([rows[i] for i, _ in self.present()])
-        self.live.say(f"{len(self.present())} runs, step {self.position.step}: held-out {line} in the mean")
+        line = metrics.line(_mean([rows[i] for i, _ in present]), self.modalities)
+        self.live.say(f"{len(present)} runs, step {self.position.step}: held-out {line} in the mean")
 
-    def close(self):
+    def close(self) -> None:
         """Ends the files, with a table of the runs' last held-out losses."""
-        for log in self.logs:
+        for log in self.all:
             log.writer.close()
-        named = [m for m in self.config.modalities if any(f"loss/{m}" in row for row in self.held_out)]
+        named = [m for m in self.modalities if any(f"loss/{m}" in row for row in self.held_out)]
         table = Table("run", *(f"held-out {m}" for m in named), "step")
-        for i, (log, row) in enumerate(zip(self.logs, self.held_out, strict=True)):
-            step = f"diverged at {self.gone[i]}" if i in self.gone else f"{log.position.step}"
+        for i, (log, row) in enumerate(zip(self.all, self.held_out, strict=True)):
+            step = f"diverged at {self.diverged[i]}" if i in self.diverged else f"{log.position.step}"
             losses = [f"{row[f'loss/{m}']:.4f}" if f"loss/{m}" in row else "" for m in named]
             table.add_row(log.config.run.name, *losses, step)
         self.live.console.print(table)
+
+
+def _mean(rows: Sequence[dict]) -> dict[str, float]:
+    """The mean of each number that all rows have."""
+    common = [key for key, x in rows[0].items() if isinstance(x, float) and all(key in row for row in rows)]
+    return {key: float(np.mean([row[key] for row in rows])) for key in common}

@@ -3,23 +3,57 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from mot import sharding
-from mot.config import Config
+from mot.batches import Batch
+from mot.config import Config, Stream
+from mot.console import phase
+from mot.data import budgets
+from mot.data import sources as data_sources
 from mot.data.mixture import Sources
 from mot.data.pipeline import Batches, iterate, refuse_too_many
 from mot.errors import UserError
 from mot.model import transformer
 from mot.objectives import losses
-from mot.runs import metrics
+from mot.runs import metrics, rundir, written
+from mot.train import restore
 
 SEED = 2**31 - 1  # of the held-out batches: the same for every run
 
+Sums = Callable[..., dict]  # (params, batch, causal) -> the batch's losses, weights and router reports, summed
 
-def make_evaluate(config: Config, sources: Sources, mesh, say=print):
+
+def run(
+    config: Config, step: int | None = None, devices: Sequence[jax.Device] | None = None
+) -> tuple[int, dict[str, float]]:
+    """The step of a run's checkpoint, the newest by default, and its held-out losses; the run must have this model."""
+    path = rundir.folder(config)
+    with phase("opening the data"):
+        training, held_out = data_sources.open_(config)
+        config = budgets.resolve(config, training)
+    changes = rundir.changes(rundir.plain(rundir.config_of(path)), rundir.plain(config))
+    if different := [change for change in changes if not change.startswith(("run.", "init."))]:
+        listed = "\n  ".join(different)
+        raise UserError(
+            f"{path} was trained with another configuration (its -> yours):\n  {listed}\ngive it its own back"
+        )
+    written.saved(path, step)
+    mesh = sharding.make_mesh(config, devices)
+    with jax.set_mesh(mesh):
+        with phase("reading the checkpoint"):
+            state, position = restore.start(config, path, mesh, step)
+        with phase(f"evaluating {config.run.eval_batches} batches; their program is compiled the first time"):
+            row = make_evaluate(config, held_out, mesh)(state.ema or state.params)
+    return position.step, row
+
+
+def make_evaluate(
+    config: Config, sources: Sources, mesh: jax.sharding.Mesh, say: Callable[[str], None] = print
+) -> Callable[[dict], dict]:
     """`params -> metrics` over `run.eval_batches` batches, which stay on the mesh's devices.
 
     Losses are means of l over the targets' weights. A model whose routers look at later tokens has two: `loss`, as it
@@ -27,85 +61,93 @@ def make_evaluate(config: Config, sources: Sources, mesh, say=print):
     by the bytes that its text targets stand for, so they compare across tokenizers. `say` is told of documents that
     cannot be read; raises `UserError` where these are too many.
     """
-    fixed, bytes_O = held_out(config, sources, mesh, say)
-    of_batch = jax.jit(sums(config, len(sources.names)), static_argnames="causal")
-    return lambda params: report(config, sources, bytes_O, lambda causal: total(of_batch, params, fixed, causal))
+    batches, bytes_O = held_out(config, sources, mesh, say)
+    of_batch = jax.jit(make_sums(config, len(sources.names)), static_argnames="causal")
+
+    def evaluate(params: dict) -> dict:
+        return report(config, sources, bytes_O, lambda causal: total(of_batch, params, batches, causal))
+
+    return evaluate
 
 
-def held_out(config: Config, sources: Sources, mesh, say=print):
+def held_out(
+    config: Config, sources: Sources, mesh: jax.sharding.Mesh, say: Callable[[str], None] = print
+) -> tuple[list[Batch], np.ndarray]:
     """The batches, on their devices, and the bytes that each source's text targets stand for `[O]`."""
-    mine = sharding.rows_of_process(config, mesh)
-    batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches, None, *mine)
+    rows = sharding.rows_of_process(config, mesh)
+    batches = Batches(sources, _first_stage(config, sources), SEED, config.run.eval_batches, None, *rows)
     packed = list(iterate(batches, 0, timeout=config.data.timeout))
-    host = [p.batch for p in packed]
-    left_out = [d for p in packed for d in p.left_out]
+    left_out = [document for p in packed for document in p.left_out]
     for source, document, why in left_out:
         say(f"evaluation: left out document {document} of {source}: {why}")
     if left_out:
-        refuse_too_many(Counter(d.source for d in left_out), left_out[-1], config.data.max_skipped)
+        refuse_too_many(Counter(document.source for document in left_out), left_out[-1], config.data.max_skipped)
     bytes_O = np.zeros(len(sources.names))
-    for tokens in (tokens for batch in host for tokens in batch.values()):
-        np.add.at(bytes_O, tokens.source, np.where(tokens.weight > 0, sources.byte_lengths[tokens.target], 0))
-    weighs = np.array([(tokens.weight > 0).sum() for batch in host for tokens in batch.values()])
-    # Of all processes, which each have some of the rows; those that share rows count them once.
-    weighs, bytes_O = (np.asarray(sharding.sum_over_processes(x, config, mesh)) for x in (weighs, bytes_O))
-    if not weighs.any():
+    predicted = []  # targets of each batch and stream
+    for tokens in (tokens for p in packed for tokens in p.batch.values()):
+        is_predicted = tokens.weight > 0
+        predicted.append(is_predicted.sum())
+        np.add.at(bytes_O, tokens.source, np.where(is_predicted, sources.byte_lengths[tokens.target], 0))
+    # Each process has some of the rows; those that share rows count them once.
+    bytes_O = np.asarray(sharding.sum_over_processes(bytes_O, config, mesh))
+    if not np.asarray(sharding.sum_over_processes(np.array(predicted), config, mesh)).any():
         raise UserError("the held-out batches hold nothing to predict; prepare data with a larger --held-out")
-    return [sharding.to_global(batch, config, mesh) for batch in host], bytes_O
+    return [sharding.to_global(p.batch, config, mesh) for p in packed], bytes_O
 
 
-def sums(config: Config, sources: int):
-    """`(params, batch, causal) -> ` the batch's losses and weights, and what its routers did."""
+def make_sums(config: Config, sources: int) -> Sums:
+    """`(params, batch, causal) ->` the batch's losses and weights, and what its routers did."""
 
-    def of_batch(params, batch, causal):
-        given = losses.noised(batch, config, SEED)
-        output = transformer.forward(params, given.batch, config, causal=causal)
+    def sums(params, batch, causal):
+        noised = losses.noised(batch, config, SEED)
+        output = transformer.forward(params, noised.batch, config, causal=causal)
         Z_M = losses.totals(batch, config)
-        sums = losses.loss(params, output, given, Z_M, config, sources)[1]
-        return sums | {"routing": {name: jax.tree.map(lambda x: x.sum(1), r) for name, r in output.routing.items()}}
+        of_losses = losses.loss(params, output, noised, Z_M, config, sources)[1]
+        of_routers = {name: jax.tree.map(lambda x: x.sum(1), r) for name, r in output.routing.items()}
+        return of_losses | {"routing": of_routers}
 
-    return of_batch
+    return sums
 
 
-def total(of_batch, params, batches, causal):
+def total(sums: Sums, params: dict, batches: Sequence[Batch], causal: bool) -> dict:
     """The sums of all batches, on the host."""
-    parts = [jax.device_get(of_batch(params, batch, causal=causal)) for batch in batches]
-    return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *parts)
+    of_batches = [jax.device_get(sums(params, batch, causal=causal)) for batch in batches]
+    return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *of_batches)
 
 
-def report(config: Config, sources: Sources, bytes_O, measured) -> dict:
-    """The row of an evaluation, from the sums that `measured(causal)` gives."""
-    seen = measured(causal=False)
-    loss_sum_MO, weight_MO = seen["loss_sum"], seen["weight"]
-    result = metrics.losses(loss_sum_MO, weight_MO, config.modalities, sources.names)
-    result |= metrics.routing(seen["routing"], config.modalities)
-    if seen["routing"]:
-        result["experts"] = metrics.loads(seen["routing"], config.modalities)
+def report(config: Config, sources: Sources, bytes_O: np.ndarray, total_sums: Callable[..., dict]) -> dict:
+    """The row of an evaluation. `total_sums(causal)` gives the sums of all batches."""
+    modalities = config.modalities
+    sums = total_sums(causal=False)
+    row = metrics.losses(sums["loss_sum"], sums["weight"], modalities, sources.names)
+    row |= metrics.routing(sums["routing"], modalities)
+    if sums["routing"]:
+        row["experts"] = metrics.loads(sums["routing"], modalities)
     if not config.causal:  # the losses above saw later tokens; these are what generation will be like
-        causal = measured(causal=True)
-        loss_sum_MO = causal["loss_sum"]
-        losses = metrics.losses(loss_sum_MO, causal["weight"], config.modalities, sources.names)
-        result |= {f"causal_{key}": value for key, value in losses.items()}
-    if "text" in config.modalities:
-        for s, source in enumerate(sources.names):
-            if bytes_O[s]:
-                nats = loss_sum_MO[config.modalities.index("text"), s]
-                result[f"bits_per_byte/{source}"] = float(nats / math.log(2) / bytes_O[s])
-    return result
+        sums = total_sums(causal=True)
+        causal = metrics.losses(sums["loss_sum"], sums["weight"], modalities, sources.names)
+        row |= {f"causal_{key}": value for key, value in causal.items()}
+    if "text" in modalities:
+        nats_O = sums["loss_sum"][modalities.index("text")]
+        bits_O = nats_O / math.log(2)
+        named = zip(sources.names, bits_O, bytes_O, strict=True)
+        row |= {f"bits_per_byte/{name}": float(bits / n) for name, bits, n in named if n}
+    return row
 
 
 def _first_stage(config: Config, sources: Sources) -> Config:
-    """With the shares of the sources that have held-out documents, at every step, and no unit alone."""
-    some = {source.name for source in sources.all if source.count}
-    shares = {name: share for name, share in config.data.shares.items() if name in some}
+    """As training begins, but for two things: sources without held-out documents have no share, no unit is dropped."""
+    present = {source.name for source in sources.all if source.count}
+    shares = {name: share for name, share in config.data.shares.items() if name in present}
     if not sum(shares.values()):
         raise UserError(
             f"data.sources: none of {', '.join(config.data.sources)} that has a share has held-out documents; prepare "
             "one with a larger --held-out"
         )
-
-    def whole(s):
-        return dataclasses.replace(s, diffusion=dataclasses.replace(s.diffusion, drop_rate=0.0))
-
-    streams = {name: whole(s) for name, s in config.streams.items()}
+    streams = {name: _without_drops(stream) for name, stream in config.streams.items()}
     return dataclasses.replace(config, streams=streams, data=dataclasses.replace(config.data, shares=shares, stages=()))
+
+
+def _without_drops(stream: Stream) -> Stream:
+    """No unit loses what comes before it."""
+    return dataclasses.replace(stream, diffusion=dataclasses.replace(stream.diffusion, drop_rate=0.0))

@@ -13,7 +13,8 @@ from mot.config import resolve
 from mot.data import packing, roles
 from mot.model import flops
 from mot.prepare import job
-from mot.train import loop, state
+from mot.train import state
+from mot.train.step import make_step
 from tests.support import datasets
 
 ARCHS = ("dense", "mot", "moe_ec4", "mot_moe", "moe_fine", "learned_mot", "loo_text", "mot_moe_both_total")
@@ -221,7 +222,7 @@ def test_the_smallest_rung_trains_two_steps_at_its_real_size(one_device):
     losses = []
     with jax.set_mesh(mesh):
         now = jax.jit(lambda: state.init_state(c), compiler_options=quick)()
-        step = jax.jit(loop.make_step(c, 1), donate_argnums=0, compiler_options=quick)
+        step = jax.jit(make_step(c, 1), donate_argnums=0, compiler_options=quick)
         for _ in range(2):
             now, measured = step(now, sharding.to_global(given, c, mesh))
             assert measured["ok"]
@@ -236,6 +237,6 @@ def test_a_step_is_traced_without_data(setting, rung, arch, one_device):
     _, c = build(setting=setting, rung=rung, arch=arch, device="cpu")
     with jax.set_mesh(sharding.make_mesh(c, one_device)):
         now = jax.eval_shape(lambda: state.init_state(c))
-        after, measured = jax.eval_shape(loop.make_step(c, 1), now, batches.abstract(c))
+        after, measured = jax.eval_shape(make_step(c, 1), now, batches.abstract(c))
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, now)
     assert measured["loss"].shape == ()

@@ -12,13 +12,15 @@ import pytest
 
 from configs import archs
 from configs.base import moe
-from mot import checkpoint, optim
+from mot import checkpoint, optim, sharding
 from mot.config import Experts, Rule, resolve
 from mot.data.packing import pack
 from mot.model import flops, params, transformer
 from mot.objectives import losses
 from mot.runs import metrics, rundir
 from mot.train import loop, upcycle
+from mot.train.state import init_state
+from mot.train.step import _balanced, make_step
 from tests.conftest import ROOT
 from tests.support import examples
 from tests.support.arrays import copies, in_document_order, loss_of
@@ -171,7 +173,7 @@ def test_biases_move_towards_even_loads_and_survive_a_resume(tmp_path, one_devic
     assert not optim.trainable(c)("blocks/sparse/ffn/text/router_bias")
     still = dataclasses.replace(c, optim=dataclasses.replace(c.optim, rules=(Rule(".*", 0.0, 0.0),)))
     flat = {"blocks/sparse/ffn/text/router_bias": np.zeros((2, 4))}
-    assert not params.paths(loop._balanced(params.nest(flat), {}, still))["blocks/sparse/ffn/text/router_bias"].any()
+    assert not params.paths(_balanced(params.nest(flat), {}, still))["blocks/sparse/ffn/text/router_bias"].any()
 
 
 def test_the_bias_rises_where_an_expert_has_less_than_the_mean():
@@ -180,7 +182,7 @@ def test_the_bias_rises_where_an_expert_has_less_than_the_mean():
     load[:, :, 3] = 9
     report = {"ffn/text": type("Report", (), {"load_BME": load})}
     before = params.nest({p: np.zeros(s.shape, "f") for p, s in params.table(c).items()})
-    bias = params.paths(loop._balanced(before, report, c))["blocks/sparse/ffn/text/router_bias"]
+    bias = params.paths(_balanced(before, report, c))["blocks/sparse/ffn/text/router_bias"]
     np.testing.assert_allclose(bias, 0.01 * np.where(np.arange(8) == 3, -1, 1)[None].repeat(2, 0))
 
 
@@ -191,7 +193,7 @@ def test_the_imitators_leave_the_model_as_it_would_be(tmp_path):
     frozen.optim.rules = (dict(match="/causal_", lr=0.0, decay=0.0), *frozen.optim.rules)
     ends = []
     for each in (c, resolve(frozen)):
-        state, step = jax.jit(lambda each=each: loop.init_state(each))(), jax.jit(loop.make_step(each, 2))
+        state, step = jax.jit(lambda each=each: init_state(each))(), jax.jit(make_step(each, 2))
         for _ in range(3):
             state, _ = step(state, batch)
         ends.append(params.paths(state.params))
@@ -368,7 +370,7 @@ def test_what_overflows_a_buffer_between_devices_is_counted():
     c, batch = resolve(tree), examples.batch()
     weights = params.paths(examples.weights(c))
     weights["blocks/sparse/ffn/text/router"] *= 0  # ties: all tokens ask the first expert
-    with jax.set_mesh(loop.sharding.make_mesh(c, jax.devices()[:4])):
+    with jax.set_mesh(sharding.make_mesh(c, jax.devices()[:4])):
         report = jax.jit(lambda w: transformer.forward(w, batch, c).routing["ffn/text"])(params.nest(weights))
     room = -(-0.25 * 48 // 4)
     real = np.stack([np.concatenate([t.segment for t in batch.values()], 1) != 0]).sum(-1)
@@ -382,7 +384,7 @@ def test_an_expert_axis_that_does_not_divide_the_devices_is_refused(tmp_path):
     tree = examples.tree("moe_tc4")
     tree.ffn.text.experts = tree.mesh.expert = 3
     with pytest.raises(ValueError, match=r"mesh: data 0 x .*expert 3 .* does not fill 4 devices"):
-        loop.sharding.make_mesh(resolve(tree), jax.devices()[:4])
+        sharding.make_mesh(resolve(tree), jax.devices()[:4])
 
 
 def test_the_loss_of_balance_is_in_the_objective():

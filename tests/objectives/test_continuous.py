@@ -13,7 +13,8 @@ from mot.config import resolve
 from mot.model import attention, params, transformer
 from mot.objectives import losses
 from mot.objectives import x as x_objective
-from mot.train import loop, state
+from mot.train import restore, state
+from mot.train.step import make_step
 from tests.oracles import reference
 from tests.support import examples, vectors
 
@@ -279,7 +280,7 @@ def steps():
         no_mean = {"image": jnp.zeros(())}
         now = state.State(weights, optim.make(c).init(trained), {}, jnp.zeros((), jnp.int32), no_mean)
         batch = vectors.pack(c, rows)
-        step, after = compiled(loop.make_step(c, 2)), []
+        step, after = compiled(make_step(c, 2)), []
         for _ in range(2):
             now, measured = step(now, batch)
             after.append((now, measured))
@@ -326,8 +327,8 @@ def test_the_running_mean_centres_the_loss(steps):
 def test_a_saved_state_goes_on_bit_for_bit_running_means_too(steps, tmp_path, one_device):
     c, step, batch = steps["config"], steps["step"], steps["batch"]
     _, ((first, _), (second, _)) = steps[1]
-    checkpoint.save(tmp_path / "checkpoints", 1, state.trees(first), vars(loop.Position(step=1)), 1)
-    found, position = loop.start(c, tmp_path, sharding.one_device(one_device))
+    checkpoint.save(tmp_path / "checkpoints", 1, state.trees(first), vars(checkpoint.Position(step=1)), 1)
+    found, position = restore.start(c, tmp_path, sharding.one_device(one_device))
     assert position.step == 1
     assert found.means["image"] == first.means["image"] > 0
     after, _ = step(jax.tree.map(np.asarray, found), batch)

@@ -16,7 +16,8 @@ from launch.sample import Options
 from mot.config import resolve
 from mot.data import sources
 from mot.generate import opened, results, sounds
-from mot.runs import metrics, rundir, tensorboard
+from mot.runs import rundir, tensorboard
+from mot.runs.writer import Writer
 from mot.train import loop
 
 GROUPS = {"loss", "by_source", "optim", "speed", "data", "eval"}
@@ -151,7 +152,7 @@ def test_a_restart_keeps_one_point_a_step(run, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     for name, resumed_at in (("a", 0), ("b", 0), ("c", 2)):
         monkeypatch.setattr("socket.gethostname", lambda name=name: name)  # within a second files have it alone apart
-        writer = metrics.Writer(tmp_path, resumed_at)
+        writer = Writer(tmp_path, resumed_at)
         writer.write("eval", 0, {"loss": 1.0})
         for step in range(resumed_at + 1, 5):
             writer.write("train", step, {"loss": float("nan"), "lr": 0.5, "why": "words"})

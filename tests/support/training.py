@@ -12,7 +12,8 @@ from mot import optim, sharding
 from mot.config import resolve
 from mot.data import embedded
 from mot.runs import rundir
-from mot.train import loop
+from mot.train.state import init_state
+from mot.train.step import make_step
 from tests.conftest import ROOT
 
 TRAIN = [sys.executable, "-m", "launch.train", "--config=configs/digits.py:arch=mot,size=smoke"]
@@ -50,8 +51,8 @@ def one_step(c, batch, devices, state=None, sources=2):
     mesh = sharding.make_mesh(c, devices)
     with jax.set_mesh(mesh):
         everywhere = sharding.replicated(mesh)
-        state = state or jax.jit(lambda: loop.init_state(c), out_shardings=everywhere)()
-        step = jax.jit(loop.make_step(c, sources))
+        state = state or jax.jit(lambda: init_state(c), out_shardings=everywhere)()
+        step = jax.jit(make_step(c, sources))
         return step(state, sharding.to_global(batch, c, mesh))
 
 

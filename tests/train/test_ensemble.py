@@ -20,6 +20,9 @@ from mot.model import ops
 from mot.runs import rundir
 from mot.runs.log import Diverged
 from mot.train import ensemble, loop
+from mot.train.signals import Stopped
+from mot.train.state import init_state
+from mot.train.step import make_step
 from tests.conftest import ROOT
 from tests.support import examples
 from tests.support.examples import CLOCK
@@ -41,8 +44,8 @@ OTHERS = ({"model__seed": 1}, {"model__seed": 2} | ALL)
 def stepper(configs):
     """The first state of all, and a step."""
     each = ensemble.vmapped(configs, ensemble.make_mesh(configs[0], len(configs), jax.devices()[:1]))
-    state = jax.jit(each(lambda c, _: loop.init_state(c)))(np.arange(len(configs)))
-    return state, jax.jit(each(lambda c, state, batch: loop.make_step(c, 2)(state, batch)))
+    state = jax.jit(each(lambda c, _: init_state(c)))(np.arange(len(configs)))
+    return state, jax.jit(each(lambda c, state, batch: make_step(c, 2)(state, batch)))
 
 
 @pytest.mark.parametrize(
@@ -55,9 +58,9 @@ def test_losses_of_ten_steps_equal_those_of_separate_runs(arch, varied):
     tree.run.steps, tree.optim.warmup = 10, 4
     configs = [with_(resolve(tree), **values) for values in varied]
     together, step = stepper(configs)
-    alone = jax.jit(lambda: loop.init_state(configs[-1]))()
+    alone = jax.jit(lambda: init_state(configs[-1]))()
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[-1], together), alone)
-    single = jax.jit(loop.make_step(configs[-1], 2))
+    single = jax.jit(make_step(configs[-1], 2))
     losses = []
     for n in range(10):
         batch = examples.batch(n)
@@ -97,8 +100,8 @@ def predicates(jaxpr):
 def test_no_loop_ends_and_no_branch_is_taken_by_what_a_run_computes(arch):
     configs = [with_(examples.make(arch, layers=1), **values) for values in SEEDS]
     each = ensemble.vmapped(configs, ensemble.make_mesh(configs[0], 2, jax.devices()[:1]))
-    state = jax.eval_shape(each(lambda c, _: loop.init_state(c)), np.arange(2))
-    step = each(lambda c, state, batch: loop.make_step(c, 2)(state, batch))
+    state = jax.eval_shape(each(lambda c, _: init_state(c)), np.arange(2))
+    step = each(lambda c, state, batch: make_step(c, 2)(state, batch))
     jaxpr = jax.make_jaxpr(step)(state, examples.batch()).jaxpr
     shapes = list(predicates(jaxpr))
     assert shapes
@@ -148,7 +151,7 @@ def test_gradients_of_many_rows_equal_those_of_separate_runs():
     state, step = stepper(configs)
     batch = examples.batch(rows=16, budgets=(ROWS // 16, ROWS // 16))
     after, _ = step(state, batch)
-    single = jax.jit(loop.make_step(configs[0], 2))
+    single = jax.jit(make_step(configs[0], 2))
     for i in range(len(configs)):
         alone, _ = single(jax.tree.map(lambda x, i=i: x[i], state), batch)
         found = [x[i] for x in jax.tree.leaves(after.opt[1].mu)]
@@ -225,14 +228,15 @@ def test_runs_begin_from_another_ones_weights(halfway, tmp_path):
 
 def test_a_signal_saves_them_all(halfway, tmp_path, monkeypatch):
     configs = moved(halfway, tmp_path / "runs")
-    dispatched = ensemble.Logs.dispatched
+    advance = ensemble.Logs.advance
 
     def interrupt(self, *args):
-        dispatched(self, *args)
+        rows = advance(self, *args)
         os.kill(os.getpid(), signal.SIGINT)
+        return rows
 
-    monkeypatch.setattr(ensemble.Logs, "dispatched", interrupt)
-    with pytest.raises(loop.Stopped):
+    monkeypatch.setattr(ensemble.Logs, "advance", interrupt)
+    with pytest.raises(Stopped):
         ensemble.run(configs, devices=jax.devices()[:2])
     saved = [checkpoint.steps(rundir.folder(c) / "checkpoints") for c in configs]
     assert saved[0] == saved[1]

@@ -14,7 +14,7 @@ from mot import optim
 from mot.config import resolve
 from mot.model import params
 from mot.runs import rundir
-from mot.train import loop
+from mot.train.state import init_state
 from tests.conftest import ROOT
 from tests.support import examples, vectors
 from tests.support.training import ENV, TRAIN, one_step, restored, rows
@@ -126,7 +126,7 @@ def test_a_frozen_routers_bias_does_not_move(one_device):
     tree.ffn = {name: base.moe(4, **experts) for name in ("text", "image")}
     tree.optim.update(freeze="text", warmup=0)
     c = resolve(tree, optim.uncovered)
-    state = jax.jit(lambda: loop.init_state(c))()
+    state = jax.jit(lambda: init_state(c))()
     after, measured = one_step(c, examples.batch(), one_device, state)
     was, now = params.paths(state.params), params.paths(after.params)
     assert {path for path in now if not np.array_equal(was[path], now[path])} == {p for p in now if "/image/" in p}

@@ -8,7 +8,8 @@ import pytest
 
 from mot import checkpoint
 from mot.errors import UserError
-from mot.runs import metrics, tensorboard
+from mot.runs import tensorboard
+from mot.runs.writer import Writer
 from mot.train import loop
 from tests.conftest import ROOT
 from tests.support.training import rows, smoke
@@ -41,7 +42,7 @@ def test_a_disk_that_is_full_at_tensorboards_file_is_an_error_and_no_wait(tmp_pa
 @pytest.mark.parametrize("where", ["metrics", "board"])
 def test_a_run_whose_disk_is_full_says_what_was_saved_last_and_resumes(tmp_path, monkeypatch, one_device, where):
     c = smoke(tmp_path, run__steps=2, run__save_every=1, run__eval_every=2)
-    write = metrics.Writer.write
+    write = Writer.write
 
     def full_at_the_second(writer, kind, step, values):
         if (kind, step) == ("train", 2):
@@ -52,7 +53,7 @@ def test_a_run_whose_disk_is_full_says_what_was_saved_last_and_resumes(tmp_path,
         write(writer, kind, step, values)
 
     with monkeypatch.context() as patched:
-        patched.setattr(metrics.Writer, "write", full_at_the_second)
+        patched.setattr(Writer, "write", full_at_the_second)
         with pytest.raises(
             UserError, match=r"No space left on device: .*; step 1 was saved last, and the same command"
         ):

@@ -17,7 +17,10 @@ from mot.errors import Damaged
 from mot.model import params
 from mot.prepare import job
 from mot.runs import log, rundir
-from mot.train import loop
+from mot.train import evaluate, loop
+from mot.train.signals import Stopped
+from mot.train.state import init_state
+from mot.train.step import make_step
 from tests.conftest import ROOT
 from tests.support import datasets, examples, vectors
 from tests.support.examples import CLOCK
@@ -65,12 +68,12 @@ def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(tmp_path, n
     c = flags.build(load.read(f"{ROOT}/configs/{name}.py:size=demo{data_for(name, tmp_path)}", {}))
     training = sources.open_(c)[0]
     c = budgets.resolve(c, training)
-    state = jax.eval_shape(lambda: loop.init_state(c))
+    state = jax.eval_shape(lambda: init_state(c))
     assert params.count(params.table(c)) == sum(x.size for x in jax.tree.leaves(state.params))
     batch = pipeline.Batches(training, c, 0, 1)[0].batch
     mesh = sharding.make_mesh(c)
     with jax.set_mesh(mesh):
-        jax.jit(loop.make_step(c, 3), in_shardings=(None, sharding.of_batch(c, mesh))).lower(state, batch)
+        jax.jit(make_step(c, 3), in_shardings=(None, sharding.of_batch(c, mesh))).lower(state, batch)
 
 
 def test_a_run_on_four_devices_resumes(tmp_path, capsys):
@@ -234,7 +237,7 @@ def test_a_frozen_tower_gets_no_gradient_no_state_and_stays_bit_equal(one_device
     tree = examples.tree()
     tree.optim.rules = (dict(match="/text/", lr=0.0, decay=0.0), dict(match=".*", lr=1.0, decay=0.1))
     c = resolve(tree, optim.uncovered)
-    state = jax.jit(lambda: loop.init_state(c))()
+    state = jax.jit(lambda: init_state(c))()
     after, measured = one_step(c, examples.batch(), one_device, state)
     assert not any("text" in path for path in params.paths(state.opt[1].mu))
     assert set(measured["grad_norms"]) == {"embed", "image", "head"}
@@ -245,7 +248,7 @@ def test_a_frozen_tower_gets_no_gradient_no_state_and_stays_bit_equal(one_device
 def test_a_step_that_is_not_finite_is_skipped_to_the_bit(one_device):
     c = examples.make()
     c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, ema=0.5))
-    state = jax.jit(lambda: loop.init_state(c))()
+    state = jax.jit(lambda: init_state(c))()
     broken = jax.tree.map(lambda x: x, state)
     broken.params["blocks"]["main"]["ffn"]["image"]["w1"] = (
         broken.params["blocks"]["main"]["ffn"]["image"]["w1"] * jnp.nan
@@ -266,9 +269,9 @@ def test_a_batch_that_is_not_finite_is_skipped_to_the_bit(one_device):
     c = resolve(tree)
     mesh = sharding.make_mesh(c, one_device)
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: loop.init_state(c))()
+        state = jax.jit(lambda: init_state(c))()
         quick = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)  # to compile
-        step, batch = jax.jit(loop.make_step(c, 2), compiler_options=quick), vectors.batch(c)
+        step, batch = jax.jit(make_step(c, 2), compiler_options=quick), vectors.batch(c)
         state, measured = step(state, batch)
         assert measured["ok"]
         assert not any(measured["broken"].values())
@@ -339,16 +342,17 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_ends_with_a_saved_checkpoint(tmp_path, one_device, monkeypatch, number, code):
     c = smoke(tmp_path, run__steps=50, run__eval_every=50, run__save_every=50)
-    dispatched = loop.Log.dispatched
+    advance = log.Log.advance
 
     def interrupt(self, *args):
-        dispatched(self, *args)
+        row = advance(self, *args)
         if self.position.step == 3:
             os.kill(os.getpid(), number)
+        return row
 
-    monkeypatch.setattr(loop.Log, "dispatched", interrupt)
+    monkeypatch.setattr(log.Log, "advance", interrupt)
     before = signal.getsignal(number)  # a job in the background ignores SIGINT
-    with pytest.raises(loop.Stopped) as caught:
+    with pytest.raises(Stopped) as caught:
         loop.run(c, devices=one_device)
     assert caught.value.code == code
     (step,) = checkpoint.steps(rundir.folder(c) / "checkpoints")
@@ -410,11 +414,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, one_device):
 
 def test_evaluate_gives_what_training_wrote(finished, one_device):
     c, path = finished
-    step, row = loop.evaluate(c, devices=one_device)
+    step, row = evaluate.run(c, devices=one_device)
     assert step == 2
     np.testing.assert_allclose(row["loss/image"], rows(path, "eval")[-1]["loss/image"], rtol=1e-6)
     with pytest.raises(ValueError, match=r"has no checkpoint of step 7; it has 2"):
-        loop.evaluate(c, 7, devices=one_device)
+        evaluate.run(c, 7, devices=one_device)
 
 
 def test_what_a_pod_trained_is_read_on_any_machine(finished, tmp_path):
@@ -429,7 +433,7 @@ def test_what_a_pod_trained_is_read_on_any_machine(finished, tmp_path):
     here = rundir.config_of(there)
     assert (here.model.attention, here.model.dispatch, here.mesh.fsdp) == ("chunked", "blocked", 1)
     here = dataclasses.replace(here, run=dataclasses.replace(here.run, root=str(tmp_path)))
-    _, row = loop.evaluate(here, devices=jax.devices()[:1])
+    _, row = evaluate.run(here, devices=jax.devices()[:1])
     assert row["loss"] == pytest.approx(rows(path, "eval")[-1]["loss"], rel=1e-6)
 
 

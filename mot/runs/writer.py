@@ -1,0 +1,102 @@
+"""What a run writes as it goes: metrics.jsonl, TensorBoard's curves, and the line that a person watches."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from mot.files import write_atomically
+from mot.runs import provenance, rundir, tensorboard
+
+
+class Writer:
+    """Rows of metrics.jsonl, and their curves in TensorBoard. One for each (kind, step): a resumed run's later rows go.
+
+    The run's folder has its configuration. Only the first process writes.
+    """
+
+    def __init__(self, path: Path, resumed_at: int, is_first: bool = True):
+        self.is_first = is_first
+        if not is_first:
+            return
+        file = path / "metrics.jsonl"
+        kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
+        write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+        self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
+        self.file = file.open("a", encoding="utf-8")
+        self.board = tensorboard.opened(path, resumed_at)
+        self.sources = len(rundir.read_config(path)["data"]["sources"])
+
+    def write(self, kind: str, step: int, values: Mapping) -> None:
+        if not self.is_first or (kind, step) in self.written:
+            return
+        if kind != "event":
+            self.written.add((kind, step))
+        row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, "time": provenance.now()}
+        row |= {key: _as_json(value) for key, value in values.items()}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for tag, value in tensorboard.curves(kind, values, self.sources):
+            self.board.add_scalar(tag, value, step)
+        self.board.flush()
+
+    def close(self) -> None:
+        if self.is_first:
+            self.file.close()
+            self.board.close()
+
+
+def _as_json(value):
+    """JSON has no NaN and no infinity: these are text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Live:
+    """The line a person watches: losses by modality, speed, time left. Without a terminal, `say` alone prints."""
+
+    def __init__(self, title: str, done: int, steps: int, is_first: bool = True):
+        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False, quiet=not is_first)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            _Line(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task(title, completed=done, total=steps, line="", since=None)
+
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+    def update(self, step: int, line: str) -> None:
+        self.bar.update(self.task, completed=step, line=line, since=None)
+
+    def phase(self, what: str) -> None:
+        """What takes long before the next step: on the line, with the seconds so far, or else as a line of its own."""
+        self.bar.update(self.task, line=f"{what} ...", since=time.monotonic())
+        if not self.console.is_terminal:
+            self.say(f"{what} ...")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+
+class _Line(ProgressColumn):
+    """A task's `line`, and the seconds `since` it is shown, where it has such."""
+
+    def render(self, task) -> Text:
+        since = task.fields["since"]
+        return Text(task.fields["line"] + (f" {time.monotonic() - since:.0f} s" if since else ""))

@@ -1,0 +1,148 @@
+"""One training step: gradients over all microbatches, and an update where all of them are finite."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mot import batches, optim
+from mot.batches import Batch
+from mot.config import Config
+from mot.model import params, transformer
+from mot.objectives import losses
+from mot.train.state import State
+
+Step = Callable[[State, Batch], tuple[State, dict]]
+
+
+def make_step(config: Config, sources: int) -> Step:
+    """`(state, batch) -> (state, measurements)`: gradients over all microbatches; an update if all is finite."""
+    is_trained = optim.trainable(config)
+    schedule = optim.schedule(config)
+    gradients = _make_gradients(config, sources)
+    update = _make_update(config)
+
+    def step(state: State, batch: Batch) -> tuple[State, dict]:
+        trained, frozen = params.split(state.params, is_trained)
+        Z_M = losses.totals(batch, config)
+        (loss, sums), grads = gradients(state, trained, frozen, batch, Z_M)
+        of_model = params.split(grads, params.is_causal)[1]  # without routers that only imitate
+        # NaN > 0 is false: a weight that is NaN would count as none, and the step as one of loss 0.
+        broken = batches.not_finite(batch) | {"sum of weights": (~jnp.isfinite(Z_M)).sum(dtype=jnp.int32)}
+        loss = jnp.where(sum(broken.values()) > 0, jnp.nan, loss)
+        ok = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
+        measured = {
+            "loss": loss,
+            "sums": sums,
+            "grad_norm": optax.tree.norm(of_model),
+            "grad_norms": _norms_by_tower(of_model),
+            "ok": ok,
+            "broken": broken,
+            "lr": schedule(state.updates),
+        }
+        # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
+        after = jax.lax.cond(ok, lambda: update(state, trained, frozen, grads, sums), lambda: state)
+        return after, measured
+
+    return step
+
+
+def _make_gradients(config: Config, sources: int) -> Callable:
+    """`(state, trained, frozen, batch, Z_M) -> ((loss, sums), gradients of trained)` of a whole batch."""
+    jitters = any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values()))
+
+    def loss(trained, frozen, microbatch, Z_M, routed, key, state):
+        weights = params.merge(trained, frozen)
+        noised = losses.noised(microbatch, config, state.updates)
+        output = transformer.forward(weights, noised.batch, config, key)
+        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means)
+        of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
+        return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
+
+    def gradients(state, trained, frozen, batch, Z_M):
+        # Of the whole batch, as Z_M is: a microbatch is divided by what all weigh.
+        routed = losses.routed_tokens(batch, config)
+        key = jax.random.fold_in(jax.random.key(config.model.seed), state.updates) if jitters else None
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
+        n = config.optim.accumulate
+        if n == 1:
+            return value_and_grad(trained, frozen, batch, Z_M, routed, key, state)
+        keys = jax.random.split(key, n) if jitters else None
+
+        def of_microbatch(batch_and_key):
+            microbatch, key = batch_and_key
+            return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state)
+
+        return _accumulate(of_microbatch, (_microbatches(batch, n), keys))
+
+    return gradients
+
+
+def _make_update(config: Config) -> Callable:
+    """`(state, trained, frozen, grads, sums) -> state` one step later."""
+    optimiser = optim.make(config)
+    decay = config.optim.ema
+
+    def average(mean, weight):
+        # What does not move has itself as its average, to the bit.
+        return jnp.where(mean == weight, mean, decay * mean + (1 - decay) * weight)
+
+    def update(state, trained, frozen, grads, sums):
+        updates, opt = optimiser.update(grads, state.opt, trained)
+        weights = params.merge(optax.apply_updates(trained, updates), frozen)
+        weights = _balanced(weights, sums["routing"], config)
+        ema = jax.tree.map(average, state.ema, weights) if decay else {}
+        return State(weights, opt, ema, state.updates + 1, _running_means(state.means, sums["streams"]))
+
+    return update
+
+
+def _over_rows(report):
+    """A report's sums over rows, `[L, ...]`."""
+    return jax.tree.map(lambda x: x.sum(1), report)
+
+
+def _balanced(weights: dict, routing: Mapping, config: Config) -> dict:
+    """Routers' biases a step towards even loads (2408.15664): up where an expert has less than the mean, else down."""
+    flat = params.paths(weights)
+    for path in [path for path, rule in optim.rules(config).items() if params.is_bias(path) and rule.lr > 0]:
+        _, _, component, tower, _ = path.split("/")
+        load_LE = routing[f"{component}/{tower}"].load_BME.sum(1)
+        under_LE = jnp.sign(load_LE.mean(-1, keepdims=True) - load_LE)
+        flat[path] += getattr(config, component)[tower].balance_rate * under_LE
+    return params.nest(flat)
+
+
+def _running_means(means: Mapping, sums: Mapping) -> dict:
+    """Running means of centred streams' losses, over some hundred steps; the first is the first loss itself."""
+    after = {}
+    for name, mean in means.items():
+        loss_sum, weight = sums[name]["loss_sum"], sums[name]["weight"]
+        loss = loss_sum / jnp.maximum(weight, 1e-9)
+        moved = jnp.where(mean > 0, 0.99 * mean + 0.01 * loss, loss)
+        after[name] = jnp.where(weight > 0, moved, mean)
+    return after
+
+
+def _microbatches(batch: Batch, n: int) -> Batch:
+    """`[B, ...]` to `[n, B/n, ...]`; microbatch i takes rows i, i + n, ..., so that every device keeps its own."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def _accumulate(f: Callable, microbatches):
+    """The sum of f over microbatches, one at a time."""
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first))
+
+    def add(total, microbatch):
+        return jax.tree.map(jnp.add, total, f(microbatch)), None
+
+    return jax.lax.scan(add, zeros, microbatches)[0]
+
+
+def _norms_by_tower(grads: dict) -> dict[str, jax.Array]:
+    by_tower: dict[str, list] = {}
+    for path, grad in params.paths(grads).items():
+        by_tower.setdefault(params.tower(path), []).append(grad)
+    return {tower: optax.tree.norm(leaves) for tower, leaves in by_tower.items()}
