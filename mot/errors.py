@@ -2,10 +2,25 @@
 
 import re
 import sys
+from typing import NamedTuple
 
 
 class UserError(ValueError):
     """Bad input: the message says what was given, what is allowed, what to change. Commands exit with 2."""
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a configuration: where, and what is given, what is allowed, the remedy."""
+
+    key: str  # dotted; several of one section with commas between
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}"
+
+    @property
+    def section(self) -> str:
+        return self.key.partition(".")[0]
 
 
 class Hung(UserError):

@@ -2,6 +2,7 @@
 
 from mot.config.build import Check, differences, reads, resolve
 from mot.config.schema import (
+    Component,
     Config,
     ConfigError,
     Data,
@@ -14,6 +15,7 @@ from mot.config.schema import (
     Optim,
     Rule,
     Run,
+    Sections,
     Stage,
     StopGradient,
     Stream,
@@ -22,6 +24,7 @@ from mot.config.schema import (
 
 __all__ = [
     "Check",
+    "Component",
     "Config",
     "ConfigError",
     "Data",
@@ -34,6 +37,7 @@ __all__ = [
     "Optim",
     "Rule",
     "Run",
+    "Sections",
     "Stage",
     "StopGradient",
     "Stream",

@@ -8,6 +8,8 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from mot.errors import Fault
+
 
 class Range(NamedTuple):
     """Numbers from `least` to `most`, of which either may itself be outside."""
@@ -29,7 +31,7 @@ FRACTION = Range(most=1, below=True)  # at least 0 and below 1
 Allowed = Range | tuple[str, ...]  # or one of some words
 
 
-def within(path: str, section: Any, table: Mapping[str, Allowed], apart: Collection[str] = ()) -> Iterator[str]:
+def within(path: str, section: Any, table: Mapping[str, Allowed], apart: Collection[str] = ()) -> Iterator[Fault]:
     """The faults of a section's values by its table, without the keys that are judged `apart`."""
     for key, allowed in table.items():
         if key in apart:
@@ -40,16 +42,18 @@ def within(path: str, section: Any, table: Mapping[str, Allowed], apart: Collect
             yield from choice(path, section, key, *allowed)
 
 
-def _in_range(path, value, allowed):
+def _in_range(key: str, value: float, allowed: Range) -> Iterator[Fault]:
     if value < allowed.least or (allowed.above and value == allowed.least):
-        yield f"{path}: {value}; must be {allowed}; raise it"
+        yield Fault(key, f"{value}; must be {allowed}; raise it")
     elif value > allowed.most or (allowed.below and value == allowed.most):
-        yield f"{path}: {value}; must be {allowed}; lower it"
+        yield Fault(key, f"{value}; must be {allowed}; lower it")
 
 
-def choice(path, section, key, *allowed) -> Iterator[str]:
-    if (value := getattr(section, key)) not in allowed:
-        yield f"{path}.{key}: {value!r}; allowed: {', '.join(allowed)}; {meant(value, allowed) or 'choose one'}"
+def choice(path: str, section: Any, key: str, *allowed: str) -> Iterator[Fault]:
+    value = getattr(section, key)
+    if value not in allowed:
+        remedy = meant(value, allowed) or "choose one"
+        yield Fault(f"{path}.{key}", f"{value!r}; allowed: {', '.join(allowed)}; {remedy}")
 
 
 def meant(given: str, allowed: Iterable[str]) -> str:

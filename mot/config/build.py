@@ -1,7 +1,6 @@
 """A tree of values to a `Config`: every fault is reported at once, by dotted key, value, what is allowed and remedy."""
 
 import dataclasses
-import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
@@ -10,7 +9,8 @@ from ml_collections import ConfigDict
 
 from mot.config import checks, names
 from mot.config.renames import renamed
-from mot.config.schema import Config, ConfigError, Run
+from mot.config.schema import Config, ConfigError, Experts, Run, Sections, Stream
+from mot.errors import Fault
 
 LARGEST_FLOAT = 3e38  # what is greater is infinite in float32
 LARGEST = 2**31  # no count, size or seed needs more; a random key takes 32 bits of a seed
@@ -21,7 +21,7 @@ class Check(Protocol):
 
     reads: set[str]
 
-    def __call__(self, config: "Config") -> Iterator[str]: ...
+    def __call__(self, config: Sections) -> Iterator[str]: ...
 
 
 def reads(*sections: str) -> Callable[[Callable], Check]:
@@ -41,34 +41,38 @@ def resolve(tree: ConfigDict | Mapping, *more: Check) -> Config:
     read. Raises `ConfigError` with all faults.
     """
     tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
-    faults: list[str] = []
-    sections = _fields(tree, Config, "", faults)
-    if run := sections["run"]:
-        sections["run"] = _how_often(run)
-    broken = {name for name in sections if _touch(faults, {name})}
-    if "streams" not in broken:  # ConfigDict sorts keys by name; the order of ids is the one with a meaning
+    faults: list[Fault] = []
+    values = _fields(tree, Config, "", faults)
+    broken = {fault.section for fault in faults}
+    if values["run"]:
+        values["run"] = _how_often(values["run"])
+    if "streams" not in broken:
+        values |= _in_order(values, broken)
+    sections = Sections(**values)
+    faults += checks.faults(sections, broken)
+    # What cannot be counted on where towers or experts have a fault: the table of parameters.
+    unreadable = broken | ({"towers", "attn", "ffn"} & {fault.section for fault in faults})
+    beyond = [fault for check in more if not check.reads & unreadable for fault in check(sections)]
+    if faults or beyond:
+        raise ConfigError([*faults, *beyond])
+    return Config(**values)
 
-        def by_id(item):
-            return (item[1].latent > 0, item[1].first_id, item[0])
 
-        sections["streams"] = dict(sorted(sections["streams"].items(), key=by_id))
-    for component in {"attn", "ffn"} - broken if "streams" not in broken else ():
-        order = list(sections["streams"])
+def _in_order(values: Mapping, broken: set[str]) -> dict:
+    """Streams in the order of their ids, towers in that of streams. ConfigDict sorts by name, which has no meaning."""
 
-        def known(tower, order=order):
-            return order.index(tower) if tower in order else len(order)
+    def by_id(item: tuple[str, Stream]) -> tuple:
+        name, stream = item
+        return stream.latent > 0, stream.first_id, name
 
-        sections[component] = dict(sorted(sections[component].items(), key=lambda item: known(item[0])))
-    view = object.__new__(Config)  # not checked yet: `__post_init__` would raise at the first section that is broken
-    vars(view).update(sections)
-    faults += checks.faults(view, broken)
-    unreadable = broken | {s for s in ("towers", "attn", "ffn") if _touch(faults, {s})}
-    for check in more:
-        if not check.reads & unreadable:
-            faults += check(view)
-    if faults:
-        raise ConfigError(faults)
-    return Config(**sections)
+    streams = dict(sorted(values["streams"].items(), key=by_id))
+    order = {name: i for i, name in enumerate(streams)}
+
+    def by_stream(item: tuple[str, Experts]) -> int:
+        return order.get(item[0], len(order))
+
+    components = {"attn", "ffn"} - broken
+    return {"streams": streams} | {name: dict(sorted(values[name].items(), key=by_stream)) for name in components}
 
 
 def _how_often(run: Run) -> Run:
@@ -90,11 +94,6 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
-def _touch(faults: list[str], sections: set[str]) -> bool:
-    """Is one of the faults in one of the sections?"""
-    return any(re.split(r"[.:]", fault)[0] in sections for fault in faults)
-
-
 def _fields(value, kind, path, faults) -> dict:
     """Every field of a dataclass, converted; None where there is a fault."""
     hints = typing.get_type_hints(kind)
@@ -105,9 +104,11 @@ def _fields(value, kind, path, faults) -> dict:
     for key in [k for k in value if k not in hints]:
         now = renamed(join(key)).rpartition(".")[2]
         remedy = f"it is called {now} now" if now else names.remedy(str(key), hints) or "remove it"
-        faults.append(f"{join(key)}: unknown key, value {_shown(value[key])}; allowed: {', '.join(hints)}; {remedy}")
+        faults.append(
+            Fault(join(key), f"unknown key, value {_shown(value[key])}; allowed: {', '.join(hints)}; {remedy}")
+        )
     for key in [k for k in hints if k not in value]:
-        faults.append(f"{join(key)}: missing; configs/base.py shows every key; add it")
+        faults.append(Fault(join(key), "missing; configs/base.py shows every key; add it"))
     return {k: _convert(value[k], t, join(k), faults) if k in value else None for k, t in hints.items()}
 
 
@@ -145,7 +146,7 @@ def _convert(value, kind, path, faults):
 
 
 def _wrong(value, allowed, path, faults):
-    faults.append(f"{path}: {_shown(value)} is {type(value).__name__}; must be {allowed}; give it such a value")
+    faults.append(Fault(path, f"{_shown(value)} is {type(value).__name__}; must be {allowed}; give it such a value"))
 
 
 def _shown(value) -> str:

@@ -2,20 +2,26 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from mot.config.allowed import ABOVE_0, AT_LEAST_0, FRACTION, Allowed, Range, choice, meant, within
 from mot.config.axes import LOGICAL_AXES, MESH_AXES, TOGETHER, names
-from mot.config.objectives import OBJECTIVES, OF_IDS, OF_VECTORS
+from mot.config.objectives import NONE, OBJECTIVES, OF_IDS, OF_VECTORS
 from mot.config.routers import ROUTERS
+from mot.errors import Fault
+
+if TYPE_CHECKING:  # it imports this file
+    from mot.config.schema import Experts, Sections, Stream
 
 
-def faults(c, broken: set[str]) -> Iterator[str]:
-    """The faults of every check whose sections were readable."""
+def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
+    """The faults of every check whose sections could be read; `broken` are the names of those that could not."""
     for check, needs in (
         (_run, {"run"}),
         (_streams, {"streams"}),
         (_towers, {"streams", "towers"}),
+        (_stop_gradients, {"streams", "towers"}),
         (_model, {"model"}),
         (_experts, {"streams", "towers", "attn", "ffn"}),
         (_layers, {"model", "attn", "ffn"}),
@@ -37,14 +43,15 @@ def faults(c, broken: set[str]) -> Iterator[str]:
 
 # Whole matrices, pairs of chunks; kernels for TPU (splash) and GPU (`kernels.py`).
 ATTENTION = ("chunked", "reference", "splash", "triton", "mosaic", "cudnn")
-NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"  # of a run
+WORD = r"[a-z][a-z0-9_]*"  # a name of a stream or a modality
 
 # By class of `schema.py` and key: what the value may be, whatever the others are. `mot config` shows it.
 VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0),
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
-    | {"objective": (*OBJECTIVES, "none")},
+    | {"objective": (*OBJECTIVES, NONE)},
     "Diffusion": {
         "time": ("add", "norm"),
         "copies": ("noised", "both"),
@@ -107,117 +114,158 @@ VALUES: dict[str, dict[str, Allowed]] = {
 }
 
 
-def _run(c):
+def _run(c: "Sections") -> Iterator[Fault]:
     yield from within("run", c.run, VALUES["Run"])
     if not re.fullmatch(NAME, c.run.name):
-        yield f"run.name: {c.run.name!r}; must be one folder name matching {NAME}; rename the run"
+        yield Fault("run.name", f"{c.run.name!r}; must be one folder name matching {NAME}; rename the run")
     if not c.run.root:
-        yield "run.root: ''; must be a folder; give one"
+        yield Fault("run.root", "''; must be a folder; give one")
 
 
-def _streams(c):
-    for name, s in c.streams.items():
-        path = f"streams.{name}"
-        yield from within(path, s, VALUES["Stream"], apart=["objective"])
-        yield from _kind(path, s)
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            yield f"{path}: a stream's name is lower-case letters, digits and _; rename it"
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", s.modality):
-            yield f"{path}.modality: {s.modality!r}; must be lower-case letters, digits and _; rename it"
-        if s.max_tokens > s.budget > 0:
-            yield (
-                f"{path}.budget: {s.budget} tokens do not hold this stream's longest document, {path}.max_tokens = "
-                f"{s.max_tokens}; raise the budget to at least {s.max_tokens}"
-            )
-    names = list(c.streams)
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            x, y = c.streams[a], c.streams[b]
-            if _are_unlike(x.width, y.width) and not x.latent and not y.latent:
-                yield (
-                    f"streams.{b}.width: {y.width}, but streams.{a}.width is {x.width}; discrete streams share "
-                    "embedding and head, so one width; set both alike"
-                )
-            if x.modality == y.modality and x.loss_weight != y.loss_weight:
-                yield (
-                    f"streams.{b}.loss_weight: {y.loss_weight}, but streams.{a}'s is {x.loss_weight} and both are of "
-                    f"modality {x.modality}, which has one weight; set both alike"
-                )
-            both_learn = "none" not in (x.objective, y.objective)
-            if x.modality == y.modality and both_learn and bool(x.latent) != bool(y.latent):
-                yield (
-                    f"streams.{b}.modality: {y.modality!r}, also that of streams.{a}; losses of ids and of vectors do "
-                    "not add up; name another, or give one of them objective='none'"
-                )
-            both_ids = not (x.latent or y.latent)
-            if both_ids and x.first_id < y.first_id + y.ids and y.first_id < x.first_id + x.ids:
-                yield (
-                    f"streams.{b}.first_id: ids {y.first_id}..{y.first_id + y.ids - 1} overlap streams.{a}'s "
-                    f"{x.first_id}..{x.first_id + x.ids - 1}; move first_id to a free range"
-                )
+def _streams(c: "Sections") -> Iterator[Fault]:
+    for name, stream in c.streams.items():
+        yield from _stream(name, stream)
+    for a, b in itertools.combinations(c.streams, 2):
+        yield from _pair(a, b, c.streams)
 
 
-def _kind(path, s):
-    """Ids or vectors, and what is made of them."""
-    if s.latent < 0:
-        return  # said already
-    if not s.latent:
-        yield from within(path, s, {"ids": ABOVE_0})
-        if s.objective not in OF_IDS:
-            yield (
-                f"{path}.objective: {s.objective!r}, but its tokens are {s.ids} ids ({path}.latent = 0); allowed: "
-                f"{', '.join(OF_IDS)}; write one, or make it a stream of vectors: latent=P, ids=0, first_id=0"
-            )
-        return
+def _stream(name: str, s: "Stream") -> Iterator[Fault]:
+    path = f"streams.{name}"
+    yield from within(path, s, VALUES["Stream"], apart=["objective"])
+    if s.latent > 0:
+        yield from _vectors(path, s)
+    elif s.latent == 0:
+        yield from _ids(path, s)
+    if not re.fullmatch(WORD, name):
+        yield Fault(path, "a stream's name is lower-case letters, digits and _; rename it")
+    if not re.fullmatch(WORD, s.modality):
+        yield Fault(f"{path}.modality", f"{s.modality!r}; must be lower-case letters, digits and _; rename it")
+    if s.max_tokens > s.budget > 0:
+        yield Fault(
+            f"{path}.budget",
+            f"{s.budget} tokens do not hold this stream's longest document, {path}.max_tokens = {s.max_tokens}; raise "
+            f"the budget to at least {s.max_tokens}",
+        )
+
+
+def _ids(path: str, s: "Stream") -> Iterator[Fault]:
+    yield from within(path, s, {"ids": ABOVE_0})
+    if s.objective not in OF_IDS:
+        yield Fault(
+            f"{path}.objective",
+            f"{s.objective!r}, but its tokens are {s.ids} ids ({path}.latent = 0); allowed: {', '.join(OF_IDS)}; write "
+            "one, or make it a stream of vectors: latent=P, ids=0, first_id=0",
+        )
+
+
+def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
     if s.ids or s.first_id:
-        yield (
-            f"{path}.ids, first_id: {s.ids}, {s.first_id}, but its tokens are vectors of {path}.latent = {s.latent}; "
-            "write 0, 0, or latent=0"
+        yield Fault(
+            f"{path}.ids, first_id",
+            f"{s.ids}, {s.first_id}, but its tokens are vectors of {path}.latent = {s.latent}; write 0, 0, or latent=0",
         )
     yield from choice(path, s, "objective", *OF_VECTORS)
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
 
 
-def _towers(c):
-    names = list(c.streams)
-    if all(s.latent for s in c.streams.values()):
-        yield f"streams: {', '.join(names)} are all of vectors; documents begin and end with ids; add a stream of text"
+def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
+    """What two streams must have alike, or apart."""
+    first, second = streams[a], streams[b]
+    both_ids = not first.latent and not second.latent
+    if both_ids and _are_unlike(first.width, second.width):
+        yield Fault(
+            f"streams.{b}.width",
+            f"{second.width}, but streams.{a}.width is {first.width}; discrete streams share embedding and head, so "
+            "one width; set both alike",
+        )
+    one_modality = first.modality == second.modality
+    if one_modality and first.loss_weight != second.loss_weight:
+        yield Fault(
+            f"streams.{b}.loss_weight",
+            f"{second.loss_weight}, but streams.{a}'s is {first.loss_weight} and both are of modality "
+            f"{first.modality}, which has one weight; set both alike",
+        )
+    both_learn = NONE not in (first.objective, second.objective)
+    if one_modality and both_learn and bool(first.latent) != bool(second.latent):
+        yield Fault(
+            f"streams.{b}.modality",
+            f"{second.modality!r}, also that of streams.{a}; losses of ids and of vectors do not add up; name another, "
+            "or give one of them objective='none'",
+        )
+    first_end = first.first_id + first.ids
+    second_end = second.first_id + second.ids
+    if both_ids and first.first_id < second_end and second.first_id < first_end:
+        yield Fault(
+            f"streams.{b}.first_id",
+            f"ids {second.first_id}..{second_end - 1} overlap streams.{a}'s {first.first_id}..{first_end - 1}; move "
+            "first_id to a free range",
+        )
+
+
+def _towers(c: "Sections") -> Iterator[Fault]:
+    streams = list(c.streams)
+    if all(stream.latent for stream in c.streams.values()):
+        yield Fault(
+            "streams",
+            f"{', '.join(streams)} are all of vectors; documents begin and end with ids; add a stream of text",
+        )
     for component in ("attn", "ffn", "norm"):
-        towers = getattr(c.towers, component)
+        towers = c.component(component).towers
         path = f"towers.{component}"
-        for stream in [s for s in towers if s not in names]:
-            yield f"{path}.{stream}: {towers[stream]!r}; no such stream; allowed: {', '.join(names)}; remove the key"
-        for stream in [s for s in names if s not in towers]:
-            yield f"{path}.{stream}: missing; every stream needs a tower; add it (a stream's own name gives it its own)"
-        known = {s: t for s, t in towers.items() if s in names}
-        for stream, tower in known.items():
-            sharers = [s for s in names if known.get(s) == tower]
-            if tower not in names:
-                yield f"{path}.{stream}: {tower!r}; a tower is named by a stream: {', '.join(names)}; choose one"
-            elif sharers[0] != tower:
-                yield (
-                    f"{path}.{stream}: {tower!r}; a tower is named by the first stream that maps to it, here "
-                    f"{sharers[0]!r}; write {sharers[0]!r}"
-                )
-            elif component == "ffn" and _are_unlike(c.streams[stream].ffn, c.streams[tower].ffn):
-                yield (
-                    f"streams.{stream}.ffn: {c.streams[stream].ffn}, but it shares its FFN tower with {tower}, whose "
-                    f"ffn is {c.streams[tower].ffn}; set both alike or untie {path}.{stream}"
-                )
-            elif _is_width_apart(c.streams[stream], c.streams[tower]):
-                yield (
-                    f"streams.{stream}.width: {c.streams[stream].width}, but it shares its {component} tower with "
-                    f"{tower}, whose width is {c.streams[tower].width}; set both alike or untie {path}.{stream}"
-                )
-    for i, wall in enumerate(c.towers.stop_gradients):
+        for stream in [stream for stream in towers if stream not in streams]:
+            yield Fault(
+                f"{path}.{stream}",
+                f"{towers[stream]!r}; no such stream; allowed: {', '.join(streams)}; remove the key",
+            )
+        for stream in [stream for stream in streams if stream not in towers]:
+            yield Fault(
+                f"{path}.{stream}", "missing; every stream needs a tower; add it (a stream's own name gives it its own)"
+            )
+        for stream in [stream for stream in towers if stream in streams]:
+            yield from _tower(component, stream, c)
+
+
+def _tower(component: str, stream: str, c: "Sections") -> Iterator[Fault]:
+    """The faults of a stream's tower: its name, and what those that share it must have alike."""
+    key = f"towers.{component}.{stream}"
+    towers = c.component(component).towers
+    tower = towers[stream]
+    if tower not in c.streams:
+        yield Fault(key, f"{tower!r}; a tower is named by a stream: {', '.join(c.streams)}; choose one")
+        return
+    first = next(name for name in c.streams if towers.get(name) == tower)
+    one, other = c.streams[stream], c.streams[tower]
+    if first != tower:
+        yield Fault(
+            key,
+            f"{tower!r}; a tower is named by the first stream that maps to it, here {first!r}; write {first!r}",
+        )
+    elif component == "ffn" and _are_unlike(one.ffn, other.ffn):
+        yield Fault(
+            f"streams.{stream}.ffn",
+            f"{one.ffn}, but it shares its FFN tower with {tower}, whose ffn is {other.ffn}; set both alike or untie "
+            f"{key}",
+        )
+    # That all streams of ids have one width is said elsewhere.
+    elif (one.latent or other.latent) and _are_unlike(one.width, other.width):
+        yield Fault(
+            f"streams.{stream}.width",
+            f"{one.width}, but it shares its {component} tower with {tower}, whose width is {other.width}; set both "
+            f"alike or untie {key}",
+        )
+
+
+def _stop_gradients(c: "Sections") -> Iterator[Fault]:
+    attn = c.towers.attn
+    for i, pair in enumerate(c.towers.stop_gradients):
         path = f"towers.stop_gradients[{i}]"
-        attn = c.towers.attn
         for key in ("queries", "keys"):
-            yield from choice(path, wall, key, *names)
-        if wall.queries in attn and attn[wall.queries] == attn.get(wall.keys):
-            yield (
-                f"{path}: {wall.queries} and {wall.keys} share the attention tower {attn[wall.keys]!r}, which the loss "
-                f"of {wall.queries} trains as it is; untie towers.attn.{wall.queries}, or remove the wall"
+            yield from choice(path, pair, key, *c.streams)
+        if pair.queries in attn and attn[pair.queries] == attn.get(pair.keys):
+            yield Fault(
+                path,
+                f"{pair.queries} and {pair.keys} share the attention tower {attn[pair.keys]!r}, which the loss of "
+                f"{pair.queries} trains as it is; untie towers.attn.{pair.queries}, or remove the wall",
             )
 
 
@@ -226,101 +274,121 @@ def _are_unlike(a: int, b: int) -> bool:
     return a != b and a > 0 and b > 0
 
 
-def _is_width_apart(a, b) -> bool:
-    """Of two streams that share a tower; that all streams of ids have one width is said elsewhere."""
-    return _are_unlike(a.width, b.width) and bool(a.latent or b.latent)
-
-
-def _model(c):
+def _model(c: "Sections") -> Iterator[Fault]:
     m = c.model
     yield from within("model", m, VALUES["Model"], apart=["dense_layers", "sparse_every"])
     if m.kv_heads > 0 and m.heads > 0 and m.heads % m.kv_heads:
-        yield (
-            f"model.heads: {m.heads} query heads do not divide among model.kv_heads = {m.kv_heads}; "
-            "make heads a multiple of kv_heads"
+        yield Fault(
+            "model.heads",
+            f"{m.heads} query heads do not divide among model.kv_heads = {m.kv_heads}; "
+            "make heads a multiple of kv_heads",
         )
     if m.head_size > 0 and m.head_size % 2:
-        yield f"model.head_size: {m.head_size}; RoPE turns pairs, so it must be even; add or take one"
+        yield Fault("model.head_size", f"{m.head_size}; RoPE turns pairs, so it must be even; add or take one")
 
 
-def _experts(c):
+def _experts(c: "Sections") -> Iterator[Fault]:
     for component in ("attn", "ffn"):
-        sets = getattr(c, component)
-        towers = dict.fromkeys(getattr(c.towers, component).values())
-        for tower in [t for t in sets if t not in towers]:
-            yield f"{component}.{tower}: no such tower; towers.{component} names {', '.join(towers)}; remove the key"
-        for tower in [t for t in towers if t not in sets]:
-            yield f"{component}.{tower}: missing; every tower needs its experts; base.moe() is a single set"
-        for tower, s in sets.items():
-            if s.experts:
-                yield from _sets(f"{component}.{tower}", s, component)
-
-
-def _sets(path, s, component):
-    yield from within(path, s, VALUES["Experts"], apart=["active"])
-    if s.experts < 0:
-        return  # said already
-    if not 1 <= s.active <= s.experts:
-        yield f"{path}.active: {s.active}; a token passes through 1 to {path}.experts = {s.experts}; change either"
-    if component == "attn":
-        for key in ("width", "shared"):
-            if getattr(s, key):
-                yield f"{path}.{key}: {getattr(s, key)}; sets of QKV and O have heads, no hidden size; write 0"
-        if s.capacity or (s.router in ROUTERS and not ROUTERS[s.router].serves_all):
-            yield (
-                f"{path}.router, capacity: {s.router!r}, {s.capacity}; a token without a place would be without QKV; "
-                "write 'token', 0.0"
+        experts = c.component(component).experts
+        towers = dict.fromkeys(c.component(component).towers.values())
+        for tower in [tower for tower in experts if tower not in towers]:
+            yield Fault(
+                f"{component}.{tower}",
+                f"no such tower; towers.{component} names {', '.join(towers)}; remove the key",
             )
-    if s.shared_gate and not s.shared:
-        yield f"{path}.shared_gate: True, but {path}.shared is 0; a shared expert needs a hidden size; give it one"
-    if 0 < s.capacity < 1 / max(s.experts, 1):
-        yield (
-            f"{path}.capacity: {s.capacity}; with {s.experts} experts it must be 0 (dropless) or at least "
-            f"{1 / s.experts:.4g}, one in {s.experts}; raise it"
-        )
-    router = ROUTERS.get(s.router)
-    if router and (wrong := [key for key, value in router.fixed.items() if getattr(s, key) != value]):
-        has = ", ".join(f"{key} {getattr(s, key)!r}" for key in wrong)
-        yield (
-            f"{path}: {has}, which router {s.router!r} does not read ({router.about}); write "
-            f"{', '.join(f'{key}={router.fixed[key]!r}' for key in wrong)}"
-        )
-    if s.active == 1 and s.normalise:
-        yield (
-            f"{path}.normalise: True with {path}.active = 1; every weight would be 1 and the router learn nothing from "
-            "the loss; write False, or activate more"
-        )
-    if s.balance == "none" and s.balance_rate:
-        yield f"{path}.balance_rate: {s.balance_rate}, but {path}.balance is 'none'; write 0.0, or choose loss or bias"
+        for tower in [tower for tower in towers if tower not in experts]:
+            yield Fault(f"{component}.{tower}", "missing; every tower needs its experts; base.moe() is a single set")
+        for tower, e in experts.items():
+            if e.experts:
+                yield from _experts_of(f"{component}.{tower}", e, component)
 
 
-def _layers(c):
+def _experts_of(path: str, e: "Experts", component: str) -> Iterator[Fault]:
+    yield from within(path, e, VALUES["Experts"], apart=["active"])
+    if e.experts < 0:
+        return  # said already
+    if not 1 <= e.active <= e.experts:
+        yield Fault(
+            f"{path}.active",
+            f"{e.active}; a token passes through 1 to {path}.experts = {e.experts}; change either",
+        )
+    if component == "attn":
+        yield from _attention_experts(path, e)
+    if e.shared_gate and not e.shared:
+        yield Fault(
+            f"{path}.shared_gate",
+            f"True, but {path}.shared is 0; a shared expert needs a hidden size; give it one",
+        )
+    if 0 < e.capacity < 1 / e.experts:
+        yield Fault(
+            f"{path}.capacity",
+            f"{e.capacity}; with {e.experts} experts it must be 0 (dropless) or at least {1 / e.experts:.4g}, one in "
+            f"{e.experts}; raise it",
+        )
+    router = ROUTERS.get(e.router)
+    if router and (unread := [key for key, value in router.fixed.items() if getattr(e, key) != value]):
+        values = ", ".join(f"{key} {getattr(e, key)!r}" for key in unread)
+        yield Fault(
+            path,
+            f"{values}, which router {e.router!r} does not read ({router.about}); write "
+            f"{', '.join(f'{key}={router.fixed[key]!r}' for key in unread)}",
+        )
+    if e.active == 1 and e.normalise:
+        yield Fault(
+            f"{path}.normalise",
+            f"True with {path}.active = 1; every weight would be 1 and the router learn nothing from the loss; write "
+            "False, or activate more",
+        )
+    if e.balance == "none" and e.balance_rate:
+        yield Fault(
+            f"{path}.balance_rate",
+            f"{e.balance_rate}, but {path}.balance is 'none'; write 0.0, or choose loss or bias",
+        )
+
+
+def _attention_experts(path: str, e: "Experts") -> Iterator[Fault]:
+    """Experts of QKV and O have no hidden size, and every token needs one of them."""
+    for key in ("width", "shared"):
+        if getattr(e, key):
+            yield Fault(f"{path}.{key}", f"{getattr(e, key)}; sets of QKV and O have heads, no hidden size; write 0")
+    if e.capacity or (e.router in ROUTERS and not ROUTERS[e.router].serves_all):
+        yield Fault(
+            f"{path}.router, capacity",
+            f"{e.router!r}, {e.capacity}; a token without a place would be without QKV; write 'token', 0.0",
+        )
+
+
+def _layers(c: "Sections") -> Iterator[Fault]:
     m = c.model
     routed = any(s.experts for s in (*c.attn.values(), *c.ffn.values()))
     if not 0 <= m.dense_layers < max(m.layers, 1) or m.sparse_every < 1:
-        yield (
-            f"model.dense_layers, sparse_every: {m.dense_layers}, {m.sparse_every}; allowed: 0 to {m.layers - 1} "
-            "(model.layers less one), and 1 or more; change them"
+        yield Fault(
+            "model.dense_layers, sparse_every",
+            f"{m.dense_layers}, {m.sparse_every}; allowed: 0 to {m.layers - 1} "
+            "(model.layers less one), and 1 or more; change them",
         )
     elif (m.layers - m.dense_layers) % m.sparse_every:
-        yield (
-            f"model.sparse_every: {m.sparse_every} does not divide the {m.layers - m.dense_layers} layers after the "
-            f"first {m.dense_layers}; change model.layers, dense_layers or sparse_every"
+        yield Fault(
+            "model.sparse_every",
+            f"{m.sparse_every} does not divide the {m.layers - m.dense_layers} layers after the "
+            f"first {m.dense_layers}; change model.layers, dense_layers or sparse_every",
         )
     elif not routed and (m.dense_layers, m.sparse_every) != (0, 1):
-        yield (
-            f"model.dense_layers, sparse_every: {m.dense_layers}, {m.sparse_every}, but no tower has experts; "
-            "write 0, 1, or give attn or ffn experts"
+        yield Fault(
+            "model.dense_layers, sparse_every",
+            f"{m.dense_layers}, {m.sparse_every}, but no tower has experts; write 0, 1, or give attn or ffn experts",
         )
 
 
-def _init(c):
+def _init(c: "Sections") -> Iterator[Fault]:
     yield from within("init", c.init, VALUES["Init"])
     if not c.init.run and (c.init.step > 0 or c.init.noise > 0):
-        yield f"init.step, noise: {c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
+        yield Fault(
+            "init.step, noise", f"{c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
+        )
 
 
-def _objective(c):
+def _objective(c: "Sections") -> Iterator[Fault]:
     yield from within("objective", c.objective, VALUES["Objective"])
 
 
@@ -329,28 +397,32 @@ def _mesh(c) -> Iterator[str]:
     yield from within("mesh", m, VALUES["Mesh"])
     used = {name for text in m.rules.values() for name in names(text)}
     for axis in [axis for axis in MESH_AXES if getattr(m, axis) > 1 and axis not in used]:
-        yield (
-            f"mesh.{axis}: {getattr(m, axis)}, and no rule in mesh.rules splits anything by it: its devices would all "
-            "do the same; write 1, or name it in a rule"
+        yield Fault(
+            f"mesh.{axis}",
+            f"{getattr(m, axis)}, and no rule in mesh.rules splits anything by it: its devices would all "
+            "do the same; write 1, or name it in a rule",
         )
     for component in ("attn", "ffn"):
         for tower, s in getattr(c, component).items():
             if s.experts and m.expert > 0 and s.experts % m.expert:
-                yield (
-                    f"{component}.{tower}.experts: {s.experts} do not divide among mesh.expert = {m.expert} "
-                    "devices; make one a multiple of the other"
+                yield Fault(
+                    f"{component}.{tower}.experts",
+                    f"{s.experts} do not divide among mesh.expert = {m.expert} "
+                    "devices; make one a multiple of the other",
                 )
             if component == "attn" and s.experts and m.tensor > 1:
-                yield (
-                    f"mesh.tensor: {m.tensor}, but attn.{tower} has {s.experts} experts, whose heads are not split; "
-                    "write 1"
+                yield Fault(
+                    "mesh.tensor",
+                    f"{m.tensor}, but attn.{tower} has {s.experts} experts, whose heads are not split; write 1",
                 )
 
 
 def _slices(c) -> Iterator[str]:
     rows = max(c.data.batch // max(c.optim.accumulate, 1), 1)
     if c.mesh.slices > rows:
-        yield f"mesh.slices: {c.mesh.slices}, and a microbatch has {rows} rows; each slice needs one; make it smaller"
+        yield Fault(
+            "mesh.slices", f"{c.mesh.slices}, and a microbatch has {rows} rows; each slice needs one; make it smaller"
+        )
 
 
 def _rules(c) -> Iterator[str]:
@@ -358,114 +430,127 @@ def _rules(c) -> Iterator[str]:
     path = "mesh.rules"
     for axis in [a for a in rules if a not in LOGICAL_AXES]:
         remedy = meant(axis, LOGICAL_AXES) or "remove it"
-        yield f"{path}.{axis}: no such logical axis; allowed: {', '.join(LOGICAL_AXES)}; {remedy}"
+        yield Fault(f"{path}.{axis}", f"no such logical axis; allowed: {', '.join(LOGICAL_AXES)}; {remedy}")
     for axis in [a for a in LOGICAL_AXES if a not in rules]:
-        yield f"{path}.{axis}: missing; '' does not split it; add it"
+        yield Fault(f"{path}.{axis}", "missing; '' does not split it; add it")
     for axis, text in rules.items():
         for name in [n for n in names(text) if n not in MESH_AXES]:
-            yield f"{path}.{axis}: {name!r} is no axis of the mesh; allowed: {', '.join(MESH_AXES)}; choose of them"
+            yield Fault(
+                f"{path}.{axis}", f"{name!r} is no axis of the mesh; allowed: {', '.join(MESH_AXES)}; choose of them"
+            )
         if len(set(names(text))) < len(names(text)):
-            yield f"{path}.{axis}: {text!r} splits it twice by one axis; name each once"
+            yield Fault(f"{path}.{axis}", f"{text!r} splits it twice by one axis; name each once")
     for axes in TOGETHER:
         for a, b in itertools.combinations([a for a in axes if a in rules], 2):
             if twice := set(names(rules[a])) & set(names(rules[b])):
-                yield (
-                    f"{path}.{a}, {b}: {rules[a]!r}, {rules[b]!r}; one array has both axes, and {twice.pop()!r} cannot "
-                    "split it twice; take it out of one"
+                yield Fault(
+                    f"{path}.{a}, {b}",
+                    f"{rules[a]!r}, {rules[b]!r}; one array has both axes, and {twice.pop()!r} cannot "
+                    "split it twice; take it out of one",
                 )
     for axis, allowed in (("length", ("", "context")), ("expert", ("", "expert")), ("head", ("",)), ("layer", ("",))):
         if rules.get(axis, "").strip() not in allowed:
-            yield f"{path}.{axis}: {rules[axis]!r}; allowed: {', '.join(map(repr, allowed))}; choose one"
+            yield Fault(f"{path}.{axis}", f"{rules[axis]!r}; allowed: {', '.join(map(repr, allowed))}; choose one")
     if rules.get("heads") != rules.get("kv_heads"):
-        yield (
-            f"{path}.heads, kv_heads: {rules.get('heads')!r}, {rules.get('kv_heads')!r}; a query head meets its own "
-            "key head, so they are split alike; write the same"
+        yield Fault(
+            f"{path}.heads, kv_heads",
+            f"{rules.get('heads')!r}, {rules.get('kv_heads')!r}; a query head meets its own "
+            "key head, so they are split alike; write the same",
         )
     if rules.get("expert") and "expert" not in names(rules.get("batch", "")):
-        yield (
-            f"{path}.batch: {rules.get('batch')!r}; who shares experts has rows of its own; add 'expert', or write "
-            "expert=''"
+        yield Fault(
+            f"{path}.batch",
+            f"{rules.get('batch')!r}; who shares experts has rows of its own; add 'expert', or write expert=''",
         )
 
 
-def _data(c):
+def _data(c: "Sections") -> Iterator[Fault]:
     d = c.data
     yield from within("data", d, VALUES["Data"])
     for name in d.sources:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            yield f"data.sources.{name}: a source's name is letters, digits, _ and -; rename it"
+            yield Fault(f"data.sources.{name}", "a source's name is letters, digits, _ and -; rename it")
     every = [("data.shares", d.shares), *((f"data.stages[{i}].shares", s.shares) for i, s in enumerate(d.stages))]
     for path, shares in every:
         for source, share in shares.items():
             if source not in d.sources:
-                yield f"{path}.{source}: no such source; data.sources names {', '.join(d.sources)}; remove it"
+                yield Fault(f"{path}.{source}", f"no such source; data.sources names {', '.join(d.sources)}; remove it")
             if share < 0:
-                yield f"{path}.{source}: {share}; must be 0 or more; raise it"
+                yield Fault(f"{path}.{source}", f"{share}; must be 0 or more; raise it")
         if not any(share > 0 for share in shares.values()):
-            yield f"{path}: {dict(shares)}; at least one source must have a share above 0; raise one"
+            yield Fault(path, f"{dict(shares)}; at least one source must have a share above 0; raise one")
     steps = [0, *(s.step for s in d.stages)]
     if any(b <= a for a, b in itertools.pairwise(steps)):
-        yield f"data.stages: begin at steps {steps[1:]}; each must begin later than the one before, after 0; order them"
+        yield Fault(
+            "data.stages", f"begin at steps {steps[1:]}; each must begin later than the one before, after 0; order them"
+        )
 
 
-def _budgets(c):
+def _budgets(c: "Sections") -> Iterator[Fault]:
     auto = [name for name, s in c.streams.items() if not s.budget]
     if auto and not c.data.length:
-        yield f"streams.{auto[0]}.budget: 0, but data.length is 0; give it a budget, or data.length for all to share"
+        yield Fault(
+            f"streams.{auto[0]}.budget", "0, but data.length is 0; give it a budget, or data.length for all to share"
+        )
     modalities = [s.modality for s in c.streams.values()]
     yield from choice("data", c.data, "per", *dict.fromkeys(["documents", "tokens", *modalities]))
 
 
-def _blocks(c):
+def _blocks(c: "Sections") -> Iterator[Fault]:
     for name, s in c.streams.items():
         if c.data.blocks == "document" and s.copies > 1:
-            yield (
-                f"data.blocks: 'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
-                "would see its clean copy, and the noised one that: it would read its answer; write 'noised'"
+            yield Fault(
+                "data.blocks",
+                f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
+                "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
             )
 
 
 LONGEST_IN_BFLOAT16 = 0.99  # numbers are up to 2^-7 apart: smaller steps would be lost
 
 
-def _optim(c):
+def _optim(c: "Sections") -> Iterator[Fault]:
     o = c.optim
     yield from within("optim", o, VALUES["Optim"])
     for key in ("beta1", "beta2"):
         if o.moments == "bfloat16" and getattr(o, key) > LONGEST_IN_BFLOAT16:
-            yield (
-                f"optim.moments: 'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
-                f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}"
+            yield Fault(
+                "optim.moments",
+                f"'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
+                f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}",
             )
     if o.end_lr > o.lr > 0 and o.schedule != "constant":
-        yield f"optim.end_lr: {o.end_lr} is above optim.lr = {o.lr}; the rate decays; lower end_lr"
+        yield Fault("optim.end_lr", f"{o.end_lr} is above optim.lr = {o.lr}; the rate decays; lower end_lr")
     for key in ("rules", "base_rules"):
         for i, rule in enumerate(getattr(o, key)):
             yield from within(f"optim.{key}[{i}]", rule, VALUES["Rule"])
             try:
                 re.compile(rule.match)
             except re.error as error:
-                yield f"optim.{key}[{i}].match: {rule.match!r} is no regular expression ({error}); mend it"
+                yield Fault(f"optim.{key}[{i}].match", f"{rule.match!r} is no regular expression ({error}); mend it")
 
 
-def _steps(c):
+def _steps(c: "Sections") -> Iterator[Fault]:
     if c.run.steps < 1 or c.optim.warmup < 0:
         return  # said already
     if c.run.steps < c.optim.warmup:
-        yield (
-            f"run.steps: {c.run.steps} is less than optim.warmup = {c.optim.warmup}; the rate would never reach its "
-            "peak; raise steps or lower warmup"
+        yield Fault(
+            "run.steps",
+            f"{c.run.steps} is less than optim.warmup = {c.optim.warmup}; the rate would never reach its "
+            "peak; raise steps or lower warmup",
         )
     elif c.optim.schedule == "wsd" and not 0 < c.optim.decay_steps <= c.run.steps - c.optim.warmup:
-        yield (
-            f"optim.decay_steps: {c.optim.decay_steps}; wsd needs 1 to {c.run.steps - c.optim.warmup} (run.steps less "
-            "optim.warmup); change it"
+        yield Fault(
+            "optim.decay_steps",
+            f"{c.optim.decay_steps}; wsd needs 1 to {c.run.steps - c.optim.warmup} (run.steps less "
+            "optim.warmup); change it",
         )
 
 
-def _accumulate(c):
+def _accumulate(c: "Sections") -> Iterator[Fault]:
     if c.optim.accumulate > 0 and c.data.batch % c.optim.accumulate:
-        yield (
-            f"data.batch: {c.data.batch} rows do not divide into optim.accumulate = {c.optim.accumulate} microbatches; "
-            "make batch a multiple of it"
+        yield Fault(
+            "data.batch",
+            f"{c.data.batch} rows do not divide into optim.accumulate = {c.optim.accumulate} microbatches; "
+            "make batch a multiple of it",
         )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mot.config import checks, schema
 from mot.config.allowed import Range
-from mot.config.schema import Config
+from mot.config.schema import Sections
 
 TYPES = {int: "a whole number", float: "a number", bool: "True, False", str: ""}
 
@@ -44,7 +44,7 @@ def comments() -> dict[str, dict[str, str]]:
     return found
 
 
-def keys(value: Any, kind: Any = Config, path: str = "", comment: str = "") -> Iterator[Key]:
+def keys(value: Any, kind: Any = Sections, path: str = "", comment: str = "") -> Iterator[Key]:
     """Every key of a configuration, in order, each group before what is in it."""
     if dataclasses.is_dataclass(kind):
         if path:

@@ -5,17 +5,18 @@ The comments are documentation: `mot config` and the reference pages show them.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mot.config import checks
 from mot.config.routers import ROUTERS
-from mot.errors import UserError
+from mot.errors import Fault, UserError
 
 
 class ConfigError(UserError):
     """A configuration that cannot be run; `faults` lists every reason."""
 
-    def __init__(self, faults: Iterable[str]):
-        self.faults = list(faults)
+    def __init__(self, faults: Iterable[Fault | str]):
+        self.faults = [str(fault) for fault in faults]
         count = f"{len(self.faults)} fault" + "s" * (len(self.faults) > 1)
         super().__init__(f"the configuration has {count}:\n" + "\n".join(f"  {fault}" for fault in self.faults))
 
@@ -244,9 +245,16 @@ class Run:
     keep: int  # how many checkpoints stay
 
 
+class Component(NamedTuple):
+    """Attention, FFNs or norms: which tower serves each stream, and what experts each tower has."""
+
+    towers: dict[str, str]  # stream -> tower
+    experts: dict[str, Experts]  # tower -> its experts; norms have none
+
+
 @dataclass(frozen=True)
-class Config:
-    """All that decides a run."""
+class Sections:
+    """The sections of a configuration, not checked: None for one that cannot be read, traced numbers among values."""
 
     run: Run
     streams: dict[str, Stream]  # by name, in the order of their ids
@@ -260,25 +268,31 @@ class Config:
     data: Data
     optim: Optim
 
-    def __post_init__(self):
-        if faults := list(checks.faults(self, set())):
-            raise ConfigError(faults)
+    def component(self, name: str) -> Component:
+        """Of attn, ffn or norm."""
+        return {
+            "attn": Component(self.towers.attn, self.attn),
+            "ffn": Component(self.towers.ffn, self.ffn),
+            "norm": Component(self.towers.norm, {}),
+        }[name]
 
     @property
     def causal(self) -> bool:
         """Does no token's result depend on later ones, other than by bidirectional spans?"""
-        return all(sets.causal for sets in (*self.attn.values(), *self.ffn.values()))
+        return all(experts.causal for experts in (*self.attn.values(), *self.ffn.values()))
 
     @property
     def stacks(self) -> tuple[str, ...]:
         """Which stack each layer belongs to: `main`, or `sparse` where towers have experts."""
         m = self.model
-        routed = any(s.experts for s in (*self.attn.values(), *self.ffn.values()))
+        if not any(e.experts for e in (*self.attn.values(), *self.ffn.values())):
+            return ("main",) * m.layers
 
-        def place(i):
-            return (i - m.dense_layers + 1) % max(m.sparse_every, 1) == 0
+        def stack(layer: int) -> str:
+            after_dense = layer - m.dense_layers
+            return "sparse" if after_dense >= 0 and (after_dense + 1) % max(m.sparse_every, 1) == 0 else "main"
 
-        return tuple("sparse" if routed and i >= m.dense_layers and place(i) else "main" for i in range(m.layers))
+        return tuple(stack(layer) for layer in range(m.layers))
 
     @property
     def vocab(self) -> int:
@@ -292,3 +306,12 @@ class Config:
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(s.modality for s in self.streams.values()))
+
+
+@dataclass(frozen=True)
+class Config(Sections):
+    """All that decides a run, checked."""
+
+    def __post_init__(self):
+        if faults := list(checks.faults(self, set())):
+            raise ConfigError(faults)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from mot import checkpoint, sharding
 from mot.checkpoint import Position
-from mot.config import Config, differences
+from mot.config import Config, Sections, differences
 from mot.config.axes import MESH_AXES
 from mot.config.options import VARIED
 from mot.console import phase
@@ -141,14 +141,13 @@ def make_mesh(config: Config, runs: int, devices: Sequence[jax.Device] | None = 
     )
 
 
-def _at(config: Config, values: dict) -> Config:
-    """`config` with traced numbers in place of its own, at which no check can look."""
-    view = object.__new__(Config)
-    vars(view).update(vars(config))
+def _with(config: Config, values: dict) -> Sections:
+    """`config` with other values by dotted key: numbers that are traced, at which no check can look."""
+    sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for key, value in values.items():
         section, name = key.split(".")
-        vars(view)[section] = dataclasses.replace(getattr(view, section), **{name: value})
-    return view
+        sections[section] = dataclasses.replace(sections[section], **{name: value})
+    return Sections(**sections)
 
 
 def vmapped(configs: Sequence[Config], mesh) -> Callable:
@@ -161,11 +160,11 @@ def vmapped(configs: Sequence[Config], mesh) -> Callable:
     values = {key: np.array(x, DTYPES.get(key, jnp.float32)) for key, x in given.items() if len(set(x)) > 1}
     # `blocked` loops over the rows that experts have: of several runs, as long as any has some, and copying them all.
     dispatch = {"blocked": "ragged"}.get(configs[0].model.dispatch, configs[0].model.dispatch)
-    config = _at(configs[0], {"model.dispatch": dispatch})
+    config = _with(configs[0], {"model.dispatch": dispatch})
 
     def each(f):
         def one(values, of_one, *shared):
-            return f(_at(config, values), of_one, *shared)
+            return f(_with(config, values), of_one, *shared)
 
         def some(values, of_some, *shared):
             return jax.vmap(one, in_axes=(0, 0, *(None for _ in shared)))(values, of_some, *shared)
