@@ -28,7 +28,7 @@ class Range(NamedTuple):
 
 ABOVE_0, AT_LEAST_0 = Range(above=True), Range()
 FRACTION = Range(most=1, below=True)  # at least 0 and below 1
-Allowed = Range | tuple[str, ...]  # or one of some words
+Allowed = Range | tuple[str, ...] | Mapping[str, str]  # or one of some words, which may each have a meaning to show
 
 
 def within(path: str, section: Any, table: Mapping[str, Allowed], apart: Collection[str] = ()) -> Iterator[Fault]:

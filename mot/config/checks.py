@@ -51,7 +51,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0),
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
-    | {"objective": (*OBJECTIVES, NONE)},
+    | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
         "time": ("add", "norm"),
         "copies": ("noised", "both"),
@@ -83,7 +83,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "active": ABOVE_0,
         "width": AT_LEAST_0,
         "shared": AT_LEAST_0,
-        "router": tuple(ROUTERS),
+        "router": {name: router.about for name, router in ROUTERS.items()},
         "score": ("softmax", "sigmoid"),
         "capacity": AT_LEAST_0,
         "overflow": ("earliest", "highest"),

@@ -80,6 +80,8 @@ def _field(value, kind, path, comment, limits) -> Iterator[Key]:
 def _allowed(kind, limits) -> str:
     if isinstance(limits, Range):
         return f"{TYPES[kind]} {limits}" if limits.least or limits.above else f"{TYPES[kind]}, {limits}"
+    if isinstance(limits, Mapping):
+        return "; ".join(f"{name}: {about}" for name, about in limits.items())
     if limits:
         return ", ".join(limits)
     if typing.get_origin(kind) is tuple:

@@ -46,8 +46,7 @@ class Stream:
     first_id: int  # the first of its ids in the one vocabulary; 0 for latents
     ids: int  # the number of its ids; 0 for latents
     latent: int  # P, the features of a token; 0 = its tokens are ids
-    objective: str  # next_token is for ids; flow, x and ddpm are for latents; none: inputs only.
-    # `mot.config.objectives` has a row for each.
+    objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
 
@@ -89,8 +88,7 @@ class Experts:
     width: int  # F of each expert of an FFN; 0 = that of the stream by which the tower is named
     shared: int  # F of an FFN beside the experts that every token passes through; 0 = none
     shared_gate: bool  # multiply the shared FFN by a sigmoid of the token (Qwen2-MoE)
-    router: str  # token: tokens choose experts. expert: experts choose tokens, and so LOOK AT LATER ONES of the row.
-    # `mot.config.routers` has a row for each.
+    router: str  # who chooses whom: a row of `mot.config.routers`
     score: str  # what turns a router's logits into weights
     normalise: bool  # make a token's weights add up to 1
     capacity: float  # 0 = dropless; else an expert takes at most capacity * active * tokens of the row / experts

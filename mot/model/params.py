@@ -22,6 +22,28 @@ class Spec(NamedTuple):
 Table = dict[str, Spec]
 
 
+class Path(NamedTuple):
+    """What a parameter's path says: `blocks/<stack>/<component>/<tower>/<weight>`, and those outside the blocks."""
+
+    stack: str  # of layers, main or sparse; "" outside the blocks
+    component: str  # one of PARTS; of the final norm it is norm
+    tower: str  # of latents their stream; of embedding and head the component once more
+    weight: str
+
+
+def parse(path: str) -> Path:
+    match path.split("/"):
+        case ["blocks", stack, component, tower, weight]:
+            return Path(stack, component, tower, weight)
+        case ["final_norm", tower, weight]:
+            return Path("", "norm", tower, weight)
+        case ["latent", stream, weight]:
+            return Path("", "latent", stream, weight)
+        case [component, weight]:
+            return Path("", component, component, weight)
+    raise ValueError(f"{path!r} is no path of a parameter")
+
+
 def table(config: Config) -> Table:
     """Every parameter of the model `config` describes, by path."""
     V = config.vocab

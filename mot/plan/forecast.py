@@ -178,8 +178,8 @@ def _of_model(config, topology, mesh) -> dict:
     table = params.table(config)
     towers: dict[str, int] = defaultdict(int)
     for path, spec in table.items():
-        parts = path.split("/")
-        towers["/".join(parts[2:4]) if parts[0] == "blocks" else parts[0]] += params.count({path: spec})
+        stack, component, tower, _ = params.parse(path)
+        towers[f"{component}/{tower}" if stack else path.partition("/")[0]] += params.count({path: spec})
     return dict(
         topology=topology.name,
         chips=topology.chips,

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,18 @@ import numpy as np
 from mot.config import Config
 from mot.errors import UserError
 from mot.model import params
+
+
+class _Source(NamedTuple):
+    """The run that the weights come from."""
+
+    config: Config
+    arrays: dict  # trained, by path
+    specs: params.Table
+
+
+class _Unfit(Exception):
+    """A parameter cannot be copied; the message says which and why."""
 
 
 def weights(source: Config, trained: dict, target: Config) -> dict:
@@ -21,78 +34,87 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
     every copy but the first.
     Raises `UserError` where shapes do not fit.
     """
+    origin = _Source(source, params.paths(trained), params.table(source))
     specs = params.table(target)
-    old = params.paths(trained)
     fresh = params.paths(jax.jit(lambda: params.init(specs, target.model.seed))())
-    known = params.table(source)
-    places = {stack: _layers(target, stack) for stack in target.stacks}
     result, faults = {}, []
     for path, spec in specs.items():
-        if not path.startswith("blocks/"):
-            origin = _outside(path, source)
-            found = old.get(origin)
-            if found is not None and found.shape != spec.shape:
-                faults.append(f"{path}: {spec.shape}, but the source's {origin} is {found.shape}")
-            result[path] = fresh[path] if found is None else found
-            continue
-        _, stack, component, tower, weight = path.split("/")
-        if target.model.layers != source.model.layers:
+        in_block = bool(params.parse(path).stack)
+        if in_block and target.model.layers != source.model.layers:
             faults.append(f"model.layers: {target.model.layers}, the source has {source.model.layers}")
             break
-        if tower not in source.streams:
-            result[path] = fresh[path]
-            continue
-        before = getattr(source.towers, component)[tower]
-        layers = []
-        for n, i in enumerate(places[stack]):
-            origin = f"blocks/{source.stacks[i]}/{component}/{before}/{weight}"
-            if origin not in old or params.is_causal(path):
-                layers.append(fresh[path][n])
-                continue
-            value = np.asarray(old[origin][_layers(source, source.stacks[i]).index(i)])
-            copied = _fit(value, spec.axes[1:], spec.shape[1:], "expert" in known[origin].axes)
-            if copied is None:
-                faults.append(f"{path}: {spec.shape[1:]}, which {origin}, {value.shape}, cannot be copied to")
-                break
-            size = math.prod(spec.shape[1:]) if "expert" not in spec.axes else math.prod(spec.shape[2:])
-            layers.append(_noisy(copied, spec, (before == tower) * (value.size // size), path, i, target))
-        else:
-            result[path] = jnp.stack(layers)
+        copy = _in_block if in_block else _outside
+        try:
+            result[path] = copy(path, spec, fresh[path], origin, target)
+        except _Unfit as error:
+            faults.append(str(error))
     if faults:
         raise UserError("init.run: the model there does not fit this one:\n  " + "\n  ".join(dict.fromkeys(faults)))
     return params.nest(result)
 
 
-def _layers(config, stack) -> list[int]:
+def _outside(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, target: Config) -> jax.Array:
+    """A parameter outside the blocks: the source's, or fresh where it has none."""
+    origin = path
+    if path.startswith("final_norm/"):
+        tower = params.parse(path).tower
+        origin = f"final_norm/{source.config.towers.norm.get(tower, tower)}/scale"
+    if origin not in source.arrays:
+        return fresh
+    value = source.arrays[origin]
+    if value.shape != spec.shape:
+        raise _Unfit(f"{path}: {spec.shape}, but the source's {origin} is {value.shape}")
+    return value
+
+
+def _in_block(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, target: Config) -> jax.Array:
+    """A parameter of a stack of layers `[L, ...]`, each layer's from the source's same layer."""
+    stack, component, tower, weight = params.parse(path)
+    if tower not in source.config.streams:
+        return fresh
+    stacks = source.config.stacks
+    source_tower = source.config.component(component).towers[tower]
+    layers = []
+    for n, layer in enumerate(_layers(target, stack)):
+        origin = f"blocks/{stacks[layer]}/{component}/{source_tower}/{weight}"
+        if origin not in source.arrays or params.is_causal(path):
+            layers.append(fresh[n])
+            continue
+        value = np.asarray(source.arrays[origin][_layers(source.config, stacks[layer]).index(layer)])
+        copied = _fit(value, spec.axes[1:], spec.shape[1:], "expert" in source.specs[origin].axes)
+        if copied is None:
+            raise _Unfit(f"{path}: {spec.shape[1:]}, which {origin}, {value.shape}, cannot be copied to")
+        size = math.prod(spec.shape[2:] if "expert" in spec.axes else spec.shape[1:])
+        kept = value.size // size if source_tower == tower else 0  # copies that hold the source's numbers once
+        layers.append(_noisy(copied, spec, kept, path, layer, target))
+    return jnp.stack(layers)
+
+
+def _layers(config: Config, stack: str) -> list[int]:
     """Which layers of the model a stack holds."""
     return [i for i, name in enumerate(config.stacks) if name == stack]
 
 
-def _outside(path, source) -> str:
-    """The source's path of a parameter outside the blocks."""
-    if not path.startswith("final_norm/"):
-        return path
-    tower = path.split("/")[1]
-    return f"final_norm/{source.towers.norm.get(tower, tower)}/scale"
-
-
-def _fit(value, axes, shape, has_experts):
+def _fit(value: np.ndarray, axes: tuple[str, ...], shape: tuple[int, ...], has_experts: bool) -> np.ndarray | None:
     """A layer's matrix as the target's shape: itself, copies of it, or its slices in turn; None if neither fits."""
     if value.shape == shape:
         return value
     if "expert" not in axes or has_experts or len(value.shape) != len(shape) - 1:
         return None
-    E, one = shape[0], shape[1:]
-    if value.shape == one:
+    E, *of_expert = shape
+    if value.shape == tuple(of_expert):
         return np.broadcast_to(value, shape)
-    cut = [i for i, (a, b) in enumerate(zip(value.shape, one, strict=True)) if a != b]
-    if len(cut) != 1 or axes[1 + cut[0]] != "mlp" or value.shape[cut[0]] % one[cut[0]]:
+    narrower = [i for i, (whole, part) in enumerate(zip(value.shape, of_expert, strict=True)) if whole != part]
+    if len(narrower) != 1:
         return None
-    slices = np.split(value, value.shape[cut[0]] // one[cut[0]], axis=cut[0])
+    axis = narrower[0]
+    if axes[1 + axis] != "mlp" or value.shape[axis] % of_expert[axis]:
+        return None
+    slices = np.split(value, value.shape[axis] // of_expert[axis], axis=axis)
     return np.stack([slices[e % len(slices)] for e in range(E)])
 
 
-def _noisy(value, spec, kept, path, layer, target):
+def _noisy(value: np.ndarray, spec: params.Spec, kept: int, path: str, layer: int, target: Config) -> jax.Array:
     """Noise on copies, so that they can part; the first `kept` experts, or a matrix if it is kept, stay as they are."""
     if not target.init.noise or spec.std is None:
         return jnp.asarray(value)
