@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mot import batches, sharding
-from mot.config import Config
+from mot.config import Config, checks
 from mot.model import flops, kernels, params
 from mot.plan import hlo
 from mot.plan.chips import Topology
@@ -27,11 +27,13 @@ DAY = 86_400
 # Attention kernels have seven matmuls of queries by keys, of which the formula has six: backward needs scores again.
 ATTENTION = 7 / 6
 RECOMPUTED_ATTENTION = 2 / 6
-RECOMPUTING = ("block", "offload")  # remat policies that run a block forward once more
+REMAT = checks.VALUES["Model"]["remat"]  # policies, from the one that keeps most to the one that keeps least
+RECOMPUTING = ("block", "offload")  # those that run a block forward once more
 ROW = "each row is one causal document, so that a token sees half of it"
 SLICES = "; what goes between slices is counted as if within one"
 LISTED = 8
-NOTHING = 1e-3  # of all FLOPs: matmuls in float32 that take less, as of times' features, are not told
+BYTES_OF_PARAMETER = 16  # in float32, with its gradient and both moments
+NEGLIGIBLE = 1e-3  # of all FLOPs: float32 matmuls that take less, as those of noise levels, are not listed
 
 
 class TooLarge(Exception):
@@ -53,7 +55,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All figures of memory, matmuls and collectives are one device's, of one step."""
+    """All figures of memory, matmuls and collectives are those of one device in one step."""
 
     topology: str
     chips: int
@@ -108,19 +110,18 @@ def from_json(row: dict) -> Forecast:
 
 
 def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology], Compiled] | None = None) -> Forecast:
-    """`compile` is `compile_step`, unless a test has its own."""
+    """The forecast for a configuration on a topology. Tests give a `compile` of their own."""
     mesh = sharding.make_mesh(config, topology.devices)
     common = _of_model(config, topology, mesh)
     try:
         compiled = (compile or compile_step)(config, topology)
     except TooLarge as error:
-        said, buffers = _allocations(str(error))
+        trouble, buffers = _allocations(str(error))
         buffers = buffers or _of_parameters(config, mesh)
-        return Forecast(**common, fits=False, trouble=said, buffers=buffers, remedies=remedies(config, mesh))
+        return Forecast(**common, fits=False, trouble=trouble, buffers=buffers, remedies=remedies(config, mesh))
     program = hlo.read(compiled.text)
     memory = _memory(compiled.memory)
     fits = memory["peak"] <= topology.memory
-    asked = () if fits else remedies(config, mesh, memory)
     tokens = {name: config.data.batch * s.budget for name, s in config.streams.items()}
     work = _work(config, topology, program, tokens, mesh.size)
     return Forecast(
@@ -130,7 +131,7 @@ def plan(config: Config, topology: Topology, compile: Callable[[Config, Topology
         trouble="" if fits else f"it takes {memory['peak'] / 1e9:.1f} GB of {topology.memory / 1e9:.1f} GB",
         memory=memory,
         buffers=[dict(bytes=n, shape=shape, source=at.source) for n, shape, at in program.sizes[:LISTED]],
-        remedies=list(asked),
+        remedies=[] if fits else remedies(config, mesh, memory),
         compile_seconds=compiled.seconds,
         tracing_seconds=compiled.tracing,
     )
@@ -170,11 +171,10 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     return Compiled(text, compiled.memory_analysis(), time.monotonic() - traced, traced - began)
 
 
-def _of_model(config, topology, mesh) -> dict:
-    """What needs no compiler."""
-    B = config.data.batch
-    T = config.length
-    tokens = {name: B * s.budget for name, s in config.streams.items()}
+def _of_model(config: Config, topology: Topology, mesh: jax.sharding.Mesh) -> dict:
+    """The figures that need no compiler."""
+    rows = config.data.batch
+    tokens = {name: rows * s.budget for name, s in config.streams.items()}
     table = params.table(config)
     towers: dict[str, int] = defaultdict(int)
     for path, spec in table.items():
@@ -187,8 +187,8 @@ def _of_model(config, topology, mesh) -> dict:
         mesh={axis: n for axis, n in mesh.shape.items() if n > 1},
         name=config.run.name,
         remat=config.model.remat,
-        rows=B,
-        length=T,
+        rows=rows,
+        length=config.length,
         accumulate=config.optim.accumulate,
         versions=topology.versions,
         effort=jax.config.jax_exec_time_optimization_effort,
@@ -207,26 +207,29 @@ def pairs(config: Config) -> int:
 
 
 def attention_work(config: Config) -> int:
-    """(query, key) pairs that attention computes of a batch: of splash those of the blocks it visits, as if all parts
-    of a row took as long as its last.
+    """(query, key) pairs that attention computes of a batch.
+
+    Splash computes those of the blocks it visits. A row that `mesh.context` splits counts as if all devices took as
+    long as the one with its end.
     """
     m = config.model
     if m.attention != "splash":
         return pairs(config)
-    parts = config.mesh.context
-    bytes = m.head_size * jnp.dtype(m.dtype).itemsize
-    return config.data.batch * parts * kernels.causal_work(config.length, parts, bytes)
+    shards = config.mesh.context
+    bytes_of_head = m.head_size * jnp.dtype(m.dtype).itemsize
+    return config.data.batch * shards * kernels.causal_work(config.length, shards, bytes_of_head)
 
 
-def _memory(stats) -> dict[str, int]:
-    held = {
+def _memory(stats: Any) -> dict[str, int]:
+    """Bytes of a device by what takes them, from the compiler's figures."""
+    sizes = {
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes,
         "aliased": stats.alias_size_in_bytes,  # outputs that take arguments' place
         "temporaries": stats.temp_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
     }
-    return held | {"peak": sum(held.values()) - 2 * held["aliased"]}
+    return sizes | {"peak": sum(sizes.values()) - 2 * sizes["aliased"]}
 
 
 # --- matmuls, memory traffic, collectives, time ----------------------------------------------------------------------
@@ -239,14 +242,14 @@ def recomputed(config: Config, tokens: dict[str, int]) -> int:
     """
     if config.model.remat not in RECOMPUTING:
         return 0
-    weights, last = flops.matmul_weights(config), flops.last_weights(config)
-    again = {name: weights[name] - (0 if s.latent else config.vocab * s.width) for name, s in config.streams.items()}
-    if config.model.norm == "pre":
-        again = {name: again[name] - last[name] for name in again}
-    return sum(2 * n * again[name] for name, n in tokens.items())
+    weights = flops.matmul_weights(config)
+    head = {name: 0 if s.latent else config.vocab * s.width for name, s in config.streams.items()}
+    last = flops.last_weights(config) if config.model.norm == "pre" else dict.fromkeys(config.streams, 0)
+    return sum(2 * n * (weights[name] - head[name] - last[name]) for name, n in tokens.items())
 
 
-def _work(config, topology, program, tokens, devices) -> dict:
+def _work(config: Config, topology: Topology, program: hlo.Program, tokens: dict[str, int], devices: int) -> dict:
+    """What a compiled step computes, moves and sends, and the time that peak figures bound it by."""
     outside = [m for m in program.matmuls if not (m.at.endless or m.at.within(*OF_ATTENTION))]
     grouped = [k for k in program.kernels if "gmm" in k.name or "ragged" in k.name]
     counted = sum(m.total for m in outside) + sum(k.flops * k.at.times for k in grouped)
@@ -272,7 +275,7 @@ def _work(config, topology, program, tokens, devices) -> dict:
         float32_matmuls=[
             dict(shape=m.shape, flops=m.total, source=m.at.source)
             for m in outside
-            if narrow and m.dtype == "f32" and m.total > NOTHING * counted and not m.at.within(*IN_FLOAT32)
+            if narrow and m.dtype == "f32" and m.total > NEGLIGIBLE * counted and not m.at.within(*IN_FLOAT32)
         ],
         kernels=_kernels(program),
         collectives=_by_kind(program),
@@ -287,81 +290,80 @@ def _work(config, topology, program, tokens, devices) -> dict:
     )
 
 
-def _kernels(program):
-    found: dict[tuple, float] = defaultdict(float)
+def _kernels(program: hlo.Program) -> list[dict]:
+    times: dict[tuple, float] = defaultdict(float)
     for k in program.kernels:
-        found[k.name, k.flops, k.at.source] += k.at.times
-    return [dict(name=name, times=n, flops=each, source=source) for (name, each, source), n in found.items()]
+        times[k.name, k.flops, k.at.source] += k.at.times
+    return [dict(name=name, times=n, flops=each, source=source) for (name, each, source), n in times.items()]
 
 
-def _by_kind(program) -> dict[str, dict]:
-    found: dict[str, dict] = {}
+def _by_kind(program: hlo.Program) -> dict[str, dict]:
+    rows: dict[str, dict] = {}
     for c in program.collectives:
-        kind = found.setdefault(c.kind, {"number": 0, "bytes": 0, "wire": 0})
-        kind["number"] += c.at.times
-        kind["bytes"] += c.bytes * c.at.times
-        kind["wire"] += c.wire
-    return dict(sorted(found.items()))
+        row = rows.setdefault(c.kind, {"number": 0, "bytes": 0, "wire": 0})
+        row["number"] += c.at.times
+        row["bytes"] += c.bytes * c.at.times
+        row["wire"] += c.wire
+    return dict(sorted(rows.items()))
 
 
-def _by_source(program) -> list[dict]:
-    found: dict[tuple, dict] = {}
+def _by_source(program: hlo.Program) -> list[dict]:
+    rows: dict[tuple, dict] = {}
     for c in program.collectives:
         key = c.kind, c.group, c.at.source
-        row = found.setdefault(
+        row = rows.setdefault(
             key, dict(kind=c.kind, group=c.group, source=c.at.source, shape=c.shape[:120], number=0, wire=0)
         )
         row["number"] += c.at.times
         row["wire"] += c.wire
-    return sorted(found.values(), key=lambda row: -row["wire"])
+    return sorted(rows.values(), key=lambda row: -row["wire"])
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
 
-_SIZE = re.compile(r"Size: ([\d.]+[KMGT]?)")
+_SIZE = re.compile(r"Size: ([\d.]+)([KMGT]?)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _allocations(message: str) -> tuple[str, list[dict]]:
     """The compiler's sentence, and the largest buffers that it lists."""
-    said = re.search(r"[^\n.]*(?:Ran out of memory|Used [\d.]+\w? of)[^\n]*", message)
+    sentence = re.search(r"[^\n.]*(?:Ran out of memory|Used [\d.]+\w? of)[^\n]*", message)
     buffers = []
-    for part in re.split(r"\n\s*\d+\. ", message)[1:]:
-        size = _SIZE.search(part)
-        shape = re.search(r"Shape: (\S+)", part)
+    for entry in re.split(r"\n\s*\d+\. ", message)[1:]:
+        size = _SIZE.search(entry)
+        shape = re.search(r"Shape: (\S+)", entry)
         if size and shape:
-            number, unit = (size[1][:-1], size[1][-1]) if size[1][-1] in _UNITS else (size[1], "")
-            source = re.search(r'op_name="([^"]*)"', part)
-            buffers.append(
-                dict(bytes=int(float(number) * _UNITS.get(unit, 1)), shape=shape[1], source=source[1] if source else "")
-            )
-    return (said[0] if said else message.splitlines()[0]).strip(), buffers[:LISTED]
+            source = re.search(r'op_name="([^"]*)"', entry)
+            n = int(float(size[1]) * _UNITS.get(size[2], 1))
+            buffers.append(dict(bytes=n, shape=shape[1], source=source[1] if source else ""))
+    return (sentence[0] if sentence else message.splitlines()[0]).strip(), buffers[:LISTED]
 
 
 def _of_parameters(config: Config, mesh: jax.sharding.Mesh) -> list[dict]:
     """The largest parameters on a device, with their moments and gradient: for a compiler that names no buffer."""
-    held = []
+    rows = []
     for path, spec in params.table(config).items():
-        parts = sharding.shard_count(spec.axes, config.mesh.rules, mesh)
-        shape = f"{'x'.join(map(str, spec.shape))} in {parts} parts"
-        held.append(dict(bytes=16 * params.count({path: spec}) // parts, shape=shape, source=f"{path} and its state"))
-    return sorted(held, key=lambda row: -row["bytes"])[:LISTED]
+        shards = sharding.shard_count(spec.axes, config.mesh.rules, mesh)
+        shape = f"{'x'.join(map(str, spec.shape))} in {shards} parts"
+        size = BYTES_OF_PARAMETER * params.count({path: spec}) // shards
+        rows.append(dict(bytes=size, shape=shape, source=f"{path} and its state"))
+    return sorted(rows, key=lambda row: -row["bytes"])[:LISTED]
 
 
 def remedies(config: Config, mesh: jax.sharding.Mesh, memory: dict[str, int] | None = None) -> list[str]:
     """What to change, most likely first; `memory` where it is known."""
-    result = []
-    state = memory and memory["arguments"] > memory["temporaries"]
     shard = "a larger mesh.fsdp (or mesh.tensor, mesh.expert), or a larger topology: state is split among more devices"
-    if state:
-        result.append(shard)
-    order = ("none", "dots", "block", "offload")
-    if config.model.remat != order[-1]:
-        result.append(f"model.remat={order[order.index(config.model.remat) + 1]!r}: backward keeps less")
-    rows = config.data.batch // config.optim.accumulate // sharding.shard_count(("batch",), config.mesh.rules, mesh)
-    result.append(
-        f"optim.accumulate={config.optim.accumulate * 2}: a device's microbatch of {rows // 2} rows, now {rows}"
-        if rows > 1 and rows % 2 == 0
-        else f"mesh.context={config.mesh.context * 2}: each device takes a part of a row"
-    )
-    return result if state else [*result, shard]
+    of_activations = []
+    if config.model.remat != REMAT[-1]:
+        less = REMAT[REMAT.index(config.model.remat) + 1]
+        of_activations.append(f"model.remat={less!r}: backward keeps less")
+    accumulate = config.optim.accumulate
+    rows = config.data.batch // accumulate // sharding.shard_count(("batch",), config.mesh.rules, mesh)
+    if rows > 1 and rows % 2 == 0:
+        of_activations.append(
+            f"optim.accumulate={accumulate * 2}: a device's microbatch of {rows // 2} rows, now {rows}"
+        )
+    else:
+        of_activations.append(f"mesh.context={config.mesh.context * 2}: each device takes a part of a row")
+    state_is_largest = memory is not None and memory["arguments"] > memory["temporaries"]
+    return [shard, *of_activations] if state_is_largest else [*of_activations, shard]
