@@ -6,8 +6,9 @@ import pytest
 
 from configs import chameleon, digits, transfusion
 from mot import optim
-from mot.config import ConfigError, differences, resolve
+from mot.config import ConfigError, Sections, checks, differences, reads, resolve
 from mot.config.load import read
+from mot.errors import Fault
 from tests.support import examples, vectors
 
 
@@ -142,6 +143,49 @@ def test_all_faults_come_at_once():
     found = faults(lambda tree: [change(tree) for change in changes])
     for key in ("optim.lr", "model.heads", "data.batch", "optim.rules, base_rules: no rule", "streams.image.budget"):
         assert any(f.startswith(key) for f in found), (key, found)
+
+
+def asked(change, *sections):
+    """Is a check of these sections run? It finds no fault of its own."""
+    seen = []
+
+    @reads(*sections)
+    def check(config):
+        seen.append(config)
+        return iter(())
+
+    tree = examples.tree("moe_tc4").unlock()
+    change(tree)
+    with pytest.raises(ConfigError):
+        resolve(tree, check)
+    return bool(seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "runs", "does_not"),
+    [
+        (set_("optim.lr", "fast"), "ffn", "optim"),  # it cannot be read
+        (set_("ffn.text.active", 9), "optim", "ffn"),  # nor the table of parameters where experts are wrong
+        (set_("towers.ffn.image", "sound"), "optim", "towers"),
+        (set_("model.heads", 3), "model", None),  # out of range, but a number
+        (set_("optim.rules", [dict(match="ffn.text: active", lr=-1.0, decay=0.0)]), "ffn", None),  # words of another
+    ],
+    ids=["unreadable", "experts", "towers", "value", "words"],
+)
+def test_a_check_from_above_runs_where_what_it_reads_is_whole(change, runs, does_not):
+    assert asked(change, runs)
+    assert does_not is None or not asked(change, runs, does_not)
+
+
+def test_a_fault_says_where_it_is_and_what():
+    tree = examples.tree()
+    c = resolve(tree)
+    sections = Sections(**vars(c) | {"optim": dataclasses.replace(c.optim, lr=-1.0), "run": None})
+    assert list(checks.faults(sections, {"run"})) == [Fault("optim.lr", "-1.0; must be above 0; raise it")]
+    (fault,) = checks.faults(sections, {"run"})
+    assert (fault.section, str(fault)) == ("optim", "optim.lr: -1.0; must be above 0; raise it")
+    with pytest.raises(ConfigError, match=r"optim.lr: -1.0; must be above 0; raise it"):
+        dataclasses.replace(c, optim=sections.optim)  # a Config is checked, however it is made
 
 
 @pytest.mark.parametrize(
