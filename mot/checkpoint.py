@@ -66,10 +66,10 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int, made_by: d
     meta = {"format": FORMAT, "step": step, "items": sorted(trees), "made_by": made_by or {}}
     arguments = ocp.args.Composite(**items, data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(meta))
     try:
-        with _literal(folder) as place, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(place / temporary.name, args=arguments)
+        with _literal(folder) as literal, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(literal / temporary.name, args=arguments)
             if not earlier:
-                _read_back(place / temporary.name, trees)
+                _read_back(literal / temporary.name, trees)
         if sharding.is_first_process():
             (temporary / MANIFEST).write_text(json.dumps(_digests(temporary), indent=1), encoding="utf-8")
             os.rename(temporary, target)
@@ -111,31 +111,31 @@ def goes_on(earlier: list[int]) -> str:
     return f"{had}; make room or mend the folder first, or choose another run.root"
 
 
-# What orbax and tensorstore take as it stands. They read brackets and backslashes as patterns, `gs:` as an address.
+# Paths that orbax and tensorstore take literally. They read brackets and backslashes as patterns, `gs:` as an address.
 _PLAIN = re.compile(r"[\w./ +=,@%~-]*")
 
 
 @contextlib.contextmanager
 def _literal(folder: Path) -> Iterator[Path]:
-    """A path of this folder that means nothing else to any library: its own, or else a link to it while this lasts."""
-    whole = folder.absolute()
-    if _PLAIN.fullmatch(str(whole)):
-        yield whole
+    """A path of this folder that every library takes literally: its own, or else a link to it while this lasts."""
+    absolute = folder.absolute()
+    if _PLAIN.fullmatch(str(absolute)):
+        yield absolute
         return
-    with tempfile.TemporaryDirectory(prefix="mot-", dir=_place_of_links()) as temporary:
+    with tempfile.TemporaryDirectory(prefix="mot-", dir=_folder_of_links()) as temporary:
         link = Path(temporary) / "checkpoints"
-        link.symlink_to(whole, target_is_directory=True)
+        link.symlink_to(absolute, target_is_directory=True)
         yield link
 
 
-def _place_of_links() -> str:
+def _folder_of_links() -> str:
     """A folder of temporary files whose own path is plain."""
-    places = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
-    for place in places:
-        if _PLAIN.fullmatch(place) and os.access(place, os.W_OK | os.X_OK):
-            return place
-    told = ", ".join(dict.fromkeys(places))
-    raise OSError(f"a link to it is needed, and none of {told} can hold one; set TMPDIR to a folder of a plain name")
+    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    for folder in folders:
+        if _PLAIN.fullmatch(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    listed = ", ".join(dict.fromkeys(folders))
+    raise OSError(f"a link to it is needed, and none of {listed} can hold one; set TMPDIR to a folder of a plain name")
 
 
 def refuse_odd(folder: Path) -> None:
@@ -169,15 +169,15 @@ def refuse_unwritable(folder: Path) -> None:
             _remove_partial(folder)
 
 
-def _read_back(place: Path, trees: dict) -> None:
+def _read_back(step: Path, trees: dict) -> None:
     """Raises where a step that was just saved does not give back the smallest of its parameters, bit for bit."""
     path, array = min(flatten_dict(trees["params"]).items(), key=lambda item: item[1].size)
     like = unflatten_dict({path: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)})
-    how = ocp.checkpoint_utils.construct_restore_args(like)
-    arguments = ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=True)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+    arguments = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        found = flatten_dict(checkpointer.restore(place / "params", args=arguments))
-    if not jnp.array_equal(found[path], array, equal_nan=True):
+        restored = flatten_dict(checkpointer.restore(step / "params", args=arguments))
+    if not jnp.array_equal(restored[path], array, equal_nan=True):
         raise ValueError(f"{'/'.join(path)} came back changed")
 
 
@@ -189,13 +189,13 @@ def verify(target: Path) -> None:
             raise ValueError("not an object of file names")
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{target / MANIFEST} cannot be read ({error}); {_remedy(target)}") from None
-    found = _digests(target)
-    for name in sorted({*expected, *found}):
-        if name not in found:
+    digests = _digests(target)
+    for name in sorted({*expected, *digests}):
+        if name not in digests:
             raise Damaged(f"{target / name} is missing; {_remedy(target)}")
         if name not in expected:
             raise Damaged(f"{target / name} is foreign: the manifest does not list it; {_remedy(target)}")
-        if expected[name] != found[name]:
+        if expected[name] != digests[name]:
             raise Damaged(f"{target / name} is damaged: its digest is not the manifest's; {_remedy(target)}")
 
 
@@ -203,11 +203,11 @@ def restore(folder: Path, step: int, like: dict) -> tuple[dict, dict]:
     """Verified trees, with the shapes, dtypes and shardings of the abstract trees `like`, and the position as JSON."""
     target = folder / str(step)
     verify(target)
-    with _literal(folder) as place, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _literal(folder) as literal, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
 
         def read(**items):
             try:
-                return checkpointer.restore(place / target.name, args=ocp.args.Composite(**items))
+                return checkpointer.restore(literal / target.name, args=ocp.args.Composite(**items))
             except (KeyError, ValueError, TypeError, FileNotFoundError) as error:  # what is whole, but not this model's
                 why = str(error).splitlines()[0]
                 raise Damaged(f"{target} does not hold what this run needs ({why}); {_remedy(target)}") from error

@@ -11,6 +11,7 @@ import numpy as np
 
 from mot import checkpoint, optim
 from mot.config import Config, differences, resolve
+from mot.config.axes import MESH_AXES
 from mot.errors import UserError
 from mot.files import write_atomically
 from mot.model import attention, dispatch
@@ -34,48 +35,50 @@ def open_run(config: Config) -> Path:
     """The run's folder, made with `config.json` or found with an equal one.
 
     Raises `UserError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
-    What does not decide the results but for rounding may change: where the run directory and the data lie, the mesh,
-    and how things are computed and read. What `changed` lets change is written down.
+    What changes results by no more than rounding may change: where the run directory and the data lie, the mesh, and
+    how things are computed and read. What `changed` allows to change is written down.
     """
     path = folder(config)
     if not _holds_something(path):
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "config.json", json.dumps(anchored(plain(config)), indent=1))
         return path
-    if new := changed(config):
-        _write_down(path, new)
+    if changes_made := changed(config):
+        _write_down(path, changes_made)
     return path
 
 
 def _holds_something(path: Path) -> bool:
-    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def changed(config: Config) -> dict[str, list]:
-    """What of a run's written configuration will be another: `{dotted key: [its, yours]}`. Nothing is written.
+    """What a run's written configuration will change in: `{dotted key: [its, yours]}`. Nothing is written.
 
-    How often it is evaluated and saved may change, and its steps and its schedule, as long as every step so far had the
-    rate that it would have had: then the run ends as one that had the new numbers from the start. Raises as `open_run`.
+    It may change how often it is evaluated and saved. Its steps and its schedule may change as long as every step so
+    far had the rate that it would have had: then the run ends as if it had the new numbers from the start. Raises as
+    `open_run`.
     """
-    path, resolved = folder(config), plain(config)
+    path = folder(config)
     if not _holds_something(path):
         return {}
-    known = read_config(path)
-    different = changes(known, resolved)
+    old = read_config(path)
+    new = plain(config)
+    different = changes(old, new)
     keys = [difference.partition(":")[0] for difference in different]
-    why = "" if set(keys) <= {*HOW_OFTEN, *RATES} else f"{path} holds a run of another configuration"
-    if not why and set(keys) & set(RATES):
-        why = _other_rates(path, known, config)
-    if why:
+    refusal = "" if set(keys) <= {*HOW_OFTEN, *RATES} else f"{path} holds a run of another configuration"
+    if not refusal and set(keys) & set(RATES):
+        refusal = _other_rates(path, old, config)
+    if refusal:
         raise UserError(
-            f"{why}; nothing was overwritten. Differences (its -> yours):\n"
+            f"{refusal}; nothing was overwritten. Differences (its -> yours):\n"
             + "\n".join(f"  {d}" for d in different)
             + "\nchoose another run.name, or give the run its own configuration back"
         )
     read_metrics(path)
     if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
         not_ours(path / "checkpoints", "a file, not a folder")
-    return {key: [_value(known, key), _value(resolved, key)] for key in keys}
+    return {key: [_value(old, key), _value(new, key)] for key in keys}
 
 
 def _value(plain: dict, key: str):
@@ -83,22 +86,26 @@ def _value(plain: dict, key: str):
     return plain[section][name]
 
 
-def _other_rates(path: Path, known: dict, config: Config) -> str:
+def _saved_step(path: Path) -> int:
+    """The step that was saved last; 0 where none was."""
+    return max(checkpoint.steps(path / "checkpoints"), default=0)
+
+
+def _other_rates(path: Path, plain_before: dict, config: Config) -> str:
     """Why a run cannot go on with other steps or another schedule; "" where it can."""
-    at = max(checkpoint.steps(path / "checkpoints"), default=0)
-    if config.run.steps < at:
-        return f"{path} is at step {at} already, and cannot end at step {config.run.steps}"
+    step = _saved_step(path)
+    if config.run.steps < step:
+        return f"{path} is at step {step} already, and cannot end at step {config.run.steps}"
     try:
-        before = resolve(known)
+        before = resolve(plain_before)
     except UserError as error:
         return not_ours(path / "config.json", error)
-    steps = np.arange(at)
-    old, new = (np.asarray(optim.schedule(c)(steps)) for c in (before, config))
+    old, new = (np.asarray(optim.schedule(c)(np.arange(step))) for c in (before, config))
     if (old == new).all():
         return ""
     n = 1 + int((old != new).argmax())
     return (
-        f"{path} is at step {at}, where its rate is {old[-1]:.4g} ({before.optim.schedule} over {before.run.steps} "
+        f"{path} is at step {step}, where its rate is {old[-1]:.4g} ({before.optim.schedule} over {before.run.steps} "
         f"steps); it would have been {new[-1]:.4g} ({config.optim.schedule} over {config.run.steps}), and differ from "
         f"step {n} on. A run goes on as long as its rate has not begun to decay: with optim.schedule=constant, or wsd "
         "up to its last optim.decay_steps. To train this one further, begin another run from it, with a schedule of "
@@ -106,28 +113,28 @@ def _other_rates(path: Path, known: dict, config: Config) -> str:
     )
 
 
-def _write_down(path: Path, new: dict[str, list]) -> None:
+def _write_down(path: Path, changes_made: dict[str, list]) -> None:
     """A run's new numbers into its config.json, and both into an event of metrics.jsonl, which comes first."""
-    known = read_config(path)
-    for key, (_, value) in new.items():
+    config = read_config(path)
+    for key, (_, value) in changes_made.items():
         section, name = key.split(".")
-        known[section][name] = value
-    at = max(checkpoint.steps(path / "checkpoints"), default=0)
-    event = {"schema": SCHEMA, "kind": "event", "step": at, "time": provenance.now(), "event": "changed", "keys": new}
+        config[section][name] = value
+    event = {"schema": SCHEMA, "kind": "event", "step": _saved_step(path), "time": provenance.now()}
+    event |= {"event": "changed", "keys": changes_made}
     rows = [*read_metrics(path), event]
     write_atomically(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write_atomically(path / "config.json", json.dumps(known, indent=1))
+    write_atomically(path / "config.json", json.dumps(config, indent=1))
 
 
-def anchored(known: dict) -> dict:
+def anchored(config: dict) -> dict:
     """A plain configuration whose folders are found from wherever it is read: absolute ones."""
-    data, init, run = known["data"], known["init"], known["run"]
+    data, init, run = config["data"], config["init"], config["run"]
 
     def anchor(address: str) -> str:
         return os.path.abspath(address) if _is_folder(address) else address
 
     sources = {name: anchor(address) for name, address in data["sources"].items()}
-    return known | {
+    return config | {
         "run": run | {"root": os.path.abspath(run["root"])},
         "data": data | {"sources": sources},
         "init": init | {"run": anchor(init["run"])},
@@ -135,25 +142,25 @@ def anchored(known: dict) -> dict:
 
 
 def _is_folder(address: str) -> bool:
-    """Of what `data.sources` or `init.run` name: no remote address, no name with a meaning of its own."""
+    """Does an entry of `data.sources` or `init.run` name a folder: no remote address, no name with its own meaning?"""
     return address not in ("", "embedded") and not re.match(r"seqio:|\w+://", address)
 
 
 def _moved(config: Config, path: Path) -> Config:
-    """A configuration that was read from `path`: folders that are gone, but lie as they did from the run's, are there.
+    """A run's configuration, read from `path`: a folder that is gone is looked for where it lay from the run's folder.
 
     So a project that was copied as a whole, runs and data, goes on elsewhere.
     """
-    was = Path(config.run.root) / config.run.name
+    former = Path(config.run.root) / config.run.name
 
-    def found(address: str) -> str:
+    def present(address: str) -> str:
         if not _is_folder(address) or Path(address).exists():
             return address
-        beside = os.path.normpath(path.absolute() / os.path.relpath(address, was))
+        beside = os.path.normpath(path.absolute() / os.path.relpath(address, former))
         return beside if Path(beside).exists() else address
 
-    sources = {name: found(address) for name, address in config.data.sources.items()}
-    init = dataclasses.replace(config.init, run=found(config.init.run))
+    sources = {name: present(address) for name, address in config.data.sources.items()}
+    init = dataclasses.replace(config.init, run=present(config.init.run))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources), init=init)
 
 
@@ -165,19 +172,19 @@ def _is_same_run(old: str, new: str) -> bool:
     return gone or os.path.abspath(old) == os.path.abspath(new)
 
 
-def changes(known: dict, resolved: dict) -> list[str]:
-    """What of a run's configuration, as written, another one changes, of all that decides its results."""
-    known = known | {"run": known["run"] | {"root": resolved["run"]["root"]}, "mesh": resolved["mesh"]}
-    if isinstance(model := known["model"], dict):
-        known["model"] = model | {key: resolved["model"][key] for key in HOW_IT_IS_COMPUTED}
-    if isinstance(data := known["data"], dict):
-        known["data"] = data | {key: resolved["data"][key] for key in HOW_DATA_IS_READ}
+def changes(old: dict, new: dict) -> list[str]:
+    """How a run's configuration, as written, differs from a resolved one in what decides its results."""
+    old = old | {"run": old["run"] | {"root": new["run"]["root"]}, "mesh": new["mesh"]}
+    if isinstance(model := old["model"], dict):
+        old["model"] = model | {key: new["model"][key] for key in HOW_IT_IS_COMPUTED}
+    if isinstance(data := old["data"], dict):
+        old["data"] = data | {key: new["data"][key] for key in HOW_DATA_IS_READ}
         sources = data.get("sources")
-        if isinstance(sources, dict) and sources.keys() == resolved["data"]["sources"].keys():
-            known["data"]["sources"] = resolved["data"]["sources"]  # moved; the data's digest is compared later
-    if isinstance(init := known["init"], dict) and _is_same_run(str(init.get("run", "")), resolved["init"]["run"]):
-        known["init"] = init | {"run": resolved["init"]["run"]}
-    return differences(known, resolved)
+        if isinstance(sources, dict) and sources.keys() == new["data"]["sources"].keys():
+            old["data"]["sources"] = new["data"]["sources"]  # moved; the data's digest is compared later
+    if isinstance(init := old["init"], dict) and _is_same_run(str(init.get("run", "")), new["init"]["run"]):
+        old["init"] = init | {"run": new["init"]["run"]}
+    return differences(old, new)
 
 
 def config_of(path: Path) -> Config:
@@ -186,14 +193,15 @@ def config_of(path: Path) -> Config:
     Raises `Damaged` where `read_config` does and where a value is not allowed.
     """
     config = config_as_written(path)
-    one = dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices"), 1)
-    mesh = dataclasses.replace(config.mesh, data=0, **one)
-    m = config.model
+    sizes = dict.fromkeys((*MESH_AXES, "slices"), 1) | {"data": 0}
+    mesh = dataclasses.replace(config.mesh, **sizes)
+    model = config.model
     if jax.default_backend() == "cpu":
-        how = dict(attention="chunked") if m.attention in attention.KERNELS else {}
-        how |= dict(dispatch="blocked") if m.dispatch in dispatch.KERNELS else {}
-        m = dataclasses.replace(m, **how)
-    return _moved(dataclasses.replace(config, mesh=mesh, model=m), path)
+        if model.attention in attention.KERNELS:
+            model = dataclasses.replace(model, attention="chunked")
+        if model.dispatch in dispatch.KERNELS:
+            model = dataclasses.replace(model, dispatch="blocked")
+    return _moved(dataclasses.replace(config, mesh=mesh, model=model), path)
 
 
 def read_metrics(path: Path) -> list[dict]:

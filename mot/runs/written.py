@@ -23,12 +23,12 @@ def folder(config: Config) -> Path:
 
 def saved(path: Path, step: int | None = None) -> list[int]:
     """The steps of a run's checkpoints; raises `UserError` where there are none, or `step` is not among them."""
-    found = numbered(path / "checkpoints")
-    if not found:
+    steps = numbered(path / "checkpoints")
+    if not steps:
         raise UserError(f"{path} has no checkpoint yet; `mot train` with its configuration makes one")
-    if step is not None and step not in found:
-        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, found))}; choose one")
-    return found
+    if step is not None and step not in steps:
+        raise UserError(f"{path} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}; choose one")
+    return steps
 
 
 def read_config(path: Path) -> dict:
@@ -43,28 +43,28 @@ def read_config(path: Path) -> dict:
             "another run.name"
         )
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         not_ours(file, error)
     sections = {f.name for f in dataclasses.fields(Config)}
-    if not isinstance(found, dict) or not isinstance(found.get("run"), dict):
+    if not isinstance(config, dict) or not isinstance(config.get("run"), dict):
         not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
-    if lacks := sorted(sections - found.keys()):
+    if lacks := sorted(sections - config.keys()):
         not_ours(file, f"it lacks {', '.join(lacks)}; a run of an earlier version of mot is read by that one")
-    o = found["optim"]
-    if isinstance(o, dict) and "base_rules" not in o:  # of a version whose `rules` were all there are
-        found["optim"] = o | {"freeze": "", "rules": [], "base_rules": o.get("rules", [])}
-    found, told = modern(found)
-    if told:
-        say_once(f"{file} is of an earlier version, with other names: {', '.join(told)}")
-    return found
+    optim = config["optim"]
+    if isinstance(optim, dict) and "base_rules" not in optim:  # of a version whose `rules` were all there are
+        config["optim"] = optim | {"freeze": "", "rules": [], "base_rules": optim.get("rules", [])}
+    config, renamed = modern(config)
+    if renamed:
+        say_once(f"{file} is of an earlier version, with other names: {', '.join(renamed)}")
+    return config
 
 
 def config_as_written(path: Path) -> Config:
     """A run's configuration, checked; raises `Damaged` where `read_config` does and where a value is not allowed."""
-    found = read_config(path)
+    config = read_config(path)
     try:
-        return resolve(found)
+        return resolve(config)
     except UserError as error:
         not_ours(path / "config.json", error)
 
@@ -77,13 +77,13 @@ def named(patterns: Sequence[str | Path]) -> list[Path]:
     """
     paths: dict[Path, Path] = {}
     for pattern in map(str, patterns):
-        found = [Path(pattern)] if Path(pattern).is_dir() else _matching(pattern)
-        matches = found if Path(pattern).is_dir() else [path for path in found if (path / "config.json").exists()]
-        if not found:
+        is_folder = Path(pattern).is_dir()
+        matches = [Path(pattern)] if is_folder else _matching(pattern)
+        if not matches:
             raise UserError(
                 f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
             )
-        for path in matches:
+        for path in [path for path in matches if is_folder or (path / "config.json").exists()]:
             paths.setdefault(path.resolve(), path)  # one run by two names is one run
     if not paths:
         raise UserError(f"{', '.join(map(str, patterns))}: no run there; give folders that hold a config.json")
@@ -91,13 +91,13 @@ def named(patterns: Sequence[str | Path]) -> list[Path]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """What a glob finds. A folder at its beginning that exists is meant as it stands, whatever its name has in it."""
-    parts = Path(pattern).parts
-    known = 0
-    while known < len(parts) and Path(*parts[: known + 1]).exists():
-        known += 1
-    literal = [glob.escape(part) for part in parts[:known]]
-    return [Path(p) for p in sorted(glob.glob(str(Path(*literal, *parts[known:]))))]
+    """What a glob finds. A folder at its beginning that exists is meant literally, whatever characters its name has."""
+    names = Path(pattern).parts
+    existing = 0
+    while existing < len(names) and Path(*names[: existing + 1]).exists():
+        existing += 1
+    literal = [glob.escape(name) for name in names[:existing]]
+    return [Path(p) for p in sorted(glob.glob(str(Path(*literal, *names[existing:]))))]
 
 
 def not_ours(file: Path, why: object) -> NoReturn:
