@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
@@ -86,35 +86,34 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
     """`dotted.key: old -> new` wherever two configurations (as nested mappings) differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
-
-        def join(k):
-            return f"{path}.{k}" if path else str(k)
-
-        return [d for k in keys for d in differences(old.get(k, "absent"), new.get(k, "absent"), join(k))]
+        return [d for k in keys for d in differences(old.get(k, "absent"), new.get(k, "absent"), _join(path, k))]
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
 
 
-def _fields(value, kind, path, faults) -> dict:
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _fields(value: Mapping, kind: type, path: str, faults: list[Fault]) -> dict:
     """Every field of a dataclass, converted; None where there is a fault."""
     hints = typing.get_type_hints(kind)
-
-    def join(key):
-        return f"{path}.{key}" if path else key
-
-    for key in [k for k in value if k not in hints]:
-        now = renamed(join(key)).rpartition(".")[2]
+    for key in [key for key in value if key not in hints]:
+        dotted = _join(path, key)
+        now = renamed(dotted).rpartition(".")[2]
         remedy = f"it is called {now} now" if now else names.remedy(str(key), hints) or "remove it"
-        faults.append(
-            Fault(join(key), f"unknown key, value {_shown(value[key])}; allowed: {', '.join(hints)}; {remedy}")
-        )
-    for key in [k for k in hints if k not in value]:
-        faults.append(Fault(join(key), "missing; configs/base.py shows every key; add it"))
-    return {k: _convert(value[k], t, join(k), faults) if k in value else None for k, t in hints.items()}
+        text = f"unknown key, value {_shown(value[key])}; allowed: {', '.join(hints)}; {remedy}"
+        faults.append(Fault(dotted, text))
+    for key in [key for key in hints if key not in value]:
+        faults.append(Fault(_join(path, key), "missing; configs/base.py shows every key; add it"))
+    return {
+        key: _convert(value[key], hint, _join(path, key), faults) if key in value else None
+        for key, hint in hints.items()
+    }
 
 
-def _convert(value, kind, path, faults):
-    """`value` as type `kind`, or None with a fault."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+def _convert(value: Any, kind: Any, path: str, faults: list[Fault]) -> Any:
+    """`value` as type `kind`: a dataclass, a dict or a tuple of dataclasses, or a plain type. None with a fault."""
+    origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             return _wrong(value, "a group of keys", path, faults)
@@ -124,32 +123,40 @@ def _convert(value, kind, path, faults):
     if origin is dict:
         if not isinstance(value, Mapping) or not value:
             return _wrong(value, "a group of keys with at least one entry", path, faults)
-        return {str(k): _convert(v, args[1], f"{path}.{k}", faults) for k, v in value.items()}
+        of_values = typing.get_args(kind)[1]
+        return {str(key): _convert(one, of_values, f"{path}.{key}", faults) for key, one in value.items()}
     if origin is tuple:
+        of_items = typing.get_args(kind)[0]
         if not isinstance(value, (list, tuple)):
-            keys = ", ".join(f"'{f.name}': ..." for f in dataclasses.fields(args[0]))
+            keys = ", ".join(f"'{field.name}': ..." for field in dataclasses.fields(of_items))
             return _wrong(value, f"a tuple of groups, as ({{{keys}}},)", path, faults)
-        return tuple(_convert(v, args[0], f"{path}[{i}]", faults) for i, v in enumerate(value))
+        return tuple(_convert(one, of_items, f"{path}[{i}]", faults) for i, one in enumerate(value))
+    return _plain(value, kind, path, faults)
+
+
+def _plain(value: Any, kind: type, path: str, faults: list[Fault]) -> Any:
+    """A number, a truth value or a text, which is of its type; 3 may stand for 3.0, and 1e3 for 1000."""
+    finite = f"a finite number, at most {LARGEST_FLOAT:g} in size"
     if type(value) is int and abs(value) >= LARGEST:
         return _wrong(value, f"less than {LARGEST} in size", path, faults)
     if kind is float and type(value) is int:
         value = float(value)
-    if kind is int and type(value) is float and value.is_integer() and abs(value) < LARGEST:  # as 1e3
+    if kind is int and type(value) is float and value.is_integer() and abs(value) < LARGEST:
         value = int(value)
     if kind is float and type(value) is str and value.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        return _wrong(value, f"a finite number, at most {LARGEST_FLOAT:g} in size", path, faults)
+        return _wrong(value, finite, path, faults)
     if type(value) is not kind:
         return _wrong(value, f"of type {kind.__name__}", path, faults)
     if kind is float and not abs(value) <= LARGEST_FLOAT:
-        return _wrong(value, f"a finite number, at most {LARGEST_FLOAT:g} in size", path, faults)
+        return _wrong(value, finite, path, faults)
     return value
 
 
-def _wrong(value, allowed, path, faults):
+def _wrong(value: Any, allowed: str, path: str, faults: list[Fault]) -> None:
     faults.append(Fault(path, f"{_shown(value)} is {type(value).__name__}; must be {allowed}; give it such a value"))
 
 
-def _shown(value) -> str:
+def _shown(value: Any) -> str:
     """As a message shows it, which nobody wants to be as long as what was given."""
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -31,17 +31,17 @@ def comments() -> dict[str, dict[str, str]]:
     source = inspect.getsource(schema)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     said = {t.start[0]: (t.string.lstrip("# "), t.line) for t in tokens if t.type == tokenize.COMMENT}
-    found: dict[str, dict[str, str]] = {}
+    result: dict[str, dict[str, str]] = {}
     for kind in [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]:
-        found[kind.name] = {}
+        result[kind.name] = {}
         for field in [node for node in kind.body if isinstance(node, ast.AnnAssign)]:
             lines = list(range(field.lineno, field.end_lineno + 1))
             n = field.end_lineno + 1
             while n in said and said[n][1].lstrip().startswith("#"):
                 lines.append(n)
                 n += 1
-            found[kind.name][field.target.id] = " ".join(said[line][0] for line in lines if line in said)
-    return found
+            result[kind.name][field.target.id] = " ".join(said[line][0] for line in lines if line in said)
+    return result
 
 
 def keys(value: Any, kind: Any = Sections, path: str = "", comment: str = "") -> Iterator[Key]:

@@ -148,14 +148,14 @@ def places(program: str) -> dict[str, str]:
 
     lines = {n: (files.get(field(x, "file_name_id"), ""), field(x, "line")) for n, x in table("FileLocations").items()}
     frames = {n: lines.get(field(x, "file_location_id"), ("", "")) for n, x in table("StackFrames").items()}
-    found = {}
+    named = {}
     for name, op, frame in re.findall(
         r'%?([\w.\-]+) = .*metadata=\{[^}]*op_name="([^"]*)"(?:[^}]*stack_frame_id=(\d+))?', program
     ):
         file, line = frames.get(frame, ("", ""))
         short = "/".join(op.split("/")[-3:])
-        found[name] = f"{short}, {file}:{line}" if file else short
-    return found
+        named[name] = f"{short}, {file}:{line}" if file else short
+    return named
 
 
 def _section(program: str, title: str) -> str:

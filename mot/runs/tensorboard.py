@@ -49,19 +49,19 @@ IMAGES, SOUNDS = 4, 8  # of a step's samples at most
 def tag(kind: str, key: str, sources: int) -> str | None:
     """Where the curve of a row's value stands, in a run on so many sources; None: there is none."""
     first, _, rest = key.partition("/")
-    found = CURVES.get(kind, {}).get(first)
-    if found is None or not rest:
-        return found
+    curve = CURVES.get(kind, {}).get(first)
+    if curve is None or not rest:
+        return curve
     if "loss" in first and "/" in rest:  # of a modality and source, which of one source alone says nothing new
-        return f"by_source/{found}/{rest}" if sources > 1 else None
-    return f"{found}/{rest}"
+        return f"by_source/{curve}/{rest}" if sources > 1 else None
+    return f"{curve}/{rest}"
 
 
 def curves(kind: str, values: Mapping, sources: int) -> Iterator[tuple[str, float]]:
     """The points of a row of metrics, by their curves' tags."""
     for key, value in values.items():
-        if isinstance(value, int | float) and (found := tag(kind, key, sources)):
-            yield found, value
+        if isinstance(value, int | float) and (curve := tag(kind, key, sources)):
+            yield curve, value
 
 
 class Board:
@@ -177,10 +177,10 @@ def _record(event: Event) -> bytes:
 def read(file: Path) -> Iterator[tuple[Event, bytes]]:
     """The events of a file, each with its record; ends where the file is cut off."""
     content = file.read_bytes()
-    place = 0
-    while len(content) >= place + 12:
-        end = place + 16 + int.from_bytes(content[place : place + 8], "little")
+    start = 0
+    while len(content) >= start + 12:
+        end = start + 16 + int.from_bytes(content[start : start + 8], "little")
         if end > len(content):
             return
-        yield Event.FromString(content[place + 12 : end - 4]), content[place:end]
-        place = end
+        yield Event.FromString(content[start + 12 : end - 4]), content[start:end]
+        start = end

@@ -141,7 +141,7 @@ def make_mesh(config: Config, runs: int, devices: Sequence[jax.Device] | None = 
     )
 
 
-def _with(config: Config, values: dict) -> Sections:
+def _with(config: Sections, values: dict) -> Sections:
     """`config` with other values by dotted key: numbers that are traced, at which no check can look."""
     sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for key, value in values.items():
@@ -150,17 +150,18 @@ def _with(config: Config, values: dict) -> Sections:
     return Sections(**sections)
 
 
-def vmapped(configs: Sequence[Config], mesh) -> Callable:
+def vmapped(configs: Sequence[Config], mesh: jax.sharding.Mesh) -> Callable:
     """`each(f)` is f(config, of_one, *shared) of every run at once: (of_all, *shared) -> results of all, runs first."""
 
-    def value(c, key):
-        return getattr(getattr(c, key.split(".")[0]), key.split(".")[1])
-
-    given = {key: [value(c, key) for c in configs] for key in VARIED}
-    values = {key: np.array(x, DTYPES.get(key, jnp.float32)) for key, x in given.items() if len(set(x)) > 1}
-    # `blocked` loops over the rows that experts have: of several runs, as long as any has some, and copying them all.
-    dispatch = {"blocked": "ragged"}.get(configs[0].model.dispatch, configs[0].model.dispatch)
-    config = _with(configs[0], {"model.dispatch": dispatch})
+    values = {}
+    for key in VARIED:
+        section, name = key.split(".")
+        of_runs = [getattr(getattr(c, section), name) for c in configs]
+        if len(set(of_runs)) > 1:
+            values[key] = np.array(of_runs, DTYPES.get(key, jnp.float32))
+    config = configs[0]
+    if config.model.dispatch == "blocked":  # its loop would run as long as any run has rows, and copy those of all
+        config = _with(config, {"model.dispatch": "ragged"})
 
     def each(f):
         def one(values, of_one, *shared):
