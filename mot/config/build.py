@@ -27,7 +27,7 @@ class Check(Protocol):
 def reads(*sections: str) -> Callable[[Callable], Check]:
     """Marks a function as a `Check` of these sections."""
 
-    def mark(check):
+    def mark(check: Callable) -> Check:
         check.reads = set(sections)
         return check
 

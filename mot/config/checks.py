@@ -392,7 +392,7 @@ def _objective(c: "Sections") -> Iterator[Fault]:
     yield from within("objective", c.objective, VALUES["Objective"])
 
 
-def _mesh(c) -> Iterator[str]:
+def _mesh(c: "Sections") -> Iterator[Fault]:
     m = c.mesh
     yield from within("mesh", m, VALUES["Mesh"])
     used = {name for text in m.rules.values() for name in names(text)}
@@ -417,7 +417,7 @@ def _mesh(c) -> Iterator[str]:
                 )
 
 
-def _slices(c) -> Iterator[str]:
+def _slices(c: "Sections") -> Iterator[Fault]:
     rows = max(c.data.batch // max(c.optim.accumulate, 1), 1)
     if c.mesh.slices > rows:
         yield Fault(
@@ -425,7 +425,7 @@ def _slices(c) -> Iterator[str]:
         )
 
 
-def _rules(c) -> Iterator[str]:
+def _rules(c: "Sections") -> Iterator[Fault]:
     rules = c.mesh.rules
     path = "mesh.rules"
     for axis in [a for a in rules if a not in LOGICAL_AXES]:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from mot.config import checks, schema
-from mot.config.allowed import Range
+from mot.config.allowed import Allowed, Range
 from mot.config.schema import Sections
 
 TYPES = {int: "a whole number", float: "a number", bool: "True, False", str: ""}
@@ -59,13 +59,13 @@ def keys(value: Any, kind: Any = Sections, path: str = "", comment: str = "") ->
         yield from _field(value, kind, path, comment, None)
 
 
-def _about(kind) -> str:
+def _about(kind: Any) -> str:
     """What a group of keys is, or one of a tuple of groups: the first line of its docstring."""
     kind = next(iter(typing.get_args(kind)), kind)
     return (kind.__doc__ or "").partition("\n")[0].rstrip(".") if dataclasses.is_dataclass(kind) else ""
 
 
-def _field(value, kind, path, comment, limits) -> Iterator[Key]:
+def _field(value: Any, kind: Any, path: str, comment: str, limits: Allowed | None) -> Iterator[Key]:
     if dataclasses.is_dataclass(kind):
         yield from keys(value, kind, path, comment)
     elif isinstance(value, Mapping):
@@ -77,7 +77,7 @@ def _field(value, kind, path, comment, limits) -> Iterator[Key]:
         yield Key(path, value, comment, _allowed(kind, limits), False)
 
 
-def _allowed(kind, limits) -> str:
+def _allowed(kind: Any, limits: Allowed | None) -> str:
     if isinstance(limits, Range):
         return f"{TYPES[kind]} {limits}" if limits.least or limits.above else f"{TYPES[kind]}, {limits}"
     if isinstance(limits, Mapping):

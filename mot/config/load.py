@@ -99,13 +99,13 @@ def asked(given: str, allowed: Iterable[str]) -> str:
     return f"; {found}" if found else ""
 
 
-def _drop(group, name):
+def _drop(group: ConfigDict, name: str) -> None:
     """A ConfigDict refuses a value of another type; `build` says what is wrong with it."""
     if name in group:
         del group[name]
 
 
-def _literal(text):
+def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

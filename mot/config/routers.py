@@ -4,7 +4,10 @@
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # it imports this file
+    from mot.config.schema import Experts
 
 
 class Router(NamedTuple):
@@ -16,11 +19,11 @@ class Router(NamedTuple):
     usual: Mapping  # what an architecture's name does not tell, as configs/archs.py has it
 
 
-def _unless_scores_decide(experts) -> bool:
+def _unless_scores_decide(experts: "Experts") -> bool:
     return not (experts.capacity and experts.overflow == "highest")
 
 
-def _never(experts) -> bool:
+def _never(experts: "Experts") -> bool:
     return False
 
 

@@ -90,7 +90,7 @@ def measure(mesh: Mesh, dtype: str, sizes: tuple[int, ...], seconds: float) -> P
     best = Peak(0.0, sizes[0], seconds, provenance.now())
     programs = {}
 
-    def tried(n):
+    def tried(n: int) -> tuple[Peak, float]:
         """The best so far after one more multiplication, and its seconds."""
         multiply, a = programs[n]
         start = time.perf_counter()
@@ -112,7 +112,7 @@ def measure(mesh: Mesh, dtype: str, sizes: tuple[int, ...], seconds: float) -> P
     return best
 
 
-def _program(mesh, rows, dtype, n):
+def _program(mesh: Mesh, rows: NamedSharding, dtype: str, n: int) -> tuple[jax.stages.Compiled, jax.Array]:
     """A multiplication on every device, compiled, and what it multiplies with itself."""
     a = jax.jit(lambda: jnp.full((mesh.size, n, n), 0.5, dtype), out_shardings=rows)()
     multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=dtype), out_shardings=rows)

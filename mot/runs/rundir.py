@@ -229,6 +229,6 @@ def read_metrics(path: Path) -> list[dict]:
     return rows
 
 
-def _is_number(value) -> bool:
+def _is_number(value: object) -> bool:
     """As metrics.jsonl holds one: JSON has no NaN, so what is not finite is text."""
     return type(value) in (int, float) or value in ("nan", "inf", "-inf")

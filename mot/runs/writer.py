@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -52,7 +53,7 @@ class Writer:
             self.board.close()
 
 
-def _as_json(value):
+def _as_json(value: Any) -> Any:
     """JSON has no NaN and no infinity: these are text."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from mot.config.axes import MESH_AXES
 from mot.config.options import VARIED
 from mot.console import phase
 from mot.data.mixture import Sources
+from mot.data.pipeline import LeftOut
 from mot.errors import UserError
 from mot.model import kernels
 from mot.runs import metrics, peak, profile, provenance, rundir
@@ -37,6 +39,15 @@ from mot.train.state import State, init_state, trees
 from mot.train.step import make_step
 
 DTYPES = {"model.seed": jnp.int32}  # of what may differ; the others are float32
+
+
+class Runs(NamedTuple):
+    """Several runs in one program."""
+
+    configs: Sequence[Config]
+    paths: Sequence[Path]
+    mesh: jax.sharding.Mesh
+    each: Callable  # of `vmapped`
 
 
 def run(
@@ -58,16 +69,11 @@ def run(
     kernels.refuse_absent(first, mesh.devices.flat[0].platform)
     done = _same_step(configs)
     upcycled = [restore.upcycled(c) if c.init.run and not done else None for c in configs]
-    for c in configs:  # each is asked for what `open_run` may refuse, before any folder is made
-        rundir.changed(c)
-    for c in configs:
-        rundir.open_run(c)
-    paths = [rundir.folder(c) for c in configs]
-    checkpoint.refuse_unwritable(paths[0] / "checkpoints")
-    each = vmapped(configs, mesh)
+    paths = _open_folders(configs)
+    runs = Runs(configs, paths, mesh, vmapped(configs, mesh))
     with jax.set_mesh(mesh):
         with phase("the first states: initial values, or checkpoints'"):
-            state, positions = _start(configs, paths, mesh, each, done, upcycled)
+            state, positions = _start(runs, done, upcycled)
         for path, position in zip(paths, positions, strict=True):
             restore.refuse_other_data(path, position, training)
         end = min(first.run.steps, until or first.run.steps)
@@ -80,15 +86,9 @@ def run(
                 live.say(f"{', '.join(map(str, paths))}: resuming at step {done}")
             best = peak.of(mesh, first.model.dtype, end - done, live.say)
             with loop.unwritable(paths[0]):
-                logs = Logs(
-                    [
-                        Log(c, training.names, position, Writer(path, done), _named(live, c.run.name), best)
-                        for c, path, position in zip(configs, paths, positions, strict=True)
-                    ],
-                    live,
-                )
+                logs = _logs(runs, positions, training.names, live, best)
                 try:
-                    job = _job(configs, mesh, paths, each, training, held_out, logs, end)
+                    job = _job(runs, training, held_out, logs, end)
                     writer = logs.all[0].writer  # a profile is of all, and is told by the first
                     with profile.Trace(paths[0], positions[0], writer, live) if profiled else nullcontext() as trace:
                         loop.loop(job, state, signals, trace)
@@ -97,9 +97,13 @@ def run(
     return paths
 
 
-def _named(live: Live, name: str) -> Callable[[str], None]:
-    """Says what one run has to say, among several."""
-    return lambda text: live.say(f"{name}: {text}")
+def _open_folders(configs: Sequence[Config]) -> list[Path]:
+    """The folders of all runs. Each is asked for what may be refused, before any is made or changed."""
+    for c in configs:
+        rundir.changed(c)
+    paths = [rundir.open_run(c) for c in configs]
+    checkpoint.refuse_unwritable(paths[0] / "checkpoints")
+    return paths
 
 
 def refuse_others(configs: Sequence[Config]) -> None:
@@ -194,68 +198,82 @@ def _same_step(configs: Sequence[Config]) -> int:
     return done[folders[0]]
 
 
-def _start(configs, paths, mesh, each, done: int, upcycled) -> tuple[State, list[Position]]:
+def _start(runs: Runs, done: int, upcycled: Sequence[dict | None]) -> tuple[State, list[Position]]:
     """The state of all, runs first, and each run's position."""
-    runs = NamedSharding(mesh, P("runs"))
+    by_run = NamedSharding(runs.mesh, P("runs"))
     if not done and upcycled[0] is None:
-        init = each(lambda config, _: init_state(config))
-        state = jax.jit(init, out_shardings=runs)(np.arange(len(configs)))
-        return state, [Position() for _ in configs]
-    alone = sharding.one_device(mesh.devices.flat)
+        init = runs.each(lambda config, _: init_state(config))
+        state = jax.jit(init, out_shardings=by_run)(np.arange(len(runs.configs)))
+        return state, [Position() for _ in runs.configs]
+    alone = sharding.one_device(runs.mesh.devices.flat)
     with jax.set_mesh(alone):
-        started = [restore.start(c, path, alone, first=x) for c, path, x in zip(configs, paths, upcycled, strict=True)]
+        started = [
+            restore.start(c, path, alone, first=weights)
+            for c, path, weights in zip(runs.configs, runs.paths, upcycled, strict=True)
+        ]
         states = jax.device_get([state for state, _ in started])
 
     def stack(*x):
-        return jax.device_put(np.stack(x), runs)
+        return jax.device_put(np.stack(x), by_run)
 
     return jax.tree.map(stack, *states), [position for _, position in started]
 
 
-def _job(configs, mesh, paths, each, training: Sources, held_out: Sources, logs: "Logs", end: int) -> loop.Job:
-    first = configs[0]
-    runs = NamedSharding(mesh, P("runs"))
-    step = each(lambda config, state, batch: make_step(config, len(training.names))(state, batch))
-    step = jax.jit(step, donate_argnums=0, out_shardings=(runs, None))
-    evaluate_all = _make_evaluate(configs, mesh, each, held_out, logs.live)
+def _logs(runs: Runs, positions: Sequence[Position], sources: Sequence[str], live: Live, best: peak.Peak) -> "Logs":
+    def say(name: str) -> Callable[[str], None]:
+        return lambda text: live.say(f"{name}: {text}")
+
+    logs = [
+        Log(c, sources, position, Writer(path, position.step), say(c.run.name), best)
+        for c, path, position in zip(runs.configs, runs.paths, positions, strict=True)
+    ]
+    return Logs(logs, live)
+
+
+def _job(runs: Runs, training: Sources, held_out: Sources, logs: "Logs", end: int) -> loop.Job:
+    first = runs.configs[0]
+    step = runs.each(lambda config, state, batch: make_step(config, len(training.names))(state, batch))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(NamedSharding(runs.mesh, P("runs")), None))
+    evaluate_all = _make_evaluate(runs, held_out, logs.live)
     take = jax.jit(_of_run)
 
     def save(state: State) -> None:
         made_by = provenance.made_by()
         for i, log in logs.present():
-            position = log.position
+            folder = runs.paths[i] / "checkpoints"
             items = take(trees(state), i)
-            checkpoint.save(paths[i] / "checkpoints", position.step, items, vars(position), first.run.keep, made_by)
+            checkpoint.save(folder, log.position.step, items, vars(log.position), first.run.keep, made_by)
 
-    return loop.Job(first, mesh, training, held_out, step, evaluate_all, save, logs, logs.live, end)
+    return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, save, logs, logs.live, end)
 
 
-def _make_evaluate(configs, mesh, each, held_out: Sources, live: Live) -> Callable[[State], list[dict]]:
+def _make_evaluate(runs: Runs, held_out: Sources, live: Live) -> Callable[[State], list[dict]]:
     """`state -> ` each run's row, as `evaluate.make_evaluate` makes it."""
-    batches, bytes_O = evaluate.held_out(configs[0], held_out, mesh, live.say)
+    first = runs.configs[0]
+    batches, bytes_O = evaluate.held_out(first, held_out, runs.mesh, live.say)
 
     @partial(jax.jit, static_argnames="causal")
     def sums(params, batch, causal):
         def of_batch(config, params, batch):
             return evaluate.make_sums(config, len(held_out.names))(params, batch, causal)
 
-        return each(of_batch)(params, batch)
+        return runs.each(of_batch)(params, batch)
 
     def evaluate_all(state: State) -> list[dict]:
         params = state.ema or state.params
         total = {False: evaluate.total(sums, params, batches, causal=False)}
-        if not configs[0].causal:
+        if not first.causal:
             total[True] = evaluate.total(sums, params, batches, causal=True)
 
         def report(i: int) -> dict:
-            return evaluate.report(configs[i], held_out, bytes_O, lambda causal: _of_run(total[causal], i))
+            return evaluate.report(runs.configs[i], held_out, bytes_O, lambda causal: _of_run(total[causal], i))
 
-        return [report(i) for i in range(len(configs))]
+        return [report(i) for i in range(len(runs.configs))]
 
     return evaluate_all
 
 
-def _of_run(tree, i):
+def _of_run(tree: Any, i: int) -> Any:
     """Run i's leaves of a tree whose leaves have runs first."""
     return jax.tree.map(lambda x: x[i], tree)
 
@@ -283,7 +301,7 @@ class Logs:
         for log in self.all:
             log.start(about | {"together": names})
 
-    def left_out(self, documents) -> None:
+    def left_out(self, documents: Sequence[LeftOut]) -> None:
         for _, log in self.present():
             log.left_out(documents)
 

@@ -114,7 +114,16 @@ class Job(NamedTuple):
     end: int  # the step after which the loop ends
 
 
-def _job(config, mesh, path, training, held_out, log, live, end) -> Job:
+def _job(
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    path: Path,
+    training: Sources,
+    held_out: Sources,
+    log: Log,
+    live: Live,
+    end: int,
+) -> Job:
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
     outputs = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=outputs)

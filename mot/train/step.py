@@ -10,6 +10,7 @@ from mot import batches, optim
 from mot.batches import Batch
 from mot.config import Config
 from mot.model import params, transformer
+from mot.model.router import Report
 from mot.objectives import losses
 from mot.train.state import State
 
@@ -52,7 +53,7 @@ def _make_gradients(config: Config, sources: int) -> Callable:
     """`(state, trained, frozen, batch, Z_M) -> ((loss, sums), gradients of trained)` of a whole batch."""
     jitters = any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values()))
 
-    def loss(trained, frozen, microbatch, Z_M, routed, key, state):
+    def loss(trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State) -> tuple:
         weights = params.merge(trained, frozen)
         noised = losses.noised(microbatch, config, state.updates)
         output = transformer.forward(weights, noised.batch, config, key)
@@ -60,7 +61,7 @@ def _make_gradients(config: Config, sources: int) -> Callable:
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
 
-    def gradients(state, trained, frozen, batch, Z_M):
+    def gradients(state: State, trained: dict, frozen: dict, batch: Batch, Z_M) -> tuple:
         # Of the whole batch, as Z_M is: a microbatch is divided by what all weigh.
         routed = losses.routed_tokens(batch, config)
         key = jax.random.fold_in(jax.random.key(config.model.seed), state.updates) if jitters else None
@@ -88,7 +89,7 @@ def _make_update(config: Config) -> Callable:
         # What does not move has itself as its average, to the bit.
         return jnp.where(mean == weight, mean, decay * mean + (1 - decay) * weight)
 
-    def update(state, trained, frozen, grads, sums):
+    def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict) -> State:
         updates, opt = optimiser.update(grads, state.opt, trained)
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
         weights = _balanced(weights, sums["routing"], config)
@@ -98,7 +99,7 @@ def _make_update(config: Config) -> Callable:
     return update
 
 
-def _over_rows(report):
+def _over_rows(report: Report) -> Report:
     """A report's sums over rows, `[L, ...]`."""
     return jax.tree.map(lambda x: x.sum(1), report)
 
@@ -130,7 +131,7 @@ def _microbatches(batch: Batch, n: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def _accumulate(f: Callable, microbatches):
+def _accumulate(f: Callable, microbatches: tuple) -> tuple:
     """The sum of f over microbatches, one at a time."""
     first = jax.tree.map(lambda x: x[0], microbatches)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, first))
