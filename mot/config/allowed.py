@@ -58,5 +58,11 @@ def choice(path: str, section: Any, key: str, *allowed: str) -> Iterator[Fault]:
 
 def meant(given: str, allowed: Iterable[str]) -> str:
     """`did you mean 'cosine'?`, or "" where nothing that is allowed looks like it."""
+    near = nearest(given, allowed)
+    return f"did you mean {near!r}?" if near else ""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """The name that looks most like it, or "" where none does."""
     near = difflib.get_close_matches(str(given), [str(name) for name in allowed], 1)
-    return f"did you mean {near[0]!r}?" if near else ""
+    return near[0] if near else ""

@@ -25,11 +25,11 @@ def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
     """
     arg = file_and_arg.partition(":")[2]
     file = file_of(file_and_arg)
-    found = run(file, file_and_arg).get("get_config")
-    if not callable(found):
+    get_config = run(file, file_and_arg).get("get_config")
+    if not callable(get_config):
         raise UserError(f"--config={file_and_arg}: {file} defines no get_config(arg); see configs/digits.py")
     try:
-        config = found(arg) if arg else found()
+        config = get_config(arg) if arg else get_config()
     except ValueError as error:  # the file's own message, as for an unknown size
         raise UserError(f"--config={file_and_arg}: {error}") from error
     except (Exception, SystemExit) as error:
@@ -42,11 +42,11 @@ def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
     for key, text in overrides.items():
         *groups, name = key.split(".")
         group = config
-        for part in groups:
-            if part not in group or not isinstance(group[part], ConfigDict):
-                _drop(group, part)
-                group[part] = ConfigDict()  # no such group: `build` reports it, with all other faults
-            group = group[part]
+        for inner in groups:
+            if inner not in group or not isinstance(group[inner], ConfigDict):
+                _drop(group, inner)
+                group[inner] = ConfigDict()  # no such group: `build` reports it, with all other faults
+            group = group[inner]
         is_text = name in group and isinstance(group[name], str)
         _drop(group, name)
         group[name] = text if is_text else _literal(text)
@@ -95,8 +95,8 @@ def arguments(namespace: Mapping[str, Any]) -> str:
 
 def asked(given: str, allowed: Iterable[str]) -> str:
     """`; did you mean '--out'?`, or "" where nothing that is allowed looks like it."""
-    found = meant(given.partition("=")[0], allowed)
-    return f"; {found}" if found else ""
+    question = meant(given.partition("=")[0], allowed)
+    return f"; {question}" if question else ""
 
 
 def _drop(group: ConfigDict, name: str) -> None:

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Iterable
 from functools import cache
 
-from mot.config.allowed import meant
+from mot.config.allowed import meant, nearest
 from mot.config.schema import Config
 
 # What MaxText, levanter, nanoGPT, transformers and others call it.
@@ -96,14 +96,14 @@ def keys_named(name: str) -> list[str]:
 
 def remedy(name: str, allowed: Iterable[str]) -> str:
     """`did you mean 'optim.lr'?`, or "" where no key has this name and nothing that is allowed looks like it."""
-    if found := keys_named(name):
-        return f"did you mean {' or '.join(map(repr, found))}?"
+    if keys := keys_named(name):
+        return f"did you mean {' or '.join(map(repr, keys))}?"
     return meant(name, allowed)
 
 
 def key_like(name: str) -> str:
     """The dotted key whose last part is this name, or looks like it; "" where none does."""
-    if found := keys_named(name):
-        return found[0]
-    near = meant(name, [key for _, key in _keys()])
-    return keys_named(near.split("'")[1])[0] if near else ""
+    if keys := keys_named(name):
+        return keys[0]
+    near = nearest(name, [key for _, key in _keys()])
+    return keys_named(near)[0] if near else ""

@@ -1,1 +1,4 @@
-"""A run's folder: its configuration, metrics and checkpoints, and where they came from."""
+"""A run's folder: `rundir` and `written` (its configuration), `log` (rows of its steps), `writer` (their files).
+
+Beside them `metrics` (figures), `peak`, `profile`, `provenance` (where a run came from) and `tensorboard`.
+"""

@@ -156,7 +156,6 @@ def _with(config: Sections, values: dict) -> Sections:
 
 def vmapped(configs: Sequence[Config], mesh: jax.sharding.Mesh) -> Callable:
     """`each(f)` is f(config, of_one, *shared) of every run at once: (of_all, *shared) -> results of all, runs first."""
-
     values = {}
     for key in VARIED:
         section, name = key.split(".")
