@@ -13,7 +13,7 @@ import pytest
 
 from configs import digits, transfusion
 from launch import cli
-from mot.config import Sections, resolve
+from mot.config import Config, resolve
 from mot.config.routers import ROUTERS
 from mot.generate import pictures as drawn
 from mot.generate import results
@@ -439,7 +439,8 @@ def test_experts_that_differ_from_a_presets_have_a_name_of_their_own(changes, na
 def test_a_router_that_nobody_named_is_called_by_its_name(monkeypatch):
     monkeypatch.setitem(ROUTERS, "hash", ROUTERS["token"]._replace(short="hash"))
     c = resolve(digits.get_config("arch=moe_tc4,size=smoke"))
-    new = Sections(**vars(c) | {"ffn": {"text": dataclasses.replace(c.ffn["text"], router="hash")}})
+    new = object.__new__(Config)
+    vars(new).update(vars(c) | {"ffn": {"text": dataclasses.replace(c.ffn["text"], router="hash")}})
     assert runs.architecture(new) == "dense ffn:hash4"
 
 
