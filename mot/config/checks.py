@@ -270,7 +270,7 @@ def _stop_gradients(c: "Sections") -> Iterator[Fault]:
 
 
 def _are_unlike(a: int, b: int) -> bool:
-    """Numbers that differ, and are not out of range, which is said already."""
+    """Do two numbers in range differ? What is out of range is said already."""
     return a != b and a > 0 and b > 0
 
 

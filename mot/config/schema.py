@@ -102,7 +102,7 @@ class Experts:
 
     @property
     def causal(self) -> bool:
-        """Does no token's result depend on what later ones are?"""
+        """True if no token's result depends on what later tokens are."""
         return not self.experts or (self.router in ROUTERS and ROUTERS[self.router].causal(self))
 
 
@@ -252,7 +252,7 @@ class Component(NamedTuple):
 
 @dataclass(frozen=True)
 class Sections:
-    """The sections of a configuration, not checked: None for one that cannot be read, traced numbers among values."""
+    """The sections of a configuration, not checked. One that cannot be read is None; values may be traced numbers."""
 
     run: Run
     streams: dict[str, Stream]  # by name, in the order of their ids
@@ -276,7 +276,7 @@ class Sections:
 
     @property
     def causal(self) -> bool:
-        """Does no token's result depend on later ones, other than by bidirectional spans?"""
+        """True if no token's result depends on later tokens, but for those of its own bidirectional span."""
         return all(experts.causal for experts in (*self.attn.values(), *self.ffn.values()))
 
     @property

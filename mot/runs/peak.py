@@ -1,7 +1,7 @@
-"""The machine's matmul peak, against which MFU is told: measured, and kept for each machine with its date.
+"""The machine's matmul peak, of which MFU is a fraction. It is measured, and kept for each machine with its date.
 
-Other work on a shared machine makes it slower for a while, never faster: the best of many tries, on this day or another
-of the last week, is nearest to what the machine can do.
+Other work on a shared machine makes it slower for a while, and never faster. So the best of many tries in the last week
+is nearest to what the machine can do.
 """
 
 import json
@@ -51,9 +51,9 @@ class Peak(NamedTuple):
 def of(mesh: Mesh, dtype: str, steps: int, say: Callable[[str], None]) -> Peak:
     """The peak of the mesh's devices, for a run of so many steps: this machine's, kept or measured now.
 
-    What is kept is tried again for a moment at the size that reached it, and raised where this start measures more. It
-    is measured anew where it is older than `KEPT`, and where a long run gives it more time than it had. `say` is told
-    before a measurement that takes long enough to be noticed. Each process measures its own devices.
+    A kept peak is tried again for a moment at the size that reached it, and is raised where this start measures more.
+    It is measured anew where it is older than `KEPT`, and where a long run allows more time than it had. `say` is
+    called before a measurement that takes long enough to be noticed. Each process measures its own devices.
     """
     local = mesh if mesh.size == len(mesh.local_devices) else Mesh(np.array(mesh.local_devices), ("devices",))
     first = mesh.local_devices[0]
@@ -80,10 +80,10 @@ def of(mesh: Mesh, dtype: str, steps: int, say: Callable[[str], None]) -> Peak:
 
 
 def measure(mesh: Mesh, dtype: str, sizes: tuple[int, ...], seconds: float) -> Peak:
-    """The best FLOP/s that all devices of the mesh reach together on square matmuls, of tries of so many seconds.
+    """The best FLOP/s that all devices of the mesh reach together on square matmuls, in so many seconds of tries.
 
-    Each size is tried, smallest first, while there is time; what is left goes to the one that was best. Compiling comes
-    on top. Matrices of one constant cost an accelerator the least power, so this is no less than real ones reach.
+    Each size is tried, smallest first, while there is time; the rest of the time goes to the best one. Compiling takes
+    more time. Constant matrices cost an accelerator the least power, so real ones do not reach more than this.
     """
     rows = NamedSharding(mesh, P(mesh.axis_names))
     left = seconds

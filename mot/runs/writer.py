@@ -17,9 +17,10 @@ from mot.runs import provenance, rundir, tensorboard
 
 
 class Writer:
-    """Rows of metrics.jsonl, and their curves in TensorBoard. One for each (kind, step): a resumed run's later rows go.
+    """Rows of metrics.jsonl, one for each (kind, step), and their curves in TensorBoard.
 
-    The run's folder has its configuration. Only the first process writes.
+    A resumed run's rows after `resumed_at` are removed. The run's folder has its configuration. Only the first process
+    writes.
     """
 
     def __init__(self, path: Path, resumed_at: int, is_first: bool = True):
@@ -86,7 +87,7 @@ class Live:
         self.bar.update(self.task, completed=step, line=line, since=None)
 
     def phase(self, what: str) -> None:
-        """What takes long before the next step: on the line, with the seconds so far, or else as a line of its own."""
+        """Work that delays the next step: shown on the line with its seconds, or printed where there is no terminal."""
         self.bar.update(self.task, line=f"{what} ...", since=time.monotonic())
         if not self.console.is_terminal:
             self.say(f"{what} ...")

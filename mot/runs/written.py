@@ -1,6 +1,6 @@
-"""What a run directory says without JAX: its configuration as written, and which steps it saved.
+"""What can be read of a run directory without JAX: its configuration as written, and which steps it saved.
 
-So a command line that names another run, or a step that it lacks, is answered at once.
+So a command line that names no run, or a step that the run lacks, is answered at once.
 """
 
 import dataclasses

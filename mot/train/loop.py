@@ -189,7 +189,7 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
 
 
 def _batches(job: Job) -> Iterator[pipeline.Packed]:
-    """This process's batches, from where the run is."""
+    """This process's batches, from the run's position on."""
     data = job.config.data
     position = job.log.position
     rows = sharding.rows_of_process(job.config, job.mesh)
