@@ -36,8 +36,8 @@ def routing(reports: Mapping, modalities: Sequence[str]) -> dict[str, float]:
 
     `load_max`, `load_min`: the busiest and the idlest expert of any layer, 1 = an even share. `entropy`: of a token's
     scores, nats. `balance`, `z`: the losses before their weights. `dropped/<modality>`: the fraction of its choices
-    without a place. `experts_per_token/<modality>`: how many experts took one of its tokens; where experts choose, it is
-    low for a modality that they pass over. `imitation`: the causal router's cross-entropy, nats. For a tower that
+    without a place. `experts_per_token/<modality>`: how many experts took one of its tokens; where experts choose, it
+    is low for a modality that they pass over. `imitation`: the causal router's cross-entropy, nats. For a tower that
     modalities share: `specialisation`, the mean over experts of |R_a - R_b| / (R_a + R_b), R the fraction of a
     modality's choices that go to an expert, a the first modality and b the others; and `mutual_information` of expert
     and modality, nats. Each is a mean over layers.
