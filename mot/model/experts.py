@@ -12,6 +12,7 @@ from jax import lax
 
 from mot import batches, sharding
 from mot.model import dispatch, ops, router
+from mot.model.dispatch import Places
 from mot.model.joint import end_to_end
 from mot.model.router import Choice, Report, Traffic
 
@@ -94,27 +95,29 @@ def project_out(w: dict, os: list[jax.Array], tower, routing: Routing, context) 
 
 def _apply(compute: dispatch.Compute, x_RD, matrices: dict, choice: Choice, routing: Routing, context):
     config = context.config
-    limits = dict(rows=routing.rows, most=routing.limit)
     return dispatch.apply_experts(
-        compute, x_RD, matrices, choice, **limits, how=config.model.dispatch, mesh=config.mesh
+        compute, x_RD, matrices, choice, routing.rows, routing.limit, config.model.dispatch, config.mesh
     )
 
 
 # --- what one expert computes (`dispatch.Compute`) -------------------------------------------------------------------
 
 
-def ffn_of_experts(enter, linear, weight_Z1, w):
+def ffn_of_experts(places: Places, w: dict) -> jax.Array:
     """The FFN by experts: gate and up in one product, as experts are narrow; weights where rows are narrowest."""
-    gate_up_ZF = enter(jnp.concatenate([w["w1"], w["w3"]], axis=-1))
-    return linear(_weighted(ops.swiglu(*jnp.split(gate_up_ZF, 2, axis=-1)), weight_Z1), w["w2"])
+    gate_up_EDF = jnp.concatenate([w["w1"], w["w3"]], axis=-1)
+    gate_up_ZF = dispatch.permuted(places.x_RD, gate_up_EDF, places.layout, places.kernel)
+    hidden_ZF = _weighted(ops.swiglu(*jnp.split(gate_up_ZF, 2, axis=-1)), places.weight_Z1)
+    return dispatch.grouped(hidden_ZF, w["w2"], places.layout, places.kernel)
 
 
-def _qkv_of_experts(enter, linear, weight_Z1, w):
-    return _weighted(enter(jnp.concatenate([w["wq"], w["wk"], w["wv"]], axis=-1)), weight_Z1)
+def _qkv_of_experts(places: Places, w: dict) -> jax.Array:
+    qkv_EDA = jnp.concatenate([w["wq"], w["wk"], w["wv"]], axis=-1)
+    return _weighted(dispatch.permuted(places.x_RD, qkv_EDA, places.layout, places.kernel), places.weight_Z1)
 
 
-def _out_of_experts(enter, linear, weight_Z1, w):
-    return _weighted(enter(w["wo"]), weight_Z1)
+def _out_of_experts(places: Places, w: dict) -> jax.Array:
+    return _weighted(dispatch.permuted(places.x_RD, w["wo"], places.layout, places.kernel), places.weight_Z1)
 
 
 def _weighted(x_ZF, weight_Z1):

@@ -97,15 +97,25 @@ def by_norm(stream) -> bool:
 
 
 QKVO = ("wq", "wk", "wv", "wo")
+# The axes of a tower's matrices; of experts `expert` stands before them.
+MATRIX_AXES = {
+    "wq": ("embed", "heads", "head"),
+    "wk": ("embed", "kv_heads", "head"),
+    "wv": ("embed", "kv_heads", "head"),
+    "wo": ("heads", "head", "embed"),
+    "w1": ("embed", "mlp"),
+    "w3": ("embed", "mlp"),
+    "w2": ("mlp", "embed"),
+}
 
 
 def _attention(config, D) -> Iterator[tuple[str, Spec]]:
     m = config.model
     N, K, H = m.heads, m.kv_heads, m.head_size
-    yield "wq", Spec((D, N, H), ("embed", "heads", "head"), scale(D))
-    yield "wk", Spec((D, K, H), ("embed", "kv_heads", "head"), scale(D))
-    yield "wv", Spec((D, K, H), ("embed", "kv_heads", "head"), scale(D))
-    yield "wo", Spec((N, H, D), ("heads", "head", "embed"), scale(N * H) * scale(2 * m.layers))
+    yield "wq", Spec((D, N, H), MATRIX_AXES["wq"], scale(D))
+    yield "wk", Spec((D, K, H), MATRIX_AXES["wk"], scale(D))
+    yield "wv", Spec((D, K, H), MATRIX_AXES["wv"], scale(D))
+    yield "wo", Spec((N, H, D), MATRIX_AXES["wo"], scale(N * H) * scale(2 * m.layers))
     if m.qk_norm == "rms":
         yield from ((f"{x}_norm", Spec((H,), ("head",))) for x in "qk")
     if m.qk_norm == "layer":
@@ -115,10 +125,10 @@ def _attention(config, D) -> Iterator[tuple[str, Spec]]:
 
 
 def _swiglu(config, D, F) -> Iterator[tuple[str, Spec]]:
-    yield "w1", Spec((D, F), ("embed", "mlp"), scale(D))
-    yield "w3", Spec((D, F), ("embed", "mlp"), scale(D))
+    yield "w1", Spec((D, F), MATRIX_AXES["w1"], scale(D))
+    yield "w3", Spec((D, F), MATRIX_AXES["w3"], scale(D))
     # The residual sums 2 L branches (GPT-2).
-    yield "w2", Spec((F, D), ("mlp", "embed"), scale(F) * scale(2 * config.model.layers))
+    yield "w2", Spec((F, D), MATRIX_AXES["w2"], scale(F) * scale(2 * config.model.layers))
 
 
 def _router(sets, D) -> Iterator[tuple[str, Spec]]:
