@@ -119,7 +119,7 @@ def test_a_text_only_batch_gives_image_parameters_exactly_zero_gradient(arch):
 
 def influence(c, weights, batch):
     """`[B, T, T]`: how much the logits of the token at position q change with the embedded input at position k."""
-    tokens = batches.merge(batch, list(c.streams), batches.length(batch))
+    tokens = batches.merge(batch, list(c.streams), c, batches.length(batch)).tokens
     B, T = tokens.token.shape
 
     # Every token gets an id of its own, so that the embedding's rows are the inputs.
@@ -217,6 +217,6 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_gradients():
 
 
 def test_streams_that_share_every_map_travel_merged():
-    assert transformer.groups(examples.make("dense")) == [("text", "image")]
-    assert transformer.groups(examples.make("mot")) == [("text",), ("image",)]
-    assert transformer.groups(examples.make("mot_ffn")) == [("text",), ("image",)]
+    assert transformer.alike(examples.make("dense")) == [("text", "image")]
+    assert transformer.alike(examples.make("mot")) == [("text",), ("image",)]
+    assert transformer.alike(examples.make("mot_ffn")) == [("text",), ("image",)]
