@@ -39,7 +39,7 @@ class TooLarge(Exception):
 
 
 # Files of mot that a program's operations come from, by what is known of them.
-OF_ATTENTION = ("attention.py", "kernels.py")
+OF_ATTENTION = ("attention.py", "flash.py", "kernels.py")
 IN_FLOAT32 = ("router.py", "losses.py", "optim.py")  # which multiply in float32 on purpose
 
 
