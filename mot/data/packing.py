@@ -26,37 +26,33 @@ class Document(NamedTuple):
     values: dict[int, np.ndarray]  # of a stream of vectors: float32 [n_s, P], in document order
 
 
+class Field(NamedTuple):
+    """A number that each token of a document carries."""
+
+    usual: float  # what it is where nothing is said
+    dtype: type
+
+
+FIELDS = {
+    "weight": Field(1, np.float32),
+    "unit": Field(0, np.int32),
+    "span": Field(0, np.int32),
+    "private": Field(False, bool),
+    "noise": Field(0, np.float32),
+    "alone": Field(False, bool),
+}
+
+
 def document(
-    source: int,
-    doc_id: int,
-    token,
-    stream,
-    weight=None,
-    unit=None,
-    span=None,
-    private=None,
-    noise=None,
-    alone=None,
-    values: Mapping[int, np.ndarray] | None = None,
+    source: int, doc_id: int, token, stream, values: Mapping[int, np.ndarray] | None = None, **fields
 ) -> Document:
-    """A document, absent fields filled in: every token weighs 1, no units, no spans, nothing private, no vectors."""
+    """A document. `fields` are those of FIELDS that are not as usual, `[n]` each; `values` its vectors, by stream."""
     n = len(token)
-
-    def field(x, fill, dtype):
-        return np.full(n, fill, dtype) if x is None else np.asarray(x, dtype)
-
+    usual = {name: np.full(n, field.usual, field.dtype) for name, field in FIELDS.items()}
+    given = {name: np.asarray(x, FIELDS[name].dtype) for name, x in fields.items()}
+    vectors = {s: np.asarray(x, np.float32) for s, x in (values or {}).items()}
     return Document(
-        source,
-        doc_id,
-        np.asarray(token, np.int32),
-        field(stream, 0, np.uint8),
-        field(weight, 1, np.float32),
-        field(unit, 0, np.int32),
-        field(span, 0, np.int32),
-        field(private, False, bool),
-        field(noise, 0, np.float32),
-        field(alone, False, bool),
-        {s: np.asarray(x, np.float32) for s, x in (values or {}).items()},
+        source, doc_id, np.asarray(token, np.int32), np.asarray(stream, np.uint8), **(usual | given), values=vectors
     )
 
 

@@ -133,7 +133,7 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
             token[at:end] += place.first_id
         at = end + (modality != "text")
     values = {s: np.concatenate(parts) for s, parts in values.items()}
-    return document(source, doc_id, token, stream, weight, unit, values=values)
+    return document(source, doc_id, token, stream, values, weight=weight, unit=unit)
 
 
 def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray]) -> np.ndarray:

@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from mot.data.manifest import special_tokens
 from mot.data.records import Record, Span, atoms, lengths
 from mot.errors import UserError
-from mot.tokenizers import text as texts
+from mot.tokenizers import text
 
 PREFIX = "seqio:"
 MODALITIES = ("text",)
@@ -165,7 +165,7 @@ def _read(id_: str, features: list[np.ndarray], vocabulary: Vocabulary) -> Read:
             ids = ids.astype(np.uint16 if len(vocabulary.byte_lengths) <= 2**16 else np.uint32)
             pieces = [vocabulary.pieces[i] for i in ids]
             starts = [0, *itertools.accumulate(map(len, pieces[:-1]))]
-            cuts.append(texts.sentences("".join(pieces), starts))
+            cuts.append(text.sentences("".join(pieces), starts))
         spans.append(Span("text", ids))
     return Read(Record(id_, tuple(spans)), cuts, why if spans else "an empty document")
 
@@ -194,7 +194,7 @@ def _vocabulary(vocabulary) -> Vocabulary:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer = texts.load(tokenizer.to_str(), special_tokens(MODALITIES))
+    tokenizer = text.load(tokenizer.to_str(), special_tokens(MODALITIES))
     bytes_ = np.array([*sizes, *[0] * (tokenizer.get_vocab_size() - n)], np.int32)
 
     def as_text(name):
@@ -210,9 +210,9 @@ def _sentencepieces(pieces) -> tuple[list[str], list[int]]:
     names, sizes = [], []
     for i in range(pieces.GetPieceSize()):
         name = pieces.IdToPiece(i)
-        text = not (pieces.IsControl(i) or pieces.IsUnknown(i) or pieces.IsUnused(i) or "<extra_id_" in name)
-        names.append(name if text else f"\0{name}")
-        sizes.append((1 if pieces.IsByte(i) else len(name.replace("\u2581", " ").encode())) if text else 0)
+        spelt = not (pieces.IsControl(i) or pieces.IsUnknown(i) or pieces.IsUnused(i) or "<extra_id_" in name)
+        names.append(name if spelt else f"\0{name}")
+        sizes.append((1 if pieces.IsByte(i) else len(name.replace("\u2581", " ").encode())) if spelt else 0)
     return names, sizes
 
 

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import fsspec
 import numpy as np
 
-from mot.config import Config, reads
+from mot.config import Config, Stream, reads
 from mot.config.objectives import OF_VECTORS
 from mot.data import embedded, seqio_bridge
 from mot.data.manifest import BYTES, SPLITS, files, read_json
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
 from mot.data.records import Dataset, Placement, TokenLayout, load_array, render
+from mot.data.remote import local
 from mot.data.seqio_bridge import SeqioStream
 from mot.errors import UserError
-from mot.files import cache_folder, replacing, write_atomically
 
 EMBEDDED = "embedded"
 VECTORS = ("image", "audio")  # that may be kept as vectors in place of ids
@@ -183,26 +182,27 @@ def open_(config: Config) -> tuple[Sources, Sources]:
     if is_embedded(config):
         return embedded.load(config)
     index = {stream.modality: (m, stream) for m, stream in enumerate(config.streams.values())}
-    parts: dict[str, list[Source]] = {"train": [], "held_out": []}
+    by_split: dict[str, list[Source]] = {"train": [], "held_out": []}
     digest = hashlib.sha256()
     byte_lengths = np.zeros(config.vocab, np.int64)
     opened = {name: _opened(address, config.data.verify) for name, address in config.data.sources.items()}
     alike = unit_lengths([about for about, *_ in opened.values()])
     for n, (name, (about, datasets, bytes_, identity)) in enumerate(opened.items()):
-
-        def at(m):
-            return Placement(m, index[m][0], index[m][1].first_id, index[m][1].ids, index[m][1].latent)
-
-        places = tuple(at(modality) for modality in about["modalities"])
+        places = tuple(_placement(modality, *index[modality]) for modality in about["modalities"])
         fixed = tuple(m for m in about["tokenizers"] if alike[m])
         layout = TokenLayout(places, about["tokenizers"]["text"]["special"], fixed)
-        for split, sources in parts.items():
+        for split, sources in by_split.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
         stream = index["text"][1]
         byte_lengths[stream.first_id : stream.first_id + stream.ids] = bytes_
         digest.update(json.dumps([name, identity]).encode())
-    both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16]) for sources in parts.values()]
+    both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16]) for sources in by_split.values()]
     return both[0], both[1]
+
+
+def _placement(modality: str, number: int, stream: Stream) -> Placement:
+    """Where the tokens of a modality go: to its stream, the `number`-th of the configuration."""
+    return Placement(modality, number, stream.first_id, stream.ids, stream.latent)
 
 
 def unit_lengths(abouts: Sequence[dict]) -> dict[str, int]:
@@ -236,43 +236,3 @@ def bytes_of_ids(folder: Path, about: dict) -> np.ndarray:
     if found.shape != (ids,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
         raise UserError(f"{file} is no list of {ids} integers of 0 or more; copy it again")
     return found
-
-
-def local(address: str, whole: bool = True) -> Path:
-    """The folder of a dataset: where it is, or copied from a remote address into the user's cache.
-
-    ArrayRecord is read from files. A dataset that is too large to copy to every host is better mounted. Raises
-    `UserError` where it cannot be had.
-    """
-    if "://" not in address:
-        return Path(address)
-    try:
-        return _copied(address, whole)
-    except UserError:
-        raise
-    except Exception as error:  # each protocol's library has errors of its own; without it, fsspec says what to install
-        raise UserError(
-            f"{address} cannot be read ({type(error).__name__}: {error}); see that it is written as fsspec knows it, "
-            "and that the package for its protocol is installed; or copy the dataset to a folder and name that"
-        ) from error
-
-
-def _copied(address: str, whole: bool) -> Path:
-    remote, root = fsspec.core.url_to_fs(address)
-    try:
-        about = remote.cat_file(f"{root}/dataset.json")
-    except FileNotFoundError:
-        raise UserError(f"{address} is no dataset: it has no dataset.json") from None
-    if (cache := cache_folder()) is None:
-        raise UserError(f"{address}: there is no folder to copy it to; set XDG_CACHE_HOME to one that can be written")
-    folder = cache / "datasets" / hashlib.sha256(about).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "dataset.json", about)
-    if whole:
-        for name, size, _ in files(read_json(folder)):
-            path = folder / name
-            if not (path.is_file() and path.stat().st_size == size):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as partial:
-                    remote.get_file(f"{root}/{name}", str(partial))
-    return folder

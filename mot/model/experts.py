@@ -107,9 +107,9 @@ def _apply(compute: dispatch.Compute, x_RD, matrices: dict, choice: Choice, rout
 
 def ffn_of_experts(places: Places, w: dict) -> jax.Array:
     """The FFN by experts: gate and up in one product, as experts are narrow; weights where rows are narrowest."""
-    gate_up_EDF = jnp.concatenate([w["w1"], w["w3"]], axis=-1)
-    gate_up_ZF = dispatch.permuted(places.x_RD, gate_up_EDF, places.layout, places.kernel)
-    hidden_ZF = _weighted(ops.swiglu(*jnp.split(gate_up_ZF, 2, axis=-1)), places.weight_Z1)
+    w1_w3 = jnp.concatenate([w["w1"], w["w3"]], axis=-1)
+    gate_up = dispatch.permuted(places.x_RD, w1_w3, places.layout, places.kernel)
+    hidden_ZF = _weighted(ops.swiglu(*jnp.split(gate_up, 2, axis=-1)), places.weight_Z1)
     return dispatch.grouped(hidden_ZF, w["w2"], places.layout, places.kernel)
 
 

@@ -193,7 +193,7 @@ def row(c, seed, picture):
         unit += list(1 + np.arange(of.budget) // picture) if s == 1 else [0] * of.budget
         if of.latent:
             values[s] = rng.standard_normal((of.budget, of.latent))
-    d = packing.document(0, seed, np.array(token), np.array(stream), [1.0] * len(token), np.array(unit), values=values)
+    d = packing.document(0, seed, np.array(token), np.array(stream), values, unit=np.array(unit))
     return [roles.assign(d, list(c.streams.values()), c.data.blocks, seed)]
 
 
