@@ -30,8 +30,8 @@ def matmul_weights(config: Config) -> dict[str, int]:
 
 def _is_matrix(path: str) -> bool:
     """Does a block's parameter multiply, as all do but norms' scales and biases?"""
-    of_norm = path.split("/")[2] == "norm" or "norm" in path.rpartition("/")[2]
-    return params.is_modulation(path) or not of_norm
+    _, component, _, weight = params.parse(path)
+    return params.is_modulation(path) or not (component == "norm" or "norm" in weight)
 
 
 def last_weights(config: Config) -> dict[str, int]:
@@ -61,9 +61,9 @@ def _met(specs: params.Table, stream: str, config: Config) -> int:
         if _serves(path, stream, config) and not _aside(path):
             share = 1
             if "expert" in spec.axes:
-                _, _, component, tower, _ = path.split("/")
-                sets = getattr(config, component)[tower]
-                share = sets.active / sets.experts
+                _, component, tower, _ = params.parse(path)
+                experts = getattr(config, component)[tower]
+                share = experts.active / experts.experts
             total += round(math.prod(spec.shape) * share)
     return total
 
@@ -73,16 +73,10 @@ def _in_block(path: str) -> bool:
 
 
 def _serves(path: str, stream: str, config: Config) -> bool:
-    parts = path.split("/")
-    if parts[0] == "latent":
-        return parts[1] == stream
-    if parts[0] in ("embed", "head") and config.streams[stream].latent:
-        return False
-    if parts[0] == "final_norm":
-        return config.towers.norm[stream] == parts[1]
+    """Does a token of the stream meet this parameter?"""
     if params.is_modulation(path) and not params.by_norm(config.streams[stream]):
         return False  # a norm may serve streams that have a noise level, and others
-    return not _in_block(path) or getattr(config.towers, parts[2])[stream] == parts[3]
+    return stream in params.users(path, config)
 
 
 def attention_per_pair(config: Config) -> int:

@@ -22,6 +22,28 @@ class Spec(NamedTuple):
 Table = dict[str, Spec]
 
 
+class Path(NamedTuple):
+    """What a parameter's path says: `blocks/<stack>/<component>/<tower>/<weight>`, and those outside the blocks."""
+
+    stack: str  # of layers, main or sparse; "" outside the blocks
+    component: str  # one of PARTS; of the final norm it is norm
+    tower: str  # of latents their stream; of embedding and head the component once more
+    weight: str
+
+
+def parse(path: str) -> Path:
+    match path.split("/"):
+        case ["blocks", stack, component, tower, weight]:
+            return Path(stack, component, tower, weight)
+        case ["final_norm", tower, weight]:
+            return Path("", "norm", tower, weight)
+        case ["latent", stream, weight]:
+            return Path("", "latent", stream, weight)
+        case [component, weight]:
+            return Path("", component, component, weight)
+    raise ValueError(f"{path!r} is no path of a parameter")
+
+
 def table(config: Config) -> Table:
     """Every parameter of the model `config` describes, by path."""
     V = config.vocab
@@ -152,11 +174,11 @@ def is_modulation(path: str) -> bool:
 
 
 def is_bias(path: str) -> bool:
-    return path.endswith(f"/{ROUTER_BIAS}")
+    return parse(path).weight == ROUTER_BIAS
 
 
 def is_causal(path: str) -> bool:
-    return path.rpartition("/")[2].startswith(f"{CAUSAL}_")
+    return parse(path).weight.startswith(f"{CAUSAL}_")
 
 
 def _towers(mapping: Mapping[str, str]) -> list[str]:
@@ -213,20 +235,20 @@ PARTS = ("attn", "ffn", "norm", "embed", "head", "latent")
 
 def part(path: str) -> str:
     """Which of PARTS a parameter belongs to; the final norm is one of the norms."""
-    parts = path.split("/")
-    return parts[2] if parts[0] == "blocks" else "norm" if parts[0] == "final_norm" else parts[0]
+    return parse(path).component
 
 
 def users(path: str, config: Config) -> list[str]:
     """The streams whose tokens pass through a parameter; embedding and head are of all that have ids."""
-    if part(path) in ("attn", "ffn", "norm"):
-        return [s for s, name in getattr(config.towers, part(path)).items() if name == tower(path)]
-    if part(path) == "latent":
-        return [path.split("/")[1]]
+    _, component, tower, _ = parse(path)
+    if component in ("attn", "ffn", "norm"):
+        return [s for s, name in getattr(config.towers, component).items() if name == tower]
+    if component == "latent":
+        return [tower]
     return [name for name, stream in config.streams.items() if not stream.latent]
 
 
 def tower(path: str) -> str:
-    """`text` of `blocks/main/ffn/text/w1`; the first part of a path outside the towers."""
-    parts = path.split("/")
-    return parts[3] if parts[0] == "blocks" else parts[1] if parts[0] == "final_norm" else parts[0]
+    """`text` of `blocks/main/ffn/text/w1`; the component of a path outside the towers."""
+    parsed = parse(path)
+    return parsed.component if parsed.component == "latent" else parsed.tower
