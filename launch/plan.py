@@ -9,8 +9,7 @@ from rich.table import Table
 
 from launch import arguments, flags, refusals
 from launch.process import PLANNING, guarded
-from mot import optim
-from mot.config import load, resolve
+from mot.config import load
 from mot.console import phase
 from mot.files import write_atomically
 from mot.plan import chips
@@ -31,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return ladder.main(Path("docs/reference"))
     chips.parse(options.topology)
     # Without its data, of which a plan needs nothing.
-    config = resolve(load.read(options.config, overrides), optim.uncovered)
+    config = flags.judged(load.read(options.config, overrides))
     topology = chips.topology(options.topology, config.mesh.slices)
     out = Console(soft_wrap=True, highlight=False)
     if options.search:

@@ -41,7 +41,8 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
 
 # By class of `schema.py` and key: what the value may be, whatever the others are. `mot config` shows it.
 VALUES: dict[str, dict[str, Allowed]] = {
-    "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0),
+    "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0)
+    | {"flops": AT_LEAST_0},
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
     | {"objective": (*OBJECTIVES, "none")},

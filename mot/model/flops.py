@@ -5,12 +5,17 @@ experts as a token meets `active` of them, routers that imitate not at all.
 """
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from mot.batches import Batch
-from mot.config import Config
+from mot.config import Config, ConfigError, resolve
 from mot.model import params
+
+if TYPE_CHECKING:  # JAX takes seconds to import, and a budget of FLOPs is judged without
+    from mot.batches import Batch
 
 FORWARD_AND_BACKWARD = 3  # each matmul of the forward pass has two of its size in the backward pass
 
@@ -85,13 +90,60 @@ def attention_per_pair(config: Config) -> int:
     return 4 * m.layers * m.heads * m.head_size
 
 
-def train_step(config: Config, tokens: dict[str, int], pairs: int) -> int:
+def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> float:
     """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs."""
     matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
     return FORWARD_AND_BACKWARD * (matmuls + pairs * attention_per_pair(config))
 
 
-def visible_pairs(batch: Batch) -> int:
+def full_step(config: Config) -> float:
+    """Model FLOPs of a step whose rows are full, each with one document: attention takes at most that.
+
+    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells.
+    Streams without a budget share a row alike.
+    """
+    T = config.length if all(s.budget for s in config.streams.values()) else config.data.length
+    tokens = {name: s.budget or T / len(config.streams) for name, s in config.streams.items()}
+    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent}
+    pairs = T * (T + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
+    return config.data.batch * train_step(config, tokens, pairs)
+
+
+MOST_STEPS = 1e9
+
+
+def with_steps(tree: ConfigDict) -> ConfigDict:
+    """The configuration with the steps that `run.flops` pays for, and that spent: 0.
+
+    The warm-up is then at most a tenth of the steps. Raises `ConfigError` where the budget is none.
+    """
+    run = tree.get("run")
+    budget = run.get("flops", 0) if isinstance(run, ConfigDict) else 0
+    if type(budget) not in (int, float) or not 0 < budget < math.inf:  # `resolve` says what is wrong
+        return tree
+    if run.get("steps"):
+        raise ConfigError(
+            [f"run.flops: {budget:g}, but run.steps is {run.steps}: two budgets of one run; set one to 0"]
+        )
+    tree = tree.copy_and_resolve_references().unlock()
+    tree.run.update(flops=0.0, steps=int(MOST_STEPS))
+    step = full_step(resolve(tree))
+    rows = tree.data.batch
+    if budget < step:
+        raise ConfigError(
+            [f"run.flops: {budget:g}; a step of {rows} rows takes {step:.3g}; raise it, or take a smaller model"]
+        )
+    if budget / step > MOST_STEPS:
+        raise ConfigError(
+            [f"run.flops: {budget:g}; pays for {budget / step:.1g} steps, and {MOST_STEPS:.0g} is the most; lower it"]
+        )
+    tree.run.steps = round(budget / step)
+    tree.run.eval_every = min(tree.run.eval_every, tree.run.steps)
+    tree.optim.warmup = min(tree.optim.warmup, tree.run.steps // 10)
+    return tree
+
+
+def visible_pairs(batch: "Batch") -> int:
     """How many (query, key) pairs of a host batch see each other (`batches.visible`), without the `[T, T]` mask."""
 
     def join(field):

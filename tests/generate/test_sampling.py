@@ -443,7 +443,7 @@ def test_a_stream_that_is_only_read_is_not_drawn():
         sampler(TEXTS, opens="image")
 
     def opens(sampler):
-        return sampler._allowed(sampling._Row([], 5, 1, None))[MARKERS[0]]
+        return sampler._text_ids(sampling._Row([], 5, 1, None))[MARKERS[0]]
 
     assert opens(made("merged")[1])
     assert not opens(sampler)
