@@ -77,5 +77,5 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool, a
     return kernels.splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private)  # whatever is alone
 
 
-KERNELS = {kernel: partial(kernels.gpu, how=kernel) for kernel in ("triton", "mosaic", "cudnn")}
+KERNELS = {kernel: partial(kernels.gpu, kernel=kernel) for kernel in ("triton", "mosaic", "cudnn")}
 KERNELS |= {"splash": _splash}
