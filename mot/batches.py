@@ -153,7 +153,7 @@ def document_order(position_BC, T: int | None) -> jax.Array:
     return inverse(position_BC)
 
 
-def inverse(order_BT):
+def inverse(order_BT) -> jax.Array:
     """The way back of each row's permutation: of [2, 0, 1] it is [1, 2, 0].
 
     Scattered, not sorted: TPU's compiler takes seconds for every sort, and tenths of one for this.

@@ -31,7 +31,7 @@ def empty(config: Config, rows: int, slots: int) -> Cache:
     return Cache(tuple((zeros(), zeros()) for _ in range(m.layers)), info, jnp.zeros(rows, jnp.int32))
 
 
-def place(x_BKSH, new_BTKH, at_B):
+def place(x_BKSH, new_BTKH, at_B) -> jax.Array:
     """Keys or values of T tokens put into each row's slots from `at` on."""
     new_BKTH = new_BTKH.swapaxes(1, 2).astype(x_BKSH.dtype)
     return jax.vmap(lambda x, new, at: jax.lax.dynamic_update_slice(x, new, (0, at, 0)))(x_BKSH, new_BKTH, at_B)

@@ -155,7 +155,7 @@ def combine(y_ZD, layout: Layout) -> jax.Array:
 
 
 @jax.custom_batching.custom_vmap
-def _used_slots(has_place_RX):
+def _used_slots(has_place_RX) -> jax.Array:
     """Slots up to the last that any token has a choice in; earlier ones may be empty for all."""
     slots = jnp.arange(1, has_place_RX.shape[1] + 1)
     return jnp.where(has_place_RX.any(0), slots, 0).max()
@@ -216,30 +216,30 @@ _dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
 def _masked(multiply: Callable) -> Callable:
     """`multiply`, where what lies in empty places neither goes in nor comes out."""
 
-    def masked(x_ZD, w_EDF, layout):
+    def masked(x_ZD, w_EDF, layout: Layout):
         held_Z1 = (layout.expert_Z < w_EDF.shape[0])[:, None]
         return jnp.where(held_Z1, multiply(jnp.where(held_Z1, x_ZD, 0), w_EDF, layout), 0)
 
     return masked
 
 
-def _einsum(x_ZD, w_EDF, layout):
+def _einsum(x_ZD, w_EDF, layout: Layout) -> jax.Array:
     own_ZE = jax.nn.one_hot(layout.expert_Z, w_EDF.shape[0], dtype=x_ZD.dtype)
     w_EDF = w_EDF.astype(x_ZD.dtype)
     return jnp.einsum("ZE,ZD,EDF->ZF", own_ZE, x_ZD, w_EDF, preferred_element_type=jnp.float32).astype(x_ZD.dtype)
 
 
-def _ragged(x_ZD, w_EDF, layout):
+def _ragged(x_ZD, w_EDF, layout: Layout) -> jax.Array:
     w_EDF = w_EDF.astype(x_ZD.dtype)
     return lax.ragged_dot(x_ZD, w_EDF, layout.size_E, preferred_element_type=jnp.float32).astype(x_ZD.dtype)
 
 
-def _blocks(layout: Layout, e):
+def _blocks(layout: Layout, e) -> jax.Array:
     """How many blocks expert e has."""
     return -(-layout.size_E[e] // BLOCK)
 
 
-def _first_place(layout: Layout, e, n):
+def _first_place(layout: Layout, e, n) -> jax.Array:
     """Of block n of expert e."""
     return layout.start_E[e] + n * BLOCK
 
@@ -281,11 +281,11 @@ def _weight_gradient(x_ZD, g_ZF, layout: Layout, shape: tuple[int, int, int]) ->
 
 
 @jax.custom_vjp
-def _blocked(x_ZD, w_EDF, layout):
+def _blocked(x_ZD, w_EDF, layout: Layout) -> jax.Array:
     return _multiply_blocks(x_ZD, w_EDF.astype(x_ZD.dtype), layout)
 
 
-def _blocked_forward(x_ZD, w_EDF, layout):
+def _blocked_forward(x_ZD, w_EDF, layout: Layout):
     w_EDF, dtype = w_EDF.astype(x_ZD.dtype), w_EDF.dtype
     return _multiply_blocks(x_ZD, w_EDF, layout), (x_ZD, w_EDF, layout, jnp.zeros((0,), dtype))
 
@@ -301,7 +301,7 @@ def _blocked_backward(residuals, g_ZF):
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
-def _kernel(x_ZD, w_EDF, layout, kernel: str):
+def _kernel(x_ZD, w_EDF, layout: Layout, kernel: str) -> jax.Array:
     return kernels.grouped(x_ZD, w_EDF, layout.size_E, kernel)
 
 
@@ -379,7 +379,9 @@ def _expert_count(weights: dict) -> int:
     return next(iter(weights.values())).shape[0]
 
 
-def _on_this_device(compute: Compute, x_RD, weights: dict, choice: Choice, limit: int, kernel: str):
+def _on_this_device(
+    compute: Compute, x_RD, weights: dict, choice: Choice, limit: int, kernel: str
+) -> tuple[jax.Array, jax.Array]:
     """Rows through the experts of one device: plan, permute, multiply, combine."""
     layout, weight_RX = plan_dispatch(choice, _expert_count(weights), limit, kernel)
     y_ZF = compute(Places(x_RD, weights_of_places(weight_RX, layout), layout, kernel), weights)
@@ -392,7 +394,9 @@ def _local_expert(expert, experts: int) -> jax.Array:
     return jnp.where((number >= 0) & (number < experts), number, experts)
 
 
-def _by_gather(compute: Compute, x_RD, weights: dict, choice: Choice, limit: int, kernel: str):
+def _by_gather(
+    compute: Compute, x_RD, weights: dict, choice: Choice, limit: int, kernel: str
+) -> tuple[jax.Array, jax.Array]:
     """Every device of the axis sees all their rows, computes its experts' part, and keeps its rows of the sum."""
     devices = lax.axis_size("expert")
     x_RD, choice = jax.tree.map(lambda x: lax.all_gather(x, "expert", tiled=True), (x_RD, choice))

@@ -90,7 +90,7 @@ def _lookup(params: dict, token_BC, config: Config) -> jax.Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _rows_of(w_VD, token_R, dtype, of_vocab, of_width):
+def _rows_of(w_VD, token_R, dtype: str, of_vocab: tuple[str, ...], of_width: tuple[str, ...]) -> jax.Array:
     """Rows of a table that is split over these mesh axes, in `dtype`; its gradient is added up in its own."""
     return _rows_forward(w_VD, token_R, dtype, of_vocab, of_width)[0]
 

@@ -95,7 +95,9 @@ def project_out(w: dict, os: list[jax.Array], tower: Tower, routing: Routing, co
     return _by_group(y_RD, tower, context)
 
 
-def _apply(compute: dispatch.Compute, x_RD, matrices: dict, choice: Choice, routing: Routing, context: Context):
+def _apply(
+    compute: dispatch.Compute, x_RD, matrices: dict, choice: Choice, routing: Routing, context: Context
+) -> tuple[jax.Array, jax.Array]:
     config = context.config
     return dispatch.apply_experts(
         compute, x_RD, matrices, choice, routing.rows, routing.limit, config.model.dispatch, config.mesh
@@ -122,7 +124,7 @@ def _out_of_experts(places: Places, w: dict) -> jax.Array:
     return _weighted(dispatch.permuted(places.x_RD, w["wo"], places.layout, places.kernel), places.weight_Z1)
 
 
-def _weighted(x_ZF, weight_Z1):
+def _weighted(x_ZF, weight_Z1) -> jax.Array:
     return (x_ZF.astype(jnp.float32) * weight_Z1).astype(x_ZF.dtype)
 
 

@@ -104,11 +104,11 @@ _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
-def _flash(q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info):
+def _flash(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info) -> jax.Array:
     return _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info)[0]
 
 
-def _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info):
+def _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info):
     """Online softmax over the listed chunks (FlashAttention-2, 2307.08691); keeps the log-sum-exp for the way back."""
     B, U, K, Q, H = q_BUKQH.shape
     J = q_info.position.shape[2]

@@ -60,7 +60,7 @@ def _of_tokamax(extra, load):
         ) from None
 
 
-def _spare_the_command_line():
+def _spare_the_command_line() -> None:
     """tokamax's operators for GPU take the process's arguments for flags of theirs unless these are parsed."""
     from absl import flags
 
@@ -154,7 +154,7 @@ def causal_work(T: int, parts: int, bytes: int) -> int:
     return sum(-(-end // bk) for end in ends) * bq * bk
 
 
-def _after_last(last, index):
+def _after_last(last, index) -> jax.Array:
     return index <= last
 
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from mot.config import Config
+from mot.config import Config, Experts, Stream
 
 
 class Spec(NamedTuple):
@@ -66,7 +66,7 @@ def scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
 
 
-def _ends(stream) -> Iterator[tuple[str, Spec]]:
+def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:
     """How a stream's vectors, and their noise level, enter, and how what is predicted of them leaves."""
     if not stream.latent:
         return
@@ -86,24 +86,24 @@ ADA = 64  # features of which norms' scales and shifts are made: few, as each to
 def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
     """One layer's parameters, `component/tower/weight`."""
     for tower in _towers(config.towers.attn):
-        sets = config.attn[tower]
+        experts = config.attn[tower]
         D = config.streams[tower].width
         for weight, spec in _attention(config, D):
-            yield f"attn/{tower}/{weight}", _of_experts(spec, sets) if routed and weight in QKVO else spec
+            yield f"attn/{tower}/{weight}", _of_experts(spec, experts) if routed and weight in QKVO else spec
         if routed:
-            yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
+            yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(experts, D))
     for tower in _towers(config.towers.ffn):
-        sets = config.ffn[tower]
+        experts = config.ffn[tower]
         D = config.streams[tower].width
-        width = (routed and sets.experts and sets.width) or config.streams[tower].ffn
-        for weight, spec in _swiglu(config, D, width):
-            yield f"ffn/{tower}/{weight}", _of_experts(spec, sets) if routed else spec
+        F = (routed and experts.experts and experts.width) or config.streams[tower].ffn
+        for weight, spec in _swiglu(config, D, F):
+            yield f"ffn/{tower}/{weight}", _of_experts(spec, experts) if routed else spec
         if routed:
-            yield from ((f"ffn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
-        if routed and sets.experts and sets.shared:
-            for weight, spec in _swiglu(config, D, sets.shared):
+            yield from ((f"ffn/{tower}/{weight}", spec) for weight, spec in _router(experts, D))
+        if routed and experts.experts and experts.shared:
+            for weight, spec in _swiglu(config, D, experts.shared):
                 yield f"ffn/{tower}/shared_{weight}", spec
-            if sets.shared_gate:
+            if experts.shared_gate:
                 yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), scale(D))
     for tower in _towers(config.towers.norm):
         D = config.streams[tower].width
@@ -113,7 +113,7 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 
 
-def by_norm(stream) -> bool:
+def by_norm(stream: Stream) -> bool:
     """Does the noise level of the stream's vectors enter by its norms?"""
     return stream.diffuses and stream.diffusion.time == "norm"
 
@@ -131,7 +131,7 @@ MATRIX_AXES = {
 }
 
 
-def _attention(config, D) -> Iterator[tuple[str, Spec]]:
+def _attention(config: Config, D: int) -> Iterator[tuple[str, Spec]]:
     m = config.model
     N, K, H = m.heads, m.kv_heads, m.head_size
     yield "wq", Spec((D, N, H), MATRIX_AXES["wq"], scale(D))
@@ -146,22 +146,25 @@ def _attention(config, D) -> Iterator[tuple[str, Spec]]:
             yield f"{x}_norm_bias", Spec((heads, H), (axis, "head"), None, 0.0)
 
 
-def _swiglu(config, D, F) -> Iterator[tuple[str, Spec]]:
+def _swiglu(config: Config, D: int, F: int) -> Iterator[tuple[str, Spec]]:
     yield "w1", Spec((D, F), MATRIX_AXES["w1"], scale(D))
     yield "w3", Spec((D, F), MATRIX_AXES["w3"], scale(D))
     # The residual sums 2 L branches (GPT-2).
     yield "w2", Spec((F, D), MATRIX_AXES["w2"], scale(F) * scale(2 * config.model.layers))
 
 
-def _router(sets, D) -> Iterator[tuple[str, Spec]]:
+def _router(experts: Experts, D: int) -> Iterator[tuple[str, Spec]]:
     from mot.model.router import implementation  # which reads what is above
 
-    if sets.experts:
-        yield from implementation(sets.router).weights(sets, D)
+    if experts.experts:
+        yield from implementation(experts.router).weights(experts, D)
 
 
-def _of_experts(spec: Spec, sets) -> Spec:
-    return spec._replace(shape=(sets.experts, *spec.shape), axes=("expert", *spec.axes)) if sets.experts else spec
+def _of_experts(spec: Spec, experts: Experts) -> Spec:
+    """A matrix of a tower, once for each of its experts, if it has some."""
+    if not experts.experts:
+        return spec
+    return spec._replace(shape=(experts.experts, *spec.shape), axes=("expert", *spec.axes))
 
 
 ROUTER_BIAS = "router_bias"  # moved by loads, not by gradients

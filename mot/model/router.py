@@ -110,34 +110,34 @@ def matmul(x, w) -> jax.Array:
     return jnp.matmul(x, w.astype(jnp.float32), precision=lax.Precision.HIGHEST)
 
 
-def capacity(spec: Experts, tokens_B, tokens: int, factor: float):
+def capacity(spec: Experts, tokens_B, tokens: int, factor: float) -> jax.Array:
     """How many of a row's tokens (`tokens` at most) an expert takes: floor(factor * active * tokens / experts)."""
     table = np.floor(factor * spec.active * np.arange(tokens + 1) / spec.experts + 1e-9)  # float32 would round
     return jnp.asarray(table, jnp.int32)[tokens_B]
 
 
-def first_to_ask(key_BCE, asks_BCE, position_BC, most_B):
-    """Of those who ask an expert the `most` first, by key and then by position: bool `[B, C, E]`.
+def first_to_ask(key_BCE, asks_BCE, position_BC, limit_B) -> jax.Array:
+    """The first of those who ask an expert, at most `limit` of them, by key and then by position: bool `[B, C, E]`.
 
     The last one's key is found bit by bit, from counts of who comes before: TPU's compiler takes seconds for a sort.
     """
-    most_B11 = most_B[:, None, None]
+    limit_B11 = limit_B[:, None, None]
     bits_BCE = lax.bitcast_convert_type(key_BCE + 0.0, jnp.uint32)  # -0 is 0
     # Floats in their order: of negative ones greater bits are less.
     order_BCE = jnp.where(bits_BCE >> 31 > 0, ~bits_BCE, bits_BCE | jnp.uint32(1 << 31))
-    last_B1E = _last(order_BCE, asks_BCE, most_B11)
+    last_B1E = _last(order_BCE, asks_BCE, limit_B11)
     before_BCE, ties_BCE = asks_BCE & (order_BCE < last_B1E), asks_BCE & (order_BCE == last_B1E)
-    left_B1E = most_B11 - before_BCE.sum(1, keepdims=True)
+    left_B1E = limit_B11 - before_BCE.sum(1, keepdims=True)
     position_BC1 = position_BC[..., None].astype(jnp.uint32)
     return before_BCE | (ties_BCE & (position_BC1 <= _last(position_BC1, ties_BCE, left_B1E)) & (left_B1E > 0))
 
 
-def _last(x, asks_BCE, most):
-    """uint32: the greatest bound below which fewer than `most` of those who ask lie, of each row and expert."""
+def _last(x, asks_BCE, limit) -> jax.Array:
+    """uint32: the greatest bound below which fewer than `limit` of those who ask lie, of each row and expert."""
 
     def one_bit(n, bound):
         tried = bound | (jnp.uint32(1) << (31 - n).astype(jnp.uint32))
-        return jnp.where((asks_BCE & (x < tried)).sum(1, keepdims=True) < most, tried, bound)
+        return jnp.where((asks_BCE & (x < tried)).sum(1, keepdims=True) < limit, tried, bound)
 
     B, _, E = asks_BCE.shape
     return lax.fori_loop(0, 32, one_bit, jnp.zeros((B, 1, E), jnp.uint32))

@@ -177,6 +177,6 @@ def _cut(weights: dict, part: slice) -> dict:
     return jax.tree.map(lambda leaf: leaf[part], weights)
 
 
-def _fold(weights, n: int):
+def _fold(weights, n: int) -> dict | jax.Array:
     """Every leading axis `[m * n, ...]` as `[m, n, ...]`."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, n, *leaf.shape[1:]), weights)

@@ -58,16 +58,16 @@ def clean_and_noise(prediction, x_t, t, predicts: str) -> tuple[jax.Array, jax.A
     return implementation(predicts).clean_and_noise(prediction, x_t, jnp.asarray(t, jnp.float32))
 
 
-def _uniform(u):
+def _uniform(u) -> jax.Array:
     return u
 
 
-def _logit_normal(u):
+def _logit_normal(u) -> jax.Array:
     """The sigmoid of a standard normal (2403.03206 eq. 19)."""
     return jax.nn.sigmoid(ndtri(u))
 
 
-def _beta(u):
+def _beta(u) -> jax.Array:
     """Mostly noise: pi0's time is tau = 1 - t, with (s - tau) / s ~ Beta(1.5, 1) and s = 0.999 (2410.24164)."""
     return 1 - 0.999 + 0.999 * u ** (2 / 3)
 

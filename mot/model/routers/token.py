@@ -41,9 +41,9 @@ def choose(traffic: Traffic, weights: dict, spec: Experts, causal: bool) -> Chos
     return Chosen(expert_BCX, jnp.where(found_BCX, weight_BCX, 0), wanted_BCE, found_BCE, logits_BCE, score_BCE)
 
 
-def _find_places(liked_BCE, wanted_BCE, traffic: Traffic, spec: Experts):
+def _find_places(liked_BCE, wanted_BCE, traffic: Traffic, spec: Experts) -> jax.Array:
     """Which choices an expert has room for: the earliest tokens', or the highest scores'."""
     key = traffic.position_BC[..., None] if spec.overflow == "earliest" else -liked_BCE
     key_BCE = jnp.broadcast_to(key, liked_BCE.shape).astype(jnp.float32)
-    most_B = capacity(spec, traffic.real_BC.sum(1), traffic.real_BC.shape[1], spec.capacity)
-    return first_to_ask(key_BCE, wanted_BCE, traffic.position_BC, most_B)
+    limit_B = capacity(spec, traffic.real_BC.sum(1), traffic.real_BC.shape[1], spec.capacity)
+    return first_to_ask(key_BCE, wanted_BCE, traffic.position_BC, limit_B)
