@@ -17,6 +17,7 @@ from mot.config import Config, resolve
 from mot.config.load import arguments, asked, file_of, run
 from mot.config.names import key_like, keys_named
 from mot.errors import UserError
+from mot.model import flops
 
 
 class Parser(argparse.ArgumentParser):
@@ -161,8 +162,6 @@ def _escaped(path: Path) -> str:
 
 def judged(config: ConfigDict) -> Config:
     """Checked without a look at its data, and without JAX, so that a typing error is answered at once."""
-    from mot.model import flops  # which imports numpy: help does without
-
     return resolve(flops.with_steps(config), optim.uncovered)
 
 
@@ -170,6 +169,5 @@ def build(config: ConfigDict) -> Config:
     """Checked by every room that has a say; first `judged`."""
     judged(config)
     from mot.data import sources  # which imports JAX: it takes seconds
-    from mot.model import flops
 
     return resolve(flops.with_steps(config), sources.faults, optim.uncovered)

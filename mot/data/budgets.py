@@ -20,12 +20,12 @@ def resolve(config: Config, sources: Sources) -> Config:
     streams = config.streams
     if all(s.budget and s.max_tokens for s in streams.values()):
         return config
-    given = np.array([s.budget for s in streams.values()])
-    if not given.all():
+    written = np.array([s.budget for s in streams.values()])
+    if not written.all():
         mean, units = means(config, sources), _units(config, sources)
-        divided = np.where(given, given, best(mean, units, config.data.length))
+        divided = np.where(written, written, best(mean, units, config.data.length))
         later = np.max([mean, *(means(config, sources, stage.shares) for stage in config.data.stages)], axis=0)
-        if (short := (later > 0) & (given == 0) & ((divided < units) | (mean == 0))).any():
+        if (short := (later > 0) & (written == 0) & ((divided < units) | (mean == 0))).any():
             m = int(short.argmax())
             why = f"one of its images or clips has {units[m]}"
             why = why if mean[m] else "the first stage's mixture has none of it"
@@ -33,10 +33,10 @@ def resolve(config: Config, sources: Sources) -> Config:
                 f"data.length: {config.data.length} tokens leave streams.{list(streams)[m]} {divided[m]}, and {why}; "
                 f"raise data.length, or write its budget"
             )
-        given = divided
+        written = divided
     changed = {
         name: dataclasses.replace(s, budget=int(b), max_tokens=min(s.max_tokens or int(b), int(b)))
-        for (name, s), b in zip(streams.items(), given, strict=True)
+        for (name, s), b in zip(streams.items(), written, strict=True)
     }
     return dataclasses.replace(config, streams=changed)
 
@@ -65,7 +65,7 @@ def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
     present = mean_M > 0
     whole = present & (units_M > 1)
     free = present & ~whole
-    found = None
+    fullest = None
     for total in np.arange(length, length // 2, -max(length // 400, 1)):
         ideal = mean_M / mean_M.sum() * total
         budget = np.where(whole, np.maximum(np.round(ideal / np.maximum(units_M, 1)), 1) * units_M, ideal)
@@ -76,11 +76,11 @@ def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
             budget = np.where(free, mean_M * rate, budget)
         budget = np.array([b if w else _rounded(b) for b, w in zip(budget, whole, strict=True)])
         worst = np.floor(200 * bounds(budget, mean_M, units_M)[present].min())
-        if budget.sum() <= length and (found is None or (worst, budget.sum()) > found[0]):
-            found = (worst, budget.sum()), budget
-    if found is None:
+        if budget.sum() <= length and (fullest is None or (worst, budget.sum()) > fullest[0]):
+            fullest = (worst, budget.sum()), budget
+    if fullest is None:
         raise UserError(f"data.length: {length} tokens are too few for images or clips of {units_M.max()}; raise it")
-    return np.maximum(found[1], 1).astype(int)
+    return np.maximum(fullest[1], 1).astype(int)
 
 
 def bounds(budgets_M, mean_M, units_M) -> np.ndarray:

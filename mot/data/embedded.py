@@ -63,8 +63,8 @@ def load(config: Config) -> tuple[Sources, Sources]:
     lengths = np.concatenate([text.byte_lengths(tokenizer), np.zeros(0 if vectors else LEVELS, int)])
     splits = []
     for held_out in (False, True):
-        mine = [s for s in sections if _held_out(s.encode()) == held_out]
-        pieces = [piece for s in mine for piece in text.split(tokenizer, s, config.streams["text"].max_tokens - 2)]
+        texts = [s for s in sections if _held_out(s.encode()) == held_out]
+        pieces = [piece for s in texts for piece in text.split(tokenizer, s, config.streams["text"].max_tokens - 2)]
         manual = [_text(i, ids) for i, ids in enumerate(pieces)]
         chosen = [i for i in range(len(images)) if _held_out(images[i].tobytes()) == held_out]
         captions = [tokenizer.encode(_caption(i, labels[i])).ids for i in chosen]
@@ -104,8 +104,8 @@ def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
 
 def named(words: str) -> int | None:
     """The digit that a text names, if it names one and no other."""
-    found = [i for i, name in enumerate(NAMES) if re.search(rf"\b{name}\b", words)]
-    return found[0] if len(found) == 1 else None
+    digits = [i for i, name in enumerate(NAMES) if re.search(rf"\b{name}\b", words)]
+    return digits[0] if len(digits) == 1 else None
 
 
 def _manual() -> list[str]:

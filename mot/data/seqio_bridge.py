@@ -107,24 +107,24 @@ def open_(name: str, features: tuple[str, ...] = ()) -> SeqioMixture:
             f"{PREFIX}{name}: {error} Import the module that registers it: in the configuration's file, or for "
             "`mot data prepare` with --seqio-module"
         ) from None
-    found = provider.output_features
+    offered = provider.output_features
 
     def is_ids(f):
         return tensorflow.as_dtype(f.dtype).is_integer and f.rank == 1 and hasattr(f, "vocabulary")
 
-    usual = [key for key in ("inputs", "targets") if key in found]
-    able = [key for key in [*usual, *(key for key in found if key not in usual)] if is_ids(found[key])]
+    usual = [key for key in ("inputs", "targets") if key in offered]
+    able = [key for key in [*usual, *(key for key in offered if key not in usual)] if is_ids(offered[key])]
     chosen = features or tuple(able)
     if not chosen or set(chosen) - set(able):
         raise UserError(
-            f"{PREFIX}{name}: features {', '.join(chosen) or 'by default'}; of its features {', '.join(found)} only "
+            f"{PREFIX}{name}: features {', '.join(chosen) or 'by default'}; of its features {', '.join(offered)} only "
             f"{', '.join(able) or 'none'} are lists of ids; --seqio-features chooses among them"
         )
-    vocabulary = found[chosen[0]].vocabulary
-    if other := next((key for key in chosen if found[key].vocabulary != vocabulary), None):
+    vocabulary = offered[chosen[0]].vocabulary
+    if other := next((key for key in chosen if offered[key].vocabulary != vocabulary), None):
         raise UserError(
             f"{PREFIX}{name}: {chosen[0]} and {other} have different vocabularies ({vocabulary}, "
-            f"{found[other].vocabulary}); a dataset has one; choose features of one with --seqio-features"
+            f"{offered[other].vocabulary}); a dataset has one; choose features of one with --seqio-features"
         )
     return SeqioMixture(name, provider, chosen, _vocabulary(vocabulary))
 
@@ -138,9 +138,9 @@ def documents(mixture: SeqioMixture, split: str, endless: bool = False) -> Itera
     try:
         # For preprocessors that draw: seqio takes a seed, but not every source of it does.
         tensorflow.random.set_seed(0)
-        found = mixture.provider.get_dataset(split=split, shuffle=False, num_epochs=None if endless else 1)
-        found = found.map(lambda example: {key: example[key] for key in mixture.features})
-        for number, example in enumerate(found.as_numpy_iterator()):
+        dataset = mixture.provider.get_dataset(split=split, shuffle=False, num_epochs=None if endless else 1)
+        dataset = dataset.map(lambda example: {key: example[key] for key in mixture.features})
+        for number, example in enumerate(dataset.as_numpy_iterator()):
             yield _read(f"{split}:{number}", [example[key] for key in mixture.features], mixture.vocabulary)
     except Exception as error:  # of the owner's code, through TensorFlow: of any type
         raise UserError(
@@ -221,20 +221,20 @@ def _unigram(vocabulary, names) -> Tokenizer | None:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.sp_model)
-    how = proto.normalizer_spec
+    normalizer = proto.normalizer_spec
     unigram = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
     suffix = proto.trainer_spec.treat_whitespace_as_suffix
-    if proto.trainer_spec.model_type != unigram or suffix or not how.escape_whitespaces:
+    if proto.trainer_spec.model_type != unigram or suffix or not normalizer.escape_whitespaces:
         return None
     entries = [(name, piece.score) for name, piece in zip(names, proto.pieces, strict=True)]
     tokenizer = Tokenizer(models.Unigram(entries, vocabulary.unk_id, proto.trainer_spec.byte_fallback))
-    steps = [normalizers.Precompiled(how.precompiled_charsmap)] if how.precompiled_charsmap else []
-    if how.remove_extra_whitespaces:
+    steps = [normalizers.Precompiled(normalizer.precompiled_charsmap)] if normalizer.precompiled_charsmap else []
+    if normalizer.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
         "\u2581",
-        prepend_scheme="always" if how.add_dummy_prefix else "never",
+        prepend_scheme="always" if normalizer.add_dummy_prefix else "never",
         split=proto.trainer_spec.split_by_whitespace,
     )
     return tokenizer
@@ -284,8 +284,8 @@ class SeqioStream:
                     "is the split empty?"
                 )
             self._hold(read)
-        self._held[i] = found = self._held.pop(i)
-        return found
+        self._held[i] = held = self._held.pop(i)
+        return held
 
     def lengths_of(self, i: int) -> np.ndarray:
         return lengths(self.atoms_of(i), len(MODALITIES))

@@ -29,13 +29,12 @@ class Records:
     def __init__(self, name: str, index: int, dataset: Dataset | SeqioStream, layout: TokenLayout, streams: int):
         self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
         self.count = dataset.count
-        place = {place.modality: place.stream for place in layout.places}
-        self.stream_of = np.array([place[modality] for modality in dataset.modalities])
+        stream_of = {placement.modality: placement.stream for placement in layout.places}
+        self.stream_of = np.array([stream_of[modality] for modality in dataset.modalities])
         self.streams = streams
         fixed = {m: dataset.about["tokenizers"][m]["tokens"] for m in layout.fixed}
-        self.units = np.array(
-            [max([fixed.get(m, 1) for m, to in place.items() if to == s] or [1]) for s in range(streams)]
-        )
+        by_stream = [[fixed.get(m, 1) for m, stream in stream_of.items() if stream == s] for s in range(streams)]
+        self.units = np.array([max(tokens or [1]) for tokens in by_stream])
 
     def lengths(self, i: int) -> np.ndarray:
         return self._by_stream(self.dataset.lengths_of(i))
@@ -57,11 +56,11 @@ class Records:
         return np.concatenate([by_stream.sum(1, keepdims=True), by_stream], axis=1)
 
     def read(self, i: int) -> Document:
-        found = render(self.dataset[i], self.layout, self.index, i)
-        tokens = np.bincount(found.stream, minlength=self.streams)
+        document = render(self.dataset[i], self.layout, self.index, i)
+        tokens = np.bincount(document.stream, minlength=self.streams)
         if (tokens != self.lengths(i)).any():
             raise ValueError(f"it has {tokens} tokens by stream, lengths.npy says {self.lengths(i)}")
-        return found
+        return document
 
     def name_of(self, i: int) -> str:
         try:
@@ -91,7 +90,7 @@ def faults(config):
             return
         yield from embedded.faults(config)
         return
-    known = {}
+    abouts = {}
     for name, address in addresses.items():
         if not address:
             yield f"data.sources.{name}: names no data; write data=FOLDER after the configuration's file"
@@ -102,12 +101,12 @@ def faults(config):
                 "`mot data prepare --seqio`"
             )
         try:
-            known[name] = _about(address)
+            abouts[name] = _about(address)
         except (UserError, OSError) as error:
             yield f"data.sources.{name}: {address!r}; {error}"
-    unlike = list(_tokenizer_faults(known))
+    unlike = list(_tokenizer_faults(abouts))
     yield from unlike
-    for name, about in known.items():
+    for name, about in abouts.items():
         yield from _dataset_faults(config, name, about, ids=not unlike)
 
 
@@ -132,17 +131,17 @@ def remarks(config: Config, held_out: Sources) -> list[str]:
     ]
 
 
-def _tokenizer_faults(known):
+def _tokenizer_faults(abouts):
     """Datasets that are mixed must have been tokenised alike."""
     seen: dict[str, tuple[str, str]] = {}
-    for name, about in known.items():
+    for name, about in abouts.items():
         for modality, tokenizer in about["tokenizers"].items():
             first, digest = seen.setdefault(modality, (name, tokenizer["digest"]))
             if digest != tokenizer["digest"]:
-                how = f", or both with the same --ids {modality}=COUNT" * digest.startswith("ids-")
+                other_way = f", or both with the same --ids {modality}=COUNT" * digest.startswith("ids-")
                 yield (
                     f"data.sources.{name}: its {modality} tokenizer is {tokenizer['digest']}, that of {first} is "
-                    f"{digest}; prepare one with --like the other{how}"
+                    f"{digest}; prepare one with --like the other{other_way}"
                 )
 
 
@@ -207,11 +206,11 @@ def _placement(modality: str, number: int, stream: Stream) -> Placement:
 
 def unit_lengths(abouts: Sequence[dict]) -> dict[str, int]:
     """Tokens of a unit of each modality, where all of several datasets have units of that one length; else 0."""
-    found: dict[str, set[int]] = {}
+    lengths_of: dict[str, set[int]] = {}
     for about in abouts:
         for modality, tokenizer in about["tokenizers"].items():
-            found.setdefault(modality, set()).add(tokenizer.get("tokens", 0))
-    return {modality: lengths.pop() if len(lengths) == 1 else 0 for modality, lengths in found.items()}
+            lengths_of.setdefault(modality, set()).add(tokenizer.get("tokens", 0))
+    return {modality: lengths.pop() if len(lengths) == 1 else 0 for modality, lengths in lengths_of.items()}
 
 
 def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | SeqioStream], np.ndarray, list]:
@@ -232,7 +231,7 @@ def bytes_of_ids(folder: Path, about: dict) -> np.ndarray:
     """`[ids]` bytes of text that each id of a dataset's tokenizer stands for."""
     file = folder / "tokenizers" / BYTES
     ids = about["tokenizers"]["text"]["ids"]
-    found = load_array(file)
-    if found.shape != (ids,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
+    sizes = load_array(file)
+    if sizes.shape != (ids,) or sizes.dtype.kind not in "iu" or sizes.min() < 0 or sizes.max() >= 2**31:
         raise UserError(f"{file} is no list of {ids} integers of 0 or more; copy it again")
-    return found
+    return sizes

@@ -82,15 +82,15 @@ def rows(
     batches = -(-len(prompts) // ROWS)
     size = -(-len(prompts) // batches)
     console = Console(stderr=True)
-    found = []
+    generated = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     announce(f"{title}: {len(prompts)} rows in {batches} batches; the first compiles their programs")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=len(prompts))
         for first in range(0, len(prompts), size):
-            mine = list(prompts[first : first + size])
+            own = list(prompts[first : first + size])
             # The last batch is filled up: another shape would be compiled anew.
-            whole = mine + mine[-1:] * (size - len(mine))
-            found += model.sampler(whole, settings, seed=seed, first=first, **how)[: len(mine)]
-            bar.advance(task, len(mine))
-    return found
+            whole = own + own[-1:] * (size - len(own))
+            generated += model.sampler(whole, settings, seed=seed, first=first, **how)[: len(own)]
+            bar.advance(task, len(own))
+    return generated

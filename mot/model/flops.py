@@ -8,13 +8,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mot.config import Config, ConfigError, resolve
 from mot.model import params
 
-if TYPE_CHECKING:  # JAX takes seconds to import, and a budget of FLOPs is judged without
+if TYPE_CHECKING:  # they take seconds to import, and a budget of FLOPs is judged without
+    import numpy as np
+
     from mot.batches import Batch
 
 FORWARD_AND_BACKWARD = 3  # each matmul of the forward pass has two of its size in the backward pass
@@ -145,6 +146,7 @@ def with_steps(tree: ConfigDict) -> ConfigDict:
 
 def visible_pairs(batch: "Batch") -> int:
     """How many (query, key) pairs of a host batch see each other (`batches.visible`), without the `[T, T]` mask."""
+    import numpy as np
 
     def join(field):
         return np.concatenate([getattr(t, field) for t in batch.values()], axis=1)
@@ -168,8 +170,10 @@ def visible_pairs(batch: "Batch") -> int:
     return int(total)
 
 
-def _earlier(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _earlier(group: "np.ndarray", counts: "np.ndarray") -> "np.ndarray":
     """For each token, how many tokens that count lie at or before it in its group."""
+    import numpy as np
+
     order = np.argsort(group, kind="stable")
     running = np.cumsum(counts[order])
     starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0]) if len(group) else np.zeros(0, int)
