@@ -59,7 +59,7 @@ class Chosen(NamedTuple):
     expert_BCX: jax.Array  # each token's experts; E = an empty place
     weight_BCX: jax.Array
     wanted_BCE: jax.Array  # bool: a token's choices
-    found_BCE: jax.Array  # bool: those that found a place
+    placed_BCE: jax.Array  # bool: those that found a place
     logits_BCE: jax.Array  # as the z-loss judges them
     score_BCE: jax.Array  # 0 or more
     imitation_BC: jax.Array | None = None  # cross-entropy of a router that imitates this one; None: there is none
@@ -153,10 +153,10 @@ def _report(chosen: Chosen, traffic: Traffic, spec: Experts, modalities: int) ->
     def total(x_BC):
         return jnp.where(real_BC, x_BC, 0).sum(1)
 
-    mine_BCM = (traffic.modality_BC[..., None] == jnp.arange(modalities)[None, None]) & real_BC[..., None]
+    own_BCM = (traffic.modality_BC[..., None] == jnp.arange(modalities)[None, None]) & real_BC[..., None]
 
     def by_modality(x_BCE):
-        return jnp.einsum("BCM,BCE->BME", mine_BCM.astype(jnp.float32), x_BCE.astype(jnp.float32))
+        return jnp.einsum("BCM,BCE->BME", own_BCM.astype(jnp.float32), x_BCE.astype(jnp.float32))
 
     wanted_BME = by_modality(chosen.wanted_BCE)
     p_BCE = score_BCE / jnp.maximum(score_BCE.sum(-1, keepdims=True), TINY)
@@ -164,9 +164,9 @@ def _report(chosen: Chosen, traffic: Traffic, spec: Experts, modalities: int) ->
     mean_p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1) / real_B[:, None]
     share_BE = lax.stop_gradient(wanted_BME.sum(1)) / (real_B * spec.active)[:, None]
     return Report(
-        tokens_BM=mine_BCM.sum(1).astype(jnp.float32),
+        tokens_BM=own_BCM.sum(1).astype(jnp.float32),
         wanted_BM=wanted_BME.sum(-1),
-        load_BME=by_modality(chosen.found_BCE),
+        load_BME=by_modality(chosen.placed_BCE),
         entropy_B=total(-(p_BCE * jnp.log(jnp.maximum(p_BCE, 1e-30))).sum(-1)),
         balance_B=spec.experts * (share_BE * mean_p_BE).sum(-1) * real_BC.sum(1),
         z_B=total(jax.nn.logsumexp(chosen.logits_BCE, axis=-1) ** 2),
