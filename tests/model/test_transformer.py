@@ -220,3 +220,20 @@ def test_streams_that_share_every_map_travel_merged():
     assert transformer.alike(examples.make("dense")) == [("text", "image")]
     assert transformer.alike(examples.make("mot")) == [("text",), ("image",)]
     assert transformer.alike(examples.make("mot_ffn")) == [("text",), ("image",)]
+
+
+def test_merged_streams_know_their_document_order_and_the_way_back():
+    c, batch = examples.make("dense"), examples.batch(spans=False)
+    T = batches.length(batch)
+    group = transformer.merge(batch, ("text", "image"), c, T)
+    position_BC = np.concatenate([batch[s].position for s in group.streams], axis=1)
+    np.testing.assert_array_equal(np.take_along_axis(position_BC, np.asarray(group.order), axis=1)[0], np.arange(T))
+    np.testing.assert_array_equal(
+        np.take_along_axis(np.asarray(group.tokens.position), group.back, axis=1), position_BC
+    )
+    own = np.concatenate([np.full(batch[s].token.shape, m) for m, s in enumerate(group.streams)], axis=1)
+    real = group.tokens.segment != 0
+    np.testing.assert_array_equal(group.modality[real], np.take_along_axis(own, group.order, axis=1)[real])
+    alone = transformer.merge(batch, ("text",), c, T)
+    assert alone.order is None
+    np.testing.assert_array_equal(alone.tokens.token, batch["text"].token)
