@@ -84,7 +84,7 @@ def abstract(config: Config) -> Batch:
 
 
 def not_finite(batch: Batch) -> dict[str, jax.Array]:
-    """How many numbers of each float field are NaN or infinite, by `stream.field`; int32.
+    """How many numbers of each float field are NaN or infinite, int32 by `stream.field`.
 
     Padding's vectors do not count: they enter the model as 0.
     """
@@ -138,11 +138,9 @@ def length(batch: Batch) -> int:
 
 
 def document_order(position_BC, T: int | None) -> jax.Array:
-    """`[B, C]`: the order that sorts tokens by position, all below T.
+    """`[B, C]`: the order that sorts tokens by position. Positions are below T; None: nothing is known of them.
 
-    Of all T tokens `position` itself is the way back.
-
-    Counted, not sorted (`inverse`), but where nothing is known of the positions: T is None.
+    It is counted (`inverse`), and sorted only where T is None. For all T tokens of a row `position` is its inverse.
     """
     B, C = position_BC.shape
     if T is None:
@@ -154,9 +152,9 @@ def document_order(position_BC, T: int | None) -> jax.Array:
 
 
 def inverse(order_BT) -> jax.Array:
-    """The way back of each row's permutation: of [2, 0, 1] it is [1, 2, 0].
+    """The inverse of each row's permutation: of [2, 0, 1] it is [1, 2, 0].
 
-    Scattered, not sorted: TPU's compiler takes seconds for every sort, and tenths of one for this.
+    A scatter, no sort: TPU's compiler takes seconds for a sort, and tenths of one for this.
     """
     B, T = order_BT.shape
     row_B1 = jnp.arange(B)[:, None]
@@ -164,7 +162,7 @@ def inverse(order_BT) -> jax.Array:
 
 
 def in_order(tree, order_BC: jax.Array):
-    """Every `[B, C, ...]` array of the tree, its tokens in that order."""
+    """Every `[B, C, ...]` array of the tree with its tokens in this order."""
 
     def take(x):
         return jnp.take_along_axis(x, order_BC.reshape(order_BC.shape + (1,) * (x.ndim - 2)), axis=1)
@@ -173,7 +171,7 @@ def in_order(tree, order_BC: jax.Array):
 
 
 def concatenate(tokens: Sequence[Tokens]) -> Tokens:
-    """End to end along the token axis, of several without their vectors."""
+    """Streams end to end along the token axis; two or more lose their vectors."""
     if len(tokens) == 1:
         return tokens[0]
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(t.replace(value=t.value[..., :0]) for t in tokens))

@@ -1,4 +1,4 @@
-"""How many tokens of a row each stream gets: what the mixture holds decides, and what cannot be cut."""
+"""How many tokens of a row each stream gets. The mixture decides, and images and clips, which cannot be cut."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ WELL_FILLED = 0.97
 
 
 def resolve(config: Config, sources: Sources) -> Config:
-    """The configuration with budgets and longest documents in place of zeros, from the first stage's mixture.
+    """The configuration with budgets and `max_tokens` in place of zeros, as the first stage's mixture asks.
 
-    Raises `UserError` where `data.length` is too short for what must not be cut.
+    Raises `UserError` if `data.length` is too short for an image or clip.
     """
     streams = config.streams
     if all(s.budget and s.max_tokens for s in streams.values()):
@@ -57,7 +57,7 @@ def means(config: Config, sources: Sources, shares: Mapping[str, float] | None =
 
 
 def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
-    """`[M]` budgets of at most `length` tokens in all that a mixture fills best, of these the largest.
+    """`[M]` the budgets that a mixture fills best, at most `length` tokens in all; the largest of these.
 
     A budget of images is a multiple of an image. The others follow it, and are multiples of 128, 64, ... 1, of the
     largest that costs less than half a percent.
@@ -84,7 +84,7 @@ def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
 
 
 def bounds(budgets_M, mean_M, units_M) -> np.ndarray:
-    """`[M]` the fraction of each budget that any packing can fill in the long run, where every document is placed.
+    """`[M]` the fraction of each budget that a packing can fill in the long run, if every document is placed.
 
     1 for a stream of which the mixture has nothing.
     """
@@ -95,7 +95,7 @@ def bounds(budgets_M, mean_M, units_M) -> np.ndarray:
 
 
 def reachable(config: Config, sources: Sources, shares: Mapping[str, float] | None = None) -> dict[str, float]:
-    """`bounds` by stream, for other shares where they are given; empty where nobody counted a stream's tokens."""
+    """`bounds` by stream, for these shares or the configuration's; empty if a stream's tokens are not counted."""
     try:
         mean = means(config, sources, shares)
     except UserError:
@@ -105,7 +105,7 @@ def reachable(config: Config, sources: Sources, shares: Mapping[str, float] | No
 
 
 def advice(config: Config, sources: Sources) -> list[str]:
-    """What to say of budgets that the mixture cannot fill well, of any stage."""
+    """Advice on budgets that the mixture of some stage cannot fill well."""
     said = []
     total = sum(s.budget for s in config.streams.values())
     stages = [("", config.data.shares), *((f" from step {s.step} on", s.shares) for s in config.data.stages)]
@@ -128,7 +128,7 @@ def advice(config: Config, sources: Sources) -> list[str]:
 
 
 def _long_enough(mean_M, units_M, length: int) -> int:
-    """The shortest row, by doubling, whose budgets can be filled well; 0 for none that anybody would train on."""
+    """The shortest row, by doubling, whose budgets can be filled well; 0 if it is too long to train on."""
 
     def fills(n):
         return bounds(best(mean_M, units_M, n), mean_M, units_M).min()

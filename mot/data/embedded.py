@@ -87,7 +87,7 @@ def _digest(documents: Iterable[Document]) -> str:
 
 
 def load_tokenizer() -> Tokenizer:
-    """The one that `load` uses."""
+    """The tokenizer of the documents that `load` gives."""
     return _tokenizer(_manual())
 
 
@@ -109,7 +109,7 @@ def named(words: str) -> int | None:
 
 
 def _manual() -> list[str]:
-    """The manual's sections: what blank lines separate."""
+    """The manual's sections, which blank lines separate."""
     from pydoc_data.topics import topics
 
     sections = (s.strip("\n") for name in sorted(topics) for s in topics[name].split("\n\n"))
@@ -144,14 +144,14 @@ def patches(pixels: np.ndarray) -> np.ndarray:
 
 
 def levels(vectors: np.ndarray) -> np.ndarray:
-    """Grey levels `[64]` of what `patches` gives, or of what a model has drawn."""
+    """Grey levels `[64]` of patches, those of `patches` or of a model; undoes it."""
     n = SIDE // PATCH
     by_row = (vectors * DEVIATION + MEAN).reshape(n, n, PATCH, PATCH).swapaxes(1, 2).reshape(PIXELS)
     return by_row.round().clip(0, LEVELS - 1).astype(int)
 
 
 def _vectors(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
-    """As `_ids`, the image in vectors."""
+    """Like `_ids`, with the image in vectors."""
     image = np.array([BOI, *[0] * PATCHES, EOI])
     token = np.concatenate([[BOS], *([image, caption] if image_first else [caption, image]), [EOS]])
     begin = int(np.argmax(token == BOI)) + 1

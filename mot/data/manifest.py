@@ -21,7 +21,7 @@ NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # of a file, a modality, a diges
 
 
 def markers(modality: str) -> tuple[str, str]:
-    """What encloses a span of a modality, among text."""
+    """The tokens before and after a span of a modality, in text."""
     return ("<boi>", "<eoi>") if modality == "image" else (f"<{modality}>", f"</{modality}>")
 
 
@@ -36,7 +36,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_json(folder: Path) -> dict:
-    """A dataset's `dataset.json`; raises `UserError` where there is none of this format."""
+    """A dataset's `dataset.json`; raises `UserError` if there is none of this format."""
     file = folder / "dataset.json"
     try:
         str(folder).encode()
@@ -58,7 +58,7 @@ def read_json(folder: Path) -> dict:
 
 
 def _check_json(about: dict) -> None:
-    """Raises `ValueError`, or what Python raises for a wrong type, unless all that is read later is as it must be."""
+    """Raises `ValueError`, or Python's error for a wrong type, unless each value that is read later is allowed."""
     if type(about["format"]) is not int or about["format"] != FORMAT:
         raise ValueError(f"its format is {about['format']!r:.60}; this version reads {FORMAT}")
     modalities, tokenizers, splits = about["modalities"], about["tokenizers"], about["splits"]
@@ -146,7 +146,7 @@ def _check_number(what: str, n, low: int = 0, high: int = 2**48) -> None:
 
 
 def files(about: dict) -> list[tuple[str, int, str]]:
-    """Every file of a dataset beside `dataset.json`: its path there, bytes, digest."""
+    """Every file of a dataset but `dataset.json`: path in the folder, bytes, digest."""
     splits = about["splits"]
     known = [(split, f) for split in SPLITS for f in splits[split]["shards"] + splits[split]["index"]]
     known += [("tokenizers", f) for tokenizer in about["tokenizers"].values() for f in tokenizer["files"]]
@@ -154,7 +154,7 @@ def files(about: dict) -> list[tuple[str, int, str]]:
 
 
 def check_files(folder: Path, listed: Sequence[tuple[str, int, str]], digests: bool) -> None:
-    """Raises `UserError` for the first of these files that is not there as `dataset.json` says."""
+    """Raises `UserError` for the first file that is absent, or is not as `dataset.json` says."""
     for name, size, _ in listed:
         path = folder / name
         if not path.is_file():

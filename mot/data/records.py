@@ -46,7 +46,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(content: bytes) -> Record:
-    """Raises `ValueError`, and nothing else, for what `encode` does not write."""
+    """The record in these bytes. Raises `ValueError`, and nothing else, if `encode` did not write them."""
     try:
         restored = serialization.msgpack_restore(content)
     # What a hostile file can provoke in msgpack and numpy: wrong types, unknown dtypes, shapes, depth.
@@ -137,7 +137,7 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
 
 
 def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray]) -> np.ndarray:
-    """`[A, 2]` modality and tokens, of sentences and media. `cuts` holds for each span where it may be cut."""
+    """`[A, 2]` modality and tokens of each sentence and medium. `cuts` says where each span may be cut."""
     rows = []
     for (modality, data), inner in zip(record.spans, cuts, strict=True):
         sizes = np.diff([0, *inner, len(data)])
@@ -146,14 +146,14 @@ def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray])
 
 
 def lengths(atoms: np.ndarray, modalities: int) -> np.ndarray:
-    """`[M]` tokens of a document with these atoms, <bos>, <eos> and markers included; text is modality 0."""
+    """`[M]` tokens of a document with these atoms. <bos>, <eos> and markers count; text is modality 0."""
     tokens = np.bincount(atoms[:, 0], atoms[:, 1], minlength=modalities).astype(np.int64)
     tokens[0] += 2 + 2 * (atoms[:, 0] != 0).sum()
     return tokens
 
 
 class Shard(NamedTuple):
-    """What is known of a shard that was written."""
+    """A shard that was written, as `dataset.json` lists it."""
 
     file: str
     documents: int
@@ -185,7 +185,7 @@ def write_shard(path: Path, records: Sequence[Record]) -> Shard:
 
 
 def load_array(file: Path) -> np.ndarray:
-    """An .npy file, mapped; raises `UserError` where it is none."""
+    """An .npy file, memory-mapped; raises `UserError` if it is none."""
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # a memmap is slow
     except Exception as error:  # a damaged header raises any of a dozen kinds
@@ -211,7 +211,7 @@ class Dataset:
             self._check_documents(i, min(i + CHUNK, self.count))
 
     def __getstate__(self):
-        """What a worker process needs to open it again: no mapped file, no reader."""
+        """The state that a worker process opens it from: no mapped file, no reader."""
         return {k: v for k, v in vars(self).items() if k not in ("lengths", "atoms", "firsts", "_reader")}
 
     lengths = cached_property(lambda self: load_array(self.split / "lengths.npy"))
@@ -233,7 +233,7 @@ class Dataset:
             self._refuse("lengths.npy", "a document has less than no tokens, or less than 2 of text: <bos> and <eos>")
 
     def _check_documents(self, begin: int, end: int) -> None:
-        """Raises `UserError` unless the documents from `begin` to before `end` are as long as their atoms."""
+        """Raises `UserError` unless documents begin .. end - 1 are as long as their atoms."""
         firsts = self.firsts[begin : end + 1]
         m = len(self.modalities)
         if (firsts[1:] <= firsts[:-1]).any() or firsts[0] < 0 or firsts[-1] > len(self.atoms):
@@ -263,12 +263,12 @@ class Dataset:
         return self.lengths[i]
 
     def atoms_of(self, i: int) -> np.ndarray:
-        """`[A, 2]` of document i; raises `UserError` where they are damaged, also in what was opened unverified."""
+        """`[A, 2]` of document i. Raises `UserError` if they are damaged, even in a dataset that was not verified."""
         self._check_documents(i, i + 1)
         return self.atoms[self.firsts[i] : self.firsts[i + 1]]
 
     def __getitem__(self, i: int) -> Record:
-        """Document i; raises `ValueError` where its entry is not what was written."""
+        """Document i; raises `ValueError` if its entry is damaged."""
         shard = int(np.searchsorted(self.firsts_of_shards, i, side="right")) - 1
         try:
             content = self._reader(shard).read([int(i - self.firsts_of_shards[shard])])[0]

@@ -34,7 +34,7 @@ def is_address(address: str) -> bool:
 
 
 def require() -> tuple[Any, Any]:
-    """seqio and TensorFlow; raises `UserError` where the extra is not installed."""
+    """seqio and TensorFlow; raises `UserError` if the extra is not installed."""
     try:
         import seqio
         import tensorflow
@@ -48,7 +48,7 @@ def require() -> tuple[Any, Any]:
 
 
 class Vocabulary(NamedTuple):
-    """What mot keeps of a seqio vocabulary: its ids, and after them mot's own special tokens."""
+    """A seqio vocabulary as mot keeps it: seqio's ids, then mot's own special tokens."""
 
     size: int  # seqio's ids
     tokenizer: Tokenizer
@@ -58,7 +58,7 @@ class Vocabulary(NamedTuple):
     endings: tuple[int | None, int | None]  # ids that a feature ends in and mot does without: padding, and one EOS
 
     def about(self) -> dict:
-        """As dataset.json says it of a text tokenizer, without files."""
+        """The entry that a text tokenizer has in dataset.json, without files."""
         special = {token: self.tokenizer.token_to_id(token) for token in special_tokens(MODALITIES)}
         return {"ids": len(self.byte_lengths), "digest": self.digest, "special": special}
 
@@ -69,7 +69,7 @@ class Vocabulary(NamedTuple):
 
 
 class SeqioMixture(NamedTuple):
-    """A task or a mixture, found."""
+    """A registered task or mixture."""
 
     name: str
     provider: Any  # seqio.Task or seqio.Mixture
@@ -130,7 +130,7 @@ def open_(name: str, features: tuple[str, ...] = ()) -> SeqioMixture:
 
 
 def documents(mixture: SeqioMixture, split: str, endless: bool = False) -> Iterator[Read]:
-    """A split's examples in seqio's own order: the same ones, in the same order, each time."""
+    """A split's examples in seqio's own order, which is the same each time."""
     _, tensorflow = require()
     address = f"{PREFIX}{mixture.name}"
     if split not in mixture.splits:
@@ -206,7 +206,7 @@ def _vocabulary(vocabulary) -> Vocabulary:
 
 
 def _sentencepieces(pieces) -> tuple[list[str], list[int]]:
-    """Each piece, and the bytes of text that it stands for. What no text spells has a NUL before it."""
+    """Each piece, and the bytes of text that it stands for. A piece that no text spells begins with a NUL."""
     names, sizes = [], []
     for i in range(pieces.GetPieceSize()):
         name = pieces.IdToPiece(i)
@@ -217,7 +217,7 @@ def _sentencepieces(pieces) -> tuple[list[str], list[int]]:
 
 
 def _unigram(vocabulary, names) -> Tokenizer | None:
-    """A unigram model of SentencePiece, which the tokenizers library has too; None for other models."""
+    """SentencePiece's unigram model in the tokenizers library; None for its other models."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.sp_model)
@@ -241,7 +241,7 @@ def _unigram(vocabulary, names) -> Tokenizer | None:
 
 
 class SeqioStream:
-    """A split as a `records.Dataset` is read, but in order: one process reads it, and holds what it has read of late.
+    """A split with the methods of `records.Dataset`, read in order: one process reads it, and keeps the newest part.
 
     Endless, each document once, or with `most` only so many, and all of them held. What was read long ago, and
     everything after a resume, is read from the beginning once more: right, but slow.
@@ -300,11 +300,11 @@ class SeqioStream:
         return read.record
 
     def totals(self) -> np.ndarray:
-        """Zeros where it is endless: nobody has counted."""
+        """Zeros if it is endless: nobody has counted."""
         return sum((self.lengths_of(i) for i in range(self.count or 0)), np.zeros(len(MODALITIES), np.int64))
 
     def identity(self) -> list:
-        """What tells this stream from others: its mixture, the versions that decide its order, its first documents."""
+        """The identity of the stream: its mixture, the versions that decide its order, its first documents."""
         seqio, tensorflow = require()
         provider = self.mixture.provider
         first = hashlib.sha256()

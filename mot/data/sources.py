@@ -1,4 +1,4 @@
-"""What a configuration's `data.sources` name, opened: embedded documents, datasets of records, a seqio stream."""
+"""Opens what `data.sources` name: embedded documents, datasets of records, a seqio stream."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ VECTORS = ("image", "audio")  # that may be kept as vectors in place of ids
 
 
 class Records:
-    """A split of a dataset as a source: the spans of its modalities travel in the streams of those modalities."""
+    """A split of a dataset as a source. Each modality's spans travel in the stream of that modality."""
 
     def __init__(self, name: str, index: int, dataset: Dataset | SeqioStream, layout: TokenLayout, streams: int):
         self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
@@ -111,14 +111,14 @@ def faults(config):
 
 
 def _about(address) -> dict:
-    """What dataset.json says, as far as there is one."""
+    """The `dataset.json` of a dataset, or what a seqio stream has in place of one."""
     if seqio_bridge.is_address(address):
         return seqio_bridge.open_(address).about()
     return read_json(local(address, whole=False))
 
 
 def remarks(config: Config, held_out: Sources) -> list[str]:
-    """What a run should be told of its sources."""
+    """Remarks on a run's sources."""
     silent = [s.name for s in held_out.all if not s.count and config.data.shares.get(s.name)]
     return [
         f"data.sources.{name}: it has no held-out documents, so held-out losses say nothing of it" for name in silent
@@ -177,7 +177,7 @@ def _dataset_faults(config, name, about, ids: bool):
 
 
 def open_(config: Config) -> tuple[Sources, Sources]:
-    """The training and the held-out documents; sources without held-out ones are absent from those."""
+    """The training and the held-out documents. A source without held-out documents is absent from these."""
     if is_embedded(config):
         return embedded.load(config)
     index = {stream.modality: (m, stream) for m, stream in enumerate(config.streams.values())}
@@ -205,7 +205,7 @@ def _placement(modality: str, number: int, stream: Stream) -> Placement:
 
 
 def unit_lengths(abouts: Sequence[dict]) -> dict[str, int]:
-    """Tokens of a unit of each modality, where all of several datasets have units of that one length; else 0."""
+    """Tokens of a unit of each modality; 0 if the datasets have units of different lengths."""
     lengths_of: dict[str, set[int]] = {}
     for about in abouts:
         for modality, tokenizer in about["tokenizers"].items():
@@ -214,7 +214,7 @@ def unit_lengths(abouts: Sequence[dict]) -> dict[str, int]:
 
 
 def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | SeqioStream], np.ndarray, list]:
-    """What is said of a source, its splits, the bytes that its text's ids stand for, and what tells it from others."""
+    """A source: its `dataset.json`, its splits, the bytes of text of each id, and its identity."""
     if seqio_bridge.is_address(address):
         mixture = seqio_bridge.open_(address)
         training = SeqioStream(mixture, "train")
@@ -228,7 +228,7 @@ def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | Seqio
 
 
 def bytes_of_ids(folder: Path, about: dict) -> np.ndarray:
-    """`[ids]` bytes of text that each id of a dataset's tokenizer stands for."""
+    """`[ids]` bytes of text of each id of a dataset's tokenizer."""
     file = folder / "tokenizers" / BYTES
     ids = about["tokenizers"]["text"]["ids"]
     sizes = load_array(file)

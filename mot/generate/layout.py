@@ -33,7 +33,7 @@ class Format(NamedTuple):
 
 
 def of(config: Config) -> Format:
-    """Of the data that a run was trained on."""
+    """The format of the data that a run was trained on."""
     if is_embedded(config):
         special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
         tokens = embedded.PATCHES if config.streams["image"].latent else embedded.PIXELS

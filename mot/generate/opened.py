@@ -35,7 +35,7 @@ class Model(NamedTuple):
 
 
 def opened(path: Path, step: int | None = None) -> Model:
-    """The newest checkpoint, or that of `step`; raises `UserError` where it cannot be had, or its data are others."""
+    """The newest checkpoint, or that of `step`. Raises `UserError` if it cannot be read, or the data have changed."""
     with phase("reading the checkpoint"):
         config, position, params = loop.load(path, step)
     format = layout.of(config)
@@ -53,7 +53,7 @@ def opened(path: Path, step: int | None = None) -> Model:
 
 
 def at(model: Model, step: int) -> Model:
-    """Another step of the same run; the model given is it from now on."""
+    """Another step of the same run. The sampler is shared: the given model samples from that step, too."""
     _, position, model.sampler.params = loop.load(model.path, step)
     return model._replace(step=position.step)
 
@@ -69,7 +69,7 @@ def stream_of(config: Config, modality: str) -> str:
 
 
 def prompt(parts: Sequence[tuple[str, object]], config: Config) -> list[Stretch]:
-    """Of modalities and data: a prompt for `rows`."""
+    """A prompt for `rows`, from pairs of a modality and its data."""
     return [Stretch(stream_of(config, kind), data) for kind, data in parts]
 
 

@@ -91,7 +91,7 @@ def _lookup(params: dict, token_BC, config: Config) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _rows_of(w_VD, token_R, dtype: str, of_vocab: tuple[str, ...], of_width: tuple[str, ...]) -> jax.Array:
-    """Rows of a table that is split over these mesh axes, in `dtype`; its gradient is added up in its own."""
+    """Rows of a table that is split over these mesh axes, in `dtype`. Its gradient is summed in the table's dtype."""
     return _rows_forward(w_VD, token_R, dtype, of_vocab, of_width)[0]
 
 
@@ -140,7 +140,7 @@ def _condition(params: dict, tokens: Tokens, name: str) -> jax.Array:
 def time_features(weights: dict, t_BC) -> jax.Array:
     """float32 `[R, features]` of noise levels: sines and cosines (1706.03762), then two layers.
 
-    0 where the level is 0: what is clean is conditioned on nothing, as text is.
+    They are 0 where the level is 0: clean tokens are conditioned on nothing, like text.
     """
     t_R1 = t_BC.reshape(-1, 1).astype(jnp.float32)
     angle_RY = t_R1 * QUICKEST ** jnp.linspace(0, 1, WAVES // 2)[None]

@@ -49,7 +49,7 @@ def route(xs: list[jax.Array], w: dict, tower: Tower, component: str, context: C
 
 
 def _jitter(x_BCD, name: str, size: float, key: jax.Array | None) -> jax.Array | None:
-    """What a router's input is multiplied by: uniform around 1 (2101.03961), or None."""
+    """The factors of a router's input: uniform around 1 (2101.03961); None without jitter."""
     if key is None or not size:
         return None
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
@@ -57,7 +57,7 @@ def _jitter(x_BCD, name: str, size: float, key: jax.Array | None) -> jax.Array |
 
 
 def feed_forward(xs: list[jax.Array], w: dict, tower: Tower, context: Context) -> tuple[list[jax.Array], Report]:
-    """The sum of each token's experts with their weights, and of what every token passes through."""
+    """The weighted sum of each token's experts, and the shared experts, which every token passes."""
     routing = route(xs, w, tower, "ffn", context)
     matrices = {name: w[name] for name in ("w1", "w2", "w3")}
     y_RD, lost_R = _apply(ffn_of_experts, routing.x_RD, matrices, routing.choice, routing, context)
@@ -74,8 +74,8 @@ def feed_forward(xs: list[jax.Array], w: dict, tower: Tower, context: Context) -
 def project_in(w: dict, tower: Tower, routing: Routing, context: Context) -> tuple[list, Report]:
     """Each group's q, k and v, laid flat `[R, A]`, and the report.
 
-    A token's weights add up to 1 on the way in: a single expert's q, k and v are its own, as a tower's are. On the way
-    out they are the router's, which so learns.
+    On the way in a token's weights add up to 1, so that one expert alone gives the q, k and v that a tower would. On
+    the way out the weights are the router's, which learns by them.
     """
     choice = routing.choice
     total_R1 = choice.weight_RX.sum(-1, keepdims=True)
@@ -88,7 +88,7 @@ def project_in(w: dict, tower: Tower, routing: Routing, context: Context) -> tup
 
 
 def project_out(w: dict, os: list[jax.Array], tower: Tower, routing: Routing, context: Context) -> list[jax.Array]:
-    """Each group's `[R, D]` of its attention's `[R, A]`, by the choice that was made on the way in."""
+    """Each group's `[R, D]` from its attention's `[R, A]`, by the choice made on the way in."""
     o_BCA = _join(os, routing.rows)
     o_RA = jnp.where(routing.real_R1, o_BCA.reshape(-1, o_BCA.shape[-1]), 0)
     y_RD, _ = _apply(_out_of_experts, o_RA, {"wo": flat_out(w["wo"])}, routing.choice, routing, context)
@@ -165,7 +165,7 @@ def _by_group(y_RD, tower: Tower, context: Context) -> list[jax.Array]:
 
 
 def _with_lost(report: Report, lost_R, context: Context) -> Report:
-    """The report, with the choices that overflowed a buffer between devices."""
+    """The report with the choices that overflowed a buffer between devices."""
     parts = context.row.q.position.shape[0]
     lost_BC = sharding.join_context(lost_R.reshape(parts, -1), context.config.mesh.rules)
     return report._replace(lost_B=lost_BC.sum(1))

@@ -1,4 +1,4 @@
-"""Who goes where: a tower's tokens to its experts, with weights. All arithmetic is float32.
+"""Which experts each token goes to, and with which weights. All arithmetic is float32.
 
 What is common to all routers; each kind has a file in `routers/`. `capacity` counts whole rows: a row is routed as it
 would be by itself, whatever the batch's other rows are.
@@ -22,7 +22,7 @@ TINY = 1e-20  # scores that are all 0 to float32 share nothing, rather than 0 / 
 
 
 class Traffic(NamedTuple):
-    """The tokens that a router sends: of whole rows, also where `context` splits them, but for x and its noise."""
+    """The tokens that a router sends. They are of whole rows; with `context`, x and its noise are of parts."""
 
     x_BCD: jax.Array  # the device's parts of rows; padding's are 0
     noise_BCD: jax.Array | None  # what a router multiplies x by; of the same parts
@@ -34,14 +34,14 @@ class Traffic(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Each token's experts: X places, of which some may be empty."""
+    """Each token's experts: X slots, some of them empty."""
 
-    expert_RX: jax.Array  # int32; E = an empty place
+    expert_RX: jax.Array  # int32; E = an empty slot
     weight_RX: jax.Array  # float32; carries the router's gradient
 
 
 class Report(NamedTuple):
-    """What a row's routing amounted to: sums over its real tokens, which add up over rows and microbatches."""
+    """A row's routing: sums over its real tokens, which add up over rows and microbatches."""
 
     tokens_BM: jax.Array  # by modality
     wanted_BM: jax.Array  # choices of an expert
@@ -54,9 +54,9 @@ class Report(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What a router decided, of whole rows."""
+    """What a router decided, for whole rows."""
 
-    expert_BCX: jax.Array  # each token's experts; E = an empty place
+    expert_BCX: jax.Array  # each token's experts; E = an empty slot
     weight_BCX: jax.Array
     wanted_BCE: jax.Array  # bool: a token's choices
     placed_BCE: jax.Array  # bool: those that found a place
@@ -73,14 +73,14 @@ def implementation(name: str) -> ModuleType:
 
 
 def most_choices(spec: Experts, tokens: int, causal: bool) -> int:
-    """How many choices a row of `tokens` tokens can make: what a dispatch must have room for."""
+    """The most choices that a row of `tokens` tokens can make: a dispatch must have room for them."""
     return implementation(spec.router).most_choices(spec, tokens, causal)
 
 
 def route(
     traffic: Traffic, weights: dict, spec: Experts, modalities: int, causal: bool = False
 ) -> tuple[Choice, Report]:
-    """Choices of the tokens, R = B * C, and the report of whole rows.
+    """The tokens' choices, R = B * C, and the report of whole rows.
 
     `weights` are the router's (`routers/<name>.py`). `causal`: no token's choice may depend on later ones.
     """

@@ -70,29 +70,29 @@ def loss(
 
 
 def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
-    """How many real tokens of the whole (global) batch meet each tower with experts, by `component/tower`."""
+    """How many real tokens of the global batch pass each tower with experts, by `component/tower`."""
     real = {stream: (tokens.segment != 0).sum().astype(jnp.float32) for stream, tokens in batch.items()}
     return {
         f"{component}/{tower}": sum(real[s] for s in real if getattr(config.towers, component)[s] == tower)
         for component in ("attn", "ffn")
-        for tower, sets in getattr(config, component).items()
-        if sets.experts
+        for tower, experts in getattr(config, component).items()
+        if experts.experts
     }
 
 
 def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Config) -> jax.Array:
-    """What routers are judged by, summed over layers, a mean over the tower's tokens of the global batch.
+    """The routers' loss: summed over layers, and a mean over the tower's tokens of the global batch.
 
-    Balance (2101.03961) and z-loss (2202.08906) with their weights; of the causal routers' imitation the gradient
-    alone, which reaches nothing but themselves.
+    It is balance (2101.03961) and z-loss (2202.08906) with their weights. The causal routers' imitation adds 0 and its
+    gradient, which reaches these routers alone.
     """
     result = jnp.zeros((), jnp.float32)
     for name, report in reports.items():
         component, tower = name.split("/")
-        sets = getattr(config, component)[tower]
+        experts = getattr(config, component)[tower]
         imitation = report.imitation_B.sum()
-        total = sets.z_loss * report.z_B.sum() + (imitation - lax.stop_gradient(imitation))
-        if sets.balance == "loss":
-            total += sets.balance_rate * report.balance_B.sum()
+        total = experts.z_loss * report.z_B.sum() + (imitation - lax.stop_gradient(imitation))
+        if experts.balance == "loss":
+            total += experts.balance_rate * report.balance_B.sum()
         result += total / jnp.maximum(tokens[name], 1)
     return result
