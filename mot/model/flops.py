@@ -127,6 +127,7 @@ def with_steps(tree: ConfigDict) -> ConfigDict:
             [f"run.flops: {budget:g}, but run.steps is {run.steps}: two budgets of one run; set one to 0"]
         )
     tree = tree.copy_and_resolve_references().unlock()
+    del tree.run.flops  # which may be written as an integer: a ConfigDict would refuse another type
     tree.run.update(flops=0.0, steps=int(MOST_STEPS))
     step = full_step(resolve(tree))
     rows = tree.data.batch

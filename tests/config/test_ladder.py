@@ -9,7 +9,7 @@ import pytest
 from configs import chameleon, ladder, sizes, transfusion
 from launch import flags
 from mot import batches, errors, optim, sharding
-from mot.config import resolve
+from mot.config import load, resolve
 from mot.data import packing, roles
 from mot.model import flops
 from mot.prepare import job
@@ -214,6 +214,13 @@ def test_the_formulas_pairs_are_those_of_a_row_that_is_one_document():
         pairs = flops.visible_pairs(batch(c, 2))
         tokens = {name: s.budget * 2 for name, s in c.streams.items()}
         assert abs(flops.full_step(c) / flops.train_step(c, tokens, pairs) - 1) < 0.01
+
+
+def test_any_configuration_takes_a_budget_of_flops():
+    overrides = {"run.steps": "0", "run.flops": "20000000000000"}
+    c = flags.judged(load.read("configs/digits.py:arch=mot,size=smoke", overrides))
+    assert abs(c.run.steps * flops.full_step(c) / 2e13 - 1) < 1e-2
+    assert c.optim.warmup <= c.run.steps // 10
 
 
 @pytest.mark.parametrize(
