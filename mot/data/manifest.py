@@ -21,7 +21,7 @@ NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # of a file, a modality, a diges
 
 
 def markers(modality: str) -> tuple[str, str]:
-    """The tokens before and after a span of a modality, in text."""
+    """What encloses a span of a modality, among text."""
     return ("<boi>", "<eoi>") if modality == "image" else (f"<{modality}>", f"</{modality}>")
 
 

@@ -53,7 +53,7 @@ def opened(path: Path, step: int | None = None) -> Model:
 
 
 def at(model: Model, step: int) -> Model:
-    """Another step of the same run. The sampler is shared: the given model samples from that step, too."""
+    """Another step of the same run; the model given is it from now on."""
     _, position, model.sampler.params = loop.load(model.path, step)
     return model._replace(step=position.step)
 
