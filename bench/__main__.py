@@ -25,7 +25,7 @@ from mot.config import Experts, resolve
 from mot.data import budgets, embedded, pipeline, roles, sources
 from mot.data.packing import document, pack
 from mot.model import attention, flops, params, transformer
-from mot.objectives import losses
+from mot.objectives import losses, next_token
 from mot.plan import hlo
 from mot.runs import peak, rundir
 from mot.train import ensemble, loop
@@ -233,7 +233,7 @@ def counted_flops():
 
     def loss(weights):
         hidden = transformer.forward(weights, host, c).hidden
-        return losses.next_token(hidden, transformer.head(weights, c), losses.totals(host, c), c, 1)[0]
+        return next_token.loss(hidden, transformer.head(weights, c), losses.totals(host, c), c, 1)[0]
 
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))
     text = jax.jit(jax.grad(loss)).lower(shapes).compile().as_text()

@@ -89,9 +89,8 @@ def get_config(arg: str = "") -> ConfigDict:
     (transfusion if setting == "transfusion" else chameleon).options(c)
     if arg["device"] != "auto":
         sizes.place(c, size, arg["device"])
-    given = {k: arg[k] for k in ("tokens", "flops") if arg[k] != "auto"}
-    if given:
-        sizes.schedule(c, size, _steps(c, given))
+    if budgets := {k: arg[k] for k in ("tokens", "flops") if arg[k] != "auto"}:
+        _spend(c, size, budgets)
     return c.lock()
 
 
@@ -118,67 +117,38 @@ def _planned(setting: str, arch: str, size: dict, of_vectors: dict | None) -> Co
     for name, budget in budgets.items():
         kind = dict(first_id=first, ids=counts[name]) if name in counts else dict(latent=FEATURES) | of_vectors
         first += counts.get(name, 0)
-        c.streams[name] = base.stream(name, size["width"], size["ffn"], budget=budget, max_tokens=budget, **kind)
+        longest = budget if name in counts else PICTURE[size["length"]]  # a document has one picture
+        c.streams[name] = base.stream(name, size["width"], size["ffn"], budget=budget, max_tokens=longest, **kind)
     archs.choose(c, arch)
     # Sources cannot be empty; whoever trains this is told that it names no data.
     c.data.update(sources=dict(none=""), shares=dict(none=1.0))
     return c
 
 
-def _steps(c: ConfigDict, given: dict[str, str]) -> int:
-    """How many steps a budget of tokens, or of model FLOPs, pays for."""
-    if len(given) > 1:
-        raise ValueError(f"tokens={given['tokens']},flops={given['flops']}: two budgets of one run; leave one out")
-    ((name, text),) = given.items()
+def _budget(name: str, text: str) -> float:
     try:
         budget = float(text)
     except ValueError:
         budget = math.nan
     if not 0 < budget < math.inf:
         raise ValueError(f"{name}={text}: must be a number above 0, as in {name}=1e12")
-    step = c.data.batch * _length(c) if name == "tokens" else model_flops(c)
+    return budget
+
+
+def _spend(c: ConfigDict, size: dict, budgets: dict[str, str]) -> None:
+    """Instead of the size's steps, those that a budget of tokens, or of model FLOPs, pays for."""
+    if len(budgets) > 1:
+        raise ValueError(f"tokens={budgets['tokens']},flops={budgets['flops']}: two budgets of one run; leave one out")
+    ((name, text),) = budgets.items()
+    budget = _budget(name, text)
+    if name == "flops":  # mot counts them; a shorter run has a shorter warm-up, as in `sizes.schedule`
+        c.run.update(flops=budget, steps=0, eval_every=size["every"], save_every=0)
+        return
+    step = c.data.batch * (c.data.length or sum(stream.budget for stream in c.streams.values()))
     if budget < step:
         raise ValueError(f"{name}={text}: a step of {c.data.batch} rows takes {step:.3g}; raise it, or lower the rung")
     if budget / step > MOST_STEPS:
         raise ValueError(
             f"{name}={text}: pays for {budget / step:.1g} steps, and {MOST_STEPS:.0g} is the most; lower it"
         )
-    return round(budget / step)
-
-
-def _length(c: ConfigDict) -> int:
-    return c.data.length or sum(stream.budget for stream in c.streams.values())
-
-
-def model_flops(c: ConfigDict) -> float:
-    """Of a step, as `mot.model.flops` counts them, for rows that are one document each: attention takes at most that.
-
-    A multiply and an add are two, backward is twice forward. Streams without a budget share a row alike.
-    """
-    m = c.model
-    T = _length(c)
-    tokens = {name: stream.budget or T / len(c.streams) for name, stream in c.streams.items()}
-    picture = PICTURE.get(T, 1)
-    # Each token sees those before it and itself; one of a picture of vectors the rest of that picture, too.
-    pairs = T * (T + 1) / 2 + sum(n * (picture - 1) / 2 for s, n in tokens.items() if c.streams[s].latent)
-    matmuls = sum(2 * n * _weights(c, name) for name, n in tokens.items())
-    return 3 * c.data.batch * (matmuls + pairs * 4 * m.layers * m.heads * m.head_size)
-
-
-WAVES, TIME, ADA = 64, 256, 64  # of a noise level (mot/model/params.py)
-
-
-def _weights(c: ConfigDict, name: str) -> int:
-    """The weights that multiply a token of a stream: of E experts, its own."""
-    m = c.model
-    stream = c.streams[name]
-    attn, ffn = (c[component][c.towers[component][name]] for component in ("attn", "ffn"))
-    D = stream.width
-    F = (ffn.experts and ffn.width) or stream.ffn
-    layer = 2 * (m.heads + m.kv_heads) * m.head_size * D + attn.experts * D
-    layer += 3 * D * F * (ffn.active if ffn.experts else 1) + ffn.experts * D
-    layer += 4 * D * ADA * (stream.latent > 0)  # scales and shifts of two norms
-    if not stream.latent:
-        V = max(s.first_id + s.ids for s in c.streams.values())
-        return m.layers * layer + D * V
-    return m.layers * layer + 2 * D * stream.latent + TIME * (WAVES + ADA)
+    sizes.schedule(c, size, round(budget / step))

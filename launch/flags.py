@@ -17,6 +17,7 @@ from mot.config import Config, resolve
 from mot.config.load import arguments, asked, file_of, run
 from mot.config.names import key_like, keys_named
 from mot.errors import UserError
+from mot.model import flops
 
 
 class Parser(argparse.ArgumentParser):
@@ -161,7 +162,7 @@ def _escaped(path: Path) -> str:
 
 def judged(config: ConfigDict) -> Config:
     """Checked without a look at its data, and without JAX, so that a typing error is answered at once."""
-    return resolve(config, optim.uncovered)
+    return resolve(flops.with_steps(config), optim.uncovered)
 
 
 def build(config: ConfigDict) -> Config:
@@ -169,4 +170,4 @@ def build(config: ConfigDict) -> Config:
     judged(config)
     from mot.data import sources  # which imports JAX: it takes seconds
 
-    return resolve(config, sources.faults, optim.uncovered)
+    return resolve(flops.with_steps(config), sources.faults, optim.uncovered)

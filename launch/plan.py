@@ -9,12 +9,10 @@ from rich.table import Table
 
 from launch import arguments, flags, refusals
 from launch.process import PLANNING, guarded
-from mot import optim
-from mot.config import load, resolve
+from mot.config import load
 from mot.console import phase
 from mot.files import write_atomically
-from mot.plan import chips
-from mot.plan import forecast as plans
+from mot.plan import chips, forecast
 
 MOST = 8  # lines of one kind
 
@@ -24,14 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = flags.parse(p, argv)
     refusals.plan(options, overrides, p.get_default("config"))
     if options.quick:
-        plans.hurry()
+        forecast.hurry()
     if options.ladder:
         from mot.plan import ladder
 
         return ladder.main(Path("docs/reference"))
     chips.parse(options.topology)
     # Without its data, of which a plan needs nothing.
-    config = resolve(load.read(options.config, overrides), optim.uncovered)
+    config = flags.judged(load.read(options.config, overrides))
     topology = chips.topology(options.topology, config.mesh.slices)
     out = Console(soft_wrap=True, highlight=False)
     if options.search:
@@ -43,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         plan = best.main(config, topology, judge, out)
     else:
         with phase(f"compiling for {options.topology}: a minute, for large models some"):
-            plan = plans.plan(config, topology)
+            plan = forecast.plan(config, topology)
     show(plan, out)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if plan.fits else 1
 
 
-def show(plan: plans.Forecast, out: Console) -> None:
+def show(plan: forecast.Forecast, out: Console) -> None:
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items()) or "one device"
     out.print(
         f"[bold]{plan.name} on {plan.topology}[/bold]: {plan.chips} chips, {plan.devices} devices, mesh {mesh}; "

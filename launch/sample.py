@@ -14,7 +14,7 @@ from launch.arguments import ANY, GUIDANCE, MEDIA, TEXT, UNPROMPTED, Options
 from launch.process import guarded
 from mot.config import Config
 from mot.config.options import Settings
-from mot.data import sources
+from mot.data import remote
 from mot.data.manifest import read_json
 from mot.generate import codecs, digits, documents, layout, opened, results
 from mot.generate.documents import Request
@@ -115,7 +115,7 @@ def _length(config: Config, format: layout.Format) -> int:
     lengths = [0]
     open_ = [m for m in format.media if not m.tokens]
     for address in config.data.sources.values() if open_ else ():
-        training = read_json(sources.local(address, whole=False))["splits"]["train"]
+        training = read_json(remote.local(address, whole=False))["splits"]["train"]
         for medium in open_:
             stream = config.streams[medium.stream]
             if n := training["spans"].get(stream.modality, 0):

@@ -47,9 +47,8 @@ class Tokens:
     unit_seed: jax.Array  # uint32, the same wherever the unit is packed
     span: jax.Array  # group that sees itself both ways; 0 = none
     private: jax.Array  # bool: seen inside its own span alone
-    noise: (
-        jax.Array
-    )  # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean
+    # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean
+    noise: jax.Array
     target: jax.Array  # id at position + 1 of the same segment, in whatever stream it lies
     weight: jax.Array  # float32, of that target's loss, or of a vector's own; 0 = none
     value: jax.Array  # [B, C, P] float32, of a stream of vectors; P is 0 where tokens have ids
@@ -85,7 +84,7 @@ def abstract(config: Config) -> Batch:
 
 
 def not_finite(batch: Batch) -> dict[str, jax.Array]:
-    """How many numbers of each float field are NaN or infinite, by `stream.field`; int32.
+    """How many numbers of each float field are NaN or infinite, int32 by `stream.field`.
 
     Padding's vectors do not count: they enter the model as 0.
     """
@@ -107,23 +106,30 @@ def modality_of_ids(ids, config: Config) -> jax.Array:
     return result
 
 
-def modalities(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> jax.Array:
-    """`[B, C]`: the modality of each token of `merge`."""
-
-    def of_vectors(s):
-        return jnp.full_like(batch[s].token, config.modalities.index(config.streams[s].modality))
-
-    parts = [of_vectors(s) if config.streams[s].latent else modality_of_ids(batch[s].token, config) for s in streams]
-    if len(parts) == 1:
-        return parts[0]
-    position_BC = concatenate([batch[s] for s in streams]).position
-    return in_order(jnp.concatenate(parts, axis=1), document_order(position_BC, T))
+def modality_of_tokens(tokens: Tokens, stream: str, config: Config) -> jax.Array:
+    """`[B, C]`: the index, in `config.modalities`, of the modality of each token of a stream."""
+    if not config.streams[stream].latent:
+        return modality_of_ids(tokens.token, config)
+    return jnp.full_like(tokens.token, config.modalities.index(config.streams[stream].modality))
 
 
-def merge(batch: Batch, streams: Sequence[str], T: int | None) -> Tokens:
-    """The tokens of some streams as one, in document order; one stream stays as it is (it is in that order)."""
+class Merged(NamedTuple):
+    """The tokens of some streams as one, in document order."""
+
+    tokens: Tokens
+    modality: jax.Array  # [B, C]
+    order: jax.Array | None  # [B, C], from the streams end to end to document order; None: one stream, which is in it
+    back: jax.Array | None  # the inverse of `order`
+
+
+def merge(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> Merged:
+    """Some streams of a batch as one; T as in `document_order`."""
     tokens = concatenate([batch[s] for s in streams])
-    return tokens if len(streams) == 1 else in_order(tokens, document_order(tokens.position, T))
+    modality_BC = jnp.concatenate([modality_of_tokens(batch[s], s, config) for s in streams], axis=1)
+    if len(streams) == 1:
+        return Merged(tokens, modality_BC, None, None)
+    order_BC = document_order(tokens.position, T)
+    return Merged(in_order(tokens, order_BC), in_order(modality_BC, order_BC), order_BC, inverse(order_BC))
 
 
 def length(batch: Batch) -> int:
@@ -132,11 +138,9 @@ def length(batch: Batch) -> int:
 
 
 def document_order(position_BC, T: int | None) -> jax.Array:
-    """`[B, C]`: the order that sorts tokens by position, all below T.
+    """`[B, C]`: the order that sorts tokens by position. Positions are below T; None: nothing is known of them.
 
-    Of all T tokens `position` itself is the way back.
-
-    Counted, not sorted (`inverse`), but where nothing is known of the positions: T is None.
+    It is counted (`inverse`), and sorted only where T is None. For all T tokens of a row `position` is its inverse.
     """
     B, C = position_BC.shape
     if T is None:
@@ -147,10 +151,10 @@ def document_order(position_BC, T: int | None) -> jax.Array:
     return inverse(position_BC)
 
 
-def inverse(order_BT):
-    """The way back of each row's permutation: of [2, 0, 1] it is [1, 2, 0].
+def inverse(order_BT) -> jax.Array:
+    """The inverse of each row's permutation: of [2, 0, 1] it is [1, 2, 0].
 
-    Scattered, not sorted: TPU's compiler takes seconds for every sort, and tenths of one for this.
+    A scatter, no sort: TPU's compiler takes seconds for a sort, and tenths of one for this.
     """
     B, T = order_BT.shape
     row_B1 = jnp.arange(B)[:, None]
@@ -158,7 +162,7 @@ def inverse(order_BT):
 
 
 def in_order(tree, order_BC: jax.Array):
-    """Every `[B, C, ...]` array of the tree, its tokens in that order."""
+    """Every `[B, C, ...]` array of the tree with its tokens in this order."""
 
     def take(x):
         return jnp.take_along_axis(x, order_BC.reshape(order_BC.shape + (1,) * (x.ndim - 2)), axis=1)
@@ -167,7 +171,7 @@ def in_order(tree, order_BC: jax.Array):
 
 
 def concatenate(tokens: Sequence[Tokens]) -> Tokens:
-    """End to end along the token axis, of several without their vectors."""
+    """Streams end to end along the token axis; two or more lose their vectors."""
     if len(tokens) == 1:
         return tokens[0]
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *(t.replace(value=t.value[..., :0]) for t in tokens))

@@ -63,7 +63,7 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def abstract(config: Config, devices: int) -> AbstractMesh:
-    """The mesh of so many devices, which need not be there: `data` = 0 takes what the other axes leave."""
+    """The mesh of so many devices, which need not exist. `data` = 0 takes what the other axes leave."""
     sizes = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
     others = math.prod(n for axis, n in sizes.items() if axis != "data")
     sizes["data"] = sizes["data"] or max(devices // others, 1)
@@ -71,14 +71,14 @@ def abstract(config: Config, devices: int) -> AbstractMesh:
 
 
 def dividing(config: Config) -> list[jax.Device]:
-    """As many of all devices as a microbatch's rows divide among: for what reads a run that another machine trained."""
+    """As many devices as a microbatch's rows divide among, to read a run that another machine trained."""
     devices = jax.devices()
     counts = range(len(devices), 1, -1)
     return devices[: next((n for n in counts if not any(undivided(config, abstract(config, n)))), 1)]
 
 
 def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Every axis of size one: for what reads a run on whatever machine. By default it is this process's own device."""
+    """A mesh of one device, by default this process's first: on any machine a run can be read with it."""
     devices = (jax.local_devices() if devices is None else devices)[:1]
     return jax.make_mesh(
         (1,) * len(MESH_AXES), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
@@ -86,7 +86,7 @@ def one_device(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def undivided(config: Config, mesh: Mesh) -> Iterator[str]:
-    """What of a microbatch does not divide among the mesh's parts."""
+    """Faults: rows or tokens of a microbatch that do not divide among the mesh's parts."""
     rules = config.mesh.rules
     rows = config.data.batch // config.optim.accumulate
     if rows % (n := shard_count(("batch",), rules, mesh)):
@@ -104,7 +104,7 @@ def undivided(config: Config, mesh: Mesh) -> Iterator[str]:
 
 
 def unsplit(table: Mapping, rules: Mapping[str, str], mesh: Mesh) -> Iterator[str]:
-    """Which arrays, with `shape` and logical `axes`, cannot be split as the rules say."""
+    """Faults: arrays, with `shape` and logical `axes`, that cannot be split as the rules say."""
     for path, array in table.items():
         for size, axis in zip(array.shape, array.axes, strict=True):
             if size % (n := shard_count((axis,), rules, mesh)):
@@ -115,14 +115,14 @@ def unsplit(table: Mapping, rules: Mapping[str, str], mesh: Mesh) -> Iterator[st
 
 
 def check_arrays(table: Mapping, rules: Mapping[str, str], mesh: Mesh) -> None:
-    """`UserError`, before anything is allocated, where there are arrays `unsplit`."""
+    """Raises `UserError`, before anything is allocated, if arrays are `unsplit`."""
     if faults := list(unsplit(table, rules, mesh)):
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError("; ".join(faults[:3]) + more)
 
 
 def memory(mesh: Mesh) -> int:
-    """Bytes that one device holds; on CPU the devices share the machine's."""
+    """Bytes of one device's memory; on CPU the devices share the machine's."""
     if stats := mesh.local_devices[0].memory_stats():
         return stats["bytes_limit"]
     return machine_memory() // len(mesh.local_devices)
@@ -133,8 +133,8 @@ def machine_memory() -> int:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """For the programs of this mesh. On TPU weights are gathered whole, ahead of their matmul: XLA would else send them
-    in pieces between partial matmuls, which makes more programs of one and takes longer to compile."""
+    """Options for the programs of this mesh. On TPU weights are gathered whole before their matmul. Else XLA sends them
+    in pieces between partial matmuls, which makes the program longer and slower to compile."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return {}
@@ -170,19 +170,19 @@ def by_axes(mesh: Mesh, axes: Sequence[str | None], rules: Mapping[str, str]) ->
 
 
 def of_batch(config: Config, mesh: Mesh) -> NamedSharding:
-    """Of an array `[B, C, ...]`."""
+    """The sharding of an array `[B, C, ...]`."""
     return by_axes(mesh, ("batch", "length"), config.mesh.rules)
 
 
 def copied(tree, shardings):
-    """Arrays of this process as new ones where `shardings` say, over any number of devices and processes.
+    """Copies of this process's arrays with these shardings, over any number of devices and processes.
 
-    They share no memory with `tree` or each other, so that each may be donated.
+    They share no memory with `tree` or with each other, so that each may be donated.
     """
 
-    def copy(x, place):
+    def copy(x, sharding):
         host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, place, lambda index: np.array(host[index]))
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
 
     return jax.tree.map(copy, tree, shardings)
 
@@ -192,24 +192,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def is_sharded() -> bool:
-    """True where the active mesh splits an axis that rules can name. Runs of an ensemble lie along another axis."""
+    """True if the active mesh splits an axis that rules can name. Runs of an ensemble lie along another axis."""
     mesh = jax.sharding.get_abstract_mesh()
     return any(mesh.shape.get(axis, 1) > 1 for axis in MESH_AXES)
 
 
 def constrain(x, axes: Sequence[str | None], rules: Mapping[str, str]):
-    """`x` split as its logical axes say, where a mesh of several devices is set; so is its gradient."""
+    """`x`, and its gradient, split as its logical axes say, if a mesh of several devices is active."""
     return lax.with_sharding_constraint(x, spec(axes, rules)) if is_sharded() else x
 
 
 def shard_map(f: Callable, inputs, outputs) -> Callable:
-    """`jax.shard_map` of `f` where a mesh of several devices is active, else `f`; inputs and outputs are specs."""
+    """`jax.shard_map` of `f` if a mesh of several devices is active, else `f`; inputs and outputs are specs."""
     return jax.shard_map(f, in_specs=inputs, out_specs=outputs, check_vma=False) if is_sharded() else f
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def all_gather(x, names: tuple[str, ...], dim: int, dtype):
-    """Inside `shard_map`: x whole along `dim`, in `dtype`; its gradient is added up in x's own."""
+    """Inside `shard_map`: x whole along `dim`, in `dtype`. Its gradient is summed in the dtype of x."""
     return lax.all_gather(x.astype(dtype), names, axis=dim, tiled=True) if names else x.astype(dtype)
 
 
@@ -271,7 +271,7 @@ def rows_of_process(config: Config, mesh: Mesh) -> tuple[int, int]:
     Processes whose devices share rows (along `context` or `tensor`) have the same index.
     """
     B = config.data.batch
-    # Of rows alone: where `context` splits them, which devices hold a row does not depend on its length.
+    # Rows alone matter: where `context` splits them, the devices that hold a row do not depend on its length.
     held = by_axes(mesh, ("batch",), config.mesh.rules).addressable_devices_indices_map((B,)).values()
     bounds = sorted(index[0].indices(B)[:2] for index in held)
     first = bounds[0][0]
@@ -291,7 +291,7 @@ def to_global(tree, config: Config, mesh: Mesh):
         return jax.device_put(tree, sharding)
     index, count = rows_of_process(config, mesh)
 
-    def place(x):
+    def global_array(x):
         shift = index * x.shape[0]
 
         def share(index):
@@ -299,11 +299,11 @@ def to_global(tree, config: Config, mesh: Mesh):
 
         return jax.make_array_from_callback((x.shape[0] * count, *x.shape[1:]), sharding, share)
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(global_array, tree)
 
 
 def sum_over_processes(x, config: Config, mesh: Mesh):
-    """The sum of `x` over processes, each with that of its own rows; of several a device array, which nobody awaits."""
+    """The sum over processes of `x`, which each has from its own rows. It is a device array, and is not awaited."""
     if jax.process_count() == 1:
         return x
     count = rows_of_process(config, mesh)[1]
@@ -317,17 +317,17 @@ def sum_over_processes(x, config: Config, mesh: Mesh):
     return _sum_over_rows(jax.make_array_from_callback((config.data.batch, *x.shape), rows, share), replicated(mesh))
 
 
-@partial(jax.jit, static_argnames="place")
-def _sum_over_rows(x, place):
-    return lax.with_sharding_constraint(jnp.sum(x, 0), place)
+@partial(jax.jit, static_argnames="sharding")
+def _sum_over_rows(x, sharding: NamedSharding) -> jax.Array:
+    return lax.with_sharding_constraint(jnp.sum(x, 0), sharding)
 
 
 def is_first_process() -> bool:
-    """True in the one process that writes what only one must."""
+    """True in the one process that writes a run's files."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

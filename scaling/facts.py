@@ -7,10 +7,11 @@ from typing import NamedTuple
 from mot.config import Config
 
 from . import match, runs
-from .runs import Run
+from .architectures import maps
+from .runs import TrainedRun
 
-Groups = dict[str, list[Run]]
-Values = Callable[[list[Run]], list[str | None]]  # of each run of a group
+Groups = dict[str, list[TrainedRun]]
+Values = Callable[[list[TrainedRun]], list[str | None]]  # of each run of a group
 FAR = 0.1  # of the held-out loss: how far below it training loss ends where a page says "overfits"
 
 
@@ -35,7 +36,7 @@ def facts(groups: Groups) -> list[tuple[str, list[Told]]]:
 
 def _by_value(groups: Groups, of: Values) -> list[Told]:
     """Empty where a fact does not apply to any run: there `of` gives None."""
-    by_value: dict[str, list[tuple[str, Run]]] = {}
+    by_value: dict[str, list[tuple[str, TrainedRun]]] = {}
     for label, group in groups.items():
         for run, value in zip(group, of(group), strict=True):
             if value is not None:
@@ -45,7 +46,7 @@ def _by_value(groups: Groups, of: Values) -> list[Told]:
     return [Told(value, _named(groups, having)) for value, having in by_value.items()]
 
 
-def _named(groups: Groups, having: Sequence[tuple[str, Run]]) -> tuple[tuple[str, str], ...]:
+def _named(groups: Groups, having: Sequence[tuple[str, TrainedRun]]) -> tuple[tuple[str, str], ...]:
     named = []
     for label in dict.fromkeys(label for label, _ in having):
         seeds = [run.seeds[0] for of, run in having if of == label]
@@ -62,14 +63,14 @@ def _listed(values) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _each(of: Callable[[Run], str | None]) -> Values:
-    def values(group: list[Run]) -> list[str | None]:
+def _each(of: Callable[[TrainedRun], str | None]) -> Values:
+    def values(group: list[TrainedRun]) -> list[str | None]:
         return [of(run) for run in group]
 
     return values
 
 
-def _seeds(group: list[Run]) -> list[str | None]:
+def _seeds(group: list[TrainedRun]) -> list[str | None]:
     return [f"{len(group)} ({_listed(sorted(run.seeds[0] for run in group))})"] * len(group)
 
 
@@ -81,11 +82,11 @@ def _time(iso: str) -> str:
         return iso
 
 
-def _data(run: Run) -> str:
+def _data(run: TrainedRun) -> str:
     return f"{_listed(run.config.data.sources)} (digest {run.digest})" if run.digest else ""
 
 
-def _documents(run: Run) -> str | None:
+def _documents(run: TrainedRun) -> str | None:
     counts = [size["documents"] for size in _sizes(run).values()]
     if not counts:
         return None
@@ -93,12 +94,12 @@ def _documents(run: Run) -> str | None:
     return f"{training} for training, {held_out} held out"
 
 
-def _sizes(run: Run) -> dict[str, dict]:
+def _sizes(run: TrainedRun) -> dict[str, dict]:
     """Documents and tokens of the training and the held-out data; empty where they were not recorded."""
     return {split: size for split, size in run.started.get("size", {}).items() if split in ("training", "held_out")}
 
 
-def _tokens(group: list[Run]) -> list[str | None]:
+def _tokens(group: list[TrainedRun]) -> list[str | None]:
     """Means over seeds: batches of other documents hold a few tokens more or less."""
     return [", ".join(f"{n:,.0f} of {m}" for m, n in _means(map(seen, group)).items())] * len(group)
 
@@ -108,31 +109,31 @@ def _means(counts: Iterable[dict[str, float]]) -> dict[str, float]:
     return {key: sum(one[key] for one in found) / len(found) for key in found[0] if all(key in one for one in found)}
 
 
-def seen(run: Run) -> dict[str, int]:
+def seen(run: TrainedRun) -> dict[str, int]:
     """Tokens by modality that a run has trained on."""
     counts = {m: run.series("train", f"tokens/{m}")[1] for m in run.config.modalities}
     return {m: int(n[-1]) for m, n in counts.items() if len(n)}
 
 
-def passes(run: Run) -> dict[str, float]:
+def passes(run: TrainedRun) -> dict[str, float]:
     """By modality, how often a run has seen its training data; empty where their size was not recorded."""
     there = _sizes(run).get("training", {}).get("tokens") or {}
     return {m: n / there[m] for m, n in seen(run).items() if there.get(m)}
 
 
-def _passes(group: list[Run]) -> list[str | None]:
+def _passes(group: list[TrainedRun]) -> list[str | None]:
     return [", ".join(f"{n:.2g} over {m}" for m, n in _means(map(passes, group)).items()) or None] * len(group)
 
 
-def _batch(run: Run) -> str:
+def _batch(run: TrainedRun) -> str:
     return f"{run.config.data.batch} rows of {run.config.length:,} tokens"
 
 
-def _rate(run: Run) -> str:
+def _rate(run: TrainedRun) -> str:
     return f"{run.config.optim.lr:g}, {run.config.optim.schedule} schedule"
 
 
-def _size(run: Run) -> str:
+def _size(run: TrainedRun) -> str:
     widths = {name: stream.width for name, stream in run.config.streams.items()}
     layers = f"{run.config.model.layers} {_plural(run.config.model.layers, 'layer')}"
     if len(set(widths.values())) == 1:
@@ -140,19 +141,19 @@ def _size(run: Run) -> str:
     return f"{layers}; widths {', '.join(f'{width} ({name})' for name, width in widths.items())}"
 
 
-def _machine(run: Run) -> str:
+def _machine(run: TrainedRun) -> str:
     s = run.started
     device = f"{s.get('devices', '?')} x {s['device_kind']}" if "device_kind" in s else ""
     return ", ".join(filter(None, [s.get("host"), s.get("cpu"), device]))
 
 
-def _peak(run: Run) -> str:
+def _peak(run: TrainedRun) -> str:
     s = run.started
     measured = f", measured {_time(s['matmul_peak_measured'])}" if s.get("matmul_peak_measured") else ""
     return f"{s['matmul_peak'] / 1e9:,.1f} GFLOP/s{measured}" if s.get("matmul_peak") else ""
 
 
-def _code(run: Run) -> str:
+def _code(run: TrainedRun) -> str:
     s = run.started
     if not s.get("version"):
         return ""
@@ -160,11 +161,11 @@ def _code(run: Run) -> str:
     return f"mot {s['version']}{commit}; jax {s.get('jax', '?')}, Python {s.get('python', '?')}"
 
 
-def _steps(run: Run) -> str:
+def _steps(run: TrainedRun) -> str:
     return f"{run.config.run.steps:,}"
 
 
-def _command(run: Run) -> str:
+def _command(run: TrainedRun) -> str:
     return run.started.get("command") or ""
 
 
@@ -203,7 +204,7 @@ def overfits(groups: Groups) -> list[str]:
     return found
 
 
-def _gap(run: Run, modality: str) -> float | None:
+def _gap(run: TrainedRun, modality: str) -> float | None:
     """How far below the last held-out loss the smoothed training loss ends, as a share of it."""
     trained, held_out = (run.curve(kind, modality, "step") for kind in ("train", "eval"))
     if not trained or not held_out or held_out.loss[-1] <= 0:
@@ -232,10 +233,10 @@ def architectures(groups: Groups) -> list[Drawing]:
     for label, group in groups.items():
         config = group[0].config
         components = [(name, _towers(config, component)) for component, name in COMPONENTS.items()]
-        line = PLAIN.get(runs.maps(config), "towers as drawn")
+        line = PLAIN.get(maps(config), "towers as drawn")
         if any(note for _, towers in components for _, note in towers):
             line += "; where experts are named, a router learns which of them serves a token"
-        elif runs.maps(config) == "dense":
+        elif maps(config) == "dense":
             line += ": an ordinary transformer"
         drawings.setdefault(repr(components), Drawing([], line, components)).groups.append(label)
     return list(drawings.values())

@@ -10,13 +10,12 @@ from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from .architectures import COLOURS
 from .match import HALF_LIFE, Slope, smooth
 from .published import Published
-from .runs import Run, unit
+from .runs import TrainedRun, unit
 
-# Okabe and Ito's colours, which the colour-blind tell apart; all are legible on white and on near-black.
-COLOURS = {"dense": "#0072B2", "mot": "#D55E00", "mot_ffn": "#009E73", "mot_attn_ffn": "#CC79A7"}
-COLOURS |= {"moe_ec4": "#E69F00", "moe_tc4": "#56B4E9", "mot_moe": "#B8A800", "moe_fine": "#999999"}
+# Of architectures without a colour of their own.
 OTHERS = ("#8F6BD1", "#A0703C", "#3FA7A0", "#C2557A", "#6C8E2F", "#7E8AA8")
 MARKERS = "osD^vP*X"
 BOUNDS = {"": "o", ">": ">", "<": "<", "?": "x"}
@@ -24,7 +23,7 @@ COSTS = {"step": "steps", "flops": "model FLOPs", "seconds": "seconds of trainin
 INK = {"light": ("#1b1b1b", "#ffffff"), "dark": ("#dddddd", "#16181c")}
 
 
-def colours(groups: dict[str, list[Run]]) -> dict[str, str]:
+def colours(groups: dict[str, list[TrainedRun]]) -> dict[str, str]:
     """By group; a second group of one architecture takes the spare colour that is least like those in use."""
     result: dict[str, str] = {}
     for label, runs in groups.items():
@@ -142,7 +141,7 @@ def text(s: Slope) -> str:
     return f"{s.bound} {value}" if s.bound else value
 
 
-def curves(groups: dict[str, list[Run]], colour: dict[str, str], modality: str, cost: str) -> Figure:
+def curves(groups: dict[str, list[TrainedRun]], colour: dict[str, str], modality: str, cost: str) -> Figure:
     """Loss of one modality against a cost: held-out with markers, smoothed training thin; bands over seeds."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.subplots()

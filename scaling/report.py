@@ -22,7 +22,7 @@ from mot.runs import rundir
 
 from . import facts, match, pictures, published, runs
 from .match import Slope
-from .runs import Run
+from .runs import TrainedRun
 
 HEADLINE = ("train", "step", match.HALF_LIFE, "equal")  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'
@@ -30,7 +30,7 @@ STAGES = 3  # checkpoints whose samples are shown
 LONGER = 2  # runs beside the reported ones whose samples are shown
 
 
-def write(found: list[Run], out: Path) -> str:
+def write(found: list[TrainedRun], out: Path) -> str:
     """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence."""
     groups = runs.sound(found)
     notes = _notes(found, groups)
@@ -144,7 +144,7 @@ def _sentence(slopes) -> str:
     return "; ".join(parts) + "." if parts else "No run here can be compared with a dense one; the runs below say why."
 
 
-def _answer(slopes, key: runs.Key) -> str:
+def _answer(slopes, key: runs.SlopeKey) -> str:
     """Of a group and a modality, with what held-out loss says where that is another thing."""
     s = slopes[key]
     loss = f"dense's {key.modality} training loss"
@@ -178,7 +178,7 @@ def _slope_rows(slopes, groups) -> list[dict]:
     """A row a (group, modality, kind), at the usual half-life and at equal learning rates."""
     rows = []
     for group, modality, kind in dict.fromkeys(k[:3] for k in slopes if k.rates == "equal"):
-        of = {cost: slopes.get(runs.Key(group, modality, kind, cost, match.HALF_LIFE)) for cost in runs.COSTS}
+        of = {cost: slopes.get(runs.SlopeKey(group, modality, kind, cost, match.HALF_LIFE)) for cost in runs.COSTS}
         cells = {cost: _cell(s) if s else "-" for cost, s in of.items()}
         mark = "" if groups[group][0].config.causal else {"train": ", non-causal", "eval": ", causal"}[kind]
         rows.append({"group": group, "modality": modality, "kind": runs.KINDS[kind] + mark, **cells})
@@ -195,7 +195,7 @@ def _best_rows(slopes, groups) -> list[dict]:
     best = runs.best_rates(groups)
     rows = []
     for group, modality in dict.fromkeys(k[:2] for k in slopes if k.rates == "best"):
-        key = runs.Key(group, modality, "eval", "step", match.HALF_LIFE, "best")
+        key = runs.SlopeKey(group, modality, "eval", "step", match.HALF_LIFE, "best")
         found = [slopes.get(key._replace(kind=kind)) for kind in runs.KINDS]
         arch = groups[group][0].arch
         rows.append(
@@ -222,7 +222,7 @@ def _half_life_rows(slopes) -> list[dict]:
         {
             "group": group,
             "modality": modality,
-            "cells": [_cell(slopes[runs.Key(group, modality, "train", "step", h)]) for h in runs.HALF_LIVES],
+            "cells": [_cell(slopes[runs.SlopeKey(group, modality, "train", "step", h)]) for h in runs.HALF_LIVES],
         }
         for group, modality in dict.fromkeys(k[:2] for k in slopes if k.rates == "equal")
     ]
@@ -237,11 +237,11 @@ def _cell(s: Slope) -> str:
     return pictures.text(s) + ("" if s.bound or s.seeds == 1 else f" [{s.low:.2f}, {s.high:.2f}]")
 
 
-def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
+def measures(groups: dict[str, list[TrainedRun]]) -> list[tuple[str, list[str]]]:
     """Rows of (what, a value a group): losses, size, cost and speed; means over seeds, medians over steps."""
     rows = [row for modality in runs.modalities(groups) for row in _held_out(groups, modality)]
 
-    def row(what: str, of: Callable[[list[Run]], str]) -> None:
+    def row(what: str, of: Callable[[list[TrainedRun]], str]) -> None:
         rows.append((what, [of(group) for group in groups.values()]))
 
     row("parameters", lambda group: _short(flops.total_parameters(group[0].config)))
@@ -264,7 +264,7 @@ def measures(groups: dict[str, list[Run]]) -> list[tuple[str, list[str]]]:
 def _held_out(groups, modality: str) -> list[tuple[str, list[str]]]:
     """The last held-out losses, and those of routers that see no later tokens where some group's otherwise do."""
 
-    def ends(group: list[Run], key: str) -> list[float]:
+    def ends(group: list[TrainedRun], key: str) -> list[float]:
         return [values[-1] for run in group if len(values := run.series("eval", f"{key}/{modality}")[1])]
 
     unit = runs.unit(groups, modality)
@@ -276,11 +276,11 @@ def _held_out(groups, modality: str) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _flops_per_token(run: Run) -> float:
+def _flops_per_token(run: TrainedRun) -> float:
     return run.series("train", "flops")[1][-1] / sum(facts.seen(run).values())
 
 
-def _middle(group: list[Run], key: str) -> float:
+def _middle(group: list[TrainedRun], key: str) -> float:
     """The median over steps and seeds, without the first step, which warms up."""
     return statistics.median([x for run in group for x in _warm(run.series("train", key)[1])])
 
@@ -305,7 +305,7 @@ def _spread(values) -> str:
     return mean if len(values) == 1 else f"{mean} [{min(values):.3f}, {max(values):.3f}]"
 
 
-def print_table(found: list[Run]) -> None:
+def print_table(found: list[TrainedRun]) -> None:
     groups = runs.grouped(found)
     table = Table("", *groups, title="after the same steps on the same batches", title_justify="left")
     for what, values in measures(groups):
@@ -345,7 +345,7 @@ def _step(samples: Path) -> int:
     return int(samples.name.partition("-")[0])
 
 
-def _longer(found: list[Run], out: Path) -> list[dict]:
+def _longer(found: list[TrainedRun], out: Path) -> list[dict]:
     """Runs beside the ones reported that drew digits after more steps: their last samples, and a link to them.
 
     A demo's few steps draw blobs, and a run of `size=draw` in a folder beside them shows what training comes to.

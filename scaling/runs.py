@@ -12,11 +12,10 @@ from flax.traverse_util import flatten_dict
 
 from mot import checkpoint
 from mot.config import Config, differences
-from mot.config.routers import ROUTERS
 from mot.model import flops
 from mot.runs import rundir, written
 
-from . import match
+from . import architectures, match
 from .match import Curve, Slope
 
 # What may differ between two runs that are compared: keys that change no result, seeds, and the architecture.
@@ -28,7 +27,7 @@ KINDS = {"train": "training", "eval": "held-out"}
 HALF_LIVES = (0.01, 0.02, 0.04)
 
 
-class Run(NamedTuple):
+class TrainedRun(NamedTuple):
     path: Path
     config: Config
     rows: list[dict]
@@ -37,7 +36,7 @@ class Run(NamedTuple):
 
     @property
     def arch(self) -> str:
-        return architecture(self.config)
+        return architectures.name(self.config)
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -74,7 +73,7 @@ class Run(NamedTuple):
         return curve if len(rows) > 1 and curve.cost[-1] > 0 else None
 
 
-class Key(NamedTuple):
+class SlopeKey(NamedTuple):
     """What a slope is of: a group against dense."""
 
     group: str
@@ -93,73 +92,7 @@ class Tables(NamedTuple):
     slopes: pd.DataFrame
 
 
-def architecture(config: Config) -> str:
-    """What the maps and the experts amount to, as configs/archs.py names it where it has a name.
-
-    dense, mot, mot_ffn, mot_attn_ffn, loo_<stream>, or the maps themselves. A tower with experts is named with how they
-    are chosen (ec: experts choose, tc: tokens do, else the router's own name), how many there are, how many are active
-    if not one (`a2`), their width in sixteenths of the dense FFN's if it is another (`w1`), and what is not usual.
-    """
-    name = maps(config)
-    marks = []
-    for component in ("attn", "ffn"):
-        sets_of = getattr(config, component)
-        for tower, sets in ((s, sets_of[s]) for s in config.streams if s in sets_of):
-            if sets.experts:
-                mark = f"{ROUTERS[sets.router].short}{sets.experts}"
-                mark += f"a{sets.active}" if sets.active > 1 else ""
-                sixteenths = 16 * sets.width / config.streams[tower].ffn
-                mark += f"w{sixteenths:.3g}" if sixteenths not in (0, 16) else ""
-                marks.append((component, tower, mark + _unusual(sets)))
-    if not marks:
-        return name
-    known = {
-        ("dense", "ffn:ec4"): "moe_ec4",
-        ("dense", "ffn:tc4"): "moe_tc4",
-        ("dense", "ffn:tc64a16w1"): "moe_fine",
-        ("mot", "ffn.text:ec4"): "mot_moe",
-        ("mot", "ffn.text:ec4 ffn.image:ec4"): "mot_moe_both",
-        ("dense", f"attn:tc{len(config.streams)} ffn:tc{len(config.streams)}"): "learned_mot",
-    }
-
-    def single(component):
-        return len(set(getattr(config.towers, component).values())) == 1
-
-    spelt = " ".join(f"{c}:{mark}" if single(c) else f"{c}.{t}:{mark}" for c, t, mark in marks)
-    return known.get((name, spelt)) or f"{name} {spelt}"
-
-
-def _unusual(sets) -> str:
-    """`,capacity=1.25` of experts that differ in it from what is usual with their router."""
-    usual = ROUTERS[sets.router].usual
-    return "".join(f",{key}={getattr(sets, key)}" for key, value in usual.items() if getattr(sets, key) != value)
-
-
-def maps(config: Config) -> str:
-    """Which streams share a tower, as configs/archs.py names it where it has a name: experts are not looked at."""
-    streams = list(config.streams)
-    parts = {}  # component -> the streams that share a tower, as a set of sets
-    for component in ("attn", "ffn", "norm"):
-        mapping = getattr(config.towers, component)
-        parts[component] = frozenset(frozenset(s for s in streams if mapping[s] == t) for t in mapping.values())
-    one, own = frozenset([frozenset(streams)]), frozenset(frozenset([s]) for s in streams)
-    shapes = {
-        (one, one, one): "dense",
-        (own, own, own): "mot",
-        (one, own, one): "mot_ffn",
-        (own, own, one): "mot_attn_ffn",
-    }
-    for s in streams if len(streams) > 2 else []:
-        out = frozenset([frozenset([s]), frozenset(streams) - {s}])
-        shapes[out, out, out] = f"loo_{s}"
-
-    def spell(part):
-        return "|".join(sorted("+".join(sorted(group)) for group in part))
-
-    return shapes.get(tuple(parts.values())) or " ".join(f"{c}:{spell(p)}" for c, p in parts.items())
-
-
-def read(path: Path | str) -> Run:
+def read(path: Path | str) -> TrainedRun:
     """A run directory; raises `UserError` where it is none, or is damaged."""
     path = Path(path)
     config, rows = rundir.config_of(path), rundir.read_metrics(path)
@@ -193,10 +126,10 @@ def read(path: Path | str) -> Run:
         notes.append(f"{skipped} steps were not finite and were skipped")
     if not checkpoint.steps(path / "checkpoints"):
         notes.append("no checkpoints, so no samples can be drawn")
-    return Run(path, config, rows, tuple(faults), tuple(notes))
+    return TrainedRun(path, config, rows, tuple(faults), tuple(notes))
 
 
-def find(patterns: Sequence[str | Path]) -> list[Run]:
+def find(patterns: Sequence[str | Path]) -> list[TrainedRun]:
     """The runs that paths and globs name, each once, in order; other data than most of them is a fault.
 
     A folder that is no run raises `UserError`, and so does whatever names no run at all; files among runs (a shell's
@@ -214,7 +147,7 @@ def find(patterns: Sequence[str | Path]) -> list[Run]:
             return f"trained on other data: digest {run.digest}, most have {usual}"
 
         runs = [run._replace(faults=(*run.faults, fault(run))) if other(run) else run for run in runs]
-    first: dict[tuple, Run] = {}
+    first: dict[tuple, TrainedRun] = {}
     for i, (label, run) in enumerate(zip(names(runs), runs, strict=True)):
         before = run if run.faults else first.setdefault((label, run.seeds), run)
         if before is not run and before.config.optim.lr == run.config.optim.lr:
@@ -228,16 +161,16 @@ def load(*patterns: str | Path) -> Tables:
     return tables(runs, slopes(sound(runs)))
 
 
-def tables(runs: list[Run], slopes: dict[Key, Slope]) -> Tables:
+def tables(runs: list[TrainedRun], slopes: dict[SlopeKey, Slope]) -> Tables:
     labels, differing = names(runs), varied(runs)
     return Tables(
         pd.DataFrame([_summary(run, label) | differing[run.path] for run, label in zip(runs, labels, strict=True)]),
         pd.DataFrame([row for run, label in zip(runs, labels, strict=True) for row in _losses(run, label)]),
-        pd.DataFrame([(*key, *slope) for key, slope in slopes.items()], columns=[*Key._fields, *Slope._fields]),
+        pd.DataFrame([(*key, *slope) for key, slope in slopes.items()], columns=[*SlopeKey._fields, *Slope._fields]),
     )
 
 
-def varied(runs: list[Run]) -> dict[Path, dict[str, object]]:
+def varied(runs: list[TrainedRun]) -> dict[Path, dict[str, object]]:
     """By run, the value of each dotted key in which the runs' configurations differ; None where a run lacks it."""
     flat = {run.path: flatten_dict(rundir.plain(run.config), sep=".") for run in runs}
     keys = dict.fromkeys(key for one in flat.values() for key in one)
@@ -246,7 +179,7 @@ def varied(runs: list[Run]) -> dict[Path, dict[str, object]]:
     return {path: {key: shown[key][path] for key in different} for path in flat}
 
 
-def names(runs: list[Run]) -> list[str]:
+def names(runs: list[TrainedRun]) -> list[str]:
     """Each run's group: its architecture, and what tells the groups of one architecture apart.
 
     That is their learning rate where it does, and their name without the seed where it does not.
@@ -269,44 +202,44 @@ def _without_seed(run):
     return run.config.run.name.rpartition("-seed")[0] or run.config.run.name
 
 
-def grouped(runs: list[Run]) -> dict[str, list[Run]]:
+def grouped(runs: list[TrainedRun]) -> dict[str, list[TrainedRun]]:
     """Runs by group, dense first."""
-    result: dict[str, list[Run]] = {}
+    result: dict[str, list[TrainedRun]] = {}
     for label, run in sorted(zip(names(runs), runs, strict=True), key=lambda x: (x[1].arch != "dense", x[0])):
         result.setdefault(label, []).append(run)
     return result
 
 
-def sound(runs: list[Run]) -> dict[str, list[Run]]:
+def sound(runs: list[TrainedRun]) -> dict[str, list[TrainedRun]]:
     """The groups of runs that may be averaged."""
     return {label: whole for label, group in grouped(runs).items() if (whole := [r for r in group if not r.faults])}
 
 
-def loads(run: Run) -> dict:
+def loads(run: TrainedRun) -> dict:
     """`{component/tower: {modality: [layer][expert]}}` of a run's last evaluation; empty where it has no experts."""
     return next((row["experts"] for row in reversed(run.rows) if row["kind"] == "eval" and "experts" in row), {})
 
 
-def modalities(groups: dict[str, list[Run]]) -> list[str]:
+def modalities(groups: dict[str, list[TrainedRun]]) -> list[str]:
     return list(dict.fromkeys(m for group in groups.values() for run in group for m in run.config.modalities))
 
 
-def unit(groups: dict[str, list[Run]], modality: str) -> str:
+def unit(groups: dict[str, list[TrainedRun]], modality: str) -> str:
     """What the losses of a modality are counted in."""
     streams = [s for group in groups.values() for run in group for s in run.config.streams.values()]
     units = ["squared error" if s.diffuses else "nats" for s in streams if s.modality == modality]
     return " or ".join(sorted(set(units)))
 
 
-def comparable(a: Run, b: Run, apart: Sequence[str] = ()) -> list[str]:
+def comparable(a: TrainedRun, b: TrainedRun, apart: Sequence[str] = ()) -> list[str]:
     """In what, other than architecture, seeds and the keys `apart`, the two runs' configurations differ."""
     different = differences(rundir.plain(a.config), rundir.plain(b.config))
     return [d for d in different if not d.startswith((*APART, *ARCHITECTURE, *apart))]
 
 
 def partners(
-    groups: dict[str, list[Run]], label: str, dense: list[Run] | None = None, apart: Sequence[str] = ()
-) -> tuple[list[tuple[Run, Run]], str]:
+    groups: dict[str, list[TrainedRun]], label: str, dense: list[TrainedRun] | None = None, apart: Sequence[str] = ()
+) -> tuple[list[tuple[TrainedRun, TrainedRun]], str]:
     """Pairs (dense, other) of equal seeds that differ in nothing but towers; and why there are none.
 
     `dense` are the runs to choose from, else all dense ones; `apart` are keys that may differ too.
@@ -324,7 +257,7 @@ def partners(
     return list(same_seed.values()), "" if same_seed else "no dense partner with the same seeds"
 
 
-def slopes(groups: dict[str, list[Run]]) -> dict[Key, Slope]:
+def slopes(groups: dict[str, list[TrainedRun]]) -> dict[SlopeKey, Slope]:
     """Of every group of sound runs that has a dense partner, on training and held-out loss, in every cost.
 
     Where dense or another architecture was run at several learning rates, each at its best rate is compared as well.
@@ -341,16 +274,16 @@ def slopes(groups: dict[str, list[Run]]) -> dict[Key, Slope]:
     return result
 
 
-def _slopes_of(groups, label, pairs, rates) -> dict[Key, Slope]:
+def _slopes_of(groups, label, pairs, rates) -> dict[SlopeKey, Slope]:
     result = {}
     for modality, kind, cost, half_life in product(modalities(groups), KINDS, COSTS, HALF_LIVES):
         curves = [tuple(run.curve(kind, modality, cost) for run in pair) for pair in pairs]
         if curves := [pair for pair in curves if all(pair)]:
-            result[Key(label, modality, kind, cost, half_life, rates)] = match.over_seeds(curves, half_life)
+            result[SlopeKey(label, modality, kind, cost, half_life, rates)] = match.over_seeds(curves, half_life)
     return result
 
 
-def best_rates(groups: dict[str, list[Run]]) -> dict[str, str]:
+def best_rates(groups: dict[str, list[TrainedRun]]) -> dict[str, str]:
     """By architecture, the group whose last held-out loss is the least, a mean over its seeds.
 
     Empty unless some architecture has groups that differ in their learning rate alone.
@@ -370,7 +303,7 @@ def best_rates(groups: dict[str, list[Run]]) -> dict[str, str]:
     return best if swept else {}
 
 
-def _held_out(group: list[Run]) -> float:
+def _held_out(group: list[TrainedRun]) -> float:
     """The last held-out loss over all modalities, by routers that see no later tokens; a mean over seeds."""
     key = "loss" if group[0].config.causal else "causal_loss"
     ends = [values[-1] for run in group if len(values := run.series("eval", key)[1])]

@@ -1,4 +1,4 @@
-"""What a stream's tokens may learn, a row each; `mot/objectives/<name>.py` computes those of vectors.
+"""What a stream's tokens may learn, a row each; `mot/objectives/<name>.py` computes it.
 
 The checks, help and messages read this table.
 """

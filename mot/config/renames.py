@@ -1,4 +1,4 @@
-"""Keys that had another name in earlier versions: a run written then is read with the names of now."""
+"""Keys that earlier versions named otherwise, or lacked: a run written then is read with the keys of now."""
 
 import fnmatch
 from collections.abc import Mapping
@@ -16,6 +16,9 @@ RENAMED = {
     "data.most_left_out": "max_skipped",
 }
 
+# Keys that came later, and what a run without them did.
+ADDED = {"run.flops": 0.0}
+
 
 def renamed(key: str) -> str:
     """What a dotted key is called now; "" where it never had another name."""
@@ -26,7 +29,7 @@ def renamed(key: str) -> str:
 
 
 def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
-    """The tree with the names of now, and `old -> new` for each that was another. New names win over old ones."""
+    """The tree with the keys of now, and `old -> new` for each that was another. New names win over old ones."""
     result, told = {}, []
     for name, value in tree.items():
         key = f"{path}.{name}" if path else str(name)
@@ -37,4 +40,8 @@ def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
         if now:
             told.append(f"{key} -> {now}")
         result.setdefault(now.rpartition(".")[2] or name, value)
+    for key, value in ADDED.items():
+        section, _, name = key.rpartition(".")
+        if section == path:
+            result.setdefault(name, value)
     return result, told

@@ -237,6 +237,7 @@ class Run:
     root: str  # the folder of runs
     name: str  # the name of this run's folder in it
     steps: int  # the number of batches that it trains on in all
+    flops: float  # model FLOPs to spend: written as above 0, `steps` are written as 0 and follow from it
     eval_every: int  # steps between held-out evaluations; written as 0, a tenth of all steps
     eval_batches: int  # held-out batches of each evaluation
     save_every: int  # steps between checkpoints; written as 0, a quarter of all steps

@@ -1,4 +1,4 @@
-"""How many tokens of a row each stream gets: what the mixture holds decides, and what cannot be cut."""
+"""How many tokens of a row each stream gets. The mixture decides, and images and clips, which cannot be cut."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,19 +13,19 @@ WELL_FILLED = 0.97
 
 
 def resolve(config: Config, sources: Sources) -> Config:
-    """The configuration with budgets and longest documents in place of zeros, from the first stage's mixture.
+    """The configuration with budgets and `max_tokens` in place of zeros, as the first stage's mixture asks.
 
-    Raises `UserError` where `data.length` is too short for what must not be cut.
+    Raises `UserError` if `data.length` is too short for an image or clip.
     """
     streams = config.streams
     if all(s.budget and s.max_tokens for s in streams.values()):
         return config
-    given = np.array([s.budget for s in streams.values()])
-    if not given.all():
+    written = np.array([s.budget for s in streams.values()])
+    if not written.all():
         mean, units = means(config, sources), _units(config, sources)
-        divided = np.where(given, given, best(mean, units, config.data.length))
+        divided = np.where(written, written, best(mean, units, config.data.length))
         later = np.max([mean, *(means(config, sources, stage.shares) for stage in config.data.stages)], axis=0)
-        if (short := (later > 0) & (given == 0) & ((divided < units) | (mean == 0))).any():
+        if (short := (later > 0) & (written == 0) & ((divided < units) | (mean == 0))).any():
             m = int(short.argmax())
             why = f"one of its images or clips has {units[m]}"
             why = why if mean[m] else "the first stage's mixture has none of it"
@@ -33,10 +33,10 @@ def resolve(config: Config, sources: Sources) -> Config:
                 f"data.length: {config.data.length} tokens leave streams.{list(streams)[m]} {divided[m]}, and {why}; "
                 f"raise data.length, or write its budget"
             )
-        given = divided
+        written = divided
     changed = {
         name: dataclasses.replace(s, budget=int(b), max_tokens=min(s.max_tokens or int(b), int(b)))
-        for (name, s), b in zip(streams.items(), given, strict=True)
+        for (name, s), b in zip(streams.items(), written, strict=True)
     }
     return dataclasses.replace(config, streams=changed)
 
@@ -57,7 +57,7 @@ def means(config: Config, sources: Sources, shares: Mapping[str, float] | None =
 
 
 def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
-    """`[M]` budgets of at most `length` tokens in all that a mixture fills best, of these the largest.
+    """`[M]` the budgets that a mixture fills best, at most `length` tokens in all; the largest of these.
 
     A budget of images is a multiple of an image. The others follow it, and are multiples of 128, 64, ... 1, of the
     largest that costs less than half a percent.
@@ -65,7 +65,7 @@ def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
     present = mean_M > 0
     whole = present & (units_M > 1)
     free = present & ~whole
-    found = None
+    fullest = None
     for total in np.arange(length, length // 2, -max(length // 400, 1)):
         ideal = mean_M / mean_M.sum() * total
         budget = np.where(whole, np.maximum(np.round(ideal / np.maximum(units_M, 1)), 1) * units_M, ideal)
@@ -76,15 +76,15 @@ def best(mean_M: np.ndarray, units_M: np.ndarray, length: int) -> np.ndarray:
             budget = np.where(free, mean_M * rate, budget)
         budget = np.array([b if w else _rounded(b) for b, w in zip(budget, whole, strict=True)])
         worst = np.floor(200 * bounds(budget, mean_M, units_M)[present].min())
-        if budget.sum() <= length and (found is None or (worst, budget.sum()) > found[0]):
-            found = (worst, budget.sum()), budget
-    if found is None:
+        if budget.sum() <= length and (fullest is None or (worst, budget.sum()) > fullest[0]):
+            fullest = (worst, budget.sum()), budget
+    if fullest is None:
         raise UserError(f"data.length: {length} tokens are too few for images or clips of {units_M.max()}; raise it")
-    return np.maximum(found[1], 1).astype(int)
+    return np.maximum(fullest[1], 1).astype(int)
 
 
 def bounds(budgets_M, mean_M, units_M) -> np.ndarray:
-    """`[M]` the fraction of each budget that any packing can fill in the long run, where every document is placed.
+    """`[M]` the fraction of each budget that a packing can fill in the long run, if every document is placed.
 
     1 for a stream of which the mixture has nothing.
     """
@@ -95,7 +95,7 @@ def bounds(budgets_M, mean_M, units_M) -> np.ndarray:
 
 
 def reachable(config: Config, sources: Sources, shares: Mapping[str, float] | None = None) -> dict[str, float]:
-    """`bounds` by stream, for other shares where they are given; empty where nobody counted a stream's tokens."""
+    """`bounds` by stream, for these shares or the configuration's; empty if a stream's tokens are not counted."""
     try:
         mean = means(config, sources, shares)
     except UserError:
@@ -105,7 +105,7 @@ def reachable(config: Config, sources: Sources, shares: Mapping[str, float] | No
 
 
 def advice(config: Config, sources: Sources) -> list[str]:
-    """What to say of budgets that the mixture cannot fill well, of any stage."""
+    """Advice on budgets that the mixture of some stage cannot fill well."""
     said = []
     total = sum(s.budget for s in config.streams.values())
     stages = [("", config.data.shares), *((f" from step {s.step} on", s.shares) for s in config.data.stages)]
@@ -128,7 +128,7 @@ def advice(config: Config, sources: Sources) -> list[str]:
 
 
 def _long_enough(mean_M, units_M, length: int) -> int:
-    """The shortest row, by doubling, whose budgets can be filled well; 0 for none that anybody would train on."""
+    """The shortest row, by doubling, whose budgets can be filled well; 0 if it is too long to train on."""
 
     def fills(n):
         return bounds(best(mean_M, units_M, n), mean_M, units_M).min()

@@ -13,7 +13,7 @@ def all_captions() -> list[str]:
 
 
 def faults(prompts: Sequence[str]) -> Iterator[str]:
-    """What of the prompts is no caption."""
+    """The faults of prompts that are no captions."""
     known = set(_words(" ".join(all_captions())))
     for prompt in prompts:
         odd = list(dict.fromkeys(word for word in _words(prompt) if word not in known))

@@ -15,7 +15,7 @@ from mot.config import Config, reads
 from mot.data.captions import CAPTIONS, NAMES, all_captions
 from mot.data.mixture import InMemory, Sources
 from mot.data.packing import Document, document
-from mot.tokenizers import text as texts
+from mot.tokenizers import text
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
 
 SOURCES = ("manual", "drawn", "read")
@@ -60,11 +60,11 @@ def load(config: Config) -> tuple[Sources, Sources]:
     sections, images, labels = _manual(), *_digits()
     tokenizer = _tokenizer(sections)
     vectors = config.streams["image"].latent > 0
-    lengths = np.concatenate([texts.byte_lengths(tokenizer), np.zeros(0 if vectors else LEVELS, int)])
+    lengths = np.concatenate([text.byte_lengths(tokenizer), np.zeros(0 if vectors else LEVELS, int)])
     splits = []
     for held_out in (False, True):
-        mine = [s for s in sections if _held_out(s.encode()) == held_out]
-        pieces = [piece for s in mine for piece in texts.split(tokenizer, s, config.streams["text"].max_tokens - 2)]
+        texts = [s for s in sections if _held_out(s.encode()) == held_out]
+        pieces = [piece for s in texts for piece in text.split(tokenizer, s, config.streams["text"].max_tokens - 2)]
         manual = [_text(i, ids) for i, ids in enumerate(pieces)]
         chosen = [i for i in range(len(images)) if _held_out(images[i].tobytes()) == held_out]
         captions = [tokenizer.encode(_caption(i, labels[i])).ids for i in chosen]
@@ -87,12 +87,12 @@ def _digest(documents: Iterable[Document]) -> str:
 
 
 def load_tokenizer() -> Tokenizer:
-    """The one that `load` uses."""
+    """The tokenizer of the documents that `load` gives."""
     return _tokenizer(_manual())
 
 
 def _tokenizer(sections: list[str]) -> Tokenizer:
-    return texts.load_or_train([s for s in sections if not _held_out(s.encode())] + all_captions(), TEXT_IDS)
+    return text.load_or_train([s for s in sections if not _held_out(s.encode())] + all_captions(), TEXT_IDS)
 
 
 def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
@@ -102,14 +102,14 @@ def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
     return pixels, _digits()[1][[d.doc_id for d in drawn]]
 
 
-def named(text: str) -> int | None:
+def named(words: str) -> int | None:
     """The digit that a text names, if it names one and no other."""
-    found = [i for i, name in enumerate(NAMES) if re.search(rf"\b{name}\b", text)]
-    return found[0] if len(found) == 1 else None
+    digits = [i for i, name in enumerate(NAMES) if re.search(rf"\b{name}\b", words)]
+    return digits[0] if len(digits) == 1 else None
 
 
 def _manual() -> list[str]:
-    """The manual's sections: what blank lines separate."""
+    """The manual's sections, which blank lines separate."""
     from pydoc_data.topics import topics
 
     sections = (s.strip("\n") for name in sorted(topics) for s in topics[name].split("\n\n"))
@@ -144,20 +144,20 @@ def patches(pixels: np.ndarray) -> np.ndarray:
 
 
 def levels(vectors: np.ndarray) -> np.ndarray:
-    """Grey levels `[64]` of what `patches` gives, or of what a model has drawn."""
+    """Grey levels `[64]` of patches, those of `patches` or of a model; undoes it."""
     n = SIDE // PATCH
     by_row = (vectors * DEVIATION + MEAN).reshape(n, n, PATCH, PATCH).swapaxes(1, 2).reshape(PIXELS)
     return by_row.round().clip(0, LEVELS - 1).astype(int)
 
 
 def _vectors(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
-    """As `_ids`, the image in vectors."""
+    """Like `_ids`, with the image in vectors."""
     image = np.array([BOI, *[0] * PATCHES, EOI])
     token = np.concatenate([[BOS], *([image, caption] if image_first else [caption, image]), [EOS]])
     begin = int(np.argmax(token == BOI)) + 1
     is_image = (np.arange(len(token)) >= begin) & (np.arange(len(token)) < begin + PATCHES)
     values = {1: patches(pixels)}
-    return document(source, doc_id, token, is_image, token != EOI, unit=is_image, values=values)
+    return document(source, doc_id, token, is_image, values, weight=token != EOI, unit=is_image)
 
 
 def _ids(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:

@@ -36,15 +36,15 @@ def file_digest(path: Path) -> str:
 
 
 def read_json(folder: Path) -> dict:
-    """A dataset's `dataset.json`; raises `UserError` where there is none of this format."""
+    """A dataset's `dataset.json`; raises `UserError` if there is none of this format."""
     file = folder / "dataset.json"
     try:
         str(folder).encode()
     except UnicodeEncodeError:  # the readers of records take no other
         raise UserError(f"{folder}: the name of a dataset's folder must be UTF-8; rename it") from None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        _check_json(found)
+        about = json.loads(file.read_text(encoding="utf-8"))
+        _check_json(about)
     except FileNotFoundError:
         if (folder / "recipe.json").exists():
             raise UserError(
@@ -54,14 +54,14 @@ def read_json(folder: Path) -> dict:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{file} is damaged or foreign ({what}); prepare the dataset anew") from None
-    return found
+    return about
 
 
-def _check_json(found: dict) -> None:
-    """Raises `ValueError`, or what Python raises for a wrong type, unless all that is read later is as it must be."""
-    if type(found["format"]) is not int or found["format"] != FORMAT:
-        raise ValueError(f"its format is {found['format']!r:.60}; this version reads {FORMAT}")
-    modalities, tokenizers, splits = found["modalities"], found["tokenizers"], found["splits"]
+def _check_json(about: dict) -> None:
+    """Raises `ValueError`, or Python's error for a wrong type, unless each value that is read later is allowed."""
+    if type(about["format"]) is not int or about["format"] != FORMAT:
+        raise ValueError(f"its format is {about['format']!r:.60}; this version reads {FORMAT}")
+    modalities, tokenizers, splits = about["modalities"], about["tokenizers"], about["splits"]
     if type(modalities) is not list or modalities[:1] != ["text"] or len(set(modalities)) < len(modalities):
         raise ValueError(f"its modalities are {modalities!r:.60}; text must come first, and none twice")
     for modality in modalities:
@@ -84,18 +84,18 @@ def _check_json(found: dict) -> None:
         raise ValueError(f"its splits are {list(splits)!r:.60}; it needs {', '.join(SPLITS)}")
     for split in splits.values():
         _check_split(split, modalities)
-    for why, n in found["left_out"].items():
+    for why, n in about["left_out"].items():
         _check_number(f"left out because {why!r:.60}", n)
-    for modality, n in found.get("missing", {}).items():  # earlier versions had none
+    for modality, n in about.get("missing", {}).items():  # earlier versions had none
         _check_name("a modality that is missing", modality)
         _check_number(f"missing {modality}", n)
-    for what, n in (found.get("not_read", {}) | found.get("unpacked", {})).items():
+    for what, n in (about.get("not_read", {}) | about.get("unpacked", {})).items():
         _check_number(f"files that are {what!r:.60}", n)
-    if not all(type(line) is str for line in found.get("warnings", [])):
+    if not all(type(line) is str for line in about.get("warnings", [])):
         raise ValueError("its warnings are no lines of text")
     if lossy := text.get("lossy"):
         _check_lossy(lossy)
-    listed = files(found)
+    listed = files(about)
     for name, size, digest in listed:
         # A dataset from elsewhere must not name files outside of its folder.
         if name.count("/") != 1 or not all(map(NAME.fullmatch, (*name.split("/"), digest))):
@@ -140,13 +140,13 @@ def _check_name(what: str, name) -> None:
         raise ValueError(f"{what} is {name!r:.60}; letters, digits, _, - and . are allowed, 100 of them")
 
 
-def _check_number(what: str, n, least: int = 0, most: int = 2**48) -> None:
-    if type(n) is not int or not least <= n <= most:
-        raise ValueError(f"{what}: {n!r:.60} is no whole number from {least} to {most}")
+def _check_number(what: str, n, low: int = 0, high: int = 2**48) -> None:
+    if type(n) is not int or not low <= n <= high:
+        raise ValueError(f"{what}: {n!r:.60} is no whole number from {low} to {high}")
 
 
 def files(about: dict) -> list[tuple[str, int, str]]:
-    """Every file of a dataset beside `dataset.json`: its path there, bytes, digest."""
+    """Every file of a dataset but `dataset.json`: path in the folder, bytes, digest."""
     splits = about["splits"]
     known = [(split, f) for split in SPLITS for f in splits[split]["shards"] + splits[split]["index"]]
     known += [("tokenizers", f) for tokenizer in about["tokenizers"].values() for f in tokenizer["files"]]
@@ -154,7 +154,7 @@ def files(about: dict) -> list[tuple[str, int, str]]:
 
 
 def check_files(folder: Path, listed: Sequence[tuple[str, int, str]], digests: bool) -> None:
-    """Raises `UserError` for the first of these files that is not there as `dataset.json` says."""
+    """Raises `UserError` for the first file that is absent, or is not as `dataset.json` says."""
     for name, size, _ in listed:
         path = folder / name
         if not path.is_file():

@@ -11,7 +11,7 @@ from mot.config import Data
 from mot.data.packing import Document
 from mot.errors import UserError
 
-PERIOD = 2**14  # slots after which a mixture whose shares are no small integers repeats
+PERIOD = 2**14  # a mixture repeats after so many slots, if its shares are no small integers
 
 
 class Source(Protocol):
@@ -25,23 +25,23 @@ class Source(Protocol):
         """`[M]` tokens of document i by stream."""
 
     def cuts(self, i: int) -> np.ndarray:
-        """`[k, 1 + M]` where document i may be cut: the tokens before that place in all, and by stream.
+        """`[k, 1 + M]` where document i may be cut: how many tokens come before, in all and by stream.
 
-        The first row is what every piece begins with (<bos>), the last the whole document.
+        The first row counts <bos>, with which every piece begins. The last row counts the whole document.
         """
 
     def read(self, i: int) -> Document:
-        """Document i; raises `ValueError` where it cannot be had as `lengths` says."""
+        """Document i. Raises `ValueError` if it is damaged, or has not the tokens that `lengths` says."""
 
     def name_of(self, doc_id: int) -> str:
-        """A document's own id, for messages, of the number that its tokens carry."""
+        """The own id of the document whose tokens carry this number, for messages."""
 
     def totals(self) -> np.ndarray:
         """`[M]` tokens of all documents by stream."""
 
 
 class InMemory(NamedTuple):
-    """A source whose documents are all here, none to be cut."""
+    """A source whose documents are all in memory; none of them is cut."""
 
     name: str
     index: int  # among the sources
@@ -64,17 +64,17 @@ class InMemory(NamedTuple):
         return self.documents[i]
 
     def name_of(self, doc_id: int) -> str:
-        return str(doc_id)  # of training and held-out documents together, so it is no place in `documents`
+        return str(doc_id)  # numbers of training and held-out documents together: no index of `documents`
 
     def totals(self) -> np.ndarray:
         return sum((self.lengths(i) for i in range(self.count)), np.zeros(len(self.units), int))
 
 
 class Sources(NamedTuple):
-    """What a run reads, and what is needed to judge losses on it."""
+    """The sources of a run, and what its losses are judged by."""
 
     all: tuple[Source, ...]
-    byte_lengths: np.ndarray  # [V], bytes of text that an id stands for; 0 for other modalities and special tokens
+    byte_lengths: np.ndarray  # [V], bytes of text of each id; 0 for other modalities and special tokens
     digest: str  # of all ids, in order
 
     @property
@@ -82,9 +82,9 @@ class Sources(NamedTuple):
         return tuple(source.name for source in self.all)
 
     def size(self, modalities: Sequence[str]) -> dict:
-        """Documents, and tokens by modality; None where a stream without an end is among them.
+        """The number of documents, and of tokens by modality; None if one of the sources is endless.
 
-        `modalities` are those of the streams, of which several may be one's.
+        `modalities` has each stream's modality; two streams may share one.
         """
         if any(source.count is None for source in self.all):
             return {"documents": None, "tokens": None}
@@ -96,19 +96,19 @@ class Sources(NamedTuple):
 
 
 class Mixture:
-    """An endless stream of documents, each source in proportion to its share, shuffled anew every epoch.
+    """An endless stream of documents: each source has its share, and is shuffled anew every epoch.
 
-    Shares may change with the step (stages). At which document a stage began depends on how earlier ones were packed,
-    so `starts` is part of the state; all else follows from g.
+    Shares may change with the step (stages). The document with which a stage begins depends on how earlier documents
+    were packed, so `starts` is part of the state. All else follows from g.
     """
 
     def __init__(self, sources: Sources, data: Data, seed: int, modalities: Sequence[str]):
-        """`modalities` are those of the streams, for shares that count a modality's tokens."""
+        """`modalities` has each stream's modality: shares may count the tokens of one."""
         self.sources, self.seed = sources.all, seed
         counted = [m for m, modality in enumerate(modalities) if data.per in ("tokens", modality)]
         self.stages = [(0, data.shares), *((stage.step, stage.shares) for stage in data.stages)]
         self.periods = [_period(self._documents(shares, data.per, counted)) for _, shares in self.stages]
-        self.starts = [0]  # the document with which each stage began, so far
+        self.starts = [0]  # the first document of each stage that has begun
         self._order = lru_cache(maxsize=4 * len(self.sources))(self._shuffled)
 
     def __getstate__(self):
@@ -119,13 +119,13 @@ class Mixture:
         self._order = lru_cache(maxsize=4 * len(self.sources))(self._shuffled)
 
     def _documents(self, shares, per, counted) -> np.ndarray:
-        """Shares as documents: by what a source's documents hold on average, where they count tokens."""
-        given = np.array([shares.get(source.name, 0.0) for source in self.sources])
+        """Shares in documents: a share in tokens is divided by the tokens of an average document of the source."""
+        weights = np.array([shares.get(source.name, 0.0) for source in self.sources])
         for n, source in enumerate(self.sources):
-            if not given[n]:
+            if not weights[n]:
                 continue
             if source.count == 0:
-                raise UserError(f"source {source.name} has a share of {given[n]} and no documents; remove its share")
+                raise UserError(f"source {source.name} has a share of {weights[n]} and no documents; remove its share")
             if per == "documents":
                 continue
             if source.count is None:
@@ -135,24 +135,24 @@ class Mixture:
             mean = source.totals()[counted].sum() / source.count
             if not mean:
                 raise UserError(f"source {source.name} has a share and no {per} tokens; remove it from data.shares")
-            given[n] /= mean
-        return given
+            weights[n] /= mean
+        return weights
 
     def enter(self, step: int, g: int) -> None:
-        """Told before document g is taken in for a batch of this step; opens the stages that are due."""
+        """Called before document g joins the queue in this step; begins the stages that are due."""
         while len(self.starts) < len(self.stages) and step >= self.stages[len(self.starts)][0]:
             self.starts.append(g)
 
     def place(self, g: int) -> tuple[int, int]:
-        """Source and index of document g."""
-        before = 0  # documents of this source taken in earlier stages
+        """The source of document g, and its index there."""
+        before = 0  # documents of this source in earlier stages
         stage = bisect_right(self.starts, g) - 1
         cycle, slot = divmod(g - self.starts[stage], len(self.periods[stage].source))
         source = self.periods[stage].source[slot]
         for earlier in range(stage):
             before += self.periods[earlier].taken(source, self.starts[earlier + 1] - self.starts[earlier])
         period = self.periods[stage]
-        nth = before + cycle * int(period.total[source]) + period.rank[slot]
+        nth = before + cycle * int(period.total[source]) + period.nth[slot]
         n = self.sources[source].count
         if n is None:
             return source, nth
@@ -160,8 +160,8 @@ class Mixture:
         return source, int(self._order(source, epoch)[i])
 
     def _shuffled(self, source: int, epoch: int) -> np.ndarray:
-        # By sorting raw Philox output, which numpy promises never to change (Generator.permutation it does not). For a
-        # moment this takes 16 bytes a document.
+        # Raw Philox output is sorted: numpy promises never to change it, and does not promise that of
+        # Generator.permutation. For a moment this takes 16 bytes a document.
         bits = np.random.Philox(seed=np.random.SeedSequence([self.seed, source, epoch]))
         order = bits.random_raw(self.sources[source].count).argsort(kind="stable")
         return order.astype(np.uint32) if len(order) < 2**32 else order
@@ -176,20 +176,20 @@ class Mixture:
 
 
 class _Period(NamedTuple):
-    """One period of a mixture."""
+    """One period of a mixture: the source of each slot."""
 
     source: list[int]  # [slots]
-    rank: list[int]  # [slots] how many of that source came before in the period
+    nth: list[int]  # [slots] how many documents of that source came before, in the period
     total: np.ndarray  # [sources]
 
     def taken(self, source: int, slots: int) -> int:
-        """Documents of a source among the first so many slots of the endless repetition."""
+        """How many documents of a source the first `slots` slots hold, if the period repeats for ever."""
         cycles, rest = divmod(slots, len(self.source))
         return cycles * int(self.total[source]) + self.source[:rest].count(source)
 
 
 def _period(shares: np.ndarray) -> _Period:
-    """At each slot the source that is furthest behind its share."""
+    """Each slot has the source that is furthest behind its share."""
     if not (shares == shares.astype(int)).all() or shares.sum() > PERIOD:
         exact = shares / shares.sum() * PERIOD
         whole = np.where(shares > 0, np.maximum(np.floor(exact), 1), 0)
@@ -199,10 +199,10 @@ def _period(shares: np.ndarray) -> _Period:
     shares = shares.astype(int)
     taken = np.zeros(len(shares), int)
     source = []
-    rank = []
+    nth = []
     for slot in range(1, shares.sum() + 1):
         n = int((shares * slot / shares.sum() - taken).argmax())
         source.append(n)
-        rank.append(int(taken[n]))
+        nth.append(int(taken[n]))
         taken[n] += 1
-    return _Period(source, rank, shares)
+    return _Period(source, nth, shares)

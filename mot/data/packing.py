@@ -1,4 +1,4 @@
-"""Documents into rows: a plan from lengths alone, then the row's arrays with every integer a token carries."""
+"""Documents into rows: a plan from lengths alone, then each row's arrays, with every integer that a token carries."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,37 +26,33 @@ class Document(NamedTuple):
     values: dict[int, np.ndarray]  # of a stream of vectors: float32 [n_s, P], in document order
 
 
+class Field(NamedTuple):
+    """A number that each token of a document carries."""
+
+    usual: float  # what it is where nothing is said
+    dtype: type
+
+
+FIELDS = {
+    "weight": Field(1, np.float32),
+    "unit": Field(0, np.int32),
+    "span": Field(0, np.int32),
+    "private": Field(False, bool),
+    "noise": Field(0, np.float32),
+    "alone": Field(False, bool),
+}
+
+
 def document(
-    source: int,
-    doc_id: int,
-    token,
-    stream,
-    weight=None,
-    unit=None,
-    span=None,
-    private=None,
-    noise=None,
-    alone=None,
-    values: Mapping[int, np.ndarray] | None = None,
+    source: int, doc_id: int, token, stream, values: Mapping[int, np.ndarray] | None = None, **fields
 ) -> Document:
-    """A document, absent fields filled in: every token weighs 1, no units, no spans, nothing private, no vectors."""
+    """A document. `fields` are those of FIELDS that are not as usual, `[n]` each; `values` its vectors, by stream."""
     n = len(token)
-
-    def field(x, fill, dtype):
-        return np.full(n, fill, dtype) if x is None else np.asarray(x, dtype)
-
+    usual = {name: np.full(n, field.usual, field.dtype) for name, field in FIELDS.items()}
+    given = {name: np.asarray(x, FIELDS[name].dtype) for name, x in fields.items()}
+    vectors = {s: np.asarray(x, np.float32) for s, x in (values or {}).items()}
     return Document(
-        source,
-        doc_id,
-        np.asarray(token, np.int32),
-        field(stream, 0, np.uint8),
-        field(weight, 1, np.float32),
-        field(unit, 0, np.int32),
-        field(span, 0, np.int32),
-        field(private, False, bool),
-        field(noise, 0, np.float32),
-        field(alone, False, bool),
-        {s: np.asarray(x, np.float32) for s, x in (values or {}).items()},
+        source, doc_id, np.asarray(token, np.int32), np.asarray(stream, np.uint8), **(usual | given), values=vectors
     )
 
 
@@ -70,14 +66,14 @@ def take(d: Document, index: np.ndarray) -> Document:
 
 
 def cut(d: Document, begin: int, end: int) -> Document:
-    """Tokens begin .. end - 1 of a document; what does not begin with its first token, <bos>, gets that once more."""
+    """Tokens begin .. end - 1 of a document; a piece that begins later gets the first token, <bos>, once more."""
     if (begin, end) == (0, len(d.token)):
         return d
     return take(d, np.append(0, np.arange(begin, end)) if begin else np.arange(end))
 
 
 class Piece(NamedTuple):
-    """Tokens begin .. end - 1 of document g; one that begins later than 0 gets the document's <bos> once more."""
+    """Tokens begin .. end - 1 of document g; a piece that begins later than 0 gets the document's <bos> once more."""
 
     g: int
     begin: int
@@ -91,29 +87,31 @@ class _Waiting(NamedTuple):
 
 
 class Documents(Protocol):
-    """What a plan needs of an endless stream of documents."""
+    """An endless stream of documents, as far as a plan reads it."""
 
     def lengths(self, g: int) -> np.ndarray: ...  # [M] tokens by stream
 
     def cuts(self, g: int) -> np.ndarray: ...  # [k, 1 + M] where it may be cut, as mixture.Source says
 
-    def enter(self, step: int, g: int) -> None: ...  # document g is taken in for a row of this step
+    def enter(self, step: int, g: int) -> None: ...  # called before document g joins the queue, in this step
 
 
 class RowPlan:
     """Which documents of an endless stream share each row: best fit with a bounded look-ahead.
 
-    It depends on the documents' lengths alone, so every host makes the same one. A row starts with the document that
-    has waited longest, so none starves; then documents that need several streams, being harder to place; then whatever
-    leaves least room. A document longer than `max_tokens` is cut where it may be: into pieces as long as that allows,
-    and where room is left over, into what fills it. Where much is left over, so is a shorter one of a single stream: a
-    caption stays with its image.
+    The plan depends on the documents' lengths alone, so every host makes the same one. A row starts with the document
+    that has waited longest, so none starves. Documents of several streams come next, as they are harder to place. Then
+    the one that leaves least room comes, again and again.
+
+    A document longer than `max_tokens` is cut where it may be: into the longest pieces that are allowed, or into a
+    piece that fills the room left over. If much room is left over, a shorter document of one stream is cut, too. A
+    shorter document of several streams is not: a caption stays with its image.
     """
 
-    SHORTEST = 16  # tokens that are worth a further cut
-    TRIED = 16  # documents that are tried for one
-    MUCH = 1 / 64  # of a budget
-    MOST_DROPPED = 1000  # pieces, in one row; more are no accident
+    SHORTEST = 16  # tokens of a piece that is cut to fill a row
+    TRIED = 16  # documents that are tried for such a piece
+    MUCH = 1 / 64  # of a budget; more room than this is much
+    MOST_DROPPED = 1000  # pieces dropped in one row; more are no accident
 
     def __init__(
         self,
@@ -124,18 +122,18 @@ class RowPlan:
         rows: int = 1,
         copies: Sequence[int] | int = 1,
     ):
-        """`rows` make a step; a row holds each token of a stream `copies` times."""
+        """A step has `rows` rows. A row holds each token of a stream `copies` times."""
         self.documents, self.lookahead, self.rows = documents, lookahead, rows
         self.copies = np.broadcast_to(copies, len(budgets))
         self.budgets, self.max_tokens = np.asarray(budgets), np.asarray(max_tokens)
         self.number = 0  # the next row's
         self.position = 0  # the next document to take in
-        self.waiting: list[_Waiting] = []  # taken in and not yet placed whole
-        self.dropped: list[Piece] = []  # what fits no row, since the caller last emptied it
+        self.waiting: list[_Waiting] = []  # the queue: documents not yet placed whole
+        self.dropped: list[Piece] = []  # pieces that fit no row, since the caller last emptied this list
 
     @property
     def state(self) -> dict:
-        """What `resume` goes on from, as JSON holds it."""
+        """The state that `resume` continues from; JSON can hold it."""
         waiting = [[w.piece.g, w.piece.begin] for w in self.waiting]
         return {"row": self.number, "position": self.position, "waiting": waiting}
 
@@ -167,7 +165,7 @@ class RowPlan:
         return sorted(chosen.values())
 
     def _whole_pieces(self) -> tuple[dict[int, Piece], np.ndarray]:
-        """The waiting pieces that fit together, by their place in line, and the room that they leave."""
+        """The waiting pieces that fit together, by their index in the queue, and the room that they leave."""
         lengths = np.stack([w.lengths for w in self.waiting])
         several = (lengths > 0).sum(1) > 1
         free = np.ones(len(lengths), bool)
@@ -180,15 +178,15 @@ class RowPlan:
             fits = free & (lengths <= room).all(1)
             if not fits.any():
                 return chosen, room
-            # Of the fraction that each stream's budget has left, the greatest: rows fill all streams at once (measured
-            # on captioned images: 99.9 and 99.5 %; by the sum of squares 95 %, and by differences alone 97 %).
+            # The document whose emptiest stream would be fullest: so all streams of a row fill at once. Measured on
+            # captioned images: 99.9 and 99.5 % full; 95 % by the sum of squares, 97 % by differences alone.
             left = ((room - lengths) / self.budgets).max(1)
             if (first := fits & several).any():
                 fits = first
             i = int(np.where(fits, left, np.inf).argmin())
 
     def _cut_to_fit(self, chosen, room) -> tuple[int, Piece, np.ndarray] | None:
-        """The further cut of a waiting document that leaves least of the room."""
+        """The piece of a waiting document that fills most of the room: its index in the queue, itself, its tokens."""
         if room.max() < self.SHORTEST:
             return None
         best, tried = None, 0
@@ -205,12 +203,12 @@ class RowPlan:
         return best
 
     def _next_piece(self, g: int, begin: int) -> _Waiting | None:
-        """The longest piece of document g from `begin` on; what fits no row, as a long sound, is dropped."""
+        """The longest piece of document g from `begin` on. Pieces that fit no row, as a long sound, are dropped."""
         tokens = self.documents.lengths(g)
         if not begin and (tokens * self.copies <= self.max_tokens).all():
             return _Waiting(Piece(g, 0, int(tokens.sum())), tokens * self.copies, None)
         cuts = self._cuts(g)
-        while (found := _longest_within(cuts, begin, self.max_tokens)) is None:
+        while (longest := _longest_within(cuts, begin, self.max_tokens)) is None:
             after = int(np.searchsorted(cuts[:, 0], begin)) + 1
             end = int(cuts[after, 0])
             last = cuts[after, 1:] - cuts[after - 1, 1:]
@@ -223,10 +221,10 @@ class RowPlan:
             if end == cuts[-1, 0]:
                 return None
             begin = end
-        return _Waiting(Piece(g, begin, found[0]), found[1], cuts)
+        return _Waiting(Piece(g, begin, longest[0]), longest[1], cuts)
 
     def _cuts(self, g: int) -> np.ndarray:
-        """The documents' own, with a row's tokens by stream."""
+        """Where document g may be cut, with the tokens by stream that a row holds: copies count."""
         return self.documents.cuts(g) * np.append(1, self.copies)
 
 
@@ -234,17 +232,17 @@ def _longest_within(cuts: np.ndarray, begin: int, room: np.ndarray) -> tuple[int
     """The end, and the tokens by stream, of the longest piece from token `begin` on that fits the room."""
     bos = cuts[0, 1:]  # every piece has it
     start = int(np.searchsorted(cuts[:, 0], begin))
-    most = room - bos + cuts[start, 1:]
-    last = min(int(np.searchsorted(cuts[:, 1 + m], n, "right")) for m, n in enumerate(most)) - 1
+    limits = room - bos + cuts[start, 1:]
+    last = min(int(np.searchsorted(cuts[:, 1 + m], limit, "right")) for m, limit in enumerate(limits)) - 1
     return (int(cuts[last, 0]), cuts[last, 1:] - cuts[start, 1:] + bos) if last > start else None
 
 
 def pack(
     rows: Sequence[Sequence[Document]], streams: Sequence[str], budgets: Sequence[int], latents: Sequence[int] = ()
 ) -> Batch:
-    """A batch of numpy arrays, one row for each list of documents; raises `ValueError` if they do not fit.
+    """A batch of numpy arrays, a row for each list of documents; raises `ValueError` if they do not fit.
 
-    `latents` are the features of each stream's tokens, 0 for ids.
+    `latents` has the number of features of each stream's tokens, 0 for ids.
     """
     latents = latents or [0] * len(streams)
     packed = [_row(documents, budgets, np.array(latents) > 0) for documents in rows]
@@ -261,19 +259,19 @@ def pack(
 
 def _values(documents: Sequence[Document], stream: int, budget: int, width: int) -> np.ndarray:
     """float32 `[budget, width]`: the vectors of one stream of a row."""
-    found = [np.zeros((0, width), np.float32), *(d.values[stream] for d in documents if width and stream in d.values)]
-    found = np.concatenate(found)
-    return np.pad(found, ((0, budget - len(found)), (0, 0)))
+    values = [d.values[stream] for d in documents if width and stream in d.values]
+    vectors = np.concatenate([np.zeros((0, width), np.float32), *values])
+    return np.pad(vectors, ((0, budget - len(vectors)), (0, 0)))
 
 
 def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.ndarray) -> dict[str, np.ndarray]:
-    """The fields of `Tokens` for one row but `value`, streams end to end."""
+    """The fields of `Tokens` for one row, all but `value`; streams lie end to end."""
 
     def join(field, dtype):
         return np.concatenate([np.zeros(0, dtype), *(getattr(d, field) for d in documents)], dtype=dtype)
 
     sizes = np.array([len(d.token) for d in documents], np.int64)
-    firsts = np.cumsum(sizes) - sizes  # where documents begin
+    firsts = np.cumsum(sizes) - sizes  # each document's first token
 
     def each(values):
         return np.repeat(np.asarray(values, np.int32), sizes)
@@ -301,24 +299,23 @@ def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.nd
     alone = join("alone", bool)
     fields["segment"] = np.where(alone, len(documents) + fields["unit"], segment).astype(np.int32)
 
-    # Each token's place in stream order: its stream's start and how many of that stream came before it.
+    # Each token's index in stream order: its stream's start, and how many tokens of that stream came before it.
     starts = np.cumsum([0, *budgets[:-1]])
-    place = np.zeros(len(stream), np.int64)
+    index = np.zeros(len(stream), np.int64)
     for m, start in enumerate(starts):
-        place[stream == m] = start + np.arange(used[m])
+        index[stream == m] = start + np.arange(used[m])
     out = {}
     for name, x in fields.items():
         out[name] = np.zeros((sum(budgets), *x.shape[1:]), x.dtype)
-        out[name][place] = x
+        out[name][index] = x
     padding = np.ones(sum(budgets), bool)
-    padding[place] = False
+    padding[index] = False
     out["position"][padding] = len(stream) + np.arange(padding.sum())
     return out
 
 
 def _rope_positions(private: np.ndarray, unit: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """int32 places in the document, which begins with token `first` of the row; a private copy has those of its unit's
-    other copy, which follows it."""
+    """int32 positions in the document, whose first token is `first` of the row. Two copies of a unit have the same."""
     n = np.arange(len(private))
     public = np.cumsum(~private) - ~private  # that came before
     begins = np.ones(len(n), bool)
@@ -328,15 +325,15 @@ def _rope_positions(private: np.ndarray, unit: np.ndarray, first: np.ndarray) ->
 
 
 def _unique_in_row(number: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Documents' own numbers, moved so that none is used twice in the row; 0 stays."""
+    """The documents' own numbers, shifted so that none stands twice in the row; 0 stays."""
     if not number.any():
         return number
-    most = np.maximum.reduceat(number, firsts)
-    return np.where(number > 0, number + np.repeat(np.cumsum(most) - most, sizes), 0).astype(np.int32)
+    largest = np.maximum.reduceat(number, firsts)
+    return np.where(number > 0, number + np.repeat(np.cumsum(largest) - largest, sizes), 0).astype(np.int32)
 
 
 def _unit_seeds(documents, unit: np.ndarray, segment: np.ndarray) -> np.ndarray:
-    """A hash of source, document and unit, the same wherever it is packed."""
+    """A hash of source, document and unit: the same wherever the unit is packed."""
     begins = np.flatnonzero((np.diff(unit, prepend=0) != 0) | (np.diff(segment, prepend=0) != 0))
     seeds = np.zeros(len(begins), np.uint32)
     for i, (u, s) in enumerate(zip(unit[begins].tolist(), segment[begins].tolist(), strict=True)):
@@ -347,9 +344,9 @@ def _unit_seeds(documents, unit: np.ndarray, segment: np.ndarray) -> np.ndarray:
 
 
 def _targets(documents, fields, weight: np.ndarray, is_latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The next id of the same document, and its weight; none for a document's last token, and before a vector.
+    """Each token's target and its weight: the next id of the same document.
 
-    A vector's weight is its own.
+    A document's last token has none, nor has one before a vector. A vector's weight is of its own loss.
     """
     segment, span = fields["segment"], fields["span"]
     follows = np.append(segment[1:] == segment[:-1], False)[: len(segment)] & ~is_latent & ~np.roll(is_latent, -1)

@@ -1,4 +1,4 @@
-"""Batches of an endless stream: batch n is a pure function of (sources, configuration, seed, n), on any host."""
+"""Batches of an endless stream. Batch n is a pure function of (sources, configuration, seed, n) on every host."""
 
 import faulthandler
 import multiprocessing
@@ -20,12 +20,12 @@ from mot.config import Config
 from mot.console import unheard_by_workers
 from mot.data import roles
 from mot.data.mixture import Mixture, Sources
-from mot.data.packing import Document, RowPlan, cut, pack
+from mot.data.packing import Document, Piece, RowPlan, cut, pack
 from mot.errors import Hung, UserError
 
 
 class LeftOut(NamedTuple):
-    """A document, or a part of one, with padding in its place."""
+    """A document, or a part of one, that padding replaces."""
 
     source: str
     document: str  # its own id
@@ -34,15 +34,15 @@ class LeftOut(NamedTuple):
 
 class Packed(NamedTuple):
     batch: Batch  # this process's rows
-    state: dict  # from which the batch after this one is made
-    left_out: tuple[LeftOut, ...]  # of this process's rows, and what fits no row at all
+    state: dict  # the next batch is made from it
+    left_out: tuple[LeftOut, ...]  # from this process's rows; and pieces that fit no row
 
 
 class Batches:
-    """Random access to batch 0, 1, ... `count - 1`, as grain wants its sources; cheap in order.
+    """Random access to batches 0 .. `count - 1`, as grain wants its sources; cheap in order.
 
-    `state`, of an earlier `Packed`, is where to begin without planning anew what came before. Of several processes each
-    plans all rows and reads only its own.
+    The plan begins at `state`, of an earlier `Packed`, without planning earlier batches again. Each process plans all
+    rows, and reads only its own.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Batches:
             raise UserError(
                 f"data.batch: {self.rows} rows do not divide among {processes} processes; make it a multiple of them"
             )
-        mine = self.rows // processes
-        self.mine = slice(process * mine, (process + 1) * mine)
+        own = self.rows // processes
+        self.own_rows = slice(process * own, (process + 1) * own)
         self.state = state or {"row": 0, "position": 0, "waiting": [], "starts": [0]}
         self._begin()
 
@@ -91,10 +91,10 @@ class Batches:
             rows = [self.plan.next_row() for _ in range(self.rows)]
             if self.plan.number > n * self.rows:
                 break
-        dropped = self.plan.dropped if self.mine.start == 0 else []  # every process knows of them; one tells
+        dropped = self.plan.dropped if self.own_rows.start == 0 else []  # every process knows them; one reports
         left_out = [self._left_out(piece.g, "a part is longer than its stream's longest") for piece in dropped]
         documents = []
-        for row in rows[self.mine]:
+        for row in rows[self.own_rows]:
             documents.append([])
             for piece in row:
                 try:
@@ -104,10 +104,10 @@ class Batches:
         batch = pack(documents, self.names, self.budgets, self.latents)
         return Packed(batch, self.plan.state | {"starts": list(self.mixture.starts)}, tuple(left_out))
 
-    def _read(self, piece) -> Document:
+    def _read(self, piece: Piece) -> Document:
         source, i = self.mixture.place(piece.g)
-        found = cut(self.mixture.sources[source].read(i), piece.begin, piece.end)
-        return roles.assign(found, list(self.config.streams.values()), self.config.data.blocks, piece.g)
+        tokens = cut(self.mixture.sources[source].read(i), piece.begin, piece.end)
+        return roles.assign(tokens, list(self.config.streams.values()), self.config.data.blocks, piece.g)
 
     def _left_out(self, g: int, why: str) -> LeftOut:
         source, i = self.mixture.place(g)
@@ -115,17 +115,17 @@ class Batches:
 
 
 def iterate(batches: Batches, start: int, workers: int = 0, timeout: float = 600.0) -> Iterator[Packed]:
-    """Batches from `start` on, made ahead by a thread of grain's, or by so many worker processes.
+    """Batches from `start` on. A thread of grain's makes them ahead, or so many worker processes do.
 
-    Raises `Hung` when the next batch is not there after `timeout` seconds, or as soon as a worker has died; the stacks
-    of all threads and workers then go to stderr.
+    Raises `Hung` if the next batch has not come after `timeout` seconds, or if a worker has died. Then the stacks of
+    all threads and workers go to stderr.
     """
     # One thread: the plan is sequential.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     dataset = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's processes ask for absl's flags; the defaults are meant
+            flags.FLAGS.mark_as_parsed()  # grain's processes read absl's flags: the defaults
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(processes, worker_init_fn=_tells_its_stacks)
     return _watched(dataset, timeout)
@@ -139,7 +139,7 @@ _END = object()
 
 
 def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
-    """The elements of a dataset, asked for in a thread so that one that hangs can be given up."""
+    """The elements of a dataset. A thread reads them, so that one that hangs can be given up."""
     ready: queue.Queue = queue.Queue(maxsize=1)
     gone = threading.Event()
 
@@ -154,7 +154,7 @@ def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
 
     def ask():
         try:
-            with unheard_by_workers():  # all the while, as grain begins them when it is asked
+            with unheard_by_workers():  # all the while: grain starts workers when it is read
                 iterator = iter(dataset)
                 for item in iterator:
                     if not hand_over(item):
@@ -185,7 +185,7 @@ def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
 
 
 def _give_up(what: str, others: set[int | None]) -> NoReturn:
-    """Writes the stacks of this process and of the workers, its children but those `others`, and ends these."""
+    """Writes the stacks of this process and of the workers, and ends them: all its children but `others`."""
     workers = [child for child in multiprocessing.active_children() if child.pid not in others]
     for child in workers:
         os.kill(child.pid, signal.SIGUSR1)
@@ -196,16 +196,16 @@ def _give_up(what: str, others: set[int | None]) -> NoReturn:
     raise Hung(f"{what}; the stacks are above; the run's newest checkpoint is whole: the same command resumes, exactly")
 
 
-def refuse_too_many(counts: dict[str, int], last: LeftOut, most: int) -> None:
-    """Raises `UserError` when more documents than `most` were left out, by source."""
-    if (total := sum(counts.values())) > most:
-        told = ", ".join(f"{n} of {source}" for source, n in counts.items())
+def refuse_too_many(counts: dict[str, int], last: LeftOut, limit: int) -> None:
+    """Raises `UserError` if more documents than `limit` were left out; `counts` are by source."""
+    if (total := sum(counts.values())) > limit:
+        by_source = ", ".join(f"{n} of {source}" for source, n in counts.items())
         raise UserError(
-            f"{total} documents were left out ({told}; the last was {last.document}: {last.why}); data.max_skipped "
-            f"allows {most}; mend the data, or raise it"
+            f"{total} documents were left out ({by_source}; the last was {last.document}: {last.why}); "
+            f"data.max_skipped allows {limit}; mend the data, or raise it"
         )
 
 
 def fill(batch: Batch) -> dict[str, float]:
-    """The fraction of each stream's budget that holds tokens."""
+    """The fraction of each stream's budget that tokens fill."""
     return {name: float((np.asarray(tokens.segment) != 0).mean()) for name, tokens in batch.items()}

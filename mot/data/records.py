@@ -46,26 +46,26 @@ def encode(record: Record) -> bytes:
 
 
 def decode(content: bytes) -> Record:
-    """Raises `ValueError`, and nothing else, for what `encode` does not write."""
+    """The record in these bytes. Raises `ValueError`, and nothing else, if `encode` did not write them."""
     try:
-        found = serialization.msgpack_restore(content)
+        restored = serialization.msgpack_restore(content)
     # What a hostile file can provoke in msgpack and numpy: wrong types, unknown dtypes, shapes, depth.
     except (ValueError, TypeError, KeyError, AssertionError, OverflowError, RecursionError, AttributeError) as error:
         raise ValueError(f"no msgpack of ours ({type(error).__name__}: {error})") from None
     except Exception as error:
         # msgpack's own errors derive from Exception in part; a dtype's name may raise what numpy likes.
         raise ValueError(f"no msgpack of ours ({type(error).__name__})") from None
-    if not isinstance(found, dict) or found.keys() != {"id", "spans"}:
+    if not isinstance(restored, dict) or restored.keys() != {"id", "spans"}:
         raise ValueError("a record has the keys id and spans, and no others")
-    if not isinstance(found["id"], str) or not isinstance(found["spans"], list):
+    if not isinstance(restored["id"], str) or not isinstance(restored["spans"], list):
         raise ValueError("a record's id is text and its spans are a list")
-    return Record(found["id"], tuple(map(_span, found["spans"])))
+    return Record(restored["id"], tuple(map(_span, restored["spans"])))
 
 
-def _span(found) -> Span:
-    if not isinstance(found, dict) or found.keys() != {"modality", "data"}:
+def _span(plain) -> Span:
+    if not isinstance(plain, dict) or plain.keys() != {"modality", "data"}:
         raise ValueError("a span has the keys modality and data, and no others")
-    modality, data = found["modality"], found["data"]
+    modality, data = plain["modality"], plain["data"]
     if not isinstance(modality, str) or not isinstance(data, np.ndarray):
         raise ValueError("a span's modality is text and its data an array")
     if data.dtype.kind == "f":
@@ -101,9 +101,9 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
 
     Raises `ValueError` for ids out of range and for vectors of another width than their stream's.
     """
-    places = {place.modality: place for place in layout.places}
+    placements = {placement.modality: placement for placement in layout.places}
     special = layout.special
-    text = places["text"].stream
+    text = placements["text"].stream
     values = {}
     n = 2 + sum(len(data) + 2 * (modality != "text") for modality, data in record.spans)
     token = np.zeros(n, np.int32)
@@ -111,49 +111,49 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
     weight = np.ones(n, np.float32)
     unit = np.zeros(n, np.int32)
     token[0], token[-1] = special["<bos>"], special["<eos>"]
-    at = 1
+    begin = 1
     for number, (modality, data) in enumerate(record.spans, 1):
-        if modality not in places:
+        if modality not in placements:
             raise ValueError(f"a span of {modality}, for which there is no stream")
-        place = places[modality]
-        end = at + len(data)
+        placement = placements[modality]
+        end = begin + len(data)
         if modality != "text":
-            token[at], token[end + 1] = (special[mark] for mark in markers(modality))
-            at, end = at + 1, end + 1
-            stream[at:end], unit[at:end] = place.stream, number
-            weight[end] = not (place.width or modality in layout.fixed)  # no vector predicts an id
-        if place.width:
-            if data.dtype.kind != "f" or data.shape[1] != place.width:
-                raise ValueError(f"{modality} tokens must be vectors of {place.width} features")
-            values.setdefault(place.stream, []).append(data)
-        elif data.dtype.kind == "f" or data.min() < 0 or data.max() >= place.ids:
-            raise ValueError(f"{modality} tokens must be ids from 0 to {place.ids - 1}")
+            token[begin], token[end + 1] = (special[mark] for mark in markers(modality))
+            begin, end = begin + 1, end + 1
+            stream[begin:end], unit[begin:end] = placement.stream, number
+            weight[end] = not (placement.width or modality in layout.fixed)  # no vector predicts an id
+        if placement.width:
+            if data.dtype.kind != "f" or data.shape[1] != placement.width:
+                raise ValueError(f"{modality} tokens must be vectors of {placement.width} features")
+            values.setdefault(placement.stream, []).append(data)
+        elif data.dtype.kind == "f" or data.min() < 0 or data.max() >= placement.ids:
+            raise ValueError(f"{modality} tokens must be ids from 0 to {placement.ids - 1}")
         else:
-            token[at:end] = data
-            token[at:end] += place.first_id
-        at = end + (modality != "text")
+            token[begin:end] = data
+            token[begin:end] += placement.first_id
+        begin = end + (modality != "text")
     values = {s: np.concatenate(parts) for s, parts in values.items()}
-    return document(source, doc_id, token, stream, weight, unit, values=values)
+    return document(source, doc_id, token, stream, values, weight=weight, unit=unit)
 
 
 def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray]) -> np.ndarray:
-    """`[A, 2]` modality and tokens, of sentences and media. `cuts` holds for each span where it may be cut."""
-    found = []
+    """`[A, 2]` modality and tokens of each sentence and medium. `cuts` says where each span may be cut."""
+    rows = []
     for (modality, data), inner in zip(record.spans, cuts, strict=True):
         sizes = np.diff([0, *inner, len(data)])
-        found += [(modalities.index(modality), size) for size in sizes]
-    return np.array(found, np.int32).reshape(-1, 2)
+        rows += [(modalities.index(modality), size) for size in sizes]
+    return np.array(rows, np.int32).reshape(-1, 2)
 
 
 def lengths(atoms: np.ndarray, modalities: int) -> np.ndarray:
-    """`[M]` tokens of a document with these atoms, <bos>, <eos> and markers included; text is modality 0."""
+    """`[M]` tokens of a document with these atoms. <bos>, <eos> and markers count; text is modality 0."""
     tokens = np.bincount(atoms[:, 0], atoms[:, 1], minlength=modalities).astype(np.int64)
     tokens[0] += 2 + 2 * (atoms[:, 0] != 0).sum()
     return tokens
 
 
 class Shard(NamedTuple):
-    """What is known of a shard that was written."""
+    """A shard that was written, as `dataset.json` lists it."""
 
     file: str
     documents: int
@@ -185,7 +185,7 @@ def write_shard(path: Path, records: Sequence[Record]) -> Shard:
 
 
 def load_array(file: Path) -> np.ndarray:
-    """An .npy file, mapped; raises `UserError` where it is none."""
+    """An .npy file, memory-mapped; raises `UserError` if it is none."""
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # a memmap is slow
     except Exception as error:  # a damaged header raises any of a dozen kinds
@@ -211,7 +211,7 @@ class Dataset:
             self._check_documents(i, min(i + CHUNK, self.count))
 
     def __getstate__(self):
-        """What a worker process needs to open it again: no mapped file, no reader."""
+        """The state that a worker process opens it from: no mapped file, no reader."""
         return {k: v for k, v in vars(self).items() if k not in ("lengths", "atoms", "firsts", "_reader")}
 
     lengths = cached_property(lambda self: load_array(self.split / "lengths.npy"))
@@ -233,7 +233,7 @@ class Dataset:
             self._refuse("lengths.npy", "a document has less than no tokens, or less than 2 of text: <bos> and <eos>")
 
     def _check_documents(self, begin: int, end: int) -> None:
-        """Raises `UserError` unless the documents from `begin` to before `end` are as long as their atoms."""
+        """Raises `UserError` unless documents begin .. end - 1 are as long as their atoms."""
         firsts = self.firsts[begin : end + 1]
         m = len(self.modalities)
         if (firsts[1:] <= firsts[:-1]).any() or firsts[0] < 0 or firsts[-1] > len(self.atoms):
@@ -263,12 +263,12 @@ class Dataset:
         return self.lengths[i]
 
     def atoms_of(self, i: int) -> np.ndarray:
-        """`[A, 2]` of document i; raises `UserError` where they are damaged, also in what was opened unverified."""
+        """`[A, 2]` of document i. Raises `UserError` if they are damaged, even in a dataset that was not verified."""
         self._check_documents(i, i + 1)
         return self.atoms[self.firsts[i] : self.firsts[i + 1]]
 
     def __getitem__(self, i: int) -> Record:
-        """Document i; raises `ValueError` where its entry is not what was written."""
+        """Document i; raises `ValueError` if its entry is damaged."""
         shard = int(np.searchsorted(self.firsts_of_shards, i, side="right")) - 1
         try:
             content = self._reader(shard).read([int(i - self.firsts_of_shards[shard])])[0]

@@ -40,38 +40,46 @@ def assign(d: Document, streams: Sequence[Stream], blocks: str, number: int) -> 
     return _noised(d, [b for b in noised if b >= prefix], streams, number) if noised else d
 
 
-def _noised(d: Document, begins: Sequence[int], streams, number: int) -> Document:
-    """With the units of vectors that begin at these tokens noised."""
-    index, copy = [], []  # of each token of the result, which it was, and: 1 a private copy, 2 the clean one
+SINGLE, PRIVATE, CLEAN = 0, 1, 2  # a token as it is; its noised copy, seen by its unit alone; the clean one after it
+
+
+def _noised(d: Document, begins: Sequence[int], streams: Sequence[Stream], number: int) -> Document:
+    """The document with the units of vectors that begin at these tokens noised."""
     noise = d.noise.copy()
     alone = np.zeros(len(d.token), bool)
+    runs: list[tuple[int, int, int]] = []  # of the result: tokens begin .. end - 1 of the document, and which copy
     done = 0
     for begin in begins:
         end = begin + int(np.argmin(np.append(d.unit[begin:] == d.unit[begin], False)))
         stream = streams[d.stream[begin]]
-        how = stream.diffusion
-        both = stream.copies == 2
-        rest = slice(end, -1)  # without <eos>
-        text_follows = bool(d.weight[rest][~np.isin(d.stream[rest], list(d.values))].any())
-        noise[begin:end] = how.max_noise if text_follows and not both else 1
-        if both or not text_follows:
-            alone[begin:end] = _chance(d, number, int(d.unit[begin])) < how.drop_rate
-        for which, a, b in ((0, done, begin), *(((1, begin, end), (2, begin, end)) if both else ((0, begin, end),))):
-            index.append(np.arange(a, b))
-            copy.append(np.full(b - a, which))
+        has_copies = stream.copies == 2
+        text_follows = _text_follows(d, end)
+        noise[begin:end] = stream.diffusion.max_noise if text_follows and not has_copies else 1
+        if has_copies or not text_follows:
+            alone[begin:end] = _chance(d, number, int(d.unit[begin])) < stream.diffusion.drop_rate
+        runs.append((done, begin, SINGLE))
+        runs += [(begin, end, PRIVATE), (begin, end, CLEAN)] if has_copies else [(begin, end, SINGLE)]
         done = end
-    index = np.concatenate([*index, np.arange(done, len(d.token))])
-    copy = np.concatenate([*copy, np.zeros(len(d.token) - done, int)])
+    runs.append((done, len(d.token), SINGLE))
+    index = np.concatenate([np.arange(begin, end) for begin, end, _ in runs])
+    copy = np.concatenate([np.full(end - begin, which) for begin, end, which in runs])
     result = take(d._replace(noise=noise, alone=alone), index)
-    private, clean = copy == 1, copy == 2
-    apart = result.unit + max(d.unit.max(), d.span.max()) + 1
+    private, clean = copy == PRIVATE, copy == CLEAN
+    own_span = result.unit + max(d.unit.max(), d.span.max()) + 1
     return result._replace(
         private=private,
-        span=np.where(private, apart, result.span),
+        span=np.where(private, own_span, result.span),
         noise=np.where(clean, 0, result.noise).astype(np.float32),
         weight=np.where(clean, 0, result.weight).astype(np.float32),
         alone=result.alone & ~clean,
     )
+
+
+def _text_follows(d: Document, end: int) -> bool:
+    """Is some id learnt after token `end`, other than <eos>?"""
+    rest = slice(end, -1)
+    is_id = ~np.isin(d.stream[rest], list(d.values))
+    return bool(d.weight[rest][is_id].any())
 
 
 def _chance(d: Document, number: int, unit: int) -> float:

@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from mot.data.manifest import special_tokens
 from mot.data.records import Record, Span, atoms, lengths
 from mot.errors import UserError
-from mot.tokenizers import text as texts
+from mot.tokenizers import text
 
 PREFIX = "seqio:"
 MODALITIES = ("text",)
@@ -34,7 +34,7 @@ def is_address(address: str) -> bool:
 
 
 def require() -> tuple[Any, Any]:
-    """seqio and TensorFlow; raises `UserError` where the extra is not installed."""
+    """seqio and TensorFlow; raises `UserError` if the extra is not installed."""
     try:
         import seqio
         import tensorflow
@@ -48,7 +48,7 @@ def require() -> tuple[Any, Any]:
 
 
 class Vocabulary(NamedTuple):
-    """What mot keeps of a seqio vocabulary: its ids, and after them mot's own special tokens."""
+    """A seqio vocabulary as mot keeps it: seqio's ids, then mot's own special tokens."""
 
     size: int  # seqio's ids
     tokenizer: Tokenizer
@@ -58,7 +58,7 @@ class Vocabulary(NamedTuple):
     endings: tuple[int | None, int | None]  # ids that a feature ends in and mot does without: padding, and one EOS
 
     def about(self) -> dict:
-        """As dataset.json says it of a text tokenizer, without files."""
+        """The entry that a text tokenizer has in dataset.json, without files."""
         special = {token: self.tokenizer.token_to_id(token) for token in special_tokens(MODALITIES)}
         return {"ids": len(self.byte_lengths), "digest": self.digest, "special": special}
 
@@ -69,7 +69,7 @@ class Vocabulary(NamedTuple):
 
 
 class SeqioMixture(NamedTuple):
-    """A task or a mixture, found."""
+    """A registered task or mixture."""
 
     name: str
     provider: Any  # seqio.Task or seqio.Mixture
@@ -107,30 +107,30 @@ def open_(name: str, features: tuple[str, ...] = ()) -> SeqioMixture:
             f"{PREFIX}{name}: {error} Import the module that registers it: in the configuration's file, or for "
             "`mot data prepare` with --seqio-module"
         ) from None
-    found = provider.output_features
+    offered = provider.output_features
 
     def is_ids(f):
         return tensorflow.as_dtype(f.dtype).is_integer and f.rank == 1 and hasattr(f, "vocabulary")
 
-    usual = [key for key in ("inputs", "targets") if key in found]
-    able = [key for key in [*usual, *(key for key in found if key not in usual)] if is_ids(found[key])]
+    usual = [key for key in ("inputs", "targets") if key in offered]
+    able = [key for key in [*usual, *(key for key in offered if key not in usual)] if is_ids(offered[key])]
     chosen = features or tuple(able)
     if not chosen or set(chosen) - set(able):
         raise UserError(
-            f"{PREFIX}{name}: features {', '.join(chosen) or 'by default'}; of its features {', '.join(found)} only "
+            f"{PREFIX}{name}: features {', '.join(chosen) or 'by default'}; of its features {', '.join(offered)} only "
             f"{', '.join(able) or 'none'} are lists of ids; --seqio-features chooses among them"
         )
-    vocabulary = found[chosen[0]].vocabulary
-    if other := next((key for key in chosen if found[key].vocabulary != vocabulary), None):
+    vocabulary = offered[chosen[0]].vocabulary
+    if other := next((key for key in chosen if offered[key].vocabulary != vocabulary), None):
         raise UserError(
             f"{PREFIX}{name}: {chosen[0]} and {other} have different vocabularies ({vocabulary}, "
-            f"{found[other].vocabulary}); a dataset has one; choose features of one with --seqio-features"
+            f"{offered[other].vocabulary}); a dataset has one; choose features of one with --seqio-features"
         )
     return SeqioMixture(name, provider, chosen, _vocabulary(vocabulary))
 
 
 def documents(mixture: SeqioMixture, split: str, endless: bool = False) -> Iterator[Read]:
-    """A split's examples in seqio's own order: the same ones, in the same order, each time."""
+    """A split's examples in seqio's own order, which is the same each time."""
     _, tensorflow = require()
     address = f"{PREFIX}{mixture.name}"
     if split not in mixture.splits:
@@ -138,9 +138,9 @@ def documents(mixture: SeqioMixture, split: str, endless: bool = False) -> Itera
     try:
         # For preprocessors that draw: seqio takes a seed, but not every source of it does.
         tensorflow.random.set_seed(0)
-        found = mixture.provider.get_dataset(split=split, shuffle=False, num_epochs=None if endless else 1)
-        found = found.map(lambda example: {key: example[key] for key in mixture.features})
-        for number, example in enumerate(found.as_numpy_iterator()):
+        dataset = mixture.provider.get_dataset(split=split, shuffle=False, num_epochs=None if endless else 1)
+        dataset = dataset.map(lambda example: {key: example[key] for key in mixture.features})
+        for number, example in enumerate(dataset.as_numpy_iterator()):
             yield _read(f"{split}:{number}", [example[key] for key in mixture.features], mixture.vocabulary)
     except Exception as error:  # of the owner's code, through TensorFlow: of any type
         raise UserError(
@@ -165,7 +165,7 @@ def _read(id_: str, features: list[np.ndarray], vocabulary: Vocabulary) -> Read:
             ids = ids.astype(np.uint16 if len(vocabulary.byte_lengths) <= 2**16 else np.uint32)
             pieces = [vocabulary.pieces[i] for i in ids]
             starts = [0, *itertools.accumulate(map(len, pieces[:-1]))]
-            cuts.append(texts.sentences("".join(pieces), starts))
+            cuts.append(text.sentences("".join(pieces), starts))
         spans.append(Span("text", ids))
     return Read(Record(id_, tuple(spans)), cuts, why if spans else "an empty document")
 
@@ -194,7 +194,7 @@ def _vocabulary(vocabulary) -> Vocabulary:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer = texts.load(tokenizer.to_str(), special_tokens(MODALITIES))
+    tokenizer = text.load(tokenizer.to_str(), special_tokens(MODALITIES))
     bytes_ = np.array([*sizes, *[0] * (tokenizer.get_vocab_size() - n)], np.int32)
 
     def as_text(name):
@@ -206,42 +206,42 @@ def _vocabulary(vocabulary) -> Vocabulary:
 
 
 def _sentencepieces(pieces) -> tuple[list[str], list[int]]:
-    """Each piece, and the bytes of text that it stands for. What no text spells has a NUL before it."""
+    """Each piece, and the bytes of text that it stands for. A piece that no text spells begins with a NUL."""
     names, sizes = [], []
     for i in range(pieces.GetPieceSize()):
         name = pieces.IdToPiece(i)
-        text = not (pieces.IsControl(i) or pieces.IsUnknown(i) or pieces.IsUnused(i) or "<extra_id_" in name)
-        names.append(name if text else f"\0{name}")
-        sizes.append((1 if pieces.IsByte(i) else len(name.replace("\u2581", " ").encode())) if text else 0)
+        spelt = not (pieces.IsControl(i) or pieces.IsUnknown(i) or pieces.IsUnused(i) or "<extra_id_" in name)
+        names.append(name if spelt else f"\0{name}")
+        sizes.append((1 if pieces.IsByte(i) else len(name.replace("\u2581", " ").encode())) if spelt else 0)
     return names, sizes
 
 
 def _unigram(vocabulary, names) -> Tokenizer | None:
-    """A unigram model of SentencePiece, which the tokenizers library has too; None for other models."""
+    """SentencePiece's unigram model in the tokenizers library; None for its other models."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.sp_model)
-    how = proto.normalizer_spec
+    normalizer = proto.normalizer_spec
     unigram = sentencepiece_model_pb2.TrainerSpec.UNIGRAM
     suffix = proto.trainer_spec.treat_whitespace_as_suffix
-    if proto.trainer_spec.model_type != unigram or suffix or not how.escape_whitespaces:
+    if proto.trainer_spec.model_type != unigram or suffix or not normalizer.escape_whitespaces:
         return None
     entries = [(name, piece.score) for name, piece in zip(names, proto.pieces, strict=True)]
     tokenizer = Tokenizer(models.Unigram(entries, vocabulary.unk_id, proto.trainer_spec.byte_fallback))
-    steps = [normalizers.Precompiled(how.precompiled_charsmap)] if how.precompiled_charsmap else []
-    if how.remove_extra_whitespaces:
+    steps = [normalizers.Precompiled(normalizer.precompiled_charsmap)] if normalizer.precompiled_charsmap else []
+    if normalizer.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
         "\u2581",
-        prepend_scheme="always" if how.add_dummy_prefix else "never",
+        prepend_scheme="always" if normalizer.add_dummy_prefix else "never",
         split=proto.trainer_spec.split_by_whitespace,
     )
     return tokenizer
 
 
 class SeqioStream:
-    """A split as a `records.Dataset` is read, but in order: one process reads it, and holds what it has read of late.
+    """A split with the methods of `records.Dataset`, read in order: one process reads it, and keeps the newest part.
 
     Endless, each document once, or with `most` only so many, and all of them held. What was read long ago, and
     everything after a resume, is read from the beginning once more: right, but slow.
@@ -284,8 +284,8 @@ class SeqioStream:
                     "is the split empty?"
                 )
             self._hold(read)
-        self._held[i] = found = self._held.pop(i)
-        return found
+        self._held[i] = held = self._held.pop(i)
+        return held
 
     def lengths_of(self, i: int) -> np.ndarray:
         return lengths(self.atoms_of(i), len(MODALITIES))
@@ -300,11 +300,11 @@ class SeqioStream:
         return read.record
 
     def totals(self) -> np.ndarray:
-        """Zeros where it is endless: nobody has counted."""
+        """Zeros if it is endless: nobody has counted."""
         return sum((self.lengths_of(i) for i in range(self.count or 0)), np.zeros(len(MODALITIES), np.int64))
 
     def identity(self) -> list:
-        """What tells this stream from others: its mixture, the versions that decide its order, its first documents."""
+        """The identity of the stream: its mixture, the versions that decide its order, its first documents."""
         seqio, tensorflow = require()
         provider = self.mixture.provider
         first = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What a configuration's `data.sources` name, opened: embedded documents, datasets of records, a seqio stream."""
+"""Opens what `data.sources` name: embedded documents, datasets of records, a seqio stream."""
 
 import hashlib
 import json
@@ -6,37 +6,35 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import fsspec
 import numpy as np
 
-from mot.config import Config, reads
+from mot.config import Config, Stream, reads
 from mot.config.objectives import OF_VECTORS
 from mot.data import embedded, seqio_bridge
 from mot.data.manifest import BYTES, SPLITS, files, read_json
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
 from mot.data.records import Dataset, Placement, TokenLayout, load_array, render
+from mot.data.remote import local
 from mot.data.seqio_bridge import SeqioStream
 from mot.errors import UserError
-from mot.files import cache_folder, replacing, write_atomically
 
 EMBEDDED = "embedded"
 VECTORS = ("image", "audio")  # that may be kept as vectors in place of ids
 
 
 class Records:
-    """A split of a dataset as a source: the spans of its modalities travel in the streams of those modalities."""
+    """A split of a dataset as a source. Each modality's spans travel in the stream of that modality."""
 
     def __init__(self, name: str, index: int, dataset: Dataset | SeqioStream, layout: TokenLayout, streams: int):
         self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
         self.count = dataset.count
-        place = {place.modality: place.stream for place in layout.places}
-        self.stream_of = np.array([place[modality] for modality in dataset.modalities])
+        stream_of = {placement.modality: placement.stream for placement in layout.places}
+        self.stream_of = np.array([stream_of[modality] for modality in dataset.modalities])
         self.streams = streams
         fixed = {m: dataset.about["tokenizers"][m]["tokens"] for m in layout.fixed}
-        self.units = np.array(
-            [max([fixed.get(m, 1) for m, to in place.items() if to == s] or [1]) for s in range(streams)]
-        )
+        by_stream = [[fixed.get(m, 1) for m, stream in stream_of.items() if stream == s] for s in range(streams)]
+        self.units = np.array([max(tokens or [1]) for tokens in by_stream])
 
     def lengths(self, i: int) -> np.ndarray:
         return self._by_stream(self.dataset.lengths_of(i))
@@ -58,11 +56,11 @@ class Records:
         return np.concatenate([by_stream.sum(1, keepdims=True), by_stream], axis=1)
 
     def read(self, i: int) -> Document:
-        found = render(self.dataset[i], self.layout, self.index, i)
-        tokens = np.bincount(found.stream, minlength=self.streams)
+        document = render(self.dataset[i], self.layout, self.index, i)
+        tokens = np.bincount(document.stream, minlength=self.streams)
         if (tokens != self.lengths(i)).any():
             raise ValueError(f"it has {tokens} tokens by stream, lengths.npy says {self.lengths(i)}")
-        return found
+        return document
 
     def name_of(self, i: int) -> str:
         try:
@@ -92,7 +90,7 @@ def faults(config):
             return
         yield from embedded.faults(config)
         return
-    known = {}
+    abouts = {}
     for name, address in addresses.items():
         if not address:
             yield f"data.sources.{name}: names no data; write data=FOLDER after the configuration's file"
@@ -103,24 +101,24 @@ def faults(config):
                 "`mot data prepare --seqio`"
             )
         try:
-            known[name] = _about(address)
+            abouts[name] = _about(address)
         except (UserError, OSError) as error:
             yield f"data.sources.{name}: {address!r}; {error}"
-    unlike = list(_tokenizer_faults(known))
+    unlike = list(_tokenizer_faults(abouts))
     yield from unlike
-    for name, about in known.items():
+    for name, about in abouts.items():
         yield from _dataset_faults(config, name, about, ids=not unlike)
 
 
 def _about(address) -> dict:
-    """What dataset.json says, as far as there is one."""
+    """The `dataset.json` of a dataset, or what a seqio stream has in place of one."""
     if seqio_bridge.is_address(address):
         return seqio_bridge.open_(address).about()
     return read_json(local(address, whole=False))
 
 
 def remarks(config: Config, held_out: Sources) -> list[str]:
-    """What a run should be told of its sources."""
+    """Remarks on a run's sources."""
     silent = [s.name for s in held_out.all if not s.count and config.data.shares.get(s.name)]
     return [
         f"data.sources.{name}: it has no held-out documents, so held-out losses say nothing of it" for name in silent
@@ -133,17 +131,17 @@ def remarks(config: Config, held_out: Sources) -> list[str]:
     ]
 
 
-def _tokenizer_faults(known):
+def _tokenizer_faults(abouts):
     """Datasets that are mixed must have been tokenised alike."""
     seen: dict[str, tuple[str, str]] = {}
-    for name, about in known.items():
+    for name, about in abouts.items():
         for modality, tokenizer in about["tokenizers"].items():
             first, digest = seen.setdefault(modality, (name, tokenizer["digest"]))
             if digest != tokenizer["digest"]:
-                how = f", or both with the same --ids {modality}=COUNT" * digest.startswith("ids-")
+                other_way = f", or both with the same --ids {modality}=COUNT" * digest.startswith("ids-")
                 yield (
                     f"data.sources.{name}: its {modality} tokenizer is {tokenizer['digest']}, that of {first} is "
-                    f"{digest}; prepare one with --like the other{how}"
+                    f"{digest}; prepare one with --like the other{other_way}"
                 )
 
 
@@ -179,43 +177,44 @@ def _dataset_faults(config, name, about, ids: bool):
 
 
 def open_(config: Config) -> tuple[Sources, Sources]:
-    """The training and the held-out documents; sources without held-out ones are absent from those."""
+    """The training and the held-out documents. A source without held-out documents is absent from these."""
     if is_embedded(config):
         return embedded.load(config)
     index = {stream.modality: (m, stream) for m, stream in enumerate(config.streams.values())}
-    parts: dict[str, list[Source]] = {"train": [], "held_out": []}
+    by_split: dict[str, list[Source]] = {"train": [], "held_out": []}
     digest = hashlib.sha256()
     byte_lengths = np.zeros(config.vocab, np.int64)
     opened = {name: _opened(address, config.data.verify) for name, address in config.data.sources.items()}
     alike = unit_lengths([about for about, *_ in opened.values()])
     for n, (name, (about, datasets, bytes_, identity)) in enumerate(opened.items()):
-
-        def at(m):
-            return Placement(m, index[m][0], index[m][1].first_id, index[m][1].ids, index[m][1].latent)
-
-        places = tuple(at(modality) for modality in about["modalities"])
+        places = tuple(_placement(modality, *index[modality]) for modality in about["modalities"])
         fixed = tuple(m for m in about["tokenizers"] if alike[m])
         layout = TokenLayout(places, about["tokenizers"]["text"]["special"], fixed)
-        for split, sources in parts.items():
+        for split, sources in by_split.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
         stream = index["text"][1]
         byte_lengths[stream.first_id : stream.first_id + stream.ids] = bytes_
         digest.update(json.dumps([name, identity]).encode())
-    both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16]) for sources in parts.values()]
+    both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16]) for sources in by_split.values()]
     return both[0], both[1]
 
 
+def _placement(modality: str, number: int, stream: Stream) -> Placement:
+    """Where the tokens of a modality go: to its stream, the `number`-th of the configuration."""
+    return Placement(modality, number, stream.first_id, stream.ids, stream.latent)
+
+
 def unit_lengths(abouts: Sequence[dict]) -> dict[str, int]:
-    """Tokens of a unit of each modality, where all of several datasets have units of that one length; else 0."""
-    found: dict[str, set[int]] = {}
+    """Tokens of a unit of each modality; 0 if the datasets have units of different lengths."""
+    lengths_of: dict[str, set[int]] = {}
     for about in abouts:
         for modality, tokenizer in about["tokenizers"].items():
-            found.setdefault(modality, set()).add(tokenizer.get("tokens", 0))
-    return {modality: lengths.pop() if len(lengths) == 1 else 0 for modality, lengths in found.items()}
+            lengths_of.setdefault(modality, set()).add(tokenizer.get("tokens", 0))
+    return {modality: lengths.pop() if len(lengths) == 1 else 0 for modality, lengths in lengths_of.items()}
 
 
 def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | SeqioStream], np.ndarray, list]:
-    """What is said of a source, its splits, the bytes that its text's ids stand for, and what tells it from others."""
+    """A source: its `dataset.json`, its splits, the bytes of text of each id, and its identity."""
     if seqio_bridge.is_address(address):
         mixture = seqio_bridge.open_(address)
         training = SeqioStream(mixture, "train")
@@ -229,50 +228,10 @@ def _opened(address: str, verify: bool) -> tuple[dict, dict[str, Dataset | Seqio
 
 
 def bytes_of_ids(folder: Path, about: dict) -> np.ndarray:
-    """`[ids]` bytes of text that each id of a dataset's tokenizer stands for."""
+    """`[ids]` bytes of text of each id of a dataset's tokenizer."""
     file = folder / "tokenizers" / BYTES
     ids = about["tokenizers"]["text"]["ids"]
-    found = load_array(file)
-    if found.shape != (ids,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31:
+    sizes = load_array(file)
+    if sizes.shape != (ids,) or sizes.dtype.kind not in "iu" or sizes.min() < 0 or sizes.max() >= 2**31:
         raise UserError(f"{file} is no list of {ids} integers of 0 or more; copy it again")
-    return found
-
-
-def local(address: str, whole: bool = True) -> Path:
-    """The folder of a dataset: where it is, or copied from a remote address into the user's cache.
-
-    ArrayRecord is read from files. A dataset that is too large to copy to every host is better mounted. Raises
-    `UserError` where it cannot be had.
-    """
-    if "://" not in address:
-        return Path(address)
-    try:
-        return _copied(address, whole)
-    except UserError:
-        raise
-    except Exception as error:  # each protocol's library has errors of its own; without it, fsspec says what to install
-        raise UserError(
-            f"{address} cannot be read ({type(error).__name__}: {error}); see that it is written as fsspec knows it, "
-            "and that the package for its protocol is installed; or copy the dataset to a folder and name that"
-        ) from error
-
-
-def _copied(address: str, whole: bool) -> Path:
-    remote, root = fsspec.core.url_to_fs(address)
-    try:
-        about = remote.cat_file(f"{root}/dataset.json")
-    except FileNotFoundError:
-        raise UserError(f"{address} is no dataset: it has no dataset.json") from None
-    if (cache := cache_folder()) is None:
-        raise UserError(f"{address}: there is no folder to copy it to; set XDG_CACHE_HOME to one that can be written")
-    folder = cache / "datasets" / hashlib.sha256(about).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "dataset.json", about)
-    if whole:
-        for name, size, _ in files(read_json(folder)):
-            path = folder / name
-            if not (path.is_file() and path.stat().st_size == size):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as partial:
-                    remote.get_file(f"{root}/{name}", str(partial))
-    return folder
+    return sizes

@@ -1,4 +1,4 @@
-"""Of a run on the embedded data: digits drawn from captions and judged, held-out digits read, free text."""
+"""Samples of a run on the embedded data: digits drawn and judged, held-out digits captioned, free text."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -106,6 +106,6 @@ def _text(model: Model, row) -> str:
 
 
 def _score(asked: Sequence[int | None], got: Sequence[int | None]) -> dict[str, int]:
-    """How many ask for a digit, and how many of these got it."""
+    """How many prompts ask for a digit, and how many of them got it."""
     right = sum(a == b and a is not None for a, b in zip(asked, got, strict=True))
     return {"asked": sum(a is not None for a in asked), "right": right}

@@ -6,9 +6,10 @@ from typing import NamedTuple
 from mot.config import Config
 from mot.data import embedded, seqio_bridge
 from mot.data.records import markers, read_json
-from mot.data.sources import is_embedded, local, unit_lengths
+from mot.data.remote import local
+from mot.data.sources import is_embedded, unit_lengths
 from mot.errors import UserError
-from mot.tokenizers import text as texts
+from mot.tokenizers import text
 
 
 class Medium(NamedTuple):
@@ -32,9 +33,9 @@ class Format(NamedTuple):
 
 
 def of(config: Config) -> Format:
-    """Of the data that a run was trained on."""
+    """The format of the data that a run was trained on."""
     if is_embedded(config):
-        special = dict(zip(texts.SPECIAL, range(len(texts.SPECIAL)), strict=True))
+        special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
         tokens = embedded.PATCHES if config.streams["image"].latent else embedded.PIXELS
         return _format(config, special, {"text": 0, "image": tokens})
     abouts = []

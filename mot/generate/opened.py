@@ -35,7 +35,7 @@ class Model(NamedTuple):
 
 
 def opened(path: Path, step: int | None = None) -> Model:
-    """The newest checkpoint, or that of `step`; raises `UserError` where it cannot be had, or its data are others."""
+    """The newest checkpoint, or that of `step`. Raises `UserError` if it cannot be read, or the data have changed."""
     with phase("reading the checkpoint"):
         config, position, params = restore.load(path, step)
     format = layout.of(config)
@@ -69,7 +69,7 @@ def stream_of(config: Config, modality: str) -> str:
 
 
 def prompt(parts: Sequence[tuple[str, object]], config: Config) -> list[Stretch]:
-    """Of modalities and data: a prompt for `rows`."""
+    """A prompt for `rows`, from pairs of a modality and its data."""
     return [Stretch(stream_of(config, kind), data) for kind, data in parts]
 
 
@@ -82,15 +82,15 @@ def rows(
     batches = -(-len(prompts) // ROWS)
     size = -(-len(prompts) // batches)
     console = Console(stderr=True)
-    found = []
+    generated = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     announce(f"{title}: {len(prompts)} rows in {batches} batches; the first compiles their programs")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=len(prompts))
         for first in range(0, len(prompts), size):
-            mine = list(prompts[first : first + size])
+            own = list(prompts[first : first + size])
             # The last batch is filled up: another shape would be compiled anew.
-            whole = mine + mine[-1:] * (size - len(mine))
-            found += model.sampler(whole, settings, seed=seed, first=first, **how)[: len(mine)]
-            bar.advance(task, len(mine))
-    return found
+            whole = own + own[-1:] * (size - len(own))
+            generated += model.sampler(whole, settings, seed=seed, first=first, **how)[: len(own)]
+            bar.advance(task, len(own))
+    return generated

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mot.batches import Tokens
+from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.config.options import Settings
-from mot.data.packing import document, pack
+from mot.data.packing import Document, document, pack
 from mot.errors import UserError
 from mot.generate.layout import Format, Medium
 from mot.model import caches, transformer
@@ -51,6 +51,15 @@ class DecodingState:
     place_B: jax.Array  # position and RoPE position of the next token
 
 
+class Allowed(NamedTuple):
+    """What the rows may choose in a phase of ids."""
+
+    on_B: jax.Array | np.ndarray  # bool: which rows choose
+    left_B: jax.Array | np.ndarray  # ids at most
+    allowed_BV: np.ndarray  # bool: which ids
+    stops_V: np.ndarray  # bool: which ids end a row's phase
+
+
 class Sampler:
     """A model ready to generate; its programs are compiled once for each shape and setting."""
 
@@ -71,7 +80,7 @@ class Sampler:
         self._prefill = compiled(_prefill, "slots")
         # A donated state's cache is written in place.
         self._feed = compiled(_feed, "stream", donate_argnames="state")
-        self._ids = compiled(_ids, "stream", "settings", "most", donate_argnames="state")
+        self._ids = compiled(_ids, "stream", "settings", "limit", donate_argnames="state")
         self._vectors = compiled(_vectors, "stream", "settings", "tokens", donate_argnames="state")
 
     def __call__(
@@ -105,23 +114,24 @@ class Sampler:
                     state = self._unit(state, rows, keys_B, settings, medium, length)
         return [Generated(row.parts, row.ended) for row in rows]
 
-    def _text(self, state, rows, keys_B, settings, most):
+    def _text(self, state: DecodingState, rows: list["_Row"], keys_B, settings: Settings, limit: int) -> DecodingState:
         """Ids of text, until each row opens a unit, ends, or has no more room."""
-        on = [row.unit is None and not row.ended and not row.full for row in rows]
-        if not any(on):
+        on_B = np.array([row.unit is None and not row.ended and not row.full for row in rows])
+        if not on_B.any():
             return state
-        allowed_BV = np.stack([self._allowed(row) for row in rows])
         stops_V = np.zeros(self.config.vocab, bool)
         stops_V[[self.format.eos, *(m.opens for m in self.format.media)]] = True
-        left = np.array([row.text for row in rows])
-        found, state = self._choose(state, on, left, keys_B, allowed_BV, stops_V, self.format.text, settings, most)
+        left_B = np.array([row.text for row in rows])
+        allowed = Allowed(on_B, left_B, np.stack([self._text_ids(row) for row in rows]), stops_V)
+        ids, state = self._choose(state, allowed, keys_B, self.format.text, settings, limit)
         opened = np.full(len(rows), NONE)
         for i, row in enumerate(rows):
-            if on[i]:
-                opened[i] = row.take_text(found[i], self.format, self.config)
+            if on_B[i]:
+                opened[i] = row.take_text(ids[i], self.format, self.config)
         return self._mark(state, opened)
 
-    def _allowed(self, row) -> np.ndarray:
+    def _text_ids(self, row: "_Row") -> np.ndarray:
+        """`[V]` bool: text, its end, and the markers of units that the row may still open."""
         text = self.config.streams[self.format.text]
         allowed_V = np.zeros(self.config.vocab, bool)
         allowed_V[text.first_id : text.first_id + text.ids] = True
@@ -129,39 +139,48 @@ class Sampler:
         allowed_V[[self.format.eos, *(m.opens for m in self.drawn if row.media)]] = True
         return allowed_V
 
-    def _unit(self, state, rows, keys_B, settings, medium: Medium, length):
+    def _unit(
+        self, state: DecodingState, rows: list["_Row"], keys_B, settings: Settings, medium: Medium, length: int
+    ) -> DecodingState:
         """One image or clip, in the rows that have opened it, and its closing marker."""
-        on = np.array([row.unit == medium for row in rows])
-        n = medium.tokens or length
+        on_B = np.array([row.unit == medium for row in rows])
+        draw = self._unit_of_vectors if self.config.streams[medium.stream].latent else self._unit_of_ids
+        units, state = draw(state, on_B, keys_B, settings, medium, medium.tokens or length)
+        for row, is_on, unit in zip(rows, on_B, units, strict=True):
+            if is_on:
+                row.take_unit(medium, np.asarray(unit))
+        return self._mark(state, np.where(on_B, medium.closes, NONE))
+
+    def _unit_of_vectors(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
+        """`[B, tokens, P]`, and the state."""
+        name = medium.stream
+        vectors_BTP, finite_B, state = self._vectors(
+            self.params, state, on_B, keys_B, stream=name, tokens=tokens, settings=settings
+        )
+        _refuse_not_finite(on_B & ~np.asarray(finite_B), f"vectors of {name}")
+        return vectors_BTP, state
+
+    def _unit_of_ids(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
+        """Each row's ids, of the stream's own tokenizer, and the state."""
         stream = self.config.streams[medium.stream]
-        if stream.latent:
-            name = medium.stream
-            found, finite, state = self._vectors(
-                self.params, state, on, keys_B, stream=name, tokens=n, settings=settings
-            )
-            _refuse_not_finite(on & ~np.asarray(finite), f"vectors of {name}")
-        else:
-            allowed_V, stops_V = np.zeros((2, self.config.vocab), bool)
-            allowed_V[stream.first_id : stream.first_id + stream.ids] = True
-            if not medium.tokens:
-                allowed_V[medium.closes] = stops_V[medium.closes] = True
-            allowed_BV = np.tile(allowed_V, (len(rows), 1))
-            left = np.full(len(rows), n)
-            found, state = self._choose(state, on, left, keys_B, allowed_BV, stops_V, medium.stream, settings, n)
-            found = [np.array([i - stream.first_id for i in ids if i != medium.closes], int) for ids in found]
-        for row, mine, data in zip(rows, on, found, strict=True):
-            if mine:
-                row.take_unit(medium, np.asarray(data))
-        return self._mark(state, np.where(on, medium.closes, NONE))
+        allowed_V, stops_V = np.zeros((2, self.config.vocab), bool)
+        allowed_V[stream.first_id : stream.first_id + stream.ids] = True
+        if not medium.tokens:
+            allowed_V[medium.closes] = stops_V[medium.closes] = True
+        rows = len(on_B)
+        allowed = Allowed(on_B, np.full(rows, tokens), np.tile(allowed_V, (rows, 1)), stops_V)
+        chosen, state = self._choose(state, allowed, keys_B, medium.stream, settings, tokens)
+        return [np.array([i - stream.first_id for i in ids if i != medium.closes], int) for ids in chosen], state
 
-    def _choose(self, state, on, left, keys_B, allowed_BV, stops_V, stream, settings, most):
-        """Ids of one stream for the rows that are `on`, each up to `left` of them or to one that stops it."""
-        arguments = (np.asarray(on), left, keys_B, allowed_BV, stops_V)
-        found, finite, state = self._ids(self.params, state, *arguments, stream=stream, settings=settings, most=most)
-        _refuse_not_finite(np.asarray(on) & ~np.asarray(finite), f"logits of {stream}")
-        return [[int(i) for i in ids if i >= 0] for ids in np.asarray(found)], state
+    def _choose(self, state, allowed: Allowed, keys_B, stream: str, settings: Settings, limit: int):
+        """Each row's ids of one stream, and the state."""
+        chosen_BT, finite_B, state = self._ids(
+            self.params, state, allowed, keys_B, stream=stream, settings=settings, limit=limit
+        )
+        _refuse_not_finite(allowed.on_B & ~np.asarray(finite_B), f"logits of {stream}")
+        return [[int(i) for i in ids if i >= 0] for ids in np.asarray(chosen_BT)], state
 
-    def _mark(self, state, ids):
+    def _mark(self, state: DecodingState, ids) -> DecodingState:
         """A marker fed to the rows that have one."""
         if (ids == NONE).all():
             return state
@@ -251,7 +270,7 @@ def _refuse_not_finite(bad_B, what):
         )
 
 
-def _prompts(prompts, config, format, opens: str):
+def _prompts(prompts: Sequence[Sequence[Stretch]], config: Config, format: Format, opens: str) -> Batch:
     """The prompts as a batch of the streams that they have."""
     names = list(config.streams)
     is_prefix = config.data.blocks == "prefix" and opens
@@ -263,100 +282,125 @@ def _prompts(prompts, config, format, opens: str):
     return {name: tokens for name, tokens in batch.items() if tokens.token.shape[1]}
 
 
-def _document(prompt, config, format, opens: str):
-    """<bos> and a prompt's parts, units between markers; then the marker that opens a unit."""
+def _document(prompt: Sequence[Stretch], config: Config, format: Format, opens: str) -> Document:
+    """<bos> and a prompt's stretches, units between markers; then the marker that opens a unit."""
     names = list(config.streams)
-    runs = [([format.bos], format.text, 0)]
-    values = {}  # ids, stream, unit
-    for unit, part in enumerate(prompt, 1):
-        stream = config.streams[part.stream]
-        medium = format.medium(part.stream)
-        ids = np.zeros(len(part.data), int) if stream.latent else np.asarray(part.data) + stream.first_id
+    runs = [_marker(format.bos, format)]
+    vectors: dict[int, list[np.ndarray]] = {}  # by stream
+    for number, stretch in enumerate(prompt, 1):
+        stream = config.streams[stretch.stream]
+        medium = format.medium(stretch.stream)
         if stream.latent:
-            values.setdefault(names.index(part.stream), []).append(part.data)
-        run = (ids, part.stream, unit if medium else 0)
+            ids = np.zeros(len(stretch.data), int)
+            vectors.setdefault(names.index(stretch.stream), []).append(stretch.data)
+        else:
+            ids = np.asarray(stretch.data) + stream.first_id
+        if medium:
+            unit = _Run(ids, stretch.stream, number)
+            runs += [_marker(medium.opens, format), unit, _marker(medium.closes, format)]
+        else:
+            runs.append(_Run(ids, stretch.stream, 0))
+    if opens:
+        runs.append(_marker(format.medium(opens).opens, format))
+    sizes = [len(run.ids) for run in runs]
+    token = np.concatenate([run.ids for run in runs])
+    stream = np.repeat([names.index(run.stream) for run in runs], sizes)
+    unit = np.repeat([run.unit for run in runs], sizes)
+    span = np.where(np.isin(stream, list(vectors)), unit, 0)  # vectors see their unit both ways
+    values = {s: np.concatenate(x) for s, x in vectors.items()}
+    return document(0, 0, token, stream, values, weight=np.zeros(len(stream)), unit=unit, span=span)
 
-        def mark(marker):
-            return ([marker], format.text, 0)
 
-        runs += [mark(medium.opens), run, mark(medium.closes)] if medium else [run]
-    runs += [([format.medium(opens).opens], format.text, 0)] if opens else []
+class _Run(NamedTuple):
+    """Tokens of one stream that follow one another in a document."""
 
-    def each(value):
-        return np.repeat([value(run) for run in runs], [len(ids) for ids, _, _ in runs])
+    ids: Sequence[int] | np.ndarray  # in the unified vocabulary; 0 for vectors
+    stream: str
+    unit: int  # from 1; 0 = none
 
-    stream, unit = each(lambda run: names.index(run[1])), each(lambda run: run[2])
-    span = np.where(np.isin(stream, list(values)), unit, 0)  # vectors see their unit both ways
-    values = {s: np.concatenate(x) for s, x in values.items()}
-    token = np.concatenate([ids for ids, _, _ in runs])
-    return document(0, 0, token, stream, np.zeros(len(stream)), unit, span, values=values)
+
+def _marker(id_: int, format: Format) -> _Run:
+    return _Run([id_], format.text, 0)
 
 
 # --- what is compiled ----------------------------------------------------------------------------------------------
 
 
-def _prefill(params, batch, *, config, slots: int) -> DecodingState:
+def _prefill(params: dict, batch: Batch, *, config: Config, slots: int) -> DecodingState:
     """The prompts in a cache, and each row's last state; no logits."""
     rows = next(iter(batch.values())).token.shape[0]
     output = transformer.forward(params, batch, config, causal=True, cache=caches.empty(config, rows, slots))
     cache = caches.keep(output.cache)
 
-    def at_last(h_RD, t):
-        return jnp.where((t.position == cache.used[:, None] - 1)[..., None], h_RD.reshape(*t.position.shape, -1), 0)
+    def last_state(h_RD, tokens):
+        is_last_BC = tokens.position == cache.used[:, None] - 1
+        return jnp.where(is_last_BC[..., None], h_RD.reshape(*is_last_BC.shape, -1), 0).sum(1)
 
-    return DecodingState(cache, sum(at_last(*x).sum(1) for x in output.hidden), cache.used)
+    return DecodingState(cache, sum(last_state(h_RD, tokens) for h_RD, tokens in output.hidden), cache.used)
 
 
-def _step(params, state: DecodingState, tokens: Tokens, stream: str, config):
+def _step(params: dict, state: DecodingState, tokens: Tokens, stream: str, config: Config) -> transformer.Output:
     """The output for one step's tokens of one stream, which see the cache."""
     return transformer.forward(params, {stream: tokens}, config, causal=True, cache=state.cache)
 
 
-def _tokens(state: DecodingState, on_B, T: int, **given: Any) -> Tokens:
+def _tokens(state: DecodingState, on_B, T: int, **fields: Any) -> Tokens:
     """The next T tokens of each row that is `on`; padding in the others."""
     here_BT = jnp.broadcast_to(on_B[:, None], (len(on_B), T))
     place_BT = state.place_B[:, None] + jnp.arange(T)[None]
     zeros_BT = jnp.zeros((len(on_B), T), jnp.int32)
-    fields = dict.fromkeys(Tokens.__dataclass_fields__, zeros_BT)
-    fields |= dict(position=place_BT, rope_position=place_BT[..., None], segment=jnp.where(here_BT, DOCUMENT, 0))
-    fields |= dict(private=zeros_BT > 0, noise=zeros_BT.astype(jnp.float32), value=jnp.zeros((*zeros_BT.shape, 0)))
-    return Tokens(**(fields | given))
+    usual = dict.fromkeys(Tokens.__dataclass_fields__, zeros_BT)
+    usual |= dict(position=place_BT, rope_position=place_BT[..., None], segment=jnp.where(here_BT, DOCUMENT, 0))
+    usual |= dict(private=zeros_BT > 0, noise=zeros_BT.astype(jnp.float32), value=jnp.zeros((*zeros_BT.shape, 0)))
+    return Tokens(**(usual | fields))
 
 
-def _feed(params, state: DecodingState, id_B, on_B, *, stream: str, config) -> DecodingState:
+def _feed(params: dict, state: DecodingState, id_B, on_B, *, stream: str, config: Config) -> DecodingState:
     """One id more in the rows that are `on`."""
     output = _step(params, state, _tokens(state, on_B, 1, token=jnp.asarray(id_B)[:, None]), stream, config)
     h_BD = jnp.where(on_B[:, None], output.hidden[0][0], state.h_BD)
     return DecodingState(caches.keep(output.cache), h_BD, state.place_B + on_B)
 
 
-def _ids(params, state, on_B, left_B, keys_B, allowed_BV, stops_V, *, stream, settings, most, config):
-    """Ids `[B, most]`, -1 where there is none, of a stream; which rows stayed finite; the state.
+def _ids(
+    params: dict,
+    state: DecodingState,
+    allowed: Allowed,
+    keys_B,
+    *,
+    stream: str,
+    settings: Settings,
+    limit: int,
+    config: Config,
+) -> tuple[jax.Array, jax.Array, DecodingState]:
+    """Ids `[B, limit]` of a stream, -1 where there is none; which rows stayed finite; the state.
 
     An id that stops a row is not fed: it may be of another stream.
     """
     head_DV = transformer.head(params, config)
 
-    def more(carry):
+    def some_row_is_on(carry):
         return carry[2].any()
 
-    def one(carry):
+    def choose_and_feed(carry):
         n, state, on_B, finite_B, ids_BT = carry
         logits_BV = jnp.matmul(state.h_BD, head_DV.astype(state.h_BD.dtype), preferred_element_type=jnp.float32)
         finite_B &= ~on_B | jnp.isfinite(logits_BV).all(1)
         keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
-        id_B = choose(jnp.where(allowed_BV, logits_BV, -jnp.inf), keys, settings)
+        id_B = choose_ids(jnp.where(allowed.allowed_BV, logits_BV, -jnp.inf), keys, settings)
         ids_BT = ids_BT.at[:, n].set(jnp.where(on_B, id_B, -1))
-        on_B &= finite_B & ~stops_V[id_B]
+        on_B &= finite_B & ~allowed.stops_V[id_B]
         state = _feed(params, state, id_B, on_B, stream=stream, config=config)
-        return n + 1, state, on_B & (n + 1 < left_B), finite_B, ids_BT
+        return n + 1, state, on_B & (n + 1 < allowed.left_B), finite_B, ids_BT
 
-    start = (0, state, on_B & (left_B > 0), jnp.ones_like(on_B), jnp.full((len(on_B), most), -1, jnp.int32))
-    _, state, _, finite_B, ids_BT = jax.lax.while_loop(more, one, start)
+    on_B = allowed.on_B
+    ids_BT = jnp.full((len(on_B), limit), -1, jnp.int32)
+    start = (0, state, on_B & (allowed.left_B > 0), jnp.ones_like(on_B), ids_BT)
+    _, state, _, finite_B, ids_BT = jax.lax.while_loop(some_row_is_on, choose_and_feed, start)
     return ids_BT, finite_B, state
 
 
-def choose(logits_BV, keys_B, settings: Settings) -> jax.Array:
+def choose_ids(logits_BV, keys_B, settings: Settings) -> jax.Array:
     """`[B]` an id each: the likeliest, or drawn among the top k and the nucleus of probability p (1904.09751)."""
     if settings.temperature == 0:
         return logits_BV.argmax(-1).astype(jnp.int32)
@@ -373,21 +417,23 @@ def choose(logits_BV, keys_B, settings: Settings) -> jax.Array:
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
-def _vectors(params, state, on_B, keys_B, *, stream: str, tokens: int, settings: Settings, config):
+def _vectors(
+    params: dict, state: DecodingState, on_B, keys_B, *, stream: str, tokens: int, settings: Settings, config: Config
+) -> tuple[jax.Array, jax.Array, DecodingState]:
     """A unit of vectors `[B, tokens, P]` solved from noise; which rows are finite; the state with the clean unit."""
-    of = config.streams[stream]
     shape = (tokens, config.streams[stream].latent)
+    objective = config.streams[stream].objective
     keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
 
     def noise(n):
         return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (shape[0] * shape[1],)))(keys)
 
     unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), tokens))  # a span like no other
-    of_unit = partial(_tokens, state, on_B, tokens, unit=unit_BT, span=unit_BT)
+    unit_tokens = partial(_tokens, state, on_B, tokens, unit=unit_BT, span=unit_BT)
 
     def predict(value_BTP, t):
-        given = dict(value=value_BTP, noise=jnp.full(unit_BT.shape, t, jnp.float32), private=unit_BT > 0)
-        seen = of_unit(**given)
+        noise_BT = jnp.full(unit_BT.shape, t, jnp.float32)
+        seen = unit_tokens(value=value_BTP, noise=noise_BT, private=unit_BT > 0)
         conditional = _step(params, state, seen, stream, config).latents[stream]
         if settings.guidance == 1:
             return conditional
@@ -395,12 +441,12 @@ def _vectors(params, state, on_B, keys_B, *, stream: str, tokens: int, settings:
         unconditional = _step(params, state, alone, stream, config).latents[stream]
         return diffusion.guided(conditional, unconditional, settings.guidance)
 
-    def one(value_BTP, n):
+    def solver_step(value_BTP, n):
         e_BTP = noise(n + 1).reshape(value_BTP.shape) if settings.solver == "ddpm" else 0.0
-        return diffusion.step(predict, value_BTP, grid[n], grid[n + 1], of.objective, settings.solver, e_BTP), None
+        return diffusion.step(predict, value_BTP, grid[n], grid[n + 1], objective, settings.solver, e_BTP), None
 
     grid = jnp.asarray(diffusion.grid(settings.steps, settings.shift))
-    value_BTP, _ = jax.lax.scan(one, noise(0).reshape(-1, *shape), jnp.arange(settings.steps))
-    output = _step(params, state, of_unit(value=value_BTP), stream, config)
+    value_BTP, _ = jax.lax.scan(solver_step, noise(0).reshape(-1, *shape), jnp.arange(settings.steps))
+    output = _step(params, state, unit_tokens(value=value_BTP), stream, config)
     finite_B = jnp.isfinite(value_BTP).all((1, 2))
     return value_BTP, finite_B, DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * tokens)

@@ -1,7 +1,8 @@
 """The model: towers by three maps around one joint attention.
 
-Reading order: `transformer` (forward and the stack of layers), `layers` (one layer), `joint` and `attention` (where
-towers meet), `experts`, `router` and `dispatch` (towers with experts), `embed` (in and out), `params` (every weight).
+Reading order: `transformer` (forward and the stack of layers), `layers` (one layer), `joint`, `attention` and `flash`
+(where towers meet), `experts`, `router` and `dispatch` (towers with experts), `embed` (in and out), `params` (every
+weight).
 
 The names of arrays end in their axes, `x_BTD`. A letter means one thing in all of mot/model and mot/objectives:
 

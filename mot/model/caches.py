@@ -1,4 +1,4 @@
-"""What generation remembers, in the order in which tokens came: keys, values, who sees them. It knows no towers."""
+"""The cache of generation: keys, values and visibility, in the order in which tokens came. It knows no towers."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from mot.config import Config
 
 @struct.dataclass
 class Cache:
-    """Slots of each row; what lies past `used` is overwritten by the next tokens."""
+    """Slots of each row. The next tokens overwrite what lies past `used`."""
 
     kv: tuple[tuple[jax.Array, jax.Array], ...]  # by layer, k and v `[B, K, S, H]`
     info: Info  # each `[B, S]`; segment 0 = nothing there
@@ -31,15 +31,16 @@ def empty(config: Config, rows: int, slots: int) -> Cache:
     return Cache(tuple((zeros(), zeros()) for _ in range(m.layers)), info, jnp.zeros(rows, jnp.int32))
 
 
-def place(x_BKSH, new_BTKH, at_B):
-    """Keys or values of T tokens put into each row's slots from `at` on."""
+def place(x_BKSH, new_BTKH, first_B) -> jax.Array:
+    """The slots with keys or values of T tokens, from each row's `first` on."""
     new_BKTH = new_BTKH.swapaxes(1, 2).astype(x_BKSH.dtype)
-    return jax.vmap(lambda x, new, at: jax.lax.dynamic_update_slice(x, new, (0, at, 0)))(x_BKSH, new_BKTH, at_B)
+    put = jax.vmap(lambda x, new, first: jax.lax.dynamic_update_slice(x, new, (0, first, 0)))
+    return put(x_BKSH, new_BKTH, first_B)
 
 
 def place_info(cache: Cache, info: Info) -> Info:
-    """Who may see what, with new tokens behind what is used."""
-    put = jax.vmap(lambda x_S, new_T, at: jax.lax.dynamic_update_slice(x_S, new_T, (at,)))
+    """The cache's visibility, with new tokens after the slots in use."""
+    put = jax.vmap(lambda x_S, new_T, first: jax.lax.dynamic_update_slice(x_S, new_T, (first,)))
     return Info(*(put(x, new, cache.used) for x, new in zip(cache.info, info, strict=True)))
 
 

@@ -12,6 +12,8 @@ from jax import lax
 
 from mot import batches, sharding
 from mot.model import dispatch, ops, router
+from mot.model.context import Context, Tower
+from mot.model.dispatch import Places
 from mot.model.joint import end_to_end
 from mot.model.router import Choice, Report, Traffic
 
@@ -27,16 +29,17 @@ class Routing(NamedTuple):
     limit: int  # choices of a row at most
 
 
-def route(xs: list[jax.Array], w: dict, tower, component: str, context) -> Routing:
-    """The choices of one tower's router; `tower` and `context` are of `layers`."""
+def route(xs: list[jax.Array], w: dict, tower: Tower, component: str, context: Context) -> Routing:
+    """The choices of one tower's router for the tokens of the groups that it serves."""
     config = context.config
     spec = tower.experts
-    tokens = batches.concatenate([context.merged[i] for i in tower.groups])
+    groups = [context.groups[i] for i in tower.groups]
+    tokens = batches.concatenate([group.tokens for group in groups])
     B, C = tokens.token.shape
     real_BC = tokens.segment != 0
     x_BCD = _join([xs[i] for i in tower.groups], B)
     x_BCD = jnp.where(real_BC[..., None], x_BCD, 0)  # whatever padding holds stops here
-    whole = (tokens.token, real_BC, tokens.position, end_to_end([context.modality[i] for i in tower.groups]))
+    whole = (tokens.token, real_BC, tokens.position, end_to_end([group.modality for group in groups]))
     noise_BCD = _jitter(x_BCD, f"{component}/{tower.name}", spec.jitter, context.key)
     traffic = Traffic(x_BCD, noise_BCD, *sharding.join_context(whole, config.mesh.rules), config.mesh.rules)
     choice, report = router.route(traffic, w, spec, len(config.modalities), context.causal)
@@ -45,16 +48,16 @@ def route(xs: list[jax.Array], w: dict, tower, component: str, context) -> Routi
     return Routing(x_BCD.reshape(B * C, -1), real_BC.reshape(-1, 1), choice, report, B, limit)
 
 
-def _jitter(x_BCD, name: str, size: float, key):
-    """What a router's input is multiplied by: uniform around 1 (2101.03961), or None."""
+def _jitter(x_BCD, name: str, size: float, key: jax.Array | None) -> jax.Array | None:
+    """The factors of a router's input: uniform around 1 (2101.03961); None without jitter."""
     if key is None or not size:
         return None
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     return jax.random.uniform(key, (x_BCD.size,), minval=1 - size, maxval=1 + size).reshape(x_BCD.shape)
 
 
-def feed_forward(xs: list[jax.Array], w: dict, tower, context) -> tuple[list[jax.Array], Report]:
-    """The sum of each token's experts with their weights, and of what every token passes through."""
+def feed_forward(xs: list[jax.Array], w: dict, tower: Tower, context: Context) -> tuple[list[jax.Array], Report]:
+    """The weighted sum of each token's experts, and the shared experts, which every token passes."""
     routing = route(xs, w, tower, "ffn", context)
     matrices = {name: w[name] for name in ("w1", "w2", "w3")}
     y_RD, lost_R = _apply(ffn_of_experts, routing.x_RD, matrices, routing.choice, routing, context)
@@ -68,11 +71,11 @@ def feed_forward(xs: list[jax.Array], w: dict, tower, context) -> tuple[list[jax
     return _by_group(y_RD, tower, context), _with_lost(routing.report, lost_R, context)
 
 
-def project_in(w: dict, tower, routing: Routing, context) -> tuple[list, Report]:
+def project_in(w: dict, tower: Tower, routing: Routing, context: Context) -> tuple[list, Report]:
     """Each group's q, k and v, laid flat `[R, A]`, and the report.
 
-    A token's weights add up to 1 on the way in: a single expert's q, k and v are its own, as a tower's are. On the way
-    out they are the router's, which so learns.
+    On the way in a token's weights add up to 1, so that one expert alone gives the q, k and v that a tower would. On
+    the way out the weights are the router's, which learns by them.
     """
     choice = routing.choice
     total_R1 = choice.weight_RX.sum(-1, keepdims=True)
@@ -84,44 +87,48 @@ def project_in(w: dict, tower, routing: Routing, context) -> tuple[list, Report]
     return parts, _with_lost(routing.report, lost_R, context)
 
 
-def project_out(w: dict, os: list[jax.Array], tower, routing: Routing, context) -> list[jax.Array]:
-    """Each group's `[R, D]` of its attention's `[R, A]`, by the choice that was made on the way in."""
+def project_out(w: dict, os: list[jax.Array], tower: Tower, routing: Routing, context: Context) -> list[jax.Array]:
+    """Each group's `[R, D]` from its attention's `[R, A]`, by the choice made on the way in."""
     o_BCA = _join(os, routing.rows)
     o_RA = jnp.where(routing.real_R1, o_BCA.reshape(-1, o_BCA.shape[-1]), 0)
     y_RD, _ = _apply(_out_of_experts, o_RA, {"wo": flat_out(w["wo"])}, routing.choice, routing, context)
     return _by_group(y_RD, tower, context)
 
 
-def _apply(compute: dispatch.Compute, x_RD, matrices: dict, choice: Choice, routing: Routing, context):
+def _apply(
+    compute: dispatch.Compute, x_RD, matrices: dict, choice: Choice, routing: Routing, context: Context
+) -> tuple[jax.Array, jax.Array]:
     config = context.config
-    limits = dict(rows=routing.rows, most=routing.limit)
     return dispatch.apply_experts(
-        compute, x_RD, matrices, choice, **limits, how=config.model.dispatch, mesh=config.mesh
+        compute, x_RD, matrices, choice, routing.rows, routing.limit, config.model.dispatch, config.mesh
     )
 
 
 # --- what one expert computes (`dispatch.Compute`) -------------------------------------------------------------------
 
 
-def ffn_of_experts(enter, linear, weight_Z1, w):
+def ffn_of_experts(places: Places, w: dict) -> jax.Array:
     """The FFN by experts: gate and up in one product, as experts are narrow; weights where rows are narrowest."""
-    gate_up_ZF = enter(jnp.concatenate([w["w1"], w["w3"]], axis=-1))
-    return linear(_weighted(ops.swiglu(*jnp.split(gate_up_ZF, 2, axis=-1)), weight_Z1), w["w2"])
+    w1_w3 = jnp.concatenate([w["w1"], w["w3"]], axis=-1)
+    gate_up = dispatch.permuted(places.x_RD, w1_w3, places.layout, places.kernel)
+    hidden_ZF = _weighted(ops.swiglu(*jnp.split(gate_up, 2, axis=-1)), places.weight_Z1)
+    return dispatch.grouped(hidden_ZF, w["w2"], places.layout, places.kernel)
 
 
-def _qkv_of_experts(enter, linear, weight_Z1, w):
-    return _weighted(enter(jnp.concatenate([w["wq"], w["wk"], w["wv"]], axis=-1)), weight_Z1)
+def _qkv_of_experts(places: Places, w: dict) -> jax.Array:
+    qkv_EDA = jnp.concatenate([w["wq"], w["wk"], w["wv"]], axis=-1)
+    return _weighted(dispatch.permuted(places.x_RD, qkv_EDA, places.layout, places.kernel), places.weight_Z1)
 
 
-def _out_of_experts(enter, linear, weight_Z1, w):
-    return _weighted(enter(w["wo"]), weight_Z1)
+def _out_of_experts(places: Places, w: dict) -> jax.Array:
+    return _weighted(dispatch.permuted(places.x_RD, w["wo"], places.layout, places.kernel), places.weight_Z1)
 
 
-def _weighted(x_ZF, weight_Z1):
+def _weighted(x_ZF, weight_Z1) -> jax.Array:
     return (x_ZF.astype(jnp.float32) * weight_Z1).astype(x_ZF.dtype)
 
 
-def swiglu_ffn(tower: dict, x_RD, rules) -> jax.Array:
+def swiglu_ffn(tower: dict, x_RD, rules: dict[str, str]) -> jax.Array:
     """An FFN whose hidden units are gated (2002.05202)."""
     gate_RF, up_RF = (
         sharding.constrain(ops.linear(x_RD, tower[name]), (sharding.ROWS, "mlp"), rules) for name in ("w1", "w3")
@@ -132,12 +139,12 @@ def swiglu_ffn(tower: dict, x_RD, rules) -> jax.Array:
 # --- shapes --------------------------------------------------------------------------------------------------------
 
 
-def flat_in(w):
+def flat_in(w) -> jax.Array:
     """`[..., D, N, H]` as `[..., D, N * H]`."""
     return w.reshape(*w.shape[:-2], -1)
 
 
-def flat_out(w):
+def flat_out(w) -> jax.Array:
     """`[..., N, H, D]` as `[..., N * H, D]`."""
     return w.reshape(*w.shape[:-3], -1, w.shape[-1])
 
@@ -147,17 +154,18 @@ def _join(xs: list[jax.Array], B: int) -> jax.Array:
     return jnp.concatenate([x_RD.reshape(B, -1, x_RD.shape[-1]) for x_RD in xs], axis=1)
 
 
-def _by_group(y_RD, tower, context) -> list[jax.Array]:
+def _by_group(y_RD, tower: Tower, context: Context) -> list[jax.Array]:
     """The rows of each group that the tower serves."""
-    sizes = [context.merged[i].token.shape[1] for i in tower.groups]
-    B = context.merged[tower.groups[0]].token.shape[0]
+    shapes = [context.groups[i].tokens.token.shape for i in tower.groups]
+    B = shapes[0][0]
+    sizes = [C for _, C in shapes]
     D = y_RD.shape[-1]
     parts = lax.split(y_RD.reshape(B, sum(sizes), D), sizes, axis=1)
     return [part.reshape(-1, D) for part in parts]
 
 
-def _with_lost(report: Report, lost_R, context) -> Report:
-    """The report, with the choices that overflowed a buffer between devices."""
+def _with_lost(report: Report, lost_R, context: Context) -> Report:
+    """The report with the choices that overflowed a buffer between devices."""
     parts = context.row.q.position.shape[0]
     lost_BC = sharding.join_context(lost_R.reshape(parts, -1), context.config.mesh.rules)
     return report._replace(lost_B=lost_BC.sum(1))

@@ -5,12 +5,18 @@ experts as a token meets `active` of them, routers that imitate not at all.
 """
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
+from ml_collections import ConfigDict
 
-from mot.batches import Batch
-from mot.config import Config
+from mot.config import Config, ConfigError, resolve
 from mot.model import params
+
+if TYPE_CHECKING:  # they take seconds to import, and a budget of FLOPs is judged without
+    import numpy as np
+
+    from mot.batches import Batch
 
 FORWARD_AND_BACKWARD = 3  # each matmul of the forward pass has two of its size in the backward pass
 
@@ -30,8 +36,8 @@ def matmul_weights(config: Config) -> dict[str, int]:
 
 def _is_matrix(path: str) -> bool:
     """Does a block's parameter multiply, as all do but norms' scales and biases?"""
-    of_norm = path.split("/")[2] == "norm" or "norm" in path.rpartition("/")[2]
-    return params.is_modulation(path) or not of_norm
+    _, component, _, weight = params.parse(path)
+    return params.is_modulation(path) or not (component == "norm" or "norm" in weight)
 
 
 def last_weights(config: Config) -> dict[str, int]:
@@ -61,9 +67,9 @@ def _met(specs: params.Table, stream: str, config: Config) -> int:
         if _serves(path, stream, config) and not _aside(path):
             share = 1
             if "expert" in spec.axes:
-                _, _, component, tower, _ = path.split("/")
-                sets = getattr(config, component)[tower]
-                share = sets.active / sets.experts
+                _, component, tower, _ = params.parse(path)
+                experts = getattr(config, component)[tower]
+                share = experts.active / experts.experts
             total += round(math.prod(spec.shape) * share)
     return total
 
@@ -73,16 +79,10 @@ def _in_block(path: str) -> bool:
 
 
 def _serves(path: str, stream: str, config: Config) -> bool:
-    parts = path.split("/")
-    if parts[0] == "latent":
-        return parts[1] == stream
-    if parts[0] in ("embed", "head") and config.streams[stream].latent:
-        return False
-    if parts[0] == "final_norm":
-        return config.towers.norm[stream] == parts[1]
+    """Does a token of the stream meet this parameter?"""
     if params.is_modulation(path) and not params.by_norm(config.streams[stream]):
         return False  # a norm may serve streams that have a noise level, and others
-    return not _in_block(path) or getattr(config.towers, parts[2])[stream] == parts[3]
+    return stream in params.users(path, config)
 
 
 def attention_per_pair(config: Config) -> int:
@@ -91,14 +91,63 @@ def attention_per_pair(config: Config) -> int:
     return 4 * m.layers * m.heads * m.head_size
 
 
-def train_step(config: Config, tokens: dict[str, int], pairs: int) -> int:
+def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> float:
     """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs."""
     matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
     return FORWARD_AND_BACKWARD * (matmuls + pairs * attention_per_pair(config))
 
 
-def visible_pairs(batch: Batch) -> int:
+def full_step(config: Config) -> float:
+    """Model FLOPs of a step whose rows are full, each with one document: attention takes at most that.
+
+    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells.
+    Streams without a budget share a row alike.
+    """
+    T = config.length if all(s.budget for s in config.streams.values()) else config.data.length
+    tokens = {name: s.budget or T / len(config.streams) for name, s in config.streams.items()}
+    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent}
+    pairs = T * (T + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
+    return config.data.batch * train_step(config, tokens, pairs)
+
+
+MOST_STEPS = 1e9
+
+
+def with_steps(tree: ConfigDict) -> ConfigDict:
+    """The configuration with the steps that `run.flops` pays for, and that spent: 0.
+
+    The warm-up is then at most a tenth of the steps. Raises `ConfigError` where the budget is none.
+    """
+    run = tree.get("run")
+    budget = run.get("flops", 0) if isinstance(run, ConfigDict) else 0
+    if type(budget) not in (int, float) or not 0 < budget < math.inf:  # `resolve` says what is wrong
+        return tree
+    if run.get("steps"):
+        raise ConfigError(
+            [f"run.flops: {budget:g}, but run.steps is {run.steps}: two budgets of one run; set one to 0"]
+        )
+    tree = tree.copy_and_resolve_references().unlock()
+    del tree.run.flops  # which may be written as an integer: a ConfigDict would refuse another type
+    tree.run.update(flops=0.0, steps=int(MOST_STEPS))
+    step = full_step(resolve(tree))
+    rows = tree.data.batch
+    if budget < step:
+        raise ConfigError(
+            [f"run.flops: {budget:g}; a step of {rows} rows takes {step:.3g}; raise it, or take a smaller model"]
+        )
+    if budget / step > MOST_STEPS:
+        raise ConfigError(
+            [f"run.flops: {budget:g}; pays for {budget / step:.1g} steps, and {MOST_STEPS:.0g} is the most; lower it"]
+        )
+    tree.run.steps = round(budget / step)
+    tree.run.eval_every = min(tree.run.eval_every, tree.run.steps)
+    tree.optim.warmup = min(tree.optim.warmup, tree.run.steps // 10)
+    return tree
+
+
+def visible_pairs(batch: "Batch") -> int:
     """How many (query, key) pairs of a host batch see each other (`batches.visible`), without the `[T, T]` mask."""
+    import numpy as np
 
     def join(field):
         return np.concatenate([getattr(t, field) for t in batch.values()], axis=1)
@@ -122,8 +171,10 @@ def visible_pairs(batch: Batch) -> int:
     return int(total)
 
 
-def _earlier(group: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _earlier(group: "np.ndarray", counts: "np.ndarray") -> "np.ndarray":
     """For each token, how many tokens that count lie at or before it in its group."""
+    import numpy as np
+
     order = np.argsort(group, kind="stable")
     running = np.cumsum(counts[order])
     starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0]) if len(group) else np.zeros(0, int)

@@ -6,41 +6,26 @@ keys and values of the whole row come to it, in one exchange for all heads.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mot import batches, sharding
-from mot.batches import Info, Tokens
 from mot.config import Config
 from mot.model import attention, caches, ops
 from mot.model.attention import BACKENDS, FEW, attend_few
 from mot.model.caches import Cache
+from mot.model.context import Group, JointRow
 
 QKV = Sequence[jax.Array]  # q, k and v of one group, [B, C, heads, H]
 
 
-class JointRow(NamedTuple):
-    """The tokens of all groups where they meet.
-
-    Where rows are in parts (`sharding.split_context`), B counts parts and T is a part's tokens.
-    """
-
-    q: Info  # [B, T], in document order, where causality leaves the fewest tiles to visit
-    k: Info  # of whole rows; without `context` the same
-    order: jax.Array | None  # [B, T], from the groups end to end to document order; None: they are in it
-    back: jax.Array | None
-    k_order: jax.Array | None  # the same of whole rows, as they come from their devices
-    k_back: jax.Array | None
-
-
-def join(merged: list[Tokens], rules: dict[str, str], T: int | None) -> JointRow:
-    """The row of some groups, whose tokens are `apart`."""
-    info = jax.tree.map(lambda *x: end_to_end(x), *(tokens.info for tokens in merged))
+def join(groups: list[Group], rules: dict[str, str], T: int | None) -> JointRow:
+    """The row of some groups; T as in `batches.document_order`."""
+    info = jax.tree.map(lambda *x: end_to_end(x), *(group.tokens.info for group in groups))
     order = back = None
-    if len(merged) > 1:
+    if len(groups) > 1:
         order = batches.document_order(info.position, T)
         # Of a whole row, position itself is the way back.
         back = info.position if sharding.shard_count(("length",), rules) == 1 else batches.inverse(order)
@@ -50,13 +35,14 @@ def join(merged: list[Tokens], rules: dict[str, str], T: int | None) -> JointRow
 
     def gather(info):
         info = _gather_rows(info, rules)
-        if len(merged) == 1:
+        if len(groups) == 1:
             return info, None, None
         order_BT = batches.document_order(info.position, T)
         return batches.in_order(info, order_BT), order_BT, info.position
 
-    here, there = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
-    k, *orders = sharding.shard_map(gather, (here,), there)(info)
+    parts = sharding.spec((sharding.ROWS,), rules)
+    rows = sharding.spec(("batch",), rules)
+    k, *orders = sharding.shard_map(gather, (parts,), rows)(info)
     return JointRow(q, k, order, back, *orders)
 
 
@@ -67,36 +53,46 @@ def attend(parts: list[QKV], row: JointRow, config: Config) -> list[jax.Array]:
 
 
 def attend_with_stopped_gradients(
-    parts: list[QKV], groups, merged: list[Tokens], row: JointRow, config: Config
+    parts: list[QKV], groups: list[Group], row: JointRow, config: Config
 ) -> list[jax.Array]:
     """A call for the queries of each group; keys and values of towers behind a wall of its own have no gradient."""
+    towers = [config.towers.attn[group.streams[0]] for group in groups]
     outputs = []
-    attn = config.towers.attn
-    ks, vs = ([part[n] for part in parts] for n in (1, 2))
-    for group, (q_BCNH, *_), tokens in zip(groups, parts, merged, strict=True):
-        walled = {attn[wall.keys] for wall in config.towers.stop_gradients if attn[wall.queries] == attn[group[0]]}
-
-        def stop(xs, walled=walled):
-            return [lax.stop_gradient(x) if attn[g[0]] in walled else x for x, g in zip(xs, groups, strict=True)]
-
-        mine = row._replace(q=tokens.info, order=None, back=None)
-        outputs.append(_attend(q_BCNH, end_to_end(stop(ks)), end_to_end(stop(vs)), mine, config))
+    for group, tower, (q_BCNH, *_) in zip(groups, towers, parts, strict=True):
+        stopped = _stopped_for(tower, config)
+        k_BTKH = end_to_end([_stop_if(t in stopped, k_BCKH) for t, (_, k_BCKH, _) in zip(towers, parts, strict=True)])
+        v_BTKH = end_to_end([_stop_if(t in stopped, v_BCKH) for t, (*_, v_BCKH) in zip(towers, parts, strict=True)])
+        own_row = row._replace(q=group.tokens.info, order=None, back=None)
+        outputs.append(_attend(q_BCNH, k_BTKH, v_BTKH, own_row, config))
     return outputs
 
 
-def attend_with_cache(parts: list[QKV], kv, row: JointRow, cache: Cache, config: Config):
+def _stopped_for(tower: str, config: Config) -> set[str]:
+    """The towers whose keys and values get no gradient from the queries of this one."""
+    attn = config.towers.attn
+    return {attn[pair.keys] for pair in config.towers.stop_gradients if attn[pair.queries] == tower}
+
+
+def _stop_if(stopped: bool, x_BCKH) -> jax.Array:
+    return lax.stop_gradient(x_BCKH) if stopped else x_BCKH
+
+
+def attend_with_cache(
+    parts: list[QKV], kv: tuple[jax.Array, jax.Array], row: JointRow, cache: Cache, config: Config
+) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
     """Attention over all that the cache holds, these tokens included; and the layer's k and v with them."""
     q_BTNH, k_BTKH, v_BTKH = (_permuted(x, row.order, row.back) for x in map(end_to_end, zip(*parts, strict=True)))
     kv = tuple(caches.place(x, new, cache.used) for x, new in zip(kv, (k_BTKH, v_BTKH), strict=True))
     if q_BTNH.shape[1] <= FEW:
         o_BTNH = attend_few(q_BTNH, *kv, row.q, cache.info)
     else:  # kernels want whole rows
-        how = config.model.attention if config.model.attention in BACKENDS else "chunked"
-        o_BTNH = attention.attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, how)
+        backend = config.model.attention if config.model.attention in BACKENDS else "chunked"
+        o_BTNH = attention.attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, backend)
     return split(_permuted(o_BTNH, row.back, row.order), [q_BCNH.shape[1] for q_BCNH, *_ in parts]), kv
 
 
-def end_to_end(xs):
+def end_to_end(xs: Sequence[jax.Array]) -> jax.Array:
+    """Arrays `[B, C, ...]` of several groups, joined along C."""
     return jnp.concatenate(xs, axis=1) if len(xs) > 1 else xs[0]
 
 
@@ -105,24 +101,26 @@ def split(x_BTNH, sizes: Sequence[int]) -> list[jax.Array]:
     return lax.split(x_BTNH, sizes, axis=1) if len(sizes) > 1 else [x_BTNH]
 
 
-def _attend(q_BTNH, k_BTKH, v_BTKH, row, config):
+def _attend(q_BTNH, k_BTKH, v_BTKH, row: JointRow, config: Config) -> jax.Array:
+    """Attention of tokens as they come; each device permutes its own to document order, and the results back."""
     rules = config.mesh.rules
-    here, there = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
+    parts = sharding.spec((sharding.ROWS,), rules)
+    rows = sharding.spec(("batch",), rules)
     heads = sharding.spec((sharding.ROWS, None, "heads"), rules)
     private = any(s.copies > 1 for s in config.streams.values())
     alone = any(s.diffuses and s.diffusion.drop_rate > 0 for s in config.streams.values())
 
-    def share(q_BTNH, k_BTKH, v_BTKH, row):
+    def on_each_device(q_BTNH, k_BTKH, v_BTKH, row):
         q_BTNH = _permuted(q_BTNH, row.order, row.back)
         k_BSKH, v_BSKH = (_permuted(_gather_rows(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
         o_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, config.model.attention, private, alone)
         return _permuted(o_BTNH, row.back, row.order)
 
-    inputs = (heads, heads, heads, JointRow(here, there, here, here, there, there))
-    return sharding.shard_map(share, inputs, heads)(q_BTNH, k_BTKH, v_BTKH, row)
+    inputs = (heads, heads, heads, JointRow(parts, rows, parts, parts, rows, rows))
+    return sharding.shard_map(on_each_device, inputs, heads)(q_BTNH, k_BTKH, v_BTKH, row)
 
 
-def _gather_rows(tree, rules):
+def _gather_rows(tree, rules: dict[str, str]):
     """Whole rows, of the parts that the devices along `context` have."""
     names = sharding.axes_of("length", rules)
     if sharding.shard_count(("length",), rules) == 1:
@@ -130,5 +128,5 @@ def _gather_rows(tree, rules):
     return jax.tree.map(partial(lax.all_gather, axis_name=names, axis=1, tiled=True), tree)
 
 
-def _permuted(x_BTNH, order_BT, back_BT):
+def _permuted(x_BTNH, order_BT, back_BT) -> jax.Array:
     return x_BTNH if order_BT is None else ops.permute(x_BTNH, order_BT, back_BT)

@@ -1,7 +1,7 @@
 """Kernels of other libraries, for TPU and GPU: the one file that imports what they call private or experimental.
 
 Each such import stands in the function that needs it, with the reason beside it. What the kernels mean is said by
-`attention.attend(how="reference")` and `lax.ragged_dot`, and checked against these by tests/plan. Queries and keys
+`attention.attend(backend="reference")` and `lax.ragged_dot`, and checked against these by tests/plan. Queries and keys
 come sorted by position, keys as whole rows, so a key's index is its position; padding comes last.
 """
 
@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mot.batches import visible
+from mot.batches import Info, visible
+from mot.config import Config
 from mot.errors import UserError
 
 LANES = 128  # the width of a TPU's registers: block sizes are multiples of it
@@ -23,7 +24,7 @@ RUN_ON = {"splash": "tpu", "gmm": "tpu", "triton": "gpu", "mosaic": "gpu", "cudn
 EXTRAS = {"tpu": "tpu", "gpu": "cuda"}
 
 
-def refuse_absent(config, platform: str) -> None:
+def refuse_absent(config: Config, platform: str) -> None:
     """`UserError` where a kernel that `config` asks for is not for this platform's devices, or is not installed."""
 
     def load():
@@ -36,11 +37,13 @@ def refuse_absent(config, platform: str) -> None:
     asked = [("attention", m.attention, "chunked")]
     if any(s.experts for s in (*config.attn.values(), *config.ffn.values())):
         asked.append(("dispatch", m.dispatch, "ragged"))
-    for key, how, instead in asked:
-        needed = RUN_ON.get(how, platform)
+    for key, kernel, instead in asked:
+        needed = RUN_ON.get(kernel, platform)
         if needed != platform:
-            faults.append(f"model.{key}: {how!r} runs on {needed}, and the devices are {platform}; choose {instead!r}")
-        elif how in RUN_ON and how != "cudnn":
+            faults.append(
+                f"model.{key}: {kernel!r} runs on {needed}, and the devices are {platform}; choose {instead!r}"
+            )
+        elif kernel in RUN_ON and kernel != "cudnn":
             _of_tokamax(EXTRAS[needed], load)
     if faults:
         raise UserError("; ".join(faults))
@@ -57,7 +60,7 @@ def _of_tokamax(extra, load):
         ) from None
 
 
-def _spare_the_command_line():
+def _spare_the_command_line() -> None:
     """tokamax's operators for GPU take the process's arguments for flags of theirs unless these are parsed."""
     from absl import flags
 
@@ -70,11 +73,12 @@ def _spare_the_command_line():
 # unit trained alone a segment is an interval, too, and then so is what a query sees.
 
 
-def _differs(a):
+def _differs(a) -> jax.Array:
+    """`[S - 1]`: is each element another than the one before it?"""
     return a[1:] != a[:-1]
 
 
-def last_seen(q, k):
+def last_seen(q: Info, k: Info) -> jax.Array:
     """`[T]`, of one row: the largest index of a key that a query may see."""
     S = k.position.shape[0]
     ends_S = jnp.append(_differs(k.span) | _differs(k.segment) | (k.span[:-1] == 0), True)
@@ -82,7 +86,7 @@ def last_seen(q, k):
     return last_S[jnp.minimum(q.position, S - 1)].astype(jnp.int32)
 
 
-def first_seen(q, k):
+def first_seen(q: Info, k: Info) -> jax.Array:
     """`[T]`, of one row: where the query's segment begins among the keys; for rows without a unit alone."""
     S = k.position.shape[0]
     begins_S = jnp.append(True, _differs(k.segment))
@@ -90,7 +94,7 @@ def first_seen(q, k):
     return first_S[jnp.minimum(q.position, S - 1)].astype(jnp.int32)
 
 
-def block_states(q, k, last_T, bq, bk):
+def block_states(q: Info, k: Info, last_T, bq: int, bk: int) -> jax.Array:
     """`[U, W]`, of one row, in blocks of queries and keys: 0 nobody sees anybody, 2 `last_T` hides no key, 1 else.
 
     From bounds alone, so a 1 may be a 0. Padding counts for none of them.
@@ -114,17 +118,17 @@ def block_states(q, k, last_T, bq, bk):
 # --- TPU: splash attention -------------------------------------------------------------------------------------------
 
 
-def _block(T, least, bytes):
-    """The largest block that divides T and leaves at least so many; `bytes` are a head's vector's.
+def _block(T: int, blocks: int, bytes: int) -> int:
+    """The largest block of which at least so many make T; `bytes` are a head's vector's.
 
     1024 for 128 numbers of bfloat16, as public training configurations for v5p and v6e have it (512 to 2048, these
     with more VMEM than XLA gives unasked); for longer vectors less, to fit the 16 MiB of v4 and v5e.
     """
-    most = min(1024 * 256 // max(bytes, 256), T // least)
-    return next(b for b in range(most // LANES * LANES, 0, -LANES) if T % b == 0)
+    limit = min(1024 * 256 // max(bytes, 256), T // blocks)
+    return next(b for b in range(limit // LANES * LANES, 0, -LANES) if T % b == 0)
 
 
-def _whole_blocks(T, S):
+def _whole_blocks(T: int, S: int) -> tuple[int, int]:
     """How many tokens of padding queries and keys get.
 
     Gradients of keys and queries are added up in place over the grid: what was written must have left before it is read
@@ -133,7 +137,8 @@ def _whole_blocks(T, S):
     return -T % LANES, max(-S % LANES, 3 * LANES - S)
 
 
-def _blocks(T, S, bytes):
+def _blocks(T: int, S: int, bytes: int) -> tuple[int, int]:
+    """Of queries and of keys."""
     return _block(T, 1, bytes), _block(S, 3, bytes)
 
 
@@ -142,18 +147,18 @@ def causal_work(T: int, parts: int, bytes: int) -> int:
 
     `bytes` are a head's vector's. The last part of a row sees all of it: its device has the most to do.
     """
-    of_part = T // parts
-    more_T, more_S = _whole_blocks(of_part, T)
-    bq, bk = _blocks(of_part + more_T, T + more_S, bytes)
-    ends = [min(first + bq, of_part) + T - of_part for first in range(0, of_part, bq)]
+    own = T // parts
+    more_T, more_S = _whole_blocks(own, T)
+    bq, bk = _blocks(own + more_T, T + more_S, bytes)
+    ends = [min(first + bq, own) + T - own for first in range(0, own, bq)]
     return sum(-(-end // bk) for end in ends) * bq * bk
 
 
-def _after_last(last, index):
+def _after_last(last, index) -> jax.Array:
     return index <= last
 
 
-def splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool):
+def splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool) -> jax.Array:
     """Attention on TPU, in memory linear in T unless tokens may be private: then one row's `[T, S]` mask at a time.
 
     Rows one after another, each with its own list of blocks. T and S that are no multiples of 128 are padded.
@@ -179,7 +184,9 @@ def splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool):
     return o_BNTH.swapaxes(1, 2)[:, :T]
 
 
-def _splash_row(q_NTH, k_KSH, v_KSH, q_info, k_info, private):
+def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: bool) -> jax.Array:
+    """One row, its heads first."""
+
     def load():
         # Private, because the public makers of kernels take either a mask known when they are called, or whole
         # `[T, S]` masks; the kernels themselves take a threshold for each query and lists of blocks, computed.
@@ -255,7 +262,7 @@ def _schedule(MaskInfo, states, numbers, mask, last_T, idle):
 QUERIES = 4096  # that Triton's kernel takes at once: on the way back it makes a mask of them and all keys
 
 
-def gpu(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool, alone: bool, how: str):
+def gpu(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool, alone: bool, kernel: str) -> jax.Array:
     """Attention on GPU by `triton`, `mosaic` (Hopper, Blackwell) or `cudnn`, in bfloat16.
 
     Where nothing is private and no unit alone, an interval of keys for each query: linear memory with the first two.
@@ -263,11 +270,11 @@ def gpu(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool, alone: bool, how:
     after: kernels make NaN of none.
     """
     T = q_BTNH.shape[1]
-    if how == "cudnn" or private or alone:
+    if kernel == "cudnn" or private or alone:
         mask_BTS = visible(q_info, k_info)
         sees_BT = mask_BTS.any(-1)
         mask_BTS |= ~sees_BT[..., None] & (q_info.position[..., None] == k_info.position[:, None])
-        o_BTNH = _GPU[how](q_BTNH, k_BSKH, v_BSKH, mask_BTS[:, None], None)
+        o_BTNH = _GPU[kernel](q_BTNH, k_BSKH, v_BSKH, mask_BTS[:, None], None)
     else:
         first_BT, last_BT = jax.vmap(first_seen)(q_info, k_info), jax.vmap(last_seen)(q_info, k_info)
         sees_BT = q_info.segment != 0
@@ -275,9 +282,9 @@ def gpu(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool, alone: bool, how:
         end_BT = jnp.where(sees_BT, last_BT, q_info.position) + 1
 
         def attend(q, first, end):
-            return _GPU[how](q, k_BSKH, v_BSKH, None, (first[:, None], end[:, None]))
+            return _GPU[kernel](q, k_BSKH, v_BSKH, None, (first[:, None], end[:, None]))
 
-        if how == "triton" and T > QUERIES and T % QUERIES == 0:
+        if kernel == "triton" and T > QUERIES and T % QUERIES == 0:
 
             def cut(x):
                 return jnp.moveaxis(x.reshape(x.shape[0], -1, QUERIES, *x.shape[2:]), 1, 0)
@@ -289,7 +296,7 @@ def gpu(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private: bool, alone: bool, how:
     return jnp.where(sees_BT[..., None, None], o_BTNH, 0)
 
 
-def _tokamax_gpu(name, q_BTNH, k_BSKH, v_BSKH, mask, interval):
+def _tokamax_gpu(name: str, q_BTNH, k_BSKH, v_BSKH, mask, interval) -> jax.Array:
     def load():
         # Private, because the public function chooses by the device that it finds, not by the one compiled for.
         from tokamax._src.ops.attention import base, pallas_mosaic_gpu, pallas_triton
@@ -304,7 +311,7 @@ def _tokamax_gpu(name, q_BTNH, k_BSKH, v_BSKH, mask, interval):
     return Kernel()(q_BTNH, k_BSKH, v_BSKH, mask=seen)
 
 
-def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, interval):
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, interval) -> jax.Array:
     return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation="cudnn")
 
 
@@ -315,31 +322,31 @@ _GPU = {"triton": partial(_tokamax_gpu, "triton"), "mosaic": partial(_tokamax_gp
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def grouped(x_SD, w_EDF, size_E, how: str):
+def grouped(x_SD, w_EDF, size_E, kernel: str) -> jax.Array:
     """`[S, F]`: rows by group times the group's matrix, as `lax.ragged_dot`, by `gmm` (TPU), `triton` or `mosaic`.
 
     In the dtype of x, accumulated in float32; gradients come in the dtypes of x and w. Rows past the last group, of
     the result and of the gradient of x, are uninitialised. On TPU D and F are at least 128.
     """
-    return _GROUPED[how](x_SD, w_EDF.astype(x_SD.dtype), size_E, "plain", x_SD.dtype)
+    return _GROUPED[kernel](x_SD, w_EDF.astype(x_SD.dtype), size_E, "plain", x_SD.dtype)
 
 
-def _grouped_forward(x_SD, w_EDF, size_E, how):
-    return grouped(x_SD, w_EDF, size_E, how), (x_SD, w_EDF, size_E)
+def _grouped_forward(x_SD, w_EDF, size_E, kernel):
+    return grouped(x_SD, w_EDF, size_E, kernel), (x_SD, w_EDF, size_E)
 
 
-def _grouped_backward(how, residuals, g_SF):
+def _grouped_backward(kernel, residuals, g_SF):
     x_SD, w_EDF, size_E = residuals
     g_SF = g_SF.astype(x_SD.dtype)
-    dx_SD = _GROUPED[how](g_SF, w_EDF.astype(x_SD.dtype), size_E, "transposed", x_SD.dtype)
-    dw_EDF = _GROUPED[how](x_SD, g_SF, size_E, "contracted", w_EDF.dtype)
+    dx_SD = _GROUPED[kernel](g_SF, w_EDF.astype(x_SD.dtype), size_E, "transposed", x_SD.dtype)
+    dw_EDF = _GROUPED[kernel](x_SD, g_SF, size_E, "contracted", w_EDF.dtype)
     return dx_SD, dw_EDF, None
 
 
 grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
-def _gmm(x, w, size_E, kind, dtype):
+def _gmm(x, w, size_E, product: str, dtype) -> jax.Array:
     """TPU. Tiles of at most 512 rows and 1024 columns, as MaxText has them; the library's own 128 starve the MXU."""
 
     def load():
@@ -355,18 +362,18 @@ def _gmm(x, w, size_E, kind, dtype):
     def longer(x):
         return jnp.pad(x, ((0, -S % rows), (0, 0)))
 
-    def most(size):
+    def columns(size):
         return min(1024, size)
 
-    if kind == "contracted":
-        tiling = (rows, most(x.shape[1]), most(w.shape[1]))
+    if product == "contracted":
+        tiling = (rows, columns(x.shape[1]), columns(w.shape[1]))
         return kernel.tgmm(longer(x).T, longer(w), size_E, None, dtype, tiling)
-    turned = kind == "transposed"
-    tiling = (rows, most(x.shape[1]), most(w.shape[1 if turned else 2]))
+    turned = product == "transposed"
+    tiling = (rows, columns(x.shape[1]), columns(w.shape[1 if turned else 2]))
     return kernel.gmm(longer(x), w, size_E, None, dtype, tiling, transpose_rhs=turned)[:S]
 
 
-def _ragged_gpu(name, x, w, size_E, kind, dtype):
+def _ragged_gpu(name: str, x, w, size_E, product: str, dtype) -> jax.Array:
     def load():
         # Private, for the reason above.
         from tokamax._src.ops.ragged_dot import base, pallas_mosaic_gpu, pallas_triton
@@ -381,10 +388,10 @@ def _ragged_gpu(name, x, w, size_E, kind, dtype):
         "plain": base.DEFAULT_RAGGED_DOT_DIM_NUMS,
         "transposed": base.TRANS_RHS_RAGGED_DOT_DIM_NUMS,
         "contracted": base.RAGGED_CONTRACTING_DOT_DIM_NUMS,
-    }[kind]
+    }[product]
     y = Kernel()(x, w, group_sizes=size_E, ragged_dot_dimension_numbers=dimensions, preferred_element_type=dtype)
     # Triton's, of 0.0.12, takes the rows before an empty group for its own.
-    return jnp.where((size_E > 0)[:, None, None], y, 0) if kind == "contracted" else y
+    return jnp.where((size_E > 0)[:, None, None], y, 0) if product == "contracted" else y
 
 
 _GROUPED = {"gmm": _gmm, "triton": partial(_ragged_gpu, "triton"), "mosaic": partial(_ragged_gpu, "mosaic")}

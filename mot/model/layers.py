@@ -4,55 +4,22 @@ A layer works on lists: one residual `x_RD` a group (R = B * C, its tokens laid 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 
 from mot import sharding
 from mot.batches import Tokens
-from mot.config import Config, Experts
+from mot.config import Model
 from mot.model import experts, joint, ops
-from mot.model.caches import Cache
-from mot.model.joint import JointRow
+from mot.model.context import Context, towers
 
-Group = tuple[str, ...]  # streams that travel merged
-
-
-class Context(NamedTuple):
-    """What every layer sees alike, but for `key` and `kv`, which are the layer's own inside it."""
-
-    config: Config
-    groups: list[Group]
-    merged: list[Tokens]  # by group
-    modality: list[jax.Array]  # by group: the modality of each token, [B, C]
-    conditions: list[jax.Array | None]  # by group: c_RY that its norms are modulated by
-    row: JointRow
-    key: jax.Array | None  # of the routers' jitter; None: no jitter
-    causal: bool  # experts that choose are imitated by routers that see no later token
-    cache: Cache | None  # whose info has these tokens
-    kv: tuple[jax.Array, jax.Array] | None = None  # the cache's keys and values of this layer
+Reports = dict[str, experts.Report]  # by `component/tower`
+KV = tuple[jax.Array, jax.Array]  # a layer's keys and values, as the cache has them
 
 
-class Tower(NamedTuple):
-    """One parameter set of a component, and the numbers of the groups that it serves."""
-
-    name: str
-    experts: Experts
-    groups: list[int]
-
-
-def towers(component: str, context: Context) -> list[Tower]:
-    """The towers of `attn` or `ffn` that serve some group, in the order of their first group."""
-    mapping = getattr(context.config.towers, component)
-    names = [mapping[group[0]] for group in context.groups]
-    routed = getattr(context.config, component)
-    return [
-        Tower(tower, routed[tower], [i for i, name in enumerate(names) if name == tower])
-        for tower in dict.fromkeys(names)
-    ]
-
-
-def block(xs: list[jax.Array], w: dict, number: jax.Array | int, context: Context):
+def block(
+    xs: list[jax.Array], w: dict, number: jax.Array | int, context: Context
+) -> tuple[list[jax.Array], Reports, KV | None]:
     """Layer `number` over all groups' residuals, `[R, D]` each; its weights are `w[component][tower][weight]`.
 
     Returns the residuals, the reports of its routers by `component/tower`, and with a cache its keys and values.
@@ -65,33 +32,33 @@ def block(xs: list[jax.Array], w: dict, number: jax.Array | int, context: Contex
     return xs, attention_reports | ffn_reports, kv
 
 
-def _inside(context: Context, number) -> Context:
+def _inside(context: Context, number: jax.Array | int) -> Context:
     """The context of layer `number`: a key of its own, and its keys and values of the cache."""
     key = None if context.key is None else jax.random.fold_in(context.key, number)
     return context._replace(key=key, kv=None if context.cache is None else context.cache.kv[number])
 
 
-def _pre_norm(xs, w, name: str, context: Context) -> list[jax.Array]:
+def _pre_norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """x + f(norm(x)): what f reads."""
     return _norm(xs, w["norm"], name, context) if context.config.model.norm == "pre" else xs
 
 
-def _post_norm(ys, w, name: str, context: Context) -> list[jax.Array]:
+def _post_norm(ys: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """x + norm(f(x)): what is added."""
     return _norm(ys, w["norm"], name, context) if context.config.model.norm == "post" else ys
 
 
-def _norm(xs, w, name: str, context: Context) -> list[jax.Array]:
+def _norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """Each group's rows by its tower's norm, modulated where its noise level enters by the norms."""
     normed = []
     for x_RD, group, condition_RY in zip(xs, context.groups, context.conditions, strict=True):
-        tower = w[context.config.towers.norm[group[0]]]
+        tower = w[context.config.towers.norm[group.streams[0]]]
         y_RD = ops.rms_norm(x_RD, tower[name], context.config.model.norm_eps)
         normed.append(y_RD if condition_RY is None else ops.modulate(y_RD, condition_RY, tower[f"{name}_ada"]))
     return normed
 
 
-def _add(xs, ys, context: Context) -> list[jax.Array]:
+def _add(xs: list[jax.Array], ys: list[jax.Array], context: Context) -> list[jax.Array]:
     """The residuals with what a branch gives them."""
     sums = [x_RD + y_RD for x_RD, y_RD in zip(xs, ys, strict=True)]
     return [sharding.constrain(x_RD, (sharding.ROWS, None), context.config.mesh.rules) for x_RD in sums]
@@ -105,7 +72,7 @@ def _is_routed(tower: dict) -> bool:
 # --- attention -----------------------------------------------------------------------------------------------------
 
 
-def attention(xs: list[jax.Array], w: dict, context: Context):
+def attention(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.Array], Reports, KV | None]:
     """Each tower's projections around one attention over all tokens of the row, in document order, and of its cache.
 
     Returns each group's `[R, D]`, the routers' reports, and the layer's keys and values where there is a cache.
@@ -119,7 +86,7 @@ def attention(xs: list[jax.Array], w: dict, context: Context):
         else:
             flat = [_project_in(w[tower.name], xs[i], context.config.mesh.rules) for i in tower.groups]
         for i, parts in zip(tower.groups, flat, strict=True):
-            qkv[i] = _heads(w[tower.name], parts, context.merged[i], context.config.model)
+            qkv[i] = _heads(w[tower.name], parts, context.groups[i].tokens, context.config.model)
     outputs, kv = _attend([qkv[i] for i in range(len(xs))], context)
     rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
     ys = {}
@@ -133,23 +100,23 @@ def attention(xs: list[jax.Array], w: dict, context: Context):
     return [ys[i] for i in range(len(xs))], reports, kv
 
 
-def _attend(qkv: list[joint.QKV], context: Context):
+def _attend(qkv: list[joint.QKV], context: Context) -> tuple[list[jax.Array], KV | None]:
     """Each group's part `[B, C, N, H]` of the joint attention; and keys and values, with a cache."""
     config = context.config
     if context.cache is not None:
         return joint.attend_with_cache(qkv, context.kv, context.row, context.cache, config)
     if config.towers.stop_gradients:
-        return joint.attend_with_stopped_gradients(qkv, context.groups, context.merged, context.row, config), None
+        return joint.attend_with_stopped_gradients(qkv, context.groups, context.row, config), None
     return joint.attend(qkv, context.row, config), None
 
 
-def _project_in(tower: dict, x_RD, rules) -> list[jax.Array]:
+def _project_in(tower: dict, x_RD, rules: dict[str, str]) -> list[jax.Array]:
     """q, k and v with their heads laid flat, `[R, A]` each."""
     flat = [ops.linear(x_RD, experts.flat_in(tower[name])) for name in ("wq", "wk", "wv")]
     return [sharding.constrain(y_RA, (sharding.ROWS, "heads"), rules) for y_RA in flat]
 
 
-def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Flat q, k and v as heads `[B, C, heads, H]`: q and k normed and rotated."""
     B, C = tokens.token.shape
     heads = [x_RA.reshape(B * C, -1, m.head_size) for x_RA in parts]
@@ -159,7 +126,7 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m) -> tuple[
     return q, k, v
 
 
-def _qk_norm(x_RNH, tower: dict, name: str, m) -> jax.Array:
+def _qk_norm(x_RNH, tower: dict, name: str, m: Model) -> jax.Array:
     if m.qk_norm == "rms":
         return ops.rms_norm(x_RNH, tower[f"{name}_norm"], m.norm_eps)
     if m.qk_norm == "layer":
@@ -170,7 +137,7 @@ def _qk_norm(x_RNH, tower: dict, name: str, m) -> jax.Array:
 # --- FFNs ----------------------------------------------------------------------------------------------------------
 
 
-def feed_forward(xs: list[jax.Array], w: dict, context: Context):
+def feed_forward(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.Array], Reports]:
     """Each tower's FFN on the rows of the groups that it serves; and the routers' reports."""
     ys, reports = {}, {}
     for tower in towers("ffn", context):

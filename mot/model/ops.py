@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 @jax.custom_vjp
-def linear(x_RD, w_DF):
+def linear(x_RD, w_DF) -> jax.Array:
     """`x @ w` in the dtype of x: operands in that dtype, accumulation in float32, the weight's gradient in float32.
 
     Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate.
@@ -30,20 +30,20 @@ _matmul = partial(jnp.matmul, preferred_element_type=jnp.float32)
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def rms_norm(x_RD, scale_D, eps: float):
+def rms_norm(x_RD, scale_D, eps: float) -> jax.Array:
     """RMSNorm over the last axis (1910.07467); statistics in float32."""
     x = x_RD.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
     return (x * _last_axes(scale_D, x)).astype(x_RD.dtype)
 
 
-def modulate(x_RD, c_RY, w_YF):
+def modulate(x_RD, c_RY, w_YF) -> jax.Array:
     """x (1 + scale) + shift, both linear in the condition (DiT's adaLN-zero, 2212.09748): of 0 it changes nothing."""
     scale_RD, shift_RD = jnp.split(linear(c_RY, w_YF), 2, axis=-1)
     return x_RD * (1 + scale_RD) + shift_RD
 
 
-def layer_norm(x_RNH, scale_NH, bias_NH, eps: float):
+def layer_norm(x_RNH, scale_NH, bias_NH, eps: float) -> jax.Array:
     """LayerNorm over the last axis, a scale and a bias for each head (Chameleon's q/k norm); statistics in float32."""
     x = x_RNH.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -51,17 +51,17 @@ def layer_norm(x_RNH, scale_NH, bias_NH, eps: float):
     return (x * _last_axes(scale_NH, x) + _last_axes(bias_NH, x)).astype(x_RNH.dtype)
 
 
-def _last_axes(w, x):
+def _last_axes(w, x) -> jax.Array:
     return w.reshape((1,) * (x.ndim - w.ndim) + w.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rope(x_BCNH, position_BC1, theta: float):
+def rope(x_BCNH, position_BC1, theta: float) -> jax.Array:
     """Rotary position embedding (2104.09864), halves paired as in Llama; angles in float32."""
     return _rotate(x_BCNH, position_BC1, theta)
 
 
-def _rotate(x_BCNH, position_BC1, theta, direction=1):
+def _rotate(x_BCNH, position_BC1, theta: float, direction: int = 1) -> jax.Array:
     half = x_BCNH.shape[-1] // 2
     frequency = direction * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = (position_BC1.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
@@ -78,7 +78,7 @@ rope.defvjp(
 
 
 @jax.custom_vjp
-def permute(x_BTNH, order_BT, back_BT):
+def permute(x_BTNH, order_BT, back_BT) -> jax.Array:
     """Each row's tokens in another order; `back` undoes it. Gathers both ways: the derived transpose would scatter."""
     return jnp.take_along_axis(x_BTNH, order_BT[:, :, None, None], axis=1)
 
@@ -89,6 +89,6 @@ permute.defvjp(
 )
 
 
-def swiglu(gate_RF, up_RF):
+def swiglu(gate_RF, up_RF) -> jax.Array:
     """silu(gate) * up (2002.05202)."""
     return jax.nn.silu(gate_RF) * up_RF

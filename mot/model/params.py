@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from mot.config import Config
+from mot.config import Config, Experts, Stream
 
 
 class Spec(NamedTuple):
@@ -66,7 +66,7 @@ def scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
 
 
-def _ends(stream) -> Iterator[tuple[str, Spec]]:
+def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:
     """How a stream's vectors, and their noise level, enter, and how what is predicted of them leaves."""
     if not stream.latent:
         return
@@ -86,24 +86,24 @@ ADA = 64  # features of which norms' scales and shifts are made: few, as each to
 def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
     """One layer's parameters, `component/tower/weight`."""
     for tower in _towers(config.towers.attn):
-        sets = config.attn[tower]
+        experts = config.attn[tower]
         D = config.streams[tower].width
         for weight, spec in _attention(config, D):
-            yield f"attn/{tower}/{weight}", _of_experts(spec, sets) if routed and weight in QKVO else spec
+            yield f"attn/{tower}/{weight}", _of_experts(spec, experts) if routed and weight in QKVO else spec
         if routed:
-            yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
+            yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(experts, D))
     for tower in _towers(config.towers.ffn):
-        sets = config.ffn[tower]
+        experts = config.ffn[tower]
         D = config.streams[tower].width
-        width = (routed and sets.experts and sets.width) or config.streams[tower].ffn
-        for weight, spec in _swiglu(config, D, width):
-            yield f"ffn/{tower}/{weight}", _of_experts(spec, sets) if routed else spec
+        F = (routed and experts.experts and experts.width) or config.streams[tower].ffn
+        for weight, spec in _swiglu(config, D, F):
+            yield f"ffn/{tower}/{weight}", _of_experts(spec, experts) if routed else spec
         if routed:
-            yield from ((f"ffn/{tower}/{weight}", spec) for weight, spec in _router(sets, D))
-        if routed and sets.experts and sets.shared:
-            for weight, spec in _swiglu(config, D, sets.shared):
+            yield from ((f"ffn/{tower}/{weight}", spec) for weight, spec in _router(experts, D))
+        if routed and experts.experts and experts.shared:
+            for weight, spec in _swiglu(config, D, experts.shared):
                 yield f"ffn/{tower}/shared_{weight}", spec
-            if sets.shared_gate:
+            if experts.shared_gate:
                 yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), scale(D))
     for tower in _towers(config.towers.norm):
         D = config.streams[tower].width
@@ -113,21 +113,31 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 
 
-def by_norm(stream) -> bool:
+def by_norm(stream: Stream) -> bool:
     """Does the noise level of the stream's vectors enter by its norms?"""
     return stream.diffuses and stream.diffusion.time == "norm"
 
 
 QKVO = ("wq", "wk", "wv", "wo")
+# The axes of a tower's matrices; of experts `expert` stands before them.
+MATRIX_AXES = {
+    "wq": ("embed", "heads", "head"),
+    "wk": ("embed", "kv_heads", "head"),
+    "wv": ("embed", "kv_heads", "head"),
+    "wo": ("heads", "head", "embed"),
+    "w1": ("embed", "mlp"),
+    "w3": ("embed", "mlp"),
+    "w2": ("mlp", "embed"),
+}
 
 
-def _attention(config, D) -> Iterator[tuple[str, Spec]]:
+def _attention(config: Config, D: int) -> Iterator[tuple[str, Spec]]:
     m = config.model
     N, K, H = m.heads, m.kv_heads, m.head_size
-    yield "wq", Spec((D, N, H), ("embed", "heads", "head"), scale(D))
-    yield "wk", Spec((D, K, H), ("embed", "kv_heads", "head"), scale(D))
-    yield "wv", Spec((D, K, H), ("embed", "kv_heads", "head"), scale(D))
-    yield "wo", Spec((N, H, D), ("heads", "head", "embed"), scale(N * H) * scale(2 * m.layers))
+    yield "wq", Spec((D, N, H), MATRIX_AXES["wq"], scale(D))
+    yield "wk", Spec((D, K, H), MATRIX_AXES["wk"], scale(D))
+    yield "wv", Spec((D, K, H), MATRIX_AXES["wv"], scale(D))
+    yield "wo", Spec((N, H, D), MATRIX_AXES["wo"], scale(N * H) * scale(2 * m.layers))
     if m.qk_norm == "rms":
         yield from ((f"{x}_norm", Spec((H,), ("head",))) for x in "qk")
     if m.qk_norm == "layer":
@@ -136,22 +146,25 @@ def _attention(config, D) -> Iterator[tuple[str, Spec]]:
             yield f"{x}_norm_bias", Spec((heads, H), (axis, "head"), None, 0.0)
 
 
-def _swiglu(config, D, F) -> Iterator[tuple[str, Spec]]:
-    yield "w1", Spec((D, F), ("embed", "mlp"), scale(D))
-    yield "w3", Spec((D, F), ("embed", "mlp"), scale(D))
+def _swiglu(config: Config, D: int, F: int) -> Iterator[tuple[str, Spec]]:
+    yield "w1", Spec((D, F), MATRIX_AXES["w1"], scale(D))
+    yield "w3", Spec((D, F), MATRIX_AXES["w3"], scale(D))
     # The residual sums 2 L branches (GPT-2).
-    yield "w2", Spec((F, D), ("mlp", "embed"), scale(F) * scale(2 * config.model.layers))
+    yield "w2", Spec((F, D), MATRIX_AXES["w2"], scale(F) * scale(2 * config.model.layers))
 
 
-def _router(sets, D) -> Iterator[tuple[str, Spec]]:
+def _router(experts: Experts, D: int) -> Iterator[tuple[str, Spec]]:
     from mot.model.router import implementation  # which reads what is above
 
-    if sets.experts:
-        yield from implementation(sets.router).weights(sets, D)
+    if experts.experts:
+        yield from implementation(experts.router).weights(experts, D)
 
 
-def _of_experts(spec: Spec, sets) -> Spec:
-    return spec._replace(shape=(sets.experts, *spec.shape), axes=("expert", *spec.axes)) if sets.experts else spec
+def _of_experts(spec: Spec, experts: Experts) -> Spec:
+    """A matrix of a tower, once for each of its experts, if it has some."""
+    if not experts.experts:
+        return spec
+    return spec._replace(shape=(experts.experts, *spec.shape), axes=("expert", *spec.axes))
 
 
 ROUTER_BIAS = "router_bias"  # moved by loads, not by gradients
@@ -164,11 +177,11 @@ def is_modulation(path: str) -> bool:
 
 
 def is_bias(path: str) -> bool:
-    return path.endswith(f"/{ROUTER_BIAS}")
+    return parse(path).weight == ROUTER_BIAS
 
 
 def is_causal(path: str) -> bool:
-    return path.rpartition("/")[2].startswith(f"{CAUSAL}_")
+    return parse(path).weight.startswith(f"{CAUSAL}_")
 
 
 def _towers(mapping: Mapping[str, str]) -> list[str]:
@@ -225,20 +238,20 @@ PARTS = ("attn", "ffn", "norm", "embed", "head", "latent")
 
 def part(path: str) -> str:
     """Which of PARTS a parameter belongs to; the final norm is one of the norms."""
-    parts = path.split("/")
-    return parts[2] if parts[0] == "blocks" else "norm" if parts[0] == "final_norm" else parts[0]
+    return parse(path).component
 
 
 def users(path: str, config: Config) -> list[str]:
     """The streams whose tokens pass through a parameter; embedding and head are of all that have ids."""
-    if part(path) in ("attn", "ffn", "norm"):
-        return [s for s, name in getattr(config.towers, part(path)).items() if name == tower(path)]
-    if part(path) == "latent":
-        return [path.split("/")[1]]
+    _, component, tower, _ = parse(path)
+    if component in ("attn", "ffn", "norm"):
+        return [s for s, name in getattr(config.towers, component).items() if name == tower]
+    if component == "latent":
+        return [tower]
     return [name for name, stream in config.streams.items() if not stream.latent]
 
 
 def tower(path: str) -> str:
-    """`text` of `blocks/main/ffn/text/w1`; the first part of a path outside the towers."""
-    parts = path.split("/")
-    return parts[3] if parts[0] == "blocks" else parts[1] if parts[0] == "final_norm" else parts[0]
+    """`text` of `blocks/main/ffn/text/w1`; the component of a path outside the towers."""
+    parsed = parse(path)
+    return parsed.component if parsed.component == "latent" else parsed.tower

@@ -1,4 +1,4 @@
-"""Who goes where: a tower's tokens to its experts, with weights. All arithmetic is float32.
+"""Which experts each token goes to, and with which weights. All arithmetic is float32.
 
 What is common to all routers; each kind has a file in `routers/`. `capacity` counts whole rows: a row is routed as it
 would be by itself, whatever the batch's other rows are.
@@ -22,7 +22,7 @@ TINY = 1e-20  # scores that are all 0 to float32 share nothing, rather than 0 / 
 
 
 class Traffic(NamedTuple):
-    """The tokens that a router sends: of whole rows, also where `context` splits them, but for x and its noise."""
+    """The tokens that a router sends. They are of whole rows; with `context`, x and its noise are of parts."""
 
     x_BCD: jax.Array  # the device's parts of rows; padding's are 0
     noise_BCD: jax.Array | None  # what a router multiplies x by; of the same parts
@@ -34,14 +34,14 @@ class Traffic(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Each token's experts: X places, of which some may be empty."""
+    """Each token's experts: X slots, some of them empty."""
 
-    expert_RX: jax.Array  # int32; E = an empty place
+    expert_RX: jax.Array  # int32; E = an empty slot
     weight_RX: jax.Array  # float32; carries the router's gradient
 
 
 class Report(NamedTuple):
-    """What a row's routing amounted to: sums over its real tokens, which add up over rows and microbatches."""
+    """A row's routing: sums over its real tokens, which add up over rows and microbatches."""
 
     tokens_BM: jax.Array  # by modality
     wanted_BM: jax.Array  # choices of an expert
@@ -54,12 +54,12 @@ class Report(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What a router decided, of whole rows."""
+    """What a router decided, for whole rows."""
 
-    expert_BCX: jax.Array  # each token's experts; E = an empty place
+    expert_BCX: jax.Array  # each token's experts; E = an empty slot
     weight_BCX: jax.Array
     wanted_BCE: jax.Array  # bool: a token's choices
-    found_BCE: jax.Array  # bool: those that found a place
+    placed_BCE: jax.Array  # bool: those that found a place
     logits_BCE: jax.Array  # as the z-loss judges them
     score_BCE: jax.Array  # 0 or more
     imitation_BC: jax.Array | None = None  # cross-entropy of a router that imitates this one; None: there is none
@@ -73,14 +73,14 @@ def implementation(name: str) -> ModuleType:
 
 
 def most_choices(spec: Experts, tokens: int, causal: bool) -> int:
-    """How many choices a row of `tokens` tokens can make: what a dispatch must have room for."""
+    """The most choices that a row of `tokens` tokens can make: a dispatch must have room for them."""
     return implementation(spec.router).most_choices(spec, tokens, causal)
 
 
 def route(
     traffic: Traffic, weights: dict, spec: Experts, modalities: int, causal: bool = False
 ) -> tuple[Choice, Report]:
-    """Choices of the tokens, R = B * C, and the report of whole rows.
+    """The tokens' choices, R = B * C, and the report of whole rows.
 
     `weights` are the router's (`routers/<name>.py`). `causal`: no token's choice may depend on later ones.
     """
@@ -110,34 +110,34 @@ def matmul(x, w) -> jax.Array:
     return jnp.matmul(x, w.astype(jnp.float32), precision=lax.Precision.HIGHEST)
 
 
-def capacity(spec: Experts, tokens_B, tokens: int, factor: float):
+def capacity(spec: Experts, tokens_B, tokens: int, factor: float) -> jax.Array:
     """How many of a row's tokens (`tokens` at most) an expert takes: floor(factor * active * tokens / experts)."""
     table = np.floor(factor * spec.active * np.arange(tokens + 1) / spec.experts + 1e-9)  # float32 would round
     return jnp.asarray(table, jnp.int32)[tokens_B]
 
 
-def first_to_ask(key_BCE, asks_BCE, position_BC, most_B):
-    """Of those who ask an expert the `most` first, by key and then by position: bool `[B, C, E]`.
+def first_to_ask(key_BCE, asks_BCE, position_BC, limit_B) -> jax.Array:
+    """The first of those who ask an expert, at most `limit` of them, by key and then by position: bool `[B, C, E]`.
 
     The last one's key is found bit by bit, from counts of who comes before: TPU's compiler takes seconds for a sort.
     """
-    most_B11 = most_B[:, None, None]
+    limit_B11 = limit_B[:, None, None]
     bits_BCE = lax.bitcast_convert_type(key_BCE + 0.0, jnp.uint32)  # -0 is 0
     # Floats in their order: of negative ones greater bits are less.
     order_BCE = jnp.where(bits_BCE >> 31 > 0, ~bits_BCE, bits_BCE | jnp.uint32(1 << 31))
-    last_B1E = _last(order_BCE, asks_BCE, most_B11)
+    last_B1E = _last(order_BCE, asks_BCE, limit_B11)
     before_BCE, ties_BCE = asks_BCE & (order_BCE < last_B1E), asks_BCE & (order_BCE == last_B1E)
-    left_B1E = most_B11 - before_BCE.sum(1, keepdims=True)
+    left_B1E = limit_B11 - before_BCE.sum(1, keepdims=True)
     position_BC1 = position_BC[..., None].astype(jnp.uint32)
     return before_BCE | (ties_BCE & (position_BC1 <= _last(position_BC1, ties_BCE, left_B1E)) & (left_B1E > 0))
 
 
-def _last(x, asks_BCE, most):
-    """uint32: the greatest bound below which fewer than `most` of those who ask lie, of each row and expert."""
+def _last(x, asks_BCE, limit) -> jax.Array:
+    """uint32: the greatest bound below which fewer than `limit` of those who ask lie, of each row and expert."""
 
     def one_bit(n, bound):
         tried = bound | (jnp.uint32(1) << (31 - n).astype(jnp.uint32))
-        return jnp.where((asks_BCE & (x < tried)).sum(1, keepdims=True) < most, tried, bound)
+        return jnp.where((asks_BCE & (x < tried)).sum(1, keepdims=True) < limit, tried, bound)
 
     B, _, E = asks_BCE.shape
     return lax.fori_loop(0, 32, one_bit, jnp.zeros((B, 1, E), jnp.uint32))
@@ -153,10 +153,10 @@ def _report(chosen: Chosen, traffic: Traffic, spec: Experts, modalities: int) ->
     def total(x_BC):
         return jnp.where(real_BC, x_BC, 0).sum(1)
 
-    mine_BCM = (traffic.modality_BC[..., None] == jnp.arange(modalities)[None, None]) & real_BC[..., None]
+    own_BCM = (traffic.modality_BC[..., None] == jnp.arange(modalities)[None, None]) & real_BC[..., None]
 
     def by_modality(x_BCE):
-        return jnp.einsum("BCM,BCE->BME", mine_BCM.astype(jnp.float32), x_BCE.astype(jnp.float32))
+        return jnp.einsum("BCM,BCE->BME", own_BCM.astype(jnp.float32), x_BCE.astype(jnp.float32))
 
     wanted_BME = by_modality(chosen.wanted_BCE)
     p_BCE = score_BCE / jnp.maximum(score_BCE.sum(-1, keepdims=True), TINY)
@@ -164,9 +164,9 @@ def _report(chosen: Chosen, traffic: Traffic, spec: Experts, modalities: int) ->
     mean_p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1) / real_B[:, None]
     share_BE = lax.stop_gradient(wanted_BME.sum(1)) / (real_B * spec.active)[:, None]
     return Report(
-        tokens_BM=mine_BCM.sum(1).astype(jnp.float32),
+        tokens_BM=own_BCM.sum(1).astype(jnp.float32),
         wanted_BM=wanted_BME.sum(-1),
-        load_BME=by_modality(chosen.found_BCE),
+        load_BME=by_modality(chosen.placed_BCE),
         entropy_B=total(-(p_BCE * jnp.log(jnp.maximum(p_BCE, 1e-30))).sum(-1)),
         balance_B=spec.experts * (share_BE * mean_p_BE).sum(-1) * real_BC.sum(1),
         z_B=total(jax.nn.logsumexp(chosen.logits_BCE, axis=-1) ** 2),

@@ -19,7 +19,7 @@ from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.model import caches, embed, joint, layers, ops
 from mot.model.caches import Cache
-from mot.model.layers import Context, Group
+from mot.model.context import Context, Group
 from mot.model.params import by_norm
 from mot.model.router import Report
 
@@ -31,17 +31,24 @@ class Output(NamedTuple):
     cache: Cache | None  # with these tokens in it, not yet kept
 
 
-def groups(config: Config, present: Sequence[str] | None = None) -> list[Group]:
+def alike(config: Config, present: Sequence[str] | None = None) -> list[tuple[str, ...]]:
     """Of the streams present (by default all) those that every layer treats alike, in the order of their first stream.
 
     These share every tower, and their noise level enters by the norms of all of them or of none.
     """
-    alike: dict[tuple, Group] = {}
+    result: dict[tuple, tuple[str, ...]] = {}
     for s in config.streams if present is None else [s for s in config.streams if s in present]:
         towers = tuple(getattr(config.towers, component)[s] for component in ("attn", "ffn", "norm"))
         key = (*towers, by_norm(config.streams[s]))
-        alike[key] = (*alike.get(key, ()), s)
-    return list(alike.values())
+        result[key] = (*result.get(key, ()), s)
+    return list(result.values())
+
+
+def merge(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> Group:
+    """Streams that are alike, merged; T as in `batches.document_order`."""
+    merged = batches.merge(batch, streams, config, T)
+    per_token = (merged.tokens, merged.modality, {s: batch[s] for s in streams})
+    return Group(tuple(streams), *sharding.split_context(per_token, config.mesh.rules), merged.order, merged.back)
 
 
 def forward(
@@ -57,26 +64,21 @@ def forward(
     `key` is of the routers' jitter, `causal` as in `router.route`. With a cache the batch may lack streams, and its
     tokens see those of the cache too.
     """
-    present = groups(config, batch)
-    rules = config.mesh.rules
     T = batches.length(batch) if cache is None else None  # what follows a cache has positions of a longer row
-    merged = sharding.split_context([batches.merge(batch, group, T) for group in present], rules)
-    xs, conditions = [], []
-    for group, tokens in zip(present, merged, strict=True):
-        x_RD, condition_RY = embed.embed(params, batch, group, tokens, config, T)
-        xs.append(x_RD)
-        conditions.append(condition_RY)
-    row = joint.join(merged, rules, T)
+    groups = [merge(batch, streams, config, T) for streams in alike(config, batch)]
+    xs, conditions = zip(*(embed.embed(params, group, config) for group in groups), strict=True)
+    row = joint.join(groups, config.mesh.rules, T)
     if cache is not None:
         cache = cache.replace(info=caches.place_info(cache, row.q))
-    modality = sharding.split_context([batches.modalities(batch, group, config, T) for group in present], rules)
-    context = Context(config, present, merged, modality, conditions, row, key, causal, cache)
-    xs, routing, kv = stack(partial(layers.block, context=context), params["blocks"], xs, config, cache is not None)
+    context = Context(config, groups, list(conditions), row, key, causal, cache)
+    xs, routing, kv = stack(
+        partial(layers.block, context=context), params["blocks"], list(xs), config, cache is not None
+    )
     hidden, latents = [], {}
-    for x_RD, group, tokens in zip(xs, present, merged, strict=True):
-        scale_D = params["final_norm"][config.towers.norm[group[0]]]["scale"]
+    for x_RD, group in zip(xs, groups, strict=True):
+        scale_D = params["final_norm"][config.towers.norm[group.streams[0]]]["scale"]
         h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps)
-        of_ids, of_vectors = embed.unembed(params, h_RD, batch, group, tokens, config, T)
+        of_ids, of_vectors = embed.unembed(params, h_RD, group, config)
         hidden += of_ids
         latents |= of_vectors
     return Output(hidden, latents, routing, None if cache is None else cache.replace(kv=kv))
@@ -89,10 +91,12 @@ def head(params: dict, config: Config) -> jax.Array:
 
 # --- the stack of layers -------------------------------------------------------------------------------------------
 
-Layer = Callable  # (xs, weights, number) -> xs, reports by `component/tower`, keys and values
+# (xs, weights, number) -> (xs, reports by `component/tower`, keys and values)
+Layer = Callable[[list[jax.Array], dict, jax.Array | int], tuple[list[jax.Array], layers.Reports, layers.KV | None]]
+Stacked = tuple[list[jax.Array], layers.Reports, tuple[layers.KV | None, ...]]  # of all layers
 
 
-def stack(layer: Layer, blocks: dict, xs: list[jax.Array], config: Config, cached: bool):
+def stack(layer: Layer, blocks: dict, xs: list[jax.Array], config: Config, cached: bool) -> Stacked:
     """All layers; their reports with a leading axis of layers, and with a cache each layer's keys and values.
 
     `blocks[stack]` has the weights of a stack's layers, each with a leading axis. With a cache layers are unrolled: a
@@ -105,7 +109,8 @@ def stack(layer: Layer, blocks: dict, xs: list[jax.Array], config: Config, cache
     return _unrolled(layer, blocks, xs, config)
 
 
-def _unrolled(layer: Layer, blocks: dict, xs, config: Config):
+def _unrolled(layer: Layer, blocks: dict, xs: list[jax.Array], config: Config) -> Stacked:
+    """Layer after layer."""
     weights = {name: _each_layer(w) for name, w in blocks.items()}
     reports, kvs = [], []
     for number, name in enumerate(config.stacks):
@@ -115,7 +120,7 @@ def _unrolled(layer: Layer, blocks: dict, xs, config: Config):
     return xs, jax.tree.map(lambda *x: jnp.stack(x), *reports) if reports else {}, tuple(kvs)
 
 
-def _scanned(layer: Layer, blocks: dict, xs, config: Config):
+def _scanned(layer: Layer, blocks: dict, xs: list[jax.Array], config: Config) -> Stacked:
     """A scan over the first, dense layers, then one over periods: dense layers that end with a sparse one."""
     m = config.model
     first = m.dense_layers
@@ -137,15 +142,15 @@ def _scanned(layer: Layer, blocks: dict, xs, config: Config):
     return xs, reports, ()
 
 
-def rematerialised(layer: Layer, how: str) -> Layer:
+def rematerialised(layer: Layer, remat: str) -> Layer:
     """The layer with only some of its activations kept for the backward pass, which makes the others again.
 
     dots: what projections made; block: what entered; offload: that, in the host's memory. (What projections made is ten
     times as much: its way there and back would take longer than making it again.)
     """
-    if how == "dots":
+    if remat == "dots":
         return jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    if how == "block":
+    if remat == "block":
         return jax.checkpoint(layer)
     policy = jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
@@ -160,17 +165,18 @@ def rematerialised(layer: Layer, how: str) -> Layer:
     return jax.checkpoint(named, policy=policy)
 
 
-def _each_layer(weights) -> Iterator:
+def _each_layer(weights: dict) -> Iterator[dict]:
     """Each layer's weights. Not `x[i]`, whose transpose pads each gradient to all layers and adds them up."""
     leaves, tree = jax.tree.flatten(weights)
     for parts in zip(*(lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves), strict=True):
         yield tree.unflatten([w.reshape(w.shape[1:]) for w in parts])
 
 
-def _cut(weights, part: slice):
+def _cut(weights: dict, part: slice) -> dict:
+    """Some layers' weights."""
     return jax.tree.map(lambda leaf: leaf[part], weights)
 
 
-def _fold(weights, n: int):
+def _fold(weights, n: int) -> dict | jax.Array:
     """Every leading axis `[m * n, ...]` as `[m, n, ...]`."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, n, *leaf.shape[1:]), weights)

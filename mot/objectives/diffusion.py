@@ -18,7 +18,6 @@ from mot.config.objectives import OBJECTIVES
 from mot.config.options import SOLVERS
 
 PREDICTS = tuple(name for name, kind in OBJECTIVES.items() if kind.of == "vectors")
-TIME_DISTRIBUTIONS = ("uniform", "logit_normal", "beta")
 
 
 def implementation(predicts: str) -> ModuleType:
@@ -59,25 +58,32 @@ def clean_and_noise(prediction, x_t, t, predicts: str) -> tuple[jax.Array, jax.A
     return implementation(predicts).clean_and_noise(prediction, x_t, jnp.asarray(t, jnp.float32))
 
 
-def noise_levels(u, how: str, shift=1.0, max_noise=1.0) -> jax.Array:
+def _uniform(u) -> jax.Array:
+    return u
+
+
+def _logit_normal(u) -> jax.Array:
+    """The sigmoid of a standard normal (2403.03206 eq. 19)."""
+    return jax.nn.sigmoid(ndtri(u))
+
+
+def _beta(u) -> jax.Array:
+    """Mostly noise: pi0's time is tau = 1 - t, with (s - tau) / s ~ Beta(1.5, 1) and s = 0.999 (2410.24164)."""
+    return 1 - 0.999 + 0.999 * u ** (2 / 3)
+
+
+TIME_DISTRIBUTIONS = {"uniform": _uniform, "logit_normal": _logit_normal, "beta": _beta}  # inverse CDFs
+
+
+def noise_levels(u, time_distribution: str, shift=1.0, max_noise=1.0) -> jax.Array:
     """Noise levels in [0, max_noise], from u uniform in (0, 1) and of its shape.
 
-    The inverse CDF comes first, then the shift, then the scaling by `max_noise`.
-
-    logit_normal: the sigmoid of a standard normal (2403.03206 eq. 19). beta: mostly noise; pi0's time tau = 1 - t, with
-    (s - tau) / s ~ Beta(1.5, 1) and s = 0.999 (2410.24164). shift: sqrt(m / n) for m values, tuned at n (2403.03206
-    eq. 23). max_noise: below 1 for a unit before its text (2408.11039: 0.5).
+    The inverse CDF comes first, then the shift, then the scaling by `max_noise`. shift: sqrt(m / n) for m values, tuned
+    at n (2403.03206 eq. 23). max_noise: below 1 for a unit before its text (2408.11039: 0.5).
     """
-    u = jnp.asarray(u, jnp.float32)
-    match how:
-        case "uniform":
-            t = u
-        case "logit_normal":
-            t = jax.nn.sigmoid(ndtri(u))
-        case "beta":
-            t = 1 - 0.999 + 0.999 * u ** (2 / 3)
-        case _:
-            raise _unknown("time_distribution", how, TIME_DISTRIBUTIONS)
+    if time_distribution not in TIME_DISTRIBUTIONS:
+        raise _unknown("time_distribution", time_distribution, tuple(TIME_DISTRIBUTIONS))
+    t = TIME_DISTRIBUTIONS[time_distribution](jnp.asarray(u, jnp.float32))
     return max_noise * _shifted(t, shift)
 
 

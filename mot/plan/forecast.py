@@ -41,8 +41,8 @@ class TooLarge(Exception):
 
 
 # Files of mot that a program's operations come from, by what is known of them.
-OF_ATTENTION = ("attention.py", "kernels.py")
-IN_FLOAT32 = ("router.py", "losses.py", "optim.py")  # which multiply in float32 on purpose
+OF_ATTENTION = ("attention.py", "flash.py", "kernels.py")
+IN_FLOAT32 = ("router.py", "sums.py", "optim.py")  # which multiply in float32 on purpose
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,21 @@ from dataclasses import dataclass
 from mot.plan.hlo_text import Instruction, Module, arrays, bare, bits, group, size
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-# Of these nothing is read or written where they stand.
-MOVE_NOTHING = {
-    *("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id", "replica-id"),
-    *(
-        "while",
-        "conditional",
-        "call",
-        "opt-barrier",
-        "async-start",
-        "async-update",
-        "async-done",
-        "copy-done",
-        "domain",
-    ),
-    *(f"{name}-done" for name in (*COLLECTIVES, "send", "recv", "slice")),
-}
+# Operations that read and write nothing where they stand.
+STRUCTURE = (
+    "parameter",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "constant",
+    "after-all",
+    "partition-id",
+    "replica-id",
+)
+CONTROL = ("while", "conditional", "call", "opt-barrier", "domain")
+ASYNC = ("async-start", "async-update", "async-done", "copy-done")
+ASYNC_ENDS = tuple(f"{name}-done" for name in (*COLLECTIVES, "send", "recv", "slice"))
+MOVE_NOTHING = {*STRUCTURE, *CONTROL, *ASYNC, *ASYNC_ENDS}
 LARGE = 2**20  # bytes: smaller results are not listed
 PLUMBING = {"AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "Sharding"}
 

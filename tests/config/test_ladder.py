@@ -9,7 +9,7 @@ import pytest
 from configs import chameleon, ladder, sizes, transfusion
 from launch import flags
 from mot import batches, errors, optim, sharding
-from mot.config import resolve
+from mot.config import load, resolve
 from mot.data import packing, roles
 from mot.model import flops
 from mot.prepare import job
@@ -40,7 +40,7 @@ RUNGS = [(setting, rung) for setting, rungs in ladder.SETTINGS.items() for rung 
 
 def build(**arguments):
     tree = ladder.get_config(",".join(f"{k}={v}" for k, v in arguments.items()))
-    return tree, resolve(tree, optim.uncovered)
+    return tree, resolve(flops.with_steps(tree), optim.uncovered)
 
 
 def number(rung):
@@ -53,14 +53,14 @@ def test_every_rung_of_every_architecture_and_shape_builds_and_its_flops_are_cou
         for shape in (
             ("paper", "tpu") if sizes.choose(ladder.SETTINGS[setting], rung)["width"] % 128 == 0 else ("paper",)
         ):
-            tree, c = build(setting=setting, rung=rung, arch=arch, shape=shape)
+            c = build(setting=setting, rung=rung, arch=arch, shape=shape)[1]
             assert c.length == (512 if rung in sizes.TINY else 4096)
             assert all(s.budget % (64 if rung in sizes.TINY else 128) == 0 for s in c.streams.values())
             tokens = {name: c.data.batch * s.budget for name, s in c.streams.items()}
             latent = [s.budget for s in c.streams.values() if s.latent]
             pairs = c.length * (c.length + 1) // 2 + sum(n * (ladder.PICTURE[c.length] - 1) // 2 for n in latent)
             counted = flops.train_step(c, tokens, c.data.batch * pairs)
-            assert abs(ladder.model_flops(tree) / counted - 1) < 1e-3, arch
+            assert abs(flops.full_step(c) / counted - 1) < 1e-6, arch
             assert c.run.name == f"{setting}-{arch}-{rung}" + ("-tpu" if shape == "tpu" else "")
 
 
@@ -129,8 +129,11 @@ def test_budgets_of_tokens_and_of_flops_set_the_steps():
     _, c = build(rung="443m", tokens="2e10", setting="chameleon_speech")
     assert c.run.steps == round(2e10 / (384 * 4096))
     assert c.optim.warmup == c.run.steps // 10
-    tree, c = build(setting="transfusion", rung="163m", arch="mot_moe", flops="1e20")
-    assert abs(c.run.steps * ladder.model_flops(tree) / 1e20 - 1) < 1e-3
+    _, c = build(setting="transfusion", rung="163m", arch="mot_moe", flops="1e20")
+    assert abs(c.run.steps * flops.full_step(c) / 1e20 - 1) < 1e-3
+    assert (c.run.flops, c.optim.warmup) == (0, 4000)
+    _, c = build(setting="chameleon", rung="37m", arch="dense", flops="1e18")
+    assert c.optim.warmup == c.run.steps // 10 < 4000
     assert build(rung="1m", tokens="8192")[1].run.steps == 1
 
 
@@ -194,7 +197,7 @@ def row(c, seed, picture):
         unit += list(1 + np.arange(of.budget) // picture) if s == 1 else [0] * of.budget
         if of.latent:
             values[s] = rng.standard_normal((of.budget, of.latent))
-    d = packing.document(0, seed, np.array(token), np.array(stream), [1.0] * len(token), np.array(unit), values=values)
+    d = packing.document(0, seed, np.array(token), np.array(stream), values, unit=np.array(unit))
     return [roles.assign(d, list(c.streams.values()), c.data.blocks, seed)]
 
 
@@ -207,12 +210,35 @@ def batch(c, rows):
 
 def test_the_formulas_pairs_are_those_of_a_row_that_is_one_document():
     for setting in ladder.SETTINGS:
-        tree, c = build(setting=setting, rung="0.3m")
+        _, c = build(setting=setting, rung="0.3m")
+        c = dataclasses.replace(c, data=dataclasses.replace(c.data, batch=2))
         pairs = flops.visible_pairs(batch(c, 2))
         tokens = {name: s.budget * 2 for name, s in c.streams.items()}
-        tree.unlock()
-        tree.data.batch = 2
-        assert abs(ladder.model_flops(tree) / flops.train_step(c, tokens, pairs) - 1) < 0.01
+        assert abs(flops.full_step(c) / flops.train_step(c, tokens, pairs) - 1) < 0.01
+
+
+def test_any_configuration_takes_a_budget_of_flops():
+    overrides = {"run.steps": "0", "run.flops": "20000000000000"}
+    c = flags.judged(load.read("configs/digits.py:arch=mot,size=smoke", overrides))
+    assert abs(c.run.steps * flops.full_step(c) / 2e13 - 1) < 1e-2
+    assert c.optim.warmup <= c.run.steps // 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(steps=5, flops=1e15), "run.flops: 1e\\+15, but run.steps is 5: two budgets of one run; set one to 0"),
+        (dict(steps=0, flops=1e6), "run.flops: 1e\\+06; a step of 16 rows takes .*; raise it"),
+        (dict(steps=0, flops=1e30), "run.flops: 1e\\+30; pays for .* steps, and 1e\\+09 is the most; lower it"),
+        (dict(steps=0, flops=-1.0), "run.flops: -1.0; must be 0 or more; raise it"),
+        (dict(steps=0), "run.steps: 0; must be above 0; raise it"),
+    ],
+)
+def test_a_budget_of_flops_that_is_none_is_refused(changes, says):
+    tree = ladder.get_config("rung=1m").unlock()
+    tree.run.update(changes)
+    with pytest.raises(errors.UserError, match=says):
+        flags.judged(tree)
 
 
 def test_the_smallest_rung_trains_two_steps_at_its_real_size(one_device):

@@ -22,7 +22,9 @@ def documents(draw):
         unit = np.concatenate([[i * m] * size for i, (m, size, _) in enumerate(runs, 1)])
         private = np.concatenate([[both and i % 2 == 0] * size for i, (_, size, both) in enumerate(runs)])
         token = 1000 * doc_id + np.arange(len(stream))  # every token is unlike any other
-        result.append(document(doc_id % 3, doc_id, token, stream, span == 0, unit, span, private))
+        result.append(
+            document(doc_id % 3, doc_id, token, stream, weight=span == 0, unit=unit, span=span, private=private)
+        )
     return result
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from launch import data as command
 from launch.process import guarded
-from mot.data import manifest, records, sources
+from mot.data import manifest, records, remote, sources
 from mot.data.manifest import read_json
 from mot.data.records import Dataset, Placement, Record, Span, TokenLayout, atoms, decode, encode, lengths, render
 from mot.errors import UserError
@@ -619,7 +619,7 @@ def test_an_address_that_cannot_be_read_is_told_with_the_remedy(tmp_path, monkey
     dataset(tmp_path / "d")
     fsspec.filesystem("memory").pipe("/records/d/dataset.json", (tmp_path / "d" / "dataset.json").read_bytes())
     with pytest.raises(UserError, match=rf"{address}.*{why}"):
-        sources.local(address)
+        remote.local(address)
 
 
 def test_inspect_tells_of_a_damaged_document_and_draws_the_others(tmp_path, capsys):

@@ -175,7 +175,7 @@ class Writer:
 
         stream = [names.index(t.stream) for t in tokens]
         fields = {name: field(name) for name in ("unit", "span", "private", "noise", "alone")}
-        row = [document(0, 0, field("id"), stream, np.zeros(len(tokens)), **fields, values=values)]
+        row = [document(0, 0, field("id"), stream, values, weight=np.zeros(len(tokens)), **fields)]
         return pack([row], names, [ROOM] * len(names), latents)
 
     def unit(self, name, data, number):
@@ -331,7 +331,7 @@ def test_ids_are_drawn_among_the_likeliest(temperature, k, p):
     keys = jax.random.split(jax.random.key(1), (3, n))
 
     def choose(x_V, keys):
-        return sampling.choose(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
+        return sampling.choose_ids(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
 
     drawn = np.asarray(jax.jit(jax.vmap(choose))(logits_BV, keys))
     for logits_V, ids in zip(logits_BV, drawn, strict=True):
@@ -443,7 +443,7 @@ def test_a_stream_that_is_only_read_is_not_drawn():
         sampler(TEXTS, opens="image")
 
     def opens(sampler):
-        return sampler._allowed(sampling._Row([], 5, 1, None))[MARKERS[0]]
+        return sampler._text_ids(sampling._Row([], 5, 1, None))[MARKERS[0]]
 
     assert opens(made("merged")[1])
     assert not opens(sampler)
@@ -511,8 +511,12 @@ def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place(optimised):
         return jax.ShapeDtypeStruct((2, *shape), dtype)
 
     state = sampling.DecodingState(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"))
-    given = (row(bool), row("i4"), jax.random.split(jax.random.key(0), 2), row(bool, V), np.zeros(V, bool))
-    program = sampler._ids.lower(sampler.params, state, *given, stream="text", settings=GREEDY, most=TEXT).compile()
+    allowed = sampling.Allowed(row(bool), row("i4"), row(bool, V), np.zeros(V, bool))
+    random_keys = jax.random.split(jax.random.key(0), 2)
+    lowered = sampler._ids.lower(
+        sampler.params, state, allowed, random_keys, stream="text", settings=GREEDY, limit=TEXT
+    )
+    program = lowered.compile()
     keys = state.cache.kv[0][0]
     shape = ",".join(map(str, keys.shape))
     assert f"f32[{shape}]" in program.as_text()

@@ -6,7 +6,7 @@ import pytest
 from mot import batches
 from mot.batches import Info
 from mot.config import ConfigError
-from mot.model import attention
+from mot.model import attention, flash
 from mot.model.attention import attend
 from tests.oracles import reference
 from tests.support import examples
@@ -119,21 +119,21 @@ def test_nan_in_padding_changes_nothing(how):
 
 
 def test_chunk_pairs_cover_what_is_visible_and_little_else():
-    C = attention.CHUNK
+    C = flash.CHUNK
     info = random_info(4, 8 * C, scrambled=False)
     see = np.asarray(batches.visible(info, info))
     tiles = see.reshape(2, 8, C, 8, C).any((2, 4))
-    cut = attention.chunks(info)
-    pairs = np.asarray(attention.chunk_pairs(cut, cut))
+    cut = flash.chunks(info)
+    pairs = np.asarray(flash.chunk_pairs(cut, cut))
     assert (pairs >= tiles).all()
     assert pairs.sum() <= 1.3 * tiles.sum()
 
 
 def test_padding_does_not_make_a_tail_chunk_visible():
-    C = attention.CHUNK
+    C = flash.CHUNK
     segment = jnp.array([[1] * C + [2] * 10 + [0] * (C - 10)])
-    info = attention.chunks(Info(jnp.arange(2 * C)[None], segment, 0 * segment, segment < 0))
-    np.testing.assert_array_equal(attention.chunk_pairs(info, info)[0], [[True, False], [False, True]])
+    info = flash.chunks(Info(jnp.arange(2 * C)[None], segment, 0 * segment, segment < 0))
+    np.testing.assert_array_equal(flash.chunk_pairs(info, info)[0], [[True, False], [False, True]])
 
 
 def test_memory_is_linear_in_length():

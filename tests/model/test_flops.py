@@ -7,7 +7,7 @@ import pytest
 from mot import batches
 from mot.config import Objective
 from mot.model import flops, params, transformer
-from mot.objectives import losses
+from mot.objectives import losses, next_token
 from mot.plan import hlo
 from tests.support import examples, vectors
 
@@ -23,7 +23,7 @@ def test_counted_flops_equal_the_compilers(arch, choices):
 
     def loss(weights):
         hidden = transformer.forward(weights, batch, c).hidden
-        return losses.next_token(hidden, transformer.head(weights, c), losses.totals(batch, c), c, 2)[0]
+        return next_token.loss(hidden, transformer.head(weights, c), losses.totals(batch, c), c, 2)[0]
 
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))
     text = jax.jit(jax.grad(loss)).lower(shapes).compile().as_text()

@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 
 from mot.config import resolve
 from mot.model import flops, params
@@ -37,7 +38,7 @@ def test_paths_name_stack_component_tower_and_weight_with_layers_first():
     for path, spec in params.table(c).items():
         assert len(spec.shape) == len(spec.axes), path
         if path.startswith("blocks/"):
-            _, stack, component, tower, _ = path.split("/")
+            stack, component, tower, _ = params.parse(path)
             assert (stack, component in ("attn", "ffn", "norm"), tower in c.streams) == ("main", True, True)
             assert (spec.shape[0], spec.axes[0]) == (c.model.layers, "layer")
 
@@ -74,3 +75,21 @@ def test_vectors_have_ways_in_and_out_and_norms_that_begin_as_they_were():
     silent = vectors.tree("dense")
     silent.streams.image.objective = "none"
     assert [p for p in params.table(resolve(silent)) if "image" in p] == ["latent/image/in"]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("blocks/sparse/ffn/text/w1", ("sparse", "ffn", "text", "w1")),
+        ("final_norm/image/scale", ("", "norm", "image", "scale")),
+        ("latent/image/time_in", ("", "latent", "image", "time_in")),
+        ("embed/tokens", ("", "embed", "embed", "tokens")),
+    ],
+)
+def test_a_path_tells_its_parts(path, says):
+    assert params.parse(path) == says
+
+
+def test_what_is_no_path_is_refused():
+    with pytest.raises(ValueError, match="'blocks/ffn/text/w1' is no path"):
+        params.parse("blocks/ffn/text/w1")

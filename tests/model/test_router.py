@@ -191,7 +191,7 @@ def test_combine_of_dispatch_is_the_identity():
     choice, _ = route(x, w, SPECS["top2 normalised"], real, position, modality)
     layout, weight_RX = dispatch.plan_dispatch(choice, E, 2 * B * C, "blocked")
     x_SD = dispatch.permute(jnp.asarray(x.reshape(-1, D)), layout)
-    y = dispatch.combine(x_SD * dispatch.weights_of_slots(weight_RX, layout), layout)
+    y = dispatch.combine(x_SD * dispatch.weights_of_places(weight_RX, layout), layout)
     np.testing.assert_allclose(y, np.where(real[..., None], x, 0).reshape(-1, D), rtol=1e-6)
 
 

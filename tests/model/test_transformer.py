@@ -119,7 +119,7 @@ def test_a_text_only_batch_gives_image_parameters_exactly_zero_gradient(arch):
 
 def influence(c, weights, batch):
     """`[B, T, T]`: how much the logits of the token at position q change with the embedded input at position k."""
-    tokens = batches.merge(batch, list(c.streams), batches.length(batch))
+    tokens = batches.merge(batch, list(c.streams), c, batches.length(batch)).tokens
     B, T = tokens.token.shape
 
     # Every token gets an id of its own, so that the embedding's rows are the inputs.
@@ -217,6 +217,23 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_gradients():
 
 
 def test_streams_that_share_every_map_travel_merged():
-    assert transformer.groups(examples.make("dense")) == [("text", "image")]
-    assert transformer.groups(examples.make("mot")) == [("text",), ("image",)]
-    assert transformer.groups(examples.make("mot_ffn")) == [("text",), ("image",)]
+    assert transformer.alike(examples.make("dense")) == [("text", "image")]
+    assert transformer.alike(examples.make("mot")) == [("text",), ("image",)]
+    assert transformer.alike(examples.make("mot_ffn")) == [("text",), ("image",)]
+
+
+def test_merged_streams_know_their_document_order_and_the_way_back():
+    c, batch = examples.make("dense"), examples.batch(spans=False)
+    T = batches.length(batch)
+    group = transformer.merge(batch, ("text", "image"), c, T)
+    position_BC = np.concatenate([batch[s].position for s in group.streams], axis=1)
+    np.testing.assert_array_equal(np.take_along_axis(position_BC, np.asarray(group.order), axis=1)[0], np.arange(T))
+    np.testing.assert_array_equal(
+        np.take_along_axis(np.asarray(group.tokens.position), group.back, axis=1), position_BC
+    )
+    own = np.concatenate([np.full(batch[s].token.shape, m) for m, s in enumerate(group.streams)], axis=1)
+    real = group.tokens.segment != 0
+    np.testing.assert_array_equal(group.modality[real], np.take_along_axis(own, group.order, axis=1)[real])
+    alone = transformer.merge(batch, ("text",), c, T)
+    assert alone.order is None
+    np.testing.assert_array_equal(alone.tokens.token, batch["text"].token)

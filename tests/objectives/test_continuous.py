@@ -11,7 +11,7 @@ import pytest
 from mot import batches, checkpoint, optim, sharding
 from mot.config import resolve
 from mot.model import attention, params, transformer
-from mot.objectives import losses
+from mot.objectives import denoising, losses
 from mot.objectives import x as x_objective
 from mot.train import restore, state
 from mot.train.step import make_step
@@ -427,7 +427,7 @@ def test_the_loss_is_the_squared_error_by_hand():
             nats[batch[name].source[b, r]] += square * (1 / max(t, x_objective.LEAST_T) ** 2 if name == "sound" else 1)
             weight[batch[name].source[b, r]] += 1
         total = {"image": 5.0, "sound": 0.5}[name] * nats.sum() / weight.sum()
-        loss, sums = losses.denoising(name, p, given, Z, C, 2)
+        loss, sums = denoising.loss(name, p, given.batch[name], given.target[name], Z, C, 2)
         np.testing.assert_allclose(loss, total, rtol=1e-5)
         np.testing.assert_allclose(sums["loss_sum"][m], nats, rtol=1e-5)
         np.testing.assert_array_equal(sums["weight"][m], weight)

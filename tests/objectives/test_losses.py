@@ -6,7 +6,8 @@ import pytest
 from mot import batches
 from mot.config import resolve
 from mot.model import transformer
-from mot.objectives import losses
+from mot.objectives import losses, next_token
+from mot.objectives.cross_entropy import Rules, cross_entropy
 from tests.oracles import reference
 from tests.support import examples
 
@@ -23,7 +24,7 @@ def test_chunked_loss_equals_unchunked_also_with_a_tail(chunk):
     h, head, target, scale = example()
 
     def ours(h, head):
-        return losses.cross_entropy(h, head, target, scale, 1e-2, chunk, losses.Rules())
+        return cross_entropy(h, head, target, scale, 1e-2, chunk, Rules())
 
     def theirs(h, head):
         return reference.cross_entropy(h, head, target, scale, 1e-2)
@@ -41,7 +42,7 @@ def test_logits_never_exist_at_once():
     shapes = [
         jax.ShapeDtypeStruct(s, d) for s, d in (((B, T, D), "f4"), ((D, V), "f4"), ((B, T), "i4"), ((B, T), "f4"))
     ]
-    f = jax.grad(lambda h, w, t, s: losses.cross_entropy(h, w, t, s, 0.0, 32, losses.Rules())[0], (0, 1))
+    f = jax.grad(lambda h, w, t, s: cross_entropy(h, w, t, s, 0.0, 32, Rules())[0], (0, 1))
     text = jax.jit(f).lower(*shapes).compile().as_text()
     assert f"f32[{B * 32},{V}]" in text
     assert f"f32[{B * T},{V}]" not in text
@@ -54,7 +55,7 @@ def test_nan_where_the_weight_is_zero_changes_nothing():
 
     # The model never yields NaN there (it enters padding as 0), but masking must not rely on a product with 0.
     def f(h):
-        return losses.cross_entropy(h, head, target, scale, 1e-2, 8, losses.Rules())[0]
+        return cross_entropy(h, head, target, scale, 1e-2, 8, Rules())[0]
 
     np.testing.assert_array_equal(f(poisoned), f(h))
 
@@ -68,7 +69,7 @@ def test_loss_is_booked_on_the_targets_modality_and_the_documents_source(per):
     c, batch = resolve(tree), examples.batch(spans=False)
     weights = examples.weights(c)
     hidden, head = transformer.forward(weights, batch, c).hidden, transformer.head(weights, c)
-    total, sums = losses.next_token(hidden, head, losses.totals(batch, c), c, 2)
+    total, sums = next_token.loss(hidden, head, losses.totals(batch, c), c, 2)
     nats, weight = np.zeros((2, 2)), np.zeros((2, 2))
     for h_RD, tokens in hidden:
         flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1), tokens.replace(rope_position=tokens.token))
@@ -93,7 +94,7 @@ def test_an_absent_modality_gives_zero_and_stays_finite():
 
     def loss(weights):
         hidden = transformer.forward(weights, only_text, c).hidden
-        return losses.next_token(hidden, transformer.head(weights, c), losses.totals(only_text, c), c, 2)
+        return next_token.loss(hidden, transformer.head(weights, c), losses.totals(only_text, c), c, 2)
 
     (total, sums), grads = jax.value_and_grad(loss, has_aux=True)(weights)
     assert np.isfinite(total)

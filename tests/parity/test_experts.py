@@ -9,10 +9,11 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from configs.base import moe
-from mot.batches import length, merge, modalities
+from mot.batches import length
 from mot.config import resolve
 from mot.data.packing import document, pack
 from mot.model import layers, params, transformer
+from mot.model.context import Context
 from mot.model.joint import join
 from tests.support import examples
 
@@ -70,17 +71,14 @@ def test_token_choice_equals_a_published_block(name, how):
     tokens = rng.integers(0, 2 * examples.IDS, (rows, T))
     tokens = np.sort(tokens, axis=1)  # text first: stream order is document order
     batch = pack([[document(0, 0, row, row >= examples.IDS)] for row in tokens], list(c.streams), (24, 24))
-    merged = merge(batch, list(c.streams), length(batch))
     x_BTD = rng.standard_normal((rows, T, 16)).astype("f")
     padded = np.zeros((rows, 48, 16), "f")
     padded[:, :T] = x_BTD
     weights = ours(block)
     expected = {path.split("/")[4] for path in params.table(c) if path.startswith("blocks/sparse/ffn/text/")}
     assert set(weights) == expected
-    groups, of = transformer.groups(c), modalities(batch, list(c.streams), c, length(batch))
-    context = layers.Context(
-        c, groups, [merged], [of], [None], join([merged], c.mesh.rules, length(batch)), None, False, None
-    )
+    groups = [transformer.merge(batch, list(c.streams), c, length(batch))]
+    context = Context(c, groups, [None], join(groups, c.mesh.rules, length(batch)), None, False, None)
     (y_RD,), _ = layers.feed_forward([jnp.asarray(padded.reshape(-1, 16))], {"text": weights}, context)
     with torch.no_grad():
         theirs = block(torch.tensor(x_BTD)).numpy()

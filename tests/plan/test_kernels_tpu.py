@@ -59,7 +59,7 @@ def compare(f, q, k, v, q_info, k_info):
         return jnp.where(pad, jnp.nan, x)
 
     def reference(*x):
-        return attend(*x, how="reference")
+        return attend(*x, backend="reference")
 
     g = jnp.where(pad_q, 0, jax.random.normal(jax.random.key(9), q.shape))
 
@@ -314,7 +314,7 @@ def test_what_gpu_attention_asks_its_kernel_for_is_what_is_visible(mode, monkeyp
         k_info = k_info._replace(segment=k_info.segment.at[:, 40:48].set(9), span=k_info.span.at[:, 40:48].set(99))
     blind = np.asarray(k_info.position == 70) & (private or alone)  # elsewhere a query sees at least itself
     q_info = k_info._replace(segment=jnp.where(blind, 77, k_info.segment))
-    f = partial(kernels.gpu, private=private, alone=alone, how="triton")
+    f = partial(kernels.gpu, private=private, alone=alone, kernel="triton")
     out, *_ = compare(f, *qkv(384, 384), q_info, k_info)
     assert (out[blind] == 0).all()
 

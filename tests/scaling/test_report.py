@@ -18,7 +18,7 @@ from mot.config.routers import ROUTERS
 from mot.generate import pictures as drawn
 from mot.generate import results
 from mot.runs import rundir
-from scaling import pictures, report, runs
+from scaling import architectures, pictures, report, runs
 from scaling.match import Slope
 
 STEPS, EVERY = 60, 10
@@ -433,7 +433,7 @@ def test_tables_have_a_column_for_each_key_in_which_runs_differ(tmp_path):
 def test_experts_that_differ_from_a_presets_have_a_name_of_their_own(changes, name):
     tree = digits.get_config("arch=moe_tc4,size=smoke").unlock()
     tree.ffn.text.update(changes)
-    assert runs.architecture(resolve(tree)) == name
+    assert architectures.name(resolve(tree)) == name
 
 
 def test_a_router_that_nobody_named_is_called_by_its_name(monkeypatch):
@@ -441,7 +441,7 @@ def test_a_router_that_nobody_named_is_called_by_its_name(monkeypatch):
     c = resolve(digits.get_config("arch=moe_tc4,size=smoke"))
     new = object.__new__(Config)
     vars(new).update(vars(c) | {"ffn": {"text": dataclasses.replace(c.ffn["text"], router="hash")}})
-    assert runs.architecture(new) == "dense ffn:hash4"
+    assert architectures.name(new) == "dense ffn:hash4"
 
 
 @pytest.mark.parametrize(
@@ -461,13 +461,7 @@ def test_an_architecture_is_known_by_its_maps(arch, streams, name):
 
     towers = SimpleNamespace(**archs.towers(arch, list(streams)))
     single = SimpleNamespace(attn={}, ffn={}, streams=dict.fromkeys(streams), towers=towers)
-    assert runs.architecture(single) == name
-
-
-@pytest.mark.parametrize("arch", ["moe_ec4", "moe_tc4", "moe_fine", "mot_moe", "mot_moe_both", "learned_mot"])
-def test_an_architecture_is_known_by_its_experts(arch):
-    tree = digits.get_config(f"arch={arch},size=smoke")
-    assert runs.architecture(resolve(tree)) == arch
+    assert architectures.name(single) == name
 
 
 WRAPPER = """<iframe id=f src="report.html" width={width} height=900 style="border:0"></iframe>

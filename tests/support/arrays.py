@@ -6,7 +6,7 @@ import numpy as np
 
 from mot.batches import Info
 from mot.model import params, transformer
-from mot.objectives import losses
+from mot.objectives import losses, next_token
 
 
 def qkv(T, S, N=4, K=2, H=8, B=2, seed=0):
@@ -50,7 +50,7 @@ def in_document_order(hidden):
 def loss_of(c, batch):
     def loss(weights):
         hidden = transformer.forward(weights, batch, c).hidden
-        return losses.next_token(hidden, transformer.head(weights, c), losses.totals(batch, c), c, 2)[0]
+        return next_token.loss(hidden, transformer.head(weights, c), losses.totals(batch, c), c, 2)[0]
 
     return loss
 

@@ -60,7 +60,7 @@ def random_document(rng, length, doc_id, spans):
             weight += [0.0 if both_ways else 1.0] * n
     stream = np.array(stream)
     token = rng.integers(0, IDS, len(stream)) + IDS * stream
-    return document(doc_id % 2, doc_id, token, stream, weight, unit, span, private)
+    return document(doc_id % 2, doc_id, token, stream, weight=weight, unit=unit, span=span, private=private)
 
 
 def batch(seed=0, rows=4, budgets=(24, 24), spans=True):

@@ -64,7 +64,7 @@ def document(doc_id, parts, source=0):
     ends = [[EOS], [0], [0], [1.0]]
     token, stream, unit, weight = (a + b for a, b in zip((token, stream, unit, weight), ends, strict=True))
     values = {s: np.concatenate(x) for s, x in values.items()}
-    return packing.document(source, doc_id, token, stream, weight, unit, values=values)
+    return packing.document(source, doc_id, token, stream, values, weight=weight, unit=unit)
 
 
 def assign(c, d, number=0):

@@ -40,13 +40,13 @@ def choose(traffic: Traffic, weights: dict, spec: Experts, causal: bool) -> Chos
     return Chosen(expert_BCX, weight_BCX, chosen_BCE, chosen_BCE, logits_BCE, score_BCE, imitation_BC)
 
 
-def _take_highest(score_BCE, traffic: Traffic, spec: Experts):
+def _take_highest(score_BCE, traffic: Traffic, spec: Experts) -> jax.Array:
     asks_BCE = jnp.broadcast_to(traffic.real_BC[..., None], score_BCE.shape)
-    most_B = capacity(spec, traffic.real_BC.sum(1), traffic.real_BC.shape[1], 1.0)
-    return first_to_ask(-lax.stop_gradient(score_BCE), asks_BCE, traffic.position_BC, most_B)
+    limit_B = capacity(spec, traffic.real_BC.sum(1), traffic.real_BC.shape[1], 1.0)
+    return first_to_ask(-lax.stop_gradient(score_BCE), asks_BCE, traffic.position_BC, limit_B)
 
 
-def _causal_logits(x_BCD, weights):
+def _causal_logits(x_BCD, weights: dict) -> jax.Array:
     """Its hidden units in the model's dtype: in float32 they would be the dearest matmul of a sparse layer."""
     B, C, D = x_BCD.shape
     hidden_RF = ops.linear(x_BCD.reshape(B * C, D), weights[f"{CAUSAL}_in"])

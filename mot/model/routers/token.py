@@ -33,17 +33,17 @@ def choose(traffic: Traffic, weights: dict, spec: Experts, causal: bool) -> Chos
     if spec.normalise:
         weight_BCX = weight_BCX / jnp.maximum(weight_BCX.sum(-1, keepdims=True), TINY)
     wanted_BCE = (jax.nn.one_hot(expert_BCX, spec.experts, dtype=jnp.int32).sum(2) > 0) & traffic.real_BC[..., None]
-    found_BCE = wanted_BCE
+    placed_BCE = wanted_BCE
     if spec.capacity and (spec.overflow == "earliest" or not causal):
-        found_BCE = _find_places(liked_BCE, wanted_BCE, traffic, spec)
-    found_BCX = jnp.take_along_axis(found_BCE, expert_BCX, axis=-1)
-    expert_BCX = jnp.where(found_BCX, expert_BCX, spec.experts)
-    return Chosen(expert_BCX, jnp.where(found_BCX, weight_BCX, 0), wanted_BCE, found_BCE, logits_BCE, score_BCE)
+        placed_BCE = _find_places(liked_BCE, wanted_BCE, traffic, spec)
+    placed_BCX = jnp.take_along_axis(placed_BCE, expert_BCX, axis=-1)
+    expert_BCX = jnp.where(placed_BCX, expert_BCX, spec.experts)
+    return Chosen(expert_BCX, jnp.where(placed_BCX, weight_BCX, 0), wanted_BCE, placed_BCE, logits_BCE, score_BCE)
 
 
-def _find_places(liked_BCE, wanted_BCE, traffic: Traffic, spec: Experts):
+def _find_places(liked_BCE, wanted_BCE, traffic: Traffic, spec: Experts) -> jax.Array:
     """Which choices an expert has room for: the earliest tokens', or the highest scores'."""
     key = traffic.position_BC[..., None] if spec.overflow == "earliest" else -liked_BCE
     key_BCE = jnp.broadcast_to(key, liked_BCE.shape).astype(jnp.float32)
-    most_B = capacity(spec, traffic.real_BC.sum(1), traffic.real_BC.shape[1], spec.capacity)
-    return first_to_ask(key_BCE, wanted_BCE, traffic.position_BC, most_B)
+    limit_B = capacity(spec, traffic.real_BC.sum(1), traffic.real_BC.shape[1], spec.capacity)
+    return first_to_ask(key_BCE, wanted_BCE, traffic.position_BC, limit_B)

@@ -1,0 +1,66 @@
+"""What every layer of a forward pass sees alike: the groups of streams, the row in which they meet, and the cache."""
+
+from typing import NamedTuple
+
+import jax
+
+from mot.batches import Info, Tokens
+from mot.config import Config, Experts
+from mot.model.caches import Cache
+
+
+class Group(NamedTuple):
+    """Streams that every layer treats alike, and so travel merged, in document order.
+
+    With `context` tokens are in parts (`sharding.split_context`): B counts parts and C is a part's tokens.
+    """
+
+    streams: tuple[str, ...]
+    tokens: Tokens  # merged
+    modality: jax.Array  # of each merged token, [B, C]
+    by_stream: dict[str, Tokens]  # the same tokens, not merged
+    order: jax.Array | None  # of whole rows [B, C], from streams end to end to document order; None: one stream
+    back: jax.Array | None  # the inverse of `order`
+
+
+class JointRow(NamedTuple):
+    """The tokens of all groups where they meet. With `context` B counts parts of rows and T is a part's tokens."""
+
+    q: Info  # [B, T], in document order, where causality leaves the fewest tiles to visit
+    k: Info  # of whole rows; without `context` the same
+    order: jax.Array | None  # [B, T], from the groups end to end to document order; None: they are in it
+    back: jax.Array | None
+    k_order: jax.Array | None  # the same of whole rows, as they come from their devices
+    k_back: jax.Array | None
+
+
+class Context(NamedTuple):
+    """What every layer sees alike, but for `key` and `kv`, which are the layer's own inside it."""
+
+    config: Config
+    groups: list[Group]
+    conditions: list[jax.Array | None]  # by group: c_RY that its norms are modulated by
+    row: JointRow
+    key: jax.Array | None  # of the routers' jitter; None: no jitter
+    causal: bool  # experts that choose are imitated by routers that see no later token
+    cache: Cache | None  # whose info has these tokens
+    kv: tuple[jax.Array, jax.Array] | None = None  # the cache's keys and values of this layer
+
+
+class Tower(NamedTuple):
+    """One parameter set of a component, and the numbers of the groups that it serves."""
+
+    name: str
+    experts: Experts
+    groups: list[int]
+
+
+def towers(component: str, context: Context) -> list[Tower]:
+    """The towers of `attn` or `ffn` that serve some group, in the order of their first group."""
+    mapping = getattr(context.config.towers, component)
+    names = [mapping[group.streams[0]] for group in context.groups]
+    experts = getattr(context.config, component)
+    return [
+        Tower(tower, experts[tower], [i for i, name in enumerate(names) if name == tower])
+        for tower in dict.fromkeys(names)
+    ]

@@ -1,0 +1,28 @@
+"""Predicts the next token's id, by cross-entropy."""
+
+import jax
+import jax.numpy as jnp
+
+from mot import batches
+from mot.batches import Tokens
+from mot.config import Config
+from mot.objectives.cross_entropy import Rules, cross_entropy
+from mot.objectives.sums import Sums, scales, summed
+
+
+def loss(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config, sources: int) -> tuple[jax.Array, Sums]:
+    """The part of `losses.loss` that is of ids, and its sums.
+
+    `hidden` is that of `transformer.forward`; Z_M is `losses.totals` of the global batch, of which this may be part. A
+    target belongs to its own modality: an image's first code, predicted from text, is image loss. An absent modality
+    gives 0. l is the plain cross-entropy; z_loss * log(sum exp)^2 is added for stability (2405.09818) and not reported.
+    """
+    tokens = batches.concatenate([t for _, t in hidden])
+    B = tokens.token.shape[0]
+    h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
+    m_BT = batches.modality_of_ids(tokens.target, config)
+    scale_BT = tokens.weight * scales(Z_M, config)[m_BT]
+    o = config.objective
+    total, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, o.z_loss, o.chunk, Rules(config.mesh.rules))
+    weighted_BT = jnp.where(tokens.weight > 0, tokens.weight * nats_BT, 0)
+    return total, summed(weighted_BT, tokens, m_BT, config, sources)
