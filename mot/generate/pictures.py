@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
-from PIL import Image
+
+from mot.data import preview
 
 DPI, GAP, WIDEST = 100, 8, 2400  # WIDEST: pixels of a page
 GREY = 216  # around pictures, so that one on white paper has an edge
@@ -18,12 +19,6 @@ CELL, LINE, POINTS = 160, 18, 11
 TITLE = 30  # letters of a line at most
 UNSEEN = "\u00b7"  # a middle dot, in place of what the font has no letter for
 FONT = "DejaVu Sans"  # comes with matplotlib
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "png")
-    return file.getvalue()
 
 
 def grid(pictures: Sequence[np.ndarray]) -> bytes:
@@ -36,7 +31,7 @@ def grid(pictures: Sequence[np.ndarray]) -> bytes:
     for i, picture in enumerate(pictures):
         top, left = GAP + i // columns * height, GAP + i % columns * width
         page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return png(page)
+    return preview.png(page)
 
 
 def titled(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> bytes:

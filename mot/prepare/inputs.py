@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mot.config import modalities
+from mot.config.modalities import TEXT
 from mot.errors import UserError
 from mot.prepare import compressed
 
@@ -21,15 +23,6 @@ SPLITS |= {name: True for name in ("valid", "dev", "eval", "evaluation", "testin
 # "validation-00000-of-00001", as Hugging Face names a part of a split, and "val2014", as COCO does.
 _NUMBERED = re.compile(r"([a-z_]+?)[-_.]?\d[\w.-]*")
 _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
-# What a file is, by what follows the name that it shares with others of its document; the first there is is taken.
-MEMBERS = {
-    "text": ("txt", "text", "caption"),
-    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "ppm", "pgm"),
-    "audio": ("wav", "flac", "ogg", "oga", "opus", "mp3"),
-    "action": ("action.npy",),
-    "latents": ("npy",),
-}
-_KINDS = {suffix: kind for kind, suffixes in MEMBERS.items() for suffix in suffixes}
 # Media that are not read: a text of the same name is likely to be their caption, and no document by itself.
 OTHER_MEDIA = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
@@ -40,12 +33,9 @@ OTHER_MEDIA = (
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """A file's kind, of MEMBERS, and its suffix there; "" twice where it is none of them."""
-    parts = os.path.basename(name).lower().split(".")
-    for suffix, least in ((".".join(parts[-2:]), 3), (parts[-1], 2)):
-        if len(parts) >= least and suffix in _KINDS:
-            return _KINDS[suffix], suffix
-    return "", ""
+    """A file's modality and its suffix, what follows the name that it shares with others of its document; "" twice
+    where it has none."""
+    return modalities.kind_of_file(os.path.basename(name).lower().split("."))
 
 
 ONE = {
@@ -267,11 +257,11 @@ def unread(inputs: Iterable[Path], notes: Notes) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def warnings(notes: Notes, not_read: dict[str, int], separator: str, modalities: Sequence[str]) -> list[str]:
+def warnings(notes: Notes, not_read: dict[str, int], separator: str, present: Sequence[str]) -> list[str]:
     """What is to be told loudly of a reading: where the dataset may be poorer than its inputs."""
     told = []
     for kind, (number, id, why) in notes.lost.items():
-        if kind not in modalities:
+        if kind not in present:
             told.append(
                 f"no {kind} is in the dataset: all {number:,} documents that have one were left out, the first {id}: "
                 f"{why}"
@@ -290,7 +280,7 @@ def warnings(notes: Notes, not_read: dict[str, int], separator: str, modalities:
 
 
 def _may_be_media(what: str) -> bool:
-    return what in (*OTHER_MEDIA, "links", "linked") or kind_of("x" + what)[0] not in ("", "text")
+    return what in (*OTHER_MEDIA, "links", "linked") or kind_of("x" + what)[0] not in ("", TEXT)
 
 
 def listed(not_read: dict[str, int]) -> str:

@@ -3,6 +3,7 @@
 import base64
 import codecs
 import json
+import os
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,37 +11,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mot.config import modalities
+from mot.config.modalities import MODALITIES, TEXT
+from mot.config.options import DROP_MEDIUM
 from mot.errors import UserError, reason
 from mot.prepare.compressed import Damaged, opened
-from mot.prepare.inputs import MEMBERS, held_out, inside, kind_of, short
-from mot.prepare.templates import BRACES, INTERLEAVED, KINDS, MODALITY, READY, Template, needed, parse
+from mot.prepare.inputs import held_out, inside, kind_of, short
+from mot.prepare.templates import BRACES, INTERLEAVED, MODALITY, READY, Template, needed, parse
 
 BOM = b"\xef\xbb\xbf"
 PARALLEL = (("texts", "images"), ("text_list", "image_info"))
-LISTED = KINDS[1:3]  # kinds of which a field may hold a list; a list of the others is numbers
 _BETWEEN = re.compile(r"[\s,]*")  # values of an array
 MAX_LINE = 64 * 2**20  # bytes
 MAX_TEXT = 16 * 2**20  # bytes of a document's text
-# The fields that a document is made of where the user names none: the first of each kind that is there.
-GUESSES = {
-    "text": ("caption", "text", "title", "name", "transcription", "sentence", "labels", "label"),
-    "image": ("image", "images", "jpg", "jpeg", "png", "webp"),
-    "audio": ("audio", "wav", "flac", "ogg", "mp3"),
-    "action": ("action", "actions", "trajectory", "strokes"),
-    "latents": ("latents", "npy"),
-}
-
-
-# Fields of a row that name files; of each the suffix says what it is.
-FILES = ("file_name", "filename", "file", "path", "file_names", "image", "images", "audio", "action", "latents")
+# Fields of a row that name files, beside those of a modality (`paths`); of each the suffix says what it is.
+FILES = ("file_name", "filename", "file", "path", "file_names")
 FILE_ENDINGS = ("_file_name", "_file_names", "_path", "_filepath")
 
 
 class Part(NamedTuple):
     """A stretch of a document in one modality, still encoded."""
 
-    kind: str  # of KINDS, or a modality's name and READY
-    content: str | bytes | Path | np.ndarray | ValueError  # text: str; media: what mot.prepare.media takes, or why not
+    kind: str  # a modality of MODALITIES, or any modality's name and READY
+    content: str | bytes | Path | np.ndarray | ValueError  # text: str; media: what its codec reads, or why not
     rate: int = 0  # of audio given as an array: samples a second
 
 
@@ -65,6 +58,23 @@ class TableRow(NamedTuple):
     lost: tuple[str, ...] = ()  # kinds of media that a document loses that is bad
 
 
+def parts_of(raw: Raw, missing: str) -> tuple[Part, ...]:
+    """A document's parts, also those of one that is bad for its media alone where these may be `missing`."""
+    return raw.rest if raw.bad and missing == DROP_MEDIUM else raw.parts
+
+
+def weight_of(part: Part) -> int:
+    """Bytes that a part takes in memory, about; of what is still in a file, the file's, 0 where that is not known."""
+    if isinstance(part.content, Path):
+        try:
+            return os.stat(part.content).st_size
+        except OSError:
+            return 0
+    if isinstance(part.content, ValueError):
+        return 0
+    return getattr(part.content, "nbytes", 0) or len(part.content)
+
+
 def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone: bool = True) -> tuple[Template, ...]:
     """The user's templates, or one of guessed fields; a `UserError` lists the fields of `where` if they do not fit.
 
@@ -73,13 +83,15 @@ def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone
     fields = list(fields)
     templates = parse(content) or (guess(fields),)
     missing = [name for name in needed(templates) if name not in fields]
-    lacks = [] if {"text", INTERLEAVED} & dict(templates[0]).keys() else ["text"]
-    lacks += [] if text_alone or set(dict(templates[0])) - {"text"} else ["image or audio"]
+    lacks = [] if {TEXT, INTERLEAVED} & dict(templates[0]).keys() else [TEXT]
+    lacks += [] if text_alone or set(dict(templates[0])) - {TEXT} else [" or ".join(modalities.listed())]
     if missing or (lacks and not content):
         found = f"content names {missing[0]!r}" if missing else f"no field's name says that it is {lacks[0]}"
         known = dict(guess(fields))
         others = iter([name for name in fields if name not in known.values()])
-        names = {kind: known.get(kind) or next(others, kind) for kind in dict.fromkeys(["text", *known, "image"])}
+        names = {
+            kind: known.get(kind) or next(others, kind) for kind in dict.fromkeys([TEXT, *known, modalities.media()[0]])
+        }
         raise UserError(
             f"{where}: {found}; its fields are {', '.join(map(str, fields)) or 'none'}; say which to use, e.g. "
             f"--content '{'|'.join(f'{kind}:{name}' for kind, name in names.items())}'"
@@ -92,30 +104,36 @@ def guess(fields: Sequence[str]) -> Template:
     if both := parallel(fields):
         return ((INTERLEAVED, both),)
     lower = {str(name).lower(): name for name in reversed(fields)}
-    found = ((kind, next((lower[g] for g in names if g in lower), None)) for kind, names in GUESSES.items())
-    return tuple((kind, name) for kind, name in found if name is not None)
+    firsts = {kind: next((name for name in row.fields if name in lower), None) for kind, row in MODALITIES.items()}
+    return tuple((kind, lower[name]) for kind, name in firsts.items() if name is not None)
 
 
 def files_of(fields: Mapping[str, Any], every: bool) -> dict[str, Any]:
     """The files that a row names, one or a list, under their kinds, which their suffixes say.
 
-    `every`: what FILES name is a file whatever its suffix, an image if that says nothing.
+    `every`: what such a field names is a file whatever its suffix, an image if that says nothing.
     """
     found: dict[str, Any] = {}
     for name, value in fields.items():
-        if name not in FILES and not str(name).endswith(FILE_ENDINGS):
+        if not names_files(name):
             continue
         first = value[0] if isinstance(value, list) and value else value
         if not isinstance(first, str) or not first:
             continue
         kind = kind_of(first)[0]
-        if name in LISTED or (name in KINDS and kind in KINDS[3:]):  # an action, too, is a .npy
+        if name in modalities.listed() or (name in MODALITIES and kind in modalities.arrays()):  # an action is a .npy
             kind = name
-        if kind not in ("", "text"):
+        if kind not in ("", TEXT):
             found.setdefault(kind, value)
-        elif every and name in FILES:
-            found.setdefault("image", value)
+        elif every and not str(name).endswith(FILE_ENDINGS):
+            found.setdefault(modalities.media()[0], value)
     return found
+
+
+def names_files(field: Any) -> bool:
+    """Does a field of this name hold files' names?"""
+    of_a_modality = any(field in row.paths for row in MODALITIES.values())
+    return field in FILES or of_a_modality or str(field).endswith(FILE_ENDINGS)
 
 
 def documents(rows: Iterator[TableRow], templates: Sequence[Template]) -> Iterator[Raw]:
@@ -140,7 +158,7 @@ def document(row: TableRow, template: Template, with_ids: bool = False) -> Raw:
 def whole(id: str, parts: Sequence[Part], held_out: bool | None) -> Raw:
     """A document of these parts, bad where a medium is missing; raises `ValueError` where its text is, or is blank."""
     faulty = [part for part in parts if isinstance(part.content, ValueError)]
-    if any(part.kind == "text" for part in faulty):
+    if any(part.kind == TEXT for part in faulty):
         raise faulty[0].content
     parts = filled(parts)
     return Raw(id, (), held_out, str(faulty[0].content), parts) if faulty else Raw(id, parts, held_out)
@@ -148,11 +166,11 @@ def whole(id: str, parts: Sequence[Part], held_out: bool | None) -> Raw:
 
 def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
     """Without empty texts; `ValueError` if nothing is left to learn from, or too much."""
-    parts = tuple(part for part in parts if part.kind != "text" or part.content)
-    words = [part.content for part in parts if part.kind == "text"]
+    parts = tuple(part for part in parts if part.kind != TEXT or part.content)
+    words = [part.content for part in parts if part.kind == TEXT]
     if 4 * sum(map(len, words)) > MAX_TEXT:  # no character has more bytes
         check_text(sum(len(word.encode(errors="surrogatepass")) for word in words))
-    if all(part.kind == "text" and not part.content.strip() for part in parts):
+    if all(part.kind == TEXT and not part.content.strip() for part in parts):
         raise ValueError("an empty document")
     return parts
 
@@ -162,7 +180,7 @@ def _parts(kind: str, field: str, row: TableRow) -> list[Part]:
     if kind == INTERLEAVED:
         return interleaved(*(_value(row, name) for name in field.split("+")), row.folder)
     value = row.fields.get(field)
-    if kind in LISTED and isinstance(value, list):
+    if kind in modalities.listed() and isinstance(value, list):
         if not value:
             return [Part(kind, ValueError(f"{kind} field {field!r} is an empty list"))]
         fields = [{field: one if one is not None else ValueError(f"no {kind} in {field!r}")} for one in value]
@@ -192,7 +210,7 @@ def interleaved(texts: Any, images: Any, folder: str | None) -> list[Part]:
     parts = []
     for words, image in zip(texts, images, strict=True):
         if words is not None:
-            parts.append(Part("text", text(words)))
+            parts.append(Part(TEXT, text(words)))
         if image is not None:
             try:
                 parts.append(Part("image", medium("image", image, folder, "an image")))
@@ -224,15 +242,16 @@ def _matched(texts: list, images: list) -> tuple[list, list]:
 def _part(kind: str, field: str, row: TableRow) -> Part:
     """A part whose content is the ValueError that says why there is none, where there is none."""
     try:
-        if kind == "text" and "{" in field:
-            return Part("text", BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
-        if kind == "text":
-            return Part("text", text(_value(row, field), field))
-        value = _joined(row, field) if kind == "action" and "+" in field else _value(row, field)
+        if kind == TEXT and "{" in field:
+            return Part(TEXT, BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
+        if kind == TEXT:
+            return Part(TEXT, text(_value(row, field), field))
+        value = _joined(row, field) if kind in modalities.joined() and "+" in field else _value(row, field)
         value = medium(kind, value, row.folder, f"{kind} field {field!r}")
     except ValueError as error:
         value = error
-    return Part(kind, value, row.rate if isinstance(value, np.ndarray) and kind == "audio" else 0)
+    is_sampled = isinstance(value, np.ndarray) and kind in MODALITIES and MODALITIES[kind].is_sampled
+    return Part(kind, value, row.rate if is_sampled else 0)
 
 
 def medium(kind: str, value: Any, folder: str | None, name: str) -> bytes | Path | np.ndarray:
@@ -257,6 +276,13 @@ def integers(value: list) -> np.ndarray:
     if odd:
         raise ValueError(f"ids {short(value)}; a list of integers is needed, and {short(odd[0])} is none")
     return np.array(value, np.int64)
+
+
+def kind_and_value(part: Any) -> tuple[str, Any] | None:
+    """Those of a part as JSON has it, `{kind: value}`; None for anything else."""
+    if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in MODALITIES:
+        return None
+    return next(iter(part.items()))
 
 
 def ids_part(part: dict, folder: str) -> Part:
@@ -402,7 +428,7 @@ def _only_document(start: bytes) -> dict | None:
     except (ValueError, RecursionError):
         return None
     keys = [set(part) for part in parts if isinstance(part, dict)]
-    is_part = [(len(key) == 1 and key <= set(KINDS)) or key == {"ids", "modality"} for key in keys]
+    is_part = [(len(key) == 1 and key <= MODALITIES.keys()) or key == {"ids", "modality"} for key in keys]
     has_media = any(key != {"text"} for key in keys)
     return {"content": parts} if len(keys) == len(parts) and all(is_part) and has_media else None
 
@@ -474,11 +500,11 @@ def sample(title: str, fields: dict, bad: str = "") -> TableRow:
     except ValueError as error:
         why = str(error)
         return TableRow(title, {}, bad=f"its .json is {why}"[:200] if why.startswith("not JSON") else why)
-    named = {name: value for name, value in extra.items() if name not in KINDS} | fields
+    named = {name: value for name, value in extra.items() if name not in MODALITIES} | fields
     words = [extra[name] for name in ("caption", "text") if isinstance(extra.get(name), str)]
     named |= {"text": words[0]} if words else {}
-    for kind, suffixes in MEMBERS.items():
-        first = next((suffix for suffix in suffixes if suffix in fields), None)
+    for kind, row in MODALITIES.items():
+        first = next((suffix for suffix in row.suffixes if suffix in fields), None)
         named |= {} if first is None else {kind: fields[first]}
     if isinstance(named.get("text"), bytes):  # of a file in an archive
         named["text"] = unix(named["text"].removeprefix(BOM))

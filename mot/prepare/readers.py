@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mot.config import modalities
+from mot.config.modalities import MODALITIES, TEXT
 from mot.errors import UserError, reason
 from mot.prepare import arrays, tables
 from mot.prepare.compressed import SUFFIXES as PACKED
 from mot.prepare.compressed import Damaged, opened
 from mot.prepare.inputs import (
-    MEMBERS,
     OTHER_MEDIA,
     Notes,
     fault,
@@ -39,6 +40,7 @@ from mot.prepare.raw import (
     files_of,
     ids_part,
     json_rows,
+    kind_and_value,
     medium,
     parallel,
     sample,
@@ -46,12 +48,12 @@ from mot.prepare.raw import (
     unix,
     whole,
 )
-from mot.prepare.templates import INTERLEAVED, KINDS, declared, modality_of, needed, parse
+from mot.prepare.templates import INTERLEAVED, declared, modality_of, needed, parse
 
 JSON = tuple(".json" + packed for packed in ("", *PACKED))  # JSON lines too, or one array; other programs' as well
 SUFFIXES = {
     "jsonl": tables.JSON_LINES,
-    "folder": tuple(f".{suffix}" for kind in KINDS[1:] for suffix in MEMBERS[kind]),
+    "folder": (),  # those of media: `_suffixes`
     "parquet": (".parquet",),
     "webdataset": (*(".tar" + packed for packed in ("", *PACKED)), ".tgz"),
     "text": tuple(".txt" + packed for packed in ("", *PACKED)),
@@ -133,7 +135,7 @@ def _noted(found: Iterator[Raw], notes: Notes) -> Iterator[Raw]:
                 if isinstance(part.content, Path):
                     notes.use(part.content)
             lost = {modality_of(part.kind) for part in raw.rest} if raw.rest else set(raw.lost)
-            for kind in sorted(lost - {"text"}):
+            for kind in sorted(lost - {TEXT}):
                 notes.lose(kind, raw.id, raw.bad)
             yield raw
 
@@ -160,7 +162,7 @@ def detect(inputs: Sequence[Path]) -> str:
         found["folder"] = None
     elif "npz" in found:
         found.pop("jsonl", None)
-        if not captions and kind_of(str(shown.good.get("folder", "")))[0] in ("", *KINDS[3:]):
+        if not captions and kind_of(str(shown.good.get("folder", "")))[0] in ("", *modalities.arrays()):
             found.pop("folder", None)
     elif found.keys() & {"jsonl", "parquet"} and not captions:
         found.pop("folder", None)  # the pictures that documents or rows name
@@ -207,6 +209,12 @@ def _shown(inputs: Sequence[Path]) -> _Shown:
     return _Shown(good, refused, paired, alone)
 
 
+def _suffixes(form: str) -> tuple[str, ...]:
+    if form == "folder":
+        return tuple(f".{suffix}" for name in modalities.media() for suffix in MODALITIES[name].suffixes)
+    return SUFFIXES[form]
+
+
 def _form(name: str, is_found: bool) -> str:
     """What a file's name shows, "" for nothing; `is_found`: in a folder, not named by the user."""
     name = name.lower()
@@ -214,7 +222,7 @@ def _form(name: str, is_found: bool) -> str:
         return "captions"
     if name.endswith(JSON):
         return "json"
-    return next((form for form, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "")
+    return next((form for form in FORMATS if name.endswith(_suffixes(form))), "")
 
 
 def _check_nothing_is_lost(inputs: Sequence[Path], form: str, shown: _Shown, captions: bool) -> None:
@@ -235,7 +243,7 @@ def _check_nothing_is_lost(inputs: Sequence[Path], form: str, shown: _Shown, cap
         rest = "give --format folder to do without them" if form == "folder" else texts_alone
         raise UserError(
             f"{given}: {listed(shown.alone)} have a text of their name beside them, and cannot be read; make them one "
-            f"of {', '.join(SUFFIXES['folder'])}, or {rest}"
+            f"of {', '.join(_suffixes('folder'))}, or {rest}"
         )
 
 
@@ -304,7 +312,9 @@ def _interleaved(row: TableRow) -> Raw:
             return document(row, ((INTERLEAVED, both),))
         files = {} if "text" not in row.fields else files_of(row.fields, every=False)
         if content is None and (files or {"ids", "modality"} <= row.fields.keys()):
-            template = tuple((kind, kind) for kind in KINDS if kind in files or (kind == "text" and kind in row.fields))
+            template = tuple(
+                (kind, kind) for kind in MODALITIES if kind in files or (kind == TEXT and kind in row.fields)
+            )
             return document(row._replace(fields=row.fields | files), template, with_ids=True)
         if content is None and "text" in row.fields:
             content = [{"text": row.fields["text"]}]
@@ -318,13 +328,15 @@ def _interleaved(row: TableRow) -> Raw:
 def _json_part(part, folder: str) -> Part:
     if isinstance(part, dict) and "ids" in part:
         return ids_part(part, folder)
-    if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in KINDS:
-        raise ValueError(f"part {short(part)}; an object with one of the keys {', '.join(KINDS)}, ids is allowed")
-    ((kind, value),) = part.items()
-    if not isinstance(value, str) and (kind == "text" or value is not None):
+    known = kind_and_value(part)
+    if known is None:
+        keys = ", ".join(modalities.names())
+        raise ValueError(f"part {short(part)}; an object with one of the keys {keys}, ids is allowed")
+    kind, value = known
+    if not isinstance(value, str) and (kind == TEXT or value is not None):
         raise ValueError(f"part {short(part)}; a string is needed")
     try:
-        return Part(kind, text(value) if kind == "text" else medium(kind, value, folder, f"the part's {kind}"))
+        return Part(kind, text(value) if kind == TEXT else medium(kind, value, folder, f"the part's {kind}"))
     except ValueError as error:
         return Part(kind, error)
 
@@ -464,7 +476,7 @@ def _webdataset(inputs: list[Path], content: Sequence[str], notes: Notes) -> Ite
         for row in [TableRow(name, {}, bad=bad)] if bad else _samples(path, name, wanted, notes):
             template = templates[next(count) % len(templates)] if templates else ()
             if not templates and not row.bad:
-                template = tuple((kind, kind) for kind in KINDS if kind in row.fields)
+                template = tuple((kind, kind) for kind in MODALITIES if kind in row.fields)
                 if "text" not in row.fields:
                     row = row._replace(bad=f"no text among {', '.join(row.fields) or 'its members'}")
             row = row._replace(split=side) if row.split is None else row
@@ -521,7 +533,7 @@ def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, 
     """A member to its sample; it is read only if it is used, and nothing is where the sample is bad."""
     kind = kind_of("x." + ending)[0]
     is_used = _is_used(ending, wanted)
-    now.kinds |= {kind} - {"", "text"}
+    now.kinds |= {kind} - {"", TEXT}
     if not is_used:
         notes.members[suffix("x." + ending)] += 1
     if ending in now.fields:
@@ -537,7 +549,7 @@ def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, 
 
 
 def _is_used(suffix: str, wanted: dict[str, str]) -> bool:
-    return suffix in wanted or suffix == "json" or any(suffix in names for names in MEMBERS.values())
+    return suffix in wanted or suffix == "json" or any(suffix in row.suffixes for row in MODALITIES.values())
 
 
 def _members(path: Path):

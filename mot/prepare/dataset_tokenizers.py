@@ -1,0 +1,180 @@
+"""The tokenizers of a dataset, as they lie in its folder `tokenizers`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mot.config import modalities
+from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS
+from mot.data.manifest import BYTES, file_digest, files, read_json
+from mot.errors import UserError
+from mot.files import replacing, write_atomically
+from mot.prepare import codecs
+from mot.prepare.templates import MODALITY, READY
+from mot.tokenizers import archive, text
+from mot.tokenizers.given import GivenIds, GivenVectors
+
+CHOSEN = "chosen.json"  # written last: the folder is complete
+
+
+class Tokenizers(NamedTuple):
+    text: Tokenizer
+    media: dict[str, Any]  # by modality, in the dataset's order
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return (TEXT, *self.media)
+
+    def of(self, modality: str) -> Any:
+        return self.text if modality == TEXT else self.media[modality]
+
+    def decode(self, modality: str, data: np.ndarray) -> Any:
+        """What the tokens of a part stand for, as its codec shows it; text is a string."""
+        return self.text.decode(data.tolist()) if modality == TEXT else self.media[modality].decode(data)
+
+    def kind(self, modality: str) -> str:
+        """The kind of a part of a document: a modality whose ids are ready has READY in it."""
+        return modality + READY * isinstance(self.media.get(modality), GivenIds)
+
+
+def file_names(modality: str) -> tuple[str, ...]:
+    """Those of what is learnt."""
+    if modality == TEXT:
+        return "text.json", BYTES
+    return (f"{modality}.npz",) if modality in MODALITIES and MODALITIES[modality].learns_from else ()
+
+
+def save(tokenizer: Any, folder: Path, modality: str) -> None:
+    """What has no file is known by its size, which `write_chosen` keeps."""
+    for name in file_names(modality):
+        archive.save(tokenizer, folder / name)
+
+
+def save_text(tokenizer: Tokenizer, sizes: np.ndarray, folder: Path) -> None:
+    """With the bytes `[ids]` that each id stands for."""
+    json_file, sizes_file = (folder / name for name in file_names(TEXT))
+    write_atomically(json_file, tokenizer.to_str())
+    with replacing(sizes_file) as partial, open(partial, "wb") as file:
+        np.save(file, sizes.astype(np.int32), allow_pickle=False)
+
+
+def load(folder: Path) -> Tokenizers:
+    """Raises `UserError` where a file is not as it was written."""
+    known = chosen(folder)
+    media: dict[str, Any] = {}
+    try:
+        for name in known["modalities"][1:]:
+            if name in known["ids"]:
+                media[name] = GivenIds(known["ids"][name])
+            elif name in known["widths"]:
+                media[name] = GivenVectors(known["widths"][name])
+            else:
+                form = VECTORS if name in known["vectors"] else IDS
+                media[name] = archive.load(codecs.of(name).TOKENIZERS[form], folder / file_names(name)[0])
+    except ValueError as error:
+        raise UserError(f"{error}; copy it again, or prepare the dataset anew") from None
+    return Tokenizers(load_text(folder), media)
+
+
+def load_text(folder: Path) -> Tokenizer:
+    file = folder / "text.json"
+    try:
+        return text.load(file.read_text(encoding="utf-8"), ())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
+
+
+def write_chosen(
+    folder: Path,
+    names: list[str],
+    widths: Mapping[str, int],
+    of_vectors: list[str],
+    lossy: dict,
+    ids: Mapping[str, int],
+) -> None:
+    """What is there: modalities, which have vectors, which ready ids (and how many), and what text loses."""
+    found = {"modalities": names} | {name: widths.get(name, 0) for name in modalities.given()}
+    found |= {"vectors": of_vectors, "lossy": lossy, "ids": {name: ids[name] for name in names if name in ids}}
+    write_atomically(folder / CHOSEN, json.dumps(found))
+
+
+def chosen(folder: Path) -> dict:
+    """What `write_chosen` wrote: modalities, widths (of given vectors), vectors, ids, encodes, lossy."""
+    file = folder / CHOSEN
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        names = tuple(found["modalities"])
+        widths = {name: found.get(name, 0) for name in modalities.given()}
+        of_vectors = tuple(found.get("vectors", ()))
+        ids = dict(found.get("ids", {}))  # earlier versions had none
+        _check(names, widths, of_vectors, ids)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
+    of_text = {"encodes": found.get("encodes", True), "lossy": found.get("lossy", {})}
+    return {"modalities": names, "widths": widths, "vectors": of_vectors, "ids": ids} | of_text
+
+
+def _check(names: tuple, widths: dict, of_vectors: tuple, ids: dict) -> None:
+    """Raises `ValueError` unless these belong together."""
+    ours = set(names) - ids.keys()
+    for name, width in widths.items():
+        if names[:1] != (TEXT,) or ours - MODALITIES.keys() or TEXT in ids or type(width) is not int or width < 0:
+            raise ValueError(f"modalities {names!r:.60}, {name} of {width!r:.60} features")
+    learnt = {name for name in ours if MODALITIES[name].learns_from}
+    may_be = {name for name in learnt if VECTORS in MODALITIES[name].forms}
+    must_be = {name for name in may_be if IDS not in MODALITIES[name].forms}
+    if not must_be <= set(of_vectors) <= may_be:
+        raise ValueError(f"vectors {of_vectors!r:.60}, of the modalities {names!r:.60}")
+    for name, n in ids.items():
+        if name not in names or not MODALITY.fullmatch(name) or type(n) is not int:
+            raise ValueError(f"{n!r:.60} ids of {name!r:.60}")
+
+
+def of_dataset(dataset: Path) -> Path:
+    """The tokenizers of another dataset, looked at; raises `UserError` where they cannot be taken."""
+    for name, _, digest in files(read_json(dataset)):
+        file = dataset / name
+        if file.parent.name == "tokenizers" and (not file.is_file() or file_digest(file) != digest):
+            raise UserError(
+                f"--like={dataset}: {file} is missing or damaged; copy it again, or prepare the dataset anew"
+            )
+    if not chosen(dataset / "tokenizers")["encodes"]:
+        raise UserError(f"--like={dataset}: its text is a seqio vocabulary's, with which mot cannot encode; seqio can")
+    return dataset / "tokenizers"
+
+
+def special(tokenizer: Tokenizer) -> dict[str, int]:
+    return {token.content: i for i, token in sorted(tokenizer.get_added_tokens_decoder().items()) if token.special}
+
+
+def about(folder: Path) -> dict:
+    """What dataset.json says of the tokenizers."""
+    tokenizers = load(folder)
+    found = {}
+    text_files = [folder / name for name in (*file_names(TEXT), CHOSEN)]
+    found[TEXT] = {"digest": file_digest(text_files[0])[:16], "ids": tokenizers.text.get_vocab_size()}
+    found[TEXT] |= {"special": special(tokenizers.text), "files": [_about_file(file) for file in text_files]}
+    if lossy := chosen(folder)["lossy"]:
+        found[TEXT]["lossy"] = lossy
+    for modality, tokenizer in tokenizers.media.items():
+        own = [] if isinstance(tokenizer, GivenIds) else [folder / name for name in file_names(modality)]
+        size = {"ids": tokenizer.ids} if hasattr(tokenizer, "ids") else {"width": tokenizer.width}
+        # What has no file is known by its size.
+        digest = file_digest(own[0])[:16] if own else "-".join(map(str, *size.items()))
+        found[modality] = {"digest": digest, "files": [_about_file(file) for file in own]} | size
+        if tokens := getattr(tokenizer, "tokens", 0):
+            found[modality] |= {"tokens": tokens}
+    return found
+
+
+def is_ready(known: dict) -> bool:
+    """Is what dataset.json says of a modality that its ids were ready?"""
+    return known["digest"] == f"ids-{known.get('ids')}"
+
+
+def _about_file(file: Path) -> dict:
+    return {"file": file.name, "bytes": file.stat().st_size, "digest": file_digest(file)}
