@@ -108,7 +108,7 @@ def chosen(folder: Path) -> dict:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         names = tuple(found["modalities"])
-        widths = {name: found.get(name, 0) for name in modalities.given()}
+        widths = {name: found[name] for name in modalities.given() if name in found}
         of_vectors = tuple(found.get("vectors", ()))
         ids = dict(found.get("ids", {}))  # earlier versions had none
         _check(names, widths, of_vectors, ids)
@@ -121,6 +121,8 @@ def chosen(folder: Path) -> dict:
 def _check(names: tuple, widths: dict, of_vectors: tuple, ids: dict) -> None:
     """Raises `ValueError` unless these belong together."""
     ours = set(names) - ids.keys()
+    if not widths or (ours & {*modalities.given()}) - widths.keys():
+        raise ValueError(f"it lacks the width of {', '.join(modalities.given())}")
     for name, width in widths.items():
         if names[:1] != (TEXT,) or ours - MODALITIES.keys() or TEXT in ids or type(width) is not int or width < 0:
             raise ValueError(f"modalities {names!r:.60}, {name} of {width!r:.60} features")
