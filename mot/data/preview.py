@@ -265,11 +265,14 @@ def _wrapped(text: str, width: float, points: float) -> list[str]:
     return textwrap.wrap(legible(text), int(width / _advance(points)), max_lines=3, placeholder=" ...")
 
 
-def legible(text: str) -> str:
-    """What the font can show, on one line; in place of anything else a dot, but for marks that nobody sees."""
-    known = _glyphs()
+def _is_in_font(character: str) -> bool:
+    return ord(character) in _glyphs()
+
+
+def legible(text: str, is_in_font: Callable[[str], bool] = _is_in_font) -> str:
+    """What a font can show, on one line; in place of anything else a dot, but for marks that nobody sees."""
     seen = (c for c in text if unicodedata.category(c) != "Cf")
-    return "".join(" " if c.isspace() else c if ord(c) in known else UNSEEN for c in seen)
+    return "".join(" " if c.isspace() else c if is_in_font(c) else UNSEEN for c in seen)
 
 
 @lru_cache
