@@ -177,7 +177,11 @@ def look(recipe, read: Callable[[], Iterator[Raw]], sides: Sides, ids: Mapping[s
 
     `file` lists the bad documents where there are no others.
     """
-    first, good, bad, lost, held_out = [], 0, [], {}, {}
+    first: list[Part] = []  # of documents that are trained on,
+    good = 0  # of which there are so many
+    bad: list[Bad] = []
+    lost: dict[str, list[Bad]] = {}  # those of these that have a medium, by modality
+    held_out: dict[str, str] = {}  # the first held-out document that has a kind
     for raw in first_documents(recipe, read):
         parts = parts_of(raw, recipe.missing)
         try:
@@ -200,17 +204,7 @@ def look(recipe, read: Callable[[], Iterator[Raw]], sides: Sides, ids: Mapping[s
         )
     there = [part for part in first if not isinstance(part.content, ValueError)]
     kinds = {part.kind for part in there}
-    if missing := next((part for part in first if part.kind not in kinds), None):
-        raise UserError(
-            f"every {modality_of(missing.kind)} of the first documents is missing (the first: {missing.content}); see "
-            "where they lie, or prepare documents that name none"
-        )
-    for kind, id_ in held_out.items():
-        if kind not in kinds:
-            raise UserError(
-                f"{modality_of(kind)} is in held-out documents alone (the first: {id_}), as the input's split says, "
-                "and tokenizers learn from what is trained on; put a document that has it into train, or raise --sample"
-            )
+    _refuse_absent(first, kinds, held_out)
     for modality, of_it in lost.items():
         if modality not in map(modality_of, kinds) and len(of_it) >= good:
             left_out.write(file, bad)
@@ -226,6 +220,21 @@ def look(recipe, read: Callable[[], Iterator[Raw]], sides: Sides, ids: Mapping[s
     ready = [kind for kind in kinds if kind.endswith(READY)]
     greatest = {modality_of(kind): max([int(x.max()) for x in _good(of(kind))] or [0]) for kind in ready}
     return First(kinds, _corpus(of(TEXT)), contents, greatest)
+
+
+def _refuse_absent(parts: Sequence[Part], kinds: set[str], held_out: Mapping[str, str]) -> None:
+    """Raises `UserError` where the documents name a kind of media of which none is there to learn from."""
+    if missing := next((part for part in parts if part.kind not in kinds), None):
+        raise UserError(
+            f"every {modality_of(missing.kind)} of the first documents is missing (the first: {missing.content}); see "
+            "where they lie, or prepare documents that name none"
+        )
+    for kind, id_ in held_out.items():
+        if kind not in kinds:
+            raise UserError(
+                f"{modality_of(kind)} is in held-out documents alone (the first: {id_}), as the input's split says, "
+                "and tokenizers learn from what is trained on; put a document that has it into train, or raise --sample"
+            )
 
 
 def _none_to_train_on(sample: int, bad: Sequence[Bad], held_out: Mapping[str, str]) -> str:

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from mot.config import modalities
 from mot.config.modalities import Option
 from mot.console import unheard_by_workers
-from mot.data.manifest import FORMAT, SPLITS, file_digest, read_json
+from mot.data.manifest import FORMAT, INDEX, SPLITS, file_digest, read_json
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
@@ -418,31 +418,19 @@ def _save(path: Path, array: np.ndarray) -> None:
 def finish(source: dict, out: Path, written: Sequence[Written], noted: dict | None = None) -> dict:
     """The index of all blocks and `dataset.json`, with what was `noted`; the folder is a dataset from here on."""
     present = dataset_tokenizers.load(out / "tokenizers").modalities
-    splits, lengths_of = {}, {}
+    lengths_of: dict[str, set[int]] = {modality: set() for modality in present}
+    splits = {}
     for split in SPLITS:
-        (out / split).mkdir(exist_ok=True)
-        for shard in (w.shards[split] for w in written if w.shards[split]):
-            if (size := (out / split / shard.file).stat().st_size) != shard.bytes:
-                raise UserError(f"{out / split / shard.file} has {size} bytes, {shard.bytes} were written; try again")
-
-        def parts(kind, split=split):
-            return [np.load(_done_file(out, w.block, f"{split}.{kind}"), allow_pickle=False) for w in written]
-
-        tokens = np.concatenate([np.zeros((0, len(present)), np.int32), *parts("lengths")])
-        atoms = np.concatenate([np.zeros((0, 2), np.int32), *parts("atoms")])
-        firsts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *parts("sizes")]))])
-        index = {"lengths.npy": tokens, "atoms.npy": atoms, "firsts.npy": firsts.astype(np.int64)}
-        for name, array in index.items():
-            _save(out / split / name, array)
-        media = Counter(present[m] for m in atoms[:, 0][atoms[:, 0] != 0].tolist())
+        tokens, atoms = _write_index(out, split, written, present)
         for m, modality in enumerate(present):
-            lengths_of.setdefault(modality, set()).update(np.unique(atoms[:, 1][atoms[:, 0] == m]).tolist())
+            lengths_of[modality] |= set(np.unique(atoms[:, 1][atoms[:, 0] == m]).tolist())
+        media = Counter(present[m] for m in atoms[:, 0][atoms[:, 0] != 0].tolist())
         splits[split] = {
             "documents": len(tokens),
             "tokens": dict(zip(present, tokens.sum(0, dtype=np.int64).tolist(), strict=True)),
             "spans": dict(sorted(media.items())),
             "shards": [w.shards[split]._asdict() for w in written if w.shards[split]],
-            "index": [_about_file(out / split / name) for name in index],
+            "index": [_about_file(out / split / name) for name in INDEX],
         }
     bad = _tell_left_out(out, written)
     if not splits["train"]["documents"]:
@@ -464,6 +452,27 @@ def finish(source: dict, out: Path, written: Sequence[Written], noted: dict | No
     write_atomically(out / "dataset.json", json.dumps(about, indent=1))
     shutil.rmtree(out / ".work")
     return about
+
+
+def _write_index(
+    out: Path, split: str, written: Sequence[Written], present: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the index of a split; its documents' lengths and atoms. Raises `UserError` where a shard is not whole."""
+    (out / split).mkdir(exist_ok=True)
+    for shard in (w.shards[split] for w in written if w.shards[split]):
+        if (size := (out / split / shard.file).stat().st_size) != shard.bytes:
+            raise UserError(f"{out / split / shard.file} has {size} bytes, {shard.bytes} were written; try again")
+
+    def of_blocks(what: str) -> list[np.ndarray]:
+        return [np.load(_done_file(out, w.block, f"{split}.{what}"), allow_pickle=False) for w in written]
+
+    tokens = np.concatenate([np.zeros((0, len(present)), np.int32), *of_blocks("lengths")])
+    atoms = np.concatenate([np.zeros((0, 2), np.int32), *of_blocks("atoms")])
+    ends = np.cumsum(np.concatenate([np.zeros(0, np.int64), *of_blocks("sizes")]))
+    firsts = np.concatenate([[0], ends]).astype(np.int64)
+    for name, array in zip(INDEX, (tokens, atoms, firsts), strict=True):
+        _save(out / split / name, array)
+    return tokens, atoms
 
 
 def _with_lengths(tokenizers: dict, lengths_of: Mapping[str, set[int]]) -> dict:

@@ -424,14 +424,12 @@ class _Tape:
     """An archive's bytes as tarfile needs them: read onwards, no more than `left`, whatever sizes a header claims."""
 
     def __init__(self, file, is_packed: bool):
-        self.file, self.is_packed, self.left, self.place, self.last, self.held = (
-            file,
-            is_packed,
-            MAX_HEADERS,
-            0,
-            b"",
-            b"",
-        )
+        self.file = file
+        self.is_packed = is_packed
+        self.left = MAX_HEADERS  # bytes that may be read
+        self.place = 0
+        self.last = b""  # what was read last
+        self.held = b""  # what follows `place` and was read ahead
 
     def tell(self) -> int:
         return self.place
@@ -487,8 +485,12 @@ class _Sample:
     """The members of one name, as they come."""
 
     def __init__(self, archive: int, before: str, stem: str, place: int):
-        self.key, self.place = (archive, before, stem), place
-        self.fields, self.bad, self.size, self.kinds = {}, "", 0, set()
+        self.key = archive, before, stem
+        self.place = place
+        self.fields: dict[str, bytes] = {}  # by suffix
+        self.bad = ""
+        self.size = 0  # bytes of what is used
+        self.kinds: set[str] = set()
 
     def row(self, name: str, again: bool) -> TableRow:
         archive, *key = self.key
