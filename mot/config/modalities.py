@@ -14,7 +14,7 @@ IMAGE_SIDE = 1024  # pixels of a picture's side at most
 AUDIO_RATES = (8000, 48000)  # samples a second of a tokenizer of sound
 ACTION_POINTS = (2, 4096)  # of a drawing
 MAX_IDS = 1 << 24  # of a modality that somebody's own tokenizer made
-_HEADER = 64 * 2**10  # bytes of a .npy's header
+NPY_HEADER = 64 * 2**10  # bytes of a .npy's header
 
 
 class Option(NamedTuple):
@@ -103,7 +103,7 @@ MODALITIES: dict[str, Modality] = {
         suffixes=("action.npy",),
         fields=("action", "actions", "trajectory", "strokes"),
         paths=("action",),
-        max_bytes=16 * 2**20 + _HEADER,
+        max_bytes=16 * 2**20 + NPY_HEADER,
         forms=(VECTORS,),
         learns_from=2000,
         is_joined=True,
@@ -116,7 +116,7 @@ MODALITIES: dict[str, Modality] = {
         suffixes=("npy",),
         fields=("latents", "npy"),
         paths=("latents",),
-        max_bytes=256 * 2**20 + _HEADER,
+        max_bytes=256 * 2**20 + NPY_HEADER,
         forms=(VECTORS,),
     ),
 }

@@ -1,4 +1,4 @@
-"""What a command line asks of preparing, judged before anything heavy is imported, or a document looked at."""
+"""The options of `mot data prepare`, judged before anything heavy is imported or a document is read."""
 
 import re
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def unescaped(separator: str) -> str:
 
 
 def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
-    """What is wrong with a recipe, whatever its documents hold."""
+    """What is wrong with a recipe, whatever the documents."""
     options = [option for row in MODALITIES.values() for option in row.options if not option.choices]
     ranges = {option.name: (option.least, option.most) for option in options}
     ranges |= {name: (least, MOST) for name, least in LEAST.items()}

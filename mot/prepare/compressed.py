@@ -1,4 +1,4 @@
-"""Files as they are when what packed them is taken off: gzip, Zstandard, bzip2, xz; known by their first bytes."""
+"""Decompressed files: gzip, Zstandard, bzip2 and xz, recognised by their first bytes."""
 
 import bz2
 import contextlib
@@ -17,7 +17,7 @@ MEMORY = 256 * 2**20  # bytes that an xz file may ask its reader to hold
 
 
 class Damaged(ValueError):
-    """A packed file that is cut off, or that holds something else from some place on."""
+    """A compressed file that is cut off or corrupt."""
 
 
 class _Unpacked(io.RawIOBase):
@@ -88,7 +88,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
 
 
 def _a_little(stream) -> Callable[[int], bytes]:
-    """Of a library that loses what comes before the damage in what it is asked for, no more than it must."""
+    """Reads little at a time: of a damaged stretch this library loses all that it was asked for."""
 
     def read(size: int) -> bytes:
         return stream.read(min(size, 2**12))

@@ -1,5 +1,4 @@
-"""The files among the inputs: which there are, which may be opened, what side of the split their names say, and which
-were not read in the end."""
+"""The files of the inputs: which exist, which may be opened, which split their names say, and which stay unread."""
 
 import os
 import re
@@ -23,7 +22,7 @@ SPLITS |= {name: True for name in ("valid", "dev", "eval", "evaluation", "testin
 # "validation-00000-of-00001", as Hugging Face names a part of a split, and "val2014", as COCO does.
 _NUMBERED = re.compile(r"([a-z_]+?)[-_.]?\d[\w.-]*")
 _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
-# Media that are not read: a text of the same name is likely to be their caption, and no document by itself.
+# Media that mot does not read. A text of the same name is probably a caption, not a document.
 OTHER_MEDIA = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
     *(".m4a", ".aac", ".wma", ".aif", ".aiff", ".au", ".amr", ".mid", ".midi"),
@@ -33,8 +32,7 @@ OTHER_MEDIA = (
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """A file's modality and its suffix, what follows the name that it shares with others of its document; "" twice
-    where it has none."""
+    """A file's modality and the suffix that says so; "" twice where it has none."""
     return modalities.kind_of_file(os.path.basename(name).lower().split("."))
 
 
@@ -48,12 +46,12 @@ ONE = {
 class File(NamedTuple):
     path: Path
     label: str  # for ids: its path below the folder that all inputs have in common
-    bad: str  # why it is not to be opened, or ""
-    held_out: bool | None  # as its name says, where the names of all say so; else None
+    bad: str  # why it may not be opened, or ""
+    held_out: bool | None  # what its name says, where the names give both splits; else None
 
 
 class Notes:
-    """What a reading finds beside its documents."""
+    """What a reader notes besides documents."""
 
     def __init__(self):
         self.used: set[int] = set()  # hashes of the real paths of files that were read, or have a bad document
@@ -128,7 +126,7 @@ def fault(folder: Path, file: Path) -> str:
 def find(
     inputs: Sequence[Path], suffixes: tuple[str, ...], notes: Notes, wanted: Callable[[Path], bool] | None = None
 ) -> list[File]:
-    """The files among `inputs` and, of those suffixes and as they are `wanted`, in the folders among them."""
+    """The files among `inputs`, and those in its folders that have one of these suffixes and are `wanted`."""
     files, faults = [], {}
     for path in inputs:
         if path.is_dir():
@@ -155,8 +153,7 @@ def find(
 
 
 def by_name(labels: Sequence[str]) -> list[bool | None]:
-    """Is a file held out, as the names of the files and of their folders say: None, unless some are trained on and
-    some held out."""
+    """Is a file held out, as its name or its folder's says? None unless the names give both splits."""
     sides = [_side(name) for name in labels]
     return sides if {True, False} <= set(sides) else [None] * len(sides)
 
@@ -200,7 +197,7 @@ def label(file: Path, root: str) -> str:
     return printable(os.path.relpath(file, root))
 
 
-# What may command a terminal, or is half a character: Unicode adds none to these, where `str.isprintable` changes.
+# Control codes and half characters. Unicode adds none to these, whereas `str.isprintable` changes.
 COMMANDS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -237,7 +234,7 @@ def suffix(name: str) -> str:
 
 
 def unread(inputs: Iterable[Path], notes: Notes) -> dict[str, int]:
-    """How many files of the input's folders, and members of its archives, no document is made of, by what they are."""
+    """How many files and members of archives became part of no document, by suffix."""
     found: Counter[str] = Counter()
     for path in inputs:
         if not path.is_dir():
@@ -258,7 +255,7 @@ def unread(inputs: Iterable[Path], notes: Notes) -> dict[str, int]:
 
 
 def warnings(notes: Notes, not_read: dict[str, int], separator: str, present: Sequence[str]) -> list[str]:
-    """What is to be told loudly of a reading: where the dataset may be poorer than its inputs."""
+    """Warnings where the dataset may be poorer than its inputs."""
     told = []
     for kind, (number, id, why) in notes.lost.items():
         if kind not in present:

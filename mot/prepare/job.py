@@ -1,6 +1,7 @@
-"""Documents in the formats that people have, to a dataset of records (records.py): tokenised by parallel processes, in
-blocks, each a shard of its own. What is finished stays finished: the same command goes on where it was interrupted, and
-ends with the same bytes."""
+"""Prepares a dataset of records (records.py): parallel processes tokenise blocks of documents, a shard each.
+
+A finished block stays finished: the same command goes on where it was interrupted, and ends with the same bytes.
+"""
 
 import contextlib
 import dataclasses
@@ -112,7 +113,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
 
 
 def _noted(recipe, out: Path, notes: Notes, more: Sequence[str]) -> dict:
-    """What `dataset.json` says of the inputs' files that were not read, and what is to be told loudly."""
+    """What `dataset.json` says of files that were not read, and its warnings."""
     not_read = unread(map(Path, recipe.inputs), notes)
     present = dataset_tokenizers.load(out / "tokenizers").modalities
     told = warnings(notes, not_read, recipe.separator, present)
@@ -120,7 +121,7 @@ def _noted(recipe, out: Path, notes: Notes, more: Sequence[str]) -> dict:
 
 
 def _warned_of_sides(fraction: float, sides: Sides, out: Path, written: Sequence["Written"]) -> Iterator[str]:
-    """Where equal documents, which stay on one side, make of the held-out part another than was asked for."""
+    """Warns where equal documents, which stay on one side, change the held-out fraction a lot."""
     parts = [np.load(_done_file(out, w.block, "hashes"), allow_pickle=False) for w in written]
     hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
     other = np.isin(hashes, np.array(sorted(sides.other), np.uint64))
@@ -135,7 +136,7 @@ def _warned_of_sides(fraction: float, sides: Sides, out: Path, written: Sequence
 
 
 def _warned_of_media(written: Sequence["Written"]) -> Iterator[str]:
-    """Where a tokenizer has seen a part of what media hold."""
+    """Warns where tokenizers have seen only a part of what media hold."""
     seen = sum((Counter(w.seen) for w in written), Counter())
     for key in sorted(seen):
         modality, colon, remark = key.partition(": ")
@@ -207,7 +208,7 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _out_told(out: Path) -> Iterator[None]:
-    """What the system says against the folder, as a `UserError`, unless it is that a disk is full."""
+    """Raises `UserError` where the system refuses the folder, but for a full disk."""
     try:
         yield
     except OSError as error:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mot.config.modalities import NPY_HEADER
 from mot.errors import reason
 
-MAX_HEADER = 64 * 2**10  # bytes of a .npy's
 Content = bytes | Path | np.ndarray  # of a medium: encoded, a file of such bytes, or an array
 
 
@@ -62,8 +62,8 @@ def npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
         form, parsed = read[version]
         length = file.read(struct.calcsize(form))
         (size,) = struct.unpack(form, length)
-        if size > MAX_HEADER:
-            raise ValueError(f"a header of {size:,} bytes; at most {MAX_HEADER:,} are allowed")
+        if size > NPY_HEADER:
+            raise ValueError(f"a header of {size:,} bytes; at most {NPY_HEADER:,} are allowed")
         shape, fortran, dtype = parsed(io.BytesIO(length + file.read(size)))
     except Exception as error:  # the header is a Python literal, whose parser raises of many kinds
         raise ValueError(f"not a .npy file: {reason(error)}") from None

@@ -1,4 +1,4 @@
-"""Documents as a reader finds them, before anything is decoded, and how a row of fields becomes one."""
+"""Documents as readers give them, before anything is decoded, and how a row of fields becomes one."""
 
 import base64
 import codecs
@@ -42,8 +42,8 @@ class Raw(NamedTuple):
     parts: tuple[Part, ...]  # in document order
     held_out: bool | None = None  # as the input says; None: the content's hash decides
     bad: str = ""  # why there is no document; then `parts` is empty
-    rest: tuple[Part, ...] = ()  # of a document that is bad for its media alone: all parts, some of them ValueErrors
-    lost: tuple[str, ...] = ()  # of a bad document: kinds of media that it has, where its parts do not say
+    rest: tuple[Part, ...] = ()  # where only media are bad: all parts, some of them ValueErrors
+    lost: tuple[str, ...] = ()  # modalities of a bad document's media, where its parts do not say
 
 
 class TableRow(NamedTuple):
@@ -55,16 +55,16 @@ class TableRow(NamedTuple):
     split: Any = None
     rate: int = 0  # of audio arrays
     bad: str = ""
-    lost: tuple[str, ...] = ()  # kinds of media that a document loses that is bad
+    lost: tuple[str, ...] = ()  # modalities of its media, which are lost where the document is bad
 
 
 def parts_of(raw: Raw, missing: str) -> tuple[Part, ...]:
-    """A document's parts, also those of one that is bad for its media alone where these may be `missing`."""
+    """A document's parts. Where media may be `missing`, a document that is bad only for its media has parts, too."""
     return raw.rest if raw.bad and missing == DROP_MEDIUM else raw.parts
 
 
 def weight_of(part: Part) -> int:
-    """Bytes that a part takes in memory, about; of what is still in a file, the file's, 0 where that is not known."""
+    """About how many bytes a part takes in memory; for a file its size, 0 where that is unknown."""
     if isinstance(part.content, Path):
         try:
             return os.stat(part.content).st_size
@@ -143,7 +143,7 @@ def documents(rows: Iterator[TableRow], templates: Sequence[Template]) -> Iterat
 
 
 def document(row: TableRow, template: Template, with_ids: bool = False) -> Raw:
-    """What the template makes of the row; `with_ids`: then also the fields `ids` and `modality`, where it has both."""
+    """The document that a template makes of a row; `with_ids` appends the row's `ids` of its `modality`."""
     try:
         if row.bad:
             raise ValueError(row.bad)
@@ -156,7 +156,7 @@ def document(row: TableRow, template: Template, with_ids: bool = False) -> Raw:
 
 
 def whole(id: str, parts: Sequence[Part], held_out: bool | None) -> Raw:
-    """A document of these parts, bad where a medium is missing; raises `ValueError` where its text is, or is blank."""
+    """A document of these parts, bad where a medium is missing. Raises `ValueError` where text is missing or blank."""
     faulty = [part for part in parts if isinstance(part.content, ValueError)]
     if any(part.kind == TEXT for part in faulty):
         raise faulty[0].content
@@ -165,7 +165,7 @@ def whole(id: str, parts: Sequence[Part], held_out: bool | None) -> Raw:
 
 
 def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Without empty texts; `ValueError` if nothing is left to learn from, or too much."""
+    """The parts without empty texts. Raises `ValueError` where nothing is left, or too much."""
     parts = tuple(part for part in parts if part.kind != TEXT or part.content)
     words = [part.content for part in parts if part.kind == TEXT]
     if 4 * sum(map(len, words)) > MAX_TEXT:  # no character has more bytes
@@ -176,7 +176,7 @@ def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def _parts(kind: str, field: str, row: TableRow) -> list[Part]:
-    """One, or of a field that is a list of media one each, or those of two fields that are parallel lists."""
+    """The parts of a template's field: one, one for each of a list of media, or those of two parallel lists."""
     if kind == INTERLEAVED:
         return interleaved(*(_value(row, name) for name in field.split("+")), row.folder)
     value = row.fields.get(field)
@@ -240,7 +240,7 @@ def _matched(texts: list, images: list) -> tuple[list, list]:
 
 
 def _part(kind: str, field: str, row: TableRow) -> Part:
-    """A part whose content is the ValueError that says why there is none, where there is none."""
+    """A part; where there is no content, its content is the ValueError that says why."""
     try:
         if kind == TEXT and "{" in field:
             return Part(TEXT, BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
@@ -255,7 +255,7 @@ def _part(kind: str, field: str, row: TableRow) -> Part:
 
 
 def medium(kind: str, value: Any, folder: str | None, name: str) -> bytes | Path | np.ndarray:
-    """What is to be decoded or read as `kind`: a path in `folder`, bytes, an array, and of ready ids also a list."""
+    """The encoded content of a medium: a path in `folder`, bytes, or an array; ready ids may also be a list."""
     if isinstance(value, ValueError):
         raise value
     if kind.endswith(READY) and isinstance(value, list):
@@ -483,7 +483,7 @@ def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
 
 
 def sample(title: str, fields: dict, bad: str = "") -> TableRow:
-    """What belongs to one name, by suffix, as fields by suffix, by the keys of its JSON, and by kind."""
+    """A row of the files of one name: fields by suffix, by the keys of its JSON, and by modality."""
     extra = {}
     try:
         if bad:

@@ -1,4 +1,4 @@
-"""What people have, as documents: one ordered, deterministic stream in bounded memory for each format."""
+"""Files to documents: for each format one ordered, deterministic stream in bounded memory."""
 
 import contextlib
 import itertools
@@ -74,7 +74,7 @@ def read(
     ids: Iterable[str] = (),
     notes: Notes | None = None,
 ) -> Iterator[Raw]:
-    """The documents of files and folders; those that are bad say why, a `UserError` says what stops the reading.
+    """The documents of files and folders. A bad document says why; `UserError` is raised where reading must stop.
 
     `content`: templates (`templates.parse`) that make documents of a row's fields, in turn; by default guessed from
     names.
@@ -121,7 +121,7 @@ def _documents(inputs: list[Path], format: str, content: Sequence[str], separato
 
 @contextlib.contextmanager
 def _told():
-    """What the system refuses, as a `UserError`."""
+    """Raises `UserError` where the system refuses."""
     try:
         yield
     except OSError as error:
@@ -146,7 +146,7 @@ class _Shown(NamedTuple):
     good: dict[str, Path]  # by format, the first file that may be opened
     refused: dict[str, tuple[int, str]]  # by format, how many may not be, and why not the first
     paired: int  # media that have a text, or JSON, of their name beside them
-    alone: dict[str, int]  # by suffix, files that have a text of their name beside them, and that are not read
+    alone: dict[str, int]  # by suffix, files that mot cannot read and that have a text of their name beside them
 
 
 def detect(inputs: Sequence[Path]) -> str:
@@ -226,7 +226,7 @@ def _form(name: str, is_found: bool) -> str:
 
 
 def _check_nothing_is_lost(inputs: Sequence[Path], form: str, shown: _Shown, captions: bool) -> None:
-    """A `UserError` where what the inputs show best cannot be had, and something poorer would be read in its place."""
+    """Raises `UserError` where the richest content cannot be read and something poorer would take its place."""
     given = ", ".join(map(str, inputs))
     number, why = shown.refused.get(form, (0, ""))
     if number and form not in shown.good and not captions and "jsonl" not in shown.good:
@@ -303,7 +303,7 @@ def _jsonl(inputs: list[Path], content: Sequence[str], notes: Notes) -> Iterator
 
 
 def _interleaved(row: TableRow) -> Raw:
-    """What `content` or parallel lists say, or the row's media after its text."""
+    """A document of the row's `content`, of its parallel lists, or of its text and then its media."""
     try:
         if row.bad:
             raise ValueError(row.bad)
@@ -457,7 +457,7 @@ class _Tape:
         return self.last
 
     def next_archive(self) -> bool:
-        """Goes on to what follows the zeros that end an archive; is there anything?"""
+        """Skips the zeros that end an archive; does another one follow?"""
         while block := self.held + self.file.read(2**16 - len(self.held)):
             self.held = block.lstrip(b"\0")
             self.place += len(block) - len(self.held)
@@ -532,7 +532,7 @@ def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Ite
 
 
 def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, str], notes: Notes) -> None:
-    """A member to its sample; it is read only if it is used, and nothing is where the sample is bad."""
+    """Adds a member to its sample. It is read only if it is used, and not if the sample is bad."""
     kind = kind_of("x." + ending)[0]
     is_used = _is_used(ending, wanted)
     now.kinds |= {kind} - {"", TEXT}

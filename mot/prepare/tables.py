@@ -58,7 +58,7 @@ def folder(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iter
 
 
 class _Of(NamedTuple):
-    """What every row of the inputs needs."""
+    """What the readers of all rows share."""
 
     root: str  # that labels are relative to
     content: Sequence[str]
@@ -67,7 +67,7 @@ class _Of(NamedTuple):
 
 
 def default(fields: Container[str]) -> Template:
-    """The caption and then what media there are; an image is asked for where there are none."""
+    """The caption, then the media that are there; without any, an image, which is then missing."""
     media = modalities.media()
     kinds = [kind for kind in media if kind in fields]
     return tuple((kind, kind) for kind in (TEXT, *(kinds or media[:1])))
@@ -118,7 +118,7 @@ def _folder_rows(path: Path, of: _Of) -> Iterator[TableRow]:
 
 
 def _named_alike(here: Path, names: Sequence[str], of: _Of) -> Iterator[TableRow]:
-    """A row for the files of one name: its media, its text, what its JSON says; several where a kind has several."""
+    """One row for the files of one name: media, text, JSON. Several rows where a modality has several files."""
     real = os.path.realpath(here)
     for stem, files in _by_stem(names).items():
         media = [files[kind] for kind in modalities.media() if kind in files]
@@ -143,7 +143,7 @@ def _named_alike(here: Path, names: Sequence[str], of: _Of) -> Iterator[TableRow
 
 
 def _by_stem(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What has one name: by kind (or "json") its files; as "more", by suffix, what a template alone may ask for."""
+    """Files by the name that they share, then by modality or "json"; "more" has those that only a template asks for."""
     texts = {os.path.splitext(name)[0] for name in names if name.lower().endswith(SIDECARS)}
     found: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -285,7 +285,7 @@ def _parquet_rows(file: File, content: Sequence[str]):
 
 
 def _batches(table, columns: Sequence[str]):
-    """Of few rows where one may be large: a dictionary's only value may stand in every row."""
+    """Batches of few rows where a row may be large: a dictionary's only value may stand in every row."""
     from pyarrow import types
 
     fields = [table.schema_arrow.field(column) for column in columns]
@@ -313,7 +313,7 @@ def _check_type(path: Path, column: str, kind: str, type_) -> None:
 
 
 def _values(column, kind: str | None) -> list:
-    """A column as Python values: text as bytes, for one that is not UTF-8 must not spoil its neighbours."""
+    """A column as Python values. Text stays bytes: one that is not UTF-8 must not spoil its neighbours."""
     import pyarrow
     from pyarrow import compute, types
 

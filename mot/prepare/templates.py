@@ -1,4 +1,4 @@
-"""What a row of fields becomes, as --content says it: templates, which are read before any document is."""
+"""Templates of --content: which document a row of fields becomes. They are judged before any document is read."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from mot.config import modalities
 from mot.config.modalities import TEXT
 from mot.errors import UserError
 
-# Ends the kind of a part that is ids already, of somebody's own tokenizer: "depth ids" are ids of the modality depth.
+# Ends the kind of a part that is ids of somebody's own tokenizer: "depth ids" are ids of the modality depth.
 READY = " ids"
 MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 # The kind of a template's part that is two fields: lists of texts and of images, as OBELICS and mmc4 name them.

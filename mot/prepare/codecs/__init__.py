@@ -24,9 +24,9 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from mot.config.modalities import MODALITIES
+from mot.config.modalities import MODALITIES, NPY_HEADER
 from mot.data.preview import Box, Room
-from mot.prepare import media
+from mot.prepare import media as media
 from mot.prepare.codecs import ids
 from mot.prepare.templates import READY
 from mot.tokenizers.given import GivenIds
@@ -43,7 +43,7 @@ def of(kind: str) -> ModuleType:
 
 def max_bytes(kind: str) -> int:
     """Of a file of this kind."""
-    return ids.MAX_BYTES + media.MAX_HEADER if kind.endswith(READY) else MODALITIES[kind].max_bytes
+    return ids.MAX_BYTES + NPY_HEADER if kind.endswith(READY) else MODALITIES[kind].max_bytes
 
 
 def box(modality: str, tokenizer: Any, content: Any, room: Room) -> Box:

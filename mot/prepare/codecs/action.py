@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from mot.config.modalities import MODALITIES, VECTORS
+from mot.config.modalities import MODALITIES, NPY_HEADER, VECTORS
 from mot.data import preview
 from mot.data.preview import Box, Room
 from mot.prepare import columns, media
@@ -19,7 +19,7 @@ TOKENIZERS = {VECTORS: ActionVectors}
 ARRAYS = "numbers [n, points] or [n, points, P], or [points] or [points, P] with offsets [n + 1]"
 IS_RAGGED = True
 COLUMNS = ".npy files (binary) or lists of numbers"
-MAX_BYTES = MODALITIES["action"].max_bytes - media.MAX_HEADER  # of an array
+MAX_BYTES = MODALITIES["action"].max_bytes - NPY_HEADER  # of an array
 
 
 def read(part: Part, remarks: Counter) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from mot.config.modalities import NPY_HEADER
 from mot.data import preview
 from mot.data.preview import Box, Room
 from mot.prepare import columns, media
@@ -23,7 +24,7 @@ def read(part: Part, remarks: Counter) -> np.ndarray:
 
 def ids(content: Content) -> np.ndarray:
     """Integers `[n]`: a .npy file or an array."""
-    return media.array(content, MAX_BYTES + media.MAX_HEADER, _check)
+    return media.array(content, MAX_BYTES + NPY_HEADER, _check)
 
 
 def _check(shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from mot.config.modalities import MODALITIES, VECTORS
+from mot.config.modalities import MODALITIES, NPY_HEADER, VECTORS
 from mot.data import preview
 from mot.data.preview import Box, Room
 from mot.prepare import columns, media
@@ -17,7 +17,7 @@ TOKENIZERS = {VECTORS: GivenVectors}
 ARRAYS = "floats [n, P] or [n, tokens, P], or [tokens, P] with offsets [n + 1]"
 IS_RAGGED = True
 COLUMNS = ".npy files (binary) or lists of floats"
-MAX_BYTES = MODALITIES["latents"].max_bytes - media.MAX_HEADER  # of an array
+MAX_BYTES = MODALITIES["latents"].max_bytes - NPY_HEADER  # of an array
 
 
 def read(part: Part, remarks: Counter) -> np.ndarray:
