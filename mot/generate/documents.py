@@ -57,12 +57,12 @@ def samples(
     """Files by name, and the record, whose documents have their name, how many parts were given, and their content."""
     prompts = encoded(model, requests)
     found: list = [None] * len(requests)
-    for how in dict.fromkeys((r.opens, r.text, r.media) for r in requests):
-        opens, text, media = how
-        mine = [i for i, r in enumerate(requests) if (r.opens, r.text, r.media) == how]
+    for limits in dict.fromkeys((r.opens, r.text, r.media) for r in requests):
+        opens, text, media = limits
+        alike = [i for i, r in enumerate(requests) if (r.opens, r.text, r.media) == limits]
         rows = opened.rows(
             model,
-            [opened.prompt(prompts[i], model.config) for i in mine],
+            [opened.prompt(prompts[i], model.config) for i in alike],
             settings,
             "sampling",
             seed,
@@ -71,7 +71,7 @@ def samples(
             opens=opened.stream_of(model.config, opens) if opens else "",
             length=length,
         )
-        for i, row in zip(mine, rows, strict=True):
+        for i, row in zip(alike, rows, strict=True):
             found[i] = _document(model, f"document-{i}", prompts[i], row, requests[i])
     drawn = [_with_files(model.codec, document, seed) for document in found]
     files = _grid(model.codec, drawn) if grid else _files(model, drawn)

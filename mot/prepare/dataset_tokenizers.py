@@ -1,7 +1,6 @@
 """The tokenizers of a dataset, as they lie in its folder `tokenizers`."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,13 +66,13 @@ def load(folder: Path) -> Tokenizers:
     known = chosen(folder)
     media: dict[str, Any] = {}
     try:
-        for name in known["modalities"][1:]:
-            if name in known["ids"]:
-                media[name] = GivenIds(known["ids"][name])
-            elif name in known["widths"]:
-                media[name] = GivenVectors(known["widths"][name])
+        for name in known.modalities[1:]:
+            if name in known.ids:
+                media[name] = GivenIds(known.ids[name])
+            elif name in known.widths:
+                media[name] = GivenVectors(known.widths[name])
             else:
-                form = VECTORS if name in known["vectors"] else IDS
+                form = VECTORS if name in known.vectors else IDS
                 media[name] = archive.load(codecs.of(name).TOKENIZERS[form], folder / file_names(name)[0])
     except ValueError as error:
         raise UserError(f"{error}; copy it again, or prepare the dataset anew") from None
@@ -88,52 +87,61 @@ def load_text(folder: Path) -> Tokenizer:
         raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
 
 
-def write_chosen(
-    folder: Path,
-    names: list[str],
-    widths: Mapping[str, int],
-    of_vectors: list[str],
-    lossy: dict,
-    ids: Mapping[str, int],
-) -> None:
-    """What is there: modalities, which have vectors, which ready ids (and how many), and what text loses."""
-    found = {"modalities": names} | {name: widths.get(name, 0) for name in modalities.given()}
-    found |= {"vectors": of_vectors, "lossy": lossy, "ids": {name: ids[name] for name in names if name in ids}}
-    write_atomically(folder / CHOSEN, json.dumps(found))
+class Chosen(NamedTuple):
+    """What a dataset's tokenizers are, beside their own files."""
+
+    modalities: tuple[str, ...]  # text first
+    widths: dict[str, int]  # of vectors that are given
+    vectors: tuple[str, ...]  # modalities whose tokenizer makes vectors
+    ids: dict[str, int]  # modalities whose ids are ready, and how many each has
+    lossy: dict  # what the text tokenizer loses, {} = nothing
+    encodes: bool = True  # False: text is a seqio vocabulary's
 
 
-def chosen(folder: Path) -> dict:
-    """What `write_chosen` wrote: modalities, widths (of given vectors), vectors, ids, encodes, lossy."""
+def write_chosen(folder: Path, found: Chosen) -> None:
+    widths = {name: found.widths.get(name, 0) for name in modalities.given()}
+    rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
+    write_atomically(folder / CHOSEN, json.dumps({"modalities": found.modalities} | widths | rest))
+
+
+def chosen(folder: Path) -> Chosen:
+    """What `write_chosen` wrote; raises `UserError` for anything else."""
     file = folder / CHOSEN
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        names = tuple(found["modalities"])
-        widths = {name: found[name] for name in modalities.given() if name in found}
-        of_vectors = tuple(found.get("vectors", ()))
-        ids = dict(found.get("ids", {}))  # earlier versions had none
-        _check(names, widths, of_vectors, ids)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = Chosen(
+            tuple(content["modalities"]),
+            {name: content[name] for name in modalities.given() if name in content},
+            tuple(content.get("vectors", ())),
+            dict(content.get("ids", {})),  # earlier versions had none
+            content.get("lossy", {}),
+            content.get("encodes", True),
+        )
+        _check(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
-    of_text = {"encodes": found.get("encodes", True), "lossy": found.get("lossy", {})}
-    return {"modalities": names, "widths": widths, "vectors": of_vectors, "ids": ids} | of_text
+    return found
 
 
-def _check(names: tuple, widths: dict, of_vectors: tuple, ids: dict) -> None:
+def _check(found: Chosen) -> None:
     """Raises `ValueError` unless these belong together."""
-    ours = set(names) - ids.keys()
-    if not widths or (ours & {*modalities.given()}) - widths.keys():
+    names = found.modalities
+    ours = set(names) - found.ids.keys()
+    if names[:1] != (TEXT,) or ours - MODALITIES.keys() or TEXT in found.ids:
+        raise ValueError(f"modalities {names!r:.60}")
+    if not found.widths or ours & {*modalities.given()} - found.widths.keys():
         raise ValueError(f"it lacks the width of {', '.join(modalities.given())}")
-    for name, width in widths.items():
-        if names[:1] != (TEXT,) or ours - MODALITIES.keys() or TEXT in ids or type(width) is not int or width < 0:
-            raise ValueError(f"modalities {names!r:.60}, {name} of {width!r:.60} features")
-    learnt = {name for name in ours if MODALITIES[name].learns_from}
-    may_be = {name for name in learnt if VECTORS in MODALITIES[name].forms}
-    must_be = {name for name in may_be if IDS not in MODALITIES[name].forms}
-    if not must_be <= set(of_vectors) <= may_be:
-        raise ValueError(f"vectors {of_vectors!r:.60}, of the modalities {names!r:.60}")
-    for name, n in ids.items():
-        if name not in names or not MODALITY.fullmatch(name) or type(n) is not int:
-            raise ValueError(f"{n!r:.60} ids of {name!r:.60}")
+    for name, width in found.widths.items():
+        if type(width) is not int or width < 0:
+            raise ValueError(f"{name} of {width!r:.60} features")
+    learnt = {name: MODALITIES[name].forms for name in ours if MODALITIES[name].learns_from}
+    may_be = {name for name, forms in learnt.items() if VECTORS in forms}
+    must_be = {name for name in may_be if IDS not in learnt[name]}
+    if not must_be <= set(found.vectors) <= may_be:
+        raise ValueError(f"vectors {found.vectors!r:.60}, of the modalities {names!r:.60}")
+    for name, count in found.ids.items():
+        if name not in names or not MODALITY.fullmatch(name) or type(count) is not int:
+            raise ValueError(f"{count!r:.60} ids of {name!r:.60}")
 
 
 def of_dataset(dataset: Path) -> Path:
@@ -144,7 +152,7 @@ def of_dataset(dataset: Path) -> Path:
             raise UserError(
                 f"--like={dataset}: {file} is missing or damaged; copy it again, or prepare the dataset anew"
             )
-    if not chosen(dataset / "tokenizers")["encodes"]:
+    if not chosen(dataset / "tokenizers").encodes:
         raise UserError(f"--like={dataset}: its text is a seqio vocabulary's, with which mot cannot encode; seqio can")
     return dataset / "tokenizers"
 
@@ -160,7 +168,7 @@ def about(folder: Path) -> dict:
     text_files = [folder / name for name in (*file_names(TEXT), CHOSEN)]
     found[TEXT] = {"digest": file_digest(text_files[0])[:16], "ids": tokenizers.text.get_vocab_size()}
     found[TEXT] |= {"special": special(tokenizers.text), "files": [_about_file(file) for file in text_files]}
-    if lossy := chosen(folder)["lossy"]:
+    if lossy := chosen(folder).lossy:
         found[TEXT]["lossy"] = lossy
     for modality, tokenizer in tokenizers.media.items():
         own = [] if isinstance(tokenizer, GivenIds) else [folder / name for name in file_names(modality)]

@@ -12,7 +12,7 @@ from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.files import write_atomically
 from mot.prepare import codecs, dataset_tokenizers, left_out
-from mot.prepare.dataset_tokenizers import CHOSEN, chosen, file_names
+from mot.prepare.dataset_tokenizers import CHOSEN, Chosen, chosen, file_names
 from mot.prepare.encode import opened
 from mot.prepare.left_out import Bad, first_of
 from mot.prepare.raw import Part, Raw, parts_of
@@ -45,7 +45,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
         if form == VECTORS and file_names(name):
             of_vectors.append(name)
         if like and _copied(like, folder, name):
-            lossy = chosen(like)["lossy"]
+            lossy = chosen(like).lossy
             continue
         try:
             with console.status(f"learning the {name} tokenizer", spinner=spinner(console)):
@@ -65,13 +65,14 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
         raise UserError(f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew")
     if lossy:
         console.print(f"warning: {text.told(lossy)}", markup=False, soft_wrap=True)
-    dataset_tokenizers.write_chosen(folder, names, widths, of_vectors, lossy, ids)
+    ready = {name: ids[name] for name in names if name in ids}
+    dataset_tokenizers.write_chosen(folder, Chosen(tuple(names), widths, tuple(of_vectors), ready, lossy))
 
 
 def _form(name: str, recipe, like: Path | None) -> str:
     """What the tokens of a modality are: as the dataset has it whose tokenizer is taken, as asked for, or as usual."""
     if like and _has(like, name):
-        return VECTORS if name in chosen(like)["vectors"] else IDS
+        return VECTORS if name in chosen(like).vectors else IDS
     return VECTORS if name in recipe.vectors else MODALITIES[name].forms[0]
 
 
@@ -97,10 +98,10 @@ def declared(recipe) -> dict[str, int]:
     if recipe.like:
         known = chosen(dataset_tokenizers.of_dataset(Path(recipe.like)))
         for modality, n in found.items():
-            if modality in known["modalities"] and known["ids"].get(modality) != n:
-                has = known["ids"].get(modality) or "a tokenizer that mot learned"
+            if modality in known.modalities and known.ids.get(modality) != n:
+                has = known.ids.get(modality) or "a tokenizer that mot learned"
                 raise UserError(f"--ids {modality}={n}: {recipe.like} has {has}; leave --ids out, or --like")
-        found = known["ids"] | found
+        found = known.ids | found
     return found
 
 
