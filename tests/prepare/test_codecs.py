@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import io
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -142,6 +143,34 @@ def test_every_reader_finds_a_new_modality(heat, tmp_path):
         good(tmp_path / "empty", format="folder")
     with pytest.raises(ValueError, match="the kind one of text, image, audio, action, latents, heat or a modality"):
         good(lists, content=["warmth:heat"])
+
+
+def test_the_modality_of_the_how_to_page_works(monkeypatch, tmp_path):
+    page = (ROOT / "docs" / "howto" / "add-a-modality.md").read_text(encoding="utf-8")
+    row, file = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for name, value in eval(f"{{{row}}}", vars(modalities)).items():
+        monkeypatch.setitem(MODALITIES, name, value)
+    module = ModuleType("mot.prepare.codecs.depth")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(file, vars(module))
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        depth = np.kron(rng.integers(0, 256, (8, 8)), np.ones((2, 3)))
+        write(tmp_path / "in" / f"{i}.depth.npy", npy(depth.astype(np.uint8)))
+        write(tmp_path / "in" / f"{i}.txt", f"room {i}")
+    write(tmp_path / "in" / "11.depth.npy", npy(np.zeros(3)))
+    recipe = dataclasses.replace(SMALL, inputs=(str(tmp_path / "in"),), format="auto")
+    about = job.prepare(recipe, tmp_path / "out", 1, 1).about
+    tokenizer = about["tokenizers"]["depth"]
+    assert (tokenizer["ids"], tokenizer["tokens"]) == (64, 64)
+    assert about["left_out"] == {"a depth map float64 [3]; numbers [H, W] are allowed": 1}
+    depth = dataset_tokenizers.load(tmp_path / "out" / "tokenizers").media["depth"]
+    seen = codecs.of("depth").read(Part("depth", tmp_path / "in" / "0.depth.npy"), Counter())
+    back = depth.decode(depth.encode(seen))
+    assert np.abs(back - seen[::2, ::3]).max() < 256 / 64 * 3
+    files = codecs.files("depth", depth, back, 0)
+    np.testing.assert_array_equal(np.load(io.BytesIO(files["npy"])), back)
+    assert codecs.box("depth", depth, back, preview.Room()).pixels.shape == (128, 128, 3)
 
 
 def test_every_row_has_a_file_with_all_that_is_called():
