@@ -18,13 +18,12 @@ from launch import flags, refusals
 from launch.process import typed
 from mot.config import Config, ConfigError, load, modalities
 from mot.config.modalities import Modality, Option
-from mot.config.options import ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, SOLVERS, VARIED, Settings
+from mot.config.options import ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
 from mot.plan import chips
 from mot.prepare import asked
 
-FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
 OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
 MOST_RUNS = 1024
@@ -364,7 +363,9 @@ def prepare() -> flags.Parser:
     )
     p.add_argument("inputs", nargs="*", help="files or folders")
     p.add_argument("--out", type=Path, required=True, help="the dataset's folder")
-    p.add_argument("--format", choices=FORMATS, default="auto", help="default %(default)s, by the files' names")
+    p.add_argument(
+        "--format", choices=("auto", *FORMATS), default="auto", help="default %(default)s, by the files' names"
+    )
     p.add_argument(
         "--content",
         action="append",

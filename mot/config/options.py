@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+FORMATS = ("jsonl", "folder", "parquet", "webdataset", "text", "npz")  # of inputs (`readers.py`)
 DROP_DOCUMENT, DROP_MEDIUM = "drop-document", "drop-medium"  # what a medium that is missing costs
 SOLVERS = ("euler", "heun", "ddim", "ddpm")  # of vectors (`diffusion.py`)
 EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'

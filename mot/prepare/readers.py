@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mot.config import modalities
 from mot.config.modalities import MODALITIES, TEXT
+from mot.config.options import FORMATS
 from mot.errors import UserError, reason
 from mot.prepare import arrays, tables
 from mot.prepare.compressed import SUFFIXES as PACKED
@@ -53,13 +54,11 @@ from mot.prepare.templates import INTERLEAVED, declared, modality_of, needed, pa
 JSON = tuple(".json" + packed for packed in ("", *PACKED))  # JSON lines too, or one array; other programs' as well
 SUFFIXES = {
     "jsonl": tables.JSON_LINES,
-    "folder": (),  # those of media: `_suffixes`
     "parquet": (".parquet",),
     "webdataset": (*(".tar" + packed for packed in ("", *PACKED)), ".tgz"),
     "text": tuple(".txt" + packed for packed in ("", *PACKED)),
     "npz": (".npz",),
 }
-FORMATS = tuple(SUFFIXES)
 LONGEST_TEXT = 64 * 2**10  # bytes of a plain text handed on whole, so that no worker gets a book
 MAX_MEMBER, MAX_SAMPLE, MAX_HEADERS = 256 * 2**20, 512 * 2**20, 2**20  # bytes in an archive
 JSON_LOOKED_AT = 3  # of the .json in a folder, to tell whether they hold documents
@@ -210,6 +209,7 @@ def _shown(inputs: Sequence[Path]) -> _Shown:
 
 
 def _suffixes(form: str) -> tuple[str, ...]:
+    """Of files that are read in this format."""
     if form == "folder":
         return tuple(f".{suffix}" for name in modalities.media() for suffix in MODALITIES[name].suffixes)
     return SUFFIXES[form]
