@@ -149,15 +149,15 @@ def _inspect(argv) -> int:
 
 def _sounds(record: Record, tokenizers: Tokenizers, stem: Path) -> list[Path]:
     """Writes what a document sounds like when its tokens are all that is left: STEM-PART.wav for each of its sounds."""
-    found = []
+    written = []
     for number, (modality, data) in enumerate(record.spans, 1):
         if modality != TEXT:
             content = tokenizers.decode(modality, data)
             files = codecs.files(modality, tokenizers.of(modality), content, seed=0)
             if "wav" in files:
-                found.append(stem.with_name(f"{stem.name}-{number}.wav"))
-                found[-1].write_bytes(files["wav"])
-    return found
+                written.append(stem.with_name(f"{stem.name}-{number}.wav"))
+                written[-1].write_bytes(files["wav"])
+    return written
 
 
 def _opened(folder: Path, split: str) -> tuple[Dataset, Tokenizers]:

@@ -256,8 +256,8 @@ def extent(lines: Sequence[str], points: float) -> tuple[int, int]:
 def _fit(text: str, width: float, points: float) -> str:
     """One line, cut off where it is wider."""
     shown = legible(text)
-    most = int(width / _advance(points))
-    return shown if len(shown) <= most else shown[: max(0, most - 4)] + " ..."
+    characters = int(width / _advance(points))
+    return shown if len(shown) <= characters else shown[: max(0, characters - 4)] + " ..."
 
 
 def _wrapped(text: str, width: float, points: float) -> list[str]:

@@ -137,11 +137,11 @@ def _part(number: int, part, folder: str) -> Part:
             return _there(ids_part(part, folder))
     except ValueError as error:
         raise ValueError(f"part {number}: {error}") from None
-    known = kind_and_value(part)
-    if known is None:
+    pair = kind_and_value(part)
+    if pair is None:
         keys = f"{', '.join(modalities.names())} is needed, or ids and modality"
         raise ValueError(f"part {number} is {short(part)}; an object with one of the keys {keys}")
-    kind, value = known
+    kind, value = pair
     if not isinstance(value, str):
         raise ValueError(f"part {number} is {short(part)}; its value must be text, or a file's name")
     try:

@@ -29,19 +29,20 @@ def npz(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iterato
     The JSON lines are those given, or else `name.jsonl` beside `name.npz` or `name_more.npz`. `x` of n rows may also
     lie end to end, row i at `x[offsets[i]:offsets[i + 1]]`; integer `labels` are read as words of `label_names`.
     """
-    given = [path for path in inputs if path.suffix.lower() == ".jsonl"]
-    files = find([path for path in inputs if path not in given], (".npz",), notes) if len(given) < len(inputs) else []
+    json_lines = [path for path in inputs if path.suffix.lower() == ".jsonl"]
+    others = [path for path in inputs if path not in json_lines]
+    files = find(others, (".npz",), notes) if others else []
     if not files:
-        raise UserError(f"{given[0]}: JSON lines without arrays; name the .npz too, or read it as jsonl")
-    beside = {path: _beside(path, given, len(files)) for path, *_ in files}
-    for path in given:
+        raise UserError(f"{json_lines[0]}: JSON lines without arrays; name the .npz too, or read it as jsonl")
+    beside = {path: _beside(path, json_lines, len(files)) for path, *_ in files}
+    for path in json_lines:
         if path not in beside.values():
             raise UserError(f"{path}: belongs to no .npz given; name it like its .npz, or give one pair at a time")
     count = itertools.count()
     for path, name, bad, side in files:
         if beside[path]:
             notes.use(os.path.realpath(beside[path]))
-        if not bad and beside[path] and beside[path] not in given:
+        if not bad and beside[path] and beside[path] not in json_lines:
             bad = fault(path.parent, beside[path])
         if bad:
             yield Raw(name, (), None, bad)
@@ -52,15 +53,15 @@ def npz(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iterato
             )
 
 
-def _beside(path: Path, given: Sequence[Path], files: int) -> Path | None:
-    if len(given) == files == 1:
-        return given[0]
+def _beside(path: Path, json_lines: Sequence[Path], files: int) -> Path | None:
+    if len(json_lines) == files == 1:
+        return json_lines[0]
 
     def belongs(other):
         return path.stem == other.stem or path.stem.startswith(other.stem + "_")
 
-    found = [other for other in (given or sorted(path.parent.glob("*.jsonl"))) if belongs(other)]
-    return max(found, key=lambda other: len(other.stem), default=None)
+    fitting = [other for other in (json_lines or sorted(path.parent.glob("*.jsonl"))) if belongs(other)]
+    return max(fitting, key=lambda other: len(other.stem), default=None)
 
 
 def _npz_rows(path: Path, name: str, beside: Path | None, content: Sequence[str]):

@@ -41,27 +41,27 @@ def _ids(given: str) -> tuple[str, int]:
 
 def _separator(options) -> str:
     """What stands between two documents; "" where none was asked for."""
-    given = options.separator
-    if given is None:
+    written = options.separator
+    if written is None:
         return ""
-    if not given:
+    if not written:
         raise UserError("--separator '': it is empty, and nothing ends there; leave it out: a file is one document")
     if options.format not in ("auto", "text"):
-        raise UserError(f"--separator {given!r}: --format={options.format} has none; only text has; leave one out")
-    separator = unescaped(given)
+        raise UserError(f"--separator {written!r}: --format={options.format} has none; only text has; leave one out")
+    separator = unescaped(written)
     try:
         separator.encode()
     except UnicodeEncodeError:
-        raise UserError(f"--separator {given!r}: half a character; write a whole one") from None
+        raise UserError(f"--separator {written!r}: half a character; write a whole one") from None
     return separator
 
 
 def unescaped(separator: str) -> str:
     """As it is written on a command line: `\\n`, `\\r`, `\\t`, `\\f`, `\\v`, `\\0`, `\\\\`, `\\x1e`, `\\u2028`."""
-    known = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "\\": "\\"}
+    codes = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "\\": "\\"}
 
     def one(match: re.Match) -> str:
-        return known[match[1]] if match[1] in known else chr(int(match[1][1:], 16))
+        return codes[match[1]] if match[1] in codes else chr(int(match[1][1:], 16))
 
     return re.sub(r"\\([nrtfv0\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", one, separator)
 
@@ -101,16 +101,16 @@ def _ids_faults(recipe):
     reserved = {mark.strip("</>") for mark in special_tokens(())} | {TEXT, *modalities.given(), "ids", ANY}
     counts = [name for name, _ in recipe.ids]
     for name in (name for name in dict.fromkeys(counts) if counts.count(name) > 1):
-        given = " ".join(f"--ids {name}={n}" for other, n in recipe.ids if other == name)
-        yield f"{given}: --ids says {counts.count(name)} times how many {name} has; say it once"
+        option = " ".join(f"--ids {name}={n}" for other, n in recipe.ids if other == name)
+        yield f"{option}: --ids says {counts.count(name)} times how many {name} has; say it once"
     for name, n in recipe.ids:
-        given = f"--ids {name}={n}"
+        option = f"--ids {name}={n}"
         if not MODALITY.fullmatch(name) or len(name) > 40:
-            yield f"{given}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
+            yield f"{option}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
         elif name in reserved or "norm" in name:
             # optim.rules know norms' parameters by this word.
-            yield f"{given}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
+            yield f"{option}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
         if not 1 <= n <= MAX_IDS:
-            yield f"{given}: must be from 1 to {MAX_IDS}, the ids being 0 to COUNT - 1"
+            yield f"{option}: must be from 1 to {MAX_IDS}, the ids being 0 to COUNT - 1"
         if name in recipe.vectors:
-            yield f"{given}, --vectors={name}: each says what {name} is kept as; give one"
+            yield f"{option}, --vectors={name}: each says what {name} is kept as; give one"

@@ -63,16 +63,16 @@ def save_text(tokenizer: Tokenizer, sizes: np.ndarray, folder: Path) -> None:
 
 def load(folder: Path) -> Tokenizers:
     """Raises `UserError` where a file is not as it was written."""
-    known = chosen(folder)
+    choice = chosen(folder)
     media: dict[str, Any] = {}
     try:
-        for name in known.modalities[1:]:
-            if name in known.ids:
-                media[name] = GivenIds(known.ids[name])
-            elif name in known.widths:
-                media[name] = GivenVectors(known.widths[name])
+        for name in choice.modalities[1:]:
+            if name in choice.ids:
+                media[name] = GivenIds(choice.ids[name])
+            elif name in choice.widths:
+                media[name] = GivenVectors(choice.widths[name])
             else:
-                form = VECTORS if name in known.vectors else IDS
+                form = VECTORS if name in choice.vectors else IDS
                 media[name] = archive.load(codecs.of(name).TOKENIZERS[form], folder / file_names(name)[0])
     except ValueError as error:
         raise UserError(f"{error}; copy it again, or prepare the dataset anew") from None
@@ -164,26 +164,26 @@ def special(tokenizer: Tokenizer) -> dict[str, int]:
 def about(folder: Path) -> dict:
     """What dataset.json says of the tokenizers."""
     tokenizers = load(folder)
-    found = {}
+    entries = {}
     text_files = [folder / name for name in (*file_names(TEXT), CHOSEN)]
-    found[TEXT] = {"digest": file_digest(text_files[0])[:16], "ids": tokenizers.text.get_vocab_size()}
-    found[TEXT] |= {"special": special(tokenizers.text), "files": [_about_file(file) for file in text_files]}
+    entries[TEXT] = {"digest": file_digest(text_files[0])[:16], "ids": tokenizers.text.get_vocab_size()}
+    entries[TEXT] |= {"special": special(tokenizers.text), "files": [_about_file(file) for file in text_files]}
     if lossy := chosen(folder).lossy:
-        found[TEXT]["lossy"] = lossy
+        entries[TEXT]["lossy"] = lossy
     for modality, tokenizer in tokenizers.media.items():
         own = [] if isinstance(tokenizer, GivenIds) else [folder / name for name in file_names(modality)]
         size = {"ids": tokenizer.ids} if hasattr(tokenizer, "ids") else {"width": tokenizer.width}
         # What has no file is known by its size.
         digest = file_digest(own[0])[:16] if own else "-".join(map(str, *size.items()))
-        found[modality] = {"digest": digest, "files": [_about_file(file) for file in own]} | size
+        entries[modality] = {"digest": digest, "files": [_about_file(file) for file in own]} | size
         if tokens := getattr(tokenizer, "tokens", 0):
-            found[modality] |= {"tokens": tokens}
-    return found
+            entries[modality] |= {"tokens": tokens}
+    return entries
 
 
-def is_ready(known: dict) -> bool:
+def is_ready(entry: dict) -> bool:
     """Is what dataset.json says of a modality that its ids were ready?"""
-    return known["digest"] == f"ids-{known.get('ids')}"
+    return entry["digest"] == f"ids-{entry.get('ids')}"
 
 
 def _about_file(file: Path) -> dict:

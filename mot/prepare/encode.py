@@ -117,7 +117,7 @@ def cut(
             first, size = a, 0
         size += tokens
     pieces.append((first, len(whole)))
-    found = []
+    shorter = []
     for number, (a, b) in enumerate(pieces):
         spans = []
         for s in np.unique(span_of[a:b]):
@@ -125,5 +125,5 @@ def cut(
             begin = begins[inner[0]]
             end = begins[inner[-1]] + whole[inner[-1], 1]
             spans.append(Span(record.spans[s].modality, record.spans[s].data[begin:end]))
-        found.append((Record(f"{record.id}#{number}", tuple(spans)), whole[a:b]))
-    return found
+        shorter.append((Record(f"{record.id}#{number}", tuple(spans)), whole[a:b]))
+    return shorter

@@ -94,15 +94,15 @@ def declared(recipe) -> dict[str, int]:
 
     Raises `UserError` where these disagree.
     """
-    found = dict(recipe.ids)
+    counts = dict(recipe.ids)
     if recipe.like:
-        known = chosen(dataset_tokenizers.of_dataset(Path(recipe.like)))
-        for modality, n in found.items():
-            if modality in known.modalities and known.ids.get(modality) != n:
-                has = known.ids.get(modality) or "a tokenizer that mot learned"
+        other = chosen(dataset_tokenizers.of_dataset(Path(recipe.like)))
+        for modality, n in counts.items():
+            if modality in other.modalities and other.ids.get(modality) != n:
+                has = other.ids.get(modality) or "a tokenizer that mot learned"
                 raise UserError(f"--ids {modality}={n}: {recipe.like} has {has}; leave --ids out, or --like")
-        found = known.ids | found
-    return found
+        counts = other.ids | counts
+    return counts
 
 
 def _modalities(recipe, first: "First", ids: dict[str, int]) -> list[str]:

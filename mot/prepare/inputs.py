@@ -256,24 +256,24 @@ def unread(inputs: Iterable[Path], notes: Notes) -> dict[str, int]:
 
 def warnings(notes: Notes, not_read: dict[str, int], separator: str, present: Sequence[str]) -> list[str]:
     """Warnings where the dataset may be poorer than its inputs."""
-    told = []
+    lines = []
     for kind, (number, id, why) in notes.lost.items():
         if kind not in present:
-            told.append(
+            lines.append(
                 f"no {kind} is in the dataset: all {number:,} documents that have one were left out, the first {id}: "
                 f"{why}"
             )
     if media := {what: n for what, n in not_read.items() if _may_be_media(what.split(" ")[0])}:
-        told.append(f"media, or what may hold them, were seen and not read: {listed(media)}")
+        lines.append(f"media, or what may hold them, were seen and not read: {listed(media)}")
     if separator and notes.occurs and not all(notes.occurs):
         lacking = notes.occurs.count(0)
         files = len(notes.occurs)
         where = "in none of" if lacking == files else f"{sum(notes.occurs):,} times, but not in {lacking:,} of"
-        told.append(
+        lines.append(
             f"separator {separator!r} occurs {where} the {files:,} text files; a file without it is one document, or "
             "several where it is long"
         )
-    return told
+    return lines
 
 
 def _may_be_media(what: str) -> bool:

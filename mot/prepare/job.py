@@ -98,8 +98,8 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
         return readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
 
     next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
-    found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
-    with claimed(out, json.loads(json.dumps(found))):
+    claim = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
+    with claimed(out, json.loads(json.dumps(claim))):
         if (out / "dataset.json").exists():
             return Summary(read_json(out), 0)
         (out / ".work").mkdir(exist_ok=True)
@@ -107,8 +107,8 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
         fit.choose(recipe, out / "tokenizers", read, sides)
         notes = Notes()
         written = _blocks(Worker(recipe, sides, out), read, notes, workers, max_skipped)
-        told = [*_warned_of_sides(recipe.held_out, sides, out, written), *_warned_of_media(written)]
-        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes, told))
+        lines = [*_warned_of_sides(recipe.held_out, sides, out, written), *_warned_of_media(written)]
+        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes, lines))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
 
@@ -116,8 +116,8 @@ def _noted(recipe, out: Path, notes: Notes, more: Sequence[str]) -> dict:
     """What `dataset.json` says of files that were not read, and its warnings."""
     not_read = unread(map(Path, recipe.inputs), notes)
     present = dataset_tokenizers.load(out / "tokenizers").modalities
-    told = warnings(notes, not_read, recipe.separator, present)
-    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": [*told, *more]}
+    lines = warnings(notes, not_read, recipe.separator, present)
+    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": [*lines, *more]}
 
 
 def _warned_of_sides(fraction: float, sides: Sides, out: Path, written: Sequence["Written"]) -> Iterator[str]:
@@ -161,13 +161,13 @@ def _listing(recipe) -> list:
 
     The media beside a JSON-lines file are not looked at.
     """
-    found = []
+    listed = []
     like = [Path(recipe.like) / "tokenizers"] if recipe.like else []
     for given in [*map(Path, recipe.inputs), *like, *([Path(recipe.tokenizer)] if recipe.tokenizer else [])]:
         files = sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]
-        found += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.exists()]
+        listed += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.exists()]
     # One digest: a folder may hold millions.
-    return [len(found), sum(size for _, size, _ in found), hashlib.sha256(json.dumps(found).encode()).hexdigest()]
+    return [len(listed), sum(size for _, size, _ in listed), hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
 
 
 @contextlib.contextmanager

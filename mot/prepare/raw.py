@@ -86,14 +86,15 @@ def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone
     lacks = [] if {TEXT, INTERLEAVED} & dict(templates[0]).keys() else [TEXT]
     lacks += [] if text_alone or set(dict(templates[0])) - {TEXT} else [" or ".join(modalities.listed())]
     if missing or (lacks and not content):
-        found = f"content names {missing[0]!r}" if missing else f"no field's name says that it is {lacks[0]}"
-        known = dict(guess(fields))
-        others = iter([name for name in fields if name not in known.values()])
+        fault = f"content names {missing[0]!r}" if missing else f"no field's name says that it is {lacks[0]}"
+        guesses = dict(guess(fields))
+        others = iter([name for name in fields if name not in guesses.values()])
         names = {
-            kind: known.get(kind) or next(others, kind) for kind in dict.fromkeys([TEXT, *known, modalities.media()[0]])
+            kind: guesses.get(kind) or next(others, kind)
+            for kind in dict.fromkeys([TEXT, *guesses, modalities.media()[0]])
         }
         raise UserError(
-            f"{where}: {found}; its fields are {', '.join(map(str, fields)) or 'none'}; say which to use, e.g. "
+            f"{where}: {fault}; its fields are {', '.join(map(str, fields)) or 'none'}; say which to use, e.g. "
             f"--content '{'|'.join(f'{kind}:{name}' for kind, name in names.items())}'"
         )
     return templates
@@ -223,18 +224,18 @@ def _matched(texts: list, images: list) -> tuple[list, list]:
     """Parallel lists of mmc4's: each text after the images that it was matched with."""
     before: dict[int, list] = {}
     for image in images:
-        place = image.get("matched_text_index") if isinstance(image, dict) else None
-        if type(place) is not int or not 0 <= place < len(texts):
+        index = image.get("matched_text_index") if isinstance(image, dict) else None
+        if type(index) is not int or not 0 <= index < len(texts):
             raise ValueError(f"image {short(image)}: its matched_text_index must be 0 to {len(texts) - 1}")
         try:
             encoded = image.get("image_base64")
-            found = base64.b64decode(encoded, validate=True) if encoded else image.get("image_name")
+            content = base64.b64decode(encoded, validate=True) if encoded else image.get("image_name")
         except (ValueError, TypeError) as error:
-            found = ValueError(f"its image_base64 is no base64: {reason(error)}")
-        before.setdefault(place, []).append(ValueError("no image_name") if found is None else found)
+            content = ValueError(f"its image_base64 is no base64: {reason(error)}")
+        before.setdefault(index, []).append(ValueError("no image_name") if content is None else content)
     order = []
-    for place, words in enumerate(texts):
-        order += [(None, image) for image in before.get(place, ())]
+    for index, words in enumerate(texts):
+        order += [(None, image) for image in before.get(index, ())]
         order.append((words, None))
     return [words for words, _ in order], [image for _, image in order]
 

@@ -151,28 +151,28 @@ class _Shown(NamedTuple):
 def detect(inputs: Sequence[Path]) -> str:
     """The richest format that the files' names show; what is not clear is a `UserError`."""
     shown = _shown(inputs)
-    found = dict.fromkeys([*shown.good, *shown.refused])
+    formats = dict.fromkeys([*shown.good, *shown.refused])
     # A .jsonl is documents by itself, rows beside .npz arrays, or the captions of media; texts may be captions or a
     # read-me beside anything else.
-    captions = "captions" in found
-    found.pop("captions", None)
+    captions = "captions" in formats
+    formats.pop("captions", None)
     if "jsonl" in shown.good and _are_captions(shown.good["jsonl"]):
-        found.pop("jsonl")
-        found["folder"] = None
-    elif "npz" in found:
-        found.pop("jsonl", None)
+        formats.pop("jsonl")
+        formats["folder"] = None
+    elif "npz" in formats:
+        formats.pop("jsonl", None)
         if not captions and kind_of(str(shown.good.get("folder", "")))[0] in ("", *modalities.arrays()):
-            found.pop("folder", None)
-    elif found.keys() & {"jsonl", "parquet"} and not captions:
-        found.pop("folder", None)  # the pictures that documents or rows name
+            formats.pop("folder", None)
+    elif formats.keys() & {"jsonl", "parquet"} and not captions:
+        formats.pop("folder", None)  # the pictures that documents or rows name
     if captions:
-        found["folder"] = None
+        formats["folder"] = None
     for weak in ("text", "json"):
-        if len(found) > 1:
-            found.pop(weak, None)
-    if len(found) != 1:
-        raise UserError(_not_clear(inputs, {form: shown.good.get(form) for form in found}))
-    form = next(iter(found))
+        if len(formats) > 1:
+            formats.pop(weak, None)
+    if len(formats) != 1:
+        raise UserError(_not_clear(inputs, {form: shown.good.get(form) for form in formats}))
+    form = next(iter(formats))
     _check_nothing_is_lost(inputs, form, shown, captions)
     return "jsonl" if form == "json" else form
 
@@ -227,22 +227,22 @@ def _form(name: str, is_found: bool) -> str:
 
 def _check_nothing_is_lost(inputs: Sequence[Path], form: str, shown: _Shown, captions: bool) -> None:
     """Raises `UserError` where the richest content cannot be read and something poorer would take its place."""
-    given = ", ".join(map(str, inputs))
+    named = ", ".join(map(str, inputs))
     number, why = shown.refused.get(form, (0, ""))
     if number and form not in shown.good and not captions and "jsonl" not in shown.good:
-        raise UserError(f"{given}: what is in it looks like {form}, and none of {number} files may be opened; {why}")
+        raise UserError(f"{named}: what is in it looks like {form}, and none of {number} files may be opened; {why}")
     texts_alone = "give --format text for the texts alone"
     has_captions = captions or shown.paired or "jsonl" in shown.good
     if form == "folder" and not has_captions and {"text", "json"} & shown.good.keys():
         first = shown.good["folder"]
         raise UserError(
-            f"{given}: it holds media ({first.name}, ...) and texts, and no text has a medium's name; write x.txt "
+            f"{named}: it holds media ({first.name}, ...) and texts, and no text has a medium's name; write x.txt "
             f"beside x{first.suffix}, or a captions file (captions.csv: file_name,caption), or {texts_alone}"
         )
     if form in ("text", "json", "folder") and shown.alone:
         rest = "give --format folder to do without them" if form == "folder" else texts_alone
         raise UserError(
-            f"{given}: {listed(shown.alone)} have a text of their name beside them, and cannot be read; make them one "
+            f"{named}: {listed(shown.alone)} have a text of their name beside them, and cannot be read; make them one "
             f"of {', '.join(_suffixes('folder'))}, or {rest}"
         )
 
@@ -328,11 +328,11 @@ def _interleaved(row: TableRow) -> Raw:
 def _json_part(part, folder: str) -> Part:
     if isinstance(part, dict) and "ids" in part:
         return ids_part(part, folder)
-    known = kind_and_value(part)
-    if known is None:
+    pair = kind_and_value(part)
+    if pair is None:
         keys = ", ".join(modalities.names())
         raise ValueError(f"part {short(part)}; an object with one of the keys {keys}, ids is allowed")
-    kind, value = known
+    kind, value = pair
     if not isinstance(value, str) and (kind == TEXT or value is not None):
         raise ValueError(f"part {short(part)}; a string is needed")
     try:

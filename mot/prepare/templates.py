@@ -48,9 +48,9 @@ def _parse(template: str) -> Template:
         balanced = not re.search(r"[{}]", BRACES.sub("", field))
         joined = kind in (*modalities.joined(), INTERLEAVED)
         names = [name.strip() for name in field.split("+")] if joined else [field.strip()]
-        known = kind in (*modalities.names(), INTERLEAVED) or kind.endswith(READY)
-        known = known and (kind != INTERLEAVED or len(names) == 2)
-        if not known or not colon or not all(names) or (braces and (kind != TEXT or not balanced)):
+        is_known = kind in (*modalities.names(), INTERLEAVED) or kind.endswith(READY)
+        is_known = is_known and (kind != INTERLEAVED or len(names) == 2)
+        if not is_known or not colon or not all(names) or (braces and (kind != TEXT or not balanced)):
             raise UserError(
                 f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(modalities.names())} "
                 "or a modality that --ids declares (--ids depth=64), text also with {field} among words, "
