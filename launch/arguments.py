@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 
 from launch import flags, refusals
 from launch.process import typed
-from mot.config import Config, ConfigError, load
-from mot.config.options import ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, SOLVERS, USUAL, VARIED, Settings
+from mot.config import Config, ConfigError, load, modalities
+from mot.config.modalities import Modality, Option
+from mot.config.options import ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
 from mot.plan import chips
 from mot.prepare import asked
 
-FORMATS = ("auto", "jsonl", "folder", "parquet", "webdataset", "text", "npz")
 SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
 OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
 MOST_RUNS = 1024
@@ -330,7 +330,8 @@ def sample() -> flags.Parser:
         help=f"a document to go on with, as {EXAMPLE}",
     )
     ask("--n", type=int, help="rows in all, prompts in turn; default: each prompt once, the digits' as --each says")
-    ask("--draw", metavar="KIND", help=f"opened right after the prompt: image, audio, ..., or {ANY}: the model decides")
+    kinds = ", ".join(modalities.media()[:2])
+    ask("--draw", metavar="KIND", help=f"opened right after the prompt: {kinds}, ..., or {ANY}: the model decides")
     ask("--max-text", type=int, help=f"tokens of text that may follow; default {TEXT}, after --prompt 0")
     ask("--max-media", type=int, help=f"media that may follow; default {MEDIA}, after --prompt 1")
     ask("--length", type=int, help="tokens of a unit that has no fixed length; default: about the data's mean")
@@ -362,7 +363,9 @@ def prepare() -> flags.Parser:
     )
     p.add_argument("inputs", nargs="*", help="files or folders")
     p.add_argument("--out", type=Path, required=True, help="the dataset's folder")
-    p.add_argument("--format", choices=FORMATS, default="auto", help="default %(default)s, by the files' names")
+    p.add_argument(
+        "--format", choices=("auto", *FORMATS), default="auto", help="default %(default)s, by the files' names"
+    )
     p.add_argument(
         "--content",
         action="append",
@@ -404,10 +407,6 @@ def _number(p, flag: str, default, text: str) -> None:
 def _tokenizer_arguments(p) -> None:
     """What modalities become in a dataset."""
 
-    def usual(flag: str, kind: str, text: str) -> None:
-        at_most = f"default {USUAL[kind]}, or as many as the documents yield"
-        p.add_argument(flag, type=int, help=f"{text}; {at_most}")
-
     p.add_argument(
         "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
     )
@@ -421,26 +420,28 @@ def _tokenizer_arguments(p) -> None:
         '"modality": "depth"} in JSON lines, lists in other formats (--content "text:caption|depth:codes"); may be '
         "repeated",
     )
-    usual("--text-ids", "text", "entries of a trained text tokenizer, at most")
-    _number(p, "--image-side", 32, "pixels to which images are brought")
-    _number(p, "--image-patch", 4, "pixels of a patch's side; a patch is a token, 1 is a pixel")
-    usual("--image-ids", "image", "codes of patches")
-    _number(p, "--audio-rate", 16000, "samples a second; a token is 20 ms")
-    usual("--audio-ids", "audio", "codes of sounds")
+    for option, row in modalities.options(of_vectors_alone=False):
+        _option(p, option, row)
+    of_either = modalities.of_either_form()
     p.add_argument(
         "--vectors",
-        choices=("image", "audio"),
+        choices=tuple(of_either),
         action="append",
         default=[],
-        help="keeps these as vectors in place of ids: patches of pixels, log-mel frames; may be repeated",
+        help=f"keeps these as vectors in place of ids: {', '.join(of_either.values())}; may be repeated",
     )
-    _number(p, "--action-points", 64, "points to which a trajectory is brought; a point is a token")
-    p.add_argument(
-        "--action-as",
-        choices=("positions", "offsets"),
-        default="positions",
-        help="what a point says; default %(default)s",
-    )
+    for option, row in modalities.options(of_vectors_alone=True):
+        _option(p, option, row)
+
+
+def _option(p, option: Option, row: Modality) -> None:
+    """Of one modality."""
+    default = "%(default)s"
+    if option.default is None:
+        default = f"{row.usual_ids}, or as many as the documents yield"
+    given = dict(choices=option.choices) if option.choices else dict(type=type(option.default or 0))
+    flag = f"--{option.name.replace('_', '-')}"
+    p.add_argument(flag, default=option.default, help=f"{option.about}; default {default}", **given)
 
 
 def inspect() -> flags.Parser:

@@ -5,6 +5,7 @@ import itertools
 import runpy
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from launch import arguments, flags, refusals
 from launch.process import guarded
 from mot.batches import Batch
 from mot.config import Config, load
+from mot.config.modalities import TEXT
 from mot.console import announce, phase
 from mot.data import budgets, embedded, pipeline, preview, seqio_bridge, sources
 from mot.data.manifest import SPLITS, read_json
@@ -23,8 +25,8 @@ from mot.data.mixture import Sources
 from mot.data.records import Dataset, Record
 from mot.errors import UserError
 from mot.files import replacing
-from mot.generate import sounds
-from mot.prepare import job, seqio_export, tokenise
+from mot.prepare import codecs, dataset_tokenizers, job, seqio_export
+from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.inputs import listed
 from mot.tokenizers import text as texts
 
@@ -84,12 +86,12 @@ def _print_summary(folder: Path, about: dict) -> None:
     row("documents", lambda split: split["documents"])
     for modality in about["modalities"]:
         row(f"{modality} tokens", lambda split, m=modality: split["tokens"][m])
-        if modality != "text":
+        if modality != TEXT:
             row(f"{modality} spans", lambda split, m=modality: split["spans"].get(m, 0))
     row("shards", lambda split: len(split["shards"]))
     console.print(table)
     for modality, tokenizer in about["tokenizers"].items():
-        own = " of one's own" * tokenise.is_ready(tokenizer)
+        own = " of one's own" * dataset_tokenizers.is_ready(tokenizer)
         tokens = f"{own}, {tokenizer['tokens']} tokens each" if "tokens" in tokenizer else own
         of = f"{tokenizer['ids']} ids" if "ids" in tokenizer else f"vectors of {tokenizer['width']} features"
         console.print(f"{modality}: {of}{tokens}, tokenizer {tokenizer['digest']}")
@@ -127,11 +129,11 @@ def _inspect(argv) -> int:
     about = read_json(options.dataset)
     if not options.document:
         _print_summary(options.dataset, about)
-    dataset, tools = _opened(options.dataset, options.split)
+    dataset, tokenizers = _opened(options.dataset, options.split)
     for i in options.document:
         refusals.documents(i, dataset.count, options.split)
         try:
-            shown = _as_text(dataset[i], tools)
+            shown = _as_text(dataset[i], tokenizers)
         except ValueError as error:
             raise UserError(
                 f"--document={i}: it is damaged ({error}); copy the dataset again, or prepare it anew"
@@ -140,64 +142,64 @@ def _inspect(argv) -> int:
     if options.out:
         print(f"picture: {_preview(options.dataset, options.split, options.document, options.out)}")
         for i in options.document:
-            for file in _sounds(dataset[i], tools, options.out.with_name(f"{options.out.stem}-{i}")):
+            for file in _sounds(dataset[i], tokenizers, options.out.with_name(f"{options.out.stem}-{i}")):
                 print(f"sound: {file}")
     return 0
 
 
-def _sounds(record: Record, tools: tokenise.Tools, stem: Path) -> list[Path]:
+def _sounds(record: Record, tokenizers: Tokenizers, stem: Path) -> list[Path]:
     """Writes what a document sounds like when its tokens are all that is left: STEM-PART.wav for each of its sounds."""
-    found = []
+    written = []
     for number, (modality, data) in enumerate(record.spans, 1):
-        spectrogram = tools.media[modality].decode(data) if modality == "audio" else None
-        if spectrogram is not None and preview.shown_as(modality, spectrogram) == "audio":
-            found.append(stem.with_name(f"{stem.name}-{number}.wav"))
-            found[-1].write_bytes(sounds.wav(*sounds.of(tools.media[modality], spectrogram)))
-    return found
+        if modality != TEXT:
+            content = tokenizers.decode(modality, data)
+            files = codecs.files(modality, tokenizers.of(modality), content, seed=0)
+            if "wav" in files:
+                written.append(stem.with_name(f"{stem.name}-{number}.wav"))
+                written[-1].write_bytes(files["wav"])
+    return written
 
 
-def _opened(folder: Path, split: str) -> tuple[Dataset, tokenise.Tools]:
+def _opened(folder: Path, split: str) -> tuple[Dataset, Tokenizers]:
     dataset = Dataset(folder, split)
-    tools = tokenise.load(folder / "tokenizers")
-    if tools.modalities != dataset.modalities:
+    tokenizers = dataset_tokenizers.load(folder / "tokenizers")
+    if tokenizers.modalities != dataset.modalities:
         raise UserError(
-            f"{folder / 'tokenizers'} is for {', '.join(tools.modalities)}, and the dataset has "
+            f"{folder / 'tokenizers'} is for {', '.join(tokenizers.modalities)}, and the dataset has "
             f"{', '.join(dataset.modalities)}; copy it again, or prepare the dataset anew"
         )
-    return dataset, tools
+    return dataset, tokenizers
 
 
-def _as_text(record: Record, tools: tokenise.Tools) -> str:
+def _as_text(record: Record, tokenizers: Tokenizers) -> str:
     lines = [f"document {record.id}"]
     wide = max(8, *(1 + len(modality) for modality, _ in record.spans))
     for modality, data in record.spans:
-        shown = repr(tools.text.decode(data.tolist())) if modality == "text" else f"{np.ravel(data)[:8]} ..."
+        shown = repr(tokenizers.decode(modality, data)) if modality == TEXT else f"{np.ravel(data)[:8]} ..."
         lines.append(f"  {modality:{wide}}{len(data):6} tokens  {shown}")
     return "\n".join(lines)
 
 
 def _preview(folder: Path, split: str, documents=(), file: Path | None = None) -> Path:
     """A page of documents as the model will see them: what comes back from their tokens."""
-    dataset, tools = _opened(folder, split)
+    dataset, tokenizers = _opened(folder, split)
     if not documents:  # anywhere: evenly spaced ones would all be of one template, where these take turns
         documents = np.sort(np.random.default_rng(0).permutation(dataset.count)[:PAGE]).tolist()
 
-    def decoded(modality: str, data: np.ndarray):
-        return tools.text.decode(data.tolist()) if modality == "text" else tools.media[modality].decode(data)
+    def drawn(modality: str, data: np.ndarray) -> preview.Draw:
+        return partial(codecs.box, modality, tokenizers.of(modality), tokenizers.decode(modality, data))
 
     rendered = []
     for i in documents:
         with contextlib.suppress(ValueError):  # a damaged one is left out
             record = dataset[i]
-            rendered.append((record.id, [(modality, decoded(modality, data)) for modality, data in record.spans]))
+            rendered.append((record.id, [drawn(modality, data) for modality, data in record.spans]))
     file = file or folder / "preview.png"
     damaged = len(documents) - len(rendered)
     left_out = f", but {damaged} damaged ones" * (damaged > 0)
     title = f"{folder.name}, {split}: documents as their tokens give them back{left_out}"
-    heard = tools.media.get("audio")
-    axes = preview.Sound(heard.hop / heard.rate, heard.rate / 2) if hasattr(heard, "hop") else None
-    with replacing(file) as partial:
-        preview.documents(rendered, partial, title, sound=axes)
+    with replacing(file) as half_written:
+        preview.documents(rendered, half_written, title)
     return file
 
 
@@ -235,10 +237,10 @@ def _decoder(config: Config):
         tokenizer = embedded.load_tokenizer()
     else:
         folder = None if seqio_bridge.is_address(address) else sources.local(address) / "tokenizers"
-        tokenizer = tokenise.load(folder).text if folder and (folder / "text.json").exists() else None
+        tokenizer = dataset_tokenizers.load(folder).text if folder and (folder / "text.json").exists() else None
 
     def decode(stream: str, ids: np.ndarray) -> str:
-        if config.streams[stream].modality == "text" and tokenizer is not None:
+        if config.streams[stream].modality == TEXT and tokenizer is not None:
             return repr(tokenizer.decode((ids - config.streams[stream].first_id).tolist(), skip_special_tokens=False))
         return " ".join(map(str, ids[:30]))
 
@@ -272,8 +274,8 @@ def _inspect_batch(options, overrides) -> int:
     for source, document, why in packed.left_out:
         print(f"left out: document {document} of {source}: {why}")
     if options.out:
-        with replacing(options.out) as partial:
-            preview.batch(packed.batch, partial, list(config.streams), f"{options.config}, batch {options.batch}")
+        with replacing(options.out) as half_written:
+            preview.batch(packed.batch, half_written, list(config.streams), f"{options.config}, batch {options.batch}")
         print(f"picture: {options.out}")
     return 0
 

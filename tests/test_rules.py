@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 # module beside them.
 FLOORS = [
     ["errors", "files", "console", "configs"],
-    ["config", "tokenizers"],
-    ["sharding", "batches"],
+    ["config"],
+    ["sharding", "batches", "tokenizers"],
     ["data", "model"],
     ["prepare", "objectives", "optim", "checkpoint"],
     ["runs"],

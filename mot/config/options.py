@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-USUAL = {"text": 8192, "image": 1024, "audio": 512}  # ids of a tokenizer at most, where nobody says how many
+FORMATS = ("jsonl", "folder", "parquet", "webdataset", "text", "npz")  # of inputs (`readers.py`)
 DROP_DOCUMENT, DROP_MEDIUM = "drop-document", "drop-medium"  # what a medium that is missing costs
 SOLVERS = ("euler", "heun", "ddim", "ddpm")  # of vectors (`diffusion.py`)
 EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mot.config.modalities import TEXT, markers
 from mot.errors import UserError
 
 FORMAT = 1
@@ -20,13 +21,8 @@ BYTES = "text_bytes.npy"  # [ids] bytes that each id of the text tokenizer stand
 NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # of a file, a modality, a digest: no path, no markup, no control codes
 
 
-def markers(modality: str) -> tuple[str, str]:
-    """What encloses a span of a modality, among text."""
-    return ("<boi>", "<eoi>") if modality == "image" else (f"<{modality}>", f"</{modality}>")
-
-
 def special_tokens(modalities: Sequence[str]) -> list[str]:
-    enclosing = [mark for modality in modalities if modality != "text" for mark in markers(modality)]
+    enclosing = [mark for modality in modalities if modality != TEXT for mark in markers(modality)]
     return list(dict.fromkeys(["<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", *enclosing]))
 
 

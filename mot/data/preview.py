@@ -1,9 +1,10 @@
 """Pictures of data: example documents part by part, and packed batches token by token."""
 
+import io
 import math
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -30,16 +31,14 @@ LEADING = 1.3  # from line to line, in ems
 ROWS = 8  # of a batch
 INK, FAINT = "#222222", "#777777"
 UNSEEN = "\u00b7"  # a middle dot, in place of what the font has no letter for
-TICKS = 64  # pixels between two of an axis at least
-
-IDS = "ids"  # what is shown as numbers alone: ids of somebody's own tokenizer, whatever their modality is
 
 
-class Sound(NamedTuple):
-    """What a spectrogram's axes tell: a token's seconds, and the frequency in Hz that its mel bands reach up to."""
+class Room(NamedTuple):
+    """What a part may take of a page."""
 
-    seconds: float
-    highest: float
+    width: int = WIDTH - 2 * MARGIN  # pixels
+    longest: int = PICTURE  # pixels of a picture's longer side, or of a spectrogram's height
+    columns: int = 140  # characters of a line of text
 
 
 class Box(NamedTuple):
@@ -54,37 +53,32 @@ class Box(NamedTuple):
     @property
     def left(self) -> int:
         """Pixels beside a picture for the longest tick."""
-        return _extent([f"{label} " for _, label in self.upwards], SMALL)[0]
+        return extent([f"{label} " for _, label in self.upwards], SMALL)[0]
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height, the caption's and the ticks' included."""
-        width, height = _extent(self.lines, POINTS) if self.pixels is None else self.pixels.shape[1::-1]
-        caption = _extent([self.caption], SMALL)
-        ends = [at + _extent([label], SMALL)[0] for at, label in self.across]
+        width, height = extent(self.lines, POINTS) if self.pixels is None else self.pixels.shape[1::-1]
+        caption = extent([self.caption], SMALL)
+        ends = [at + extent([label], SMALL)[0] for at, label in self.across]
         below = _line(SMALL) if self.across else 0
         return max(self.left + max([width, *map(math.ceil, ends)]), caption[0]), height + caption[1] + below
 
 
-def documents(
-    rendered: Sequence[tuple[str, Sequence[tuple[str, object]]]],
-    file: Path,
-    title: str,
-    width: int = WIDTH,
-    sound: Sound | None = None,
-) -> None:
+Draw = Callable[[Room], Box]  # a part of a document, as large as there is room for
+
+
+def documents(rendered: Sequence[tuple[str, Sequence[Draw]]], file: Path, title: str, width: int = WIDTH) -> None:
     """A page of documents, PNG, `width` pixels wide: of each its id and its parts in order, from left to right.
 
-    A part is ("text", str), ("image", uint8 `[H, W, 3]`), ("audio", a spectrogram `[bands, tokens]`), ("action", its
-    strokes, `[n, 2]` each), ("latents", `[n, P]`) or (any modality, its ids `[n]`). Spectrograms have axes where
-    `sound` says what they tell. A page's length is bounded; its last line says how many documents it leaves out.
+    A page's length is bounded; its last line says how many documents it leaves out.
     """
     room = width - 2 * MARGIN
     heads = _wrapped(title, width - 2 * MARGIN, 12)
     drawn = []
     height = 2 * MARGIN + len(heads) * _line(12) + GAP
     for name, parts in rendered:
-        placed, needed = _arranged(parts, room, sound)
+        placed, needed = _arranged(parts, room)
         needed += _line(POINTS) + 2 * GAP
         if height + needed + 2 * _line(POINTS) > LONGEST:
             break
@@ -106,12 +100,12 @@ def documents(
     page.save(file)
 
 
-def _arranged(parts: Sequence[tuple[str, object]], room: int, sound: Sound | None):
+def _arranged(parts: Sequence[Draw], room: int):
     """As `_flow`, of a document's parts, with pictures as large as they can be without taking more lines."""
-    columns = min(44 if len(parts) > 1 else 140, int(room / _advance(POINTS)))
+    columns = min(44 if len(parts) > 1 else Room().columns, int(room / _advance(POINTS)))
 
     def flow(longest: int):
-        boxes = [_box(kind, content, columns, room, longest, sound) for kind, content in parts[:PARTS]]
+        boxes = [draw(Room(room, longest, columns)) for draw in parts[:PARTS]]
         if len(parts) > PARTS:
             boxes.append(Box("", (f"... and {len(parts) - PARTS} more parts",), None))
         return _flow(boxes, room)
@@ -162,73 +156,7 @@ class _Page:
         self.figure.savefig(file, dpi=DPI, format="png")
 
 
-def _box(kind: str, content, columns: int, room: int, longest: int, sound: Sound | None = None) -> Box:
-    if kind == "text":
-        lines = textwrap.wrap(_shown(content), columns, max_lines=8, placeholder=" ...") or ["(empty)"]
-        return Box(f"text, {len(content)} characters", tuple(lines), None)
-    shown = shown_as(kind, content)
-    captions = {
-        IDS: lambda: f"{kind}, {len(content)} ids",
-        "image": lambda: f"image {content.shape[1]} x {content.shape[0]}",
-        "audio": lambda: f"audio, {content.shape[1]} tokens",
-        "action": lambda: f"action, {sum(map(len, content))} points",
-        "latents": lambda: f"latents {content.shape[0]} x {content.shape[1]}",
-    }
-    if shown != "audio" or sound is None or not content.size:
-        return Box(captions[shown](), (), picture(kind, content, longest, room))
-    upwards = _frequencies(sound.highest, 1)
-    beside = _extent([f"{label} " for _, label in upwards], SMALL)[0]
-    pixels = picture(kind, content, longest, room - beside - _extent(["00.00 s"], SMALL)[0])
-    height, width, _ = pixels.shape
-    return Box(
-        captions[shown](),
-        (),
-        pixels,
-        _times(sound.seconds * content.shape[1], width),
-        _frequencies(sound.highest, height),
-    )
-
-
-def _times(seconds: float, width: int) -> tuple[tuple[float, str], ...]:
-    """Ticks at round times: pixels from the left, and what they say."""
-    least = seconds * TICKS / width
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    times = [step * i for i in range(int(seconds / step * (1 + 1e-9)) + 1)]
-    unit = [" s", *[""] * (len(times) - 1)]
-    return tuple((width * t / seconds, f"{t:.{digits}f}{u}") for t, u in zip(times, unit, strict=True))
-
-
-def _frequencies(highest: float, height: int) -> tuple[tuple[float, str], ...]:
-    """Ticks at 0, a half and all of the height, where they stand on mel bands: pixels upwards, and kHz."""
-    mel = 2595 * math.log10(1 + highest / 700)
-    at = {share: 700 * (10 ** (share * mel / 2595) - 1) / 1000 for share in (0.0, 0.5, 1.0)}
-    unit = {1.0: " kHz"}
-    return tuple((share * height, f"{kilohertz:.2g}{unit.get(share, '')}") for share, kilohertz in at.items())
-
-
-def shown_as(kind: str, content) -> str:
-    """`kind`, or IDS of what has no decoder."""
-    is_ids = isinstance(content, np.ndarray) and content.ndim == 1 and content.dtype.kind in "iu"
-    return IDS if is_ids else kind
-
-
-def picture(kind: str, content, longest: int = PICTURE, room: int = WIDTH - 2 * MARGIN) -> np.ndarray:
-    """uint8 `[height, width, 3]` of a part that is no text, as `documents` draws it, at most `room` wide."""
-    if shown_as(kind, content) == IDS:
-        return _tiles(content, longest)
-    if kind == "image":
-        return _scaled(content, longest)
-    if kind == "audio":
-        return _heat(content[::-1], "magma", longest, room)
-    if kind == "action":
-        return _drawing(content, longest)
-    # Features upwards and tokens to the right, as in a spectrogram.
-    return _heat(content.T[::-1], "viridis", longest, room)
-
-
-def _tiles(ids: np.ndarray, longest: int) -> np.ndarray:
+def tiles(ids: np.ndarray, longest: int) -> np.ndarray:
     """uint8 `[height, width, 3]`: ids row by row, in a square where they fill one, each in a colour of its own.
 
     Numbers of ids mean nothing, so neighbours' colours are far apart.
@@ -237,12 +165,12 @@ def _tiles(ids: np.ndarray, longest: int) -> np.ndarray:
     columns = side if side * side == len(ids) else min(len(ids), 64)
     shade = (ids.astype(np.uint64) * 2654435761 % 2**32) / 2**32  # Knuth's multiplicative hash
     colour = (colormaps["hsv"](shade)[:, :3] * (0.55 + 0.45 * (shade * 7 % 1))[:, None] * 255).astype(np.uint8)
-    tiles = np.full((-(-len(ids) // columns) * columns, 3), 255, np.uint8)
-    tiles[: len(ids)] = colour
-    return _scaled(tiles.reshape(-1, columns, 3), max(longest, columns))
+    squares = np.full((-(-len(ids) // columns) * columns, 3), 255, np.uint8)
+    squares[: len(ids)] = colour
+    return scaled(squares.reshape(-1, columns, 3), max(longest, columns))
 
 
-def _drawing(strokes: Sequence[np.ndarray], longest: int = PICTURE) -> np.ndarray:
+def drawing(strokes: Sequence[np.ndarray], longest: int = PICTURE) -> np.ndarray:
     """uint8 `[longest, longest, 3]`: lines through the points `[n, 2]` of each stroke, x to the right and y down."""
     points = np.concatenate(strokes)
     fine = 4
@@ -259,8 +187,8 @@ def _drawing(strokes: Sequence[np.ndarray], longest: int = PICTURE) -> np.ndarra
     return np.asarray(sheet.resize((longest, longest), Image.Resampling.BOX))
 
 
-def _heat(values, colours: str, longest: int, room: int) -> np.ndarray:
-    """uint8 `[height, width, 3]`, from the least value to the greatest."""
+def heat(values, colours: str, room: Room) -> np.ndarray:
+    """uint8 `[height, width, 3]` of numbers `[rows, columns]`, from the least value to the greatest."""
     values = np.asarray(values, np.float64)
     if not values.size:
         return np.full((8, 8, 3), 255, np.uint8)
@@ -268,14 +196,14 @@ def _heat(values, colours: str, longest: int, room: int) -> np.ndarray:
     high = values.max()
     shades = (values - low) / (high - low or 1)
     height, width = values.shape
-    tall = max(1, longest // height) * height
+    tall = max(1, room.longest // height) * height
     image = colormaps[colours](shades, bytes=True)[..., :3].repeat(tall // height, axis=0)
-    image = image.repeat(max(1, min(6 * longest // PICTURE, min(room, 640) // width)), axis=1)
-    wide, tall = min(image.shape[1], room), min(tall, 2 * longest)
+    image = image.repeat(max(1, min(6 * room.longest // PICTURE, min(room.width, 640) // width)), axis=1)
+    wide, tall = min(image.shape[1], room.width), min(tall, 2 * room.longest)
     return np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BOX))
 
 
-def _scaled(image: np.ndarray, longest: int) -> np.ndarray:
+def scaled(image: np.ndarray, longest: int) -> np.ndarray:
     """Whole pixels where it is enlarged, averages where it is reduced."""
     height, width, _ = image.shape
     factor = longest // max(height, width)
@@ -283,6 +211,12 @@ def _scaled(image: np.ndarray, longest: int) -> np.ndarray:
         return image.repeat(factor, axis=0).repeat(factor, axis=1)
     reduced = [max(1, round(n * longest / max(height, width))) for n in (width, height)]
     return np.asarray(Image.fromarray(image).resize(reduced, Image.Resampling.BOX))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "png")
+    return file.getvalue()
 
 
 def _flow(boxes: Sequence[Box], room: int) -> tuple[list[tuple[Box, int, int]], int]:
@@ -313,28 +247,32 @@ def _advance(points: float) -> float:
     return font.get_width_height()[0] / 64 / 64
 
 
-def _extent(lines: Sequence[str], points: float) -> tuple[int, int]:
+def extent(lines: Sequence[str], points: float) -> tuple[int, int]:
+    """Width and height of lines of text, pixels."""
     width = max(map(len, lines), default=0) * _advance(points)
     return int(np.ceil(width)), len(lines) * _line(points)
 
 
 def _fit(text: str, width: float, points: float) -> str:
     """One line, cut off where it is wider."""
-    shown = _shown(text)
-    most = int(width / _advance(points))
-    return shown if len(shown) <= most else shown[: max(0, most - 4)] + " ..."
+    shown = legible(text)
+    characters = int(width / _advance(points))
+    return shown if len(shown) <= characters else shown[: max(0, characters - 4)] + " ..."
 
 
 def _wrapped(text: str, width: float, points: float) -> list[str]:
     """Three lines at most; what does not fit is cut off."""
-    return textwrap.wrap(_shown(text), int(width / _advance(points)), max_lines=3, placeholder=" ...")
+    return textwrap.wrap(legible(text), int(width / _advance(points)), max_lines=3, placeholder=" ...")
 
 
-def _shown(text: str) -> str:
-    """What the font can show, on one line; in place of anything else a dot, but for marks that nobody sees."""
-    known = _glyphs()
+def _is_in_font(character: str) -> bool:
+    return ord(character) in _glyphs()
+
+
+def legible(text: str, is_in_font: Callable[[str], bool] = _is_in_font) -> str:
+    """What a font can show, on one line; in place of anything else a dot, but for marks that nobody sees."""
     seen = (c for c in text if unicodedata.category(c) != "Cf")
-    return "".join(" " if c.isspace() else c if ord(c) in known else UNSEEN for c in seen)
+    return "".join(" " if c.isspace() else c if is_in_font(c) else UNSEEN for c in seen)
 
 
 @lru_cache

@@ -20,7 +20,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from flax import serialization
 
-from mot.data.manifest import check_files, file_digest, files, markers, read_json
+from mot.config.modalities import markers
+from mot.data.manifest import check_files, file_digest, files, read_json
 from mot.data.packing import Document, document
 from mot.errors import UserError
 from mot.files import replacing

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mot.config import Config, Stream, reads
+from mot.config.modalities import of_either_form
 from mot.config.objectives import OF_VECTORS
 from mot.data import embedded, seqio_bridge
 from mot.data.manifest import BYTES, SPLITS, files, read_json
@@ -20,7 +21,6 @@ from mot.data.seqio_bridge import SeqioStream
 from mot.errors import UserError
 
 EMBEDDED = "embedded"
-VECTORS = ("image", "audio")  # that may be kept as vectors in place of ids
 
 
 class Records:
@@ -163,7 +163,7 @@ def _dataset_faults(config, name, about, ids: bool):
                 f"latent={width}, ids=0, first_id=0, objective='flow' (or {', '.join(OF_VECTORS[1:])})"
             )
         elif stream.latent and n:
-            again = f", or prepare it with --vectors={modality}" * (modality in VECTORS)
+            again = f", or prepare it with --vectors={modality}" * (modality in of_either_form())
             yield (
                 f"streams.{key}: its tokens are vectors of {stream.latent} features (latent); {modality} of {name} are "
                 f"{n} ids; write latent=0, ids={n}, objective='next_token'{again}"

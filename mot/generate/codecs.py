@@ -2,24 +2,26 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from mot.config import Config
+from mot.config import Config, modalities
+from mot.config.modalities import TEXT
 from mot.config.options import EXAMPLE
 from mot.data import embedded, sources
 from mot.data.manifest import check_files, files, read_json
 from mot.errors import UserError
-from mot.generate import sounds
-from mot.prepare import media, tokenise
+from mot.prepare import dataset_tokenizers, media
+from mot.prepare.codecs import image
+from mot.prepare.dataset_tokenizers import Tokenizers
+from mot.prepare.encode import records
 from mot.prepare.inputs import inside, short
-from mot.prepare.raw import MAX_LINE, Part, Raw, filled, ids_part, text
-from mot.prepare.templates import KINDS, READY, modality_of
-from mot.prepare.tokenise import Tools
+from mot.prepare.raw import MAX_LINE, Part, Raw, filled, ids_part, kind_and_value, text
+from mot.prepare.templates import READY, modality_of
 from mot.tokenizers.given import GivenIds
 
 WHOLE = 2**62  # tokens: no document is cut
@@ -28,17 +30,18 @@ WHOLE = 2**62  # tokens: no document is cut
 class Codec(NamedTuple):
     """By modality: a part of a document to ids from 0, or float32 `[n, P]`; and back.
 
-    What comes back is text, an image uint8 `[H, W, 3]`, an audio's spectrogram in dB `[bands, n]`, low bands first, an
-    action's strokes, `[k, 2]` each, or latents and ids of one's own, `[n]`, as they are. `encode` raises `ValueError`
-    with what is wrong. `sound` makes float samples `[n]` of a spectrogram, with a seed for its phase, and says how many
-    of them are a second.
+    What comes back is text, or what the tokenizer's `decode` gives: ids of one's own as they are. `encode` raises
+    `ValueError` with what is wrong.
     """
 
     modalities: tuple[str, ...]
     encode: Callable[[Part], np.ndarray]
     decode: Callable[[str, np.ndarray], Any]
-    sound: Callable[[np.ndarray, int], tuple[np.ndarray, int]] | None = None  # of a run that has audio
-    given: tuple[str, ...] = ()  # modalities whose ids come from a tokenizer of the user's own
+    tokenizers: Mapping[str, Any]  # with which `mot.prepare.codecs` shows and gives back; None where it needs none
+
+    def is_given(self, modality: str) -> bool:
+        """Do its ids come from a tokenizer of the user's own?"""
+        return isinstance(self.tokenizers.get(modality), GivenIds)
 
 
 def of(config: Config) -> Codec:
@@ -51,28 +54,21 @@ def of(config: Config) -> Codec:
         abouts.append(read_json(folder))
         listed = [file for file in files(abouts[-1]) if file[0].startswith("tokenizers/")]
         check_files(folder, listed, digests=True)
-        tools = tokenise.load(folder / "tokenizers")
-        media = tools.media | media
+        tokenizers = dataset_tokenizers.load(folder / "tokenizers")
+        media = tokenizers.media | media
     for modality, tokens in sources.unit_lengths(abouts).items():
-        if isinstance(tool := media.get(modality), GivenIds):
-            media[modality] = GivenIds(tool.ids, tokens)
-    return _records(Tools(tools.text, media))
+        if isinstance(tokenizer := media.get(modality), GivenIds):
+            media[modality] = GivenIds(tokenizer.ids, tokens)
+    return _records(Tokenizers(tokenizers.text, media))
 
 
-def _records(tools: Tools) -> Codec:
+def _records(tokenizers: Tokenizers) -> Codec:
     def encode(part: Part) -> np.ndarray:
-        (record, _), *_ = tokenise.records(Raw("", (part,)), tools, WHOLE).records
+        (record, _), *_ = records(Raw("", (part,)), tokenizers, WHOLE).records
         data = record.spans[0].data
         return data.astype(np.float32 if data.dtype.kind == "f" else np.int64)
 
-    def decode(kind: str, data: np.ndarray):
-        return tools.text.decode(data.tolist()) if kind == "text" else tools.media[kind].decode(data)
-
-    def sound(decibels: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-        return sounds.of(tools.media["audio"], decibels, seed)
-
-    given = tuple(name for name, tool in tools.media.items() if isinstance(tool, GivenIds))
-    return Codec(tools.modalities, encode, decode, sound, given)
+    return Codec(tokenizers.modalities, encode, tokenizers.decode, {TEXT: tokenizers.text} | tokenizers.media)
 
 
 def _digits(config: Config) -> Codec:
@@ -81,15 +77,15 @@ def _digits(config: Config) -> Codec:
     tokenizer.encode_special_tokens = True  # text that spells a special token is text
 
     def encode(part: Part) -> np.ndarray:
-        if part.kind == "text":
+        if part.kind == TEXT:
             return np.array(tokenizer.encode(part.content).ids, np.int64)
-        levels = grey(media.image(part.content))
+        levels = grey(image.pixels(part.content))
         return embedded.patches(levels) if vectors else levels
 
     def decode(kind: str, data: np.ndarray):
-        return tokenizer.decode(data.tolist()) if kind == "text" else paper(levels_of(data))
+        return tokenizer.decode(data.tolist()) if kind == TEXT else paper(levels_of(data))
 
-    return Codec(("text", "image"), encode, decode)
+    return Codec((TEXT, "image"), encode, decode, {})
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
@@ -141,14 +137,15 @@ def _part(number: int, part, folder: str) -> Part:
             return _there(ids_part(part, folder))
     except ValueError as error:
         raise ValueError(f"part {number}: {error}") from None
-    if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in KINDS:
-        keys = f"{', '.join(KINDS)} is needed, or ids and modality"
+    pair = kind_and_value(part)
+    if pair is None:
+        keys = f"{', '.join(modalities.names())} is needed, or ids and modality"
         raise ValueError(f"part {number} is {short(part)}; an object with one of the keys {keys}")
-    ((kind, value),) = part.items()
+    kind, value = pair
     if not isinstance(value, str):
         raise ValueError(f"part {number} is {short(part)}; its value must be text, or a file's name")
     try:
-        return Part(kind, text(value) if kind == "text" else inside(folder, value))
+        return Part(kind, text(value) if kind == TEXT else inside(folder, value))
     except ValueError as error:
         raise ValueError(f"part {number}: {error}") from None
 
@@ -167,12 +164,12 @@ def tokens(parts: Sequence[Part], codec: Codec) -> list[tuple[str, np.ndarray]]:
             kind = modality_of(part.kind)
             if kind not in codec.modalities:
                 raise ValueError(f"this run has no {kind}; it has {', '.join(codec.modalities)}; leave it out")
-            if part.kind.endswith(READY) and kind not in codec.given:
+            if part.kind.endswith(READY) and not codec.is_given(kind):
                 raise ValueError(
                     f"ids of {kind}, but this run has no ids of one's own for it: its tokenizer makes them of {kind}; "
                     f'give that, as {{"{kind}": "..."}}'
                 )
-            if part.kind != "text" or part.content.strip():
+            if part.kind != TEXT or part.content.strip():
                 found.append((kind, codec.encode(part)))
         except ValueError as error:
             raise ValueError(f"part {number}: {error}") from None

@@ -2,21 +2,22 @@
 
 import io
 import json
-from collections.abc import Container, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mot.config.modalities import TEXT
 from mot.config.options import Settings
 from mot.data import preview
 from mot.errors import UserError
-from mot.generate import codecs, opened, pictures, sounds
+from mot.generate import opened, pictures, sounds
+from mot.generate.codecs import Codec, tokens
 from mot.generate.opened import Model
-from mot.prepare import inputs, raw
+from mot.prepare import codecs, inputs, raw
 
 SHEET = 420  # pixels of the page of all documents, in width: a phone shows letters on a wider one too small
-SUFFIXES = {"image": "png", "audio": "wav", "action": "npy", "latents": "npy", preview.IDS: "npy"}
 
 
 class Request(NamedTuple):
@@ -42,7 +43,7 @@ def encoded(model: Model, requests: Sequence[Request]) -> list[list[tuple[str, n
     found, faults = {}, []
     for request in {id(request): request for request in requests}.values():  # arrays in them have no hash
         try:
-            found[id(request)] = codecs.tokens(request.parts, model.codec)
+            found[id(request)] = tokens(request.parts, model.codec)
         except ValueError as error:
             faults.append(f"{request.name}: {error}")
     if faults:
@@ -56,12 +57,12 @@ def samples(
     """Files by name, and the record, whose documents have their name, how many parts were given, and their content."""
     prompts = encoded(model, requests)
     found: list = [None] * len(requests)
-    for how in dict.fromkeys((r.opens, r.text, r.media) for r in requests):
-        opens, text, media = how
-        mine = [i for i, r in enumerate(requests) if (r.opens, r.text, r.media) == how]
+    for limits in dict.fromkeys((r.opens, r.text, r.media) for r in requests):
+        opens, text, media = limits
+        alike = [i for i, r in enumerate(requests) if (r.opens, r.text, r.media) == limits]
         rows = opened.rows(
             model,
-            [opened.prompt(prompts[i], model.config) for i in mine],
+            [opened.prompt(prompts[i], model.config) for i in alike],
             settings,
             "sampling",
             seed,
@@ -70,21 +71,22 @@ def samples(
             opens=opened.stream_of(model.config, opens) if opens else "",
             length=length,
         )
-        for i, row in zip(mine, rows, strict=True):
+        for i, row in zip(alike, rows, strict=True):
             found[i] = _document(model, f"document-{i}", prompts[i], row, requests[i])
-    files = _grid(model, found, seed) if grid else _files(model, found, seed)
-    shown = [
+    drawn = [_with_files(model.codec, document, seed) for document in found]
+    files = _grid(model.codec, drawn) if grid else _files(model, drawn)
+    record = [
         {
-            "name": d.name,
-            "prompt": r.name,
-            "given": d.given,
-            "ended": d.ended,
-            "limit": d.limit,
-            "content": _content(d, files),
+            "name": sample.document.name,
+            "prompt": request.name,
+            "given": sample.document.given,
+            "ended": sample.document.ended,
+            "limit": sample.document.limit,
+            "content": _content(model.codec, sample, are_written=not grid),
         }
-        for d, r in zip(found, requests, strict=True)
+        for sample, request in zip(drawn, requests, strict=True)
     ]
-    return files, {"documents": shown}
+    return files, {"documents": record}
 
 
 def _document(model: Model, name: str, prompt, row, request: Request) -> Continuation:
@@ -101,54 +103,65 @@ def _limit(request: Request) -> str:
     return f"as asked: no further text (--max-text=0), media {request.media} at most (--max-media={request.media})"
 
 
-def _file(document: Continuation, number: int, kind: str) -> str:
-    """What a part's content is kept in, which `--prompt-file` reads again; `kind` as `preview.shown_as` says."""
-    return f"{document.name}-{number}.{SUFFIXES[kind]}"
+class _Sample(NamedTuple):
+    """A document and the files of its parts."""
+
+    document: Continuation
+    files: dict[int, dict[str, bytes]]  # by the part's number, by suffix; the first is what `--prompt-file` reads again
+
+    def name(self, number: int, suffix: str) -> str:
+        return f"{self.document.name}-{number}.{suffix}"
 
 
-def _content(document: Continuation, files: Container[str]) -> list[dict[str, Any]]:
+def _with_files(codec: Codec, document: Continuation, seed: int) -> _Sample:
+    """Of each part that is a medium and holds something."""
+    return _Sample(
+        document,
+        {
+            number: codecs.files(modality, codec.tokenizers.get(modality), content, seed)
+            for number, (modality, content) in enumerate(document.parts, 1)
+            if modality != TEXT and content is not None
+        },
+    )
+
+
+def _content(codec: Codec, sample: _Sample, are_written: bool) -> list[dict[str, Any]]:
     """As `--prompt-file` reads it, but for what has no file: None. Ids of one's own stand there themselves."""
-    content = []
-    for number, (kind, x) in enumerate(document.parts, 1):
-        shown = preview.shown_as(kind, x)
-        if kind == "text":
-            content.append({"text": x})
-        elif shown == preview.IDS:
-            content.append({"ids": x.tolist(), "modality": kind})
+    found = []
+    for number, (modality, content) in enumerate(sample.document.parts, 1):
+        if modality == TEXT:
+            found.append({TEXT: content})
+        elif codec.is_given(modality) and content is not None:
+            found.append({"ids": content.tolist(), "modality": modality})
         else:
-            name = _file(document, number, shown)
-            content.append({kind: name if name in files else None})
-    return content
+            suffix = next(iter(sample.files.get(number, {})), None)
+            found.append({modality: sample.name(number, suffix) if suffix and are_written else None})
+    return found
 
 
-def _files(model: Model, documents: Sequence[Continuation], seed: int) -> dict[str, bytes]:
-    files, sound = {}, None
-    for d in documents:
-        for number, (kind, content) in enumerate(d.parts, 1):
-            if kind == "text" or content is None:
-                continue
-            shown = preview.shown_as(kind, content)
-            name = _file(d, number, shown)
-            if name.endswith(".npy"):
-                files[name] = _npy(_path(content) if kind == "action" else content)
-            if shown == "audio":
-                wave, rate = model.codec.sound(content, seed)
-                files[name], sound = (
-                    sounds.wav(wave, rate),
-                    preview.Sound(len(wave) / rate / content.shape[1], rate / 2),
-                )
-            if shown not in ("latents", preview.IDS):
-                picture = content if kind == "image" else preview.picture(kind, content)
-                files[str(Path(name).with_suffix(".png"))] = pictures.png(picture)
-        content = _content(d, files)
+def _files(model: Model, samples: Sequence[_Sample]) -> dict[str, bytes]:
+    files = {}
+    for sample in samples:
+        for number, by_suffix in sample.files.items():
+            files |= {sample.name(number, suffix): content for suffix, content in by_suffix.items()}
+        content = _content(model.codec, sample, are_written=True)
+        name = sample.document.name
         # A part a line: ids would take a line each.
-        files[f"{d.name}.json"] = ("[\n " + ",\n ".join(map(json.dumps, content)) + "\n]").encode()
-        lines = [x if kind == "text" else f"\n[{kind}: {x}]\n" for kind, x in map(_in_words, content)]
-        files[f"{d.name}.txt"] = (_printable("".join(lines)).replace("\n\n[", "\n[").strip("\n") + "\n").encode()
+        files[f"{name}.json"] = ("[\n " + ",\n ".join(map(json.dumps, content)) + "\n]").encode()
+        lines = [x if kind == TEXT else f"\n[{kind}: {x}]\n" for kind, x in map(_in_words, content)]
+        files[f"{name}.txt"] = (_printable("".join(lines)).replace("\n\n[", "\n[").strip("\n") + "\n").encode()
     title = f"{model.config.run.name}, step {model.step}: what was given, and what follows"
     page = io.BytesIO()
-    preview.documents([(_title(d), [_shown(*part) for part in d.parts]) for d in documents], page, title, SHEET, sound)
+    documents = [sample.document for sample in samples]
+    drawn = [(_title(d), [_drawn(model.codec, *part) for part in d.parts]) for d in documents]
+    preview.documents(drawn, page, title, SHEET)
     return files | {"documents.png": page.getvalue()}
+
+
+def _drawn(codec: Codec, modality: str, content: Any) -> preview.Draw:
+    if content is None:
+        modality, content = TEXT, f"[{modality}: empty]"
+    return partial(codecs.box, modality, codec.tokenizers.get(modality), content)
 
 
 def _in_words(part: dict[str, Any]) -> tuple[str, str]:
@@ -156,7 +169,7 @@ def _in_words(part: dict[str, Any]) -> tuple[str, str]:
     if "ids" in part:
         return part["modality"], f"{len(part['ids'])} ids"
     ((kind, x),) = part.items()
-    return kind, x if kind == "text" else x or "empty"
+    return kind, x if kind == TEXT else x or "empty"
 
 
 def _printable(text: str) -> str:
@@ -164,15 +177,17 @@ def _printable(text: str) -> str:
     return inputs.COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
-def _grid(model: Model, documents: Sequence[Continuation], seed: int) -> dict[str, bytes]:
+def _grid(codec: Codec, samples: Sequence[_Sample]) -> dict[str, bytes]:
     """All that was drawn in one picture, and all that sounds in one WAV, in the picture's order."""
-    found = [part for d in documents for part in d.parts[d.given :] if part[0] != "text" and part[1] is not None]
-    files = {"grid.png": pictures.grid([preview.picture(*part) for part in found])} if found else {}
-    if heard := [
-        model.codec.sound(content, seed) for kind, content in found if preview.shown_as(kind, content) == "audio"
-    ]:
-        files["grid.wav"] = sounds.joined([sound for sound, _ in heard], heard[0][1])
-    return files
+    drawn, heard = [], []
+    for document, by_number in samples:
+        for number, by_suffix in by_number.items():
+            if number > document.given:
+                modality, content = document.parts[number - 1]
+                drawn.append(codecs.picture(modality, codec.tokenizers.get(modality), content, preview.Room()))
+                heard += [by_suffix["wav"]] if "wav" in by_suffix else []
+    files = {"grid.png": pictures.grid(drawn)} if drawn else {}
+    return files | ({"grid.wav": sounds.joined(heard)} if heard else {})
 
 
 def _title(d: Continuation) -> str:
@@ -181,30 +196,11 @@ def _title(d: Continuation) -> str:
     return f"{d.name}{given}{d.limit and f'; {d.limit}'}"
 
 
-def _shown(kind: str, content) -> tuple[str, Any]:
-    return (kind, content) if content is not None else ("text", f"[{kind}: empty]")
-
-
-def _path(strokes: Sequence[np.ndarray]) -> np.ndarray:
-    """`[n, 3]`: x, y, and 1 where the pen leaves the paper."""
-
-    def up(n):
-        return (np.arange(n) == n - 1).astype(float)
-
-    return np.concatenate([np.column_stack([stroke, up(len(stroke))]) for stroke in strokes])
-
-
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
 def summary(record: dict, most: int = 10) -> list[str]:
     """A line for each of the first documents."""
     lines = []
     for d in record["documents"][:most]:
-        parts = [repr(x) if kind == "text" else f"[{kind}]" for kind, x in map(_in_words, d["content"])]
+        parts = [repr(x) if kind == TEXT else f"[{kind}]" for kind, x in map(_in_words, d["content"])]
         line = " ".join(parts)
         lines.append(f"{d['name']}: {line if len(line) <= 200 else line[:196] + ' ...'}")
     left_out = len(record["documents"]) - len(lines)

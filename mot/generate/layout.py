@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from mot.config import Config
+from mot.config.modalities import markers
 from mot.data import embedded, seqio_bridge
-from mot.data.records import markers, read_json
+from mot.data.manifest import read_json
 from mot.data.remote import local
 from mot.data.sources import is_embedded, unit_lengths
 from mot.errors import UserError

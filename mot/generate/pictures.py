@@ -3,27 +3,21 @@
 import io
 import math
 import textwrap
-import unicodedata
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
-from PIL import Image
+
+from mot.data import preview
 
 DPI, GAP, WIDEST = 100, 8, 2400  # WIDEST: pixels of a page
 GREY = 216  # around pictures, so that one on white paper has an edge
 # A titled picture's width and a title's line, pixels, and a title's letters: three cells are read on a phone.
 CELL, LINE, POINTS = 160, 18, 11
 TITLE = 30  # letters of a line at most
-UNSEEN = "\u00b7"  # a middle dot, in place of what the font has no letter for
 FONT = "DejaVu Sans"  # comes with matplotlib
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "png")
-    return file.getvalue()
 
 
 def grid(pictures: Sequence[np.ndarray]) -> bytes:
@@ -36,7 +30,7 @@ def grid(pictures: Sequence[np.ndarray]) -> bytes:
     for i, picture in enumerate(pictures):
         top, left = GAP + i // columns * height, GAP + i % columns * width
         page[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return png(page)
+    return preview.png(page)
 
 
 def titled(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> bytes:
@@ -67,8 +61,7 @@ def _wrapped(text: str) -> list[str]:
     font = font_manager.get_font(font_manager.findfont(FONT))
     font.set_size(POINTS, DPI)
     known = font.get_charmap()
-    printable = (c for c in text if unicodedata.category(c) != "Cf")
-    shown = "".join(" " if c.isspace() else c if _has(known, c) else UNSEEN for c in printable)
+    shown = preview.legible(text, partial(_has, known))
     for letters in range(TITLE, 5, -1):
         lines = textwrap.wrap(shown, letters, max_lines=3, placeholder=" ...")
         if all(_width(font, line) <= CELL - 4 for line in lines):

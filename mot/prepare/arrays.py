@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from mot.config.modalities import MODALITIES, TEXT
 from mot.errors import UserError, reason
+from mot.prepare import codecs
 from mot.prepare.inputs import Notes, fault, find
 from mot.prepare.media import npy_header
 from mot.prepare.raw import Raw, TableRow, choose, document, json_rows, lines
-from mot.prepare.templates import READY, needed
+from mot.prepare.templates import needed
 
 MAX_ARRAY = 4 * 2**30  # bytes of one array, which is held whole
 
@@ -27,19 +29,20 @@ def npz(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iterato
     The JSON lines are those given, or else `name.jsonl` beside `name.npz` or `name_more.npz`. `x` of n rows may also
     lie end to end, row i at `x[offsets[i]:offsets[i + 1]]`; integer `labels` are read as words of `label_names`.
     """
-    given = [path for path in inputs if path.suffix.lower() == ".jsonl"]
-    files = find([path for path in inputs if path not in given], (".npz",), notes) if len(given) < len(inputs) else []
+    json_lines = [path for path in inputs if path.suffix.lower() == ".jsonl"]
+    others = [path for path in inputs if path not in json_lines]
+    files = find(others, (".npz",), notes) if others else []
     if not files:
-        raise UserError(f"{given[0]}: JSON lines without arrays; name the .npz too, or read it as jsonl")
-    beside = {path: _beside(path, given, len(files)) for path, *_ in files}
-    for path in given:
+        raise UserError(f"{json_lines[0]}: JSON lines without arrays; name the .npz too, or read it as jsonl")
+    beside = {path: _beside(path, json_lines, len(files)) for path, *_ in files}
+    for path in json_lines:
         if path not in beside.values():
             raise UserError(f"{path}: belongs to no .npz given; name it like its .npz, or give one pair at a time")
     count = itertools.count()
     for path, name, bad, side in files:
         if beside[path]:
             notes.use(os.path.realpath(beside[path]))
-        if not bad and beside[path] and beside[path] not in given:
+        if not bad and beside[path] and beside[path] not in json_lines:
             bad = fault(path.parent, beside[path])
         if bad:
             yield Raw(name, (), None, bad)
@@ -50,15 +53,15 @@ def npz(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iterato
             )
 
 
-def _beside(path: Path, given: Sequence[Path], files: int) -> Path | None:
-    if len(given) == files == 1:
-        return given[0]
+def _beside(path: Path, json_lines: Sequence[Path], files: int) -> Path | None:
+    if len(json_lines) == files == 1:
+        return json_lines[0]
 
     def belongs(other):
         return path.stem == other.stem or path.stem.startswith(other.stem + "_")
 
-    found = [other for other in (given or sorted(path.parent.glob("*.jsonl"))) if belongs(other)]
-    return max(found, key=lambda other: len(other.stem), default=None)
+    fitting = [other for other in (json_lines or sorted(path.parent.glob("*.jsonl"))) if belongs(other)]
+    return max(fitting, key=lambda other: len(other.stem), default=None)
 
 
 def _npz_rows(path: Path, name: str, beside: Path | None, content: Sequence[str]):
@@ -79,7 +82,8 @@ def _npz_rows(path: Path, name: str, beside: Path | None, content: Sequence[str]
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{field} {n}" for field, n in counts.items())
             raise UserError(f"{path}: fields of different numbers of rows: {listed}; name fields of the same rows")
-        rate = arrays.rate() if "audio" in kinds.values() else 0
+        is_sampled = any(kind in MODALITIES and MODALITIES[kind].is_sampled for kind in kinds.values())
+        rate = arrays.rate() if is_sampled else 0
         objects = json_rows(beside) if beside and beside.name in counts else itertools.repeat((0, {}))
         for i, (_, extra) in zip(range(next(iter(counts.values()))), objects, strict=False):
             if isinstance(extra, ValueError):
@@ -137,30 +141,14 @@ class _Arrays:
     def column(self, field: str, kind: str) -> tuple[int, Callable[[int], Any]]:
         """Its number of rows, and row i; a `UserError` where the array is not of a type that `kind` needs."""
         shape, dtype = self.headers[field]
-        offsets = None if kind in ("text", "image") else self._offsets(field, shape)
-        row = shape[1:] if offsets is None else shape
-        allowed = {
-            "text": "integers (with an array of their names) or strings [n]",
-            "image": "uint8 [n, H, W], [n, H, W, 3] or [n, H, W, 4]",
-            "audio": "integers or floats [n, samples], or [samples] with offsets [n + 1]",
-            "action": "numbers [n, points] or [n, points, P], or [points] or [points, P] with offsets [n + 1]",
-            "latents": "floats [n, P] or [n, tokens, P], or [tokens, P] with offsets [n + 1]",
-            "ids": "integers [n, tokens] (x.reshape(len(x), -1)), or [tokens] with offsets [n + 1]",
-        }["ids" if kind.endswith(READY) else kind]
-        fits = {
-            "text": dtype.kind in "iuSU" and row == () and shape != (),
-            "image": dtype == np.uint8 and (len(row) == 2 or (len(row) == 3 and row[2] in (3, 4))),
-            "audio": dtype.kind in "iuf" and len(row) == 1,
-            "action": dtype.kind in "iufb" and len(row) in (1, 2),
-            "latents": dtype.kind == "f" and len(row) in (1, 2),
-            "ids": dtype.kind in "iu" and len(row) == 1,
-        }["ids" if kind.endswith(READY) else kind]
-        if not fits:
+        codec = codecs.of(kind)
+        offsets = self._offsets(field, shape) if codec.IS_RAGGED else None
+        if shape == () or not codec.fits_array(dtype, shape[1:] if offsets is None else shape):
             raise UserError(
-                f"{self.path}: {field!r} is {dtype} {list(shape)}; {kind} needs {allowed}; name another in content"
+                f"{self.path}: {field!r} is {dtype} {list(shape)}; {kind} needs {codec.ARRAYS}; name another in content"
             )
         array = self.load(field)
-        if kind == "text":
+        if kind == TEXT:
             return len(array), self._words(field, array)
         if offsets is None:
             return len(array), lambda i: array[i]

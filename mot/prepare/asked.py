@@ -1,16 +1,19 @@
-"""What a command line asks of preparing, judged before anything heavy is imported, or a document looked at."""
+"""The options of `mot data prepare`, judged before anything heavy is imported or a document is read."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+from mot.config import modalities
+from mot.config.modalities import MAX_IDS, MODALITIES, TEXT
+from mot.config.options import ANY
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.prepare.templates import MODALITY, declared, parse
-from mot.tokenizers.limits import MOST, POINTS, RATES, SIDE
 
-MOST_OF = {"text_ids": 2**20, "image_side": SIDE, "audio_rate": RATES[1], "action_points": POINTS[1]}
+LEAST = dict(max_tokens=256, sample=1, shard=1)  # of options that are of no modality
+MOST = 2**31
 SEQIO = ("content", "separator", "like", "tokenizer", "ids")  # options for files, of which a seqio task has its own
 
 
@@ -38,43 +41,42 @@ def _ids(given: str) -> tuple[str, int]:
 
 def _separator(options) -> str:
     """What stands between two documents; "" where none was asked for."""
-    given = options.separator
-    if given is None:
+    written = options.separator
+    if written is None:
         return ""
-    if not given:
+    if not written:
         raise UserError("--separator '': it is empty, and nothing ends there; leave it out: a file is one document")
     if options.format not in ("auto", "text"):
-        raise UserError(f"--separator {given!r}: --format={options.format} has none; only text has; leave one out")
-    separator = unescaped(given)
+        raise UserError(f"--separator {written!r}: --format={options.format} has none; only text has; leave one out")
+    separator = unescaped(written)
     try:
         separator.encode()
     except UnicodeEncodeError:
-        raise UserError(f"--separator {given!r}: half a character; write a whole one") from None
+        raise UserError(f"--separator {written!r}: half a character; write a whole one") from None
     return separator
 
 
 def unescaped(separator: str) -> str:
     """As it is written on a command line: `\\n`, `\\r`, `\\t`, `\\f`, `\\v`, `\\0`, `\\\\`, `\\x1e`, `\\u2028`."""
-    known = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "\\": "\\"}
+    codes = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "\\": "\\"}
 
     def one(match: re.Match) -> str:
-        return known[match[1]] if match[1] in known else chr(int(match[1][1:], 16))
+        return codes[match[1]] if match[1] in codes else chr(int(match[1][1:], 16))
 
     return re.sub(r"\\([nrtfv0\\]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})", one, separator)
 
 
 def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
-    """What is wrong with a recipe, whatever its documents hold."""
-    least = dict(text_ids=300, image_side=1, image_patch=1, image_ids=2, audio_rate=RATES[0], audio_ids=2)
-    least |= dict(action_points=POINTS[0])
-    least |= dict(max_tokens=256, sample=1, shard=1)
-    for key, value in least.items():
-        if getattr(recipe, key) is None:
-            continue
-        if getattr(recipe, key) < value:
-            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; must be {value} or more; raise it"
-        elif getattr(recipe, key) > (most := MOST_OF.get(key, 2**31)):
-            yield f"--{key.replace('_', '-')}={getattr(recipe, key)}; at most {most}; lower it"
+    """What is wrong with a recipe, whatever the documents."""
+    options = [option for row in MODALITIES.values() for option in row.options if not option.choices]
+    ranges = {option.name: (option.least, option.most) for option in options}
+    ranges |= {name: (least, MOST) for name, least in LEAST.items()}
+    for name, (least, most) in ranges.items():
+        value = getattr(recipe, name)
+        if value is not None and value < least:
+            yield f"--{name.replace('_', '-')}={value}; must be {least} or more; raise it"
+        elif value is not None and value > most:
+            yield f"--{name.replace('_', '-')}={value}; at most {most}; lower it"
     if max_skipped < 0:
         yield f"--max-skipped={max_skipped}; must be 0 or more; raise it"
     try:
@@ -84,8 +86,8 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
     for given in map(Path, recipe.inputs):
         if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
             yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
-    if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
-        yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
+    for row in MODALITIES.values():
+        yield from row.faults(recipe)
     if not 0 <= recipe.held_out < 1:
         yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
     if workers < 1:
@@ -96,19 +98,19 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
 
 
 def _ids_faults(recipe):
-    reserved = {mark.strip("</>") for mark in special_tokens(())} | {"text", "latents", "ids", "any"}
+    reserved = {mark.strip("</>") for mark in special_tokens(())} | {TEXT, *modalities.given(), "ids", ANY}
     counts = [name for name, _ in recipe.ids]
     for name in (name for name in dict.fromkeys(counts) if counts.count(name) > 1):
-        given = " ".join(f"--ids {name}={n}" for other, n in recipe.ids if other == name)
-        yield f"{given}: --ids says {counts.count(name)} times how many {name} has; say it once"
+        option = " ".join(f"--ids {name}={n}" for other, n in recipe.ids if other == name)
+        yield f"{option}: --ids says {counts.count(name)} times how many {name} has; say it once"
     for name, n in recipe.ids:
-        given = f"--ids {name}={n}"
+        option = f"--ids {name}={n}"
         if not MODALITY.fullmatch(name) or len(name) > 40:
-            yield f"{given}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
+            yield f"{option}: a modality's name is lower-case letters, digits and _, 40 at most; rename it"
         elif name in reserved or "norm" in name:
             # optim.rules know norms' parameters by this word.
-            yield f"{given}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
-        if not 1 <= n <= MOST:
-            yield f"{given}: must be from 1 to {MOST}, the ids being 0 to COUNT - 1"
+            yield f"{option}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
+        if not 1 <= n <= MAX_IDS:
+            yield f"{option}: must be from 1 to {MAX_IDS}, the ids being 0 to COUNT - 1"
         if name in recipe.vectors:
-            yield f"{given}, --vectors={name}: each says what {name} is kept as; give one"
+            yield f"{option}, --vectors={name}: each says what {name} is kept as; give one"

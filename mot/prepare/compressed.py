@@ -1,4 +1,4 @@
-"""Files as they are when what packed them is taken off: gzip, Zstandard, bzip2, xz; known by their first bytes."""
+"""Decompressed files: gzip, Zstandard, bzip2 and xz, recognised by their first bytes."""
 
 import bz2
 import contextlib
@@ -17,7 +17,7 @@ MEMORY = 256 * 2**20  # bytes that an xz file may ask its reader to hold
 
 
 class Damaged(ValueError):
-    """A packed file that is cut off, or that holds something else from some place on."""
+    """A compressed file that is cut off or corrupt."""
 
 
 class _Unpacked(io.RawIOBase):
@@ -34,13 +34,13 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         try:
-            found = self.some(len(buffer))
+            data = self.some(len(buffer))
         except (OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError) as error:
             if getattr(error, "errno", None):  # the system's, not the file's
                 raise
             raise Damaged(f"it is damaged or cut off: {reason(error)}") from None
-        buffer[: len(found)] = found
-        return len(found)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def packing(path: Path) -> str:
@@ -64,20 +64,20 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     Reading raises `Damaged` where the packed bytes are not what they should be. Packed files that follow each other in
     one file are read as one.
     """
-    how = packing(path)
+    form = packing(path)
     with open(path, "rb") as file:
-        if how == "gzip":
+        if form == "gzip":
             stream = gzip.GzipFile(fileobj=file)
             read = stream.read1
-        elif how == "Zstandard":
+        elif form == "Zstandard":
             import pyarrow  # takes 0.2 s, which other files need not wait for
 
             stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), "zstd")
             read = _a_little(stream)
-        elif how == "bzip2":
+        elif form == "bzip2":
             stream = bz2.BZ2File(file)
             read = stream.read1
-        elif how == "xz":
+        elif form == "xz":
             stream = contextlib.nullcontext()
             read = _Xz(file).read
         else:
@@ -88,7 +88,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
 
 
 def _a_little(stream) -> Callable[[int], bytes]:
-    """Of a library that loses what comes before the damage in what it is asked for, no more than it must."""
+    """Reads little at a time: of a damaged stretch this library loses all that it was asked for."""
 
     def read(size: int) -> bytes:
         return stream.read(min(size, 2**12))

@@ -1,5 +1,4 @@
-"""The files among the inputs: which there are, which may be opened, what side of the split their names say, and which
-were not read in the end."""
+"""The files of the inputs: which exist, which may be opened, which split their names say, and which stay unread."""
 
 import os
 import re
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mot.config import modalities
+from mot.config.modalities import TEXT
 from mot.errors import UserError
 from mot.prepare import compressed
 
@@ -21,16 +22,7 @@ SPLITS |= {name: True for name in ("valid", "dev", "eval", "evaluation", "testin
 # "validation-00000-of-00001", as Hugging Face names a part of a split, and "val2014", as COCO does.
 _NUMBERED = re.compile(r"([a-z_]+?)[-_.]?\d[\w.-]*")
 _REPOSITORY = re.compile(r"(models|datasets|spaces)--.+")
-# What a file is, by what follows the name that it shares with others of its document; the first there is is taken.
-MEMBERS = {
-    "text": ("txt", "text", "caption"),
-    "image": ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "ppm", "pgm"),
-    "audio": ("wav", "flac", "ogg", "oga", "opus", "mp3"),
-    "action": ("action.npy",),
-    "latents": ("npy",),
-}
-_KINDS = {suffix: kind for kind, suffixes in MEMBERS.items() for suffix in suffixes}
-# Media that are not read: a text of the same name is likely to be their caption, and no document by itself.
+# Media that mot does not read. A text of the same name is probably a caption, not a document.
 OTHER_MEDIA = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"),
     *(".m4a", ".aac", ".wma", ".aif", ".aiff", ".au", ".amr", ".mid", ".midi"),
@@ -40,12 +32,8 @@ OTHER_MEDIA = (
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """A file's kind, of MEMBERS, and its suffix there; "" twice where it is none of them."""
-    parts = os.path.basename(name).lower().split(".")
-    for suffix, least in ((".".join(parts[-2:]), 3), (parts[-1], 2)):
-        if len(parts) >= least and suffix in _KINDS:
-            return _KINDS[suffix], suffix
-    return "", ""
+    """A file's modality and the suffix that says so; "" twice where it has none."""
+    return modalities.kind_of_file(os.path.basename(name).lower().split("."))
 
 
 ONE = {
@@ -58,12 +46,12 @@ ONE = {
 class File(NamedTuple):
     path: Path
     label: str  # for ids: its path below the folder that all inputs have in common
-    bad: str  # why it is not to be opened, or ""
-    held_out: bool | None  # as its name says, where the names of all say so; else None
+    bad: str  # why it may not be opened, or ""
+    held_out: bool | None  # what its name says, where the names give both splits; else None
 
 
 class Notes:
-    """What a reading finds beside its documents."""
+    """What a reader notes besides documents."""
 
     def __init__(self):
         self.used: set[int] = set()  # hashes of the real paths of files that were read, or have a bad document
@@ -138,7 +126,7 @@ def fault(folder: Path, file: Path) -> str:
 def find(
     inputs: Sequence[Path], suffixes: tuple[str, ...], notes: Notes, wanted: Callable[[Path], bool] | None = None
 ) -> list[File]:
-    """The files among `inputs` and, of those suffixes and as they are `wanted`, in the folders among them."""
+    """The files among `inputs`, and those in its folders that have one of these suffixes and are `wanted`."""
     files, faults = [], {}
     for path in inputs:
         if path.is_dir():
@@ -165,8 +153,7 @@ def find(
 
 
 def by_name(labels: Sequence[str]) -> list[bool | None]:
-    """Is a file held out, as the names of the files and of their folders say: None, unless some are trained on and
-    some held out."""
+    """Is a file held out, as its name or its folder's says? None unless the names give both splits."""
     sides = [_side(name) for name in labels]
     return sides if {True, False} <= set(sides) else [None] * len(sides)
 
@@ -210,7 +197,7 @@ def label(file: Path, root: str) -> str:
     return printable(os.path.relpath(file, root))
 
 
-# What may command a terminal, or is half a character: Unicode adds none to these, where `str.isprintable` changes.
+# Control codes and half characters. Unicode adds none to these, whereas `str.isprintable` changes.
 COMMANDS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -247,7 +234,7 @@ def suffix(name: str) -> str:
 
 
 def unread(inputs: Iterable[Path], notes: Notes) -> dict[str, int]:
-    """How many files of the input's folders, and members of its archives, no document is made of, by what they are."""
+    """How many files and members of archives became part of no document, by suffix."""
     found: Counter[str] = Counter()
     for path in inputs:
         if not path.is_dir():
@@ -267,30 +254,30 @@ def unread(inputs: Iterable[Path], notes: Notes) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def warnings(notes: Notes, not_read: dict[str, int], separator: str, modalities: Sequence[str]) -> list[str]:
-    """What is to be told loudly of a reading: where the dataset may be poorer than its inputs."""
-    told = []
+def warnings(notes: Notes, not_read: dict[str, int], separator: str, present: Sequence[str]) -> list[str]:
+    """Warnings where the dataset may be poorer than its inputs."""
+    lines = []
     for kind, (number, id, why) in notes.lost.items():
-        if kind not in modalities:
-            told.append(
+        if kind not in present:
+            lines.append(
                 f"no {kind} is in the dataset: all {number:,} documents that have one were left out, the first {id}: "
                 f"{why}"
             )
     if media := {what: n for what, n in not_read.items() if _may_be_media(what.split(" ")[0])}:
-        told.append(f"media, or what may hold them, were seen and not read: {listed(media)}")
+        lines.append(f"media, or what may hold them, were seen and not read: {listed(media)}")
     if separator and notes.occurs and not all(notes.occurs):
         lacking = notes.occurs.count(0)
         files = len(notes.occurs)
         where = "in none of" if lacking == files else f"{sum(notes.occurs):,} times, but not in {lacking:,} of"
-        told.append(
+        lines.append(
             f"separator {separator!r} occurs {where} the {files:,} text files; a file without it is one document, or "
             "several where it is long"
         )
-    return told
+    return lines
 
 
 def _may_be_media(what: str) -> bool:
-    return what in (*OTHER_MEDIA, "links", "linked") or kind_of("x" + what)[0] not in ("", "text")
+    return what in (*OTHER_MEDIA, "links", "linked") or kind_of("x" + what)[0] not in ("", TEXT)
 
 
 def listed(not_read: dict[str, int]) -> str:

@@ -1,6 +1,7 @@
-"""Documents in the formats that people have, to a dataset of records (records.py): tokenised by parallel processes, in
-blocks, each a shard of its own. What is finished stays finished: the same command goes on where it was interrupted, and
-ends with the same bytes."""
+"""Prepares a dataset of records (records.py): parallel processes tokenise blocks of documents, a shard each.
+
+A finished block stays finished: the same command goes on where it was interrupted, and ends with the same bytes.
+"""
 
 import contextlib
 import dataclasses
@@ -13,12 +14,12 @@ import os
 import shutil
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -26,46 +27,55 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
+from mot.config import modalities
+from mot.config.modalities import Option
 from mot.console import unheard_by_workers
-from mot.data.manifest import FORMAT, SPLITS, file_digest, read_json
+from mot.data.manifest import FORMAT, INDEX, SPLITS, file_digest, read_json
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
-from mot.prepare import asked, readers, tokenise
+from mot.prepare import asked, dataset_tokenizers, encode, fit, left_out, readers
+from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.inputs import Notes, unread, warnings
-from mot.prepare.raw import Raw
-from mot.prepare.tokenise import Bad, Tools, weight_of
+from mot.prepare.left_out import Bad, first_of
+from mot.prepare.raw import Raw, weight_of
+from mot.prepare.sides import Sides, decided, sides_of
 
 HEAVIEST = 64 << 20  # bytes of media that a block carries at most, as what is in flight lies in memory
 FEW = 5  # documents by which the held-out part may be another than was asked for, untold
 COUNTED = 4 << 30  # bytes of input that are read twice, for the sake of the time left
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides a dataset's bytes, beside the inputs' own."""
+def _option(option: Option) -> tuple[str, Any]:
+    """As a field of the recipe."""
+    if option.default is None:
+        return option.name, int | None  # None: the usual number of ids, or what the documents yield
+    return option.name, type(option.default)
 
-    inputs: tuple[str, ...]
-    format: str
-    content: tuple[str, ...]
-    separator: str
-    like: str  # a dataset whose tokenizers are taken; "" = none
-    tokenizer: str  # a tokenizer.json; "" = trained on the first documents
-    ids: tuple[tuple[str, int], ...]  # modalities whose ids are ready, and how many ids each has
-    text_ids: int | None  # None: the usual number, or what the documents yield
-    image_side: int  # pixels
-    image_patch: int  # pixels
-    image_ids: int | None
-    audio_rate: int  # samples a second
-    audio_ids: int | None
-    vectors: tuple[str, ...]  # of image and audio, what is kept as vectors in place of ids
-    action_points: int  # of a trajectory
-    action_as: str  # positions, or offsets from point to point
-    held_out: float  # fraction of the documents, by their content, where the input does not say
-    missing: str  # drop-document, or drop-medium: what a picture (a sound, ...) costs that cannot be had
-    max_tokens: int  # tokens of a record; longer documents become several
-    sample: int  # documents from which tokenizers learn
-    shard: int  # documents of a block
+
+# All that decides a dataset's bytes, beside the inputs' own. Options of modalities are those of their rows.
+Recipe = make_dataclass(
+    "Recipe",
+    [
+        ("inputs", tuple[str, ...]),
+        ("format", str),
+        ("content", tuple[str, ...]),
+        ("separator", str),
+        ("like", str),  # a dataset whose tokenizers are taken; "" = none
+        ("tokenizer", str),  # a tokenizer.json; "" = trained on the first documents
+        ("ids", tuple[tuple[str, int], ...]),  # modalities whose ids are ready, and how many ids each has
+        *(_option(option) for option, _ in modalities.options(of_vectors_alone=False)),
+        ("vectors", tuple[str, ...]),  # of modalities that may be either, those kept as vectors in place of ids
+        *(_option(option) for option, _ in modalities.options(of_vectors_alone=True)),
+        ("held_out", float),  # fraction of the documents, by their content, where the input does not say
+        ("missing", str),  # drop-document, or drop-medium: what a picture (a sound, ...) costs that cannot be had
+        ("max_tokens", int),  # of a record; longer documents become several
+        ("sample", int),  # documents from which tokenizers learn
+        ("shard", int),  # documents of a block
+    ],
+    frozen=True,
+    namespace={"__module__": __name__},  # by which other processes find it
+)
 
 
 class Summary(NamedTuple):
@@ -80,7 +90,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
     """
     if faults := list(asked.faults(recipe, out, workers, max_skipped)):
         raise UserError("nothing was prepared:\n  " + "\n  ".join(faults))
-    ids = tokenise.declared(recipe)
+    ids = fit.declared(recipe)
     inputs = [Path(p) for p in recipe.inputs]
     content = list(recipe.content)
 
@@ -88,31 +98,31 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
         return readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
 
     next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
-    found = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
-    with claimed(out, json.loads(json.dumps(found))):
+    claim = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
+    with claimed(out, json.loads(json.dumps(claim))):
         if (out / "dataset.json").exists():
             return Summary(read_json(out), 0)
         (out / ".work").mkdir(exist_ok=True)
         sides = _sides(recipe, out, read, ids)
-        tokenise.choose(recipe, out / "tokenizers", read, sides)
+        fit.choose(recipe, out / "tokenizers", read, sides)
         notes = Notes()
-        written = _blocks(recipe, sides, out, read, notes, workers, max_skipped)
-        told = [*_warned_of_sides(recipe.held_out, sides, out, written), *_warned_of_pictures(written)]
-        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes, told))
+        written = _blocks(Worker(recipe, sides, out), read, notes, workers, max_skipped)
+        lines = [*_warned_of_sides(recipe.held_out, sides, out, written), *_warned_of_media(written)]
+        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes, lines))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
 
 def _noted(recipe, out: Path, notes: Notes, more: Sequence[str]) -> dict:
-    """What `dataset.json` says of the inputs' files that were not read, and what is to be told loudly."""
+    """What `dataset.json` says of files that were not read, and its warnings."""
     not_read = unread(map(Path, recipe.inputs), notes)
-    modalities = tokenise.load(out / "tokenizers").modalities
-    told = warnings(notes, not_read, recipe.separator, modalities)
-    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": [*told, *more]}
+    present = dataset_tokenizers.load(out / "tokenizers").modalities
+    lines = warnings(notes, not_read, recipe.separator, present)
+    return {"unpacked": dict(sorted(notes.packed.items())), "not_read": not_read, "warnings": [*lines, *more]}
 
 
-def _warned_of_sides(fraction: float, sides: tokenise.Sides, out: Path, written: Sequence["Written"]) -> Iterator[str]:
-    """Where equal documents, which stay on one side, make of the held-out part another than was asked for."""
-    parts = [np.load(out / ".work" / f"block-{w.block:05d}.hashes", allow_pickle=False) for w in written]
+def _warned_of_sides(fraction: float, sides: Sides, out: Path, written: Sequence["Written"]) -> Iterator[str]:
+    """Warns where equal documents, which stay on one side, change the held-out fraction a lot."""
+    parts = [np.load(_done_file(out, w.block, "hashes"), allow_pickle=False) for w in written]
     hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
     other = np.isin(hashes, np.array(sorted(sides.other), np.uint64))
     n = len(hashes)
@@ -125,24 +135,23 @@ def _warned_of_sides(fraction: float, sides: tokenise.Sides, out: Path, written:
         )
 
 
-def _warned_of_pictures(written: Sequence["Written"]) -> Iterator[str]:
-    """Where a tokenizer has seen a part of what pictures show."""
+def _warned_of_media(written: Sequence["Written"]) -> Iterator[str]:
+    """Warns where tokenizers have seen only a part of what media hold."""
     seen = sum((Counter(w.seen) for w in written), Counter())
-    of = f"of {seen['images']:,} images"
-    if cropped := seen["cropped"]:
-        yield f"{cropped:,} {of} are not square: the square in the middle is kept, and their edges are lost"
-    if animated := seen["animated"]:
-        yield f"{animated:,} {of} have several frames: the first is kept, and the others are lost"
+    for key in sorted(seen):
+        modality, colon, remark = key.partition(": ")
+        if colon:
+            yield f"{seen[key]:,} of {seen[modality]:,} {remark}"
 
 
-def _sides(recipe, out, read, ids) -> tokenise.Sides:
-    """As `tokenise.sides_of` finds them; kept, since an interrupted preparation goes on with the same."""
+def _sides(recipe, out, read, ids) -> Sides:
+    """As `sides_of` finds them; kept, since an interrupted preparation goes on with the same."""
     file = out / ".work" / "held_out.json"
     try:
         below, other = json.loads(file.read_text(encoding="utf-8"))
-        return tokenise.Sides(int(below), frozenset(map(int, other)))
+        return Sides(int(below), frozenset(map(int, other)))
     except (OSError, ValueError, TypeError):
-        sides = tokenise.sides_of(recipe, read, ids)
+        sides = sides_of(recipe, read, ids)
         write_atomically(file, json.dumps([sides.below, sorted(sides.other)]))
         return sides
 
@@ -152,13 +161,13 @@ def _listing(recipe) -> list:
 
     The media beside a JSON-lines file are not looked at.
     """
-    found = []
+    listed = []
     like = [Path(recipe.like) / "tokenizers"] if recipe.like else []
     for given in [*map(Path, recipe.inputs), *like, *([Path(recipe.tokenizer)] if recipe.tokenizer else [])]:
         files = sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]
-        found += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.exists()]
+        listed += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.exists()]
     # One digest: a folder may hold millions.
-    return [len(found), sum(size for _, size, _ in found), hashlib.sha256(json.dumps(found).encode()).hexdigest()]
+    return [len(listed), sum(size for _, size, _ in listed), hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
 
 
 @contextlib.contextmanager
@@ -199,7 +208,7 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _out_told(out: Path) -> Iterator[None]:
-    """What the system says against the folder, as a `UserError`, unless it is that a disk is full."""
+    """Raises `UserError` where the system refuses the folder, but for a full disk."""
     try:
         yield
     except OSError as error:
@@ -229,41 +238,73 @@ class Written(NamedTuple):
     block: int
     shards: dict[str, Shard | None]  # by split
     left_out: list[Bad]
-    seen: dict[str, int]  # as `tokenise.Made` has them
+    seen: dict[str, int]  # as `encode.Made` has them
 
 
-def _blocks(recipe, sides, out, read, notes, workers, max_skipped) -> list[Written]:
+class Worker(NamedTuple):
+    """What makes shards of blocks of documents, in this process or in one of several."""
+
+    recipe: Recipe
+    sides: Sides
+    out: Path
+
+    def work(self, block: int, raws: Sequence[Raw], tokenizers: Tokenizers) -> Written:
+        """Tokenises a block and writes its shards, if an earlier process has not done so."""
+        if (known := _done(self.out, block)) is not None:
+            return known
+        records = {split: [] for split in SPLITS}
+        bad = []
+        seen = Counter()
+        hashes = []
+        for raw in raws:
+            try:
+                made = encode.records(raw, tokenizers, self.recipe.max_tokens, self.recipe.missing)
+                held_out, hash_ = decided(raw, self.sides, self.recipe.missing)
+                records["held_out" if held_out else "train"] += made.records
+                bad += made.missing
+                seen += made.seen
+                hashes += [] if hash_ is None else [hash_]
+            except ValueError as error:
+                bad.append(Bad(raw.id, str(error)))
+        _save(_done_file(self.out, block, "hashes"), np.array(hashes, np.uint64))
+        return write_block(self.out, block, records, bad, tokenizers.modalities, seen)
+
+
+def _blocks(
+    worker: Worker, read: Callable[..., Iterator[Raw]], notes: Notes, processes: int, max_skipped: int
+) -> list[Written]:
     """Every block, tokenised and on disk, in order; what the reading finds beside documents goes to `notes`."""
+    recipe, out = worker.recipe, worker.out
     size = sum(p.stat().st_size for p in map(Path, recipe.inputs) if p.is_file())
     total = sum(1 for _ in read()) if size < COUNTED else None
     console = Console(stderr=True)
-    columns = (SpinnerColumn(tokenise.spinner(console)), TextColumn("{task.description}"), BarColumn(bar_width=30))
-    written: list[Written] = []
+    columns = (SpinnerColumn(fit.spinner(console)), TextColumn("{task.description}"), BarColumn(bar_width=30))
     columns += (MofNCompleteColumn(), TextColumn("documents"), TimeRemainingColumn())
+    written: list[Written] = []
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(escape(out.name), total=total)
-        for documents, block in _in_order(recipe, sides, out, _blocks_of(read(notes), recipe.shard), workers):
+        for documents, block in _in_order(worker, _blocks_of(read(notes), recipe.shard), processes):
             written.append(block)
             progress.update(task, advance=documents)
-            left_out = [bad for w in written for bad in w.left_out if not bad.medium]
-            if (bad := len(left_out)) > max_skipped:
+            bad = [one for w in written for one in w.left_out if not one.medium]
+            if len(bad) > max_skipped:
                 _tell_left_out(out, written)
                 raise UserError(
-                    f"{bad} documents are bad, --max-skipped allows {max_skipped}; mend them, or raise it; what is "
-                    f"done stays done{tokenise.first_of(left_out, out / 'left_out.jsonl')}"
+                    f"{len(bad)} documents are bad, --max-skipped allows {max_skipped}; mend them, or raise it; what "
+                    f"is done stays done{first_of(bad, out / left_out.NAME)}"
                 )
     return written
 
 
-def _in_order(recipe, sides, out, blocks, workers) -> Iterator[tuple[int, Written]]:
-    """What workers tell of each block, and its documents; few blocks are in flight at a time."""
-    if workers == 1:  # here
-        _begin(recipe, sides, out)
+def _in_order(worker: Worker, blocks: Iterator[list[Raw]], processes: int) -> Iterator[tuple[int, Written]]:
+    """What becomes of each block, and its documents; few blocks are in flight at a time."""
+    if processes == 1:  # here
+        tokenizers = _alone(worker)
         for number, raws in enumerate(blocks):
-            yield len(raws), _block(number, raws)
+            yield len(raws), worker.work(number, raws, tokenizers)
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(recipe, sides, out))
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(worker,))
     waiting: deque[tuple[int, Future]] = deque()
 
     def first():
@@ -272,78 +313,65 @@ def _in_order(recipe, sides, out, blocks, workers) -> Iterator[tuple[int, Writte
     try:
         for number, raws in enumerate(blocks):
             with unheard_by_workers():
-                waiting.append((len(raws), pool.submit(_block, number, raws)))
-            if len(waiting) > 2 * workers:
+                waiting.append((len(raws), pool.submit(_work, number, raws)))
+            if len(waiting) > 2 * processes:
                 yield first()
         while waiting:
             yield first()
     except BrokenProcessPool:
         raise UserError(
             "a worker died, perhaps for want of memory; run the same command again, with fewer --workers than "
-            f"{workers}: it goes on where it was"
+            f"{processes}: it goes on where it was"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _blocks_of(raws: Iterator[Raw], most: int) -> Iterator[list[Raw]]:
+# Of a process of the pool, which hands its tasks nothing but their arguments.
+_process: tuple[Worker, Tokenizers] | None = None
+
+
+def _begin(worker: Worker) -> None:
+    global _process
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # nobody is left to work for
+    _process = worker, _alone(worker)
+
+
+def _work(block: int, raws: Sequence[Raw]) -> Written:
+    worker, tokenizers = _process
+    return worker.work(block, raws, tokenizers)
+
+
+def _alone(worker: Worker) -> Tokenizers:
+    """The dataset's tokenizers, in a process that keeps to one core."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threadpool_limits(1)  # small products on two threads take up to a hundred times as long
+    return dataset_tokenizers.load(worker.out / "tokenizers")
+
+
+def _blocks_of(raws: Iterator[Raw], documents: int) -> Iterator[list[Raw]]:
     block, weight = [], 0
     for raw in raws:
         block.append(raw)
         weight += sum(weight_of(part) for part in (*raw.parts, *raw.rest))
-        if len(block) >= most or weight >= HEAVIEST:
+        if len(block) >= documents or weight >= HEAVIEST:
             yield block
             block, weight = [], 0
     if block:
         yield block
 
 
-_worker: tuple[Recipe, tokenise.Sides, Path, Tools] | None = None  # of this worker process, set once by `_begin`
-
-
-def _begin(recipe: Recipe, sides: tokenise.Sides, out: Path) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process, one core
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # nobody is left to work for
-    threadpool_limits(1)  # small products on two threads take up to a hundred times as long
-    _worker = recipe, sides, out, tokenise.load(out / "tokenizers")
-
-
-def _block(block: int, raws: Sequence[Raw]) -> Written:
-    """Tokenises a block and writes its shards, if an earlier process has not done so."""
-    recipe, sides, out, tools = _worker
-    done = out / ".work" / f"block-{block:05d}"
-    if (known := _done(out, block, done)) is not None:
-        return known
-    records = {split: [] for split in SPLITS}
-    left_out = []
-    seen = Counter()
-    hashes = []
-    for raw in raws:
-        try:
-            made = tokenise.records(raw, tools, recipe.max_tokens, recipe.missing)
-            held_out, hash_ = tokenise.decided(raw, sides, recipe.missing)
-            records["held_out" if held_out else "train"] += made.records
-            left_out += made.missing
-            seen += made.seen
-            hashes += [] if hash_ is None else [hash_]
-        except ValueError as error:
-            left_out.append(Bad(raw.id, str(error)))
-    _save(done.with_suffix(".hashes"), np.array(hashes, np.uint64))
-    return write_block(out, block, records, left_out, tools.modalities, seen)
-
-
 def write_block(
     out: Path,
     block: int,
     records: dict[str, list[tuple[Record, np.ndarray]]],
-    left_out: list[Bad],
-    modalities: Sequence[str],
+    bad: list[Bad],
+    present: Sequence[str],
     seen: Mapping[str, int] | None = None,
 ) -> Written:
-    """Writes the shards of a block and what the index needs of them; `records`, with their atoms, by split."""
-    done = out / ".work" / f"block-{block:05d}"
+    """Writes the shards of a block and what the index needs of them; `records`, with their atoms, by split, and the
+    modalities that are `present` in the dataset."""
     shards = {}
     for split, made in records.items():
         (out / split).mkdir(exist_ok=True)
@@ -352,28 +380,33 @@ def write_block(
             shards[split] = write_shard(out / split / _shard_name(block), [record for record, _ in made])
         atoms = [atoms for _, atoms in made]
         sizes = np.array([len(a) for a in atoms], np.int64)
-        tokens = np.array([lengths(a, len(modalities)) for a in atoms], np.int32)
-        _save(done.with_suffix(f".{split}.lengths"), tokens.reshape(-1, len(modalities)))
-        _save(done.with_suffix(f".{split}.atoms"), np.concatenate([np.zeros((0, 2), np.int32), *atoms]))
-        _save(done.with_suffix(f".{split}.sizes"), sizes)
-    told = {split: shard and shard._asdict() for split, shard in shards.items()}
-    write_atomically(done.with_suffix(".json"), json.dumps({"shards": told, "left_out": left_out, "seen": seen or {}}))
-    return Written(block, shards, left_out, dict(seen or {}))
+        tokens = np.array([lengths(a, len(present)) for a in atoms], np.int32)
+        _save(_done_file(out, block, f"{split}.lengths"), tokens.reshape(-1, len(present)))
+        _save(_done_file(out, block, f"{split}.atoms"), np.concatenate([np.zeros((0, 2), np.int32), *atoms]))
+        _save(_done_file(out, block, f"{split}.sizes"), sizes)
+    about_shards = {split: shard and shard._asdict() for split, shard in shards.items()}
+    about = {"shards": about_shards, "left_out": bad, "seen": seen or {}}
+    write_atomically(_done_file(out, block, "json"), json.dumps(about))
+    return Written(block, shards, bad, dict(seen or {}))
+
+
+def _done_file(out: Path, block: int, what: str) -> Path:
+    return out / ".work" / f"block-{block:05d}.{what}"
 
 
 def _shard_name(block: int) -> str:
     return f"shard-{block:05d}.array_record"
 
 
-def _done(out: Path, block: int, done: Path) -> Written | None:
+def _done(out: Path, block: int) -> Written | None:
     """What an earlier process has written of a block, where that is whole."""
     try:
-        told = json.loads(done.with_suffix(".json").read_text(encoding="utf-8"))
-        shards = {split: Shard(**shard) if shard else None for split, shard in told["shards"].items()}
+        about = json.loads(_done_file(out, block, "json").read_text(encoding="utf-8"))
+        shards = {split: Shard(**shard) if shard else None for split, shard in about["shards"].items()}
         for split, shard in shards.items():
             if shard and file_digest(out / split / shard.file) != shard.digest:
                 return None
-        return Written(block, shards, [Bad(*bad) for bad in told["left_out"]], told["seen"])
+        return Written(block, shards, [Bad(*bad) for bad in about["left_out"]], about["seen"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -385,67 +418,76 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def finish(source: dict, out: Path, written: Sequence[Written], noted: dict | None = None) -> dict:
     """The index of all blocks and `dataset.json`, with what was `noted`; the folder is a dataset from here on."""
-    tools = tokenise.load(out / "tokenizers")
-    splits, lengths_of = {}, {}
+    present = dataset_tokenizers.load(out / "tokenizers").modalities
+    lengths_of: dict[str, set[int]] = {modality: set() for modality in present}
+    splits = {}
     for split in SPLITS:
-        (out / split).mkdir(exist_ok=True)
-        for shard in (w.shards[split] for w in written if w.shards[split]):
-            if (size := (out / split / shard.file).stat().st_size) != shard.bytes:
-                raise UserError(f"{out / split / shard.file} has {size} bytes, {shard.bytes} were written; try again")
-
-        def parts(kind, split=split):
-            return [np.load(out / ".work" / f"block-{w.block:05d}.{split}.{kind}", allow_pickle=False) for w in written]
-
-        tokens = np.concatenate([np.zeros((0, len(tools.modalities)), np.int32), *parts("lengths")])
-        atoms = np.concatenate([np.zeros((0, 2), np.int32), *parts("atoms")])
-        firsts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *parts("sizes")]))])
-        index = {"lengths.npy": tokens, "atoms.npy": atoms, "firsts.npy": firsts.astype(np.int64)}
-        for name, array in index.items():
-            _save(out / split / name, array)
-        media = Counter(tools.modalities[m] for m in atoms[:, 0][atoms[:, 0] != 0].tolist())
-        for m, modality in enumerate(tools.modalities):
-            lengths_of.setdefault(modality, set()).update(np.unique(atoms[:, 1][atoms[:, 0] == m]).tolist())
+        tokens, atoms = _write_index(out, split, written, present)
+        for m, modality in enumerate(present):
+            lengths_of[modality] |= set(np.unique(atoms[:, 1][atoms[:, 0] == m]).tolist())
+        media = Counter(present[m] for m in atoms[:, 0][atoms[:, 0] != 0].tolist())
         splits[split] = {
             "documents": len(tokens),
-            "tokens": dict(zip(tools.modalities, tokens.sum(0, dtype=np.int64).tolist(), strict=True)),
+            "tokens": dict(zip(present, tokens.sum(0, dtype=np.int64).tolist(), strict=True)),
             "spans": dict(sorted(media.items())),
             "shards": [w.shards[split]._asdict() for w in written if w.shards[split]],
-            "index": [_about_file(out / split / name) for name in index],
+            "index": [_about_file(out / split / name) for name in INDEX],
         }
-    left_out = _tell_left_out(out, written)
+    bad = _tell_left_out(out, written)
     if not splits["train"]["documents"]:
-        bad = [x for x in left_out if not x.medium]
+        documents = [one for one in bad if not one.medium]
         held_out = splits["held_out"]["documents"]
         raise UserError(
-            f"no document is left to train on ({len(bad)} were bad, {held_out} are held out)"
-            f"{tokenise.first_of(bad, out / 'left_out.jsonl')}"
+            f"no document is left to train on ({len(documents)} were bad, {held_out} are held out)"
+            f"{first_of(documents, out / left_out.NAME)}"
         )
     about = {
         "format": FORMAT,
         "source": source,
-        "modalities": list(tools.modalities),
-        "tokenizers": _with_lengths(tokenise.about(out / "tokenizers"), lengths_of),
+        "modalities": list(present),
+        "tokenizers": _with_lengths(dataset_tokenizers.about(out / "tokenizers"), lengths_of),
         "splits": splits,
-        "left_out": dict(sorted(Counter(bad.why for bad in left_out if not bad.medium).items())),
-        "missing": dict(sorted(Counter(bad.medium for bad in left_out if bad.medium).items())),
+        "left_out": dict(sorted(Counter(one.why for one in bad if not one.medium).items())),
+        "missing": dict(sorted(Counter(one.medium for one in bad if one.medium).items())),
     } | (noted or {})
     write_atomically(out / "dataset.json", json.dumps(about, indent=1))
     shutil.rmtree(out / ".work")
     return about
 
 
+def _write_index(
+    out: Path, split: str, written: Sequence[Written], present: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the index of a split; its documents' lengths and atoms. Raises `UserError` where a shard is not whole."""
+    (out / split).mkdir(exist_ok=True)
+    for shard in (w.shards[split] for w in written if w.shards[split]):
+        if (size := (out / split / shard.file).stat().st_size) != shard.bytes:
+            raise UserError(f"{out / split / shard.file} has {size} bytes, {shard.bytes} were written; try again")
+
+    def of_blocks(what: str) -> list[np.ndarray]:
+        return [np.load(_done_file(out, w.block, f"{split}.{what}"), allow_pickle=False) for w in written]
+
+    tokens = np.concatenate([np.zeros((0, len(present)), np.int32), *of_blocks("lengths")])
+    atoms = np.concatenate([np.zeros((0, 2), np.int32), *of_blocks("atoms")])
+    ends = np.cumsum(np.concatenate([np.zeros(0, np.int64), *of_blocks("sizes")]))
+    firsts = np.concatenate([[0], ends]).astype(np.int64)
+    for name, array in zip(INDEX, (tokens, atoms, firsts), strict=True):
+        _save(out / split / name, array)
+    return tokens, atoms
+
+
 def _with_lengths(tokenizers: dict, lengths_of: Mapping[str, set[int]]) -> dict:
     """Tokenizers' entries, with the `tokens` of a unit of ready ids where all units have one length."""
     for modality, known in tokenizers.items():
-        if tokenise.is_ready(known) and len(lengths_of[modality]) == 1:
+        if dataset_tokenizers.is_ready(known) and len(lengths_of[modality]) == 1:
             (known["tokens"],) = lengths_of[modality]
     return tokenizers
 
 
 def _tell_left_out(out: Path, written: Sequence[Written]) -> list[Bad]:
-    left_out = [bad for w in written for bad in w.left_out]
-    tokenise.write_left_out(out / "left_out.jsonl", left_out)
-    return left_out
+    bad = [one for w in written for one in w.left_out]
+    left_out.write(out / left_out.NAME, bad)
+    return bad
 
 
 def _about_file(path: Path) -> dict:

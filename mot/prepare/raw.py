@@ -1,8 +1,9 @@
-"""Documents as a reader finds them, before anything is decoded, and how a row of fields becomes one."""
+"""Documents as readers give them, before anything is decoded, and how a row of fields becomes one."""
 
 import base64
 import codecs
 import json
+import os
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,37 +11,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mot.config import modalities
+from mot.config.modalities import MODALITIES, TEXT
+from mot.config.options import DROP_MEDIUM
 from mot.errors import UserError, reason
 from mot.prepare.compressed import Damaged, opened
-from mot.prepare.inputs import MEMBERS, held_out, inside, kind_of, short
-from mot.prepare.templates import BRACES, INTERLEAVED, KINDS, MODALITY, READY, Template, needed, parse
+from mot.prepare.inputs import held_out, inside, kind_of, short
+from mot.prepare.templates import BRACES, INTERLEAVED, MODALITY, READY, Template, needed, parse
 
 BOM = b"\xef\xbb\xbf"
 PARALLEL = (("texts", "images"), ("text_list", "image_info"))
-LISTED = KINDS[1:3]  # kinds of which a field may hold a list; a list of the others is numbers
 _BETWEEN = re.compile(r"[\s,]*")  # values of an array
 MAX_LINE = 64 * 2**20  # bytes
 MAX_TEXT = 16 * 2**20  # bytes of a document's text
-# The fields that a document is made of where the user names none: the first of each kind that is there.
-GUESSES = {
-    "text": ("caption", "text", "title", "name", "transcription", "sentence", "labels", "label"),
-    "image": ("image", "images", "jpg", "jpeg", "png", "webp"),
-    "audio": ("audio", "wav", "flac", "ogg", "mp3"),
-    "action": ("action", "actions", "trajectory", "strokes"),
-    "latents": ("latents", "npy"),
-}
-
-
-# Fields of a row that name files; of each the suffix says what it is.
-FILES = ("file_name", "filename", "file", "path", "file_names", "image", "images", "audio", "action", "latents")
+# Fields of a row that name files, beside those of a modality (`paths`); of each the suffix says what it is.
+FILES = ("file_name", "filename", "file", "path", "file_names")
 FILE_ENDINGS = ("_file_name", "_file_names", "_path", "_filepath")
 
 
 class Part(NamedTuple):
     """A stretch of a document in one modality, still encoded."""
 
-    kind: str  # of KINDS, or a modality's name and READY
-    content: str | bytes | Path | np.ndarray | ValueError  # text: str; media: what mot.prepare.media takes, or why not
+    kind: str  # a modality of MODALITIES, or any modality's name and READY
+    content: str | bytes | Path | np.ndarray | ValueError  # text: str; media: what its codec reads, or why not
     rate: int = 0  # of audio given as an array: samples a second
 
 
@@ -49,8 +42,8 @@ class Raw(NamedTuple):
     parts: tuple[Part, ...]  # in document order
     held_out: bool | None = None  # as the input says; None: the content's hash decides
     bad: str = ""  # why there is no document; then `parts` is empty
-    rest: tuple[Part, ...] = ()  # of a document that is bad for its media alone: all parts, some of them ValueErrors
-    lost: tuple[str, ...] = ()  # of a bad document: kinds of media that it has, where its parts do not say
+    rest: tuple[Part, ...] = ()  # where only media are bad: all parts, some of them ValueErrors
+    lost: tuple[str, ...] = ()  # modalities of a bad document's media, where its parts do not say
 
 
 class TableRow(NamedTuple):
@@ -62,7 +55,24 @@ class TableRow(NamedTuple):
     split: Any = None
     rate: int = 0  # of audio arrays
     bad: str = ""
-    lost: tuple[str, ...] = ()  # kinds of media that a document loses that is bad
+    lost: tuple[str, ...] = ()  # modalities of its media, which are lost where the document is bad
+
+
+def parts_of(raw: Raw, missing: str) -> tuple[Part, ...]:
+    """A document's parts. Where media may be `missing`, a document that is bad only for its media has parts, too."""
+    return raw.rest if raw.bad and missing == DROP_MEDIUM else raw.parts
+
+
+def weight_of(part: Part) -> int:
+    """About how many bytes a part takes in memory; for a file its size, 0 where that is unknown."""
+    if isinstance(part.content, Path):
+        try:
+            return os.stat(part.content).st_size
+        except OSError:
+            return 0
+    if isinstance(part.content, ValueError):
+        return 0
+    return getattr(part.content, "nbytes", 0) or len(part.content)
 
 
 def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone: bool = True) -> tuple[Template, ...]:
@@ -73,15 +83,18 @@ def choose(content: Sequence[str], fields: Iterable[str], where: str, text_alone
     fields = list(fields)
     templates = parse(content) or (guess(fields),)
     missing = [name for name in needed(templates) if name not in fields]
-    lacks = [] if {"text", INTERLEAVED} & dict(templates[0]).keys() else ["text"]
-    lacks += [] if text_alone or set(dict(templates[0])) - {"text"} else ["image or audio"]
+    lacks = [] if {TEXT, INTERLEAVED} & dict(templates[0]).keys() else [TEXT]
+    lacks += [] if text_alone or set(dict(templates[0])) - {TEXT} else [" or ".join(modalities.listed())]
     if missing or (lacks and not content):
-        found = f"content names {missing[0]!r}" if missing else f"no field's name says that it is {lacks[0]}"
-        known = dict(guess(fields))
-        others = iter([name for name in fields if name not in known.values()])
-        names = {kind: known.get(kind) or next(others, kind) for kind in dict.fromkeys(["text", *known, "image"])}
+        fault = f"content names {missing[0]!r}" if missing else f"no field's name says that it is {lacks[0]}"
+        guesses = dict(guess(fields))
+        others = iter([name for name in fields if name not in guesses.values()])
+        names = {
+            kind: guesses.get(kind) or next(others, kind)
+            for kind in dict.fromkeys([TEXT, *guesses, modalities.media()[0]])
+        }
         raise UserError(
-            f"{where}: {found}; its fields are {', '.join(map(str, fields)) or 'none'}; say which to use, e.g. "
+            f"{where}: {fault}; its fields are {', '.join(map(str, fields)) or 'none'}; say which to use, e.g. "
             f"--content '{'|'.join(f'{kind}:{name}' for kind, name in names.items())}'"
         )
     return templates
@@ -92,30 +105,36 @@ def guess(fields: Sequence[str]) -> Template:
     if both := parallel(fields):
         return ((INTERLEAVED, both),)
     lower = {str(name).lower(): name for name in reversed(fields)}
-    found = ((kind, next((lower[g] for g in names if g in lower), None)) for kind, names in GUESSES.items())
-    return tuple((kind, name) for kind, name in found if name is not None)
+    firsts = {kind: next((name for name in row.fields if name in lower), None) for kind, row in MODALITIES.items()}
+    return tuple((kind, lower[name]) for kind, name in firsts.items() if name is not None)
 
 
 def files_of(fields: Mapping[str, Any], every: bool) -> dict[str, Any]:
     """The files that a row names, one or a list, under their kinds, which their suffixes say.
 
-    `every`: what FILES name is a file whatever its suffix, an image if that says nothing.
+    `every`: what such a field names is a file whatever its suffix, an image if that says nothing.
     """
     found: dict[str, Any] = {}
     for name, value in fields.items():
-        if name not in FILES and not str(name).endswith(FILE_ENDINGS):
+        if not names_files(name):
             continue
         first = value[0] if isinstance(value, list) and value else value
         if not isinstance(first, str) or not first:
             continue
         kind = kind_of(first)[0]
-        if name in LISTED or (name in KINDS and kind in KINDS[3:]):  # an action, too, is a .npy
+        if name in modalities.listed() or (name in MODALITIES and kind in modalities.arrays()):  # an action is a .npy
             kind = name
-        if kind not in ("", "text"):
+        if kind not in ("", TEXT):
             found.setdefault(kind, value)
-        elif every and name in FILES:
-            found.setdefault("image", value)
+        elif every and not str(name).endswith(FILE_ENDINGS):
+            found.setdefault(modalities.media()[0], value)
     return found
+
+
+def names_files(field: Any) -> bool:
+    """Does a field of this name hold files' names?"""
+    of_a_modality = any(field in row.paths for row in MODALITIES.values())
+    return field in FILES or of_a_modality or str(field).endswith(FILE_ENDINGS)
 
 
 def documents(rows: Iterator[TableRow], templates: Sequence[Template]) -> Iterator[Raw]:
@@ -125,7 +144,7 @@ def documents(rows: Iterator[TableRow], templates: Sequence[Template]) -> Iterat
 
 
 def document(row: TableRow, template: Template, with_ids: bool = False) -> Raw:
-    """What the template makes of the row; `with_ids`: then also the fields `ids` and `modality`, where it has both."""
+    """The document that a template makes of a row; `with_ids` appends the row's `ids` of its `modality`."""
     try:
         if row.bad:
             raise ValueError(row.bad)
@@ -138,31 +157,31 @@ def document(row: TableRow, template: Template, with_ids: bool = False) -> Raw:
 
 
 def whole(id: str, parts: Sequence[Part], held_out: bool | None) -> Raw:
-    """A document of these parts, bad where a medium is missing; raises `ValueError` where its text is, or is blank."""
+    """A document of these parts, bad where a medium is missing. Raises `ValueError` where text is missing or blank."""
     faulty = [part for part in parts if isinstance(part.content, ValueError)]
-    if any(part.kind == "text" for part in faulty):
+    if any(part.kind == TEXT for part in faulty):
         raise faulty[0].content
     parts = filled(parts)
     return Raw(id, (), held_out, str(faulty[0].content), parts) if faulty else Raw(id, parts, held_out)
 
 
 def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Without empty texts; `ValueError` if nothing is left to learn from, or too much."""
-    parts = tuple(part for part in parts if part.kind != "text" or part.content)
-    words = [part.content for part in parts if part.kind == "text"]
+    """The parts without empty texts. Raises `ValueError` where nothing is left, or too much."""
+    parts = tuple(part for part in parts if part.kind != TEXT or part.content)
+    words = [part.content for part in parts if part.kind == TEXT]
     if 4 * sum(map(len, words)) > MAX_TEXT:  # no character has more bytes
         check_text(sum(len(word.encode(errors="surrogatepass")) for word in words))
-    if all(part.kind == "text" and not part.content.strip() for part in parts):
+    if all(part.kind == TEXT and not part.content.strip() for part in parts):
         raise ValueError("an empty document")
     return parts
 
 
 def _parts(kind: str, field: str, row: TableRow) -> list[Part]:
-    """One, or of a field that is a list of media one each, or those of two fields that are parallel lists."""
+    """The parts of a template's field: one, one for each of a list of media, or those of two parallel lists."""
     if kind == INTERLEAVED:
         return interleaved(*(_value(row, name) for name in field.split("+")), row.folder)
     value = row.fields.get(field)
-    if kind in LISTED and isinstance(value, list):
+    if kind in modalities.listed() and isinstance(value, list):
         if not value:
             return [Part(kind, ValueError(f"{kind} field {field!r} is an empty list"))]
         fields = [{field: one if one is not None else ValueError(f"no {kind} in {field!r}")} for one in value]
@@ -192,7 +211,7 @@ def interleaved(texts: Any, images: Any, folder: str | None) -> list[Part]:
     parts = []
     for words, image in zip(texts, images, strict=True):
         if words is not None:
-            parts.append(Part("text", text(words)))
+            parts.append(Part(TEXT, text(words)))
         if image is not None:
             try:
                 parts.append(Part("image", medium("image", image, folder, "an image")))
@@ -205,38 +224,39 @@ def _matched(texts: list, images: list) -> tuple[list, list]:
     """Parallel lists of mmc4's: each text after the images that it was matched with."""
     before: dict[int, list] = {}
     for image in images:
-        place = image.get("matched_text_index") if isinstance(image, dict) else None
-        if type(place) is not int or not 0 <= place < len(texts):
+        index = image.get("matched_text_index") if isinstance(image, dict) else None
+        if type(index) is not int or not 0 <= index < len(texts):
             raise ValueError(f"image {short(image)}: its matched_text_index must be 0 to {len(texts) - 1}")
         try:
             encoded = image.get("image_base64")
-            found = base64.b64decode(encoded, validate=True) if encoded else image.get("image_name")
+            content = base64.b64decode(encoded, validate=True) if encoded else image.get("image_name")
         except (ValueError, TypeError) as error:
-            found = ValueError(f"its image_base64 is no base64: {reason(error)}")
-        before.setdefault(place, []).append(ValueError("no image_name") if found is None else found)
+            content = ValueError(f"its image_base64 is no base64: {reason(error)}")
+        before.setdefault(index, []).append(ValueError("no image_name") if content is None else content)
     order = []
-    for place, words in enumerate(texts):
-        order += [(None, image) for image in before.get(place, ())]
+    for index, words in enumerate(texts):
+        order += [(None, image) for image in before.get(index, ())]
         order.append((words, None))
     return [words for words, _ in order], [image for _, image in order]
 
 
 def _part(kind: str, field: str, row: TableRow) -> Part:
-    """A part whose content is the ValueError that says why there is none, where there is none."""
+    """A part; where there is no content, its content is the ValueError that says why."""
     try:
-        if kind == "text" and "{" in field:
-            return Part("text", BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
-        if kind == "text":
-            return Part("text", text(_value(row, field), field))
-        value = _joined(row, field) if kind == "action" and "+" in field else _value(row, field)
+        if kind == TEXT and "{" in field:
+            return Part(TEXT, BRACES.sub(lambda match: text(_value(row, match[1]), match[1]), field))
+        if kind == TEXT:
+            return Part(TEXT, text(_value(row, field), field))
+        value = _joined(row, field) if kind in modalities.joined() and "+" in field else _value(row, field)
         value = medium(kind, value, row.folder, f"{kind} field {field!r}")
     except ValueError as error:
         value = error
-    return Part(kind, value, row.rate if isinstance(value, np.ndarray) and kind == "audio" else 0)
+    is_sampled = isinstance(value, np.ndarray) and kind in MODALITIES and MODALITIES[kind].is_sampled
+    return Part(kind, value, row.rate if is_sampled else 0)
 
 
 def medium(kind: str, value: Any, folder: str | None, name: str) -> bytes | Path | np.ndarray:
-    """What is to be decoded or read as `kind`: a path in `folder`, bytes, an array, and of ready ids also a list."""
+    """The encoded content of a medium: a path in `folder`, bytes, or an array; ready ids may also be a list."""
     if isinstance(value, ValueError):
         raise value
     if kind.endswith(READY) and isinstance(value, list):
@@ -257,6 +277,13 @@ def integers(value: list) -> np.ndarray:
     if odd:
         raise ValueError(f"ids {short(value)}; a list of integers is needed, and {short(odd[0])} is none")
     return np.array(value, np.int64)
+
+
+def kind_and_value(part: Any) -> tuple[str, Any] | None:
+    """Those of a part as JSON has it, `{kind: value}`; None for anything else."""
+    if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in MODALITIES:
+        return None
+    return next(iter(part.items()))
 
 
 def ids_part(part: dict, folder: str) -> Part:
@@ -402,7 +429,7 @@ def _only_document(start: bytes) -> dict | None:
     except (ValueError, RecursionError):
         return None
     keys = [set(part) for part in parts if isinstance(part, dict)]
-    is_part = [(len(key) == 1 and key <= set(KINDS)) or key == {"ids", "modality"} for key in keys]
+    is_part = [(len(key) == 1 and key <= MODALITIES.keys()) or key == {"ids", "modality"} for key in keys]
     has_media = any(key != {"text"} for key in keys)
     return {"content": parts} if len(keys) == len(parts) and all(is_part) and has_media else None
 
@@ -457,7 +484,7 @@ def _json_array(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
 
 
 def sample(title: str, fields: dict, bad: str = "") -> TableRow:
-    """What belongs to one name, by suffix, as fields by suffix, by the keys of its JSON, and by kind."""
+    """A row of the files of one name: fields by suffix, by the keys of its JSON, and by modality."""
     extra = {}
     try:
         if bad:
@@ -474,11 +501,11 @@ def sample(title: str, fields: dict, bad: str = "") -> TableRow:
     except ValueError as error:
         why = str(error)
         return TableRow(title, {}, bad=f"its .json is {why}"[:200] if why.startswith("not JSON") else why)
-    named = {name: value for name, value in extra.items() if name not in KINDS} | fields
+    named = {name: value for name, value in extra.items() if name not in MODALITIES} | fields
     words = [extra[name] for name in ("caption", "text") if isinstance(extra.get(name), str)]
     named |= {"text": words[0]} if words else {}
-    for kind, suffixes in MEMBERS.items():
-        first = next((suffix for suffix in suffixes if suffix in fields), None)
+    for kind, row in MODALITIES.items():
+        first = next((suffix for suffix in row.suffixes if suffix in fields), None)
         named |= {} if first is None else {kind: fields[first]}
     if isinstance(named.get("text"), bytes):  # of a file in an archive
         named["text"] = unix(named["text"].removeprefix(BOM))

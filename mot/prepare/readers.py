@@ -1,4 +1,4 @@
-"""What people have, as documents: one ordered, deterministic stream in bounded memory for each format."""
+"""Files to documents: for each format one ordered, deterministic stream in bounded memory."""
 
 import contextlib
 import itertools
@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mot.config import modalities
+from mot.config.modalities import MODALITIES, TEXT
+from mot.config.options import FORMATS
 from mot.errors import UserError, reason
 from mot.prepare import arrays, tables
 from mot.prepare.compressed import SUFFIXES as PACKED
 from mot.prepare.compressed import Damaged, opened
 from mot.prepare.inputs import (
-    MEMBERS,
     OTHER_MEDIA,
     Notes,
     fault,
@@ -39,6 +41,7 @@ from mot.prepare.raw import (
     files_of,
     ids_part,
     json_rows,
+    kind_and_value,
     medium,
     parallel,
     sample,
@@ -46,18 +49,16 @@ from mot.prepare.raw import (
     unix,
     whole,
 )
-from mot.prepare.templates import INTERLEAVED, KINDS, declared, modality_of, needed, parse
+from mot.prepare.templates import INTERLEAVED, declared, modality_of, needed, parse
 
 JSON = tuple(".json" + packed for packed in ("", *PACKED))  # JSON lines too, or one array; other programs' as well
 SUFFIXES = {
     "jsonl": tables.JSON_LINES,
-    "folder": tuple(f".{suffix}" for kind in KINDS[1:] for suffix in MEMBERS[kind]),
     "parquet": (".parquet",),
     "webdataset": (*(".tar" + packed for packed in ("", *PACKED)), ".tgz"),
     "text": tuple(".txt" + packed for packed in ("", *PACKED)),
     "npz": (".npz",),
 }
-FORMATS = tuple(SUFFIXES)
 LONGEST_TEXT = 64 * 2**10  # bytes of a plain text handed on whole, so that no worker gets a book
 MAX_MEMBER, MAX_SAMPLE, MAX_HEADERS = 256 * 2**20, 512 * 2**20, 2**20  # bytes in an archive
 JSON_LOOKED_AT = 3  # of the .json in a folder, to tell whether they hold documents
@@ -72,7 +73,7 @@ def read(
     ids: Iterable[str] = (),
     notes: Notes | None = None,
 ) -> Iterator[Raw]:
-    """The documents of files and folders; those that are bad say why, a `UserError` says what stops the reading.
+    """The documents of files and folders. A bad document says why; `UserError` is raised where reading must stop.
 
     `content`: templates (`templates.parse`) that make documents of a row's fields, in turn; by default guessed from
     names.
@@ -119,7 +120,7 @@ def _documents(inputs: list[Path], format: str, content: Sequence[str], separato
 
 @contextlib.contextmanager
 def _told():
-    """What the system refuses, as a `UserError`."""
+    """Raises `UserError` where the system refuses."""
     try:
         yield
     except OSError as error:
@@ -133,7 +134,7 @@ def _noted(found: Iterator[Raw], notes: Notes) -> Iterator[Raw]:
                 if isinstance(part.content, Path):
                     notes.use(part.content)
             lost = {modality_of(part.kind) for part in raw.rest} if raw.rest else set(raw.lost)
-            for kind in sorted(lost - {"text"}):
+            for kind in sorted(lost - {TEXT}):
                 notes.lose(kind, raw.id, raw.bad)
             yield raw
 
@@ -144,34 +145,34 @@ class _Shown(NamedTuple):
     good: dict[str, Path]  # by format, the first file that may be opened
     refused: dict[str, tuple[int, str]]  # by format, how many may not be, and why not the first
     paired: int  # media that have a text, or JSON, of their name beside them
-    alone: dict[str, int]  # by suffix, files that have a text of their name beside them, and that are not read
+    alone: dict[str, int]  # by suffix, files that mot cannot read and that have a text of their name beside them
 
 
 def detect(inputs: Sequence[Path]) -> str:
     """The richest format that the files' names show; what is not clear is a `UserError`."""
     shown = _shown(inputs)
-    found = dict.fromkeys([*shown.good, *shown.refused])
+    formats = dict.fromkeys([*shown.good, *shown.refused])
     # A .jsonl is documents by itself, rows beside .npz arrays, or the captions of media; texts may be captions or a
     # read-me beside anything else.
-    captions = "captions" in found
-    found.pop("captions", None)
+    captions = "captions" in formats
+    formats.pop("captions", None)
     if "jsonl" in shown.good and _are_captions(shown.good["jsonl"]):
-        found.pop("jsonl")
-        found["folder"] = None
-    elif "npz" in found:
-        found.pop("jsonl", None)
-        if not captions and kind_of(str(shown.good.get("folder", "")))[0] in ("", *KINDS[3:]):
-            found.pop("folder", None)
-    elif found.keys() & {"jsonl", "parquet"} and not captions:
-        found.pop("folder", None)  # the pictures that documents or rows name
+        formats.pop("jsonl")
+        formats["folder"] = None
+    elif "npz" in formats:
+        formats.pop("jsonl", None)
+        if not captions and kind_of(str(shown.good.get("folder", "")))[0] in ("", *modalities.arrays()):
+            formats.pop("folder", None)
+    elif formats.keys() & {"jsonl", "parquet"} and not captions:
+        formats.pop("folder", None)  # the pictures that documents or rows name
     if captions:
-        found["folder"] = None
+        formats["folder"] = None
     for weak in ("text", "json"):
-        if len(found) > 1:
-            found.pop(weak, None)
-    if len(found) != 1:
-        raise UserError(_not_clear(inputs, {form: shown.good.get(form) for form in found}))
-    form = next(iter(found))
+        if len(formats) > 1:
+            formats.pop(weak, None)
+    if len(formats) != 1:
+        raise UserError(_not_clear(inputs, {form: shown.good.get(form) for form in formats}))
+    form = next(iter(formats))
     _check_nothing_is_lost(inputs, form, shown, captions)
     return "jsonl" if form == "json" else form
 
@@ -207,6 +208,13 @@ def _shown(inputs: Sequence[Path]) -> _Shown:
     return _Shown(good, refused, paired, alone)
 
 
+def _suffixes(form: str) -> tuple[str, ...]:
+    """Of files that are read in this format."""
+    if form == "folder":
+        return tuple(f".{suffix}" for name in modalities.media() for suffix in MODALITIES[name].suffixes)
+    return SUFFIXES[form]
+
+
 def _form(name: str, is_found: bool) -> str:
     """What a file's name shows, "" for nothing; `is_found`: in a folder, not named by the user."""
     name = name.lower()
@@ -214,28 +222,28 @@ def _form(name: str, is_found: bool) -> str:
         return "captions"
     if name.endswith(JSON):
         return "json"
-    return next((form for form, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "")
+    return next((form for form in FORMATS if name.endswith(_suffixes(form))), "")
 
 
 def _check_nothing_is_lost(inputs: Sequence[Path], form: str, shown: _Shown, captions: bool) -> None:
-    """A `UserError` where what the inputs show best cannot be had, and something poorer would be read in its place."""
-    given = ", ".join(map(str, inputs))
+    """Raises `UserError` where the richest content cannot be read and something poorer would take its place."""
+    named = ", ".join(map(str, inputs))
     number, why = shown.refused.get(form, (0, ""))
     if number and form not in shown.good and not captions and "jsonl" not in shown.good:
-        raise UserError(f"{given}: what is in it looks like {form}, and none of {number} files may be opened; {why}")
+        raise UserError(f"{named}: what is in it looks like {form}, and none of {number} files may be opened; {why}")
     texts_alone = "give --format text for the texts alone"
     has_captions = captions or shown.paired or "jsonl" in shown.good
     if form == "folder" and not has_captions and {"text", "json"} & shown.good.keys():
         first = shown.good["folder"]
         raise UserError(
-            f"{given}: it holds media ({first.name}, ...) and texts, and no text has a medium's name; write x.txt "
+            f"{named}: it holds media ({first.name}, ...) and texts, and no text has a medium's name; write x.txt "
             f"beside x{first.suffix}, or a captions file (captions.csv: file_name,caption), or {texts_alone}"
         )
     if form in ("text", "json", "folder") and shown.alone:
         rest = "give --format folder to do without them" if form == "folder" else texts_alone
         raise UserError(
-            f"{given}: {listed(shown.alone)} have a text of their name beside them, and cannot be read; make them one "
-            f"of {', '.join(SUFFIXES['folder'])}, or {rest}"
+            f"{named}: {listed(shown.alone)} have a text of their name beside them, and cannot be read; make them one "
+            f"of {', '.join(_suffixes('folder'))}, or {rest}"
         )
 
 
@@ -295,7 +303,7 @@ def _jsonl(inputs: list[Path], content: Sequence[str], notes: Notes) -> Iterator
 
 
 def _interleaved(row: TableRow) -> Raw:
-    """What `content` or parallel lists say, or the row's media after its text."""
+    """A document of the row's `content`, of its parallel lists, or of its text and then its media."""
     try:
         if row.bad:
             raise ValueError(row.bad)
@@ -304,7 +312,9 @@ def _interleaved(row: TableRow) -> Raw:
             return document(row, ((INTERLEAVED, both),))
         files = {} if "text" not in row.fields else files_of(row.fields, every=False)
         if content is None and (files or {"ids", "modality"} <= row.fields.keys()):
-            template = tuple((kind, kind) for kind in KINDS if kind in files or (kind == "text" and kind in row.fields))
+            template = tuple(
+                (kind, kind) for kind in MODALITIES if kind in files or (kind == TEXT and kind in row.fields)
+            )
             return document(row._replace(fields=row.fields | files), template, with_ids=True)
         if content is None and "text" in row.fields:
             content = [{"text": row.fields["text"]}]
@@ -318,13 +328,15 @@ def _interleaved(row: TableRow) -> Raw:
 def _json_part(part, folder: str) -> Part:
     if isinstance(part, dict) and "ids" in part:
         return ids_part(part, folder)
-    if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in KINDS:
-        raise ValueError(f"part {short(part)}; an object with one of the keys {', '.join(KINDS)}, ids is allowed")
-    ((kind, value),) = part.items()
-    if not isinstance(value, str) and (kind == "text" or value is not None):
+    pair = kind_and_value(part)
+    if pair is None:
+        keys = ", ".join(modalities.names())
+        raise ValueError(f"part {short(part)}; an object with one of the keys {keys}, ids is allowed")
+    kind, value = pair
+    if not isinstance(value, str) and (kind == TEXT or value is not None):
         raise ValueError(f"part {short(part)}; a string is needed")
     try:
-        return Part(kind, text(value) if kind == "text" else medium(kind, value, folder, f"the part's {kind}"))
+        return Part(kind, text(value) if kind == TEXT else medium(kind, value, folder, f"the part's {kind}"))
     except ValueError as error:
         return Part(kind, error)
 
@@ -412,14 +424,12 @@ class _Tape:
     """An archive's bytes as tarfile needs them: read onwards, no more than `left`, whatever sizes a header claims."""
 
     def __init__(self, file, is_packed: bool):
-        self.file, self.is_packed, self.left, self.place, self.last, self.held = (
-            file,
-            is_packed,
-            MAX_HEADERS,
-            0,
-            b"",
-            b"",
-        )
+        self.file = file
+        self.is_packed = is_packed
+        self.left = MAX_HEADERS  # bytes that may be read
+        self.place = 0
+        self.last = b""  # what was read last
+        self.held = b""  # what follows `place` and was read ahead
 
     def tell(self) -> int:
         return self.place
@@ -447,7 +457,7 @@ class _Tape:
         return self.last
 
     def next_archive(self) -> bool:
-        """Goes on to what follows the zeros that end an archive; is there anything?"""
+        """Skips the zeros that end an archive; does another one follow?"""
         while block := self.held + self.file.read(2**16 - len(self.held)):
             self.held = block.lstrip(b"\0")
             self.place += len(block) - len(self.held)
@@ -464,7 +474,7 @@ def _webdataset(inputs: list[Path], content: Sequence[str], notes: Notes) -> Ite
         for row in [TableRow(name, {}, bad=bad)] if bad else _samples(path, name, wanted, notes):
             template = templates[next(count) % len(templates)] if templates else ()
             if not templates and not row.bad:
-                template = tuple((kind, kind) for kind in KINDS if kind in row.fields)
+                template = tuple((kind, kind) for kind in MODALITIES if kind in row.fields)
                 if "text" not in row.fields:
                     row = row._replace(bad=f"no text among {', '.join(row.fields) or 'its members'}")
             row = row._replace(split=side) if row.split is None else row
@@ -475,8 +485,12 @@ class _Sample:
     """The members of one name, as they come."""
 
     def __init__(self, archive: int, before: str, stem: str, place: int):
-        self.key, self.place = (archive, before, stem), place
-        self.fields, self.bad, self.size, self.kinds = {}, "", 0, set()
+        self.key = archive, before, stem
+        self.place = place
+        self.fields: dict[str, bytes] = {}  # by suffix
+        self.bad = ""
+        self.size = 0  # bytes of what is used
+        self.kinds: set[str] = set()
 
     def row(self, name: str, again: bool) -> TableRow:
         archive, *key = self.key
@@ -518,10 +532,10 @@ def _samples(path: Path, name: str, wanted: dict[str, str], notes: Notes) -> Ite
 
 
 def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, str], notes: Notes) -> None:
-    """A member to its sample; it is read only if it is used, and nothing is where the sample is bad."""
+    """Adds a member to its sample. It is read only if it is used, and not if the sample is bad."""
     kind = kind_of("x." + ending)[0]
     is_used = _is_used(ending, wanted)
-    now.kinds |= {kind} - {"", "text"}
+    now.kinds |= {kind} - {"", TEXT}
     if not is_used:
         notes.members[suffix("x." + ending)] += 1
     if ending in now.fields:
@@ -537,7 +551,7 @@ def _add(now: _Sample, member, ending: str, fault: str, load, wanted: dict[str, 
 
 
 def _is_used(suffix: str, wanted: dict[str, str]) -> bool:
-    return suffix in wanted or suffix == "json" or any(suffix in names for names in MEMBERS.values())
+    return suffix in wanted or suffix == "json" or any(suffix in row.suffixes for row in MODALITIES.values())
 
 
 def _members(path: Path):

@@ -20,10 +20,11 @@ from mot.data.manifest import BYTES, SPLITS, read_json
 from mot.data.seqio_bridge import Read, SeqioMixture
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
-from mot.prepare import job, tokenise
+from mot.prepare import dataset_tokenizers, encode, job
+from mot.prepare.left_out import Bad
 from mot.prepare.raw import Part, Raw
+from mot.prepare.sides import Sides, held_out_below, is_held_out
 from mot.prepare.templates import READY
-from mot.prepare.tokenise import Bad
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _written(mixture, recipe, out, max_skipped) -> list[job.Written]:
     """Every block, on disk, in order."""
     written, bad = [], 0
     raws = (_raw(read, held_out) for held_out, reads in _blocks(mixture, recipe) for read in reads)
-    sides = tokenise.Sides(tokenise.held_out_below(raws, recipe.held_out, DROP_DOCUMENT, {}))
+    sides = Sides(held_out_below(raws, recipe.held_out, DROP_DOCUMENT, {}))
     for block, (held_out, reads) in enumerate(_blocks(mixture, recipe)):
         records = {split: [] for split in SPLITS}
         left_out = []
@@ -71,8 +72,8 @@ def _written(mixture, recipe, out, max_skipped) -> list[job.Written]:
             if read.why:
                 left_out.append(Bad(read.record.id, read.why))
                 continue
-            side = "held_out" if tokenise.is_held_out(_raw(read, held_out), sides) else "train"
-            records[side] += tokenise.cut(read.record, read.cuts, seqio_bridge.MODALITIES, recipe.max_tokens)
+            side = "held_out" if is_held_out(_raw(read, held_out), sides) else "train"
+            records[side] += encode.cut(read.record, read.cuts, seqio_bridge.MODALITIES, recipe.max_tokens)
         written.append(job.write_block(out, block, records, left_out, seqio_bridge.MODALITIES))
         if (bad := bad + len(left_out)) > max_skipped:
             raise UserError(
@@ -101,17 +102,17 @@ def _blocks(mixture: SeqioMixture, recipe: SeqioRecipe) -> Iterator[tuple[bool |
 
 
 def _raw(read: Read, held_out: bool | None) -> Raw:
-    """As `tokenise` tells which side a document is on: by its ids."""
+    """What tells which side a document is on: its ids."""
     parts = tuple(Part(span.modality + READY, span.data) for span in read.record.spans)
     return Raw(read.record.id, parts, held_out, read.why)
 
 
 def _write_tokenizer(mixture: SeqioMixture, folder: Path) -> None:
-    """As `tokenise.choose` leaves it."""
+    """As `fit.choose` leaves it."""
     vocabulary = mixture.vocabulary
     folder.mkdir()
     write_atomically(folder / "text.json", vocabulary.tokenizer.to_str())
     with replacing(folder / BYTES) as partial, open(partial, "wb") as file:
         np.save(file, vocabulary.byte_lengths, allow_pickle=False)
     chosen = {"modalities": seqio_bridge.MODALITIES, "latents": 0, "encodes": vocabulary.encodes}
-    write_atomically(folder / tokenise.CHOSEN, json.dumps(chosen))
+    write_atomically(folder / dataset_tokenizers.CHOSEN, json.dumps(chosen))

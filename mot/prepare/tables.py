@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mot.config import modalities
+from mot.config.modalities import MODALITIES, TEXT
 from mot.errors import UserError, reason
+from mot.prepare import codecs
+from mot.prepare.columns import is_list, is_media, is_text
 from mot.prepare.compressed import SUFFIXES as PACKED
 from mot.prepare.compressed import Damaged
-from mot.prepare.inputs import MEMBERS, File, Notes, by_name, common, fault, inside, kind_of, label, short, walk
+from mot.prepare.inputs import File, Notes, by_name, common, fault, inside, kind_of, label, short, walk
 from mot.prepare.raw import (
     BOM,
-    FILE_ENDINGS,
     FILES,
     MAX_TEXT,
     Raw,
@@ -26,14 +29,15 @@ from mot.prepare.raw import (
     files_of,
     json_rows,
     lines,
+    names_files,
     plain,
     sample,
 )
-from mot.prepare.templates import KINDS, READY, Template, needed, parse
+from mot.prepare.templates import TEXTS, Template, needed, parse
 
 JSON_LINES = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in ("", *PACKED))
 CAPTIONS = ("caption", "text", "transcription", "transcript", "sentence")
-SIDECARS = tuple(f".{suffix}" for suffix in (*MEMBERS["text"], "json"))
+SIDECARS = tuple(f".{suffix}" for suffix in (*MODALITIES[TEXT].suffixes, "json"))
 CAPTION_FILES = ("captions.csv", "metadata.csv")
 BATCH = 64 * 2**20  # bytes of table rows that are decoded at a time, about
 MAX_CAPTION = 2**20  # bytes of a .txt beside an image
@@ -54,7 +58,7 @@ def folder(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iter
 
 
 class _Of(NamedTuple):
-    """What every row of the inputs needs."""
+    """What the readers of all rows share."""
 
     root: str  # that labels are relative to
     content: Sequence[str]
@@ -63,9 +67,10 @@ class _Of(NamedTuple):
 
 
 def default(fields: Container[str]) -> Template:
-    """The caption and then what media there are; an image is asked for where there are none."""
-    kinds = [kind for kind in KINDS[1:] if kind in fields]
-    return tuple((kind, kind) for kind in ("text", *(kinds or ["image"])))
+    """The caption, then the media that are there; without any, an image, which is then missing."""
+    media = modalities.media()
+    kinds = [kind for kind in media if kind in fields]
+    return tuple((kind, kind) for kind in (TEXT, *(kinds or media[:1])))
 
 
 def _sides(inputs: Sequence[Path]) -> dict[str, bool]:
@@ -81,8 +86,8 @@ def is_captions_file(name: str) -> bool:
 
 def _folder_rows(path: Path, of: _Of) -> Iterator[TableRow]:
     if not path.is_dir():
-        if kind_of(path.name)[0] in KINDS[1:]:
-            beside = [other.name for other in sorted(path.parent.iterdir()) if kind_of(other.name)[0] == "text"]
+        if kind_of(path.name)[0] in modalities.media():
+            beside = [other.name for other in sorted(path.parent.iterdir()) if kind_of(other.name)[0] == TEXT]
             yield from _named_alike(path.parent, [path.name, *beside], of)
         else:
             yield from _caption_rows(path, of)
@@ -99,23 +104,24 @@ def _folder_rows(path: Path, of: _Of) -> Iterator[TableRow]:
                 yield TableRow(label(here / name, of.root), {}, bad=why)
             else:
                 yield from _caption_rows(here / name, of)
-        media = [] if here in covered else [name for name in names if kind_of(name)[0] in KINDS[1:]]
+        media = [] if here in covered else [name for name in names if kind_of(name)[0] in modalities.media()]
         if media:
             yield from _named_alike(here, names, of)
         any_found = any_found or bool(files or media)
     if not any_found:
-        endings = ", ".join(f".{suffix}" for kind in KINDS[1:] for suffix in MEMBERS[kind])
+        *others, last = [MODALITIES[kind].called or kind for kind in modalities.media()]
+        endings = ", ".join(f".{suffix}" for kind in modalities.media() for suffix in MODALITIES[kind].suffixes)
         raise UserError(
-            f"{path}: no image, sound, action or latents ({endings}) and no {', '.join(CAPTION_FILES)} or .jsonl in "
-            "it; name another input or another format"
+            f"{path}: no {', '.join(others)} or {last} ({endings}) and no {', '.join(CAPTION_FILES)} or .jsonl in it; "
+            "name another input or another format"
         )
 
 
 def _named_alike(here: Path, names: Sequence[str], of: _Of) -> Iterator[TableRow]:
-    """A row for the files of one name: its media, its text, what its JSON says; several where a kind has several."""
+    """One row for the files of one name: media, text, JSON. Several rows where a modality has several files."""
     real = os.path.realpath(here)
     for stem, files in _by_stem(names).items():
-        media = [files[kind] for kind in KINDS[1:] if kind in files]
+        media = [files[kind] for kind in modalities.media() if kind in files]
         if not media:  # what there is is said where a template asks for it, or for what there is not
             media = [[name] for name in list(files.get("more", {}).values())[:1]]
         if not media:
@@ -132,12 +138,12 @@ def _named_alike(here: Path, names: Sequence[str], of: _Of) -> Iterator[TableRow
             caption = row.fields.get("text", ValueError(f"no caption: no {stem}.txt beside it, and no captions file"))
             fields = {"text": caption, "caption": caption, "folder": here.name} | row.fields
             split = of.sides.get(title) if row.split is None else row.split
-            lost = tuple(kind for kind in KINDS[1:] if kind in fields)
+            lost = tuple(kind for kind in modalities.media() if kind in fields)
             yield row._replace(folder=real, fields=fields, split=split, lost=lost)
 
 
 def _by_stem(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What has one name: by kind (or "json") its files; as "more", by suffix, what a template alone may ask for."""
+    """Files by the name that they share, then by modality or "json"; "more" has those that only a template asks for."""
     texts = {os.path.splitext(name)[0] for name in names if name.lower().endswith(SIDECARS)}
     found: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -193,11 +199,11 @@ def _aliased(fields: dict) -> dict:
 def _csv_fields(path: Path, content: Sequence[str]) -> Iterator[tuple[int, dict | ValueError]]:
     rows = _csv_rows(path)
     header = next(rows, (1, []))[1]
-    names_files = {name for name in header if name in FILES or name.endswith(FILE_ENDINGS)}
+    naming = {name for name in header if names_files(name)}
     if content:
-        aliases = {*(CAPTIONS[:2] if set(CAPTIONS) & set(header) else ()), *(KINDS[1:] if names_files else ())}
+        aliases = {*(CAPTIONS[:2] if set(CAPTIONS) & set(header) else ()), *(modalities.media() if naming else ())}
         choose(content, dict.fromkeys([*header, *(aliases & needed(parse(content)).keys())]), str(path))
-    elif not names_files or not set(CAPTIONS) & set(header):
+    elif not naming or not set(CAPTIONS) & set(header):
         raise UserError(
             f"{path}: its columns are {', '.join(header) or 'none'}; name one {' or '.join(FILES[:4])} and one "
             f"{' or '.join(CAPTIONS)}, or say which to use, e.g. --content 'text:title|image:path'"
@@ -206,7 +212,7 @@ def _csv_fields(path: Path, content: Sequence[str]) -> Iterator[tuple[int, dict 
         if len(row) == len(header):
             fields = dict(zip(header, row, strict=True))
             # A cell that is empty names no file.
-            yield line, {name: cell for name, cell in fields.items() if cell or name not in names_files}
+            yield line, {name: cell for name, cell in fields.items() if cell or name not in naming}
         else:
             yield line, ValueError(f"{len(row)} values; the header has {len(header)} columns")
 
@@ -279,7 +285,7 @@ def _parquet_rows(file: File, content: Sequence[str]):
 
 
 def _batches(table, columns: Sequence[str]):
-    """Of few rows where one may be large: a dictionary's only value may stand in every row."""
+    """Batches of few rows where a row may be large: a dictionary's only value may stand in every row."""
     from pyarrow import types
 
     fields = [table.schema_arrow.field(column) for column in columns]
@@ -293,70 +299,21 @@ def _batches(table, columns: Sequence[str]):
         yield from table.iter_batches(batch_size=size, row_groups=[g], columns=columns, use_threads=False)
 
 
-def _check_type(path: Path, column: str, kind: str, of) -> None:
-    from pyarrow import types
-
-    is_media = _is_media(of) or types.is_null(of)
-    inner = of.value_type if _is_list(of) else of
-    if kind == "text":
-        fits = _is_text(of) or (types.is_dictionary(of) and _is_text(of.value_type))
-        allowed = "a string"
-    elif kind == "texts":
-        fits = _is_list(of) and _is_text(inner)
-        allowed = "lists of strings"
-    elif kind.endswith(READY):
-        fits = _is_bytes(of) or (_is_list(of) and types.is_integer(inner))
-        allowed = "lists of integers, those of a unit in one list, or .npy files (binary)"
-    elif kind in ("action", "latents"):
-        inner = inner.value_type if _is_list(inner) else inner
-        number = types.is_floating(inner) or (kind == "action" and (types.is_integer(inner) or types.is_boolean(inner)))
-        what = "floats" if kind == "latents" else "numbers"
-        fits = is_media or (_is_list(of) and number)
-        allowed = f".npy files (binary) or lists of {what}"
+def _check_type(path: Path, column: str, kind: str, type_) -> None:
+    if kind == TEXTS:
+        fits, allowed = is_list(type_) and is_text(type_.value_type), "lists of strings"
     else:
-        is_matched = types.is_struct(inner) and inner.get_field_index("matched_text_index") >= 0
-        fits = is_media or (
-            _is_list(of) and (_is_media(inner) or _is_text(inner) or types.is_null(inner) or is_matched)
-        )
-        allowed = "binary or a struct of bytes (binary) and path (string), or lists of these or of paths"
+        codec = codecs.of(kind)
+        fits, allowed = codec.fits_column(type_), codec.COLUMNS
     if not fits:
         raise UserError(
-            f"{path}: column {column!r} is {of}; {kind} needs {allowed}; name another column in --content, or store it "
-            "so"
+            f"{path}: column {column!r} is {type_}; {kind} needs {allowed}; name another column in --content, or store "
+            "it so"
         )
-
-
-def _is_bytes(of) -> bool:
-    from pyarrow import types
-
-    return types.is_binary(of) or types.is_large_binary(of)
-
-
-def _is_text(of) -> bool:
-    from pyarrow import types
-
-    return types.is_string(of) or types.is_large_string(of)
-
-
-def _is_list(of) -> bool:
-    from pyarrow import types
-
-    return types.is_list(of) or types.is_large_list(of) or types.is_fixed_size_list(of)
-
-
-def _is_media(of) -> bool:
-    """Encoded bytes, or Hugging Face's struct of bytes and path."""
-    from pyarrow import types
-
-    if not types.is_struct(of):
-        return _is_bytes(of)
-    place = of.get_field_index("path")
-    named = place < 0 or _is_text(of.field("path").type) or types.is_null(of.field("path").type)
-    return named and of.get_field_index("bytes") >= 0 and _is_bytes(of.field("bytes").type)
 
 
 def _values(column, kind: str | None) -> list:
-    """A column as Python values: text as bytes, for one that is not UTF-8 must not spoil its neighbours."""
+    """A column as Python values. Text stays bytes: one that is not UTF-8 must not spoil its neighbours."""
     import pyarrow
     from pyarrow import compute, types
 
@@ -365,21 +322,21 @@ def _values(column, kind: str | None) -> list:
         used = sorted(set(places) - {None})
         found = dict(zip(used, _values(column.dictionary.take(pyarrow.array(used, "int64")), kind), strict=True))
         return [found.get(place) for place in places]
-    if _is_text(column.type):
+    if is_text(column.type):
         encoded = column.cast(pyarrow.large_binary())
         if (compute.max(compute.binary_length(encoded)).as_py() or 0) > MAX_TEXT:
             return [_words(value) for value in encoded]
         return encoded.to_pylist()
-    if _is_media(column.type) and types.is_struct(column.type) and kind is not None:
+    if is_media(column.type) and types.is_struct(column.type) and kind is not None:
         paths = [None] * len(column)
         if column.type.get_field_index("path") >= 0:
             paths = _values(compute.struct_field(column, "path"), None)
         encoded = compute.struct_field(column, "bytes").to_pylist()
         return [b if b is not None else p and os.fsdecode(p) for b, p in zip(encoded, paths, strict=True)]
-    if _is_list(column.type) and (_is_media(column.type.value_type) or _is_text(column.type.value_type)):
+    if is_list(column.type) and (is_media(column.type.value_type) or is_text(column.type.value_type)):
         return _lists(column, kind)
     values = column.to_pylist()
-    if kind in ("action", "latents"):
+    if kind in MODALITIES and kind != TEXT and not MODALITIES[kind].is_listed:  # a list of it is numbers
         return [_floats(value) if isinstance(value, list) else value for value in values]
     return values
 
@@ -389,9 +346,9 @@ def _lists(column, kind: str | None) -> list[list | None]:
     from pyarrow import compute
 
     inner = _values(compute.list_flatten(column), kind)
-    if kind != "texts":
+    if kind != TEXTS:
         inner = [
-            os.fsdecode(one) if isinstance(one, bytes) and _is_text(column.type.value_type) else one for one in inner
+            os.fsdecode(one) if isinstance(one, bytes) and is_text(column.type.value_type) else one for one in inner
         ]
     sizes = compute.list_value_length(column).to_pylist()
     values = iter(inner)

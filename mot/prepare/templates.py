@@ -1,17 +1,20 @@
-"""What a row of fields becomes, as --content says it: templates, which are read before any document is."""
+"""Templates of --content: which document a row of fields becomes. They are judged before any document is read."""
 
 import re
 from collections.abc import Iterable, Sequence
 
+from mot.config import modalities
+from mot.config.modalities import TEXT
 from mot.errors import UserError
 
-KINDS = ("text", "image", "audio", "action", "latents")
-# Ends the kind of a part that is ids already, of somebody's own tokenizer: "depth ids" are ids of the modality depth.
+# Ends the kind of a part that is ids of somebody's own tokenizer: "depth ids" are ids of the modality depth.
 READY = " ids"
 MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 # The kind of a template's part that is two fields: lists of texts and of images, as OBELICS and mmc4 name them.
 INTERLEAVED = "interleaved"
-# (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +)
+TEXTS = "texts"  # the kind of the first of these fields
+# (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +). A kind is a
+# modality, INTERLEAVED, or a modality and READY.
 Template = tuple[tuple[str, str], ...]
 BRACES = re.compile(r"\{([^{}]+)\}")
 
@@ -20,13 +23,13 @@ def modality_of(kind: str) -> str:
     return kind.removesuffix(READY)
 
 
-def declared(content: Sequence[str], modalities: Iterable[str]) -> list[str]:
+def declared(content: Sequence[str], ready: Iterable[str]) -> list[str]:
     """Templates in which `depth:codes` reads `depth ids:codes`, for the modalities whose ids are ready."""
-    modalities = set(modalities)
+    ready = set(ready)
 
     def marked(part: str) -> str:
         kind, colon, field = part.partition(":")
-        return f"{kind.strip()}{READY}:{field}" if colon and kind.strip() in modalities else part
+        return f"{kind.strip()}{READY}:{field}" if colon and kind.strip() in ready else part
 
     return ["|".join(map(marked, template.split("|"))) for template in content]
 
@@ -43,16 +46,16 @@ def _parse(template: str) -> Template:
         kind = kind.strip()
         braces = "{" in field or "}" in field
         balanced = not re.search(r"[{}]", BRACES.sub("", field))
-        joined = kind in ("action", INTERLEAVED)
+        joined = kind in (*modalities.joined(), INTERLEAVED)
         names = [name.strip() for name in field.split("+")] if joined else [field.strip()]
-        known = kind in (*KINDS, INTERLEAVED) or kind.endswith(READY)
-        known = known and (kind != INTERLEAVED or len(names) == 2)
-        if not known or not colon or not all(names) or (braces and (kind != "text" or not balanced)):
+        is_known = kind in (*modalities.names(), INTERLEAVED) or kind.endswith(READY)
+        is_known = is_known and (kind != INTERLEAVED or len(names) == 2)
+        if not is_known or not colon or not all(names) or (braces and (kind != TEXT or not balanced)):
             raise UserError(
-                f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(KINDS)} or a modality "
-                "that --ids declares (--ids depth=64), text also with {field} among words, action with fields joined "
-                "by +, interleaved:texts+images for parallel lists, parts separated by |, e.g. 'text:a drawing of "
-                "{name}|image:image'"
+                f"--content {template!r}: {part!r}; write kind:field, the kind one of {', '.join(modalities.names())} "
+                "or a modality that --ids declares (--ids depth=64), text also with {field} among words, "
+                f"{' or '.join(modalities.joined())} with fields joined by +, interleaved:texts+images for parallel "
+                "lists, parts separated by |, e.g. 'text:a drawing of {name}|image:image'"
             )
         parts.append((kind, field if braces else "+".join(names)))
     return tuple(parts)
@@ -69,8 +72,8 @@ def needed(templates: Sequence[Template]) -> dict[str, str]:
 
 
 def _kinds(kind: str, field: str) -> list[tuple[str, str]]:
-    """Each field of a part, and its kind; of parallel lists "texts", and "image"."""
+    """Each field of a part, and its kind; of parallel lists TEXTS, and "image"."""
     if kind == INTERLEAVED:
-        return list(zip(field.split("+"), ("texts", "image"), strict=True))
-    names = field.split("+") if kind == "action" else BRACES.findall(field) or [field]
+        return list(zip(field.split("+"), (TEXTS, "image"), strict=True))
+    names = field.split("+") if kind in modalities.joined() else BRACES.findall(field) or [field]
     return [(name, kind) for name in names]

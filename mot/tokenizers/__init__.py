@@ -1,1 +1,1 @@
-"""From text and pictures to ids."""
+"""From text, pictures, sound and pen strokes to ids or vectors, and back."""

@@ -5,19 +5,18 @@ phase: ids give the spectrogram back, and `waveform.wave` makes a sound of it.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from scipy.signal import resample_poly
 
-from mot.files import write_atomically
+from mot.config.modalities import AUDIO_RATES
 from mot.tokenizers import codebook
-from mot.tokenizers.limits import RATES
+from mot.tokenizers.archive import STORED
 
-FORMAT = "mot audio tokenizer 1"
 BANDS = 40
 RANGE = 80  # dB: what is fainter than a clip's loudest by more is silence, as in Whisper (Radford et al. 2022)
 READ = (1000, 768000)  # and of a clip: what is far outside would be resampled to any size
@@ -27,9 +26,11 @@ READ = (1000, 768000)  # and of a clip: what is far outside would be resampled t
 class AudioTokenizer:
     """Sound of `rate` samples a second, a token for every `hop` of them."""
 
+    FORMAT: ClassVar[str] = "mot audio tokenizer 1"
     rate: int
     hop: int
-    codes_KP: np.ndarray  # uint8 [K, BANDS], from RANGE dB below the clip's loudest (0) to it (255); quiet ones first
+    # uint8 [K, BANDS], from RANGE dB below the clip's loudest (0) to it (255); quiet ones first
+    codes_KP: np.ndarray = field(metadata={STORED: "codes"})
 
     def __post_init__(self):
         check(self.rate, self.hop)
@@ -72,8 +73,10 @@ def fit_audio(
 
 def check(rate: int, hop: int) -> None:
     """Raises `ValueError` unless sound of this rate may have frames of so many samples."""
-    if not RATES[0] <= rate <= RATES[1]:
-        raise ValueError(f"rate={rate}; must be from {RATES[0]} to {RATES[1]} samples a second; 16000 suits speech")
+    if not AUDIO_RATES[0] <= rate <= AUDIO_RATES[1]:
+        raise ValueError(
+            f"rate={rate}; must be from {AUDIO_RATES[0]} to {AUDIO_RATES[1]} samples a second; 16000 suits speech"
+        )
     if not rate // 200 <= hop <= rate // 10:
         raise ValueError(
             f"hop={hop}; must be from {rate // 200} to {rate // 10} samples at rate={rate}, 5 to 100 ms; "
@@ -142,22 +145,3 @@ def bands(rate: int, bins: int) -> np.ndarray:
     steps = np.diff(edges)
     rising, falling = (frequency - edges[:-2]) / steps[:-1], (edges[2:] - frequency) / steps[1:]
     return np.minimum(rising, falling).clip(0)
-
-
-def to_bytes(tokenizer: AudioTokenizer) -> bytes:
-    numbers = {"rate": tokenizer.rate, "hop": tokenizer.hop}
-    return codebook.to_bytes(FORMAT, numbers, tokenizer.codes_KP)
-
-
-def save(tokenizer: AudioTokenizer, path: Path) -> None:
-    """An .npz file; equal tokenizers give equal bytes."""
-    write_atomically(path, to_bytes(tokenizer))
-
-
-def load(path: Path) -> AudioTokenizer:
-    """What `save` wrote; raises `ValueError` for anything else."""
-    try:
-        numbers, codes_KP = codebook.from_bytes(codebook.read(path), FORMAT, ("rate", "hop"))
-        return AudioTokenizer(**numbers, codes_KP=codes_KP)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

@@ -1,14 +1,11 @@
-"""A codebook of bytes: K codes found by k-means, the nearest code of a row, and the file that keeps them.
+"""A codebook of bytes: K codes found by k-means, and the nearest code of a row.
 
 Rows and codes are whole numbers from 0 to 255, so every distance is exact in floating point in whatever order it is
 added up: ids depend neither on the machine, nor on its threads, nor on what is looked up together.
 """
 
-import io
 import warnings
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
 from sklearn.cluster import KMeans, kmeans_plusplus
@@ -19,9 +16,7 @@ IDS = 1 << 16  # the most codes
 CODES = 1 << 23  # and the most bytes of all of them
 SAMPLE = 1 << 17  # the most rows that k-means sees,
 SAMPLED = 1 << 25  # and the most bytes of them
-LARGEST = CODES + 4096  # bytes of a file
 _EXACT = (1 << 24) // 255**2  # so many products of two bytes add up exactly in float32
-_OTHERWISE = "it is not as it was written; fit it anew, or copy it again"
 
 
 def sample(rows: Iterable[np.ndarray], features: int) -> np.ndarray:
@@ -127,63 +122,3 @@ def look_up(ids, codes_KP: np.ndarray) -> np.ndarray:
     if len(odd := ids[(ids < 0) | (ids >= len(codes_KP))]):
         raise ValueError(f"id {odd[0]} has no code; ids are from 0 to {len(codes_KP) - 1}")
     return codes_KP[ids]
-
-
-def to_bytes(format: str, numbers: dict[str, int], codes_KP: np.ndarray) -> bytes:
-    """What `pack` makes of whole numbers and codes."""
-    return pack(format, {name: np.array(n, "<i8") for name, n in numbers.items()} | {"codes": codes_KP})
-
-
-def pack(format: str, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An .npz file without pickle: the same content gives the same bytes, on any machine and in any version."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in ({"format": np.array(format)} | arrays).items():
-            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-            entry.create_system, entry.external_attr = 3, 0o644 << 16
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.asarray(array, order="C"), (1, 0), allow_pickle=False)
-            archive.writestr(entry, member.getvalue())
-    return out.getvalue()
-
-
-def from_bytes(content: bytes, format: str, names: Sequence[str]) -> tuple[dict[str, int], np.ndarray]:
-    """What `to_bytes` wrote; raises `ValueError` for anything else, also where a single bit differs."""
-    arrays = unpack(content, format, (*names, "codes"))
-    codes_KP = arrays.pop("codes")
-    if codes_KP.ndim != 2 or any(array.shape or array.dtype != "<i8" for array in arrays.values()):
-        raise ValueError(_OTHERWISE)
-    return {name: int(array) for name, array in arrays.items()}, codes_KP
-
-
-def unpack(content: bytes, format: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """What `pack` wrote; raises `ValueError` for anything else, also where a single bit differs."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("it is compressed")  # and might unfold to any size
-
-            def read(name):
-                return np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
-
-            found = str(read("format"))
-            arrays = {name: read(name) for name in names if found == format}
-    except Exception as error:  # a damaged archive or header raises any of a dozen kinds
-        raise ValueError(f"it is no tokenizer of this project: {type(error).__name__}: {error}") from error
-    if found != format:
-        raise ValueError(f"it holds {found[:60]!r} and {format!r} is needed; give another file, or fit one anew")
-    if pack(format, arrays) != content:
-        raise ValueError(_OTHERWISE)
-    return arrays
-
-
-def read(path: Path) -> bytes:
-    """A file's bytes; raises `ValueError` where there is none, or one too large to be ours."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise ValueError(f"it cannot be read: {error.strerror}") from error
-    if len(content) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST} bytes, which no tokenizer has")
-    return content

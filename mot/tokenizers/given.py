@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mot.tokenizers.limits import MOST
+from mot.config.modalities import MAX_IDS
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class GivenIds:
     tokens: int = 0  # of a unit, where each has so many; 0 = any number
 
     def __post_init__(self):
-        if not 1 <= self.ids <= MOST:
-            raise ValueError(f"ids={self.ids}; must be from 1 to {MOST}")
+        if not 1 <= self.ids <= MAX_IDS:
+            raise ValueError(f"ids={self.ids}; must be from 1 to {MAX_IDS}")
 
     def encode(self, x_C: np.ndarray) -> np.ndarray:
         """Integers `[n]` as they are; raises `ValueError` for ids out of range, and a unit of another length."""

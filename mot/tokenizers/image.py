@@ -5,26 +5,25 @@ fewer tokens and lose more.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from mot.files import write_atomically
+from mot.config.modalities import IMAGE_SIDE
 from mot.tokenizers import codebook
-from mot.tokenizers.limits import SIDE
-
-FORMAT = "mot image tokenizer 1"
+from mot.tokenizers.archive import STORED
 
 
 @dataclass(frozen=True, eq=False)
 class ImageTokenizer:
     """Pictures of `side` x `side` pixels in patches of `patch` x `patch`, row by row."""
 
+    FORMAT: ClassVar[str] = "mot image tokenizer 1"
     side: int
     patch: int
-    codes_KP: np.ndarray  # uint8, a patch's pixels row by row, RGB; dark ones first
+    codes_KP: np.ndarray = field(metadata={STORED: "codes"})  # uint8, a patch's pixels row by row, RGB; dark ones first
 
     def __post_init__(self):
         check(self.side, self.patch)
@@ -67,8 +66,8 @@ def fit_image(images: Iterable[np.ndarray], side: int, patch: int, ids: int, few
 
 def check(side: int, patch: int) -> None:
     """Raises `ValueError` unless pictures of this side divide into such patches."""
-    if not 1 <= side <= SIDE:
-        raise ValueError(f"side={side}; must be from 1 to {SIDE} pixels")
+    if not 1 <= side <= IMAGE_SIDE:
+        raise ValueError(f"side={side}; must be from 1 to {IMAGE_SIDE} pixels")
     fitting = [p for p in range(1, side + 1) if side % p == 0 and 3 * p**2 <= codebook.CODES]
     if patch not in fitting:
         raise ValueError(f"patch={patch}; must divide side={side}; choose one of {', '.join(map(str, fitting))}")
@@ -91,22 +90,3 @@ def assembled(patches_RP: np.ndarray, side: int, patch: int) -> np.ndarray:
     """`[side, side, 3]`, what `patches` takes apart."""
     n = side // patch
     return patches_RP.reshape(n, n, patch, patch, 3).transpose(0, 2, 1, 3, 4).reshape(side, side, 3)
-
-
-def to_bytes(tokenizer: ImageTokenizer) -> bytes:
-    numbers = {"side": tokenizer.side, "patch": tokenizer.patch}
-    return codebook.to_bytes(FORMAT, numbers, tokenizer.codes_KP)
-
-
-def save(tokenizer: ImageTokenizer, path: Path) -> None:
-    """An .npz file; equal tokenizers give equal bytes."""
-    write_atomically(path, to_bytes(tokenizer))
-
-
-def load(path: Path) -> ImageTokenizer:
-    """What `save` wrote; raises `ValueError` for anything else."""
-    try:
-        numbers, codes_KP = codebook.from_bytes(codebook.read(path), FORMAT, ("side", "patch"))
-        return ImageTokenizer(**numbers, codes_KP=codes_KP)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

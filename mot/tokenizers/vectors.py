@@ -5,14 +5,13 @@ and points of the pen as in sketch-rnn (Ha and Eck 2017).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from mot.files import write_atomically
-from mot.tokenizers import audio, codebook, image
-from mot.tokenizers.limits import POINTS
+from mot.config.modalities import ACTION_POINTS
+from mot.tokenizers import audio, image
 
 FAR = 50  # times what the first drawings reach: a pen that was not measured in their unit
 FAINTEST = 1e-3  # the least that a band's levels are taken to vary, of its whole range
@@ -22,6 +21,7 @@ FAINTEST = 1e-3  # the least that a band's levels are taken to vary, of its whol
 class ImageVectors:
     """Pictures of `side` x `side` pixels in patches of `patch` x `patch`, row by row."""
 
+    FORMAT: ClassVar[str] = "mot image vectors 1"
     side: int
     patch: int
 
@@ -51,6 +51,7 @@ class ImageVectors:
 class AudioVectors:
     """Sound of `rate` samples a second as log-mel frames, one for every `hop` of them."""
 
+    FORMAT: ClassVar[str] = "mot audio vectors 1"
     rate: int
     hop: int
     mean_P: np.ndarray  # float64, of each band's level: 1 is a clip's loudest, 0 audio.RANGE dB below
@@ -95,14 +96,15 @@ class ActionVectors:
     Each is a place, or an offset from the one before: then where a drawing lies is lost. So is its timing.
     """
 
+    FORMAT: ClassVar[str] = "mot action vectors 1"
     points: int
     offsets: bool
     centre: np.ndarray  # float64 [2], the place that is 0
     scale: float  # the length that is 1: half of the canvas, or an offset's root mean square
 
     def __post_init__(self):
-        if not POINTS[0] <= self.points <= POINTS[1]:
-            raise ValueError(f"points={self.points}; must be from {POINTS[0]} to {POINTS[1]}")
+        if not ACTION_POINTS[0] <= self.points <= ACTION_POINTS[1]:
+            raise ValueError(f"points={self.points}; must be from {ACTION_POINTS[0]} to {ACTION_POINTS[1]}")
         if type(self.offsets) is not bool or self.centre.dtype != np.float64 or self.centre.shape != (2,):
             raise ValueError(f"offsets are {self.offsets!r}, the centre {self.centre.dtype} {list(self.centre.shape)}")
         if not (np.abs(self.centre).max() <= 1e30 and 0 < self.scale <= 1e30):
@@ -192,8 +194,8 @@ def fit_action(paths: Iterable[np.ndarray], points: int, offsets: bool) -> Actio
 
     A path that cannot be resampled is passed over. Raises `ValueError` where none is left.
     """
-    if not POINTS[0] <= points <= POINTS[1]:
-        raise ValueError(f"points={points}; must be from {POINTS[0]} to {POINTS[1]}")
+    if not ACTION_POINTS[0] <= points <= ACTION_POINTS[1]:
+        raise ValueError(f"points={points}; must be from {ACTION_POINTS[0]} to {ACTION_POINTS[1]}")
     low = np.full(2, np.inf)
     high = np.full(2, -np.inf)
     square = 0.0
@@ -231,29 +233,3 @@ def _vectors(x_CP, width: int, tokens: int, what: str) -> np.ndarray:
 
 def _rounded(x: np.ndarray) -> np.ndarray:
     return np.rint(x.clip(0, 255)).astype(np.uint8)
-
-
-def _format(kind: type[Vectors]) -> str:
-    return f"mot {kind.__name__.removesuffix('Vectors').lower()} vectors 1"
-
-
-def to_bytes(tokenizer: Vectors) -> bytes:
-    values = {field.name: getattr(tokenizer, field.name) for field in fields(tokenizer)}
-    return codebook.pack(_format(type(tokenizer)), {name: np.asarray(x) for name, x in values.items()})
-
-
-def save(tokenizer: Vectors, path: Path) -> None:
-    """An .npz file; equal tokenizers give equal bytes."""
-    write_atomically(path, to_bytes(tokenizer))
-
-
-def load(kind: type[Vectors], path: Path) -> Vectors:
-    """What `save` wrote of this kind; raises `ValueError` for anything else."""
-    try:
-        arrays = codebook.unpack(codebook.read(path), _format(kind), [field.name for field in fields(kind)])
-        for field in fields(kind):
-            if field.type is not np.ndarray and type(arrays[field.name].tolist()) is not field.type:
-                raise ValueError(f"{field.name} is {arrays[field.name].dtype}; {field.type.__name__} is needed")
-        return kind(**{f.name: arrays[f.name] if f.type is np.ndarray else arrays[f.name].item() for f in fields(kind)})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

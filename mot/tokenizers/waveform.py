@@ -5,6 +5,8 @@ the divergence), then a phase by Griffin and Lim's method (1984) with momentum (
 digits the bands come back within 1.3 dB, root mean square; with the filterbank's pseudo-inverse, cut off at 0, 2.3.
 """
 
+import io
+
 import numpy as np
 
 from mot.tokenizers import audio
@@ -41,6 +43,15 @@ def wave(decibels: np.ndarray, rate: int, hop: int, seed: int = 0) -> np.ndarray
         sound[first * hop : first * hop + len(piece)] += piece
     loudest = LOUDEST * 10 ** (decibels.max() / 20)
     return (sound * (loudest / (np.abs(sound).max() or 1))).astype(np.float32)
+
+
+def wav(sound: np.ndarray, rate: int) -> bytes:
+    """A WAV of 16-bit samples, of float samples `[n]` within -1 to 1, `rate` a second."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, sound, rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
 
 
 def _griffin_lim(decibels: np.ndarray, rate: int, hop: int, rng: np.random.Generator) -> np.ndarray:

@@ -15,9 +15,10 @@ from mot.data import manifest, records, remote, sources
 from mot.data.manifest import read_json
 from mot.data.records import Dataset, Placement, Record, Span, TokenLayout, atoms, decode, encode, lengths, render
 from mot.errors import UserError
-from mot.prepare import tokenise
+from mot.prepare import dataset_tokenizers
+from mot.prepare.dataset_tokenizers import CHOSEN
+from mot.tokenizers import archive
 from mot.tokenizers import audio as audios
-from mot.tokenizers import image as images
 from mot.tokenizers import text as texts
 from mot.tokenizers.audio import AudioTokenizer
 from mot.tokenizers.image import ImageTokenizer
@@ -199,10 +200,12 @@ def tokenizers_of(folder, modalities):
     folder.mkdir()
     (folder / "text.json").write_text(text_tokenizer(), encoding="utf-8")
     if "image" in modalities:
-        images.save(ImageTokenizer(4, 2, np.repeat(np.arange(4, dtype=np.uint8)[:, None], 12, 1)), folder / "image.npz")
+        archive.save(
+            ImageTokenizer(4, 2, np.repeat(np.arange(4, dtype=np.uint8)[:, None], 12, 1)), folder / "image.npz"
+        )
     if "audio" in modalities:
-        audios.save(AudioTokenizer(8000, 160, np.zeros((1, audios.BANDS), np.uint8)), folder / "audio.npz")
-    (folder / tokenise.CHOSEN).write_text(json.dumps({"modalities": modalities, "latents": 0}), encoding="utf-8")
+        archive.save(AudioTokenizer(8000, 160, np.zeros((1, audios.BANDS), np.uint8)), folder / "audio.npz")
+    (folder / CHOSEN).write_text(json.dumps({"modalities": modalities, "latents": 0}), encoding="utf-8")
 
 
 def saved(folder, arrays):
@@ -542,12 +545,12 @@ def test_with_any_value_in_dataset_json_all_that_is_read_is_shown_or_refused(tmp
 def test_junk_in_place_of_a_tokenizer_is_named(tmp_path, name, content):
     folder = tmp_path / "tokenizers"
     tokenizers_of(folder, ["text", "image", "audio"])
-    assert tokenise.load(folder).media["audio"].ids == 1
+    assert dataset_tokenizers.load(folder).media["audio"].ids == 1
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name}.*; copy it again, or prepare the dataset anew"):
-        tokenise.load(folder)
+        dataset_tokenizers.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -572,14 +575,14 @@ def test_a_foreign_choice_of_tokenizers_is_refused(tmp_path, chosen):
     tokenizers_of(tmp_path / "tokenizers", ["text"])
     (tmp_path / "tokenizers" / "chosen.json").write_text(json.dumps(chosen), encoding="utf-8")
     with pytest.raises(UserError, match=r"chosen.json is missing or damaged"):
-        tokenise.load(tmp_path / "tokenizers")
+        dataset_tokenizers.load(tmp_path / "tokenizers")
 
 
 def test_every_file_of_the_tokenizers_is_listed(tmp_path):
     folder = tmp_path / "tokenizers"
     tokenizers_of(folder, ["text", "image", "audio"])
     np.save(folder / manifest.BYTES, np.ones(3))
-    listed = [file["file"] for tokenizer in tokenise.about(folder).values() for file in tokenizer["files"]]
+    listed = [file["file"] for tokenizer in dataset_tokenizers.about(folder).values() for file in tokenizer["files"]]
     assert sorted(listed) == sorted(path.name for path in folder.iterdir())
 
 

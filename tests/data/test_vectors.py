@@ -18,7 +18,8 @@ from mot.data.manifest import SPLITS
 from mot.data.pipeline import Batches
 from mot.data.records import Dataset
 from mot.errors import UserError
-from mot.prepare import job, media, tokenise
+from mot.prepare import dataset_tokenizers, job
+from mot.prepare.codecs import audio
 from mot.tokenizers.given import GivenVectors
 from mot.tokenizers.vectors import ActionVectors, AudioVectors, ImageVectors
 from tests.support.datasets import SMALL, contents, write_inputs
@@ -64,7 +65,7 @@ def test_every_kind_comes_out_as_it_went_in(made):
     assert {m: t.get("width") for m, t in about["tokenizers"].items()} == {"text": None} | WIDTHS
     assert {m: t.get("tokens") for m, t in about["tokenizers"].items() if "tokens" in t} == {"image": 16, "action": 16}
     assert {"<action>", "</action>", "<audio>", "</latents>", "<boi>"} < about["tokenizers"]["text"]["special"].keys()
-    tools = tokenise.load(out / "tokenizers")
+    tools = dataset_tokenizers.load(out / "tokenizers")
     assert [type(t) for t in tools.media.values()] == [ImageVectors, AudioVectors, ActionVectors, GivenVectors]
     seen, folder = set(), out.parent / "in"
     for split in SPLITS:
@@ -248,7 +249,7 @@ def test_a_damaged_tokenizer_of_vectors_is_named(made, tmp_path):
         for path in (out / "tokenizers").iterdir():
             (copy / path.name).write_bytes(path.read_bytes() if path.name != name else b"junk")
         with pytest.raises(UserError, match=rf"{name}: .*; copy it again, or prepare the dataset anew"):
-            tokenise.load(copy)
+            dataset_tokenizers.load(copy)
 
 
 def call(*arguments):
@@ -274,7 +275,7 @@ def test_the_sounds_of_documents_that_are_shown_are_heard(made, tmp_path, capsys
     assert call("inspect", out, "--document", number, "--out", tmp_path / "page.png") == 0
     file = tmp_path / f"page-{number}-{place}.wav"
     assert f"sound: {file}" in capsys.readouterr().out
-    wave, rate = media.audio(file)
+    wave, rate = audio.sound(file)
     assert (rate, len(wave)) == (8000, len(data) * 160)
     assert {p.name for p in tmp_path.iterdir()} == {"page.png", file.name}
 

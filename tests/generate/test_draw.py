@@ -26,9 +26,10 @@ from mot.generate import codecs, digits, documents, layout, opened, pictures, re
 from mot.generate.documents import Continuation
 from mot.generate.judge import judge
 from mot.generate.sampling import Generated, Stretch
-from mot.prepare import tokenise
+from mot.prepare import dataset_tokenizers
 from mot.prepare.job import prepare
 from mot.runs import rundir
+from mot.tokenizers import waveform
 from mot.tokenizers.audio import AudioTokenizer
 from mot.tokenizers.given import GivenVectors
 from mot.tokenizers.image import ImageTokenizer
@@ -243,7 +244,7 @@ def test_a_run_on_a_prepared_dataset_draws_with_its_tokenizers(prepared, tmp_pat
     first = json.loads((tmp_path / "document-0.json").read_text(encoding="utf-8"))
     assert first == [{"text": "Picture number 3 <eos>"}, {"image": "document-0-2.png"}]  # no end, but text
     pixels = np.asarray(Image.open(tmp_path / "document-0-2.png"))
-    tools = tokenise.load(prepared.parent / "data" / "tokenizers")
+    tools = dataset_tokenizers.load(prepared.parent / "data" / "tokenizers")
     np.testing.assert_array_equal(tools.media["image"].decode(tools.media["image"].encode(pixels)), pixels)
     assert (tmp_path / "document-1.txt").exists()
 
@@ -273,14 +274,14 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     pen = ActionVectors(4, False, np.zeros(2), 10.0)
     tokenizer = embedded.load_tokenizer()
     media = {"image": ImageTokenizer(4, 2, codes), "audio": AudioTokenizer(8000, 160, bands), "action": pen}
-    tools = tokenise.Tools(tokenizer, media | {"latents": GivenVectors(3)})
+    tools = dataset_tokenizers.Tokenizers(tokenizer, media | {"latents": GivenVectors(3)})
     codec, kinds = codecs._records(tools), tools.modalities
     data = {"image": np.array([0, 1, 1, 0]), "audio": np.array([1, 0, 1]), "latents": np.ones((2, 3), np.float32)}
     data["action"] = np.array([[-1, -1, -1], [1, -1, 1], [0, 1, -1], [0, 0.5, 1]], np.float32)
     parts = [(kind, codec.decode(kind, data[kind])) for kind in kinds[1:]]
     d = Continuation("document-7", 1, [("text", "a\x1b[2J"), *parts, ("audio", None)], True)
     model = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(name="r")), step=1, codec=codec)
-    files = documents._files(model, [d], 0)
+    files = documents._files(model, [documents._with_files(codec, d, 0)])
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     numbers = {"2.png", "3.png", "3.wav", "4.npy", "4.png", "5.npy"}
@@ -303,26 +304,28 @@ def test_every_kind_of_content_gets_its_files(tmp_path):
     np.testing.assert_array_equal(codec.encode(sound), data["audio"])
 
 
-def test_a_grid_sounds_in_the_order_of_its_pictures():
+def test_a_grid_sounds_in_the_order_of_its_pictures(monkeypatch):
     """One WAV of all, with a pause between; what the prompt held is not in it."""
     rate, hop = 8000, 160
 
-    def sound(spectrogram, seed):
-        return np.full(spectrogram.shape[1] * hop, seed / 10), rate
+    def wave(decibels, rate, hop, seed):
+        return np.full(decibels.shape[1] * hop, seed / 10)
+
+    monkeypatch.setattr(waveform, "wave", wave)
 
     def spectrogram(tokens):
         return "audio", np.zeros((40, tokens), np.float32)
 
-    codec = codecs.Codec(("text", "audio"), None, None, sound)
+    codec = codecs.Codec(("text", "audio"), None, None, {"audio": SimpleNamespace(rate=rate, hop=hop)})
     given = [Continuation("document-0", 1, [spectrogram(9), spectrogram(2), ("text", "and")], True)]
     given += [Continuation("document-1", 0, [spectrogram(3), ("audio", None)], False)]
-    files = documents._grid(SimpleNamespace(codec=codec), given, 5)
+    files = documents._grid(codec, [documents._with_files(codec, d, 5) for d in given])
     assert files.keys() == {"grid.png", "grid.wav"}
     assert all(results.NAMES.fullmatch(name) for name in files)
     heard, of = soundfile.read(io.BytesIO(files["grid.wav"]))
     assert of == rate
     assert [len(x) for x in np.split(heard, np.flatnonzero(np.diff(heard)) + 1)] == [2 * hop, rate // 2, 3 * hop]
-    assert documents._grid(SimpleNamespace(codec=codec), given[:0], 5) == {}
+    assert documents._grid(codec, []) == {}
 
 
 @pytest.mark.parametrize(

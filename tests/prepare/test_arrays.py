@@ -9,6 +9,7 @@ import pytest
 
 from mot.errors import UserError
 from mot.prepare import arrays, media
+from mot.prepare.codecs import action, audio, image, latents
 from mot.prepare.raw import Part
 from tests.support.files import bad, npz_of_strokes, read, write, write_lines
 
@@ -77,11 +78,11 @@ def test_clips_by_offsets_and_labels_by_their_names(tmp_path):
 def test_latents_and_strings_in_arrays(tmp_path):
     fields = {"text": np.array(["a", "b"]), "latents": RNG.normal(size=(5, 4)), "latents_offsets": np.array([0, 2, 5])}
     found = read(npz(tmp_path / "a.npz", **fields))
-    assert [media.latents(r.parts[1].content).shape for r in found] == [(2, 4), (3, 4)]
+    assert [latents.vectors(r.parts[1].content).shape for r in found] == [(2, 4), (3, 4)]
     fields = {"caption": np.array([b"a", b"b"]), "latents": RNG.normal(size=(2, 3, 4)).astype(np.float16)}
     found = read(npz(tmp_path / "b.npz", **fields))
     assert [r.parts[0].content for r in found] == ["a", "b"]
-    assert media.latents(found[0].parts[1].content).shape == (3, 4)
+    assert latents.vectors(found[0].parts[1].content).shape == (3, 4)
 
 
 def test_paths_whose_columns_lie_in_several_arrays(tmp_path):
@@ -92,9 +93,9 @@ def test_paths_whose_columns_lie_in_several_arrays(tmp_path):
     assert [r.parts[0].content for r in found] == [f"drawing {i}" for i in range(4)]
     for i, r in enumerate(found):
         row = slice(offsets[i], offsets[i + 1])
-        path = media.action(r.parts[1].content)
+        path = action.path(r.parts[1].content)
         np.testing.assert_array_equal(path, np.column_stack([xy[row], pen_up[row]]))
-    assert media.action(read(file, content=["action:xy"])[1].parts[0].content).shape == (offsets[2] - offsets[1], 3)
+    assert action.path(read(file, content=["action:xy"])[1].parts[0].content).shape == (offsets[2] - offsets[1], 3)
     assert "an action uint8" in told(read(file, content=["action:pen_up"])[0])
     why = set(bad(file, content=["action:xy+caption"]).values())
     assert "field 'caption' of 'xy+caption' is 'drawing 0'; arrays of one length, [n] or [n, P], are joined" in why
@@ -106,7 +107,7 @@ def test_paths_whose_columns_lie_in_several_arrays(tmp_path):
             read(file, content=[content])
     paths = dict(caption=np.array(["a", "b"]), xy=RNG.normal(size=(2, 5, 2)), up=np.zeros((2, 5), bool))
     file = npz(tmp_path / "even.npz", **paths)
-    assert media.action(read(file, content=["text:caption|action:xy+up"])[1].parts[1].content).shape == (5, 3)
+    assert action.path(read(file, content=["text:caption|action:xy+up"])[1].parts[1].content).shape == (5, 3)
     file = npz(tmp_path / "odd.npz", **paths | {"up": np.zeros((2, 4))})
     assert r"field 'up' of 'xy+up' is float64 [4]; arrays of one length" in str(bad(file, content=["action:xy+up"]))
     file = npz(tmp_path / "words.npz", **paths)
@@ -117,7 +118,7 @@ def test_paths_whose_columns_lie_in_several_arrays(tmp_path):
 def told(document) -> str:
     """Why the document's last part is none."""
     with pytest.raises(ValueError, match=" ") as caught:
-        media.action(document.parts[-1].content)
+        action.path(document.parts[-1].content)
     return str(caught.value)
 
 
@@ -182,13 +183,13 @@ def decoded(found, of):
         assert [part.kind for part in r.parts] == of
         for part in r.parts:
             if part.kind == "image":
-                assert media.image(part.content).shape[2] == 3
+                assert image.pixels(part.content).shape[2] == 3
             elif part.kind == "action":
-                path = media.action(part.content)
+                path = action.path(part.content)
                 assert 0 < np.ptp(path[:, :2], axis=0).max() < 12000
                 assert path[-1, 2] == 1
             elif part.kind == "audio":
-                wave, rate = media.audio(part.content, part.rate)
+                wave, rate = audio.sound(part.content, part.rate)
                 assert rate == 8000
                 assert 0.1 < len(wave) / rate < 2.5
 

@@ -13,7 +13,7 @@ from mot.data import sources
 from mot.data.manifest import read_json
 from mot.data.records import Dataset
 from mot.errors import UserError
-from mot.prepare import job, tokenise
+from mot.prepare import dataset_tokenizers, job
 from tests.support.datasets import SMALL
 from tests.support.files import png, table, write_lines
 
@@ -38,7 +38,7 @@ def made(folder, file, out="out", **changes):
 
 def spans(folder):
     """The ids of each document by its text, of both splits, and their modality."""
-    found, tools = {}, tokenise.load(folder / "tokenizers")
+    found, tools = {}, dataset_tokenizers.load(folder / "tokenizers")
     for split in ("train", "held_out"):
         dataset = Dataset(folder, split)
         for i in range(dataset.count):

@@ -14,7 +14,7 @@ import pytest
 
 from mot.data.manifest import SPLITS, read_json
 from mot.data.records import Dataset
-from mot.prepare import job, readers, tokenise
+from mot.prepare import dataset_tokenizers, job, readers
 from tests.support.datasets import SMALL, contents, write_inputs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
 
 def test_documents_come_out_as_they_went_in(made):
     recipe, out, summary = made
-    tools = tokenise.load(out / "tokenizers")
+    tools = dataset_tokenizers.load(out / "tokenizers")
     assert tools.modalities == ("text", "image")
     raws = {raw.id: raw for raw in readers.read([Path(recipe.inputs[0])], "jsonl")}
     seen = {}

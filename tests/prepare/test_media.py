@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import wavfile
 
+from mot.config.modalities import MODALITIES
 from mot.prepare import media
+from mot.prepare.codecs import action, audio, image, latents
 from tests.support.media import encoded, npy, sound
 
 RNG = np.random.default_rng(0)
@@ -41,7 +43,7 @@ def test_a_file_is_judged_by_its_size_before_it_is_read(tmp_path):
     media.check_file(path, 1000)
     os.truncate(path, 300 * 10**9)  # sparse
     with pytest.raises(ValueError, match=r"a.npy has 300,000,000,000 bytes; at most 268,500,992 are allowed"):
-        media.check_file(path, media.MAX_FILE["latents"])
+        media.check_file(path, MODALITIES["latents"].max_bytes)
     with pytest.raises(ValueError, match=r"no file b.npy"):
         media.check_file(tmp_path / "b.npy", 1000)
 
@@ -53,12 +55,12 @@ def test_every_image_format_gives_its_pixels(form, tmp_path):
     options = {"lossless": True} if form == "WEBP" else {}
     picture = PHOTO if exact else smooth
     data = encoded(picture, form, **options)
-    got = media.image(data)
+    got = image.pixels(data)
     assert (got.shape, got.dtype) == ((7, 5, 3), np.uint8)
     np.testing.assert_allclose(got.astype(int), picture, atol=0 if exact else 3)
     path = tmp_path / "picture"  # the bytes say what it is, not the name
     path.write_bytes(data)
-    np.testing.assert_array_equal(media.image(path), got)
+    np.testing.assert_array_equal(image.pixels(path), got)
     got[0, 0] = 0  # the caller's own
 
 
@@ -69,7 +71,7 @@ def test_other_headers_of_a_format(form):
     exif = Image.Exif()
     exif[0x0112] = 1
     for options in ({}, {"exif": exif}, {"progressive": True}):
-        assert media.image(encoded(picture, form, **options)).shape == (33, 20, 3)
+        assert image.pixels(encoded(picture, form, **options)).shape == (33, 20, 3)
 
 
 def test_transparency_is_composited_on_white():
@@ -77,43 +79,43 @@ def test_transparency_is_composited_on_white():
     rgba[0, :, 3] = 0, 255, 128
     expected = np.repeat(np.array([[255, 0, 127]])[..., None], 3, -1)
     palette = Image.fromarray(np.zeros((1, 3), np.uint8), "L").convert("P")
-    np.testing.assert_array_equal(media.image(encoded(rgba, "PNG")), expected)
-    np.testing.assert_array_equal(media.image(rgba), expected)
-    assert (media.image(encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))) == 255).all()
+    np.testing.assert_array_equal(image.pixels(encoded(rgba, "PNG")), expected)
+    np.testing.assert_array_equal(image.pixels(rgba), expected)
+    assert (image.pixels(encoded(palette, "PNG", transparency=palette.getpixel((0, 0)))) == 255).all()
 
 
 def test_grey_palette_cmyk_and_sixteen_bits_become_rgb():
     grey = np.array([[0, 128, 255]], np.uint8)
     expected = np.repeat(grey[..., None], 3, -1)
-    np.testing.assert_array_equal(media.image(encoded(grey, "PNG")), expected)
-    np.testing.assert_array_equal(media.image(grey), expected)
-    np.testing.assert_array_equal(media.image(encoded(grey.astype(np.uint16) * 257, "PNG")), expected)
-    np.testing.assert_array_equal(media.image(encoded(grey > 100, "PNG")), np.where(expected > 100, 255, 0))
-    assert media.image(encoded(Image.new("CMYK", (4, 4)), "JPEG")).min() > 250
+    np.testing.assert_array_equal(image.pixels(encoded(grey, "PNG")), expected)
+    np.testing.assert_array_equal(image.pixels(grey), expected)
+    np.testing.assert_array_equal(image.pixels(encoded(grey.astype(np.uint16) * 257, "PNG")), expected)
+    np.testing.assert_array_equal(image.pixels(encoded(grey > 100, "PNG")), np.where(expected > 100, 255, 0))
+    assert image.pixels(encoded(Image.new("CMYK", (4, 4)), "JPEG")).min() > 250
 
 
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
-    got = media.image(encoded(PHOTO, "PNG", exif=exif))
+    got = image.pixels(encoded(PHOTO, "PNG", exif=exif))
     np.testing.assert_array_equal(got, np.rot90(PHOTO, -1))
 
 
 def test_the_first_frame_of_an_animation():
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(media.image(data), np.broadcast_to([255, 0, 0], (4, 4, 3)))
+    np.testing.assert_array_equal(image.pixels(data), np.broadcast_to([255, 0, 0], (4, 4, 3)))
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (100_000, 5), (5, 100_000), (16385, 1), (16384, 4097)])
 def test_sizes_are_refused_from_the_header_with_their_numbers(width, height, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(ValueError, match=f"{width}x{height} pixels; sides of 1 to 16384"):
-        media.image(png(width, height))
+        image.pixels(png(width, height))
     bmp = bytearray(encoded(PHOTO, "BMP"))
     bmp[18:26] = struct.pack("<ii", width, -height)
     with pytest.raises(ValueError, match=f"{width}x{height} pixels"):
-        media.image(bytes(bmp))
+        image.pixels(bytes(bmp))
 
 
 def test_sizes_of_every_header_are_seen(monkeypatch):
@@ -123,20 +125,20 @@ def test_sizes_of_every_header_are_seen(monkeypatch):
     vp8x = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (99_999).to_bytes(3, "little") + bytes(3)
     for data, size in ((gif, "60000x3"), (jpeg, "4x0"), (vp8x, "100000x1")):
         with pytest.raises(ValueError, match=f"an image of {size} pixels"):
-            media.image(data)
+            image.pixels(data)
     with pytest.raises(ValueError, match="an image of 20000x2 pixels"):
-        media.image(np.zeros((2, 20000), np.uint8))
+        image.pixels(np.zeros((2, 20000), np.uint8))
 
 
 @pytest.mark.parametrize(("form", "options"), [("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("PPM", {})])
 def test_what_pillow_opens_without_decoding_is_read(form, options):
-    np.testing.assert_array_equal(media.image(encoded(PHOTO, form, **options)), PHOTO)
+    np.testing.assert_array_equal(image.pixels(encoded(PHOTO, form, **options)), PHOTO)
     grey = np.array([[0, 65535]], np.uint16)
-    np.testing.assert_array_equal(media.image(encoded(grey, form, **options))[..., 0], [[0, 255]])
+    np.testing.assert_array_equal(image.pixels(encoded(grey, form, **options))[..., 0], [[0, 255]])
 
 
 def test_avif_is_read():
-    got = media.image(encoded(np.full((9, 8, 3), 200, np.uint8), "AVIF"))
+    got = image.pixels(encoded(np.full((9, 8, 3), 200, np.uint8), "AVIF"))
     assert got.shape == (9, 8, 3)
     assert abs(int(got.mean()) - 200) < 5
 
@@ -144,9 +146,9 @@ def test_avif_is_read():
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_pictures_of_several_frames_are_counted(form):
     seen, frames = Counter(), [Image.fromarray(PHOTO), Image.fromarray(255 - PHOTO)]
-    assert media.image(encoded(frames[0], form, save_all=True, append_images=frames[1:]), seen).shape == (7, 5, 3)
-    assert media.image(encoded(frames[0], form), seen).shape == (7, 5, 3)
-    assert seen == {"animated": 1}
+    assert image.pixels(encoded(frames[0], form, save_all=True, append_images=frames[1:]), seen).shape == (7, 5, 3)
+    assert image.pixels(encoded(frames[0], form), seen).shape == (7, 5, 3)
+    assert seen == {image.ANIMATED: 1}
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "JPEG", "GIF", "TIFF", "AVIF", "PPM"])
@@ -154,7 +156,7 @@ def test_a_truncated_image_is_refused(form):
     data = encoded(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8), form)
     for end in (0, 1, 10, len(data) // 2):
         with pytest.raises(ValueError, match=r".+"):
-            media.image(data[:end])
+            image.pixels(data[:end])
 
 
 def test_what_is_no_image_is_refused(tmp_path):
@@ -173,15 +175,15 @@ def test_what_is_no_image_is_refused(tmp_path):
         (png(3, 3), "does not decode"),
     ):
         with pytest.raises(ValueError, match=message):
-            media.image(content)
+            image.pixels(content)
 
 
 def test_a_file_too_large_is_refused_unread(tmp_path):
     path = tmp_path / "large.png"
     with open(path, "wb") as file:
-        file.truncate(media.MAX_IMAGE_BYTES + 1)  # sparse
+        file.truncate(MODALITIES["image"].max_bytes + 1)  # sparse
     with pytest.raises(ValueError, match=r"268,435,457 bytes; at most 268,435,456"):
-        media.image(path)
+        image.pixels(path)
 
 
 def test_a_header_that_lies_about_a_jpeg_is_refused():
@@ -191,7 +193,7 @@ def test_a_header_that_lies_about_a_jpeg_is_refused():
     frame = bytearray(data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4])])
     frame[5:9] = struct.pack(">HH", 60000, 60000)
     with pytest.raises(ValueError, match=r"JPEG"):
-        media.image(data[: at + len(frame)] + bytes(frame) + data[at + len(frame) :])
+        image.pixels(data[: at + len(frame)] + bytes(frame) + data[at + len(frame) :])
 
 
 WAVE = np.sin(np.arange(4000) / 9) / 2
@@ -209,17 +211,17 @@ WAVE = np.sin(np.arange(4000) / 9) / 2
     ],
 )
 def test_every_audio_format_gives_its_samples(data, tolerance, tmp_path):
-    wave, rate = media.audio(data)
+    wave, rate = audio.sound(data)
     assert (wave.dtype, rate) == (np.float32, 16000)
     np.testing.assert_allclose(wave, WAVE, atol=tolerance)
     path = tmp_path / "clip"
     path.write_bytes(data)
-    np.testing.assert_array_equal(media.audio(path)[0], wave)
+    np.testing.assert_array_equal(audio.sound(path)[0], wave)
 
 
 def test_mp3_is_read():
     data = sound(np.tile(WAVE, 8), "MP3")
-    wave, rate = media.audio(data)
+    wave, rate = audio.sound(data)
     assert rate == 16000
     assert abs(len(wave) - 32000) < 3000  # an encoder's padding
     assert 0.4 < np.abs(wave).max() < 0.6
@@ -227,14 +229,14 @@ def test_mp3_is_read():
 
 def test_channels_are_averaged_and_arrays_scaled():
     stereo = np.stack([WAVE, 0 * WAVE], 1)
-    np.testing.assert_allclose(media.audio(sound(stereo, "FLAC"))[0], WAVE / 2, atol=1e-4)
+    np.testing.assert_allclose(audio.sound(sound(stereo, "FLAC"))[0], WAVE / 2, atol=1e-4)
     for array, expected in (
         (np.array([-32768, 0, 16384], np.int16), [-1, 0, 0.5]),
         (np.array([-(2**31), 0, 2**30], np.int32), [-1, 0, 0.5]),
         (np.array([0, 128, 192], np.uint8), [-1, 0, 0.5]),
         (np.array([-1.5, 0, 0.5]), [-1, 0, 0.5]),
     ):
-        wave, rate = media.audio(array, 8000)
+        wave, rate = audio.sound(array, 8000)
         assert (wave.dtype, rate) == (np.float32, 8000)
         np.testing.assert_array_equal(wave, np.float32(expected))
 
@@ -263,10 +265,10 @@ def test_bad_audio_is_refused(monkeypatch):
         (np.zeros(3600 * 1000 + 1, np.int16), 1000, "at most 3600 seconds"),
     ):
         with pytest.raises(ValueError, match=message):
-            media.audio(content, rate)
-    monkeypatch.setattr(media, "MAX_AUDIO_BYTES", 4 * 7999)
+            audio.sound(content, rate)
+    monkeypatch.setattr(audio, "MAX_BYTES", 4 * 7999)
     with pytest.raises(ValueError, match="4000 samples by 2 channels; at most 7999 together"):
-        media.audio(sound(np.stack([WAVE, WAVE], 1), "FLAC"))
+        audio.sound(sound(np.stack([WAVE, WAVE], 1), "FLAC"))
 
 
 def of_unknown_length(flac: bytes) -> bytes:
@@ -282,26 +284,26 @@ def of_unknown_length(flac: bytes) -> bytes:
 def test_a_flac_of_unknown_length_is_read_to_its_end(samples, channels):
     wave = np.stack([np.sin(np.arange(samples) / 9) / 2, np.zeros(samples)][:channels], 1)
     flac = sound(wave, "FLAC")
-    got, rate = media.audio(of_unknown_length(flac))
-    np.testing.assert_array_equal(got, media.audio(flac)[0])
+    got, rate = audio.sound(of_unknown_length(flac))
+    np.testing.assert_array_equal(got, audio.sound(flac)[0])
     assert (len(got), rate) == (samples, 16000)
 
 
 def test_a_length_that_is_unknown_is_no_way_round_the_limits(monkeypatch):
     endless = of_unknown_length(sound(WAVE, "FLAC"))
-    monkeypatch.setattr(media, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(audio, "MAX_SECONDS", 0.2)
     with pytest.raises(ValueError, match="audio of 4000 samples at 16000 a second; at least one"):
-        media.audio(endless)
+        audio.sound(endless)
     header = bytearray(endless[:42])
     header[4] |= 0x80  # STREAMINFO is the last block before the sound, of which there is none
     with pytest.raises(ValueError, match=r"audio of 0 samples|does not decode"):
-        media.audio(bytes(header))
+        audio.sound(bytes(header))
     with pytest.raises(ValueError, match="does not decode"):
-        media.audio(endless[:-9])
-    monkeypatch.setattr(media, "MAX_SECONDS", 3600)
-    monkeypatch.setattr(media, "MAX_AUDIO_BYTES", 4 * 7999)
+        audio.sound(endless[:-9])
+    monkeypatch.setattr(audio, "MAX_SECONDS", 3600)
+    monkeypatch.setattr(audio, "MAX_BYTES", 4 * 7999)
     with pytest.raises(ValueError, match="4000 samples by 2 channels; at most 7999 together"):
-        media.audio(of_unknown_length(sound(np.stack([WAVE, WAVE], 1), "FLAC")))
+        audio.sound(of_unknown_length(sound(np.stack([WAVE, WAVE], 1), "FLAC")))
 
 
 def rf64(samples: np.ndarray, size: int | None = None, magic=b"RF64", rate=8000) -> bytes:
@@ -319,16 +321,16 @@ def test_a_wav_whose_writer_could_not_know_its_length_is_read():
     """ffmpeg, sox, espeak, GStreamer and a recorder that was killed each leave another number in the header."""
     samples = (WAVE * 32767).astype(np.int16)
     plain = wav(samples)
-    expected, at = media.audio(plain)[0], plain.index(b"data") + 4
+    expected, at = audio.sound(plain)[0], plain.index(b"data") + 4
     for size in (2**32 - 1, 2**31 - 1, 0x7FFFF000, 2**32 - 37, 0):
         for whole in (2**32 - 1, 0, 36):
             piped = bytearray(plain)
             struct.pack_into("<I", piped, at, size)
             struct.pack_into("<I", piped, 4, whole)
-            np.testing.assert_array_equal(media.audio(bytes(piped))[0], expected)
+            np.testing.assert_array_equal(audio.sound(bytes(piped))[0], expected)
     for magic in (b"RF64", b"BW64"):
         for size in (None, 0, 2**64 - 1, 2**32 - 1):
-            got, rate = media.audio(rf64(samples, size, magic))
+            got, rate = audio.sound(rf64(samples, size, magic))
             np.testing.assert_array_equal(got, expected)
             assert rate == 8000
 
@@ -336,14 +338,14 @@ def test_a_wav_whose_writer_could_not_know_its_length_is_read():
 def test_a_wav_that_is_cut_off_or_empty_is_not_taken_for_one_of_unknown_length():
     samples = (WAVE * 32767).astype(np.int16)
     with pytest.raises(ValueError, match="cut off: 7900 of 8000 bytes"):
-        media.audio(rf64(samples)[:-100])
+        audio.sound(rf64(samples)[:-100])
     with pytest.raises(ValueError, match="cut off: no samples"):
-        media.audio(rf64(samples)[:60])
+        audio.sound(rf64(samples)[:60])
     with pytest.raises(ValueError, match="audio of 0 samples"):
-        media.audio(rf64(samples[:0]))
+        audio.sound(rf64(samples[:0]))
     empty = wav(samples[:0]) + b"LIST\x04\0\0\0INFO"  # a chunk after no sound
     with pytest.raises(ValueError, match="audio of 0 samples"):
-        media.audio(empty[:4] + struct.pack("<I", len(empty) - 8) + empty[8:])
+        audio.sound(empty[:4] + struct.pack("<I", len(empty) - 8) + empty[8:])
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
@@ -353,10 +355,10 @@ def test_latents_are_read_as_they_are(dtype, tmp_path):
     path = tmp_path / "x.npy"
     path.write_bytes(npy(array))
     for content in (npy(array), path, array, npy(np.asfortranarray(array))):
-        got = media.latents(content)
+        got = latents.vectors(content)
         assert (got.dtype, got.flags.c_contiguous) == (np.float32, True)
         np.testing.assert_array_equal(got, expected)
-    assert media.latents(npy(array[0])).shape == (1, 4)
+    assert latents.vectors(npy(array[0])).shape == (1, 4)
 
 
 def test_bad_latents_are_refused():
@@ -375,13 +377,13 @@ def test_bad_latents_are_refused():
         (npy(np.float64(1)), r"float64 \[\]"),
         (npy(np.zeros((5, 4), np.float32))[:-1], "cut off: 79 of 80 bytes"),
         (npy(np.array([{"a": 1}]), allow_pickle=True), "latents object"),
-        (header((2**40, 2**40)), f"at most {media.MAX_LATENT_BYTES} bytes"),
+        (header((2**40, 2**40)), f"at most {latents.MAX_BYTES} bytes"),
         (header((-1, 4)), "shape"),
         (b"\x93NUMPY\x01\x00\x05\x00((((\n", "not a .npy file"),
         (b"\x80\x04K\x01.", "not a .npy file"),  # a pickle
     ):
         with pytest.raises(ValueError, match=message):
-            media.latents(content)
+            latents.vectors(content)
 
 
 def test_actions_are_read_as_paths_with_a_pen(tmp_path):
@@ -389,10 +391,10 @@ def test_actions_are_read_as_paths_with_a_pen(tmp_path):
     path = tmp_path / "x.npy"
     path.write_bytes(npy(array))
     for content in (npy(array), path, array, array.astype(">f8")):
-        got = media.action(content)
+        got = action.path(content)
         assert got.dtype == np.float32
         assert got.tolist() == array.tolist()
-    assert media.action(array[:, :2]).tolist() == [[1, 2, 0], [3, 4, 0]]
+    assert action.path(array[:, :2]).tolist() == [[1, 2, 0], [3, 4, 0]]
     for content, message in (
         (np.zeros((2, 4)), r"an action float64 \[2, 4\]; numbers .* give other columns as latents"),
         (np.zeros(3), r"an action float64 \[3\]"),
@@ -401,27 +403,27 @@ def test_actions_are_read_as_paths_with_a_pen(tmp_path):
         (npy(np.array([[{}, 1]]), allow_pickle=True), "an action object"),
         (np.array([[1, np.nan]]), "the action holds NaN or infinity"),
         (npy(array)[:-1], "cut off: 11 of 12 bytes"),
-        (np.broadcast_to(np.float32(0), (10**7, 2)), f"at most {media.MAX_ACTION_BYTES} bytes"),
+        (np.broadcast_to(np.float32(0), (10**7, 2)), f"at most {action.MAX_BYTES} bytes"),
         (b"junk", "not a .npy file"),
     ):
         with pytest.raises(ValueError, match=message):
-            media.action(content)
+            action.path(content)
 
 
 SEEDS = {
-    media.image: [
-        *(encoded(PHOTO, form) for form in media.IMAGES),
+    image.pixels: [
+        *(encoded(PHOTO, form) for form in image.FORMATS),
         encoded(np.zeros((9, 9, 4), np.uint8), "WEBP", lossless=True),
         png(3, 3),
     ],
-    media.audio: [
+    audio.sound: [
         wav(np.zeros(99, np.int16)),
         rf64(np.zeros(99)),
         of_unknown_length(sound(WAVE, "FLAC")),
         *(sound(WAVE, form) for form in ("FLAC", "OGG", "MP3")),
     ],
-    media.action: [npy(np.ones((2, 3), np.int16)), npy(np.ones((4, 2)))],
-    media.latents: [npy(np.ones((2, 3), np.float32)), npy(np.ones(3)), npy(np.array([None]), allow_pickle=True)],
+    action.path: [npy(np.ones((2, 3), np.int16)), npy(np.ones((4, 2)))],
+    latents.vectors: [npy(np.ones((2, 3), np.float32)), npy(np.ones(3)), npy(np.array([None]), allow_pickle=True)],
 }
 
 

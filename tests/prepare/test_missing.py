@@ -11,8 +11,9 @@ from launch import cli
 from mot.data.manifest import read_json
 from mot.data.records import Dataset
 from mot.errors import UserError
-from mot.prepare import job, tokenise
+from mot.prepare import job
 from mot.prepare.raw import Part, Raw
+from mot.prepare.sides import held_out_below
 from tests.support.datasets import SMALL, write_inputs
 from tests.support.files import table, write_lines
 
@@ -140,7 +141,7 @@ def test_what_the_input_says_of_splits_holds():
         return [Raw(f"{i}", (Part("text", f"{i}"),), side) for i, side in enumerate(sides)]
 
     def below(*sides):
-        return tokenise.held_out_below(raws(*sides), 1e-9, "drop-document", {})
+        return held_out_below(raws(*sides), 1e-9, "drop-document", {})
 
     usual = int(1e-9 * 2**64)
     assert below(False, True, None) == below(False, False) == below(None, True) == usual

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mot.errors import reason
-from mot.prepare import inputs, media, readers
+from mot.prepare import inputs, readers
+from mot.prepare.codecs import audio, image, latents
 from tests.support.files import bad, good, tar, write, write_lines
 from tests.support.media import encoded, npy, sound
 
@@ -21,14 +22,14 @@ NO_CHANNEL[22:24] = b"\0\0"
 @pytest.mark.parametrize(
     ("decode", "content", "why"),
     [
-        (media.audio, bytes(NO_CHANNEL), "the WAV audio does not decode: Channel count is zero"),
-        (media.audio, b"fLaC" + bytes(50), "the FLAC audio does not decode: File contains data in"),
-        (media.audio, b"ID3" + bytes(50), "the MP3 audio does not decode: Format not recognised"),
-        (media.image, PICTURE[:40], "the PNG image does not decode: cannot identify image file"),
-        (media.image, PICTURE[:200], "the PNG image does not decode: "),
-        (media.image, b"GIF89a\3\0\3\0" + bytes(6), "the GIF image does not decode: cannot identify image file"),
-        (media.latents, b"\x93NUMPY\1\0\x08\0print(1)", "not a .npy file: malformed node or string on line 1"),
-        (media.latents, b"\x93NUMPY\1\0\x02\0{(", "not a .npy file: EOF in multi-line statement"),
+        (audio.sound, bytes(NO_CHANNEL), "the WAV audio does not decode: Channel count is zero"),
+        (audio.sound, b"fLaC" + bytes(50), "the FLAC audio does not decode: File contains data in"),
+        (audio.sound, b"ID3" + bytes(50), "the MP3 audio does not decode: Format not recognised"),
+        (image.pixels, PICTURE[:40], "the PNG image does not decode: cannot identify image file"),
+        (image.pixels, PICTURE[:200], "the PNG image does not decode: "),
+        (image.pixels, b"GIF89a\3\0\3\0" + bytes(6), "the GIF image does not decode: cannot identify image file"),
+        (latents.vectors, b"\x93NUMPY\1\0\x08\0print(1)", "not a .npy file: malformed node or string on line 1"),
+        (latents.vectors, b"\x93NUMPY\1\0\x02\0{(", "not a .npy file: EOF in multi-line statement"),
     ],
 )
 def test_a_decoder_says_why_without_its_objects(decode, content, why):

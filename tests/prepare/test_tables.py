@@ -5,7 +5,8 @@ import pyarrow
 import pytest
 
 from mot.errors import UserError
-from mot.prepare import media, raw, readers, tables
+from mot.prepare import raw, readers, tables
+from mot.prepare.codecs import action, latents
 from mot.prepare.raw import Part
 from tests.support.files import bad, good, png, read, table, write, write_lines
 
@@ -183,7 +184,7 @@ def test_parquet_of_text_audio_and_latents(tmp_path):
     first, second = good(file)
     assert first[:2] == [("text", "a"), ("audio", b"1")]
     np.testing.assert_array_equal(second[2][1], np.float32([[3, 4]]))
-    assert media.latents(second[2][1]).shape == (1, 2)
+    assert latents.vectors(second[2][1]).shape == (1, 2)
     many = table(tmp_path / "b.parquet", {"text": [str(i) for i in range(3000)]})
     assert [d[0][1] for d in good(many)] == [str(i) for i in range(3000)]
 
@@ -191,9 +192,9 @@ def test_parquet_of_text_audio_and_latents(tmp_path):
 def test_parquet_of_paths_in_one_column_or_several(tmp_path):
     columns = {"text": ["a"], "action": [[[1, 2], [3, 4]]], "x": [[1, 3]], "y": [[2.0, 4.0]], "up": [[False, True]]}
     file = table(tmp_path / "a.parquet", columns)
-    assert media.action(good(file)[0][1][1]).tolist() == [[1, 2, 0], [3, 4, 0]]
+    assert action.path(good(file)[0][1][1]).tolist() == [[1, 2, 0], [3, 4, 0]]
     ((_, (kind, path)),) = good(file, content=["text:text|action:x+y+up"])
-    assert (kind, media.action(path).tolist()) == ("action", [[1, 2, 0], [3, 4, 1]])
+    assert (kind, action.path(path).tolist()) == ("action", [[1, 2, 0], [3, 4, 1]])
     with pytest.raises(
         UserError, match=r"column 'text' is string; action needs .npy files \(binary\) or lists of numbers"
     ):

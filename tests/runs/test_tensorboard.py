@@ -15,9 +15,10 @@ from launch import sample
 from launch.sample import Options
 from mot.config import resolve
 from mot.data import sources
-from mot.generate import opened, results, sounds
+from mot.generate import opened, results
 from mot.runs import rundir, tensorboard
 from mot.runs.writer import Writer
+from mot.tokenizers import waveform
 from mot.train import loop
 
 GROUPS = {"loss", "by_source", "optim", "speed", "data", "eval"}
@@ -126,7 +127,7 @@ def test_samples_are_shown_at_their_step(run, tmp_path):
 
 
 def test_sounds_are_heard_and_pictures_of_single_parts_left_out(tmp_path):
-    wav = sounds.wav(np.linspace(-0.5, 0.5, 800), 8000)
+    wav = waveform.wav(np.linspace(-0.5, 0.5, 800), 8000)
     png = io.BytesIO()
     Image.new("RGB", (5, 4)).save(png, "png")
     many = {f"document-{i}-2.wav": wav for i in range(12)} | {f"document-{i}-2.png": png.getvalue() for i in range(12)}

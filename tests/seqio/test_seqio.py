@@ -15,7 +15,7 @@ from mot.data import seqio_bridge, sources
 from mot.data.pipeline import Batches
 from mot.data.records import Dataset
 from mot.errors import UserError
-from mot.prepare import job, seqio_export, tokenise
+from mot.prepare import dataset_tokenizers, job, seqio_export
 from mot.train import loop
 from tests.seqio import tasks
 from tests.support.training import IMPORTS_TENSORFLOW, printed, restored, rows
@@ -113,7 +113,7 @@ def test_the_tokenizer_of_a_dataset_is_that_of_the_task(tmp_path, name):
     n = vocabulary.vocab_size
     assert about["ids"] == n + 5
     assert about["special"] == {token: n + i for i, token in enumerate(ADDED)}
-    tokenizer = tokenise.load(tmp_path / name / "tokenizers").text
+    tokenizer = dataset_tokenizers.load(tmp_path / name / "tokenizers").text
     sizes = np.load(tmp_path / name / "tokenizers" / "text_bytes.npy")
     assert not sizes[n:].any()
     assert not sizes[[0, 1, 2]].any()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mot.tokenizers import audio, codebook, image
+from mot.tokenizers import archive, audio, codebook, image
 from tests.support.codes import random_codes
 from tests.support.media import clips, tone
 
@@ -78,22 +78,22 @@ def test_silence_is_the_quietest(value):
 
 
 def test_fitting_again_gives_the_same_tokenizer(fitted, tmp_path):
-    assert audio.to_bytes(audio.fit_audio(clips(), ids=64)) == audio.to_bytes(fitted)
+    assert archive.to_bytes(audio.fit_audio(clips(), ids=64)) == archive.to_bytes(fitted)
     one = tmp_path / "one.npz"
-    audio.save(fitted, one)
-    loaded = audio.load(one)
-    assert audio.to_bytes(loaded) == one.read_bytes()
+    archive.save(fitted, one)
+    loaded = archive.load(audio.AudioTokenizer, one)
+    assert archive.to_bytes(loaded) == one.read_bytes()
     assert (loaded.rate, loaded.hop) == (16000, 320)
 
 
 def test_a_tokenizer_of_pictures_is_none_of_sound(tmp_path):
     file = tmp_path / "image.npz"
-    image.save(image.ImageTokenizer(4, 2, random_codes(5, 12)), file)
+    archive.save(image.ImageTokenizer(4, 2, random_codes(5, 12)), file)
     with pytest.raises(ValueError, match="it holds 'mot image tokenizer 1' and 'mot audio tokenizer 1' is needed"):
-        audio.load(file)
-    file.write_bytes(codebook.to_bytes(audio.FORMAT, {"rate": 10, "hop": 1}, random_codes(5, 40)))
+        archive.load(audio.AudioTokenizer, file)
+    file.write_bytes(archive.pack(audio.AudioTokenizer.FORMAT, {"rate": 10, "hop": 1, "codes": random_codes(5, 40)}))
     with pytest.raises(ValueError, match=r"image.npz: rate=10; must be from 8000 to 48000"):
-        audio.load(file)
+        archive.load(audio.AudioTokenizer, file)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from mot.tokenizers import codebook, image
+from mot.tokenizers import archive, image
 from tests.support.codes import random_codes
 
 
@@ -71,8 +71,8 @@ def test_fitting_again_gives_the_same_tokenizer_on_any_number_of_threads(fitted)
     for threads in (1, 2):
         with threadpool_limits(threads):
             again = image.fit_image(iter(pictures()), 16, 4, 50)
-        assert image.to_bytes(again) == image.to_bytes(fitted)
-    assert image.to_bytes(image.fit_image(pictures()[:30], 16, 4, 50)) != image.to_bytes(fitted)
+        assert archive.to_bytes(again) == archive.to_bytes(fitted)
+    assert archive.to_bytes(image.fit_image(pictures()[:30], 16, 4, 50)) != archive.to_bytes(fitted)
 
 
 def test_dark_codes_come_first(fitted):
@@ -83,9 +83,9 @@ def test_dark_codes_come_first(fitted):
 
 def test_saved_is_loaded_byte_for_byte(fitted, tmp_path):
     one, two = tmp_path / "one.npz", tmp_path / "two.npz"
-    image.save(fitted, one)
-    loaded = image.load(one)
-    image.save(loaded, two)
+    archive.save(fitted, one)
+    loaded = archive.load(image.ImageTokenizer, one)
+    archive.save(loaded, two)
     assert one.read_bytes() == two.read_bytes()
     assert sorted(tmp_path.iterdir()) == [one, two]
     np.testing.assert_array_equal(loaded.encode(pictures()[0]), fitted.encode(pictures()[0]))
@@ -104,21 +104,21 @@ def test_saved_is_loaded_byte_for_byte(fitted, tmp_path):
 )
 def test_a_file_with_other_content_is_refused(numbers, codes, reason, tmp_path):
     file = tmp_path / "odd.npz"
-    file.write_bytes(codebook.to_bytes(image.FORMAT, numbers, codes))
+    file.write_bytes(archive.pack(image.ImageTokenizer.FORMAT, numbers | {"codes": codes}))
     with pytest.raises(ValueError, match=f"odd.npz: .*{reason}"):
-        image.load(file)
+        archive.load(image.ImageTokenizer, file)
 
 
 def test_a_missing_file_and_one_too_large_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
-        image.load(tmp_path / "none.npz")
+        archive.load(image.ImageTokenizer, tmp_path / "none.npz")
     with pytest.raises(ValueError, match="cannot be read"):
-        image.load(tmp_path)
+        archive.load(image.ImageTokenizer, tmp_path)
     large = tmp_path / "large.npz"
     with large.open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match="more than"):
-        image.load(large)
+        archive.load(image.ImageTokenizer, large)
 
 
 @pytest.mark.parametrize(

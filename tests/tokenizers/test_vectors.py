@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mot.tokenizers import audio, codebook, vectors
+from mot.tokenizers import archive, audio, vectors
 from mot.tokenizers.vectors import ActionVectors, AudioVectors, ImageVectors
 
 RNG = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def test_frames_of_sound_have_mean_0_and_deviation_1_and_give_its_spectrogram_ba
 def test_fitting_again_gives_the_same(sound):
     tokenizer, clips = sound
     again = vectors.fit_audio(iter(clips), 8000)
-    assert vectors.to_bytes(again) == vectors.to_bytes(tokenizer)
+    assert archive.to_bytes(again) == archive.to_bytes(tokenizer)
 
 
 @pytest.mark.parametrize("offsets", [False, True])
@@ -196,26 +196,26 @@ def test_vectors_that_do_not_fit_are_refused(kind):
 @pytest.mark.parametrize("kind", [ImageVectors, AudioVectors, ActionVectors])
 def test_saved_is_loaded_byte_for_byte_and_nothing_else_is(kind, tmp_path):
     tokenizer, file = tokenizers()[kind], tmp_path / "a.npz"
-    vectors.save(tokenizer, file)
+    archive.save(tokenizer, file)
     assert list(tmp_path.iterdir()) == [file]
-    loaded = vectors.load(kind, file)
-    assert vectors.to_bytes(loaded) == vectors.to_bytes(tokenizer) == file.read_bytes()
+    loaded = archive.load(kind, file)
+    assert archive.to_bytes(loaded) == archive.to_bytes(tokenizer) == file.read_bytes()
     assert type(loaded) is kind
     for other in tokenizers().keys() - {kind}:
         with pytest.raises(ValueError, match=r"a.npz: it holds 'mot .* vectors 1' and 'mot .* is needed; give another"):
-            vectors.load(other, file)
+            archive.load(other, file)
     content = file.read_bytes()
     for at in range(0, len(content), 7):
         file.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
         with pytest.raises(ValueError, match=r"a\.npz: "):
-            vectors.load(kind, file)
+            archive.load(kind, file)
     for junk in (b"", b"junk", content[:-1], content + b"1"):
         file.write_bytes(junk)
         with pytest.raises(ValueError, match=r"a\.npz: "):
-            vectors.load(kind, file)
+            archive.load(kind, file)
     file.unlink()
     with pytest.raises(ValueError, match="cannot be read"):
-        vectors.load(kind, file)
+        archive.load(kind, file)
 
 
 BANDS = np.ones(audio.BANDS)
@@ -244,6 +244,6 @@ BANDS = np.ones(audio.BANDS)
 )
 def test_a_file_with_other_content_is_refused(kind, values, why, tmp_path):
     file = tmp_path / "odd.npz"
-    file.write_bytes(codebook.pack(vectors._format(kind), {name: np.asarray(x) for name, x in values.items()}))
+    file.write_bytes(archive.pack(kind.FORMAT, {name: np.asarray(x) for name, x in values.items()}))
     with pytest.raises(ValueError, match=f"odd.npz: .*{why}"):
-        vectors.load(kind, file)
+        archive.load(kind, file)

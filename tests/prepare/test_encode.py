@@ -7,23 +7,26 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
-from mot.prepare import readers, tokenise
-from mot.prepare.raw import Part, Raw
+from mot.prepare import encode, fit, readers
+from mot.prepare.codecs import text as codec
+from mot.prepare.dataset_tokenizers import Tokenizers
+from mot.prepare.raw import Part, Raw, weight_of
+from mot.prepare.sides import Sides, is_held_out
 from mot.tokenizers import text as texts
 from mot.tokenizers.given import GivenVectors
 from tests.support.files import png, write, write_lines
 
 TEXT = texts.train(["the cat sat on the mat, and the dog did not. " * 50], 300, special_tokens(["text"]))
 RECIPE = types.SimpleNamespace(sample=100, inputs=("x",), tokenizer="", text_ids=300, missing="drop-document")
-HALF = tokenise.Sides(2**63)  # of all hashes
+HALF = Sides(2**63)  # of all hashes
 
 
 def tools(text=TEXT, **media):
-    return tokenise.Tools(text, media)
+    return Tokenizers(text, media)
 
 
 def span(text, tools):
-    return tokenise._span(Part("text", text), text, tools)
+    return encode.span("text", text, tools)
 
 
 def document(*parts) -> Raw:
@@ -35,18 +38,18 @@ def test_a_file_too_large_to_decode_is_not_digested(tmp_path):
     os.truncate(huge, 300 * 10**9)  # sparse
     raw = document(("text", "a"), ("image", huge))
     with pytest.raises(ValueError, match=r"huge.png has 300,000,000,000 bytes; at most"):
-        tokenise.is_held_out(raw, HALF)
-    assert tokenise.is_held_out(raw, tokenise.Sides(0)) is False
-    assert tokenise.is_held_out(raw._replace(held_out=True), tokenise.Sides(0)) is True
+        is_held_out(raw, HALF)
+    assert is_held_out(raw, Sides(0)) is False
+    assert is_held_out(raw._replace(held_out=True), Sides(0)) is True
     with pytest.raises(ValueError, match=r"no file none.png"):
-        tokenise.is_held_out(document(("image", tmp_path / "none.png")), HALF)
+        is_held_out(document(("image", tmp_path / "none.png")), HALF)
 
 
 def test_the_first_documents_are_looked_at_without_those_that_cannot_be_read(tmp_path):
     huge = write(tmp_path / "huge.png", png())
     os.truncate(huge, 300 * 10**9)
     raws = [document(("text", "bad"), ("image", huge))] + [document(("text", f"{i}")) for i in range(20)]
-    kinds, _, corpus, *_ = tokenise._look(RECIPE, lambda: iter(raws), HALF, {}, tmp_path / "left_out.jsonl")
+    kinds, corpus, *_ = fit.look(RECIPE, lambda: iter(raws), HALF, {}, tmp_path / "left_out.jsonl")
     assert kinds == {"text"}
     assert "bad" not in corpus
     assert 0 < len(corpus) < 20
@@ -54,30 +57,30 @@ def test_the_first_documents_are_looked_at_without_those_that_cannot_be_read(tmp
 
 def test_what_lies_in_a_file_weighs_what_the_file_does(tmp_path):
     file = write(tmp_path / "a.png", b"12345")
-    assert tokenise.weight_of(Part("image", file)) == 5
-    assert tokenise.weight_of(Part("image", tmp_path / "none.png")) == 0
-    assert tokenise.weight_of(Part("text", "abc")) == 3
-    assert tokenise.weight_of(Part("audio", np.zeros(3, np.int16), 8000)) == 6
+    assert weight_of(Part("image", file)) == 5
+    assert weight_of(Part("image", tmp_path / "none.png")) == 0
+    assert weight_of(Part("text", "abc")) == 3
+    assert weight_of(Part("audio", np.zeros(3, np.int16), 8000)) == 6
 
 
 def test_a_document_that_names_one_file_often_is_bad(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenise, "LARGEST", 10 * 8)
+    monkeypatch.setattr(encode, "LARGEST", 10 * 8)
     np.save(tmp_path / "a.npy", np.ones((1, 2), np.float32))
 
     def line(times):
         return {"content": [{"latents": "a.npy"}] * times}
 
     ten, eleven = readers.read([write_lines(tmp_path / "x.jsonl", line(10), line(11))])
-    assert len(tokenise.records(ten, tools(latents=GivenVectors(2)), 10**9).records) == 1
+    assert len(encode.records(ten, tools(latents=GivenVectors(2)), 10**9).records) == 1
     with pytest.raises(ValueError, match="more than 80 bytes when it is decoded"):
-        tokenise.records(eleven, tools(latents=GivenVectors(2)), 10**9)
+        encode.records(eleven, tools(latents=GivenVectors(2)), 10**9)
 
 
 @pytest.mark.parametrize("unit", ["the cat sat. On the mat,\n", "abc", "\u6f22\u5b57\u3002", " "])
 def test_a_long_text_is_encoded_in_stretches(unit, monkeypatch):
     text = "a" + unit * 400
     whole, cuts = span(text, tools())
-    monkeypatch.setattr(tokenise, "STRETCH", len(text))
+    monkeypatch.setattr(codec, "STRETCH", len(text))
     for got, expected in zip(span(text, tools()), (whole, cuts), strict=True):
         np.testing.assert_array_equal(got, expected)
     max_tokens = []
@@ -85,7 +88,7 @@ def test_a_long_text_is_encoded_in_stretches(unit, monkeypatch):
         encode=lambda words, **options: (max_tokens.append(len(words)), TEXT.encode(words, **options))[1],
         get_vocab_size=TEXT.get_vocab_size,
     )
-    monkeypatch.setattr(tokenise, "STRETCH", 100)
+    monkeypatch.setattr(codec, "STRETCH", 100)
     ids, cuts = span(text, tools(counted))
     assert max(max_tokens) <= 100
     assert len(max_tokens) >= len(text) / 100
@@ -100,10 +103,10 @@ def test_a_long_text_is_encoded_in_stretches(unit, monkeypatch):
 
 def test_a_word_of_a_megabyte_does_not_stop_the_training(tmp_path):
     text = "abcdefghij" * 100_000 + "\nthe cat sat. " * 1000
-    assert "".join(tokenise._WORD.findall(text)) == text
-    assert tokenise._WORD.findall("ordinary text.\n\n" * 1000) == ["ordinary text.\n\n" * 1000]
-    tokenise._choose_text(RECIPE, tmp_path, [text], ["text"])
-    assert (tmp_path / "text.json").exists()
+    assert "".join(codec._WORD.findall(text)) == text
+    assert codec._WORD.findall("ordinary text.\n\n" * 1000) == ["ordinary text.\n\n" * 1000]
+    made, *_ = codec.fit([text], RECIPE, special_tokens(["text"]))
+    assert made.get_vocab_size() == 300
 
 
 def word_level(path, words: dict, unk="<unk>"):
@@ -117,11 +120,9 @@ def test_a_tokenizer_whose_ids_leave_gaps_is_refused(tmp_path, last):
     words = {f"w{i}": i for i in range(399)}
     good = word_level(tmp_path / "good.json", words | {"last": 399})
     gap = word_level(tmp_path / "gap.json", words | {"last": last})
-    folder = tmp_path / "out"
-    folder.mkdir()
 
     def choose(path):
-        return tokenise._choose_text(types.SimpleNamespace(tokenizer=str(path)), folder, [], ["text"])
+        return codec.fit([], types.SimpleNamespace(tokenizer=str(path)), special_tokens(["text"]))
 
     choose(good)
     with pytest.raises(UserError, match=r"gap.json: .* each id from 0 on must belong to one entry; number them anew"):

@@ -1,0 +1,183 @@
+"""The modalities that mot opens itself, a row each: what can be said of one without opening anything.
+
+`mot/prepare/codecs/<name>.py` opens its files, tokenises, shows and gives back. The readers, checks, help and options
+of `mot data prepare` read this table. Rows stand in the order in which a document has its parts where nobody says; text
+is first. A modality of ids that somebody's own tokenizer made (`--ids`) has no row.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+IDS, VECTORS = "ids", "vectors"  # what tokens may be
+TEXT = "text"  # holds the document together: it has the markers of all others
+IMAGE_SIDE = 1024  # pixels of a picture's side at most
+AUDIO_RATES = (8000, 48000)  # samples a second of a tokenizer of sound
+ACTION_POINTS = (2, 4096)  # of a drawing
+MAX_IDS = 1 << 24  # of a modality that somebody's own tokenizer made
+NPY_HEADER = 64 * 2**10  # bytes of a .npy's header
+
+
+class Option(NamedTuple):
+    """Of `mot data prepare`: `--image-side` is a field `image_side` of the recipe."""
+
+    name: str
+    about: str
+    default: int | str | None  # None: how many ids, where nobody says: `Modality.usual_ids` at most
+    least: int = 1
+    most: int = 2**31
+    choices: tuple[str, ...] = ()
+
+
+def _none(recipe: Any) -> Iterator[str]:
+    return iter(())
+
+
+class Modality(NamedTuple):
+    suffixes: tuple[str, ...]  # of its files; the first that is there is taken
+    fields: tuple[str, ...]  # of a row, that are taken for it where nobody names one: the first that is there
+    called: str = ""  # where a message says what files there are; "" = by its name
+    paths: tuple[str, ...] = ()  # fields that name files of it
+    max_bytes: int = 0  # of a file
+    forms: tuple[str, ...] = (IDS,)  # what its tokens may be; the first, unless --vectors asks for the other
+    as_vectors: str = ""  # what these are where --vectors may ask for them
+    learns_from: int = (
+        0  # media from which its tokenizer is learnt at most; 0 = nothing is learnt, and there is no file
+    )
+    usual_ids: int = 0  # at most, where nobody says how many
+    is_listed: bool = False  # a field may hold a list of it; a list of any other is numbers
+    is_joined: bool = False  # several fields, joined by +, may be the columns of one
+    is_sampled: bool = False  # an array of it needs to be told its samples a second
+    markers: tuple[str, ...] = ()  # what encloses it among text; () = <name> and </name>
+    options: tuple[Option, ...] = ()
+    faults: Callable[[Any], Iterator[str]] = _none  # what is wrong with its options together
+
+
+def _patches_do_not_fit(recipe) -> Iterator[str]:
+    if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
+        yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
+
+
+MODALITIES: dict[str, Modality] = {
+    TEXT: Modality(
+        suffixes=("txt", "text", "caption"),
+        fields=("caption", "text", "title", "name", "transcription", "sentence", "labels", "label"),
+        usual_ids=8192,
+        options=(Option("text_ids", "entries of a trained text tokenizer, at most", None, 300, 2**20),),
+    ),
+    "image": Modality(
+        suffixes=("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "ppm", "pgm"),
+        fields=("image", "images", "jpg", "jpeg", "png", "webp"),
+        paths=("image", "images"),
+        max_bytes=256 * 2**20,
+        forms=(IDS, VECTORS),
+        as_vectors="patches of pixels",
+        learns_from=2000,
+        usual_ids=1024,
+        is_listed=True,
+        markers=("<boi>", "<eoi>"),
+        options=(
+            Option("image_side", "pixels to which images are brought", 32, most=IMAGE_SIDE),
+            Option("image_patch", "pixels of a patch's side; a patch is a token, 1 is a pixel", 4),
+            Option("image_ids", "codes of patches", None, 2),
+        ),
+        faults=_patches_do_not_fit,
+    ),
+    "audio": Modality(
+        suffixes=("wav", "flac", "ogg", "oga", "opus", "mp3"),
+        fields=("audio", "wav", "flac", "ogg", "mp3"),
+        called="sound",
+        paths=("audio",),
+        max_bytes=512 * 2**20,
+        forms=(IDS, VECTORS),
+        as_vectors="log-mel frames",
+        learns_from=2000,
+        usual_ids=512,
+        is_listed=True,
+        is_sampled=True,
+        options=(
+            Option("audio_rate", "samples a second; a token is 20 ms", 16000, *AUDIO_RATES),
+            Option("audio_ids", "codes of sounds", None, 2),
+        ),
+    ),
+    "action": Modality(
+        suffixes=("action.npy",),
+        fields=("action", "actions", "trajectory", "strokes"),
+        paths=("action",),
+        max_bytes=16 * 2**20 + NPY_HEADER,
+        forms=(VECTORS,),
+        learns_from=2000,
+        is_joined=True,
+        options=(
+            Option("action_points", "points to which a trajectory is brought; a point is a token", 64, *ACTION_POINTS),
+            Option("action_as", "what a point says", "positions", choices=("positions", "offsets")),
+        ),
+    ),
+    "latents": Modality(
+        suffixes=("npy",),
+        fields=("latents", "npy"),
+        paths=("latents",),
+        max_bytes=256 * 2**20 + NPY_HEADER,
+        forms=(VECTORS,),
+    ),
+}
+
+
+def names() -> tuple[str, ...]:
+    return tuple(MODALITIES)
+
+
+def media() -> tuple[str, ...]:
+    """All but text."""
+    return tuple(name for name in MODALITIES if name != TEXT)
+
+
+def listed() -> tuple[str, ...]:
+    """Those of which a field may hold a list."""
+    return tuple(name for name, row in MODALITIES.items() if row.is_listed)
+
+
+def joined() -> tuple[str, ...]:
+    """Those that several fields may make together."""
+    return tuple(name for name, row in MODALITIES.items() if row.is_joined)
+
+
+def arrays() -> tuple[str, ...]:
+    """Those whose files are arrays: a .npy may be any of them."""
+    return tuple(name for name, row in MODALITIES.items() if all(suffix.endswith("npy") for suffix in row.suffixes))
+
+
+def given() -> tuple[str, ...]:
+    """Those that are as somebody's own encoder made them: nothing is learnt but their width."""
+    return tuple(name for name in media() if not MODALITIES[name].learns_from)
+
+
+def of_either_form() -> dict[str, str]:
+    """Those that are kept as vectors where --vectors says so, and what these are."""
+    return {name: row.as_vectors for name, row in MODALITIES.items() if len(row.forms) > 1}
+
+
+def options(of_vectors_alone: bool) -> Iterator[tuple[Option, Modality]]:
+    """The options of those that are always vectors, or of the others, each with its row."""
+    for row in MODALITIES.values():
+        if (IDS not in row.forms) == of_vectors_alone:
+            yield from ((option, row) for option in row.options)
+
+
+def markers(name: str) -> tuple[str, str]:
+    """What encloses a unit of a modality among text; also of one that has no row."""
+    row = MODALITIES.get(name)
+    opens, closes = row.markers if row and row.markers else (f"<{name}>", f"</{name}>")
+    return opens, closes
+
+
+def kind_of_file(parts: list[str]) -> tuple[str, str]:
+    """The modality of a file whose name has these `parts` between its dots, and its suffix; "" twice where none has it.
+
+    A suffix of two parts, as action.npy, goes before one of one.
+    """
+    for count in (2, 1):
+        suffix = ".".join(parts[-count:])
+        for name, row in MODALITIES.items():
+            if len(parts) > count and suffix in row.suffixes:
+                return name, suffix
+    return "", ""

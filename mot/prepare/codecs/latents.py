@@ -1,0 +1,62 @@
+"""Latents: vectors `[n, P]` of somebody's own encoder, from .npy files, kept and given back as they are."""
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from mot.config.modalities import MODALITIES, NPY_HEADER, VECTORS
+from mot.data import preview
+from mot.data.preview import Box, Room
+from mot.prepare import columns, media
+from mot.prepare.media import Content
+from mot.prepare.raw import Part
+from mot.tokenizers.given import GivenVectors
+
+TOKENIZERS = {VECTORS: GivenVectors}
+ARRAYS = "floats [n, P] or [n, tokens, P], or [tokens, P] with offsets [n + 1]"
+IS_RAGGED = True
+COLUMNS = ".npy files (binary) or lists of floats"
+MAX_BYTES = MODALITIES["latents"].max_bytes - NPY_HEADER  # of an array
+
+
+def read(part: Part, remarks: Counter) -> np.ndarray:
+    return vectors(part.content)
+
+
+def vectors(content: Content) -> np.ndarray:
+    """float32 [n, P], finite: a .npy file or an array of floats, [n, P], or [P] for one."""
+    return media.finite(media.array(content, MODALITIES["latents"].max_bytes, _check), "latents hold")
+
+
+def _check(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind != "f" or dtype.itemsize > 8 or len(shape) not in (1, 2) or 0 in shape:
+        raise ValueError(f"latents {dtype} {list(shape)}; float16, float32 or float64 [n, P] or [P] are allowed")
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
+        raise ValueError(f"latents {dtype} {list(shape)}; at most {MAX_BYTES} bytes are allowed")
+
+
+def fits_array(dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    return dtype.kind == "f" and len(shape) in (1, 2)
+
+
+def fits_column(column) -> bool:
+    return columns.is_array(column, columns.is_floating)
+
+
+def fit(form: str, examples, recipe) -> GivenVectors:
+    """Nothing but their width."""
+    return GivenVectors(next((x.shape[1] for x in examples), 0))
+
+
+def box(content: np.ndarray, tokenizer: GivenVectors, room: Room) -> Box:
+    return Box(f" {content.shape[0]} x {content.shape[1]}", (), picture(content, room))
+
+
+def picture(content: np.ndarray, room: Room) -> np.ndarray:
+    """Features upwards and tokens to the right, as in a spectrogram."""
+    return preview.heat(content.T[::-1], "viridis", room)
+
+
+def files(content: np.ndarray, tokenizer: GivenVectors, seed: int) -> dict[str, bytes]:
+    return {"npy": media.npy(content)}

@@ -1,0 +1,190 @@
+"""The tokenizers of a dataset, as they lie in its folder `tokenizers`."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mot.config import modalities
+from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS
+from mot.data.manifest import BYTES, file_digest, files, read_json
+from mot.errors import UserError
+from mot.files import replacing, write_atomically
+from mot.prepare import codecs
+from mot.prepare.templates import MODALITY, READY
+from mot.tokenizers import archive, text
+from mot.tokenizers.given import GivenIds, GivenVectors
+
+CHOSEN = "chosen.json"  # written last: the folder is complete
+
+
+class Tokenizers(NamedTuple):
+    text: Tokenizer
+    media: dict[str, Any]  # by modality, in the dataset's order
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return (TEXT, *self.media)
+
+    def of(self, modality: str) -> Any:
+        return self.text if modality == TEXT else self.media[modality]
+
+    def decode(self, modality: str, data: np.ndarray) -> Any:
+        """What the tokens of a part stand for, as its codec shows it; text is a string."""
+        return self.text.decode(data.tolist()) if modality == TEXT else self.media[modality].decode(data)
+
+    def kind(self, modality: str) -> str:
+        """The kind of a part of a document: a modality whose ids are ready has READY in it."""
+        return modality + READY * isinstance(self.media.get(modality), GivenIds)
+
+
+def file_names(modality: str) -> tuple[str, ...]:
+    """Those of what is learnt."""
+    if modality == TEXT:
+        return "text.json", BYTES
+    return (f"{modality}.npz",) if modality in MODALITIES and MODALITIES[modality].learns_from else ()
+
+
+def save(tokenizer: Any, folder: Path, modality: str) -> None:
+    """What has no file is known by its size, which `write_chosen` keeps."""
+    for name in file_names(modality):
+        archive.save(tokenizer, folder / name)
+
+
+def save_text(tokenizer: Tokenizer, sizes: np.ndarray, folder: Path) -> None:
+    """With the bytes `[ids]` that each id stands for."""
+    json_file, sizes_file = (folder / name for name in file_names(TEXT))
+    write_atomically(json_file, tokenizer.to_str())
+    with replacing(sizes_file) as partial, open(partial, "wb") as file:
+        np.save(file, sizes.astype(np.int32), allow_pickle=False)
+
+
+def load(folder: Path) -> Tokenizers:
+    """Raises `UserError` where a file is not as it was written."""
+    choice = chosen(folder)
+    media: dict[str, Any] = {}
+    try:
+        for name in choice.modalities[1:]:
+            if name in choice.ids:
+                media[name] = GivenIds(choice.ids[name])
+            elif name in choice.widths:
+                media[name] = GivenVectors(choice.widths[name])
+            else:
+                form = VECTORS if name in choice.vectors else IDS
+                media[name] = archive.load(codecs.of(name).TOKENIZERS[form], folder / file_names(name)[0])
+    except ValueError as error:
+        raise UserError(f"{error}; copy it again, or prepare the dataset anew") from None
+    return Tokenizers(load_text(folder), media)
+
+
+def load_text(folder: Path) -> Tokenizer:
+    file = folder / "text.json"
+    try:
+        return text.load(file.read_text(encoding="utf-8"), ())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
+
+
+class Chosen(NamedTuple):
+    """What a dataset's tokenizers are, beside their own files."""
+
+    modalities: tuple[str, ...]  # text first
+    widths: dict[str, int]  # of vectors that are given
+    vectors: tuple[str, ...]  # modalities whose tokenizer makes vectors
+    ids: dict[str, int]  # modalities whose ids are ready, and how many each has
+    lossy: dict  # what the text tokenizer loses, {} = nothing
+    encodes: bool = True  # False: text is a seqio vocabulary's
+
+
+def write_chosen(folder: Path, found: Chosen) -> None:
+    widths = {name: found.widths.get(name, 0) for name in modalities.given()}
+    rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
+    write_atomically(folder / CHOSEN, json.dumps({"modalities": found.modalities} | widths | rest))
+
+
+def chosen(folder: Path) -> Chosen:
+    """What `write_chosen` wrote; raises `UserError` for anything else."""
+    file = folder / CHOSEN
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = Chosen(
+            tuple(content["modalities"]),
+            {name: content[name] for name in modalities.given() if name in content},
+            tuple(content.get("vectors", ())),
+            dict(content.get("ids", {})),  # earlier versions had none
+            content.get("lossy", {}),
+            content.get("encodes", True),
+        )
+        _check(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
+    return found
+
+
+def _check(found: Chosen) -> None:
+    """Raises `ValueError` unless these belong together."""
+    names = found.modalities
+    ours = set(names) - found.ids.keys()
+    if names[:1] != (TEXT,) or ours - MODALITIES.keys() or TEXT in found.ids:
+        raise ValueError(f"modalities {names!r:.60}")
+    if not found.widths or ours & {*modalities.given()} - found.widths.keys():
+        raise ValueError(f"it lacks the width of {', '.join(modalities.given())}")
+    for name, width in found.widths.items():
+        if type(width) is not int or width < 0:
+            raise ValueError(f"{name} of {width!r:.60} features")
+    learnt = {name: MODALITIES[name].forms for name in ours if MODALITIES[name].learns_from}
+    may_be = {name for name, forms in learnt.items() if VECTORS in forms}
+    must_be = {name for name in may_be if IDS not in learnt[name]}
+    if not must_be <= set(found.vectors) <= may_be:
+        raise ValueError(f"vectors {found.vectors!r:.60}, of the modalities {names!r:.60}")
+    for name, count in found.ids.items():
+        if name not in names or not MODALITY.fullmatch(name) or type(count) is not int:
+            raise ValueError(f"{count!r:.60} ids of {name!r:.60}")
+
+
+def of_dataset(dataset: Path) -> Path:
+    """The tokenizers of another dataset, looked at; raises `UserError` where they cannot be taken."""
+    for name, _, digest in files(read_json(dataset)):
+        file = dataset / name
+        if file.parent.name == "tokenizers" and (not file.is_file() or file_digest(file) != digest):
+            raise UserError(
+                f"--like={dataset}: {file} is missing or damaged; copy it again, or prepare the dataset anew"
+            )
+    if not chosen(dataset / "tokenizers").encodes:
+        raise UserError(f"--like={dataset}: its text is a seqio vocabulary's, with which mot cannot encode; seqio can")
+    return dataset / "tokenizers"
+
+
+def special(tokenizer: Tokenizer) -> dict[str, int]:
+    return {token.content: i for i, token in sorted(tokenizer.get_added_tokens_decoder().items()) if token.special}
+
+
+def about(folder: Path) -> dict:
+    """What dataset.json says of the tokenizers."""
+    tokenizers = load(folder)
+    entries = {}
+    text_files = [folder / name for name in (*file_names(TEXT), CHOSEN)]
+    entries[TEXT] = {"digest": file_digest(text_files[0])[:16], "ids": tokenizers.text.get_vocab_size()}
+    entries[TEXT] |= {"special": special(tokenizers.text), "files": [_about_file(file) for file in text_files]}
+    if lossy := chosen(folder).lossy:
+        entries[TEXT]["lossy"] = lossy
+    for modality, tokenizer in tokenizers.media.items():
+        own = [] if isinstance(tokenizer, GivenIds) else [folder / name for name in file_names(modality)]
+        size = {"ids": tokenizer.ids} if hasattr(tokenizer, "ids") else {"width": tokenizer.width}
+        # What has no file is known by its size.
+        digest = file_digest(own[0])[:16] if own else "-".join(map(str, *size.items()))
+        entries[modality] = {"digest": digest, "files": [_about_file(file) for file in own]} | size
+        if tokens := getattr(tokenizer, "tokens", 0):
+            entries[modality] |= {"tokens": tokens}
+    return entries
+
+
+def is_ready(entry: dict) -> bool:
+    """Is what dataset.json says of a modality that its ids were ready?"""
+    return entry["digest"] == f"ids-{entry.get('ids')}"
+
+
+def _about_file(file: Path) -> dict:
+    return {"file": file.name, "bytes": file.stat().st_size, "digest": file_digest(file)}

@@ -1,0 +1,129 @@
+"""A document to records: its media opened, everything tokenised, its places to be cut noted."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mot.config.modalities import TEXT
+from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM
+from mot.data.records import Record, Span, atoms
+from mot.prepare import codecs
+from mot.prepare.codecs import text
+from mot.prepare.dataset_tokenizers import Tokenizers
+from mot.prepare.left_out import Bad
+from mot.prepare.raw import Part, Raw, parts_of
+from mot.prepare.templates import READY, modality_of
+from mot.tokenizers.given import GivenIds, GivenVectors
+
+LARGEST = 256 << 20  # bytes of a document, decoded and tokenised
+
+
+class Made(NamedTuple):
+    """A document's records."""
+
+    records: list[tuple[Record, np.ndarray]]  # with their atoms; several where it is longer than a record may be
+    missing: list[Bad]  # media of it that are missing, and were dropped
+    seen: Counter[str]  # media by modality, and "modality: remark" of what is lost of them
+
+
+def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DROP_DOCUMENT) -> Made:
+    """Records of at most `max_tokens` tokens; raises `ValueError` with what is wrong with the document."""
+    if raw.bad and not (raw.rest and missing == DROP_MEDIUM):
+        raise ValueError(raw.bad)
+    spans = []
+    cuts = []
+    size = 0
+    dropped = []
+    seen = Counter()
+    for part in parts_of(raw, missing):
+        modality = modality_of(part.kind)
+        remarks = Counter()
+        try:
+            content = opened(part, remarks)
+        except ValueError as error:
+            if part.kind == TEXT or missing == DROP_DOCUMENT:
+                raise
+            dropped.append(Bad(raw.id, str(error), modality))
+            continue
+        seen[modality] += 1
+        seen.update({f"{modality}: {remark}": n for remark, n in remarks.items()})
+        data, inner = span(part.kind, content, tokenizers)
+        if (size := size + data.nbytes) > LARGEST:
+            raise ValueError(
+                f"more than {LARGEST:,} bytes when it is decoded, which is the most; make several documents of it"
+            )
+        if len(data):
+            spans.append(Span(modality, data))
+            cuts.append(inner)
+    if not spans:
+        raise ValueError(f"an empty document: {dropped[0].why}" if dropped else "an empty document")
+    return Made(cut(Record(raw.id, tuple(spans)), cuts, tokenizers.modalities, max_tokens), dropped, seen)
+
+
+def opened(part: Part, remarks: Counter | None = None) -> Any:
+    """A part's content as its codec reads it: text, a picture, ...; raises `ValueError` where it cannot be read."""
+    if isinstance(part.content, ValueError):
+        raise part.content
+    return codecs.of(part.kind).read(part, Counter() if remarks is None else remarks)
+
+
+def span(kind: str, content: Any, tokenizers: Tokenizers) -> tuple[np.ndarray, np.ndarray]:
+    """The data of a part that was opened, and the places where it may be cut."""
+    modality = modality_of(kind)
+    if modality not in tokenizers.modalities:
+        unseen = "and the first documents had none; raise --sample, or move one that has it to the front"
+        raise ValueError(f"it has {'ids of ' * kind.endswith(READY)}{modality}, {unseen}")
+    if modality == TEXT:
+        ids, cuts = text.encode(content if content.strip() else "", tokenizers.text)
+        return _ids(ids, tokenizers.text.get_vocab_size()), cuts
+    tokenizer = tokenizers.media[modality]
+    if isinstance(tokenizer, GivenIds) != kind.endswith(READY):
+        has = "ids of one's own" if isinstance(tokenizer, GivenIds) else "what a tokenizer of mot takes"
+        raise ValueError(f"its {modality} is not like that of other documents, which is {has} (--ids)")
+    try:
+        data = tokenizer.encode(*content) if isinstance(content, tuple) else tokenizer.encode(content)
+    except ValueError as error:
+        raise ValueError(f"{modality}: {error}" if isinstance(tokenizer, GivenIds) else str(error)) from None
+    return _narrow(data, tokenizer), np.zeros(0, np.int64)
+
+
+def _narrow(tokens: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """Ids in two or four bytes, given vectors as they are; features of ours in two, which moves a pixel by a thirtieth
+    of one of its 256 levels."""
+    if isinstance(tokenizer, GivenVectors):
+        return tokens
+    return _ids(tokens, tokenizer.ids) if hasattr(tokenizer, "ids") else tokens.astype(np.float16)
+
+
+def _ids(ids: np.ndarray, count: int) -> np.ndarray:
+    return np.asarray(ids, np.uint16 if count <= 2**16 else np.uint32)
+
+
+def cut(
+    record: Record, cuts: Sequence[np.ndarray], modalities: Sequence[str], max_tokens: int
+) -> list[tuple[Record, np.ndarray]]:
+    """The record with its atoms, or several of at most `max_tokens` tokens, if an atom alone is not longer."""
+    whole = atoms(record, modalities, cuts)
+    if whole[:, 1].sum() <= max_tokens:
+        return [(record, whole)]
+    span_of = np.repeat(np.arange(len(cuts)), [len(inner) + 1 for inner in cuts])
+    begins = np.concatenate([np.append(0, inner) for inner in cuts])  # of each atom, in its span
+    pieces, first, size = [], 0, 0
+    for a, (_, tokens) in enumerate(whole):
+        if size and size + tokens > max_tokens:
+            pieces.append((first, a))
+            first, size = a, 0
+        size += tokens
+    pieces.append((first, len(whole)))
+    shorter = []
+    for number, (a, b) in enumerate(pieces):
+        spans = []
+        for s in np.unique(span_of[a:b]):
+            inner = np.flatnonzero(span_of[a:b] == s) + a
+            begin = begins[inner[0]]
+            end = begins[inner[-1]] + whole[inner[-1], 1]
+            spans.append(Span(record.spans[s].modality, record.spans[s].data[begin:end]))
+        shorter.append((Record(f"{record.id}#{number}", tuple(spans)), whole[a:b]))
+    return shorter
