@@ -124,13 +124,6 @@ def test_text_files_are_utf_8(path):
     assert not [call.lineno for call in calls if not names_its_encoding(call)]
 
 
-def test_every_slow_test_that_is_listed_is_there():
-    """By its name; a line that names nothing would hide nothing, and stay."""
-    for line in [x for x in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines() if "::" in x]:
-        file, name = line.partition("[")[0].split("::")
-        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), line
-
-
 def test_the_oracle_imports_nothing_from_mot():
     assert not any(name.startswith("mot") for name in imports(ROOT / "tests" / "oracles" / "reference.py"))
 

@@ -83,8 +83,8 @@ SOME = [
     ("ids", "mot", PAIRS),
     ("ids", "dense", ("fsdp=4,tensor=2", "context=4,fsdp=2")),
     ("ids", "moe_ec4", ("tensor=2", "fsdp=2,context=2", "expert=2,context=2,tensor=2")),
-    ("ids", "mot_moe", ("fsdp=2,expert=2,tensor=2",)),
-    ("vectors", "dense", ("fsdp=2,context=2",)),
+    pytest.param("ids", "mot_moe", ("fsdp=2,expert=2,tensor=2",), marks=pytest.mark.slow),
+    pytest.param("vectors", "dense", ("fsdp=2,context=2",), marks=pytest.mark.slow),
     ("vectors", "mot", ("context=2,tensor=2",)),
 ]
 ALL = [("ids", arch, SINGLE + PAIRS) for arch in ("dense", "mot", "moe_ec4", "moe_tc4", "mot_moe")]

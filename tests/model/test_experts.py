@@ -34,7 +34,17 @@ def fine(**options):
     return resolve(tree)
 
 
-@pytest.mark.parametrize("arch", [*ROUTED, "moe_fine"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "moe_ec4",
+        "mot_moe",
+        pytest.param("moe_tc4", marks=pytest.mark.slow),
+        pytest.param("mot_moe_both", marks=pytest.mark.slow),
+        pytest.param("learned_mot", marks=pytest.mark.slow),
+        pytest.param("moe_fine", marks=pytest.mark.slow),
+    ],
+)
 def test_every_routed_preset_trains_two_steps(tmp_path, arch, one_device):
     c = smoke(tmp_path, arch)
     path = loop.run(c, devices=one_device)
@@ -76,7 +86,7 @@ def test_total_variants_have_as_many_parameters_as_mot(arch):
     assert abs(plain - 1) < 0.02
 
 
-@pytest.mark.parametrize("arch", ["moe_tc4", "learned_mot"])
+@pytest.mark.parametrize("arch", ["moe_tc4", pytest.param("learned_mot", marks=pytest.mark.slow)])
 def test_dropless_results_do_not_depend_on_packing(arch):
     c = examples.make(arch)
     weights, rng = examples.weights(c), np.random.default_rng(0)
@@ -88,6 +98,7 @@ def test_dropless_results_do_not_depend_on_packing(arch):
     np.testing.assert_allclose(*states, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_some_layers_are_dense_and_scan_equals_unrolled():
     batch = examples.batch()
     layers = dict(layers=6, dense_layers=2, sparse_every=2)
@@ -103,6 +114,7 @@ def test_some_layers_are_dense_and_scan_equals_unrolled():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *reports)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing_with_experts():
     batch, weights = examples.batch(), examples.weights(examples.make("moe_tc4"))
 
@@ -184,6 +196,7 @@ def test_the_bias_rises_where_an_expert_has_less_than_the_mean():
     np.testing.assert_allclose(bias, 0.01 * np.where(np.arange(8) == 3, -1, 1)[None].repeat(2, 0))
 
 
+@pytest.mark.slow
 def test_the_imitators_leave_the_model_as_it_would_be(tmp_path):
     """Trained with and without causal routers' gradients, everything else is equal to the bit."""
     c, batch = examples.make("moe_ec4"), examples.batch()

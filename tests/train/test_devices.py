@@ -61,12 +61,13 @@ def test_every_axis_of_the_mesh_trains(tmp_path):
     run(tmp_path, 8, meshes(tmp_path / "runs", [(axis,) for axis in MESH_AXES]))
 
 
+@pytest.mark.slow
 def test_every_pair_of_axes_trains(tmp_path):
     others = [axis for axis in MESH_AXES if axis != "data"]
     run(tmp_path, 8, meshes(tmp_path / "runs", itertools.combinations(others, 2)))
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_kind_of_start(tmp_path, devices):
     root = tmp_path / "runs"
     dense, mot = root / "dense", root / "mot"

@@ -43,7 +43,17 @@ def test_every_experiment_trains_two_steps_at_smoke_size(tmp_path, name, one_dev
     assert [row["step"] for row in rows(path)] == [1, 2]
 
 
-@pytest.mark.parametrize("arch", ["dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "dense",
+        "mot",
+        pytest.param("mot_ffn", marks=pytest.mark.slow),
+        pytest.param("mot_attn_ffn", marks=pytest.mark.slow),
+        "loo_text",
+        "loo_image",
+    ],
+)
 def test_every_architecture_trains_two_steps(tmp_path, arch, one_device):
     c = smoke(tmp_path, arch)
     path = loop.run(c, devices=one_device)
@@ -216,8 +226,15 @@ def test_accumulation_over_microbatches_equals_the_whole_batch(one_device):
     np.testing.assert_array_equal(measured_a["sums"]["weight"], measured_b["sums"]["weight"])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("arch", ["dense", "mot"])
+@pytest.mark.parametrize(
+    ("arch", "accumulate"),
+    [
+        ("mot", 2),
+        pytest.param("mot", 1, marks=pytest.mark.slow),
+        pytest.param("dense", 1, marks=pytest.mark.slow),
+        pytest.param("dense", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_one_device_equals_four(arch, accumulate, one_device):
     """The first moment after one step is a tenth of the gradient (clipping is off): no common factor hides in Adam."""
     c = examples.make(arch)
