@@ -1,4 +1,4 @@
-"""Four virtual devices, strict broadcasting, caches in the checkout, and no skip that is not listed."""
+"""Virtual devices, strict broadcasting, caches in the checkout, and no skip that is not listed."""
 
 import os
 from pathlib import Path
@@ -15,8 +15,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.support.devices import devices  # noqa: E402
+
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 _lines = [
@@ -27,6 +29,13 @@ _lines = [
 LISTED = {line.removeprefix("?") for line in _lines}
 ALWAYS = {line for line in _lines if not line.startswith("?")}
 _ran, _skipped = set(), set()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def four_devices():
+    """What a test sees that does not ask for more."""
+    with devices(4):
+        yield
 
 
 @pytest.fixture(scope="session")

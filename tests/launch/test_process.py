@@ -18,7 +18,7 @@ from mot.errors import UserError
 from mot.generate import codecs
 from tests.conftest import ROOT
 
-ENV = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_PLATFORMS": "cpu"}
+ENV = os.environ | {"JAX_PLATFORMS": "cpu"}
 MOT = [sys.executable, "-m", "launch.cli"]
 PREPARE = ["--format", "text", "--separator", r"\n\n", "--text-ids", "300", "--workers", "1"]
 LINES = [f"Zeile {i}: Grüße aus Köln, 漢字 😀.\n" for i in range(20)]

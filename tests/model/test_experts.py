@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +10,17 @@ import pytest
 
 from configs import archs
 from configs.base import moe
-from mot import checkpoint, optim
+from mot import checkpoint, optim, sharding
 from mot.config import Experts, Rule, resolve
 from mot.data.packing import pack
 from mot.model import flops, params, transformer
 from mot.objectives import losses
 from mot.runs import metrics, rundir
-from mot.train import loop, upcycle
-from tests.conftest import ROOT
+from mot.train import loop, state, upcycle
 from tests.support import examples
 from tests.support.arrays import copies, in_document_order, loss_of
-from tests.support.training import ENV, restored, smoke
+from tests.support.devices import devices
+from tests.support.training import restored, smoke
 
 ROUTED = ("moe_ec4", "moe_tc4", "mot_moe", "mot_moe_both", "learned_mot")
 
@@ -315,64 +313,39 @@ def test_a_run_begins_from_another_runs_weights(tmp_path, one_device, capsys):
 
 # --- meshes --------------------------------------------------------------------------------------------------------
 
-MESHES = """
-import dataclasses, json, sys
-import jax, numpy as np
-jax.config.update("jax_num_cpu_devices", 8)
-from mot import sharding
-from mot.config import resolve
-from mot.train import state
-from tests.support import examples
-from tests.support.arrays import loss_of
-
-arch, how = sys.argv[1:3]
-tree = examples.tree(arch)
-tree.data.batch = 8
-tree.model.dispatch = how
-if arch == "learned_mot":
-    tree.attn.text.experts = tree.ffn.text.experts = 8
-else:
-    tree.ffn.text.experts = 8
-batch = examples.batch(rows=8)
-base = resolve(tree)
-weights = examples.weights(base)
-plain = jax.jit(jax.value_and_grad(loss_of(base, batch)))(weights)
-for mesh in sys.argv[3:]:
-    devices, expert, exchange = mesh.split("/")
-    expert = int(expert)
-    tree.mesh.update(expert=expert, exchange=exchange, buffer=float(8 * expert))
-    tree.data.batch = 8
-    c = resolve(tree)
-    mesh = sharding.make_mesh(c, jax.devices()[: int(devices)])
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(weights, state.state_shardings(c, mesh).params)
-        rows = sharding.to_global(batch, c, mesh)
-        f = lambda w, rows: loss_of(c, rows)(w)
-        loss, grads = jax.jit(jax.value_and_grad(f))(placed, rows)
-    worst = examples.leaf_error(jax.device_get(grads), plain[1])
-    print(devices, expert, exchange, abs(float(loss) - float(plain[0])), worst)
-    assert worst < 1e-5 and abs(float(loss) - float(plain[0])) < 1e-5
-"""
-
 
 @pytest.mark.parametrize(
     ("arch", "how", "meshes"),
     [
-        (
-            "moe_tc4",
-            "blocked",
-            ("1/1/gather", "2/2/gather", "4/4/gather", "8/8/gather", "8/8/all_to_all", "8/1/gather"),
-        ),
-        ("moe_ec4", "ragged", ("8/2/gather", "4/4/all_to_all")),
+        ("moe_tc4", "blocked", ("4/4/gather", "8/8/all_to_all", "8/1/gather")),
+        pytest.param("moe_tc4", "blocked", ("1/1/gather", "2/2/gather", "8/8/gather"), marks=pytest.mark.slow),
+        pytest.param("moe_ec4", "ragged", ("8/2/gather", "4/4/all_to_all"), marks=pytest.mark.slow),
         ("learned_mot", "einsum", ("4/2/gather", "8/4/all_to_all")),
     ],
 )
 def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(arch, how, meshes):
-    """Devices / of them along `expert` / how rows meet experts; in a process of its own, for its eight devices."""
-    command = [sys.executable, "-c", MESHES, arch, how, *meshes]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == len(meshes)
+    """Devices / of them along `expert` / how rows meet experts."""
+    tree = examples.tree(arch)
+    tree.data.batch = 8
+    tree.model.dispatch = how
+    tree.ffn.text.experts = 8
+    if arch == "learned_mot":
+        tree.attn.text.experts = 8
+    batch, base = examples.batch(rows=8), resolve(tree)
+    weights = examples.weights(base)
+    want, want_grads = jax.jit(jax.value_and_grad(loss_of(base, batch)))(weights)
+    for text in meshes:
+        number, expert, exchange = text.split("/")
+        tree.mesh.update(expert=int(expert), exchange=exchange, buffer=8.0 * int(expert))
+        c = resolve(tree)
+        with devices(int(number)):
+            mesh = sharding.make_mesh(c)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(weights, state.state_shardings(c, mesh).params)
+            step = jax.jit(lambda w, rows, c=c: jax.value_and_grad(loss_of(c, rows))(w))
+            got, grads = step(placed, sharding.to_global(batch, c, mesh))
+        assert float(got) == pytest.approx(float(want), abs=1e-5), text
+        assert examples.leaf_error(jax.device_get(grads), want_grads) < 1e-5, text
 
 
 def test_what_overflows_a_buffer_between_devices_is_counted():
