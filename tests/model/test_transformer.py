@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,7 +197,13 @@ def test_scan_equals_unrolled():
     assert examples.leaf_error(da, db) < 1e-6
 
 
-@pytest.mark.usefixtures("optimised")
+@functools.cache
+def rematerialised(how, scan):
+    """The compiled gradient."""
+    c = examples.make("mot", remat=how, scan=scan)
+    return jax.jit(jax.grad(loss_of(c, examples.batch()))).lower(examples.weights(c)).compile()
+
+
 @pytest.mark.parametrize(
     ("remat", "scan"),
     [
@@ -208,13 +216,8 @@ def test_scan_equals_unrolled():
     ],
 )
 def test_rematerialisation_saves_memory_and_changes_nothing(remat, scan):
-    batch, weights = examples.batch(), examples.weights(examples.make("mot"))
-
-    def compiled(how):
-        f = jax.grad(loss_of(examples.make("mot", remat=how, scan=scan), batch))
-        return jax.jit(f).lower(weights).compile()
-
-    plain, saving = compiled("none"), compiled(remat)
+    weights = examples.weights(examples.make("mot"))
+    plain, saving = rematerialised("none", scan), rematerialised(remat, scan)
     assert examples.leaf_error(saving(weights), plain(weights)) < 1e-6
     if scan:  # where layers are unrolled at this size, XLA undoes it as common subexpressions
 
