@@ -21,7 +21,7 @@ demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
 
 test: $(VENV)/$(DONE)
-	$(VENV)/bin/pytest -n 2 --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
+	$(VENV)/bin/pytest -n 2 --dist worksteal --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
 
 test-slow: $(VENV)/$(DONE)
 	$(VENV)/bin/pytest -m slow --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
@@ -31,14 +31,14 @@ mutations: $(VENV)/$(DONE)
 	$(VENV)/bin/python -m tests.mutations
 
 test-parity: $(PARITY)/$(DONE)
-	$(PARITY)/bin/pytest -n 2 tests/parity
+	$(PARITY)/bin/pytest -n 2 --dist worksteal tests/parity
 
 test-seqio: $(SEQIO)/$(DONE)
-	$(SEQIO)/bin/pytest -n 2 tests/seqio
+	$(SEQIO)/bin/pytest -n 2 --dist worksteal tests/seqio
 
 # A few programs for TPUs, of which none is needed.
 test-plan: $(PLAN)/$(DONE)
-	$(PLAN)/bin/pytest -n 2 tests/plan
+	$(PLAN)/bin/pytest -n 2 --dist worksteal tests/plan
 
 test-plan-slow: $(PLAN)/$(DONE)
 	$(PLAN)/bin/pytest -m slow tests/plan

@@ -12,6 +12,7 @@ import pytest
 from mot import model
 from mot.config import resolve
 from mot.train import loop
+from tests import mutations
 from tests.support import examples
 from tests.support.training import IMPORTS_TENSORFLOW, printed
 
@@ -122,6 +123,11 @@ def test_text_files_are_utf_8(path):
     """Ruff's PLW1514 holds what `open` opens, and paths where it sees that they are paths; this holds the rest."""
     calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
     assert not [call.lineno for call in calls if not names_its_encoding(call)]
+
+
+def test_every_mutation_stands_once():
+    assert not list(mutations.missing())
+    assert len({mutation.name for mutation in mutations.MUTATIONS}) == len(mutations.MUTATIONS) >= 40
 
 
 def test_the_oracle_imports_nothing_from_mot():

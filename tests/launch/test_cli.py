@@ -130,7 +130,8 @@ def test_train_then_evaluate_from_the_shell(tmp_path, monkeypatch):
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.strip() == str(tmp_path / "digits-mot-smoke")
     monkeypatch.chdir(ROOT)
-    assert "loss/image/drawn" in succeeds("evaluate", SMOKE, root)[0]
+    with devices(1):
+        assert "loss/image/drawn" in succeeds("evaluate", SMOKE, root)[0]
 
 
 def test_what_comes_next_can_be_pasted(tmp_path, capsys, monkeypatch):
