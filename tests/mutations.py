@@ -134,7 +134,7 @@ MUTATIONS = (
         "mot/sharding.py",
         "x = constrain(x, (ROWS,), rules).reshape(c, B, C, *x.shape[2:])",
         "x = constrain(x, (ROWS,), rules).reshape(B, c, C, *x.shape[2:]).swapaxes(0, 1)",
-        "tests/test_sharding.py::test_every_mesh_gives_one_devices_gradients_leaf_by_leaf[ids-dense-meshes1]",
+        "tests/test_sharding.py::test_every_mesh_gives_one_devices_gradients_leaf_by_leaf[ids-moe_ec4-meshes2]",
     ),
     # Objectives.
     Mutation(

@@ -27,9 +27,20 @@ def arguments(root):
     return ["train", config, *(f"--config.run.{key}={value}" for key, value in values.items())]
 
 
+# On one of as many devices as this process has: XLA adds up by how many there are.
+RUN = """
+import sys
+from launch import cli
+from tests.support.devices import devices
+
+with devices(1):
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def start(root):
-    command = [sys.executable, "-m", "launch.cli", *arguments(root)]
-    env = ENV | {"JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-c", RUN, *arguments(root)]
+    env = ENV | {"JAX_NUM_CPU_DEVICES": str(len(jax.local_devices()))}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
