@@ -366,13 +366,13 @@ def test_an_expert_axis_that_does_not_divide_the_devices_is_refused(tmp_path):
 
 @pytest.mark.parametrize("arch", ["moe_tc4", "moe_ec4"])
 def test_the_losses_of_routers_are_in_the_objective(arch):
-    """Balance where it is asked for, and the z-loss; of imitation the gradient alone."""
+    """Of token choice balance and the z-loss; of experts' choice imitation, whose gradient alone counts."""
     c, batch = examples.make(arch), examples.batch()
     weights = examples.weights(c)
     hidden, _, routing, _ = jax.jit(lambda: transformer.forward(weights, batch, c))()
     got = losses.routing(routing, losses.routed_tokens(batch, c), c)
     r = routing["ffn/text"]
     assert (np.asarray(r.imitation_B).sum() > 0) == (arch == "moe_ec4")
-    balance = 0.01 * r.balance_B.sum() if arch == "moe_tc4" else 0
-    np.testing.assert_allclose(got, (balance + 1e-3 * r.z_B.sum()) / r.tokens_BM[0].sum(), rtol=1e-6)
+    want = (0.01 * r.balance_B.sum() + 1e-3 * r.z_B.sum()) / r.tokens_BM[0].sum() if arch == "moe_tc4" else 0
+    np.testing.assert_allclose(got, want, rtol=1e-6)
     assert len(hidden) == 1
