@@ -5,89 +5,107 @@ PARITY := .venv-parity
 SEQIO := .venv-seqio
 PLAN := .venv-plan
 DOCS := .venv-docs
-INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow plan docs lint format bench constraints clean
+# An environment is made anew where what decides it has changed, and not where a fresh checkout has changed the times of
+# files: a machine that keeps the folders by this hash installs nothing.
+HASH := $(shell $(PYTHON) -c 'import hashlib, os, sys; \
+  decides = [open(name, "rb").read() for name in ("pyproject.toml", "constraints.txt")]; \
+  print(hashlib.sha256(b"".join([*decides, sys.version.encode(), os.getcwd().encode()])).hexdigest()[:16])')
+DONE := .done-$(HASH)
+INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
-demo: $(VENV)/.done
+.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow mutations environments hash plan docs lint format \
+  bench constraints clean
+
+demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
 
-test: $(VENV)/.done
-	$(VENV)/bin/pytest -n 2 --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
+test: $(VENV)/$(DONE)
+	$(VENV)/bin/pytest -n 2 --dist worksteal --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
 
-test-slow: $(VENV)/.done
+test-slow: $(VENV)/$(DONE)
 	$(VENV)/bin/pytest -m slow --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
 
-test-parity: $(PARITY)/.done
-	$(PARITY)/bin/pytest -n 2 tests/parity
+# Small faults, one by one, in a copy: each must be found.
+mutations: $(VENV)/$(DONE)
+	$(VENV)/bin/python -m tests.mutations
 
-test-seqio: $(SEQIO)/.done
-	$(SEQIO)/bin/pytest -n 2 tests/seqio
+test-parity: $(PARITY)/$(DONE)
+	$(PARITY)/bin/pytest -n 2 --dist worksteal tests/parity
+
+test-seqio: $(SEQIO)/$(DONE)
+	$(SEQIO)/bin/pytest -n 2 --dist worksteal tests/seqio
 
 # A few programs for TPUs, of which none is needed.
-test-plan: $(PLAN)/.done
-	$(PLAN)/bin/pytest -n 2 tests/plan
+test-plan: $(PLAN)/$(DONE)
+	$(PLAN)/bin/pytest -n 2 --dist worksteal tests/plan
 
-test-plan-slow: $(PLAN)/.done
+test-plan-slow: $(PLAN)/$(DONE)
 	$(PLAN)/bin/pytest -m slow tests/plan
 
 # Every rung of every architecture into docs/reference/plan.md; it goes on where it was stopped.
-plan: $(PLAN)/.done
+plan: $(PLAN)/$(DONE)
 	$(PLAN)/bin/mot plan --ladder
 
+# What decides an environment, for those who keep them; and those of the heavy extras.
+hash:
+	@echo $(HASH)
+
+environments: $(PARITY)/$(DONE) $(SEQIO)/$(DONE) $(PLAN)/$(DONE)
+
 # The pages of docs/ into build/docs; a link that leads nowhere is an error.
-docs: $(DOCS)/.done
+docs: $(DOCS)/$(DONE)
 	$(DOCS)/bin/zensical build --clean --strict
 
-lint: $(VENV)/.done
+lint: $(VENV)/$(DONE)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
-format: $(VENV)/.done
+format: $(VENV)/$(DONE)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(PARITY)/.done
+bench: $(PARITY)/$(DONE)
 	$(PARITY)/bin/python -m bench.__main__
 
 # After changing dependencies: one resolution for all extras and Pythons, without an index address.
-constraints: $(VENV)/.done
+constraints: $(VENV)/$(DONE)
 	$(VENV)/bin/python -m pip install --quiet uv
 	$(VENV)/bin/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --all-extras --no-header \
 	  --no-annotate -o constraints.txt
 
-$(VENV)/.done: $(INPUTS)
+$(VENV)/$(DONE):
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "mot needs Python 3.11, 3.12 or 3.13; PYTHON=... chooses one")'
 	$(PYTHON) -m venv --clear $(VENV)
 	@echo 'pip installs into $(VENV) what pyproject.toml names: 1 to 5 minutes, 1.3 GB'
-	$(VENV)/bin/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python $(INSTALL) -e '.[dev]'
 	touch $@
 
-$(PARITY)/.done: $(INPUTS)
+$(PARITY)/$(DONE):
 	$(PYTHON) -m venv --clear $(PARITY)
 	@echo 'pip installs into $(PARITY), with PyTorch: some minutes, some GB'
-	$(PARITY)/bin/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[dev,parity]'
+	$(PARITY)/bin/python $(INSTALL) -e '.[dev,parity]'
 	touch $@
 
 # TensorFlow makes it 3.5 GB.
-$(SEQIO)/.done: $(INPUTS)
+$(SEQIO)/$(DONE):
 	$(PYTHON) -m venv --clear $(SEQIO)
 	@echo 'pip installs into $(SEQIO), with TensorFlow: some minutes, 3.5 GB'
-	$(SEQIO)/bin/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[dev,seqio]'
+	$(SEQIO)/bin/python $(INSTALL) -e '.[dev,seqio]'
 	touch $@
 
 # tokamax's kernels and the compiler for TPUs, which needs no TPU.
-$(PLAN)/.done: $(INPUTS)
+$(PLAN)/$(DONE):
 	$(PYTHON) -m venv --clear $(PLAN)
 	@echo 'pip installs into $(PLAN), with the compiler for TPUs: some minutes'
-	$(PLAN)/bin/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[dev,tpu]'
+	$(PLAN)/bin/python $(INSTALL) -e '.[dev,tpu]'
 	touch $@
 
 # The builder of pages alone: neither mot nor JAX.
-$(DOCS)/.done: $(INPUTS)
+$(DOCS)/$(DONE):
 	$(PYTHON) -m venv --clear $(DOCS)
 	@echo 'pip installs into $(DOCS) what builds the pages: some seconds, 80 MB'
-	$(DOCS)/bin/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt zensical
+	$(DOCS)/bin/python $(INSTALL) zensical
 	touch $@
 
 clean:

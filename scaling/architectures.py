@@ -38,7 +38,7 @@ def name(config: Config) -> str:
     towers = maps(config)
     marks = []
     for component in ("attn", "ffn"):
-        experts_of = getattr(config, component)
+        experts_of = config.component(component).experts
         for tower, experts in ((s, experts_of[s]) for s in config.streams if s in experts_of):
             if experts.experts:
                 mark = f"{ROUTERS[experts.router].short}{experts.experts}"
@@ -51,7 +51,7 @@ def name(config: Config) -> str:
     learned = f"attn:tc{len(config.streams)} ffn:tc{len(config.streams)}"
 
     def single(component):
-        return len(set(getattr(config.towers, component).values())) == 1
+        return len(set(config.component(component).towers.values())) == 1
 
     spelt = " ".join(f"{c}:{mark}" if single(c) else f"{c}.{t}:{mark}" for c, t, mark in marks)
     named = NAMED | {("dense", learned): "learned_mot"}
@@ -69,7 +69,7 @@ def maps(config: Config) -> str:
     streams = list(config.streams)
     parts = {}  # component -> the streams that share a tower, as a set of sets
     for component in ("attn", "ffn", "norm"):
-        mapping = getattr(config.towers, component)
+        mapping = config.component(component).towers
         parts[component] = frozenset(frozenset(s for s in streams if mapping[s] == t) for t in mapping.values())
     one, own = frozenset([frozenset(streams)]), frozenset(frozenset([s]) for s in streams)
     shapes = {

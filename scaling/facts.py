@@ -253,8 +253,8 @@ def shared(groups: Groups) -> str:
 
 
 def _towers(config: Config, component: str) -> list[tuple[str, str]]:
-    mapping = getattr(config.towers, component)
-    experts = {} if component == "norm" else getattr(config, component)
+    mapping = config.component(component).towers
+    experts = config.component(component).experts
     order = sorted(config.streams, key=lambda s: (config.streams[s].modality != "text", s))
     towers: dict[str, list[str]] = {}
     for stream in order:

@@ -1,18 +1,25 @@
-"""Four virtual devices, strict broadcasting, caches in the checkout, and no skip that is not listed."""
+"""Virtual devices, strict broadcasting, caches in the checkout, and no skip that is not listed."""
 
 import os
 from pathlib import Path
 
-import jax
-import pytest
-
 ROOT = Path(__file__).parent.parent
 os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache")  # what is measured and copied here is no business of the user's own
+# Compiling is most of the time. Few optimisations and XLA's older emitter of fusions take a third of it (17 s to 6 s of
+# CPU for one test of the model, jaxlib 0.10.2). Processes that tests start inherit all this.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests.support.devices import devices  # noqa: E402
+
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 _lines = [
     x.split("#")[0].strip()
@@ -21,15 +28,14 @@ _lines = [
 ]
 LISTED = {line.removeprefix("?") for line in _lines}
 ALWAYS = {line for line in _lines if not line.startswith("?")}
-SLOW = {line for line in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines() if "::" in line}
 _ran, _skipped = set(), set()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.nodeid in SLOW:
-            item.add_marker(pytest.mark.slow)
+@pytest.fixture(scope="session", autouse=True)
+def four_devices():
+    """What a test sees that does not ask for more."""
+    with devices(4):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -37,12 +43,12 @@ def one_device():
     return jax.devices()[:1]
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Halves what compilation takes, which is nearly all of some modules' time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def optimised():
+    """Programs as a user's: for what is measured of them."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_runtest_logreport(report):

@@ -13,6 +13,7 @@ from mot import model
 from mot.config import resolve
 from mot.train.state import init_state
 from mot.train.step import make_step
+from tests import mutations
 from tests.support import examples
 from tests.support.training import IMPORTS_TENSORFLOW, printed
 
@@ -125,11 +126,9 @@ def test_text_files_are_utf_8(path):
     assert not [call.lineno for call in calls if not names_its_encoding(call)]
 
 
-def test_every_slow_test_that_is_listed_is_there():
-    """By its name; a line that names nothing would hide nothing, and stay."""
-    for line in [x for x in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines() if "::" in x]:
-        file, name = line.partition("[")[0].split("::")
-        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), line
+def test_every_mutation_stands_once():
+    assert not list(mutations.missing())
+    assert len({mutation.name for mutation in mutations.MUTATIONS}) == len(mutations.MUTATIONS) >= 40
 
 
 def test_the_oracle_imports_nothing_from_mot():

@@ -57,9 +57,9 @@ class Tower(NamedTuple):
 
 def towers(component: str, context: Context) -> list[Tower]:
     """The towers of `attn` or `ffn` that serve some group, in the order of their first group."""
-    mapping = getattr(context.config.towers, component)
+    mapping = context.config.component(component).towers
     names = [mapping[group.streams[0]] for group in context.groups]
-    experts = getattr(context.config, component)
+    experts = context.config.component(component).experts
     return [
         Tower(tower, experts[tower], [i for i, name in enumerate(names) if name == tower])
         for tower in dict.fromkeys(names)

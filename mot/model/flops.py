@@ -68,7 +68,7 @@ def _met(specs: params.Table, stream: str, config: Config) -> int:
             share = 1
             if "expert" in spec.axes:
                 _, component, tower, _ = params.parse(path)
-                experts = getattr(config, component)[tower]
+                experts = config.component(component).experts[tower]
                 share = experts.active / experts.experts
             total += round(math.prod(spec.shape) * share)
     return total

@@ -245,7 +245,7 @@ def users(path: str, config: Config) -> list[str]:
     """The streams whose tokens pass through a parameter; embedding and head are of all that have ids."""
     _, component, tower, _ = parse(path)
     if component in ("attn", "ffn", "norm"):
-        return [s for s, name in getattr(config.towers, component).items() if name == tower]
+        return [s for s, name in config.component(component).towers.items() if name == tower]
     if component == "latent":
         return [tower]
     return [name for name, stream in config.streams.items() if not stream.latent]

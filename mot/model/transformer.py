@@ -38,7 +38,7 @@ def alike(config: Config, present: Sequence[str] | None = None) -> list[tuple[st
     """
     result: dict[tuple, tuple[str, ...]] = {}
     for s in config.streams if present is None else [s for s in config.streams if s in present]:
-        towers = tuple(getattr(config.towers, component)[s] for component in ("attn", "ffn", "norm"))
+        towers = tuple(config.component(component).towers[s] for component in ("attn", "ffn", "norm"))
         key = (*towers, by_norm(config.streams[s]))
         result[key] = (*result.get(key, ()), s)
     return list(result.values())

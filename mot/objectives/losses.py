@@ -73,9 +73,9 @@ def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
     """How many real tokens of the global batch pass each tower with experts, by `component/tower`."""
     real = {stream: (tokens.segment != 0).sum().astype(jnp.float32) for stream, tokens in batch.items()}
     return {
-        f"{component}/{tower}": sum(real[s] for s in real if getattr(config.towers, component)[s] == tower)
+        f"{component}/{tower}": sum(real[s] for s in real if config.component(component).towers[s] == tower)
         for component in ("attn", "ffn")
-        for tower, experts in getattr(config, component).items()
+        for tower, experts in config.component(component).experts.items()
         if experts.experts
     }
 
@@ -89,7 +89,7 @@ def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Co
     result = jnp.zeros((), jnp.float32)
     for name, report in reports.items():
         component, tower = name.split("/")
-        experts = getattr(config, component)[tower]
+        experts = config.component(component).experts[tower]
         imitation = report.imitation_B.sum()
         total = experts.z_loss * report.z_B.sum() + (imitation - lax.stop_gradient(imitation))
         if experts.balance == "loss":

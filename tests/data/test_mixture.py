@@ -81,6 +81,7 @@ def test_each_epoch_holds_each_document_once_also_across_stages():
         mine = [i for source, i in places if source == s]
         for epoch in range(len(mine) // size):
             assert sorted(mine[epoch * size : (epoch + 1) * size]) == list(range(size))
+        assert mine[:size] != mine[size : 2 * size], "another order in each epoch"
 
     def in_stage(a, b):
         return np.bincount([s for s, _ in places[a:b]], minlength=3) / (b - a)

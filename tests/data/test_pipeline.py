@@ -26,12 +26,14 @@ def test_the_embedded_documents_are_what_they_say(c, splits):
     training, held_out = splits
     pixels = load_digits().data.astype(int)
     seen = {split: set() for split in ("training", "held_out")}
+    read_in = {split: set() for split in seen}
     for name, split in zip(seen, splits, strict=True):
         manual, drawn, read = (s.documents for s in split.all)
         assert len(drawn) == len(read)
         for d in manual:
             assert (d.token[0], d.token[-1]) == (BOS, EOS)
             assert (d.stream == 0).all()
+            read_in[name].add(d.token.tobytes())
             assert len(d.token) <= c.streams["text"].max_tokens
         for d in (*drawn, *read):
             image = d.token[d.stream == 1] - embedded.TEXT_IDS
@@ -48,6 +50,7 @@ def test_the_embedded_documents_are_what_they_say(c, splits):
         assert all(boi(d) > 1 for d in drawn)
         assert all(boi(d) == 1 for d in read)
     assert not seen["training"] & seen["held_out"]
+    assert not read_in["training"] & read_in["held_out"]
     assert len(seen["training"] | seen["held_out"]) == 1797
     assert 0.05 < len(held_out.all[1].documents) / 1797 < 0.15
     assert training.digest != held_out.digest

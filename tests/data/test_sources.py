@@ -311,7 +311,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("how", "workers"), [("hangs", 0), ("hangs", 1), ("dies", 1)])
+@pytest.mark.parametrize(
+    ("how", "workers"), [pytest.param("hangs", 0, marks=pytest.mark.slow), ("hangs", 1), ("dies", 1)]
+)
 def test_a_worker_that_hangs_or_dies_stops_the_run_with_stacks(folder, tmp_path, how, workers):
     script = tmp_path / "run.py"
     script.write_text(TRAIN.format(how=how, workers=workers), encoding="utf-8")

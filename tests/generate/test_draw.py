@@ -41,14 +41,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 FAST = Options(steps=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Halves what compilation takes, which is nearly all."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def trained(tree, root, name, **image):
     tree = tree.unlock()
     tree.run.update(root=str(root), name=name)

@@ -61,14 +61,6 @@ def written(*tokens):
     return Format("text", BOS, EOS, tuple(range(len(SPECIAL))), tuple(Medium(*m) for m in media))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """Halves what compilation takes, which is nearly all."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Case(NamedTuple):
     config: Config
     seed: int  # of weights under which greedy documents end, some late, and hold units
@@ -482,20 +474,14 @@ def test_a_prompt_is_laid_out_as_data_is():
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def optimised():
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def sizes(text, axis):
     """Of all arrays in an HLO module's text that have an axis of that length."""
     shapes = [[int(n) for n in shape.split(",")] for shape in re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)]
     return [math.prod(shape) for shape in shapes if axis in shape]
 
 
-def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place(optimised):
+@pytest.mark.usefixtures("optimised")
+def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place():
     c, S, format = build("mot", ids(9), layers=1), 2048, written(4)
     sampler = sampling.Sampler(weights(c, 0), c, format)
     V, D = c.vocab, 16

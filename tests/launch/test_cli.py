@@ -13,12 +13,9 @@ from mot.runs import rundir
 from mot.train import loop
 from scaling import runs
 from tests.conftest import ROOT
+from tests.support.commands import succeeds
+from tests.support.devices import devices
 from tests.support.training import ENV, SMOKE
-
-
-def mot(*args, **kwargs):
-    command = [sys.executable, "-m", "launch.cli", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +115,7 @@ def test_overrides_keep_types_and_reach_every_depth(monkeypatch):
     assert c.optim.rules[0].lr == 1.0
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "demo", "sample", "report"])
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "data"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
@@ -126,14 +123,15 @@ def test_help_shows_an_example(command, capsys):
     assert f"example:\n  mot {command} " in capsys.readouterr().out
 
 
-def test_train_then_evaluate_from_the_shell(tmp_path):
+def test_train_then_evaluate_from_the_shell(tmp_path, monkeypatch):
     root = f"--config.run.root={tmp_path}"
-    trained = mot("train", SMOKE, root)
+    command = [sys.executable, "-m", "launch.cli", "train", SMOKE, root]
+    trained = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.strip() == str(tmp_path / "digits-mot-smoke")
-    command = [sys.executable, "-m", "launch.evaluate", SMOKE, root]
-    evaluated = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300, check=True)
-    assert "loss/image/drawn" in evaluated.stdout
+    monkeypatch.chdir(ROOT)
+    with devices(1):
+        assert "loss/image/drawn" in succeeds("evaluate", SMOKE, root)[0]
 
 
 def test_what_comes_next_can_be_pasted(tmp_path, capsys, monkeypatch):
@@ -189,8 +187,8 @@ def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
     ],
 )
 def test_the_demo_trains_both_draws_and_reports(tmp_path, setting, unit, published):
-    done = mot("demo", f"--config=configs/{setting}.py:size=smoke", "--seeds=1", f"--out={tmp_path}")
-    assert done.returncode == 0, done.stderr
+    with devices(1):
+        said, _ = succeeds("demo", f"--config={ROOT}/configs/{setting}.py:size=smoke", "--seeds=1", f"--out={tmp_path}")
     for text in (
         "dense",
         "mot",
@@ -200,9 +198,9 @@ def test_the_demo_trains_both_draws_and_reports(tmp_path, setting, unit, publish
         "FLOPs per token",
         "fill, image",
     ):
-        assert text in done.stdout
-    assert "(one seed: no verdict)" in done.stdout
-    assert f"report: {tmp_path / 'report.html'}" in done.stdout
+        assert text in said
+    assert "(one seed: no verdict)" in said
+    assert f"report: {tmp_path / 'report.html'}" in said
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Samples over training" in page
     assert f"{published} setting" in page

@@ -9,14 +9,12 @@ import pytest
 
 from launch import cores
 from mot import sharding
-from mot.runs import rundir
 from tests.conftest import ROOT
 from tests.support import examples
-from tests.support.training import TRAIN
+from tests.support.training import SMOKE
 
 # Nothing of what this process has, which is for four devices.
 ENV = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")} | {
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     "JAX_PLATFORMS": "cpu",
 }
 
@@ -71,20 +69,34 @@ def test_devices_together_hold_no_more_than_half_the_memory(monkeypatch):
     assert cores.serving([c], 8) == 2
 
 
+DEVICES = """
+import sys
+import jax
+from launch import cores, train
+from mot.train import loop
+
+def stop(config, **_):
+    sys.exit(print(len(jax.devices())))
+
+cores.cores, loop.run = lambda: 3, stop
+train.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize(
     ("environment", "more", "devices"),
     [
-        ({}, [], cores.serving([made(rows=2)], cores.cores())),
+        ({}, [], 2),
         ({}, ["--config.mesh.data=1"], 1),
         ({"JAX_NUM_CPU_DEVICES": "1"}, [], 1),
         ({"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, ["--config.mesh.fsdp=2"], 2),
     ],
 )
 def test_a_command_takes_the_machines_cores_unless_told(tmp_path, environment, more, devices):
-    command = [*TRAIN, f"--config.run.root={tmp_path}", "--config.data.batch=2", *more]
-    subprocess.run(command, cwd=ROOT, env=ENV | environment, capture_output=True, timeout=300, check=True)
-    (path,) = tmp_path.iterdir()
-    assert rundir.read_metrics(path)[0]["devices"] == devices
+    """In a process that ends where training would begin, on a machine of three cores."""
+    command = [sys.executable, "-c", DEVICES, SMOKE, f"--config.run.root={tmp_path}", "--config.data.batch=2", *more]
+    done = subprocess.run(command, cwd=ROOT, env=ENV | environment, capture_output=True, timeout=300, check=True)
+    assert int(done.stdout) == devices
 
 
 def test_devices_wait_for_each_other_a_day(monkeypatch):

@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 from launch.arguments import PARSERS
 from launch.cli import COMMANDS
 from mot.config import resolve
 from mot.config.load import read
 from tests.conftest import ROOT
+from tests.support.commands import answers
 
-HEAVY = ("jax", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "pyarrow", "tokenizers", "orbax", "optax", "rich")
 SMOKE = "--config=configs/digits.py:size=smoke"
 TYPOS = {  # command line: what is said
     ("trian",): "did you mean 'train'?",
@@ -110,30 +107,6 @@ OF_A_RUN = {
     ("train", "--config=configs/records.py:data=st"): "there is no st/dataset.json; did you mean 'set'?",
     ("train", SMOKE, "--config.init.run=broken"): "init.run: broken/config.json is damaged or foreign (it needs ",
 }
-PATH = os.environ | {"PYTHONPATH": str(ROOT)}
-RUN = f"""
-import contextlib, io, json, sys
-from launch import cli
-for argv in json.load(sys.stdin):
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        try:
-            code = cli.main(argv)
-        except SystemExit as error:
-            code = error.code
-    heavy = [name for name in {HEAVY} if name in sys.modules]
-    print(json.dumps([code, heavy, said.getvalue()]))
-"""
-
-
-def answers(lines, folder=ROOT):
-    """Exit code, heavy modules imported so far, and output of each command line, all in one fresh process."""
-    command = [sys.executable, "-c", RUN]
-    given = json.dumps([list(line) for line in lines])
-    done = subprocess.run(
-        command, input=given, capture_output=True, encoding="utf-8", cwd=folder, timeout=120, check=True, env=PATH
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_help_needs_nothing_heavy_and_lists_the_arguments_of_a_configuration():
@@ -142,7 +115,7 @@ def test_help_needs_nothing_heavy_and_lists_the_arguments_of_a_configuration():
     assert {line[-2] for line in lines[2:]} == set(PARSERS)
     takes = [["train"], ["evaluate"], ["demo"], ["plan"], ["data", "inspect"]]
     of_file = [[*command, "--config=configs/digits.py", "--help"] for command in takes]
-    found = answers([*lines, *of_file, ["config", "configs/digits.py", "--help"]])
+    found = answers([*lines, *of_file, ["config", "configs/digits.py", "--help"]], ROOT, ROOT)
     for line, (code, heavy, said) in zip(lines, found, strict=False):
         assert (code, heavy) == (0, []), line
         assert "usage: mot" in said
@@ -153,7 +126,7 @@ def test_help_needs_nothing_heavy_and_lists_the_arguments_of_a_configuration():
 
 
 def test_typing_errors_are_answered_before_anything_heavy_is_imported():
-    for (line, says), (code, heavy, said) in zip(TYPOS.items(), answers(TYPOS), strict=True):
+    for (line, says), (code, heavy, said) in zip(TYPOS.items(), answers(TYPOS, ROOT, ROOT), strict=True):
         assert (code, heavy) == (2, []), (line, said)
         assert says in said, (line, said)
         assert "Traceback" not in said
@@ -183,7 +156,7 @@ def test_what_a_run_or_a_dataset_says_is_answered_before_anything_heavy_is_impor
     (tmp_path / "broken" / "config.json").write_text("[]", encoding="utf-8")
     (tmp_path / "set" / "dataset.json").write_text(json.dumps(dataset(3)), encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
-    for (line, says), (code, heavy, said) in zip(OF_A_RUN.items(), answers(OF_A_RUN, tmp_path), strict=True):
+    for (line, says), (code, heavy, said) in zip(OF_A_RUN.items(), answers(OF_A_RUN, ROOT, tmp_path), strict=True):
         assert (code, heavy) == (2, []), (line, said)
         assert says in said, (line, said)
         assert said.count("mot:") == 1

@@ -12,9 +12,6 @@ from tests.support.files import write_lines
 LENGTH, IDS = 9, 5
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """On depth maps of one length and clips of any, by four devices."""

@@ -46,7 +46,6 @@ def installed(tmp_path_factory):
 
 def mot(site, folder, *args):
     env = os.environ | {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-    env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "jax")
     command = [sys.executable, "-P", "-m", "mot", *args]
     return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=folder, env=env, timeout=300)
 

@@ -7,17 +7,28 @@ from mot.model import ops
 from tests.oracles import reference
 
 
+@pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("shape", [(512, 128), (300, 8, 64), (300, 4, 8)])
-def test_norms_equal_their_closed_form_in_float64_forward_and_gradient(shape):
+def test_norms_equal_their_closed_form_in_float64_forward_and_gradient(shape, kind):
     rng = np.random.default_rng(0)
-    x, g = rng.standard_normal((2, *shape))
-    scale, eps = 1 + 0.1 * rng.standard_normal(shape[-1:]), 1e-5
-    y, back = jax.vjp(jax.jit(lambda x, s: ops.rms_norm(x, s, eps)), jnp.float32(x), jnp.float32(scale))
-    r = 1 / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
-    np.testing.assert_allclose(y, x * r * scale, atol=1e-5)
-    dx, dscale = jax.jit(back)(jnp.float32(g))
-    np.testing.assert_allclose(dx, g * scale * r - x * r**3 * (g * scale * x).mean(-1, keepdims=True), atol=2e-5)
-    np.testing.assert_allclose(dscale, (g * x * r).reshape(-1, shape[-1]).sum(0), rtol=1e-3, atol=1e-3)
+    x, g = 1 + rng.standard_normal((2, *shape))
+    scale, bias = 1 + 0.1 * rng.standard_normal((2, *shape[-1:]))
+    eps = 1e-5
+
+    def norm(x, scale, bias):
+        return ops.rms_norm(x, scale, eps) if kind == "rms" else ops.layer_norm(x, scale, bias, eps)
+
+    def centred(x):
+        return x - x.mean(-1, keepdims=True) if kind == "layer" else x
+
+    y, back = jax.vjp(jax.jit(norm), *map(jnp.float32, (x, scale, bias)))
+    dx, dscale, dbias = jax.jit(back)(jnp.float32(g))
+    r = 1 / np.sqrt((centred(x) ** 2).mean(-1, keepdims=True) + eps)
+    z, dz = centred(x) * r, g * scale
+    np.testing.assert_allclose(y, z * scale + (bias if kind == "layer" else 0), atol=1e-5)
+    np.testing.assert_allclose(dx, r * (centred(dz) - z * (dz * z).mean(-1, keepdims=True)), atol=2e-5)
+    np.testing.assert_allclose(dscale, (g * z).reshape(-1, shape[-1]).sum(0), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(dbias, g.reshape(-1, shape[-1]).sum(0) * (kind == "layer"), rtol=1e-3, atol=1e-3)
 
 
 def test_rope_is_a_rotation_by_position_and_its_gradient_the_rotation_back():

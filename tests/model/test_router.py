@@ -270,6 +270,7 @@ def test_the_imitators_gradient_reaches_nothing_else():
         assert (np.asarray(g) != 0).any() == name.startswith("causal_"), name
 
 
+@pytest.mark.usefixtures("optimised")
 def test_memory_of_dispatch_grows_with_routed_rows_not_with_experts():
     def temporaries(experts, how="blocked", rows=1024, d=64):
         s = spec(experts=experts, width=F)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,6 @@ from mot.model import params, transformer
 from tests.oracles import reference
 from tests.support import examples
 from tests.support.arrays import copies, in_document_order, loss_of
-
-ARCHS = ("dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image")
 
 
 def oracle_states(c, flat, batch):
@@ -30,10 +30,10 @@ def oracle_states(c, flat, batch):
     ("arch", "choices"),
     [
         ("dense", {}),
-        ("mot", {}),
+        pytest.param("mot", {}, marks=pytest.mark.slow),
         ("mot", {"norm": "post", "qk_norm": "layer"}),
-        ("mot_ffn", {"qk_norm": "none", "attention": "reference"}),
-        ("mot_attn_ffn", {"tied": True}),
+        pytest.param("mot_ffn", {"qk_norm": "none", "attention": "reference"}, marks=pytest.mark.slow),
+        pytest.param("mot_attn_ffn", {"tied": True}, marks=pytest.mark.slow),
         ("loo_image", {"scan": True}),
     ],
 )
@@ -82,8 +82,21 @@ def test_tied_towers_equal_dense_bit_for_bit():
     np.testing.assert_array_equal(run(mot)(tied), run(dense)(weights))
 
 
-@pytest.mark.parametrize("arch", [a for a in ARCHS if a != "dense"])
-@pytest.mark.parametrize("budgets", [(24, 24), (40, 26)])
+@pytest.mark.parametrize(
+    ("arch", "budgets"),
+    [
+        ("mot", (40, 26)),
+        ("loo_text", (24, 24)),
+        ("loo_text", (40, 26)),
+        ("loo_image", (24, 24)),
+        ("loo_image", (40, 26)),
+        pytest.param("mot", (24, 24), marks=pytest.mark.slow),
+        pytest.param("mot_ffn", (24, 24), marks=pytest.mark.slow),
+        pytest.param("mot_ffn", (40, 26), marks=pytest.mark.slow),
+        pytest.param("mot_attn_ffn", (24, 24), marks=pytest.mark.slow),
+        pytest.param("mot_attn_ffn", (40, 26), marks=pytest.mark.slow),
+    ],
+)
 def test_tied_towers_equal_dense(arch, budgets):
     dense, split, batch = examples.make("dense", budgets), examples.make(arch, budgets), examples.batch(3, 4, budgets)
     weights = examples.weights(dense)
@@ -105,7 +118,7 @@ def without_images(batch):
     return {"text": text.replace(weight=np.where(text.target < examples.IDS, text.weight, 0)), "image": empty}
 
 
-@pytest.mark.parametrize("arch", ["mot", "mot_ffn", "loo_image"])
+@pytest.mark.parametrize("arch", ["mot", pytest.param("mot_ffn", marks=pytest.mark.slow), "loo_image"])
 def test_a_text_only_batch_gives_image_parameters_exactly_zero_gradient(arch):
     c = examples.make(arch)
     batch = without_images(examples.batch(spans=False))
@@ -184,16 +197,27 @@ def test_scan_equals_unrolled():
     assert examples.leaf_error(da, db) < 1e-6
 
 
-@pytest.mark.parametrize("remat", ["dots", "block", "offload"])
-@pytest.mark.parametrize("scan", [True, False])
+@functools.cache
+def rematerialised(how, scan):
+    """The compiled gradient."""
+    c = examples.make("mot", remat=how, scan=scan)
+    return jax.jit(jax.grad(loss_of(c, examples.batch()))).lower(examples.weights(c)).compile()
+
+
+@pytest.mark.parametrize(
+    ("remat", "scan"),
+    [
+        ("dots", True),
+        ("offload", True),
+        pytest.param("block", True, marks=pytest.mark.slow),
+        pytest.param("dots", False, marks=pytest.mark.slow),
+        pytest.param("block", False, marks=pytest.mark.slow),
+        pytest.param("offload", False, marks=pytest.mark.slow),
+    ],
+)
 def test_rematerialisation_saves_memory_and_changes_nothing(remat, scan):
-    batch, weights = examples.batch(), examples.weights(examples.make("mot"))
-
-    def compiled(how):
-        f = jax.grad(loss_of(examples.make("mot", remat=how, scan=scan), batch))
-        return jax.jit(f).lower(weights).compile()
-
-    plain, saving = compiled("none"), compiled(remat)
+    weights = examples.weights(examples.make("mot"))
+    plain, saving = rematerialised("none", scan), rematerialised(remat, scan)
     assert examples.leaf_error(saving(weights), plain(weights)) < 1e-6
     if scan:  # where layers are unrolled at this size, XLA undoes it as common subexpressions
 

@@ -324,6 +324,13 @@ def test_the_running_mean_centres_the_loss(steps):
         assert 0 <= z - nats[0] / weight[0] < 0.1 * z  # text, with its z-loss
 
 
+def test_a_mean_begins_with_the_first_loss_and_stays_where_a_stream_is_absent():
+    means = {"new": 0.0, "old": 2.0, "absent": 2.0}
+    sums = {name: {"loss_sum": 12.0, "weight": 4.0} for name in ("new", "old")}
+    after = state.running_means(jax.tree.map(jnp.float32, means), sums | {"absent": {"loss_sum": 0.0, "weight": 0.0}})
+    assert after == pytest.approx({"new": 3.0, "old": 2.01, "absent": 2.0})
+
+
 def test_a_saved_state_goes_on_bit_for_bit_running_means_too(steps, tmp_path, one_device):
     c, step, batch = steps["config"], steps["step"], steps["batch"]
     _, ((first, _), (second, _)) = steps[1]

@@ -10,6 +10,8 @@ from mot.plan import forecast
 
 for name, value in cli.PLANNING.items():
     os.environ.setdefault(name, value)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"  # what is compiled here is measured
+jax.config.update("jax_disable_most_optimizations", False)
 forecast.hurry()
 
 

@@ -80,8 +80,15 @@ def compare(f, q, k, v, q_info, k_info):
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
-@pytest.mark.parametrize("private", [False, True])
-@pytest.mark.parametrize("K", [2, 4])
+@pytest.mark.parametrize(
+    ("private", "K"),
+    [
+        (False, 2),
+        pytest.param(True, 2, marks=pytest.mark.slow),
+        pytest.param(False, 4, marks=pytest.mark.slow),
+        pytest.param(True, 4, marks=pytest.mark.slow),
+    ],
+)
 def test_splash_equals_the_reference(private, K):
     """Of two rows each has its own documents, spans and padding; the second form has private tokens, too."""
     info = two_rows(384, private)
@@ -90,7 +97,7 @@ def test_splash_equals_the_reference(private, K):
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
-@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("private", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_splash_of_a_context_shard_whose_length_fits_no_block(private):
     info = two_rows(384, private)
     inside = (info.span[0, 1:] == info.span[0, :-1]) & (info.span[0, 1:] != 0)
@@ -100,7 +107,7 @@ def test_splash_of_a_context_shard_whose_length_fits_no_block(private):
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
-@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("private", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_splash_of_queries_that_see_nothing(private):
     """One amid others, and a whole block: zero, and no gradient."""
     k_info = two_rows(384, False)
@@ -111,6 +118,7 @@ def test_splash_of_queries_that_see_nothing(private):
     assert (dq[:, np.asarray(blind)] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreted")
 def test_splash_short_rows_a_unit_alone_and_the_rules_own_blocks():
     """Keys are padded to three blocks; a segment lies amid another."""
@@ -161,6 +169,7 @@ def temporaries(program):
     return program.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_splash_compiles_forward_and_backward_in_linear_memory(v5p):
     """Of shorter rows part lies in VMEM, which is not counted: 78 MB at 4096, 187 at 8192, 458, 901 at 32768."""
     short, long = attention(v5p, 16384, False), attention(v5p, 32768, False)
@@ -169,6 +178,7 @@ def test_splash_compiles_forward_and_backward_in_linear_memory(v5p):
     assert temporaries(long) < 2.1 * temporaries(short)
 
 
+@pytest.mark.slow
 def test_splash_with_private_tokens_holds_masks_for_no_head(v5p):
     """Two masks of a byte a pair, for the way there and back, whatever the heads."""
     few, many = (temporaries(attention(v5p, 4096, True, N=N, K=1)) for N in (1, 8))
@@ -219,6 +229,7 @@ def test_grouped_equals_ragged_dot_on_tpu():
     compare_grouped("gmm")
 
 
+@pytest.mark.slow
 def test_grouped_compiles_for_tpu_without_work_for_absent_rows(v5p):
     """`lax.ragged_dot` multiplies all rows with all experts on the way back: 8 times the work for dw."""
     S, D, F, E = 4096, 1024, 512, 8

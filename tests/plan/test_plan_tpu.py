@@ -44,7 +44,14 @@ def stored(arch):
     return json.loads(FIGURES.read_text(encoding="utf-8"))[arch]
 
 
-@pytest.mark.parametrize(("arch", "most"), [("dense", 1.03), ("mot", 1.03), ("moe_ec4", 1.10)])
+@pytest.mark.parametrize(
+    ("arch", "most"),
+    [
+        pytest.param("dense", 1.03, marks=pytest.mark.slow),
+        ("mot", 1.03),
+        pytest.param("moe_ec4", 1.10, marks=pytest.mark.slow),
+    ],
+)
 def test_a_rung_keeps_its_figures(arch, most):
     """And MoT costs what dense does: the same matmuls and what is sent by the same functions, little more memory."""
     found = made(arch)

@@ -24,9 +24,6 @@ from mot.train import loop
 GROUPS = {"loss", "by_source", "optim", "speed", "data", "eval"}
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     tree = digits_config.get_config("arch=mot,size=smoke").unlock()

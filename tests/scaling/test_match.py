@@ -68,6 +68,12 @@ def test_intervals_stay_above_zero():
     assert found.value == pytest.approx((0.3 * 0.9) ** 0.5, rel=0.01)
 
 
+def test_a_level_is_reached_between_measurements():
+    curve = Curve(np.array([1, 2, 3]), np.array([0.0, 10.0, 30.0]), np.array([3.0, 2.0, 1.0]))
+    reached = [match.first_at_or_below(curve, level) for level in (4.0, 3.0, 2.5, 2.0, 1.25, 0.5)]
+    assert reached == [0, 0, 5, 10, 25, np.inf]
+
+
 def test_one_seed_has_no_interval():
     assert np.isnan(match.over_seeds([(planted(1.0), planted(0.5))]).low)
 

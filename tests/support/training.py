@@ -20,7 +20,7 @@ TRAIN = [sys.executable, "-m", "launch.train", "--config=configs/digits.py:arch=
 SMOKE = "--config=configs/digits.py:arch=mot,size=smoke"
 
 
-ENV = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_PLATFORMS": "cpu"}
+ENV = os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
 def smoke(root, arch="mot", **overrides):

@@ -1,40 +1,23 @@
-"""The real commands, with their own defaults, on several devices: every axis of the mesh and every kind of start.
-
-Each test is one process that runs many commands. XLA optimises little there, as compiling is most of the time.
-"""
+"""The real commands, with their own defaults, on several devices: every axis of the mesh and every kind of start."""
 
 import itertools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from mot.config.axes import MESH_AXES
+from tests.conftest import ROOT
+from tests.support.commands import succeeds
+from tests.support.devices import devices
 
-ROOT = Path(__file__).parent.parent.parent
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-CACHE = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 
-
-def run(tmp_path, devices, commands):
-    """Runs the commands, by name, on so many devices; fails with what the first bad one said."""
-    file = tmp_path / "commands.json"
-    file.write_text(json.dumps([list(map(str, argv)) for argv in commands.values()]), encoding="utf-8")
-    env = os.environ | CACHE | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": QUICK}
-    command = [sys.executable, "-m", "tests.support.commands", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8", timeout=900)
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    for name, (code, said) in zip(commands, results, strict=False):
-        assert code == 0, f"{name}: {said}"
-    assert len(results) == len(commands), done.stderr[-3000:]
-    return {name: said for name, (_, said) in zip(commands, results, strict=True)}
+def run(number, commands):
+    """Runs the commands, by name, on so many devices; what each said."""
+    with devices(number):
+        return {name: "".join(succeeds(*argv)) for name, argv in commands.items()}
 
 
 def train(root, name, *flags, arch="mot", rows=8):
-    config = f"--config=configs/digits.py:size=smoke,arch={arch}"
+    config = f"--config={ROOT}/configs/digits.py:size=smoke,arch={arch}"
     return [
         "train",
         config,
@@ -58,52 +41,56 @@ def meshes(root, axes_of_each):
 
 
 def test_every_axis_of_the_mesh_trains(tmp_path):
-    run(tmp_path, 8, meshes(tmp_path / "runs", [(axis,) for axis in MESH_AXES]))
+    run(8, meshes(tmp_path / "runs", [(axis,) for axis in MESH_AXES]))
 
 
+@pytest.mark.slow
 def test_every_pair_of_axes_trains(tmp_path):
     others = [axis for axis in MESH_AXES if axis != "data"]
-    run(tmp_path, 8, meshes(tmp_path / "runs", itertools.combinations(others, 2)))
+    run(8, meshes(tmp_path / "runs", itertools.combinations(others, 2)))
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_every_kind_of_start(tmp_path, devices):
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_kind_of_start(tmp_path, number):
     root = tmp_path / "runs"
     dense, mot = root / "dense", root / "mot"
     commands = {
         "fresh": train(root, "dense", "--config.optim.ema=0.9", arch="dense"),
         "finished": train(root, "dense", "--config.optim.ema=0.9", arch="dense"),
         "mot from dense": train(root, "mot", f"--config.init.run={dense}"),
-        "the same from itself": train(root, "again", f"--config.init.run={mot}"),
         "an average": train(root, "average", f"--config.init.run={mot}", "--config.optim.ema=0.9"),
         "a frozen tower": train(root, "frozen", f"--config.init.run={mot}", "--config.optim.freeze=text"),
         "experts from dense": train(root, "experts", f"--config.init.run={dense}", arch="moe_ec4"),
-        "mot and experts from mot": train(root, "both", f"--config.init.run={mot}", arch="mot_moe"),
-        "several runs": train(root, "several", f"--config.init.run={mot}", "--runs", str(devices)),
+        "several runs": train(root, "several", f"--config.init.run={mot}", "--runs", number),
         "one step": train(root, "longer", "--config.optim.schedule=constant", "--config.run.steps=1"),
         "resumed": train(root, "longer", "--config.optim.schedule=constant", "--config.run.steps=2"),
         "evaluate": ["evaluate", mot],
         "sample": ["sample", mot, "--prompt", "a handwritten seven", "--n", "1", "--read", "1"],
         "report": ["report", dense, mot, "--out", tmp_path / "report"],
     }
-    run(tmp_path, devices, commands)
+    if number > 2:
+        commands |= {
+            "the same from itself": train(root, "again", f"--config.init.run={mot}"),
+            "mot and experts from mot": train(root, "both", f"--config.init.run={mot}", arch="mot_moe"),
+        }
+    run(number, commands)
 
 
 def test_a_run_resumes_on_other_devices(tmp_path):
     """From two devices to eight, split otherwise, and back to one, by the same command but for its mesh."""
     schedule = "--config.optim.schedule=constant"
-    for devices, steps, *flags in ((2, 1), (8, 2, "--config.mesh.fsdp=4", "--config.mesh.context=2"), (1, 3)):
+    for number, steps, *flags in ((2, 1), (8, 2, "--config.mesh.fsdp=4", "--config.mesh.context=2"), (1, 3)):
         longer = train(tmp_path, "run", schedule, f"--config.run.steps={steps}", *flags)
-        assert f"step {steps}: held-out" in run(tmp_path, devices, {"longer": longer})["longer"]
+        assert f"step {steps}: held-out" in run(number, {"longer": longer})["longer"]
 
 
 def test_a_run_whose_rows_do_not_divide_among_the_devices_is_read_on_some(tmp_path):
     """Under a path that libraries would take for a pattern."""
     root = tmp_path / "runs [of three] \\ gs:"
-    run(tmp_path, 1, {"train": train(root, "three", rows=3)})
+    run(1, {"train": train(root, "three", rows=3)})
     commands = {
         "evaluate": ["evaluate", root / "three"],
         "sample": ["sample", root / "three", "--prompt", "a handwritten one", "--n", "1", "--read", "1"],
         "report": ["report", root / "three"],
     }
-    run(tmp_path, 8, commands)
+    run(8, commands)

@@ -50,8 +50,11 @@ def stepper(configs):
 
 @pytest.mark.parametrize(
     ("arch", "varied"),
-    [("dense", SEEDS), ("mot", OTHERS), ("moe_tc4", RATES)],
-    ids=["dense, seeds", "mot, everything", "moe, rates"],
+    [
+        pytest.param("dense", SEEDS, id="dense, seeds", marks=pytest.mark.slow),
+        pytest.param("mot", OTHERS, id="mot, everything"),
+        pytest.param("moe_tc4", RATES, id="moe, rates", marks=pytest.mark.slow),
+    ],
 )
 def test_losses_of_ten_steps_equal_those_of_separate_runs(arch, varied):
     tree = examples.tree(arch, layers=1)
@@ -218,6 +221,7 @@ def test_one_of_them_resumes_alone_and_then_they_differ(halfway, tmp_path):
         ensemble.run(configs, devices=jax.devices()[:2])
 
 
+@pytest.mark.slow
 def test_runs_begin_from_another_ones_weights(halfway, tmp_path):
     source = pair(halfway[0])[0]
     configs = pair(tmp_path, init__run=str(rundir.folder(source)))

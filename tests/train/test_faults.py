@@ -13,23 +13,41 @@ import pytest
 from mot import checkpoint
 from mot.runs import rundir
 from tests.conftest import ROOT
+from tests.support.commands import succeeds
+from tests.support.devices import devices
 from tests.support.examples import CLOCK
 from tests.support.training import ENV, restored
 
 STEPS, EVERY = 24, 4
 
 
-def start(root):
-    command = [sys.executable, "-m", "launch.train", "--config=configs/digits.py:arch=mot,size=smoke"]
+def arguments(root):
     values = {"root": root, "steps": STEPS, "save_every": EVERY, "eval_every": EVERY, "eval_batches": 1, "keep": 20}
-    command += [f"--config.run.{key}={value}" for key, value in values.items()]
-    return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    config = f"--config={ROOT}/configs/digits.py:arch=mot,size=smoke"
+    return ["train", config, *(f"--config.run.{key}={value}" for key, value in values.items())]
+
+
+# On one of as many devices as this process has: XLA adds up by how many there are.
+RUN = """
+import sys
+from launch import cli
+from tests.support.devices import devices
+
+with devices(1):
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def start(root):
+    command = [sys.executable, "-c", RUN, *arguments(root)]
+    env = ENV | {"JAX_NUM_CPU_DEVICES": str(len(jax.local_devices()))}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(root):
-    process = start(root)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    """The same command to its end, in this process."""
+    with devices(1):
+        succeeds(*arguments(root))
     return root / "digits-mot-smoke"
 
 

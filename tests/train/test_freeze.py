@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import subprocess
 
 import jax
 import numpy as np
@@ -17,18 +16,19 @@ from mot.runs import rundir
 from mot.train.state import init_state
 from tests.conftest import ROOT
 from tests.support import examples, vectors
-from tests.support.training import ENV, TRAIN, one_step, restored, rows
+from tests.support.commands import succeeds
+from tests.support.devices import devices
+from tests.support.training import one_step, restored, rows
 
 TEXT_ONLY = "loss/text/manual"  # of documents in which text attends to nothing else
 
 
 def trained(root, arch, name, *more):
     """What `mot train` says, on one device; the folder."""
-    command = [*TRAIN, f"--config.run.root={root}", "--config.mesh.data=1", f"--config.run.name={name}", *more]
-    command[3] = f"--config=configs/digits.py:arch={arch},size=smoke"
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, encoding="utf-8", timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stderr, root / name
+    config = f"--config={ROOT}/configs/digits.py:arch={arch},size=smoke"
+    with devices(1):
+        _, said = succeeds("train", config, f"--config.run.root={root}", f"--config.run.name={name}", *more)
+    return said, root / name
 
 
 def held_out(path):

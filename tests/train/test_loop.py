@@ -46,7 +46,17 @@ def test_every_experiment_trains_two_steps_at_smoke_size(tmp_path, name, one_dev
     assert [row["step"] for row in rows(path)] == [1, 2]
 
 
-@pytest.mark.parametrize("arch", ["dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param("dense", marks=pytest.mark.slow),
+        "mot",
+        pytest.param("mot_ffn", marks=pytest.mark.slow),
+        pytest.param("mot_attn_ffn", marks=pytest.mark.slow),
+        pytest.param("loo_text", marks=pytest.mark.slow),
+        "loo_image",
+    ],
+)
 def test_every_architecture_trains_two_steps(tmp_path, arch, one_device):
     c = smoke(tmp_path, arch)
     path = loop.run(c, devices=one_device)
@@ -76,6 +86,7 @@ def test_real_sizes_are_shape_checked_and_lowered_on_virtual_devices(tmp_path, n
         jax.jit(make_step(c, 3), in_shardings=(None, sharding.of_batch(c, mesh))).lower(state, batch)
 
 
+@pytest.mark.slow
 def test_a_run_on_four_devices_resumes(tmp_path, capsys):
     c = smoke(tmp_path, data__batch=4, run__steps=4, run__eval_every=2)
     loop.run(c, until=2)
@@ -85,15 +96,25 @@ def test_a_run_on_four_devices_resumes(tmp_path, capsys):
     assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
 
 
-def test_other_data_under_a_run_is_refused(tmp_path, one_device, monkeypatch):
-    c = smoke(tmp_path, run__steps=4)
-    loop.run(c, until=2, devices=one_device)
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """The folder of a run that stopped at step 2 of 4."""
+    root = tmp_path_factory.mktemp("halfway")
+    loop.run(smoke(root, **FOUR_STEPS), until=2, devices=jax.devices()[:1])
+    return root
+
+
+FOUR_STEPS = dict(run__steps=4, run__eval_every=2)
+
+
+def test_other_data_under_a_run_is_refused(halfway, one_device, monkeypatch):
+    c = smoke(halfway, **FOUR_STEPS)
     monkeypatch.setattr(embedded, "CAPTIONS", ("the number {}",))
     with pytest.raises(errors.UserError, match="was trained on other data: its digest is"):
         loop.run(c, devices=one_device)
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_n_and_resume_and_n_equals_2n_bit_for_bit(tmp_path, n):
     devices = jax.devices()[:n]
     settings = dict(run__steps=6, run__eval_every=3, run__save_every=6, optim__ema=0.9)
@@ -195,10 +216,11 @@ def test_what_more_steps_would_need_is_said_and_nothing_written(tmp_path, before
     assert tree_of(path) == there
 
 
-def test_rows_after_the_checkpoint_are_written_once(tmp_path, one_device):
+def test_rows_after_the_checkpoint_are_written_once(halfway, tmp_path, one_device):
     """A run killed after its last checkpoint has rows that the resumed one writes again."""
-    c = smoke(tmp_path, run__steps=4, run__eval_every=2)
-    path = loop.run(c, until=2, devices=one_device)
+    shutil.copytree(halfway, tmp_path, dirs_exist_ok=True)
+    c = smoke(tmp_path, **FOUR_STEPS)
+    path = rundir.folder(c)
     with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"schema": 1, "kind": "train", "step": 3, "loss": 99.0}) + "\n")
         file.write('{"schema": 1, "kind": "tr')  # cut off by a crash
@@ -219,8 +241,15 @@ def test_accumulation_over_microbatches_equals_the_whole_batch(one_device):
     np.testing.assert_array_equal(measured_a["sums"]["weight"], measured_b["sums"]["weight"])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("arch", ["dense", "mot"])
+@pytest.mark.parametrize(
+    ("arch", "accumulate"),
+    [
+        ("mot", 2),
+        pytest.param("mot", 1, marks=pytest.mark.slow),
+        pytest.param("dense", 1, marks=pytest.mark.slow),
+        pytest.param("dense", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_one_device_equals_four(arch, accumulate, one_device):
     """The first moment after one step is a tenth of the gradient (clipping is off): no common factor hides in Adam."""
     c = examples.make(arch)
@@ -339,7 +368,9 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
     assert "image" in events[1]["towers"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 75)]
+)
 def test_a_signal_ends_with_a_saved_checkpoint(tmp_path, one_device, monkeypatch, number, code):
     c = smoke(tmp_path, run__steps=50, run__eval_every=50, run__save_every=50)
     advance = log.Log.advance

@@ -1,0 +1,472 @@
+"""Small faults, one for each room and mechanism, and the tests that must find each: `python -m tests.mutations [NAME]`.
+
+Each is put into a copy of the project by itself. A fault that no test finds shows a test that is missing. A text that
+is no longer there, or stands there twice, is an error (`tests/test_rules.py`): who rewrites it writes another fault.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = (
+    "mot",
+    "configs",
+    "launch",
+    "scaling",
+    "tests",
+    "docs",
+    "bench",
+    "pyproject.toml",
+    "constraints.txt",
+    "README.md",
+)
+
+
+class Mutation(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # pytest's arguments: files or ids, with spaces between
+
+
+MUTATIONS = (
+    # The model.
+    Mutation(
+        "visibility: a private copy is seen by what follows",
+        "mot/batches.py",
+        "causal = (k.position <= q.position) & ~k.private",
+        "causal = k.position <= q.position",
+        "tests/model/test_attention.py",
+    ),
+    Mutation(
+        "visibility: padding sees padding",
+        "mot/batches.py",
+        "same_document = (q.segment == k.segment) & (q.segment != 0)",
+        "same_document = q.segment == k.segment",
+        "tests/model/test_attention.py",
+    ),
+    Mutation(
+        "rope: the gradient is turned on, not back",
+        "mot/model/ops.py",
+        "direction=-1), None),",
+        "direction=1), None),",
+        "tests/model/test_ops.py",
+    ),
+    Mutation(
+        "norms: the mean is not taken off",
+        "mot/model/ops.py",
+        "    x = x - jnp.mean(x, axis=-1, keepdims=True)\n",
+        "",
+        "tests/model/test_ops.py",
+    ),
+    Mutation(
+        "router: a capacity is rounded up",
+        "mot/model/router.py",
+        "np.floor(factor * spec.active * np.arange(tokens + 1) / spec.experts + 1e-9)",
+        "np.ceil(factor * spec.active * np.arange(tokens + 1) / spec.experts - 1e-9)",
+        "tests/model/test_router.py::test_capacity_is_the_stated_floor",
+    ),
+    Mutation(
+        "router: of equal scores later tokens come first",
+        "mot/model/router.py",
+        "    position_BC1 = position_BC[..., None].astype(jnp.uint32)\n",
+        "    position_BC1 = (1 << 20) - position_BC[..., None].astype(jnp.uint32)\n",
+        "tests/model/test_router.py::test_routing_equals_a_loop_over_tokens",
+    ),
+    Mutation(
+        "router: the balance loss counts padding",
+        "mot/model/router.py",
+        "mean_p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1)",
+        "mean_p_BE = p_BCE.sum(1)",
+        "tests/model/test_router.py::test_the_balance_loss_is_one_where_all_is_even_and_more_where_it_is_not",
+    ),
+    Mutation(
+        "towers: keys behind a wall have a gradient",
+        "mot/model/joint.py",
+        "lax.stop_gradient(x) if attn[g[0]] in walled else x",
+        "x",
+        "tests/objectives/test_continuous.py::test_walls_stop_gradients_exactly_and_change_nothing_else",
+    ),
+    Mutation(
+        "layers: what is added is not normalised in a post-norm block",
+        "mot/model/layers.py",
+        'if context.config.model.norm == "post" else ys',
+        'if context.config.model.norm == "both" else ys',
+        "tests/model/test_transformer.py::test_grouped_streams_equal_a_per_token_masked_select[mot-choices2]",
+    ),
+    Mutation(
+        "embedding: what is clean is conditioned on its noise level",
+        "mot/model/embed.py",
+        'return jnp.where(t_R1 > 0, ops.linear(hidden_RF, weights["time_out"]), 0)',
+        'return ops.linear(hidden_RF, weights["time_out"])',
+        "tests/objectives/test_continuous.py::test_grouped_streams_equal_the_per_token_oracle[mot-choices0]",
+    ),
+    Mutation(
+        "FLOPs: a query pays for its score alone",
+        "mot/model/flops.py",
+        "return 4 * m.layers * m.heads * m.head_size",
+        "return 2 * m.layers * m.heads * m.head_size",
+        "tests/model/test_flops.py::test_counted_flops_equal_the_compilers",
+    ),
+    Mutation(
+        "FLOPs: of E experts all are active",
+        "mot/model/flops.py",
+        "share = sets.active / sets.experts",
+        "share = 1",
+        "tests/model/test_params.py tests/model/test_experts.py::test_total_variants_have_as_many_parameters_as_mot",
+    ),
+    Mutation(
+        "sharding: the vocabulary's parts are joined without their sum",
+        "mot/model/embed.py",
+        "x_RD = lax.psum(jnp.where(mine_R[:, None], x_RD, 0), of_vocab) if of_vocab else x_RD",
+        "x_RD = jnp.where(mine_R[:, None], x_RD, 0) if of_vocab else x_RD",
+        "tests/test_sharding.py::test_every_mesh_gives_one_devices_gradients_leaf_by_leaf[ids-dense-meshes1]",
+    ),
+    Mutation(
+        "context: a row's parts are joined in the order of rows",
+        "mot/sharding.py",
+        "x = constrain(x, (ROWS,), rules).reshape(c, B, C, *x.shape[2:])",
+        "x = constrain(x, (ROWS,), rules).reshape(B, c, C, *x.shape[2:]).swapaxes(0, 1)",
+        "tests/test_sharding.py::test_every_mesh_gives_one_devices_gradients_leaf_by_leaf[ids-moe_ec4-meshes2]",
+    ),
+    # Objectives.
+    Mutation(
+        "loss: booked by the token's modality, not its target's",
+        "mot/objectives/losses.py",
+        "    m_BT = batches.modality_of_ids(tokens.target, config)\n",
+        "    m_BT = batches.modality_of_ids(tokens.token, config)\n",
+        "tests/objectives/test_losses.py::test_loss_is_booked_on_the_targets_modality_and_the_documents_source",
+    ),
+    Mutation(
+        "loss: a modality's weight is not divided by its total",
+        "mot/objectives/losses.py",
+        "return jnp.where(Z_M > 0, _lambda(config) / jnp.where(Z_M > 0, Z_M, 1), 0)",
+        "return jnp.where(Z_M > 0, _lambda(config) / Z_M.sum(), 0)",
+        "tests/objectives/test_losses.py::test_loss_is_booked_on_the_targets_modality_and_the_documents_source",
+    ),
+    Mutation(
+        "noise: not the same wherever a unit is packed",
+        "mot/objectives/losses.py",
+        "keys_R = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(tokens.unit_seed.reshape(-1))",
+        "keys_R = jax.random.split(key, tokens.unit_seed.size)",
+        "tests/objectives/test_continuous.py::test_noise_is_of_a_unit_and_a_step_wherever_it_lies",
+    ),
+    Mutation(
+        "noise schedule: the shift is turned round",
+        "mot/objectives/diffusion.py",
+        "return shift * t / (1 + (shift - 1) * t)",
+        "return t / (shift + (1 - shift) * t)",
+        "tests/objectives/test_diffusion.py::test_shift_keeps_the_ends_and_moves_the_middle_towards_noise",
+    ),
+    Mutation(
+        "guidance: from the conditional on",
+        "mot/objectives/diffusion.py",
+        "return unconditional + scale * (conditional - unconditional)",
+        "return conditional + scale * (conditional - unconditional)",
+        "tests/objectives/test_diffusion.py::test_guidance",
+    ),
+    Mutation(
+        "routers: the imitators' loss counts in the objective",
+        "mot/objectives/losses.py",
+        "(imitation - lax.stop_gradient(imitation))",
+        "imitation",
+        "tests/model/test_experts.py::test_the_losses_of_routers_are_in_the_objective",
+    ),
+    # The optimiser and training.
+    Mutation(
+        "schedule: the first step does not move",
+        "mot/optim.py",
+        "return o.lr * (n + 1) / max(o.warmup, 1)",
+        "return o.lr * n / max(o.warmup, 1)",
+        "tests/test_optim.py::test_schedules_pass_through_their_points",
+    ),
+    Mutation(
+        "decay: by the rate's factor of the path",
+        "mot/optim.py",
+        "u + rule.decay * w if rule.decay else u",
+        "u + rule.lr * rule.decay * w if rule.decay else u",
+        "tests/test_optim.py::test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path",
+    ),
+    Mutation(
+        "clipping: not at all",
+        "mot/optim.py",
+        "return params.merge(clipped(model), clipped(imitators) if imitators else {})",
+        "return params.merge(model, imitators)",
+        "tests/test_optim.py::test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path",
+    ),
+    Mutation(
+        "freezing: a frozen router's bias is moved, for all biases are",
+        "mot/optim.py",
+        "frozen = {path for paths in frozen_by(config).values() for path in paths}",
+        "frozen = {p for paths in frozen_by(config).values() for p in paths if not params.is_bias(p)}",
+        "tests/train/test_freeze.py::test_a_frozen_routers_bias_does_not_move",
+    ),
+    Mutation(
+        "running means: a stream that is absent pulls its mean to 0",
+        "mot/train/step.py",
+        "after[name] = jnp.where(weight > 0, moved, mean)",
+        "after[name] = moved",
+        "tests/objectives/test_continuous.py::test_a_mean_begins_with_the_first_loss_and_stays_where_a_stream_is_absent",
+    ),
+    Mutation(
+        "upcycling: no copy parts from the others",
+        "mot/train/upcycle.py",
+        "moved = (number >= kept).reshape(-1, *(1,) * (value.ndim - 1))",
+        "moved = (number < 0).reshape(-1, *(1,) * (value.ndim - 1))",
+        "tests/model/test_experts.py::test_mot_moe_grown_from_mot_copies_each_towers_ffn_and_noise_parts_the_copies",
+    ),
+    Mutation(
+        "resuming: at the step after the newest",
+        "mot/runs/writer.py",
+        'if row["step"] <= resumed_at]',
+        'if row["step"] < resumed_at]',
+        "tests/train/test_loop.py::test_rows_after_the_checkpoint_are_written_once",
+    ),
+    Mutation(
+        "checkpoints: a digest is not compared",
+        "mot/checkpoint.py",
+        "if expected[name] != digests[name]:",
+        "if not digests[name]:",
+        "tests/test_checkpoint.py",
+    ),
+    Mutation(
+        "checkpoints: the oldest are kept",
+        "mot/checkpoint.py",
+        "for old in steps(folder)[:-keep]:",
+        "for old in steps(folder)[keep:]:",
+        "tests/test_checkpoint.py",
+    ),
+    Mutation(
+        "files: written in place",
+        "mot/files.py",
+        "        partial.write_bytes(content.encode() if isinstance(content, str) else content)",
+        "        file.write_bytes(content.encode() if isinstance(content, str) else content)\n"
+        "        partial.write_bytes(file.read_bytes())",
+        "tests/launch/test_process.py::test_a_file_is_whole_or_absent_and_the_error_names_it",
+    ),
+    # Data.
+    Mutation(
+        "packing: a document's last token has the next one's first as its target",
+        "mot/data/packing.py",
+        "follows = np.append(segment[1:] == segment[:-1], False)",
+        "follows = np.append(segment[1:] >= segment[:-1], False)",
+        "tests/data/test_packing.py::test_integers_and_targets_across_streams_are_right",
+    ),
+    Mutation(
+        "packing: a unit's seed depends on the row",
+        "mot/data/packing.py",
+        'seeds[i] = zlib.crc32(f"{d.source}/{d.doc_id}/{u}".encode())',
+        'seeds[i] = zlib.crc32(f"{d.source}/{s}/{u}".encode())',
+        "tests/data/test_packing.py::test_unit_seeds_do_not_depend_on_packing",
+    ),
+    Mutation(
+        "packing: two documents' spans have one number",
+        "mot/data/packing.py",
+        "number + np.repeat(np.cumsum(most) - most, sizes)",
+        "number",
+        "tests/data/test_packing.py::test_integers_and_targets_across_streams_are_right",
+    ),
+    Mutation(
+        "mixture: each epoch is in the same order",
+        "mot/data/mixture.py",
+        "np.random.SeedSequence([self.seed, source, epoch])",
+        "np.random.SeedSequence([self.seed, source])",
+        "tests/data/test_mixture.py tests/data/test_pipeline.py",
+    ),
+    Mutation(
+        "mixture: shares of tokens are shares of documents",
+        "mot/data/mixture.py",
+        "            given[n] /= mean\n",
+        "",
+        "tests/data/test_mixture.py",
+    ),
+    Mutation(
+        "held out: some of what is trained on, too",
+        "mot/data/embedded.py",
+        "mine = [s for s in sections if _held_out(s.encode()) == held_out]",
+        "mine = [s for s in sections if not held_out or _held_out(s.encode())]",
+        "tests/data/test_pipeline.py",
+    ),
+    Mutation(
+        "records: a document is another shard's",
+        "mot/data/records.py",
+        'shard = int(np.searchsorted(self.firsts_of_shards, i, side="right")) - 1',
+        'shard = max(int(np.searchsorted(self.firsts_of_shards, i, side="left")) - 1, 0)',
+        "tests/data/test_records.py::test_a_dataset_is_read_at_random_and_travels_to_another_process",
+    ),
+    Mutation(
+        "manifest: a file's digest is not compared",
+        "mot/data/manifest.py",
+        "            if found != digest:\n",
+        "            if not found:\n",
+        "tests/data/test_records.py::test_damaged_missing_and_foreign_files_are_named",
+    ),
+    Mutation(
+        "sources: a remote dataset is copied anew each time",
+        "mot/data/sources.py",
+        "if not (path.is_file() and path.stat().st_size == size):",
+        "if True:",
+        "tests/data/test_sources.py::test_a_remote_dataset_is_copied_once",
+    ),
+    # Tokenizers.
+    Mutation(
+        "codebook: of equally near codes the last",
+        "mot/tokenizers/codebook.py",
+        "ids_R[i : i + step] = distance_RK.argmin(1)",
+        "ids_R[i : i + step] = distance_RK.shape[1] - 1 - distance_RK[:, ::-1].argmin(1)",
+        "tests/tokenizers/test_codebook.py",
+    ),
+    Mutation(
+        "text: what is added counts as lost",
+        "mot/tokenizers/text.py",
+        "gone = Counter(text) - Counter(back)",
+        "gone = Counter(back) - Counter(text)",
+        "tests/tokenizers/test_text.py",
+    ),
+    # Generation.
+    Mutation(
+        "sampling: the nucleus lacks the id that crosses its edge",
+        "mot/generate/sampling.py",
+        "(before_BV < settings.top_p)",
+        "(before_BV + jax.nn.softmax(sorted_BV) < settings.top_p)",
+        "tests/generate/test_sampling.py::test_ids_are_drawn_among_the_likeliest",
+    ),
+    Mutation(
+        "sampling: rows draw by their place in the batch",
+        "mot/generate/sampling.py",
+        "keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)\n        id_B",
+        "keys = jax.random.split(keys_B[0], len(keys_B))\n        id_B",
+        "tests/generate/test_sampling.py::test_a_row_depends_on_its_number_prompt_and_seed_alone",
+    ),
+    Mutation(
+        "layout: a unit is closed by what opens it",
+        "mot/generate/sampling.py",
+        "[mark(medium.opens), run, mark(medium.closes)] if medium",
+        "[mark(medium.opens), run, mark(medium.opens)] if medium",
+        "tests/generate/test_layout.py",
+    ),
+    # Runs, reports and plans.
+    Mutation(
+        "peak: the last start's, not the best one's",
+        "mot/runs/peak.py",
+        "best = max(known._replace(cached=True), now)",
+        "best = now",
+        "tests/runs/test_peak.py",
+    ),
+    Mutation(
+        "metrics: a loss is a mean of its sources' means",
+        "mot/runs/metrics.py",
+        'result[f"loss/{modality}"] = float(loss_sum_MO[m].sum() / total)',
+        'result[f"loss/{modality}"] = float(np.nanmean(loss_sum_MO[m] / weight_MO[m]))',
+        "tests/runs/test_metrics.py",
+    ),
+    Mutation(
+        "report: a level is reached at the next measurement, not between two",
+        "scaling/match.py",
+        "return float(curve.cost[i - 1] + (above - level) / (above - under) * (curve.cost[i] - curve.cost[i - 1]))",
+        "return float(curve.cost[i])",
+        "tests/scaling/test_match.py",
+    ),
+    Mutation(
+        "report: an interval of few seeds is not widened",
+        "scaling/match.py",
+        "half = float(student.ppf(0.975, n - 1) * error)",
+        "half = float(1.96 * error)",
+        "tests/scaling/test_match.py",
+    ),
+    Mutation(
+        "plan: a loop counts once",
+        "mot/plan/hlo.py",
+        "run(chosen, times * turns, unknown or is_endless(i, module))",
+        "run(chosen, times, unknown or is_endless(i, module))",
+        "tests/scaling/test_hlo.py",
+    ),
+    # Configuration and commands.
+    Mutation(
+        "checks: a budget may be below its longest document",
+        "mot/config/checks.py",
+        "if s.max_tokens > s.budget > 0:",
+        "if s.max_tokens > 2 * s.budget > 0:",
+        "tests/config/test_config.py::test_bad_input_is_named_with_value_and_remedy",
+    ),
+    Mutation(
+        "names: another project's name of a key is not known",
+        "mot/config/names.py",
+        "return SYNONYMS.get(name) or",
+        "return",
+        "tests/launch/test_light.py::test_typing_errors_are_answered_before_anything_heavy_is_imported",
+    ),
+    Mutation(
+        "console: a log is mute",
+        "mot/console.py",
+        "    if not sys.stderr.isatty():\n        print(",
+        "    if sys.stderr.isatty():\n        print(",
+        "tests/test_console.py",
+    ),
+    Mutation(
+        "run directory: a relative folder stays relative",
+        "mot/runs/rundir.py",
+        "return os.path.abspath(address) if _is_folder(address) else address",
+        "return address",
+        "tests/launch/test_places.py::test_a_run_is_read_from_any_folder_and_after_its_project_moved",
+    ),
+    Mutation(
+        "cores: as many devices as the machine has, whether they divide or not",
+        "launch/cores.py",
+        "return next((n for n in range(most, 1, -1) if serves(n)), 1)",
+        "return most",
+        "tests/launch/test_cores.py::test_as_many_devices_as_divide_the_rows_or_as_the_mesh_asks_for",
+    ),
+)
+
+
+def missing() -> Iterator[str]:
+    """Mutations whose text does not stand in its file exactly once."""
+    for mutation in MUTATIONS:
+        if (n := (ROOT / mutation.file).read_text(encoding="utf-8").count(mutation.old)) != 1:
+            yield f"{mutation.name}: {mutation.file} has its text {n} times, and must have it once"
+
+
+def result(mutation: Mutation, copy: Path) -> str:
+    """`caught`, with the test that failed, `SURVIVED`, or `BROKEN` where the tests did not even run."""
+    file = copy / mutation.file
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split()]
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "PYTHONPATH": str(copy)}
+        done = subprocess.run(command, cwd=copy, env=env, capture_output=True, encoding="utf-8")
+    finally:
+        file.write_text(text, encoding="utf-8")
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]
+    if done.returncode == 1 and failed:
+        return f"caught    by {failed[0].removeprefix('FAILED ').partition(' - ')[0]}"
+    return "SURVIVED" if done.returncode == 0 else f"BROKEN    {' '.join(done.stdout.splitlines()[-3:])}"
+
+
+def main(wanted: list[str]) -> int:
+    faults = list(missing())
+    print(*faults, sep="\n", end="\n" * bool(faults))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(ROOT / name, copy / name)
+        for mutation in [m for m in MUTATIONS if not wanted or any(m.name.startswith(name) for name in wanted)]:
+            found = result(mutation, copy)
+            faults += [] if found.startswith("caught") else [found]
+            print(f"{mutation.name:75}  {found}", flush=True)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
