@@ -34,7 +34,7 @@ from mot.tokenizers.audio import AudioTokenizer
 from mot.tokenizers.given import GivenVectors
 from mot.tokenizers.image import ImageTokenizer
 from mot.tokenizers.vectors import ActionVectors
-from mot.train import loop
+from mot.train import loop, restore
 from tests.support.datasets import write_inputs
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -498,7 +498,7 @@ def test_rows_come_in_equal_batches_and_keep_their_numbers(monkeypatch):
 
 def test_another_step_takes_that_steps_weights(run, monkeypatch):
     loaded = {1: "one", None: "two"}
-    monkeypatch.setattr(loop, "load", lambda path, step: (None, SimpleNamespace(step=step), loaded[step]))
+    monkeypatch.setattr(restore, "load", lambda path, step: (None, SimpleNamespace(step=step), loaded[step]))
     model = opened.Model(run, None, 2, None, None, None, None, SimpleNamespace(params="two"))
     assert opened.at(model, 1).step == 1
     assert model.sampler.params == "one"

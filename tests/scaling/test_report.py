@@ -11,11 +11,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from configs import digits, transfusion
+from configs import archs, digits, transfusion
 from launch import cli
-from mot.config import Config, resolve
+from mot.config import Sections, Towers, resolve
 from mot.config.routers import ROUTERS
-from mot.generate import pictures as drawn
+from mot.data import preview
 from mot.generate import results
 from mot.runs import rundir
 from scaling import architectures, pictures, report, runs
@@ -102,7 +102,7 @@ def test_a_setting_has_its_own_units_and_its_own_published_slopes(tmp_path):
 
 def test_documents_that_were_sampled_are_shown(tmp_path):
     folder = planted(tmp_path, "dense") / "samples" / "2"
-    results.write(folder, {"documents.png": drawn.png(np.zeros((4, 4, 3), np.uint8))}, {"documents": [{}] * 3})
+    results.write(folder, {"documents.png": preview.png(np.zeros((4, 4, 3), np.uint8))}, {"documents": [{}] * 3})
     _, text = page(tmp_path)
     assert "step 2: 3 documents, what was given and what follows" in prose(text)
     assert base64.b64encode((folder / "documents.png").read_bytes()).decode() in text
@@ -406,11 +406,11 @@ def test_a_longer_run_beside_the_reported_ones_shows_what_it_drew(tmp_path):
     planted(tmp_path / "demo", "dense")
     drew = planted(tmp_path / "draw", "dense", name="long") / "samples" / "800"
     verdicts = {"drawn": {"right": 47, "asked": 50}, "read": {"right": 9, "asked": 10}, "judge": 0.98}
-    results.write(drew, {"digits.png": drawn.png(np.zeros((4, 4, 3), np.uint8))}, verdicts)
+    results.write(drew, {"digits.png": preview.png(np.zeros((4, 4, 3), np.uint8))}, verdicts)
     _, text = page(tmp_path / "demo")
     assert base64.b64encode((drew / "digits.png").read_bytes()).decode() not in text  # no samples are shown of the demo
     results.write(
-        tmp_path / "demo/dense-seed0/samples/60", {"digits.png": drawn.png(np.zeros((4, 4, 3), np.uint8))}, verdicts
+        tmp_path / "demo/dense-seed0/samples/60", {"digits.png": preview.png(np.zeros((4, 4, 3), np.uint8))}, verdicts
     )
     _, text = page(tmp_path / "demo")
     assert "step 800: 47 of 50 digits as asked" in prose(text)
@@ -439,8 +439,7 @@ def test_experts_that_differ_from_a_presets_have_a_name_of_their_own(changes, na
 def test_a_router_that_nobody_named_is_called_by_its_name(monkeypatch):
     monkeypatch.setitem(ROUTERS, "hash", ROUTERS["token"]._replace(short="hash"))
     c = resolve(digits.get_config("arch=moe_tc4,size=smoke"))
-    new = object.__new__(Config)
-    vars(new).update(vars(c) | {"ffn": {"text": dataclasses.replace(c.ffn["text"], router="hash")}})
+    new = Sections(**vars(c) | {"ffn": {"text": dataclasses.replace(c.ffn["text"], router="hash")}})
     assert architectures.name(new) == "dense ffn:hash4"
 
 
@@ -455,13 +454,10 @@ def test_a_router_that_nobody_named_is_called_by_its_name(monkeypatch):
     + [("loo_b", "abc", "loo_b"), ("loo_b", "ab", "mot")],
 )
 def test_an_architecture_is_known_by_its_maps(arch, streams, name):
-    from types import SimpleNamespace
-
-    from configs import archs
-
-    towers = SimpleNamespace(**archs.towers(arch, list(streams)))
-    single = SimpleNamespace(attn={}, ffn={}, streams=dict.fromkeys(streams), towers=towers)
-    assert architectures.name(single) == name
+    sections = dict.fromkeys(field.name for field in dataclasses.fields(Sections))
+    towers = Towers(stop_gradients=(), **archs.towers(arch, list(streams)))
+    sections |= {"attn": {}, "ffn": {}, "streams": dict.fromkeys(streams), "towers": towers}
+    assert architectures.name(Sections(**sections)) == name
 
 
 WRAPPER = """<iframe id=f src="report.html" width={width} height=900 style="border:0"></iframe>

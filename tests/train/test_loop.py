@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -276,7 +277,7 @@ def test_a_frozen_tower_gets_no_gradient_no_state_and_stays_bit_equal(one_device
 
 def test_a_step_that_is_not_finite_is_skipped_to_the_bit(one_device):
     c = examples.make()
-    c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, ema=0.5))
+    c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, ema=0.9))
     state = jax.jit(lambda: init_state(c))()
     broken = jax.tree.map(lambda x: x, state)
     broken.params["blocks"]["main"]["ffn"]["image"]["w1"] = (
@@ -288,6 +289,15 @@ def test_a_step_that_is_not_finite_is_skipped_to_the_bit(one_device):
     after, measured = one_step(c, examples.batch(), one_device, state)
     assert measured["ok"]
     assert after.updates == 1
+
+
+def test_the_average_moves_towards_new_weights(one_device):
+    c = examples.make()
+    c = dataclasses.replace(c, optim=dataclasses.replace(c.optim, ema=0.9))
+    state = jax.jit(lambda: init_state(c))()
+    after, _ = one_step(c, examples.batch(), one_device, state)
+    expected = jax.tree.map(lambda before, now: 0.9 * before + 0.1 * now, state.params, after.params)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema, expected)
 
 
 def test_a_batch_that_is_not_finite_is_skipped_to_the_bit(one_device):
