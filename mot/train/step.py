@@ -94,7 +94,7 @@ def _make_update(config: Config) -> Callable:
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
         weights = _balanced(weights, sums["routing"], config)
         ema = jax.tree.map(average, state.ema, weights) if decay else {}
-        return State(weights, opt, ema, state.updates + 1, _running_means(state.means, sums["streams"]))
+        return State(weights, opt, ema, state.updates + 1, running_means(state.means, sums["streams"]))
 
     return update
 
@@ -115,7 +115,7 @@ def _balanced(weights: dict, routing: Mapping, config: Config) -> dict:
     return params.nest(flat)
 
 
-def _running_means(means: Mapping, sums: Mapping) -> dict:
+def running_means(means: Mapping, sums: Mapping) -> dict:
     """Running means of centred streams' losses, over some hundred steps; the first is the first loss itself."""
     after = {}
     for name, mean in means.items():

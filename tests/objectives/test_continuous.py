@@ -10,11 +10,11 @@ import pytest
 
 from mot import batches, checkpoint, optim, sharding
 from mot.config import resolve
-from mot.model import attention, params, transformer
+from mot.model import attention, flash, params, transformer
 from mot.objectives import denoising, losses
 from mot.objectives import x as x_objective
 from mot.train import restore, state
-from mot.train.step import make_step
+from mot.train.step import make_step, running_means
 from tests.oracles import reference
 from tests.support import examples, vectors
 
@@ -63,7 +63,7 @@ def attends():
         return compiled(jax.value_and_grad(lambda q, k, v, x: (f(q, k, v, x) * g).sum(), (0, 1, 2)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "CHUNK", 16)  # five chunks, so that pairs of them are left out
+        patch.setattr(flash, "CHUNK", 16)  # five chunks, so that pairs of them are left out
         yield [partial(one(f), q, k, v) for f in (ours("reference"), ours("chunked"), oracle)]
 
 
@@ -327,7 +327,7 @@ def test_the_running_mean_centres_the_loss(steps):
 def test_a_mean_begins_with_the_first_loss_and_stays_where_a_stream_is_absent():
     means = {"new": 0.0, "old": 2.0, "absent": 2.0}
     sums = {name: {"loss_sum": 12.0, "weight": 4.0} for name in ("new", "old")}
-    after = state.running_means(jax.tree.map(jnp.float32, means), sums | {"absent": {"loss_sum": 0.0, "weight": 0.0}})
+    after = running_means(jax.tree.map(jnp.float32, means), sums | {"absent": {"loss_sum": 0.0, "weight": 0.0}})
     assert after == pytest.approx({"new": 3.0, "old": 2.01, "absent": 2.0})
 
 
