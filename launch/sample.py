@@ -18,7 +18,7 @@ from mot.data import remote
 from mot.data.manifest import read_json
 from mot.generate import codecs, digits, documents, layout, opened, results
 from mot.generate.documents import Request
-from mot.generate.opened import Model
+from mot.generate.opened import LoadedModel
 from mot.prepare.raw import Part
 from mot.runs import rundir
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def draw(run: Path | Model, step: int | None = None, options: Options = Options()) -> dict:  # noqa: B008
+def draw(run: Path | LoadedModel, step: int | None = None, options: Options = Options()) -> dict:  # noqa: B008
     """Samples, written as `options` say; the record of them, with the folder as `out`. Raises `UserError`."""
     path = run if isinstance(run, Path) else run.path
     config = rundir.config_of(path)

@@ -11,7 +11,7 @@ from mot.data.captions import NAMES
 from mot.errors import UserError
 from mot.generate import codecs, opened, pictures
 from mot.generate.judge import judge
-from mot.generate.opened import Model
+from mot.generate.opened import LoadedModel
 from mot.prepare.raw import Part
 
 CAPTION, BEGINNING = 21, 48  # tokens of a prompt and of a text's beginning, at most
@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
     grid: bool
 
 
-def samples(model: Model, wanted: Wanted, settings: Settings) -> tuple[dict[str, bytes], dict]:
+def samples(model: LoadedModel, wanted: Wanted, settings: Settings) -> tuple[dict[str, bytes], dict]:
     """Pictures by file name, and the record: judge (its accuracy), drawn, read, text."""
 
     def encode(text):
@@ -101,7 +101,7 @@ def summary(record: dict) -> list[str]:
     return lines + [f"text: {text!r}" for text in record["text"]]
 
 
-def _text(model: Model, row) -> str:
+def _text(model: LoadedModel, row) -> str:
     return "".join(model.codec.decode("text", part.data) for part in row.parts)
 
 

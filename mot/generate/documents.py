@@ -14,7 +14,7 @@ from mot.data import preview
 from mot.errors import UserError
 from mot.generate import opened, pictures, sounds
 from mot.generate.codecs import Codec, tokens
-from mot.generate.opened import Model
+from mot.generate.opened import LoadedModel
 from mot.prepare import codecs, inputs, raw
 
 SHEET = 420  # pixels of the page of all documents, in width: a phone shows letters on a wider one too small
@@ -38,7 +38,7 @@ class Continuation(NamedTuple):
     limit: str = ""  # what ended it, if it did not end by itself
 
 
-def encoded(model: Model, requests: Sequence[Request]) -> list[list[tuple[str, np.ndarray]]]:
+def encoded(model: LoadedModel, requests: Sequence[Request]) -> list[list[tuple[str, np.ndarray]]]:
     """The prompts in tokens; raises `UserError` that names each one's fault."""
     found, faults = {}, []
     for request in {id(request): request for request in requests}.values():  # arrays in them have no hash
@@ -52,7 +52,7 @@ def encoded(model: Model, requests: Sequence[Request]) -> list[list[tuple[str, n
 
 
 def samples(
-    model: Model, requests: Sequence[Request], settings: Settings, length: int, seed: int, grid: bool
+    model: LoadedModel, requests: Sequence[Request], settings: Settings, length: int, seed: int, grid: bool
 ) -> tuple[dict[str, bytes], dict]:
     """Files by name, and the record, whose documents have their name, how many parts were given, and their content."""
     prompts = encoded(model, requests)
@@ -89,7 +89,7 @@ def samples(
     return files, {"documents": record}
 
 
-def _document(model: Model, name: str, prompt, row, request: Request) -> Continuation:
+def _document(model: LoadedModel, name: str, prompt, row, request: Request) -> Continuation:
     kinds = {stream: s.modality for stream, s in model.config.streams.items()}
     parts = [*prompt, *((kinds[part.stream], part.data) for part in row.parts)]
     content = [(kind, model.codec.decode(kind, data) if len(data) else None) for kind, data in parts]
@@ -103,7 +103,7 @@ def _limit(request: Request) -> str:
     return f"as asked: no further text (--max-text=0), media {request.media} at most (--max-media={request.media})"
 
 
-class _Sample(NamedTuple):
+class _Drawn(NamedTuple):
     """A document and the files of its parts."""
 
     document: Continuation
@@ -113,9 +113,9 @@ class _Sample(NamedTuple):
         return f"{self.document.name}-{number}.{suffix}"
 
 
-def _with_files(codec: Codec, document: Continuation, seed: int) -> _Sample:
+def _with_files(codec: Codec, document: Continuation, seed: int) -> _Drawn:
     """Of each part that is a medium and holds something."""
-    return _Sample(
+    return _Drawn(
         document,
         {
             number: codecs.files(modality, codec.tokenizers.get(modality), content, seed)
@@ -125,7 +125,7 @@ def _with_files(codec: Codec, document: Continuation, seed: int) -> _Sample:
     )
 
 
-def _content(codec: Codec, sample: _Sample, are_written: bool) -> list[dict[str, Any]]:
+def _content(codec: Codec, sample: _Drawn, are_written: bool) -> list[dict[str, Any]]:
     """As `--prompt-file` reads it, but for what has no file: None. Ids of one's own stand there themselves."""
     found = []
     for number, (modality, content) in enumerate(sample.document.parts, 1):
@@ -139,7 +139,7 @@ def _content(codec: Codec, sample: _Sample, are_written: bool) -> list[dict[str,
     return found
 
 
-def _files(model: Model, samples: Sequence[_Sample]) -> dict[str, bytes]:
+def _files(model: LoadedModel, samples: Sequence[_Drawn]) -> dict[str, bytes]:
     files = {}
     for sample in samples:
         for number, by_suffix in sample.files.items():
@@ -177,7 +177,7 @@ def _printable(text: str) -> str:
     return inputs.COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
-def _grid(codec: Codec, samples: Sequence[_Sample]) -> dict[str, bytes]:
+def _grid(codec: Codec, samples: Sequence[_Drawn]) -> dict[str, bytes]:
     """All that was drawn in one picture, and all that sounds in one WAV, in the picture's order."""
     drawn, heard = [], []
     for document, by_number in samples:

@@ -21,7 +21,7 @@ from mot.train import restore
 ROWS = 64  # of a batch at most
 
 
-class Model(NamedTuple):
+class LoadedModel(NamedTuple):
     """A checkpoint of a run, and what it needs to generate."""
 
     path: Path
@@ -34,7 +34,7 @@ class Model(NamedTuple):
     sampler: Sampler  # compiles once for all steps of a run
 
 
-def opened(path: Path, step: int | None = None) -> Model:
+def opened(path: Path, step: int | None = None) -> LoadedModel:
     """The newest checkpoint, or that of `step`. Raises `UserError` if it cannot be read, or the data have changed."""
     with phase("reading the checkpoint"):
         config, position, params = restore.load(path, step)
@@ -49,10 +49,10 @@ def opened(path: Path, step: int | None = None) -> Model:
             "has another manual, a dataset may be prepared anew); sample where it was trained"
         )
     sampler = Sampler(params, config, format)
-    return Model(path, config, position.step, format, codecs.of(config), training, held_out, sampler)
+    return LoadedModel(path, config, position.step, format, codecs.of(config), training, held_out, sampler)
 
 
-def at(model: Model, step: int) -> Model:
+def at(model: LoadedModel, step: int) -> LoadedModel:
     """Another step of the same run; the model given is it from now on."""
     _, position, model.sampler.params = restore.load(model.path, step)
     return model._replace(step=position.step)
@@ -74,7 +74,7 @@ def prompt(parts: Sequence[tuple[str, object]], config: Config) -> list[Stretch]
 
 
 def rows(
-    model: Model, prompts: Sequence[Sequence[Stretch]], settings: Settings, title: str, seed: int, **how
+    model: LoadedModel, prompts: Sequence[Sequence[Stretch]], settings: Settings, title: str, seed: int, **how
 ) -> list[Generated]:
     """What follows each prompt, in batches of equal size, ROWS at most; `how` is that of `Sampler`."""
     if not prompts:

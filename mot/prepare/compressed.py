@@ -16,12 +16,12 @@ SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 MEMORY = 256 * 2**20  # bytes that an xz file may ask its reader to hold
 
 
-class Damaged(ValueError):
+class DamagedInput(ValueError):
     """A compressed file that is cut off or corrupt."""
 
 
 class _Unpacked(io.RawIOBase):
-    """Whatever the library's own error for a damaged file is, it becomes `Damaged`.
+    """Whatever the library's own error for a damaged file is, it becomes `DamagedInput`.
 
     `read` gives some of the next bytes; what comes before the damage is given before it fails.
     """
@@ -38,7 +38,7 @@ class _Unpacked(io.RawIOBase):
         except (OSError, EOFError, zlib.error, lzma.LZMAError, MemoryError) as error:
             if getattr(error, "errno", None):  # the system's, not the file's
                 raise
-            raise Damaged(f"it is damaged or cut off: {reason(error)}") from None
+            raise DamagedInput(f"it is damaged or cut off: {reason(error)}") from None
         buffer[: len(data)] = data
         return len(data)
 
@@ -61,8 +61,8 @@ def packing(path: Path) -> str:
 def opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
     """The file's bytes, unpacked as they are read, and whether they were packed: if so, they cannot be sought in.
 
-    Reading raises `Damaged` where the packed bytes are not what they should be. Packed files that follow each other in
-    one file are read as one.
+    Reading raises `DamagedInput` where the packed bytes are not what they should be. Packed files that follow
+    each other in one file are read as one.
     """
     form = packing(path)
     with open(path, "rb") as file:

@@ -87,7 +87,7 @@ def load_text(folder: Path) -> Tokenizer:
         raise UserError(f"{file} is missing or damaged ({error}); copy it again, or prepare the dataset anew") from None
 
 
-class Chosen(NamedTuple):
+class ChosenTokenizers(NamedTuple):
     """What a dataset's tokenizers are, beside their own files."""
 
     modalities: tuple[str, ...]  # text first
@@ -98,18 +98,18 @@ class Chosen(NamedTuple):
     encodes: bool = True  # False: text is a seqio vocabulary's
 
 
-def write_chosen(folder: Path, found: Chosen) -> None:
+def write_chosen(folder: Path, found: ChosenTokenizers) -> None:
     widths = {name: found.widths.get(name, 0) for name in modalities.given()}
     rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
     write_atomically(folder / CHOSEN, json.dumps({"modalities": found.modalities} | widths | rest))
 
 
-def chosen(folder: Path) -> Chosen:
+def chosen(folder: Path) -> ChosenTokenizers:
     """What `write_chosen` wrote; raises `UserError` for anything else."""
     file = folder / CHOSEN
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        found = Chosen(
+        found = ChosenTokenizers(
             tuple(content["modalities"]),
             {name: content[name] for name in modalities.given() if name in content},
             tuple(content.get("vectors", ())),
@@ -123,7 +123,7 @@ def chosen(folder: Path) -> Chosen:
     return found
 
 
-def _check(found: Chosen) -> None:
+def _check(found: ChosenTokenizers) -> None:
     """Raises `ValueError` unless these belong together."""
     names = found.modalities
     ours = set(names) - found.ids.keys()

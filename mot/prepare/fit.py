@@ -12,7 +12,7 @@ from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.files import write_atomically
 from mot.prepare import codecs, dataset_tokenizers, left_out
-from mot.prepare.dataset_tokenizers import CHOSEN, Chosen, chosen, file_names
+from mot.prepare.dataset_tokenizers import CHOSEN, ChosenTokenizers, chosen, file_names
 from mot.prepare.encode import opened
 from mot.prepare.left_out import Bad, first_of
 from mot.prepare.raw import Part, Raw, parts_of
@@ -66,7 +66,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     if lossy:
         console.print(f"warning: {text.told(lossy)}", markup=False, soft_wrap=True)
     ready = {name: ids[name] for name in names if name in ids}
-    dataset_tokenizers.write_chosen(folder, Chosen(tuple(names), widths, tuple(of_vectors), ready, lossy))
+    dataset_tokenizers.write_chosen(folder, ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy))
 
 
 def _form(name: str, recipe, like: Path | None) -> str:

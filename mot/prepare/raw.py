@@ -15,7 +15,7 @@ from mot.config import modalities
 from mot.config.modalities import MODALITIES, TEXT
 from mot.config.options import DROP_MEDIUM
 from mot.errors import UserError, reason
-from mot.prepare.compressed import Damaged, opened
+from mot.prepare.compressed import DamagedInput, opened
 from mot.prepare.inputs import held_out, inside, kind_of, short
 from mot.prepare.templates import BRACES, INTERLEAVED, MODALITY, READY, Template, needed, parse
 
@@ -356,7 +356,7 @@ def unix(encoded: bytes) -> bytes:
     return encoded.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes | Damaged | None]]:
+def lines(path: Path) -> Iterator[tuple[int, bytes | DamagedInput | None]]:
     """Numbered from 1; None for one of more than MAX_LINE bytes, which is never held whole; last of all, where the
     file is packed and damaged, what stands for the rest of it."""
     number = 0
@@ -369,7 +369,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes | Damaged | None]]:
                         pass
                     line = None
                 yield number, line
-        except Damaged as error:
+        except DamagedInput as error:
             yield number + 1, error
 
 
@@ -382,7 +382,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
         with opened(path) as (file, _):
             try:
                 start = file.read(2**16).removeprefix(BOM).lstrip()
-            except Damaged:
+            except DamagedInput:
                 start = b""  # told below
         if start.startswith(b"["):
             document = _only_document(start)
@@ -393,7 +393,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict | ValueError]]:
             return
     for number, line in lines(path):
         try:
-            if isinstance(line, Damaged):
+            if isinstance(line, DamagedInput):
                 raise ValueError(f"the rest of the file, after {number - 1} lines, cannot be read: {line}")
             if line is None:
                 raise ValueError(f"a line of more than {MAX_LINE} bytes")

@@ -16,7 +16,7 @@ from mot.config.options import FORMATS
 from mot.errors import UserError, reason
 from mot.prepare import arrays, tables
 from mot.prepare.compressed import SUFFIXES as PACKED
-from mot.prepare.compressed import Damaged, opened
+from mot.prepare.compressed import DamagedInput, opened
 from mot.prepare.inputs import (
     OTHER_MEDIA,
     Notes,
@@ -358,7 +358,7 @@ def _text(inputs: list[Path], separator: str, notes: Notes) -> Iterator[Raw]:
                 if piece.strip():
                     empty = False
                     yield _piece(f"{name}:{offset}", piece, side)
-        except Damaged as error:
+        except DamagedInput as error:
             empty = False
             yield Raw(name, (), None, f"the rest of the file, after {offset} characters, cannot be read: {error}")
         if empty:

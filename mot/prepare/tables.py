@@ -15,7 +15,7 @@ from mot.errors import UserError, reason
 from mot.prepare import codecs
 from mot.prepare.columns import is_list, is_media, is_text
 from mot.prepare.compressed import SUFFIXES as PACKED
-from mot.prepare.compressed import Damaged
+from mot.prepare.compressed import DamagedInput
 from mot.prepare.inputs import File, Notes, by_name, common, fault, inside, kind_of, label, short, walk
 from mot.prepare.raw import (
     BOM,
@@ -222,7 +222,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
     def decoded():
         for number, line in lines(path):
-            if line is None or isinstance(line, Damaged):
+            if line is None or isinstance(line, DamagedInput):
                 raise UserError(f"{path}:{number}: {line or 'the line is too long for a CSV; break it'}")
             # What is not UTF-8 stays in as half characters: the one row that has it is bad, not the file.
             yield line.removeprefix(BOM if number == 1 else b"").decode(errors="surrogateescape")

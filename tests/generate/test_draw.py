@@ -499,7 +499,7 @@ def test_rows_come_in_equal_batches_and_keep_their_numbers(monkeypatch):
 def test_another_step_takes_that_steps_weights(run, monkeypatch):
     loaded = {1: "one", None: "two"}
     monkeypatch.setattr(restore, "load", lambda path, step: (None, SimpleNamespace(step=step), loaded[step]))
-    model = opened.Model(run, None, 2, None, None, None, None, SimpleNamespace(params="two"))
+    model = opened.LoadedModel(run, None, 2, None, None, None, None, SimpleNamespace(params="two"))
     assert opened.at(model, 1).step == 1
     assert model.sampler.params == "one"
 
