@@ -32,7 +32,7 @@ def oracle_states(c, flat, batch):
         ("dense", {}),
         pytest.param("mot", {}, marks=pytest.mark.slow),
         ("mot", {"norm": "post", "qk_norm": "layer"}),
-        pytest.param("mot_ffn", {"qk_norm": "none", "attention": "reference"}, marks=pytest.mark.slow),
+        ("mot_ffn", {"qk_norm": "none", "attention": "reference"}),
         pytest.param("mot_attn_ffn", {"tied": True}, marks=pytest.mark.slow),
         ("loo_image", {"scan": True}),
     ],
