@@ -28,7 +28,7 @@ from mot.files import replacing
 from mot.prepare import codecs, dataset_tokenizers, job, seqio_export
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.inputs import listed
-from mot.tokenizers import text as texts
+from mot.tokenizers import text
 
 PAGE = 12  # documents of a preview
 
@@ -96,7 +96,7 @@ def _print_summary(folder: Path, about: dict) -> None:
         of = f"{tokenizer['ids']} ids" if "ids" in tokenizer else f"vectors of {tokenizer['width']} features"
         console.print(f"{modality}: {of}{tokens}, tokenizer {tokenizer['digest']}")
     if lossy := about["tokenizers"]["text"].get("lossy"):
-        console.print(f"warning: {texts.told(lossy)}", markup=False)
+        console.print(f"warning: {text.told(lossy)}", markup=False)
     for modality, n in about.get("missing", {}).items():
         why = "missing or cannot be read; their documents go without (left_out.jsonl lists them)"
         console.print(f"dropped: {n} {modality}, which are {why}", markup=False)
@@ -247,8 +247,8 @@ def _decoder(config: Config):
     return decode
 
 
-def _shown(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else text[:most] + " ..."
+def _shown(line: str, longest: int = 80) -> str:
+    return line if len(line) <= longest else line[:longest] + " ..."
 
 
 def _inspect_batch(options, overrides) -> int:

@@ -15,9 +15,9 @@ from mot.train.state import init_state
 from mot.train.step import make_step
 from tests import mutations
 from tests.support import examples
+from tests.support.sources import MODULES, PACKAGES, ROOT, SOURCES, name_of
 from tests.support.training import IMPORTS_TENSORFLOW, printed
 
-ROOT = Path(__file__).parent.parent
 # The rooms, from the ground up: each may import what lies on a lower floor. A package of mot is a room, and so is a
 # module beside them.
 FLOORS = [
@@ -32,9 +32,6 @@ FLOORS = [
     ["launch"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PACKAGES = ("mot", "configs", "scaling", "launch")
-SOURCES = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
-MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in SOURCES}
 # What configuration files import: they are judged before anything heavy is loaded.
 LIGHT = {"collections", "configs", "difflib", "fsspec", "json", "math", "ml_collections", "pathlib", "re", "typing"}
 
@@ -50,10 +47,6 @@ def imports(path):
             yield from (name if name in MODULES else module for name in names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-
-
-def name_of(path):
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def room_of(module):
@@ -184,6 +177,13 @@ def traced(f, *args):
         ("learned_mot", "chunked", {"expert_BCX", "qkv_RA"}),
     ],
 )
+def test_no_test_is_imported():
+    """What several tests need lies in tests/support."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        imported = [module for module in imports(path) if re.search(r"(^|\.)test_", module)]
+        assert not imported, f"{path} imports {imported}"
+
+
 def test_array_names_tell_their_shapes(arch, how, names):
     tree = examples.tree(arch, attention=how, qk_norm="layer")
     c, batch = resolve(tree), examples.batch(budgets=(40, 30))

@@ -283,9 +283,10 @@ def test_the_sounds_of_documents_that_are_shown_are_heard(made, tmp_path, capsys
 def test_a_batch_of_vectors_is_shown(made, tmp_path, capsys):
     _, out, _ = made
     file = tmp_path / "of_vectors.py"
+    content = tree(out).to_json()
     file.write_text(
-        f"import json\nfrom pathlib import Path\nfrom tests.data.test_vectors import tree\n"
-        f"def get_config(arg=''):\n    return tree(Path({str(out)!r})).lock()\n"
+        f"import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config(arg=''):\n    return ConfigDict(json.loads({content!r})).lock()\n"
     )
     assert call("inspect", f"--config={file}", "--out", tmp_path / "batch.png") == 0
     told = capsys.readouterr().out

@@ -26,7 +26,7 @@ from mot.prepare.raw import Part
 from tests.support.datasets import SMALL
 from tests.support.files import good, table, write, write_lines
 from tests.support.media import npy
-from tests.test_rules import ROOT, SOURCES, name_of
+from tests.support.sources import ROOT, SOURCES, name_of
 
 ROW = Modality(
     suffixes=("heat.npy",), fields=("heat",), paths=("heat",), max_bytes=10**4, called="heat map", learns_from=9
@@ -66,18 +66,35 @@ def fit(form, contents, recipe):
     return HeatTokenizer(32, float(min(x.min() for x in seen)))
 
 
+def fits_array(dtype, shape):
+    return len(shape) == 1
+
+
+def fits_column(column):
+    return columns.is_array(column, columns.is_number)
+
+
+def picture(content, room):
+    return preview.heat(content[None], "magma", room)
+
+
+def box(content, tokenizer, room):
+    return preview.Box(f", {len(content)} of", (), picture(content, room))
+
+
+def files(content, tokenizer, seed):
+    return {"npy": npy(content)}
+
+
 @pytest.fixture
 def heat(monkeypatch):
+    """The row and the file of `heat`."""
     module = ModuleType("mot.prepare.codecs.heat")
     module.TOKENIZERS = {IDS: HeatTokenizer}
     module.ARRAYS = module.COLUMNS = "numbers"
     module.IS_RAGGED = True
-    module.read, module.fit = read, fit
-    module.fits_array = lambda dtype, shape: len(shape) == 1
-    module.fits_column = lambda column: columns.is_array(column, columns.is_number)
-    module.picture = lambda content, room: preview.heat(content[None], "magma", room)
-    module.box = lambda content, tokenizer, room: preview.Box(f", {len(content)} of", (), module.picture(content, room))
-    module.files = lambda content, tokenizer, seed: {"npy": npy(content)}
+    for function in (read, fits_array, fits_column, fit, box, picture, files):
+        setattr(module, function.__name__, function)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(MODALITIES, "heat", ROW)
 
