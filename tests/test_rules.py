@@ -124,6 +124,13 @@ def test_every_mutation_stands_once():
     assert len({mutation.name for mutation in mutations.MUTATIONS}) == len(mutations.MUTATIONS) >= 40
 
 
+def test_no_test_is_imported():
+    """What several tests need lies in tests/support."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        imported = [module for module in imports(path) if re.search(r"(^|\.)test_", module)]
+        assert not imported, f"{path} imports {imported}"
+
+
 def test_the_oracle_imports_nothing_from_mot():
     assert not any(name.startswith("mot") for name in imports(ROOT / "tests" / "oracles" / "reference.py"))
 
@@ -177,13 +184,6 @@ def traced(f, *args):
         ("learned_mot", "chunked", {"expert_BCX", "qkv_RA"}),
     ],
 )
-def test_no_test_is_imported():
-    """What several tests need lies in tests/support."""
-    for path in sorted((ROOT / "tests").rglob("*.py")):
-        imported = [module for module in imports(path) if re.search(r"(^|\.)test_", module)]
-        assert not imported, f"{path} imports {imported}"
-
-
 def test_array_names_tell_their_shapes(arch, how, names):
     tree = examples.tree(arch, attention=how, qk_norm="layer")
     c, batch = resolve(tree), examples.batch(budgets=(40, 30))
