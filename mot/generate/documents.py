@@ -103,7 +103,7 @@ def _limit(request: Request) -> str:
     return f"as asked: no further text (--max-text=0), media {request.media} at most (--max-media={request.media})"
 
 
-class _Drawn(NamedTuple):
+class _DocumentFiles(NamedTuple):
     """A document and the files of its parts."""
 
     document: Continuation
@@ -113,9 +113,9 @@ class _Drawn(NamedTuple):
         return f"{self.document.name}-{number}.{suffix}"
 
 
-def _with_files(codec: Codec, document: Continuation, seed: int) -> _Drawn:
+def _with_files(codec: Codec, document: Continuation, seed: int) -> _DocumentFiles:
     """Of each part that is a medium and holds something."""
-    return _Drawn(
+    return _DocumentFiles(
         document,
         {
             number: codecs.files(modality, codec.tokenizers.get(modality), content, seed)
@@ -125,7 +125,7 @@ def _with_files(codec: Codec, document: Continuation, seed: int) -> _Drawn:
     )
 
 
-def _content(codec: Codec, sample: _Drawn, are_written: bool) -> list[dict[str, Any]]:
+def _content(codec: Codec, sample: _DocumentFiles, are_written: bool) -> list[dict[str, Any]]:
     """As `--prompt-file` reads it, but for what has no file: None. Ids of one's own stand there themselves."""
     found = []
     for number, (modality, content) in enumerate(sample.document.parts, 1):
@@ -139,7 +139,7 @@ def _content(codec: Codec, sample: _Drawn, are_written: bool) -> list[dict[str, 
     return found
 
 
-def _files(model: LoadedModel, samples: Sequence[_Drawn]) -> dict[str, bytes]:
+def _files(model: LoadedModel, samples: Sequence[_DocumentFiles]) -> dict[str, bytes]:
     files = {}
     for sample in samples:
         for number, by_suffix in sample.files.items():
@@ -177,7 +177,7 @@ def _printable(text: str) -> str:
     return inputs.COMMANDS.sub(lambda found: found[0] if found[0] in "\n\t" else "\ufffd", text)
 
 
-def _grid(codec: Codec, samples: Sequence[_Drawn]) -> dict[str, bytes]:
+def _grid(codec: Codec, samples: Sequence[_DocumentFiles]) -> dict[str, bytes]:
     """All that was drawn in one picture, and all that sounds in one WAV, in the picture's order."""
     drawn, heard = [], []
     for document, by_number in samples:
