@@ -43,6 +43,7 @@ class TooLarge(Exception):
 # Files of mot that a program's operations come from, by what is known of them.
 OF_ATTENTION = ("attention.py", "flash.py", "kernels.py")
 IN_FLOAT32 = ("router.py", "sums.py", "optim.py")  # which multiply in float32 on purpose
+EFFORT = "jax_exec_time_optimization_effort"  # a setting of JAX 0.10; 0.12 has levels alone
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,17 @@ def hurry() -> None:
     Measured on a 94M rung of MoT: 49 CPU-seconds for 133, the same matmuls and collectives, 10 % more temporaries, 9 %
     more memory traffic. libtpu 0.0.42 aborts so on meshes of `data` alone, which compile with full effort.
     """
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    if hasattr(jax.config, EFFORT):
+        jax.config.update(EFFORT, -1.0)
+    else:
+        jax.config.update("jax_optimization_level", "O0")  # not measured
+
+
+def _effort() -> float:
+    """-1 after `hurry`, else 0."""
+    if hasattr(jax.config, EFFORT):
+        return getattr(jax.config, EFFORT)
+    return -1.0 if jax.config.jax_optimization_level == "O0" else 0.0
 
 
 def compile_step(config: Config, topology: Topology) -> Compiled:
@@ -191,7 +202,7 @@ def _of_model(config: Config, topology: Topology, mesh: jax.sharding.Mesh) -> di
         length=config.length,
         accumulate=config.optim.accumulate,
         versions=topology.versions,
-        effort=jax.config.jax_exec_time_optimization_effort,
+        effort=_effort(),
         parameters=flops.total_parameters(config),
         active=flops.active_parameters(config),
         towers=dict(towers),
