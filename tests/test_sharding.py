@@ -60,7 +60,7 @@ def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(kind, arch, meshes)
     tree = examples.tree(arch) if kind == "ids" else vectors.tree(arch, budgets=(36, 24, 12))
     tree.data.batch = 8 if kind == "ids" else 4
     tree.model.scan = True
-    # With other seeds (0; on JAX 0.12 also 1 and 4) two tokens' scores are so near that rounding on one mesh swaps them.
+    # With others (0; on JAX 0.12 also 1 and 4) rounding on one mesh swaps two tokens whose scores are nearly equal.
     tree.model.seed = 3
     for experts in (*tree.attn.values(), *tree.ffn.values()):
         experts.experts = 4 if experts.experts else 0
