@@ -1,5 +1,6 @@
 """Virtual devices, strict broadcasting, caches in the checkout, and no skip that is not listed."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.support.devices import devices  # noqa: E402
+
+# Tracing makes many small objects, and what collects them walks all modules each time: a seventh of the time.
+gc.set_threshold(100_000, 50, 50)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

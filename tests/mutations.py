@@ -127,7 +127,7 @@ MUTATIONS = (
         "mot/model/embed.py",
         "x_RD = lax.psum(jnp.where(here_R[:, None], x_RD, 0), of_vocab) if of_vocab else x_RD",
         "x_RD = jnp.where(here_R[:, None], x_RD, 0) if of_vocab else x_RD",
-        "tests/test_sharding.py::test_every_mesh_gives_one_devices_gradients_leaf_by_leaf[ids-dense-meshes1]",
+        "tests/test_sharding.py::test_every_mesh_gives_one_devices_gradients_leaf_by_leaf[ids-mot-meshes0]",
     ),
     Mutation(
         "context: a row's parts are joined in the order of rows",

@@ -34,7 +34,7 @@ TRIPLES = (
 )
 SOME = [
     ("ids", "mot", TRIPLES),
-    ("ids", "dense", ("fsdp=4,tensor=2", "context=4,fsdp=2")),
+    pytest.param("ids", "dense", ("fsdp=4,tensor=2", "context=4,fsdp=2"), marks=pytest.mark.slow),
     ("ids", "moe_ec4", ("fsdp=2,context=2", "expert=2,context=2,tensor=2")),
     pytest.param("ids", "mot_moe", ("fsdp=2,expert=2,tensor=2",), marks=pytest.mark.slow),
     pytest.param("vectors", "dense", ("fsdp=2,context=2",), marks=pytest.mark.slow),

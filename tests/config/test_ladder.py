@@ -241,6 +241,7 @@ def test_a_budget_of_flops_that_is_none_is_refused(changes, says):
         flags.judged(tree)
 
 
+@pytest.mark.slow
 def test_the_smallest_rung_trains_two_steps_at_its_real_size(one_device):
     _, c = build(rung="0.3m", arch="mot")
     mesh, given = sharding.make_mesh(c, one_device), batch(c, c.data.batch)

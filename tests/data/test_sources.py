@@ -206,9 +206,9 @@ def test_a_damaged_document_leaves_padding_and_the_plan_as_it_was(folder, tmp_pa
 
 def test_training_counts_what_it_left_out_and_stops_when_it_is_too_much(folder, tmp_path, capfd):
     damaged(folder, tmp_path)
-    changes = dict(run__root=str(tmp_path / "runs"), run__steps=12, run__eval_every=12, run__save_every=6)
+    changes = dict(run__root=str(tmp_path / "runs"), run__steps=6, run__eval_every=6, run__save_every=3)
     c = resolve(tree(tmp_path, data__verify=False, **changes), sources.faults)
-    path = loop.run(c, until=6, devices=jax.devices()[:1])
+    path = loop.run(c, until=3, devices=jax.devices()[:1])
     loop.run(c, devices=jax.devices()[:1])
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     events = [d for row in rows if row.get("event") == "left out" for d in row["documents"]]

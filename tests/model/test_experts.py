@@ -37,8 +37,8 @@ def fine(**options):
 @pytest.mark.parametrize(
     "arch",
     [
-        "moe_ec4",
         "mot_moe",
+        pytest.param("moe_ec4", marks=pytest.mark.slow),
         pytest.param("moe_tc4", marks=pytest.mark.slow),
         pytest.param("mot_moe_both", marks=pytest.mark.slow),
         pytest.param("learned_mot", marks=pytest.mark.slow),
@@ -315,7 +315,7 @@ def test_a_run_begins_from_another_runs_weights(tmp_path, one_device, capsys):
         ("moe_tc4", "blocked", ("4/4/gather", "8/8/all_to_all", "8/1/gather")),
         pytest.param("moe_tc4", "blocked", ("1/1/gather", "2/2/gather", "8/8/gather"), marks=pytest.mark.slow),
         pytest.param("moe_ec4", "ragged", ("8/2/gather", "4/4/all_to_all"), marks=pytest.mark.slow),
-        ("learned_mot", "einsum", ("4/2/gather", "8/4/all_to_all")),
+        pytest.param("learned_mot", "einsum", ("4/2/gather", "8/4/all_to_all"), marks=pytest.mark.slow),
     ],
 )
 def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(arch, how, meshes):
