@@ -56,7 +56,7 @@ def training(configs: Sequence[Config]) -> None:
     for c in configs:
         path = written.folder(c)
         folder(path, "run.root, run.name:")
-        if c.init.run and not numbered(path / "checkpoints"):
+        if c.init.run and not numbered(path / "checkpoints", holding="manifest.json"):
             beginning(c)
 
 

@@ -17,6 +17,7 @@ def replacing(file: Path) -> Iterator[Path]:
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")  # another process may be at it, too
     try:
         yield partial
+        sync(partial)
         os.replace(partial, file)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -27,16 +28,29 @@ def replacing(file: Path) -> Iterator[Path]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Waits until the disk has a file's content, or the names in a folder: a power cut may take what it has not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Text is written as UTF-8."""
     with replacing(file) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def numbered(folder: Path) -> list[int]:
-    """The numbers that what lies in a folder is called by, in order; none where there is no such folder."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+def numbered(folder: Path, holding: str = "") -> list[int]:
+    """The numbers by which folders in a folder are called, in order, of those alone that hold a file of this name.
+
+    There are none where there is no such folder.
+    """
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    paths = [path for path in paths if re.fullmatch("0|[1-9][0-9]{0,17}", path.name) and path.is_dir()]
+    return sorted(int(path.name) for path in paths if not holding or (path / holding).is_file())
 
 
 def cache_folder() -> Path | None:

@@ -241,6 +241,7 @@ class Run:
     eval_every: int  # steps between held-out evaluations; written as 0, a tenth of all steps
     eval_batches: int  # held-out batches of each evaluation
     save_every: int  # steps between checkpoints; written as 0, a quarter of all steps
+    save_minutes: float  # a checkpoint also after so many minutes without one; 0 = by steps alone
     keep: int  # how many checkpoints stay
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
 import grain
@@ -114,8 +114,20 @@ class Batches:
         return LeftOut(self.mixture.sources[source].name, self.mixture.sources[source].name_of(i), why)
 
 
-def iterate(batches: Batches, start: int, workers: int = 0, timeout: float = 600.0) -> Iterator[Packed]:
+def _nothing() -> None:
+    pass
+
+
+def iterate(
+    batches: Batches,
+    start: int,
+    workers: int = 0,
+    timeout: float = 600.0,
+    while_waiting: Callable[[], None] = _nothing,
+) -> Iterator[Packed]:
     """Batches from `start` on. A thread of grain's makes them ahead, or so many worker processes do.
+
+    `while_waiting` is called twice a second as long as the next batch has not come, and ends the wait by raising.
 
     Raises `Hung` if the next batch has not come after `timeout` seconds, or if a worker has died. Then the stacks of
     all threads and workers go to stderr.
@@ -128,7 +140,7 @@ def iterate(batches: Batches, start: int, workers: int = 0, timeout: float = 600
             flags.FLAGS.mark_as_parsed()  # grain's processes read absl's flags: the defaults
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(processes, worker_init_fn=_tells_its_stacks)
-    return _watched(dataset, timeout)
+    return _watched(dataset, timeout, while_waiting)
 
 
 def _tells_its_stacks(worker: int, workers: int) -> None:
@@ -136,9 +148,10 @@ def _tells_its_stacks(worker: int, workers: int) -> None:
 
 
 _END = object()
+OFTEN = 0.5  # seconds
 
 
-def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
+def _watched(dataset: grain.IterDataset, timeout: float, while_waiting: Callable[[], None]) -> Iterator[Packed]:
     """The elements of a dataset. A thread reads them, so that one that hangs can be given up."""
     ready: queue.Queue = queue.Queue(maxsize=1)
     gone = threading.Event()
@@ -169,9 +182,8 @@ def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
     threading.Thread(target=ask, name="data", daemon=True).start()
     try:
         while True:
-            try:
-                item = ready.get(timeout=timeout)
-            except queue.Empty:
+            item = _next(ready, timeout, while_waiting)
+            if item is None:
                 _give_up(f"no batch came in {timeout:g} s (data.timeout)", others)
             if item is _END:
                 return
@@ -182,6 +194,17 @@ def _watched(dataset: grain.IterDataset, timeout: float) -> Iterator[Packed]:
             yield item
     finally:
         gone.set()
+
+
+def _next(ready: queue.Queue, timeout: float, while_waiting: Callable[[], None]):
+    """The next item; None where none has come after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while (left := end - time.monotonic()) > 0:
+        try:
+            return ready.get(timeout=min(left, OFTEN))
+        except queue.Empty:
+            while_waiting()
+    return None
 
 
 def _give_up(what: str, others: set[int | None]) -> NoReturn:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mot.batches import Batch
-from mot.checkpoint import Position
+from mot.checkpoint import Outcome, Position
 from mot.config import Config
 from mot.data import pipeline
 from mot.errors import UserError
@@ -176,11 +176,25 @@ class Log:
                 "these steps' data, or start a run of another run.name with a lower optim.lr; checkpoints are untouched"
             )
 
+    def lacks_evaluation(self) -> bool:
+        """Is the evaluation after the position's step still to be written?"""
+        return self.writer.lacks("eval", self.position.step)
+
     def evaluation(self, row: Mapping) -> None:
         """Writes an evaluation's row, and tells its losses."""
         self.write_evaluation(row)
         line = metrics.line(row, self.config.modalities)
         self.say(f"{self.config.run.name} step {self.position.step}: held-out {line}")
+
+    def saved(self, outcome: Outcome, pause: float) -> None:
+        """Tells what became of a save; after one that failed the next try comes in `pause` seconds."""
+        about = {"seconds": outcome.seconds, "stall": outcome.stall}
+        if not outcome.error:
+            self.writer.write("event", outcome.step, {"event": "saved"} | about)
+            return
+        again = f"training goes on, and saves again in {pause:g} s" if pause else "no further try"
+        self.say(f"ALARM: step {outcome.step} was not saved: {outcome.error}; {again}")
+        self.writer.write("event", outcome.step, {"event": "save failed", "why": outcome.error, "again": pause} | about)
 
     def write_evaluation(self, row: Mapping) -> None:
         position = self.position

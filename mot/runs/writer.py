@@ -35,6 +35,10 @@ class Writer:
         self.board = tensorboard.opened(path, resumed_at)
         self.sources = len(rundir.read_config(path)["data"]["sources"])
 
+    def lacks(self, kind: str, step: int) -> bool:
+        """Is this row still to be written? Only the first process knows; for the others it is not."""
+        return self.is_first and (kind, step) not in self.written
+
     def write(self, kind: str, step: int, values: Mapping) -> None:
         if not self.is_first or (kind, step) in self.written:
             return

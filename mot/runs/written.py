@@ -23,7 +23,7 @@ def folder(config: Config) -> Path:
 
 def saved(path: Path, step: int | None = None) -> list[int]:
     """The steps of a run's checkpoints; raises `UserError` where there are none, or `step` is not among them."""
-    steps = numbered(path / "checkpoints")
+    steps = numbered(path / "checkpoints", holding="manifest.json")
     if not steps:
         raise UserError(f"{path} has no checkpoint yet; `mot train` with its configuration makes one")
     if step is not None and step not in steps:

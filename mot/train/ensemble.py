@@ -24,7 +24,7 @@ from mot.checkpoint import Position
 from mot.config import Config, Sections, differences
 from mot.config.axes import MESH_AXES
 from mot.config.options import VARIED
-from mot.console import phase
+from mot.console import phase, say_once
 from mot.data.mixture import Sources
 from mot.data.pipeline import LeftOut
 from mot.errors import UserError
@@ -34,6 +34,7 @@ from mot.runs.log import Dispatched, Diverged, Log
 from mot.runs.writer import Live, Writer
 from mot.train import evaluate, loop, restore
 from mot.train.memory import refuse_too_large
+from mot.train.saves import Saves
 from mot.train.signals import Signals
 from mot.train.state import State, init_state, trees
 from mot.train.step import make_step
@@ -88,7 +89,7 @@ def run(
             with loop.unwritable(paths[0]):
                 logs = _logs(runs, positions, training.names, live, best)
                 try:
-                    job = _job(runs, training, held_out, logs, end)
+                    job = _job(runs, training, held_out, logs, end, signals)
                     writer = logs.all[0].writer  # a profile is of all, and is told by the first
                     with profile.Trace(paths[0], positions[0], writer, live) if profiled else nullcontext() as trace:
                         loop.loop(job, state, signals, trace)
@@ -187,7 +188,7 @@ def vmapped(configs: Sequence[Config], mesh: jax.sharding.Mesh) -> Callable:
 def _same_step(configs: Sequence[Config]) -> int:
     """The step that all runs are at."""
     folders = [rundir.folder(c) for c in configs]
-    done = {path: max(checkpoint.steps(path / "checkpoints"), default=0) for path in folders}
+    done = {path: checkpoint.newest(path / "checkpoints", say_once) or 0 for path in folders}
     if len(set(done.values())) > 1:
         listed = ", ".join(f"{path} at {step}" for path, step in done.items())
         raise UserError(
@@ -229,24 +230,28 @@ def _logs(runs: Runs, positions: Sequence[Position], sources: Sequence[str], liv
     return Logs(logs, live)
 
 
-def _job(runs: Runs, training: Sources, held_out: Sources, logs: "Logs", end: int) -> loop.Job:
+def _job(runs: Runs, training: Sources, held_out: Sources, logs: "Logs", end: int, signals: Signals) -> loop.Job:
     first = runs.configs[0]
     step = runs.each(lambda config, state, batch: make_step(config, len(training.names))(state, batch))
     step = jax.jit(step, donate_argnums=0, out_shardings=(NamedSharding(runs.mesh, P("runs")), None))
-    evaluate_all = _make_evaluate(runs, held_out, logs.live)
+    evaluate_all = _make_evaluate(runs, held_out, logs.live, signals.interrupt)
     take = jax.jit(_of_run)
+
+    keep = checkpoint.Keep(first.run.keep)
+    savers = [checkpoint.Saver(path / "checkpoints", keep) for path in runs.paths]
 
     def save(state: State) -> None:
         made_by = provenance.made_by()
         for i, log in logs.present():
-            folder = runs.paths[i] / "checkpoints"
-            items = take(trees(state), i)
-            checkpoint.save(folder, log.position.step, items, vars(log.position), first.run.keep, made_by)
+            savers[i].begin(log.position.step, take(trees(state), i), vars(log.position), made_by)
 
-    return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, save, logs, logs.live, end)
+    saves = Saves(first, list(zip(savers, logs.all, strict=True)), save)
+    return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, saves, logs, logs.live, end)
 
 
-def _make_evaluate(runs: Runs, held_out: Sources, live: Live) -> Callable[[State], list[dict]]:
+def _make_evaluate(
+    runs: Runs, held_out: Sources, live: Live, between: Callable[[], None]
+) -> Callable[[State], list[dict]]:
     """`state -> ` each run's row, as `evaluate.make_evaluate` makes it."""
     first = runs.configs[0]
     batches, bytes_O = evaluate.held_out(first, held_out, runs.mesh, live.say)
@@ -260,9 +265,9 @@ def _make_evaluate(runs: Runs, held_out: Sources, live: Live) -> Callable[[State
 
     def evaluate_all(state: State) -> list[dict]:
         params = state.ema or state.params
-        total = {False: evaluate.total(sums, params, batches, causal=False)}
+        total = {False: evaluate.total(sums, params, batches, causal=False, between=between)}
         if not first.causal:
-            total[True] = evaluate.total(sums, params, batches, causal=True)
+            total[True] = evaluate.total(sums, params, batches, causal=True, between=between)
 
         def report(i: int) -> dict:
             return evaluate.report(runs.configs[i], held_out, bytes_O, lambda causal: _of_run(total[causal], i))
@@ -320,6 +325,9 @@ class Logs:
                 if len(self.diverged) == len(self.all):
                     raise
         return _mean(rows)
+
+    def lacks_evaluation(self) -> bool:
+        return any(log.lacks_evaluation() for log in self.all)
 
     def evaluation(self, rows: Sequence[dict]) -> None:
         present = self.present()

@@ -51,21 +51,30 @@ def run(
     return position.step, row
 
 
+def _nothing() -> None:
+    pass
+
+
 def make_evaluate(
-    config: Config, sources: Sources, mesh: jax.sharding.Mesh, say: Callable[[str], None] = print
+    config: Config,
+    sources: Sources,
+    mesh: jax.sharding.Mesh,
+    say: Callable[[str], None] = print,
+    between: Callable[[], None] = _nothing,
 ) -> Callable[[dict], dict]:
     """`params -> metrics` over `run.eval_batches` batches, which stay on the mesh's devices.
 
     Losses are means of l over the targets' weights. A model whose routers look at later tokens has two: `loss`, as it
     trains, which is no likelihood, and `causal_loss`, as it generates. Bits per byte of a source's text divide its nats
     by the bytes that its text targets stand for, so they compare across tokenizers. `say` is told of documents that
-    cannot be read; raises `UserError` where these are too many.
+    cannot be read; raises `UserError` where these are too many. `between` is called before each batch, and ends an
+    evaluation by raising.
     """
     batches, bytes_O = held_out(config, sources, mesh, say)
     of_batch = jax.jit(make_sums(config, len(sources.names)), static_argnames="causal")
 
     def evaluate(params: dict) -> dict:
-        return report(config, sources, bytes_O, lambda causal: total(of_batch, params, batches, causal))
+        return report(config, sources, bytes_O, lambda causal: total(of_batch, params, batches, causal, between))
 
     return evaluate
 
@@ -109,9 +118,14 @@ def make_sums(config: Config, sources: int) -> Sums:
     return sums
 
 
-def total(sums: Sums, params: dict, batches: Sequence[Batch], causal: bool) -> dict:
+def total(
+    sums: Sums, params: dict, batches: Sequence[Batch], causal: bool, between: Callable[[], None] = _nothing
+) -> dict:
     """The sums of all batches, on the host."""
-    of_batches = [jax.device_get(sums(params, batch, causal=causal)) for batch in batches]
+    of_batches = []
+    for batch in batches:
+        between()
+        of_batches.append(jax.device_get(sums(params, batch, causal=causal)))
     return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *of_batches)
 
 

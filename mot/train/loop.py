@@ -3,7 +3,7 @@
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,11 @@ from mot.runs import metrics, peak, profile, provenance, rundir
 from mot.runs.log import Dispatched, Log, Pending, counted
 from mot.runs.writer import Live, Writer
 from mot.train import restore
+from mot.train.agreement import Agreement, Wish, any_process
 from mot.train.evaluate import make_evaluate
 from mot.train.memory import refuse_too_large
-from mot.train.signals import Signals, Stopped
+from mot.train.saves import Saves
+from mot.train.signals import Interrupted, Signals, Stopped
 from mot.train.state import State, state_shardings, trees
 from mot.train.step import Step, make_step
 
@@ -71,7 +73,7 @@ def run(
                 writer = Writer(path, position.step, is_first)
                 log = Log(config, training.names, position, writer, live.say, best)
                 try:
-                    job = _job(config, mesh, path, training, held_out, log, live, end)
+                    job = _job(config, mesh, path, training, held_out, log, live, end, signals)
                     with profile.Trace(path, position, writer, live) if profiled else nullcontext() as trace:
                         loop(job, state, signals, trace)
                 finally:
@@ -108,7 +110,7 @@ class Job(NamedTuple):
     held_out: Sources
     step: Step  # jitted
     evaluate: Callable[[State], Any]  # gives what `log.evaluation` takes
-    save: Callable[[State], None]  # after the step at which `log.position` is
+    saves: Saves
     log: Any  # a Log, or what stands for several
     live: Live
     end: int  # the step after which the loop ends
@@ -123,41 +125,35 @@ def _job(
     log: Log,
     live: Live,
     end: int,
+    signals: Signals,
 ) -> Job:
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
     outputs = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=outputs)
-    evaluate = make_evaluate(config, held_out, mesh, live.say)
+    evaluate = make_evaluate(config, held_out, mesh, live.say, signals.interrupt)
 
     def evaluate_state(state: State) -> dict:
         return evaluate(state.ema or state.params)
 
-    def save(state: State) -> None:
-        position = log.position
-        made_by = provenance.made_by()
-        checkpoint.save(path / "checkpoints", position.step, trees(state), vars(position), config.run.keep, made_by)
+    saver = checkpoint.Saver(path / "checkpoints", checkpoint.Keep(config.run.keep))
 
-    return Job(config, mesh, training, held_out, step, evaluate_state, save, log, live, end)
+    def save(state: State) -> None:
+        saver.begin(log.position.step, trees(state), vars(log.position), provenance.made_by())
+
+    saves = Saves(config, [(saver, log)], save)
+    return Job(config, mesh, training, held_out, step, evaluate_state, saves, log, live, end)
 
 
 def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None = None) -> None:
     """From the step at which `job.log.position` is to step `job.end`, saved."""
     config, log, live = job.config, job.log, job.live
     position = log.position
-    incoming = _batches(job)
+    incoming = _batches(job, signals)
     log.start(_about(job))
-    live.phase("reading and packing the first batch")
-    packed = next(incoming)
-    waited = 0.0  # before the clock of steps runs
-    for line in _remarks(job):
-        live.say(line)
-    live.phase(f"compiling the step, about {compiling(config)} s the first time; a cache keeps it")
-    step = job.step.lower(state, sharding.to_global(packed.batch, config, job.mesh))
-    step = step.compile(compiler_options=sharding.compiler_options(job.mesh))
-    if position.step == 0:
-        live.phase("the first evaluation; its program is compiled, too")
-        log.evaluation(job.evaluate(state))
+    packed, step = _first_batch_and_step(job, state, incoming, signals)
     pending = _pending(job)
+    agreement = Agreement(job.mesh)
+    waited = 0.0  # before the clock of steps runs
     while True:
         if trace:
             trace.before(step, pending)
@@ -165,36 +161,88 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
         batch = sharding.to_global(packed.batch, config, job.mesh)
         counts = sharding.sum_over_processes(counted(packed.batch), config, job.mesh)
         idle = pending.idle()
+        signals.unsaved = True
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
         row = log.advance(packed.state, idle, waited)
         pending.add(Dispatched(position.step, measured, counts, row))  # and here reads what the step before measured
-        done = position.step == job.end
-        stop = signals.code is not None  # asked once: what follows saves
-        if position.step % config.run.eval_every == 0 or position.step == config.run.steps:
+        if _is_evaluated(config, position.step):
             pending.finish()
-            log.evaluation(job.evaluate(state))
-        if position.step % config.run.save_every == 0 or done or stop:
-            pending.finish()
-            job.save(state)
-        if stop:
-            live.say(f"stopped at step {position.step}, saved; the same command resumes")
-            raise Stopped(signals.code)
-        if done:
-            return
+            _evaluate(job, state)
+        stop = _save(job, state, pending, agreement, signals)
+        if stop or position.step == job.end:
+            break
         if pending.step is None:
             pending.resume()
         start = time.perf_counter()
-        packed = next(incoming)
+        try:
+            packed = next(incoming)
+        except Interrupted:
+            pending.finish()
+            job.saves.finish(state)
+            stop = signals.code
+            break
         waited = time.perf_counter() - start
+    if stop:
+        live.say(f"stopped at step {position.step}, saved; the same command resumes")
+        raise Stopped(stop)
 
 
-def _batches(job: Job) -> Iterator[pipeline.Packed]:
+def _first_batch_and_step(
+    job: Job, state: State, incoming: Iterator[pipeline.Packed], signals: Signals
+) -> tuple[pipeline.Packed, Step]:
+    """The batch, the compiled step, and before both have met the first evaluation; `Stopped` after a signal."""
+    config, live = job.config, job.live
+    try:
+        live.phase("reading and packing the first batch")
+        packed = next(incoming)
+        for line in _remarks(job):
+            live.say(line)
+        live.phase(f"compiling the step, about {compiling(config)} s the first time; a cache keeps it")
+        step = job.step.lower(state, sharding.to_global(packed.batch, config, job.mesh))
+        step = step.compile(compiler_options=sharding.compiler_options(job.mesh))
+        is_due = _is_evaluated(config, job.log.position.step)
+        if is_due and any_process(job.log.lacks_evaluation()):
+            live.phase("the first evaluation; its program is compiled, too")
+            _evaluate(job, state)
+        signals.interrupt()
+    except Interrupted:
+        live.say("stopped before a step was taken; the same command resumes")
+        raise Stopped(signals.code) from None
+    return packed, step
+
+
+def _is_evaluated(config: Config, step: int) -> bool:
+    return step % config.run.eval_every == 0 or step == config.run.steps
+
+
+def _evaluate(job: Job, state: State) -> None:
+    """Evaluates, unless a signal comes meanwhile: then it is left to the command that resumes."""
+    with suppress(Interrupted):
+        job.log.evaluation(job.evaluate(state))
+
+
+def _save(job: Job, state: State, pending: Pending, agreement: Agreement, signals: Signals) -> int:
+    """Saves the state where that is due; returns the exit code where the run is to stop, else 0."""
+    saves, step = job.saves, job.log.position.step
+    wish = Wish(signals.code or 0, saves.wants(), saves.is_busy())
+    agreed = agreement.of(wish)  # asked once: all processes do the same after it
+    saves.hear()
+    if agreed.stop or step == job.end:
+        pending.finish()
+        saves.finish(state)
+    elif saves.due(step, bool(agreed.save), bool(agreed.busy)):
+        pending.finish()
+        saves.begin(state)
+    return agreed.stop
+
+
+def _batches(job: Job, signals: Signals) -> Iterator[pipeline.Packed]:
     """This process's batches, from the run's position on."""
     data = job.config.data
     position = job.log.position
     rows = sharding.rows_of_process(job.config, job.mesh)
     batches = pipeline.Batches(job.training, job.config, data.seed, job.config.run.steps, position.plan or None, *rows)
-    return pipeline.iterate(batches, position.step, data.workers, data.timeout)
+    return pipeline.iterate(batches, position.step, data.workers, data.timeout, signals.interrupt)
 
 
 def _about(job: Job) -> dict:

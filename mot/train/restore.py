@@ -7,7 +7,7 @@ import jax
 from mot import checkpoint, optim, sharding
 from mot.checkpoint import Position
 from mot.config import Config, ConfigError
-from mot.console import phase
+from mot.console import phase, say_once
 from mot.data import budgets, sources
 from mot.data.mixture import Sources
 from mot.errors import Damaged, UserError
@@ -74,10 +74,12 @@ def start(
     """
     shardings = state_shardings(config, mesh)
     make = jax.jit(lambda: init_state(config), out_shardings=shardings)
-    saved = checkpoint.steps(path / "checkpoints")
-    if saved:
+    verified = step is None
+    if verified:
+        step = checkpoint.newest(path / "checkpoints", say_once)
+    if step is not None:
         abstract = with_shardings(jax.eval_shape(make), shardings)
-        return _restored(path, step or saved[-1], abstract)
+        return _restored(path, step, abstract, verified)
     state = make()
     if first is not None:
         ema = sharding.copied(first, shardings.ema) if config.optim.ema else {}
@@ -85,8 +87,8 @@ def start(
     return state, Position()
 
 
-def _restored(path: Path, step: int, abstract: State) -> tuple[State, Position]:
-    items, position = checkpoint.restore(path / "checkpoints", step, trees(abstract))
+def _restored(path: Path, step: int, abstract: State, verified: bool) -> tuple[State, Position]:
+    items, position = checkpoint.restore(path / "checkpoints", step, trees(abstract), verified)
     if unknown := position.keys() ^ vars(Position()).keys():
         raise Damaged(f"{path}: the position in its checkpoint differs in {', '.join(sorted(unknown))}; move it away")
     return of_trees(items), Position(**position)

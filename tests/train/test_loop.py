@@ -157,7 +157,9 @@ def test_a_finished_run_that_gets_more_steps_is_one_that_had_them(tmp_path, one_
 def stopped(root, at, **settings):
     """A run's folder as it is at a step, without the arrays."""
     c = smoke(root, **settings)
-    (rundir.open_run(c) / "checkpoints" / str(at)).mkdir(parents=True)
+    step = rundir.open_run(c) / "checkpoints" / str(at)
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text("{}", encoding="utf-8")
     return c
 
 

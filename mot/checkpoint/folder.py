@@ -1,0 +1,108 @@
+"""The folder of checkpoints: which steps lie in it, what else does, and a path that libraries take literally."""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+
+from mot.errors import UserError
+from mot.files import numbered
+
+MANIFEST = "manifest.json"
+PARTIAL = re.compile(r"[0-9]+\.partial(\.orbax.*)?")
+
+
+@dataclass
+class Position:
+    """Where a run is. Each checkpoint keeps it beside its arrays, so that what is cumulative goes on."""
+
+    step: int = 0  # batches consumed, the next batch's number
+    tokens: dict[str, int] = field(default_factory=dict)  # trained on, by modality
+    flops: int = 0  # model FLOPs
+    seconds: float = 0.0  # in steps; compiling, evaluating and saving are not counted
+    skipped: int = 0  # steps in a row
+    data: str = ""  # digest of the documents
+    plan: dict = field(default_factory=dict)  # from which the next batch is made: pipeline.Packed.state
+    left_out: dict[str, int] = field(default_factory=dict)  # documents, by source
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that were saved whole, oldest first: folders named by a number that hold a manifest."""
+    return numbered(folder, holding=MANIFEST)
+
+
+def ignored(folder: Path) -> list[str]:
+    """What lies among the steps and is none: each name, and why it is passed over."""
+    if not folder.is_dir():
+        return []
+    whole = {str(step) for step in steps(folder)}
+    return [f"{path.name} ({_why_ignored(path)})" for path in sorted(folder.iterdir()) if path.name not in whole]
+
+
+def _why_ignored(path: Path) -> str:
+    if PARTIAL.fullmatch(path.name):
+        return "left by a save that was interrupted"
+    if not path.name.isdecimal():
+        return "not the name of a step"
+    if not path.is_dir():
+        return "a file, not a folder"
+    return f"it has no {MANIFEST}" if any(path.iterdir()) else "an empty folder"
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what an interrupted or failed save has left."""
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if PARTIAL.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def goes_on(earlier: list[int]) -> str:
+    """How a run whose disk has failed goes on, of these steps that it has saved."""
+    if earlier:
+        had = f"step {earlier[-1]} was saved last, and the same command resumes from there"
+    else:
+        had = "no step of this run was saved before, so the same command starts anew"
+    return f"{had}; make room or mend the folder first, or choose another run.root"
+
+
+# Paths that orbax and tensorstore take literally. They read brackets and backslashes as patterns, `gs:` as an address.
+_PLAIN = re.compile(r"[\w./ +=,@%~-]*")
+
+
+@contextlib.contextmanager
+def literal(folder: Path) -> Iterator[Path]:
+    """A path of this folder that every library takes literally: its own, or else a link to it while this lasts."""
+    absolute = folder.absolute()
+    if _PLAIN.fullmatch(str(absolute)):
+        yield absolute
+        return
+    with tempfile.TemporaryDirectory(prefix="mot-", dir=_folder_of_links()) as temporary:
+        link = Path(temporary) / "checkpoints"
+        link.symlink_to(absolute, target_is_directory=True)
+        yield link
+
+
+def _folder_of_links() -> str:
+    """A folder of temporary files whose own path is plain."""
+    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    for folder in folders:
+        if _PLAIN.fullmatch(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    listed = ", ".join(dict.fromkeys(folders))
+    raise OSError(f"a link to it is needed, and none of {listed} can hold one; set TMPDIR to a folder of a plain name")
+
+
+def refuse_odd(folder: Path) -> None:
+    """`UserError` where several processes would need a link to the same folder, each another one."""
+    odd = sorted(set(_PLAIN.sub("", str(folder.absolute()))))
+    if odd and jax.process_count() > 1:
+        raise UserError(
+            f"{folder}: {' '.join(odd)} in a path of checkpoints works with one process, and there are "
+            f"{jax.process_count()}; choose another run.root or run.name"
+        )
