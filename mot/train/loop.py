@@ -75,7 +75,8 @@ def run(
                 try:
                     job = _job(config, mesh, path, training, held_out, log, live, end, signals)
                     with profile.Trace(path, position, writer, live) if profiled else nullcontext() as trace:
-                        loop(job, state, signals, trace)
+                        with job.saves:
+                            loop(job, state, signals, trace)
                 finally:
                     writer.close()
     return path

@@ -33,6 +33,15 @@ class Saves:
         self.owed = False  # a save was due while another one was under way
         self.stall = 0.0  # seconds for which saves have held the loop
 
+    def __enter__(self) -> "Saves":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """However training ended, a save that is under way ends well."""
+        for saver, _ in self.savers:
+            saver.wait()
+        self.hear()
+
     def is_busy(self) -> bool:
         return any(saver.is_busy() for saver, _ in self.savers)
 
