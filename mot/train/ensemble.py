@@ -91,9 +91,9 @@ def run(
                 try:
                     job = _job(runs, training, held_out, logs, end, signals)
                     writer = logs.all[0].writer  # a profile is of all, and is told by the first
-                    with profile.Trace(paths[0], positions[0], writer, live) if profiled else nullcontext() as trace:
-                        with job.saves:
-                            loop.loop(job, state, signals, trace)
+                    recorded = profile.Trace(paths[0], positions[0], writer, live) if profiled else nullcontext()
+                    with job.saves, recorded as trace:
+                        loop.loop(job, state, signals, trace)
                 finally:
                     logs.close()
     return paths

@@ -74,9 +74,9 @@ def run(
                 log = Log(config, training.names, position, writer, live.say, best)
                 try:
                     job = _job(config, mesh, path, training, held_out, log, live, end, signals)
-                    with profile.Trace(path, position, writer, live) if profiled else nullcontext() as trace:
-                        with job.saves:
-                            loop(job, state, signals, trace)
+                    recorded = profile.Trace(path, position, writer, live) if profiled else nullcontext()
+                    with job.saves, recorded as trace:
+                        loop(job, state, signals, trace)
                 finally:
                     writer.close()
     return path
