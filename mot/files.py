@@ -1,6 +1,7 @@
 """Files that are whole or absent, and the folder of what can be made again."""
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -35,6 +36,46 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Appender:
+    """Appends whole pieces to a file. A piece that the disk does not take whole is taken back, and waits for the next.
+
+    So what lies in the file is always whole pieces in their order, and a disk that was full for a while costs none.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file.open("ab", buffering=0)
+        self.length = self.file.tell()
+        self.waiting: list[bytes] = []
+
+    def append(self, piece: bytes) -> OSError | None:
+        """Writes what waits, and then this; why the disk did not take it, or None."""
+        self.waiting.append(piece)
+        return self.write()
+
+    def write(self) -> OSError | None:
+        """Writes what waits; why the disk did not take it, or None."""
+        try:
+            while self.waiting:
+                self._write_whole(self.waiting[0])
+                del self.waiting[0]
+        except OSError as error:
+            return error
+        return None
+
+    def _write_whole(self, piece: bytes) -> None:
+        try:
+            if self.file.write(piece) != len(piece):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.file.fileno(), self.length)
+            raise
+        self.length += len(piece)
+
+    def close(self) -> None:
+        self.file.close()
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

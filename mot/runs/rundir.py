@@ -4,6 +4,9 @@ import dataclasses
 import json
 import os
 import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -15,7 +18,7 @@ from mot.config.axes import MESH_AXES
 from mot.errors import UserError
 from mot.files import write_atomically
 from mot.model import attention, dispatch
-from mot.runs import provenance
+from mot.runs import lock, provenance, written
 from mot.runs.written import config_as_written, folder, not_ours, read_config
 
 SCHEMA = 1
@@ -41,11 +44,20 @@ def open_run(config: Config) -> Path:
     path = folder(config)
     if not _holds_something(path):
         path.mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "config.json", json.dumps(anchored(plain(config)), indent=1))
+        write_atomically(path / "config.json", written.sealed(anchored(plain(config))))
         return path
     if changes_made := changed(config):
         _write_down(path, changes_made)
     return path
+
+
+@contextmanager
+def locked(config: Config) -> Iterator[Path]:
+    """The run's folder, as `open_run` gives it, and no other process's as long as this lasts."""
+    if not (folder(config) / "config.json").exists():
+        open_run(config)  # makes it, or refuses what lies there
+    with lock.held(folder(config)):
+        yield open_run(config)
 
 
 def _holds_something(path: Path) -> bool:
@@ -122,8 +134,8 @@ def _write_down(path: Path, changes_made: dict[str, list]) -> None:
     event = {"schema": SCHEMA, "kind": "event", "step": _saved_step(path), "time": provenance.now()}
     event |= {"event": "changed", "keys": changes_made}
     rows = [*read_metrics(path), event]
-    write_atomically(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write_atomically(path / "config.json", json.dumps(config, indent=1))
+    write_atomically(path / "metrics.jsonl", "".join(map(line_of, rows)))
+    write_atomically(path / "config.json", written.sealed(config))
 
 
 def anchored(config: dict) -> dict:
@@ -204,6 +216,22 @@ def config_of(path: Path) -> Config:
     return _moved(dataclasses.replace(config, mesh=mesh, model=model), path)
 
 
+def line_of(row: dict) -> str:
+    """A row as metrics.jsonl holds it: with a checksum, so that a bit that flips is noticed."""
+    text = json.dumps(row)
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def _row_of(line: bytes) -> dict:
+    """A row of metrics.jsonl; `ValueError` where it is not what was written. Earlier versions wrote no checksum."""
+    row = json.loads(line)
+    written = row.pop("crc32", None)
+    found = f"{zlib.crc32(json.dumps(row).encode()):08x}"
+    if written not in (None, found):
+        raise ValueError(f"its checksum is {found}, and it says {written}: it was changed after it was written")
+    return row
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The rows of metrics.jsonl; a last line cut off by a crash is left out, any other damage raises `Damaged`."""
     file = path / "metrics.jsonl"
@@ -216,7 +244,7 @@ def read_metrics(path: Path) -> list[dict]:
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
         try:
-            row = json.loads(line)
+            row = _row_of(line)
             if type(row["schema"]) is not int or row["schema"] != SCHEMA:
                 raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
             if row["kind"] not in KINDS or type(row["step"]) is not int or row["step"] < 0:

@@ -20,6 +20,7 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import hparams, scalar, text
 
+from mot.files import Appender
 from mot.runs import rundir
 
 # The tag of what a row of metrics holds, by the name's first part; what is not named here is no curve to look at, as
@@ -65,7 +66,7 @@ def curves(kind: str, values: Mapping, sources: int) -> Iterator[tuple[str, floa
 
 
 class Board:
-    """A file of events.
+    """A file of events. What a full disk does not take waits for the next event.
 
     tensorboardX's own writer has a thread, which ends when the disk is full; whoever gives it more then waits forever.
     """
@@ -73,21 +74,19 @@ class Board:
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         now = time.time()
-        self.file = (folder / f"events.out.tfevents.{now:.6f}").open("xb")
+        self.file = Appender(folder / f"events.out.tfevents.{now:.6f}")
+        self.error: OSError | None = None  # why what was added last is not in the file yet
         self.add(Event(wall_time=now, file_version="brain.Event:2"))
         self.add(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, event: Event) -> None:
-        self.file.write(_record(event))
+        self.error = self.file.append(_record(event))
 
     def add_summary(self, summary: Summary, step: int = 0) -> None:
         self.add(Event(wall_time=time.time(), step=step, summary=summary))
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self.add_summary(scalar(tag, value), step)
-
-    def flush(self) -> None:
-        self.file.flush()
 
     def close(self) -> None:
         self.file.close()

@@ -1,10 +1,9 @@
 """What a run writes as it goes: metrics.jsonl, TensorBoard's curves, and the line that a person watches."""
 
-import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mot.files import write_atomically
+from mot.console import say_once
+from mot.files import Appender, write_atomically
 from mot.runs import provenance, rundir, tensorboard
 
 
@@ -20,18 +20,22 @@ class Writer:
     """Rows of metrics.jsonl, one for each (kind, step), and their curves in TensorBoard.
 
     A resumed run's rows after `resumed_at` are removed. The run's folder has its configuration. Only the first process
-    writes.
+    writes. A disk that takes no row never stops training: rows wait in memory until it takes them, and `say` tells of
+    it, once.
     """
 
-    def __init__(self, path: Path, resumed_at: int, is_first: bool = True):
+    def __init__(self, path: Path, resumed_at: int, is_first: bool = True, say: Callable[[str], None] = say_once):
         self.is_first = is_first
         if not is_first:
             return
         file = path / "metrics.jsonl"
-        kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
-        write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
+        rows = rundir.read_metrics(path)
+        kept = [row for row in rows if row["step"] <= resumed_at]
+        write_atomically(file, "".join(map(rundir.line_of, kept)))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
-        self.file = file.open("a", encoding="utf-8")
+        self.say = say
+        self.failing = False
+        self.file = Appender(file)
         self.board = tensorboard.opened(path, resumed_at)
         self.sources = len(rundir.read_config(path)["data"]["sources"])
 
@@ -46,16 +50,27 @@ class Writer:
             self.written.add((kind, step))
         row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, "time": provenance.now()}
         row |= {key: _as_json(value) for key, value in values.items()}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        error = self.file.append(rundir.line_of(row).encode())
         for tag, value in tensorboard.curves(kind, values, self.sources):
             self.board.add_scalar(tag, value, step)
-        self.board.flush()
+        self._tell(error or self.board.error)
+
+    def _tell(self, error: OSError | None) -> None:
+        """Says when the disk stops taking rows, and when it takes them again."""
+        if error and not self.failing:
+            self.say(f"ALARM: metrics cannot be written ({error.strerror}); training goes on, and rows wait in memory")
+        if self.failing and not error:
+            self.say("metrics are written again; no row was lost")
+        self.failing = error is not None
 
     def close(self) -> None:
-        if self.is_first:
-            self.file.close()
-            self.board.close()
+        if not self.is_first:
+            return
+        if error := self.file.write():
+            lost = len(self.file.waiting)
+            self.say(f"ALARM: the last {lost} rows of metrics.jsonl were not written: {error.strerror}")
+        self.file.close()
+        self.board.close()
 
 
 def _as_json(value: Any) -> Any:

@@ -7,7 +7,7 @@ Nothing branches on what a run's numbers are. Each run's folder is what `loop.ru
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,42 +70,52 @@ def run(
     kernels.refuse_absent(first, mesh.devices.flat[0].platform)
     done = _same_step(configs)
     upcycled = [restore.upcycled(c) if c.init.run and not done else None for c in configs]
-    paths = _open_folders(configs)
-    runs = Runs(configs, paths, mesh, vmapped(configs, mesh))
-    with jax.set_mesh(mesh):
-        with phase("the first states: initial values, or checkpoints'"):
-            state, positions = _start(runs, done, upcycled)
-        for path, position in zip(paths, positions, strict=True):
-            restore.refuse_other_data(path, position, training)
-        end = min(first.run.steps, until or first.run.steps)
-        title = f"{first.run.name} and {len(configs) - 1} more"
-        with Live(title, done, first.run.steps) as live, Signals() as signals:
-            if done >= end:
-                live.say(f"{', '.join(map(str, paths))}: already at step {done}")
-                return paths
-            if done:
-                live.say(f"{', '.join(map(str, paths))}: resuming at step {done}")
-            best = peak.of(mesh, first.model.dtype, end - done, live.say)
-            with loop.unwritable(paths[0]):
-                logs = _logs(runs, positions, training.names, live, best)
-                try:
-                    job = _job(runs, training, held_out, logs, end, signals)
-                    writer = logs.all[0].writer  # a profile is of all, and is told by the first
-                    recorded = profile.Trace(paths[0], positions[0], writer, live) if profiled else nullcontext()
-                    with job.saves, recorded as trace:
-                        loop.loop(job, state, signals, trace)
-                finally:
-                    logs.close()
+    with ExitStack() as locked:
+        for c in configs:
+            rundir.changed(c)  # each is asked for what may be refused, before any is made or changed
+        paths = [locked.enter_context(rundir.locked(c)) for c in configs]
+        checkpoint.refuse_unwritable(paths[0] / "checkpoints")
+        with jax.set_mesh(mesh):
+            runs = Runs(configs, paths, mesh, vmapped(configs, mesh))
+            _train(runs, training, held_out, done, upcycled, until, profiled)
     return paths
 
 
-def _open_folders(configs: Sequence[Config]) -> list[Path]:
-    """The folders of all runs. Each is asked for what may be refused, before any is made or changed."""
-    for c in configs:
-        rundir.changed(c)
-    paths = [rundir.open_run(c) for c in configs]
-    checkpoint.refuse_unwritable(paths[0] / "checkpoints")
-    return paths
+def _train(
+    runs: Runs,
+    training: Sources,
+    held_out: Sources,
+    done: int,
+    upcycled: Sequence[dict | None],
+    until: int | None,
+    profiled: bool,
+) -> None:
+    """Trains all runs from step `done`, at which they are."""
+    first = runs.configs[0]
+    paths = runs.paths
+    with phase("the first states: initial values, or checkpoints'"):
+        state, positions = _start(runs, done, upcycled)
+    for path, position in zip(paths, positions, strict=True):
+        restore.refuse_other_data(path, position, training)
+    end = min(first.run.steps, until or first.run.steps)
+    title = f"{first.run.name} and {len(paths) - 1} more"
+    with Live(title, done, first.run.steps) as live, Signals() as signals:
+        if done >= end:
+            live.say(f"{', '.join(map(str, paths))}: already at step {done}")
+            return
+        if done:
+            live.say(f"{', '.join(map(str, paths))}: resuming at step {done}")
+        best = peak.of(runs.mesh, first.model.dtype, end - done, live.say)
+        with loop.unwritable(paths[0]):
+            logs = _logs(runs, positions, training.names, live, best)
+            try:
+                job = _job(runs, training, held_out, logs, end, signals)
+                writer = logs.all[0].writer  # a profile is of all, and is told by the first
+                recorded = profile.Trace(paths[0], positions[0], writer, live) if profiled else nullcontext()
+                with job.saves, recorded as trace:
+                    loop.loop(job, state, signals, trace)
+            finally:
+                logs.close()
 
 
 def refuse_others(configs: Sequence[Config]) -> None:
@@ -225,7 +235,7 @@ def _logs(runs: Runs, positions: Sequence[Position], sources: Sequence[str], liv
         return lambda text: live.say(f"{name}: {text}")
 
     logs = [
-        Log(c, sources, position, Writer(path, position.step), say(c.run.name), best)
+        Log(c, sources, position, Writer(path, position.step, say=say(c.run.name)), say(c.run.name), best)
         for c, path, position in zip(runs.configs, runs.paths, positions, strict=True)
     ]
     return Logs(logs, live)

@@ -3,7 +3,7 @@
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,41 +53,61 @@ def run(
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
         first = restore.upcycled(config)
         begins = f"begins with the {restore.beginning(config)}"
-    path = _open_folder(config)
-    checkpoint.refuse_unwritable(path / "checkpoints")
-    with jax.set_mesh(mesh):
-        with phase("the first state: initial values, or a checkpoint's", sharding.is_first_process()):
-            state, position = restore.start(config, path, mesh, first=first)
-        del first  # the state has its own copy
-        restore.refuse_other_data(path, position, training)
-        end = min(config.run.steps, until or config.run.steps)
-        is_first = sharding.is_first_process()
-        with Live(config.run.name, position.step, config.run.steps, is_first) as live, Signals() as signals:
-            if position.step >= end:
-                live.say(f"{path}: already at step {position.step}")
-                return path
-            if begins or position.step:
-                live.say(begins or f"{path}: resuming at step {position.step}")
-            best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
-            with unwritable(path):
-                writer = Writer(path, position.step, is_first)
-                log = Log(config, training.names, position, writer, live.say, best)
-                try:
-                    job = _job(config, mesh, path, training, held_out, log, live, end, signals)
-                    recorded = profile.Trace(path, position, writer, live) if profiled else nullcontext()
-                    with job.saves, recorded as trace:
-                        loop(job, state, signals, trace)
-                finally:
-                    writer.close()
+    with _opened(config) as path, jax.set_mesh(mesh):
+        _train(config, path, mesh, training, held_out, first, begins, until, profiled)
     return path
 
 
-def _open_folder(config: Config) -> Path:
-    """The run's folder. The first process makes it, and then each compares the configuration there with its own."""
-    if sharding.is_first_process():
-        rundir.open_run(config)
-    sharding.barrier("run directory")
-    return rundir.open_run(config)
+@contextmanager
+def _opened(config: Config) -> Iterator[Path]:
+    """The run's folder, for this run alone as long as this lasts.
+
+    The first process makes it and has its lock, and then each compares the configuration there with its own.
+    """
+    with ExitStack() as locked:
+        if sharding.is_first_process():
+            locked.enter_context(rundir.locked(config))
+        sharding.barrier("run directory")
+        path = rundir.open_run(config)
+        checkpoint.refuse_unwritable(path / "checkpoints")
+        yield path
+
+
+def _train(
+    config: Config,
+    path: Path,
+    mesh: jax.sharding.Mesh,
+    training: Sources,
+    held_out: Sources,
+    first: dict | None,
+    begins: str,
+    until: int | None,
+    profiled: bool,
+) -> None:
+    """Trains the run at `path` from its newest checkpoint, or from `first` parameters, which `begins` tells of."""
+    is_first = sharding.is_first_process()
+    with phase("the first state: initial values, or a checkpoint's", is_first):
+        state, position = restore.start(config, path, mesh, first=first)
+    del first  # the state has its own copy
+    restore.refuse_other_data(path, position, training)
+    end = min(config.run.steps, until or config.run.steps)
+    with Live(config.run.name, position.step, config.run.steps, is_first) as live, Signals() as signals:
+        if position.step >= end:
+            live.say(f"{path}: already at step {position.step}")
+            return
+        if begins or position.step:
+            live.say(begins or f"{path}: resuming at step {position.step}")
+        best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
+        with unwritable(path):
+            writer = Writer(path, position.step, is_first, live.say)
+            log = Log(config, training.names, position, writer, live.say, best)
+            try:
+                job = _job(config, mesh, path, training, held_out, log, live, end, signals)
+                recorded = profile.Trace(path, position, writer, live) if profiled else nullcontext()
+                with job.saves, recorded as trace:
+                    loop(job, state, signals, trace)
+            finally:
+                writer.close()
 
 
 @contextmanager
