@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mot.errors import UserError
@@ -83,7 +83,5 @@ def _refusal(file: Path, holder: dict, more: str = "") -> UserError:
 
 def _give_signs(descriptor: int, over: threading.Event) -> None:
     while not over.wait(BEAT):
-        try:
+        with suppress(OSError):  # a disk that fails is told of by those who write to it
             os.utime(descriptor)
-        except OSError:
-            pass  # a disk that fails is told of by those who write to it

@@ -153,6 +153,7 @@ def test_what_a_run_or_a_dataset_says_is_answered_before_anything_heavy_is_impor
         (tmp_path / folder).mkdir(parents=True)
     config = dataclasses.asdict(resolve(read("configs/digits.py:size=smoke", {})))
     (tmp_path / "base" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "base" / "checkpoints" / "2" / "manifest.json").write_text("{}", encoding="utf-8")
     (tmp_path / "broken" / "config.json").write_text("[]", encoding="utf-8")
     (tmp_path / "set" / "dataset.json").write_text(json.dumps(dataset(3)), encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))

@@ -16,6 +16,7 @@ import pytest
 
 from launch import cli
 from mot import checkpoint
+from mot.checkpoint import manifest
 from mot.runs import provenance, rundir
 from tests.support.training import SMOKE
 
@@ -56,7 +57,7 @@ def test_each_start_says_what_made_it(run):
 def test_every_row_has_the_time_of_day(run):
     rows = rundir.read_metrics(run)
     assert {row["kind"] for row in rows} == {"train", "eval", "event"}
-    assert {"changed", "start"} == {row["event"] for row in rows if row["kind"] == "event"}
+    assert {"changed", "saved", "start"} == {row["event"] for row in rows if row["kind"] == "event"}
     assert all(ISO.fullmatch(row["time"]) for row in rows)
     times = [datetime.fromisoformat(row["time"]) for row in rows]
     assert sorted(times) == times
@@ -77,13 +78,13 @@ def test_a_checkpoint_says_what_made_it(run, capsys):
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read(run, tmp_path, capsys):
-    """Its meta has no `made_by`."""
+    """Its manifest has files alone, and its meta no `made_by`."""
     shutil.copytree(run, tmp_path / "old")
     target = tmp_path / "old" / "checkpoints" / "2"
-    meta = json.loads((target / "meta" / "metadata").read_text(encoding="utf-8"))
-    del meta["made_by"]
-    (target / "meta" / "metadata").write_text(json.dumps(meta), encoding="utf-8")
-    (target / checkpoint.MANIFEST).write_text(json.dumps(checkpoint._digests(target)), encoding="utf-8")
+    (target / "meta").mkdir()
+    (target / "meta" / "metadata").write_text(json.dumps({"format": 1, "step": 2}), encoding="utf-8")
+    written = manifest.digests(target, manifest.files(target))
+    (target / "manifest.json").write_text(json.dumps(written), encoding="utf-8")
     assert cli.main(["evaluate", str(tmp_path / "old")]) == 0
     assert "checkpoint of step 2: made by a version of mot that did not write down where" in capsys.readouterr().out
 

@@ -351,7 +351,7 @@ def test_a_batch_that_is_not_finite_is_told(tmp_path, one_device, monkeypatch):
 
     monkeypatch.setattr(pipeline.Batches, "__getitem__", second_is_broken)
     path = loop.run(c, devices=one_device)
-    assert [e["event"] for e in rows(path, "event")] == ["start", "skipped"]
+    assert [e["event"] for e in rows(path, "event") if e["event"] != "saved"] == ["start", "skipped"]
     skipped = rows(path, "event")[1]
     assert {key: value for key, value in skipped.items() if key not in ("schema", "time")} == {
         "kind": "event",
@@ -470,6 +470,7 @@ def test_what_a_pod_trained_is_read_on_any_machine(finished, tmp_path):
     there = tmp_path / path.name
     shutil.copytree(path, there)
     plain = json.loads((there / "config.json").read_text(encoding="utf-8"))
+    del plain["digest"]  # of what is changed here
     plain["mesh"] |= {"fsdp": 64, "slices": 2}
     plain["model"] |= {"attention": "splash", "dispatch": "gmm", "remat": "block"}
     (there / "config.json").write_text(json.dumps(plain), encoding="utf-8")
