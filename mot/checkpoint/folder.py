@@ -30,6 +30,7 @@ class Position:
     data: str = ""  # digest of the documents
     plan: dict = field(default_factory=dict)  # from which the next batch is made: pipeline.Packed.state
     left_out: dict[str, int] = field(default_factory=dict)  # documents, by source
+    wall: dict[str, float] = field(default_factory=dict)  # seconds by kind: runs.goodput
 
 
 def steps(folder: Path) -> list[int]:

@@ -14,6 +14,7 @@ from mot.data import pipeline
 from mot.errors import UserError
 from mot.model import flops
 from mot.runs import metrics, provenance
+from mot.runs.goodput import Clock
 from mot.runs.peak import Peak
 from mot.runs.writer import Writer
 
@@ -89,6 +90,7 @@ class Log:
         writer: Writer,
         say: Callable[[str], None],
         peak: Peak,
+        clock: Clock,
     ):
         self.config = config
         self.sources = sources
@@ -96,6 +98,7 @@ class Log:
         self.writer = writer
         self.say = say
         self.peak = peak
+        self.clock = clock
 
     def start(self, about: Mapping) -> None:
         event = {"event": "start"} | self.peak.told() | provenance.made_by() | about
@@ -128,7 +131,10 @@ class Log:
         measured = step.measured
         row = step.row | self._totals(step.counts)
         self.position.seconds += seconds
-        row["data_wait"] = min(row.pop("data_seconds") / seconds, 1.0)
+        waited = min(row.pop("data_seconds"), seconds)
+        self.clock.book("data", waited)
+        self.clock.book("step", seconds - waited)
+        row["data_wait"] = waited / seconds
         row["seconds"] = self.position.seconds
         row["step_seconds"] = seconds
         row["tokens_per_s"] = row.pop("step_tokens") / seconds
@@ -140,6 +146,7 @@ class Log:
         sums = measured["sums"]
         row |= metrics.losses(sums["loss_sum"], sums["weight"], self.config.modalities, self.sources)
         row |= metrics.routing(sums["routing"], self.config.modalities)
+        row |= self.clock.row()
         self.writer.write("train", step.number, row)
         self.position.skipped = 0 if measured["ok"] else self.position.skipped + 1
         if not measured["ok"]:
@@ -188,7 +195,7 @@ class Log:
 
     def saved(self, outcome: Outcome, pause: float) -> None:
         """Tells what became of a save; after one that failed the next try comes in `pause` seconds."""
-        about = {"seconds": outcome.seconds, "stall": outcome.stall}
+        about = {"seconds": outcome.seconds, "stall": outcome.stall} | self.clock.split()
         if not outcome.error:
             self.writer.write("event", outcome.step, {"event": "saved"} | about)
             return

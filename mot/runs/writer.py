@@ -26,11 +26,13 @@ class Writer:
 
     def __init__(self, path: Path, resumed_at: int, is_first: bool = True, say: Callable[[str], None] = say_once):
         self.is_first = is_first
+        self.removed: list[dict] = []
         if not is_first:
             return
         file = path / "metrics.jsonl"
         rows = rundir.read_metrics(path)
         kept = [row for row in rows if row["step"] <= resumed_at]
+        self.removed = [row for row in rows if row["step"] > resumed_at]
         write_atomically(file, "".join(map(rundir.line_of, kept)))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
         self.say = say

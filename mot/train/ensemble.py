@@ -6,6 +6,7 @@ Nothing branches on what a run's numbers are. Each run's folder is what `loop.ru
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -29,7 +30,7 @@ from mot.data.mixture import Sources
 from mot.data.pipeline import LeftOut
 from mot.errors import UserError
 from mot.model import kernels
-from mot.runs import metrics, peak, profile, provenance, rundir
+from mot.runs import goodput, metrics, peak, profile, provenance, rundir
 from mot.runs.log import Dispatched, Diverged, Log
 from mot.runs.writer import Live, Writer
 from mot.train import evaluate, loop, restore
@@ -62,6 +63,7 @@ def run(
     A run that diverges stops by itself. Raises `UserError` before anything is written, also where the runs' checkpoints
     are of different steps; `Diverged` when all have; and `Stopped` after SIGINT or SIGTERM, every run saved.
     """
+    began = time.monotonic()
     refuse_others(configs)
     first, training, held_out = restore.open_data(configs[0])
     configs = [dataclasses.replace(first, run=c.run, model=c.model, optim=c.optim) for c in configs]
@@ -77,7 +79,7 @@ def run(
         checkpoint.refuse_unwritable(paths[0] / "checkpoints")
         with jax.set_mesh(mesh):
             runs = Runs(configs, paths, mesh, vmapped(configs, mesh))
-            _train(runs, training, held_out, done, upcycled, until, profiled)
+            _train(runs, training, held_out, done, upcycled, until, profiled, began)
     return paths
 
 
@@ -89,6 +91,7 @@ def _train(
     upcycled: Sequence[dict | None],
     until: int | None,
     profiled: bool,
+    began: float,
 ) -> None:
     """Trains all runs from step `done`, at which they are."""
     first = runs.configs[0]
@@ -107,7 +110,7 @@ def _train(
             live.say(f"{', '.join(map(str, paths))}: resuming at step {done}")
         best = peak.of(runs.mesh, first.model.dtype, end - done, live.say)
         with loop.unwritable(paths[0]):
-            logs = _logs(runs, positions, training.names, live, best)
+            logs = _logs(runs, positions, training.names, live, best, began)
             try:
                 job = _job(runs, training, held_out, logs, end, signals)
                 writer = logs.all[0].writer  # a profile is of all, and is told by the first
@@ -230,14 +233,21 @@ def _start(runs: Runs, done: int, upcycled: Sequence[dict | None]) -> tuple[Stat
     return jax.tree.map(stack, *states), [position for _, position in started]
 
 
-def _logs(runs: Runs, positions: Sequence[Position], sources: Sequence[str], live: Live, best: peak.Peak) -> "Logs":
+def _logs(
+    runs: Runs, positions: Sequence[Position], sources: Sequence[str], live: Live, best: peak.Peak, began: float
+) -> "Logs":
     def say(name: str) -> Callable[[str], None]:
         return lambda text: live.say(f"{name}: {text}")
 
-    logs = [
-        Log(c, sources, position, Writer(path, position.step, say=say(c.run.name)), say(c.run.name), best)
+    writers = [
+        Writer(path, position.step, say=say(c.run.name))
         for c, path, position in zip(runs.configs, runs.paths, positions, strict=True)
     ]
+    clock = goodput.resumed(positions[0].wall, writers[0].removed, began)
+    logs = []
+    for c, position, writer in zip(runs.configs, positions, writers, strict=True):
+        position.wall = clock.seconds  # all runs have one clock
+        logs.append(Log(c, sources, position, writer, say(c.run.name), best, clock))
     return Logs(logs, live)
 
 
@@ -303,6 +313,7 @@ class Logs:
         self.all = logs
         self.live = live
         self.position = logs[0].position  # all are at one step
+        self.clock = logs[0].clock  # and share their time
         self.modalities = logs[0].config.modalities
         self.diverged: dict[int, int] = {}  # the step, by run
         self.held_out: list[dict] = [{} for _ in logs]  # each run's last evaluation

@@ -16,7 +16,7 @@ from mot.data import budgets, pipeline, sources
 from mot.data.mixture import Sources
 from mot.errors import UserError
 from mot.model import kernels, params
-from mot.runs import metrics, peak, profile, provenance, rundir
+from mot.runs import goodput, metrics, peak, profile, provenance, rundir
 from mot.runs.log import Dispatched, Log, Pending, counted
 from mot.runs.writer import Live, Writer
 from mot.train import restore
@@ -41,6 +41,7 @@ def run(
     Raises `UserError` (`ConfigError`, `Damaged`) before anything is written, `Diverged` when optim.patience is up, and
     `Stopped` after SIGINT or SIGTERM.
     """
+    began = time.monotonic()
     config, training, held_out = restore.open_data(config)
     mesh = sharding.make_mesh(config, devices)
     refuse_too_large(config, mesh)
@@ -54,7 +55,7 @@ def run(
         first = restore.upcycled(config)
         begins = f"begins with the {restore.beginning(config)}"
     with _opened(config) as path, jax.set_mesh(mesh):
-        _train(config, path, mesh, training, held_out, first, begins, until, profiled)
+        _train(config, path, mesh, training, held_out, first, begins, until, profiled, began)
     return path
 
 
@@ -83,6 +84,7 @@ def _train(
     begins: str,
     until: int | None,
     profiled: bool,
+    began: float,
 ) -> None:
     """Trains the run at `path` from its newest checkpoint, or from `first` parameters, which `begins` tells of."""
     is_first = sharding.is_first_process()
@@ -100,7 +102,8 @@ def _train(
         best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
         with unwritable(path):
             writer = Writer(path, position.step, is_first, live.say)
-            log = Log(config, training.names, position, writer, live.say, best)
+            clock = goodput.resumed(position.wall, writer.removed, began)
+            log = Log(config, training.names, position, writer, live.say, best, clock)
             try:
                 job = _job(config, mesh, path, training, held_out, log, live, end, signals)
                 recorded = profile.Trace(path, position, writer, live) if profiled else nullcontext()
@@ -170,6 +173,7 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
     config, log, live = job.config, job.log, job.live
     position = log.position
     incoming = _batches(job, signals)
+    log.clock.settle("start")
     log.start(_about(job))
     packed, step = _first_batch_and_step(job, state, incoming, signals)
     pending = _pending(job)
@@ -212,15 +216,17 @@ def _first_batch_and_step(
     job: Job, state: State, incoming: Iterator[pipeline.Packed], signals: Signals
 ) -> tuple[pipeline.Packed, Step]:
     """The batch, the compiled step, and before both have met the first evaluation; `Stopped` after a signal."""
-    config, live = job.config, job.live
+    config, live, clock = job.config, job.live, job.log.clock
     try:
         live.phase("reading and packing the first batch")
-        packed = next(incoming)
+        with clock.of("data"):
+            packed = next(incoming)
         for line in _remarks(job):
             live.say(line)
         live.phase(f"compiling the step, about {compiling(config)} s the first time; a cache keeps it")
-        step = job.step.lower(state, sharding.to_global(packed.batch, config, job.mesh))
-        step = step.compile(compiler_options=sharding.compiler_options(job.mesh))
+        with clock.of("compile"):
+            step = job.step.lower(state, sharding.to_global(packed.batch, config, job.mesh))
+            step = step.compile(compiler_options=sharding.compiler_options(job.mesh))
         is_due = _is_evaluated(config, job.log.position.step)
         if is_due and any_process(job.log.lacks_evaluation()):
             live.phase("the first evaluation; its program is compiled, too")
@@ -238,7 +244,7 @@ def _is_evaluated(config: Config, step: int) -> bool:
 
 def _evaluate(job: Job, state: State) -> None:
     """Evaluates, unless a signal comes meanwhile: then it is left to the command that resumes."""
-    with suppress(Interrupted):
+    with suppress(Interrupted), job.log.clock.of("evaluation"):
         job.log.evaluation(job.evaluate(state))
 
 

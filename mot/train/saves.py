@@ -31,7 +31,7 @@ class Saves:
         self.again = math.inf  # when a failed save is tried again
         self.failures = 0  # in a row
         self.owed = False  # a save was due while another one was under way
-        self.stall = 0.0  # seconds for which saves have held the loop
+        self.clock = savers[0][1].clock
 
     def __enter__(self) -> "Saves":
         return self
@@ -57,12 +57,11 @@ class Saves:
         return self.owed and not busy
 
     def begin(self, state: State) -> None:
-        before = time.monotonic()
-        self.began = before
+        self.began = time.monotonic()
         self.again = math.inf
         self.owed = False
-        self.give(state)
-        self.stall += time.monotonic() - before
+        with self.clock.of("save"):
+            self.give(state)
 
     def hear(self) -> None:
         """Tells what became of saves that have ended."""
@@ -81,7 +80,8 @@ class Saves:
         """Saves the last state and waits; `UserError` where it cannot be saved after several tries."""
         for pause in (*LAST_PAUSES, None):
             self.begin(state)
-            outcomes = [(saver, log, saver.wait()) for saver, log in self.savers]
+            with self.clock.of("save"):
+                outcomes = [(saver, log, saver.wait()) for saver, log in self.savers]
             errors = [outcome.error for _, _, outcome in outcomes if outcome and outcome.error]
             if not any_process(bool(errors)):
                 self.hear()

@@ -11,7 +11,17 @@ from mot.model import params
 STREAMS = ("text", "image")
 IDS = 12  # of each stream
 # Of a row of metrics.jsonl, what equal runs differ in.
-CLOCK = ("time", "seconds", "step_seconds", "idle_seconds", "data_wait", "tokens_per_s", "mfu")
+CLOCK = (
+    "time",
+    "seconds",
+    "step_seconds",
+    "idle_seconds",
+    "data_wait",
+    "tokens_per_s",
+    "mfu",
+    "wall_seconds",
+    "goodput",
+)
 
 
 def tree(arch="mot", budgets=(24, 24), **model):
