@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from mot.errors import Hung, UserError
+from mot.errors import HUNG, Hung, UserError
 from mot.files import cache_folder
 
 DEBUG = "MOT_DEBUG"
@@ -138,7 +138,7 @@ def is_debugged() -> bool:
 
 def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None = None, more: dict | None = None) -> int:
     """Runs a command: 2 and one message for bad input and for what the machine lacks, 1 and a traceback for a bug, 130
-    or 75 after a signal that training does not answer.
+    or 75 after a signal that training does not answer, 76 where something hung or another process of the run is gone.
 
     Without `argv` it is this process's own (`python -m launch.train`): it gets its environment, and `more` of it.
     """
@@ -159,7 +159,7 @@ def guarded(command: Callable[[list[str] | None], int], argv: list[str] | None =
         _say(message or _bug())
         if isinstance(error, Hung) or message == LOST:  # its threads would wait for what does not come
             sys.stdout.flush()
-            os._exit(2)
+            os._exit(HUNG)
         return 1 if message is None else 2
 
 

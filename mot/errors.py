@@ -23,8 +23,11 @@ class Fault(NamedTuple):
         return self.key.partition(".")[0]
 
 
+HUNG = 76  # the exit code of a process that left what does not end
+
+
 class Hung(UserError):
-    """Something that this process waited for does not end: it must leave without waiting for its threads."""
+    """Something that this process waited for does not end: it must leave without waiting for its threads, with HUNG."""
 
 
 class Damaged(UserError):

@@ -243,6 +243,8 @@ class Run:
     save_every: int  # steps between checkpoints; written as 0, a quarter of all steps
     save_minutes: float  # a checkpoint also after so many minutes without one; 0 = by steps alone
     keep: int  # how many checkpoints stay
+    hang_timeout: float  # seconds after which a step or a phase that does not end ends the process; 0 = never
+    peer_timeout: float  # seconds without a sign of life of another process of the run that end this one; 0 = never
 
 
 class Component(NamedTuple):

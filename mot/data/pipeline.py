@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import grain
 import numpy as np
@@ -179,12 +179,13 @@ def _watched(dataset: grain.IterDataset, timeout: float, while_waiting: Callable
             hand_over(error)
 
     others = {child.pid for child in multiprocessing.active_children()}
+    workers: dict[int | None, Any] = {}  # the processes that the dataset has started
     threading.Thread(target=ask, name="data", daemon=True).start()
     try:
         while True:
-            item = _next(ready, timeout, while_waiting)
-            if item is None:
-                _give_up(f"no batch came in {timeout:g} s (data.timeout)", others)
+            item, why = _next(ready, timeout, while_waiting, workers, others)
+            if why:
+                _give_up(why, others)
             if item is _END:
                 return
             if isinstance(item, RuntimeError) and "Worker process" in str(item):  # grain's word of a death
@@ -196,15 +197,24 @@ def _watched(dataset: grain.IterDataset, timeout: float, while_waiting: Callable
         gone.set()
 
 
-def _next(ready: queue.Queue, timeout: float, while_waiting: Callable[[], None]):
-    """The next item; None where none has come after `timeout` seconds."""
+def _next(
+    ready: queue.Queue,
+    timeout: float,
+    while_waiting: Callable[[], None],
+    workers: dict[int | None, Any],
+    others: set[int | None],
+) -> tuple[Any, str]:
+    """The next item, or why none will come. `workers`, all children but `others`, are kept up to date."""
     end = time.monotonic() + timeout
     while (left := end - time.monotonic()) > 0:
         try:
-            return ready.get(timeout=min(left, OFTEN))
+            return ready.get(timeout=min(left, OFTEN)), ""
         except queue.Empty:
             while_waiting()
-    return None
+        if dead := [worker for worker in workers.values() if worker.exitcode]:
+            return None, f"a data worker died (exit code {dead[0].exitcode})"
+        workers |= {child.pid: child for child in multiprocessing.active_children() if child.pid not in others}
+    return None, f"no batch came in {timeout:g} s (data.timeout)"
 
 
 def _give_up(what: str, others: set[int | None]) -> NoReturn:

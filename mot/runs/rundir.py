@@ -25,7 +25,14 @@ SCHEMA = 1
 KINDS = ("train", "eval", "event")
 HOW_DATA_IS_READ = ("verify", "workers", "timeout", "max_skipped")
 HOW_IT_IS_COMPUTED = ("attention", "dispatch", "remat")
-HOW_OFTEN = ("run.eval_every", "run.save_every", "run.save_minutes", "run.keep")
+HOW_OFTEN = (
+    "run.eval_every",
+    "run.save_every",
+    "run.save_minutes",
+    "run.keep",
+    "run.hang_timeout",
+    "run.peer_timeout",
+)
 RATES = ("run.steps", "optim.schedule", "optim.decay_steps", "optim.end_lr")
 
 

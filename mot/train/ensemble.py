@@ -39,6 +39,7 @@ from mot.train.saves import Saves
 from mot.train.signals import Signals
 from mot.train.state import State, init_state, trees
 from mot.train.step import make_step
+from mot.train.watchdog import Watchdog
 
 DTYPES = {"model.seed": jnp.int32}  # of what may differ; the others are float32
 
@@ -102,7 +103,8 @@ def _train(
         restore.refuse_other_data(path, position, training)
     end = min(first.run.steps, until or first.run.steps)
     title = f"{first.run.name} and {len(paths) - 1} more"
-    with Live(title, done, first.run.steps) as live, Signals() as signals:
+    watched = Watchdog(paths[0], first.run.hang_timeout, 0.0)
+    with Live(title, done, first.run.steps) as live, Signals() as signals, watched:
         if done >= end:
             live.say(f"{', '.join(map(str, paths))}: already at step {done}")
             return
@@ -112,7 +114,7 @@ def _train(
         with loop.unwritable(paths[0]):
             logs = _logs(runs, positions, training.names, live, best, began)
             try:
-                job = _job(runs, training, held_out, logs, end, signals)
+                job = _job(runs, training, held_out, logs, end, signals, watched)
                 writer = logs.all[0].writer  # a profile is of all, and is told by the first
                 recorded = profile.Trace(paths[0], positions[0], writer, live) if profiled else nullcontext()
                 with job.saves, recorded as trace:
@@ -251,11 +253,18 @@ def _logs(
     return Logs(logs, live)
 
 
-def _job(runs: Runs, training: Sources, held_out: Sources, logs: "Logs", end: int, signals: Signals) -> loop.Job:
+def _job(
+    runs: Runs, training: Sources, held_out: Sources, logs: "Logs", end: int, signals: Signals, watchdog: Watchdog
+) -> loop.Job:
     first = runs.configs[0]
     step = runs.each(lambda config, state, batch: make_step(config, len(training.names))(state, batch))
     step = jax.jit(step, donate_argnums=0, out_shardings=(NamedSharding(runs.mesh, P("runs")), None))
-    evaluate_all = _make_evaluate(runs, held_out, logs.live, signals.interrupt)
+
+    def between() -> None:
+        watchdog.moved("a batch of an evaluation")
+        signals.interrupt()
+
+    evaluate_all = _make_evaluate(runs, held_out, logs.live, between)
     take = jax.jit(_of_run)
 
     keep = checkpoint.Keep(first.run.keep)
@@ -267,7 +276,7 @@ def _job(runs: Runs, training: Sources, held_out: Sources, logs: "Logs", end: in
             savers[i].begin(log.position.step, take(trees(state), i), vars(log.position), made_by)
 
     saves = Saves(first, list(zip(savers, logs.all, strict=True)), save)
-    return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, saves, logs, logs.live, end)
+    return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, saves, logs, logs.live, watchdog, end)
 
 
 def _make_evaluate(

@@ -14,7 +14,7 @@ from mot.config import Config
 from mot.console import phase
 from mot.data import budgets, pipeline, sources
 from mot.data.mixture import Sources
-from mot.errors import UserError
+from mot.errors import Hung, UserError
 from mot.model import kernels, params
 from mot.runs import goodput, metrics, peak, profile, provenance, rundir
 from mot.runs.log import Dispatched, Log, Pending, counted
@@ -27,6 +27,7 @@ from mot.train.saves import Saves
 from mot.train.signals import Interrupted, Signals, Stopped
 from mot.train.state import State, state_shardings, trees
 from mot.train.step import Step, make_step
+from mot.train.watchdog import Watchdog
 
 OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}  # full, or gone
 
@@ -93,7 +94,8 @@ def _train(
     del first  # the state has its own copy
     restore.refuse_other_data(path, position, training)
     end = min(config.run.steps, until or config.run.steps)
-    with Live(config.run.name, position.step, config.run.steps, is_first) as live, Signals() as signals:
+    watched = Watchdog(path, config.run.hang_timeout, config.run.peer_timeout)
+    with Live(config.run.name, position.step, config.run.steps, is_first) as live, Signals() as signals, watched:
         if position.step >= end:
             live.say(f"{path}: already at step {position.step}")
             return
@@ -105,7 +107,7 @@ def _train(
             clock = goodput.resumed(position.wall, writer.removed, began)
             log = Log(config, training.names, position, writer, live.say, best, clock)
             try:
-                job = _job(config, mesh, path, training, held_out, log, live, end, signals)
+                job = _job(config, mesh, path, training, held_out, log, live, end, signals, watched)
                 recorded = profile.Trace(path, position, writer, live) if profiled else nullcontext()
                 with job.saves, recorded as trace:
                     loop(job, state, signals, trace)
@@ -137,6 +139,7 @@ class Job(NamedTuple):
     saves: Saves
     log: Any  # a Log, or what stands for several
     live: Live
+    watchdog: Watchdog
     end: int  # the step after which the loop ends
 
 
@@ -150,11 +153,17 @@ def _job(
     live: Live,
     end: int,
     signals: Signals,
+    watchdog: Watchdog,
 ) -> Job:
     # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
     outputs = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=outputs)
-    evaluate = make_evaluate(config, held_out, mesh, live.say, signals.interrupt)
+
+    def between() -> None:
+        watchdog.moved("a batch of an evaluation")
+        signals.interrupt()
+
+    evaluate = make_evaluate(config, held_out, mesh, live.say, between)
 
     def evaluate_state(state: State) -> dict:
         return evaluate(state.ema or state.params)
@@ -165,7 +174,7 @@ def _job(
         saver.begin(log.position.step, trees(state), vars(log.position), provenance.made_by())
 
     saves = Saves(config, [(saver, log)], save)
-    return Job(config, mesh, training, held_out, step, evaluate_state, saves, log, live, end)
+    return Job(config, mesh, training, held_out, step, evaluate_state, saves, log, live, watchdog, end)
 
 
 def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None = None) -> None:
@@ -190,6 +199,7 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
         row = log.advance(packed.state, idle, waited)
         pending.add(Dispatched(position.step, measured, counts, row))  # and here reads what the step before measured
+        job.watchdog.moved(f"step {position.step}")
         if _is_evaluated(config, position.step):
             pending.finish()
             _evaluate(job, state)
@@ -198,6 +208,7 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
             break
         if pending.step is None:
             pending.resume()
+        job.watchdog.moved(f"step {position.step + 1} or its batch")
         start = time.perf_counter()
         try:
             packed = next(incoming)
@@ -206,10 +217,20 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
             job.saves.finish(state)
             stop = signals.code
             break
+        except Hung:
+            _rescue(job, state, pending)
+            raise
         waited = time.perf_counter() - start
     if stop:
         live.say(f"stopped at step {position.step}, saved; the same command resumes")
         raise Stopped(stop)
+
+
+def _rescue(job: Job, state: State, pending: Pending) -> None:
+    """Saves a healthy state whose data do not come. Several processes could do so only together, and do not."""
+    if jax.process_count() == 1:
+        pending.finish()
+        job.saves.finish(state)
 
 
 def _first_batch_and_step(

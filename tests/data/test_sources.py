@@ -18,7 +18,7 @@ from mot import batches, sharding
 from mot.config import ConfigError, resolve
 from mot.data import budgets, pipeline, sources
 from mot.data.pipeline import Batches
-from mot.errors import UserError
+from mot.errors import HUNG, UserError
 from mot.prepare import job
 from mot.train import loop
 from mot.train.evaluate import make_evaluate
@@ -324,7 +324,7 @@ def test_a_worker_that_hangs_or_dies_stops_the_run_with_stacks(folder, tmp_path,
     done = subprocess.run(
         [sys.executable, str(script), file, *changes], env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == HUNG, done.stderr
     assert "most recent call first" in done.stderr
     expected = "no batch came in 15 s (data.timeout)" if how == "hangs" else "a data worker died"
     assert expected in done.stderr, done.stderr
