@@ -145,7 +145,7 @@ def get_config() -> ConfigDict:
         dispatch="blocked",  # accelerators want ragged
         seed=0,
     )
-    c.init = dict(run="", step=0, noise=0.0)  # upcycling: begin from another run's weights
+    c.init = dict(run="", step=0, state="weights", noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")
     c.mesh.rules.update(heads="tensor", kv_heads="tensor", head="", mlp="tensor", expert="expert")

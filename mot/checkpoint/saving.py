@@ -98,10 +98,15 @@ class Saver:
         self.thread = threading.Thread(target=self._finish, args=(copied,), name="checkpoint", daemon=True)
         self.thread.start()
 
-    def wait(self) -> Outcome | None:
-        """What became of the last save, once it has ended; None where `outcome` has told it, or none was begun."""
+    def wait(self, seconds: float | None = None) -> Outcome | None:
+        """What became of the last save, once it has ended; None where `outcome` has told it, or none was begun.
+
+        None also where it has not ended after so many seconds.
+        """
         if self.thread is not None:
-            self.thread.join()
+            self.thread.join(None if seconds is None else max(seconds, 0.0))
+            if self.thread.is_alive():
+                return None
             self.thread = None
         return self.ended
 

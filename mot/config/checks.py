@@ -95,7 +95,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     },
     "Mesh": dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices", "buffer"), ABOVE_0)
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
-    "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0),
+    "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
     "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality")},
     "Data": {
         "batch": ABOVE_0,
@@ -383,7 +383,12 @@ def _layers(c: "Sections") -> Iterator[Fault]:
 
 def _init(c: "Sections") -> Iterator[Fault]:
     yield from within("init", c.init, VALUES["Init"])
-    if not c.init.run and (c.init.step > 0 or c.init.noise > 0):
+    if c.init.state == "all" and (not c.init.run or c.init.noise > 0):
+        yield Fault(
+            "init.state",
+            f"all, but init.run is {c.init.run!r} and init.noise {c.init.noise}; name a run, without noise",
+        )
+    elif not c.init.run and (c.init.step > 0 or c.init.noise > 0):
         yield Fault(
             "init.step, noise", f"{c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
         )

@@ -17,7 +17,13 @@ RENAMED = {
 }
 
 # Keys that came later, and what a run without them did.
-ADDED = {"run.flops": 0.0, "run.save_minutes": 0.0, "run.hang_timeout": 3600.0, "run.peer_timeout": 60.0}
+ADDED = {
+    "run.flops": 0.0,
+    "run.save_minutes": 0.0,
+    "run.hang_timeout": 3600.0,
+    "run.peer_timeout": 60.0,
+    "init.state": "weights",
+}
 
 
 def renamed(key: str) -> str:

@@ -154,6 +154,7 @@ class Init:
 
     run: str  # a run directory whose weights this run begins with; "" = random weights
     step: int  # of its checkpoint; 0 = the newest
+    state: str  # what is taken: weights, or all (optimiser, place in the data, metrics), to go on as another run
     noise: float  # is added to every copy but the first, relative to the matrix's root mean square
 
 

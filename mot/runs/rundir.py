@@ -87,7 +87,7 @@ def changed(config: Config) -> dict[str, list]:
     keys = [difference.partition(":")[0] for difference in different]
     refusal = "" if set(keys) <= {*HOW_OFTEN, *RATES} else f"{path} holds a run of another configuration"
     if not refusal and set(keys) & set(RATES):
-        refusal = _other_rates(path, old, config)
+        refusal = _other_rates(path, old, config, _saved_step(path))
     if refusal:
         raise UserError(
             f"{refusal}; nothing was overwritten. Differences (its -> yours):\n"
@@ -110,9 +110,41 @@ def _saved_step(path: Path) -> int:
     return max(checkpoint.steps(path / "checkpoints"), default=0)
 
 
-def _other_rates(path: Path, plain_before: dict, config: Config) -> str:
-    """Why a run cannot go on with other steps or another schedule; "" where it can."""
-    step = _saved_step(path)
+def refuse_branch(config: Config, step: int) -> None:
+    """`UserError` where a run cannot go on, as another run, from the state that `init.run` had after a step.
+
+    What decides results must be the same, and every rate so far: then the branch is the run that was planned so from
+    the start.
+    """
+    path = Path(config.init.run)
+    old = read_config(path)
+    different = [d for d in changes(old, plain(config)) if not re.match(r"init\.|run\.name:", d)]
+    keys = {difference.partition(":")[0] for difference in different}
+    refusal = ""
+    if keys - {*HOW_OFTEN, *RATES}:
+        refusal = f"init.state=all: {path} is a run of another configuration"
+    elif keys & set(RATES):
+        refusal = _other_rates(path, old, config, step)
+    if refusal:
+        raise UserError(
+            f"{refusal}. Differences (its -> yours):\n"
+            + "\n".join(f"  {d}" for d in different)
+            + "\ngive this run the other one's configuration, or write init.state=weights: its weights alone"
+        )
+
+
+def copy_metrics(source: Path, path: Path, step: int) -> None:
+    """A branch begins with the rows of the run that it goes on from, as far as it shares them."""
+    if (path / "metrics.jsonl").exists():
+        return
+    rows = [row for row in read_metrics(source) if row["step"] <= step]
+    event = {"schema": SCHEMA, "kind": "event", "step": step, "time": provenance.now()}
+    event |= {"event": "branched", "run": str(source)}
+    write_atomically(path / "metrics.jsonl", "".join(map(line_of, [*rows, event])))
+
+
+def _other_rates(path: Path, plain_before: dict, config: Config, step: int) -> str:
+    """Why a run that is at a step cannot go on with other steps or another schedule; "" where it can."""
     if config.run.steps < step:
         return f"{path} is at step {step} already, and cannot end at step {config.run.steps}"
     try:

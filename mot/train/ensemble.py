@@ -133,6 +133,8 @@ def refuse_others(configs: Sequence[Config]) -> None:
                 raise UserError(
                     f"{difference}: runs in one program share everything but {', '.join(VARIED)}; start separate runs"
                 )
+    if restore.is_branch(configs[0]):
+        raise UserError("init.state: all; runs in one program begin at step 0; start each alone, or write weights")
     names = [c.run.name for c in configs]
     if len(set(names)) < len(names):
         raise UserError(f"run.name: {', '.join(names)}; every run needs its own; rename the runs")

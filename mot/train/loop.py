@@ -53,7 +53,10 @@ def run(
     first = None
     begins = ""
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
-        first = restore.upcycled(config)
+        if restore.is_branch(config):
+            restore.branching(config)  # refused before anything is written
+        else:
+            first = restore.upcycled(config)
         begins = f"begins with the {restore.beginning(config)}"
     with _opened(config) as path, jax.set_mesh(mesh):
         _train(config, path, mesh, training, held_out, first, begins, until, profiled, began)
@@ -103,6 +106,8 @@ def _train(
             live.say(begins or f"{path}: resuming at step {position.step}")
         best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
         with unwritable(path):
+            if restore.is_branch(config) and is_first:
+                rundir.copy_metrics(Path(config.init.run), path, position.step)
             writer = Writer(path, position.step, is_first, live.say)
             clock = goodput.resumed(position.wall, writer.removed, began)
             log = Log(config, training.names, position, writer, live.say, best, clock)

@@ -43,7 +43,24 @@ def beginning(config: Config) -> str:
     """What a run begins from, in words; raises `UserError` where `init.run` is no run, or has no such step."""
     written.read_config(Path(config.init.run))
     step = config.init.step or written.saved(Path(config.init.run))[-1]
-    return f"weights of {config.init.run}, step {step}"
+    what = "whole state" if is_branch(config) else "weights"
+    return f"{what} of {config.init.run}, step {step}"
+
+
+def is_branch(config: Config) -> bool:
+    """Does a run begin with all of another run's state, as if it had been that run so far?"""
+    return bool(config.init.run) and config.init.state == "all"
+
+
+def branching(config: Config) -> int:
+    """The step of `init.run` from which a run goes on; raises `UserError` where it cannot."""
+    source = Path(config.init.run)
+    step = config.init.step or checkpoint.newest(source / "checkpoints", say_once)
+    if step is None:
+        written.saved(source)  # tells that there is none
+    written.saved(source, step)
+    rundir.refuse_branch(config, step)
+    return step
 
 
 def upcycled(config: Config) -> dict:
@@ -68,7 +85,9 @@ def load(path: Path, step: int | None = None) -> tuple[Config, Position, dict]:
 def start(
     config: Config, path: Path, mesh: jax.sharding.Mesh, step: int | None = None, first: dict | None = None
 ) -> tuple[State, Position]:
-    """What a checkpoint (by default the newest) holds; where there is none a new state, with parameters `first` if any.
+    """What a checkpoint (by default the newest) holds; where there is none, what `init` says, or a new state.
+
+    That is the state of another run, or a new one with the parameters `first`.
 
     Raises `Damaged` where a checkpoint is not what was written.
     """
@@ -80,6 +99,10 @@ def start(
     if step is not None:
         abstract = with_shardings(jax.eval_shape(make), shardings)
         return _restored(path, step, abstract, verified)
+    if is_branch(config):
+        step = branching(config)
+        abstract = with_shardings(jax.eval_shape(make), shardings)
+        return _restored(Path(config.init.run), step, abstract, verified=False)
     state = make()
     if first is not None:
         ema = sharding.copied(first, shardings.ema) if config.optim.ema else {}

@@ -13,6 +13,7 @@ from mot.train.state import State
 
 FIRST_PAUSE = 10.0  # seconds before a failed save is tried again; each further pause is twice as long
 LONGEST_PAUSE = 600.0
+SHORT = 60.0  # seconds for which a save that is due waits for the one before it
 LAST_PAUSES = (1, 2, 4, 8)  # seconds between tries of the last save, for which training cannot go on meanwhile
 
 
@@ -53,8 +54,20 @@ class Saves:
 
     def due(self, step: int, wanted: bool, busy: bool) -> bool:
         """Is a save to begin after this step? `wanted` and `busy` are what any process of the run says."""
-        self.owed = self.owed or wanted or step % self.config.save_every == 0
+        on_schedule = step % self.config.save_every == 0
+        self.owed = self.owed or wanted or on_schedule
+        if on_schedule and busy:  # a step of the schedule is worth a short wait: others may be waiting for that step
+            busy = any_process(self._still_busy())
         return self.owed and not busy
+
+    def _still_busy(self) -> bool:
+        """Is the last save still under way after a wait?"""
+        end = time.monotonic() + SHORT
+        with self.clock.of("save"):
+            for saver, _ in self.savers:
+                saver.wait(end - time.monotonic())
+        self.hear()
+        return self.is_busy()
 
     def begin(self, state: State) -> None:
         self.began = time.monotonic()
