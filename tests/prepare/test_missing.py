@@ -93,6 +93,32 @@ def test_a_modality_that_is_wholly_missing_is_told(tmp_path):
         job.prepare(recipe, tmp_path / "out", 1, 0)
 
 
+@pytest.mark.parametrize("missing", ["drop-document", "drop-medium"])
+def test_where_no_sound_can_be_read_that_is_told(tmp_path, missing):
+    rows = [{"text": f"{i}", "audio": f"{i}.png"} for i in range(3)]
+    for row in rows:
+        Image.new("L", (3, 2)).save(tmp_path / row["audio"])
+    file = write_lines(tmp_path / "a.jsonl", *rows, {"text": "silence"})
+    recipe = dataclasses.replace(SMALL, inputs=(str(file),), missing=missing)
+    says = (
+        "^3 of the first 4 documents have audio, and all of these are bad; mend them, .* lists what is bad, the first:"
+    )
+    with pytest.raises(UserError, match=says):
+        job.prepare(recipe, tmp_path / "out", 1, 4)
+    assert [line["id"] for line in left_out(tmp_path / "out")] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+
+
+@pytest.mark.parametrize("action_as", ["positions", "offsets"])
+def test_a_drawing_of_no_size_that_can_be_is_left_out_by_its_value(tmp_path, action_as):
+    paths = [[[0.0, 0.0], [1.0, i]] for i in range(6)]
+    paths[2] = [[0.0, 0.0], [1.0, 1e38]]
+    file = table(tmp_path / "a.parquet", {"text": list("abcdef"), "action": paths})
+    recipe = dataclasses.replace(SMALL, inputs=(str(file),), format="parquet", action_as=action_as)
+    job.prepare(recipe, tmp_path / "out", 1, 1)
+    told = {"id": "a.parquet:2", "why": "the action reaches 1e+38; at most 1e+29 is allowed; take a larger unit"}
+    assert left_out(tmp_path / "out") == [told]
+
+
 def of_text(tmp_path, n, out, shard=8, workers=1, fraction=0.01, same=False):
     rows = [{"text": "the same" if same else f"document number {i} of {n}"} for i in range(n)]
     file = write_lines(tmp_path / f"{n}.jsonl", *rows)
