@@ -55,7 +55,10 @@ from tests.support.training import ENV, SMOKE
         (["demo", "--config.model=5"], "model: 5 is int; must be a group of keys"),
         (["train", SMOKE, "--config.model.seed=4294967296"], "must be less than 2147483648 in size"),
         (["train", SMOKE, "--config.optim.lr=" + "9" * 400], "must be less than 2147483648 in size"),
-        (["train", "--config=README.md"], "README.md is no configuration file: SyntaxError"),
+        (
+            ["train", "--config=README.md"],
+            "README.md is not run, as its name does not end in .py; name a configuration's",
+        ),
         (["train", "--config=configs/archs.py"], "defines no get_config(arg)"),
         (
             [
@@ -185,6 +188,28 @@ def test_what_comes_next_can_be_pasted_where_flops_set_the_steps(tmp_path, train
     assert before.run.steps > 1
     assert after.optim.warmup == before.optim.warmup < 50
     assert after.run.steps == before.run.steps * (2 if schedule == "constant" else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("evil.json", "evil.json is not run, as its name does not end in .py; name a configuration's .py file"),
+        ("evil", "evil is not run, as its name does not end in .py"),
+        (
+            "config.json",
+            "is what a run wrote, and is never run; `mot evaluate {}` reads the run; to train, name the .py",
+        ),
+        ("broken.py", "broken.py is no configuration file: SyntaxError"),
+    ],
+)
+@pytest.mark.parametrize("command", [["config"], ["train", "--config"], ["plan", "--help", "--config"]])
+def test_only_a_file_of_python_is_run_as_a_configuration(tmp_path, capsys, command, name, says):
+    marker = tmp_path / "was run"
+    end = "(" if name == "broken.py" else ""
+    (tmp_path / name).write_text(f"open({str(marker)!r}, 'w')\n{end}", encoding="utf-8")
+    assert cli.main([*command, f"{tmp_path / name}:arch=mot"]) == 2
+    assert says.format(tmp_path) in capsys.readouterr().err
+    assert not marker.exists()
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):
