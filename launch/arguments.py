@@ -55,6 +55,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         judged_data(p, options)
     if command == "plan" and options.topology:
         chips.parse(options.topology)
+    if command == "train" and options.runs is not None:
+        _varied_key(options.runs)  # whatever is wrong with the configuration, this key cannot vary
     config = None
     if getattr(options, "config", ""):
         config = flags.judged(load.read(options.config, overrides))
@@ -119,20 +121,11 @@ def several(
 
 def _varied(text: str, config: Config) -> tuple[str, list[str]]:
     """The key in which runs of `--runs` differ, and its values as they were typed."""
-    key, equals, values = text.partition("=")
-    if not equals:
-        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 2 <= int(text) <= MOST_RUNS:
-            raise UserError(
-                f"--runs {text}: must be KEY=V1,V2,... or how many seeds, 2 to {MOST_RUNS}; give one of these"
-            )
+    key = _varied_key(text)
+    values = text.partition("=")[2]
+    if "=" not in text:
         seed = config.model.seed
-        key = "model.seed"
         values = ",".join(str(n) for n in range(seed, seed + int(text)))
-    if key not in VARIED:
-        raise UserError(
-            f"--runs {text}: {key or 'no key'} makes another program, or other batches; runs in one program may differ "
-            f"in {', '.join(VARIED)}; name one of these, or start separate runs{load.asked(key, VARIED)}"
-        )
     given = values.split(",")
     if not 2 <= len(given) <= MOST_RUNS or not all(given):
         empty = f", {given.count('')} of them empty" if "" in given else ""
@@ -142,6 +135,23 @@ def _varied(text: str, config: Config) -> tuple[str, list[str]]:
             f"--runs {text}: {', '.join(twice)} stands there twice; every run needs its own value; drop one"
         )
     return key, given
+
+
+def _varied_key(text: str) -> str:
+    """The key in which runs of `--runs` differ."""
+    key, equals, _ = text.partition("=")
+    if not equals:
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 2 <= int(text) <= MOST_RUNS:
+            raise UserError(
+                f"--runs {text}: must be KEY=V1,V2,... or how many seeds, 2 to {MOST_RUNS}; give one of these"
+            )
+        return "model.seed"
+    if key not in VARIED:
+        raise UserError(
+            f"--runs {text}: {key or 'no key'} makes another program, or other batches; runs in one program may differ "
+            f"in {', '.join(VARIED)}; name one of these, or start separate runs{load.asked(key, VARIED)}"
+        )
+    return key
 
 
 def of_data(argv: Sequence[str]) -> int | None:

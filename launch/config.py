@@ -12,6 +12,7 @@ from launch.process import guarded
 from mot.config import Config, load
 from mot.config.allowed import meant
 from mot.config.keys import Key, keys
+from mot.config.renames import renamed
 from mot.errors import UserError
 
 WIDE = 34  # columns of `key = value`
@@ -91,7 +92,9 @@ def _default(value: Any, default: Any) -> str:
 
 
 def unknown(asked: str, paths: Sequence[str]) -> str:
-    """Why there is no such key: with those that end as it does, or look like it."""
+    """Why there is no such key: with what it is called now, or those that end as it does, or look like it."""
+    if now := renamed(asked).rpartition(".")[2]:
+        return f"{asked}: there is no such key; it is called {now} now"
     last = asked.rpartition(".")[2]
     ending = [path for path in paths if path.rpartition(".")[2] == last]
     near = f"did you mean {' or '.join(map(repr, ending[:5]))}?" if ending else meant(asked, paths)

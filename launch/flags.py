@@ -13,7 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mot import optim
-from mot.config import Config, resolve
+from mot.config import Config
 from mot.config.load import arguments, asked, file_of, run
 from mot.config.names import key_like, keys_named
 from mot.errors import UserError
@@ -162,7 +162,7 @@ def _escaped(path: Path) -> str:
 
 def judged(config: ConfigDict) -> Config:
     """Checked without a look at its data, and without JAX, so that a typing error is answered at once."""
-    return resolve(flops.with_steps(config), optim.uncovered)
+    return flops.resolve_with_steps(config, optim.uncovered)
 
 
 def build(config: ConfigDict) -> Config:
@@ -170,4 +170,4 @@ def build(config: ConfigDict) -> Config:
     judged(config)
     from mot.data import sources  # which imports JAX: it takes seconds
 
-    return resolve(flops.with_steps(config), sources.faults, optim.uncovered)
+    return flops.resolve_with_steps(config, sources.faults, optim.uncovered)

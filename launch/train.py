@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = flags.parse(p, argv)
     if options.distributed is not None:
         join(options.distributed)
-    config = flags.build(load.read(options.config, overrides))
+    tree = load.read(options.config, overrides)
+    config = flags.build(tree)
     if options.runs is not None:
         configs = arguments.several(options.runs, options.config, overrides, config, flags.build)
         cores.take(*configs, together=True)
@@ -36,17 +37,24 @@ def main(argv: list[str] | None = None) -> int:
     _tell_unused()
     path = loop.run(config, profiled=options.profile)
     print(path)
-    tell_next([path], further(config, path, options.config, overrides))
+    tell_next([path], further(config, path, options.config, overrides, paid=bool(tree.run.flops)))
     return 0
 
 
-def further(config: Config, path: Path, file_and_arg: str, overrides: dict[str, str]) -> tuple[str, str]:
-    """How a run that has ended is trained further: what that is, and a line to paste."""
+def further(
+    config: Config, path: Path, file_and_arg: str, overrides: dict[str, str], paid: bool = False
+) -> tuple[str, str]:
+    """How a run that has ended is trained further: what that is, and a line to paste.
+
+    `paid`: `run.flops` set its steps, and with them the warm-up, which must stay.
+    """
     steps = config.run.steps
     schedule = config.optim.schedule
     if schedule == "constant":
         what = "further: its rate is constant, so the same run goes on"
         given = overrides | {"run.steps": str(2 * steps)}
+        if paid:
+            given |= {"run.flops": "0", "optim.warmup": str(config.optim.warmup)}
     else:
         given = {key: value for key, value in overrides.items() if not key.startswith("init.")}
         what = (

@@ -300,14 +300,13 @@ def _experts(c: "Sections") -> Iterator[Fault]:
         for tower in [tower for tower in towers if tower not in experts]:
             yield Fault(f"{component}.{tower}", "missing; every tower needs its experts; base.moe() is a single set")
         for tower, e in experts.items():
-            if e.experts:
-                yield from _experts_of(f"{component}.{tower}", e, component)
+            path = f"{component}.{tower}"
+            yield from within(path, e, VALUES["Experts"], apart=["active"])
+            if e.experts > 0:
+                yield from _experts_of(path, e, component)
 
 
 def _experts_of(path: str, e: "Experts", component: str) -> Iterator[Fault]:
-    yield from within(path, e, VALUES["Experts"], apart=["active"])
-    if e.experts < 0:
-        return  # said already
     if not 1 <= e.active <= e.experts:
         yield Fault(
             f"{path}.active",

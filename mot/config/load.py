@@ -58,6 +58,8 @@ def file_of(file_and_arg: str) -> Path:
     file = Path(file_and_arg.partition(":")[0])
     shipped = SHIPPED / file.name
     if file.is_file():
+        if file.suffix != ".py":
+            raise UserError(f"--config={file_and_arg}: {_no_program(file)}")
         return file
     if file.parts == ("configs", file.name) and shipped.is_file():
         return shipped
@@ -67,6 +69,16 @@ def file_of(file_and_arg: str) -> Path:
     known = [f"configs/{path.name}" for path in files]
     near = asked(str(file), [*known, *(str(path) for path in file.parent.glob("*.py"))])
     raise UserError(f"--config={file_and_arg}: there is no file {file}{near}; with mot come {', '.join(known)}")
+
+
+def _no_program(file: Path) -> str:
+    """Why a file that is there is not run, and what to do."""
+    if file.name == "config.json":
+        return (
+            f"{file} is what a run wrote, and is never run; `mot evaluate {file.parent}` reads the run; to train, name "
+            "the .py file that its configuration came from"
+        )
+    return f"{file} is not run, as its name does not end in .py; name a configuration's .py file, as configs/digits.py"
 
 
 def run(file: Path, file_and_arg: str) -> dict[str, Any]:

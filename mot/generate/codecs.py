@@ -1,6 +1,5 @@
 """Between what people have (text, pictures, sound, pen strokes) and the tokens that a run was trained on."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from mot.prepare.codecs import image
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.encode import records
 from mot.prepare.inputs import inside, short
-from mot.prepare.raw import MAX_LINE, Part, Raw, filled, ids_part, kind_and_value, text
+from mot.prepare.raw import MAX_LINE, Part, Raw, filled, ids_part, kind_and_value, parsed, text
 from mot.prepare.templates import READY, modality_of
 from mot.tokenizers.given import GivenIds
 
@@ -114,21 +113,24 @@ def read_document(file: Path) -> tuple[Part, ...]:
     """The parts of an interleaved document, a JSON list like EXAMPLE; media lie in its folder. Raises `UserError`."""
     try:
         media.check_file(file, MAX_LINE)
-        content = json.loads(text(file.read_bytes(), "the file").removeprefix("\ufeff"))  # a byte order mark
+        content = _parsed(text(file.read_bytes(), "the file").removeprefix("\ufeff"))  # a byte order mark
         if not isinstance(content, list):
             raise ValueError(f"{short(content)}; a list of parts is needed, as {EXAMPLE}")
         folder = os.path.realpath(file.parent)
         if not content:
             raise ValueError(f"an empty document, []; write its parts, as {EXAMPLE}, or use --prompt")
         return filled([_part(i, part, folder) for i, part in enumerate(content, 1)])
-    except RecursionError:
-        raise UserError(f"--prompt-file={file}: not JSON: nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"--prompt-file={file}: not JSON ({error}); write {EXAMPLE}") from None
     except ValueError as error:
         raise UserError(f"--prompt-file={file}: {error}") from None
     except OSError as error:
         raise UserError(f"--prompt-file={file}: {error.strerror}; name a file that can be read") from None
+
+
+def _parsed(words: str) -> Any:
+    try:
+        return parsed(words)
+    except ValueError as error:
+        raise ValueError(f"{error}; write {EXAMPLE}") from None
 
 
 def _part(number: int, part, folder: str) -> Part:

@@ -5,12 +5,12 @@ experts as a token meets `active` of them, routers that imitate not at all.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from mot.config import Config, ConfigError, resolve
+from mot.config import Check, Config, reads, resolve
 from mot.model import params
 
 if TYPE_CHECKING:  # they take seconds to import, and a budget of FLOPs is judged without
@@ -113,36 +113,59 @@ def full_step(config: Config) -> float:
 MOST_STEPS = 1e9
 
 
-def with_steps(tree: ConfigDict) -> ConfigDict:
-    """The configuration with the steps that `run.flops` pays for, and that spent: 0.
+def resolve_with_steps(tree: ConfigDict, *more: Check) -> Config:
+    """`resolve`, with the steps that `run.flops` pays for where it is a budget and `run.steps` is 0; it is 0 then.
 
-    The warm-up is then at most a tenth of the steps. Raises `ConfigError` where the budget is none.
+    The warm-up is then at most a tenth of the steps. Raises `ConfigError` with all faults, those of the budget among
+    them.
     """
     run = tree.get("run")
-    budget = run.get("flops", 0) if isinstance(run, ConfigDict) else 0
-    if type(budget) not in (int, float) or not 0 < budget < math.inf:  # `resolve` says what is wrong
-        return tree
-    if run.get("steps"):
-        raise ConfigError(
-            [f"run.flops: {budget:g}, but run.steps is {run.steps}: two budgets of one run; set one to 0"]
-        )
+    run = run if isinstance(run, ConfigDict) else {}
+    budget = run.get("flops", 0)
+    if not _is_number(budget) or not 0 < budget < math.inf:  # `resolve` says what is wrong
+        return resolve(tree, *more)
+    if "steps" not in run or not _is_number(run.steps) or run.steps != 0:
+        return resolve(tree, _two_budgets, *more)
     tree = tree.copy_and_resolve_references().unlock()
     del tree.run.flops  # which may be written as an integer: a ConfigDict would refuse another type
     tree.run.update(flops=0.0, steps=int(MOST_STEPS))
-    step = full_step(resolve(tree))
-    rows = tree.data.batch
-    if budget < step:
-        raise ConfigError(
-            [f"run.flops: {budget:g}; a step of {rows} rows takes {step:.3g}; raise it, or take a smaller model"]
-        )
-    if budget / step > MOST_STEPS:
-        raise ConfigError(
-            [f"run.flops: {budget:g}; pays for {budget / step:.1g} steps, and {MOST_STEPS:.0g} is the most; lower it"]
-        )
-    tree.run.steps = round(budget / step)
+    config = resolve(tree, _pays(budget), *more)
+    tree.run.steps = round(budget / full_step(config))
     tree.run.eval_every = min(tree.run.eval_every, tree.run.steps)
     tree.optim.warmup = min(tree.optim.warmup, tree.run.steps // 10)
-    return tree
+    return resolve(tree, *more)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+@reads("run")
+def _two_budgets(config: Config) -> Iterator[str]:
+    """A check for `config.build`: of steps and FLOPs, one decides how long a run is."""
+    if config.run.flops > 0 and config.run.steps > 0:
+        yield (
+            f"run.flops: {config.run.flops:g}, but run.steps is {config.run.steps}: two budgets of one run; set one to "
+            "0"
+        )
+
+
+def _pays(budget: float) -> Check:
+    """A check for `config.build`: a budget of FLOPs pays for a step at least, and for no more than `MOST_STEPS`."""
+
+    @reads("streams", "towers", "attn", "ffn", "model", "data")
+    def check(config: Config) -> Iterator[str]:
+        step = full_step(config)
+        if step <= 0:
+            return  # a size is out of range, which is said
+        if budget < step:
+            rows = config.data.batch
+            yield f"run.flops: {budget:g}; a step of {rows} rows takes {step:.3g}; raise it, or take a smaller model"
+        elif budget / step > MOST_STEPS:
+            steps = f"{budget / step:.1g}"
+            yield f"run.flops: {budget:g}; pays for {steps} steps, and {MOST_STEPS:.0g} is the most; lower it"
+
+    return check
 
 
 def visible_pairs(batch: "Batch") -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from mot.config.modalities import MODALITIES, TEXT
 from mot.errors import UserError, reason
 from mot.prepare import codecs
-from mot.prepare.inputs import Notes, fault, find
+from mot.prepare.inputs import Notes, fault, find, short
 from mot.prepare.media import npy_header
 from mot.prepare.raw import Raw, TableRow, choose, document, json_rows, lines
 from mot.prepare.templates import needed
@@ -136,7 +136,13 @@ class _Arrays:
     def rate(self) -> int:
         if math.prod(self.headers.get("sample_rate", ((0,),))[0]) != 1:
             raise UserError(f"{self.path}: audio without its rate; add an array sample_rate of one integer")
-        return int(self.load("sample_rate").reshape(-1)[0])
+        rate = self.load("sample_rate").reshape(-1)[0]
+        whole = rate.dtype.kind in "iu" or (rate.dtype.kind == "f" and np.isfinite(rate) and rate == np.floor(rate))
+        if not whole:
+            raise UserError(
+                f"{self.path}: sample_rate is {rate.dtype} {short(rate)}; one integer is needed; make it again"
+            )
+        return int(rate)
 
     def column(self, field: str, kind: str) -> tuple[int, Callable[[int], Any]]:
         """Its number of rows, and row i; a `UserError` where the array is not of a type that `kind` needs."""

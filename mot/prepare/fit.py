@@ -56,9 +56,11 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
         except UserError:
             raise
         except ValueError as error:
-            bad = _undecoded(recipe, read, name)
+            opened_of_it, bad, documents = _decoded(recipe, read, name)
             file = folder.parent / left_out.NAME
             left_out.write(file, bad)
+            if bad and not opened_of_it:
+                raise UserError(_all_bad(name, bad, documents, file)) from None
             raise UserError(f"the {name} tokenizer: {error}{first_of(bad, file)}") from None
     marks = dataset_tokenizers.special(dataset_tokenizers.load_text(folder)).keys()
     if lacks := set(special_tokens(names)) - marks:
@@ -194,7 +196,7 @@ def look(recipe, read: Callable[[], Iterator[Raw]], sides: Sides, ids: Mapping[s
                 good += 1
             else:
                 bad.append(Bad(raw.id, raw.bad))
-                for modality in sorted({*raw.lost, *(modality_of(part.kind) for part in raw.rest)} - {TEXT}):
+                for modality in sorted(_lost(raw)):
                     lost.setdefault(modality, []).append(bad[-1])
         except ValueError as error:  # told again when its turn comes
             bad.append(Bad(raw.id, str(error)))
@@ -209,10 +211,7 @@ def look(recipe, read: Callable[[], Iterator[Raw]], sides: Sides, ids: Mapping[s
     for modality, of_it in lost.items():
         if modality not in map(modality_of, kinds) and len(of_it) >= good:
             left_out.write(file, bad)
-            raise UserError(
-                f"{len(of_it)} of the first {good + len(bad)} documents have {modality}, and all of these are bad; "
-                f"mend them, or prepare documents that have none{first_of(of_it, file)}"
-            )
+            raise UserError(_all_bad(modality, of_it, good + len(bad), file))
 
     def of(kind: str) -> Iterator[Part]:
         return (part for part in there if part.kind == kind)
@@ -249,17 +248,39 @@ def _none_to_train_on(sample: int, bad: Sequence[Bad], held_out: Mapping[str, st
     return f"{none}, the others are held out, as the input's split says, the first {first}); put some into train"
 
 
-def _undecoded(recipe, read: Callable[[], Iterator[Raw]], modality: str) -> list[Bad]:
-    """The first documents whose medium cannot be decoded."""
+def _all_bad(modality: str, bad: Sequence[Bad], documents: int, file: Path) -> str:
+    """Why there is nothing to learn a modality from; `bad` are the documents that have it."""
+    number = len({one.id for one in bad})
+    return (
+        f"{number} of the first {documents} documents have {modality}, and all of these are bad; mend them, or prepare "
+        f"documents that have none{first_of(bad, file)}"
+    )
+
+
+def _lost(raw: Raw) -> set[str]:
+    """The modalities of a bad document's media."""
+    return {*raw.lost, *(modality_of(part.kind) for part in raw.rest)} - {TEXT}
+
+
+def _decoded(recipe, read: Callable[[], Iterator[Raw]], modality: str) -> tuple[int, list[Bad], int]:
+    """Of the first documents: how many of a medium can be decoded, the documents that have one that cannot be, and how
+    many documents there are."""
+    good = 0
     bad = []
+    documents = 0
     for raw in itertools.islice(read(), recipe.sample):
-        for part in parts_of(raw, recipe.missing):
+        documents += 1
+        parts = parts_of(raw, recipe.missing)
+        if not parts and modality in _lost(raw):
+            bad.append(Bad(raw.id, raw.bad))
+        for part in parts:
             try:
                 if modality_of(part.kind) == modality:
                     opened(part)
+                    good += 1
             except ValueError as error:
                 bad.append(Bad(raw.id, str(error)))
-    return bad
+    return good, bad, documents
 
 
 def _corpus(parts: Iterable[Part]) -> list[str]:

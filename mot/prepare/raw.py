@@ -131,6 +131,21 @@ def files_of(fields: Mapping[str, Any], every: bool) -> dict[str, Any]:
     return found
 
 
+def media_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`files_of`, and what else a row has under a modality's own name: no codec takes it, and that must be told.
+
+    A list of no media names none, and a word may be no medium's (`"action": "walk"`), but for an image or a sound.
+    """
+    found = files_of(fields, every=False)
+    for kind in modalities.media():
+        for name in [name for name in MODALITIES[kind].paths if name in fields]:
+            value = fields[name]
+            passed = value == [] if MODALITIES[kind].is_listed else isinstance(value, str)
+            if not passed and not files_of({name: value}, every=False):
+                found.setdefault(kind, value)
+    return found
+
+
 def names_files(field: Any) -> bool:
     """Does a field of this name hold files' names?"""
     of_a_modality = any(field in row.paths for row in MODALITIES.values())

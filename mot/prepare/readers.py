@@ -42,6 +42,7 @@ from mot.prepare.raw import (
     ids_part,
     json_rows,
     kind_and_value,
+    media_of,
     medium,
     parallel,
     sample,
@@ -310,12 +311,12 @@ def _interleaved(row: TableRow) -> Raw:
         content = row.fields.get("content")
         if content is None and (both := parallel(row.fields)):
             return document(row, ((INTERLEAVED, both),))
-        files = {} if "text" not in row.fields else files_of(row.fields, every=False)
-        if content is None and (files or {"ids", "modality"} <= row.fields.keys()):
+        media = {} if "text" not in row.fields else media_of(row.fields)
+        if content is None and (media or {"ids", "modality"} <= row.fields.keys()):
             template = tuple(
-                (kind, kind) for kind in MODALITIES if kind in files or (kind == TEXT and kind in row.fields)
+                (kind, kind) for kind in MODALITIES if kind in media or (kind == TEXT and kind in row.fields)
             )
-            return document(row._replace(fields=row.fields | files), template, with_ids=True)
+            return document(row._replace(fields=row.fields | media), template, with_ids=True)
         if content is None and "text" in row.fields:
             content = [{"text": row.fields["text"]}]
         if not isinstance(content, list):

@@ -35,6 +35,11 @@ def saved(path: Path, step: int | None = None) -> list[int]:
 def read_config(path: Path) -> dict:
     """A run's configuration as written; raises `Damaged` where the folder is no run or the file is not whole."""
     file = path / "config.json"
+    if file.is_dir():
+        raise Damaged(
+            f"{path} is no run directory: its config.json is a folder; name a run's own folder, or to train choose "
+            "another run.name"
+        )
     if not file.is_file():
         if not path.exists():
             raise Damaged(f"{path}: there is no such run directory; name one that exists, or train it first")
@@ -50,12 +55,14 @@ def read_config(path: Path) -> dict:
     if isinstance(config, dict) and config.pop("digest", None) not in (None, _digest_of(config)):
         not_ours(file, "its digest does not match: it was changed after it was written; without its digest it is taken")
     sections = {f.name for f in dataclasses.fields(Config)}
-    if not isinstance(config, dict) or not isinstance(config.get("run"), dict):
+    if not isinstance(config, dict) or "run" not in config:
         not_ours(file, f"it needs the sections {', '.join(sorted(sections))}")
+    if odd := [name for name in sorted(sections & config.keys()) if not isinstance(config[name], dict)]:
+        not_ours(file, f"{odd[0]} is {json.dumps(config[odd[0]]):.60}; every section must be a group of keys")
     if lacks := sorted(sections - config.keys()):
         not_ours(file, f"it lacks {', '.join(lacks)}; a run of an earlier version of mot is read by that one")
     optim = config["optim"]
-    if isinstance(optim, dict) and "base_rules" not in optim:  # of a version whose `rules` were all there are
+    if "base_rules" not in optim:  # of a version whose `rules` were all there are
         config["optim"] = optim | {"freeze": "", "rules": [], "base_rules": optim.get("rules", [])}
     config, renamed = modern(config)
     if renamed:

@@ -14,6 +14,7 @@ from mot.config.modalities import ACTION_POINTS
 from mot.tokenizers import audio, image
 
 FAR = 50  # times what the first drawings reach: a pen that was not measured in their unit
+FARTHEST = 1e29  # from 0, that a pen may be: what is learnt of such paths stays below 1e30
 FAINTEST = 1e-3  # the least that a band's levels are taken to vary, of its whole range
 
 

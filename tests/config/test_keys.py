@@ -58,3 +58,17 @@ def test_a_configuration_is_shown_whole_in_groups_and_by_key(capsys):
     assert all(line.startswith(("streams.text.diffusion.", "# streams.text.diffusion:")) for line in group if line)
     assert "  allowed: a number above 0\n  default: 0.001\n" in shown(capsys, "optim.lr")
     assert "default: none; the configuration's file says it" in shown(capsys, "streams.text.width")
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("data.most_left_out", "data.most_left_out: there is no such key; it is called max_skipped now\n"),
+        ("streams.image.longest", "it is called max_tokens now\n"),
+        ("towers.walls", "it is called stop_gradients now\n"),
+        ("data.bath", "did you mean 'data.batch'?"),
+    ],
+)
+def test_a_key_that_is_none_says_what_it_is_called_now(capsys, asked, says):
+    assert cli.main(["config", "configs/digits.py:size=smoke", asked]) == 2
+    assert says in capsys.readouterr().err

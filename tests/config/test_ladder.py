@@ -1,6 +1,7 @@
 """The ladders: sizes as published, budgets, twins, FLOPs; and that tiny rungs train."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ RUNGS = [(setting, rung) for setting, rungs in ladder.SETTINGS.items() for rung 
 
 def build(**arguments):
     tree = ladder.get_config(",".join(f"{k}={v}" for k, v in arguments.items()))
-    return tree, resolve(flops.with_steps(tree), optim.uncovered)
+    return tree, flops.resolve_with_steps(tree, optim.uncovered)
 
 
 def number(rung):
@@ -232,13 +233,40 @@ def test_any_configuration_takes_a_budget_of_flops():
         (dict(steps=0, flops=1e30), "run.flops: 1e\\+30; pays for .* steps, and 1e\\+09 is the most; lower it"),
         (dict(steps=0, flops=-1.0), "run.flops: -1.0; must be 0 or more; raise it"),
         (dict(steps=0), "run.steps: 0; must be above 0; raise it"),
+        (dict(steps="", flops=1e15), "run.steps: '' is str; must be of type int"),
+        (dict(steps=None, flops=1e15), "run.steps: None is NoneType; must be of type int"),
+        (dict(steps=(), flops=1e15), "run.steps: \\(\\) is tuple; must be of type int"),
+        (dict(steps=False, flops=1e15), "1 fault:\n  run.steps: False is bool; must be of type int"),
+        (dict(steps="abc", flops=1e15), "1 fault:\n  run.steps: 'abc' is str; must be of type int"),
+        (dict(steps=math.nan, flops=1e15), "1 fault:\n  run.steps: nan is float; must be of type int"),
+        (dict(steps=-3, flops=1e15), "1 fault:\n  run.steps: -3; must be above 0; raise it"),
+        (dict(steps=0.0, flops=1e6), "1 fault:\n  run.flops: 1e\\+06; a step of 16 rows takes .*; raise it"),
     ],
 )
 def test_a_budget_of_flops_that_is_none_is_refused(changes, says):
     tree = ladder.get_config("rung=1m").unlock()
-    tree.run.update(changes)
+    for key, value in changes.items():
+        del tree.run[key]  # a ConfigDict refuses another type
+        tree.run[key] = value
     with pytest.raises(errors.UserError, match=says):
         flags.judged(tree)
+
+
+def test_faults_of_a_budget_of_flops_stand_among_all_others():
+    """An unknown key, values out of range, and a rule without a parameter."""
+    others = {"optim.lr": "-1", "data.batch": "0", "foo": "3"}
+    others["optim.rules"] = "({'match': 'nothing', 'lr': 1.0, 'decay': 0.0},)"
+    two = "run.flops: 1e+15, but run.steps is 5: two budgets of one run"
+    small = "run.flops: 1000; a step of 16 rows takes"
+    for changed, dropped, budget in (("5", "", two), ("0", "data.batch", small)):
+        overrides = {key: text for key, text in others.items() if key != dropped}
+        overrides |= {"run.flops": "1e15" if changed == "5" else "1000", "run.steps": changed}
+        with pytest.raises(errors.UserError) as error:
+            flags.judged(load.read("configs/ladder.py:rung=1m", overrides))
+        told = str(error.value)
+        kept = [key for key in others if key != dropped]
+        assert all(f"  {key}" in told for key in kept), told
+        assert budget in told
 
 
 @pytest.mark.slow

@@ -323,8 +323,12 @@ def test_a_grid_sounds_in_the_order_of_its_pictures(monkeypatch):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "not JSON ("),
-        ("[" * 100_000, "not JSON: nested too deeply"),
+        ("{", "not JSON: Expecting property name"),
+        ("[" * 100_000, "not JSON: nested too deeply; write [{"),
+        (
+            '[{"ids": [' + "9" * 5000 + '], "modality": "image"}]',
+            "not JSON: a number of more than 4,300 digits; write [{",
+        ),
         ('{"text": "a"}', "a list of parts is needed, as [{"),
         ('"\xe9"', "the file is not UTF-8"),
         ("[]", "an empty document, []; write its parts, as [{"),

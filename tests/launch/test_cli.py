@@ -55,7 +55,10 @@ from tests.support.training import ENV, SMOKE
         (["demo", "--config.model=5"], "model: 5 is int; must be a group of keys"),
         (["train", SMOKE, "--config.model.seed=4294967296"], "must be less than 2147483648 in size"),
         (["train", SMOKE, "--config.optim.lr=" + "9" * 400], "must be less than 2147483648 in size"),
-        (["train", "--config=README.md"], "README.md is no configuration file: SyntaxError"),
+        (
+            ["train", "--config=README.md"],
+            "README.md is not run, as its name does not end in .py; name a configuration's",
+        ),
         (["train", "--config=configs/archs.py"], "defines no get_config(arg)"),
         (
             [
@@ -135,8 +138,9 @@ def test_train_then_evaluate_from_the_shell(tmp_path, monkeypatch):
         assert "loss/image/drawn" in succeeds("evaluate", SMOKE, root)[0]
 
 
-def test_what_comes_next_can_be_pasted(tmp_path, capsys, monkeypatch):
-    """A run whose rate has decayed is begun anew from its weights, one of a constant rate goes on; both are told."""
+@pytest.fixture
+def trained(monkeypatch):
+    """The configurations of runs whose training is left out."""
     monkeypatch.chdir(ROOT)
     trained = []
 
@@ -145,13 +149,25 @@ def test_what_comes_next_can_be_pasted(tmp_path, capsys, monkeypatch):
         (rundir.open_run(config) / "checkpoints" / str(config.run.steps)).mkdir(parents=True)
         return rundir.folder(config)
 
+    monkeypatch.setattr(loop, "run", run)
+    return trained
+
+
+@pytest.fixture
+def train(trained, capsys):
+    """Trains; the arguments of the line that trains further, and what it says of it."""
+
     def train(*arguments):
         assert cli.main(["train", *arguments]) == 0
         line = next(line for line in capsys.readouterr().err.splitlines() if "  # further: " in line)
         command, _, what = line.partition("  # further: ")
         return shlex.split(command)[2:], what
 
-    monkeypatch.setattr(loop, "run", run)
+    return train
+
+
+def test_what_comes_next_can_be_pasted(tmp_path, trained, train):
+    """A run whose rate has decayed is begun anew from its weights, one of a constant rate goes on; both are told."""
     further, what = train(SMOKE, f"--config.run.root={tmp_path}")
     assert what.startswith("its cosine schedule ended at step 2, so another run begins from it")
     further, what = train(*further, "--config.optim.schedule=constant")
@@ -161,6 +177,39 @@ def test_what_comes_next_can_be_pasted(tmp_path, capsys, monkeypatch):
     assert [rundir.folder(c) for c in trained[1:]] == [tmp_path / "digits-mot-smoke-further"] * 2
     assert trained[-1].init.run == trained[-2].init.run
     assert (trained[-2].run.steps, trained[-1].run.steps) == (2, 4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_what_comes_next_can_be_pasted_where_flops_set_the_steps(tmp_path, trained, train, schedule):
+    budget = ["--config.run.steps=0", "--config.run.flops=2e10", f"--config.optim.schedule={schedule}"]
+    further, _ = train(SMOKE, f"--config.run.root={tmp_path}", "--config.optim.warmup=50", *budget)
+    train(*further)
+    before, after = trained
+    assert before.run.steps > 1
+    assert after.optim.warmup == before.optim.warmup < 50
+    assert after.run.steps == before.run.steps * (2 if schedule == "constant" else 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("evil.json", "evil.json is not run, as its name does not end in .py; name a configuration's .py file"),
+        ("evil", "evil is not run, as its name does not end in .py"),
+        (
+            "config.json",
+            "is what a run wrote, and is never run; `mot evaluate {}` reads the run; to train, name the .py",
+        ),
+        ("broken.py", "broken.py is no configuration file: SyntaxError"),
+    ],
+)
+@pytest.mark.parametrize("command", [["config"], ["train", "--config"], ["plan", "--help", "--config"]])
+def test_only_a_file_of_python_is_run_as_a_configuration(tmp_path, capsys, command, name, says):
+    marker = tmp_path / "was run"
+    end = "(" if name == "broken.py" else ""
+    (tmp_path / name).write_text(f"open({str(marker)!r}, 'w')\n{end}", encoding="utf-8")
+    assert cli.main([*command, f"{tmp_path / name}:arch=mot"]) == 2
+    assert says.format(tmp_path) in capsys.readouterr().err
+    assert not marker.exists()
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_no_traceback(tmp_path):

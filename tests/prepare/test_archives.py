@@ -54,8 +54,8 @@ def test_webdataset(tmp_path):
 
 
 def test_hostile_and_broken_members_make_their_sample_bad(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_MEMBER", 5000)
-    monkeypatch.setattr(readers, "MAX_SAMPLE", 8000)
+    monkeypatch.setattr(readers, "MAX_MEMBER", 50_000)
+    monkeypatch.setattr(readers, "MAX_SAMPLE", 80_000)
     before = sorted(tmp_path.parent.rglob("*"))
     sparse = special("u.txt", tarfile.REGTYPE)
     sparse.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "4000"}  # 4,000 zeros from no byte
@@ -71,12 +71,15 @@ def test_hostile_and_broken_members_make_their_sample_bad(tmp_path, monkeypatch)
         ([("h.txt", b"x"), ("h.pkl", b"\x80\x04K\x01.")], "a pickle"),
         ([("i.meta.PICKLE", b"x"), ("i.txt", b"x")], "a pickle"),
         ([("j.pyd", b"x"), ("j.txt", b"x")], "a pickle"),
-        ([("k.txt", b"x"), ("k.jpg", bytes(5001))], "5001 bytes; at most 5000"),
-        ([("l.txt", b"x"), ("l.jpg", bytes(4999)), ("l.png", bytes(4999))], "9999 bytes in one sample; at most 8000"),
+        ([("k.txt", b"x"), ("k.jpg", bytes(50_001))], "50001 bytes; at most 50000"),
+        (
+            [("l.txt", b"x"), ("l.jpg", bytes(45_000)), ("l.png", bytes(45_000))],
+            "90001 bytes in one sample; at most 80000",
+        ),
         ([("m.txt", b"x"), ("m.txt", b"y")], "two members 'm.txt'"),
         ([("n.txt", b"\xff"), ("n.jpg", b"x")], "text is not UTF-8"),
         ([("o.json", b"{"), ("o.jpg", b"x")], "not JSON"),
-        ([("p.json", b"[" * 4000), ("p.jpg", b"x")], "nested too deeply"),
+        ([("p.json", b"[" * 40_000), ("p.jpg", b"x")], "nested too deeply"),
         ([("q.json", b"[1]"), ("q.jpg", b"x")], "an object is needed"),
         ([("r.jpg", b"x")], "no text among jpg, image"),
         ([("s.cls", b"x")], "no text among its members"),

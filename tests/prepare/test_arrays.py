@@ -142,6 +142,17 @@ def test_arrays_that_do_not_fit(tmp_path, monkeypatch):
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             read(npz(tmp_path / "a.npz", **fields), content=content)
+    for rate, shown in (
+        (np.nan, "float64 nan"),
+        (np.inf, "float64 inf"),
+        (8000.7, "float64 8000.7"),
+        (8000 + 1j, r"complex128 '\(8000\+1j\)'"),
+        ("x", "<U1 'x'"),
+        (True, "bool True"),
+        (np.datetime64("2020-01-01"), r"datetime64\[D\] '2020-01-01'"),
+    ):
+        with pytest.raises(UserError, match=f"a.npz: sample_rate is {shown}; one integer is needed; make it again"):
+            read(npz(tmp_path / "a.npz", **clips | dict(offsets=[0, 4, 9], sample_rate=rate)))
     monkeypatch.setattr(arrays, "MAX_ARRAY", 50)
     with pytest.raises(UserError, match=r"array 'images' cannot be read: uint8 \[4, 2, 3, 3\]; at most 50 bytes"):
         read(npz(tmp_path / "a.npz", images=PICTURES, labels=np.arange(4)))

@@ -93,6 +93,64 @@ def test_a_modality_that_is_wholly_missing_is_told(tmp_path):
         job.prepare(recipe, tmp_path / "out", 1, 0)
 
 
+@pytest.mark.parametrize("missing", ["drop-document", "drop-medium"])
+def test_where_no_sound_can_be_read_that_is_told(tmp_path, missing):
+    rows = [{"text": f"{i}", "audio": f"{i}.png"} for i in range(3)]
+    for row in rows:
+        Image.new("L", (3, 2)).save(tmp_path / row["audio"])
+    file = write_lines(tmp_path / "a.jsonl", *rows, {"text": "silence"})
+    recipe = dataclasses.replace(SMALL, inputs=(str(file),), missing=missing)
+    says = (
+        "^3 of the first 4 documents have audio, and all of these are bad; mend them, .* lists what is bad, the first:"
+    )
+    with pytest.raises(UserError, match=says):
+        job.prepare(recipe, tmp_path / "out", 1, 4)
+    assert [line["id"] for line in left_out(tmp_path / "out")] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+
+
+@pytest.mark.parametrize("name", ["image", "images", "audio", "action", "latents"])
+def test_what_stands_under_a_modality_and_is_no_medium_costs_its_document_or_itself(tmp_path, name):
+    values = [None, 3, [[1, 2]], [None], "" if name in ("image", "images", "audio") else {}]
+    rows = [{"text": f"{i}", name: value} for i, value in enumerate(values)]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    good = [[{"text": "first"}, {"image": "a.png"}], *({"text": f"good {i}"} for i in range(5))]
+    file = write_lines(tmp_path / "a.jsonl", *good, *rows)
+    recipe = dataclasses.replace(SMALL, inputs=(str(file),), image_ids=None, held_out=0.0)
+    job.prepare(recipe, tmp_path / "documents", 1, len(rows))
+    ids = [f"a.jsonl:{1 + len(good) + i}" for i in range(len(rows))]
+    assert [line["id"] for line in left_out(tmp_path / "documents")] == ids
+    assert sum(read_json(tmp_path / "documents")["left_out"].values()) == len(rows)
+    recipe = dataclasses.replace(recipe, missing="drop-medium")
+    modality = name.removesuffix("s") if name == "images" else name
+    if modality == "image":
+        assert job.prepare(recipe, tmp_path / "media", 1, 0).about["missing"] == {modality: len(rows)}
+        assert [line["id"] for line in left_out(tmp_path / "media")] == ids
+    else:
+        with pytest.raises(UserError, match=f"every {modality} of the first documents is missing"):
+            job.prepare(recipe, tmp_path / "media", 1, 0)
+
+
+def test_where_no_line_has_a_medium_under_its_modality_nothing_is_made(tmp_path):
+    rows = [{"text": f"x{i}", "action": [[1, 2], [3, 4]]} for i in range(3)]
+    file = write_lines(tmp_path / "a.jsonl", *rows)
+    recipe = dataclasses.replace(SMALL, inputs=(str(file),))
+    with pytest.raises(
+        UserError, match=r"a.jsonl:1: action field 'action' is \[\[1, 2\], \[3, 4\]\]; a path or encoded"
+    ):
+        job.prepare(recipe, tmp_path / "out", 1, 4)
+
+
+@pytest.mark.parametrize("action_as", ["positions", "offsets"])
+def test_a_drawing_of_no_size_that_can_be_is_left_out_by_its_value(tmp_path, action_as):
+    paths = [[[0.0, 0.0], [1.0, i]] for i in range(6)]
+    paths[2] = [[0.0, 0.0], [1.0, 1e38]]
+    file = table(tmp_path / "a.parquet", {"text": list("abcdef"), "action": paths})
+    recipe = dataclasses.replace(SMALL, inputs=(str(file),), format="parquet", action_as=action_as)
+    job.prepare(recipe, tmp_path / "out", 1, 1)
+    told = {"id": "a.parquet:2", "why": "the action reaches 1e+38; at most 1e+29 is allowed; take a larger unit"}
+    assert left_out(tmp_path / "out") == [told]
+
+
 def of_text(tmp_path, n, out, shard=8, workers=1, fraction=0.01, same=False):
     rows = [{"text": "the same" if same else f"document number {i} of {n}"} for i in range(n)]
     file = write_lines(tmp_path / f"{n}.jsonl", *rows)

@@ -44,7 +44,7 @@ def test_interleaved_documents(tmp_path):
 
 
 def test_bad_lines_are_told_and_the_next_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "MAX_LINE", 3000)
+    monkeypatch.setattr(raw, "MAX_LINE", 30_000)
     (tmp_path / "folder").mkdir()
     write(tmp_path / "outside.png", png())
     os.symlink(tmp_path / "outside.png", tmp_path / "folder" / "link.png")
@@ -54,8 +54,8 @@ def test_bad_lines_are_told_and_the_next_goes_on(tmp_path, monkeypatch):
         (b'{"text": ', "not JSON"),
         (b"[1]", "an object is needed"),
         (b'"text"', "an object is needed"),
-        (b"[" * 2000, "nested too deeply"),
-        (b'{"text": "%s"}' % (b"x" * 5000), "more than 3000 bytes"),
+        (b"[" * 25_000, "nested too deeply"),
+        (b'{"text": "%s"}' % (b"x" * 50_000), "more than 30000 bytes"),
         (b'{"text": "\\ud800"}', "lone surrogate"),
         ({"content": []}, "an empty document"),
         ({"text": " \n"}, "an empty document"),

@@ -283,6 +283,7 @@ SMOKE = ["train", "--config=configs/digits.py:arch=mot,size=smoke"]
             "data.seed makes another program, or other batches; runs in one program may differ in model.seed",
         ),
         ("optim.momentum=0,1", "optim.momentum makes another program"),
+        ("run.flops=1.5e9,1 --config.run.steps=0", "--runs run.flops=1.5e9,1: run.flops makes another program"),
         ("optim.lr=1e-3", "--runs optim.lr=1e-3: 1 values; must be 2 to 1024"),
         ("optim.lr=1e-3,", "--runs optim.lr=1e-3,: 2 values, 1 of them empty"),
         ("optim.lr=1e-3,2e-3,0.001", "0.001 stands there twice"),
@@ -294,7 +295,7 @@ SMOKE = ["train", "--config=configs/digits.py:arch=mot,size=smoke"]
 def test_runs_that_cannot_be_get_one_message(tmp_path, capsys, monkeypatch, runs, says):
     monkeypatch.chdir(ROOT)
     root = tmp_path / "runs"
-    assert cli.main([*SMOKE, f"--config.run.root={root}", "--runs", runs]) == 2
+    assert cli.main([*SMOKE, f"--config.run.root={root}", "--runs", *runs.split()]) == 2
     assert says in capsys.readouterr().err
     assert not root.exists()
 

@@ -27,11 +27,13 @@ def read(part: Part, remarks: Counter) -> np.ndarray:
 
 
 def path(content: Content) -> np.ndarray:
-    """float32 [n, 3], finite: a path's x, y, and above 0 where the pen leaves the paper after the point.
+    """float32 [n, 3], at most 1e29 from 0: a path's x, y, and above 0 where the pen leaves the paper after the point.
 
     A .npy file or an array of numbers, [n, 3], or [n, 2] for one stroke.
     """
     points = media.finite(media.array(content, MODALITIES["action"].max_bytes, _check), "the action holds")
+    if (far := np.abs(points[:, :2]).max()) > vectors.FARTHEST:
+        raise ValueError(f"the action reaches {far:g}; at most {vectors.FARTHEST:g} is allowed; take a larger unit")
     return points if points.shape[1] == 3 else np.pad(points, ((0, 0), (0, 1)))
 
 
