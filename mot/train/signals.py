@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 
 import jax
 
@@ -59,10 +60,11 @@ class Signals:
 
     def _listen(self) -> None:
         """In a thread: Python's C code writes a signal's number here when it comes, whatever the main thread is at."""
-        while heard := self.ear.recv(1):
-            number = heard[0]
-            if number in CODES and not self.left.wait(PATIENCE) and not self.unsaved:
-                _end(CODES[number])
+        with suppress(OSError):  # it was closed
+            while heard := self.ear.recv(1):
+                number = heard[0]
+                if number in CODES and not self.left.wait(PATIENCE) and not self.unsaved:
+                    _end(CODES[number])
 
     def __exit__(self, *_) -> None:
         self.left.set()
