@@ -25,6 +25,7 @@ APART = (
     "run.keep",
     "run.save_every",
     "run.save_minutes",
+    "run.check_every",
     "run.hang_timeout",
     "run.peer_timeout",
     "model.seed",

@@ -23,7 +23,7 @@ def names(tree: Any) -> list[str]:
 @jax.jit
 def of_tree(tree: Any) -> jax.Array:
     """`uint32 [leaves, 2]`, on the devices, each of which has all."""
-    result = jnp.stack([_of_array(x) for x in jax.tree.leaves(tree)])
+    result = jnp.stack([of_array(x) for x in jax.tree.leaves(tree)])
     mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(result, P()) if mesh.shape else result
 
@@ -33,7 +33,8 @@ def as_text(digest) -> str:
     return "".join(f"{int(lane):08x}" for lane in digest)
 
 
-def _of_array(x: jax.Array) -> jax.Array:
+def of_array(x: jax.Array) -> jax.Array:
+    """`uint32 [2]`, under `jit`."""
     words = _words(x)
     index = jnp.zeros(words.shape, jnp.uint32)
     stride = 1

@@ -49,7 +49,7 @@ WORD = r"[a-z][a-z0-9_]*"  # a name of a stream or a modality
 # By class of `schema.py` and key: what the value may be, whatever the others are. `mot config` shows it.
 VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0)
-    | dict.fromkeys(("flops", "save_minutes", "hang_timeout", "peer_timeout"), AT_LEAST_0),
+    | dict.fromkeys(("flops", "save_minutes", "check_every", "hang_timeout", "peer_timeout"), AT_LEAST_0),
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},

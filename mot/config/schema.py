@@ -244,6 +244,7 @@ class Run:
     save_every: int  # steps between checkpoints; written as 0, a quarter of all steps
     save_minutes: float  # a checkpoint also after so many minutes without one; 0 = by steps alone
     keep: int  # how many checkpoints stay
+    check_every: int  # steps between comparisons of what devices hold twice, to notice faulty memory; 0 = none
     hang_timeout: float  # seconds after which a step or a phase that does not end ends the process; 0 = never
     peer_timeout: float  # seconds without a sign of life of another process of the run that end this one; 0 = never
 

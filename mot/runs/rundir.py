@@ -30,6 +30,7 @@ HOW_OFTEN = (
     "run.save_every",
     "run.save_minutes",
     "run.keep",
+    "run.check_every",
     "run.hang_timeout",
     "run.peer_timeout",
 )

@@ -23,6 +23,7 @@ from mot.train import restore
 from mot.train.agreement import Agreement, Wish, any_process
 from mot.train.evaluate import make_evaluate
 from mot.train.memory import refuse_too_large
+from mot.train.replicas import refuse_corrupt
 from mot.train.saves import Saves
 from mot.train.signals import Interrupted, Signals, Stopped
 from mot.train.state import State, state_shardings, trees
@@ -208,6 +209,9 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
         if _is_evaluated(config, position.step):
             pending.finish()
             _evaluate(job, state)
+        if _is_checked(config, position.step):
+            pending.finish()
+            refuse_corrupt(trees(state), position.step)
         stop = _save(job, state, pending, agreement, signals)
         if stop or position.step == job.end:
             break
@@ -266,6 +270,10 @@ def _first_batch_and_step(
 
 def _is_evaluated(config: Config, step: int) -> bool:
     return step % config.run.eval_every == 0 or step == config.run.steps
+
+
+def _is_checked(config: Config, step: int) -> bool:
+    return config.run.check_every > 0 and step % config.run.check_every == 0
 
 
 def _evaluate(job: Job, state: State) -> None:
