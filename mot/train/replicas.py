@@ -68,8 +68,8 @@ def _told(faults: Sequence[tuple[str, jax.Device]], step: int) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
         f"after step {step} {where}: other bits of {', '.join(names[:3])}{more} than the replicas hold; memory or "
-        "arithmetic there is faulty; take that machine out, and give the same command again: it goes on from the newest "
-        "checkpoint"
+        "arithmetic there is faulty; take that machine out, and give the same command again: it goes on from the "
+        "newest checkpoint"
     )
 
 
