@@ -14,7 +14,7 @@ HASH := $(shell $(PYTHON) -c 'import hashlib, os, sys; \
 DONE := .done-$(HASH)
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow mutations environments hash plan docs lint format \
+.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow mutations soak environments hash plan docs lint format \
   bench constraints clean
 
 demo: $(VENV)/$(DONE)
@@ -29,6 +29,10 @@ test-slow: $(VENV)/$(DONE)
 # Small faults, one by one, in a copy: each must be found.
 mutations: $(VENV)/$(DONE)
 	$(VENV)/bin/python -m tests.mutations
+
+# Runs that are killed and checkpoints of which a bit flips, for at most an hour.
+soak: $(VENV)/$(DONE)
+	$(VENV)/bin/python -m tests.soak
 
 test-parity: $(PARITY)/$(DONE)
 	$(PARITY)/bin/pytest -n 2 --dist worksteal tests/parity

@@ -1,0 +1,85 @@
+"""Runs that are really killed, in processes of their own, and what is left of them."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mot import checkpoint
+from mot.runs import rundir
+from tests.conftest import ROOT
+from tests.support.commands import succeeds
+from tests.support.devices import devices
+from tests.support.examples import CLOCK
+from tests.support.training import ENV, restored
+
+STEPS, EVERY = 24, 4
+NAME = "digits-mot-smoke"
+
+# On one of as many devices as this process has: XLA adds up by how many there are.
+RUN = """
+import sys
+from launch import cli
+from tests.support.devices import devices
+
+with devices(1):
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def arguments(root: Path, steps: int = STEPS) -> list[str]:
+    values = {"root": root, "steps": steps, "save_every": EVERY, "eval_every": EVERY, "eval_batches": 1, "keep": 20}
+    config = f"--config={ROOT}/configs/digits.py:arch=mot,size=smoke"
+    return ["train", config, *(f"--config.run.{key}={value}" for key, value in values.items())]
+
+
+def start(root: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", RUN, *arguments(root)]
+    env = ENV | {"JAX_NUM_CPU_DEVICES": str(len(jax.local_devices()))}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(root: Path, steps: int = STEPS) -> Path:
+    """The same command to its end, in this process."""
+    with devices(1):
+        succeeds(*arguments(root, steps))
+    return root / NAME
+
+
+def results(path: Path) -> tuple[dict, list[dict]]:
+    """The arrays of the last step, and the rows without what clocks say."""
+    rows = [row for row in rundir.read_metrics(path) if row["kind"] != "event"]
+    return restored(path, STEPS), [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
+
+
+def trial(root: Path, seed: int, whole: tuple[dict, list[dict]]) -> str:
+    """SIGKILL once a random row is written, at a random moment after it: perhaps in the middle of a save.
+
+    Returns what is wrong then: "" where the run resumes to the bytes of `whole`, at most one interval behind.
+    """
+    rng = random.Random(seed)
+    process = start(root)
+    wanted = rng.randrange(EVERY + 2, STEPS)
+    file = root / NAME / "metrics.jsonl"
+    for _ in range(30_000):  # a busy machine takes minutes to start
+        if file.exists() and f'"train", "step": {wanted},' in file.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.01)
+    time.sleep(rng.random() * 0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    saved = checkpoint.steps(root / NAME / "checkpoints")
+    if not saved or saved[-1] < wanted - 2 * EVERY:  # one interval, and the save that was under way
+        return f"killed after step {wanted}, and its steps are {saved}"
+    for step in saved:
+        checkpoint.verify(root / NAME / "checkpoints" / str(step))
+    arrays, rows = results(finish(root))
+    equal = jax.tree.map(np.array_equal, arrays, whole[0])
+    if not all(jax.tree.leaves(equal)):
+        return "other arrays than those of the run that nobody killed"
+    return "" if rows == whole[1] else "other rows than those of the run that nobody killed"
