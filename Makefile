@@ -32,7 +32,7 @@ mutations: $(VENV)/$(DONE)
 
 # Runs that are killed and checkpoints of which a bit flips, for at most an hour.
 soak: $(VENV)/$(DONE)
-	$(VENV)/bin/python -m tests.soak
+	$(VENV)/bin/pytest -m soak -s tests/train/test_soak.py
 
 test-parity: $(PARITY)/$(DONE)
 	$(PARITY)/bin/pytest -n 2 --dist worksteal tests/parity
