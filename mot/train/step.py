@@ -1,4 +1,4 @@
-"""One training step: gradients over all microbatches, and an update where all of them are finite."""
+"""One training step: gradients over all microbatches, and an update where the guard lets it pass (`guard.py`)."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,16 +12,21 @@ from mot.config import Config
 from mot.model import params, transformer
 from mot.model.router import Report
 from mot.objectives import losses
+from mot.train import guard
 from mot.train.state import State
 
 Step = Callable[[State, Batch], tuple[State, dict]]
 
 
 def make_step(config: Config, sources: int) -> Step:
-    """`(state, batch) -> (state, measurements)`: gradients over all microbatches; an update if all is finite."""
+    """`(state, batch) -> (state, measurements)`: gradients over all microbatches; an update if all is finite.
+
+    With `optim.skip_above` the gradient must also be no longer than that many medians of earlier ones. What is skipped
+    leaves the state as it is, to the bit, and the measurements say of each leaf what is wrong with it.
+    """
     is_trained = optim.trainable(config)
     schedule = optim.schedule(config)
-    gradients = _make_gradients(config, sources)
+    gradients = make_gradients(config, sources)
     update = _make_update(config)
 
     def step(state: State, batch: Batch) -> tuple[State, dict]:
@@ -32,24 +37,34 @@ def make_step(config: Config, sources: int) -> Step:
         # NaN > 0 is false: a weight that is NaN would count as none, and the step as one of loss 0.
         broken = batches.not_finite(batch) | {"sum of weights": (~jnp.isfinite(Z_M)).sum(dtype=jnp.int32)}
         loss = jnp.where(sum(broken.values()) > 0, jnp.nan, loss)
+        grad_norm = optax.tree.norm(of_model)
         ok = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
         measured = {
             "loss": loss,
             "sums": sums,
-            "grad_norm": optax.tree.norm(of_model),
+            "grad_norm": grad_norm,
             "grad_norms": _norms_by_tower(of_model),
-            "ok": ok,
             "broken": broken,
             "lr": schedule(state.updates),
         }
+        if config.optim.skip_above:
+            measured["grad_norm_limit"] = guard.greatest(state.norms, config)
+            ok &= grad_norm <= measured["grad_norm_limit"]
+
+        def applied():
+            return update(state, trained, frozen, grads, sums, grad_norm), guard.no_leaves(grads)
+
+        def skipped():
+            return state, guard.of_leaves(grads)
+
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
-        after = jax.lax.cond(ok, lambda: update(state, trained, frozen, grads, sums), lambda: state)
-        return after, measured
+        after, leaves = jax.lax.cond(ok, applied, skipped)
+        return after, measured | {"ok": ok, "leaves": leaves}
 
     return step
 
 
-def _make_gradients(config: Config, sources: int) -> Callable:
+def make_gradients(config: Config, sources: int) -> Callable:
     """`(state, trained, frozen, batch, Z_M) -> ((loss, sums), gradients of trained)` of a whole batch."""
     jitters = any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values()))
 
@@ -81,7 +96,7 @@ def _make_gradients(config: Config, sources: int) -> Callable:
 
 
 def _make_update(config: Config) -> Callable:
-    """`(state, trained, frozen, grads, sums) -> state` one step later."""
+    """`(state, trained, frozen, grads, sums, grad_norm) -> state` one step later."""
     optimiser = optim.make(config)
     decay = config.optim.ema
 
@@ -89,12 +104,14 @@ def _make_update(config: Config) -> Callable:
         # What does not move has itself as its average, to the bit.
         return jnp.where(mean == weight, mean, decay * mean + (1 - decay) * weight)
 
-    def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict) -> State:
+    def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict, grad_norm) -> State:
         updates, opt = optimiser.update(grads, state.opt, trained)
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
         weights = _balanced(weights, sums["routing"], config)
         ema = jax.tree.map(average, state.ema, weights) if decay else {}
-        return State(weights, opt, ema, state.updates + 1, running_means(state.means, sums["streams"]))
+        means = running_means(state.means, sums["streams"])
+        norms = guard.with_norm(state.norms, grad_norm, state.updates)
+        return State(weights, opt, ema, state.updates + 1, means, norms)
 
     return update
 
