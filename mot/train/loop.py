@@ -71,7 +71,7 @@ def run(
             best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
             with unwritable(path):
                 writer = Writer(path, position.step, is_first)
-                log = Log(config, training.names, position, writer, live.say, best)
+                log = Log(config, training.names, position, writer, live.say, best, training.name_of)
                 try:
                     job = _job(config, mesh, path, training, held_out, log, live, end, signals)
                     with profile.Trace(path, position, writer, live) if profiled else nullcontext() as trace:
@@ -165,7 +165,8 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
         signals.unsaved = True
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
         row = log.advance(packed.state, idle, waited)
-        pending.add(Dispatched(position.step, measured, counts, row))  # and here reads what the step before measured
+        # And here it reads what the step before measured.
+        pending.add(Dispatched(position.step, measured, counts, row, batch))
         if _is_evaluated(config, position.step):
             pending.finish()
             _evaluate(job, state)
@@ -223,17 +224,22 @@ def _evaluate(job: Job, state: State) -> None:
 
 
 def _save(job: Job, state: State, pending: Pending, agreement: Agreement, signals: Signals) -> int:
-    """Saves the state where that is due; returns the exit code where the run is to stop, else 0."""
+    """Saves the state where that is due; returns the exit code where the run is to stop, else 0.
+
+    `Diverged` where the run's patience is at an end: the state is saved as it stands.
+    """
     saves, step = job.saves, job.log.position.step
     wish = Wish(signals.code or 0, saves.wants(), saves.is_busy())
     agreed = agreement.of(wish)  # asked once: all processes do the same after it
     saves.hear()
-    if agreed.stop or step == job.end:
+    if agreed.stop or step == job.end or job.log.diverged:  # of which each process knows: all read the same figures
         pending.finish()
         saves.finish(state)
     elif saves.due(step, bool(agreed.save), bool(agreed.busy)):
         pending.finish()
         saves.begin(state)
+    if job.log.diverged:
+        raise job.log.diverged
     return agreed.stop
 
 
