@@ -25,8 +25,8 @@ from mot.train.evaluate import make_evaluate
 from mot.train.memory import refuse_too_large
 from mot.train.saves import Saves
 from mot.train.signals import Interrupted, Signals, Stopped
-from mot.train.state import State, state_shardings, trees
-from mot.train.step import Step, make_step
+from mot.train.state import State, trees
+from mot.train.step import Step, jitted
 
 OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}  # full, or gone
 
@@ -128,9 +128,7 @@ def _job(
     end: int,
     signals: Signals,
 ) -> Job:
-    # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
-    outputs = (state_shardings(config, mesh), None)
-    step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=outputs)
+    step = jitted(config, len(training.names), mesh)
     evaluate = make_evaluate(config, held_out, mesh, live.say, signals.interrupt)
 
     def evaluate_state(state: State) -> dict:

@@ -70,6 +70,8 @@ def start(
 ) -> tuple[State, Position]:
     """What a checkpoint (by default the newest) holds; where there is none a new state, with parameters `first` if any.
 
+    `step` 0 is the state before the first step.
+
     Raises `Damaged` where a checkpoint is not what was written.
     """
     shardings = state_shardings(config, mesh)
@@ -77,7 +79,7 @@ def start(
     verified = step is None
     if verified:
         step = checkpoint.newest(path / "checkpoints", say_once)
-    if step is not None:
+    if step:
         abstract = with_shardings(jax.eval_shape(make), shardings)
         return _restored(path, step, abstract, verified)
     state = make()

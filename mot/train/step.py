@@ -13,7 +13,7 @@ from mot.model import params, transformer
 from mot.model.router import Report
 from mot.objectives import losses
 from mot.train import guard
-from mot.train.state import State
+from mot.train.state import State, state_shardings
 
 Step = Callable[[State, Batch], tuple[State, dict]]
 
@@ -64,9 +64,15 @@ def make_step(config: Config, sources: int) -> Step:
     return step
 
 
+def jitted(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Callable:
+    """`make_step` as a run compiles it: whoever makes a step again with it gets the same bits."""
+    # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
+    outputs = (state_shardings(config, mesh), None)
+    return jax.jit(make_step(config, sources), donate_argnums=0, out_shardings=outputs)
+
+
 def make_gradients(config: Config, sources: int) -> Callable:
     """`(state, trained, frozen, batch, Z_M) -> ((loss, sums), gradients of trained)` of a whole batch."""
-    jitters = any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values()))
 
     def loss(trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State) -> tuple:
         weights = params.merge(trained, frozen)
@@ -79,18 +85,17 @@ def make_gradients(config: Config, sources: int) -> Callable:
     def gradients(state: State, trained: dict, frozen: dict, batch: Batch, Z_M) -> tuple:
         # Of the whole batch, as Z_M is: a microbatch is divided by what all weigh.
         routed = losses.routed_tokens(batch, config)
-        key = jax.random.fold_in(jax.random.key(config.model.seed), state.updates) if jitters else None
+        key = jitter_key(config, state)
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         n = config.optim.accumulate
         if n == 1:
             return value_and_grad(trained, frozen, batch, Z_M, routed, key, state)
-        keys = jax.random.split(key, n) if jitters else None
 
         def of_microbatch(batch_and_key):
             microbatch, key = batch_and_key
             return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state)
 
-        return _accumulate(of_microbatch, (_microbatches(batch, n), keys))
+        return _accumulate(of_microbatch, microbatches(batch, key, n))
 
     return gradients
 
@@ -143,9 +148,22 @@ def running_means(means: Mapping, sums: Mapping) -> dict:
     return after
 
 
-def _microbatches(batch: Batch, n: int) -> Batch:
-    """`[B, ...]` to `[n, B/n, ...]`; microbatch i takes rows i, i + n, ..., so that every device keeps its own."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
+def jitter_key(config: Config, state: State) -> jax.Array | None:
+    """Of the noise of routers' inputs in this step; None where no router has it."""
+    if not any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values())):
+        return None
+    return jax.random.fold_in(jax.random.key(config.model.seed), state.updates)
+
+
+def microbatches(batch: Batch, key: jax.Array | None, n: int) -> tuple[Batch, jax.Array | None]:
+    """`[B, ...]` to `[n, B/n, ...]`, with a key for each; the one of a whole batch keeps the key.
+
+    Microbatch i takes rows i, i + n, ..., so that every device keeps its own.
+    """
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
+    if key is None:
+        return split, None
+    return split, jax.random.split(key, n) if n > 1 else key[None]
 
 
 def _accumulate(f: Callable, microbatches: tuple) -> tuple:
