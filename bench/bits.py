@@ -26,6 +26,7 @@ def digest(setting: str) -> str:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         (metrics,) = Path(root).rglob("metrics.jsonl")
         rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if row.get("event") != "saved"]  # these come when a save ends
     kept = [{k: v for k, v in sorted(row.items()) if k.startswith(NUMBERS) and k != "tokens_per_s"} for row in rows]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 

@@ -178,6 +178,7 @@ def get_config() -> ConfigDict:
         clip=1.0,
         accumulate=1,
         ema=0.0,
+        skip_above=0.0,
         patience=5,
         freeze="",  # "text": all that text uses; "text.ffn,text.attn": these parts of it
         rules=(),  # one's own, which come first: dict(match="/image/", lr=0.1, decay=0.1)

@@ -78,6 +78,8 @@ def _refuse(command: str, options, overrides: dict[str, str], judged: Config | N
             refusals.training(configs)
     elif command == "evaluate":
         refusals.evaluation(options, overrides, judged)
+    elif command == "replay":
+        refusals.replay(options)
     elif command == "sample":
         refusals.sampling(options.run, options.step, asked_of(options))
     elif command == "report":
@@ -306,6 +308,19 @@ def evaluate() -> flags.Parser:
     return p
 
 
+def replay() -> flags.Parser:
+    p = flags.parser(
+        "replay",
+        "Makes one step of a run again, exactly, from the checkpoint before it; nothing is written. Prints its loss, "
+        "every parameter's gradient, every document's loss, and whether they are those of metrics.jsonl, to the bit.",
+        "mot replay runs/digits-mot-smoke 2",
+    )
+    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("step", type=int, help="which of its steps; the first is 1")
+    p.add_argument("--rows", type=int, default=20, help="of each table, 0 is all; default %(default)s")
+    return p
+
+
 def sample() -> flags.Parser:
     p = flags.parser(
         "sample",
@@ -507,6 +522,7 @@ PARSERS = {
     "train": train,
     "config": config,
     "evaluate": evaluate,
+    "replay": replay,
     "sample": sample,
     "prepare": prepare,
     "inspect": inspect,

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
     "train": "train one configuration, or resume it",
     "evaluate": "held-out losses of a run",
+    "replay": "one step of a run again: every leaf's gradient, every document's loss",
     "sample": "pictures, text and interleaved documents from a run",
     "data": "prepare a dataset from your files, or inspect one",
     "config": "show a configuration: every key, what it is for, what it may be, its default",

@@ -23,7 +23,12 @@ FLAGS = {
 
 
 def take(*configs: Config, together: bool = False) -> None:
-    """Makes as many devices as serve runs, one after another or all `together`, unless the user has said how many.
+    """Makes as many devices as serve runs, one after another or all `together`; as `make`."""
+    make(serving(configs, cores(), together))
+
+
+def make(devices: int) -> None:
+    """Makes so many devices of the CPU, unless the user has said how many.
 
     To be called before JAX has devices; later it changes nothing.
     """
@@ -31,7 +36,7 @@ def take(*configs: Config, together: bool = False) -> None:
     os.environ["XLA_FLAGS"] = " ".join([flags, *(f"--{f}={n}" for f, n in FLAGS.items() if f not in flags)]).strip()
     if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in flags:
         with suppress(RuntimeError):  # JAX has its devices
-            jax.config.update("jax_num_cpu_devices", serving(configs, cores(), together))
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def unused() -> str:

@@ -83,6 +83,14 @@ def evaluation(options: Any, overrides: dict[str, str], config: Config | None) -
     written.saved(path, options.step)
 
 
+def replay(options: Any) -> None:
+    config = written.config_as_written(options.run)
+    if not 1 <= options.step <= config.run.steps:
+        raise UserError(f"step {options.step}: {options.run} has steps 1 to {config.run.steps}; choose one of them")
+    if options.rows < 0:
+        raise UserError(f"--rows={options.rows}; must be 0, for all, or more")
+
+
 def report(options: Any) -> None:
     found = written.named(options.runs)
     for path in found:

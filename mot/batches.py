@@ -97,6 +97,19 @@ def not_finite(batch: Batch) -> dict[str, jax.Array]:
     return counts
 
 
+def documents(batch: Batch) -> dict[tuple[int, int], int]:
+    """The documents of a host batch, `(source, doc_id)`: how many tokens of each hold numbers that are not finite."""
+    found: dict[tuple[int, int], int] = {}
+    for tokens in batch.values():
+        broken_BC = ~(np.isfinite(tokens.weight) & np.isfinite(tokens.noise) & np.isfinite(tokens.value).all(-1))
+        real_BC = np.asarray(tokens.segment) != 0
+        for source, doc_id, broken in zip(
+            tokens.source[real_BC].tolist(), tokens.doc_id[real_BC].tolist(), broken_BC[real_BC].tolist(), strict=True
+        ):
+            found[source, doc_id] = found.get((source, doc_id), 0) + broken
+    return dict(sorted(found.items()))
+
+
 def modality_of_ids(ids, config: Config) -> jax.Array:
     """The index, in `config.modalities`, of the modality whose id range holds each id."""
     result = jnp.zeros_like(ids)

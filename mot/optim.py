@@ -100,6 +100,12 @@ def trainable(config: Config) -> Callable[[str], bool]:
     return lambda path: decided[path].lr > 0 and not params.is_bias(path)
 
 
+def trained(config: Config) -> list[str]:
+    """The paths of the parameters that are trained, in order."""
+    is_trained = trainable(config)
+    return sorted(path for path in params.table(config) if is_trained(path))
+
+
 def told(config: Config) -> list[str]:
     """What a run says of its frozen parameters: how many of which part, for whom, and what still moves."""
     table, decided = params.table(config), rules(config)

@@ -110,7 +110,8 @@ def read(path: Path | str) -> TrainedRun:
     trained = [row for row in rows if row["kind"] == "train"]
     steps = max((row["step"] for row in trained), default=0)
     faults, notes = [], []
-    if any(row.get("event") == "diverged" for row in rows):
+    ends = [row["event"] for row in rows if row.get("event") in ("start", "diverged")]
+    if ends[-1:] == ["diverged"]:  # one that was resumed after it has gone on
         faults.append(f"diverged at step {steps}")
     elif not steps:
         faults.append("no training steps recorded")

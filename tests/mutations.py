@@ -152,6 +152,20 @@ MUTATIONS = (
         "tests/train/test_loop.py::test_a_step_that_is_not_finite_is_skipped_to_the_bit",
     ),
     Mutation(
+        "guard: a gradient far above the others' median is applied",
+        "mot/train/step.py",
+        'ok &= grad_norm <= measured["grad_norm_limit"]',
+        "pass",
+        "tests/train/test_guard.py::test_a_gradient_above_the_limit_is_skipped_to_the_bit_and_does_not_move_it",
+    ),
+    Mutation(
+        "replay: the step itself is made without those before it",
+        "mot/train/replay.py",
+        "for n in range(begun, step):",
+        "for n in range(step - 1, step):",
+        "tests/train/test_replay.py::test_a_step_has_the_bits_that_it_had",
+    ),
+    Mutation(
         "average: new weights count as old ones should",
         "mot/train/step.py",
         "decay * mean + (1 - decay) * weight",

@@ -123,12 +123,12 @@ def test_every_key_of_metrics_is_documented_and_no_other():
     some |= {"load_BME": np.ones((L, M, E)), "tokens_BM": np.ones((L, M)), "wanted_BM": np.ones((L, M))}
     sums = {"loss_sum": np.ones((M, O)), "weight": np.ones((M, O)), "routing": {"ffn/text": router.Report(**some)}}
     measured = {"loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "sums": sums, "ok": True}
-    measured["grad_norms"] = {"text": 1.0, "embed": 1.0}
+    measured |= {"grad_norms": {"text": 1.0, "embed": 1.0}, "grad_norm_limit": 1.0}
     kept, machine = Kept(), peak.Peak(1.0, 512, 1.0, "")
     names = tuple(c.data.sources)
     logged = log.Log(c, names, Position(left_out={names[0]: 1}), kept, print, machine)
     row = logged.advance({}, 0.0, 0.0)
-    trained = logged.write(log.Dispatched(1, measured, np.array([9, 9, 99]), row), 1.0)
+    trained = logged.write(log.Dispatched(1, measured, np.array([9, 9, 99]), row, {}), 1.0)
     sources = mixture.Sources(tuple(mixture.InMemory(name, 0, (), np.ones(2)) for name in names), np.ones(1), "")
     logged.write_evaluation(evaluate.report(c, sources, np.ones(O), lambda causal: sums))
     evaluated = kept.rows[-1]

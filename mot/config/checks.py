@@ -108,7 +108,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "max_skipped": AT_LEAST_0,
     },
     "Optim": dict.fromkeys(("lr", "eps", "clip", "accumulate", "patience"), ABOVE_0)
-    | dict.fromkeys(("end_lr", "warmup", "decay_steps"), AT_LEAST_0)
+    | dict.fromkeys(("end_lr", "warmup", "decay_steps", "skip_above"), AT_LEAST_0)
     | dict.fromkeys(("beta1", "beta2", "ema"), FRACTION)
     | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")},
     "Rule": dict.fromkeys(("lr", "decay"), AT_LEAST_0),
@@ -524,6 +524,12 @@ def _optim(c: "Sections") -> Iterator[Fault]:
                 f"'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
                 f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}",
             )
+    if 0 < o.skip_above <= 1:
+        yield Fault(
+            "optim.skip_above",
+            f"{o.skip_above}: half of all gradients are longer than their median; must be 0 (off) or above 1; 10 is "
+            "far from the usual",
+        )
     if o.end_lr > o.lr > 0 and o.schedule != "constant":
         yield Fault("optim.end_lr", f"{o.end_lr} is above optim.lr = {o.lr}; the rate decays; lower end_lr")
     for key in ("rules", "base_rules"):

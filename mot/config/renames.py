@@ -24,6 +24,7 @@ ADDED = {
     "run.hang_timeout": 3600.0,
     "run.peer_timeout": 60.0,
     "init.state": "weights",
+    "optim.skip_above": 0.0,
 }
 
 

@@ -222,7 +222,9 @@ class Optim:
     clip: float  # the greatest global norm of the gradient; longer ones are scaled down to it
     accumulate: int  # microbatches in a step
     ema: float  # decay of a moving average of the parameters, which is then evaluated and sampled; 0 = none
-    patience: int  # how many steps in a row may be skipped because loss or gradient is not finite
+    skip_above: float  # also skips a step whose gradient is so many times longer than the median of the last 128 that
+    # were applied; 0 = only what is not finite
+    patience: int  # how many steps in a row may be skipped before the run ends
     freeze: (
         str  # streams or modalities, with commas between: nothing that they use trains; `text.ffn` freezes that part
     )

@@ -81,6 +81,10 @@ class Sources(NamedTuple):
     def names(self) -> tuple[str, ...]:
         return tuple(source.name for source in self.all)
 
+    def name_of(self, source: int, doc_id: int) -> str:
+        """The own id of a document of the source of that number, for messages."""
+        return self.all[source].name_of(doc_id)
+
     def size(self, modalities: Sequence[str]) -> dict:
         """The number of documents, and of tokens by modality; None if one of the sources is endless.
 

@@ -42,9 +42,14 @@ def loss(
     l is the mean squared error over features (2006.11239, 2209.03003), of the stream's noised tokens.
     """
     s = config.streams[stream]
-    # Before the square: in the backward pass 0 * NaN, of what does not count, is NaN.
-    error_BCP = jnp.where((tokens.weight > 0)[..., None], prediction_BCP - target_BCP, 0)
-    square_BC = jnp.square(error_BCP).mean(-1) * diffusion.weight(tokens.noise, s.objective)
-    l_BC = tokens.weight * square_BC
+    l_BC = of_tokens(stream, prediction_BCP, tokens, target_BCP, config)
     scale = scales(Z_M, config)[config.modalities.index(s.modality)]
     return scale * l_BC.sum(), summed(l_BC, tokens, modality(tokens, stream, config), config, sources)
+
+
+def of_tokens(stream: str, prediction_BCP, tokens: Tokens, target_BCP, config: Config) -> jax.Array:
+    """w * l of each token `[B, C]`."""
+    # Before the square: in the backward pass 0 * NaN, of what does not count, is NaN.
+    error_BCP = jnp.where((tokens.weight > 0)[..., None], prediction_BCP - target_BCP, 0)
+    square_BC = jnp.square(error_BCP).mean(-1) * diffusion.weight(tokens.noise, config.streams[stream].objective)
+    return tokens.weight * square_BC

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mot.batches import Batch
+from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.model import transformer
 from mot.model.router import Report
 from mot.objectives import denoising, next_token
-from mot.objectives.sums import Sums, totals
+from mot.objectives.sums import Sums, modality, totals
 
-__all__ = ["Noised", "loss", "noised", "routed_tokens", "routing", "totals"]
+__all__ = ["Noised", "TokenLosses", "by_token", "loss", "noised", "routed_tokens", "routing", "totals"]
 
 
 class Noised(NamedTuple):
@@ -67,6 +67,31 @@ def loss(
         sums = jax.tree.map(jnp.add, sums, part_sums)
         by_stream[name] = jax.tree.map(jnp.sum, part_sums)
     return total, sums | {"streams": by_stream}
+
+
+class TokenLosses(NamedTuple):
+    """Losses token by token, each `[B, C]`, of which `loss` gives sums. Padding has weight 0."""
+
+    loss: jax.Array  # w * l
+    weight: jax.Array  # w
+    source: jax.Array
+    doc_id: jax.Array
+    modality: jax.Array  # in `config.modalities`, of what the loss is about
+
+
+def by_token(params: dict, output: transformer.Output, noised: Noised, Z_M, config: Config) -> list[TokenLosses]:
+    """What `loss` sums: of all ids together, and of each stream of vectors. What is not finite stays where it is."""
+
+    def judged(l_BC, tokens: Tokens, m_BC) -> TokenLosses:
+        return TokenLosses(l_BC, tokens.weight, tokens.source, tokens.doc_id, m_BC)
+
+    _, *of_ids = next_token.of_tokens(output.hidden, transformer.head(params, config), Z_M, config)
+    found = [judged(*of_ids)]
+    for name, prediction_BCP in output.latents.items():
+        tokens = noised.batch[name]
+        l_BC = denoising.of_tokens(name, prediction_BCP, tokens, noised.target[name], config)
+        found.append(judged(l_BC, tokens, modality(tokens, name, config)))
+    return found
 
 
 def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:

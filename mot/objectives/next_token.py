@@ -17,6 +17,12 @@ def loss(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config, s
     target belongs to its own modality: an image's first code, predicted from text, is image loss. An absent modality
     gives 0. l is the plain cross-entropy; z_loss * log(sum exp)^2 is added for stability (2405.09818) and not reported.
     """
+    total, weighted_BT, tokens, m_BT = of_tokens(hidden, head_DV, Z_M, config)
+    return total, summed(weighted_BT, tokens, m_BT, config, sources)
+
+
+def of_tokens(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config) -> tuple:
+    """The loss, and of all tokens of ids: w * l `[B, T]` in nats, the tokens, and the modalities of their targets."""
     tokens = batches.concatenate([t for _, t in hidden])
     B = tokens.token.shape[0]
     h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
@@ -25,4 +31,4 @@ def loss(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config, s
     o = config.objective
     total, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, o.z_loss, o.chunk, Rules(config.mesh.rules))
     weighted_BT = jnp.where(tokens.weight > 0, tokens.weight * nats_BT, 0)
-    return total, summed(weighted_BT, tokens, m_BT, config, sources)
+    return total, weighted_BT, tokens, m_BT

@@ -13,7 +13,7 @@ from mot.config import Config
 from mot.data import pipeline
 from mot.errors import UserError
 from mot.model import flops
-from mot.runs import metrics, provenance
+from mot.runs import metrics, provenance, skipped, written
 from mot.runs.goodput import Clock
 from mot.runs.peak import Peak
 from mot.runs.writer import Writer
@@ -35,6 +35,7 @@ class Dispatched(NamedTuple):
     measured: Any  # on the device until the step is done
     counts: Any  # `counted` of all processes
     row: Any  # from `Log.advance`
+    batch: Any  # on the device: its documents are named where the step is skipped
 
 
 class Pending:
@@ -79,6 +80,10 @@ class Pending:
         self.write(step._replace(measured=measured, counts=counts), seconds)
 
 
+def _by_number(source: int, doc_id: int) -> str:
+    return str(doc_id)
+
+
 class Log:
     """One run's rows. `position` is where the run is, and is what its checkpoints hold."""
 
@@ -91,9 +96,13 @@ class Log:
         say: Callable[[str], None],
         peak: Peak,
         clock: Clock,
+        name_of: Callable[[int, int], str] = _by_number,
     ):
+        """`name_of(source, doc_id)` is a document's own name."""
         self.config = config
         self.sources = sources
+        self.name_of = name_of
+        self.diverged: Diverged | None = None  # once the run's patience is at an end
         self.position = position
         self.writer = writer
         self.say = say
@@ -127,7 +136,7 @@ class Log:
         return row | {f"left_out/{source}": n for source, n in self.position.left_out.items()}
 
     def write(self, step: Dispatched, seconds: float) -> dict:
-        """Writes a step's row, and returns it; `Diverged` where the run's patience is at an end."""
+        """Writes a step's row, and returns it. Where the run's patience is at an end, `diverged` says so."""
         measured = step.measured
         row = step.row | self._totals(step.counts)
         self.position.seconds += seconds
@@ -139,18 +148,12 @@ class Log:
         row["step_seconds"] = seconds
         row["tokens_per_s"] = row.pop("step_tokens") / seconds
         row["mfu"] = row.pop("step_flops") / seconds / self.peak.flops
-        row["objective"] = float(measured["loss"])
-        row["lr"] = float(measured["lr"])
-        row["grad_norm"] = float(measured["grad_norm"])
-        row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}
-        sums = measured["sums"]
-        row |= metrics.losses(sums["loss_sum"], sums["weight"], self.config.modalities, self.sources)
-        row |= metrics.routing(sums["routing"], self.config.modalities)
+        row |= metrics.of_step(measured, self.config.modalities, self.sources)
         row |= self.clock.row()
         self.writer.write("train", step.number, row)
         self.position.skipped = 0 if measured["ok"] else self.position.skipped + 1
         if not measured["ok"]:
-            self._skipped(step.number, measured)
+            self._skipped(step)
         return row
 
     def _totals(self, counts: np.ndarray) -> dict:
@@ -167,20 +170,18 @@ class Log:
         row |= {f"tokens/{m}": n for m, n in position.tokens.items()}
         return row | {f"fill/{name}": n / (streams[name].budget * self.config.data.batch) for name, n in tokens.items()}
 
-    def _skipped(self, step: int, measured: Mapping) -> None:
-        towers = ", ".join(tower for tower, x in measured["grad_norms"].items() if not np.isfinite(x)) or "none"
-        in_batch = ", ".join(f"{field} ({n})" for field, n in measured["broken"].items() if n) or "none"
-        why = (
-            f"step {step} skipped: loss {measured['loss']}, gradient norm {measured['grad_norm']}, "
-            f"not finite in towers: {towers}, in the batch: {in_batch}"
-        )
-        self.writer.write("event", step, {"event": "skipped", "towers": towers, "batch": in_batch})
+    def _skipped(self, step: Dispatched) -> None:
+        about = skipped.about(self.config, step.measured, step.batch, self.name_of, self.sources)
+        why = f"step {step.number} skipped: {skipped.told(about)}"
+        self.writer.write("event", step.number, {"event": "skipped"} | about)
         self.say(why)
-        if self.position.skipped >= self.config.optim.patience:
-            self.writer.write("event", step, {"event": "diverged"})
-            raise Diverged(
-                f"{why}; {self.position.skipped} in a row, optim.patience is {self.config.optim.patience}; look at "
-                "these steps' data, or start a run of another run.name with a lower optim.lr; checkpoints are untouched"
+        if self.position.skipped >= self.config.optim.patience and not self.diverged:
+            self.writer.write("event", step.number, {"event": "diverged"})
+            replayed = f"`mot replay {written.folder(self.config)} {step.number}`"
+            self.diverged = Diverged(
+                f"{why}; {self.position.skipped} in a row, optim.patience is {self.config.optim.patience}. No skipped "
+                f"step changed anything. Look at these steps' data: {replayed} shows every leaf and document; or start "
+                "a run of another run.name with a lower optim.lr"
             )
 
     def lacks_evaluation(self) -> bool:

@@ -13,6 +13,17 @@ def line(row: Mapping, modalities: Sequence[str]) -> str:
     return "  ".join(figures)
 
 
+def of_step(measured: Mapping, modalities: Sequence[str], sources: Sequence[str]) -> dict[str, float]:
+    """A row's figures that follow from the state and the batch alone: the same wherever the step is made again."""
+    row = {"objective": float(measured["loss"]), "lr": float(measured["lr"]), "grad_norm": float(measured["grad_norm"])}
+    row |= {f"grad_norm/{tower}": float(x) for tower, x in measured["grad_norms"].items()}
+    if np.isfinite(limit := float(measured.get("grad_norm_limit", np.inf))):
+        row["grad_norm_limit"] = limit
+    sums = measured["sums"]
+    row |= losses(sums["loss_sum"], sums["weight"], modalities, sources)
+    return row | routing(sums["routing"], modalities)
+
+
 def losses(loss_sum_MO, weight_MO, modalities: Sequence[str], sources: Sequence[str]) -> dict[str, float]:
     """The mean loss of all targets, by modality, and by modality and source; what is absent is left out.
 

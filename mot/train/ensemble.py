@@ -112,7 +112,7 @@ def _train(
             live.say(f"{', '.join(map(str, paths))}: resuming at step {done}")
         best = peak.of(runs.mesh, first.model.dtype, end - done, live.say)
         with loop.unwritable(paths[0]):
-            logs = _logs(runs, positions, training.names, live, best, began)
+            logs = _logs(runs, positions, training, live, best, began)
             try:
                 job = _job(runs, training, held_out, logs, end, signals, watched)
                 writer = logs.all[0].writer  # a profile is of all, and is told by the first
@@ -238,7 +238,7 @@ def _start(runs: Runs, done: int, upcycled: Sequence[dict | None]) -> tuple[Stat
 
 
 def _logs(
-    runs: Runs, positions: Sequence[Position], sources: Sequence[str], live: Live, best: peak.Peak, began: float
+    runs: Runs, positions: Sequence[Position], training: Sources, live: Live, best: peak.Peak, began: float
 ) -> "Logs":
     def say(name: str) -> Callable[[str], None]:
         return lambda text: live.say(f"{name}: {text}")
@@ -251,7 +251,7 @@ def _logs(
     logs = []
     for c, position, writer in zip(runs.configs, positions, writers, strict=True):
         position.wall = clock.seconds  # all runs have one clock
-        logs.append(Log(c, sources, position, writer, say(c.run.name), best, clock))
+        logs.append(Log(c, training.names, position, writer, say(c.run.name), best, clock, training.name_of))
     return Logs(logs, live)
 
 
@@ -326,12 +326,13 @@ class Logs:
         self.position = logs[0].position  # all are at one step
         self.clock = logs[0].clock  # and share their time
         self.modalities = logs[0].config.modalities
-        self.diverged: dict[int, int] = {}  # the step, by run
+        self.ended: dict[int, int] = {}  # runs that diverged, and the step
+        self.diverged: Diverged | None = None  # once all have
         self.held_out: list[dict] = [{} for _ in logs]  # each run's last evaluation
 
     def present(self) -> list[tuple[int, Log]]:
         """The runs that have not diverged, and their numbers."""
-        return [(i, log) for i, log in enumerate(self.all) if i not in self.diverged]
+        return [(i, log) for i, log in enumerate(self.all) if i not in self.ended]
 
     def start(self, about: Mapping) -> None:
         names = [log.config.run.name for log in self.all]
@@ -346,17 +347,16 @@ class Logs:
         return [log.advance(plan, idle, waited) for log in self.all]
 
     def write(self, step: Dispatched, seconds: float) -> dict:
-        """Each run's row; returns their mean. `Diverged` when all have."""
+        """Each run's row; returns their mean. Once all have diverged, so has the whole."""
         rows = []
         for i, log in self.present():
             own = step._replace(measured=_of_run(step.measured, i), row=step.row[i])
-            try:
-                rows.append(log.write(own, seconds / len(self.all)))
-            except Diverged as error:
-                self.diverged[i] = step.number
-                log.say(str(error))
-                if len(self.diverged) == len(self.all):
-                    raise
+            rows.append(log.write(own, seconds / len(self.all)))
+            if log.diverged:
+                self.ended[i] = step.number
+                log.say(str(log.diverged))
+        if not self.present():
+            self.diverged = self.all[-1].diverged
         return _mean(rows)
 
     def lacks_evaluation(self) -> bool:
@@ -377,13 +377,14 @@ class Logs:
         named = [m for m in self.modalities if any(f"loss/{m}" in row for row in self.held_out)]
         table = Table("run", *(f"held-out {m}" for m in named), "step")
         for i, (log, row) in enumerate(zip(self.all, self.held_out, strict=True)):
-            step = f"diverged at {self.diverged[i]}" if i in self.diverged else f"{log.position.step}"
+            step = f"diverged at {self.ended[i]}" if i in self.ended else f"{log.position.step}"
             losses = [f"{row[f'loss/{m}']:.4f}" if f"loss/{m}" in row else "" for m in named]
             table.add_row(log.config.run.name, *losses, step)
         self.live.console.print(table)
 
 
 def _mean(rows: Sequence[dict]) -> dict[str, float]:
-    """The mean of each number that all rows have."""
-    common = [key for key, x in rows[0].items() if isinstance(x, float) and all(key in row for row in rows)]
+    """The mean of each number that all rows have; of no row there is none."""
+    first = rows[0] if rows else {}
+    common = [key for key, x in first.items() if isinstance(x, float) and all(key in row for row in rows)]
     return {key: float(np.mean([row[key] for row in rows])) for key in common}

@@ -26,8 +26,8 @@ from mot.train.memory import refuse_too_large
 from mot.train.replicas import refuse_corrupt
 from mot.train.saves import Saves
 from mot.train.signals import Interrupted, Signals, Stopped
-from mot.train.state import State, state_shardings, trees
-from mot.train.step import Step, make_step
+from mot.train.state import State, trees
+from mot.train.step import Step, jitted
 from mot.train.watchdog import Watchdog
 
 OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}  # full, or gone
@@ -111,7 +111,7 @@ def _train(
                 rundir.copy_metrics(Path(config.init.run), path, position.step)
             writer = Writer(path, position.step, is_first, live.say)
             clock = goodput.resumed(position.wall, writer.removed, began)
-            log = Log(config, training.names, position, writer, live.say, best, clock)
+            log = Log(config, training.names, position, writer, live.say, best, clock, training.name_of)
             try:
                 job = _job(config, mesh, path, training, held_out, log, live, end, signals, watched)
                 recorded = profile.Trace(path, position, writer, live) if profiled else nullcontext()
@@ -161,9 +161,7 @@ def _job(
     signals: Signals,
     watchdog: Watchdog,
 ) -> Job:
-    # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
-    outputs = (state_shardings(config, mesh), None)
-    step = jax.jit(make_step(config, len(training.names)), donate_argnums=0, out_shardings=outputs)
+    step = jitted(config, len(training.names), mesh)
 
     def between() -> None:
         watchdog.moved("a batch of an evaluation")
@@ -204,7 +202,8 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
         signals.unsaved = True
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on
         row = log.advance(packed.state, idle, waited)
-        pending.add(Dispatched(position.step, measured, counts, row))  # and here reads what the step before measured
+        # And here it reads what the step before measured.
+        pending.add(Dispatched(position.step, measured, counts, row, batch))
         job.watchdog.moved(f"step {position.step}")
         if _is_evaluated(config, position.step):
             pending.finish()
@@ -283,17 +282,22 @@ def _evaluate(job: Job, state: State) -> None:
 
 
 def _save(job: Job, state: State, pending: Pending, agreement: Agreement, signals: Signals) -> int:
-    """Saves the state where that is due; returns the exit code where the run is to stop, else 0."""
+    """Saves the state where that is due; returns the exit code where the run is to stop, else 0.
+
+    `Diverged` where the run's patience is at an end: the state is saved as it stands.
+    """
     saves, step = job.saves, job.log.position.step
     wish = Wish(signals.code or 0, saves.wants(), saves.is_busy())
     agreed = agreement.of(wish)  # asked once: all processes do the same after it
     saves.hear()
-    if agreed.stop or step == job.end:
+    if agreed.stop or step == job.end or job.log.diverged:  # of which each process knows: all read the same figures
         pending.finish()
         saves.finish(state)
     elif saves.due(step, bool(agreed.save), bool(agreed.busy)):
         pending.finish()
         saves.begin(state)
+    if job.log.diverged:
+        raise job.log.diverged
     return agreed.stop
 
 

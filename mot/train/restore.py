@@ -89,6 +89,8 @@ def start(
 
     That is the state of another run, or a new one with the parameters `first`.
 
+    `step` 0 is the state before the first step.
+
     Raises `Damaged` where a checkpoint is not what was written.
     """
     shardings = state_shardings(config, mesh)
@@ -96,7 +98,7 @@ def start(
     verified = step is None
     if verified:
         step = checkpoint.newest(path / "checkpoints", say_once)
-    if step is not None:
+    if step:
         abstract = with_shardings(jax.eval_shape(make), shardings)
         return _restored(path, step, abstract, verified)
     if is_branch(config):

@@ -10,6 +10,7 @@ from flax import struct
 from mot import optim, sharding
 from mot.config import Config
 from mot.model import params
+from mot.train import guard
 
 
 @struct.dataclass
@@ -19,6 +20,7 @@ class State:
     ema: dict  # of the parameters; {} where optim.ema is 0
     updates: jax.Array  # steps applied; skipped ones are not
     means: dict  # running mean of the loss of each stream that is centred
+    norms: dict = struct.field(default_factory=dict)  # of the last gradients applied; {} where optim.skip_above is 0
 
 
 def init_state(config: Config) -> State:
@@ -26,7 +28,8 @@ def init_state(config: Config) -> State:
     weights = params.init(params.table(config), config.model.seed)
     trained, _ = params.split(weights, optim.trainable(config))
     ema = weights if config.optim.ema else {}
-    return State(weights, optim.make(config).init(trained), ema, jnp.zeros((), jnp.int32), _centred(config))
+    opt = optim.make(config).init(trained)
+    return State(weights, opt, ema, jnp.zeros((), jnp.int32), _centred(config), guard.first_norms(config))
 
 
 def _centred(config: Config) -> dict:
@@ -54,7 +57,8 @@ def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
         transform_non_params=lambda _: everywhere,
     )
     means = jax.tree.map(lambda _: everywhere, shapes.means)
-    return State(weights, opt, weights if config.optim.ema else {}, everywhere, means)
+    norms = jax.tree.map(lambda _: everywhere, shapes.norms)
+    return State(weights, opt, weights if config.optim.ema else {}, everywhere, means, norms)
 
 
 def abstract(config: Config, mesh: jax.sharding.Mesh) -> State:
@@ -74,7 +78,8 @@ def with_shardings(shapes, shardings):
 
 def trees(state: State) -> dict:
     """The state as checkpoint items."""
-    opt = {"optax": state.opt, "updates": state.updates} | ({"means": state.means} if state.means else {})
+    opt = {"optax": state.opt, "updates": state.updates}
+    opt |= {name: kept for name in ("means", "norms") if (kept := getattr(state, name))}
     items = {"params": state.params, "opt": opt}
     return items | ({"ema": state.ema} if state.ema else {})
 
@@ -82,4 +87,5 @@ def trees(state: State) -> dict:
 def of_trees(items: dict) -> State:
     """The state of checkpoint items; undoes `trees`."""
     opt = items["opt"]
-    return State(items["params"], opt["optax"], items.get("ema", {}), opt["updates"], opt.get("means", {}))
+    kept = (opt.get(name, {}) for name in ("means", "norms"))
+    return State(items["params"], opt["optax"], items.get("ema", {}), opt["updates"], *kept)

@@ -1,4 +1,4 @@
-"""One training step: gradients over all microbatches, and an update where all of them are finite."""
+"""One training step: gradients over all microbatches, and an update where the guard lets it pass (`guard.py`)."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,16 +12,21 @@ from mot.config import Config
 from mot.model import params, transformer
 from mot.model.router import Report
 from mot.objectives import losses
-from mot.train.state import State
+from mot.train import guard
+from mot.train.state import State, state_shardings
 
 Step = Callable[[State, Batch], tuple[State, dict]]
 
 
 def make_step(config: Config, sources: int) -> Step:
-    """`(state, batch) -> (state, measurements)`: gradients over all microbatches; an update if all is finite."""
+    """`(state, batch) -> (state, measurements)`: gradients over all microbatches; an update if all is finite.
+
+    With `optim.skip_above` the gradient must also be no longer than that many medians of earlier ones. What is skipped
+    leaves the state as it is, to the bit, and the measurements say of each leaf what is wrong with it.
+    """
     is_trained = optim.trainable(config)
     schedule = optim.schedule(config)
-    gradients = _make_gradients(config, sources)
+    gradients = make_gradients(config, sources)
     update = _make_update(config)
 
     def step(state: State, batch: Batch) -> tuple[State, dict]:
@@ -32,26 +37,42 @@ def make_step(config: Config, sources: int) -> Step:
         # NaN > 0 is false: a weight that is NaN would count as none, and the step as one of loss 0.
         broken = batches.not_finite(batch) | {"sum of weights": (~jnp.isfinite(Z_M)).sum(dtype=jnp.int32)}
         loss = jnp.where(sum(broken.values()) > 0, jnp.nan, loss)
+        grad_norm = optax.tree.norm(of_model)
         ok = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
         measured = {
             "loss": loss,
             "sums": sums,
-            "grad_norm": optax.tree.norm(of_model),
+            "grad_norm": grad_norm,
             "grad_norms": _norms_by_tower(of_model),
-            "ok": ok,
             "broken": broken,
             "lr": schedule(state.updates),
         }
+        if config.optim.skip_above:
+            measured["grad_norm_limit"] = guard.greatest(state.norms, config)
+            ok &= grad_norm <= measured["grad_norm_limit"]
+
+        def applied():
+            return update(state, trained, frozen, grads, sums, grad_norm), guard.no_leaves(grads)
+
+        def skipped():
+            return state, guard.of_leaves(grads)
+
         # A branch, not a `where` on every leaf, which reads and writes all of the state once more.
-        after = jax.lax.cond(ok, lambda: update(state, trained, frozen, grads, sums), lambda: state)
-        return after, measured
+        after, leaves = jax.lax.cond(ok, applied, skipped)
+        return after, measured | {"ok": ok, "leaves": leaves}
 
     return step
 
 
-def _make_gradients(config: Config, sources: int) -> Callable:
+def jitted(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Callable:
+    """`make_step` as a run compiles it: whoever makes a step again with it gets the same bits."""
+    # Outputs stay where inputs must be: a compiled step takes its own result without moving it.
+    outputs = (state_shardings(config, mesh), None)
+    return jax.jit(make_step(config, sources), donate_argnums=0, out_shardings=outputs)
+
+
+def make_gradients(config: Config, sources: int) -> Callable:
     """`(state, trained, frozen, batch, Z_M) -> ((loss, sums), gradients of trained)` of a whole batch."""
-    jitters = any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values()))
 
     def loss(trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State) -> tuple:
         weights = params.merge(trained, frozen)
@@ -64,24 +85,23 @@ def _make_gradients(config: Config, sources: int) -> Callable:
     def gradients(state: State, trained: dict, frozen: dict, batch: Batch, Z_M) -> tuple:
         # Of the whole batch, as Z_M is: a microbatch is divided by what all weigh.
         routed = losses.routed_tokens(batch, config)
-        key = jax.random.fold_in(jax.random.key(config.model.seed), state.updates) if jitters else None
+        key = jitter_key(config, state)
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         n = config.optim.accumulate
         if n == 1:
             return value_and_grad(trained, frozen, batch, Z_M, routed, key, state)
-        keys = jax.random.split(key, n) if jitters else None
 
         def of_microbatch(batch_and_key):
             microbatch, key = batch_and_key
             return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state)
 
-        return _accumulate(of_microbatch, (_microbatches(batch, n), keys))
+        return _accumulate(of_microbatch, microbatches(batch, key, n))
 
     return gradients
 
 
 def _make_update(config: Config) -> Callable:
-    """`(state, trained, frozen, grads, sums) -> state` one step later."""
+    """`(state, trained, frozen, grads, sums, grad_norm) -> state` one step later."""
     optimiser = optim.make(config)
     decay = config.optim.ema
 
@@ -89,12 +109,14 @@ def _make_update(config: Config) -> Callable:
         # What does not move has itself as its average, to the bit.
         return jnp.where(mean == weight, mean, decay * mean + (1 - decay) * weight)
 
-    def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict) -> State:
+    def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict, grad_norm) -> State:
         updates, opt = optimiser.update(grads, state.opt, trained)
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
         weights = _balanced(weights, sums["routing"], config)
         ema = jax.tree.map(average, state.ema, weights) if decay else {}
-        return State(weights, opt, ema, state.updates + 1, running_means(state.means, sums["streams"]))
+        means = running_means(state.means, sums["streams"])
+        norms = guard.with_norm(state.norms, grad_norm, state.updates)
+        return State(weights, opt, ema, state.updates + 1, means, norms)
 
     return update
 
@@ -126,9 +148,22 @@ def running_means(means: Mapping, sums: Mapping) -> dict:
     return after
 
 
-def _microbatches(batch: Batch, n: int) -> Batch:
-    """`[B, ...]` to `[n, B/n, ...]`; microbatch i takes rows i, i + n, ..., so that every device keeps its own."""
-    return jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
+def jitter_key(config: Config, state: State) -> jax.Array | None:
+    """Of the noise of routers' inputs in this step; None where no router has it."""
+    if not any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values())):
+        return None
+    return jax.random.fold_in(jax.random.key(config.model.seed), state.updates)
+
+
+def microbatches(batch: Batch, key: jax.Array | None, n: int) -> tuple[Batch, jax.Array | None]:
+    """`[B, ...]` to `[n, B/n, ...]`, with a key for each; the one of a whole batch keeps the key.
+
+    Microbatch i takes rows i, i + n, ..., so that every device keeps its own.
+    """
+    split = jax.tree.map(lambda x: x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1), batch)
+    if key is None:
+        return split, None
+    return split, jax.random.split(key, n) if n > 1 else key[None]
 
 
 def _accumulate(f: Callable, microbatches: tuple) -> tuple:

@@ -116,6 +116,7 @@ def test_influence_is_exactly_zero_where_not_visible_and_some_where_visible(how)
 
 @pytest.mark.parametrize("how", BACKENDS)
 def test_nan_in_padding_changes_nothing(how):
+    """FAULTS 11: in attention's queries, keys and values."""
     info, (q, k, v) = random_info(1, 80), qkv(80, 80)
     pad = np.asarray(info.segment == 0)[..., None, None]
 

@@ -153,7 +153,10 @@ def test_routing_equals_a_loop_over_tokens(name, how):
 @pytest.mark.parametrize("how", dispatch.BACKENDS)
 @pytest.mark.parametrize("name", ["top2 normalised", "capacity, earliest", "experts choose"])
 def test_nan_in_padding_changes_nothing(name, how):
-    """What padding holds is stopped at the door (model.py); what a kernel leaves past the last group, in `grouped`."""
+    """FAULTS 11: what padding holds is stopped at the door (model.py).
+
+    What a kernel leaves past the last group is stopped in `grouped`.
+    """
     s = SPECS[name]
     x, real, position, modality, w = traffic("balanced")
 
@@ -168,6 +171,7 @@ def test_nan_in_padding_changes_nothing(name, how):
 
 @pytest.mark.parametrize("how", dispatch.BACKENDS)
 def test_nan_in_empty_places_changes_nothing(how):
+    """FAULTS 11: in the padding rows of a grouped matmul, forward and backward."""
     x, real, position, modality, w = traffic("one hot expert")
     choice, _ = route(x, w, SPECS["top1"], real, position, modality)
     layout, _ = dispatch.plan_dispatch(choice, E, B * C, how)

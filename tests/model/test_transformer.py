@@ -168,6 +168,7 @@ def test_influence_through_the_whole_model_is_exactly_what_is_visible(arch):
 
 
 def test_nan_in_padded_inputs_changes_nothing():
+    """FAULTS 11: in what every padded token enters the model as."""
     c, batch = examples.make("mot"), examples.batch()
     weights = examples.weights(c)
     row = c.vocab - 1  # an id that only padding has

@@ -447,6 +447,7 @@ def test_the_loss_is_the_squared_error_by_hand():
 
 
 def test_nan_in_paddings_vectors_changes_nothing():
+    """FAULTS 11: in padding's vectors."""
     c, f = judged("dense")
     batch, weights = vectors.batch(c), vectors.weights(c)
 
@@ -464,6 +465,7 @@ def test_nan_in_paddings_vectors_changes_nothing():
 
 
 def test_an_absent_modality_of_vectors_gives_zero_and_stays_finite():
+    """FAULTS 9: with vectors."""
     c, f = judged("dense")
     rows = [[vectors.assign(c, vectors.document(1, "tt"))], [], [], []]
     (loss, sums), grads = f(vectors.weights(c), vectors.pack(c, rows), 0)

@@ -86,6 +86,7 @@ def test_loss_is_booked_on_the_targets_modality_and_the_documents_source(per):
 
 
 def test_an_absent_modality_gives_zero_and_stays_finite():
+    """FAULTS 9: the loss and its sums; `tests/train/test_guard.py` has the gradients."""
     tree = examples.tree("mot")
     tree.objective.per = "modality"
     c, batch = resolve(tree), examples.batch(spans=False)

@@ -352,19 +352,26 @@ def test_a_batch_that_is_not_finite_is_told(tmp_path, one_device, monkeypatch):
     monkeypatch.setattr(pipeline.Batches, "__getitem__", second_is_broken)
     path = loop.run(c, devices=one_device)
     assert [e["event"] for e in rows(path, "event") if e["event"] != "saved"] == ["start", "skipped"]
-    skipped = rows(path, "event")[1]
+    (skipped,) = [e for e in rows(path, "event") if e["event"] == "skipped"]
     assert {key: value for key, value in skipped.items() if key not in ("schema", "time")} == {
         "kind": "event",
         "step": 2,
         "event": "skipped",
+        "why": "loss nan, gradient norm 0.0",
+        "leaves": {},
         "towers": "none",
+        "modalities": "text",
         "batch": "sum of weights (2), text.weight (2)",
+        "documents": skipped["documents"],
+        "broken_documents": skipped["broken_documents"],
     }
+    ((source, (name,)),) = skipped["broken_documents"].items()
+    assert name in skipped["documents"][source]
     assert [row["loss"] == "nan" for row in rows(path)] == [False, True, False]
 
 
 def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkeypatch):
-    c = smoke(tmp_path, run__steps=8, optim__patience=2)
+    c = smoke(tmp_path, run__steps=8, run__eval_every=8, run__save_every=8, optim__patience=2)
     true_init = params.init
 
     def poisoned(specs, seed):
@@ -373,11 +380,18 @@ def test_skips_in_a_row_stop_the_run_with_the_tower(tmp_path, one_device, monkey
         return tree
 
     monkeypatch.setattr(params, "init", poisoned)
-    with pytest.raises(log.Diverged, match=r"step 2 skipped: loss nan.*2 in a row, optim.patience is 2; look at"):
+    with pytest.raises(log.Diverged, match=r"step 2 skipped: loss nan.*2 in a row, optim.patience is 2\. No skipped"):
         loop.run(c, devices=one_device)
-    events = rows(rundir.folder(c), "event")
-    assert [(e["event"], e["step"]) for e in events] == [("start", 0), ("skipped", 1), ("skipped", 2), ("diverged", 2)]
-    assert "image" in events[1]["towers"]
+    path = rundir.folder(c)
+    events = [(e["event"], e["step"]) for e in rows(path, "event")]
+    assert events == [("start", 0), ("skipped", 1), ("skipped", 2), ("diverged", 2), ("skipped", 3), ("saved", 3)]
+    assert "image" in rows(path, "event")[1]["towers"]
+    assert "blocks/main/ffn/image/w1" in rows(path, "event")[1]["leaves"]
+    assert checkpoint.steps(path / "checkpoints") == [3], "where it stood: the third step was on its way"
+    assert len(rows(path)) == 3
+    assert restored(path, 3)["opt"]["updates"] == 0
+    with pytest.raises(log.Diverged, match=r"step 4 skipped.* 4 in a row"):
+        loop.run(c, devices=one_device)
 
 
 @pytest.mark.parametrize(
