@@ -193,7 +193,8 @@ def commands() -> str:
     tail = """
 Exit codes: 0 is success. 2 is an error of the user or the machine, told in one message with the remedy. 1 is a bug of
 mot, with a traceback, or the answer "it does not fit" of `mot plan`. 130 and 75 are a stop by Ctrl-C and by SIGTERM,
-after a checkpoint is saved. `MOT_DEBUG=1` in the environment shows tracebacks and what libraries log.
+after a checkpoint is saved. 76 is a stop because something hung, or another process of the run is gone. `MOT_DEBUG=1`
+in the environment shows tracebacks and what libraries log.
 """
     sections = [_command(name, inner) for name in cli.COMMANDS for inner in GROUPS.get(name, (name,))]
     return "\n".join([head + rows, tail, *sections])
