@@ -19,7 +19,17 @@ from . import architectures, match
 from .match import Curve, Slope
 
 # What may differ between two runs that are compared: keys that change no result, seeds, and the architecture.
-APART = ("run.root", "run.name", "run.keep", "run.save_every", "run.save_minutes", "model.seed", "data.seed")
+APART = (
+    "run.root",
+    "run.name",
+    "run.keep",
+    "run.keep_every",
+    "run.keep_best",
+    "run.save_every",
+    "run.save_minutes",
+    "model.seed",
+    "data.seed",
+)
 ARCHITECTURE = ("towers.", "attn.", "ffn.", "model.dense_layers", "model.sparse_every", "model.dispatch", "mesh.")
 
 COSTS = {"step": "steps", "flops": "FLOPs", "seconds": "seconds"}

@@ -17,7 +17,7 @@ RENAMED = {
 }
 
 # Keys that came later, and what a run without them did.
-ADDED = {"run.flops": 0.0, "run.save_minutes": 0.0}
+ADDED = {"run.flops": 0.0, "run.save_minutes": 0.0, "run.keep_every": 0, "run.keep_best": "", "init.match": ""}
 
 
 def renamed(key: str) -> str:

@@ -154,6 +154,7 @@ class Init:
 
     run: str  # a run directory whose weights this run begins with; "" = random weights
     step: int  # of its checkpoint; 0 = the newest
+    match: str  # a regular expression: parameters whose path holds a match come from there, the rest is new; "" = all
     noise: float  # is added to every copy but the first, relative to the matrix's root mean square
 
 
@@ -242,7 +243,9 @@ class Run:
     eval_batches: int  # held-out batches of each evaluation
     save_every: int  # steps between checkpoints; written as 0, a quarter of all steps
     save_minutes: float  # a checkpoint also after so many minutes without one; 0 = by steps alone
-    keep: int  # how many checkpoints stay
+    keep: int  # how many of the newest checkpoints stay
+    keep_every: int  # those of steps that this divides stay, too; 0 = none
+    keep_best: str  # and the one whose held-out loss of this name is lowest, as loss/image; "" = none
 
 
 class Component(NamedTuple):

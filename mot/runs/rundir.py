@@ -22,7 +22,7 @@ SCHEMA = 1
 KINDS = ("train", "eval", "event")
 HOW_DATA_IS_READ = ("verify", "workers", "timeout", "max_skipped")
 HOW_IT_IS_COMPUTED = ("attention", "dispatch", "remat")
-HOW_OFTEN = ("run.eval_every", "run.save_every", "run.save_minutes", "run.keep")
+HOW_OFTEN = ("run.eval_every", "run.save_every", "run.save_minutes", "run.keep", "run.keep_every", "run.keep_best")
 RATES = ("run.steps", "optim.schedule", "optim.decay_steps", "optim.end_lr")
 
 

@@ -25,12 +25,14 @@ class Writer:
 
     def __init__(self, path: Path, resumed_at: int, is_first: bool = True):
         self.is_first = is_first
+        self.evaluations: list[dict] = []  # rows that the run has already; the first process alone knows them
         if not is_first:
             return
         file = path / "metrics.jsonl"
         kept = [row for row in rundir.read_metrics(path) if row["step"] <= resumed_at]
         write_atomically(file, "".join(json.dumps(row) + "\n" for row in kept))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
+        self.evaluations = [row for row in kept if row["kind"] == "eval"]
         self.file = file.open("a", encoding="utf-8")
         self.board = tensorboard.opened(path, resumed_at)
         self.sources = len(rundir.read_config(path)["data"]["sources"])

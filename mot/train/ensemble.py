@@ -238,8 +238,10 @@ def _job(runs: Runs, training: Sources, held_out: Sources, logs: "Logs", end: in
     evaluate_all = _make_evaluate(runs, held_out, logs.live, signals.interrupt)
     take = jax.jit(_of_run)
 
-    keep = checkpoint.Keep(first.run.keep)
-    savers = [checkpoint.Saver(path / "checkpoints", keep) for path in runs.paths]
+    savers = [
+        checkpoint.Saver(path / "checkpoints", checkpoint.Keep(c.run.keep, c.run.keep_every, log.best))
+        for c, path, log in zip(runs.configs, runs.paths, logs.all, strict=True)
+    ]
 
     def save(state: State) -> None:
         made_by = provenance.made_by()
