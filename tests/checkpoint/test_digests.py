@@ -41,7 +41,7 @@ def oracle(x: np.ndarray) -> str:
 def example(dtype, shape=(8, 3, 4), seed=0) -> np.ndarray:
     """Any bits: also NaN, infinities and -0."""
     dtype = np.dtype(dtype)
-    if dtype == bool:
+    if dtype.kind == "b":
         return np.random.default_rng(seed).integers(0, 2, shape).astype(bool)
     content = np.random.default_rng(seed).bytes(int(np.prod(shape)) * dtype.itemsize)
     return np.frombuffer(content, dtype).reshape(shape)
