@@ -121,7 +121,8 @@ def moe(experts: int = 0, **changes) -> dict:
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.run = dict(root="runs", name="run", steps=1000, flops=0.0, eval_every=100, eval_batches=8)
-    c.run.update(save_every=500, save_minutes=0.0, keep=3, check_every=0, hang_timeout=3600.0, peer_timeout=60.0)
+    c.run.update(save_every=500, save_minutes=0.0, keep=3, keep_every=0, keep_best="")
+    c.run.update(check_every=0, hang_timeout=3600.0, peer_timeout=60.0)
     c.streams = ConfigDict()  # the experiment's: `stream(...)` by name
     c.towers = ConfigDict()  # the experiment's: configs/archs.py
     c.attn = ConfigDict()  # the experiment's: `sets()` by tower
@@ -145,7 +146,7 @@ def get_config() -> ConfigDict:
         dispatch="blocked",  # accelerators want ragged
         seed=0,
     )
-    c.init = dict(run="", step=0, state="weights", noise=0.0)  # upcycling: begin from another run's weights
+    c.init = dict(run="", step=0, state="weights", match="", noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")
     c.mesh.rules.update(heads="tensor", kv_heads="tensor", head="", mlp="tensor", expert="expert")

@@ -176,7 +176,7 @@ DEFAULTS = defaults()
 
 # --- the commands ----------------------------------------------------------------------------------------------------
 
-GROUPS = {"data": ("prepare", "inspect")}  # commands that have commands
+GROUPS = {"checkpoint": arguments.CHECKPOINT, "data": ("prepare", "inspect")}  # commands that have commands
 
 
 def commands() -> str:

@@ -41,6 +41,10 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         if (code := of_data(argv)) is not None:
             return code
         command, argv = argv[0], argv[1:]
+    if command == "checkpoint":
+        if (code := of_checkpoint(argv)) is not None:
+            return code
+        command, argv = argv[0], argv[1:]
     p = PARSERS[command]()
     if command == "config" or "--config" in p.flags():
         options, overrides = flags.parse(p, argv)
@@ -169,6 +173,21 @@ def of_data(argv: Sequence[str]) -> int | None:
         "prepare`, `mot data inspect`.\n\nexamples:\n  mot data prepare photos/ --out data/photos\n"
         "  mot data inspect data/photos --document 3"
     )
+    return 0 if wanted else 2
+
+
+CHECKPOINT = ("list", "verify", "show", "diff")
+
+
+def of_checkpoint(argv: Sequence[str]) -> int | None:
+    """The exit code of `mot checkpoint` where no command of it follows, whose names are then told."""
+    if argv and argv[0] in CHECKPOINT:
+        return None
+    wanted = bool(argv) and argv[0] in ("-h", "--help")
+    if argv and not wanted:
+        near = load.asked(argv[0], CHECKPOINT)
+        print(f"mot checkpoint: no command {argv[0]!r}; allowed: {', '.join(CHECKPOINT)}{near}", file=sys.stderr)
+    print(f"usage: mot checkpoint {'|'.join(CHECKPOINT)} ...\n\nexample:\n  mot checkpoint list runs/digits-mot-smoke")
     return 0 if wanted else 2
 
 
@@ -517,6 +536,50 @@ def plan() -> flags.Parser:
     return p
 
 
+def list_checkpoints() -> flags.Parser:
+    p = flags.parser(
+        "checkpoint list",
+        "A run's checkpoints: steps, sizes, ages, whether each verifies, and what is passed over.",
+        "mot checkpoint list runs/digits-mot-smoke",
+    )
+    p.add_argument("run", type=Path, help="a run directory")
+    return p
+
+
+def verify_checkpoints() -> flags.Parser:
+    p = flags.parser(
+        "checkpoint verify",
+        "Compares every file and every array with its digest; exit code 2 where one is damaged.",
+        "mot checkpoint verify runs/digits-mot-smoke",
+    )
+    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("--step", type=int, help="which checkpoint; default all")
+    return p
+
+
+def show_checkpoint() -> flags.Parser:
+    p = flags.parser(
+        "checkpoint show",
+        "Paths, shapes and dtypes of a checkpoint's arrays; of one alone its statistics.",
+        "mot checkpoint show runs/digits-mot-smoke embed",
+    )
+    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("path", nargs="?", default="", help="an array's path, or a regular expression; default all")
+    p.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    return p
+
+
+def diff_checkpoints() -> flags.Parser:
+    p = flags.parser(
+        "checkpoint diff",
+        "Two checkpoints, path by path: what is absent, has another shape, or differs, and by how much.",
+        "mot checkpoint diff runs/digits-mot-smoke:1 runs/digits-mot-smoke:2",
+    )
+    p.add_argument("a", metavar="RUN:STEP", help="a run directory and a step; without one the newest")
+    p.add_argument("b", metavar="RUN:STEP", help="what it is compared with")
+    return p
+
+
 PARSERS = {
     "demo": demo,
     "train": train,
@@ -524,6 +587,10 @@ PARSERS = {
     "evaluate": evaluate,
     "replay": replay,
     "sample": sample,
+    "list": list_checkpoints,
+    "verify": verify_checkpoints,
+    "show": show_checkpoint,
+    "diff": diff_checkpoints,
     "prepare": prepare,
     "inspect": inspect,
     "report": report,

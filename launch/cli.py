@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "held-out losses of a run",
     "replay": "one step of a run again: every leaf's gradient, every document's loss",
     "sample": "pictures, text and interleaved documents from a run",
+    "checkpoint": "list, verify, show or compare the checkpoints of runs",
     "data": "prepare a dataset from your files, or inspect one",
     "config": "show a configuration: every key, what it is for, what it may be, its default",
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
@@ -22,7 +23,7 @@ COMMANDS = {
 }
 USAGE = (
     "usage: mot COMMAND ...\n\n"
-    + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
+    + "\n".join(f"  {name:12}{what}" for name, what in COMMANDS.items())
     + "\n\n`mot COMMAND --help` shows its options. Example:\n  mot train --config=configs/digits.py:arch=mot,size=smoke"
     + "\n\nMOT_DEBUG=1 in the environment also shows tracebacks and what libraries log."
 )

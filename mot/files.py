@@ -8,6 +8,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+NUMBER = "0|[1-9][0-9]{0,17}"  # what a folder may be called that is numbered
+
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[Path]:
@@ -90,7 +92,7 @@ def numbered(folder: Path, holding: str = "") -> list[int]:
     There are none where there is no such folder.
     """
     paths = list(folder.iterdir()) if folder.is_dir() else []
-    paths = [path for path in paths if re.fullmatch("0|[1-9][0-9]{0,17}", path.name) and path.is_dir()]
+    paths = [path for path in paths if re.fullmatch(NUMBER, path.name) and path.is_dir()]
     return sorted(int(path.name) for path in paths if not holding or (path / holding).is_file())
 
 

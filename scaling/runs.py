@@ -23,6 +23,8 @@ APART = (
     "run.root",
     "run.name",
     "run.keep",
+    "run.keep_every",
+    "run.keep_best",
     "run.save_every",
     "run.save_minutes",
     "run.check_every",

@@ -175,8 +175,8 @@ MUTATIONS = (
     Mutation(
         "ensemble: every run's checkpoint holds the first run",
         "mot/train/ensemble.py",
-        "items = take(trees(state), i)",
-        "items = take(trees(state), 0)",
+        "take(trees(state), i)",
+        "take(trees(state), 0)",
         "tests/train/test_ensemble.py::test_one_of_them_resumes_alone_and_then_they_differ",
     ),
     Mutation(
@@ -302,17 +302,17 @@ MUTATIONS = (
     ),
     Mutation(
         "checkpoints: a digest is not compared",
-        "mot/checkpoint.py",
-        "if expected[name] != digests[name]:",
-        "if not digests[name]:",
-        "tests/test_checkpoint.py",
+        "mot/checkpoint/manifest.py",
+        "if expected[name] != found[name]:",
+        "if not found[name]:",
+        "tests/checkpoint/test_manifest.py",
     ),
     Mutation(
         "checkpoints: the oldest are kept",
-        "mot/checkpoint.py",
-        "for old in steps(folder)[:-keep]:",
-        "for old in steps(folder)[keep:]:",
-        "tests/test_checkpoint.py",
+        "mot/checkpoint/saving.py",
+        "stay = {*saved[-max(keep.last, 1) :]}",
+        "stay = {*saved[: max(keep.last, 1)]}",
+        "tests/checkpoint/test_saving.py",
     ),
     Mutation(
         "files: written in place",

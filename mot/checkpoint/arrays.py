@@ -17,7 +17,8 @@ def read(target: Path, path: str) -> np.ndarray:
     """
     item, _, rest = path.partition("/")
     with literal(target) as folder:
-        store = {"driver": "ocdbt", "base": f"file://{folder / item}/", "path": f"{rest.replace('/', '.')}/"}
+        base = {"driver": "file", "path": f"{folder / item}/"}  # no address, in which a % would begin a code
+        store = {"driver": "ocdbt", "base": base, "path": f"{rest.replace('/', '.')}/"}
         opened = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
         return opened.read().result()
 

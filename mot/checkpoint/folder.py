@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 
 from mot.errors import UserError
-from mot.files import numbered
+from mot.files import NUMBER, numbered
 
 MANIFEST = "manifest.json"
+ASIDE = ".damaged"
 PARTIAL = re.compile(r"[0-9]+\.partial(\.orbax.*)?")
 
 
@@ -49,7 +50,9 @@ def ignored(folder: Path) -> list[str]:
 def _why_ignored(path: Path) -> str:
     if PARTIAL.fullmatch(path.name):
         return "left by a save that was interrupted"
-    if not path.name.isdecimal():
+    if path.suffix == ASIDE:
+        return "it was damaged, and set aside when its step was saved again"
+    if not re.fullmatch(NUMBER, path.name):
         return "not the name of a step"
     if not path.is_dir():
         return "a file, not a folder"

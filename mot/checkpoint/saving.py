@@ -4,6 +4,7 @@ import copy
 import errno
 import math
 import os
+import re
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from mot import sharding
 from mot.checkpoint import arrays, digests, manifest
-from mot.checkpoint.folder import goes_on, literal, remove_partial, steps
+from mot.checkpoint.folder import ASIDE, goes_on, literal, remove_partial, steps
 from mot.errors import UserError
 from mot.files import sync
 
@@ -31,7 +32,7 @@ class Keep(NamedTuple):
 
     last: int  # so many of the newest
     every: int = 0  # those that this divides; 0 = none
-    best: Mapping[int, float] = {}  # held-out loss by step: the step of the lowest stays
+    best: Mapping[int, float] = {}  # held-out loss by step, also of steps to come: the step of the lowest stays
 
 
 def kept(saved: Sequence[int], keep: Keep) -> set[int]:
@@ -126,7 +127,7 @@ class Saver:
             self._fail(copied.step, copied.began, error, copied.stall)
             return
         if sharding.is_first_process():
-            saved = steps(self.folder)
+            saved = [step for step in steps(self.folder) if step <= copied.step]  # a later one was damaged: it stays
             for old in {*saved} - kept(saved, self.keep):
                 shutil.rmtree(self.folder / str(old), ignore_errors=True)
         self.ended = Outcome(copied.step, "", time.monotonic() - copied.began, copied.stall)
@@ -164,8 +165,10 @@ def _copy(folder: Path, step: int, trees: dict, data: dict, began: float, made_b
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
     with ExitStack() as closing:
         path = closing.enter_context(literal(folder)) / f"{step}.partial"
-        options = ocp.options.AsyncOptions(timeout_secs=PATIENCE)
-        checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+        # Folders are made at once: threads would wait minutes for one that cannot be made, and the process for them.
+        options = ocp.options.AsyncOptions(timeout_secs=PATIENCE, create_directories_asynchronously=False)
+        handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=options))
+        checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
         closing.callback(checkpointer.close)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         position = ocp.args.JsonSave(copy.deepcopy(data))  # which training changes while it is written
@@ -189,7 +192,7 @@ def _commit(folder: Path, copied: _Copied) -> None:
     manifest.sync_all(partial)
     target = folder / str(copied.step)
     if target.exists():  # passed over when the run resumed: it is damaged
-        aside = folder / f"{copied.step}.damaged"
+        aside = folder / f"{copied.step}{ASIDE}"
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(target, aside)
     os.rename(partial, target)
@@ -204,11 +207,14 @@ def _read_back(partial: Path, described: Mapping[str, dict]) -> None:
         raise ValueError(f"{smallest} came back changed: {why}")
 
 
+_TAIL = re.compile(r" \[(?:os_error_code|tensorstore_spec|source locations)=")  # thousands of characters
+
+
 def _why(folder: Path, error: BaseException) -> str:
     text = str(error)
     if "No space left" in text or "RESOURCE_EXHAUSTED" in text or getattr(error, "errno", None) == errno.ENOSPC:
         return f"No space left on the disk of {folder}"
-    return text.splitlines()[0] if text else type(error).__name__
+    return _TAIL.split(text.splitlines()[0])[0] if text else type(error).__name__
 
 
 def refuse_unwritable(folder: Path) -> None:

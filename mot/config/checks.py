@@ -19,6 +19,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
     """The faults of every check whose sections could be read; `broken` are the names of those that could not."""
     for check, needs in (
         (_run, {"run"}),
+        (_keep_best, {"run", "streams", "attn", "ffn", "data"}),
         (_streams, {"streams"}),
         (_towers, {"streams", "towers"}),
         (_stop_gradients, {"streams", "towers"}),
@@ -49,7 +50,8 @@ WORD = r"[a-z][a-z0-9_]*"  # a name of a stream or a modality
 # By class of `schema.py` and key: what the value may be, whatever the others are. `mot config` shows it.
 VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0)
-    | dict.fromkeys(("flops", "save_minutes", "check_every", "hang_timeout", "peer_timeout"), AT_LEAST_0),
+    | dict.fromkeys(("flops", "save_minutes", "keep_every", "check_every"), AT_LEAST_0)
+    | dict.fromkeys(("hang_timeout", "peer_timeout"), AT_LEAST_0),
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
@@ -121,6 +123,15 @@ def _run(c: "Sections") -> Iterator[Fault]:
         yield Fault("run.name", f"{c.run.name!r}; must be one folder name matching {NAME}; rename the run")
     if not c.run.root:
         yield Fault("run.root", "''; must be a folder; give one")
+
+
+def _keep_best(c: "Sections") -> Iterator[Fault]:
+    """A loss that evaluations have: of any other of their numbers the lowest is not the best."""
+    sources = [f"/{name}" for name in c.data.sources]
+    losses = ["loss", *(f"loss/{m}{source}" for m in c.modalities for source in ("", *sources))]
+    losses += [] if c.causal else [f"causal_{loss}" for loss in losses]
+    losses += [f"bits_per_byte{source}" for source in sources if "text" in c.modalities]
+    yield from choice("run", c.run, "keep_best", "", *losses)
 
 
 def _streams(c: "Sections") -> Iterator[Fault]:
@@ -391,6 +402,18 @@ def _init(c: "Sections") -> Iterator[Fault]:
         yield Fault(
             "init.step, noise", f"{c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
         )
+    if c.init.match and not c.init.run:
+        yield Fault(
+            "init.match", f"{c.init.match!r}, but init.run is ''; name the run that they come from, or write ''"
+        )
+    yield from _pattern("init.match", c.init.match)
+
+
+def _pattern(key: str, text: str) -> Iterator[Fault]:
+    try:
+        re.compile(text)
+    except re.error as error:
+        yield Fault(key, f"{text!r} is no regular expression ({error}); mend it")
 
 
 def _objective(c: "Sections") -> Iterator[Fault]:
@@ -535,10 +558,7 @@ def _optim(c: "Sections") -> Iterator[Fault]:
     for key in ("rules", "base_rules"):
         for i, rule in enumerate(getattr(o, key)):
             yield from within(f"optim.{key}[{i}]", rule, VALUES["Rule"])
-            try:
-                re.compile(rule.match)
-            except re.error as error:
-                yield Fault(f"optim.{key}[{i}].match", f"{rule.match!r} is no regular expression ({error}); mend it")
+            yield from _pattern(f"optim.{key}[{i}].match", rule.match)
 
 
 def _steps(c: "Sections") -> Iterator[Fault]:

@@ -20,10 +20,13 @@ RENAMED = {
 ADDED = {
     "run.flops": 0.0,
     "run.save_minutes": 0.0,
+    "run.keep_every": 0,
+    "run.keep_best": "",
     "run.check_every": 0,
     "run.hang_timeout": 3600.0,
     "run.peer_timeout": 60.0,
     "init.state": "weights",
+    "init.match": "",
     "optim.skip_above": 0.0,
 }
 

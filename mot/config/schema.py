@@ -155,6 +155,7 @@ class Init:
     run: str  # a run directory whose weights this run begins with; "" = random weights
     step: int  # of its checkpoint; 0 = the newest
     state: str  # what is taken: weights, or all (optimiser, place in the data, metrics), to go on as another run
+    match: str  # a regular expression: parameters whose path holds a match come from there, the rest is new; "" = all
     noise: float  # is added to every copy but the first, relative to the matrix's root mean square
 
 
@@ -245,7 +246,9 @@ class Run:
     eval_batches: int  # held-out batches of each evaluation
     save_every: int  # steps between checkpoints; written as 0, a quarter of all steps
     save_minutes: float  # a checkpoint also after so many minutes without one; 0 = by steps alone
-    keep: int  # how many checkpoints stay
+    keep: int  # how many of the newest checkpoints stay
+    keep_every: int  # those of steps that this divides stay, too; 0 = none
+    keep_best: str  # and the one whose held-out loss of this name is lowest, as loss/image; "" = none
     check_every: int  # steps between comparisons of what devices hold twice, to notice faulty memory; 0 = none
     hang_timeout: float  # seconds after which a step or a phase that does not end ends the process; 0 = never
     peer_timeout: float  # seconds without a sign of life of another process of the run that end this one; 0 = never

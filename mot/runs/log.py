@@ -108,6 +108,10 @@ class Log:
         self.say = say
         self.peak = peak
         self.clock = clock
+        # The held-out loss by which the best step stays, by step: also of evaluations before the run was resumed.
+        self.best: dict[int, float] = {}
+        for row in writer.evaluations:
+            self._rank(row["step"], row)
 
     def start(self, about: Mapping) -> None:
         event = {"event": "start"} | self.peak.told() | provenance.made_by() | about
@@ -207,3 +211,10 @@ class Log:
     def write_evaluation(self, row: Mapping) -> None:
         position = self.position
         self.writer.write("eval", position.step, row | {"flops": position.flops, "seconds": position.seconds})
+        self._rank(position.step, row)
+
+    def _rank(self, step: int, row: Mapping) -> None:
+        """Takes an evaluation's loss of `run.keep_best`, unless it lacks it, or it is not finite."""
+        loss = float(row.get(self.config.run.keep_best, "nan"))
+        if np.isfinite(loss):
+            self.best[step] = loss

@@ -30,6 +30,8 @@ HOW_OFTEN = (
     "run.save_every",
     "run.save_minutes",
     "run.keep",
+    "run.keep_every",
+    "run.keep_best",
     "run.check_every",
     "run.hang_timeout",
     "run.peer_timeout",

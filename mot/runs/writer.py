@@ -27,6 +27,7 @@ class Writer:
     def __init__(self, path: Path, resumed_at: int, is_first: bool = True, say: Callable[[str], None] = say_once):
         self.is_first = is_first
         self.removed: list[dict] = []
+        self.evaluations: list[dict] = []  # rows that the run has already; the first process alone knows them
         if not is_first:
             return
         file = path / "metrics.jsonl"
@@ -35,6 +36,7 @@ class Writer:
         self.removed = [row for row in rows if row["step"] > resumed_at]
         write_atomically(file, "".join(map(rundir.line_of, kept)))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
+        self.evaluations = [row for row in kept if row["kind"] == "eval"]
         self.say = say
         self.failing = False
         self.file = Appender(file)

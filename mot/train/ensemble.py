@@ -269,8 +269,10 @@ def _job(
     evaluate_all = _make_evaluate(runs, held_out, logs.live, between)
     take = jax.jit(_of_run)
 
-    keep = checkpoint.Keep(first.run.keep)
-    savers = [checkpoint.Saver(path / "checkpoints", keep) for path in runs.paths]
+    savers = [
+        checkpoint.Saver(path / "checkpoints", checkpoint.Keep(c.run.keep, c.run.keep_every, log.best))
+        for c, path, log in zip(runs.configs, runs.paths, logs.all, strict=True)
+    ]
 
     def save(state: State) -> None:
         made_by = provenance.made_by()

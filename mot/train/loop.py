@@ -172,7 +172,8 @@ def _job(
     def evaluate_state(state: State) -> dict:
         return evaluate(state.ema or state.params)
 
-    saver = checkpoint.Saver(path / "checkpoints", checkpoint.Keep(config.run.keep))
+    keep = checkpoint.Keep(config.run.keep, config.run.keep_every, log.best)
+    saver = checkpoint.Saver(path / "checkpoints", keep)
 
     def save(state: State) -> None:
         saver.begin(log.position.step, trees(state), vars(log.position), provenance.made_by())

@@ -1,6 +1,8 @@
 """A model from another's weights: MoE or MoT from dense, MoT x MoE from MoT, by a map of paths (2212.05055)."""
 
+import difflib
 import math
+import re
 import zlib
 from typing import NamedTuple
 
@@ -31,14 +33,18 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
     Each layer comes from the same layer, each tower from the one that serves its first stream, each expert from the
     source's FFN (or QKV and O), or from its slice of it in turn where experts are narrower. What the source lacks, as a
     router, begins as always, and so do causal routers. `init.noise` times a matrix's own root mean square is added to
-    every copy but the first.
-    Raises `UserError` where shapes do not fit.
+    every copy but the first. Where `init.match` names some parameters, the others begin as always.
+    Raises `UserError` where shapes do not fit, and where nothing matches, or nothing that matches is in the source.
     """
     origin = _Source(source, params.paths(trained), params.table(source))
     specs = params.table(target)
+    chosen = _chosen(specs, target.init.match)
     fresh = params.paths(jax.jit(lambda: params.init(specs, target.model.seed))())
     result, faults = {}, []
     for path, spec in specs.items():
+        if path not in chosen:
+            result[path] = fresh[path]
+            continue
         in_block = bool(params.parse(path).stack)
         if in_block and target.model.layers != source.model.layers:
             faults.append(f"model.layers: {target.model.layers}, the source has {source.model.layers}")
@@ -50,7 +56,23 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
             faults.append(str(error))
     if faults:
         raise UserError("init.run: the model there does not fit this one:\n  " + "\n  ".join(dict.fromkeys(faults)))
+    if all(result[path] is fresh[path] for path in chosen):
+        raise UserError(
+            f"init.match: {target.init.match!r} matches {', '.join(chosen[:3])}, and {target.init.run} has no such "
+            f"parameter; it has {', '.join([*origin.arrays][:3])}, ...; match others, or write ''"
+        )
     return params.nest(result)
+
+
+def _chosen(specs: params.Table, match: str) -> list[str]:
+    """The parameters that come from the source; `UserError` where none matches."""
+    if chosen := [path for path in specs if re.search(match, path)]:
+        return chosen
+    near = difflib.get_close_matches(match, specs, 3, cutoff=0.3) or [*specs][:3]
+    raise UserError(
+        f"init.match: {match!r} matches no parameter; this model's are {', '.join(near)}, ...; `mot config` names its "
+        "towers; mend it, or write '' to take all"
+    )
 
 
 def _outside(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, target: Config) -> jax.Array:
@@ -74,10 +96,12 @@ def _in_block(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, t
         return fresh
     stacks = source.config.stacks
     source_tower = source.config.component(component).towers[tower]
+    origins = {layer: f"blocks/{stacks[layer]}/{component}/{source_tower}/{weight}" for layer in _layers(target, stack)}
+    if params.is_causal(path) or not source.arrays.keys() & {*origins.values()}:
+        return fresh
     layers = []
-    for n, layer in enumerate(_layers(target, stack)):
-        origin = f"blocks/{stacks[layer]}/{component}/{source_tower}/{weight}"
-        if origin not in source.arrays or params.is_causal(path):
+    for n, (layer, origin) in enumerate(origins.items()):
+        if origin not in source.arrays:
             layers.append(fresh[n])
             continue
         value = np.asarray(source.arrays[origin][_layers(source.config, stacks[layer]).index(layer)])

@@ -1,7 +1,6 @@
 """Experts inside the whole model: stacks, causality, balance, meshes, upcycling."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from configs.base import moe
 from mot import checkpoint, optim, sharding
 from mot.config import Experts, resolve
 from mot.data.packing import pack
+from mot.errors import UserError
 from mot.model import flops, params, router, transformer
 from mot.objectives import losses
 from mot.runs import metrics, rundir
@@ -23,6 +23,7 @@ from tests.support import examples
 from tests.support.arrays import copies, in_document_order, loss_of
 from tests.support.devices import devices
 from tests.support.training import one_step, restored, smoke
+from tests.support.training import rows as rows_of
 
 ROUTED = ("moe_ec4", "moe_tc4", "mot_moe", "mot_moe_both", "learned_mot")
 
@@ -291,9 +292,45 @@ def test_narrow_experts_are_slices_and_what_does_not_fit_is_refused():
         upcycle.weights(dense, weights, resolve(tree))
 
 
+def test_parts_come_from_another_run_by_their_paths_and_the_rest_is_new():
+    dense, tree = examples.make("dense"), examples.tree("mot")
+    weights = examples.weights(dense)
+    tree.init.update(run="runs/dense", match="/text/|^embed")
+    grown = params.paths(upcycle.weights(dense, weights, resolve(tree)))
+    whole = params.paths(upcycle.weights(dense, weights, examples.make("mot")))
+    new = params.paths(jax.jit(lambda: params.init(params.table(resolve(tree)), tree.model.seed))())
+    taken = [path for path in grown if "/text/" in path or path.startswith("embed")]
+    assert 10 < len(taken) < len(grown) - 10
+    for path, value in grown.items():
+        np.testing.assert_array_equal(value, whole[path] if path in taken else new[path])
+    tree.model.layers = 3  # what does not match need not fit, and what does must
+    tree.init.match = "^embed"
+    np.testing.assert_array_equal(upcycle.weights(dense, weights, resolve(tree))["embed"]["tokens"], grown[taken[0]])
+    tree.init.match = "/text/"
+    with pytest.raises(UserError, match=r"model.layers: 3, the source has 2"):
+        upcycle.weights(dense, weights, resolve(tree))
+
+
+def test_a_match_of_nothing_is_refused_with_near_paths():
+    dense, tree = examples.make("dense"), examples.tree("moe_ec4")
+    weights = examples.weights(dense)
+    tree.init.update(run="runs/dense", match="final_norm/txt/scale")
+    with pytest.raises(UserError, match=r"init.match: 'final_norm/txt/scale' matches no .* are final_norm/text/scale"):
+        upcycle.weights(dense, weights, resolve(tree))
+    tree.init.match = "router"
+    with pytest.raises(UserError, match=r"matches blocks/.*router.*, and runs/dense has no such parameter"):
+        upcycle.weights(dense, weights, resolve(tree))
+    tree.init.match = "(/text/"
+    with pytest.raises(UserError, match=r"init.match: '\(/text/' is no regular expression"):
+        resolve(tree)
+    tree.init.update(run="", match="/text/")
+    with pytest.raises(UserError, match=r"init.match: '/text/', but init.run is ''"):
+        resolve(tree)
+
+
 def test_a_run_begins_from_another_runs_weights(tmp_path, one_device, capsys):
     path = loop.run(smoke(tmp_path, "dense"), devices=one_device)
-    source = json.loads((path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    source = rows_of(path, "eval")[-1]
     grown = smoke(tmp_path, "mot", init__run=str(path), run__name="grown")
     rows = rundir.read_metrics(loop.run(grown, devices=one_device))
     assert f"begins with the weights of {path}, step 2\n" in capsys.readouterr().err
