@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 def list_(options) -> int:
     """Each step's size, age and verdict, and what is passed over."""
     checkpoints = options.run / "checkpoints"
-    table = Table("step", "size", "age", "verdict", title=str(checkpoints), title_justify="left")
+    print(checkpoints)
+    table = Table("step", "size", "age", "verdict")
     now = time.time()
     for step in written.saved(options.run):
         target = checkpoints / str(step)
@@ -83,12 +84,14 @@ def show(options) -> int:
     target, described = _described(options.run, options.step)
     chosen = [options.path] if options.path in described else _matching(described, options.path)
     if len(chosen) > 1 or not options.path:
-        table = Table("path", "shape", "dtype", title=str(target), title_justify="left")
+        print(target)
+        table = Table("path", "shape", "dtype")
         for path in chosen:
             table.add_row(path, str(described[path]["shape"]), described[path]["dtype"])
     else:
         (path,) = chosen
-        table = Table(path, f"{described[path]['dtype']}{described[path]['shape']}", title=str(target))
+        print(target)
+        table = Table(path, f"{described[path]['dtype']}{described[path]['shape']}")
         for name, value in statistics(_read(target, path)).items():
             table.add_row(name, f"{value:.6g}")
     Console().print(table)
@@ -109,7 +112,8 @@ def statistics(x: np.ndarray) -> dict[str, float]:
 def diff(options) -> int:
     """Path by path: absent, of another shape, or how far apart; equal ones are counted."""
     (a, here), (b, there) = (_described(*_run_and_step(given)) for given in (options.a, options.b))
-    table = Table("path", "difference", title=f"{a} -> {b}", title_justify="left")
+    print(f"{a} -> {b}")
+    table = Table("path", "difference")
     equal = 0
     for path in sorted({*here, *there}):
         if here.get(path) == there.get(path):

@@ -17,6 +17,7 @@ from mot.config import load, schema
 from mot.data import manifest, mixture, packing, roles
 from mot.model import flops, params, router
 from mot.runs import log, peak
+from mot.runs.goodput import Clock
 from mot.train import evaluate
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +111,7 @@ class Kept:
 
     def __init__(self):
         self.rows = []
+        self.evaluations = []
 
     def write(self, kind, step, values):
         self.rows.append(values)
@@ -126,7 +128,7 @@ def test_every_key_of_metrics_is_documented_and_no_other():
     measured |= {"grad_norms": {"text": 1.0, "embed": 1.0}, "grad_norm_limit": 1.0}
     kept, machine = Kept(), peak.Peak(1.0, 512, 1.0, "")
     names = tuple(c.data.sources)
-    logged = log.Log(c, names, Position(left_out={names[0]: 1}), kept, print, machine)
+    logged = log.Log(c, names, Position(left_out={names[0]: 1}), kept, print, machine, Clock({}, 0.0))
     row = logged.advance({}, 0.0, 0.0)
     trained = logged.write(log.Dispatched(1, measured, np.array([9, 9, 99]), row, {}), 1.0)
     sources = mixture.Sources(tuple(mixture.InMemory(name, 0, (), np.ones(2)) for name in names), np.ones(1), "")

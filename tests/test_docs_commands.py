@@ -77,9 +77,10 @@ COMMANDS = [
 
 def check(argv):
     """Raises, or ends, where `mot` would refuse a command line whatever data and runs there are."""
-    command = argv[1] if argv[0] == "data" else argv[0]
+    is_group = argv[0] in ("data", "checkpoint")
+    command = argv[1] if is_group else argv[0]
     p = arguments.PARSERS[command]()
-    argv = argv[2:] if argv[0] == "data" else argv[1:]
+    argv = argv[2:] if is_group else argv[1:]
     if command != "config" and "--config" not in p.flags():
         options, overrides = p.parse_args(argv), {}
     else:

@@ -20,7 +20,7 @@ from mot.train import loop, state
 from tests.conftest import ROOT
 from tests.support import commands, examples, vectors
 from tests.support.devices import devices
-from tests.support.training import ENV, TRAIN, smoke
+from tests.support.training import ENV, TRAIN, rows, smoke
 
 SINGLE = ("data=2", "fsdp=2", "expert=2", "context=2", "tensor=2")
 PAIRS = ("data=2,fsdp=2", "fsdp=2,expert=2", "fsdp=2,context=2", "fsdp=2,tensor=2", "expert=2,tensor=2")
@@ -264,7 +264,7 @@ def test_two_processes_train_as_one_with_two_devices(tmp_path):
     assert checkpoint.steps(tmp_path / "two" / "checkpoints") == checkpoint.steps(tmp_path / "one" / "checkpoints")
     checkpoint.verify(tmp_path / "two" / "checkpoints" / "2")
     first = next(row for row in two if row["kind"] == "eval")
-    assert first["loss"] == pytest.approx(rundir.read_metrics(source)[-1]["loss"], rel=1e-5)
+    assert first["loss"] == pytest.approx(rows(source, "eval")[-1]["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("text", ["", "here", "127.0.0.1:1,2", "127.0.0.1:1,x,2", "nowhere,0,2", "127.0.0.1:1,2,2"])

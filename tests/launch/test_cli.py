@@ -118,7 +118,7 @@ def test_overrides_keep_types_and_reach_every_depth(monkeypatch):
     assert c.optim.rules[0].lr == 1.0
 
 
-@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "data"])
+@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in ("data", "checkpoint")])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
@@ -146,7 +146,9 @@ def trained(monkeypatch):
 
     def run(config, profiled):
         trained.append(config)
-        (rundir.open_run(config) / "checkpoints" / str(config.run.steps)).mkdir(parents=True)
+        step = rundir.open_run(config) / "checkpoints" / str(config.run.steps)
+        step.mkdir(parents=True)
+        (step / "manifest.json").write_text("{}", encoding="utf-8")
         return rundir.folder(config)
 
     monkeypatch.setattr(loop, "run", run)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from launch.arguments import PARSERS
+from launch.arguments import CHECKPOINT, PARSERS
 from launch.cli import COMMANDS
 from mot.config import resolve
 from mot.config.load import read
@@ -110,9 +110,11 @@ OF_A_RUN = {
 
 
 def test_help_needs_nothing_heavy_and_lists_the_arguments_of_a_configuration():
-    lines = [["--help"], ["data", "--help"], *([name, "--help"] for name in COMMANDS if name != "data")]
+    lines = [["--help"], ["data", "--help"], ["checkpoint", "--help"]]
+    lines += [[name, "--help"] for name in COMMANDS if name not in ("data", "checkpoint")]
     lines += [["data", name, "--help"] for name in ("prepare", "inspect")]
-    assert {line[-2] for line in lines[2:]} == set(PARSERS)
+    lines += [["checkpoint", name, "--help"] for name in CHECKPOINT]
+    assert {line[-2] for line in lines[3:]} == set(PARSERS)
     takes = [["train"], ["evaluate"], ["demo"], ["plan"], ["data", "inspect"]]
     of_file = [[*command, "--config=configs/digits.py", "--help"] for command in takes]
     found = answers([*lines, *of_file, ["config", "configs/digits.py", "--help"]], ROOT, ROOT)

@@ -1,6 +1,7 @@
 """The rows of one run and of several, without a model: what was measured is given."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mot.data.pipeline import LeftOut
 from mot.errors import UserError
 from mot.model import router
 from mot.runs import written
+from mot.runs.goodput import Clock
 from mot.runs.log import Dispatched, Diverged, Log, Pending
 from mot.runs.peak import Peak
 from mot.train import ensemble
@@ -21,7 +23,7 @@ class Kept:
     """In place of a writer and a live line: keeps what is written and said."""
 
     def __init__(self):
-        self.rows, self.said = [], []
+        self.rows, self.said, self.evaluations = [], [], []
 
     def write(self, kind, step, values):
         self.rows.append((kind, step, dict(values)))
@@ -42,7 +44,8 @@ def log(patience=2):
     tree.optim.patience = patience
     kept = Kept()
     c = examples.resolve(tree)
-    return Log(c, ("a", "b"), Position(), kept, kept.say, Peak(1e9, 512, 1.0, ""), name_of), kept
+    clock = Clock({}, time.monotonic())
+    return Log(c, ("a", "b"), Position(), kept, kept.say, Peak(1e9, 512, 1.0, ""), clock, name_of), kept
 
 
 def name_of(source, doc_id):

@@ -357,7 +357,9 @@ def test_samples_are_spread_over_the_steps_of_a_run(tmp_path):
 
 
 def test_what_stands_nowhere_has_no_column(tmp_path):
-    (planted(tmp_path, "dense") / "checkpoints" / "60").mkdir(parents=True)
+    step = planted(tmp_path, "dense") / "checkpoints" / "60"
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text("{}", encoding="utf-8")
     assert "one seed" in prose(page(tmp_path)[1])
     entries = [{"name": "a", "group": "dense", "path": "a", "config": "c", "metrics": "m", "notes": []}]
     shown = report._template().render(runs=entries, title="", sentence="", pictures={}, colour={"dense": "#000"})
