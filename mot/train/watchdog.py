@@ -14,7 +14,7 @@ import jax
 from mot.errors import HUNG
 
 OFTEN = 1.0  # seconds between two looks
-BEAT = 5.0  # seconds between two signs of life
+BEAT = 5.0  # seconds between two signs of life, or a quarter of a short run.peer_timeout
 
 
 class Watchdog:
@@ -61,7 +61,7 @@ class Watchdog:
         me = self.folder / str(jax.process_index())
         peers = [self.folder / str(i) for i in range(jax.process_count()) if i != jax.process_index()]
         began = _beat(me)
-        while not self.over.wait(BEAT):
+        while not self.over.wait(min(BEAT, self.peer_timeout / 4)):
             now = _beat(me)
             for peer in peers:
                 silent = now - max(_last(peer), began)

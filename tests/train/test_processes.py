@@ -27,7 +27,7 @@ def start(root):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    values = {key.replace("__", "."): value for key, value in SETTINGS.items()} | {"run.peer_timeout": 8}
+    values = {key.replace("__", "."): value for key, value in SETTINGS.items()} | {"run.peer_timeout": 20}
     command = [*TRAIN, f"--config.run.root={root}", *(f"--config.{key}={value}" for key, value in values.items())]
     env = ENV | {"JAX_NUM_CPU_DEVICES": "1"}
     return [
