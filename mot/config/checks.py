@@ -123,6 +123,10 @@ def _run(c: "Sections") -> Iterator[Fault]:
         yield Fault("run.name", f"{c.run.name!r}; must be one folder name matching {NAME}; rename the run")
     if not c.run.root:
         yield Fault("run.root", "''; must be a folder; give one")
+    if re.match(r"\w+://", c.run.root):
+        yield Fault(
+            "run.root", f"{c.run.root!r}; must be a folder of a file system that all processes share; mount the bucket"
+        )
 
 
 def _keep_best(c: "Sections") -> Iterator[Fault]:
