@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 NUMBER = "0|[1-9][0-9]{0,17}"  # what a folder may be called that is numbered
@@ -78,6 +80,12 @@ class Appender:
 
     def close(self) -> None:
         self.file.close()
+
+
+def digest_of(content: Mapping) -> str:
+    """SHA-256 of what JSON holds, but for its own `digest`."""
+    said = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mot.checkpoint import arrays
 from mot.checkpoint.folder import MANIFEST, steps
 from mot.errors import Damaged
-from mot.files import sync, write_atomically
+from mot.files import digest_of, sync, write_atomically
 
 FORMAT = 2
 THREADS = 8  # hashing lets other threads run
@@ -18,13 +18,7 @@ THREADS = 8  # hashing lets other threads run
 def write(target: Path, step: int, described: Mapping[str, dict], made_by: Mapping, files: Mapping[str, str]) -> None:
     """Writes the manifest of a step's folder; `described` are its arrays, `files` the digests of its files."""
     content = {"format": FORMAT, "step": step, "made_by": made_by, "files": files, "arrays": described}
-    write_atomically(target / MANIFEST, json.dumps(content | {"digest": _digest_of(content)}, indent=1))
-
-
-def _digest_of(content: Mapping) -> str:
-    """Of what a manifest says, without its digest."""
-    said = {key: value for key, value in content.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    write_atomically(target / MANIFEST, json.dumps(content | {"digest": digest_of(content)}, indent=1))
 
 
 def read(target: Path) -> dict:
@@ -38,7 +32,7 @@ def read(target: Path) -> dict:
             return {"format": 1, "files": content, "arrays": {}}  # of a version that described no arrays
         if type(content.get("format")) is not int:
             raise ValueError("it has no format")
-        if content["format"] == FORMAT and content.get("digest") != _digest_of(content):
+        if content["format"] == FORMAT and content.get("digest") != digest_of(content):
             raise ValueError("its own digest does not match: it was changed after it was written")
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{file} cannot be read ({error}); {remedy(target)}") from None

@@ -78,6 +78,7 @@ class Saver:
         self.keep = keep
         self.thread: threading.Thread | None = None
         self.ended: Outcome | None = None
+        self.saved: int | None = None  # the step that it saved last
 
     def is_busy(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
@@ -86,9 +87,11 @@ class Saver:
         """Begins to save a step, once the save before it has ended. The caller may donate the arrays at once.
 
         `trees` are pytrees of arrays by item name (params, opt, ema); `data` is the run's `Position`, as JSON, and
-        `made_by` says where the step comes from.
+        `made_by` says where the step comes from. A step that it has just saved is not saved again.
         """
         self.wait()
+        if step == self.saved:
+            return
         self.ended = None
         began = time.monotonic()
         try:
@@ -130,6 +133,7 @@ class Saver:
             saved = [step for step in steps(self.folder) if step <= copied.step]  # a later one was damaged: it stays
             for old in {*saved} - kept(saved, self.keep):
                 shutil.rmtree(self.folder / str(old), ignore_errors=True)
+        self.saved = copied.step
         self.ended = Outcome(copied.step, "", time.monotonic() - copied.began, copied.stall)
 
     def _fail(self, step: int, began: float, error: Exception, stall: float | None = None) -> None:

@@ -5,7 +5,6 @@ So a command line that names no run, or a step that the run lacks, is answered a
 
 import dataclasses
 import glob
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from mot.config import Config, resolve
 from mot.config.renames import modern
 from mot.console import say_once
 from mot.errors import Damaged, UserError
-from mot.files import numbered
+from mot.files import digest_of, numbered
 
 
 def folder(config: Config) -> Path:
@@ -52,7 +51,7 @@ def read_config(path: Path) -> dict:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         not_ours(file, error)
-    if isinstance(config, dict) and config.pop("digest", None) not in (None, _digest_of(config)):
+    if isinstance(config, dict) and config.pop("digest", None) not in (None, digest_of(config)):
         not_ours(file, "its digest does not match: it was changed after it was written; without its digest it is taken")
     sections = {f.name for f in dataclasses.fields(Config)}
     if not isinstance(config, dict) or "run" not in config:
@@ -72,12 +71,7 @@ def read_config(path: Path) -> dict:
 
 def sealed(config: dict) -> str:
     """A plain configuration as config.json holds it: with a digest, so that a bit that flips is noticed."""
-    return json.dumps(config | {"digest": _digest_of(config)}, indent=1)
-
-
-def _digest_of(config: dict) -> str:
-    said = {key: value for key, value in config.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return json.dumps(config | {"digest": digest_of(config)}, indent=1)
 
 
 def config_as_written(path: Path) -> Config:

@@ -257,3 +257,12 @@ def test_a_kill_after_the_damaged_step_was_set_aside_leaves_the_older_one(ten, t
     assert chosen == {10}
     assert not (left[-1] / "20").exists()
     np.testing.assert_equal(checkpoint.newest(ten, print), 20)
+
+
+def test_a_step_that_was_just_saved_is_not_saved_again(tmp_path):
+    """As where a signal comes while data are waited for, after a step that was due."""
+    saver = checkpoint.Saver(tmp_path, checkpoint.Keep(3))
+    for _ in range(2):
+        saver.begin(5, TREES, {"step": 5})
+        saver.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5"]

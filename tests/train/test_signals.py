@@ -128,7 +128,9 @@ def test_a_signal_while_compiling_is_heard_at_once(tmp_path):
         "import numpy as np\n"
         "from launch import cli\n"
         "from mot import sharding\n"
-        "sharding.compiler_options = lambda _: np.linalg.eig(np.random.rand(2500, 2500))\n"
+        "def busy(mesh):\n"
+        "    return np.linalg.eig(np.random.rand(2500, 2500))\n"
+        "sharding.compiler_options = busy\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", script, "train", SMOKE, f"--config.run.root={tmp_path}"]

@@ -14,7 +14,10 @@ import jax
 from mot.train.watchdog import Watchdog
 
 if sys.argv[2] == "peer":
-    jax.process_count = lambda: 2
+    def two():
+        return 2
+
+    jax.process_count = two
 with Watchdog(Path(sys.argv[1]), float(sys.argv[3]), 3.0) as watchdog:
     watchdog.moved("step 7 or its batch")
     for _ in range(int(sys.argv[4])):
