@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -21,6 +21,7 @@ from mot.config.modalities import Modality, Option
 from mot.config.options import ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
+from mot.files import as_path
 from mot.plan import chips
 from mot.prepare import asked
 
@@ -66,7 +67,7 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         config = flags.judged(load.read(options.config, overrides))
     for option, what in (("run", "run directory"), ("dataset", "dataset"), ("inputs", "file or folder")):
         given = getattr(options, option, None) or ()
-        for path in [given] if isinstance(given, Path) else map(Path, given):
+        for path in [given] if isinstance(given, PurePath) else map(as_path, given):
             flags.refuse_absent(path, what)
     _refuse(command, options, overrides, config)
     return None
@@ -321,7 +322,7 @@ def evaluate() -> flags.Parser:
         "Prints the held-out losses of a run's newest checkpoint, by modality and source.",
         "mot evaluate runs/digits-mot-smoke",
     )
-    p.add_argument("run", type=Path, nargs="?", help="a run directory; or --config, which names one")
+    p.add_argument("run", type=as_path, nargs="?", help="a run directory; or --config, which names one")
     flags.add_config(p, "")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
     return p
@@ -334,7 +335,7 @@ def replay() -> flags.Parser:
         "every parameter's gradient, every document's loss, and whether they are those of metrics.jsonl, to the bit.",
         "mot replay runs/digits-mot-smoke 2",
     )
-    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("run", type=as_path, help="a run directory")
     p.add_argument("step", type=int, help="which of its steps; the first is 1")
     p.add_argument("--rows", type=int, default=20, help="of each table, 0 is all; default %(default)s")
     return p
@@ -349,7 +350,7 @@ def sample() -> flags.Parser:
         "what was asked and what came of it into its samples.json.",
         'mot sample runs/demo/mot-seed0 --prompt "a handwritten seven" --n 64 --grid',
     )
-    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("run", type=as_path, help="a run directory")
     p.add_argument("--step", type=int, help="of which checkpoint; default the newest")
     o = Options()
     ask = p.add_argument_group("what is asked for").add_argument
@@ -542,7 +543,7 @@ def list_checkpoints() -> flags.Parser:
         "A run's checkpoints: steps, sizes, ages, whether each verifies, and what is passed over.",
         "mot checkpoint list runs/digits-mot-smoke",
     )
-    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("run", type=as_path, help="a run directory")
     return p
 
 
@@ -552,7 +553,7 @@ def verify_checkpoints() -> flags.Parser:
         "Compares every file and every array with its digest; exit code 2 where one is damaged.",
         "mot checkpoint verify runs/digits-mot-smoke",
     )
-    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("run", type=as_path, help="a run directory")
     p.add_argument("--step", type=int, help="which checkpoint; default all")
     return p
 
@@ -563,7 +564,7 @@ def show_checkpoint() -> flags.Parser:
         "Paths, shapes and dtypes of a checkpoint's arrays; of one alone its statistics.",
         "mot checkpoint show runs/digits-mot-smoke embed",
     )
-    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("run", type=as_path, help="a run directory")
     p.add_argument("path", nargs="?", default="", help="an array's path, or a regular expression; default all")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
     return p

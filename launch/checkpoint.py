@@ -12,6 +12,7 @@ from rich.table import Table
 
 from launch import arguments, flags
 from launch.process import guarded
+from mot import files
 from mot.checkpoint import arrays, folder, manifest
 from mot.errors import Damaged, UserError
 from mot.runs import written
@@ -33,8 +34,8 @@ def list_(options) -> int:
     now = time.time()
     for step in written.saved(options.run):
         target = checkpoints / str(step)
-        size = sum((target / name).stat().st_size for name in manifest.files(target))
-        age = now - (target / folder.MANIFEST).stat().st_mtime
+        size = sum(files.size(target / name) for name in manifest.files(target))
+        age = now - files.modified(target / folder.MANIFEST)
         table.add_row(str(step), _size(size), _age(age), _verdict(target))
     Console().print(table)
     for name in folder.ignored(checkpoints):
@@ -139,10 +140,10 @@ def _difference(a: Path, b: Path, path: str, here: Mapping | None, there: Mappin
 def _run_and_step(given: str) -> tuple[Path, int | None]:
     """`RUN:STEP`, or `RUN`."""
     found = re.fullmatch(r"(.+):(\d+)", given, re.ASCII | re.DOTALL)
-    is_whole = not found or Path(given).exists()
+    is_whole = not found or files.as_path(given).exists()
     path, step = (given, None) if is_whole else (found[1], int(found[2]))
-    flags.refuse_absent(Path(path), "run directory")
-    return Path(path), step
+    flags.refuse_absent(files.as_path(path), "run directory")
+    return files.as_path(path), step
 
 
 def _described(run: Path, step: int | None) -> tuple[Path, dict]:

@@ -305,6 +305,11 @@ def meaning(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or re.search("RESOURCE_EXHAUSTED|out of memory|bad_alloc", text, re.IGNORECASE):
         less = LESS.get(_command(), "less at a time")
         return f"not enough memory{first and f' ({first[:300]})'}; ask for less: {less}; or free some"
+    if type(error).__module__.partition(".")[0] in ("gcsfs", "google", "aiohttp"):
+        return (
+            f"a bucket could not be read or written ({type(error).__name__}: {first[:300]}); see that it exists, that "
+            "this machine's account may use it, and that the network is there"
+        )
     if re.search(r"Gloo \S+ failed|coordination service|heartbeat timeout", text):
         return LOST
     if re.search("Unable to initialize backend|Unknown backend", text) or _raised_in(error) == "xla_bridge.py":

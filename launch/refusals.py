@@ -14,7 +14,7 @@ from mot.config.options import ANY, SOLVERS
 from mot.data import captions
 from mot.data.manifest import read_json
 from mot.errors import UserError
-from mot.files import numbered
+from mot.files import as_path, is_bucket, numbered
 from mot.runs import written
 
 RANGES = {  # of the options of `mot sample`
@@ -35,6 +35,8 @@ RANGES = {  # of the options of `mot sample`
 
 def folder(path: Path, flag: str) -> None:
     """Raises `UserError` where no folder can be made at `path`, or nothing be written there; leaves nothing behind."""
+    if is_bucket(path):
+        return _bucket(path, flag)
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -51,6 +53,18 @@ def folder(path: Path, flag: str) -> None:
         ) from None
 
 
+def _bucket(path: Path, flag: str) -> None:
+    probe = path / f".mot-{os.getpid()}.partial"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except Exception as error:  # gcsfs's own, the network's, and that the extra is not installed
+        raise UserError(
+            f"{flag} {path}: nothing can be written there ({type(error).__name__}: {error!s:.200}); see that the "
+            "bucket exists, that this machine's account may write to it, and that the extra gcs is installed"
+        ) from None
+
+
 def training(configs: Sequence[Config]) -> None:
     """Of runs that are to be trained: where they lie, and the run that they begin from."""
     for c in configs:
@@ -63,8 +77,8 @@ def training(configs: Sequence[Config]) -> None:
 def beginning(config: Config) -> None:
     """Raises `UserError` where `init.run` is no run, or has no checkpoint of `init.step`."""
     try:
-        written.config_as_written(Path(config.init.run))
-        written.saved(Path(config.init.run), config.init.step or None)
+        written.config_as_written(as_path(config.init.run))
+        written.saved(as_path(config.init.run), config.init.step or None)
     except UserError as error:
         raise UserError(f"init.run: {error}") from None
 
@@ -95,6 +109,8 @@ def report(options: Any) -> None:
     found = written.named(options.runs)
     for path in found:
         written.read_config(path)
+    if is_bucket(found[0]) and not options.out:
+        raise UserError("--out is missing: a browser opens a page of this machine; name a folder for it")
     folder(options.out or found[0].parent, "--out")
 
 

@@ -7,7 +7,7 @@ it into its samples.json.
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from launch import arguments, refusals
 from launch.arguments import ANY, GUIDANCE, MEDIA, TEXT, UNPROMPTED, Options
@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def draw(run: Path | LoadedModel, step: int | None = None, options: Options = Options()) -> dict:  # noqa: B008
     """Samples, written as `options` say; the record of them, with the folder as `out`. Raises `UserError`."""
-    path = run if isinstance(run, Path) else run.path
+    path = run if isinstance(run, PurePath) else run.path
     config = rundir.config_of(path)
     format = layout.of(config)
     refusals.refuse(_faults(options, config, format))
     asked = [] if _of_digits(options, config) else _requests(options, config, format)
-    if isinstance(run, Path):
+    if isinstance(run, PurePath):
         model = opened.opened(run, step)
     else:
         model = run if step in (None, run.step) else opened.at(run, step)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mot.config import differences
 from mot.errors import UserError
-from mot.files import write_atomically
+from mot.files import is_bucket, write_atomically
 from mot.model import flops
 from mot.runs import rundir
 
@@ -350,6 +350,7 @@ def _longer(found: list[TrainedRun], out: Path) -> list[dict]:
 
     A demo's few steps draw blobs, and a run of `size=draw` in a folder beside them shows what training comes to.
     """
+    found = [run for run in found if not is_bucket(run.path)]  # beside a bucket's runs may lie thousands
     reported = {run.path.resolve() for run in found}
     most = max((run.config.run.steps for run in found), default=0)
     beside = dict.fromkeys(path for run in found for path in run.path.resolve().parent.parent.glob("*/*/config.json"))
@@ -414,7 +415,7 @@ def _differences(groups) -> list[tuple[str, list[str]]]:
 
 def _entry(run, label, out, notes) -> dict:
     def link(path):
-        return os.path.relpath(path, out)
+        return str(path) if is_bucket(path) else os.path.relpath(path, out)
 
     return {
         "name": run.config.run.name,

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from mot import checkpoint
 from mot.config import Config, differences
+from mot.files import as_path, read_appended
 from mot.model import flops
 from mot.runs import rundir, written
 
@@ -107,7 +108,7 @@ class Tables(NamedTuple):
 
 def read(path: Path | str) -> TrainedRun:
     """A run directory; raises `UserError` where it is none, or is damaged."""
-    path = Path(path)
+    path = as_path(path)
     config, rows = rundir.config_of(path), rundir.read_metrics(path)
     trained = [row for row in rows if row["kind"] == "train"]
     steps = max((row["step"] for row in trained), default=0)
@@ -134,7 +135,7 @@ def read(path: Path | str) -> TrainedRun:
     if not np.isfinite(np.array(last, float)).all():
         faults.append(f"its losses are not finite at the end, step {steps:,}")
     file = path / "metrics.jsonl"
-    if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+    if file.exists() and (content := read_appended(file)) and not content.endswith(b"\n"):
         notes.append("metrics.jsonl was cut mid-line; the cut line is left out")
     if skipped := sum(row.get("event") == "skipped" for row in rows):
         notes.append(f"{skipped} steps were not finite and were skipped")

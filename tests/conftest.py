@@ -18,6 +18,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.support.bucket import NAME, served  # noqa: E402
 from tests.support.devices import devices  # noqa: E402
 
 # Tracing makes many small objects, and what collects them walks all modules each time: a seventh of the time.
@@ -47,6 +48,14 @@ def four_devices():
 @pytest.fixture(scope="session")
 def one_device():
     return jax.devices()[:1]
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """The address of a bucket on loopback, which this process finds, and those that it starts."""
+    with served() as environment:
+        os.environ.update(environment)
+        yield f"gs://{NAME}"
 
 
 @pytest.fixture

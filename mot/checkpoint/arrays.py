@@ -8,6 +8,7 @@ import tensorstore
 
 from mot.checkpoint import digests
 from mot.checkpoint.folder import literal
+from mot.files import is_bucket
 
 
 def read(target: Path, path: str) -> np.ndarray:
@@ -17,10 +18,18 @@ def read(target: Path, path: str) -> np.ndarray:
     """
     item, _, rest = path.partition("/")
     with literal(target) as folder:
-        base = {"driver": "file", "path": f"{folder / item}/"}  # no address, in which a % would begin a code
-        store = {"driver": "ocdbt", "base": base, "path": f"{rest.replace('/', '.')}/"}
-        opened = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
+        store = {"driver": "ocdbt", "base": _base(folder / item), "path": f"{rest.replace('/', '.')}/"}
+        spec = {"driver": "zarr", "kvstore": store, "recheck_cached_metadata": False, "recheck_cached_data": False}
+        opened = tensorstore.open(spec, open=True, read=True).result()  # nothing changes meanwhile
         return opened.read().result()
+
+
+def _base(folder: Path) -> dict:
+    """Where tensorstore finds a folder; not as an address, in which a % would begin a code."""
+    if is_bucket(folder):
+        _, bucket, name = str(folder.relative_to(folder.anchor)).split("/", 2)
+        return {"driver": "gcs", "bucket": bucket, "path": f"{name}/"}
+    return {"driver": "file", "path": f"{folder}/"}
 
 
 def fault(target: Path, path: str, described: Mapping) -> str:

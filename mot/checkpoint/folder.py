@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 import jax
 
 from mot.errors import UserError
-from mot.files import NUMBER, numbered
+from mot.files import NUMBER, is_bucket, numbered, remove
 
 MANIFEST = "manifest.json"
 ASIDE = ".damaged"
@@ -62,8 +61,25 @@ def _why_ignored(path: Path) -> str:
 def remove_partial(folder: Path) -> None:
     """Removes what an interrupted or failed save has left."""
     for left in folder.iterdir() if folder.is_dir() else ():
-        if PARTIAL.fullmatch(left.name):
-            shutil.rmtree(left, ignore_errors=True)
+        if PARTIAL.fullmatch(left.name) or (_is_step_of_bucket(left) and not (left / MANIFEST).is_file()):
+            remove(left)
+
+
+def _is_step_of_bucket(path: Path) -> bool:
+    """A bucket renames nothing: there a step is written under its own name, and its manifest makes it whole."""
+    return is_bucket(path) and re.fullmatch(NUMBER, path.name) is not None
+
+
+def partial_name(folder: Path, step: int) -> str:
+    """The name under which a step is written."""
+    return str(step) if is_bucket(folder) else f"{step}.partial"
+
+
+def remove_step(target: Path) -> None:
+    """Removes a step, first what makes it whole: half removed, it is no step."""
+    with contextlib.suppress(Exception):  # what stays goes after the next save
+        (target / MANIFEST).unlink(missing_ok=True)
+        remove(target)
 
 
 def goes_on(earlier: list[int]) -> str:
@@ -82,6 +98,9 @@ _PLAIN = re.compile(r"[\w./ +=,@%~-]*")
 @contextlib.contextmanager
 def literal(folder: Path) -> Iterator[Path]:
     """A path of this folder that every library takes literally: its own, or else a link to it while this lasts."""
+    if is_bucket(folder):
+        yield folder
+        return
     absolute = folder.absolute()
     if _PLAIN.fullmatch(str(absolute)):
         yield absolute
@@ -104,6 +123,8 @@ def _folder_of_links() -> str:
 
 def refuse_odd(folder: Path) -> None:
     """`UserError` where several processes would need a link to the same folder, each another one."""
+    if is_bucket(folder):
+        return
     odd = sorted(set(_PLAIN.sub("", str(folder.absolute()))))
     if odd and jax.process_count() > 1:
         raise UserError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from mot.checkpoint import arrays
 from mot.checkpoint.folder import MANIFEST, steps
 from mot.errors import Damaged
-from mot.files import digest_of, sync, write_atomically
+from mot.files import digest_of, is_bucket, names_within, sync, write_atomically
 
 FORMAT = 2
 THREADS = 8  # hashing lets other threads run
@@ -79,9 +79,7 @@ def _harmed(target: Path, name: str, content: Mapping) -> str:
 
 def files(target: Path) -> list[str]:
     """The names of all files of a step but its manifest, in order."""
-    return sorted(
-        str(path.relative_to(target)) for path in target.rglob("*") if path.is_file() and path != target / MANIFEST
-    )
+    return [name for name in names_within(target) if name != MANIFEST]
 
 
 def digests(target: Path, names: Iterable[str]) -> dict[str, str]:
@@ -97,7 +95,9 @@ def _digest_of_file(path: Path) -> str:
 
 
 def sync_all(target: Path) -> None:
-    """Waits until the disk has every file and folder of a step."""
+    """Waits until the disk has every file and folder of a step. A bucket has what it has taken."""
+    if is_bucket(target):
+        return
     for path in (*target.rglob("*"), target):
         sync(path)
 

@@ -5,7 +5,6 @@ import errno
 import math
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,11 @@ import orbax.checkpoint as ocp
 
 from mot import sharding
 from mot.checkpoint import arrays, digests, manifest
-from mot.checkpoint.folder import ASIDE, goes_on, literal, remove_partial, steps
+from mot.checkpoint.folder import ASIDE, goes_on, literal, partial_name, remove_partial, remove_step, steps
 from mot.errors import UserError
-from mot.files import sync
+from mot.files import is_bucket, make_folder, remove, sync
 
 PATIENCE = 600  # seconds that a process waits for the others of its run to write their part
-FAILURES = (OSError, ValueError, RuntimeError)  # libraries report a full disk by any of these
 
 
 class Keep(NamedTuple):
@@ -96,7 +94,7 @@ class Saver:
         began = time.monotonic()
         try:
             copied = _copy(self.folder, step, trees, data, began, made_by or {})
-        except FAILURES as error:
+        except Exception as error:  # each library of a disk or bucket has errors of its own, and training goes on
             self._fail(step, began, error)
             return
         self.thread = threading.Thread(target=self._finish, args=(copied,), name="checkpoint", daemon=True)
@@ -126,13 +124,13 @@ class Saver:
         try:
             with copied.closing:
                 _commit(self.folder, copied)
-        except FAILURES as error:
+        except Exception as error:
             self._fail(copied.step, copied.began, error, copied.stall)
             return
         if sharding.is_first_process():
             saved = [step for step in steps(self.folder) if step <= copied.step]  # a later one was damaged: it stays
             for old in {*saved} - kept(saved, self.keep):
-                shutil.rmtree(self.folder / str(old), ignore_errors=True)
+                remove_step(self.folder / str(old))
         self.saved = copied.step
         self.ended = Outcome(copied.step, "", time.monotonic() - copied.began, copied.stall)
 
@@ -162,13 +160,15 @@ def save(folder: Path, step: int, trees: dict, data: dict, keep: int, made_by: d
 def _copy(folder: Path, step: int, trees: dict, data: dict, began: float, made_by: dict) -> _Copied:
     """Copies the state to the host, from where orbax writes it."""
     if sharding.is_first_process():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        if is_bucket(folder) and step in steps(folder):
+            remove_step(folder / str(step))  # passed over when the run resumed: it is damaged
         remove_partial(folder)
     sharding.barrier(f"saving {step}")
     found = {item: digests.of_tree(tree) for item, tree in trees.items()}  # on the devices, before they go on
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
     with ExitStack() as closing:
-        path = closing.enter_context(literal(folder)) / f"{step}.partial"
+        path = closing.enter_context(literal(folder)) / partial_name(folder, step)
         # Folders are made at once: threads would wait minutes for one that cannot be made, and the process for them.
         options = ocp.options.AsyncOptions(timeout_secs=PATIENCE, create_directories_asynchronously=False)
         handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=options))
@@ -195,9 +195,11 @@ def _commit(folder: Path, copied: _Copied) -> None:
     manifest.write(partial, copied.step, described, copied.made_by, files)
     manifest.sync_all(partial)
     target = folder / str(copied.step)
+    if target == partial:
+        return
     if target.exists():  # passed over when the run resumed: it is damaged
         aside = folder / f"{copied.step}{ASIDE}"
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         os.rename(target, aside)
     os.rename(partial, target)
     sync(folder)

@@ -10,6 +10,7 @@ from mot.config.axes import LOGICAL_AXES, MESH_AXES, TOGETHER, names
 from mot.config.objectives import NONE, OBJECTIVES, OF_IDS, OF_VECTORS
 from mot.config.routers import ROUTERS
 from mot.errors import Fault
+from mot.files import is_address
 
 if TYPE_CHECKING:  # it imports this file
     from mot.config.schema import Experts, Sections, Stream
@@ -123,9 +124,9 @@ def _run(c: "Sections") -> Iterator[Fault]:
         yield Fault("run.name", f"{c.run.name!r}; must be one folder name matching {NAME}; rename the run")
     if not c.run.root:
         yield Fault("run.root", "''; must be a folder; give one")
-    if re.match(r"\w+://", c.run.root):
+    if is_address(c.run.root) and not re.match("gs://[^/]", c.run.root):
         yield Fault(
-            "run.root", f"{c.run.root!r}; must be a folder of a file system that all processes share; mount the bucket"
+            "run.root", f"{c.run.root!r}; must be a folder that all processes share, or gs://BUCKET/FOLDER; name one"
         )
 
 

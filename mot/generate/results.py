@@ -1,14 +1,12 @@
 """A folder of samples: written whole, over what an earlier `mot sample` wrote there, and over nothing else."""
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mot.errors import UserError
-from mot.files import write_atomically
+from mot.files import make_folder, move, remove, write_atomically
 from mot.runs import tensorboard
 
 RECORD = "samples.json"
@@ -83,22 +81,22 @@ def write(out: Path, files: dict[str, bytes], record: dict) -> None:
     Interrupted, it leaves a record that says so and names what is ours, so that the next call can replace it.
     """
     ours = refuse_foreign(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     stage = out / PARTIAL
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
+    remove(stage)
+    make_folder(stage)
     try:
         for name, content in files.items():
             write_atomically(stage / name, content)
         write_atomically(stage / RECORD, json.dumps(record | {"files": sorted(files)}, indent=1))
         write_atomically(out / RECORD, json.dumps({"interrupted": True, "files": sorted({*ours, *files})}))
         for name in files:
-            os.replace(stage / name, out / name)
+            move(stage / name, out / name)
         for name in ours - files.keys() - {RECORD}:
             (out / name).unlink(missing_ok=True)
-        os.replace(stage / RECORD, out / RECORD)
+        move(stage / RECORD, out / RECORD)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        remove(stage)
 
 
 def show(run: Path, step: int, files: Mapping[str, bytes], words: str) -> None:

@@ -1,13 +1,15 @@
 """One process at a time trains in a run's folder.
 
 The kernel holds the lock (flock), and lets go of it when the process ends, however it ends. Where file systems do not
-tell other machines of it, a sign of life that the holder gives does.
+tell other machines of it, and in buckets, which have no locks, a sign of life that the holder gives does.
 """
 
 import errno
 import fcntl
 import json
 import os
+import secrets
+import signal
 import socket
 import threading
 import time
@@ -15,9 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mot.console import say_once
 from mot.errors import UserError
+from mot.files import is_bucket
 from mot.runs import provenance
 
+SETTLES = 2.0  # seconds after which a process that began at the same moment has written, too
 BEAT = 20.0  # seconds between signs of life
 DEAD = 120.0  # seconds after the last one
 UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -26,7 +31,12 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """The folder of a run is this process's as long as this lasts; `UserError` where it is another's."""
-    file = path / "lock"
+    with (_in_bucket if is_bucket(path) else _in_folder)(path / "lock"):
+        yield
+
+
+@contextmanager
+def _in_folder(file: Path) -> Iterator[None]:
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _take(descriptor, file)
@@ -43,6 +53,80 @@ def held(path: Path) -> Iterator[None]:
             os.ftruncate(descriptor, 0)  # nobody has it; the file stays, as another process may be waiting at it
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _in_bucket(file: Path) -> Iterator[None]:
+    """An object says who trains, and when it last gave a sign of life.
+
+    Of two processes that find none and both write theirs, the last is read by both a moment later, and the other gives
+    way; also later, if it was read too soon.
+    """
+    me = _me() | {"token": secrets.token_hex(8)}
+    _refuse_living(file)
+    _sign(file, me)
+    time.sleep(SETTLES)
+    holder = _read(file)
+    if holder.get("token") != me["token"]:
+        raise _refusal(file, holder)
+    over = threading.Event()
+    beats = threading.Thread(target=_keep, args=(file, me, over), name="lock", daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join()
+        with suppress(Exception):  # what a bucket does not take counts as dead after a while
+            file.unlink(missing_ok=True)
+
+
+def _sign(file: Path, me: dict) -> None:
+    file.write_bytes(json.dumps(me | {"sign": time.time()}).encode())
+
+
+def _read(file: Path) -> dict:
+    try:
+        said = json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _refuse_living(file: Path) -> None:
+    holder = _read(file)
+    if not holder:
+        return
+    if holder.get("host") == socket.gethostname() and not _is_alive(holder.get("process")):
+        return
+    sign = holder.get("sign")
+    silent = time.time() - sign if isinstance(sign, int | float) else DEAD
+    if silent < DEAD:
+        raise _refusal(
+            file, holder, f"; it gave a sign of life {silent:.0f} s ago, and counts as dead after {DEAD:.0f}"
+        )
+
+
+def _is_alive(process: object) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, TypeError, OverflowError):  # another user's; or no number, which nobody can ask about
+        return True
+    return True
+
+
+def _keep(file: Path, me: dict, over: threading.Event) -> None:
+    """Gives signs of life; where another has taken the lock meanwhile, this process stops as by SIGTERM."""
+    while not over.wait(BEAT):
+        with suppress(Exception):  # a bucket that fails is told of by those who write to it
+            holder = _read(file)
+            if holder and holder.get("token") != me["token"]:
+                say_once(f"{_refusal(file, holder)}; this process stops")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            _sign(file, me)
 
 
 def _me() -> dict:

@@ -198,6 +198,10 @@ class Log:
         line = metrics.line(row, self.config.modalities)
         self.say(f"{self.config.run.name} step {self.position.step}: held-out {line}")
 
+    def flush(self) -> None:
+        """Writes the rows that wait."""
+        self.writer.flush()
+
     def saved(self, outcome: Outcome, pause: float) -> None:
         """Tells what became of a save; after one that failed the next try comes in `pause` seconds."""
         about = {"seconds": outcome.seconds, "stall": outcome.stall} | self.clock.split()

@@ -1,8 +1,10 @@
 """`--profile`: an XProf trace of a few steps, and which operations took their time."""
 
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from jax.profiler import ProfileData
 from rich.table import Table
 
 from mot.checkpoint import Position
+from mot.files import is_bucket, make_folder, names_within
 from mot.runs.log import Pending
 from mot.runs.writer import Live, Writer
 
@@ -33,6 +36,8 @@ class Trace:
 
     def __init__(self, path: Path, position: Position, writer: Writer, live: Live):
         self.folder = path / "profile"
+        self.traced = self.folder  # where JAX writes: into a folder of this machine, which a bucket is given
+        self.closing = ExitStack()
         self.position = position
         self.writer = writer
         self.live = live
@@ -41,10 +46,16 @@ class Trace:
         self.running: Pending | None = None  # the steps that are waited for, while a trace is taken
 
     def __enter__(self) -> "Trace":
-        self.folder.mkdir(exist_ok=True)  # or it is refused before a step is taken
+        if is_bucket(self.folder):
+            self.traced = Path(self.closing.enter_context(tempfile.TemporaryDirectory(prefix="mot-")))
+        make_folder(self.folder)  # or it is refused before a step is taken
         return self
 
     def __exit__(self, kind, *_) -> None:
+        with self.closing:
+            self._end(kind)
+
+    def _end(self, kind: type[BaseException] | None) -> None:
         if self.running:
             self._stop(self.running)
         elif self.step is None and kind is None:
@@ -61,7 +72,7 @@ class Trace:
             self.step = step
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # of no use here, and it slows the host
-            jax.profiler.start_trace(str(self.folder), profiler_options=options)
+            jax.profiler.start_trace(str(self.traced), profiler_options=options)
             self.running = pending
             pending.resume()
         elif done == LAST and self.running:
@@ -76,8 +87,12 @@ class Trace:
 
     def _tell(self, steps: int) -> None:
         """A table for who watches, an event for metrics.jsonl."""
-        file = max(self.folder.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+        file = max(self.traced.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
         ranked = operations(ProfileData.from_file(str(file)), self.step.as_text(), steps)[:TOP]
+        if self.traced != self.folder:
+            for name in names_within(self.traced):
+                (self.folder / name).write_bytes((self.traced / name).read_bytes())
+        file = self.folder / file.relative_to(self.traced)
         listed = [{**op._asdict(), "share": round(op.share, 4)} for op in ranked]
         event = {"event": "profile", "trace": str(file), "operations": listed}
         self.writer.write("event", self.position.step, event)

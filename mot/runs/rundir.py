@@ -16,7 +16,7 @@ from mot import checkpoint, optim
 from mot.config import Config, differences, resolve
 from mot.config.axes import MESH_AXES
 from mot.errors import UserError
-from mot.files import write_atomically
+from mot.files import absolute, as_path, is_address, make_folder, read_appended, write_atomically
 from mot.model import attention, dispatch
 from mot.runs import lock, provenance, written
 from mot.runs.written import config_as_written, folder, not_ours, read_config
@@ -53,7 +53,7 @@ def open_run(config: Config) -> Path:
     """
     path = folder(config)
     if not _holds_something(path):
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         write_atomically(path / "config.json", written.sealed(anchored(plain(config))))
         return path
     if changes_made := changed(config):
@@ -119,7 +119,7 @@ def refuse_branch(config: Config, step: int) -> None:
     What decides results must be the same, and every rate so far: then the branch is the run that was planned so from
     the start.
     """
-    path = Path(config.init.run)
+    path = as_path(config.init.run)
     old = read_config(path)
     different = [d for d in changes(old, plain(config)) if not re.match(r"init\.|run\.name:", d)]
     keys = {difference.partition(":")[0] for difference in different}
@@ -185,11 +185,11 @@ def anchored(config: dict) -> dict:
     data, init, run = config["data"], config["init"], config["run"]
 
     def anchor(address: str) -> str:
-        return os.path.abspath(address) if _is_folder(address) else address
+        return absolute(address) if _is_folder(address) else address
 
     sources = {name: anchor(address) for name, address in data["sources"].items()}
     return config | {
-        "run": run | {"root": os.path.abspath(run["root"])},
+        "run": run | {"root": absolute(run["root"])},
         "data": data | {"sources": sources},
         "init": init | {"run": anchor(init["run"])},
     }
@@ -197,7 +197,7 @@ def anchored(config: dict) -> dict:
 
 def _is_folder(address: str) -> bool:
     """Does an entry of `data.sources` or `init.run` name a folder: no remote address, no name with its own meaning?"""
-    return address not in ("", "embedded") and not re.match(r"seqio:|\w+://", address)
+    return address not in ("", "embedded") and not address.startswith("seqio:") and not is_address(address)
 
 
 def _moved(config: Config, path: Path) -> Config:
@@ -205,7 +205,9 @@ def _moved(config: Config, path: Path) -> Config:
 
     So a project that was copied as a whole, runs and data, goes on elsewhere.
     """
-    former = Path(config.run.root) / config.run.name
+    former = folder(config)
+    if is_address(str(path)) or is_address(str(former)):
+        return config
 
     def present(address: str) -> str:
         if not _is_folder(address) or Path(address).exists():
@@ -222,8 +224,8 @@ def _is_same_run(old: str, new: str) -> bool:
     """Do both name one run directory, or has the old one gone, and the new one its name?"""
     if not (old and new):
         return old == new
-    gone = not Path(old).exists() and Path(old).name == Path(new).name
-    return gone or os.path.abspath(old) == os.path.abspath(new)
+    gone = not as_path(old).exists() and as_path(old).name == as_path(new).name
+    return gone or absolute(old) == absolute(new)
 
 
 def changes(old: dict, new: dict) -> list[str]:
@@ -280,7 +282,7 @@ def read_metrics(path: Path) -> list[dict]:
     if not file.exists():
         return []
     try:
-        lines = file.read_bytes().split(b"\n")
+        lines = read_appended(file).split(b"\n")
     except OSError as error:
         not_ours(file, error)
     rows = []

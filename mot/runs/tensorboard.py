@@ -6,7 +6,6 @@ written, TensorBoard reads the newer one alone.
 
 import io
 import json
-import os
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import hparams, scalar, text
 
-from mot.files import Appender
+from mot.files import appender, make_folder, move
 from mot.runs import rundir
 
 # The tag of what a row of metrics holds, by the name's first part; what is not named here is no curve to look at, as
@@ -72,9 +71,9 @@ class Board:
     """
 
     def __init__(self, folder: Path, purge_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         now = time.time()
-        self.file = Appender(folder / f"events.out.tfevents.{now:.6f}")
+        self.file = appender(folder / f"events.out.tfevents.{now:.6f}")
         self.error: OSError | None = None  # why what was added last is not in the file yet
         self.add(Event(wall_time=now, file_version="brain.Event:2"))
         self.add(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
@@ -134,7 +133,7 @@ def samples(path: Path, step: int, words: str, pictures: Mapping[str, bytes], so
     values += [_image(name, png) for name, png in list(pictures.items())[:IMAGES]]
     values += [_audio(name, wav) for name, wav in list(sounds.items())[:SOUNDS]]
     folder = path / "tensorboard" / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     earlier = sorted(folder.glob("*tfevents*"))
     records = [(event.step, raw) for file in earlier for event, raw in read(file) if event.HasField("summary")]
     records = [(of, raw) for of, raw in records if of != step]
@@ -145,7 +144,7 @@ def samples(path: Path, step: int, words: str, pictures: Mapping[str, bytes], so
     file = folder / f"events.out.tfevents.{now:.6f}.samples"  # a new name, or TensorBoard goes on in what it has open
     partial = folder / ".partial"
     partial.write_bytes(version + b"".join(raw for _, raw in records))
-    os.replace(partial, file)
+    move(partial, file)
     for old in earlier:
         old.unlink(missing_ok=True)
 

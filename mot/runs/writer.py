@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from mot.console import say_once
-from mot.files import Appender, write_atomically
+from mot.files import appender, write_atomically
 from mot.runs import provenance, rundir, tensorboard
 
 
@@ -39,7 +39,7 @@ class Writer:
         self.evaluations = [row for row in kept if row["kind"] == "eval"]
         self.say = say
         self.failing = False
-        self.file = Appender(file)
+        self.file = appender(file)
         self.board = tensorboard.opened(path, resumed_at)
         self.sources = len(rundir.read_config(path)["data"]["sources"])
 
@@ -58,6 +58,11 @@ class Writer:
         for tag, value in tensorboard.curves(kind, values, self.sources):
             self.board.add_scalar(tag, value, step)
         self._tell(error or self.board.error)
+
+    def flush(self) -> None:
+        """Writes the rows that wait: a step that is saved has its rows."""
+        if self.is_first:
+            self._tell(self.file.write())
 
     def _tell(self, error: OSError | None) -> None:
         """Says when the disk stops taking rows, and when it takes them again."""

@@ -14,11 +14,11 @@ from mot.config import Config, resolve
 from mot.config.renames import modern
 from mot.console import say_once
 from mot.errors import Damaged, UserError
-from mot.files import digest_of, numbered
+from mot.files import as_path, digest_of, is_bucket, numbered
 
 
 def folder(config: Config) -> Path:
-    return Path(config.run.root) / config.run.name
+    return as_path(config.run.root) / config.run.name
 
 
 def saved(path: Path, step: int | None = None) -> list[int]:
@@ -91,14 +91,14 @@ def named(patterns: Sequence[str | Path]) -> list[Path]:
     """
     paths: dict[Path, Path] = {}
     for pattern in map(str, patterns):
-        is_folder = Path(pattern).is_dir()
-        matches = [Path(pattern)] if is_folder else _matching(pattern)
+        is_folder = as_path(pattern).is_dir()
+        matches = [as_path(pattern)] if is_folder else _matching(pattern)
         if not matches:
             raise UserError(
                 f"{pattern}: no run directory there; give folders that hold a config.json, or a glob of them"
             )
         for path in [path for path in matches if is_folder or (path / "config.json").exists()]:
-            paths.setdefault(path.resolve(), path)  # one run by two names is one run
+            paths.setdefault(path if is_bucket(path) else path.resolve(), path)  # one run by two names is one run
     if not paths:
         raise UserError(f"{', '.join(map(str, patterns))}: no run there; give folders that hold a config.json")
     return list(paths.values())
@@ -106,6 +106,8 @@ def named(patterns: Sequence[str | Path]) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     """What a glob finds. A folder at its beginning that exists is meant literally, whatever characters its name has."""
+    if is_bucket(as_path(pattern)):
+        return sorted(as_path(pattern).parent.glob(as_path(pattern).name))
     names = Path(pattern).parts
     existing = 0
     while existing < len(names) and Path(*names[: existing + 1]).exists():

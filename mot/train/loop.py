@@ -15,6 +15,7 @@ from mot.console import phase
 from mot.data import budgets, pipeline, sources
 from mot.data.mixture import Sources
 from mot.errors import Hung, UserError
+from mot.files import as_path
 from mot.model import kernels, params
 from mot.runs import goodput, metrics, peak, profile, provenance, rundir
 from mot.runs.log import Dispatched, Log, Pending, counted
@@ -108,7 +109,7 @@ def _train(
         best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
         with unwritable(path):
             if restore.is_branch(config) and is_first:
-                rundir.copy_metrics(Path(config.init.run), path, position.step)
+                rundir.copy_metrics(as_path(config.init.run), path, position.step)
             writer = Writer(path, position.step, is_first, live.say)
             clock = goodput.resumed(position.wall, writer.removed, began)
             log = Log(config, training.names, position, writer, live.say, best, clock, training.name_of)

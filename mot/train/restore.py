@@ -11,6 +11,7 @@ from mot.console import phase, say_once
 from mot.data import budgets, sources
 from mot.data.mixture import Sources
 from mot.errors import Damaged, UserError
+from mot.files import as_path
 from mot.runs import rundir, written
 from mot.train import upcycle
 from mot.train.state import State, init_state, of_trees, state_shardings, trees, with_shardings
@@ -41,8 +42,8 @@ def refuse_other_data(path: Path, position: Position, training: Sources) -> None
 
 def beginning(config: Config) -> str:
     """What a run begins from, in words; raises `UserError` where `init.run` is no run, or has no such step."""
-    written.read_config(Path(config.init.run))
-    step = config.init.step or written.saved(Path(config.init.run))[-1]
+    written.read_config(as_path(config.init.run))
+    step = config.init.step or written.saved(as_path(config.init.run))[-1]
     what = "whole state" if is_branch(config) else "weights"
     return f"{what} of {config.init.run}, step {step}"
 
@@ -54,7 +55,7 @@ def is_branch(config: Config) -> bool:
 
 def branching(config: Config) -> int:
     """The step of `init.run` from which a run goes on; raises `UserError` where it cannot."""
-    source = Path(config.init.run)
+    source = as_path(config.init.run)
     step = config.init.step or checkpoint.newest(source / "checkpoints", say_once)
     if step is None:
         written.saved(source)  # tells that there is none
@@ -66,7 +67,7 @@ def branching(config: Config) -> int:
 def upcycled(config: Config) -> dict:
     """The parameters that `init.run` gives a run."""
     with phase(f"the {beginning(config)}", sharding.is_first_process()):
-        source, _, trained = load(Path(config.init.run), config.init.step or None)
+        source, _, trained = load(as_path(config.init.run), config.init.step or None)
         return upcycle.weights(source, trained, config)
 
 
@@ -104,7 +105,7 @@ def start(
     if is_branch(config):
         step = branching(config)
         abstract = with_shardings(jax.eval_shape(make), shardings)
-        return _restored(Path(config.init.run), step, abstract, verified=False)
+        return _restored(as_path(config.init.run), step, abstract, verified=False)
     state = make()
     if first is not None:
         ema = sharding.copied(first, shardings.ema) if config.optim.ema else {}

@@ -70,10 +70,15 @@ class Saves:
         return self.is_busy()
 
     def begin(self, state: State) -> None:
-        self.began = time.monotonic()
-        self.again = math.inf
-        self.owed = False
         with self.clock.of("save"):
+            for saver, _ in self.savers:
+                saver.wait()
+            self.hear()
+            for _, log in self.savers:
+                log.flush()  # a step that is saved has its rows
+            self.began = time.monotonic()
+            self.again = math.inf
+            self.owed = False
             self.give(state)
 
     def hear(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 
 from mot.errors import HUNG
+from mot.files import make_folder, modified, touch
 
 OFTEN = 1.0  # seconds between two looks
 BEAT = 5.0  # seconds between two signs of life, or a quarter of a short run.peer_timeout
@@ -36,7 +37,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if jax.process_count() > 1 and self.peer_timeout:
             self.folder = self.path / "processes"
-            self.folder.mkdir(exist_ok=True)
+            make_folder(self.folder)
             threading.Thread(target=self._watch_peers, name="peers", daemon=True).start()
         if self.hang_timeout:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -74,15 +75,15 @@ class Watchdog:
 
 def _beat(file: Path) -> float:
     """Gives a sign of life; its time."""
-    with suppress(OSError):  # a disk that fails is told of by those who save to it
-        file.touch()
+    with suppress(Exception):  # a disk or bucket that fails is told of by those who save to it
+        touch(file)
     return _last(file)
 
 
 def _last(file: Path) -> float:
     try:
-        return file.stat().st_mtime
-    except OSError:
+        return modified(file)
+    except Exception:  # of a bucket's library, which has errors of its own
         return 0.0
 
 
