@@ -308,6 +308,34 @@ MUTATIONS = (
         "tests/runs/test_lock.py",
     ),
     Mutation(
+        "lock of a bucket: of two that begin at once both hold it",
+        "mot/runs/lock.py",
+        'if holder.get("token") != me["token"]:\n        raise',
+        'if not holder.get("token"):\n        raise',
+        "tests/runs/test_lock_of_bucket.py",
+    ),
+    Mutation(
+        "buckets: a row that was merged counts twice",
+        "mot/files/writing.py",
+        "for line in lines if line not in known)",
+        "for line in lines)",
+        "tests/files/test_parts.py",
+    ),
+    Mutation(
+        "buckets: a part that failed is lost",
+        "mot/files/writing.py",
+        "        if self.error is None:\n            self.written += 1\n            del self.waiting[: self.given]",
+        "        self.written += 1\n        del self.waiting[: self.given]",
+        "tests/files/test_parts.py",
+    ),
+    Mutation(
+        "remote datasets: a copy in use makes room",
+        "mot/data/remote.py",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "tests/data/test_remote.py",
+    ),
+    Mutation(
         "watchdog: a step that has moved on counts from the start",
         "mot/train/watchdog.py",
         "        self.what = what\n        self.since = time.monotonic()\n\n    def _watch",
@@ -344,7 +372,7 @@ MUTATIONS = (
     ),
     Mutation(
         "files: written in place",
-        "mot/files.py",
+        "mot/files/writing.py",
         "        partial.write_bytes(content.encode() if isinstance(content, str) else content)",
         "        file.write_bytes(content.encode() if isinstance(content, str) else content)\n"
         "        partial.write_bytes(file.read_bytes())",
@@ -410,8 +438,8 @@ MUTATIONS = (
     Mutation(
         "sources: a remote dataset is copied anew each time",
         "mot/data/remote.py",
-        "if not (path.is_file() and path.stat().st_size == size):",
-        "if True:",
+        "return file.is_file() and file.stat().st_size == size",
+        "return False",
         "tests/data/test_sources.py::test_a_remote_dataset_is_copied_once",
     ),
     # Tokenizers.
@@ -512,7 +540,7 @@ MUTATIONS = (
     Mutation(
         "run directory: a relative folder stays relative",
         "mot/runs/rundir.py",
-        "return os.path.abspath(address) if _is_folder(address) else address",
+        "return absolute(address) if _is_folder(address) else address",
         "return address",
         "tests/launch/test_places.py::test_a_run_is_read_from_any_folder_and_after_its_project_moved",
     ),
