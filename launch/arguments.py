@@ -276,7 +276,9 @@ def demo() -> flags.Parser:
         help="architectures of configs/archs.py, with commas between; default %(default)s",
     )
     p.add_argument("--seeds", type=int, default=2, help="runs of each architecture; default %(default)s")
-    p.add_argument("--out", type=Path, help="where runs and results go; default runs/demo, or runs/demo-SETTING")
+    p.add_argument(
+        "--out", type=flags.of_this_machine, help="where runs and results go; default runs/demo, or runs/demo-SETTING"
+    )
     return p
 
 
@@ -370,7 +372,7 @@ def sample() -> flags.Parser:
         action="append",
         dest="files",
         default=[],
-        type=Path,
+        type=flags.of_this_machine,
         metavar=name,
         help=f"a document to go on with, as {EXAMPLE}",
     )
@@ -394,7 +396,7 @@ def sample() -> flags.Parser:
     p.add_argument("--grid", action="store_true", help="one picture of all, in place of a file for each")
     p.add_argument(
         "--out",
-        type=Path,
+        type=as_path,
         help="folder of the results, in place of earlier ones there; default: a new one, RUN/samples/STEP, STEP-2, ...",
     )
     return p
@@ -407,7 +409,7 @@ def prepare() -> flags.Parser:
         "mot data prepare photos/ --out data/photos",
     )
     p.add_argument("inputs", nargs="*", help="files or folders")
-    p.add_argument("--out", type=Path, required=True, help="the dataset's folder")
+    p.add_argument("--out", type=flags.of_this_machine, required=True, help="the dataset's folder")
     p.add_argument(
         "--format", choices=("auto", *FORMATS), default="auto", help="default %(default)s, by the files' names"
     )
@@ -495,13 +497,15 @@ def inspect() -> flags.Parser:
         "Shows a dataset, its documents, or the batches that a configuration makes.",
         "mot data inspect data/photos --document 3",
     )
-    p.add_argument("dataset", type=Path, nargs="?", help="a dataset's folder")
+    p.add_argument("dataset", type=flags.of_this_machine, nargs="?", help="a dataset's folder")
     p.add_argument("--split", choices=SPLITS, default="train", help="default %(default)s")
     p.add_argument("--document", type=int, action="append", default=[], help="which to show, may be repeated")
     p.add_argument("--config", help="FILE:arg: show a packed batch of this configuration instead")
     p.add_argument("--batch", type=int, default=0, help="which; default %(default)s")
     p.add_argument(
-        "--out", type=Path, help="a PNG to draw, with a WAV beside it for each sound of --document; default: text alone"
+        "--out",
+        type=flags.of_this_machine,
+        help="a PNG to draw, with a WAV beside it for each sound of --document; default: text alone",
     )
     p.add_argument_group("overrides", "--config.KEY=VALUE changes a value, as in --config.data.length=2048")
     return p
@@ -514,7 +518,7 @@ def report() -> flags.Parser:
         "mot report runs/demo/*",
     )
     p.add_argument("runs", nargs="+", help="run directories, or globs of them")
-    p.add_argument("--out", type=Path, help="folder of report.html; default: where the first run lies")
+    p.add_argument("--out", type=flags.of_this_machine, help="folder of report.html; default: where the first run lies")
     return p
 
 
@@ -526,7 +530,7 @@ def plan() -> flags.Parser:
     )
     flags.add_config(p, default="configs/ladder.py")
     p.add_argument("--topology", help=f"a slice: {chips.EXAMPLES}; any shape")
-    p.add_argument("--out", type=Path, help="a file for all figures, as JSON")
+    p.add_argument("--out", type=flags.of_this_machine, help="a file for all figures, as JSON")
     p.add_argument("--search", action="store_true", help="try meshes and remat policies; the fastest that fits")
     p.add_argument(
         "--quick",

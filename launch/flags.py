@@ -17,6 +17,7 @@ from mot.config import Config
 from mot.config.load import arguments, asked, file_of, run
 from mot.config.names import key_like, keys_named
 from mot.errors import UserError
+from mot.files import is_address
 from mot.model import flops
 
 
@@ -137,6 +138,13 @@ def _add_arguments(p: Parser, argv: Sequence[str]) -> None:
     if named := which.parse_known_args(argv)[0].config:
         told = arguments(run(file_of(named), named))
         p.add_argument_group(f"arguments of {named.partition(':')[0]}, as NAME=DEFAULT: what it may be", told)
+
+
+def of_this_machine(given: str) -> Path:
+    """For argparse: a path that is no address, of which `Path` would make a folder called gs:."""
+    if is_address(given):
+        raise argparse.ArgumentTypeError(f"{given!r}: is an address; name a file or folder of this machine")
+    return Path(given)
 
 
 def refuse_absent(path: Path, what: str, flag: str = "") -> None:
