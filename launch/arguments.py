@@ -67,7 +67,7 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         config = flags.judged(load.read(options.config, overrides))
     for option, what in (("run", "run directory"), ("dataset", "dataset"), ("inputs", "file or folder")):
         given = getattr(options, option, None) or ()
-        for path in [given] if isinstance(given, PurePath) else map(as_path, given):
+        for path in [given] if isinstance(given, PurePath) else map(Path, given):
             flags.refuse_absent(path, what)
     _refuse(command, options, overrides, config)
     return None
