@@ -16,7 +16,7 @@ from mot.data import budgets, pipeline, sources
 from mot.data.mixture import Sources
 from mot.errors import Hung, UserError
 from mot.model import kernels, params
-from mot.runs import goodput, metrics, peak, profile, provenance, rundir
+from mot.runs import goodput, metrics, peak, profile, rundir
 from mot.runs.log import Dispatched, Log, Pending, counted
 from mot.runs.writer import Live, Writer
 from mot.train import restore
@@ -174,11 +174,7 @@ def _job(
 
     keep = checkpoint.Keep(config.run.keep, config.run.keep_every, log.best)
     saver = checkpoint.Saver(path / "checkpoints", keep)
-
-    def save(state: State) -> None:
-        saver.begin(log.position.step, trees(state), vars(log.position), provenance.made_by())
-
-    saves = Saves(config, [(saver, log)], save)
+    saves = Saves(config, [(saver, log)], lambda state, _: trees(state))
     return Job(config, mesh, training, held_out, step, evaluate_state, saves, log, live, watchdog, end)
 
 
@@ -257,6 +253,7 @@ def _first_batch_and_step(
         with clock.of("compile"):
             step = job.step.lower(state, sharding.to_global(packed.batch, config, job.mesh))
             step = step.compile(compiler_options=sharding.compiler_options(job.mesh))
+            job.saves.prepare(state)
         is_due = _is_evaluated(config, job.log.position.step)
         if is_due and any_process(job.log.lacks_evaluation()):
             live.phase("the first evaluation; its program is compiled, too")
