@@ -49,7 +49,7 @@ def ignored(folder: Path) -> list[str]:
 
 def _why_ignored(path: Path) -> str:
     if PARTIAL.fullmatch(path.name):
-        return "left by a save that was interrupted"
+        return "left by a save, or by a removal, that was interrupted"
     if path.suffix == ASIDE:
         return "it was damaged, and set aside when its step was saved again"
     if not re.fullmatch(NUMBER, path.name):
@@ -59,8 +59,16 @@ def _why_ignored(path: Path) -> str:
     return f"it has no {MANIFEST}" if any(path.iterdir()) else "an empty folder"
 
 
+def remove(target: Path) -> None:
+    """Removes a step. It loses its name first: a process that is killed meanwhile leaves no step without its files."""
+    left = target.with_name(f"{target.name}.partial")
+    with contextlib.suppress(OSError):
+        os.rename(target, left)
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def remove_partial(folder: Path) -> None:
-    """Removes what an interrupted or failed save has left."""
+    """Removes what an interrupted or failed save, or a removal, has left."""
     for left in folder.iterdir() if folder.is_dir() else ():
         if PARTIAL.fullmatch(left.name):
             shutil.rmtree(left, ignore_errors=True)

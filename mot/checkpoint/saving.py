@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from mot import sharding
 from mot.checkpoint import arrays, digests, manifest
-from mot.checkpoint.folder import ASIDE, goes_on, literal, remove_partial, steps
+from mot.checkpoint.folder import ASIDE, goes_on, literal, remove, remove_partial, steps
 from mot.errors import UserError
 from mot.files import sync
 
@@ -132,7 +132,7 @@ class Saver:
         if sharding.is_first_process():
             saved = [step for step in steps(self.folder) if step <= copied.step]  # a later one was damaged: it stays
             for old in {*saved} - kept(saved, self.keep):
-                shutil.rmtree(self.folder / str(old), ignore_errors=True)
+                remove(self.folder / str(old))
         self.saved = copied.step
         self.ended = Outcome(copied.step, "", time.monotonic() - copied.began, copied.stall)
 

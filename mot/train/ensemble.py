@@ -247,7 +247,7 @@ def _logs(
         Writer(path, position.step, say=say(c.run.name))
         for c, path, position in zip(runs.configs, runs.paths, positions, strict=True)
     ]
-    clock = goodput.resumed(positions[0].wall, writers[0].removed, began)
+    clock = goodput.resumed(positions[0].wall, writers[0].found, began)
     logs = []
     for c, position, writer in zip(runs.configs, positions, writers, strict=True):
         position.wall = clock.seconds  # all runs have one clock

@@ -110,7 +110,7 @@ def _train(
             if restore.is_branch(config) and is_first:
                 rundir.copy_metrics(Path(config.init.run), path, position.step)
             writer = Writer(path, position.step, is_first, live.say)
-            clock = goodput.resumed(position.wall, writer.removed, began)
+            clock = goodput.resumed(position.wall, writer.found, began)
             log = Log(config, training.names, position, writer, live.say, best, clock, training.name_of)
             try:
                 job = _job(config, mesh, path, training, held_out, log, live, end, signals, watched)
