@@ -82,7 +82,9 @@ def write(found: list[TrainedRun], out: Path) -> str:
         seeds=max(map(len, groups.values()), default=0),
         published=list({k.source: k for group in groups.values() for k in [published.of(group[0].config)]}.values()),
         costs=measured,
+        kinds=SPENT,
         mfu=any(what == "MFU" for what, _ in measured),
+        spent=_spent(found),
         samples=_samples(groups),
         longer=_longer(found, out),
         differences=_differences(groups),
@@ -274,6 +276,39 @@ def _held_out(groups, modality: str) -> list[tuple[str, list[str]]]:
         cells = [_spread(values or ends(g, "loss")) for values, g in zip(causal, groups.values(), strict=True)]
         rows.append((f"held-out {modality} loss, causal ({unit})", cells))
     return rows
+
+
+# Kinds of `goodput.KINDS` as the page names them, in the order of its bars, each with its colour.
+SPENT = {
+    "step": ("steps", "#2a9d5c"),
+    "start": ("start", "#8d99ae"),
+    "compile": ("compile", "#5c6b8a"),
+    "data": ("data wait", "#e0a526"),
+    "evaluation": ("evaluation", "#4a90c4"),
+    "save": ("save stall", "#a05cb5"),
+    "lost": ("lost work", "#d1495b"),
+    "other": ("other", "#b8b0a4"),
+}
+
+
+def _spent(found: list[TrainedRun]) -> list[dict]:
+    """Of each run that recorded it, where its time went: the whole, and the share and seconds of each kind."""
+    rows = []
+    for run in found:
+        if whole := sum(run.wall.values()):
+            parts = {kind: (100 * run.wall[kind] / whole, _duration(run.wall[kind])) for kind in SPENT}
+            rows.append({"name": run.config.run.name, "whole": _duration(whole), "parts": parts})
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    """Two units at the most: 0 s, 3.2 s, 5 min 20 s, 3 h 10 min."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s" if seconds >= 9.95 or seconds < 0.05 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min" if minutes > 99 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    )
 
 
 def _flops_per_token(run: TrainedRun) -> float:

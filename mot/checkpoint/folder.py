@@ -48,7 +48,7 @@ def ignored(folder: Path) -> list[str]:
 
 def _why_ignored(path: Path) -> str:
     if PARTIAL.fullmatch(path.name):
-        return "left by a save that was interrupted"
+        return "left by a save, or by a removal, that was interrupted"
     if path.suffix == ASIDE:
         return "it was damaged, and set aside when its step was saved again"
     if not re.fullmatch(NUMBER, path.name):
@@ -59,7 +59,7 @@ def _why_ignored(path: Path) -> str:
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what an interrupted or failed save has left."""
+    """Removes what an interrupted or failed save, or a removal, has left."""
     for left in folder.iterdir() if folder.is_dir() else ():
         if PARTIAL.fullmatch(left.name) or (_is_step_of_bucket(left) and not (left / MANIFEST).is_file()):
             remove(left)
@@ -76,10 +76,15 @@ def partial_name(folder: Path, step: int) -> str:
 
 
 def remove_step(target: Path) -> None:
-    """Removes a step, first what makes it whole: half removed, it is no step."""
-    with contextlib.suppress(Exception):  # what stays goes after the next save
-        (target / MANIFEST).unlink(missing_ok=True)
-        remove(target)
+    """Removes a step. It loses what makes it one first, so a kill leaves no step that lacks files."""
+    with contextlib.suppress(Exception):  # what stays goes before the next save
+        if is_bucket(target):
+            (target / MANIFEST).unlink(missing_ok=True)
+            remove(target)
+        else:
+            left = target.with_name(f"{target.name}.partial")
+            os.rename(target, left)
+            remove(left)
 
 
 def goes_on(earlier: list[int]) -> str:

@@ -47,13 +47,16 @@ class Clock:
         return {f"wall/{kind}": self.seconds.get(kind, 0.0) for kind in KINDS}
 
 
-def resumed(seconds: dict[str, float], removed: Sequence[Mapping], began: float) -> Clock:
-    """The clock of a run that goes on from a checkpoint with these `seconds`, after which it wrote `removed` rows."""
-    seconds["lost"] = seconds.get("lost", 0.0) + lost(removed, seconds)
+def resumed(seconds: dict[str, float], found: Sequence[Mapping], began: float) -> Clock:
+    """The clock of a run that goes on from a checkpoint with these `seconds`; its earlier starts wrote rows `found`."""
+    seconds["lost"] = seconds.get("lost", 0.0) + lost(found, seconds)
     return Clock(seconds, began)
 
 
-def lost(removed: Sequence[Mapping], seconds: Mapping[str, float]) -> float:
-    """Seconds of work that a run does again: of the rows after its checkpoint, which has these `seconds` by kind."""
-    reached = max((row["wall_seconds"] for row in removed if "wall_seconds" in row), default=0.0)
+def lost(found: Sequence[Mapping], seconds: Mapping[str, float]) -> float:
+    """Seconds that a run spent after its checkpoint, which has these `seconds` by kind: all that is done again.
+
+    Its rows tell them; where it was killed several times since, that of its start does, for those between are gone.
+    """
+    reached = max((row["wall_seconds"] for row in found if "wall_seconds" in row), default=0.0)
     return max(reached - sum(seconds.values()), 0.0)

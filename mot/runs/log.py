@@ -114,7 +114,8 @@ class Log:
             self._rank(row["step"], row)
 
     def start(self, about: Mapping) -> None:
-        event = {"event": "start"} | self.peak.told() | provenance.made_by() | about
+        time_so_far = {"wall_seconds": self.clock.total()}
+        event = {"event": "start"} | self.peak.told() | provenance.made_by() | about | time_so_far
         self.writer.write("event", self.position.step, event)
 
     def left_out(self, documents: Sequence[pipeline.LeftOut]) -> None:

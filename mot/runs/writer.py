@@ -26,14 +26,13 @@ class Writer:
 
     def __init__(self, path: Path, resumed_at: int, is_first: bool = True, say: Callable[[str], None] = say_once):
         self.is_first = is_first
-        self.removed: list[dict] = []
+        self.found: list[dict] = []  # what earlier starts of the run wrote, also after the step from which it goes on
         self.evaluations: list[dict] = []  # rows that the run has already; the first process alone knows them
         if not is_first:
             return
         file = path / "metrics.jsonl"
-        rows = rundir.read_metrics(path)
-        kept = [row for row in rows if row["step"] <= resumed_at]
-        self.removed = [row for row in rows if row["step"] > resumed_at]
+        self.found = rundir.read_metrics(path)
+        kept = [row for row in self.found if row["step"] <= resumed_at]
         write_atomically(file, "".join(map(rundir.line_of, kept)))
         self.written = {(row["kind"], row["step"]) for row in kept if row["kind"] != "event"}
         self.evaluations = [row for row in kept if row["kind"] == "eval"]

@@ -30,7 +30,7 @@ from mot.data.mixture import Sources
 from mot.data.pipeline import LeftOut
 from mot.errors import UserError
 from mot.model import kernels
-from mot.runs import goodput, metrics, peak, profile, provenance, rundir
+from mot.runs import goodput, metrics, peak, profile, rundir
 from mot.runs.log import Dispatched, Diverged, Log
 from mot.runs.writer import Live, Writer
 from mot.train import evaluate, loop, restore
@@ -247,7 +247,7 @@ def _logs(
         Writer(path, position.step, say=say(c.run.name))
         for c, path, position in zip(runs.configs, runs.paths, positions, strict=True)
     ]
-    clock = goodput.resumed(positions[0].wall, writers[0].removed, began)
+    clock = goodput.resumed(positions[0].wall, writers[0].found, began)
     logs = []
     for c, position, writer in zip(runs.configs, positions, writers, strict=True):
         position.wall = clock.seconds  # all runs have one clock
@@ -274,12 +274,10 @@ def _job(
         for c, path, log in zip(runs.configs, runs.paths, logs.all, strict=True)
     ]
 
-    def save(state: State) -> None:
-        made_by = provenance.made_by()
-        for i, log in logs.present():
-            savers[i].begin(log.position.step, take(trees(state), i), vars(log.position), made_by)
+    def trees_of(state: State, i: int) -> dict:
+        return take(trees(state), i)
 
-    saves = Saves(first, list(zip(savers, logs.all, strict=True)), save)
+    saves = Saves(first, list(zip(savers, logs.all, strict=True)), trees_of)
     return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, saves, logs, logs.live, watchdog, end)
 
 
@@ -319,7 +317,8 @@ def _of_run(tree: Any, i: int) -> Any:
 class Logs:
     """The logs of all runs, in place of the one that the loop has of a single run.
 
-    A run's seconds are its share, so its speed and MFU are all runs'. A run that diverged writes nothing more.
+    A run's seconds are its share, so its speed and MFU are all runs'. A run that diverged writes nothing more,
+    but that it was saved.
     """
 
     def __init__(self, logs: Sequence[Log], live: Live):

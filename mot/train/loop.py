@@ -17,7 +17,7 @@ from mot.data.mixture import Sources
 from mot.errors import Hung, UserError
 from mot.files import as_path
 from mot.model import kernels, params
-from mot.runs import goodput, metrics, peak, profile, provenance, rundir
+from mot.runs import goodput, metrics, peak, profile, rundir
 from mot.runs.log import Dispatched, Log, Pending, counted
 from mot.runs.writer import Live, Writer
 from mot.train import restore
@@ -111,7 +111,7 @@ def _train(
             if restore.is_branch(config) and is_first:
                 rundir.copy_metrics(as_path(config.init.run), path, position.step)
             writer = Writer(path, position.step, is_first, live.say)
-            clock = goodput.resumed(position.wall, writer.removed, began)
+            clock = goodput.resumed(position.wall, writer.found, began)
             log = Log(config, training.names, position, writer, live.say, best, clock, training.name_of)
             try:
                 job = _job(config, mesh, path, training, held_out, log, live, end, signals, watched)
@@ -175,11 +175,7 @@ def _job(
 
     keep = checkpoint.Keep(config.run.keep, config.run.keep_every, log.best)
     saver = checkpoint.Saver(path / "checkpoints", keep)
-
-    def save(state: State) -> None:
-        saver.begin(log.position.step, trees(state), vars(log.position), provenance.made_by())
-
-    saves = Saves(config, [(saver, log)], save)
+    saves = Saves(config, [(saver, log)], lambda state, _: trees(state))
     return Job(config, mesh, training, held_out, step, evaluate_state, saves, log, live, watchdog, end)
 
 
@@ -258,6 +254,7 @@ def _first_batch_and_step(
         with clock.of("compile"):
             step = job.step.lower(state, sharding.to_global(packed.batch, config, job.mesh))
             step = step.compile(compiler_options=sharding.compiler_options(job.mesh))
+            job.saves.prepare(state)
         is_due = _is_evaluated(config, job.log.position.step)
         if is_due and any_process(job.log.lacks_evaluation()):
             live.phase("the first evaluation; its program is compiled, too")

@@ -38,8 +38,8 @@ def test_what_is_no_step_is_named_and_never_chosen(littered):
         "30 (an empty folder)",
         "31 (it has no manifest.json)",
         "32 (a file, not a folder)",
-        "40.partial (left by a save that was interrupted)",
-        "40.partial.orbax-checkpoint-tmp (left by a save that was interrupted)",
+        "40.partial (left by a save, or by a removal, that was interrupted)",
+        "40.partial.orbax-checkpoint-tmp (left by a save, or by a removal, that was interrupted)",
         f"{'9' * 40} (not the name of a step)",
         "notes (not the name of a step)",
     ]

@@ -218,6 +218,18 @@ def test_what_is_left_by_a_kill_at_any_change_restores_the_older_step_and_is_sav
         assert [path.name for path in sorted(folder.iterdir())] == ["10", "20"]
 
 
+def test_a_kill_while_an_older_step_is_removed_leaves_no_step_without_its_files(ten, tmp_path):
+    left = []
+    with before_change(ten, lambda k, _: left.append(snapshot(ten, tmp_path / f"left{k}"))):
+        assert save(saver_of(ten, 1), 20) == ""
+    assert {20} in [{*checkpoint.steps(folder)} for folder in left]
+    for folder in left:
+        for step in checkpoint.steps(folder):
+            checkpoint.verify(folder / str(step))
+    assert save(saver_of(left[-1]), 30) == ""
+    assert [path.name for path in sorted(left[-1].iterdir())] == ["20", "30"]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -311,6 +311,26 @@ def test_where_held_out_loss_disagrees_the_sentence_says_so(tmp_path):
     assert "dense overfits" not in prose(text)
 
 
+def test_the_page_says_where_the_time_went(tmp_path):
+    path = planted(tmp_path, "dense")
+    planted(tmp_path, "mot")  # of a version that did not record it
+    split = dict(start=6, compile=20, data=0.25, step=6000, evaluation=50, save=1.5, lost=500, other=0)
+    saved = {f"wall/{kind}": seconds for kind, seconds in split.items()}
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for row in ({f"wall/{kind}": 1.0 for kind in split}, saved):
+            file.write(json.dumps({"schema": 1, "kind": "event", "step": STEPS, "event": "saved"} | row) + "\n")
+    text = page(tmp_path)[1]
+    (row,) = re.findall(r"<tr><td>dense-seed0</td><td><div class=\"bar\">.*?</tr>", text, re.DOTALL)
+    shares = [float(x) for x in re.findall(r"width: ([\d.]+)%", row)]
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    assert shares[0] == pytest.approx(100 * 6000 / 6577.75, abs=0.01)
+    told = "1 h 50 min 91 % 1 h 40 min 6.0 s 20 s 0.2 s 50 s 1.5 s 8 min 20 s 0 s"
+    assert prose(row).split() == ["dense-seed0", *told.split()]
+    (dense, mot) = (tmp_path / "runs.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert ",500.0," in dense
+    assert ",500.0," not in mot
+
+
 def test_the_page_says_how_often_the_data_were_seen(tmp_path):
     size = {
         "training": {"documents": 1200, "tokens": {"text": 38400, "image": 7680}},

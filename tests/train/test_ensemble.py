@@ -259,9 +259,9 @@ def test_one_that_diverges_stops_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(ensemble, "init_state", poisoned)
     ensemble.run(configs, until=2, devices=jax.devices()[:2])
     assert [len(rows(c)) for c in configs] == [1, 2]
-    assert [row["event"] for row in rows(configs[0], "event")] == ["start", "skipped", "diverged"]
+    assert [row["event"] for row in rows(configs[0], "event")] == ["start", "skipped", "diverged", "saved"]
     assert all(rows(c, "event")[0]["host"] for c in configs), "each says where it comes from"
-    assert [checkpoint.steps(rundir.folder(c) / "checkpoints") for c in configs] == [[], [2]]
+    assert [checkpoint.steps(rundir.folder(c) / "checkpoints") for c in configs] == [[2], [2]], "as it stood"
     shutil.rmtree(rundir.folder(configs[1]))
     shutil.rmtree(rundir.folder(configs[0]))
     monkeypatch.setattr(ensemble, "init_state", lambda c: jax.tree.map(lambda x: x * jnp.nan, true_init(c)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mot import checkpoint
+from mot.checkpoint import digests
 from mot.errors import UserError
 from mot.runs import rundir
 from mot.train import loop, saves
@@ -61,6 +62,21 @@ def test_a_last_step_that_cannot_be_saved_is_told_with_the_step_that_was(tmp_pat
     path = loop.run(c, devices=one_device)
     assert checkpoint.steps(path / "checkpoints")[-1] == 12
     assert len([row for row in rundir.read_metrics(path) if row["kind"] == "train"]) == 12
+
+
+def test_the_first_save_compiles_nothing_while_the_loop_waits(tmp_path, monkeypatch, one_device):
+    begin = saves.Saves.begin
+    programs = []
+
+    def counting(self, state):
+        programs.append(digests.of_tree._cache_size())
+        begin(self, state)
+        programs.append(digests.of_tree._cache_size())
+
+    digests.of_tree.clear_cache()
+    monkeypatch.setattr(saves.Saves, "begin", counting)
+    loop.run(smoke(tmp_path, **SETTINGS), devices=one_device)
+    assert len(set(programs)) == 1
 
 
 def test_a_save_is_due_by_the_clock_too(tmp_path, one_device):
