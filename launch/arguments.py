@@ -18,7 +18,7 @@ from launch import flags, refusals
 from launch.process import typed
 from mot.config import Config, ConfigError, load, modalities
 from mot.config.modalities import Modality, Option
-from mot.config.options import ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
+from mot.config.options import ACCEPTED, ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
 from mot.plan import chips
@@ -59,6 +59,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         judged_data(p, options)
     if command == "plan" and options.topology:
         chips.parse(options.topology)
+    if command == "train":
+        accepted(options.accept)
     if command == "train" and options.runs is not None:
         _varied_key(options.runs)  # whatever is wrong with the configuration, this key cannot vary
     config = None
@@ -158,6 +160,18 @@ def _varied_key(text: str) -> str:
             f"in {', '.join(VARIED)}; name one of these, or start separate runs{load.asked(key, VARIED)}"
         )
     return key
+
+
+def accepted(text: str) -> set[str]:
+    """The kinds of differences that `--accept` names."""
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    for kind in kinds:
+        if kind not in ACCEPTED:
+            raise UserError(
+                f"--accept={text}: {kind} is no kind of difference; allowed: {', '.join(ACCEPTED)}, with commas "
+                f"between; name those that a refusal lists{load.asked(kind, ACCEPTED)}"
+            )
+    return {*kinds}
 
 
 def of_data(argv: Sequence[str]) -> int | None:
@@ -292,6 +306,13 @@ def train() -> flags.Parser:
         "--runs", help="KEY=V1,V2,...: one run a value, in one program, as NAME-KEYVALUE; or N: as many model.seeds"
     )
     p.add_argument("--profile", action="store_true", help="trace a few steps into the run's folder profile/")
+    p.add_argument(
+        "--accept",
+        default="",
+        metavar="KIND[,KIND]",
+        help="resume in spite of differences from the checkpoint, which a refusal lists by kind; each is told and "
+        "recorded. " + "; ".join(f"{kind}: {effect}" for kind, effect in ACCEPTED.items()),
+    )
     p.add_argument(
         "--distributed",
         nargs="?",

@@ -10,8 +10,8 @@ from mot.checkpoint import digests
 from mot.checkpoint.folder import literal
 
 
-def read(target: Path, path: str) -> np.ndarray:
-    """An array of a step by its path in the manifest: `params/text/attn/q`.
+def read(target: Path, path: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
+    """An array of a step by its path in the manifest: `params/text/attn/q`; or a part of it.
 
     Raises `ValueError` or `OSError` where tensorstore cannot read it.
     """
@@ -20,7 +20,7 @@ def read(target: Path, path: str) -> np.ndarray:
         base = {"driver": "file", "path": f"{folder / item}/"}  # no address, in which a % would begin a code
         store = {"driver": "ocdbt", "base": base, "path": f"{rest.replace('/', '.')}/"}
         opened = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
-        return opened.read().result()
+        return (opened if part is None else opened[part]).read().result()
 
 
 def fault(target: Path, path: str, described: Mapping) -> str:

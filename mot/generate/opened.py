@@ -12,7 +12,6 @@ from mot.config import Config
 from mot.console import announce, phase
 from mot.data import sources
 from mot.data.mixture import Sources
-from mot.errors import UserError
 from mot.generate import codecs, layout
 from mot.generate.layout import Format
 from mot.generate.sampling import Generated, Sampler, Settings, Stretch
@@ -43,11 +42,7 @@ def opened(path: Path, step: int | None = None) -> LoadedModel:
     data = dataclasses.replace(config.data, verify=False)
     with phase("opening the data"):
         training, held_out = sources.open_(dataclasses.replace(config, data=data))
-    if position.data != training.digest:
-        raise UserError(
-            f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another Python "
-            "has another manual, a dataset may be prepared anew); sample where it was trained"
-        )
+    restore.refuse_other_data(path, position, training)
     sampler = Sampler(params, config, format)
     return LoadedModel(path, config, position.step, format, codecs.of(config), training, held_out, sampler)
 
