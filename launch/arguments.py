@@ -260,6 +260,7 @@ class Options(NamedTuple):
     steps: int | None = None
     seed: int = 0
     grid: bool = False
+    fetch: bool = False  # data from addresses that only the run names
     out: Path | None = None
 
     @property
@@ -345,7 +346,13 @@ def evaluate() -> flags.Parser:
     p.add_argument("run", type=Path, nargs="?", help="a run directory; or --config, which names one")
     flags.add_config(p, "")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    _add_fetch(p)
     return p
+
+
+def _add_fetch(p: flags.Parser) -> None:
+    text = "read data also at an address that only the run's config.json names, and no command of yours has named"
+    p.add_argument("--fetch", action="store_true", help=text)
 
 
 def replay() -> flags.Parser:
@@ -358,6 +365,7 @@ def replay() -> flags.Parser:
     p.add_argument("run", type=Path, help="a run directory")
     p.add_argument("step", type=int, help="which of its steps; the first is 1")
     p.add_argument("--rows", type=int, default=20, help="of each table, 0 is all; default %(default)s")
+    _add_fetch(p)
     return p
 
 
@@ -372,6 +380,7 @@ def sample() -> flags.Parser:
     )
     p.add_argument("run", type=Path, help="a run directory")
     p.add_argument("--step", type=int, help="of which checkpoint; default the newest")
+    _add_fetch(p)
     o = Options()
     ask = p.add_argument_group("what is asked for").add_argument
     ask(

@@ -552,6 +552,28 @@ MUTATIONS = (
         'if row.get("event") == "changed":',
         "tests/train/test_unlike.py",
     ),
+    # What a run from elsewhere may ask.
+    Mutation(
+        "patterns: a group is repeated",
+        "mot/config/checks.py",
+        'if re.search(r"\\)[*+?{]", bare):',
+        'if re.search(r"\\)[{]", bare):',
+        "tests/launch/test_foreign.py",
+    ),
+    Mutation(
+        "evaluation: of a run from elsewhere it has no bound",
+        "mot/train/evaluate.py",
+        "    if places > most:",
+        "    if places > most**2:",
+        "tests/launch/test_foreign.py",
+    ),
+    Mutation(
+        "fetching: what only the run names is fetched",
+        "mot/data/remote.py",
+        "    if unknown and not fetch:",
+        "    if unknown and fetch is None:",
+        "tests/launch/test_foreign.py",
+    ),
 )
 
 

@@ -1,6 +1,7 @@
 """Datasets at a remote address: copied once into the user's cache, and read from there."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
@@ -8,6 +9,29 @@ import fsspec
 from mot.data.manifest import files, read_json
 from mot.errors import UserError
 from mot.files import cache_folder, replacing, write_atomically
+
+
+def refuse_unknown(path: Path, sources: Mapping[str, str], fetch: bool) -> None:
+    """`UserError` where a run's config.json names addresses from which no command of this user's has read before.
+
+    A run may come from anyone, and what it names is not fetched without the user's word: `fetch`.
+    """
+    unknown = [address for address in sources.values() if "://" in address and not _is_known(address)]
+    if unknown and not fetch:
+        raise UserError(
+            f"{path / 'config.json'} has its data at {', '.join(unknown)}, from where no command of yours has read "
+            "before; nothing was fetched; where you trust it, say so with --fetch"
+        )
+
+
+def _is_known(address: str) -> bool:
+    return (note := _note(address)) is not None and note.exists()
+
+
+def _note(address: str) -> Path | None:
+    """The file that says that this user has had an address read; None where there is no cache."""
+    cache = cache_folder()
+    return cache and cache / "datasets" / "addresses" / hashlib.sha256(address.encode()).hexdigest()
 
 
 def local(address: str, whole: bool = True) -> Path:
@@ -40,6 +64,9 @@ def _copied(address: str, whole: bool) -> Path:
     folder = cache / "datasets" / hashlib.sha256(about).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "dataset.json", about)
+    note = _note(address)
+    note.parent.mkdir(exist_ok=True)
+    write_atomically(note, address)
     if whole:
         for name, size, _ in files(read_json(folder)):
             path = folder / name

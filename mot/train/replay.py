@@ -13,7 +13,7 @@ from mot import checkpoint, optim, sharding
 from mot.batches import Batch
 from mot.config import Config
 from mot.config.axes import MESH_AXES
-from mot.data import pipeline
+from mot.data import pipeline, remote
 from mot.data.mixture import Sources
 from mot.errors import Damaged, UserError
 from mot.model import params, transformer
@@ -52,8 +52,10 @@ class Replayed(NamedTuple):
     elsewhere: list[str]  # how this machine differs from the one that wrote the row
 
 
-def run(path: Path, step: int, say: Callable[[str], None] = print) -> Replayed:
+def run(path: Path, step: int, say: Callable[[str], None] = print, fetch: bool = False) -> Replayed:
     """Makes a run's steps again up to `step`, from the newest checkpoint before it that verifies; nothing is written.
+
+    `fetch`: with data also from an address that only the run itself names.
 
     Raises `UserError` where the run has made no such step, `Damaged` where a file is not what was written.
     """
@@ -67,6 +69,7 @@ def run(path: Path, step: int, say: Callable[[str], None] = print) -> Replayed:
             f"step {step}: at step {last} this run went on in spite of differences (--accept), and {path} has what "
             f"steps {last + 1} and later were made with; choose one of these"
         )
+    remote.refuse_unknown(path, written.config_as_written(path).data.sources, fetch)
     start = started(events, step)
     config, mesh = _as_trained(path, start)
     config, training, _ = restore.open_data(config)
