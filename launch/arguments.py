@@ -18,7 +18,7 @@ from launch import flags, refusals
 from launch.process import typed
 from mot.config import Config, ConfigError, load, modalities
 from mot.config.modalities import Modality, Option
-from mot.config.options import ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
+from mot.config.options import ACCEPTED, ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
 from mot.files import as_path
@@ -60,6 +60,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         judged_data(p, options)
     if command == "plan" and options.topology:
         chips.parse(options.topology)
+    if command == "train":
+        accepted(options.accept)
     if command == "train" and options.runs is not None:
         _varied_key(options.runs)  # whatever is wrong with the configuration, this key cannot vary
     config = None
@@ -161,6 +163,18 @@ def _varied_key(text: str) -> str:
     return key
 
 
+def accepted(text: str) -> set[str]:
+    """The kinds of differences that `--accept` names."""
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    for kind in kinds:
+        if kind not in ACCEPTED:
+            raise UserError(
+                f"--accept={text}: {kind} is no kind of difference; allowed: {', '.join(ACCEPTED)}, with commas "
+                f"between; name those that a refusal lists{load.asked(kind, ACCEPTED)}"
+            )
+    return {*kinds}
+
+
 def of_data(argv: Sequence[str]) -> int | None:
     """The exit code of `mot data` where no command of it follows, whose names are then told."""
     if argv and argv[0] in ("prepare", "inspect"):
@@ -247,6 +261,7 @@ class Options(NamedTuple):
     steps: int | None = None
     seed: int = 0
     grid: bool = False
+    fetch: bool = False  # data from addresses that only the run names
     out: Path | None = None
 
     @property
@@ -296,6 +311,13 @@ def train() -> flags.Parser:
     )
     p.add_argument("--profile", action="store_true", help="trace a few steps into the run's folder profile/")
     p.add_argument(
+        "--accept",
+        default="",
+        metavar="KIND[,KIND]",
+        help="resume in spite of differences from the checkpoint, which a refusal lists by kind; each is told and "
+        "recorded. " + "; ".join(f"{kind}: {effect}" for kind, effect in ACCEPTED.items()),
+    )
+    p.add_argument(
         "--distributed",
         nargs="?",
         const="auto",
@@ -327,7 +349,13 @@ def evaluate() -> flags.Parser:
     p.add_argument("run", type=as_path, nargs="?", help="a run directory; or --config, which names one")
     flags.add_config(p, "")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    _add_fetch(p)
     return p
+
+
+def _add_fetch(p: flags.Parser) -> None:
+    text = "read data also at an address that only the run's config.json names, and no command of yours has named"
+    p.add_argument("--fetch", action="store_true", help=text)
 
 
 def replay() -> flags.Parser:
@@ -340,6 +368,7 @@ def replay() -> flags.Parser:
     p.add_argument("run", type=as_path, help="a run directory")
     p.add_argument("step", type=int, help="which of its steps; the first is 1")
     p.add_argument("--rows", type=int, default=20, help="of each table, 0 is all; default %(default)s")
+    _add_fetch(p)
     return p
 
 
@@ -354,6 +383,7 @@ def sample() -> flags.Parser:
     )
     p.add_argument("run", type=as_path, help="a run directory")
     p.add_argument("--step", type=int, help="of which checkpoint; default the newest")
+    _add_fetch(p)
     o = Options()
     ask = p.add_argument_group("what is asked for").add_argument
     ask(

@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
         run = dataclasses.replace(config.run, root=str(options.run.parent), name=options.run.name)
         config = dataclasses.replace(config, run=run)
     # A configuration says how its rows are split; a run is read wherever it lies.
-    step, row = evaluate.run(config, options.step, sharding.dividing(config) if options.run else None)
+    step, row = evaluate.run(
+        config, options.step, sharding.dividing(config) if options.run else None, bool(options.run)
+    )
     table = Table("", "held out", title=f"{config.run.name}, step {step}", title_justify="left")
     for name, value in row.items():
         if isinstance(value, float):  # loads by layer and expert are for the report

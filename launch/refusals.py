@@ -91,16 +91,25 @@ def evaluation(options: Any, overrides: dict[str, str], config: Config | None) -
         raise UserError(f"--config.{next(iter(overrides))}: a run directory has its own configuration; leave it out")
     path = options.run if config is None else written.folder(config)
     if config is None:
-        written.config_as_written(path)
+        known_data(path, written.config_as_written(path), options.fetch)
     else:
         written.read_config(path)
     written.saved(path, options.step)
+
+
+def known_data(path: Path, config: Config, fetch: bool) -> None:
+    """Raises `UserError` where a run names data at addresses that its user has not named."""
+    if any("://" in address for address in config.data.sources.values()):
+        from mot.data import remote  # which takes a moment to import
+
+        remote.refuse_unknown(path, config.data.sources, fetch)
 
 
 def replay(options: Any) -> None:
     config = written.config_as_written(options.run)
     if not 1 <= options.step <= config.run.steps:
         raise UserError(f"step {options.step}: {options.run} has steps 1 to {config.run.steps}; choose one of them")
+    known_data(options.run, config, options.fetch)
     if options.rows < 0:
         raise UserError(f"--rows={options.rows}; must be 0, for all, or more")
 
@@ -156,6 +165,7 @@ def plan(options: Any, overrides: dict[str, str], default: str) -> None:
 def sampling(run: Path, step: int | None, options: Any) -> None:
     """Of `launch.arguments.Options`."""
     config = written.config_as_written(run)
+    known_data(run, config, options.fetch)
     refuse(of_options(options, config, is_of_digits(options, config)))
     written.saved(run, step)
     for file in options.files:

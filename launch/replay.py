@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     options = p.parse_args(argv)
     # As many as the run had, as XLA takes sums in an order that depends on it.
     cores.make(replay.devices(replay.started(rundir.read_metrics(options.run), options.step)))
-    found = replay.run(options.run, options.step, say_once)
+    found = replay.run(options.run, options.step, say_once, options.fetch)
     for line in told(options.run, options.step, found):
         print(line)
     leaves = [(leaf.path, f"{leaf.norm:.6g}", str(leaf.not_finite)) for leaf in found.leaves]

@@ -35,10 +35,11 @@ def draw(run: Path | LoadedModel, step: int | None = None, options: Options = Op
     path = run if isinstance(run, PurePath) else run.path
     config = rundir.config_of(path)
     format = layout.of(config)
+    refusals.known_data(path, config, options.fetch)
     refusals.refuse(_faults(options, config, format))
     asked = [] if _of_digits(options, config) else _requests(options, config, format)
     if isinstance(run, PurePath):
-        model = opened.opened(run, step)
+        model = opened.opened(run, step, options.fetch)
     else:
         model = run if step in (None, run.step) else opened.at(run, step)
     out = options.out or results.fresh(path / "samples", model.step)

@@ -24,18 +24,19 @@ def main(argv: list[str] | None = None) -> int:
         join(options.distributed)
     tree = load.read(options.config, overrides)
     config = flags.build(tree)
+    accept = arguments.accepted(options.accept)
     if options.runs is not None:
         configs = arguments.several(options.runs, options.config, overrides, config, flags.build)
         cores.take(*configs, together=True)
         _tell_unused()
-        paths = ensemble.run(configs, profiled=options.profile)
+        paths = ensemble.run(configs, profiled=options.profile, accept=accept)
         print(*paths, sep="\n")
         tell_next(paths)
         return 0
     if options.distributed is None:  # else each process has what its user gave it
         cores.take(config)
     _tell_unused()
-    path = loop.run(config, profiled=options.profile)
+    path = loop.run(config, profiled=options.profile, accept=accept)
     print(path)
     tell_next([path], further(config, path, options.config, overrides, paid=bool(tree.run.flops)))
     return 0

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from mot.config import Config, Rule, reads
+from mot.config import Config, Rule, checks, reads
 from mot.model import params
 
 if TYPE_CHECKING:  # JAX takes seconds to import; rules are judged without
@@ -53,7 +53,7 @@ def uncovered(config: Config) -> Iterator[str]:
     """A check for `config.build`: every parameter needs a rule, every rule a parameter, and something must train."""
     o = config.optim
     paths = list(params.table(config))
-    if any(not _compiles(rule.match) for rule in (*o.rules, *o.base_rules)):
+    if any([*checks.pattern("optim.rules", rule.match)] for rule in (*o.rules, *o.base_rules)):
         return  # a fault of its own, which `config` reports
     frozen = frozen_by(config)
     names = dict.fromkeys(name for s, stream in config.streams.items() for name in (s, stream.modality))
@@ -82,13 +82,6 @@ def uncovered(config: Config) -> Iterator[str]:
             f"optim.rules[{i}].match: {o.rules[i].match!r} decides for no parameter (earlier rules come first); "
             f"allowed paths look like {paths[1]}; mend or remove it"
         )
-
-
-def _compiles(pattern: str) -> bool:
-    try:
-        return bool(re.compile(pattern))
-    except re.error:
-        return False
 
 
 def trainable(config: Config) -> Callable[[str], bool]:

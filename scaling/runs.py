@@ -23,14 +23,7 @@ from .match import Curve, Slope
 APART = (
     "run.root",
     "run.name",
-    "run.keep",
-    "run.keep_every",
-    "run.keep_best",
-    "run.save_every",
-    "run.save_minutes",
-    "run.check_every",
-    "run.hang_timeout",
-    "run.peer_timeout",
+    *(key for key in rundir.HOW_OFTEN if key != "run.eval_every"),  # which decides where curves have points
     "model.seed",
     "data.seed",
 )
@@ -131,6 +124,8 @@ def read(path: Path | str) -> TrainedRun:
     def known(value):
         return isinstance(value, (int, float)) and value >= 0
 
+    for row in [row for row in rows if row.get("event") == "accepted"]:
+        faults.append(f"at step {row['step']} it went on with other {', '.join(row['kinds'])} (--accept)")
     if absent := [key for key in needed if not all(known(row.get(key)) for row in trained)]:
         faults.append(f"metrics.jsonl has rows without {', '.join(absent)}")
     elif not all(sum(row[f"tokens/{m}"] for m in config.modalities) for row in trained):

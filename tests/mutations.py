@@ -551,6 +551,57 @@ MUTATIONS = (
         "return most",
         "tests/launch/test_cores.py::test_as_many_devices_as_divide_the_rows_or_as_the_mesh_asks_for",
     ),
+    # Going on in spite of differences.
+    Mutation(
+        "accept: one kind accepts all",
+        "mot/runs/rundir.py",
+        "    if not found.keys() - {*accepted}:\n",
+        "    if accepted or not found:\n",
+        "tests/train/test_unlike.py",
+    ),
+    Mutation(
+        "accept dtype: arrays keep their own",
+        "mot/checkpoint/restoring.py",
+        "return x.astype(wanted.dtype)",
+        "return x",
+        "tests/train/test_unlike.py",
+    ),
+    Mutation(
+        "accept data: documents wait that are others now",
+        "mot/data/pipeline.py",
+        '"waiting": [], "starts": plan["starts"] if same_packing',
+        '"waiting": plan["waiting"], "starts": plan["starts"] if same_packing',
+        "tests/train/test_unlike.py",
+    ),
+    Mutation(
+        "accept: what was accepted is forgotten where an earlier step is resumed",
+        "mot/train/loop.py",
+        'row.get("event") in ("accepted", "changed"):',
+        'row.get("event") == "changed":',
+        "tests/train/test_unlike.py",
+    ),
+    # What a run from elsewhere may ask.
+    Mutation(
+        "patterns: a group is repeated",
+        "mot/config/checks.py",
+        'if re.search(r"\\)[*+?{]", bare):',
+        'if re.search(r"\\)[{]", bare):',
+        "tests/launch/test_foreign.py",
+    ),
+    Mutation(
+        "evaluation: of a run from elsewhere it has no bound",
+        "mot/train/evaluate.py",
+        "    if places > most:",
+        "    if places > most**2:",
+        "tests/launch/test_foreign.py",
+    ),
+    Mutation(
+        "fetching: what only the run names is fetched",
+        "mot/data/remote.py",
+        "    if unknown and not fetch:",
+        "    if unknown and fetch is None:",
+        "tests/launch/test_foreign.py",
+    ),
 )
 
 

@@ -6,7 +6,7 @@ A step is written under a temporary name and renamed when it is whole, so a fold
 
 from mot.checkpoint.folder import Position, goes_on, refuse_odd, steps
 from mot.checkpoint.manifest import made_by, verify
-from mot.checkpoint.restoring import newest, restore
+from mot.checkpoint.restoring import fitted, listed, newest, position, restore, unlike
 from mot.checkpoint.saving import Keep, Outcome, Saver, refuse_unwritable, save
 
 __all__ = [
@@ -14,13 +14,17 @@ __all__ = [
     "Outcome",
     "Position",
     "Saver",
+    "fitted",
     "goes_on",
+    "listed",
     "made_by",
     "newest",
+    "position",
     "refuse_odd",
     "refuse_unwritable",
     "restore",
     "save",
     "steps",
+    "unlike",
     "verify",
 ]

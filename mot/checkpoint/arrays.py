@@ -11,8 +11,8 @@ from mot.checkpoint.folder import literal
 from mot.files import is_bucket
 
 
-def read(target: Path, path: str) -> np.ndarray:
-    """An array of a step by its path in the manifest: `params/text/attn/q`.
+def read(target: Path, path: str, part: tuple[slice, ...] | None = None) -> np.ndarray:
+    """An array of a step by its path in the manifest: `params/text/attn/q`; or a part of it.
 
     Raises `ValueError` or `OSError` where tensorstore cannot read it.
     """
@@ -21,7 +21,7 @@ def read(target: Path, path: str) -> np.ndarray:
         store = {"driver": "ocdbt", "base": _base(folder / item), "path": f"{rest.replace('/', '.')}/"}
         spec = {"driver": "zarr", "kvstore": store, "recheck_cached_metadata": False, "recheck_cached_data": False}
         opened = tensorstore.open(spec, open=True, read=True).result()  # nothing changes meanwhile
-        return opened.read().result()
+        return (opened if part is None else opened[part]).read().result()
 
 
 def _base(folder: Path) -> dict:

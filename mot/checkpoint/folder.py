@@ -28,6 +28,8 @@ class Position:
     seconds: float = 0.0  # in steps; compiling, evaluating and saving are not counted
     skipped: int = 0  # steps in a row
     data: str = ""  # digest of the documents
+    tokenizers: dict[str, str] = field(default_factory=dict)  # digests, by modality
+    packing: str = ""  # digest of what else `plan` depends on: pipeline.packing
     plan: dict = field(default_factory=dict)  # from which the next batch is made: pipeline.Packed.state
     left_out: dict[str, int] = field(default_factory=dict)  # documents, by source
     wall: dict[str, float] = field(default_factory=dict)  # seconds by kind: runs.goodput

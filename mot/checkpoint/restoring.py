@@ -1,6 +1,7 @@
 """Reading a step back: the newest that verifies, on any mesh, each array compared with the digest it was saved with."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -9,11 +10,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mot import sharding
-from mot.checkpoint import digests, manifest
+from mot.checkpoint import arrays, digests, manifest
 from mot.checkpoint.folder import ignored, literal, steps
-from mot.errors import Damaged
+from mot.errors import Damaged, UserError
 
 NONE, DAMAGED = -1, -2  # what the first process tells the others in place of a step
+REMEDY = "give the run the configuration that it had at this step, or name another step"
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> int | None:
@@ -64,13 +66,8 @@ def restore(folder: Path, step: int, like: dict, verified: bool = False) -> tupl
     """
     target = folder / str(step)
     content = (manifest.read if verified else manifest.verify)(target)
-    if differences := _differences(content["arrays"], like):
-        listed = "\n".join(f"  {line}" for line in differences[:20])
-        more = f"\n  and {len(differences) - 20} more" if len(differences) > 20 else ""
-        raise Damaged(
-            f"{target} does not hold what this run needs. Differences (its -> yours):\n{listed}{more}\n"
-            f"{manifest.remedy(target)}"
-        )
+    if found := _unlike(content["arrays"], like):
+        raise UserError(f"{target} holds other arrays than are needed:\n{listed(found)}\n{REMEDY}")
     items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
     arguments = ocp.args.Composite(**items, data=ocp.args.JsonRestore())
     with literal(folder) as path, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -78,23 +75,80 @@ def restore(folder: Path, step: int, like: dict, verified: bool = False) -> tupl
             restored = checkpointer.restore(path / target.name, args=arguments)
         except (KeyError, ValueError, TypeError, FileNotFoundError) as error:  # what is whole, but not this model's
             why = str(error).splitlines()[0]
-            raise Damaged(f"{target} does not hold what this run needs ({why}); {manifest.remedy(target)}") from error
+            raise UserError(f"{target} holds other arrays than are needed ({why}); {REMEDY}") from error
     trees = {name: restored[name] for name in like}
     _refuse_changed(target, trees, content["arrays"])
     return trees, restored["data"]
 
 
-def _differences(described: dict, like: dict) -> list[str]:
-    """How a step's arrays differ from those that are wanted, one line each."""
+def fitted(folder: Path, step: int, like: dict, fresh: dict, verified: bool = False) -> tuple[dict, dict]:
+    """As `restore`, of a step that holds other arrays: those that fit are taken, and cast; the others are `fresh`."""
+    target = folder / str(step)
+    content = (manifest.read if verified else manifest.verify)(target)
+
+    def array(path: str, wanted: jax.ShapeDtypeStruct, instead: jax.Array) -> jax.Array:
+        said = content["arrays"].get(path)
+        if said is None or said["shape"] != [*wanted.shape]:
+            return instead
+        x = jax.make_array_from_callback(wanted.shape, wanted.sharding, lambda part: arrays.read(target, path, part))
+        if digests.as_text(jax.device_get(digests.of_tree([x]))[0]) != said["digest"]:
+            raise Damaged(f"{target}: {path} came back changed; {manifest.remedy(target)}")
+        return x.astype(wanted.dtype)
+
+    trees = {}
+    for item, tree in like.items():
+        leaves, structure = jax.tree.flatten(tree)
+        paths = [f"{item}/{name}" for name in digests.names(tree)]
+        trees[item] = structure.unflatten(map(array, paths, leaves, jax.tree.leaves(fresh[item])))
+    return trees, position(target)
+
+
+def position(target: Path) -> dict:
+    """Where the run was at a step that is verified: a `Position` as JSON."""
+    return json.loads((target / "data" / "metadata").read_text(encoding="utf-8"))
+
+
+def unlike(target: Path, like: dict) -> dict[str, list[str]]:
+    """How a step's arrays differ from those of `like`, by kind (tree, shape, dtype): a line `path: its -> yours` each.
+
+    Of a step whose version did not describe its arrays nothing is known.
+    """
+    return _unlike(manifest.read(target)["arrays"], like)
+
+
+def _unlike(described: dict, like: dict) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    if not described:
+        return found
     wanted = {}
     for item, tree in like.items():
         leaves = zip(digests.names(tree), jax.tree.leaves(tree), strict=True)
-        wanted |= {f"{item}/{name}": f"{x.dtype}{[*x.shape]}" for name, x in leaves}
-    held = {path: f"{said['dtype']}{said['shape']}" for path, said in described.items() if path.split("/")[0] in like}
-    if not described:  # of a version that did not describe them
-        return []
-    differing = [path for path in sorted({*wanted, *held}) if wanted.get(path) != held.get(path)]
-    return [f"{path}: {held.get(path, 'absent')} -> {wanted.get(path, 'absent')}" for path in differing]
+        wanted |= {f"{item}/{name}": {"shape": [*x.shape], "dtype": str(x.dtype)} for name, x in leaves}
+    held = {path: said for path, said in described.items() if path.split("/")[0] in like}
+    for path in sorted({*wanted, *held}):
+        if path not in held or path not in wanted:
+            kind = "tree"
+        elif held[path]["shape"] != wanted[path]["shape"]:
+            kind = "shape"
+        elif held[path]["dtype"] != wanted[path]["dtype"]:
+            kind = "dtype"
+        else:
+            continue
+        found.setdefault(kind, []).append(f"{path}: {_told(held.get(path))} -> {_told(wanted.get(path))}")
+    return found
+
+
+def _told(said: dict | None) -> str:
+    return f"{said['dtype']}{said['shape']}" if said else "absent"
+
+
+def listed(found: Mapping[str, Sequence[str]], most: int = 20) -> str:
+    """Differences by kind as a message shows them, at most so many of a kind."""
+    lines = []
+    for kind, of_kind in found.items():
+        more = [f"and {len(of_kind) - most} more"] if len(of_kind) > most else []
+        lines += [f"{kind}:", *(f"  {line}" for line in [*of_kind[:most], *more])]
+    return "\n".join(lines)
 
 
 def _refuse_changed(target: Path, trees: dict, described: dict) -> None:

@@ -46,7 +46,11 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
 # Whole matrices, pairs of chunks; kernels for TPU (splash) and GPU (`kernels.py`).
 ATTENTION = ("chunked", "reference", "splash", "triton", "mosaic", "cudnn")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"  # of a run
-WORD = r"[a-z][a-z0-9_]*"  # a name of a stream or a modality
+WORD = r"[a-z][a-z0-9_]{0,63}"  # a name of a stream or a modality
+# Of a regular expression, which a config.json from elsewhere may hold: Python tries every way in which one can match.
+# With these a path of 100 characters takes some milliseconds at most.
+LONGEST_PATTERN, MOST_REPEATS, MOST_WAYS = 200, 3, 64
+MOST_RULES = 100
 
 # By class of `schema.py` and key: what the value may be, whatever the others are. `mot config` shows it.
 VALUES: dict[str, dict[str, Allowed]] = {
@@ -411,14 +415,48 @@ def _init(c: "Sections") -> Iterator[Fault]:
         yield Fault(
             "init.match", f"{c.init.match!r}, but init.run is ''; name the run that they come from, or write ''"
         )
-    yield from _pattern("init.match", c.init.match)
+    yield from pattern("init.match", c.init.match)
 
 
-def _pattern(key: str, text: str) -> Iterator[Fault]:
+def pattern(key: str, text: str) -> Iterator[Fault]:
+    """The faults of a regular expression that is to match parameters' paths."""
+    if len(text) > LONGEST_PATTERN:
+        yield Fault(key, f"{len(text)} characters; must be at most {LONGEST_PATTERN}; shorten it, or write two rules")
+        return
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         yield Fault(key, f"{text!r} is no regular expression ({error}); mend it")
+        return
+    if why := _endless(text):
+        yield Fault(
+            key,
+            f"{text!r} {why}, so that matching may not end; allowed: at most {MOST_REPEATS} of * + ? {{}}, none of "
+            f"them after a group, and alternatives that combine in at most {MOST_WAYS} ways; simplify it",
+        )
+
+
+def _endless(text: str) -> str:
+    """Why matching a regular expression may take time that grows beyond bounds; "" where it does not."""
+    bare = re.sub(
+        r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", text, flags=re.DOTALL
+    )  # what is escaped, and sets: one character
+    bare = re.sub(r"\(\?[^)\s]?", "(", bare)  # what a group is for is no repeat
+    if re.search(r"\)[*+?{]", bare):
+        return "repeats a group"
+    if (repeats := len(re.findall(r"[*+?{]+", bare))) > MOST_REPEATS:
+        return f"repeats {repeats} times"
+    ways = [1]  # of each open group: the alternatives, and how those inside combine
+    combined = 1
+    for character in bare:
+        if character == "(":
+            ways.append(1)
+        elif character == "|":
+            ways[-1] += 1
+        elif character == ")" and len(ways) > 1:
+            combined *= ways.pop()
+    combined *= ways[0]
+    return f"has alternatives that combine in {combined} ways" if combined > MOST_WAYS else ""
 
 
 def _objective(c: "Sections") -> Iterator[Fault]:
@@ -561,9 +599,11 @@ def _optim(c: "Sections") -> Iterator[Fault]:
     if o.end_lr > o.lr > 0 and o.schedule != "constant":
         yield Fault("optim.end_lr", f"{o.end_lr} is above optim.lr = {o.lr}; the rate decays; lower end_lr")
     for key in ("rules", "base_rules"):
+        if len(getattr(o, key)) > MOST_RULES:
+            yield Fault(f"optim.{key}", f"{len(getattr(o, key))} rules; must be at most {MOST_RULES}; join some")
         for i, rule in enumerate(getattr(o, key)):
             yield from within(f"optim.{key}[{i}]", rule, VALUES["Rule"])
-            yield from _pattern(f"optim.{key}[{i}].match", rule.match)
+            yield from pattern(f"optim.{key}[{i}].match", rule.match)
 
 
 def _steps(c: "Sections") -> Iterator[Fault]:

@@ -10,6 +10,15 @@ EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
 
 # What may differ among runs in one program (`ensemble.py`): numbers that it computes with, none that it is built from.
 VARIED = ("model.seed", "optim.lr", "optim.end_lr", "optim.beta1", "optim.beta2", "optim.eps", "optim.clip")
+# How a run that goes on may differ from what it was, and what `mot train --accept` does then, by kind.
+ACCEPTED = {
+    "config": "the configuration that is given is the run's from here on; metrics.jsonl keeps what it was",
+    "tree": "arrays that the checkpoint lacks begin as in a new run, an average as the parameters; others are left out",
+    "shape": "arrays of another shape begin as in a new run",
+    "dtype": "arrays are cast",
+    "tokenizer": "the weights go on, though ids stand for other tokens",
+    "data": "the run goes on in the other documents, at the same place of their endless stream",
+}
 ANY = "any"  # of --draw: the model decides
 
 

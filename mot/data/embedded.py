@@ -75,7 +75,7 @@ def load(config: Config) -> tuple[Sources, Sources]:
         digest = _digest(d for source in documents for d in source)
         units = np.array([1, PATCHES if vectors else PIXELS])
         sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(SOURCES))
-        splits.append(Sources(tuple(sources), lengths, digest))
+        splits.append(Sources(tuple(sources), lengths, digest, {"text": text.digest(tokenizer)}))
     return splits[0], splits[1]
 
 

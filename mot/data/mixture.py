@@ -1,7 +1,7 @@
 """Sources of documents, and the endless stream that mixes them."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -76,6 +76,7 @@ class Sources(NamedTuple):
     all: tuple[Source, ...]
     byte_lengths: np.ndarray  # [V], bytes of text of each id; 0 for other modalities and special tokens
     digest: str  # of all ids, in order
+    tokenizers: Mapping[str, str] = {}  # their digests, by modality
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from mot.data import roles
 from mot.data.mixture import Mixture, Sources
 from mot.data.packing import Document, Piece, RowPlan, cut, pack
 from mot.errors import Hung, UserError
+from mot.files import digest_of
 
 
 class LeftOut(NamedTuple):
@@ -112,6 +113,24 @@ class Batches:
     def _left_out(self, g: int, why: str) -> LeftOut:
         source, i = self.mixture.place(g)
         return LeftOut(self.mixture.sources[source].name, self.mixture.sources[source].name_of(i), why)
+
+
+def packing(config: Config) -> str:
+    """A digest of what, besides the documents, decides how they are packed: of a plan made otherwise, none may wait."""
+    data, streams = config.data, config.streams.items()
+    shares = [[0, data.shares], *([stage.step, stage.shares] for stage in data.stages)]
+    content = {"shares": shares, "sources": [*data.sources], "per": data.per, "seed": data.seed}
+    content |= {"rows": data.batch, "lookahead": data.lookahead}
+    content |= {"streams": [[name, s.modality, s.budget, s.max_tokens, s.copies] for name, s in streams]}
+    return digest_of(content)
+
+
+def moved(plan: dict, row: int, same_packing: bool) -> dict:
+    """A plan that goes on from a row in other documents, or packs them otherwise: it takes in the next ones.
+
+    Documents that were waiting for their row are passed over, as they may be cut nowhere, or be others, now.
+    """
+    return {"row": row, "position": plan["position"], "waiting": [], "starts": plan["starts"] if same_packing else [0]}
 
 
 def _nothing() -> None:

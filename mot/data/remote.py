@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,29 @@ from mot.files import cache_folder, is_address, replacing, write_atomically
 LIMIT = "MOT_CACHE_GB"
 USED = "used"  # a copy's file: its time says when it was used last, and who uses it has a shared lock on it
 _in_use: dict[Path, int] = {}  # descriptors of those that this process uses, until it ends
+
+
+def refuse_unknown(path: Path, sources: Mapping[str, str], fetch: bool) -> None:
+    """`UserError` where a run's config.json names addresses from which no command of this user's has read before.
+
+    A run may come from anyone, and what it names is not fetched without the user's word: `fetch`.
+    """
+    unknown = [address for address in sources.values() if is_address(address) and not _is_known(address)]
+    if unknown and not fetch:
+        raise UserError(
+            f"{path / 'config.json'} has its data at {', '.join(unknown)}, from where no command of yours has read "
+            "before; nothing was fetched; where you trust it, say so with --fetch"
+        )
+
+
+def _is_known(address: str) -> bool:
+    return (note := _note(address)) is not None and note.exists()
+
+
+def _note(address: str) -> Path | None:
+    """The file that says that this user has had an address read; None where there is no cache."""
+    cache = cache_folder()
+    return cache and cache / "addresses" / hashlib.sha256(address.encode()).hexdigest()
 
 
 def local(address: str, whole: bool = True) -> Path:
@@ -53,6 +77,9 @@ def _copied(address: str, whole: bool) -> Path:
     folder = cache / "datasets" / hashlib.sha256(about).hexdigest()[:16]
     _use(folder)
     write_atomically(folder / "dataset.json", about)
+    note = _note(address)
+    note.parent.mkdir(exist_ok=True)
+    write_atomically(note, address)
     if whole:
         absent = [(name, size) for name, size, _ in files(read_json(folder)) if not _is_copied(folder / name, size)]
         _make_room(address, folder, sum(size for _, size in absent))

@@ -195,7 +195,8 @@ def open_(config: Config) -> tuple[Sources, Sources]:
         stream = index["text"][1]
         byte_lengths[stream.first_id : stream.first_id + stream.ids] = bytes_
         digest.update(json.dumps([name, identity]).encode())
-    both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16]) for sources in by_split.values()]
+    tokenizers = {m: t["digest"] for about, *_ in opened.values() for m, t in about["tokenizers"].items()}
+    both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16], tokenizers) for sources in by_split.values()]
     return both[0], both[1]
 
 

@@ -10,12 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mot.config import Config
 from mot.console import announce, phase
-from mot.data import sources
+from mot.data import remote
 from mot.data.mixture import Sources
-from mot.errors import UserError
 from mot.generate import codecs, layout
 from mot.generate.layout import Format
 from mot.generate.sampling import Generated, Sampler, Settings, Stretch
+from mot.runs import written
 from mot.train import restore
 
 ROWS = 64  # of a batch at most
@@ -34,20 +34,19 @@ class LoadedModel(NamedTuple):
     sampler: Sampler  # compiles once for all steps of a run
 
 
-def opened(path: Path, step: int | None = None) -> LoadedModel:
-    """The newest checkpoint, or that of `step`. Raises `UserError` if it cannot be read, or the data have changed."""
+def opened(path: Path, step: int | None = None, fetch: bool = False) -> LoadedModel:
+    """The newest checkpoint, or that of `step`. Raises `UserError` if it cannot be read, or the data have changed.
+
+    `fetch`: also from an address that only the run itself names.
+    """
+    remote.refuse_unknown(path, written.config_as_written(path).data.sources, fetch)
     with phase("reading the checkpoint"):
         config, position, params = restore.load(path, step)
     format = layout.of(config)
     # Nothing but tokenizers is read of a dataset, and these are verified where they are opened.
     data = dataclasses.replace(config.data, verify=False)
-    with phase("opening the data"):
-        training, held_out = sources.open_(dataclasses.replace(config, data=data))
-    if position.data != training.digest:
-        raise UserError(
-            f"{path} was trained on other data: its digest is {position.data}, now {training.digest} (another Python "
-            "has another manual, a dataset may be prepared anew); sample where it was trained"
-        )
+    _, training, held_out = restore.open_data(dataclasses.replace(config, data=data))
+    restore.refuse_other_data(path, position, training)
     sampler = Sampler(params, config, format)
     return LoadedModel(path, config, position.step, format, codecs.of(config), training, held_out, sampler)
 

@@ -65,9 +65,12 @@ def told(about: dict) -> str:
     devices = f"{about.get('devices')} x {about.get('device_kind')}"
     if about.get("backend") == "cpu":
         devices += f", {about.get('cpu')}"
+    went_on = [
+        f"; at step {x['step']} it went on with other {', '.join(x['kinds'])}" for x in about.get("accepted", ())
+    ]
     return (
         f"made {about.get('time')} on {about.get('host')} ({devices}) by mot {about.get('version')}{of}, "
-        f"jax {about.get('jax')}"
+        f"jax {about.get('jax')}{''.join(went_on)}"
     )
 
 

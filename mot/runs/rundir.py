@@ -5,7 +5,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from mot import checkpoint, optim
 from mot.config import Config, differences, resolve
 from mot.config.axes import MESH_AXES
+from mot.config.options import ACCEPTED
 from mot.errors import UserError
 from mot.files import absolute, as_path, is_address, make_folder, read_appended, write_atomically
 from mot.model import attention, dispatch
@@ -49,91 +50,98 @@ def open_run(config: Config) -> Path:
 
     Raises `UserError` with the differences where it holds another configuration, `Damaged` where a file is not ours.
     What changes results by no more than rounding may change: where the run directory and the data lie, the mesh, and
-    how things are computed and read. What `changed` allows to change is written down.
+    how things are computed and read. What may change otherwise (`unlike`) is written down.
     """
     path = folder(config)
     if not _holds_something(path):
         make_folder(path)
         write_atomically(path / "config.json", written.sealed(anchored(plain(config))))
         return path
-    if changes_made := changed(config):
-        _write_down(path, changes_made)
+    if why := unlike(config):
+        refuse(path, {"config": why})
+    write_down(config, _saved_step(path))
     return path
 
 
 @contextmanager
 def locked(config: Config) -> Iterator[Path]:
-    """The run's folder, as `open_run` gives it, and no other process's as long as this lasts."""
-    if not (folder(config) / "config.json").exists():
+    """The run's folder, made where it is absent, and no other process's as long as this lasts."""
+    path = folder(config)
+    if not (path / "config.json").exists():
         open_run(config)  # makes it, or refuses what lies there
-    with lock.held(folder(config)):
-        yield open_run(config)
+    with lock.held(path):
+        yield path
 
 
 def _holds_something(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def changed(config: Config) -> dict[str, list]:
-    """What a run's written configuration will change in: `{dotted key: [its, yours]}`. Nothing is written.
+def unlike(config: Config) -> list[str]:
+    """Why a run's folder cannot go on with a configuration: the reason, and each `key: its -> yours`; none: it can.
 
     It may change how often it is evaluated and saved. Its steps and its schedule may change as long as every step so
-    far had the rate that it would have had: then the run ends as if it had the new numbers from the start. Raises as
-    `open_run`.
+    far had the rate that it would have had: then the run ends as if it had the new numbers from the start.
+
+    Raises `Damaged` where a file is not ours.
     """
     path = folder(config)
     if not _holds_something(path):
-        return {}
+        return []
     old = read_config(path)
-    new = plain(config)
-    different = changes(old, new)
-    keys = [difference.partition(":")[0] for difference in different]
-    refusal = "" if set(keys) <= {*HOW_OFTEN, *RATES} else f"{path} holds a run of another configuration"
-    if not refusal and set(keys) & set(RATES):
-        refusal = _other_rates(path, old, config, _saved_step(path))
-    if refusal:
-        raise UserError(
-            f"{refusal}; nothing was overwritten. Differences (its -> yours):\n"
-            + "\n".join(f"  {d}" for d in different)
-            + "\nchoose another run.name, or give the run its own configuration back"
-        )
+    different = changes(old, plain(config))
+    why = _why_not(path, old, different, config, _saved_step(path))
     read_metrics(path)
     if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
         not_ours(path / "checkpoints", "a file, not a folder")
-    return {key: [_value(old, key), _value(new, key)] for key in keys}
+    return why
 
 
-def _value(plain: dict, key: str):
-    section, name = key.split(".")
-    return plain[section][name]
+def unlike_branch(config: Config, step: int) -> list[str]:
+    """As `unlike`, of a run that goes on, as another run, from the state that `init.run` had after a step.
+
+    Where nothing is unlike, the branch is the run that was planned so from the start.
+    """
+    path = as_path(config.init.run)
+    old = read_config(path)
+    different = [d for d in changes(old, plain(config)) if not re.match(r"init\.|run\.name:", d)]
+    return _why_not(path, old, different, config, step)
+
+
+def _why_not(path: Path, old: dict, different: list[str], config: Config, step: int) -> list[str]:
+    keys = {difference.partition(":")[0] for difference in different}
+    if "run.steps" in keys and config.run.steps < step:
+        raise UserError(
+            f"{path} is at step {step} already, and cannot end at step {config.run.steps}; nothing was overwritten; "
+            "raise run.steps, or choose another run.name"
+        )
+    if keys - {*HOW_OFTEN, *RATES}:
+        return [f"{path} holds a run of another configuration", *different]
+    if keys & set(RATES) and (why := _other_rates(path, old, config, step)):
+        return [why, *different]
+    return []
+
+
+GIVE_BACK = "give it its own configuration and data back, or choose another run.name"
+
+
+def refuse(
+    path: Path, found: Mapping[str, Sequence[str]], accepted: Collection[str] = (), instead: str = GIVE_BACK
+) -> None:
+    """`UserError` with all differences, by kind, of a run that is to go on, unless each kind is accepted."""
+    if not found.keys() - {*accepted}:
+        return
+    effects = "\n".join(f"  {kind}: {ACCEPTED[kind]}" for kind in found)
+    raise UserError(
+        f"{path} cannot go on as asked; nothing was overwritten. Differences (its -> yours):\n"
+        f"{checkpoint.listed(found)}\n{instead}; or have it go on in spite of them with --accept={','.join(found)}:\n"
+        f"{effects}"
+    )
 
 
 def _saved_step(path: Path) -> int:
     """The step that was saved last; 0 where none was."""
     return max(checkpoint.steps(path / "checkpoints"), default=0)
-
-
-def refuse_branch(config: Config, step: int) -> None:
-    """`UserError` where a run cannot go on, as another run, from the state that `init.run` had after a step.
-
-    What decides results must be the same, and every rate so far: then the branch is the run that was planned so from
-    the start.
-    """
-    path = as_path(config.init.run)
-    old = read_config(path)
-    different = [d for d in changes(old, plain(config)) if not re.match(r"init\.|run\.name:", d)]
-    keys = {difference.partition(":")[0] for difference in different}
-    refusal = ""
-    if keys - {*HOW_OFTEN, *RATES}:
-        refusal = f"init.state=all: {path} is a run of another configuration"
-    elif keys & set(RATES):
-        refusal = _other_rates(path, old, config, step)
-    if refusal:
-        raise UserError(
-            f"{refusal}. Differences (its -> yours):\n"
-            + "\n".join(f"  {d}" for d in different)
-            + "\ngive this run the other one's configuration, or write init.state=weights: its weights alone"
-        )
 
 
 def copy_metrics(source: Path, path: Path, step: int) -> None:
@@ -148,8 +156,6 @@ def copy_metrics(source: Path, path: Path, step: int) -> None:
 
 def _other_rates(path: Path, plain_before: dict, config: Config, step: int) -> str:
     """Why a run that is at a step cannot go on with other steps or another schedule; "" where it can."""
-    if config.run.steps < step:
-        return f"{path} is at step {step} already, and cannot end at step {config.run.steps}"
     try:
         before = resolve(plain_before)
     except UserError as error:
@@ -167,17 +173,45 @@ def _other_rates(path: Path, plain_before: dict, config: Config, step: int) -> s
     )
 
 
-def _write_down(path: Path, changes_made: dict[str, list]) -> None:
-    """A run's new numbers into its config.json, and both into an event of metrics.jsonl, which comes first."""
-    config = read_config(path)
-    for key, (_, value) in changes_made.items():
-        section, name = key.split(".")
-        config[section][name] = value
-    event = {"schema": SCHEMA, "kind": "event", "step": _saved_step(path), "time": provenance.now()}
-    event |= {"event": "changed", "keys": changes_made}
-    rows = [*read_metrics(path), event]
+def write_down(config: Config, step: int, accepted: Mapping[str, Sequence[str]] | None = None) -> None:
+    """What changes in a run that goes on from a step: into events of metrics.jsonl, which come first, and config.json.
+
+    `accepted` are the differences, by kind, of which `unlike` says that it could not go on, and its user that it shall.
+    """
+    path = folder(config)
+    old, new = read_config(path), plain(config)
+    changed = {key: [_value(old, key), _value(new, key)] for key in HOW_OFTEN + RATES}
+    changed = {key: both for key, both in changed.items() if both[0] != both[1]}
+    events: list[dict] = []
+    if accepted:
+        about = {kind: [*lines] for kind, lines in accepted.items()}
+        events.append({"event": "accepted", "kinds": [*accepted], "differences": about})
+    if "config" in (accepted or ()):
+        now = anchored(new)
+    else:
+        now = old
+        for key, (_, value) in changed.items():
+            section, name = key.split(".")
+            now[section][name] = value
+        if changed:
+            events.append({"event": "changed", "keys": changed})
+    if not events:
+        return
+    common = {"schema": SCHEMA, "kind": "event", "step": step, "time": provenance.now()}
+    rows = [*read_metrics(path), *(common | event for event in events)]
     write_atomically(path / "metrics.jsonl", "".join(map(line_of, rows)))
-    write_atomically(path / "config.json", written.sealed(config))
+    write_atomically(path / "config.json", written.sealed(now))
+
+
+def accepted(path: Path) -> dict:
+    """For `made_by`: at which steps a run went on in spite of which kinds of differences; {} where it never did."""
+    rows = [row for row in read_metrics(path) if row.get("event") == "accepted"]
+    return {"accepted": [{key: row[key] for key in ("step", "kinds")} for row in rows]} if rows else {}
+
+
+def _value(plain: dict, key: str):
+    section, name = key.split(".")
+    return plain[section].get(name)
 
 
 def anchored(config: dict) -> dict:

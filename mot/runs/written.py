@@ -16,6 +16,8 @@ from mot.console import say_once
 from mot.errors import Damaged, UserError
 from mot.files import as_path, digest_of, is_bucket, numbered
 
+LARGEST_CONFIG = 2**20  # bytes; one that names hundreds of streams has a tenth
+
 
 def folder(config: Config) -> Path:
     return as_path(config.run.root) / config.run.name
@@ -47,6 +49,8 @@ def read_config(path: Path) -> dict:
             f"{path} is no run directory: no config.json, but {held}; name a run's own folder, or to train choose "
             "another run.name"
         )
+    if (size := file.stat().st_size) > LARGEST_CONFIG:
+        not_ours(file, f"it has {size:,} bytes, and no configuration has more than {LARGEST_CONFIG:,}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:

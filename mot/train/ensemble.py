@@ -7,7 +7,7 @@ Nothing branches on what a run's numbers are. Each run's folder is what `loop.ru
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ def run(
     until: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     profiled: bool = False,
+    accept: Collection[str] = (),
 ) -> list[Path]:
     """`loop.run` of all, which differ in `run.name` and in VARIED alone; returns their directories.
 
@@ -74,13 +75,15 @@ def run(
     done = _same_step(configs)
     upcycled = [restore.upcycled(c) if c.init.run and not done else None for c in configs]
     with ExitStack() as locked:
-        for c in configs:
-            rundir.changed(c)  # each is asked for what may be refused, before any is made or changed
+        # Each is asked for what may be refused, before any is made or changed.
+        found = [restore.accepted(c, training, (rundir.folder(c), done), accept) for c in configs]
         paths = [locked.enter_context(rundir.locked(c)) for c in configs]
         checkpoint.refuse_unwritable(paths[0] / "checkpoints")
+        for c, path, accepted in zip(configs, paths, found, strict=True):
+            restore.go_on(c, (path, done), accepted)
         with jax.set_mesh(mesh):
             runs = Runs(configs, paths, mesh, vmapped(configs, mesh))
-            _train(runs, training, held_out, done, upcycled, until, profiled, began)
+            _train(runs, training, held_out, done, upcycled, until, profiled, began, accept)
     return paths
 
 
@@ -93,14 +96,15 @@ def _train(
     until: int | None,
     profiled: bool,
     began: float,
+    accept: Collection[str],
 ) -> None:
     """Trains all runs from step `done`, at which they are."""
     first = runs.configs[0]
     paths = runs.paths
     with phase("the first states: initial values, or checkpoints'"):
-        state, positions = _start(runs, done, upcycled)
-    for path, position in zip(paths, positions, strict=True):
-        restore.refuse_other_data(path, position, training)
+        state, positions = _start(runs, done, upcycled, accept)
+    for position in positions:
+        restore.take_up(position, first, training, accept)
     end = min(first.run.steps, until or first.run.steps)
     title = f"{first.run.name} and {len(paths) - 1} more"
     watched = Watchdog(paths[0], first.run.hang_timeout, 0.0)
@@ -216,7 +220,9 @@ def _same_step(configs: Sequence[Config]) -> int:
     return done[folders[0]]
 
 
-def _start(runs: Runs, done: int, upcycled: Sequence[dict | None]) -> tuple[State, list[Position]]:
+def _start(
+    runs: Runs, done: int, upcycled: Sequence[dict | None], accept: Collection[str]
+) -> tuple[State, list[Position]]:
     """The state of all, runs first, and each run's position."""
     by_run = NamedSharding(runs.mesh, P("runs"))
     if not done and upcycled[0] is None:
@@ -226,7 +232,7 @@ def _start(runs: Runs, done: int, upcycled: Sequence[dict | None]) -> tuple[Stat
     alone = sharding.one_device(runs.mesh.devices.flat)
     with jax.set_mesh(alone):
         started = [
-            restore.start(c, path, alone, first=weights)
+            restore.start(c, path, alone, done, weights, accept, verified=True)
             for c, path, weights in zip(runs.configs, runs.paths, upcycled, strict=True)
         ]
         states = jax.device_get([state for state, _ in started])
@@ -247,6 +253,8 @@ def _logs(
         Writer(path, position.step, say=say(c.run.name))
         for c, path, position in zip(runs.configs, runs.paths, positions, strict=True)
     ]
+    for writer, position in zip(writers, positions, strict=True):
+        loop.keep_said(writer, position.step)
     clock = goodput.resumed(positions[0].wall, writers[0].found, began)
     logs = []
     for c, position, writer in zip(runs.configs, positions, writers, strict=True):
@@ -274,10 +282,12 @@ def _job(
         for c, path, log in zip(runs.configs, runs.paths, logs.all, strict=True)
     ]
 
+    histories = [rundir.accepted(path) for path in runs.paths]
+
     def trees_of(state: State, i: int) -> dict:
         return take(trees(state), i)
 
-    saves = Saves(first, list(zip(savers, logs.all, strict=True)), trees_of)
+    saves = Saves(first, list(zip(savers, logs.all, strict=True)), trees_of, histories)
     return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, saves, logs, logs.live, watchdog, end)
 
 

@@ -12,8 +12,6 @@ from mot import sharding
 from mot.batches import Batch
 from mot.config import Config, Stream
 from mot.console import phase
-from mot.data import budgets
-from mot.data import sources as data_sources
 from mot.data.mixture import Sources
 from mot.data.pipeline import Batches, iterate, refuse_too_many
 from mot.errors import UserError
@@ -27,14 +25,21 @@ SEED = 2**31 - 1  # of the held-out batches: the same for every run
 Sums = Callable[..., dict]  # (params, batch, causal) -> the batch's losses, weights and router reports, summed
 
 
+PLACES = 2**24  # tokens that an evaluation may read of any data: 8 batches of 512 rows of 4,096
+TIMES = 10  # as often it may read all held-out data
+
+
 def run(
-    config: Config, step: int | None = None, devices: Sequence[jax.Device] | None = None
+    config: Config, step: int | None = None, devices: Sequence[jax.Device] | None = None, foreign: bool = False
 ) -> tuple[int, dict[str, float]]:
-    """The step of a run's checkpoint, the newest by default, and its held-out losses; the run must have this model."""
+    """The step of a run's checkpoint, the newest by default, and its held-out losses; the run must have this model.
+
+    `foreign`: the configuration is what the run's folder holds, which may come from anyone: it is bounded.
+    """
     path = rundir.folder(config)
-    with phase("opening the data"):
-        training, held_out = data_sources.open_(config)
-        config = budgets.resolve(config, training)
+    config, _, held_out = restore.open_data(config)
+    if foreign:
+        refuse_endless(config, held_out)
     changes = rundir.changes(rundir.plain(rundir.config_of(path)), rundir.plain(config))
     if different := [change for change in changes if not change.startswith(("run.", "init."))]:
         listed = "\n  ".join(different)
@@ -49,6 +54,19 @@ def run(
         with phase(f"evaluating {config.run.eval_batches} batches; their program is compiled the first time"):
             row = make_evaluate(config, held_out, mesh)(state.ema or state.params)
     return position.step, row
+
+
+def refuse_endless(config: Config, held_out: Sources) -> None:
+    """`UserError` where a configuration asks for an evaluation far larger than its held-out data."""
+    places = config.run.eval_batches * config.data.batch * config.length
+    tokens = held_out.size([stream.modality for stream in config.streams.values()])["tokens"]
+    most = max(PLACES, TIMES * sum((tokens or {}).values()))
+    if places > most:
+        raise UserError(
+            f"run.eval_batches: {config.run.eval_batches} batches of data.batch = {config.data.batch} rows of "
+            f"{config.length} tokens are {places:,} tokens; this run's held-out data allow {most:,}; nothing was "
+            "evaluated; where the run is your own, lower them in its config.json, without its digest"
+        )
 
 
 def _nothing() -> None:

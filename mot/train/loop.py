@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ from mot.console import phase
 from mot.data import budgets, pipeline, sources
 from mot.data.mixture import Sources
 from mot.errors import Hung, UserError
-from mot.files import as_path
 from mot.model import kernels, params
 from mot.runs import goodput, metrics, peak, profile, rundir
 from mot.runs.log import Dispatched, Log, Pending, counted
@@ -35,11 +34,16 @@ OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, err
 
 
 def run(
-    config: Config, until: int | None = None, devices: Sequence[jax.Device] | None = None, profiled: bool = False
+    config: Config,
+    until: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    profiled: bool = False,
+    accept: Collection[str] = (),
 ) -> Path:
     """Trains to `run.steps` (or to step `until`), saved, resuming what the run directory holds; returns the directory.
 
     The batch's rows are split over `devices`, by default all there are. `profiled`: with a trace of a few steps.
+    `accept` are kinds of differences (`options.ACCEPTED`) from the checkpoint in spite of which the run goes on.
 
     Raises `UserError` (`ConfigError`, `Damaged`) before anything is written, `Diverged` when optim.patience is up, and
     `Stopped` after SIGINT or SIGTERM.
@@ -56,33 +60,37 @@ def run(
     begins = ""
     if config.init.run and not checkpoint.steps(rundir.folder(config) / "checkpoints"):
         if restore.is_branch(config):
-            restore.branching(config)  # refused before anything is written
+            restore.accepted(config, training, restore.origin_of(config), accept)  # before anything is written
         else:
             first = restore.upcycled(config)
         begins = f"begins with the {restore.beginning(config)}"
-    with _opened(config) as path, jax.set_mesh(mesh):
-        _train(config, path, mesh, training, held_out, first, begins, until, profiled, began)
-    return path
+    with _opened(config, training, accept) as origin, jax.set_mesh(mesh):
+        _train(config, origin, mesh, training, held_out, first, begins, until, profiled, began, accept)
+    return rundir.folder(config)
 
 
 @contextmanager
-def _opened(config: Config) -> Iterator[Path]:
-    """The run's folder, for this run alone as long as this lasts.
+def _opened(config: Config, training: Sources, accept: Collection[str]) -> Iterator[tuple[Path, int]]:
+    """The run's folder, for this run alone as long as this lasts; gives `restore.origin_of` the run.
 
-    The first process makes it and has its lock, and then each compares the configuration there with its own.
+    The first process makes it and has its lock. Each compares what is there with its own configuration and data.
     """
+    path = rundir.folder(config)
     with ExitStack() as locked:
         if sharding.is_first_process():
             locked.enter_context(rundir.locked(config))
         sharding.barrier("run directory")
-        path = rundir.open_run(config)
+        origin = restore.origin_of(config)
+        found = restore.accepted(config, training, origin, accept)
         checkpoint.refuse_unwritable(path / "checkpoints")
-        yield path
+        if sharding.is_first_process():
+            restore.go_on(config, origin, found)
+        yield origin
 
 
 def _train(
     config: Config,
-    path: Path,
+    origin: tuple[Path, int],
     mesh: jax.sharding.Mesh,
     training: Sources,
     held_out: Sources,
@@ -91,13 +99,16 @@ def _train(
     until: int | None,
     profiled: bool,
     began: float,
+    accept: Collection[str],
 ) -> None:
-    """Trains the run at `path` from its newest checkpoint, or from `first` parameters, which `begins` tells of."""
+    """Trains a run from its `origin`, a checkpoint, or from `first` parameters; `begins` tells of these."""
+    path = rundir.folder(config)
     is_first = sharding.is_first_process()
     with phase("the first state: initial values, or a checkpoint's", is_first):
-        state, position = restore.start(config, path, mesh, first=first)
+        source, step = origin
+        state, position = restore.start(config, source, mesh, step, first, accept, verified=True)
     del first  # the state has its own copy
-    restore.refuse_other_data(path, position, training)
+    restore.take_up(position, config, training, accept)
     end = min(config.run.steps, until or config.run.steps)
     watched = Watchdog(path, config.run.hang_timeout, config.run.peer_timeout)
     with Live(config.run.name, position.step, config.run.steps, is_first) as live, Signals() as signals, watched:
@@ -105,12 +116,11 @@ def _train(
             live.say(f"{path}: already at step {position.step}")
             return
         if begins or position.step:
-            live.say(begins or f"{path}: resuming at step {position.step}")
+            live.say(begins or f"{path}: resuming at step {position.step}{_moved(path, mesh)}")
         best = peak.of(mesh, config.model.dtype, end - position.step, live.say)
         with unwritable(path):
-            if restore.is_branch(config) and is_first:
-                rundir.copy_metrics(as_path(config.init.run), path, position.step)
             writer = Writer(path, position.step, is_first, live.say)
+            keep_said(writer, position.step)
             clock = goodput.resumed(position.wall, writer.found, began)
             log = Log(config, training.names, position, writer, live.say, best, clock, training.name_of)
             try:
@@ -120,6 +130,13 @@ def _train(
                     loop(job, state, signals, trace)
             finally:
                 writer.close()
+
+
+def keep_said(writer: Writer, step: int) -> None:
+    """What was changed stays said where a run goes on from a step before that at which it was."""
+    for row in writer.found:
+        if row["step"] > step and row.get("event") in ("accepted", "changed"):
+            writer.write("event", step, {key: row[key] for key in row.keys() - {"schema", "kind", "step", "time"}})
 
 
 @contextmanager
@@ -175,7 +192,7 @@ def _job(
 
     keep = checkpoint.Keep(config.run.keep, config.run.keep_every, log.best)
     saver = checkpoint.Saver(path / "checkpoints", keep)
-    saves = Saves(config, [(saver, log)], lambda state, _: trees(state))
+    saves = Saves(config, [(saver, log)], lambda state, _: trees(state), [rundir.accepted(path)])
     return Job(config, mesh, training, held_out, step, evaluate_state, saves, log, live, watchdog, end)
 
 
@@ -316,8 +333,26 @@ def _about(job: Job) -> dict:
         "data": job.training.digest,
         "size": {"training": job.training.size(modalities), "held_out": job.held_out.size(modalities)},
         "reachable_fill": budgets.reachable(job.config, job.training),
-        "devices": job.mesh.size,
-    }
+    } | _placed(job.mesh)
+
+
+def _placed(mesh: jax.sharding.Mesh) -> dict:
+    """What a start event says of where the run computes."""
+    axes = {axis: n for axis, n in mesh.shape.items() if n > 1}
+    return {"devices": mesh.size, "processes": jax.process_count(), "mesh": axes}
+
+
+def _moved(path: Path, mesh: jax.sharding.Mesh) -> str:
+    """How the mesh and the processes differ from those of the process that trained a run before, for a message."""
+    now = _placed(mesh)
+    start = next((row for row in reversed(rundir.read_metrics(path)) if row.get("event") == "start"), {})
+    then = {key: start.get(key, now[key]) for key in now}  # an earlier version wrote fewer
+
+    def told(placed: dict) -> str:
+        axes = ", ".join(f"{axis} {n}" for axis, n in placed["mesh"].items())
+        return f"{placed['devices']} devices ({axes or 'no axis is split'}) of {placed['processes']} processes"
+
+    return "" if then == now else f", on {told(now)}; before on {told(then)}"
 
 
 def _remarks(job: Job) -> list[str]:

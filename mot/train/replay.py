@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ import numpy as np
 from mot import checkpoint, optim, sharding
 from mot.batches import Batch
 from mot.config import Config
-from mot.data import pipeline
+from mot.config.axes import MESH_AXES
+from mot.data import pipeline, remote
 from mot.data.mixture import Sources
 from mot.errors import Damaged, UserError
 from mot.model import params, transformer
@@ -51,8 +52,10 @@ class Replayed(NamedTuple):
     elsewhere: list[str]  # how this machine differs from the one that wrote the row
 
 
-def run(path: Path, step: int, say: Callable[[str], None] = print) -> Replayed:
+def run(path: Path, step: int, say: Callable[[str], None] = print, fetch: bool = False) -> Replayed:
     """Makes a run's steps again up to `step`, from the newest checkpoint before it that verifies; nothing is written.
+
+    `fetch`: with data also from an address that only the run itself names.
 
     Raises `UserError` where the run has made no such step, `Damaged` where a file is not what was written.
     """
@@ -61,13 +64,22 @@ def run(path: Path, step: int, say: Callable[[str], None] = print) -> Replayed:
     if step not in rows:
         made = f"made steps {min(rows)} to {max(rows)}; choose one of them" if rows else "made no step yet"
         raise UserError(f"step {step}: metrics.jsonl has no such row; {path} has {made}")
+    if (last := max((row["step"] for row in events if row.get("event") == "accepted"), default=0)) >= step:
+        raise UserError(
+            f"step {step}: at step {last} this run went on in spite of differences (--accept), and {path} has what "
+            f"steps {last + 1} and later were made with; choose one of these"
+        )
+    remote.refuse_unknown(path, written.config_as_written(path).data.sources, fetch)
     start = started(events, step)
     config, mesh = _as_trained(path, start)
     config, training, _ = restore.open_data(config)
     with jax.set_mesh(mesh):
-        state, position = _before(config, path, mesh, step, say)
+        accept = {kind for row in events if row.get("event") == "accepted" for kind in row["kinds"]}
+        state, position = _before(config, path, mesh, range(last, step), say, accept)
         begun = position.step
-        restore.refuse_other_data(path, position, training)
+        if position.step > last or "data" not in accept:
+            restore.refuse_other_data(path, position, training)
+        restore.take_up(position, config, training, accept)
         say(f"making steps {begun + 1} to {step} again" if begun + 1 < step else f"making step {step} again")
         batches = pipeline.Batches(training, config, config.data.seed, config.run.steps, position.plan or None)
         program = None
@@ -108,7 +120,10 @@ def devices(start: Mapping) -> int:
 def _as_trained(path: Path, start: Mapping) -> tuple[Config, jax.sharding.Mesh]:
     """The run's configuration and mesh; where these devices cannot be that mesh, over those that its rows divide."""
     config = rundir.config_of(path)
-    same = dataclasses.replace(config, mesh=written.config_as_written(path).mesh)
+    mesh = written.config_as_written(path).mesh
+    if "mesh" in start and "together" not in start:  # a run may be resumed on another one
+        mesh = dataclasses.replace(mesh, **dict.fromkeys(MESH_AXES, 1) | start["mesh"])
+    same = dataclasses.replace(config, mesh=mesh)
     try:
         return same, sharding.make_mesh(same, jax.devices()[: devices(start)])
     except UserError:
@@ -116,14 +131,25 @@ def _as_trained(path: Path, start: Mapping) -> tuple[Config, jax.sharding.Mesh]:
 
 
 def _before(
-    config: Config, path: Path, mesh: jax.sharding.Mesh, step: int, say: Callable[[str], None]
+    config: Config,
+    path: Path,
+    mesh: jax.sharding.Mesh,
+    steps: range,
+    say: Callable[[str], None],
+    accept: Collection[str],
 ) -> tuple[State, checkpoint.Position]:
-    """The newest state before a step: of a checkpoint that verifies, else that with which the run began."""
-    for saved in reversed([saved for saved in checkpoint.steps(path / "checkpoints") if saved < step]):
+    """The newest state of these steps: of a checkpoint that verifies, else that with which the run began.
+
+    At the first of them, where that is not 0, the run went on in spite of differences of the kinds `accept`.
+    """
+    step = steps.stop
+    for saved in reversed([saved for saved in checkpoint.steps(path / "checkpoints") if saved in steps]):
         try:
-            return restore.start(config, path, mesh, saved)
+            return restore.start(config, path, mesh, saved, accept=accept if saved == steps.start else ())
         except Damaged as error:
             say(f"warning: step {saved} is passed over: {error}")
+    if steps.start:
+        raise UserError(f"{path} has no checkpoint of steps {steps.start} to {step - 1} left; choose a later step")
     say(f"no checkpoint before step {step} is left: all steps are made again, from the first state")
     first = restore.upcycled(config) if config.init.run else None
     return restore.start(config, path, mesh, 0, first)

@@ -22,16 +22,22 @@ LAST_PAUSES = (1, 2, 4, 8)  # seconds between tries of the last save, for which 
 class Saves:
     """The saves of a run, or of several in one program: each has a saver and a log.
 
-    `trees_of` gives the arrays of the run of this number, by item. A run that diverged is saved as it stands then, and
-    not again. Where several processes train one run, each has `Saves` and asks them at the same steps.
+    `trees_of` gives the arrays of the run of this number, by item; `histories` are what the checkpoints of each run say
+    of how it came to be, beside `provenance.made_by`. A run that diverged is saved as it stands then, and not again.
+    Where several processes train one run, each has `Saves` and asks them at the same steps.
     """
 
     def __init__(
-        self, config: Config, savers: Sequence[tuple[checkpoint.Saver, Log]], trees_of: Callable[[State, int], dict]
+        self,
+        config: Config,
+        savers: Sequence[tuple[checkpoint.Saver, Log]],
+        trees_of: Callable[[State, int], dict],
+        histories: Sequence[Mapping],
     ):
         self.config = config.run
         self.savers = savers
         self.trees_of = trees_of
+        self.histories = histories
         self.ended: set[int] = set()  # runs that diverged and are saved
         self.began = time.monotonic()  # the last save
         self.again = math.inf  # when a failed save is tried again
@@ -99,7 +105,9 @@ class Saves:
             self.owed = False
             for i, (saver, log) in enumerate(self.savers):
                 if i not in self.ended:
-                    saver.begin(log.position.step, self.trees_of(state, i), vars(log.position), made_by)
+                    saver.begin(
+                        log.position.step, self.trees_of(state, i), vars(log.position), made_by | self.histories[i]
+                    )
                 if log.diverged:
                     self.ended.add(i)
 

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mot import checkpoint
-from mot.errors import Damaged
+from mot.errors import Damaged, UserError
 from tests.support.checkpoints import LIKE, TREES, same
 from tests.support.devices import devices
 
@@ -60,17 +60,17 @@ def test_differences_of_tree_shape_and_dtype_are_listed_each(saved):
         "params": {"a": {"w": described((2, 3, 2), jnp.float32)}, "b": described((4,), jnp.float32)},
         "opt": {"count": described((), jnp.float32)},
     }
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(UserError) as caught:
         checkpoint.restore(saved, 10, like)
     for line in (
-        "10 does not hold what this run needs. Differences (its -> yours):",
-        "opt/count: int32[] -> float32[]",
-        "params/a/w: float32[2, 3] -> float32[2, 3, 2]",
-        "params/b: absent -> float32[4]",
-        "to go on without it (the run then resumes from step 20); nothing was overwritten",
+        "10 holds other arrays than are needed:",
+        "dtype:\n  opt/count: int32[] -> float32[]",
+        "shape:\n  params/a/w: float32[2, 3] -> float32[2, 3, 2]",
+        "tree:\n  params/b: absent -> float32[4]",
+        "give the run the configuration that it had at this step, or name another step",
     ):
         assert line in str(caught.value)
-    with pytest.raises(Damaged, match=r"ema/w: absent -> float32\[2\]"):
+    with pytest.raises(UserError, match=r"ema/w: absent -> float32\[2\]"):
         checkpoint.restore(saved, 10, LIKE | {"ema": {"w": described((2,), jnp.float32)}})
     assert checkpoint.restore(saved, 10, {"params": LIKE["params"]})[0].keys() == {"params"}
     assert TREES["params"]["a"]["w"].shape == (2, 3)

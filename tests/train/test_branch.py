@@ -39,7 +39,10 @@ def test_a_branch_is_the_run_that_was_planned_so(tmp_path, trunk, one_device):
     ("changes", "says"),
     [
         (dict(init__step=8), r"is at step 8 already, and cannot end at step 6"),
-        (dict(init__step=4, optim__lr=1e-2), r"init.state=all: .* is a run of another configuration(.|\n)*optim.lr"),
+        (
+            dict(init__step=4, optim__lr=1e-2),
+            r"holds a run of another configuration(.|\n)*optim.lr(.|\n)*init.state=weights",
+        ),
         (dict(init__step=3), r"has no checkpoint of step 3; it has 2, 4, 6, 8"),
         (dict(init__step=6), r"differ from step 5 on"),
     ],
