@@ -30,7 +30,7 @@ test-slow: $(VENV)/$(DONE)
 mutations: $(VENV)/$(DONE)
 	$(VENV)/bin/python -m tests.mutations
 
-# Runs that are killed and checkpoints of which a bit flips, for at most an hour.
+# Checkpoints of which a bit flips, and runs that are killed again and again, for at most 40 minutes.
 soak: $(VENV)/$(DONE)
 	$(VENV)/bin/pytest -m soak -s tests/train/test_soak.py
 

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from bench import data, sampling
+from bench import data, sampling, saves
 from configs import archs, base, digits
 from launch import cores, process
 from mot import batches, optim, sharding
@@ -359,6 +359,8 @@ def main():
     for figure, (value, bar) in sampling.figures(configuration("dense")).items():
         add(figure, value, bar)
     add("time the device may wait for the host", f"{100 * waiting():.2f} %", "below 3 %")
+    for figure, (value, bar) in saves.figures().items():
+        add(figure, value, bar)
     for name, rate in data.throughput().items():
         times = rate * 6 * data.RUNG / (matmul_peak() * 1e9)
         value = f"{rate / 1e3:.0f} thousand, {times:.0f} times what 163M parameters could use"

@@ -302,13 +302,12 @@ def _spent(found: list[TrainedRun]) -> list[dict]:
 
 
 def _duration(seconds: float) -> str:
-    """Two units at the most: 0 s, 3.2 s, 5 min 20 s, 3 h 10 min."""
+    """In one unit or two: 0 s, 3.2 s, 5 min 20 s, 3 h 10 min."""
     if seconds < 99.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 or seconds < 0.05 else f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min" if minutes > 99 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
-    )
+    count, larger, smaller = (seconds / 60, "h", "min") if seconds >= 99 * 60 else (seconds, "min", "s")
+    whole, rest = divmod(round(count), 60)
+    return f"{whole} {larger}" + (f" {rest} {smaller}" if rest else "")
 
 
 def _flops_per_token(run: TrainedRun) -> float:

@@ -350,6 +350,20 @@ MUTATIONS = (
         "tests/train/test_replicas.py",
     ),
     Mutation(
+        "checkpoints: a step that is removed keeps its name",
+        "mot/checkpoint/folder.py",
+        "os.rename(target, left)",
+        "shutil.rmtree(target)",
+        "tests/checkpoint/test_saving.py",
+    ),
+    Mutation(
+        "saves: a run that diverges among others is never saved",
+        "mot/train/saves.py",
+        "if i not in self.ended:",
+        "if not log.diverged:",
+        "tests/train/test_ensemble.py::test_one_that_diverges_stops_by_itself",
+    ),
+    Mutation(
         "goodput: what is done again is not lost",
         "mot/runs/goodput.py",
         "return max(reached - sum(seconds.values()), 0.0)",

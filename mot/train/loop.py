@@ -2,10 +2,10 @@
 
 import errno
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -17,7 +17,7 @@ from mot.data.mixture import Sources
 from mot.errors import Hung, UserError
 from mot.model import kernels, params
 from mot.runs import goodput, metrics, peak, profile, rundir
-from mot.runs.log import Dispatched, Log, Pending, counted
+from mot.runs.log import Dispatched, Diverged, Log, Pending, counted
 from mot.runs.writer import Live, Writer
 from mot.train import restore
 from mot.train.agreement import Agreement, Wish, any_process
@@ -151,6 +151,21 @@ def unwritable(path: Path) -> Iterator[None]:
         raise UserError(f"{error.strerror}: {error.filename or path}; {remedy}") from error
 
 
+class Logged(Protocol):
+    """What the loop needs of a `Log`, or of what stands for several."""
+
+    position: checkpoint.Position
+    clock: goodput.Clock
+    diverged: Diverged | None
+
+    def start(self, about: Mapping) -> None: ...
+    def left_out(self, documents: Sequence[pipeline.LeftOut]) -> None: ...
+    def advance(self, plan: dict, idle: float, waited: float) -> Any: ...
+    def write(self, step: Dispatched, seconds: float) -> dict: ...
+    def lacks_evaluation(self) -> bool: ...
+    def evaluation(self, measured: Any) -> None: ...
+
+
 class Job(NamedTuple):
     """What the loop needs, of a run or of several in one program (`ensemble.py`)."""
 
@@ -161,7 +176,7 @@ class Job(NamedTuple):
     step: Step  # jitted
     evaluate: Callable[[State], Any]  # gives what `log.evaluation` takes
     saves: Saves
-    log: Any  # a Log, or what stands for several
+    log: Logged
     live: Live
     watchdog: Watchdog
     end: int  # the step after which the loop ends

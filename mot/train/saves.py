@@ -132,6 +132,10 @@ class Saves:
 
     def finish(self, state: State) -> None:
         """Saves the last state and waits; `UserError` where it cannot be saved after several tries."""
+        with self.clock.of("save"):
+            for saver, _ in self.savers:
+                saver.wait()
+        self.hear()  # of a save that was under way
         for pause in (*LAST_PAUSES, None):
             self.begin(state)
             with self.clock.of("save"):

@@ -2,13 +2,12 @@
 
 import pytest
 
-from mot import checkpoint
-from tests.support.checkpoints import TREES
+from tests.support.checkpoints import TREES, save_step
 
 
 @pytest.fixture
 def saved(tmp_path):
     folder = tmp_path / "checkpoints"
     for step in (10, 20):
-        checkpoint.save(folder, step, TREES, {"step": step}, keep=3)
+        save_step(folder, step, TREES, {"step": step}, keep=3)
     return folder

@@ -79,6 +79,42 @@ def test_metrics_that_cannot_be_written_for_a_while_are_written_later(tmp_path, 
     assert said.count("metrics are written again; no row was lost") == 1
 
 
+def test_where_a_resumed_run_meets_rows_that_it_wrote_each_stands_once(tmp_path, monkeypatch, one_device):
+    """The disk takes no row of steps 3 to 5, and then the process is killed in the middle of one."""
+    c = smoke(tmp_path / "killed", run__steps=8, run__save_every=4, run__eval_every=2)
+    write = Writer.write
+
+    class Killed(BaseException):
+        pass
+
+    def full_for_a_while_and_killed(writer, kind, step, values):
+        if (kind, step) == ("train", 3):
+            full(writer.file)
+        if (kind, step) == ("train", 6):
+            writer.file.file = writer.file.kept
+        if (kind, step) == ("train", 7):
+            raise Killed
+        write(writer, kind, step, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "write", full_for_a_while_and_killed)
+        with pytest.raises(Killed):
+            loop.run(c, devices=one_device)
+    file = rundir.folder(c) / "metrics.jsonl"
+    assert [row["step"] for row in rows(rundir.folder(c))] == [*range(1, 7)]
+    file.write_bytes(file.read_bytes() + b'{"schema": 1, "kind": "train", "st')
+    path = loop.run(c, devices=one_device)
+    whole = loop.run(smoke(tmp_path / "whole", run__steps=8, run__save_every=4, run__eval_every=2), devices=one_device)
+
+    def said(run):
+        found = [row for row in rundir.read_metrics(run) if row["kind"] != "event"]
+        return sorted(((row["kind"], row["step"], row["loss"]) for row in found), key=str)
+
+    assert said(path) == said(whole)
+    places = [(kind, step) for kind, step, _ in said(path)]
+    assert len({*places}) == len(places) == 8 + 5
+
+
 def test_rows_that_were_never_written_are_counted(tmp_path, monkeypatch, one_device, capfd):
     c = smoke(tmp_path, run__steps=2, run__save_every=2, run__eval_every=2)
     write = Writer.write

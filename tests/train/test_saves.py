@@ -1,6 +1,8 @@
 """FAULTS 5: a save that fails never stops training, is told and tried again, and costs no step that was saved."""
 
 import errno
+import os
+import time
 
 import jax
 import numpy as np
@@ -16,39 +18,70 @@ from tests.support.training import restored, rows, smoke
 SETTINGS = dict(run__steps=12, run__save_every=2, run__eval_every=12, run__keep=9)
 
 
-def failing(monkeypatch, times):
-    """Saves that fail on a full disk, as often as `times` says; which steps were tried."""
-    copied = checkpoint.saving._copy
+def failing(monkeypatch, times, number=errno.ENOSPC, part="_copy"):
+    """Saves of which this part fails, as often as `times` says; which steps were tried."""
+    true = getattr(checkpoint.saving, part)
     tried = []
 
-    def full(folder, step, *args):
-        if "number" in str(args[0]):
-            return copied(folder, step, *args)  # the trial before training
-        tried.append(step)
+    def failing_part(folder, *args):
+        if "partial" in folder.name:
+            return true(folder, *args)  # the trial before training
+        tried.append(args[0] if part == "_copy" else args[0].step)
         if len(tried) in times:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return copied(folder, step, *args)
+            raise OSError(number, os.strerror(number))
+        return true(folder, *args)
 
-    monkeypatch.setattr(checkpoint.saving, "_copy", full)
+    monkeypatch.setattr(checkpoint.saving, part, failing_part)
     return tried
 
 
-def test_three_saves_fail_and_the_fourth_works(tmp_path, monkeypatch, one_device, capfd):
+@pytest.mark.parametrize(
+    ("number", "part"),
+    [(errno.ENOSPC, "_copy"), (errno.EACCES, "_copy"), (errno.EIO, "_commit")],
+    ids=["disk full", "no permission", "failing file system"],
+)
+def test_three_saves_fail_and_the_fourth_works(tmp_path, monkeypatch, one_device, capfd, number, part):
     monkeypatch.setattr(saves, "FIRST_PAUSE", 0.01)
-    tried = failing(monkeypatch, times=(2, 3, 4))
+    tried = failing(monkeypatch, (2, 3, 4), number, part)
     path = loop.run(smoke(tmp_path / "a", **SETTINGS), devices=one_device)
     assert tried[0] == 2
     assert len(tried) >= 6
     failed = [row for row in rows(path, "event") if row["event"] == "save failed"]
     assert [row["again"] for row in failed] == [0.01, 0.02, 0.04]
-    assert "No space left on the disk" in failed[0]["why"]
+    assert os.strerror(number).removesuffix(" device") in failed[0]["why"]
     assert capfd.readouterr().err.count("ALARM: step ") == 3
     steps = checkpoint.steps(path / "checkpoints")
     assert steps == sorted(set(tried) - {row["step"] for row in failed})
+    assert steps[0] == tried[0], "the newest step that was saved outlived the saves that failed"
     assert len(rows(path)) == 12
     monkeypatch.undo()
     whole = loop.run(smoke(tmp_path / "b", **SETTINGS), devices=one_device)
     jax.tree.map(np.testing.assert_array_equal, restored(path, 12), restored(whole, 12))
+
+
+def test_on_a_slow_file_system_training_goes_on_and_saves_when_it_can(tmp_path, monkeypatch, one_device):
+    monkeypatch.setattr(saves, "SHORT", 0.01)
+    commit = checkpoint.saving._commit
+    under_way = []
+
+    def slow(folder, copied):
+        assert not under_way
+        under_way.append(copied.step)
+        time.sleep(1.0)
+        commit(folder, copied)
+        under_way.clear()
+
+    settings = SETTINGS | dict(run__steps=20)
+    monkeypatch.setattr(checkpoint.saving, "_commit", slow)
+    path = loop.run(smoke(tmp_path, **settings), devices=one_device)
+    assert [row["step"] for row in rows(path)] == [*range(1, 21)]
+    done = [row for row in rows(path, "event") if row["event"] == "saved"]
+    steps = checkpoint.steps(path / "checkpoints")
+    assert [row["step"] for row in done] == steps
+    assert 2 <= len(steps) < 10, "some of the ten that were due were left out"
+    assert steps[-1] == 20
+    assert all(row["seconds"] >= 1 > row["stall"] for row in done)
+    assert not [row for row in rows(path, "event") if row["event"] == "save failed"]
 
 
 def test_a_last_step_that_cannot_be_saved_is_told_with_the_step_that_was(tmp_path, monkeypatch, one_device):
