@@ -217,7 +217,7 @@ def of_options(o: Any, config: Config, of_digits: bool) -> Iterator[str]:
     for flag, (least, most) in RANGES.items():
         value = getattr(o, flag)
         if value is not None and flag not in apart and not least <= value <= most:
-            yield f"--{flag.replace('_', '-')}={value}; must be from {least} to {most}"
+            yield f"--{flag.replace('_', '-')}={value}; must be from {least} to {most}; give a number of that range"
 
 
 def _of_documents(o: Any, config: Config) -> Iterator[str]:

@@ -9,7 +9,6 @@ from mot.model import params
 from mot.train import state
 from mot.train.step import make_step
 from tests.support import examples
-from tests.support.checkpoints import save_step
 
 
 def make(**changes):
@@ -84,7 +83,7 @@ def test_moments_in_bfloat16_are_kept_restored_and_train_like_float32(tmp_path, 
     now, losses = trained(c, 30, one_device)
     assert {x.dtype for x in moments(now.opt)} == {jnp.dtype("bfloat16")}
     trees = state.trees(now)
-    save_step(tmp_path, 30, trees, {}, keep=1)
+    checkpoint.save(tmp_path, 30, trees, {}, keep=1)
     restored, _ = checkpoint.restore(tmp_path, 30, jax.tree.map(like, trees))
     assert jax.tree.map(lambda x: x.dtype, restored) == jax.tree.map(lambda x: x.dtype, trees)
     jax.tree.map(np.testing.assert_array_equal, restored, trees)

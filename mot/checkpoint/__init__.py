@@ -7,7 +7,7 @@ A step is written under a temporary name and renamed when it is whole, so a fold
 from mot.checkpoint.folder import Position, goes_on, refuse_odd, steps
 from mot.checkpoint.manifest import made_by, verify
 from mot.checkpoint.restoring import fitted, listed, newest, position, restore, unlike
-from mot.checkpoint.saving import Keep, Outcome, Saver, refuse_unwritable
+from mot.checkpoint.saving import Keep, Outcome, Saver, refuse_unwritable, save
 
 __all__ = [
     "Keep",
@@ -23,6 +23,7 @@ __all__ = [
     "refuse_odd",
     "refuse_unwritable",
     "restore",
+    "save",
     "steps",
     "unlike",
     "verify",

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from mot import sharding
 from mot.checkpoint import arrays, digests, manifest
-from mot.checkpoint.folder import ASIDE, literal, partial_name, remove_partial, remove_step, steps
+from mot.checkpoint.folder import ASIDE, goes_on, literal, partial_name, remove_partial, remove_step, steps
 from mot.errors import UserError
 from mot.files import is_bucket, make_folder, remove, sync
 
@@ -141,6 +141,22 @@ class Saver:
             remove_partial(self.folder)
         seconds = time.monotonic() - began
         self.ended = Outcome(step, _why(self.folder, error), seconds, seconds if stall is None else stall)
+
+
+def save(folder: Path, step: int, trees: dict, data: dict, keep: int, made_by: dict | None = None) -> Path:
+    """Saves a step (unless it is there) as `Saver` does, and waits until it is whole: for whoever has no loop.
+
+    Raises `UserError`, with nothing left of the step, where it cannot be written or read back.
+    """
+    target = folder / str(step)
+    if step in steps(folder):
+        return target
+    saver = Saver(folder, Keep(keep))
+    saver.begin(step, trees, data, made_by)
+    outcome = saver.wait()
+    if outcome and outcome.error:
+        raise UserError(f"{target} was not saved: {outcome.error}; {goes_on(steps(folder))}")
+    return target
 
 
 def _copy(folder: Path, step: int, trees: dict, data: dict, began: float, made_by: dict) -> _Copied:

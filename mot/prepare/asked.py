@@ -22,21 +22,25 @@ def judge(options) -> SimpleNamespace:
     read = SimpleNamespace(**vars(options))
     if read.seqio and (unfit := [flag for flag in SEQIO if getattr(read, flag)]):
         raise UserError(f"--{unfit[0]} is for files; --seqio={read.seqio} brings its own; give one of the two")
-    read.ids = tuple(sorted(map(_ids, read.ids)))
+    counts = [_ids(given) for given in read.ids]
+    told = [
+        f"--ids {given}: write NAME=COUNT, as --ids depth=64: a modality whose ids are 0 to COUNT - 1"
+        for given, count in zip(read.ids, counts, strict=True)
+        if count is None
+    ]
+    read.ids = tuple(sorted(count for count in counts if count))
     read.separator = _separator(read)
-    if told := list(faults(read, read.out, read.workers, read.max_skipped)):
+    if told := [*told, *faults(read, read.out, read.workers, read.max_skipped)]:
         raise UserError("nothing was prepared:\n  " + "\n  ".join(told))
     if not read.like:  # which may declare modalities
         parse(declared(read.content, dict(read.ids)))
     return read
 
 
-def _ids(given: str) -> tuple[str, int]:
-    """`depth=64`."""
+def _ids(given: str) -> tuple[str, int] | None:
+    """`depth=64`; None where it is written otherwise."""
     name, _, count = given.partition("=")
-    if not name or not count.isdecimal() or len(count) > 12:
-        raise UserError(f"--ids {given}: write NAME=COUNT, as --ids depth=64: a modality whose ids are 0 to COUNT - 1")
-    return name, int(count)
+    return (name, int(count)) if name and count.isdecimal() and len(count) <= 12 else None
 
 
 def _separator(options) -> str:
@@ -89,9 +93,10 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
     for row in MODALITIES.values():
         yield from row.faults(recipe)
     if not 0 <= recipe.held_out < 1:
-        yield f"--held-out={recipe.held_out}; a fraction, from 0 to below 1"
+        remedy = "raise it" if recipe.held_out < 0 else "lower it"
+        yield f"--held-out={recipe.held_out}; must be a fraction, from 0 to below 1; {remedy}"
     if workers < 1:
-        yield f"--workers={workers}; must be 1 or more"
+        yield f"--workers={workers}; must be 1 or more; raise it"
     yield from _ids_faults(recipe)
     if recipe.like and recipe.tokenizer:
         yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
@@ -111,6 +116,7 @@ def _ids_faults(recipe):
             # optim.rules know norms' parameters by this word.
             yield f"{option}: {name!r} means something else here ({', '.join(sorted(reserved))}, *norm*); rename it"
         if not 1 <= n <= MAX_IDS:
-            yield f"{option}: must be from 1 to {MAX_IDS}, the ids being 0 to COUNT - 1"
+            remedy = "raise it" if n < 1 else "lower it"
+            yield f"{option}: must be from 1 to {MAX_IDS}, the ids being 0 to COUNT - 1; {remedy}"
         if name in recipe.vectors:
             yield f"{option}, --vectors={name}: each says what {name} is kept as; give one"

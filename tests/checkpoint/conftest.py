@@ -2,12 +2,13 @@
 
 import pytest
 
-from tests.support.checkpoints import TREES, save_step
+from mot import checkpoint
+from tests.support.checkpoints import TREES
 
 
 @pytest.fixture
 def saved(tmp_path):
     folder = tmp_path / "checkpoints"
     for step in (10, 20):
-        save_step(folder, step, TREES, {"step": step}, keep=3)
+        checkpoint.save(folder, step, TREES, {"step": step}, keep=3)
     return folder

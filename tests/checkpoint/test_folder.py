@@ -9,7 +9,7 @@ import pytest
 from mot import checkpoint
 from mot.checkpoint import folder, saving
 from mot.errors import UserError
-from tests.support.checkpoints import LIKE, TREES, same, save_step
+from tests.support.checkpoints import LIKE, TREES, same
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_what_is_no_step_is_named_and_never_chosen(littered):
 
 def test_a_save_removes_what_an_interrupted_one_has_left_and_nothing_else(littered):
     before = {path.name for path in littered.iterdir()}
-    save_step(littered, 50, TREES, {}, keep=3)
+    checkpoint.save(littered, 50, TREES, {}, keep=3)
     assert before - {path.name for path in littered.iterdir()} == {"40.partial", "40.partial.orbax-checkpoint-tmp"}
 
 
@@ -85,7 +85,7 @@ ODD = [
 
 @pytest.mark.parametrize("name", ODD)
 def test_any_folder_that_the_file_system_allows_gives_back_what_it_holds(tmp_path, name):
-    save_step(tmp_path / name, 1, TREES, {}, keep=1)
+    checkpoint.save(tmp_path / name, 1, TREES, {}, keep=1)
     same(checkpoint.restore(tmp_path / name, 1, LIKE)[0])
 
 
@@ -101,13 +101,13 @@ def test_temporary_files_may_lie_in_an_odd_folder_too(tmp_path, monkeypatch):
     odd = tmp_path / "tmp [x]"
     odd.mkdir()
     monkeypatch.setattr(folder.tempfile, "tempdir", str(odd))
-    save_step(tmp_path / "proj [v2]", 1, TREES, {}, keep=1)
+    checkpoint.save(tmp_path / "proj [v2]", 1, TREES, {}, keep=1)
     checkpoint.restore(tmp_path / "proj [v2]", 1, LIKE)
     monkeypatch.setattr(folder.os, "access", lambda *_: False)
     with pytest.raises(
         AssertionError, match=r"a link to it is needed, and none of .*; set TMPDIR to a folder of a plain"
     ):
-        save_step(tmp_path / "proj [v3]", 1, TREES, {}, keep=1)
+        checkpoint.save(tmp_path / "proj [v3]", 1, TREES, {}, keep=1)
 
 
 def test_a_folder_that_cannot_hold_checkpoints_is_refused_before_training(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from mot import checkpoint
 from mot.errors import Damaged, UserError
-from tests.support.checkpoints import LIKE, TREES, same, save_step
+from tests.support.checkpoints import LIKE, TREES, same
 from tests.support.devices import devices
 
 
@@ -27,7 +27,7 @@ def placed(number, spec, x):
 @pytest.mark.parametrize(("there", "here"), [(8, 4), (4, 2), (2, 8), (1, 8), (8, 1)])
 def test_any_mesh_gives_to_any_mesh_the_same_bits(tmp_path, there, here):
     x = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
-    save_step(tmp_path, 1, {"params": {"w": placed(there, P("a"), x)}}, {}, keep=1)
+    checkpoint.save(tmp_path, 1, {"params": {"w": placed(there, P("a"), x)}}, {}, keep=1)
     wanted = placed(here, P(None, "a"), x)
     like = {"params": {"w": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=wanted.sharding)}}
     came = checkpoint.restore(tmp_path, 1, like)[0]["params"]["w"]

@@ -16,7 +16,7 @@ from mot import checkpoint
 from mot.checkpoint import Keep, Saver, saving
 from mot.checkpoint.saving import kept
 from tests.conftest import ROOT
-from tests.support.checkpoints import LIKE, TREES, before_change, full_from, same, save_step, snapshot
+from tests.support.checkpoints import LIKE, TREES, before_change, full_from, same, snapshot
 from tests.support.training import ENV
 
 
@@ -24,7 +24,7 @@ from tests.support.training import ENV
 def ten(tmp_path):
     """A folder with one step."""
     folder = tmp_path / "checkpoints"
-    save_step(folder, 10, TREES, {"step": 10}, keep=3)
+    checkpoint.save(folder, 10, TREES, {"step": 10}, keep=3)
     return folder
 
 
@@ -231,7 +231,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mot import checkpoint
-from tests.support.checkpoints import TREES, before_change, save_step
+from tests.support.checkpoints import TREES, before_change
 
 def act(k, event):
     if k == int(sys.argv[2]):
@@ -239,7 +239,7 @@ def act(k, event):
 
 folder = Path(sys.argv[1])
 with before_change(folder, act):
-    save_step(folder, 20, TREES, {"step": 20}, keep=1)
+    checkpoint.save(folder, 20, TREES, {"step": 20}, keep=1)
 """
 
 

@@ -429,7 +429,7 @@ def test_a_prompt_longer_than_the_rows_of_training_is_refused(vectors, tmp_path)
         (["--text=a\udce9"], "holds half a character (a lone surrogate), which is no text; write UTF-8"),
         (["--temperature=inf"], "--temperature=inf; must be from 0 to 100"),
         (["--seed=4294967296"], "--seed=4294967296; must be from 0 to 2147483647"),
-        (["--each=0"], "--each=0; must be from 1 to 1000"),
+        (["--each=0"], "--each=0; must be from 1 to 1000; give a number of that range"),
         (["--temperature=-1"], "--temperature=-1.0; must be from 0 to 100"),
         (["--temperature=nan"], "--temperature=nan; must be from 0 to 100"),
         (["--top-k=-2"], "--top-k=-2; must be from 0"),

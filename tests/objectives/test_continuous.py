@@ -17,7 +17,6 @@ from mot.train import restore, state
 from mot.train.step import make_step, running_means
 from tests.oracles import reference
 from tests.support import examples, vectors
-from tests.support.checkpoints import save_step
 
 WALL = (("image", "text"),)
 QUICK = dict(attention="reference")  # to compile; so are two groups of streams, and code that is not optimised
@@ -335,7 +334,7 @@ def test_a_mean_begins_with_the_first_loss_and_stays_where_a_stream_is_absent():
 def test_a_saved_state_goes_on_bit_for_bit_running_means_too(steps, tmp_path, one_device):
     c, step, batch = steps["config"], steps["step"], steps["batch"]
     _, ((first, _), (second, _)) = steps[1]
-    save_step(tmp_path / "checkpoints", 1, state.trees(first), vars(checkpoint.Position(step=1)), 1)
+    checkpoint.save(tmp_path / "checkpoints", 1, state.trees(first), vars(checkpoint.Position(step=1)), 1)
     found, position = restore.start(c, tmp_path, sharding.one_device(one_device))
     assert position.step == 1
     assert found.means["image"] == first.means["image"] > 0

@@ -62,7 +62,10 @@ def test_inspect_shows_a_packed_batch(folder, capsys):
     ("arguments", "why"),
     [
         (["prepare", "nowhere.jsonl", "--out", "x"], "nowhere.jsonl"),
-        (["prepare", "IN", "--out", "x", "--held-out", "2"], "--held-out=2.0; a fraction, from 0 to below 1"),
+        (
+            ["prepare", "IN", "--out", "x", "--held-out", "2"],
+            "--held-out=2.0; must be a fraction, from 0 to below 1; lower it",
+        ),
         (["prepare", "IN", "--out", "FILE"], "mot.txt is a file; nothing was overwritten; choose another --out"),
         (["prepare", "IN", "--out", "FILE/x"], "mot.txt/x: Not a directory; choose a folder that can be made"),
         (["prepare", "IN", "--out", "/proc/x"], "--out=/proc/x: No such file or directory; choose a folder that"),

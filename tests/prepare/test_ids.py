@@ -139,6 +139,8 @@ def test_ids_are_taken_over_with_like_and_counts_must_agree(tmp_path):
         (["--ids=latents=5"], "'latents' means something else here"),
         (["--ids=normals=5"], "'normals' means something else here"),
         (["--ids=Depth=5"], "--ids Depth=5: a modality's name is lower-case letters, digits and _"),
+        (["--ids=depth", "--ids==5", "--ids=Flow=0"], "--ids =5: write NAME=COUNT"),
+        (["--ids=depth", "--ids==5", "--ids=Flow=0"], "--ids Flow=0: must be from 1 to 16777216"),
         (["--ids=depth"], "--ids depth: write NAME=COUNT, as --ids depth=64"),
         (["--ids=depth=0"], "--ids depth=0: must be from 1 to 16777216"),
         (["--ids=depth=50", "--ids=depth=60"], "--ids says 2 times how many depth has; say it once"),

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mot import checkpoint
-
 TREES = {"params": {"a": {"w": jnp.arange(6.0).reshape(2, 3)}}, "opt": {"count": jnp.int32(3)}}
 LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREES)
 
@@ -49,13 +47,6 @@ def full_from(first: int, number: int = errno.ENOSPC) -> Callable[[int, str], No
             raise OSError(number, os.strerror(number))
 
     return act
-
-
-def save_step(folder: Path, step: int, trees: dict, data: dict, keep: int, made_by: dict | None = None) -> None:
-    """Saves a step as a run does, and waits until it is whole."""
-    saver = checkpoint.Saver(folder, checkpoint.Keep(keep))
-    saver.begin(step, trees, data, made_by)
-    assert not (outcome := saver.wait()).error, outcome.error
 
 
 def same(trees: dict) -> None:

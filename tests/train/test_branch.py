@@ -1,10 +1,12 @@
 """A run that goes on from another one's whole state is the run that was planned so from the start, to the bit."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from mot.errors import UserError
+from mot.errors import Damaged, UserError
 from mot.train import loop
 from tests.support.examples import CLOCK
 from tests.support.training import restored, rows, smoke
@@ -51,6 +53,20 @@ def test_what_would_not_be_that_run_is_refused_and_nothing_written(tmp_path, tru
     settings = dict(init__run=str(trunk), init__state="all", run__name="branch", run__steps=6) | WSD | changes
     with pytest.raises(UserError, match=says):
         loop.run(smoke(tmp_path, **settings), devices=one_device)
+    assert not (tmp_path / "branch").exists()
+
+
+@pytest.mark.parametrize("how", [dict(init__state="all"), dict(init__match="text")])
+def test_a_source_that_is_damaged_is_told_once_and_nothing_written(tmp_path, trunk, one_device, how):
+    source = shutil.copytree(trunk, tmp_path / "trunk")
+    file = next((source / "checkpoints" / "4" / "params").rglob("d/*"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    settings = dict(init__run=str(source), init__step=4, run__name="branch", run__steps=6) | WSD | how
+    with pytest.raises(Damaged) as caught:
+        loop.run(smoke(tmp_path, **settings), devices=one_device)
+    assert f"{file} is damaged: its digest is not the manifest's" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "branch").exists()
 
 

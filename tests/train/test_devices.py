@@ -2,12 +2,20 @@
 
 import itertools
 
+import jax
+import numpy as np
 import pytest
 
+from mot import checkpoint, sharding
 from mot.config.axes import MESH_AXES
+from mot.data import pipeline
+from mot.model import params
+from mot.runs import rundir
+from mot.train import loop, restore
 from tests.conftest import ROOT
 from tests.support.commands import succeeds
 from tests.support.devices import devices
+from tests.support.training import rows, smoke
 
 
 def run(number, commands):
@@ -75,6 +83,44 @@ def test_every_kind_of_start(tmp_path, number):
             "mot and experts from mot": train(root, "both", f"--config.init.run={mot}", arch="mot_moe"),
         }
     run(number, commands)
+
+
+def test_faults_6_other_meshes_restore_the_same_bits_and_see_the_same_stream(tmp_path, monkeypatch, capfd):
+    """8 -> 4 -> 2 -> 8 devices, split in other ways, a step on each; three sources are mixed and packed."""
+    splits = [(8, {}), (4, {"fsdp": 2}), (2, {"context": 2}), (8, {"fsdp": 4, "context": 2})]
+    trained = []
+    counted = loop.counted  # which sees what each step trains on, and nothing else
+    monkeypatch.setattr(loop, "counted", lambda batch: trained.append(batch) or counted(batch))
+
+    def make(axes, steps):
+        settings = dict(run__steps=steps, run__keep=9, run__save_every=1, run__eval_every=9, data__batch=8)
+        mesh = {f"mesh__{axis}": n for axis, n in axes.items()}
+        return smoke(tmp_path, optim__schedule="constant", run__eval_batches=1, **settings, **mesh)
+
+    for step, (number, axes) in enumerate(splits, 1):
+        with devices(number) as those:
+            c = make(axes, step)
+            mesh = sharding.make_mesh(c, those)
+            if step > 1:
+                with jax.set_mesh(mesh):
+                    state, _ = restore.start(c, rundir.folder(c), mesh)
+                for name, x in params.paths(state.params).items():
+                    kept = rundir.folder(c) / "checkpoints" / str(step - 1)
+                    np.testing.assert_array_equal(x, checkpoint.arrays.read(kept, f"params/{name}"), name)
+            path = loop.run(c, devices=those)
+    said = capfd.readouterr().err
+    assert "resuming at step 1, on 4 devices (data 2, fsdp 2) of 1 processes; before on 8 devices (data 8)" in said
+    assert (
+        "resuming at step 3, on 8 devices (fsdp 4, context 2) of 1 processes; before on 2 devices (context 2)" in said
+    )
+    starts = [row for row in rows(path, "event") if row["event"] == "start"]
+    assert [row["mesh"] for row in starts] == [{"data": 8}, {"data": 2, "fsdp": 2}, splits[2][1], splits[3][1]]
+    c, training, _ = restore.open_data(make({}, 4))
+    batches = pipeline.Batches(training, c, c.data.seed, 4)
+    for step in range(4):
+        for name, tokens in batches[step].batch.items():
+            for field in ("doc_id", "source", "token", "segment"):
+                np.testing.assert_array_equal(getattr(trained[step][name], field), getattr(tokens, field), field)
 
 
 def test_a_run_resumes_on_other_devices(tmp_path):

@@ -112,6 +112,23 @@ def test_the_first_save_compiles_nothing_while_the_loop_waits(tmp_path, monkeypa
     assert len(set(programs)) == 1
 
 
+def test_the_best_step_stays_after_a_resume(tmp_path, monkeypatch, one_device):
+    """Its loss is remembered: of steps evaluated since the resume alone another one would be the best."""
+    kept = dict(run__save_every=1, run__eval_every=1, run__keep=1, run__keep_best="loss/image", run__steps=6)
+    c = smoke(tmp_path, **kept)
+    losses = iter([9.0, 5.0, 1.0, 4.0, 3.0, 2.0, 2.5])
+
+    def one_loss(*_):
+        return lambda params: {"loss/image": next(losses), "loss/text": 1.0}
+
+    monkeypatch.setattr(loop, "make_evaluate", one_loss)
+    path = loop.run(c, until=3, devices=one_device)
+    assert checkpoint.steps(path / "checkpoints") == [2, 3]
+    loop.run(c, devices=one_device)
+    assert checkpoint.steps(path / "checkpoints") == [2, 6]
+    assert [row["loss/image"] for row in rows(path, "eval")] == [9.0, 5.0, 1.0, 4.0, 3.0, 2.0, 2.5]
+
+
 def test_a_save_is_due_by_the_clock_too(tmp_path, one_device):
     settings = SETTINGS | dict(run__save_every=12, run__save_minutes=1e-5)
     path = loop.run(smoke(tmp_path, **settings), devices=one_device)
