@@ -62,7 +62,7 @@ def test_processes_train_to_the_figures_of_one_with_as_many_devices(tmp_path, ar
 # --- one writer ------------------------------------------------------------------------------------------------------
 
 TELLS_WHAT_IT_CHANGES = """
-import os
+import os, sys
 def heard(event, arguments):
     writes = event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     changes = writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink")
@@ -79,7 +79,9 @@ def test_log_metrics_and_checkpoint_have_one_writer(tmp_path):
     folder = processes.folder(tmp_path)
     changed = re.findall(r"CHANGES (.*)", said[1])
     changed = {path.removeprefix(f"{folder}/") for path in changed if path.startswith(str(folder))}
-    assert changed <= {"processes", "processes/1"}
+    own = {path for path in changed if path.endswith("/process_1")}  # what it tells of its part of the arrays
+    assert all(path.startswith("checkpoints/2.partial") for path in own)
+    assert changed - own <= {"processes", "processes/1"}
     assert "held-out" in said[0]
     assert "held-out" not in said[1]
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
