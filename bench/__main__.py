@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from bench import data, sampling, saves
+from bench import data, processes, sampling, saves
 from configs import archs, base, digits
 from launch import cores, process
 from mot import batches, optim, sharding
@@ -358,6 +358,8 @@ def main():
 
     for figure, (value, bar) in sampling.figures(configuration("dense")).items():
         add(figure, value, bar)
+    of_two = statistics.median(processes.steps_of_two("10M", rounds=3, steps=20))
+    add("steps of two processes / of one with two devices, 10M", f"{of_two:.3f}", "at most 1.10")
     add("time the device may wait for the host", f"{100 * waiting():.2f} %", "below 3 %")
     for figure, (value, bar) in saves.figures().items():
         add(figure, value, bar)

@@ -352,8 +352,8 @@ MUTATIONS = (
     Mutation(
         "checkpoints: a step that is removed keeps its name",
         "mot/checkpoint/folder.py",
-        "os.rename(target, left)",
-        "shutil.rmtree(target)",
+        "            os.rename(target, left)\n            remove(left)",
+        "            remove(target)",
         "tests/checkpoint/test_saving.py",
     ),
     Mutation(
@@ -362,6 +362,34 @@ MUTATIONS = (
         "if i not in self.ended:",
         "if not log.diverged:",
         "tests/train/test_ensemble.py::test_one_that_diverges_stops_by_itself",
+    ),
+    Mutation(
+        "agreement: one process's signal is no other's",
+        "mot/train/agreement.py",
+        "wishes_DW.max(0)",
+        "wishes_DW.min(0)",
+        "tests/train/test_processes.py::test_one_that_is_asked_stops_all_at_one_step_and_one_that_dies_is_told_of",
+    ),
+    Mutation(
+        "signals: compiling is not interrupted",
+        "mot/train/signals.py",
+        "not self.left.wait(PATIENCE) and not self.unsaved",
+        "not self.left.wait(PATIENCE) and self.unsaved",
+        "tests/train/test_signals.py::test_a_signal_while_compiling_is_heard_at_once",
+    ),
+    Mutation(
+        "data workers: streams are sorted by name",
+        "mot/data/pipeline.py",
+        "{name: packed.batch[name] for name in names}",
+        "{name: packed.batch[name] for name in sorted(names)}",
+        "tests/data/test_sources.py::test_workers_make_the_same_batches",
+    ),
+    Mutation(
+        "data workers: they outlive a run that is killed",
+        "mot/data/pipeline.py",
+        "        parent.join()\n        os._exit(1)",
+        "        parent.join()",
+        "tests/train/test_workers.py::test_a_killed_runs_folder_is_free_and_its_worker_ends",
     ),
     Mutation(
         "goodput: what is done again is not lost",

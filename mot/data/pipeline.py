@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import grain
@@ -133,8 +133,8 @@ def moved(plan: dict, row: int, same_packing: bool) -> dict:
     return {"row": row, "position": plan["position"], "waiting": [], "starts": plan["starts"] if same_packing else [0]}
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """What is done while others wait, where nobody asks for more."""
 
 
 def iterate(
@@ -142,7 +142,7 @@ def iterate(
     start: int,
     workers: int = 0,
     timeout: float = 600.0,
-    while_waiting: Callable[[], None] = _nothing,
+    while_waiting: Callable[[], None] = nothing,
 ) -> Iterator[Packed]:
     """Batches from `start` on. A thread of grain's makes them ahead, or so many worker processes do.
 
@@ -158,12 +158,25 @@ def iterate(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's processes read absl's flags: the defaults
         processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(processes, worker_init_fn=_tells_its_stacks)
-    return _watched(dataset, timeout, while_waiting)
+        dataset = dataset.mp_prefetch(processes, worker_init_fn=_begins)
+    return (_in_order(packed, batches.names) for packed in _watched(dataset, timeout, while_waiting))
 
 
-def _tells_its_stacks(worker: int, workers: int) -> None:
+def _in_order(packed: Packed, names: Sequence[str]) -> Packed:
+    """Its streams as the configuration has them: what comes from a worker is sorted by name."""
+    return packed._replace(batch={name: packed.batch[name] for name in names})
+
+
+def _begins(worker: int, workers: int) -> None:
+    """In a worker: it tells its stacks when it is asked, and ends with its parent, also where that is killed."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    threading.Thread(target=_ends_with_its_parent, name="parent", daemon=True).start()
+
+
+def _ends_with_its_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 _END = object()

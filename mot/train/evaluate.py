@@ -13,7 +13,7 @@ from mot.batches import Batch
 from mot.config import Config, Stream
 from mot.console import phase
 from mot.data.mixture import Sources
-from mot.data.pipeline import Batches, iterate, refuse_too_many
+from mot.data.pipeline import Batches, iterate, nothing, refuse_too_many
 from mot.errors import UserError
 from mot.model import transformer
 from mot.objectives import losses
@@ -69,16 +69,12 @@ def refuse_endless(config: Config, held_out: Sources) -> None:
         )
 
 
-def _nothing() -> None:
-    pass
-
-
 def make_evaluate(
     config: Config,
     sources: Sources,
     mesh: jax.sharding.Mesh,
     say: Callable[[str], None] = print,
-    between: Callable[[], None] = _nothing,
+    between: Callable[[], None] = nothing,
 ) -> Callable[[dict], dict]:
     """`params -> metrics` over `run.eval_batches` batches, which stay on the mesh's devices.
 
@@ -137,7 +133,7 @@ def make_sums(config: Config, sources: int) -> Sums:
 
 
 def total(
-    sums: Sums, params: dict, batches: Sequence[Batch], causal: bool, between: Callable[[], None] = _nothing
+    sums: Sums, params: dict, batches: Sequence[Batch], causal: bool, between: Callable[[], None] = nothing
 ) -> dict:
     """The sums of all batches, on the host."""
     of_batches = []

@@ -1,14 +1,13 @@
 """SIGINT and SIGTERM end training after a step, its state saved; before the first step, at once."""
 
-import multiprocessing
-import os
 import signal
 import socket
-import sys
 import threading
 from contextlib import suppress
 
 import jax
+
+from mot.train.watchdog import leave
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 PATIENCE = 5.0  # seconds in which the main thread may answer a signal itself, before the first step
@@ -64,7 +63,7 @@ class Signals:
             while heard := self.ear.recv(1):
                 number = heard[0]
                 if number in CODES and not self.left.wait(PATIENCE) and not self.unsaved:
-                    _end(CODES[number])
+                    leave(CODES[number], "stopped before a step was taken; the same command resumes")
 
     def __exit__(self, *_) -> None:
         self.left.set()
@@ -74,12 +73,3 @@ class Signals:
             signal.set_wakeup_fd(self.earlier)
             self.mouth.close()
             self.ear.close()
-
-
-def _end(code: int) -> None:
-    """Ends this process and its workers, whatever its other threads do."""
-    shows_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
-    os.write(2, f"{shows_cursor}\nmot: stopped before a step was taken; the same command resumes\n".encode())
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(code)

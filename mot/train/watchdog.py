@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
@@ -87,11 +88,15 @@ def _last(file: Path) -> float:
         return 0.0
 
 
-def _end(why: str) -> None:
-    """Ends this process and its workers, whatever its other threads do."""
+def _end(why: str) -> NoReturn:
     faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-    remedy = "the stacks are above; the newest checkpoint is whole: the same command resumes, exactly"
-    os.write(2, f"mot: {why}; {remedy}\n".encode())
+    leave(HUNG, f"{why}; the stacks are above; the newest checkpoint is whole: the same command resumes, exactly")
+
+
+def leave(code: int, told: str) -> NoReturn:
+    """Ends this process and its workers, whatever its other threads do."""
+    shows_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
+    os.write(2, f"{shows_cursor}\nmot: {told}\n".encode())
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(HUNG)
+    os._exit(code)

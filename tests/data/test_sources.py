@@ -280,6 +280,7 @@ def test_workers_make_the_same_batches(folder):
     assert len(one) == len(two) == 5
     for a, b in zip(one, two, strict=True):
         same(a, b)
+        assert list(a.batch) == list(b.batch) == list(c.streams)  # counts of tokens go by the order
 
 
 TRAIN = """
