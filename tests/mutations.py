@@ -634,7 +634,7 @@ MUTATIONS = (
         "evaluation: of a run from elsewhere it has no bound",
         "mot/train/evaluate.py",
         "    if places > most:",
-        "    if places > most**2:",
+        "    if places > 2 * most:",
         "tests/launch/test_foreign.py",
     ),
     Mutation(

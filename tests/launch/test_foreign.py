@@ -1,5 +1,6 @@
 """A run may come from anyone: what its config.json asks is bounded, and no address in it is read unasked."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -11,7 +12,7 @@ import pytest
 from mot.data import remote
 from mot.errors import UserError
 from mot.generate import opened
-from mot.train import loop, replay
+from mot.train import evaluate, loop, replay, restore
 from tests.support.commands import run, succeeds
 from tests.support.devices import devices
 from tests.support.training import smoke
@@ -111,3 +112,13 @@ def test_an_address_that_its_user_has_named_is_known(tmp_path, monkeypatch):
 def test_a_run_as_it_was_written_is_evaluated(trained):
     with devices(1):
         assert "loss/text" in succeeds("evaluate", trained)[0]
+
+
+def test_an_evaluation_may_read_ten_times_the_held_out_data_or_so_many_tokens():
+    c, _, held_out = restore.open_data(smoke("runs"))
+    of_batch = c.data.batch * c.length
+    allowed = dataclasses.replace(c, run=dataclasses.replace(c.run, eval_batches=evaluate.PLACES // of_batch))
+    evaluate.refuse_endless(allowed, held_out)
+    more = dataclasses.replace(c, run=dataclasses.replace(c.run, eval_batches=evaluate.PLACES // of_batch + 1))
+    with pytest.raises(UserError, match=r"this run's held-out data allow 16,777,216; nothing was evaluated"):
+        evaluate.refuse_endless(more, held_out)
