@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from mot import files
 from mot.config import Config, resolve
 from mot.config.renames import modern
 from mot.console import say_once
@@ -49,7 +50,7 @@ def read_config(path: Path) -> dict:
             f"{path} is no run directory: no config.json, but {held}; name a run's own folder, or to train choose "
             "another run.name"
         )
-    if (size := file.stat().st_size) > LARGEST_CONFIG:
+    if (size := files.size(file)) > LARGEST_CONFIG:
         not_ours(file, f"it has {size:,} bytes, and no configuration has more than {LARGEST_CONFIG:,}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
