@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mot import files
 from mot.config import Config, resolve
 from mot.config.renames import modern
 from mot.console import say_once
 from mot.errors import Damaged, UserError
-from mot.files import as_path, digest_of, is_bucket, numbered
+from mot.files import as_path, digest_of, is_bucket, numbered, size
 
 LARGEST_CONFIG = 2**20  # bytes; one that names hundreds of streams has a tenth
 
@@ -50,8 +49,8 @@ def read_config(path: Path) -> dict:
             f"{path} is no run directory: no config.json, but {held}; name a run's own folder, or to train choose "
             "another run.name"
         )
-    if (size := files.size(file)) > LARGEST_CONFIG:
-        not_ours(file, f"it has {size:,} bytes, and no configuration has more than {LARGEST_CONFIG:,}")
+    if (found := size(file)) > LARGEST_CONFIG:
+        not_ours(file, f"it has {found:,} bytes, and no configuration has more than {LARGEST_CONFIG:,}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
