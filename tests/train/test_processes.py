@@ -35,9 +35,6 @@ def assert_near(found, expected, tolerance=1e-5):
             assert row[key] == (pytest.approx(value, rel=tolerance) if isinstance(value, float) else value), key
 
 
-BALANCED = {"ffn__text__experts__balance": "bias"}
-
-
 @pytest.mark.parametrize(
     ("arch", "count", "more"),
     [
