@@ -104,9 +104,7 @@ def test_temporary_files_may_lie_in_an_odd_folder_too(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "proj [v2]", 1, TREES, {}, keep=1)
     checkpoint.restore(tmp_path / "proj [v2]", 1, LIKE)
     monkeypatch.setattr(folder.os, "access", lambda *_: False)
-    with pytest.raises(
-        AssertionError, match=r"a link to it is needed, and none of .*; set TMPDIR to a folder of a plain"
-    ):
+    with pytest.raises(UserError, match=r"a link to it is needed, and none of .*; set TMPDIR to a folder of a plain"):
         checkpoint.save(tmp_path / "proj [v3]", 1, TREES, {}, keep=1)
 
 
