@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -577,7 +578,7 @@ def test_what_cannot_be_written_whole_leaves_the_earlier_samples(tmp_path):
 
 def test_interrupted_between_two_files_it_says_so_and_the_next_call_replaces_all(tmp_path, monkeypatch):
     results.write(tmp_path, {"digits.png": b"1", "captions.png": b"1"}, {"step": 1})
-    real, moved = results.os.replace, []
+    real, moved = os.replace, []
 
     def stops(source, target):
         if len(moved) == 2:  # the claim and a file
@@ -586,7 +587,7 @@ def test_interrupted_between_two_files_it_says_so_and_the_next_call_replaces_all
             moved.append(target)
         real(source, target)
 
-    monkeypatch.setattr(results.os, "replace", stops)
+    monkeypatch.setattr(os, "replace", stops)
     with pytest.raises(KeyboardInterrupt):
         results.write(tmp_path, {"digits.png": b"2", "grid.png": b"2"}, {"step": 2})
     monkeypatch.undo()
