@@ -15,7 +15,7 @@ GCS = "gs://"
 
 
 def is_address(text: str) -> bool:
-    return re.match(r"[A-Za-z][\w+.-]*://", text) is not None
+    return re.match(r"[A-Za-z][\w+.:-]*://", text) is not None  # of fsspec also a chain: simplecache::gs://b
 
 
 def is_bucket(path: PurePath) -> bool:

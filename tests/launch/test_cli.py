@@ -144,7 +144,7 @@ def trained(monkeypatch):
     monkeypatch.chdir(ROOT)
     trained = []
 
-    def run(config, profiled):
+    def run(config, profiled, accept):
         trained.append(config)
         step = rundir.open_run(config) / "checkpoints" / str(config.run.steps)
         step.mkdir(parents=True)
