@@ -61,7 +61,7 @@ class Writer:
     def flush(self) -> None:
         """Writes the rows that wait: a step that is saved has its rows."""
         if self.is_first:
-            self._tell(self.file.write())
+            self._tell(self.file.write() or self.board.error)
 
     def _tell(self, error: OSError | None) -> None:
         """Says when the disk stops taking rows, and when it takes them again."""
