@@ -163,13 +163,15 @@ def _varied_key(text: str) -> str:
     return key
 
 
-def accepted(text: str) -> set[str]:
-    """The kinds of differences that `--accept` names."""
-    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+def accepted(text: str | None) -> set[str]:
+    """The kinds of differences that `--accept` names; none where it is not given."""
+    if text is None:
+        return set()
+    kinds = [kind.strip() for kind in text.split(",")]
     for kind in kinds:
         if kind not in ACCEPTED:
             raise UserError(
-                f"--accept={text}: {kind} is no kind of difference; allowed: {', '.join(ACCEPTED)}, with commas "
+                f"--accept={text}: {kind!r} is no kind of difference; allowed: {', '.join(ACCEPTED)}, with commas "
                 f"between; name those that a refusal lists{load.asked(kind, ACCEPTED)}"
             )
     return {*kinds}
@@ -312,7 +314,6 @@ def train() -> flags.Parser:
     p.add_argument("--profile", action="store_true", help="trace a few steps into the run's folder profile/")
     p.add_argument(
         "--accept",
-        default="",
         metavar="KIND[,KIND]",
         help="resume in spite of differences from the checkpoint, which a refusal lists by kind; each is told and "
         "recorded. " + "; ".join(f"{kind}: {effect}" for kind, effect in ACCEPTED.items()),

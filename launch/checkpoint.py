@@ -29,10 +29,11 @@ def main(argv: list[str] | None = None) -> int:
 def list_(options) -> int:
     """Each step's size, age and verdict, and what is passed over."""
     checkpoints = options.run / "checkpoints"
+    steps = written.saved(options.run)
     print(checkpoints)
     table = Table("step", "size", "age", "verdict")
     now = time.time()
-    for step in written.saved(options.run):
+    for step in steps:
         target = checkpoints / str(step)
         size = sum(files.size(target / name) for name in manifest.files(target))
         age = now - files.modified(target / folder.MANIFEST)

@@ -149,7 +149,7 @@ def of_this_machine(given: str) -> Path:
 
 def refuse_absent(path: Path, what: str, flag: str = "") -> None:
     """Raises `UserError` where there is no such path; `flag` is what a message begins with."""
-    if path.exists() or "://" in str(path):
+    if path.exists():
         return
     raise UserError(f"{flag}{path}: there is no such {what}; name one that exists{meant_path(path)}")
 

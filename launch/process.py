@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -289,6 +290,14 @@ def meaning(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
+    of_buckets = type(error).__module__.partition(".")[0] in ("gcsfs", "google", "aiohttp")
+    if of_buckets or isinstance(error, socket.gaierror):
+        return (
+            f"a bucket could not be read or written ({type(error).__name__}: {text[:300]}); see that it exists, that "
+            "this machine's account may use it, and that the network is there"
+        )
+    if isinstance(error, OSError) and not error.filename and not error.strerror and error.args:
+        return text
     if isinstance(error, OSError) and not error.filename and not _is_writable(SHARED):
         return f"{SHARED}, where processes share memory, is missing, full or not to be written; mount a tmpfs there"
     if isinstance(error, OSError) and error.strerror:
@@ -305,11 +314,6 @@ def meaning(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or re.search("RESOURCE_EXHAUSTED|out of memory|bad_alloc", text, re.IGNORECASE):
         less = LESS.get(_command(), "less at a time")
         return f"not enough memory{first and f' ({first[:300]})'}; ask for less: {less}; or free some"
-    if type(error).__module__.partition(".")[0] in ("gcsfs", "google", "aiohttp"):
-        return (
-            f"a bucket could not be read or written ({type(error).__name__}: {first[:300]}); see that it exists, that "
-            "this machine's account may use it, and that the network is there"
-        )
     if re.search(r"Gloo \S+ failed|coordination service|heartbeat timeout", text):
         return LOST
     if re.search("Unable to initialize backend|Unknown backend", text) or _raised_in(error) == "xla_bridge.py":

@@ -34,6 +34,8 @@ def read(target: Path) -> dict:
             raise ValueError("it has no format")
         if content["format"] == FORMAT and content.get("digest") != digest_of(content):
             raise ValueError("its own digest does not match: it was changed after it was written")
+        if content["format"] == FORMAT and not _is_whole(content):
+            raise ValueError("it does not describe files and arrays as this version does")
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{file} cannot be read ({error}); {remedy(target)}") from None
     if content["format"] != FORMAT:
@@ -41,6 +43,25 @@ def read(target: Path) -> dict:
             f"{target} has format {content['format']}; this version reads 1 and {FORMAT}; use the one that wrote it"
         )
     return content
+
+
+def _is_whole(content: Mapping) -> bool:
+    """Is everything there that `write` writes, each of its type?"""
+
+    def describes(said: object) -> bool:
+        if not isinstance(said, dict) or not {"shape", "dtype", "digest"} <= said.keys():
+            return False
+        is_shape = isinstance(said["shape"], list) and all(type(n) is int for n in said["shape"])
+        return is_shape and isinstance(said["dtype"], str) and isinstance(said["digest"], str)
+
+    files, described, made_by = (content.get(key) for key in ("files", "arrays", "made_by"))
+    are_objects = all(isinstance(part, dict) for part in (files, described, made_by))
+    return (
+        are_objects
+        and type(content.get("step")) is int
+        and all(isinstance(digest, str) for digest in files.values())
+        and all(map(describes, described.values()))
+    )
 
 
 def verify(target: Path) -> dict:

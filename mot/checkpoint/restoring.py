@@ -47,6 +47,7 @@ def _newest(folder: Path, say: Callable[[str], None]) -> int | None:
     for step in reversed(saved):
         try:
             manifest.verify(folder / str(step))
+            position(folder / str(step))
         except Damaged as error:
             faults.append(str(error))
             say(f"warning: step {step} is passed over: {error}")
@@ -69,7 +70,7 @@ def restore(folder: Path, step: int, like: dict, verified: bool = False) -> tupl
     if found := _unlike(content["arrays"], like):
         raise UserError(f"{target} holds other arrays than are needed:\n{listed(found)}\n{REMEDY}")
     items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
-    arguments = ocp.args.Composite(**items, data=ocp.args.JsonRestore())
+    arguments = ocp.args.Composite(**items)
     with literal(folder) as path, ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         try:
             restored = checkpointer.restore(path / target.name, args=arguments)
@@ -78,7 +79,7 @@ def restore(folder: Path, step: int, like: dict, verified: bool = False) -> tupl
             raise UserError(f"{target} holds other arrays than are needed ({why}); {REMEDY}") from error
     trees = {name: restored[name] for name in like}
     _refuse_changed(target, trees, content["arrays"])
-    return trees, restored["data"]
+    return trees, position(target)
 
 
 def fitted(folder: Path, step: int, like: dict, fresh: dict, verified: bool = False) -> tuple[dict, dict]:
@@ -104,8 +105,15 @@ def fitted(folder: Path, step: int, like: dict, fresh: dict, verified: bool = Fa
 
 
 def position(target: Path) -> dict:
-    """Where the run was at a step that is verified: a `Position` as JSON."""
-    return json.loads((target / "data" / "metadata").read_text(encoding="utf-8"))
+    """Where the run was at a step that is verified: a `Position` as JSON. `Damaged` where it is none of this step."""
+    file = target / "data" / "metadata"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{file} cannot be read ({error}); {manifest.remedy(target)}") from None
+    if not isinstance(found, dict) or found.get("step", int(target.name)) != int(target.name):
+        raise Damaged(f"{file} is no position of step {target.name}; {manifest.remedy(target)}")
+    return found
 
 
 def unlike(target: Path, like: dict) -> dict[str, list[str]]:

@@ -53,7 +53,7 @@ def choice(path: str, section: Any, key: str, *allowed: str) -> Iterator[Fault]:
     value = getattr(section, key)
     if value not in allowed:
         remedy = meant(value, allowed) or "choose one"
-        yield Fault(f"{path}.{key}", f"{value!r}; allowed: {', '.join(allowed)}; {remedy}")
+        yield Fault(f"{path}.{key}", f"{value!r}; allowed: {', '.join(x or repr(x) for x in allowed)}; {remedy}")
 
 
 def meant(given: str, allowed: Iterable[str]) -> str:

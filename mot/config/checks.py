@@ -10,7 +10,7 @@ from mot.config.axes import LOGICAL_AXES, MESH_AXES, TOGETHER, names
 from mot.config.objectives import NONE, OBJECTIVES, OF_IDS, OF_VECTORS
 from mot.config.routers import ROUTERS
 from mot.errors import Fault
-from mot.files import is_address
+from mot.files import fault_of, is_address
 
 if TYPE_CHECKING:  # it imports this file
     from mot.config.schema import Experts, Sections, Stream
@@ -128,7 +128,9 @@ def _run(c: "Sections") -> Iterator[Fault]:
         yield Fault("run.name", f"{c.run.name!r}; must be one folder name matching {NAME}; rename the run")
     if not c.run.root:
         yield Fault("run.root", "''; must be a folder; give one")
-    if is_address(c.run.root) and not re.match("gs://[^/]", c.run.root):
+    if fault := fault_of(c.run.root):
+        yield Fault("run.root", fault)
+    elif is_address(c.run.root) and not c.run.root.startswith("gs://"):
         yield Fault(
             "run.root", f"{c.run.root!r}; must be a folder that all processes share, or gs://BUCKET/FOLDER; name one"
         )
@@ -410,6 +412,12 @@ def _init(c: "Sections") -> Iterator[Fault]:
     elif not c.init.run and (c.init.step > 0 or c.init.noise > 0):
         yield Fault(
             "init.step, noise", f"{c.init.step}, {c.init.noise}, but init.run is ''; name a run, or write 0, 0.0"
+        )
+    if fault := fault_of(c.init.run):
+        yield Fault("init.run", fault)
+    if c.init.match and c.init.state == "all":
+        yield Fault(
+            "init.match", f"{c.init.match!r}, but init.state is all, which takes everything; write '', or state=weights"
         )
     if c.init.match and not c.init.run:
         yield Fault(

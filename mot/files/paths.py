@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 
 NUMBER = "0|[1-9][0-9]{0,17}"  # what a folder may be called that is numbered
 GCS = "gs://"
+# Libraries of buckets read * ? [ as patterns, and would find, or remove, what others have there.
+ADDRESS = re.compile(r"gs://[a-z0-9][\w.-]+(/[^/*?\[\]#\\\x00-\x1f]+)*/?", re.ASCII)
 
 
 def is_address(text: str) -> bool:
@@ -22,8 +24,20 @@ def is_bucket(path: PurePath) -> bool:
     return str(path).startswith(GCS)
 
 
+def fault_of(address: str) -> str:
+    """Why an address of a bucket is none, in words; "" for one that is, and for what is no such address."""
+    if not re.match("gs:/", address, re.IGNORECASE) or ADDRESS.fullmatch(address):
+        return ""
+    return f"{address!r}: must be gs://BUCKET/FOLDER, without any of * ? [ ] # and \\ in it; correct it"
+
+
 def as_path(address: str | os.PathLike) -> Path:
-    """The path of a folder or file of this machine, or of a bucket as gs://BUCKET/FOLDER."""
+    """The path of a folder or file of this machine, or of a bucket as gs://BUCKET/FOLDER.
+
+    Raises `OSError` for an address that is none.
+    """
+    if fault := fault_of(str(address)):
+        raise OSError(fault)
     if not str(address).startswith(GCS):
         return Path(address)
     if importlib.util.find_spec("gcsfs") is None:

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -148,7 +149,8 @@ def _put(file: Path, content: bytes) -> OSError | None:
 
 
 def _parts(file: Path) -> list[Path]:
-    return sorted(file.parent.glob(f"{file.name}.[0-9]*"))
+    beside = file.parent.iterdir() if file.parent.is_dir() else ()
+    return sorted(path for path in beside if re.fullmatch(re.escape(file.name) + r"\.\d{6,}", path.name))
 
 
 def appender(file: Path) -> Appender | Parts:
@@ -157,12 +159,12 @@ def appender(file: Path) -> Appender | Parts:
 
 def read_appended(file: Path) -> bytes:
     """What was appended to a file of lines. One that a part shares with the file was written anew, and counts once."""
-    content = file.read_bytes()
     if is_bucket(file):
+        content = file.read_bytes() if file.is_file() else b""
         known = set(content.splitlines())
         lines = [line for part in _parts(file) for line in part.read_bytes().splitlines()]
-        content += b"".join(line + b"\n" for line in lines if line not in known)
-    return content
+        return content + b"".join(line + b"\n" for line in lines if line not in known)
+    return file.read_bytes()
 
 
 def digest_of(content: Mapping) -> str:

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def held(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _in_folder(file: Path) -> Iterator[None]:
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _opened(file)
     try:
         _take(descriptor, file)
         os.ftruncate(descriptor, 0)
@@ -53,6 +54,20 @@ def _in_folder(file: Path) -> Iterator[None]:
             os.ftruncate(descriptor, 0)  # nobody has it; the file stays, as another process may be waiting at it
     finally:
         os.close(descriptor)
+
+
+def _opened(file: Path) -> int:
+    """The lock's descriptor; `UserError` where something else has its name: nothing of it is followed or emptied."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise UserError(f"{file} is in the way: a run has a file of this name, and this is none; move it away")
 
 
 @contextmanager
@@ -88,7 +103,7 @@ def _sign(file: Path, me: dict) -> None:
 def _read(file: Path) -> dict:
     try:
         said = json.loads(file.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 
@@ -102,17 +117,18 @@ def _refuse_living(file: Path) -> None:
     sign = holder.get("sign")
     silent = time.time() - sign if isinstance(sign, int | float) else DEAD
     if silent < DEAD:
-        raise _refusal(
-            file, holder, f"; it gave a sign of life {silent:.0f} s ago, and counts as dead after {DEAD:.0f}"
-        )
+        raise _refusal(file, holder, _told(silent))
 
 
 def _is_alive(process: object) -> bool:
+    """Is it a process of this machine? What is no process's number never was."""
+    if type(process) is not int or process <= 0:
+        return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (OSError, TypeError, OverflowError):  # another user's; or no number, which nobody can ask about
+    except OSError:  # another user's
         return True
     return True
 
@@ -143,26 +159,36 @@ def _take(descriptor: int, file: Path) -> None:
     # The kernel of another machine may not tell this one of its lock.
     silent = time.time() - os.fstat(descriptor).st_mtime
     if holder.get("host", socket.gethostname()) != socket.gethostname() and silent < DEAD:
-        raise _refusal(
-            file, holder, f"; it gave a sign of life {silent:.0f} s ago, and counts as dead after {DEAD:.0f}"
-        )
+        raise _refusal(file, holder, _told(silent))
+
+
+def _told(silent: float) -> str:
+    """When the holder gave its last sign of life, so many seconds ago."""
+    if silent < 0:
+        return f"; by this machine's clock its sign of life comes {-silent:.0f} s from now"
+    return f"; it gave a sign of life {silent:.0f} s ago, and counts as dead after {DEAD:.0f}"
 
 
 def _holder(descriptor: int) -> dict:
     """What the lock says of who has it, or had it last; {} where it says nothing that can be read."""
     try:
         said = json.loads(os.pread(descriptor, 4096, 0))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
 
 
 def _refusal(file: Path, holder: dict, more: str = "") -> UserError:
-    who = f"process {holder.get('process', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
+    process, host, since = (_shown(holder.get(key, "?")) for key in ("process", "host", "since"))
     return UserError(
-        f"{file.parent} is being trained by another process ({who}{more}); wait for it, stop it, or choose another "
-        "run.name"
+        f"{file.parent} is being trained by another process (process {process} on {host}, since {since}{more}); wait "
+        f"for it, stop it, or choose another run.name; where you know that it is gone, remove {file}"
     )
+
+
+def _shown(value: object) -> str:
+    """What another process wrote, as a terminal may show it."""
+    return "".join(character for character in str(value)[:60] if character.isprintable())
 
 
 def _give_signs(descriptor: int, over: threading.Event) -> None:

@@ -17,7 +17,7 @@ from mot.config import Config, differences, resolve
 from mot.config.axes import MESH_AXES
 from mot.config.options import ACCEPTED
 from mot.errors import UserError
-from mot.files import absolute, as_path, is_address, make_folder, read_appended, write_atomically
+from mot.files import absolute, as_path, is_address, is_bucket, make_folder, read_appended, write_atomically
 from mot.model import attention, dispatch
 from mot.runs import lock, provenance, written
 from mot.runs.written import config_as_written, folder, not_ours, read_config
@@ -303,6 +303,8 @@ def line_of(row: dict) -> str:
 def _row_of(line: bytes) -> dict:
     """A row of metrics.jsonl; `ValueError` where it is not what was written. Earlier versions wrote no checksum."""
     row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("no object")
     written = row.pop("crc32", None)
     found = f"{zlib.crc32(json.dumps(row).encode()):08x}"
     if written not in (None, found):
@@ -310,10 +312,27 @@ def _row_of(line: bytes) -> dict:
     return row
 
 
+def _is_mesh(value: object) -> bool:
+    return isinstance(value, dict) and all(type(n) is int and n > 0 for n in value.values()) and value.keys() <= AXES
+
+
+def _are_kinds(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(kind, str) and kind in ACCEPTED for kind in value)
+
+
+def _is_seconds(value: object) -> bool:
+    return type(value) in (int, float) and value >= 0
+
+
+# What is made of rows later, beside their losses, and what it must be.
+AXES = {*MESH_AXES, "slices"}
+LATER = {"mesh": _is_mesh, "kinds": _are_kinds, "wall_seconds": _is_seconds}
+
+
 def read_metrics(path: Path) -> list[dict]:
     """The rows of metrics.jsonl; a last line cut off by a crash is left out, any other damage raises `Damaged`."""
     file = path / "metrics.jsonl"
-    if not file.exists():
+    if not file.exists() and not is_bucket(file):  # there it may lie in parts
         return []
     try:
         lines = read_appended(file).split(b"\n")
@@ -329,6 +348,10 @@ def read_metrics(path: Path) -> list[dict]:
                 raise ValueError(f"kind {row['kind']!r}, step {row['step']!r}; kinds are {', '.join(KINDS)}")
             if wrong := [k for k, v in row.items() if k.startswith("loss") and not _is_number(v)]:
                 raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, no number")
+            if wrong := [key for key, is_right in LATER.items() if key in row and not is_right(row[key])]:
+                raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r:.60}")
+            if row.get("event") == "accepted" and "kinds" not in row:
+                raise ValueError("it accepts no kinds")
             rows.append(row)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             not_ours(file, f"line {number}: {error!r}" if isinstance(error, KeyError) else f"line {number}: {error}")

@@ -198,4 +198,13 @@ def _position(path: Path, position: dict) -> Position:
             f"{path}: the position in its checkpoint has {', '.join(sorted(unknown))}, which this version does not "
             "know; use the version that wrote it"
         )
+    usual = vars(Position())
+    odd = [key for key, value in position.items() if not _is_like(value, usual[key])]
+    if odd or "step" not in position:
+        raise Damaged(f"{path}: the position in its checkpoint has no {(odd or ['step'])[0]} that can be; move it away")
     return Position(**position)
+
+
+def _is_like(value: object, usual: object) -> bool:
+    """Has a value the type that it usually has? A whole number may stand for any."""
+    return type(value) is type(usual) or (type(usual) is float and type(value) is int)

@@ -9,6 +9,7 @@ import pytest
 from mot import checkpoint
 from mot.checkpoint import arrays, manifest
 from mot.errors import Damaged
+from mot.files import digest_of
 from tests.support.checkpoints import LIKE, same
 
 
@@ -95,6 +96,36 @@ def test_a_manifest_that_is_none_is_named(saved, content):
     (saved / "20" / "manifest.json").write_text(content, encoding="utf-8")
     with pytest.raises(Damaged, match=r"20/manifest.json cannot be read"):
         checkpoint.restore(saved, 20, LIKE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": None},
+        {"files": {"a": 1}},
+        {"step": "20"},
+        {"made_by": []},
+        {"arrays": []},
+        {"arrays": {"a": "b"}},
+        {"arrays": {"a": {"shape": [1], "dtype": "f"}}},
+        {"arrays": {"a": {"shape": 1, "dtype": "f", "digest": "d"}}},
+    ],
+)
+def test_a_manifest_of_a_right_digest_that_describes_nothing_is_passed_over(saved, changes):
+    file = saved / "20" / "manifest.json"
+    content = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps(content | {"digest": digest_of(content)}), encoding="utf-8")
+    with pytest.raises(Damaged, match=r"20/manifest.json cannot be read \(it does not describe files and arrays"):
+        checkpoint.verify(saved / "20")
+    assert checkpoint.newest(saved, print) == 10
+
+
+@pytest.mark.parametrize("content", ['{"step": 10}', "[]", "{", '{"step": "20"}'])
+def test_a_step_with_the_position_of_another_is_passed_over(saved, content):
+    target = saved / "20"
+    (target / "data" / "metadata").write_text(content, encoding="utf-8")
+    rewritten(target, files=manifest.digests(target, manifest.files(target)))
+    assert checkpoint.newest(saved, print) == 10
 
 
 def test_another_format_is_refused(saved):

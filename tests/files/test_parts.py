@@ -57,3 +57,22 @@ def test_rows_that_were_merged_into_the_file_count_once(file):
     again.close()
     assert [p.name for p in file.parent.glob("rows.*")] == ["rows.000001"]
     assert files.read_appended(file) == b"0\n1\n2\n3\n"
+
+
+def test_what_others_have_beside_the_parts_is_neither_read_nor_removed(file):
+    others = file.with_name("rows.2026-backup")
+    others.write_bytes(b"mine\n")
+    rows = files.appender(file)
+    rows.append(b"1\n")
+    rows.close()
+    assert files.read_appended(file) == b"0\n1\n"
+    files.appender(file).close()
+    assert others.read_bytes() == b"mine\n"
+
+
+def test_parts_whose_file_is_gone_are_read(file):
+    rows = files.appender(file)
+    rows.append(b"1\n")
+    rows.close()
+    file.unlink()
+    assert files.read_appended(file) == b"1\n"

@@ -50,10 +50,19 @@ def test_a_path_of_a_bucket_is_its_address(bucket):
     assert files.is_bucket(path)
     assert str(path / "c") == f"{bucket}/a/b/c"
     assert files.absolute(str(path)) == str(path)
-    assert not files.is_bucket(files.as_path("gs:/a"))
+    assert not files.is_bucket(files.as_path("runs/gs"))
 
 
 def test_without_gcsfs_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OSError, match=r"gs://b/a: gcsfs is not installed.*install mot's extra gcs"):
-        files.as_path("gs://b/a")
+    with pytest.raises(OSError, match=r"gs://some/a: gcsfs is not installed.*install mot's extra gcs"):
+        files.as_path("gs://some/a")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["gs://", "gs:///a", "gs:/bucket/a", "GS://bucket/a", "gs://bucket/a[1]", "gs://bucket/p*/r", "gs://bucket/a//b"],
+)
+def test_what_is_no_address_of_a_bucket_is_refused(address):
+    with pytest.raises(OSError, match=r"must be gs://BUCKET/FOLDER, without any of \* \? \[ \] #"):
+        files.as_path(address)

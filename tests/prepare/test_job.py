@@ -230,7 +230,7 @@ def test_a_tokenizer_of_ones_own_gets_the_special_tokens(made, tmp_path):
     [
         (dict(text_ids=10), "--text-ids=10; must be 300 or more"),
         (dict(image_side=9), "--image-side=9 is no multiple of --image-patch=2"),
-        (dict(held_out=1.0), "--held-out=1.0; a fraction"),
+        (dict(held_out=1.0), "--held-out=1.0; must be a fraction"),
         (dict(like="a", tokenizer="b"), "each says which tokenizer; give one"),
         (dict(image_ids=5000), "the image tokenizer: 5000 ids were asked for and only"),
         (dict(inputs=("nowhere.jsonl",)), "nowhere.jsonl"),

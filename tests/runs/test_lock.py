@@ -82,3 +82,27 @@ def test_a_run_that_is_being_trained_is_neither_trained_nor_changed(tmp_path, on
         process.communicate()
     assert (path / "config.json").read_bytes() == before
     assert sorted(file.name for file in path.iterdir()) == ["config.json", "lock"]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "fifo"])
+def test_what_has_the_locks_name_and_is_none_is_neither_followed_nor_emptied(tmp_path, kind):
+    precious = tmp_path / "precious"
+    precious.write_text("mine", encoding="utf-8")
+    path = tmp_path / "run"
+    path.mkdir()
+    if kind == "folder":
+        (path / "lock").mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path / "lock")
+    else:
+        (path / "lock").symlink_to(precious if kind == "link" else tmp_path / "absent")
+    with pytest.raises(UserError, match=r"run/lock is in the way: .*; move it away"), lock.held(path):
+        pass
+    assert precious.read_text(encoding="utf-8") == "mine"
+    assert not (tmp_path / "absent").exists()
+
+
+def test_what_a_lock_says_is_shown_as_a_terminal_may_show_it(tmp_path):
+    told = str(lock._refusal(tmp_path / "lock", {"host": "\x1b[31m" + "a" * 4000, "process": 1, "since": "x\ny"}))
+    assert told.isprintable()
+    assert len(told) < 600

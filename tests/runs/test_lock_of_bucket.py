@@ -51,7 +51,8 @@ def test_a_dead_process_of_this_host_is_followed_at_once(path):
 
 
 def test_what_is_no_lock_of_ours_is_nobodys(path):
-    for content in (b"", b"[]", b"\xff", b'{"process": "x", "sign": "y"}'):
+    here = json.dumps({"host": socket.gethostname(), "process": -1, "sign": time.time()}).encode()
+    for content in (b"", b"[]", b"[" * 100_000, b"\xff", b'{"process": "x", "sign": "y"}', here):
         (path / "lock").write_bytes(content)
         with lock.held(path):
             pass
@@ -91,3 +92,12 @@ def test_who_lost_the_lock_later_stops(path, monkeypatch, capsys):
     assert (
         "being trained by another process (process 1 on elsewhere, since now); wait for it" in capsys.readouterr().err
     )
+
+
+def test_a_sign_of_life_from_the_future_is_told_with_the_remedy(path):
+    write(path, host="elsewhere", process=1, since="later", sign=time.time() + 1e6, token="other")
+    told = (
+        r"by this machine's clock its sign of life comes \d+ s from now.*where you know that it is gone, remove gs://"
+    )
+    with pytest.raises(UserError, match=told), lock.held(path):
+        pass

@@ -42,3 +42,19 @@ def test_a_config_json_that_is_a_folder_is_said_to_be_one(tmp_path, capsys):
     (tmp_path / "config.json").mkdir()
     assert cli.main(["evaluate", str(tmp_path)]) == 2
     assert "is no run directory: its config.json is a folder; name a run's own folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"kind": "event", "event": "start", "mesh": 5}, "mesh is 5"),
+        ({"kind": "event", "event": "start", "mesh": {"data": -1}}, "mesh is {'data': -1}"),
+        ({"kind": "event", "event": "accepted"}, "it accepts no kinds"),
+        ({"kind": "event", "event": "accepted", "kinds": [[]]}, r"kinds is \[\[\]\]"),
+        ({"kind": "train", "wall_seconds": "long"}, "wall_seconds is 'long'"),
+    ],
+)
+def test_a_row_that_lacks_what_is_read_later_is_named(tmp_path, row, why):
+    (tmp_path / "metrics.jsonl").write_text(rundir.line_of({"schema": 1, "step": 1} | row), encoding="utf-8")
+    with pytest.raises(Damaged, match=f"metrics.jsonl is damaged or foreign \\(line 1: {why}"):
+        rundir.read_metrics(tmp_path)
