@@ -72,6 +72,14 @@ from tests.support.training import ENV, SMOKE
         ),
         (["train", SMOKE, "--config.data.batch=1000000000"], "residual stream of 1,000,000,000 rows"),
         (["demo", "--seeds=0"], "--seeds=0; must be 1 or more"),
+        (["train", SMOKE, "--config.run.root=gs:/bucket/a"], "run.root: 'gs:/bucket/a': must be gs://BUCKET/FOLDER"),
+        (["train", SMOKE, "--config.run.root=gs://bucket/a[1]"], "without any of * ? [ ] #"),
+        (["train", SMOKE, "--accept="], "--accept=: '' is no kind of difference; allowed: config, tree"),
+        (["checkpoint", "list", "gs://"], "'gs://': must be gs://BUCKET/FOLDER"),
+        (
+            ["train", SMOKE, "--config.init.run=a", "--config.init.state=all", "--config.init.match=text"],
+            "init.match: 'text', but init.state is all, which takes everything",
+        ),
     ],
 )
 def test_bad_input_gets_one_message_exit_code_2_and_nothing_written(tmp_path, capsys, monkeypatch, args, says):

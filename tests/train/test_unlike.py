@@ -250,5 +250,5 @@ def test_the_command_and_all_that_read_the_run_afterwards(path, monkeypatch, tmp
 def test_a_kind_that_is_none_is_told(path):
     code, _, said = run("train", f"--config={ROOT}/configs/digits.py:size=smoke", "--accept", "confg")
     assert code == 2
-    assert "--accept=confg: confg is no kind of difference; allowed: config, tree, shape" in said
+    assert "--accept=confg: 'confg' is no kind of difference; allowed: config, tree, shape" in said
     assert "did you mean 'config'?" in said
