@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launch import arguments, cores, flags, refusals, sweep_cost, sweep_work
+from launch import arguments, cores, refusals, sweep_cost, sweep_work
 from launch.process import guarded
 from launch.sweep_rows import NAME, Row, chosen, claim, judged, parse, read, refuse_other, saved
 from launch.sweep_shown import console, count, shown, table
@@ -12,6 +12,7 @@ from launch.sweep_work import Failure
 from mot import sharding
 from mot.config import Config
 from mot.console import phase
+from mot.data import sources
 from mot.errors import UserError
 from mot.files import as_path
 from mot.runs import rundir, states
@@ -36,8 +37,7 @@ def whole(text: str, rows: Sequence[Mapping], out: Path) -> int:
     """Trains all rows to their end, and writes the report about them."""
     with phase(f"reading {len(rows)} rows"):
         refuse_other(out, text, rows)
-        found = judged(text, rows, out, flags.build, faults)
-        refusals.folder(out, "--out")
+        found = judged(text, rows, out, faults)
     claim(out, text, rows)
     before = {row.name: states.of(row.path, row.config.run.steps) for row in found}
     if all(state.name in states.ENDED for state in before.values()) and (out / "report.html").exists():
@@ -53,13 +53,18 @@ def whole(text: str, rows: Sequence[Mapping], out: Path) -> int:
 
 
 def faults(config: Config) -> Iterator[str]:
-    """What is wrong with a row beside its configuration: it has no room here, or its folder holds another run."""
+    """What is wrong with a row beside its configuration: its data, its size, or its folder, which holds another run."""
+    yield from sources.faults(config)
     if not cores.accelerators():  # of which the process that trains asks JAX
         mesh = sharding.abstract(config, 1)
         if fault := too_large(config, mesh, sharding.machine_memory() // mesh.size):
             yield fault
         if mesh.size > cores.cores():
             yield f"mesh: {mesh.size} devices, and this machine has {cores.cores()} cores; make its axes smaller"
+    try:
+        refusals.training([config])
+    except UserError as error:
+        yield str(error)
     path = rundir.folder(config)
     if (path / "config.json").exists():
         different = rundir.changes(rundir.read_config(path), rundir.plain(config))
@@ -92,7 +97,7 @@ def one_program(text: str, rows: Sequence[Mapping], out: Path, indices: Sequence
     from mot.train import ensemble, loop  # as above
 
     sweep_work.end_with_parent()
-    found = judged(text, rows, out, flags.build, lambda _: (), indices)
+    found = judged(text, rows, out, sources.faults, indices)
     refusals.training([row.config for row in found])
     claim(out, text, rows)
     configs = [row.config for row in found]
@@ -108,7 +113,7 @@ def dry_run(text: str, rows: Sequence[Mapping], out: Path, topology: str | None)
     """Shows what would run, and what it would cost; writes nothing."""
     devices = sweep_cost.named(topology) if topology else sweep_cost.here()
     refuse_other(out, text, rows)
-    sweep_cost.show(judged(text, rows, out, flags.judged, sweep_cost.fits(devices)), devices)
+    sweep_cost.show(judged(text, rows, out, sweep_cost.fits(devices)), devices)
     return 0
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
+from launch import flags
 from mot.config import Config, ConfigError, differences, load
 from mot.config.axes import MESH_AXES
 from mot.config.options import VARIED
@@ -75,6 +74,8 @@ def _rows(text: str, rows: Any) -> list[dict[str, Any]]:
             raise UserError(f"{text}: row {i} is {_short(row)}; a row is a dict of values by dotted key; mend it")
         if not isinstance(row.get("config"), str):
             raise UserError(f"{text}: row {i} has no `config`, FILE:arg as `mot train --config` takes it; add it")
+        if "run.root" in row:
+            raise UserError(f"{text}: row {i} has run.root={row['run.root']!r}; rows lie in --out; leave it out")
         if not isinstance(row.get(NAME), str):
             raise UserError(f"{text}: row {i} has no `{NAME}`, a text by which its folder is called; add it")
     return [{key: _plain(value) for key, value in row.items()} for row in rows]
@@ -127,24 +128,21 @@ def judged(
     text: str,
     rows: Sequence[Mapping[str, Any]],
     out: Path,
-    build: Callable[[ConfigDict], Config],
     faults: Callable[[Config], Iterable[str]],
     only: Sequence[int] | None = None,
 ) -> list[Row]:
     """Rows with their configurations, `only` those that are asked for; `UserError` with the faults of all of them.
 
-    `build` makes a configuration, and `faults` says what else is wrong with one.
+    `faults` says what else is wrong with a configuration, beside what it says itself.
     """
     refuse_twice(text, rows)
     found: dict[str, list[str]] = {}  # each fault with the rows that have it
     built = []
-    chosen = range(len(rows)) if only is None else only
-    for i in chosen:
+    for i in range(len(rows)) if only is None else only:
         try:
             tree = load.read(rows[i]["config"], overrides(rows[i]) | {"run.root": str(out)})
-            row = Row(i, rows[i], build(tree))
-            built.append(row)
-            told = list(faults(row.config))
+            built.append(Row(i, rows[i], flags.judged(tree)))
+            told = list(faults(built[-1].config))
         except ConfigError as error:
             told = [str(fault) for fault in error.faults]
         except UserError as error:
@@ -190,15 +188,18 @@ def refuse_other(out: Path, text: str, rows: Sequence[Mapping[str, Any]]) -> Non
         return
     before = saved(out)
     old, new = ({row[NAME]: row for row in each} for each in (before["rows"], rows))
-    different = differences(old, new)
+    different = [f"{name}: it alone has this row" for name in old if name not in new]
+    different += [f"{name}: yours alone has this row" for name in new if name not in old]
+    different += [f"{name}: {one}" for name in old if name in new for one in differences(old[name], new[name])]
     if not different and list(old) != list(new):
-        different = [f"the order of its rows: {_some(list(old))} -> {_some(list(new))}"]
+        different = [f"its rows are in another order, and begin with {_some(list(old))}"]
     if different:
         more = [f"and {len(different) - LISTED} more"] if len(different) > LISTED else []
-        listed = [f"{one[:200]}..." if len(one) > 200 else one for one in different[:LISTED]]
+        head = f"{out} was made by another sweep, {before['sweep']}; nothing was changed. Differences (its -> yours):"
+        goes_on = flags.command("sweep", before["sweep"], "--out", str(out))
         raise UserError(
-            "\n  ".join([f"{out} was made by another sweep, {before['sweep']}; its -> yours:", *listed, *more])
-            + f"\nchoose another --out, or go on with it by `mot sweep '{before['sweep']}' --out {out}`"
+            "\n  ".join([head, *different[:LISTED], *more])
+            + f"\nchoose another --out for yours; this goes on with the other: {goes_on}"
         )
 
 

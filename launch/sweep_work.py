@@ -119,19 +119,21 @@ def _started(state: State) -> State:
 def _begin(
     text: str, out: Path, ready: Sequence[Row], tries: Mapping[str, int], whole: Machine, working: Sequence[Working]
 ) -> Iterator[Working]:
-    """Starts as many programs as there is room for. An accelerator serves one at a time."""
+    """Starts as many programs as there is room for, the first in line first. An accelerator serves one at a time."""
     working = list(working)
     waiting = programs(ready, tries, whole.memory)
     while waiting:
         room = whole.left(working)
         rows = waiting.pop(0)
         memory = memory_of(rows)
-        if not room.cores or (working and (cores.accelerators() or memory > room.memory)):
+        if cores.accelerators():
+            share = len(whole.cores)
+        else:  # each device of a mesh takes a core
+            share = max(len(room.cores) // (1 + len(waiting)), sharding.abstract(rows[0].config, 1).size)
+        if len(room.cores) < share or (working and memory > room.memory):
             return
-        share = len(whole.cores) if cores.accelerators() else max(len(room.cores) // (1 + len(waiting)), 1)
-        started = _start(text, out, rows, set(sorted(room.cores)[:share]), memory)
-        working.append(started)
-        yield started
+        working.append(_start(text, out, rows, set(sorted(room.cores)[:share]), memory))
+        yield working[-1]
 
 
 def programs(rows: Sequence[Row], tries: Mapping[str, int], memory: float) -> list[list[Row]]:
