@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from mot.runs import states
 from mot.runs.states import State
@@ -87,14 +88,14 @@ def left(seconds: float | None) -> str:
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
 
 
-def table(known: Mapping[str, State], most: int = 0) -> Table:
+def table(known: Mapping[str, State], most: int = 0) -> Group:
     """Every row, or so many of them, those that are at work first."""
     chosen = list(known)
     if most and len(chosen) > most:
         chosen = sorted(chosen, key=lambda name: ORDER.index(known[name].name))[:most]
     hidden = f"; {len(known) - len(chosen)} of them are not shown" if len(chosen) < len(known) else ""
-    result = Table("row", "state", "step", "losses", "time left", box=None, caption=count(known) + hidden)
+    result = Table("row", "state", "step", "losses", "time left", box=None)
     for name in chosen:
         state = known[name]
         result.add_row(name, state.name, _step(state), losses(state), left(state.seconds_left))
-    return result
+    return Group(result, Text(count(known) + hidden))

@@ -158,16 +158,25 @@ def memory_of(rows: Sequence[Row]) -> float:
     return sum(needed(config, sharding.abstract(config, 1), len(rows)))
 
 
+def command(text: str, out: Path, rows: Sequence[Row]) -> list[str]:
+    """What trains these rows in one program."""
+    which = ",".join(str(row.index) for row in rows)
+    return [sys.executable, "-m", "mot", "sweep", text, f"--out={out}", f"--row={which}"]
+
+
 def _start(text: str, out: Path, rows: Sequence[Row], own: set[int], memory: float) -> Working:
     """A process of these rows on its own cores, which a child has from its parent."""
     log = (Path(tempfile.gettempdir()) if is_bucket(out) else out) / f"{rows[0].name}.log"
-    which = ",".join(str(row.index) for row in rows)
-    command = [sys.executable, "-m", "mot", "sweep", text, f"--out={out}", f"--row={which}"]
     env = os.environ | {PARENT: str(os.getpid()), "PYTHONIOENCODING": "utf-8"}
     with open(log, "ab") as file, _on(own):
         begins = file.tell()
         process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            command(text, out, rows),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
     return Working(process, rows, own, memory, log, begins)
 
