@@ -14,8 +14,10 @@ from launch import sweep, sweep_cost, sweep_rows, sweep_shown, sweep_work
 from mot.errors import UserError
 from mot.runs import rundir, states
 from tests.conftest import ROOT
+from tests.support import killed as killing
 from tests.support import sweeping
 from tests.support.commands import run, succeeds
+from tests.support.devices import devices
 from tests.support.training import ENV
 
 LOO = "configs/sweeps.py:leave_one_out,size=smoke"
@@ -341,3 +343,62 @@ def test_a_table_shows_what_is_at_work_first(capsys):
     shown = capsys.readouterr().out
     assert "b  " in shown
     assert "3 rows: 1 running, 1 done, 1 waiting; 2 of them are not shown" in shown
+
+
+# --- real rows -------------------------------------------------------------------------------------------------------
+
+TWO = "archs=dense+mot,size=smoke,seeds=2"
+LONG = """
+from configs.sweeps import archs, product
+
+def long(arg):
+    return product(archs(arg), [{"run.steps": 24, "run.save_every": 4, "run.eval_every": 8}])
+"""
+
+
+def test_a_row_alone_is_the_run_that_its_configuration_is(tmp_path):
+    """As a task of a cluster's array trains it; and the sweep that finds it done leaves it."""
+    text = "configs/sweeps.py:archs,archs=mot,size=smoke,seeds=2"
+    out = tmp_path / "out"
+    row = ["--config.run.name=mot-seed1", "--config.model.seed=1", f"--config.run.root={tmp_path}"]
+    with devices(1):
+        succeeds("sweep", text, "--out", out, "--row", 1)
+        succeeds("train", "--config=configs/digits.py:size=smoke,arch=mot", *row)
+    losses = [
+        [row["loss"] for row in rundir.read_metrics(path / "mot-seed1") if "loss" in row] for path in (out, tmp_path)
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 5
+    said, _ = succeeds("sweep", "status", out)
+    assert re.search(r"mot-seed0 +waiting", said)
+    assert re.search(r"mot-seed1 +done +2 of 2 +text \d", said)
+    code, _, err = run("sweep", "configs/sweeps.py:archs,archs=dense,size=smoke,seeds=2", "--out", out, "--row", 1)
+    assert code == 2
+    assert "was made by another sweep" in err
+
+
+@pytest.mark.slow
+def test_a_real_sweep_that_is_killed_goes_on_to_the_bit_and_ends_with_a_report(tmp_path):
+    (tmp_path / "own.py").write_text(LONG, encoding="utf-8")
+    env = ENV | {"JAX_NUM_CPU_DEVICES": "1"}  # XLA adds up by how many there are
+
+    def start(out):
+        command = [sys.executable, "-m", "mot", "sweep", f"{tmp_path}/own.py:long,{TWO}", f"--out={out}"]
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    names = [f"{arch}-seed{seed}" for arch in ("dense", "mot") for seed in (0, 1)]
+    killed = start(tmp_path / "killed")
+    until(lambda: any(states.of(tmp_path / "killed" / name).step >= 10 for name in names), 400)
+    killed.kill()
+    killed.communicate()
+    until(lambda: all(states.of(tmp_path / "killed" / name).name != "running" for name in names), 100)
+    found = {states.of(tmp_path / "killed" / name).name for name in names}
+    assert found <= {"waiting", "interrupted"}
+    assert "interrupted" in found
+    for out in ("killed", "whole"):
+        said, err = start(tmp_path / out).communicate(timeout=500)
+        assert "4 rows: 4 done" in said, err
+        assert (tmp_path / out / "report.html").exists()
+    for name in names:
+        ends = [killing.results(tmp_path / out / name, 24) for out in ("whole", "killed")]
+        assert killing.unlike(*ends) == "", name
