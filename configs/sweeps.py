@@ -167,6 +167,15 @@ def isoflop(arg: str = "") -> list[Row]:
     return product(budgets, _of_rungs(own, rest), seeds(_number(own, "seeds")))
 
 
+def search(arg: str = "") -> list[Row]:
+    """Architectures, each at the same points of configs/search.py: points=16, how=sobol or random."""
+    from configs import search as ranges  # which may need scipy
+
+    own, rest = _own(arg, config="configs/digits.py", archs="dense+mot", points="16", how="sobol", seeds="1")
+    points = ranges.rows(ranges.RANGES, _number(own, "points"), own["how"])
+    return product(_of_archs(own, rest), points, seeds(_number(own, "seeds")))
+
+
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 

@@ -109,6 +109,8 @@ def of_sweep(p: flags.Parser, options) -> None:
         p.error(f"--topology={options.topology}: is for --dry-run alone: rows run on this machine")
     if options.dry_run and options.row is not None:
         p.error(f"--dry-run, --row={options.row}: a dry run is of all rows; leave one out")
+    if options.distributed is not None and options.row is None:
+        p.error("--distributed: is for --row: the processes of one row")
     if options.topology:
         chips.parse(options.topology)
     if options.sweep == STATUS:
@@ -340,6 +342,11 @@ def train() -> flags.Parser:
         help="resume in spite of differences from the checkpoint, which a refusal lists by kind; each is told and "
         "recorded. " + "; ".join(f"{kind}: {effect}" for kind, effect in ACCEPTED.items()),
     )
+    _add_distributed(p)
+    return p
+
+
+def _add_distributed(p: flags.Parser) -> None:
     p.add_argument(
         "--distributed",
         nargs="?",
@@ -348,7 +355,6 @@ def train() -> flags.Parser:
         help="one of several processes of one run: as the cluster says (TPU pods, Slurm, Kubernetes), or process I of "
         "N that meet at process 0's HOST:PORT",
     )
-    return p
 
 
 def sweep() -> flags.Parser:
@@ -377,6 +383,7 @@ def sweep() -> flags.Parser:
         metavar="I[,J]",
         help="train row I alone, the first is 0; or some rows in one program; as a task of a cluster's array does",
     )
+    _add_distributed(p)
     return p
 
 

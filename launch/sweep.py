@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = read(text)
     out = options.out or Path("runs") / parse(text)[1]
     if options.row is not None:
-        return one_program(text, rows, out, chosen(text, options.row, len(rows)))
+        return one_program(text, rows, out, chosen(text, options.row, len(rows)), options.distributed)
     if options.dry_run:
         return dry_run(text, rows, out, options.topology)
     return whole(text, rows, out)
@@ -40,15 +40,19 @@ def whole(text: str, rows: Sequence[Mapping], out: Path) -> int:
         found = judged(text, rows, out, faults)
     claim(out, text, rows)
     before = {row.name: states.of(row.path, row.config.run.steps) for row in found}
-    if all(state.name in states.ENDED for state in before.values()) and (out / "report.html").exists():
-        failures = {}
+    is_left_alone = all(state.name in states.ENDED for state in before.values()) and (out / "report.html").exists()
+    failures: dict[str, Failure] = {}
+    if is_left_alone:
         print(f"nothing is left to do: {count(before)}", file=sys.stderr)
     else:
         with shown() as (show, say):
             failures = sweep_work.work(text, out, found, show, say)
-        _report(out, found)
     status(out)
-    _refuse_failed(found, failures)
+    told = [f"{name}: {failure.why}; its log is {failure.log}" for name, failure in failures.items()]
+    if not is_left_alone:
+        told += _report(out, found)
+    if told:
+        raise UserError("\n  ".join([f"{len(failures)} of {len(found)} rows failed twice", *told]))
     return 0
 
 
@@ -74,34 +78,40 @@ def faults(config: Config) -> Iterator[str]:
             yield f"{path} holds a run of another configuration (its -> yours): {told}; choose another --out"
 
 
-def _report(out: Path, rows: Sequence[Row]) -> None:
-    """The report about the runs that have a row of metrics."""
-    paths = [row.path for row in rows if states.of(row.path).step]
-    if not paths:
-        return
+def _report(out: Path, rows: Sequence[Row]) -> list[str]:
+    """Writes the report about the runs that have begun; returns why, where it cannot be written."""
     from scaling import report, runs  # they take a second to import, and only here anybody waits for them
 
-    with phase("writing the report"):
-        sentence = report.write(runs.find(paths), out)
-    print(sentence)
+    paths = [row.path for row in rows if states.of(row.path).step]
+    try:
+        with phase("writing the report"):
+            sentence = report.write(runs.find(paths), out)
+    except UserError as error:
+        return [f"no report was written: {error}"]
+    print(f"{sentence}\nreport: {out / 'report.html'}")
+    return []
 
 
-def _refuse_failed(rows: Sequence[Row], failures: Mapping[str, Failure]) -> None:
-    if failures:
-        told = [f"{name}: {failure.why}; its log is {failure.log}" for name, failure in failures.items()]
-        raise UserError("\n  ".join([f"{len(failures)} of {len(rows)} rows failed twice", *told]))
+def one_program(
+    text: str, rows: Sequence[Mapping], out: Path, indices: Sequence[int], distributed: str | None = None
+) -> int:
+    """Trains some rows in this process: one, or several in one program; also as a task of a cluster's array.
 
-
-def one_program(text: str, rows: Sequence[Mapping], out: Path, indices: Sequence[int]) -> int:
-    """Trains some rows in this process: one, or several in one program; also as a task of a cluster's array."""
-    from mot.train import ensemble, loop  # as above
+    `distributed`: this is one of several processes of the row, as `mot train --distributed` has it.
+    """
+    from launch import train  # as above
+    from mot.train import ensemble, loop
 
     sweep_work.end_with_parent()
+    if distributed is not None:
+        train.join(distributed)
     found = judged(text, rows, out, sources.faults, indices)
-    refusals.training([row.config for row in found])
-    claim(out, text, rows)
     configs = [row.config for row in found]
-    cores.take(*configs, together=len(configs) > 1)
+    if distributed is None or sharding.is_first_process():
+        refusals.training(configs)
+        claim(out, text, rows, is_part=True)
+    if distributed is None:  # else each process has what its user gave it
+        cores.take(*configs, together=len(configs) > 1)
     if len(configs) == 1:
         loop.run(configs[0])
     else:

@@ -17,7 +17,7 @@ from mot.config.options import VARIED
 from mot.errors import UserError
 from mot.files import as_path, make_folder, write_atomically
 
-FILE = "sweep.json"  # of a sweep's folder: its rows, written once, before anything begins
+FILE = "sweep.json"  # of a sweep's folder: its rows, written before any begins, and anew where rows are added
 NAME = "run.name"
 LISTED = 12  # lines of differences in a message
 
@@ -182,31 +182,39 @@ def chosen(text: str, given: str, count: int) -> list[int]:
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def refuse_other(out: Path, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """`UserError` with the differences where `out` was made by a sweep of other rows."""
+def refuse_other(out: Path, text: str, rows: Sequence[Mapping[str, Any]], is_part: bool = False) -> None:
+    """`UserError` with the differences where `out` was made by a sweep of other rows.
+
+    A sweep may grow: rows may come to those that are there. Where these are only a part of a sweep, it may be of one
+    that has grown meanwhile.
+    """
     if not (out / FILE).exists():
         return
     before = saved(out)
     old, new = ({row[NAME]: row for row in each} for each in (before["rows"], rows))
-    different = [f"{name}: it alone has this row" for name in old if name not in new]
-    different += [f"{name}: yours alone has this row" for name in new if name not in old]
-    different += [f"{name}: {one}" for name in old if name in new for one in differences(old[name], new[name])]
-    if not different and list(old) != list(new):
-        different = [f"its rows are in another order, and begin with {_some(list(old))}"]
-    if different:
-        more = [f"and {len(different) - LISTED} more"] if len(different) > LISTED else []
-        head = f"{out} was made by another sweep, {before['sweep']}; nothing was changed. Differences (its -> yours):"
-        goes_on = flags.command("sweep", before["sweep"], "--out", str(out))
-        raise UserError(
-            "\n  ".join([head, *different[:LISTED], *more])
-            + f"\nchoose another --out for yours; this goes on with the other: {goes_on}"
-        )
+    gone = [name for name in old if name not in new]
+    if is_part and new.keys() <= old.keys():
+        gone = []
+    different = [f"{name}: {one}" for name in old if name in new for one in differences(old[name], new[name])]
+    different += [f"{name}: it alone has this row" for name in gone]
+    if not different:
+        return
+    if gone:
+        different += [f"{name}: yours alone has this row" for name in new if name not in old]
+    more = [f"and {len(different) - LISTED} more"] if len(different) > LISTED else []
+    head = f"{out} was made by another sweep, {before['sweep']}; nothing was changed. Differences (its -> yours):"
+    goes_on = flags.command("sweep", before["sweep"], "--out", str(out))
+    raise UserError(
+        "\n  ".join([head, *different[:LISTED], *more])
+        + f"\nchoose another --out for yours; this goes on with the other: {goes_on}"
+    )
 
 
-def claim(out: Path, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes down whose folder it is; `UserError` where it is another sweep's."""
-    refuse_other(out, text, rows)
-    if not (out / FILE).exists():
+def claim(out: Path, text: str, rows: Sequence[Mapping[str, Any]], is_part: bool = False) -> None:
+    """Writes down whose folder it is; `UserError` as `refuse_other`."""
+    refuse_other(out, text, rows, is_part)
+    known = {row[NAME] for row in saved(out)["rows"]} if (out / FILE).exists() else set()
+    if not known.issuperset(row[NAME] for row in rows):
         make_folder(out)
         write_atomically(out / FILE, json.dumps({"sweep": text, "rows": list(rows)}, indent=1) + "\n")
 

@@ -1,11 +1,14 @@
 """Sweeps: their algebra, what comes with mot, and that all arms of one read the same batches."""
 
+from types import ModuleType
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import configs as package
 from configs import sweeps
 from launch import flags, sweep_rows
 from mot.config import load
@@ -181,6 +184,23 @@ def test_routing_is_matched_as_asked():
     assert active & total == {"dense-seed0", "mot-seed0"}
     assert active | total == {row["run.name"] for row in sweeps.routing("size=smoke,seeds=1")}
     assert "moe_tc4_total-seed0" in total
+
+
+def test_a_search_has_the_same_points_in_every_arm(monkeypatch):
+    """Points are configs/search.py's."""
+    ranges = ModuleType("search")
+    ranges.RANGES = {"optim.lr": 1e-3}
+
+    def rows(given, count, how):
+        assert (given, how) == (ranges.RANGES, "random")
+        return [{"optim.lr": 1e-3 * (1 + i), "run.name": f"point{i}"} for i in range(count)]
+
+    ranges.rows = rows
+    monkeypatch.setattr(package, "search", ranges, raising=False)
+    found = sweeps.search("size=smoke,points=3,how=random")
+    assert [row["run.name"] for row in found[:2]] == ["dense-point0-seed0", "dense-point1-seed0"]
+    assert [row["optim.lr"] for row in found[:3]] == [row["optim.lr"] for row in found[3:]]
+    assert len({sweep_rows.program(c) for c in configs(found).values()}) == 2
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ def test_all_faults_of_all_rows_are_told_before_anything_starts(own, tmp_path, n
         (["status", "configs"], "configs: no sweep was begun there: it has no sweep.json"),
         ([LOO, "--topology=v5p:2x2x1"], "is for --dry-run alone"),
         ([LOO, "--dry-run", "--topology=v5q:2x2x1"], "no such chip as 'v5q'"),
+        ([LOO, "--distributed"], "--distributed: is for --row"),
         ([LOO, "--dry-run", "--row=1"], "a dry run is of all rows"),
         ([LOO, "--row=6"], "--row 6: configs/sweeps.py:leave_one_out,size=smoke has rows 0 to 5"),
         ([LOO, "--row=a"], "--row a:"),
@@ -143,16 +144,24 @@ def test_a_folder_of_another_sweep_is_refused_with_the_differences(tmp_path):
     sweep_rows.claim(tmp_path / "out", "FILE:one", rows())
     before = (tmp_path / "out" / "sweep.json").read_bytes()
     sweep_rows.claim(tmp_path / "out", "FILE:one", rows())
+    new = {"config": "c", "run.name": "new"}
     with pytest.raises(UserError) as found:
-        sweep_rows.claim(tmp_path / "out", "FILE:two", [*rows(seed=1), {"config": "c", "run.name": "new"}])
+        sweep_rows.claim(tmp_path / "out", "FILE:two", [rows(seed=1)[1], new])
     said = str(found.value)
     assert f"{tmp_path}/out was made by another sweep, FILE:one; nothing was changed" in said
-    assert "\n  b: seed: 'absent' -> 1" in said
-    assert "\n  new: yours alone has this row" in said
+    assert "\n  b: seed: 'absent' -> 1\n  a: it alone has this row\n  new: yours alone has this row\n" in said
     assert f"mot sweep FILE:one --out {tmp_path}/out" in said
-    with pytest.raises(UserError, match="its rows are in another order"):
-        sweep_rows.claim(tmp_path / "out", "FILE:two", rows()[::-1])
+    with pytest.raises(UserError, match="a: it alone has this row"):
+        sweep_rows.claim(tmp_path / "out", "FILE:one", rows()[1:])
     assert (tmp_path / "out" / "sweep.json").read_bytes() == before
+    # It may grow; and a task of an array that began before does not mind.
+    sweep_rows.claim(tmp_path / "out", "FILE:one,more", [new, *rows()])
+    grown = (tmp_path / "out" / "sweep.json").read_bytes()
+    assert sweep_rows.saved(tmp_path / "out") == {"sweep": "FILE:one,more", "rows": [new, *rows()]}
+    sweep_rows.claim(tmp_path / "out", "FILE:one", rows(), is_part=True)
+    assert (tmp_path / "out" / "sweep.json").read_bytes() == grown
+    with pytest.raises(UserError, match="b: seed: 'absent' -> 1"):
+        sweep_rows.claim(tmp_path / "out", "FILE:one", rows(seed=1), is_part=True)
     (tmp_path / "out" / "sweep.json").write_text("[]", encoding="utf-8")
     with pytest.raises(UserError, match="is damaged or foreign"):
         sweep_rows.claim(tmp_path / "out", "FILE:one", rows())
