@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from launch import sweep, sweep_cost, sweep_rows, sweep_shown, sweep_work
+from launch import cores, sweep, sweep_cost, sweep_rows, sweep_shown, sweep_work
 from mot.errors import UserError
 from mot.runs import rundir, states
 from tests.conftest import ROOT
@@ -209,10 +209,11 @@ def no_faults(config):
 
 def test_rows_are_retried_once_and_then_named(tmp_path):
     said = []
-    failures, started = sweeping.sweep(tmp_path, ["good", "once", "fails", "dies"], say=said.append)
+    failures, started = sweeping.sweep(tmp_path, ["good", "once", "fails", "dies", "diverges"], say=said.append)
     assert sorted(map(tuple, started)) == [
         ("dies",),
         ("dies",),
+        ("diverges",),
         ("fails",),
         ("fails",),
         ("good",),
@@ -223,14 +224,14 @@ def test_rows_are_retried_once_and_then_named(tmp_path):
     assert failures["fails"].why == "mot: there is no room for it (exit code 2)"
     assert "there is no room for it" in failures["fails"].log.read_text(encoding="utf-8")
     assert sum("it is tried once more" in line for line in said) == 3
-    found = {name: states.of(tmp_path / name).name for name in ("good", "once", "dies", "fails")}
-    assert found == dict.fromkeys(("good", "once", "dies"), "done") | {"fails": "failed"}
+    found = {name: states.of(tmp_path / name).name for name in ("good", "once", "dies", "fails", "diverges")}
+    assert found == dict.fromkeys(("good", "once", "dies"), "done") | {"fails": "failed", "diverges": "diverged"}
     assert states.of(tmp_path / "fails").why == failures["fails"].why
     steps = [row["step"] for row in rundir.read_metrics(tmp_path / "dies") if row["kind"] == "train"]
     assert steps == [1, 2, 3, 4]  # it went on where it was
     # What is done is left, what was given up is tried again.
     (tmp_path / "fails").rename(tmp_path / "moved")
-    again = sweeping.sweep(tmp_path, ["good", "once", "dies"])
+    again = sweeping.sweep(tmp_path, ["good", "once", "dies", "diverges"])
     assert again == ({}, [])
 
 
@@ -242,23 +243,35 @@ def test_every_row_is_shown_until_it_has_ended(tmp_path):
     assert seen[-1] == {"a": "done", "slow": "done"}
 
 
-def test_processes_share_the_cores(tmp_path, monkeypatch):
-    taken = []
+@pytest.mark.parametrize(
+    ("memory", "accelerators", "at_once"), [(1e12, [], 2), (1e6, [], 1), (1e12, [("a TPU", "tpu")], 1)]
+)
+def test_processes_share_the_cores_the_memory_or_an_accelerator(tmp_path, monkeypatch, memory, accelerators, at_once):
+    taken, seen = [], []
     begin = sweep_work._start
 
     def start(text, out, rows, own, memory):
         taken.append(own)
         return begin(text, out, rows, own, memory)
 
+    machine = sweeping.MACHINE._replace(memory=memory)
     monkeypatch.setattr(sweep_work, "_start", start)
-    monkeypatch.setattr(sweep_work, "machine", lambda: sweep_work.Machine(set(os.sched_getaffinity(0)), 1e12))
+    monkeypatch.setattr(sweeping, "MACHINE", machine)
+    monkeypatch.setattr(cores, "accelerators", lambda: accelerators)
     before = os.sched_getaffinity(0)
-    sweeping.sweep(tmp_path, ["slow-a", "slow-b", "slow-c"])
+
+    def show(known):
+        seen.append(sum(state.name == "running" for state in known.values()))
+
+    sweeping.sweep(tmp_path, ["slow-a", "slow-b", "c"], show=show)
     assert os.sched_getaffinity(0) == before
     assert len(taken) == 3
-    assert all(own <= before for own in taken)
-    if len(before) > 1:
-        assert not taken[0] & taken[1]
+    assert all(own <= machine.cores for own in taken)
+    if len(machine.cores) == 2:
+        assert max(seen) == at_once
+        assert (taken[0] & taken[1] == set()) == (at_once == 2)
+    if accelerators:
+        assert taken[0] == machine.cores
 
 
 def process(tmp_path, *names):
@@ -274,32 +287,37 @@ def until(tells, seconds=60):
     raise AssertionError("it did not come")
 
 
-NAMES = ("a", "slow-b", "slow-c", "slow-d")
+NAMES = ("a", "diverges", "fails", "slow-b", "slow-c", "slow-d")
+ENDS = {"a": "done", "diverges": "diverged", "fails": "failed"}
 
 
 def test_a_killed_sweep_leaves_rows_of_every_state_which_go_on(tmp_path):
     killed = process(tmp_path, *NAMES)
-    until(lambda: states.of(tmp_path / "a").name == "done" and states.of(tmp_path / "slow-b").step)
+    until(lambda: {name: states.of(tmp_path / name).name for name in ENDS} == ENDS)
+    until(lambda: states.of(tmp_path / "slow-b").step)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     # Its processes are not left behind.
     until(lambda: all(states.of(tmp_path / name).name != "running" for name in NAMES))
     left = {name: states.of(tmp_path / name) for name in NAMES}
-    assert left["a"].name == "done"
+    assert {name: left[name].name for name in ENDS} == ENDS
     assert left["slow-b"].name == "interrupted"
     assert {left["slow-c"].name, left["slow-d"].name} <= {"interrupted", "waiting"}
     assert "waiting" in {state.name for state in left.values()}
     done = left["slow-b"].step
     failures, started = sweeping.sweep(tmp_path, NAMES)
-    assert not failures
     assert ["a"] not in started
-    assert {states.of(tmp_path / name).name for name in NAMES} == {"done"}
+    assert ["diverges"] not in started
+    assert "fails" not in failures, "it ends after a step, and has had four tries now"
+    assert {states.of(tmp_path / name).name for name in NAMES if name != "diverges"} == {"done"}
     rows = [row["step"] for row in rundir.read_metrics(tmp_path / "slow-b") if row["kind"] == "train"]
     assert 1 <= done < 4
     assert rows == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_sweep_and_its_processes(tmp_path, number, code):
     stopped = process(tmp_path, "slow-a", "slow-b")
     until(lambda: states.of(tmp_path / "slow-a").step)

@@ -15,6 +15,7 @@ from mot.config import load
 from mot.runs import lock, rundir, written
 
 STEPS = 4
+MACHINE = sweep_work.Machine(set(sorted(os.sched_getaffinity(0))[:2]), 1e12)  # two cores on any machine
 SMOKE = "configs/digits.py:size=smoke"
 
 
@@ -32,7 +33,7 @@ def one(path: Path) -> int:
     """Trains nothing, and goes on from the last step that was saved.
 
     fails*: ends after a step, always; once*: after its second, the first time; dies*: is killed there, the first time;
-    slow*: takes a second a step.
+    diverges*: ends after its second step, as a run does whose patience is up; slow*: takes half a second a step.
     """
     sweep_work.end_with_parent()
     name = path.name
@@ -43,12 +44,15 @@ def one(path: Path) -> int:
         done = rundir.checkpoint.steps(path / "checkpoints")
         write(path, {"kind": "event", "step": done[-1] if done else 0, "event": "start"})
         for step in range(1 + (done[-1] if done else 0), STEPS + 1):
-            time.sleep(1.0 if name.startswith("slow") else 0.01)
+            time.sleep(0.5 if name.startswith("slow") else 0.01)
             write(path, {"kind": "train", "step": step, "loss/text": 1.0 / step, "step_seconds": 0.1})
             (path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
             (path / "checkpoints" / str(step) / "manifest.json").touch()
             if name.startswith("fails") or (step == 2 and name.startswith("once") and not again):
                 print("mot: there is no room for it", file=sys.stderr)
+                return 2
+            if step == 2 and name.startswith("diverges"):
+                write(path, {"kind": "event", "step": step, "event": "diverged"})
                 return 2
             if step == 2 and name.startswith("dies") and not again:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -75,11 +79,13 @@ def sweep(out, names, show=lambda known: None, say=lambda line: None):
         started.append([row.name for row in rows])
         return command(text, out, rows)
 
-    before, sweep_work.command = sweep_work.command, recorded
+    before = sweep_work.command, sweep_work.machine
+    sweep_work.command = recorded
+    sweep_work.machine = lambda: MACHINE
     try:
         return sweep_work.work("FILE:NAME", out, rows(out, names), show, say), started
     finally:
-        sweep_work.command = before
+        sweep_work.command, sweep_work.machine = before
 
 
 if __name__ == "__main__":
