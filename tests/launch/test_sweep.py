@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from mot.errors import UserError
 from mot.runs import rundir, states
 from tests.conftest import ROOT
 from tests.support import killed as killing
-from tests.support import sweeping
+from tests.support import processes, sweeping
 from tests.support.commands import run, succeeds
 from tests.support.devices import devices
 from tests.support.training import ENV
@@ -429,3 +430,29 @@ def test_a_real_sweep_that_is_killed_goes_on_to_the_bit_and_ends_with_a_report(t
     for name in names:
         ends = [killing.results(tmp_path / out / name, 24) for out in ("whole", "killed")]
         assert killing.unlike(*ends) == "", name
+
+
+@pytest.mark.slow
+def test_a_row_may_be_trained_by_several_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "mot",
+        "sweep",
+        f"configs/sweeps.py:archs,{TWO}",
+        f"--out={tmp_path}/out",
+        "--row=2",
+    ]
+    env = ENV | {"JAX_NUM_CPU_DEVICES": "1"}
+    started = [
+        subprocess.Popen([*command, f"--distributed=127.0.0.1:{port},{i},2"], cwd=ROOT, env=env, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
+    codes, said = processes.ended(started)
+    assert codes == [0, 0], said
+    assert states.of(tmp_path / "out" / "mot-seed0").name == "done"
+    (start,) = [row for row in rundir.read_metrics(tmp_path / "out" / "mot-seed0") if row.get("event") == "start"]
+    assert start["processes"] == 2
