@@ -22,7 +22,7 @@ from tests.support.training import ENV, SMOKE
     ("args", "says"),
     [
         ([], "usage: mot COMMAND"),
-        (["fly"], "no command 'fly'; allowed: demo, train, evaluate"),
+        (["fly"], "no command 'fly'; allowed: demo, train, sweep, evaluate"),
         (["train", "--config=nowhere.py"], "there is no file nowhere.py"),
         (
             ["train", "--config=configs/digits.py:arch=transformer"],
@@ -144,7 +144,7 @@ def trained(monkeypatch):
     monkeypatch.chdir(ROOT)
     trained = []
 
-    def run(config, profiled):
+    def run(config, **_):
         trained.append(config)
         step = rundir.open_run(config) / "checkpoints" / str(config.run.steps)
         step.mkdir(parents=True)
