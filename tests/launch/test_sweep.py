@@ -456,3 +456,25 @@ def test_a_row_may_be_trained_by_several_processes(tmp_path):
     assert states.of(tmp_path / "out" / "mot-seed0").name == "done"
     (start,) = [row for row in rundir.read_metrics(tmp_path / "out" / "mot-seed0") if row.get("event") == "start"]
     assert start["processes"] == 2
+
+
+@pytest.mark.slow
+def test_500_rows_are_counted_and_60_that_are_done_are_passed_over_in_seconds(tmp_path):
+    """Of this process: other work on the machine takes none of them."""
+    began = time.process_time()
+    said, _ = succeeds("sweep", "configs/sweeps.py:archs,archs=dense+mot,size=smoke,seeds=250", "--dry-run")
+    assert "500 rows in 2 programs" in said
+    assert time.process_time() - began < 10
+    text = "configs/sweeps.py:archs,archs=dense+mot+mot_ffn,size=smoke,seeds=20"
+    out = tmp_path / "out"
+    rows = sweep_rows.read(text)
+    sweep_rows.claim(out, text, rows)
+    for row in sweep_rows.judged(text, rows, out, no_faults):
+        sweeping.command(text, out, [row])
+        (row.path / "checkpoints" / "2").mkdir(parents=True)
+        (row.path / "checkpoints" / "2" / "manifest.json").touch()
+    (out / "report.html").touch()
+    began = time.process_time()
+    _, err = succeeds("sweep", text, "--out", out)
+    assert "nothing is left to do: 60 rows: 60 done" in err
+    assert time.process_time() - began < 10
