@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from launch import flags, refusals
+from launch import flags, refusals, sweep_rows
 from launch.process import typed
 from mot.config import Config, ConfigError, load, modalities
 from mot.config.modalities import Modality, Option
@@ -28,6 +28,7 @@ from mot.prepare import asked
 SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
 OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
 MOST_RUNS = 1024
+STATUS = "status"  # in place of a sweep: how far one is
 UNPROMPTED = 4  # documents, where nothing is asked for
 TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
 GUIDANCE = 2.0  # of 1, 2 and 3 on the digits, after 2,000 steps: 39, 48 and 50 of 50 as asked
@@ -52,6 +53,9 @@ def check(command: str, argv: Sequence[str]) -> int | None:
     else:
         options = p.parse_args(argv)
         overrides = {}
+    if command == "sweep":
+        of_sweep(p, options)
+        return None
     if command == "demo":
         trees = demo_trees(options, overrides)
         refusals.training([flags.judged(tree) for tree in trees])
@@ -95,6 +99,27 @@ def _refuse(command: str, options, overrides: dict[str, str], judged: Config | N
         refusals.inspection(options)
     elif command == "plan":
         refusals.plan(options, overrides, plan().get_default("config"))
+
+
+def of_sweep(p: flags.Parser, options) -> None:
+    """Raises, or ends, where a command line of `mot sweep` cannot be meant so, or its file gives no rows."""
+    if (options.sweep == STATUS) != (options.folder is not None):
+        p.error(f"write `mot sweep FILE:NAME,arg`, or `mot sweep {STATUS} OUT`")
+    if options.topology and not options.dry_run:
+        p.error(f"--topology={options.topology}: is for --dry-run alone: rows run on this machine")
+    if options.dry_run and options.row is not None:
+        p.error(f"--dry-run, --row={options.row}: a dry run is of all rows; leave one out")
+    if options.distributed is not None and options.row is None:
+        p.error("--distributed: is for --row: the processes of one row")
+    if options.topology:
+        chips.parse(options.topology)
+    if options.sweep == STATUS:
+        flags.refuse_absent(as_path(options.folder), "folder of a sweep")
+        return
+    rows = sweep_rows.read(options.sweep)
+    sweep_rows.refuse_twice(options.sweep, rows)
+    if options.row is not None:
+        sweep_rows.chosen(options.sweep, options.row, len(rows))
 
 
 def several(
@@ -318,6 +343,11 @@ def train() -> flags.Parser:
         help="resume in spite of differences from the checkpoint, which a refusal lists by kind; each is told and "
         "recorded. " + "; ".join(f"{kind}: {effect}" for kind, effect in ACCEPTED.items()),
     )
+    _add_distributed(p)
+    return p
+
+
+def _add_distributed(p: flags.Parser) -> None:
     p.add_argument(
         "--distributed",
         nargs="?",
@@ -326,6 +356,35 @@ def train() -> flags.Parser:
         help="one of several processes of one run: as the cluster says (TPU pods, Slurm, Kubernetes), or process I of "
         "N that meet at process 0's HOST:PORT",
     )
+
+
+def sweep() -> flags.Parser:
+    p = flags.parser(
+        "sweep",
+        "Trains every row of a sweep, and goes on where it stopped; or shows what it would cost; or how far one is.",
+        "mot sweep configs/sweeps.py:leave_one_out,size=smoke --dry-run\n"
+        "  mot sweep configs/sweeps.py:leave_one_out,size=smoke --out runs/loo\n  mot sweep status runs/loo",
+    )
+    p.add_argument(
+        "sweep",
+        metavar="FILE:NAME,arg",
+        help="a function of a file of sweeps, and its arguments; FILE is a program that is run: name only such as you "
+        f"trust; or `{STATUS}`",
+    )
+    p.add_argument("folder", metavar="OUT", nargs="?", help=f"of `{STATUS}`: the sweep's folder")
+    p.add_argument(
+        "--out", type=as_path, help="the sweep's folder, in which each row has one, its run.name; default runs/NAME"
+    )
+    p.add_argument("--dry-run", action="store_true", help="show the rows and what they would cost; write nothing")
+    p.add_argument(
+        "--topology", help=f"of --dry-run: the devices that are counted with, as {chips.EXAMPLES}; default these here"
+    )
+    p.add_argument(
+        "--row",
+        metavar="I[,J]",
+        help="train row I alone, the first is 0; or some rows in one program; as a task of a cluster's array does",
+    )
+    _add_distributed(p)
     return p
 
 
@@ -619,6 +678,7 @@ def diff_checkpoints() -> flags.Parser:
 PARSERS = {
     "demo": demo,
     "train": train,
+    "sweep": sweep,
     "config": config,
     "evaluate": evaluate,
     "replay": replay,

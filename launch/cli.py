@@ -12,6 +12,7 @@ from mot.console import phase
 COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
     "train": "train one configuration, or resume it",
+    "sweep": "train every row of a list of configurations; what it would cost; how far it is",
     "evaluate": "held-out losses of a run",
     "replay": "one step of a run again: every leaf's gradient, every document's loss",
     "sample": "pictures, text and interleaved documents from a run",

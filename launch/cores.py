@@ -21,6 +21,8 @@ FLAGS = {
     "xla_cpu_collective_call_terminate_timeout_seconds": PATIENCE,
 }
 
+ACCELERATORS = (("an NVIDIA GPU", "/dev/nvidia0", "cuda"), ("a TPU", "/dev/accel0", "tpu"))  # with file and extra
+
 
 def take(*configs: Config, together: bool = False) -> None:
     """Makes as many devices as serve runs, one after another or all `together`; as `make`."""
@@ -43,13 +45,22 @@ def unused() -> str:
     """What this machine has and JAX does not use, though nobody has told it to; "" where there is nothing."""
     if jax.default_backend() != "cpu" or jax.config.jax_platforms:
         return ""
-    for what, file, extra in (("an NVIDIA GPU", "/dev/nvidia0", "cuda"), ("a TPU", "/dev/accel0", "tpu")):
-        if os.path.exists(file):
-            return (
-                f"this machine has {what} and JAX computes on the CPU: install '.[{extra}]' with constraints.txt; if "
-                "it is, MOT_DEBUG=1 shows what JAX says; JAX_PLATFORMS=cpu is content with the CPU"
-            )
+    for what, extra in accelerators():
+        return (
+            f"this machine has {what} and JAX computes on the CPU: install '.[{extra}]' with constraints.txt; if "
+            "it is, MOT_DEBUG=1 shows what JAX says; JAX_PLATFORMS=cpu is content with the CPU"
+        )
     return ""
+
+
+def accelerators() -> list[tuple[str, str]]:
+    """What this machine seems to have, and the extra that serves it; none where JAX may use the CPU alone.
+
+    JAX is not asked, as it would take them for this process.
+    """
+    if jax.config.jax_platforms == "cpu":
+        return []
+    return [(what, extra) for what, file, extra in ACCELERATORS if os.path.exists(file)]
 
 
 def cores() -> int:

@@ -644,6 +644,70 @@ MUTATIONS = (
         "    if unknown and fetch is None:",
         "tests/launch/test_foreign.py",
     ),
+    # Sweeps.
+    Mutation(
+        "sweeps: a seed is of the documents, too",
+        "configs/sweeps.py",
+        '{"model.seed": seed, NAME: f"seed{seed}"}',
+        '{"model.seed": seed, "data.seed": seed, NAME: f"seed{seed}"}',
+        "tests/config/test_sweeps.py::test_all_arms_read_the_same_batches_byte_for_byte",
+    ),
+    Mutation(
+        "sweeps: the later row of two has its way",
+        "configs/sweeps.py",
+        'return key == group or key.startswith(f"{group}.")',
+        "return False",
+        "tests/config/test_sweeps.py",
+    ),
+    Mutation(
+        "sweeps: the dead hold their locks",
+        "mot/runs/lock.py",
+        "return said if silent < DEAD else {}",
+        "return said",
+        "tests/runs/test_states.py",
+    ),
+    Mutation(
+        "sweeps: a run that diverged is done, or interrupted",
+        "mot/runs/states.py",
+        'if last.get("event") == "diverged":',
+        'if last.get("event") == "never":',
+        "tests/runs/test_states.py",
+    ),
+    Mutation(
+        "sweeps: processes outlive a sweep that is killed",
+        "launch/sweep_work.py",
+        "while os.getppid() == int(parent):",
+        "while True:",
+        "tests/launch/test_sweep.py::test_a_killed_sweep_leaves_rows_of_every_state_which_go_on",
+    ),
+    Mutation(
+        "sweeps: what has failed takes others with it again",
+        "launch/sweep_work.py",
+        "(row.name,) if tries[row.name] else",
+        "(row.name,) if tries[row.name] > TRIES else",
+        "tests/launch/test_sweep.py::test_rows_that_can_be_one_program_are",
+    ),
+    Mutation(
+        "sweeps: a row is given up without a second try",
+        "launch/sweep_work.py",
+        "TRIES = 2",
+        "TRIES = 1",
+        "tests/launch/test_sweep.py::test_rows_are_retried_once_and_then_named",
+    ),
+    Mutation(
+        "sweeps: another sweep's folder is taken",
+        "launch/sweep_rows.py",
+        "    if not different:\n        return",
+        "    if True:\n        return",
+        "tests/launch/test_sweep.py::test_a_folder_of_another_sweep_is_refused_with_the_differences",
+    ),
+    Mutation(
+        "sweeps: runs on other batches are one program",
+        "launch/sweep_rows.py",
+        "for key in (*VARIED, NAME)]",
+        'for key in (*VARIED, NAME, "data.seed")]',
+        "tests/launch/test_sweep.py::test_rows_that_can_be_one_program_are",
+    ),
 )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import arguments, flags
+from launch import arguments, flags, sweep_rows
 from mot.config import Experts, load
 from mot.config.routers import ROUTERS
 from mot.errors import UserError
@@ -89,11 +89,25 @@ def check(argv):
         arguments.judged_data(p, options)
     if getattr(options, "config", "") or getattr(options, "file", ""):
         check_config(options.config if "config" in options else options.file, overrides)
+    if command == "sweep":
+        check_sweep(p, options)
     if command == "demo" and "data=" not in (options.config or ""):
         arguments.demo_trees(options, overrides)
     if getattr(options, "runs", None) and command == "train":
         config = flags.judged(load.read(options.config, overrides))
         arguments.several(options.runs, options.config, overrides, config, flags.judged)
+
+
+def check_sweep(p, options):
+    """A sweep as far as it can be judged without the data that it names; a user's own is the page's."""
+    file, _, rest = options.sweep.partition(":")
+    if options.sweep == arguments.STATUS or "data=" in rest:
+        assert options.folder or "config=" in rest
+        return
+    if file == "my_sweeps.py":
+        Path(file).write_text(python_of("sweep.md", "from configs.sweeps"), encoding="utf-8")
+    arguments.of_sweep(p, options)
+    sweep_rows.judged(options.sweep, sweep_rows.read(options.sweep), Path("out"), lambda _: ())
 
 
 def ended(argv):
@@ -156,6 +170,8 @@ def test_a_command_is_one_that_mot_takes(words, monkeypatch, tmp_path):
         "sample runs/a --promt x",
         "data prepare photos",
         "demo --archs dens",
+        "sweep configs/sweeps.py:leave_one,size=smoke",
+        "sweep configs/sweeps.py:archs,sizes=smoke",
     ],
 )
 def test_a_wrong_command_is_found(line):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mot.console import say_once
 from mot.errors import UserError
-from mot.files import is_bucket
+from mot.files import is_bucket, modified
 from mot.runs import provenance
 
 SETTLES = 2.0  # seconds after which a process that began at the same moment has written, too
@@ -94,6 +94,20 @@ def _in_bucket(file: Path) -> Iterator[None]:
         beats.join()
         with suppress(Exception):  # what a bucket does not take counts as dead after a while
             file.unlink(missing_ok=True)
+
+
+def holder(path: Path) -> dict:
+    """Who trains in the folder of a run: its host, its process, since when; {} where nobody does.
+
+    The lock is not touched, so nobody who begins at this moment is refused for it.
+    """
+    file = path / "lock"
+    said = _read(file)
+    if not said or (said.get("host") == socket.gethostname() and not _is_alive(said.get("process"))):
+        return {}
+    sign = said.get("sign")
+    silent = time.time() - (sign if isinstance(sign, int | float) else modified(file))
+    return said if silent < DEAD else {}
 
 
 def _sign(file: Path, me: dict) -> None:

@@ -34,14 +34,21 @@ def needed(config: Config, mesh: jax.sharding.Mesh, runs: int = 1) -> tuple[int,
 
 def refuse_too_large(config: Config, mesh: jax.sharding.Mesh, runs: int = 1) -> None:
     """`UserError` where a step of `runs` runs needs more memory than a device has."""
+    if fault := too_large(config, mesh, sharding.memory(mesh), runs):
+        raise UserError(fault)
+
+
+def too_large(
+    config: Config, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, available: int, runs: int = 1
+) -> str:
+    """Why a step of `runs` runs needs more than the `available` bytes of each device; "" where it does not."""
     state, residual = needed(config, mesh, runs)
-    available = sharding.memory(mesh)
     if available >= state + residual:
-        return
+        return ""
     several = f"{runs} times " if runs > 1 else ""
     rows = config.data.batch // config.optim.accumulate
     parameters = params.count(params.table(config))
-    raise UserError(
+    return (
         f"{several}{parameters:,} parameters, their gradients and optimiser state take {state / 1e9:,.1f} GB "
         f"of a device, the residual stream of {rows:,} rows of {config.length:,} tokens on {mesh.size} devices at "
         f"least {residual / 1e9:,.1f} GB, and a device has {available / 1e9:,.1f} GB; raise mesh.fsdp, lower "

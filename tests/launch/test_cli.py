@@ -22,7 +22,7 @@ from tests.support.training import ENV, SMOKE
     ("args", "says"),
     [
         ([], "usage: mot COMMAND"),
-        (["fly"], "no command 'fly'; allowed: demo, train, evaluate"),
+        (["fly"], "no command 'fly'; allowed: demo, train, sweep, evaluate"),
         (["train", "--config=nowhere.py"], "there is no file nowhere.py"),
         (
             ["train", "--config=configs/digits.py:arch=transformer"],

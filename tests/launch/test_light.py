@@ -85,6 +85,11 @@ TYPOS = {  # command line: what is said
     ("train", SMOKE, "--config.run.seed=1"): "did you mean 'model.seed' or 'data.seed'?",
     ("data", "prepare", "README.md"): "required: --out; `mot data prepare --help` shows its options",
     ("sample",): "mot sample: the following arguments are required: run; `mot sample --help` shows its options",
+    ("sweep", "configs/sweep.py:archs"): "did you mean 'configs/sweeps.py'?",
+    ("sweep", "configs/sweeps.py:arch"): "did you mean 'archs'?",
+    ("sweep", "configs/sweeps.py:archs,arch=mot"): "write archs=mot",
+    ("sweep", "status", "nowhere"): "nowhere: there is no such folder of a sweep; name one that exists",
+    ("sweep", "configs/sweeps.py:archs", "--dryrun"): "did you mean '--dry-run'?",
     ("report", "nowhere"): "nowhere: no run directory there; give folders that hold a config.json",
 }
 # In a folder with the run `base` of digits in ids, whose step 2 was saved, and the dataset `set` of 3 documents.
