@@ -11,7 +11,6 @@ from launch.targets.job import OPTIONS, Job, Target
 from mot.config import Config, load
 from mot.errors import UserError
 from mot.files import is_address
-from mot.runs import written
 
 LAUNCHED = ("train", "sweep")
 FOLLOWING = ("status", "logs", "stop", "keep")
@@ -65,17 +64,19 @@ def _launched(options: Any, words: list[str]) -> Job:
         config = _configuration(words, apart=options.target != "local")
     elif words[0] in arguments.PARSERS:
         arguments.check(words[0], words[1:])
-    name = options.name or (config.run.name if config else "sweep").lower().replace("_", "-").replace(".", "-")
+    name = options.name
+    if name is None:
+        name = re.sub("[^a-z0-9]+", "-", config.run.name.lower() if config else "sweep")
     if not re.fullmatch(job.NAME, name, re.ASCII):
-        whose = f"--name={name}" if options.name else f"the run's name, {name!r}"
-        faults.append(f"{whose}: must match {job.NAME}, as clusters ask; give such a --name")
+        whose = "--name=" if options.name is not None else "the run's name, "
+        faults.append(f"{whose}{name!r}: must match {job.NAME}, as clusters ask; give such a --name")
     made = Job(
         name=name,
         target=options.target,
         command=words,
         options=told,
         slices=config.mesh.slices if config else 1,
-        root=str(written.folder(config)) if config else "",
+        root=f"{config.run.root.rstrip('/')}/{config.run.name}" if config else "",
         steps=config.run.steps if config else 0,
     )
     if not faults:
