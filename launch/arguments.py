@@ -580,15 +580,19 @@ def plan() -> flags.Parser:
 def launch() -> flags.Parser:
     p = flags.parser(
         "launch",
-        "Runs a command of mot on this machine or on a cluster: shows it, submits it, follows it.\n\n"
-        "mot launch --target TARGET ... -- train|sweep ...   submits\n"
-        "mot launch status|logs|stop|keep NAME               follows, ends, or keeps alive what was launched",
+        "Runs a command of mot on this machine or on a cluster: shows it, submits it, follows it. What is launched stands "
+        "after --. `status NAME`, `logs NAME`, `stop NAME` follow or end it; `keep NAME` makes preempted TPU VMs anew.",
         "mot launch --target local --name first -- train --config=configs/digits.py:arch=mot,size=smoke\n"
         "  mot launch logs first",
     )
-    p.add_argument("words", nargs="*", metavar="-- COMMAND ...", help="after --: train or sweep, and all that it takes")
+    p.add_argument(
+        "words",
+        nargs="*",
+        metavar="-- COMMAND",
+        help="train or sweep, and all that it takes; or status, logs, stop or keep, and a name",
+    )
     p.add_argument("--target", choices=job.TARGETS, help="where; launch/targets has a template for each")
-    p.add_argument("--name", help=f"matches {job.NAME}; default: the run's")
+    p.add_argument("--name", help="a-z, 0-9 and -, a letter first, 63 at most; default: the run's")
     p.add_argument("--dry-run", action="store_true", help="show the files that would be submitted, and write nothing")
     p.add_argument("--unplanned", action="store_true", help="submit without compiling for --topology first")
     p.add_argument("--follow", action="store_true", help="of logs: go on as lines come")
