@@ -62,8 +62,8 @@ def _launched(options: Any, words: list[str]) -> Job:
     config = None
     if words[0] == "train":
         config = _configuration(words, apart=options.target != "local")
-    elif words[0] in arguments.PARSERS:
-        arguments.check(words[0], words[1:])
+    elif "rows" in told and not told["rows"] and words[0] in arguments.PARSERS:
+        told["rows"] = _rows(words)
     name = options.name
     if name is None:
         name = re.sub("[^a-z0-9]+", "-", config.run.name.lower() if config else "sweep")
@@ -122,6 +122,16 @@ def _configuration(words: Sequence[str], apart: bool) -> Config:
         raise UserError("--distributed: launch says itself how many processes there are; leave it out")
     arguments.check("train", [*words[1:], *["--distributed"] * apart])
     return flags.judged(load.read(options.config, overrides))
+
+
+def _rows(words: Sequence[str]) -> int:
+    """How many rows a sweep has, which `mot sweep` is asked."""
+    from launch import sweep_rows
+
+    options = arguments.PARSERS["sweep"]().parse_args(words[1:])
+    if options.row is not None or options.distributed is not None:
+        raise UserError("--row, --distributed: launch gives these to the jobs of a sweep's rows; leave them out")
+    return len(sweep_rows.read(options.sweep))
 
 
 def _places(job_: Job) -> Iterator[str]:

@@ -26,11 +26,6 @@ def refuse(j: Job) -> list[str]:
         faults.append("--rows is missing: how many rows the sweep has; `mot sweep ... --dry-run` lists them")
     if not j.is_sweep and o["rows"]:
         faults.append(f"--rows={o['rows']}: is of a sweep; leave it out")
-    if j.is_sweep and o["nodes"] * processes(j) > 1:
-        faults.append(
-            f"--nodes={o['nodes']}: a row of a sweep is one process here; leave --nodes and --tasks out, and give one "
-            "GPU at most"
-        )
     return faults
 
 
