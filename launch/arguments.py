@@ -580,9 +580,9 @@ def plan() -> flags.Parser:
 def launch() -> flags.Parser:
     p = flags.parser(
         "launch",
-        "Runs a command of mot on this machine or on a cluster: shows it, submits it, follows it. What is launched "
-        "stands after --. `status NAME`, `logs NAME`, `stop NAME` follow or end it; `keep NAME` makes TPU VMs anew that "
-        "were preempted.",
+        "Runs a command of mot on this machine or on a cluster: shows it, submits it, follows it.\n\n"
+        "What is launched stands after --. `status NAME`, `logs NAME` and `stop NAME` follow it or end it.\n"
+        "`keep NAME` makes TPU VMs anew that were preempted.",
         "mot launch --target local --name first -- train --config=configs/digits.py:arch=mot,size=smoke\n"
         "  mot launch logs first",
     )
