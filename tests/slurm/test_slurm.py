@@ -2,12 +2,10 @@
 
 import re
 import subprocess
-import sys
 import time
 
 import pytest
 
-from launch.targets import job
 from mot.runs import rundir
 from tests.support import killed, processes
 from tests.support.commands import run, succeeds
@@ -76,7 +74,7 @@ def whole(tmp_path_factory, cluster):
     return processes.results(processes.folder(root), STEPS)
 
 
-@pytest.mark.parametrize("how", ["SIGKILL of one task", "SIGTERM before the time limit"])
+@pytest.mark.parametrize("how", ["SIGKILL of one task", "SIGTERM of all"])
 def test_a_run_of_two_tasks_is_queued_again_and_ends_with_the_bits_of_one_that_nobody_stopped(one_device, whole, how):
     root = one_device / "runs"
     name = "stopped"
@@ -91,7 +89,7 @@ def test_a_run_of_two_tasks_is_queued_again_and_ends_with_the_bits_of_one_that_n
         pids = pids_of(root)
         assert len(pids) == 2
         subprocess.run(["kill", "-KILL", str(pids[1])], check=True)
-    else:  # as --signal=TERM@... has Slurm do: to the steps, and not to the script
+    else:  # to the steps of the job, and not to its script: as before the time limit
         number = subprocess.run(
             ["squeue", "--me", "-h", "-o", "%A"], capture_output=True, encoding="utf-8", check=True
         ).stdout.split()[0]
@@ -102,27 +100,20 @@ def test_a_run_of_two_tasks_is_queued_again_and_ends_with_the_bits_of_one_that_n
     assert not killed.unlike(processes.results(path, STEPS), whole)
 
 
-# A sweep of two rows in few words: `mot sweep SPEC --out OUT --row I` as far as an array needs it.
 SWEEP = """
-import sys
-from mot.__main__ import main
-
-_, spec, _, out, _, row = sys.argv[1:]
-own = {"run.root": out, "run.name": f"row-{row}", "model.seed": row}
-sys.argv = ["mot", "train", spec, *(f"--config.{key}={value}" for key, value in own.items())]
-if __name__ == "__main__":
-    sys.exit(main())
+def two(arg):
+    config = "configs/digits.py:arch=mot,size=smoke"
+    return [{"config": config, "run.name": f"row-{i}", "model.seed": i} for i in range(2)]
 """
 
 
-def test_the_rows_of_a_sweep_are_an_array(one_device, monkeypatch):
-    (one_device / "sweep.py").write_text(SWEEP, encoding="utf-8")
-    monkeypatch.setattr(job, "MOT", [sys.executable, str(one_device / "sweep.py")])
-    sweep = ["sweep", SMOKE, "--out", str(one_device / "out")]
-    succeeds("launch", "--target=slurm", "--name=rows", "--rows=2", "--", *sweep)
+def test_the_rows_of_a_sweep_are_an_array(one_device):
+    (one_device / "sweeps.py").write_text(SWEEP, encoding="utf-8")
+    out = one_device / "out"
+    succeeds("launch", "--target=slurm", "--name=rows", "--", "sweep", "sweeps.py:two", "--out", str(out))
     wait_for(lambda: has_ended("rows"), "rows")
-    assert sorted(path.name for path in (one_device / "out").iterdir()) == ["row-0", "row-1"], logs("rows")
-    assert [reached(one_device / "out" / f"row-{i}") for i in range(2)] == [2, 2]
+    assert len(list(processes.Path("launched/rows").glob("log-*_*.txt"))) == 2
+    assert [reached(out / f"row-{i}") for i in range(2)] == [2, 2], logs("rows")
 
 
 def test_a_queue_that_refuses_is_one_message(one_device):
@@ -143,3 +134,12 @@ def test_a_run_that_is_stopped_saves_and_is_not_queued_again(one_device):
     wait_for(lambda: has_ended("gone"), "gone")
     assert "queued again" not in logs("gone")
     assert processes.saved(root)[-1] >= 6
+
+
+def test_a_run_whose_time_is_nearly_over_saves_and_is_queued_again(one_device):
+    launched = ["launch", "--target=slurm", "--name=long", "--time=2", "--grace=60", "--", "train", SMOKE]
+    succeeds(*launched, *overrides(one_device / "runs"), "--config.run.steps=100000")
+    wait_for(lambda: "queued again" in logs("long"), "long")
+    succeeds("launch", "stop", "long")
+    assert "launch: ended with 75; queued again" in logs("long")
+    assert "DUE TO TIME LIMIT" not in logs("long")
