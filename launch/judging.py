@@ -62,8 +62,10 @@ def _launched(options: Any, words: list[str]) -> Job:
     config = None
     if words[0] == "train":
         config = _configuration(words, apart=options.target != "local")
-    elif "rows" in told and not told["rows"] and words[0] in arguments.PARSERS:
-        told["rows"] = _rows(words)
+    elif words[0] in arguments.PARSERS:
+        rows = _rows(words)
+        if "rows" in told:
+            told["rows"] = told["rows"] or rows
     name = options.name
     if name is None:
         name = re.sub("[^a-z0-9]+", "-", config.run.name.lower() if config else "sweep")

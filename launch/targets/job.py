@@ -144,5 +144,5 @@ def call(*words: str, timeout: float | None = 300) -> str:
     if done.returncode:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         told = "; ".join(said[-3:])[:600] or "it does not say why"
-        raise UserError(f"{shown}: refused (exit code {done.returncode}): {told}; mend that, and launch again")
+        raise UserError(f"{shown}: refused (exit code {done.returncode}): {told}; mend that, and try again")
     return done.stdout

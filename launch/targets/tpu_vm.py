@@ -96,16 +96,30 @@ def stop(j: Job) -> str:
     return "deleted, with its machines; a run goes on from its newest checkpoint"
 
 
+def _has_ended(j: Job) -> bool:
+    try:
+        return saved(j) >= j.steps
+    except OSError as error:  # the bucket does not answer
+        print(f"{j.name}: {error}", flush=True)
+        return False
+
+
 def keep(j: Job) -> int:
     """Makes a preempted slice anew until the run has saved its last step, and then deletes it."""
     if not j.steps:
         raise UserError(f"keep: {j.name} is a sweep, of which no step tells that it has ended; leave it out")
-    while saved(j) < j.steps:
-        found = state(j)
-        if found in GONE:
-            print(f"{j.name}: {found} at step {saved(j)} of {j.steps}; made anew", flush=True)
-            stop(j)
-            submit(j)
+    is_there = True
+    while not _has_ended(j):
+        try:
+            if is_there and (found := state(j)) in GONE:
+                print(f"{j.name}: {found}; it is made anew", flush=True)
+                stop(j)
+                is_there = False
+            if not is_there:
+                submit(j)
+                is_there = True
+        except UserError as error:  # no network, or no quota: both may come back
+            print(f"{j.name}: {error}", flush=True)
         time.sleep(OFTEN)
     print(f"{j.name}: has ended; {stop(j)}")
     return 0

@@ -279,7 +279,7 @@ def test_a_queue_that_refuses_is_one_message(target, stand_ins):
     stand_ins.add(PROGRAMS[target], (1, "error: the quota of this queue is used up"))
     code, _, said = run("launch", f"--target={target}", *OPTIONS[target], "--", "train", SMOKE, BUCKET)
     assert code == 2
-    assert "refused (exit code 1): error: the quota of this queue is used up; mend that, and launch again" in said
+    assert "refused (exit code 1): error: the quota of this queue is used up; mend that, and try again" in said
     assert said.count("mot: ") == 1
     assert not Path("launched/digits-mot-smoke/launch.json").exists()
 
@@ -389,7 +389,7 @@ def test_programs_are_called_with_lists_of_arguments(target, stand_ins):
 
 
 def test_a_preempted_slice_is_made_anew_until_the_run_has_ended(stand_ins, monkeypatch, tmp_path):
-    steps = [0, 4, 4, 8, 12, 20]
+    steps = [0, 4, 8, 12, 20]
     monkeypatch.setattr(tpu_vm, "OFTEN", 0)
     monkeypatch.setattr(tpu_vm, "saved", lambda _: steps.pop(0))
     stand_ins.add(
@@ -399,6 +399,17 @@ def test_a_preempted_slice_is_made_anew_until_the_run_has_ended(stand_ins, monke
     verbs = [call[4] for call in stand_ins.calls()]
     assert verbs == ["describe", "describe", "delete", "create", "describe", "describe", "delete"]
     assert "--spot" in stand_ins.calls()[3]
+
+
+def test_a_cloud_that_does_not_answer_is_asked_again(stand_ins, monkeypatch, capsys):
+    steps = [0, 0, 0, 0, 20]
+    monkeypatch.setattr(tpu_vm, "OFTEN", 0)
+    monkeypatch.setattr(tpu_vm, "saved", lambda _: steps.pop(0))
+    stand_ins.add("gcloud", (1, "no network"), (0, "FAILED"), (0, ""), (1, "no quota"), (1, "no quota"), (0, ""))
+    assert tpu_vm.keep(made("tpu-vm", [SMOKE])) == 0
+    verbs = [call[4] for call in stand_ins.calls()]
+    assert verbs == ["describe", "describe", "delete", "create", "create", "create", "delete"]
+    assert "no network" in capsys.readouterr().out
 
 
 # --- JobSets ---------------------------------------------------------------------------------------------------------
