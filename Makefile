@@ -14,17 +14,20 @@ HASH := $(shell $(PYTHON) -c 'import hashlib, os, sys; \
 DONE := .done-$(HASH)
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow mutations soak environments hash plan docs lint format \
+# Tests that need more than $(VENV), and have a target of their own.
+APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm
+
+.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow test-slurm mutations soak environments hash plan docs lint format \
   bench constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
 
 test: $(VENV)/$(DONE)
-	$(VENV)/bin/pytest -n 2 --dist worksteal --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
+	$(VENV)/bin/pytest -n 2 --dist worksteal $(APART) tests
 
 test-slow: $(VENV)/$(DONE)
-	$(VENV)/bin/pytest -m slow --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan tests
+	$(VENV)/bin/pytest -m slow $(APART) tests
 
 # Small faults, one by one, in a copy: each must be found.
 mutations: $(VENV)/$(DONE)
@@ -46,6 +49,13 @@ test-plan: $(PLAN)/$(DONE)
 
 test-plan-slow: $(PLAN)/$(DONE)
 	$(PLAN)/bin/pytest -m slow tests/plan
+
+# A cluster of Debian's Slurm on loopback, for the time of its tests. They take minutes, as a job that is queued again
+# waits first, and Slurm's daemons must be installed: so no other target runs them.
+test-slurm: $(VENV)/$(DONE)
+	@PATH="$$PATH:/usr/sbin" sh -c 'command -v slurmctld && command -v slurmd && command -v munged' >/dev/null || \
+	  { apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; }
+	$(VENV)/bin/pytest -p no:xdist tests/slurm
 
 # Every rung of every architecture into docs/reference/plan.md; it goes on where it was stopped.
 plan: $(PLAN)/$(DONE)

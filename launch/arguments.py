@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from launch import flags, refusals, sweep_rows
 from launch.process import typed
+from launch.targets import job
 from mot.config import Config, ConfigError, load, modalities
 from mot.config.modalities import Modality, Option
 from mot.config.options import ACCEPTED, ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
@@ -47,6 +48,11 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         if (code := of_checkpoint(argv)) is not None:
             return code
         command, argv = argv[0], argv[1:]
+    if command == "launch":
+        from launch import judging
+
+        judging.judge(argv)
+        return None
     p = PARSERS[command]()
     if command == "config" or "--config" in p.flags():
         options, overrides = flags.parse(p, argv)
@@ -631,6 +637,36 @@ def plan() -> flags.Parser:
     return p
 
 
+def launch() -> flags.Parser:
+    p = flags.parser(
+        "launch",
+        "Runs a command of mot on this machine or on a cluster: shows it, submits it, follows it.\n\n"
+        "What is launched stands after --. `status NAME`, `logs NAME` and `stop NAME` follow it or end it.\n"
+        "`keep NAME` makes TPU VMs anew that were preempted.",
+        "mot launch --target local --name first -- train --config=configs/digits.py:arch=mot,size=smoke\n"
+        "  mot launch logs first",
+    )
+    p.add_argument(
+        "words",
+        nargs="*",
+        metavar="-- COMMAND",
+        help="train or sweep, and all that it takes; or status, logs, stop or keep, and a name",
+    )
+    p.add_argument("--target", choices=job.TARGETS, help="where; launch/targets has a template for each")
+    p.add_argument("--name", help="a-z, 0-9 and -, a letter first, 63 at most; default: the run's")
+    p.add_argument("--dry-run", action="store_true", help="show the files that would be submitted, and write nothing")
+    p.add_argument("--unplanned", action="store_true", help="submit without compiling for --topology first")
+    p.add_argument("--follow", action="store_true", help="of logs: go on as lines come")
+    for name, option in job.OPTIONS.items():
+        text = f"{option.about}; for {', '.join(option.targets)}"
+        if option.default is False:
+            p.add_argument(f"--{name}", action="store_true", default=None, help=text)
+            continue
+        text += f"; default {option.default}" if option.default else ""
+        p.add_argument(f"--{name}", help=text + (f"; as {option.example}" if option.example else ""))
+    return p
+
+
 def list_checkpoints() -> flags.Parser:
     p = flags.parser(
         "checkpoint list",
@@ -691,6 +727,7 @@ PARSERS = {
     "inspect": inspect,
     "report": report,
     "plan": plan,
+    "launch": launch,
 }
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "prepare a dataset from your files, or inspect one",
     "config": "show a configuration: every key, what it is for, what it may be, its default",
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
+    "launch": "run a command here, on Slurm, GKE, TPU VMs or by SkyPilot; follow it",
     "plan": "compile a configuration for TPUs that are not there: does it fit, how fast can it be",
 }
 USAGE = (
@@ -52,9 +53,10 @@ def _run(command: str, argv: list[str]) -> int:
 
     if (code := arguments.check(command, argv)) is not None:
         return code
-    if command != "config":
+    computes = command not in ("config", "launch")
+    if computes:
         refuse_odd_environment()
-    with phase("loading mot and JAX") if command != "config" else nullcontext():
+    with phase("loading mot and JAX") if computes else nullcontext():
         module = importlib.import_module(f"launch.{command}")
     return module.main(argv)
 

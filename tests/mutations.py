@@ -557,6 +557,42 @@ MUTATIONS = (
         "run(chosen, times, unknown or is_endless(i, module))",
         "tests/scaling/test_hlo.py",
     ),
+    # Launching.
+    Mutation(
+        "launch: a template's values are not quoted",
+        "launch/targets/render.py",
+        "finalize=quote,",
+        "finalize=None,",
+        "tests/launch/test_launch.py::test_a_template_cannot_forget_to_quote",
+    ),
+    Mutation(
+        "launch: Kubernetes replaces variables in words",
+        "launch/targets/gke.py",
+        'word.replace("$", "$$")',
+        "word",
+        "tests/launch/test_launch.py::test_hostile_words_arrive_as_they_are",
+    ),
+    Mutation(
+        "launch: what does not fit is submitted",
+        "launch/launch.py",
+        'if not plan["fits"]:',
+        'if not plan["fits"] and not plan["trouble"]:',
+        "tests/launch/test_launch.py::test_a_plan_is_made_before_anything_is_submitted",
+    ),
+    Mutation(
+        "launch: a preempted slice is waited for",
+        "launch/targets/tpu_vm.py",
+        'GONE = ("FAILED", "SUSPENDING", "SUSPENDED")',
+        'GONE = ("FAILED", "SUSPENDING")',
+        "tests/launch/test_launch.py::test_a_preempted_slice_is_made_anew_until_the_run_has_ended",
+    ),
+    Mutation(
+        "launch: options are not judged",
+        "launch/judging.py",
+        "elif given is not True and not re.fullmatch(option.pattern, given, re.ASCII):",
+        "elif given is not True and not re.match(option.pattern, given, re.ASCII):",
+        "tests/launch/test_launch.py::test_a_hostile_option_is_refused",
+    ),
     # Configuration and commands.
     Mutation(
         "checks: a budget may be below its longest document",

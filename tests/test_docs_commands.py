@@ -85,6 +85,8 @@ def check(argv):
         options, overrides = p.parse_args(argv), {}
     else:
         options, overrides = flags.parse(p, argv)
+    if command == "launch" and options.words[0] in arguments.PARSERS:
+        check(options.words)
     if command == "prepare":
         arguments.judged_data(p, options)
     if getattr(options, "config", "") or getattr(options, "file", ""):

@@ -1,0 +1,80 @@
+"""Slurm: one job of several nodes, or an array of jobs for the rows of a sweep; queued again until it has ended."""
+
+import glob
+from typing import Any
+
+from launch.targets import job
+from launch.targets.job import Job, Target
+from launch.targets.render import render
+
+SCRIPT = "job.sh"
+RETRIES = 3
+COLUMNS = "%.20i %.12T %.10M %.20S %R"  # number, state, time so far, when it begins, where or why not
+
+
+def processes(j: Job) -> int:
+    """Of a node."""
+    return j.options["gpus"] or j.options["tasks"]
+
+
+def refuse(j: Job) -> list[str]:
+    o = j.options
+    faults = []
+    if o["gpus"] and o["tasks"] > 1:
+        faults.append(f"--gpus={o['gpus']}, --tasks={o['tasks']}: each GPU has a process of its own; leave --tasks out")
+    if j.is_sweep and not o["rows"]:
+        faults.append("--rows is missing: how many rows the sweep has; `mot sweep ... --dry-run` lists them")
+    if not j.is_sweep and o["rows"]:
+        faults.append(f"--rows={o['rows']}: is of a sweep; leave it out")
+    return faults
+
+
+def files(j: Job) -> dict[str, str]:
+    several = j.options["nodes"] * processes(j) > 1
+    command = [*job.MOT, *j.command, *["--distributed=auto"] * several]
+    told = {key: j.options[key] for key in ("nodes", "gpus", "rows", "time", "partition", "account", "grace")}
+    return {
+        SCRIPT: render(
+            "slurm.sh",
+            name=j.name,
+            folder=str(j.folder),
+            command=command,
+            processes=processes(j),
+            stopped=job.STOPPED,
+            lost=job.LOST,
+            retries=RETRIES,
+            **told,
+        )
+    }
+
+
+def submit(j: Job) -> dict[str, Any]:
+    said = job.call("sbatch", "--parsable", str(j.folder / SCRIPT))
+    return {"number": said.strip().partition(";")[0]}
+
+
+def status(j: Job) -> str:
+    return _queued(j) or f"job {j.facts['number']} is not in the queue: it has ended, or was stopped"
+
+
+def _queued(j: Job) -> str:
+    told = job.call("squeue", "--me", "--noheader", f"--format={COLUMNS}", f"--name={j.name}")
+    mine = [line for line in told.splitlines() if line.split()[0].partition("_")[0] == j.facts["number"]]
+    return "\n".join(line.strip() for line in mine)
+
+
+def is_alive(j: Job) -> bool:
+    return bool(_queued(j))
+
+
+def logs(j: Job, follow: bool) -> list[str]:
+    found = sorted(glob.glob(f"{j.folder}/log-{j.facts['number']}*.txt"))
+    return ["tail", "-n", "+1", *["-F"] * follow, *(found or [f"{j.folder}/log-{j.facts['number']}.txt"])]
+
+
+def stop(j: Job) -> str:
+    job.call("scancel", j.facts["number"])
+    return "cancelled; a run saves first, if Slurm's KillWait leaves it the time"
+
+
+TARGET = Target("sbatch", "Slurm", files, submit, status, logs, stop, refuse, is_alive)
