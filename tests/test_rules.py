@@ -33,7 +33,20 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What configuration files import: they are judged before anything heavy is loaded.
-LIGHT = {"collections", "configs", "difflib", "fsspec", "json", "math", "ml_collections", "pathlib", "re", "typing"}
+LIGHT = {
+    "collections",
+    "configs",
+    "difflib",
+    "fsspec",
+    "json",
+    "math",
+    "ml_collections",
+    "pathlib",
+    "random",
+    "re",
+    "typing",
+}
+LIGHT |= {"scipy"}  # where it is used: Sobol points of a search
 
 
 def imports(path):
