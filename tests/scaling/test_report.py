@@ -604,8 +604,9 @@ def searched(root, count=16, lucky=0.0):
 
 def test_a_search_is_told_as_best_of_n_and_the_page_shows_the_best_points_alone(tmp_path):
     searched(tmp_path)
-    _, text = page(tmp_path)
+    sentence, text = page(tmp_path)
     shown = prose(text)
+    assert "mot needed 24 % of dense's steps" in sentence  # best against best; dense at mot's best point: 18 %
     assert "Best of n points" in shown
     assert shown.count("ahead of dense at equal n, from n = 1 on") == 2  # text and image
     assert (tmp_path / "best_image.png").read_bytes().startswith(b"\x89PNG")
