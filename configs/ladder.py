@@ -5,6 +5,9 @@ mot train --config=configs/ladder.py:setting=transfusion,rung=760m,data=data/web
 mot train --config=configs/ladder.py:rung=3m,arch=mot_moe,tokens=1e9,data=data/web on a CPU, for so many tokens
 mot plan --config=configs/ladder.py:rung=7b,shape=tpu,flops=1e21                   heads of 128, for so many model FLOPs
 
+tokens   one number for all; by modality, as text:2e9+image:2e10; or wanted: each modality's figure of WANTED. By
+         modality, a run goes on until each has had its own, and the rows of a batch follow the budget
+
 setting  chameleon (37m 94m 443m 1.5b 7b), chameleon_speech (443m 880m 1.5b 7b), transfusion (163m 760m 1.4b 7b); each
          has 0.3m 1m 3m 10m too, named by the trunk's parameters, with rows of 512 tokens and a vocabulary in proportion
 arch     any of configs/archs.py
@@ -19,6 +22,7 @@ The mesh stays one of rows; `--config.mesh.fsdp=16` or `mot plan --search` choos
 """
 
 import math
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -56,6 +60,24 @@ IDS = {
 FEATURES = 32
 PICTURE = {sizes.LENGTH: 256, sizes.TINY_LENGTH: 64}
 MOST_STEPS = 1e9
+
+
+class Wanted(NamedTuple):
+    """Tokens for each of the trunk's parameters (12 d^2 L) at which a larger model serves as well as more of them."""
+
+    tokens: float
+    growth: float = 0.0  # beyond SIZE the figure grows as the size to this power
+
+    def of(self, size: float) -> float:
+        return self.tokens * size * max(1.0, size / SIZE) ** self.growth
+
+
+SIZE = 1e8
+# 20 is a figure of text (2203.15556); images want about ten times as many (2608.17286). Of audio the best data grow 1.6
+# times as fast as the best size (2602.16687): so its figure grows with the size; where it begins is ours, as text's.
+WANTED = {"text": Wanted(20), "image": Wanted(200), "speech": Wanted(20, 0.6), "audio": Wanted(20, 0.6)}
+# The best batch grows with the tokens of a run, and hardly with the size of the model (2505.13738).
+BATCH_GROWTH = 0.4
 ARGUMENTS = {
     "setting": base.Argument("chameleon", SETTINGS),
     "rung": base.Argument(
@@ -64,7 +86,9 @@ ARGUMENTS = {
     "arch": archs.ARGUMENT,
     "shape": base.Argument("paper", SHAPES, "tpu: heads of 128, which fill a TPU's tile, in the same parameters"),
     "device": base.Argument("auto", ("auto", *sizes.DEVICES), "kernels and dtype"),
-    "tokens": base.Argument("auto", about="how many to train on, as 1e9; auto: the rung's"),
+    "tokens": base.Argument(
+        "auto", about="how many to train on, as 1e9; by modality, as text:2e9+image:2e10, or wanted; auto: the rung's"
+    ),
     "flops": base.Argument("auto", about="how many model FLOPs to spend, as 1e21; auto: the rung's"),
     "data": base.Argument("none", about=f"none: to be planned; or {records.OWN}"),
 }
@@ -140,6 +164,8 @@ def _spend(c: ConfigDict, size: dict, budgets: dict[str, str]) -> None:
     if len(budgets) > 1:
         raise ValueError(f"tokens={budgets['tokens']},flops={budgets['flops']}: two budgets of one run; leave one out")
     ((name, text),) = budgets.items()
+    if name == "tokens" and (text == "wanted" or ":" in text):
+        return _spend_by_modality(c, size, text)
     budget = _budget(name, text)
     if name == "flops":  # mot counts them; a shorter run has a shorter warm-up, as in `sizes.schedule`
         c.run.update(flops=budget, steps=0, eval_every=size["every"], save_every=0)
@@ -147,8 +173,54 @@ def _spend(c: ConfigDict, size: dict, budgets: dict[str, str]) -> None:
     step = c.data.batch * (c.data.length or sum(stream.budget for stream in c.streams.values()))
     if budget < step:
         raise ValueError(f"{name}={text}: a step of {c.data.batch} rows takes {step:.3g}; raise it, or lower the rung")
-    if budget / step > MOST_STEPS:
-        raise ValueError(
-            f"{name}={text}: pays for {budget / step:.1g} steps, and {MOST_STEPS:.0g} is the most; lower it"
-        )
-    sizes.schedule(c, size, round(budget / step))
+    _schedule(c, size, budget / step, f"{name}={text}")
+
+
+def _schedule(c: ConfigDict, size: dict, steps: float, given: str) -> None:
+    if steps > MOST_STEPS:
+        raise ValueError(f"{given}: pays for {steps:.1g} steps, and {MOST_STEPS:.0g} is the most; lower it")
+    sizes.schedule(c, size, round(steps))
+
+
+def _spend_by_modality(c: ConfigDict, size: dict, text: str) -> None:
+    """Steps until each modality has had its tokens, in batches whose rows follow the budget."""
+    share = _shares(c)
+    wanted = _wanted(size, text, share)
+    length = c.data.length or sum(stream.budget for stream in c.streams.values())
+    total = max(tokens / share[modality] for modality, tokens in wanted.items())
+    usual = size["steps"] * size["rows"] * length
+    doublings = round(BATCH_GROWTH * math.log2(total / usual))  # rows stay a number that devices divide
+    c.data.batch = max(1, round(size["rows"] * 2.0**doublings))
+    step = c.data.batch * length
+    if total < step:
+        raise ValueError(f"tokens={text}: a step of {c.data.batch} rows takes {step:.3g}; raise it, or lower the rung")
+    _schedule(c, size, total / step, f"tokens={text}")
+
+
+def _shares(c: ConfigDict) -> dict[str, float]:
+    """By modality, its share of a row's tokens: as budgets are written, or as the datasets have it."""
+    budgets: dict[str, float] = {}
+    for stream in c.streams.values():
+        budgets[stream.modality] = budgets.get(stream.modality, 0) + stream.budget
+    if not c.data.length:
+        return {modality: budget / sum(budgets.values()) for modality, budget in budgets.items()}
+    return {modality: n for modality, n in records.shares([*c.data.sources.values()]).items() if n}
+
+
+def _wanted(size: dict, text: str, share: dict[str, float]) -> dict[str, float]:
+    """Tokens by modality."""
+    trunk = 12 * size["width"] ** 2 * size["layers"]
+    if text == "wanted":
+        if unknown := [modality for modality in share if modality not in WANTED]:
+            raise ValueError(
+                f"tokens=wanted: what {', '.join(unknown)} wants is not known ({', '.join(WANTED)} are); write tokens "
+                f"by modality, as tokens={'+'.join(f'{modality}:1e9' for modality in share)}"
+            )
+        return {modality: WANTED[modality].of(trunk) for modality in share}
+    pairs = [part.partition(":")[::2] for part in text.split("+")]
+    named = [modality for modality, _ in pairs]
+    for modality in named:
+        base.chosen("tokens", modality, share, " among the data's modalities")
+    if len(set(named)) < len(named):
+        raise ValueError(f"tokens={text}: a modality stands there twice; leave one out")
+    return {modality: _budget(f"tokens={modality}", number) for modality, number in pairs}

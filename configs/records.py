@@ -79,14 +79,31 @@ def _name(folder: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", Path(folder).name).lstrip("_-")[:100] or "data"
 
 
+def shares(folders: list[str]) -> dict[str, float]:
+    """By modality, its share of the tokens of a mixture that takes as many documents of each dataset."""
+    tokens: dict[str, float] = {}
+    for folder in folders:
+        try:
+            split = _about(folder)["splits"]["train"]
+            for modality, n in split["tokens"].items():
+                tokens[modality] = tokens.get(modality, 0.0) + n / split["documents"]
+        except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise ValueError(f"data={folder}: its dataset.json counts no tokens ({error!r}); copy it again") from error
+    return {modality: n / sum(tokens.values()) for modality, n in tokens.items()}
+
+
+def _about(folder: str) -> dict:
+    opened = fsspec.open if "://" in folder else open  # elsewhere fsspec reads ~ and :: as more than a name
+    with opened(f"{folder}/dataset.json", "rb") as file:
+        return json.load(file)
+
+
 def _tokenizers(folders: list[str]) -> dict[str, dict]:
     """What dataset.json says of each modality of some datasets; text comes first."""
     found = {}
     for folder in folders:
         try:
-            opened = fsspec.open if "://" in folder else open  # elsewhere fsspec reads ~ and :: as more than a name
-            with opened(f"{folder}/dataset.json", "rb") as file:
-                tokenizers = json.load(file)["tokenizers"]
+            tokenizers = _about(folder)["tokenizers"]
             for modality, known in tokenizers.items():
                 if not isinstance(known.get("width", 0), int) or not isinstance(known.get("ids", 0), int):
                     raise ValueError(f"its {modality} have neither ids nor a width")

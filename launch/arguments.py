@@ -3,7 +3,8 @@
 Nothing heavy is imported here, so that help and a typing error are answered before JAX is there.
 """
 
-import dataclasses
+import itertools
+import math
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ from launch.targets import job
 from mot.config import Config, ConfigError, load, modalities
 from mot.config.modalities import Modality, Option
 from mot.config.options import ACCEPTED, ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
+from mot.config.varied import flat, put, varies
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
 from mot.files import as_path
@@ -73,7 +75,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
     if command == "train":
         accepted(options.accept)
     if command == "train" and options.runs is not None:
-        _varied_key(options.runs)  # whatever is wrong with the configuration, this key cannot vary
+        for text in options.runs:  # whatever is wrong with the configuration, these keys cannot vary
+            _varied_key(text)
     config = None
     if getattr(options, "config", ""):
         config = flags.judged(load.read(options.config, overrides))
@@ -129,39 +132,90 @@ def of_sweep(p: flags.Parser, options) -> None:
 
 
 def several(
-    text: str, file_and_arg: str, overrides: dict[str, str], config: Config, build: Callable[[ConfigDict], Config]
+    texts: Sequence[str],
+    file_and_arg: str,
+    overrides: dict[str, str],
+    config: Config,
+    build: Callable[[ConfigDict], Config],
 ) -> list[Config]:
-    """The configurations that `--runs` asks for, each as a command of its own would read it and `build` make it."""
-    key, values = _varied(text, config)
-    configs: dict[str, Config] = {}
-    faults: dict[str, list[str]] = {}  # each with the values that have it
-    for value in values:
+    """The configurations that `--runs` asks for, each as a command of its own would read it and `build` make it.
+
+    Several `--runs` are a product: every value of one with every value of the others, the last changing fastest.
+    """
+
+    def of_row(row: dict[str, str]) -> Config:
+        return build(load.read(file_and_arg, overrides | row))
+
+    said = f"--runs {' --runs '.join(texts)}"
+    rows = _rows(texts, config)
+    built = _built(said, rows, of_row)
+    numbers = [flat(c) for c in built]
+    keys = list(rows[0])
+    for key in keys:
+        typed = {row[key]: of_run[key] for row, of_run in zip(rows, numbers, strict=True)}
+        _refuse_twice(said, [str(number) for number in typed.values()])
+    suffixes = _suffixes(keys)
+    names = [
+        c.run.name + "".join(f"-{suffixes[key]}{of_run[key]}" for key in keys)
+        for c, of_run in zip(built, numbers, strict=True)
+    ]
+    return [put(c, "run.name", name) for c, name in zip(built, names, strict=True)]
+
+
+def _rows(texts: Sequence[str], config: Config) -> list[dict[str, str]]:
+    """What each run of `--runs` has of its own, as it was typed, by key."""
+    each = [_varied(text, config) for text in texts]
+    keys = [key for key, _ in each]
+    said = f"--runs {' --runs '.join(texts)}"
+    _refuse_twice(said, keys)
+    count = math.prod(len(values) for _, values in each)
+    if count > MOST_RUNS:
+        raise UserError(f"{said}: {count} runs; must be 2 to {MOST_RUNS}; give fewer values, or start several programs")
+    return [dict(zip(keys, row, strict=True)) for row in itertools.product(*(values for _, values in each))]
+
+
+def _built(said: str, rows: Sequence[dict[str, str]], of_row: Callable[[dict[str, str]], Config]) -> list[Config]:
+    """The configuration of every row; `UserError` with the faults of all, each told once with the rows that have it."""
+    built = []
+    faults: dict[str, list[str]] = {}
+    for row in rows:
         try:
-            configs[value] = build(load.read(file_and_arg, overrides | {key: value}))
+            built.append(of_row(row))
         except ConfigError as error:
             for fault in error.faults:
-                faults.setdefault(fault, []).append(value)
-    if faults:
-        which = {
-            fault: "" if len(having) == len(values) or fault.startswith(f"{key}: ") else f"of {', '.join(having)}: "
-            for fault, having in faults.items()
-        }
-        raise UserError("\n  ".join([f"--runs {text}:", *(which[fault] + fault for fault in faults)]))
-    section, name = key.split(".")
-    numbers = [getattr(getattr(configs[value], section), name) for value in values]
-    if twice := [str(number) for number, times in Counter(numbers).items() if times > 1]:
-        raise UserError(
-            f"--runs {text}: {', '.join(twice)} stands there twice; every run needs its own value; drop one"
-        )
-    return [
-        dataclasses.replace(c, run=dataclasses.replace(c.run, name=f"{c.run.name}-{name}{number}"))
-        for c, number in zip(configs.values(), numbers, strict=True)
-    ]
+                faults.setdefault(fault, []).append(_of(row))
+    if not faults:
+        return built
+    lines = []
+    for fault, having in faults.items():
+        own = any(fault.startswith(f"{key}: ") for key in rows[0])
+        some = having if len(having) < 5 else [*having[:3], f"{len(having) - 3} more"]
+        lines.append(fault if own or len(having) == len(rows) else f"of {', '.join(some)}: {fault}")
+    raise UserError("\n  ".join([f"{said}:", *lines]))
+
+
+def _of(row: dict[str, str]) -> str:
+    """A row as messages name it: by its value, or with their keys where it has several."""
+    return next(iter(row.values())) if len(row) == 1 else " ".join(f"{key}={value}" for key, value in row.items())
+
+
+def _suffixes(keys: Sequence[str]) -> dict[str, str]:
+    """What a run's name says of each key: its last word, with the one before where several end alike."""
+    words = {key: re.findall(r"\w+", key) for key in keys}
+    last = Counter(found[-1] for found in words.values())
+    return {key: ".".join(found[-1:] if last[found[-1]] == 1 else found[-2:]) for key, found in words.items()}
+
+
+def _refuse_twice(said: str, values: Sequence[str]) -> None:
+    if twice := [value for value, times in Counter(values).items() if times > 1]:
+        raise UserError(f"{said}: {', '.join(twice)} stands there twice; every run needs its own value; drop one")
 
 
 def _varied(text: str, config: Config) -> tuple[str, list[str]]:
-    """The key in which runs of `--runs` differ, and its values as they were typed."""
+    """The key in which runs of one `--runs` differ, and its values as they were typed."""
     key = _varied_key(text)
+    if key not in flat(config):
+        raise UserError(f"--runs {text}: the configuration has no {key}; `mot config FILE:arg` shows each key")
     values = text.partition("=")[2]
     if "=" not in text:
         seed = config.model.seed
@@ -170,15 +224,12 @@ def _varied(text: str, config: Config) -> tuple[str, list[str]]:
     if not 2 <= len(given) <= MOST_RUNS or not all(given):
         empty = f", {given.count('')} of them empty" if "" in given else ""
         raise UserError(f"--runs {text}: {len(given)} values{empty}; must be 2 to {MOST_RUNS}; `mot train` runs one")
-    if twice := [value for value, times in Counter(given).items() if times > 1]:
-        raise UserError(
-            f"--runs {text}: {', '.join(twice)} stands there twice; every run needs its own value; drop one"
-        )
+    _refuse_twice(f"--runs {text}", given)
     return key, given
 
 
 def _varied_key(text: str) -> str:
-    """The key in which runs of `--runs` differ."""
+    """The key in which runs of one `--runs` differ."""
     key, equals, _ = text.partition("=")
     if not equals:
         if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 2 <= int(text) <= MOST_RUNS:
@@ -186,9 +237,10 @@ def _varied_key(text: str) -> str:
                 f"--runs {text}: must be KEY=V1,V2,... or how many seeds, 2 to {MOST_RUNS}; give one of these"
             )
         return "model.seed"
-    if key not in VARIED:
+    if not varies(key):
+        why = "draws other batches" if key == "data.seed" else "makes another program, or other batches"
         raise UserError(
-            f"--runs {text}: {key or 'no key'} makes another program, or other batches; runs in one program may differ "
+            f"--runs {text}: {key or 'no key'} {why}; runs in one program may differ "
             f"in {', '.join(VARIED)}; name one of these, or start separate runs{load.asked(key, VARIED)}"
         )
     return key
@@ -333,14 +385,16 @@ def demo() -> flags.Parser:
 def train() -> flags.Parser:
     p = flags.parser(
         "train",
-        "Trains one configuration, or resumes it: the same command does both. --runs: several that differ in one "
-        "number.",
+        "Trains one configuration, or resumes it: the same command does both. --runs: several that differ in numbers.",
         "mot train --config=configs/digits.py:arch=mot,size=smoke --config.optim.lr=1e-3\n"
-        "  mot train --config=configs/digits.py:arch=mot,size=smoke --runs optim.lr=1e-3,2e-3,4e-3",
+        "  mot train --config=configs/digits.py:arch=mot,size=smoke --runs optim.lr=1e-3,2e-3,4e-3 --runs 3",
     )
     flags.add_config(p)
     p.add_argument(
-        "--runs", help="KEY=V1,V2,...: one run a value, in one program, as NAME-KEYVALUE; or N: as many model.seeds"
+        "--runs",
+        action="append",
+        help="KEY=V1,V2,...: one run a value, in one program, as NAME-KEYVALUE; or N: as many model.seeds; given "
+        "again: every value of the one with every value of the other",
     )
     p.add_argument("--profile", action="store_true", help="trace a few steps into the run's folder profile/")
     p.add_argument(

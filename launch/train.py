@@ -1,4 +1,4 @@
-"""Trains one configuration, or resumes it: the same command does both. --runs: several that differ in one number."""
+"""Trains one configuration, or resumes it: the same command does both. --runs: several that differ in numbers."""
 
 import re
 import sys

@@ -137,6 +137,35 @@ def _by_part(table: params.Table) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
+def _at_least_1(steps):
+    """Steps, which of several runs in one program are traced; a number that Python has stays one."""
+    import jax.numpy as jnp
+
+    return max(steps, 1) if isinstance(steps, int) else jnp.maximum(steps, 1)
+
+
+def _cosine(begin, end, steps) -> "optax.Schedule":
+    """optax's `cosine_decay_schedule`, bit for bit, of a number of steps that may be traced."""
+    import jax.numpy as jnp
+
+    def rate(n):
+        share = end / begin
+        turned = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(n, steps) / steps))
+        return begin * ((1 - share) * turned + share)
+
+    return rate
+
+
+def _linear(begin, end, steps) -> "optax.Schedule":
+    """optax's `linear_schedule`, bit for bit, of a number of steps that may be traced."""
+    import jax.numpy as jnp
+
+    def rate(n):
+        return (begin - end) * (1 - jnp.clip(n, 0, steps) / steps) + end
+
+    return rate
+
+
 def schedule(config: Config) -> "optax.Schedule":
     """Learning rate of step n (from 0): linear warm-up to the peak, then cosine, linear, constant, or wsd: both.
 
@@ -145,19 +174,18 @@ def schedule(config: Config) -> "optax.Schedule":
     import optax
 
     o = config.optim
-    steps = config.run.steps
-    after = max(steps - o.warmup, 1)
+    after = _at_least_1(config.run.steps - o.warmup)
     decays = {
-        "cosine": optax.cosine_decay_schedule(o.lr, after, alpha=o.end_lr / o.lr),
-        "linear": optax.linear_schedule(o.lr, o.end_lr, after),
+        "cosine": _cosine(o.lr, o.end_lr, after),
+        "linear": _linear(o.lr, o.end_lr, after),
         "constant": optax.constant_schedule(o.lr),
     }
     # Joined, so that the flat part is `constant` to the bit, and one may follow the other.
-    last = optax.linear_schedule(o.lr, o.end_lr, o.decay_steps)
+    last = _linear(o.lr, o.end_lr, _at_least_1(o.decay_steps))
     decays["wsd"] = optax.join_schedules([decays["constant"], last], [after - o.decay_steps])
 
     def warmup(n):
-        return o.lr * (n + 1) / max(o.warmup, 1)  # the first step already moves
+        return o.lr * (n + 1) / _at_least_1(o.warmup)  # the first step already moves
 
     return optax.join_schedules([warmup, decays[o.schedule]], [o.warmup])
 
@@ -189,6 +217,11 @@ def _adam(o) -> "optax.GradientTransformation":
     return optax.GradientTransformation(lambda weights: kept(adam.init(weights), jnp.bfloat16), update)
 
 
+def _is_zero(x) -> bool:
+    """False of what is traced, which may be anything."""
+    return isinstance(x, (int, float)) and x == 0
+
+
 def make(config: Config) -> "optax.GradientTransformation":
     """Clip by the global norm, Adam, decoupled decay (1711.05101), then the rate; decay and rate by path.
 
@@ -216,7 +249,7 @@ def make(config: Config) -> "optax.GradientTransformation":
     return optax.chain(
         optax.stateless(clip),
         _adam(o),
-        by_path(lambda rule, u, w: u + rule.decay * w if rule.decay else u),
+        by_path(lambda rule, u, w: u if _is_zero(rule.decay) else u + rule.decay * w),
         by_path(lambda rule, u, w: rule.lr * u),
         optax.scale_by_learning_rate(schedule(config)),
     )

@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from .architectures import COLOURS
+from .best import BestOf
 from .match import HALF_LIFE, Slope, smooth
 from .published import Published
 from .runs import TrainedRun, unit
@@ -167,4 +168,20 @@ def curves(groups: dict[str, list[TrainedRun]], colour: dict[str, str], modality
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[1]:
         axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
+    return figure
+
+
+def best_of(found: dict[str, BestOf], colour: dict[str, str], what: str) -> Figure:
+    """The loss of the best of n points by architecture: the mean over all draws, and where four fifths of them lie."""
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for i, (arch, best) in enumerate(found.items()):
+        half = max(1, len(best.n) // 2)  # beyond it few draws are left, and their spread says nothing
+        axis.plot(best.n, best.mean, color=colour[arch], marker=MARKERS[i % len(MARKERS)], markersize=3, label=arch)
+        axis.fill_between(best.n[:half], best.low[:half], best.high[:half], color=colour[arch], alpha=0.2, linewidth=0)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.set(xlabel="points tried (n)", ylabel=what)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
     return figure

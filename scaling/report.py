@@ -20,7 +20,8 @@ from mot.files import is_bucket, write_atomically
 from mot.model import flops
 from mot.runs import rundir
 
-from . import facts, match, pictures, published, runs
+from . import best, facts, match, pictures, published, runs
+from .best import BestOf, Search
 from .match import Slope
 from .runs import TrainedRun
 
@@ -32,16 +33,19 @@ LONGER = 2  # runs beside the reported ones whose samples are shown
 
 def write(found: list[TrainedRun], out: Path) -> str:
     """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence."""
+    every_run, tried = found, best.searches(found)
+    found = best.without_the_rest(found, tried)
     groups = runs.sound(found)
     notes = _notes(found, groups)
     slopes = runs.slopes(groups)
-    sentence = _sentence(slopes)
+    headline = _headline(slopes, tried)
+    sentence = _sentence(slopes, headline)
     colour = pictures.colours(groups)
     _refuse_foreign(out / "report.html")
     drawn = {}
     main: dict[str, dict[str, Slope]] = {}
     for key, slope in slopes.items():
-        if key[2:] == HEADLINE:
+        if key[2:] == headline:
             main.setdefault(key.group, {})[key.modality] = slope
     if main:
         known = published.of(groups[next(iter(main))][0].config)
@@ -57,7 +61,9 @@ def write(found: list[TrainedRun], out: Path) -> str:
         drawn |= {
             name: pictures.both(pictures.experts, *panel) for name, panel in zip(experts[label], panels, strict=True)
         }
-    every = runs.tables(found, slopes)
+    searched, of_searches = _searched(tried, groups)
+    drawn |= of_searches
+    every = runs.tables(every_run, slopes)
     measured = measures(groups) if groups else []
     page = _template().render(
         sentence=sentence,
@@ -74,7 +80,9 @@ def write(found: list[TrainedRun], out: Path) -> str:
         leaking=[label for label, group in groups.items() if not group[0].config.causal],
         colour=colour,
         slopes=_slope_rows(slopes, groups),
-        best=_best_rows(slopes, groups),
+        searched=searched,
+        points=_points(tried),
+        best=_best_rows(slopes, groups, tried),
         half_lives=_half_life_rows(slopes),
         definition=match.__doc__.split("\n\n")[1],
         begins=_begins(groups),
@@ -140,9 +148,15 @@ def _begins(groups) -> str:
     return " or ".join(f"{-(-int(step) // 4):,}" for step in last)
 
 
-def _sentence(slopes) -> str:
+def _headline(slopes, tried) -> tuple:
+    """HEADLINE; of searches best against best, since dense at another one's best point is dense at its worse."""
+    at_best = (*HEADLINE[:3], "best")
+    return at_best if tried and any(key[2:] == at_best for key in slopes) else HEADLINE
+
+
+def _sentence(slopes, headline=HEADLINE) -> str:
     """The answer, for whoever reads one line."""
-    parts = [_answer(slopes, key) for key in slopes if key[2:] == HEADLINE]
+    parts = [_answer(slopes, key) for key in slopes if key[2:] == headline]
     return "; ".join(parts) + "." if parts else "No run here can be compared with a dense one; the runs below say why."
 
 
@@ -192,9 +206,48 @@ def _slope_rows(slopes, groups) -> list[dict]:
     return rows
 
 
-def _best_rows(slopes, groups) -> list[dict]:
+def _searched(tried: dict[str, Search], groups) -> tuple[dict[str, list[dict]], dict]:
+    """By modality, a row of each architecture that was searched; and pictures of all by name."""
+    rows, drawn = {}, {}
+    colour = pictures.colours({arch: search.best() for arch, search in tried.items()})
+    for modality in runs.modalities(groups) if tried else ():
+        of = {arch: search.losses(modality) for arch, search in tried.items()}
+        found = {arch: best.best_of(losses) for arch, losses in of.items() if np.isfinite(losses).any()}
+        if not found:
+            continue
+        what = f"held-out {modality} loss ({runs.unit(groups, modality)})"
+        drawn[f"best_{modality}"] = pictures.both(pictures.best_of, found, colour, what)
+        shown = [2**i for i in range(max(len(one.n) for one in found.values()).bit_length())]
+        rows[modality] = [
+            {"arch": arch, "colour": colour[arch], "cells": [_at(one, n) for n in shown]}
+            | {"shown": shown, "told": best.told(one, found.get("dense") if arch != "dense" else None)}
+            for arch, one in found.items()
+        ]
+    return rows, drawn
+
+
+def _at(found: BestOf, n: int) -> str:
+    """The loss of the best of n points, and its spread where enough draws are left to tell one."""
+    if n > len(found.n):
+        return ""
+    spread = f" [{found.low[n - 1]:.3f}, {found.high[n - 1]:.3f}]" if n <= max(1, len(found.n) // 2) else ""
+    return f"{found.mean[n - 1]:.3f}{spread}"
+
+
+def _points(tried: dict[str, Search]) -> list[dict]:
+    """Of each architecture that was searched, how many points, how many of them diverged, and its best."""
+    rows = []
+    for arch, search in tried.items():
+        values = best.tuning(search.best()[0])
+        told = ", ".join(f"{key} {values[key]:g}" for key in search.keys)
+        lost = sum(not np.isfinite(loss) for loss in search.losses())
+        rows.append({"arch": arch, "points": len(search.points), "diverged": lost, "best": told})
+    return rows
+
+
+def _best_rows(slopes, groups, tried) -> list[dict]:
     """A row a (group, modality): each architecture at its best learning rate against dense at its own."""
-    best = runs.best_rates(groups)
+    at_best = runs.best_rates(groups)
     rows = []
     for group, modality in dict.fromkeys(k[:2] for k in slopes if k.rates == "best"):
         key = runs.SlopeKey(group, modality, "eval", "step", match.HALF_LIFE, "best")
@@ -204,8 +257,8 @@ def _best_rows(slopes, groups) -> list[dict]:
             {
                 "group": group,
                 "modality": modality,
-                "rate": _tried(groups, arch, best[arch]),
-                "dense": _tried(groups, "dense", best["dense"]),
+                "rate": _tried(groups, arch, at_best[arch], tried),
+                "dense": _tried(groups, "dense", at_best["dense"], tried),
                 "cells": [_cell(s) if s else "" for s in found],
                 "verdict": verdict(found[0]) if found[0] else "",
             }
@@ -213,9 +266,11 @@ def _best_rows(slopes, groups) -> list[dict]:
     return rows
 
 
-def _tried(groups, arch, best) -> str:
+def _tried(groups, arch, label, tried: dict[str, Search]) -> str:
     rates = sorted({group[0].config.optim.lr for group in groups.values() if group[0].arch == arch})
-    rate = groups[best][0].config.optim.lr
+    rate = groups[label][0].config.optim.lr
+    if arch in tried:
+        return f"{rate:g}, of the best of {len(tried[arch].points)} points"
     return f"{rate:g}, the only one tried" if len(rates) == 1 else f"{rate:g} of {', '.join(f'{r:g}' for r in rates)}"
 
 

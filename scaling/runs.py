@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from mot import checkpoint
 from mot.config import Config, differences
+from mot.config.varied import varies
 from mot.files import as_path, read_appended
 from mot.model import flops
 from mot.runs import goodput, rundir, written
@@ -28,6 +29,12 @@ APART = (
     "data.seed",
 )
 ARCHITECTURE = ("towers.", "attn.", "ffn.", "model.dense_layers", "model.sparse_every", "model.dispatch", "mesh.")
+
+
+def tuned(key: str) -> bool:
+    """True of what each architecture may have at its own best: the optimiser's numbers, and no weight of a loss."""
+    return key.startswith("optim.") and varies(key)
+
 
 COSTS = {"step": "steps", "flops": "FLOPs", "seconds": "seconds"}
 KINDS = {"train": "training", "eval": "held-out"}
@@ -247,24 +254,29 @@ def unit(groups: dict[str, list[TrainedRun]], modality: str) -> str:
     return " or ".join(sorted(set(units)))
 
 
-def comparable(a: TrainedRun, b: TrainedRun, apart: Sequence[str] = ()) -> list[str]:
-    """In what, other than architecture, seeds and the keys `apart`, the two runs' configurations differ."""
+def comparable(a: TrainedRun, b: TrainedRun, each_at_its_best: bool = False) -> list[str]:
+    """In what, other than architecture, seeds and what is `tuned` where each is at its best, two runs' configurations
+    differ."""
     different = differences(rundir.plain(a.config), rundir.plain(b.config))
-    return [d for d in different if not d.startswith((*APART, *ARCHITECTURE, *apart))]
+    left = [d for d in different if not d.startswith((*APART, *ARCHITECTURE))]
+    return [d for d in left if not (each_at_its_best and tuned(d.partition(":")[0]))]
 
 
 def partners(
-    groups: dict[str, list[TrainedRun]], label: str, dense: list[TrainedRun] | None = None, apart: Sequence[str] = ()
+    groups: dict[str, list[TrainedRun]],
+    label: str,
+    dense: list[TrainedRun] | None = None,
+    each_at_its_best: bool = False,
 ) -> tuple[list[tuple[TrainedRun, TrainedRun]], str]:
     """Pairs (dense, other) of equal seeds that differ in nothing but towers; and why there are none.
 
-    `dense` are the runs to choose from, else all dense ones; `apart` are keys that may differ too.
+    `dense` are the runs to choose from, else all dense ones; `each_at_its_best`: what is `tuned` may differ too.
     """
     if dense is None:
         dense = [run for group in groups.values() for run in group if run.arch == "dense"]
     if not dense:
         return [], "no dense partner: no faultless run of a dense model"
-    alike = [(d, o) for o, d in product(groups[label], dense) if not comparable(d, o, apart)]
+    alike = [(d, o) for o, d in product(groups[label], dense) if not comparable(d, o, each_at_its_best)]
     if not alike:
         return [], "no dense partner: every dense run differs in " + "; ".join(
             comparable(dense[0], groups[label][0])[:3]
@@ -276,7 +288,7 @@ def partners(
 def slopes(groups: dict[str, list[TrainedRun]]) -> dict[SlopeKey, Slope]:
     """Of every group of sound runs that has a dense partner, on training and held-out loss, in every cost.
 
-    Where dense or another architecture was run at several learning rates, each at its best rate is compared as well.
+    Where dense or another architecture was tuned, as at several learning rates, each at its best is compared as well.
     """
     result = {}
     for label, group in groups.items():
@@ -286,7 +298,7 @@ def slopes(groups: dict[str, list[TrainedRun]]) -> dict[SlopeKey, Slope]:
     for arch, label in best.items():
         if arch != "dense" and "dense" in best:
             dense = groups[best["dense"]]
-            result |= _slopes_of(groups, label, partners(groups, label, dense, ["optim.lr"])[0], "best")
+            result |= _slopes_of(groups, label, partners(groups, label, dense, True)[0], "best")
     return result
 
 
@@ -302,7 +314,7 @@ def _slopes_of(groups, label, pairs, rates) -> dict[SlopeKey, Slope]:
 def best_rates(groups: dict[str, list[TrainedRun]]) -> dict[str, str]:
     """By architecture, the group whose last held-out loss is the least, a mean over its seeds.
 
-    Empty unless some architecture has groups that differ in their learning rate alone.
+    Empty unless some architecture has groups that differ in what is `tuned` alone, as in their learning rate.
     """
     by_arch: dict[str, list[str]] = {}
     for label, group in groups.items():
@@ -313,8 +325,8 @@ def best_rates(groups: dict[str, list[TrainedRun]]) -> dict[str, str]:
         label
         for arch, labels in by_arch.items()
         for label in labels
-        if label != best[arch] and not comparable(groups[label][0], groups[best[arch]][0], ["optim.lr"])
-        if groups[label][0].config.optim.lr != groups[best[arch]][0].config.optim.lr
+        if label != best[arch] and comparable(groups[label][0], groups[best[arch]][0])
+        if not comparable(groups[label][0], groups[best[arch]][0], each_at_its_best=True)
     ]
     return best if swept else {}
 

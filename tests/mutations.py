@@ -173,6 +173,13 @@ MUTATIONS = (
         "tests/train/test_loop.py::test_the_average_moves_towards_new_weights",
     ),
     Mutation(
+        "ensemble: every run has the first run's decay and loss weights",
+        "mot/train/ensemble.py",
+        "        if varies(key)\n",
+        '        if varies(key) and "_" not in key\n',
+        "tests/train/test_ensemble.py::test_losses_of_ten_steps_equal_those_of_separate_runs",
+    ),
+    Mutation(
         "ensemble: every run's checkpoint holds the first run",
         "mot/train/ensemble.py",
         "take(trees(state), i)",
@@ -254,15 +261,15 @@ MUTATIONS = (
     Mutation(
         "schedule: the first step does not move",
         "mot/optim.py",
-        "return o.lr * (n + 1) / max(o.warmup, 1)",
-        "return o.lr * n / max(o.warmup, 1)",
+        "return o.lr * (n + 1) / _at_least_1(o.warmup)",
+        "return o.lr * n / _at_least_1(o.warmup)",
         "tests/test_optim.py::test_schedules_pass_through_their_points",
     ),
     Mutation(
         "decay: by the rate's factor of the path",
         "mot/optim.py",
-        "u + rule.decay * w if rule.decay else u",
-        "u + rule.lr * rule.decay * w if rule.decay else u",
+        "u if _is_zero(rule.decay) else u + rule.decay * w",
+        "u if _is_zero(rule.decay) else u + rule.lr * rule.decay * w",
         "tests/test_optim.py::test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path",
     ),
     Mutation(

@@ -1,10 +1,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mot import checkpoint, optim, sharding
-from mot.config import ConfigError, resolve
+from mot.config import ConfigError, Sections, resolve
+from mot.config.varied import put
 from mot.model import params
 from mot.train import state
 from mot.train.step import make_step
@@ -32,6 +34,32 @@ def test_schedules_pass_through_their_points(changes, points):
     rate = optim.schedule(make(**changes))
     for step, value in points.items():
         np.testing.assert_allclose(rate(step), value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_schedules_are_those_of_optax_to_the_bit_also_where_their_steps_are_traced(schedule):
+    """Of several runs in one program, warm-up and decay are numbers that it computes with."""
+    configs = [make(schedule=schedule, warmup=warmup, decay_steps=decay) for warmup, decay in ((0, 10), (7, 31))]
+    n = jnp.arange(110)
+    for c in configs:
+        after = 100 - c.optim.warmup
+        last = optax.linear_schedule(1.0, 0.1, c.optim.decay_steps)
+        decays = {
+            "cosine": optax.cosine_decay_schedule(1.0, after, alpha=0.1),
+            "linear": optax.linear_schedule(1.0, 0.1, after),
+            "wsd": optax.join_schedules([optax.constant_schedule(1.0), last], [after - c.optim.decay_steps]),
+        }
+        found, expected = jax.jit(optim.schedule(c))(n), jax.jit(decays[schedule])(n - c.optim.warmup)
+        np.testing.assert_array_equal(found[c.optim.warmup :], expected[c.optim.warmup :])
+
+    def traced(warmup, decay):
+        sections = Sections(**vars(configs[0]))
+        for key, value in {"optim.warmup": warmup, "optim.decay_steps": decay}.items():
+            sections = put(sections, key, value)
+        return optim.schedule(sections)(n)
+
+    together = jax.jit(jax.vmap(traced))(jnp.array([0, 7]), jnp.array([10, 31]))
+    np.testing.assert_allclose(together, [optim.schedule(c)(n) for c in configs], rtol=1e-5)
 
 
 def test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path():

@@ -42,10 +42,12 @@ LIGHT = {
     "math",
     "ml_collections",
     "pathlib",
+    "random",
     "re",
     "runpy",
     "typing",
 }
+LIGHT |= {"scipy"}  # where it is used: Sobol points of a search
 
 
 def imports(path):

@@ -83,11 +83,21 @@ def _how_often(run: Run) -> Run:
 
 
 def differences(old: Mapping, new: Mapping, path: str = "") -> list[str]:
-    """`dotted.key: old -> new` wherever two configurations (as nested mappings) differ."""
+    """`dotted.key: old -> new` wherever two configurations (as nested mappings) differ.
+
+    Of as many groups in a list, as rules are, each is compared with its like: `optim.rules[0].decay: 0.1 -> 0.2`.
+    """
+    if _are_groups(old) and _are_groups(new) and len(old) == len(new):
+        each = [(f"{path}[{i}]", pair) for i, pair in enumerate(zip(old, new, strict=True))]
+        return [d for inner, pair in each for d in differences(*pair, inner)]
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
         return [d for k in keys for d in differences(old.get(k, "absent"), new.get(k, "absent"), _join(path, k))]
     return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+
+
+def _are_groups(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value)
 
 
 def _join(path: str, key: object) -> str:

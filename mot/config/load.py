@@ -1,6 +1,7 @@
 """Configuration files: `FILE:arg` is a program that is run, and gives a tree of values; `key=value` changes one."""
 
 import ast
+import re
 import runpy
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,9 @@ from mot.errors import UserError
 SHIPPED = next(
     folder for parent in Path(__file__).parents[1:3] if (folder := parent / "configs" / "base.py").is_file()
 ).parent
+
+# A value of one of a tuple of groups.
+ITEM = re.compile(r"(?P<section>\w+)\.(?P<name>\w+)\[(?P<i>\d{1,3})\]\.(?P<key>\w+)", re.ASCII)
 
 
 def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
@@ -40,6 +44,9 @@ def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
         )
     config = config.unlock()
     for key, text in overrides.items():
+        if item := ITEM.fullmatch(key):
+            _change_item(config, item, text)
+            continue
         *groups, name = key.split(".")
         group = config
         for inner in groups:
@@ -51,6 +58,18 @@ def read(file_and_arg: str, overrides: dict[str, str]) -> ConfigDict:
         _drop(group, name)
         group[name] = text if is_text else _literal(text)
     return config
+
+
+def _change_item(config: ConfigDict, item: re.Match, text: str) -> None:
+    """Changes a value of one of a tuple of groups; one that is absent raises `UserError`."""
+    section, name, i = item["section"], item["name"], int(item["i"])
+    group = config.get(section)
+    items = group.get(name) if isinstance(group, ConfigDict) else None
+    if not isinstance(items, (list, tuple)) or i >= len(items):
+        there = f"{len(items)} of them, from 0" if isinstance(items, (list, tuple)) else "no tuple of groups there"
+        raise UserError(f"{item[0]}: there is no {section}.{name}[{i}]: {there}; `mot config FILE:arg` shows each key")
+    changed = {**items[i], item["key"]: _literal(text)}
+    group[name] = (*items[:i], changed, *items[i + 1 :])
 
 
 def file_of(file_and_arg: str) -> Path:

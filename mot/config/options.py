@@ -9,7 +9,14 @@ EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
 
 
 # What may differ among runs in one program (`ensemble.py`): numbers that it computes with, none that it is built from.
-VARIED = ("model.seed", "optim.lr", "optim.end_lr", "optim.beta1", "optim.beta2", "optim.eps", "optim.clip")
+# Not data.seed: all runs of a program train on the same batches.
+VARIED = (
+    "model.seed",
+    *(f"optim.{key}" for key in ("lr", "end_lr", "warmup", "decay_steps", "beta1", "beta2", "eps", "clip")),
+    "optim.rules[<i>].decay",
+    "optim.base_rules[<i>].decay",
+    "streams.<stream>.loss_weight",
+)
 # How a run that goes on may differ from what it was, and what `mot train --accept` does then, by kind.
 ACCEPTED = {
     "config": "the configuration that is given is the run's from here on; metrics.jsonl keeps what it was",

@@ -1,4 +1,4 @@
-"""Several small runs in one program: one configuration but for a few numbers, every run on the same batches.
+"""Several small runs in one program: one configuration but for some numbers, every run on the same batches.
 
 A small model leaves an accelerator idle (published: 14 % of its peak at 84M parameters), and a sweep has many. Runs are
 one more axis of every array: `vmap` on a device, and devices share them, whole runs each, without a word to each other.
@@ -22,9 +22,10 @@ from rich.table import Table
 
 from mot import checkpoint, sharding
 from mot.checkpoint import Position
-from mot.config import Config, Sections, differences
+from mot.config import Config, Sections
 from mot.config.axes import MESH_AXES
 from mot.config.options import VARIED
+from mot.config.varied import differing, put, varies
 from mot.console import phase, say_once
 from mot.data.mixture import Sources
 from mot.data.pipeline import LeftOut
@@ -41,7 +42,7 @@ from mot.train.state import State, init_state, trees
 from mot.train.step import make_step
 from mot.train.watchdog import Watchdog
 
-DTYPES = {"model.seed": jnp.int32}  # of what may differ; the others are float32
+WHOLE = ("model.seed", "optim.warmup", "optim.decay_steps")  # of what may differ; all else is float32
 
 
 class Runs(NamedTuple):
@@ -68,7 +69,7 @@ def run(
     began = time.monotonic()
     refuse_others(configs)
     first, training, held_out = restore.open_data(configs[0])
-    configs = [dataclasses.replace(first, run=c.run, model=c.model, optim=c.optim) for c in configs]
+    configs = _with_budgets(first, configs)
     mesh = make_mesh(first, len(configs), devices)
     refuse_too_large(first, mesh, len(configs) // mesh.size)
     kernels.refuse_absent(first, mesh.devices.flat[0].platform)
@@ -129,14 +130,13 @@ def _train(
 
 def refuse_others(configs: Sequence[Config]) -> None:
     """`UserError` where configurations differ in what one program has only once."""
-    plain = [rundir.plain(c) for c in configs]
-    for one in plain[1:]:
-        for difference in differences(plain[0], one):
-            key = difference.partition(":")[0]
-            if key not in VARIED and key != "run.name":
-                raise UserError(
-                    f"{difference}: runs in one program share everything but {', '.join(VARIED)}; start separate runs"
-                )
+    for key, (first, *others) in differing(configs).items():
+        if not varies(key) and key != "run.name":
+            other = next(value for value in others if value != first)
+            why = f"share everything but {', '.join(VARIED)}"
+            if key == "data.seed":
+                why = "train on the same batches"
+            raise UserError(f"{key}: {first!r} -> {other!r}: runs in one program {why}; start separate runs")
     if restore.is_branch(configs[0]):
         raise UserError("init.state: all; runs in one program begin at step 0; start each alone, or write weights")
     names = [c.run.name for c in configs]
@@ -168,23 +168,29 @@ def make_mesh(config: Config, runs: int, devices: Sequence[jax.Device] | None = 
     )
 
 
-def _with(config: Sections, values: dict) -> Sections:
+def _with_budgets(first: Config, configs: Sequence[Config]) -> list[Config]:
+    """Each with what `first` has since its data were opened: they share all that data decide."""
+    varied = differing(configs)
+    return [
+        Config(**vars(_with(first, {key: of_runs[i] for key, of_runs in varied.items()}))) for i in range(len(configs))
+    ]
+
+
+def _with(config: Sections, values: Mapping[str, Any]) -> Sections:
     """`config` with other values by dotted key: numbers that are traced, at which no check can look."""
-    sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    sections = Sections(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
     for key, value in values.items():
-        section, name = key.split(".")
-        sections[section] = dataclasses.replace(sections[section], **{name: value})
-    return Sections(**sections)
+        sections = put(sections, key, value)
+    return sections
 
 
 def vmapped(configs: Sequence[Config], mesh: jax.sharding.Mesh) -> Callable:
     """`each(f)` is f(config, of_one, *shared) of every run at once: (of_all, *shared) -> results of all, runs first."""
-    values = {}
-    for key in VARIED:
-        section, name = key.split(".")
-        of_runs = [getattr(getattr(c, section), name) for c in configs]
-        if len(set(of_runs)) > 1:
-            values[key] = np.array(of_runs, DTYPES.get(key, jnp.float32))
+    values = {
+        key: np.array(of_runs, jnp.int32 if key in WHOLE else jnp.float32)
+        for key, of_runs in differing(configs).items()
+        if varies(key)
+    }
     config = configs[0]
     if config.model.dispatch == "blocked":  # its loop would run as long as any run has rows, and copy those of all
         config = _with(config, {"model.dispatch": "ragged"})

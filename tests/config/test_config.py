@@ -8,7 +8,7 @@ from configs import chameleon, digits, transfusion
 from mot import optim
 from mot.config import ConfigError, Sections, checks, differences, reads, resolve
 from mot.config.load import read
-from mot.errors import Fault
+from mot.errors import Fault, UserError
 from tests.support import examples, vectors
 
 
@@ -222,6 +222,25 @@ def test_differences_are_dotted():
         "d: 1 -> 'absent'",
         "e: 'absent' -> 1",
     ]
+
+
+def test_differences_of_as_many_groups_are_those_of_each():
+    old = {"rules": [{"match": "a", "lr": 1.0}, {"match": "b", "lr": 1.0}]}
+    new = {"rules": [{"match": "a", "lr": 1.0}, {"match": "b", "lr": 0.5}]}
+    assert differences(old, new) == ["rules[1].lr: 1.0 -> 0.5"]
+    assert differences(old, {"rules": new["rules"][:1]})[0].startswith("rules: [{'match': 'a', 'lr': 1.0}, {")
+
+
+def test_an_override_reaches_into_a_tuple_of_groups():
+    given = "configs/digits.py:size=smoke"
+    rules = resolve(read(given, {"optim.base_rules[1].decay": "0.3"})).optim.base_rules
+    assert [(rule.match, rule.decay) for rule in rules] == [("norm", 0.0), (".*", 0.3)]
+    with pytest.raises(ConfigError, match=r"optim.base_rules\[1\].speed: unknown key, value 3"):
+        resolve(read(given, {"optim.base_rules[1].speed": "3"}))
+    with pytest.raises(UserError, match=r"there is no optim.base_rules\[2\]: 2 of them, from 0"):
+        read(given, {"optim.base_rules[2].decay": "0.3"})
+    with pytest.raises(UserError, match=r"there is no optim.lr\[0\]: no tuple of groups there"):
+        read(given, {"optim.lr[0].decay": "0.3"})
 
 
 def both(*changes):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import chameleon, ladder, sizes, transfusion
+from configs import chameleon, ladder, records, sizes, transfusion
 from launch import flags
 from mot import batches, errors, optim, sharding
 from mot.config import load, resolve
@@ -139,6 +139,30 @@ def test_budgets_of_tokens_and_of_flops_set_the_steps():
 
 
 @pytest.mark.parametrize(
+    ("setting", "rung"), [("chameleon", "0.3m"), ("transfusion", "760m"), ("chameleon_speech", "1.5b")]
+)
+def test_by_modality_a_run_goes_on_until_each_has_its_tokens_and_the_batch_follows(setting, rung):
+    _, usual = build(setting=setting, rung=rung)
+    _, c = build(setting=setting, rung=rung, tokens="wanted")
+    trunk = 12 * c.streams["text"].width ** 2 * c.model.layers
+    seen = {name: c.run.steps * c.data.batch * s.budget for name, s in c.streams.items()}
+    wanted = {name: ladder.WANTED[name].of(trunk) for name in seen}
+    assert (wanted["text"], wanted["image"]) == (20 * trunk, 200 * trunk)
+    assert min(seen[name] / wanted[name] for name in seen) == pytest.approx(1, rel=2e-3)
+    more = c.run.steps * c.data.batch / (usual.run.steps * usual.data.batch)
+    rows = c.data.batch / usual.data.batch
+    assert math.log2(rows).is_integer()
+    assert abs(math.log2(rows) - 0.4 * math.log2(more)) < 0.51
+    assert ladder.WANTED["speech"].of(1e9) == pytest.approx(20e9 * 10**0.6)
+
+
+def test_tokens_may_be_written_by_modality():
+    _, c = build(rung="443m", tokens="text:1e9+image:1e10")
+    assert c.run.steps * c.data.batch * c.streams["image"].budget == pytest.approx(1e10, rel=1e-2)
+    assert build(rung="443m", tokens="image:1e10")[1].run.steps == c.run.steps
+
+
+@pytest.mark.parametrize(
     ("argument", "says"),
     [
         ("rung=163m", "rung=163m: no such rung of chameleon; allowed: 0.3m, 1m, 3m, 10m, 37m, 94m, 443m, 1.5b, 7b"),
@@ -153,6 +177,11 @@ def test_budgets_of_tokens_and_of_flops_set_the_steps():
         ("flops=nan", "flops=nan: must be a number above 0"),
         ("tokens=100", "tokens=100: a step of 16 rows takes 8.19e\\+03; raise it"),
         ("tokens=1e300", "tokens=1e300: pays for .* steps, and 1e\\+09 is the most; lower it"),
+        ("tokens=text:many", "tokens=text=many: must be a number above 0"),
+        ("tokens=sound:1e9", "tokens=sound: no such tokens among the data's modalities; allowed: image, text"),
+        ("tokens=text:1e9+text:2e9", "a modality stands there twice; leave one out"),
+        ("tokens=text:1", "tokens=text:1: a step of .* rows takes .*; raise it"),
+        ("tokens=text:1e300", "pays for .* steps, and 1e\\+09 is the most; lower it"),
         ("rung=", "config argument 'rung=' has no value; allowed"),
         ("rung=1m,rung=3m", "config argument 'rung' stands there 2 times"),
         ("foo=3,bar=4", "'foo=3' is unknown; config argument 'bar=4' is unknown; allowed"),
@@ -187,6 +216,11 @@ def test_prepared_data_at_a_rung(tmp_path):
     assert (c.data.length, c.data.batch, c.run.steps) == (4096, 256, round(1e10 / 2**20))
     assert (c.streams["text"].ids, c.streams["image"].ids, c.model.norm) == (300, 12, "post")
     assert build(rung="94m", data=tmp_path / "pictures", flops="1e18")[1].run.steps > 100
+    share = records.shares([str(tmp_path / "pictures")])
+    assert sum(share.values()) == pytest.approx(1)
+    _, c = build(rung="94m", data=tmp_path / "pictures", tokens="wanted")
+    seen = c.run.steps * c.data.batch * 4096 * share["image"]
+    assert seen >= 0.99 * ladder.WANTED["image"].of(12 * 512**2 * 8)
 
 
 def row(c, seed, picture):

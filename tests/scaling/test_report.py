@@ -11,14 +11,14 @@ import subprocess
 import numpy as np
 import pytest
 
-from configs import archs, digits, transfusion
+from configs import archs, digits, search, transfusion
 from launch import cli
 from mot.config import Sections, Towers, resolve
 from mot.config.routers import ROUTERS
 from mot.data import preview
 from mot.generate import results
 from mot.runs import rundir
-from scaling import architectures, pictures, report, runs
+from scaling import architectures, best, pictures, report, runs
 from scaling.match import Slope
 
 STEPS, EVERY = 60, 10
@@ -588,3 +588,50 @@ def test_a_glob_below_a_folder_that_reads_like_one_finds_its_runs(tmp_path, name
     for seed in (0, 1):
         planted(tmp_path / name / "runs", seed=seed)
     assert [run.path.name for run in runs.find([f"{tmp_path / name}/runs/*"])] == ["dense-seed0", "dense-seed1"]
+
+
+def searched(root, count=16, lucky=0.0):
+    """Of dense and mot as many runs at the same points; mot's losses lie lower, or but for one point alike."""
+    points = search.points({"optim.lr": search.log(1e-3, 1e-1), "optim.beta2": search.linear(0.9, 0.99)}, count)
+    rng = np.random.default_rng(0)
+    for arch in ("dense", "mot"):
+        for i, point in enumerate(points):
+            values = {key.partition(".")[2]: value for key, value in point.items()}
+            speed = float(np.exp(0.3 * rng.standard_normal())) * (1 if lucky or arch == "dense" else 4)
+            speed = lucky if lucky and arch == "mot" and i == 5 else speed
+            planted(root, arch, speed=speed, name=f"{arch}-point{i}", **values)
+
+
+def test_a_search_is_told_as_best_of_n_and_the_page_shows_the_best_points_alone(tmp_path):
+    searched(tmp_path)
+    sentence, text = page(tmp_path)
+    shown = prose(text)
+    assert "mot needed 24 % of dense's steps" in sentence  # best against best; dense at mot's best point: 18 %
+    assert "Best of n points" in shown
+    assert shown.count("ahead of dense at equal n, from n = 1 on") == 2  # text and image
+    assert (tmp_path / "best_image.png").read_bytes().startswith(b"\x89PNG")
+    assert "of the best of 16 points" in shown
+    groups = runs.sound(best.without_the_rest(found := runs.find([f"{tmp_path}/*"]), best.searches(found)))
+    assert len(found) == 32
+    assert 2 <= len(groups) <= 3
+    assert len((tmp_path / "runs.csv").read_text(encoding="utf-8").splitlines()) == 33
+
+
+def test_one_lucky_point_is_no_gain(tmp_path):
+    searched(tmp_path, lucky=9.0)
+    _, text = page(tmp_path)
+    assert "ahead of dense" not in prose(text)
+    assert "undecided: draws overlap" in prose(text)
+
+
+def test_a_point_that_diverged_counts_and_few_points_are_no_search(tmp_path):
+    searched(tmp_path / "few", count=7)
+    assert best.searches(runs.find([f"{tmp_path}/few/*"])) == {}
+    searched(tmp_path / "many", count=8)
+    planted(tmp_path / "many", "mot", name="mot-lost", lr=0.5, events=("diverged",))
+    found = best.searches(runs.find([f"{tmp_path}/many/*"]))
+    assert [(arch, len(of.points), of.keys) for arch, of in found.items()] == [
+        ("dense", 8, ("optim.lr", "optim.beta2")),
+        ("mot", 9, ("optim.lr", "optim.beta2")),
+    ]
+    assert found["mot"].losses("image")[-1] == np.inf or np.inf in found["mot"].losses("image")

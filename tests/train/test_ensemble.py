@@ -1,6 +1,5 @@
 """Several runs in one program: each is what it would be alone."""
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from configs import digits
 from launch import arguments, cli, flags
 from mot import checkpoint
 from mot.config import differences, load, resolve
+from mot.config.varied import put
 from mot.data import embedded
 from mot.errors import UserError
 from mot.model import ops
@@ -28,16 +28,18 @@ from tests.support import examples
 from tests.support.examples import CLOCK
 
 
-def with_(c, **values):
-    for key, value in values.items():
-        section, name = key.split("__")
-        c = dataclasses.replace(c, **{section: dataclasses.replace(getattr(c, section), **{name: value})})
+def with_(c, others=(), **values):
+    """With other values, by key in which __ stands for a dot, or by dotted key in `others`."""
+    for key, value in {**{key.replace("__", "."): value for key, value in values.items()}, **dict(others)}.items():
+        c = put(c, key, value)
     return c
 
 
 SEEDS = ({"model__seed": 5}, {"model__seed": 7})
 RATES = ({"optim__lr": 1e-3}, {"optim__lr": 2e-3})
 ALL = dict(optim__lr=4e-3, optim__end_lr=1e-3, optim__beta1=0.8, optim__beta2=0.99, optim__eps=1e-6, optim__clip=0.1)
+ALL |= dict(optim__warmup=2, streams__image__loss_weight=3.0)
+ALL["others"] = {"optim.base_rules[1].decay": 0.3}
 OTHERS = ({"model__seed": 1}, {"model__seed": 2} | ALL)
 
 
@@ -278,10 +280,14 @@ SMOKE = ["train", "--config=configs/digits.py:arch=mot,size=smoke"]
         ("0", "--runs 0: must be KEY=V1,V2,... or how many seeds, 2 to 1024"),
         ("1", "--runs 1: must be KEY=V1,V2,..."),
         ("many", "--runs many: must be KEY=V1,V2,..."),
-        (
-            "data.seed=0,1",
-            "data.seed makes another program, or other batches; runs in one program may differ in model.seed",
-        ),
+        ("data.seed=0,1", "data.seed draws other batches; runs in one program may differ in model.seed"),
+        ("data.batch=1,2", "data.batch makes another program, or other batches; runs in one program may differ in"),
+        ("optim.lr=1e-3,2e-3 --runs optim.lr=3e-3,4e-3", "optim.lr stands there twice; every run needs its own"),
+        ("64 --runs optim.lr=" + ",".join(f"{n}e-4" for n in range(1, 18)), "1088 runs; must be 2 to 1024; give fewer"),
+        ("optim.lr=1e-3,1e-5 --runs 2", "of optim.lr=1e-5 model.seed=0, optim.lr=1e-5 model.seed=1: optim.end_lr: 0.0"),
+        ("optim.base_rules[7].decay=0,1", "the configuration has no optim.base_rules[7].decay"),
+        ("optim.base_rules[1].decay=0,-1", "optim.base_rules[1].decay: -1.0; must be 0 or more"),
+        ("streams.sound.loss_weight=1,2", "the configuration has no streams.sound.loss_weight"),
         ("optim.momentum=0,1", "optim.momentum makes another program"),
         ("run.flops=1.5e9,1 --config.run.steps=0", "--runs run.flops=1.5e9,1: run.flops makes another program"),
         ("optim.lr=1e-3", "--runs optim.lr=1e-3: 1 values; must be 2 to 1024"),
@@ -302,8 +308,10 @@ def test_runs_that_cannot_be_get_one_message(tmp_path, capsys, monkeypatch, runs
 
 def test_what_runs_cannot_differ_in_and_devices_that_do_not_divide(tmp_path):
     a, b = pair(tmp_path)
-    with pytest.raises(UserError, match=r"data.seed: 0 -> 3: runs in one program share everything but model.seed"):
+    with pytest.raises(UserError, match=r"data.seed: 0 -> 3: runs in one program train on the same batches; start"):
         ensemble.run([a, with_(b, data__seed=3)])
+    with pytest.raises(UserError, match=r"optim.moments: .* share everything but model.seed, optim.lr, .*; start"):
+        ensemble.run([a, with_(b, optim__moments="bfloat16")])
     with pytest.raises(UserError, match=r"run.name: smoke-seed3, smoke-seed3; every run needs its own"):
         ensemble.run([a, with_(b, run__name=a.run.name)])
     with pytest.raises(UserError, match=r"mesh.fsdp: 2; of runs in one program each stands whole on one device"):
@@ -318,10 +326,19 @@ def test_runs_names_and_short_forms(monkeypatch):
     monkeypatch.chdir(ROOT)
     given = SMOKE[1].removeprefix("--config="), {"model.seed": "2"}
     base = flags.build(load.read(*given))
-    seeds = arguments.several("3", *given, base, flags.build)
+    seeds = arguments.several(["3"], *given, base, flags.build)
     assert [(c.run.name, c.model.seed) for c in seeds] == [(f"digits-mot-smoke-seed{n}", n) for n in (2, 3, 4)]
-    rates = arguments.several("optim.lr=1e-3,2e-3", *given, base, flags.build)
+    rates = arguments.several(["optim.lr=1e-3,2e-3"], *given, base, flags.build)
     assert [(c.run.name, c.optim.lr, c.model.seed) for c in rates] == [
         ("digits-mot-smoke-lr0.001", 1e-3, 2),
         ("digits-mot-smoke-lr0.002", 2e-3, 2),
     ]
+    several = ["optim.lr=1e-3,2e-3", "streams.image.loss_weight=1,5", "optim.base_rules[1].decay=0,0.3"]
+    product = arguments.several(several, *given, base, flags.build)
+    assert len({c.run.name for c in product}) == 8
+    last = product[-1]
+    assert last.run.name == "digits-mot-smoke-lr0.002-loss_weight5.0-decay0.3"
+    assert (last.optim.lr, last.streams["image"].loss_weight, last.optim.base_rules[1].decay) == (2e-3, 5.0, 0.3)
+    alike = ["streams.image.loss_weight=1,5", "streams.text.loss_weight=1,5"]
+    names = [c.run.name for c in arguments.several(alike, *given, base, flags.build)]
+    assert names[1] == "digits-mot-smoke-image.loss_weight1.0-text.loss_weight5.0"
