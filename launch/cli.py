@@ -20,6 +20,7 @@ COMMANDS = {
     "config": "show a configuration: every key, what it is for, what it may be, its default",
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
     "plan": "compile a configuration for TPUs that are not there: does it fit, how fast can it be",
+    "coords": "how large activations are at several widths: does optim.transfer hold",
 }
 USAGE = (
     "usage: mot COMMAND ...\n\n"
