@@ -615,7 +615,7 @@ def _transfer(o: "Optim") -> Iterator[Fault]:
     if o.transfer == "mup" and not o.base_width:
         yield Fault("optim.base_width", "0, but optim.transfer is 'mup'; write the width at which optim.lr was tuned")
     bases = {key: getattr(o, key) for key in ("base_width", "base_head_size", "base_layers")}
-    unread = {f"optim.{key}": value for key, value in bases.items() if value}
+    unread = {f"optim.{key}": value for key, value in bases.items() if value > 0}
     if not o.transfer and unread:
         yield Fault(
             ", ".join(unread), f"{', '.join(map(str, unread.values()))}, but optim.transfer is ''; write 0, or 'mup'"
