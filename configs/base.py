@@ -167,6 +167,13 @@ def get_config() -> ConfigDict:
         max_skipped=100,
     )
     c.optim = dict(
+        name="adamw",
+        muon="/w[qkvo123]$|/shared_w",
+        momentum=0.95,
+        transfer="",  # mup: a rate tuned at base_width serves every width (docs/howto/transfer.md)
+        base_width=0,
+        base_head_size=0,
+        base_layers=0,
         lr=1e-3,
         end_lr=1e-4,
         warmup=100,

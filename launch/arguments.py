@@ -672,6 +672,21 @@ def report() -> flags.Parser:
     return p
 
 
+def coords() -> flags.Parser:
+    p = flags.parser(
+        "coords",
+        "Draws how large activations are at several widths, with optim.transfer=mup and without.",
+        "mot coords --config=configs/digits.py:arch=mot,size=smoke --widths 64,128,256",
+    )
+    flags.add_config(p)
+    p.add_argument("--widths", default="64,128,256", help="of the first stream; all others in proportion; %(default)s")
+    p.add_argument("--steps", default="1,2,4", help="steps on one batch after which to look; default %(default)s")
+    p.add_argument(
+        "--out", type=flags.of_this_machine, default=Path("coords.png"), help="the picture; default %(default)s"
+    )
+    return p
+
+
 def plan() -> flags.Parser:
     p = flags.parser(
         "plan",
@@ -782,6 +797,7 @@ PARSERS = {
     "report": report,
     "plan": plan,
     "launch": launch,
+    "coords": coords,
 }
 
 

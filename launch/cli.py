@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "one page: how many of dense's steps each architecture needed, for each modality",
     "launch": "run a command here, on Slurm, GKE, TPU VMs or by SkyPilot; follow it",
     "plan": "compile a configuration for TPUs that are not there: does it fit, how fast can it be",
+    "coords": "how large activations are at several widths: does optim.transfer hold",
 }
 USAGE = (
     "usage: mot COMMAND ...\n\n"

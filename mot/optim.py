@@ -1,10 +1,10 @@
-"""AdamW with learning rate, decay and freezing by path, and its schedule."""
+"""AdamW and Muon with learning rate, decay and freezing by path, and their schedule."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mot.config import Config, Rule, checks, reads
 from mot.model import params
@@ -75,6 +75,12 @@ def uncovered(config: Config) -> Iterator[str]:
         yield (
             f"{how} leaves nothing to train: towers, embedding and head are frozen for all that share them; untie what "
             "should train (as arch=mot does), or freeze parts"
+        )
+    if o.name == "muon" and not any(params.by_muon(path, spec, config) for path, spec in params.table(config).items()):
+        yield (
+            f"optim.muon: {o.muon!r} matches no matrix from width to width, and optim.name is muon; allowed paths look "
+            f"like {next((path for path, spec in params.table(config).items() if params.is_hidden(spec)), '')}; mend "
+            "it, or write name='adamw'"
         )
     first = [next((i for i, rule in enumerate(o.rules) if re.search(rule.match, path)), None) for path in paths]
     for i in [i for i in range(len(o.rules)) if i not in first]:
@@ -222,20 +228,68 @@ def _is_zero(x) -> bool:
     return isinstance(x, (int, float)) and x == 0
 
 
-def make(config: Config) -> "optax.GradientTransformation":
-    """Clip by the global norm, Adam, decoupled decay (1711.05101), then the rate; decay and rate by path.
+RMS = 0.2  # of a step of Muon, as AdamW's is: one rate and one decay serve both (2502.16982, 2.2)
 
-    Causal routers, which only imitate, are clipped by themselves: the model trains as it would without them.
+
+class ByMatrix(NamedTuple):
+    """The states of both, each of its own parameters."""
+
+    muon: Any
+    adam: Any
+
+
+def _muon(config: Config) -> "optax.GradientTransformation":
+    """Muon (2502.16982) of the matrices that `optim.muon` names, Adam of the others.
+
+    Each matrix is orthogonalised by itself: a layer's, an expert's; q, k, v and o with all their heads, as they
+    multiply. Its step is then scaled to the root mean square of AdamW's.
+    """
+    import optax
+    from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+    o = config.optim
+    specs = {path: spec for path, spec in params.table(config).items() if params.by_muon(path, spec, config)}
+
+    def dimensions(updates):
+        return params.nest({path: MuonDimensionNumbers(*params.sides(specs[path])) for path in params.paths(updates)})
+
+    adam = _adam(o)
+    muon = scale_by_muon(beta=o.momentum, eps=o.eps, mu_dtype=o.moments, weight_dimension_numbers=dimensions)
+
+    def init(weights):
+        matrices, others = params.split(weights, specs.__contains__)
+        return ByMatrix(muon.init(matrices), adam.init(others))
+
+    def scaled(path, update):
+        sizes = [math.prod(specs[path].shape[i] for i in side) for side in params.sides(specs[path])]
+        return update * RMS * max(sizes) ** 0.5
+
+    def update(updates, state, weights=None):
+        matrices, others = params.split(updates, specs.__contains__)
+        matrices, of_muon = muon.update(matrices, state.muon)
+        others, of_adam = adam.update(others, state.adam)
+        matrices = params.nest({path: scaled(path, x) for path, x in params.paths(matrices).items()})
+        return params.merge(matrices, others), ByMatrix(of_muon, of_adam)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make(config: Config) -> "optax.GradientTransformation":
+    """Clip by the global norm, Adam or Muon, decoupled decay (1711.05101), then the rate; decay and rate by path.
+
+    With `optim.transfer` a parameter's own factor on the rate comes before its decay, which so is independent of it: in
+    a step a weight loses schedule * rule.lr * decay of itself at every width (CompleteP's lambda * m_N, 2505.01618,
+    table 1). Causal routers, which only imitate, are clipped by themselves: the model trains as it would without them.
     """
     import optax
 
     o = config.optim
-    decided = rules(config)
+    decided, table = rules(config), params.table(config)
 
     def by_path(f):
         def update(updates, weights):
             flat = params.paths(weights)
-            return params.nest({p: f(decided[p], u, flat[p]) for p, u in params.paths(updates).items()})
+            return params.nest({p: f(p, u, flat[p]) for p, u in params.paths(updates).items()})
 
         return optax.stateless(update)
 
@@ -246,10 +300,24 @@ def make(config: Config) -> "optax.GradientTransformation":
         imitators, model = params.split(updates, params.is_causal)
         return params.merge(clipped(model), clipped(imitators) if imitators else {})
 
+    def decayed(path, update, weight):
+        lr, decay = table[path].lr, decided[path].decay
+        update = update if lr == 1 else lr * update
+        return update if _is_zero(decay) else update + decay * weight
+
     return optax.chain(
         optax.stateless(clip),
-        _adam(o),
-        by_path(lambda rule, u, w: u if _is_zero(rule.decay) else u + rule.decay * w),
-        by_path(lambda rule, u, w: rule.lr * u),
+        _muon(config) if o.name == "muon" else _adam(o),
+        by_path(decayed),
+        by_path(lambda path, update, _: decided[path].lr * update),
         optax.scale_by_learning_rate(schedule(config)),
     )
+
+
+def told_name(config: Config) -> str:
+    """How a report names the optimiser: AdamW, or Muon with AdamW; and how its rates transfer."""
+    o = config.optim
+    name = {"adamw": "AdamW", "muon": "Muon, and AdamW for the rest"}[o.name]
+    bases = {"width": o.base_width, "heads": o.base_head_size, "layers": o.base_layers}
+    base = ", ".join(f"{key} {value}" for key, value in bases.items() if value)
+    return f"{name}; muP from {base}" if o.transfer else name

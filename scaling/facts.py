@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from mot import optim
 from mot.config import Config
 
 from . import match, runs
@@ -133,6 +134,10 @@ def _rate(run: TrainedRun) -> str:
     return f"{run.config.optim.lr:g}, {run.config.optim.schedule} schedule"
 
 
+def _optimiser(run: TrainedRun) -> str:
+    return optim.told_name(run.config)
+
+
 def _size(run: TrainedRun) -> str:
     widths = {name: stream.width for name, stream in run.config.streams.items()}
     layers = f"{run.config.model.layers} {_plural(run.config.model.layers, 'layer')}"
@@ -178,6 +183,7 @@ FACTS: dict[str, Values] = {
     "tokens that a run saw": _tokens,
     "passes over the training data": _passes,
     "batch": _each(_batch),
+    "optimiser": _each(_optimiser),
     "learning rate": _each(_rate),
     "size": _each(_size),
     "machine": _each(_machine),

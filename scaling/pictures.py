@@ -185,3 +185,31 @@ def best_of(found: dict[str, BestOf], colour: dict[str, str], what: str) -> Figu
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
     return figure
+
+
+def coords(found: dict[str, dict], steps: Sequence[int]) -> Figure:
+    """`found[transfer][width]`, sizes of activations (`launch/coords.py`): a panel of each transfer, a line a block."""
+    figure = Figure(figsize=(4.2 * len(found), 6.4), layout="constrained")
+    axes = figure.subplots(2, len(found), sharex=True, sharey="row", squeeze=False)
+    for column, (transfer, by_width) in enumerate(found.items()):
+        widths = [*by_width]
+        for row, name in enumerate(("value", "moved")):
+            axis = axes[row, column]
+            sizes = np.array([getattr(sizes, name) for sizes in by_width.values()])  # [widths, steps, layers, groups]
+            for i, number in enumerate(steps):
+                if name == "moved" and not number:
+                    continue
+                colour = OTHERS[i % len(OTHERS)]
+                lines = sizes[:, i].reshape(len(widths), -1)
+                axis.plot(widths, lines, color=colour, marker="o", markersize=3, linewidth=1)
+                axis.plot([], [], color=colour, label=f"step {number}")
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log", base=2)
+            axis.set_xticks(widths, [str(width) for width in widths])
+            axis.grid(alpha=0.25)
+        axes[0, column].set_title(transfer)
+        axes[1, column].set_xlabel("width")
+    axes[0, 0].set_ylabel("root mean square after a block")
+    axes[1, 0].set_ylabel("its change since step 0")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    return figure

@@ -268,9 +268,23 @@ MUTATIONS = (
     Mutation(
         "decay: by the rate's factor of the path",
         "mot/optim.py",
-        "u if _is_zero(rule.decay) else u + rule.decay * w",
-        "u if _is_zero(rule.decay) else u + rule.lr * rule.decay * w",
+        "return update if _is_zero(decay) else update + decay * weight",
+        "return update if _is_zero(decay) else update + decided[path].lr * decay * weight",
         "tests/test_optim.py::test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path",
+    ),
+    Mutation(
+        "transfer: hidden matrices keep their rate",
+        "mot/model/params.py",
+        "spec = spec._replace(lr=r**-0.5 if by_muon(path, spec, config) else 1 / r)",
+        "spec = spec._replace(lr=1.0)",
+        "tests/model/test_params.py::test_mup_is_a_table_of_kinds",
+    ),
+    Mutation(
+        "muon: a step of any size",
+        "mot/optim.py",
+        "return update * RMS * max(sizes) ** 0.5",
+        "return update * RMS",
+        "tests/test_optim.py::test_muon_orthogonalises_each_matrix_by_itself",
     ),
     Mutation(
         "clipping: not at all",

@@ -10,6 +10,7 @@ from mot.config.varied import put
 from mot.model import params
 from mot.train import state
 from mot.train.step import make_step
+from tests.oracles import reference
 from tests.support import examples
 
 
@@ -133,3 +134,80 @@ def test_moments_shard_as_their_parameters():
     placed = state.state_shardings(c, mesh)
     (adam,) = [part for part in placed.opt if hasattr(part, "nu")]
     assert adam.mu == adam.nu == placed.params
+
+
+@pytest.mark.parametrize("arch", ["mot", "learned_mot"])
+def test_muon_orthogonalises_each_matrix_by_itself(arch):
+    """A layer's and an expert's; q, k and v make all heads at once, and o sums over all. The rest is Adam's."""
+    tree = examples.tree(arch)
+    tree.optim.update(dict(name="muon", lr=1.0, warmup=0, clip=1e9))
+    c = resolve(tree, optim.uncovered)
+    table = params.table(c)
+    weights = params.init(table, 0)
+    grads = jax.tree.map(lambda w: jnp.cos(7 * w), weights)
+    adam = params.paths(step_of(resolve(examples.tree(arch)), grads)[0])
+    moved, state_after = step_of(c, grads)
+    seen = set()
+    for path, update in params.paths(moved).items():
+        weight = params.parse(path).weight.removeprefix("shared_")
+        if weight not in ("wq", "wk", "wv", "wo", "w1", "w2", "w3"):
+            np.testing.assert_allclose(update, adam[path], rtol=1e-5, err_msg=path)
+            continue
+        seen.add(weight)
+        leading = [size for size, axis in zip(table[path].shape, table[path].axes, strict=True) if axis in LEADING]
+        rows = table[path].shape[len(leading)] if weight != "wo" else np.prod(table[path].shape[-3:-1])
+        gradient = np.asarray(params.paths(grads)[path]).reshape(*leading, rows, -1)
+        got = np.asarray(update).reshape(gradient.shape)
+        for index in np.ndindex(*leading):
+            np.testing.assert_allclose(got[index], reference.muon(gradient[index]), atol=2e-4, err_msg=path)
+    assert seen == {"wq", "wk", "wv", "wo", "w1", "w2", "w3"}
+    assert set(params.paths(state_after.muon.mu)) | set(params.paths(state_after.adam.mu)) == set(table)
+
+
+LEADING = ("layer", "expert")
+
+
+def step_of(c, grads):
+    """The directions of a first step, and the state of what makes them."""
+    make = optim._muon(c) if c.optim.name == "muon" else optim._adam(c.optim)
+    return jax.jit(make.update)(grads, make.init(grads))
+
+
+def test_muon_needs_a_matrix():
+    with pytest.raises(ConfigError, match=r"optim.muon: 'embed' matches no matrix .* blocks/main/attn/\w+/wq"):
+        make(name="muon", muon="embed")
+
+
+def test_the_moments_of_muon_shard_as_their_parameters():
+    tree = examples.tree()
+    tree.mesh.fsdp = 4
+    tree.optim.update(name="muon")
+    c = resolve(tree)
+    placed = state.state_shardings(c, sharding.make_mesh(c))
+    both = params.paths(placed.opt[1].muon.mu) | params.paths(placed.opt[1].adam.nu)
+    assert both == params.paths(placed.params)
+    assert placed.opt[1].muon.count == placed.updates
+
+
+def test_decay_does_not_follow_a_transferred_rate():
+    """At four times the base a matrix moves a quarter as far, and decays as ever."""
+    weights = params.init(params.table(make()), 0)
+    grads = jax.tree.map(jnp.zeros_like, weights)
+    decays = []
+    for changes in ({}, {"transfer": "mup", "base_width": 4}):
+        optimiser = optim.make(make(warmup=0, **changes))
+        decays.append(optimiser.update(grads, optimiser.init(weights), weights)[0])
+    jax.tree.map(np.testing.assert_array_equal, *decays)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transfer": "mup"}, "optim.base_width: 0, but optim.transfer is 'mup'"),
+        ({"base_layers": 2}, "optim.base_layers: 2, but optim.transfer is ''"),
+        ({"name": "sgd"}, "optim.name: 'sgd'; allowed: adamw, muon"),
+    ],
+)
+def test_keys_of_a_transfer_belong_together(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**changes)

@@ -13,7 +13,7 @@ from mot.errors import Fault
 from mot.files import fault_of, is_address
 
 if TYPE_CHECKING:  # it imports this file
-    from mot.config.schema import Experts, Sections, Stream
+    from mot.config.schema import Experts, Optim, Sections, Stream
 
 
 def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
@@ -116,7 +116,9 @@ VALUES: dict[str, dict[str, Allowed]] = {
     },
     "Optim": dict.fromkeys(("lr", "eps", "clip", "accumulate", "patience"), ABOVE_0)
     | dict.fromkeys(("end_lr", "warmup", "decay_steps", "skip_above"), AT_LEAST_0)
-    | dict.fromkeys(("beta1", "beta2", "ema"), FRACTION)
+    | dict.fromkeys(("base_width", "base_head_size", "base_layers"), AT_LEAST_0)
+    | dict.fromkeys(("beta1", "beta2", "ema", "momentum"), FRACTION)
+    | {"name": ("adamw", "muon"), "transfer": ("", "mup")}
     | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")},
     "Rule": dict.fromkeys(("lr", "decay"), AT_LEAST_0),
 }
@@ -591,7 +593,9 @@ LONGEST_IN_BFLOAT16 = 0.99  # numbers are up to 2^-7 apart: smaller steps would 
 def _optim(c: "Sections") -> Iterator[Fault]:
     o = c.optim
     yield from within("optim", o, VALUES["Optim"])
-    for key in ("beta1", "beta2"):
+    yield from _transfer(o)
+    yield from pattern("optim.muon", o.muon)
+    for key in ("beta1", "beta2", "momentum"):
         if o.moments == "bfloat16" and getattr(o, key) > LONGEST_IN_BFLOAT16:
             yield Fault(
                 "optim.moments",
@@ -612,6 +616,18 @@ def _optim(c: "Sections") -> Iterator[Fault]:
         for i, rule in enumerate(getattr(o, key)):
             yield from within(f"optim.{key}[{i}]", rule, VALUES["Rule"])
             yield from pattern(f"optim.{key}[{i}].match", rule.match)
+
+
+def _transfer(o: "Optim") -> Iterator[Fault]:
+    """What a transfer needs, and what means nothing without one."""
+    if o.transfer == "mup" and not o.base_width:
+        yield Fault("optim.base_width", "0, but optim.transfer is 'mup'; write the width at which optim.lr was tuned")
+    bases = {key: getattr(o, key) for key in ("base_width", "base_head_size", "base_layers")}
+    unread = {f"optim.{key}": value for key, value in bases.items() if value > 0}
+    if not o.transfer and unread:
+        yield Fault(
+            ", ".join(unread), f"{', '.join(map(str, unread.values()))}, but optim.transfer is ''; write 0, or 'mup'"
+        )
 
 
 def _steps(c: "Sections") -> Iterator[Fault]:

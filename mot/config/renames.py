@@ -28,6 +28,13 @@ ADDED = {
     "init.state": "weights",
     "init.match": "",
     "optim.skip_above": 0.0,
+    "optim.name": "adamw",
+    "optim.muon": "/w[qkvo123]$|/shared_w",
+    "optim.momentum": 0.95,
+    "optim.transfer": "",
+    "optim.base_width": 0,
+    "optim.base_head_size": 0,
+    "optim.base_layers": 0,
 }
 
 

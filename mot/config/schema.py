@@ -209,8 +209,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, its rate by step and by parameter (`optim.py`)."""
+    """AdamW or Muon, the rate by step and by parameter, and how it transfers among sizes (`optim.py`)."""
 
+    name: str  # what moves parameters; muon: matrices of blocks by Muon, at AdamW's rates and decay; the rest by AdamW
+    muon: str  # of muon alone: a regular expression; it moves the matrices from width to width whose path holds a match
+    momentum: float  # of muon alone: decay of its running mean of gradients
+    transfer: str  # how initial values and rates follow the width. mup: lr, decay and all that is tuned at the base
+    # serve every width
+    base_width: int  # of mup: the width at which the rate was tuned, of every tower; 0 where there is no transfer
+    base_head_size: int  # of mup: the size of a head there; 0 = it stays as it is
+    base_layers: int  # of mup: the number of layers there (CompleteP); 0 = rates do not follow the depth
     lr: float  # the peak learning rate, after the warm-up
     end_lr: float  # the learning rate at run.steps
     warmup: int  # steps of a linear rise to the peak

@@ -1,5 +1,7 @@
 """What every layer of a forward pass sees alike: the groups of streams, the row in which they meet, and the cache."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -44,7 +46,12 @@ class Context(NamedTuple):
     key: jax.Array | None  # of the routers' jitter; None: no jitter
     causal: bool  # experts that choose are imitated by routers that see no later token
     cache: Cache | None  # whose info has these tokens
+    multipliers: Mapping[str, float] = MappingProxyType({})  # by `component/tower/weight`, where they are not 1
     kv: tuple[jax.Array, jax.Array] | None = None  # the cache's keys and values of this layer
+
+    def scaled(self, x: jax.Array, path: str) -> jax.Array:
+        """x times the multiplier of a weight, `component/tower/weight`."""
+        return x * self.multipliers[path] if path in self.multipliers else x
 
 
 class Tower(NamedTuple):

@@ -26,9 +26,9 @@ def block(
     """
     context = _inside(context, number)
     ys, attention_reports, kv = attention(_pre_norm(xs, w, "attn", context), w["attn"], context)
-    xs = _add(xs, _post_norm(ys, w, "attn", context), context)
+    xs = _add(xs, _post_norm(ys, w, "attn", context), "attn", context)
     ys, ffn_reports = feed_forward(_pre_norm(xs, w, "ffn", context), w["ffn"], context)
-    xs = _add(xs, _post_norm(ys, w, "ffn", context), context)
+    xs = _add(xs, _post_norm(ys, w, "ffn", context), "ffn", context)
     return xs, attention_reports | ffn_reports, kv
 
 
@@ -58,9 +58,16 @@ def _norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax
     return normed
 
 
-def _add(xs: list[jax.Array], ys: list[jax.Array], context: Context) -> list[jax.Array]:
+LAST = {"attn": "wo", "ffn": "w2"}  # the matrix that ends a branch
+
+
+def _add(xs: list[jax.Array], ys: list[jax.Array], name: str, context: Context) -> list[jax.Array]:
     """The residuals with what a branch gives them."""
-    sums = [x_RD + y_RD for x_RD, y_RD in zip(xs, ys, strict=True)]
+    tower_of = context.config.component(name).towers
+    sums = [
+        x_RD + context.scaled(y_RD, f"{name}/{tower_of[group.streams[0]]}/{LAST[name]}")
+        for x_RD, y_RD, group in zip(xs, ys, context.groups, strict=True)
+    ]
     return [sharding.constrain(x_RD, (sharding.ROWS, None), context.config.mesh.rules) for x_RD in sums]
 
 
@@ -86,7 +93,8 @@ def attention(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.
         else:
             flat = [_project_in(w[tower.name], xs[i], context.config.mesh.rules) for i in tower.groups]
         for i, parts in zip(tower.groups, flat, strict=True):
-            qkv[i] = _heads(w[tower.name], parts, context.groups[i].tokens, context.config.model)
+            q, k, v = _heads(w[tower.name], parts, context.groups[i].tokens, context.config.model)
+            qkv[i] = (context.scaled(q, f"attn/{tower.name}/wq"), k, v)
     outputs, kv = _attend([qkv[i] for i in range(len(xs))], context)
     rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
     ys = {}

@@ -5,6 +5,7 @@ JAX, which takes seconds to import; so a configuration is judged without.
 """
 
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -17,6 +18,8 @@ class Spec(NamedTuple):
     axes: tuple[str, ...]  # logical: embed, vocab, heads, kv_heads, head, mlp, layer, expert, router, gate
     std: float | None = None  # of a normal distribution; None means ones (a norm's scale) ...
     fill: float = 1.0  # ... or another constant
+    lr: float = 1.0  # factor on its learning rate, not on its decay
+    multiplier: float = 1.0  # of queries (wq), of a branch (wo, w2), of the logits of a tied embedding
 
 
 Table = dict[str, Spec]
@@ -59,11 +62,94 @@ def table(config: Config) -> Table:
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
     if not config.model.tied:
         rows["head/out"] = Spec((D, V), ("embed", "vocab"), scale(D))
-    return rows
+    if not config.optim.transfer:
+        return rows
+    return {path: _transferred(path, spec, config) for path, spec in rows.items()}
 
 
 def scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
+
+
+WIDE = {"embed", "heads", "kv_heads", "mlp"}  # axes that grow with the width
+
+
+def sides(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a matrix that it sums over (its fan-in), and those that it makes; layers and experts are neither."""
+    own = tuple(i for i, axis in enumerate(spec.axes) if axis not in ("layer", "expert"))
+    split = 2 if spec.axes[own[0]] == "heads" else 1  # wo sums over all heads' features
+    return own[:split], own[split:]
+
+
+def is_hidden(spec: Spec) -> bool:
+    """Is it a matrix from width to width, such as a block's q, k, v, o and FFN?"""
+    ins, outs = (WIDE & {spec.axes[i] for i in side} for side in sides(spec))
+    return spec.std is not None and bool(ins and outs)
+
+
+def _transferred(path: str, spec: Spec, config: Config) -> Spec:
+    """A parameter's row by muP: what is tuned at `optim.base_width` then serves every width. At the base it is as ever.
+
+    r is the width of the parameter's tower over the base's: towers may differ. FFNs' and experts' hidden units grow
+    with it, fan-in and fan-out of an expert are its own, and the heads of all grow with the first stream. By what a
+    matrix sums over and what it makes (2203.03466, tables 3 and 8, for Adam):
+
+    from    to      which                                       initial std          rate
+    finite  wide    embedding, latents' in, time to width, ada  as at the base       1
+    wide    wide    q, k, v, o, w1, w2, w3, of experts too,     fan-in ** -0.5       1 / r
+                    and the hidden layer of causal routers
+    wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
+                    too), gate of shared experts                * r ** -0.5
+    finite  finite  the MLP of noise levels                     as ever              1
+    vectors         norms', queries' and keys' scales, biases   as ever              1
+
+    A tied embedding is one from finite to wide, and its logits are multiplied by 1 / r (table 8). Scores of attention
+    fall as 1 / head size, not as its root, beyond `optim.base_head_size`: queries are multiplied, after their norm.
+    Experts and routers: 2508.09752. Muon's matrices have a rate of r ** -0.5, as what moves them has a spectral norm of
+    width ** 0.5 (2310.17813; `optim.py`).
+
+    With `optim.base_layers` depth follows CompleteP (2505.01618, alpha 1): each branch is multiplied by base_layers /
+    layers, and the last matrix of a branch begins as at the base's depth. Adam's eps is not scaled; gradients must stay
+    far above it. Decay: `optim.make`.
+    """
+    o = config.optim
+    if spec.std is None:
+        return spec
+    ins, outs = ({spec.axes[i] for i in side} for side in sides(spec))
+    r = _growth(path, "heads" if "heads" in ins else "embed", config)
+    if path == "embed/tokens":
+        return spec._replace(std=spec.std * r**0.5, multiplier=1 / r if config.model.tied else 1.0)
+    if not ins & WIDE:
+        return spec
+    if not outs & WIDE:
+        return spec._replace(std=spec.std * r**-0.5, lr=1 / r)
+    weight = parse(path).weight
+    spec = spec._replace(lr=r**-0.5 if by_muon(path, spec, config) else 1 / r)
+    if weight == "wq" and o.base_head_size:
+        return spec._replace(multiplier=(o.base_head_size / config.model.head_size) ** 0.5)
+    if outs == {"embed"} and o.base_layers:
+        deeper = config.model.layers / o.base_layers
+        return spec._replace(std=spec.std * deeper**0.5, multiplier=1 / deeper)
+    return spec
+
+
+def _growth(path: str, axis: str, config: Config) -> float:
+    """How many times as wide as the base's a parameter's tower is; of heads, which all towers share, the first's."""
+    first = next(iter(config.streams))
+    name = first if axis == "heads" else parse(path).tower
+    return config.streams.get(name, config.streams[first]).width / max(config.optim.base_width, 1)
+
+
+def by_muon(path: str, spec: Spec, config: Config) -> bool:
+    """Is it a matrix that Muon moves? The others are moved by Adam."""
+    o = config.optim
+    return o.name == "muon" and is_hidden(spec) and re.search(o.muon, path) is not None
+
+
+def multipliers(config: Config) -> dict[str, float]:
+    """The multipliers that are not 1, by `component/tower/weight`: layers of all stacks have the same."""
+    found = {parse(path): spec.multiplier for path, spec in table(config).items() if spec.multiplier != 1}
+    return {f"{p.component}/{p.tower}/{p.weight}": multiplier for p, multiplier in found.items() if p.stack}
 
 
 def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:

@@ -18,6 +18,7 @@ from mot import batches, sharding
 from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.model import caches, embed, joint, layers, ops
+from mot.model import params as parameters
 from mot.model.caches import Cache
 from mot.model.context import Context, Group
 from mot.model.params import by_norm
@@ -64,29 +65,39 @@ def forward(
     `key` is of the routers' jitter, `causal` as in `router.route`. With a cache the batch may lack streams, and its
     tokens see those of the cache too.
     """
+    xs, context = enter(params, batch, config, key, causal, cache)
+    xs, routing, kv = stack(partial(layers.block, context=context), params["blocks"], xs, config, cache is not None)
+    hidden, latents = [], {}
+    for x_RD, group in zip(xs, context.groups, strict=True):
+        scale_D = params["final_norm"][config.towers.norm[group.streams[0]]]["scale"]
+        h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps)
+        of_ids, of_vectors = embed.unembed(params, h_RD, group, config)
+        hidden += of_ids
+        latents |= of_vectors
+    return Output(hidden, latents, routing, None if context.cache is None else context.cache.replace(kv=kv))
+
+
+def enter(
+    params: dict, batch: Batch, config: Config, key: jax.Array | None, causal: bool, cache: Cache | None
+) -> tuple[list[jax.Array], Context]:
+    """What enters the first layer: the groups' residuals, and what every layer sees; arguments as in `forward`."""
     T = batches.length(batch) if cache is None else None  # what follows a cache has positions of a longer row
     groups = [merge(batch, streams, config, T) for streams in alike(config, batch)]
     xs, conditions = zip(*(embed.embed(params, group, config) for group in groups), strict=True)
     row = joint.join(groups, config.mesh.rules, T)
     if cache is not None:
         cache = cache.replace(info=caches.place_info(cache, row.q))
-    context = Context(config, groups, list(conditions), row, key, causal, cache)
-    xs, routing, kv = stack(
-        partial(layers.block, context=context), params["blocks"], list(xs), config, cache is not None
-    )
-    hidden, latents = [], {}
-    for x_RD, group in zip(xs, groups, strict=True):
-        scale_D = params["final_norm"][config.towers.norm[group.streams[0]]]["scale"]
-        h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps)
-        of_ids, of_vectors = embed.unembed(params, h_RD, group, config)
-        hidden += of_ids
-        latents |= of_vectors
-    return Output(hidden, latents, routing, None if cache is None else cache.replace(kv=kv))
+    multipliers = parameters.multipliers(config)
+    return list(xs), Context(config, groups, list(conditions), row, key, causal, cache, multipliers)
 
 
 def head(params: dict, config: Config) -> jax.Array:
     """`[D, V]`, the matrix that makes logits."""
-    return params["embed"]["tokens"].T if config.model.tied else params["head"]["out"]
+    if not config.model.tied:
+        return params["head"]["out"]
+    multiplier = parameters.table(config)["embed/tokens"].multiplier
+    head_DV = params["embed"]["tokens"].T
+    return head_DV if multiplier == 1 else head_DV * multiplier
 
 
 # --- the stack of layers -------------------------------------------------------------------------------------------

@@ -24,8 +24,10 @@ def needed(config: Config, mesh: jax.sharding.Mesh, runs: int = 1) -> tuple[int,
 
     weights = count(table) * (2 if config.optim.ema else 1)
     gradients_and_moments = 1 + MOMENTS[config.optim.moments]
-    trained = count({path: spec for path, spec in table.items() if is_trained(path)})
-    state = FLOAT32 * runs * (weights + gradients_and_moments * trained)
+    trained = {path: spec for path, spec in table.items() if is_trained(path)}
+    of_one = {path: spec for path, spec in trained.items() if params.by_muon(path, spec, config)}
+    less = MOMENTS[config.optim.moments] / 2 * count(of_one)  # Muon keeps one moment
+    state = round(FLOAT32 * runs * (weights + gradients_and_moments * count(trained) - less))
     rows = config.data.batch // config.optim.accumulate
     tokens = rows * config.length // sharding.shard_count((sharding.ROWS,), rules, mesh)
     width = max(stream.width for stream in config.streams.values())

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from mot import optim, sharding
@@ -49,13 +48,14 @@ def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
     weights = params.nest({p: sharding.by_axes(mesh, spec.axes, rules) for p, spec in table.items()})
     trained, _ = params.split(weights, optim.trainable(config))
     shapes = jax.eval_shape(lambda: init_state(config))
-    opt = optax.tree_utils.tree_map_params(
-        optim.make(config),
-        lambda _, of_parameter: of_parameter,
-        shapes.opt,
-        trained,
-        transform_non_params=lambda _: everywhere,
-    )
+    places = params.paths(trained)
+
+    def with_parameter(keys, _):
+        """An optimiser's leaf lies under the path of its parameter."""
+        path = "/".join(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
+        return places.get(path, everywhere)
+
+    opt = jax.tree_util.tree_map_with_path(with_parameter, shapes.opt)
     means = jax.tree.map(lambda _: everywhere, shapes.means)
     norms = jax.tree.map(lambda _: everywhere, shapes.norms)
     return State(weights, opt, weights if config.optim.ema else {}, everywhere, means, norms)

@@ -93,3 +93,51 @@ def test_a_path_tells_its_parts(path, says):
 def test_what_is_no_path_is_refused():
     with pytest.raises(ValueError, match="'blocks/ffn/text/w1' is no path"):
         params.parse("blocks/ffn/text/w1")
+
+
+def transferred(arch="mot_moe", base=8, **changes):
+    tree = examples.tree(arch, tied=changes.pop("tied", False))
+    tree.optim.update(dict(transfer="mup", base_width=base) | changes)
+    return params.table(resolve(tree))
+
+
+def test_mup_is_a_table_of_kinds():
+    """Twice the base's width: initial values, rates and multipliers of each kind, by what `_transferred` says."""
+    before = params.table(examples.make("mot_moe"))
+    after = transferred()
+    assert after.keys() == before.keys()
+    found = {}
+    for path, spec in after.items():
+        std = None if spec.std is None else round(spec.std / before[path].std, 3)
+        found.setdefault((std, spec.lr, spec.multiplier), set()).add(params.parse(path).weight)
+    assert found == {
+        (1.414, 1.0, 1.0): {"tokens"},
+        (1.0, 0.5, 1.0): {"wq", "wk", "wv", "wo", "w1", "w2", "w3", "causal_in"},
+        (0.707, 0.5, 1.0): {"out", "router", "causal_out"},
+        (None, 1.0, 1.0): {"attn", "ffn", "scale", "q_norm", "k_norm"},
+    }
+
+
+def test_mup_at_the_base_is_the_parametrisation_of_ever():
+    assert transferred(base=16) == params.table(examples.make("mot_moe"))
+
+
+def test_mup_of_a_tied_embedding_of_heads_and_of_depth():
+    spec = transferred(tied=True, base_head_size=2, base_layers=1)
+    assert (spec["embed/tokens"].lr, spec["embed/tokens"].multiplier) == (1.0, 0.5)
+    block = "blocks/sparse/"
+    assert spec[f"{block}attn/text/wq"].multiplier == 0.5  # heads of 8, of 2 there
+    for last in ("attn/image/wo", "ffn/image/w2", "ffn/text/w2"):
+        assert spec[block + last].multiplier == 0.5
+        np.testing.assert_allclose(spec[block + last].std, 2**0.5 * transferred()[block + last].std)
+
+
+def test_towers_of_other_widths_have_other_rates():
+    tree = vectors.tree("mot", 32)
+    tree.optim.update(transfer="mup", base_width=16)
+    table = params.table(resolve(tree))
+    rates = {tower: table[f"blocks/main/ffn/{tower}/w1"].lr for tower in ("text", "image")}
+    assert rates == {"text": 1.0, "image": 0.5}
+    assert table["blocks/main/attn/image/wo"].lr == 1.0  # it sums over heads, which grow with the first stream
+    assert [table[f"latent/image/{name}"].lr for name in ("in", "out", "time_in", "time_out")] == [1, 0.5, 1, 1]
+    assert table["blocks/main/norm/image/attn_ada"].lr == 1

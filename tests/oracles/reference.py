@@ -190,3 +190,13 @@ def routed(x, w, wanted, found, o):
         hidden = jax.nn.silu(x @ w["w1"][e]) * (x @ w["w3"][e])
         y = y + jnp.where(found[:, e], weight[:, e], 0)[:, None] * (hidden @ w["w2"][e])
     return y
+
+
+def muon(gradient, steps=5):
+    """The first step of Muon for one matrix [in, out], float64: Newton-Schulz written out (2502.16982, 2.1)."""
+    x = np.asarray(gradient, np.float64)
+    x = x / np.linalg.norm(x)
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return 0.2 * max(x.shape) ** 0.5 * x

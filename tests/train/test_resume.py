@@ -18,6 +18,10 @@ KINDS = {
     "mot": ("digits.py:size=smoke,arch=mot", {}),
     "experts choose": ("digits.py:size=smoke,arch=moe_ec4", {}),
     "tokens choose, biases balance": ("digits.py:size=smoke,arch=moe_tc4", {}),
+    "muon with mup": (
+        "digits.py:size=smoke,arch=mot_moe",
+        {"optim.name": "muon", "optim.transfer": "mup", "optim.base_width": "16", "model.tied": "True"},
+    ),
     "flow, centred losses": (
         "transfusion.py:size=smoke,arch=mot",
         EMA | {"streams.image.diffusion.loss_centre": "0.5"},
