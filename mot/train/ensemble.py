@@ -30,7 +30,7 @@ from mot.data.mixture import Sources
 from mot.data.pipeline import LeftOut
 from mot.errors import UserError
 from mot.model import kernels
-from mot.runs import goodput, metrics, peak, profile, rundir
+from mot.runs import goodput, metrics, peak, profile, rundir, trackers
 from mot.runs.log import Dispatched, Diverged, Log
 from mot.runs.writer import Live, Writer
 from mot.train import evaluate, loop, restore
@@ -67,6 +67,7 @@ def run(
     """
     began = time.monotonic()
     refuse_others(configs)
+    trackers.refuse_absent(configs[0].run.trackers)
     first, training, held_out = restore.open_data(configs[0])
     configs = [dataclasses.replace(first, run=c.run, model=c.model, optim=c.optim) for c in configs]
     mesh = make_mesh(first, len(configs), devices)
@@ -383,6 +384,8 @@ class Logs:
 
     def close(self) -> None:
         """Ends the files, with a table of the runs' last held-out losses."""
+        for log in self.all:
+            log.writer.end()
         for log in self.all:
             log.writer.close()
         named = [m for m in self.modalities if any(f"loss/{m}" in row for row in self.held_out)]

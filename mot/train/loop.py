@@ -16,7 +16,7 @@ from mot.data import budgets, pipeline, sources
 from mot.data.mixture import Sources
 from mot.errors import Hung, UserError
 from mot.model import kernels, params
-from mot.runs import goodput, metrics, peak, profile, rundir
+from mot.runs import goodput, metrics, peak, profile, rundir, trackers
 from mot.runs.log import Dispatched, Diverged, Log, Pending, counted
 from mot.runs.writer import Live, Writer
 from mot.train import restore
@@ -49,6 +49,7 @@ def run(
     `Stopped` after SIGINT or SIGTERM.
     """
     began = time.monotonic()
+    trackers.refuse_absent(config.run.trackers)
     config, training, held_out = restore.open_data(config)
     mesh = sharding.make_mesh(config, devices)
     refuse_too_large(config, mesh)

@@ -16,7 +16,7 @@ from launch.sample import Options
 from mot.config import resolve
 from mot.data import sources
 from mot.generate import opened, results
-from mot.runs import rundir, tensorboard
+from mot.runs import curves, rundir, tensorboard
 from mot.runs.writer import Writer
 from mot.tokenizers import waveform
 from mot.train import loop
@@ -99,7 +99,7 @@ def test_the_configuration_is_there_once_as_text_and_in_the_table_of_runs(run):
     ],
 )
 def test_a_value_has_its_curve_or_none(kind, key, many, one):
-    assert (tensorboard.tag(kind, key, 2), tensorboard.tag(kind, key, 1)) == (many, one)
+    assert (curves.tag(kind, key, 2), curves.tag(kind, key, 1)) == (many, one)
 
 
 def test_samples_are_shown_at_their_step(run, tmp_path):
