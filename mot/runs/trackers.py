@@ -120,6 +120,7 @@ class Tracker:
 
     def _follow(self) -> None:
         """Opens the tracker, and sends it rows until the run ends."""
+        self._remember()  # a start after this one goes on with the same run, whatever becomes of this one
         with self._asked():
             tracker = OPENERS[self.name](self.about)
         try:
