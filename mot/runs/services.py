@@ -3,14 +3,16 @@
 Keys are theirs to find, in the environment or in files of their own. mot reads none and passes none on.
 """
 
+import contextlib
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from mot.files import cache_folder, is_bucket, make_folder
-from mot.runs.curves import kind_of
+from mot.runs.curves import CURVES, kind_of
 
 PROJECT = "mot"  # where the environment names no other
 OPENS = 20  # seconds that W&B may take to answer when a run is opened
@@ -33,7 +35,7 @@ class Opened(NamedTuple):
     log: Callable[[int, Mapping[str, float]], None]  # takes a step and its points by tag
     close: Callable[[], None]
     where: str  # told to the user
-    has: Mapping[str, int] | None = None  # the newest step of each kind that it has; None where it cannot tell
+    has: Mapping[str, int]  # the newest step of each kind that it has; where it cannot tell, that kind is not there
 
 
 def open_wandb(about: About) -> Opened:
@@ -55,8 +57,10 @@ def open_wandb(about: About) -> Opened:
         x_save_requirements=False,
         init_timeout=OPENS,
         finish_timeout=FINISHES,
+        x_transaction_log_flush_interval=1.0,
     )
     folder = _own_folder(about, "wandb")
+    has = _in_files(folder / "wandb", about.id)
     opened = wandb.init(
         project=os.environ.get("WANDB_PROJECT") or PROJECT,
         id=about.id,
@@ -77,7 +81,57 @@ def open_wandb(about: About) -> Opened:
         opened.log({"step": step, **points})
 
     where = opened.url if mode == "online" else f"{mode}; `wandb sync {opened.settings.sync_dir}` sends it"
-    return Opened(log, opened.finish, where)
+    return Opened(log, opened.finish, where, has)
+
+
+def _in_files(folder: Path, id: str) -> dict[str, int]:
+    """The newest step of each kind in the files of earlier starts that were offline: a kill costs W&B its last rows.
+
+    Of those that were online W&B has more than lies here, and of those that were sent and removed, too.
+    """
+    starts = sorted(folder.glob(f"*run-*-{id}"), key=lambda start: start.name.removeprefix("offline-"), reverse=True)
+    newest: dict[str, int] = {}
+    for start in starts:
+        if not start.name.startswith("offline-"):
+            break
+        with contextlib.suppress(Exception):  # what cannot be read tells nothing
+            for record in reversed(wandb_records(start / f"run-{id}.wandb")):
+                if len(newest) == len(CURVES):
+                    return newest
+                row = wandb_row(record)
+                for kind in {kind_of(tag) for tag in row.keys() - {"step"}}:
+                    newest.setdefault(kind, int(row["step"]))
+    return newest
+
+
+def wandb_records(file: Path) -> list[bytes]:
+    """The records of a file of W&B, in LevelDB's log format: blocks of 32 KiB, after a header of 7 bytes."""
+    content = file.read_bytes()
+    records: list[bytes] = []
+    record = b""
+    at = 7
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:  # the header of a record is never split between blocks
+            at += left
+            continue
+        length, part = struct.unpack_from("<HB", content, at + 4)  # after its checksum
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if part in (1, 4):  # whole, or the last part
+            records.append(record)
+            record = b""
+    return records
+
+
+def wandb_row(record: bytes) -> dict[str, float]:
+    """The values of a record that is a row, its step among them; none of another record."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    read = Record.FromString(record)
+    items = read.history.item if read.WhichOneof("record_type") == "history" else ()
+    values = {"/".join(item.nested_key) or item.key: item.value_json for item in items}
+    return {tag: float(value.strip('"')) for tag, value in values.items() if not tag.startswith("_")}
 
 
 def open_trackio(about: About) -> Opened:
@@ -106,7 +160,7 @@ def open_trackio(about: About) -> Opened:
 
     elsewhere = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
     where = f"run {name}; `trackio show --project {project}` shows it"
-    return Opened(log, opened.finish, where, None if elsewhere else _in_database(project, name))
+    return Opened(log, opened.finish, where, {} if elsewhere else _in_database(project, name))
 
 
 def _in_database(project: str, name: str) -> dict[str, int]:
@@ -120,13 +174,13 @@ def _in_database(project: str, name: str) -> dict[str, int]:
     return newest
 
 
-def _own_folder(about: About, name: str) -> str:
+def _own_folder(about: About, name: str) -> Path:
     """Where a tracker may write: the run's folder, or for a run in a bucket a folder of this machine."""
     if not is_bucket(about.folder):
-        return str(about.folder)
+        return about.folder
     folder = (cache_folder() or Path(tempfile.mkdtemp())) / name / about.id
     make_folder(folder)
-    return str(folder)
+    return folder
 
 
 # By the names that `run.trackers` takes (`mot.config.options.TRACKERS`).

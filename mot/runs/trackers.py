@@ -142,8 +142,7 @@ class Tracker:
 
     def _take_back(self, tracker: Opened) -> None:
         """What the tracker lost of what it was given, when the last start was killed, is sent again."""
-        if tracker.has is not None:
-            self.sent = {kind: min(step, tracker.has[kind]) for kind, step in self.sent.items()}
+        self.sent = {kind: min(step, tracker.has.get(kind, step)) for kind, step in self.sent.items()}
 
     def _send_what_waits(self, tracker: Opened) -> None:
         before = dict(self.sent)

@@ -14,7 +14,7 @@ class Fake:
         self.closed = 0
         self.fault = None
         self.closing = None  # is called when it is closed
-        self.has = None
+        self.has = {}  # what it says that it has
 
     def open(self, about):
         self.abouts.append(about)
