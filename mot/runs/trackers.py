@@ -40,6 +40,21 @@ def opened(path: Path, config: Mapping, kept: Sequence[Mapping], say: Callable[[
     return [Tracker(name, path, config, kept, say) for name in names(config["run"]["trackers"])]
 
 
+def catch_up(path: Path, say: Callable[[str], None]) -> None:
+    """Gives the trackers of a run that has ended the rows that they lack, for no longer than `PATIENCE`."""
+    config = rundir.read_config(path)
+    rows = rundir.read_metrics(path)
+    lacking = []
+    for name in names(config["run"]["trackers"]):
+        _, sent = _remembered(_file(path, name))
+        if any(row["kind"] != "event" and row["step"] > sent.get(row["kind"], -1) for row in rows):
+            lacking.append(Tracker(name, path, config, rows, say))
+    for tracker in lacking:
+        tracker.end(PATIENCE)
+    for tracker in lacking:
+        tracker.close()
+
+
 class Tracker:
     """Gives a run's rows to a tracker, and keeps in the run's folder what it was given: each row goes once.
 
@@ -52,7 +67,7 @@ class Tracker:
         self.name = name
         self.path = path
         self.say = say
-        self.file = path / "trackers" / f"{name}.json"
+        self.file = _file(path, name)
         self.sources = len(config["data"]["sources"])
         self.id, self.sent = _remembered(self.file)  # sent: the newest step of each kind that the tracker was given
         run = config["run"]
@@ -84,20 +99,20 @@ class Tracker:
             self.silent = True
             self.say(f"ALARM: {self.name} has not answered for {PATIENCE:.0f} s; training goes on without it")
 
-    def end(self) -> None:
-        """Tells it that no row comes any more."""
+    def end(self, seconds: float | None = None) -> None:
+        """Tells it that no row comes any more, and from now on how long `close` waits; by default `CLOSING`."""
         if not self.ended.is_set():
-            self.deadline = time.monotonic() + CLOSING
+            self.deadline = time.monotonic() + (CLOSING if seconds is None else seconds)
             self.ended.set()
 
     def close(self) -> None:
-        """Waits until it has every row, but no longer than `CLOSING` after `end`."""
+        """Waits until it has every row, or its time is up."""
         self.end()
         self.thread.join(max(self.deadline - time.monotonic(), 0))
         with self.lock:
             lacks = self.waiting or self.missed
         if lacks or self.thread.is_alive():
-            self.say(f"ALARM: {self.name} did not take the last rows; the run's next start sends them")
+            self.say(f"ALARM: {self.name} did not take the last rows; the command that began the run sends them")
 
     def _miss(self, kind: str, step: int) -> None:
         if kind != "event":
@@ -200,6 +215,10 @@ class Tracker:
         with contextlib.suppress(OSError):
             make_folder(self.file.parent)
             write_atomically(self.file, json.dumps({"id": self.id, "sent": self.sent}))
+
+
+def _file(path: Path, name: str) -> Path:
+    return path / "trackers" / f"{name}.json"
 
 
 def _remembered(file: Path) -> tuple[str, dict[str, int]]:

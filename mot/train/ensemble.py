@@ -112,6 +112,8 @@ def _train(
     with Live(title, done, first.run.steps) as live, Signals() as signals, watched:
         if done >= end:
             live.say(f"{', '.join(map(str, paths))}: already at step {done}")
+            for path in paths:
+                trackers.catch_up(path, live.say)
             return
         if done:
             live.say(f"{', '.join(map(str, paths))}: resuming at step {done}")

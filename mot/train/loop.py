@@ -115,6 +115,8 @@ def _train(
     with Live(config.run.name, position.step, config.run.steps, is_first) as live, Signals() as signals, watched:
         if position.step >= end:
             live.say(f"{path}: already at step {position.step}")
+            if is_first:
+                trackers.catch_up(path, live.say)
             return
         if begins or position.step:
             live.say(begins or f"{path}: resuming at step {position.step}{_moved(path, mesh)}")

@@ -132,7 +132,7 @@ def test_a_tracker_that_cannot_be_opened_gets_its_rows_from_a_later_start(fake, 
     writer = written(path, range(1, 5), said=said)
     until(lambda: said)
     writer.close()
-    assert said[-1] == "ALARM: wandb did not take the last rows; the run's next start sends them"
+    assert said[-1] == "ALARM: wandb did not take the last rows; the command that began the run sends them"
     assert len(said) == 2
     monkeypatch.setattr(trackers, "OPENERS", {"wandb": works})
     written(path, [5], resumed_at=4).close()
@@ -260,7 +260,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tmp_
 
 
 def test_training_is_the_same_beside_trackers_that_fail(tmp_path, monkeypatch, one_device):
-    """One raises and one hangs from its first row on; then the run is resumed, and both get every row once."""
+    """One raises and one hangs from its first row on. The command again, on and at the end, gives each row once."""
     monkeypatch.setattr(trackers, "CLOSING", 0.5)
     raising, hanging = installed(monkeypatch, "wandb", "trackio")
     hanging.fault = Hanging()
@@ -271,10 +271,14 @@ def test_training_is_the_same_beside_trackers_that_fail(tmp_path, monkeypatch, o
     raising.fault = fault
     c = smoke(tmp_path / "tracked", run__steps=4, run__save_every=2, run__eval_every=2, run__trackers="wandb,trackio")
     loop.run(c, until=2, devices=one_device)
-    raising.fault = None
     hanging.fault.let_go.set()
     until(lambda: hanging.closed == 1)
     path = loop.run(c, devices=one_device)
+    assert raising.places() == []
+    raising.fault = None
+    for _ in range(2):
+        loop.run(c, devices=one_device)
+    assert len(hanging.abouts) == 2, "what has all rows is not opened again"
     plain = loop.run(smoke(tmp_path / "plain", run__steps=4, run__save_every=2, run__eval_every=2), devices=one_device)
     for kind in ("train", "eval"):
         assert [row["loss"] for row in rows(path, kind)] == [row["loss"] for row in rows(plain, kind)]
