@@ -124,8 +124,10 @@ def test_a_tracker_that_raises_and_comes_back_lacks_no_row(fake, path, monkeypat
 def test_a_tracker_that_cannot_be_opened_gets_its_rows_from_a_later_start(fake, path, monkeypatch):
     said = Said()
     works = fake.open
+    told = []
 
     def broken(about):
+        told.append(about.id)
         raise SystemExit("no such project")
 
     monkeypatch.setattr(trackers, "OPENERS", {"wandb": broken})
@@ -137,6 +139,7 @@ def test_a_tracker_that_cannot_be_opened_gets_its_rows_from_a_later_start(fake, 
     monkeypatch.setattr(trackers, "OPENERS", {"wandb": works})
     written(path, [5], resumed_at=4).close()
     assert fake.places() == places(5)
+    assert {about.id for about in fake.abouts} == {*told}, "the id is kept before anything is asked"
 
 
 @pytest.mark.parametrize("most", [10_000, 3])
@@ -151,7 +154,7 @@ def test_nothing_waits_for_a_tracker_that_hangs_and_it_gets_all_rows_when_it_ans
     began = time.monotonic()
     for step in range(2, 40):
         writer.write("train", step, {"loss": float(step)})
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     (tracker,) = writer.trackers
     assert len(tracker.waiting) == min(most, 38)
     fake.fault.let_go.set()
@@ -167,7 +170,7 @@ def test_nothing_waits_for_a_tracker_that_hangs_and_it_gets_all_rows_when_it_ans
 @pytest.mark.parametrize("where", ["log", "close"])
 def test_the_end_of_a_run_does_not_wait_for_trackers_that_hang(tmp_path, monkeypatch, where):
     """Two, of each of two runs of one program, take together no longer than one may."""
-    monkeypatch.setattr(trackers, "CLOSING", 0.5)
+    monkeypatch.setattr(trackers, "CLOSING", 1.0)
     fakes = installed(monkeypatch, "wandb", "trackio")
     hanging = Hanging()
     for fake in fakes:
@@ -182,7 +185,7 @@ def test_the_end_of_a_run_does_not_wait_for_trackers_that_hang(tmp_path, monkeyp
         writer.end()
     for writer in writers:
         writer.close()
-    assert 0.4 < time.monotonic() - began < 1.5
+    assert 0.9 < time.monotonic() - began < 3
     assert len([line for line in said if "did not take the last rows" in line]) == 4
     hanging.let_go.set()
     for fake in fakes:
