@@ -16,7 +16,7 @@ from launch.sample import Options
 from mot.config import resolve
 from mot.data import sources
 from mot.generate import opened, results
-from mot.runs import curves, rundir, tensorboard
+from mot.runs import rundir, tensorboard
 from mot.runs.writer import Writer
 from mot.tokenizers import waveform
 from mot.train import loop
@@ -80,26 +80,6 @@ def test_the_configuration_is_there_once_as_text_and_in_the_table_of_runs(run):
     metrics_of = HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment.metric_infos
     assert {m.name.tag for m in metrics_of} == {"eval/loss", "eval/loss/text", "eval/loss/image"} < board.keys()
     assert [p.name for p in (run / "tensorboard").iterdir() if p.is_dir()] in ([], ["samples"]), "no run beside it"
-
-
-@pytest.mark.parametrize(
-    ("kind", "key", "many", "one"),
-    [
-        ("train", "loss", "loss", "loss"),
-        ("train", "loss/text", "loss/text", "loss/text"),
-        ("train", "loss/text/a/b", "by_source/loss/text/a/b", None),
-        ("eval", "causal_loss/text/a", "by_source/eval/causal_loss/text/a", None),
-        ("eval", "bits_per_byte/a", "eval/bits_per_byte/a", "eval/bits_per_byte/a"),
-        ("train", "router/ffn/image/load_max", "router/ffn/image/load_max", "router/ffn/image/load_max"),
-        ("eval", "router/ffn/image/load_max", None, None),
-        ("train", "grad_norm/text", "optim/grad_norm/text", "optim/grad_norm/text"),
-        ("train", "tokens/text", None, None),
-        ("event", "matmul_peak", None, None),
-        ("train", "time", None, None),
-    ],
-)
-def test_a_value_has_its_curve_or_none(kind, key, many, one):
-    assert (curves.tag(kind, key, 2), curves.tag(kind, key, 1)) == (many, one)
 
 
 def test_samples_are_shown_at_their_step(run, tmp_path):
