@@ -156,8 +156,8 @@ class Tracker:
                 tracker.close()
 
     def _take_back(self, tracker: Opened) -> None:
-        """What the tracker lost of what it was given, when the last start was killed, is sent again."""
-        self.sent = {kind: min(step, tracker.has.get(kind, step)) for kind, step in self.sent.items()}
+        """After a kill the tracker may lack rows that it was given, or have one of which that was not kept yet."""
+        self.sent |= tracker.has
 
     def _send_what_waits(self, tracker: Opened) -> None:
         before = dict(self.sent)

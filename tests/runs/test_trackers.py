@@ -89,6 +89,16 @@ def test_what_a_tracker_lost_is_sent_again(fake, path):
     assert fake.places() == places(10)
 
 
+def test_a_row_that_went_out_as_the_process_was_killed_is_not_sent_again(fake, path):
+    """The tracker has it, but that it was sent is not kept."""
+    written(path, range(1, 9)).close()
+    file = path / "trackers" / "wandb.json"
+    file.write_text(json.dumps({"id": fake.abouts[0].id, "sent": {"train": 7, "eval": 6}}), encoding="utf-8")
+    fake.has = {"train": 8, "eval": 8}
+    written(path, range(7, 11), resumed_at=6).close()
+    assert fake.places() == places(10)
+
+
 def test_a_tracker_that_comes_later_is_given_the_rows_so_far(fake, tmp_path):
     path = rundir.open_run(smoke(tmp_path))
     written(path, range(1, 5)).close()
