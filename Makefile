@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
 SEQIO := .venv-seqio
+TRACKERS := .venv-trackers
 PLAN := .venv-plan
 DOCS := .venv-docs
 
@@ -15,10 +16,10 @@ DONE := .done-$(HASH)
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
 # Tests that need more than $(VENV), and have a target of their own.
-APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm
+APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers
 
-.PHONY: demo test test-slow test-parity test-seqio test-plan test-plan-slow test-slurm mutations soak environments hash plan docs lint format \
-  bench constraints clean
+.PHONY: demo test test-slow test-parity test-seqio test-trackers test-plan test-plan-slow test-slurm mutations soak \
+  environments hash plan docs lint format bench constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
@@ -43,6 +44,10 @@ test-parity: $(PARITY)/$(DONE)
 test-seqio: $(SEQIO)/$(DONE)
 	$(SEQIO)/bin/pytest -n 2 --dist worksteal tests/seqio
 
+# The real W&B and trackio, offline.
+test-trackers: $(TRACKERS)/$(DONE)
+	$(TRACKERS)/bin/pytest -n 2 --dist worksteal tests/trackers
+
 # A few programs for TPUs, of which none is needed.
 test-plan: $(PLAN)/$(DONE)
 	$(PLAN)/bin/pytest -n 2 --dist worksteal tests/plan
@@ -65,7 +70,7 @@ plan: $(PLAN)/$(DONE)
 hash:
 	@echo $(HASH)
 
-environments: $(PARITY)/$(DONE) $(SEQIO)/$(DONE) $(PLAN)/$(DONE)
+environments: $(PARITY)/$(DONE) $(SEQIO)/$(DONE) $(TRACKERS)/$(DONE) $(PLAN)/$(DONE)
 
 # The pages of docs/ into build/docs; a link that leads nowhere is an error.
 docs: $(DOCS)/$(DONE)
@@ -108,6 +113,12 @@ $(SEQIO)/$(DONE):
 	$(SEQIO)/bin/python $(INSTALL) -e '.[dev,seqio]'
 	touch $@
 
+$(TRACKERS)/$(DONE):
+	$(PYTHON) -m venv --clear $(TRACKERS)
+	@echo 'pip installs into $(TRACKERS), with W&B and trackio: 1 to 5 minutes, 1.5 GB'
+	$(TRACKERS)/bin/python $(INSTALL) -e '.[dev,wandb,trackio]'
+	touch $@
+
 # tokamax's kernels and the compiler for TPUs, which needs no TPU.
 $(PLAN)/$(DONE):
 	$(PYTHON) -m venv --clear $(PLAN)
@@ -123,4 +134,4 @@ $(DOCS)/$(DONE):
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(SEQIO) $(PLAN) $(DOCS) build .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(DOCS) build .cache

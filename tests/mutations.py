@@ -322,6 +322,13 @@ MUTATIONS = (
         "tests/train/test_loop.py::test_rows_after_the_checkpoint_are_written_once",
     ),
     Mutation(
+        "trackers: a row that comes again is sent again",
+        "mot/runs/trackers.py",
+        "if step <= self.sent.get(kind, -1):",
+        "if step < self.sent.get(kind, -1):",
+        "tests/runs/test_trackers.py::test_a_restart_goes_on_with_the_same_run_and_each_row_goes_once",
+    ),
+    Mutation(
         "lock: another machine's sign of life is not looked at",
         "mot/runs/lock.py",
         "and silent < DEAD:",

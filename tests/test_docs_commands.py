@@ -29,6 +29,8 @@ OTHERS = {
     "cd",
     "source",
     "tensorboard",
+    "trackio",
+    "wandb",
 }  # programs that are not ours
 MARK = "<!-- not checked:"  # on the line before a block, with the reason
 

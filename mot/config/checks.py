@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mot.config.allowed import ABOVE_0, AT_LEAST_0, FRACTION, Allowed, Range, choice, meant, within
 from mot.config.axes import LOGICAL_AXES, MESH_AXES, TOGETHER, names
 from mot.config.objectives import NONE, OBJECTIVES, OF_IDS, OF_VECTORS
+from mot.config.options import TRACKERS
 from mot.config.routers import ROUTERS
 from mot.errors import Fault
 from mot.files import fault_of, is_address
@@ -20,6 +21,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
     """The faults of every check whose sections could be read; `broken` are the names of those that could not."""
     for check, needs in (
         (_run, {"run"}),
+        (_trackers, {"run"}),
         (_keep_best, {"run", "streams", "attn", "ffn", "data"}),
         (_streams, {"streams"}),
         (_towers, {"streams", "towers"}),
@@ -136,6 +138,15 @@ def _run(c: "Sections") -> Iterator[Fault]:
         yield Fault(
             "run.root", f"{c.run.root!r}; must be a folder that all processes share, or gs://BUCKET/FOLDER; name one"
         )
+
+
+def _trackers(c: "Sections") -> Iterator[Fault]:
+    given = names(c.run.trackers)
+    for name in [name for name in given if name not in TRACKERS]:
+        remedy = meant(name, TRACKERS) or "take it out"
+        yield Fault("run.trackers", f"{name!r}: no such tracker; allowed: {', '.join(TRACKERS)}, or ''; {remedy}")
+    if len(set(given)) < len(given):
+        yield Fault("run.trackers", f"{c.run.trackers!r} names one twice; name each once")
 
 
 def _keep_best(c: "Sections") -> Iterator[Fault]:

@@ -26,6 +26,7 @@ ACCEPTED = {
     "tokenizer": "the weights go on, though ids stand for other tokens",
     "data": "the run goes on in the other documents, at the same place of their endless stream",
 }
+TRACKERS = ("wandb", "trackio")  # of run.trackers: the packages, and mot's extras, have the same names
 ANY = "any"  # of --draw: the model decides
 
 

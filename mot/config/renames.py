@@ -25,6 +25,7 @@ ADDED = {
     "run.check_every": 0,
     "run.hang_timeout": 3600.0,
     "run.peer_timeout": 60.0,
+    "run.trackers": "",
     "init.state": "weights",
     "init.match": "",
     "optim.skip_above": 0.0,

@@ -260,6 +260,7 @@ class Run:
     check_every: int  # steps between comparisons of what devices hold twice, to notice faulty memory; 0 = none
     hang_timeout: float  # seconds after which a step or a phase that does not end ends the process; 0 = never
     peer_timeout: float  # seconds without a sign of life of another process of the run that end this one; 0 = never
+    trackers: str  # boards that show its curves beside TensorBoard: wandb, trackio, with commas between; "" = none
 
 
 class Component(NamedTuple):

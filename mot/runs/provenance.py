@@ -18,6 +18,7 @@ import jax
 PACKAGES = {name: name for name in ("jax", "jaxlib", "flax", "optax", "numpy")} | {"orbax": "orbax-checkpoint"}
 GIT_TIMEOUT = 2  # seconds; a checkout may lie on a slow network disk
 HIDDEN = "***"
+SHORTEST = 6  # characters of a value of the environment that is hidden elsewhere; a shorter one is part of many words
 # A word of a name that says that its value is secret: token, but not tokens or tokenizer, which mot's own names have.
 _SECRET_WORD = re.compile(
     r".*(secrets?|passw(or)?d|passphrase|credentials?)|(hf|gh|api|auth|access|bearer)?token"
@@ -151,6 +152,14 @@ def _without_secrets(word: str) -> str:
         if _is_secret(found[1]) and (value := _VALUE.match(word, found.end())):
             word = word[: value.start()] + HIDDEN + word[value.end() :]
     return _SECRET_FORMS.sub(HIDDEN, word)
+
+
+def hidden(text: str) -> str:
+    """A text of whatever source without what looks secret, and without what the environment keeps secret."""
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST and _is_secret(name):
+            text = text.replace(value, HIDDEN)
+    return _SECRET_FORMS.sub(HIDDEN, text)
 
 
 def cpu() -> str:

@@ -36,6 +36,7 @@ HOW_OFTEN = (
     "run.check_every",
     "run.hang_timeout",
     "run.peer_timeout",
+    "run.trackers",
 )
 RATES = ("run.steps", "optim.schedule", "optim.decay_steps", "optim.end_lr")
 

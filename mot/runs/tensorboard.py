@@ -21,47 +21,12 @@ from tensorboardX.summary import hparams, scalar, text
 
 from mot.files import appender, make_folder, move
 from mot.runs import rundir
+from mot.runs.curves import curves
 
-# The tag of what a row of metrics holds, by the name's first part; what is not named here is no curve to look at, as
-# what is counted from the beginning.
-CURVES = {
-    "train": {
-        "loss": "loss",
-        "objective": "loss/objective",
-        "lr": "optim/lr",
-        "grad_norm": "optim/grad_norm",
-        "tokens_per_s": "speed/tokens_per_s",
-        "mfu": "speed/mfu",
-        "step_seconds": "speed/step_seconds",
-        "data_wait": "speed/data_wait",
-        "fill": "data/fill",
-        "left_out": "data/left_out",
-        "router": "router",
-    },
-    "eval": {"loss": "eval/loss", "causal_loss": "eval/causal_loss", "bits_per_byte": "eval/bits_per_byte"},
-}
 COMPARED = ("model", "optim", "objective", "data")  # sections whose numbers and words the table of runs has
 NO_RESULT = {*rundir.HOW_DATA_IS_READ, *rundir.HOW_IT_IS_COMPUTED, "patience"}  # but for those that decide none
 WAV = b"\x10\x0b"  # TensorBoard's AudioPluginData with encoding = WAV, of which tensorboardX has no message
 IMAGES, SOUNDS = 4, 8  # of a step's samples at most
-
-
-def tag(kind: str, key: str, sources: int) -> str | None:
-    """Where the curve of a row's value stands, in a run on so many sources; None: there is none."""
-    first, _, rest = key.partition("/")
-    curve = CURVES.get(kind, {}).get(first)
-    if curve is None or not rest:
-        return curve
-    if "loss" in first and "/" in rest:  # of a modality and source, which of one source alone says nothing new
-        return f"by_source/{curve}/{rest}" if sources > 1 else None
-    return f"{curve}/{rest}"
-
-
-def curves(kind: str, values: Mapping, sources: int) -> Iterator[tuple[str, float]]:
-    """The points of a row of metrics, by their curves' tags."""
-    for key, value in values.items():
-        if isinstance(value, int | float) and (curve := tag(kind, key, sources)):
-            yield curve, value
 
 
 class Board:
@@ -70,8 +35,9 @@ class Board:
     tensorboardX's own writer has a thread, which ends when the disk is full; whoever gives it more then waits forever.
     """
 
-    def __init__(self, folder: Path, purge_step: int):
+    def __init__(self, folder: Path, purge_step: int, sources: int = 1):
         make_folder(folder)
+        self.sources = sources  # of the run's documents
         now = time.time()
         self.file = appender(folder / f"events.out.tfevents.{now:.6f}")
         self.error: OSError | None = None  # why what was added last is not in the file yet
@@ -87,17 +53,22 @@ class Board:
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         self.add_summary(scalar(tag, value), step)
 
+    def write(self, kind: str, step: int, values: Mapping) -> OSError | None:
+        """Shows a row's curves; why its file did not take them, or None."""
+        for tag, value in curves(kind, values, self.sources):
+            self.add_scalar(tag, value, step)
+        return self.error
+
     def close(self) -> None:
         self.file.close()
 
 
-def opened(path: Path, resumed_at: int) -> Board:
-    """Of the run at `path`, whose earlier points after `resumed_at` go; a new one begins with its configuration."""
+def opened(path: Path, resumed_at: int, config: dict) -> Board:
+    """Of the run at `path`, whose earlier points after `resumed_at` go; a new one begins with its `config`."""
     folder = path / "tensorboard"
     fresh = not any(folder.glob("*tfevents*"))
-    board = Board(folder, resumed_at + 1)
+    board = Board(folder, resumed_at + 1, len(config["data"]["sources"]))
     if fresh:
-        config = rundir.read_config(path)
         board.add_summary(text("config", _block(json.dumps(config, indent=1))))
         compared, metrics = _compared(config)
         # `add_hparams` would do this in a folder, and so a run, of its own.

@@ -1,11 +1,11 @@
-"""What a run writes as it goes: metrics.jsonl, TensorBoard's curves, and the line that a person watches."""
+"""What a run writes as it goes: metrics.jsonl, the curves of its boards, and the line that a person watches."""
 
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,11 +13,18 @@ from rich.text import Text
 
 from mot.console import say_once
 from mot.files import appender, write_atomically
-from mot.runs import provenance, rundir, tensorboard
+from mot.runs import provenance, rundir, tensorboard, trackers
+
+
+class Sink(Protocol):
+    """A board that shows curves of a run's rows."""
+
+    def write(self, kind: str, step: int, values: Mapping) -> OSError | None: ...
+    def close(self) -> None: ...
 
 
 class Writer:
-    """Rows of metrics.jsonl, one for each (kind, step), and their curves in TensorBoard.
+    """Rows of metrics.jsonl, one for each (kind, step), and their curves in TensorBoard and in `run.trackers`.
 
     A resumed run's rows after `resumed_at` are removed. The run's folder has its configuration. Only the first process
     writes. A disk that takes no row never stops training: rows wait in memory until it takes them, and `say` tells of
@@ -27,6 +34,7 @@ class Writer:
     def __init__(self, path: Path, resumed_at: int, is_first: bool = True, say: Callable[[str], None] = say_once):
         self.is_first = is_first
         self.found: list[dict] = []  # what earlier starts of the run wrote, also after the step from which it goes on
+        self.trackers: list[trackers.Tracker] = []
         self.evaluations: list[dict] = []  # rows that the run has already; the first process alone knows them
         if not is_first:
             return
@@ -39,8 +47,10 @@ class Writer:
         self.say = say
         self.failing = False
         self.file = appender(file)
-        self.board = tensorboard.opened(path, resumed_at)
-        self.sources = len(rundir.read_config(path)["data"]["sources"])
+        config = rundir.read_config(path)
+        self.board = tensorboard.opened(path, resumed_at, config)
+        self.trackers = trackers.opened(path, config, kept, say)
+        self.sinks: list[Sink] = [self.board, *self.trackers]
 
     def lacks(self, kind: str, step: int) -> bool:
         """Is this row still to be written? Only the first process knows; for the others it is not."""
@@ -53,10 +63,9 @@ class Writer:
             self.written.add((kind, step))
         row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, "time": provenance.now()}
         row |= {key: _as_json(value) for key, value in values.items()}
-        error = self.file.append(rundir.line_of(row).encode())
-        for tag, value in tensorboard.curves(kind, values, self.sources):
-            self.board.add_scalar(tag, value, step)
-        self._tell(error or self.board.error)
+        errors = [self.file.append(rundir.line_of(row).encode())]
+        errors += [sink.write(kind, step, values) for sink in self.sinks]
+        self._tell(next(filter(None, errors), None))
 
     def flush(self) -> None:
         """Writes the rows that wait: a step that is saved has its rows."""
@@ -71,14 +80,21 @@ class Writer:
             self.say("metrics are written again; no row was lost")
         self.failing = error is not None
 
+    def end(self) -> None:
+        """Tells trackers that no row comes any more. They take their time to end, those of several runs the same."""
+        for tracker in self.trackers:
+            tracker.end()
+
     def close(self) -> None:
         if not self.is_first:
             return
+        self.end()
         if error := self.file.write():
             lost = len(self.file.waiting)
             self.say(f"ALARM: the last {lost} rows of metrics.jsonl were not written: {error.strerror}")
         self.file.close()
-        self.board.close()
+        for sink in self.sinks:
+            sink.close()
 
 
 def _as_json(value: Any) -> Any:

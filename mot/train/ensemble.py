@@ -31,7 +31,7 @@ from mot.data.mixture import Sources
 from mot.data.pipeline import LeftOut
 from mot.errors import UserError
 from mot.model import kernels
-from mot.runs import goodput, metrics, peak, profile, rundir
+from mot.runs import goodput, metrics, peak, profile, rundir, trackers
 from mot.runs.log import Dispatched, Diverged, Log
 from mot.runs.writer import Live, Writer
 from mot.train import evaluate, loop, restore
@@ -68,6 +68,7 @@ def run(
     """
     began = time.monotonic()
     refuse_others(configs)
+    trackers.refuse_absent(configs[0].run.trackers)
     first, training, held_out = restore.open_data(configs[0])
     configs = _with_budgets(first, configs)
     mesh = make_mesh(first, len(configs), devices)
@@ -112,6 +113,8 @@ def _train(
     with Live(title, done, first.run.steps) as live, Signals() as signals, watched:
         if done >= end:
             live.say(f"{', '.join(map(str, paths))}: already at step {done}")
+            for path in paths:
+                trackers.catch_up(path, live.say)
             return
         if done:
             live.say(f"{', '.join(map(str, paths))}: resuming at step {done}")
@@ -389,6 +392,8 @@ class Logs:
 
     def close(self) -> None:
         """Ends the files, with a table of the runs' last held-out losses."""
+        for log in self.all:
+            log.writer.end()
         for log in self.all:
             log.writer.close()
         named = [m for m in self.modalities if any(f"loss/{m}" in row for row in self.held_out)]

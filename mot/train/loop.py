@@ -16,7 +16,7 @@ from mot.data import budgets, pipeline, sources
 from mot.data.mixture import Sources
 from mot.errors import Hung, UserError
 from mot.model import kernels, params
-from mot.runs import goodput, metrics, peak, profile, rundir
+from mot.runs import goodput, metrics, peak, profile, rundir, trackers
 from mot.runs.log import Dispatched, Diverged, Log, Pending, counted
 from mot.runs.writer import Live, Writer
 from mot.train import restore
@@ -49,6 +49,7 @@ def run(
     `Stopped` after SIGINT or SIGTERM.
     """
     began = time.monotonic()
+    trackers.refuse_absent(config.run.trackers)
     config, training, held_out = restore.open_data(config)
     mesh = sharding.make_mesh(config, devices)
     refuse_too_large(config, mesh)
@@ -114,6 +115,8 @@ def _train(
     with Live(config.run.name, position.step, config.run.steps, is_first) as live, Signals() as signals, watched:
         if position.step >= end:
             live.say(f"{path}: already at step {position.step}")
+            if is_first:
+                trackers.catch_up(path, live.say)
             return
         if begins or position.step:
             live.say(begins or f"{path}: resuming at step {position.step}{_moved(path, mesh)}")

@@ -82,26 +82,6 @@ def test_the_configuration_is_there_once_as_text_and_in_the_table_of_runs(run):
     assert [p.name for p in (run / "tensorboard").iterdir() if p.is_dir()] in ([], ["samples"]), "no run beside it"
 
 
-@pytest.mark.parametrize(
-    ("kind", "key", "many", "one"),
-    [
-        ("train", "loss", "loss", "loss"),
-        ("train", "loss/text", "loss/text", "loss/text"),
-        ("train", "loss/text/a/b", "by_source/loss/text/a/b", None),
-        ("eval", "causal_loss/text/a", "by_source/eval/causal_loss/text/a", None),
-        ("eval", "bits_per_byte/a", "eval/bits_per_byte/a", "eval/bits_per_byte/a"),
-        ("train", "router/ffn/image/load_max", "router/ffn/image/load_max", "router/ffn/image/load_max"),
-        ("eval", "router/ffn/image/load_max", None, None),
-        ("train", "grad_norm/text", "optim/grad_norm/text", "optim/grad_norm/text"),
-        ("train", "tokens/text", None, None),
-        ("event", "matmul_peak", None, None),
-        ("train", "time", None, None),
-    ],
-)
-def test_a_value_has_its_curve_or_none(kind, key, many, one):
-    assert (tensorboard.tag(kind, key, 2), tensorboard.tag(kind, key, 1)) == (many, one)
-
-
 def test_samples_are_shown_at_their_step(run, tmp_path):
     """In whichever order they were drawn; drawn anew they replace what was shown; elsewhere they are not the run's."""
     model, options = opened.opened(run, 2), Options(prompts=("a handwritten seven",), each=1, read=1)
