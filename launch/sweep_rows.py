@@ -1,6 +1,5 @@
 """The rows of a sweep: read from its file, judged all at once, and told apart by what one program can hold."""
 
-import dataclasses
 import inspect
 import json
 import re
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch import flags
-from mot.config import Config, ConfigError, differences, load
+from mot.config import Config, ConfigError, differences, load, varied
 from mot.config.axes import MESH_AXES
-from mot.config.options import VARIED
 from mot.errors import UserError
 from mot.files import as_path, make_folder, write_atomically
 
@@ -237,27 +235,10 @@ def saved(out: Path) -> dict[str, Any]:
 
 # --- programs --------------------------------------------------------------------------------------------------------
 
-PATTERNS = [re.compile(re.sub(r"<\w+>", r"\\w+", re.escape(key))) for key in (*VARIED, NAME)]
-
 
 def program(config: Config) -> str:
     """Equal for runs that can be one program (`mot.train.ensemble`), and for no others."""
-    shared = {key: value for key, value in _flat(dataclasses.asdict(config), "") if not _varies(key)}
+    shared = {key: value for key, value in varied.flat(config).items() if key != NAME and not varied.varies(key)}
     if config.init.state == "all" or any(getattr(config.mesh, axis) > 1 for axis in (*MESH_AXES, "slices")):
         shared[NAME] = config.run.name  # it is alone
     return json.dumps(shared, sort_keys=True)
-
-
-def _varies(key: str) -> bool:
-    return any(pattern.fullmatch(key) for pattern in PATTERNS)
-
-
-def _flat(value: Any, path: str) -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{path}.{name}" if path else name)
-    elif isinstance(value, list | tuple) and value:
-        for i, inner in enumerate(value):
-            yield from _flat(inner, f"{path}[{i}]")
-    else:
-        yield path, value
