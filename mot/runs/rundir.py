@@ -326,7 +326,7 @@ def _is_seconds(value: object) -> bool:
 
 
 # What is made of rows later, beside their losses, and what it must be.
-AXES = {*MESH_AXES, "slices"}
+AXES = {*MESH_AXES, "slices", "runs"}  # of several runs in one program the last
 LATER = {"mesh": _is_mesh, "kinds": _are_kinds, "wall_seconds": _is_seconds}
 
 

@@ -58,3 +58,9 @@ def test_a_row_that_lacks_what_is_read_later_is_named(tmp_path, row, why):
     (tmp_path / "metrics.jsonl").write_text(rundir.line_of({"schema": 1, "step": 1} | row), encoding="utf-8")
     with pytest.raises(Damaged, match=f"metrics.jsonl is damaged or foreign \\(line 1: {why}"):
         rundir.read_metrics(tmp_path)
+
+
+def test_the_mesh_of_several_runs_in_one_program_is_one(tmp_path):
+    row = {"schema": 1, "step": 1, "kind": "event", "event": "start", "mesh": {"runs": 2}}
+    (tmp_path / "metrics.jsonl").write_text(rundir.line_of(row), encoding="utf-8")
+    assert rundir.read_metrics(tmp_path) == [row]
