@@ -45,7 +45,7 @@ def drop(*keys):
 RULE = dict(match=".*", lr=1.0, decay=0.0)
 TABLE = [
     # change, the fault's beginning, what it must also say
-    (set_("optim.momentum", 0.9), "optim.momentum: unknown key, value 0.9", "allowed: lr, end_lr"),
+    (set_("optim.inertia", 0.9), "optim.inertia: unknown key, value 0.9", "allowed: "),
     (set_("extra", 1), "extra: unknown key", "allowed: run, streams"),
     (drop("optim", "lr"), "optim.lr: missing", "configs/base.py"),
     (drop("data"), "data: missing", "configs/base.py"),

@@ -30,7 +30,7 @@ from tests.support.training import ENV, SMOKE
         ),
         (["train", "--config=configs/digits.py:colour=red"], "config argument 'colour=red' is unknown; allowed"),
         (["train", "--config=configs/digits.py:size=huge"], "size=huge: no such size; allowed: smoke, demo"),
-        (["train", SMOKE, "--config.optim.momentum=0.9"], "optim.momentum: unknown key, value 0.9"),
+        (["train", SMOKE, "--config.optim.inertia=0.9"], "optim.inertia: unknown key, value 0.9"),
         (["train", SMOKE, "--config.optim.lr=fast"], "optim.lr: 'fast' is str; must be of type float"),
         (["train", SMOKE, "--config.optimiser.lr=1"], "optimiser: unknown key"),
         (["train", SMOKE, "--config.data.shares.films=1"], "data.shares.films: no such source"),
