@@ -23,7 +23,7 @@ TYPOS = {  # command line: what is said
     ("train", "--config=configs/transfusion.py:copies=boht"): "allowed: noised, both; did you mean 'both'?",
     ("train", SMOKE, "--profil2"): "did you mean '--profile'?",
     ("train", SMOKE, "--confg.optim.lr=3"): "did you mean '--config.optim.lr=3'?",
-    ("train", SMOKE, "--config.optim.lrr=3"): "optim.lrr: unknown key, value 3; allowed: lr, end_lr",
+    ("train", SMOKE, "--config.optim.lrr=3"): "optim.lrr: unknown key, value 3; allowed: name, ",
     ("train", SMOKE, "--config.optim.scedule=linear"): "did you mean 'schedule'?",
     ("train", SMOKE, "--config.optim.schedule=cosin"): "did you mean 'cosine'?",
     ("train", SMOKE, "--config.optim.lr=fast"): "optim.lr: 'fast' is str; must be of type float",
