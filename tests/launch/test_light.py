@@ -80,7 +80,7 @@ TYPOS = {  # command line: what is said
     ("evaluate", "configs/digits.py:size=smoke", "--config.optim.lrr=1"): "optim.lrr: unknown key, value 1",
     ("plan", "configs/ladder.py:rung=2m"): "rung=2m: no such rung of chameleon; allowed: 0.3m, 1m",
     ("train", SMOKE, "--config.optim.learning_rate=1"): "did you mean 'optim.lr'?",
-    ("train", SMOKE, "--config.optim.momentum=1"): "optim.momentum: unknown key, value 1; allowed: lr, end_lr",
+    ("train", SMOKE, "--config.optim.inertia=1"): "optim.inertia: unknown key, value 1; allowed: ",
     ("train", SMOKE, "--config.lr=1"): "did you mean 'optim.lr'?",
     ("train", SMOKE, "--config.run.seed=1"): "did you mean 'model.seed' or 'data.seed'?",
     ("data", "prepare", "README.md"): "required: --out; `mot data prepare --help` shows its options",
