@@ -28,7 +28,9 @@ from tests.support.examples import CLOCK
 from tests.support.training import one_step, restored, rows, smoke
 
 EXPERIMENTS = [
-    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "archs", "sizes", "ladder")
+    p.stem
+    for p in (ROOT / "configs").glob("*.py")
+    if p.stem not in ("__init__", "base", "archs", "sizes", "ladder", "search", "sweeps")
 ]
 
 
