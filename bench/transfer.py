@@ -60,7 +60,7 @@ def train(config: Config, sources: int, batches: list, rates: Sequence[float]) -
     """The loss at the end of a run of each rate; all are one program."""
 
     def of_rate(state, batch, rate):
-        return make_step(ensemble._with(config, {"optim.lr": rate}), sources)(state, batch)
+        return make_step(ensemble.with_values(config, {"optim.lr": rate}), sources)(state, batch)
 
     losses = []
     with jax.set_mesh(sharding.make_mesh(config, jax.devices()[:1])):

@@ -52,7 +52,7 @@ def _following(options: Any, words: Sequence[str]) -> None:
     if given:
         raise UserError(f"{words[0]}: takes no {', '.join(given)}; leave them out")
     followed = job.load(words[1])
-    if words[0] == "keep" and followed.target != "tpu-vm":
+    if words[0] == "keep" and target(followed.target).keep is None:
         raise UserError(f"keep: {followed.name} is of {followed.target}, which keeps it itself; leave it out")
 
 

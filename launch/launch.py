@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     made = dataclasses.replace(made, facts=target.submit(made))
     job.save(made)
     print(f"{made.name}: launched; its files lie in {made.folder}")
-    following = ["keep"] if made.target == "tpu-vm" else []
+    following = ["keep"] if target.keep else []
     following += ["status", "logs", "stop"]
     print("next:", *(f"  {flags.command('launch', verb, made.name)}" for verb in following), sep="\n", file=sys.stderr)
     return 0
@@ -50,9 +50,7 @@ def follow(verb: str, made: Job, endless: bool) -> int:
     elif verb == "stop":
         print(f"{made.name} ({made.target}): {target.stop(made)}")
     elif verb == "keep":
-        from launch.targets import tpu_vm
-
-        return tpu_vm.keep(made)
+        return target.keep(made)
     else:
         command = target.logs(made, endless)
         job.refuse_missing(command[0], made.target, "this target's program")

@@ -296,8 +296,6 @@ def meaning(error: BaseException) -> str | None:
             f"a bucket could not be read or written ({type(error).__name__}: {text[:300]}); see that it exists, that "
             "this machine's account may use it, and that the network is there"
         )
-    if isinstance(error, OSError) and not error.filename and not error.strerror and error.args:
-        return text
     if isinstance(error, OSError) and not error.filename and not _is_writable(SHARED):
         return f"{SHARED}, where processes share memory, is missing, full or not to be written; mount a tmpfs there"
     if isinstance(error, OSError) and error.strerror:

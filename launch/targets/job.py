@@ -98,6 +98,7 @@ class Target(NamedTuple):
     stop: Callable[[Job], str]  # what was done
     refuse: Callable[[Job], list[str]] = no_faults  # faults of the options
     is_alive: Callable[[Job], bool] = refused_by_its_service  # asked before a second one of that name
+    keep: Callable[[Job], int] | None = None  # makes anew what was taken away; None where the service does it itself
 
 
 def save(job: Job) -> None:

@@ -125,4 +125,4 @@ def keep(j: Job) -> int:
     return 0
 
 
-TARGET = Target("gcloud", "the Google Cloud CLI", files, submit, status, logs, stop, refuse)
+TARGET = Target("gcloud", "the Google Cloud CLI", files, submit, status, logs, stop, refuse, keep=keep)

@@ -14,7 +14,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,14 +43,10 @@ def _in_folder(file: Path) -> Iterator[None]:
         _take(descriptor, file)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
-        over = threading.Event()
-        beats = threading.Thread(target=_give_signs, args=(descriptor, over), name="lock", daemon=True)
-        beats.start()
         try:
-            yield
+            with _beating(_give_signs, descriptor):
+                yield
         finally:
-            over.set()
-            beats.join()
             os.ftruncate(descriptor, 0)  # nobody has it; the file stays, as another process may be waiting at it
     finally:
         os.close(descriptor)
@@ -71,6 +67,19 @@ def _opened(file: Path) -> int:
 
 
 @contextmanager
+def _beating(give_signs: Callable, *of: object) -> Iterator[None]:
+    """A thread gives signs of life as long as this lasts: `give_signs(*of, over)`, until `over` is set."""
+    over = threading.Event()
+    beats = threading.Thread(target=give_signs, args=(*of, over), name="lock", daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join()
+
+
+@contextmanager
 def _in_bucket(file: Path) -> Iterator[None]:
     """An object says who trains, and when it last gave a sign of life.
 
@@ -84,14 +93,10 @@ def _in_bucket(file: Path) -> Iterator[None]:
     holder = _read(file)
     if holder.get("token") != me["token"]:
         raise _refusal(file, holder)
-    over = threading.Event()
-    beats = threading.Thread(target=_keep, args=(file, me, over), name="lock", daemon=True)
-    beats.start()
     try:
-        yield
+        with _beating(_keep, file, me):
+            yield
     finally:
-        over.set()
-        beats.join()
         with suppress(Exception):  # what a bucket does not take counts as dead after a while
             file.unlink(missing_ok=True)
 

@@ -175,11 +175,12 @@ def _with_budgets(first: Config, configs: Sequence[Config]) -> list[Config]:
     """Each with what `first` has since its data were opened: they share all that data decide."""
     varied = differing(configs)
     return [
-        Config(**vars(_with(first, {key: of_runs[i] for key, of_runs in varied.items()}))) for i in range(len(configs))
+        Config(**vars(with_values(first, {key: of_runs[i] for key, of_runs in varied.items()})))
+        for i in range(len(configs))
     ]
 
 
-def _with(config: Sections, values: Mapping[str, Any]) -> Sections:
+def with_values(config: Sections, values: Mapping[str, Any]) -> Sections:
     """`config` with other values by dotted key: numbers that are traced, at which no check can look."""
     sections = Sections(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
     for key, value in values.items():
@@ -196,11 +197,11 @@ def vmapped(configs: Sequence[Config], mesh: jax.sharding.Mesh) -> Callable:
     }
     config = configs[0]
     if config.model.dispatch == "blocked":  # its loop would run as long as any run has rows, and copy those of all
-        config = _with(config, {"model.dispatch": "ragged"})
+        config = with_values(config, {"model.dispatch": "ragged"})
 
     def each(f):
         def one(values, of_one, *shared):
-            return f(_with(config, values), of_one, *shared)
+            return f(with_values(config, values), of_one, *shared)
 
         def some(values, of_some, *shared):
             return jax.vmap(one, in_axes=(0, 0, *(None for _ in shared)))(values, of_some, *shared)

@@ -79,9 +79,12 @@ def sweep(out, names, show=lambda known: None, say=lambda line: None):
         started.append([row.name for row in rows])
         return command(text, out, rows)
 
+    def machine():
+        return MACHINE
+
     before = sweep_work.command, sweep_work.machine
     sweep_work.command = recorded
-    sweep_work.machine = lambda: MACHINE
+    sweep_work.machine = machine
     try:
         return sweep_work.work("FILE:NAME", out, rows(out, names), show, say), started
     finally:
