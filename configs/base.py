@@ -1,6 +1,7 @@
 """Every key there is, with the values that most experiments keep. An experiment's file changes the others."""
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
@@ -51,6 +52,17 @@ def _is_allowed(value: str, allowed: Collection[str]) -> bool:
 def _none_such(what: str, name: str, allowed: Collection[str], where: str = "") -> str:
     remedy = meant(name, allowed) or "; choose one"
     return f"{what}={name}: no such {what}{where}; allowed: {', '.join(allowed)}{remedy}"
+
+
+def budget(name: str, text: str) -> float:
+    """A number above 0; raises `ValueError` for another text."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ValueError(f"{name}={text}: must be a number above 0, as in {name}=1e12")
+    return found
 
 
 def chosen(what: str, name: str, allowed: Collection[str], where: str = "") -> str:

@@ -149,16 +149,6 @@ def _planned(setting: str, arch: str, size: dict, of_vectors: dict | None) -> Co
     return c
 
 
-def _budget(name: str, text: str) -> float:
-    try:
-        budget = float(text)
-    except ValueError:
-        budget = math.nan
-    if not 0 < budget < math.inf:
-        raise ValueError(f"{name}={text}: must be a number above 0, as in {name}=1e12")
-    return budget
-
-
 def _spend(c: ConfigDict, size: dict, budgets: dict[str, str]) -> None:
     """Instead of the size's steps, those that a budget of tokens, or of model FLOPs, pays for."""
     if len(budgets) > 1:
@@ -166,7 +156,7 @@ def _spend(c: ConfigDict, size: dict, budgets: dict[str, str]) -> None:
     ((name, text),) = budgets.items()
     if name == "tokens" and (text == "wanted" or ":" in text):
         return _spend_by_modality(c, size, text)
-    budget = _budget(name, text)
+    budget = base.budget(name, text)
     if name == "flops":  # mot counts them; a shorter run has a shorter warm-up, as in `sizes.schedule`
         c.run.update(flops=budget, steps=0, eval_every=size["every"], save_every=0)
         return
@@ -223,4 +213,4 @@ def _wanted(size: dict, text: str, share: dict[str, float]) -> dict[str, float]:
         base.chosen("tokens", modality, share, " among the data's modalities")
     if len(set(named)) < len(named):
         raise ValueError(f"tokens={text}: a modality stands there twice; leave one out")
-    return {modality: _budget(f"tokens={modality}", number) for modality, number in pairs}
+    return {modality: base.budget(f"tokens={modality}", number) for modality, number in pairs}

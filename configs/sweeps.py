@@ -16,7 +16,6 @@ Rows are paired by construction: they differ in what is asked and in `model.seed
 same batches, and the runs of an architecture that differ in their seed alone are one program.
 """
 
-import math
 import runpy
 from collections.abc import Iterable
 from pathlib import Path
@@ -160,10 +159,8 @@ def isoflop(arg: str = "") -> list[Row]:
     own, rest = _own(
         arg, config="configs/ladder.py", archs="dense+mot", rungs="0.3m+1m+3m", budgets="1e14+1e15", seeds="1"
     )
-    budgets = [
-        {"run.flops": _budget(text), "run.steps": 0, NAME: f"{_budget(text):g}".replace("+", "")}
-        for text in own["budgets"].split("+")
-    ]
+    flops = [base.budget("budgets", text) for text in own["budgets"].split("+")]
+    budgets = [{"run.flops": n, "run.steps": 0, NAME: f"{n:g}".replace("+", "")} for n in flops]
     return product(budgets, _of_rungs(own, rest), seeds(_number(own, "seeds")))
 
 
@@ -199,16 +196,6 @@ def _number(own: dict[str, str], name: str) -> int:
     if not own[name].isdecimal() or not int(own[name]):
         raise ValueError(f"{name}={own[name]}: must be a whole number, 1 or more")
     return int(own[name])
-
-
-def _budget(text: str) -> float:
-    try:
-        budget = float(text)
-    except ValueError:
-        budget = math.nan
-    if not 0 < budget < math.inf:
-        raise ValueError(f"budgets={text}: must be numbers above 0 with + between, as in budgets=1e14+1e15")
-    return budget
 
 
 def _of_archs(own: dict[str, str], rest: dict[str, str]) -> list[Row]:

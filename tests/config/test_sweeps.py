@@ -211,7 +211,7 @@ def test_a_search_has_the_same_points_in_every_arm(monkeypatch):
         ("archs", "seeds=2,seeds=3", "stands there twice"),
         ("archs", "archs=", "archs=: has no value; the default is dense"),
         ("ladder", "rung=1m", "write rungs=1m"),
-        ("isoflop", "budgets=1e14+much", "budgets=much: must be numbers above 0"),
+        ("isoflop", "budgets=1e14+much", "budgets=much: must be a number above 0"),
         ("leave_one_out", "archs=mot", "leave_one_out has its own"),
         ("routing", "match=all", "match=all: no such match; allowed: active, total, both"),
         ("caption_shift", "text=book", "text=book: no such text; allowed: drawn, manual, read"),
