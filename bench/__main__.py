@@ -249,7 +249,7 @@ def eight_runs(size):
     host = pipeline.Batches(training, c, 0, 1)[0].batch
     runs = [dataclasses.replace(c, model=dataclasses.replace(c.model, seed=seed)) for seed in range(8)]
     mesh = ensemble.make_mesh(c, 8)
-    each = ensemble.vmapped(runs, mesh)
+    each = ensemble.for_each(runs, mesh)
     place = NamedSharding(mesh, PartitionSpec("runs"))
 
     def take_one(c, state, batch):

@@ -59,7 +59,7 @@ def _configs(count: int) -> tuple[list[Config], dict, int]:
 
 def _together(configs: list[Config], host: dict, of: int) -> Step:
     mesh = ensemble.make_mesh(configs[0], len(configs), jax.devices())
-    each = ensemble.vmapped(configs, mesh)
+    each = ensemble.for_each(configs, mesh)
     place = NamedSharding(mesh, PartitionSpec("runs"))
 
     def take_one(config, state, batch):

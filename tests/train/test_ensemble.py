@@ -43,26 +43,27 @@ ALL["others"] = {"optim.base_rules[1].decay": 0.3}
 OTHERS = ({"model__seed": 1}, {"model__seed": 2} | ALL)
 
 
-def stepper(configs):
+def stepper(configs, at_once):
     """The first state of all, and a step."""
-    each = ensemble.vmapped(configs, ensemble.make_mesh(configs[0], len(configs), jax.devices()[:1]))
+    each = ensemble.for_each(configs, ensemble.make_mesh(configs[0], len(configs), jax.devices()[:1]), at_once)
     state = jax.jit(each(lambda c, _: init_state(c)))(np.arange(len(configs)))
     return state, jax.jit(each(lambda c, state, batch: make_step(c, 2)(state, batch)))
 
 
 @pytest.mark.parametrize(
-    ("arch", "varied"),
+    ("arch", "varied", "at_once"),
     [
-        pytest.param("dense", SEEDS, id="dense, seeds", marks=pytest.mark.slow),
-        pytest.param("mot", OTHERS, id="mot, everything"),
-        pytest.param("moe_tc4", RATES, id="moe, rates", marks=pytest.mark.slow),
+        pytest.param("dense", SEEDS, True, id="dense, seeds", marks=pytest.mark.slow),
+        pytest.param("mot", OTHERS, True, id="mot, everything"),
+        pytest.param("mot", OTHERS, False, id="mot, everything, in turn"),
+        pytest.param("moe_tc4", RATES, True, id="moe, rates", marks=pytest.mark.slow),
     ],
 )
-def test_losses_of_ten_steps_equal_those_of_separate_runs(arch, varied):
+def test_losses_of_ten_steps_equal_those_of_separate_runs(arch, varied, at_once):
     tree = examples.tree(arch, layers=1)
     tree.run.steps, tree.optim.warmup = 10, 4
     configs = [with_(resolve(tree), **values) for values in varied]
-    together, step = stepper(configs)
+    together, step = stepper(configs, at_once)
     alone = jax.jit(lambda: init_state(configs[-1]))()
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[-1], together), alone)
     single = jax.jit(make_step(configs[-1], 2))
@@ -104,7 +105,7 @@ def predicates(jaxpr):
 @pytest.mark.parametrize("arch", ["mot", "moe_ec4", "learned_mot"])
 def test_no_loop_ends_and_no_branch_is_taken_by_what_a_run_computes(arch):
     configs = [with_(examples.make(arch, layers=1), **values) for values in SEEDS]
-    each = ensemble.vmapped(configs, ensemble.make_mesh(configs[0], 2, jax.devices()[:1]))
+    each = ensemble.for_each(configs, ensemble.make_mesh(configs[0], 2, jax.devices()[:1]), at_once=True)
     state = jax.eval_shape(each(lambda c, _: init_state(c)), np.arange(2))
     step = each(lambda c, state, batch: make_step(c, 2)(state, batch))
     jaxpr = jax.make_jaxpr(step)(state, examples.batch()).jaxpr
@@ -153,7 +154,7 @@ def test_gradients_of_many_rows_equal_those_of_separate_runs():
     tree = examples.tree("mot", (ROWS // 16, ROWS // 16), layers=1, qk_norm="layer", norm="post")
     tree.data.batch, tree.optim.clip = 16, 1e9
     configs = [with_(resolve(tree), **values) for values in SEEDS]
-    state, step = stepper(configs)
+    state, step = stepper(configs, at_once=True)
     batch = examples.batch(rows=16, budgets=(ROWS // 16, ROWS // 16))
     after, _ = step(state, batch)
     single = jax.jit(make_step(configs[0], 2))
