@@ -41,7 +41,8 @@ def test_with_mup_muons_steps_are_flat_too():
     assert steepest(slopes("dense", "mup", name="muon")) < FLAT
 
 
-def test_without_the_rule_of_rates_they_are_not(monkeypatch):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_without_the_rule_of_rates_they_are_not(monkeypatch, name):
     whole = params._transferred
 
     def without(path, spec, config):
@@ -49,7 +50,26 @@ def test_without_the_rule_of_rates_they_are_not(monkeypatch):
         return row._replace(lr=1.0) if params.is_hidden(spec) else row
 
     monkeypatch.setattr(params, "_transferred", without)
-    assert steepest(slopes("dense", "mup")) > STEEP
+    assert steepest(slopes("dense", "mup", name=name)) > FLAT
+
+
+def moved_by_depth(base_layers, depths=(2, 8)):
+    """How steeply the first step's move of the last block's residual grows with the number of layers."""
+    sizes = {}
+    for depth in depths:
+        tree = examples.tree("mot", layers=depth)
+        tree.optim.update(
+            lr=4e-3, warmup=0, schedule="constant", transfer="mup", base_width=16, base_layers=base_layers
+        )
+        found = coords.measure(resolve(tree, optim.uncovered), examples.batch(rows=4), 2, STEPS)
+        sizes[depth] = coords.Sizes(found.value[:, -1:], found.moved[:, -1:])
+    return float(coords.slopes(sizes).moved[1].max())
+
+
+def test_with_a_base_depth_steps_do_not_grow_with_depth():
+    """Later steps of so small a model shrink with depth, as its residual does while branches are drawn at random."""
+    assert -FLAT < moved_by_depth(base_layers=2) < FLAT
+    assert moved_by_depth(base_layers=0) > STEEP
 
 
 def test_all_widths_grow_in_proportion():
