@@ -1,18 +1,15 @@
 """Runs a command of mot on this machine or on a cluster: shows what it submits, submits it, follows it."""
 
 import dataclasses
-import importlib.util
 import os
 import sys
 
-from launch import flags, judging
+from launch import flags, judging, planning
 from launch.process import guarded
 from launch.targets import job
 from launch.targets.job import Job
-from mot.console import phase
 from mot.errors import UserError
 from mot.files import write_atomically
-from mot.plan import process
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     job.refuse_missing(target.program, made.target, target.comes_with)
     refuse_living(made)
     if made.options.get("topology"):
-        print(planned(made) if not options.unplanned else "not planned: whether it fits was not asked", file=sys.stderr)
+        print(
+            planning.planned(made) if not options.unplanned else "not planned: whether it fits was not asked",
+            file=sys.stderr,
+        )
     made.folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_atomically(made.folder / name, text)
@@ -67,34 +67,6 @@ def refuse_living(made: Job) -> None:
     if judging.target(there.target).is_alive(there):
         stop = flags.command("launch", "stop", made.name)
         raise UserError(f"{made.name}: runs already, by --target={there.target}; `{stop}`, or give another --name")
-
-
-def planned(made: Job) -> str:
-    """What the plan for the topology says; `UserError` where the step does not fit, or the compiler is not here."""
-    topology = made.options["topology"]
-    if made.is_sweep:
-        return "not planned: a sweep's rows are; `mot sweep ... --dry-run` counts them"
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            f"--topology={topology}: whether it fits is told by TPU's compiler, which is not installed; "
-            "pip install -e '.[tpu]', or submit without by --unplanned"
-        )
-    options, overrides = judging.training(made.command)
-    with phase(f"compiling for {topology}: a minute, for large models some"):
-        plan = process.plan(options.config, topology, overrides, quick=False)
-    if "failed" in plan:
-        raise UserError(f"--topology={topology}: the plan failed, and nothing was launched: {plan['failed']}")
-    if not plan["fits"]:
-        remedies = "".join(f"\n  try {remedy}" for remedy in plan["remedies"])
-        raise UserError(
-            f"--topology={topology}: does not fit, and nothing was launched: {plan['trouble']}; take a larger slice, "
-            f"or less at a time{remedies}"
-        )
-    gigabytes = plan["memory"]["peak"] / 1e9
-    return (
-        f"fits {topology}: {gigabytes:.1f} of {plan['memory_of_chip'] / 1e9:.1f} GB of a device; at least "
-        f"{plan['days']:.2f} days, {plan['chip_hours']:,.0f} chip-hours"
-    )
 
 
 if __name__ == "__main__":

@@ -602,7 +602,7 @@ MUTATIONS = (
     ),
     Mutation(
         "launch: what does not fit is submitted",
-        "launch/launch.py",
+        "launch/planning.py",
         'if not plan["fits"]:',
         'if not plan["fits"] and not plan["trouble"]:',
         "tests/launch/test_launch.py::test_a_plan_is_made_before_anything_is_submitted",

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch import launch as command
+from launch import planning
 from launch.targets import job, render, slices, tpu_vm
 from launch.targets.job import Job
 from mot.errors import UserError
@@ -295,7 +296,7 @@ PLANS = {
     ),
     "it failed": (
         {"fits": False, "failed": "mesh.fsdp: 3 does not divide"},
-        "the plan failed, and nothing was launched",
+        "the plan of the run failed, and nothing was launched",
     ),
 }
 
@@ -310,8 +311,8 @@ def test_a_plan_is_made_before_anything_is_submitted(how, stand_ins, monkeypatch
         return answer
 
     stand_ins.add("kubectl")
-    monkeypatch.setattr(command.process, "plan", plan)
-    monkeypatch.setattr(command.importlib.util, "find_spec", str)
+    monkeypatch.setattr(planning.process, "plan", plan)
+    monkeypatch.setattr(planning.importlib.util, "find_spec", str)
     argv = ["launch", "--target=gke", *OPTIONS["gke"][:-1], "--", "train", SMOKE, BUCKET]
     code, _, said = run(*argv)
     assert says in said
@@ -320,14 +321,56 @@ def test_a_plan_is_made_before_anything_is_submitted(how, stand_ins, monkeypatch
     assert bool(stand_ins.calls()) == (answer is FITS)
 
 
+SWEEP = """
+def mine(arg):
+    rows = []
+    for arch in ("dense", "mot"):
+        for seed in (0, 1):
+            config = "configs/digits.py:arch=" + arch + ",size=smoke"
+            rows.append({{"config": config, "model.seed": seed, "run.name": arch + str(seed)}})
+    return rows{more}
+"""
+LARGE = ' + [{"config": "configs/digits.py:size=smoke", "run.name": "huge", "data.batch": 2**24}]'
+TO_BUCKET = "--out=gs://bucket/runs/mine"
+
+
+def test_each_program_of_a_sweep_is_planned(stand_ins, monkeypatch):
+    asked = []
+
+    def plan(config, topology, overrides, quick):
+        asked.append((config, overrides["run.name"]))
+        return FITS
+
+    stand_ins.add("kubectl")
+    monkeypatch.setattr(planning.process, "plan", plan)
+    monkeypatch.setattr(planning.importlib.util, "find_spec", str)
+    Path("sweeps.py").write_text(SWEEP.format(more=""), encoding="utf-8")
+    argv = ["launch", "--target=gke", "--topology=v5p:2x2x1", "--image=registry/mot:1"]
+    _, said = succeeds(*argv, "--", "sweep", "sweeps.py:mine", TO_BUCKET)
+    assert asked == [(f"configs/digits.py:arch={arch},size=smoke", f"{arch}1") for arch in ("dense", "mot")]
+    assert "each of 4 rows fits v5p:2x2x1 by itself: 12.0 of 95.0 GB" in said
+    assert "at least 6.00 days, 9,216 chip-hours" in said
+
+
+def test_a_sweep_with_a_row_that_cannot_fit_is_refused_without_a_compiler(stand_ins):
+    stand_ins.add("kubectl")
+    Path("sweeps.py").write_text(SWEEP.format(more=LARGE), encoding="utf-8")
+    argv = ["launch", "--target=gke", "--topology=v5e:1x1", "--image=registry/mot:1"]
+    code, _, said = run(*argv, "--", "sweep", "sweeps.py:mine", TO_BUCKET)
+    assert code == 2
+    assert "1 of 5 rows cannot run; nothing was started" in said
+    assert "of huge: " in said
+    assert not stand_ins.calls()
+
+
 def test_without_the_compiler_for_tpus_only_unplanned_goes_on(stand_ins, monkeypatch):
-    find_spec = command.importlib.util.find_spec
+    find_spec = planning.importlib.util.find_spec
 
     def without(name, *more):
         return None if name == "libtpu" else find_spec(name, *more)
 
     stand_ins.add("kubectl")
-    monkeypatch.setattr(command.importlib.util, "find_spec", without)
+    monkeypatch.setattr(planning.importlib.util, "find_spec", without)
     argv = ["launch", "--target=gke", *OPTIONS["gke"][:-1]]
     code, _, said = run(*argv, "--", "train", SMOKE, BUCKET)
     assert code == 2
