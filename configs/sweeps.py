@@ -16,7 +16,6 @@ Rows are paired by construction: they differ in what is asked and in `model.seed
 same batches, and the runs of an architecture that differ in their seed alone are one program.
 """
 
-import inspect
 import runpy
 from collections.abc import Iterable
 from pathlib import Path
@@ -228,6 +227,6 @@ def _namespace(file: str) -> dict[str, Any]:
 def _tree(file: str, given: dict[str, str]) -> Any:
     """The configuration of a file, of which a sweep needs to know streams and sources."""
     get_config = _namespace(file).get("get_config")
-    if not callable(get_config) or not inspect.signature(get_config).parameters:
+    if get_config is None:
         raise ValueError(f"config={file}: defines no get_config(arg); see configs/digits.py, or name another file")
     return get_config(_joined_arg(given))

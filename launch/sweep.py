@@ -7,7 +7,7 @@ from typing import Any
 
 from launch import arguments, cores, refusals, sweep_cost, sweep_work
 from launch.process import guarded
-from launch.sweep_rows import NAME, Row, chosen, claim, judged, parse, read, refuse_other, saved
+from launch.sweep_rows import NAME, Row, chosen, claim, judged, read, refuse_other, saved, usual_out
 from launch.sweep_shown import console, count, shown, table
 from launch.sweep_work import Failure
 from mot import sharding
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         return status(as_path(options.folder))
     text = options.sweep
     rows = read(text)
-    out = options.out or Path("runs") / parse(text)[1]
+    out = options.out or usual_out(text)
     if options.row is not None:
         return one_program(text, rows, out, chosen(text, options.row, len(rows)), options.distributed)
     if options.dry_run:

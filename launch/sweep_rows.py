@@ -46,6 +46,11 @@ def parse(text: str) -> tuple[str, str, str]:
     return file, name, arg
 
 
+def usual_out(text: str) -> Path:
+    """The folder of a sweep without `--out`."""
+    return Path("runs") / parse(text)[1]
+
+
 def read(text: str) -> list[dict[str, Any]]:
     """The rows of `FILE:NAME,arg`, as its function gives them. FILE is a program, and is run here."""
     file, name, arg = parse(text)
@@ -140,11 +145,15 @@ def overrides(row: Mapping[str, Any]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else repr(value) for key, value in row.items() if key != "config"}
 
 
+def no_faults(_: Config) -> Iterable[str]:
+    return ()
+
+
 def judged(
     text: str,
     rows: Sequence[Mapping[str, Any]],
     out: Path,
-    faults: Callable[[Config], Iterable[str]],
+    faults: Callable[[Config], Iterable[str]] = no_faults,
     only: Sequence[int] | None = None,
 ) -> list[Row]:
     """Rows with their configurations, `only` those that are asked for; `UserError` with the faults of all of them.

@@ -159,7 +159,7 @@ def test_all_faults_of_all_rows_are_told_before_anything_starts(own, tmp_path, n
         ([LOO, "--dry-run", "--topology=v5q:2x2x1"], "no such chip as 'v5q'"),
         ([LOO, "--dry-run", "--topology="], "no such chip as ''"),
         ([LOO, "--dry-run", "--out=mkdocs.yml"], "--out mkdocs.yml: is a file; name a folder"),
-        (["configs/sweeps.py:mixture,config=configs/base.py"], "config=configs/base.py: defines no get_config(arg)"),
+        (["configs/sweeps.py:mixture,config=configs/sizes.py"], "config=configs/sizes.py: defines no get_config(arg)"),
         ([LOO, "--distributed"], "--distributed: is for --row"),
         ([LOO, "--dry-run", "--row=1"], "a dry run is of all rows"),
         ([LOO, "--row=6"], "--row 6: configs/sweeps.py:leave_one_out,size=smoke has rows 0 to 5"),
