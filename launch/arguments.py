@@ -106,6 +106,8 @@ def _refuse(command: str, options, overrides: dict[str, str], judged: Config | N
         refusals.report(options)
     elif command == "inspect":
         refusals.inspection(options)
+    elif command == "coords":
+        refusals.file_to_write(options.out)
     elif command == "plan":
         refusals.plan(options, overrides, plan().get_default("config"))
 
