@@ -250,6 +250,15 @@ def test_a_report_that_cannot_be_written_is_all_that_is_told(tmp_path, monkeypat
     assert str(found.value) == "no report was written: it is too late"
 
 
+def test_logs_of_a_sweep_in_a_bucket_are_of_this_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_work, "is_bucket", lambda path: path.name == "bucket")
+    assert sweep_work.log_folder(tmp_path) == tmp_path
+    found = sweep_work.log_folder(tmp_path / "bucket")
+    assert found == sweep_work.log_folder(tmp_path / "bucket")
+    assert found != sweep_work.log_folder(tmp_path / "other" / "bucket")
+    assert found.stat().st_mode & 0o077 == 0
+
+
 def test_a_row_whose_folder_holds_another_run_is_refused(tmp_path):
     (row,) = sweeping.rows(tmp_path, ["a"])
     sweeping.command("", tmp_path, [row])
