@@ -54,14 +54,14 @@ def _none_such(what: str, name: str, allowed: Collection[str], where: str = "") 
     return f"{what}={name}: no such {what}{where}; allowed: {', '.join(allowed)}{remedy}"
 
 
-def budget(name: str, text: str) -> float:
-    """A number above 0; raises `ValueError` for another text."""
+def budget(name: str, text: str, sign: str = "=") -> float:
+    """A number above 0, which was given as `name` `sign` `text`; raises `ValueError` for another text."""
     try:
         found = float(text)
     except ValueError:
         found = math.nan
     if not 0 < found < math.inf:
-        raise ValueError(f"{name}={text}: must be a number above 0, as in {name}=1e12")
+        raise ValueError(f"{name}{sign}{text}: must be a number above 0, as in {name}{sign}1e12")
     return found
 
 

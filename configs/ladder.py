@@ -60,6 +60,7 @@ IDS = {
 FEATURES = 32
 PICTURE = {sizes.LENGTH: 256, sizes.TINY_LENGTH: 64}
 MOST_STEPS = 1e9
+MOST_TOKENS = 1e30  # more than any run has; by these a batch still counts its rows
 
 
 class Wanted(NamedTuple):
@@ -179,7 +180,8 @@ def _spend_by_modality(c: ConfigDict, size: dict, text: str) -> None:
     length = c.data.length or sum(stream.budget for stream in c.streams.values())
     total = max(tokens / share[modality] for modality, tokens in wanted.items())
     usual = size["steps"] * size["rows"] * length
-    doublings = round(BATCH_GROWTH * math.log2(total / usual))  # rows stay a number that devices divide
+    growth = min(max(total, 1.0), MOST_TOKENS) / usual
+    doublings = round(BATCH_GROWTH * math.log2(growth))  # rows stay a number that devices divide
     c.data.batch = max(1, round(size["rows"] * 2.0**doublings))
     step = c.data.batch * length
     if total < step:
@@ -213,4 +215,4 @@ def _wanted(size: dict, text: str, share: dict[str, float]) -> dict[str, float]:
         base.chosen("tokens", modality, share, " among the data's modalities")
     if len(set(named)) < len(named):
         raise ValueError(f"tokens={text}: a modality stands there twice; leave one out")
-    return {modality: base.budget(f"tokens={modality}", number) for modality, number in pairs}
+    return {modality: base.budget(f"tokens={modality}", number, ":") for modality, number in pairs}

@@ -226,4 +226,7 @@ def _namespace(file: str) -> dict[str, Any]:
 
 def _tree(file: str, given: dict[str, str]) -> Any:
     """The configuration of a file, of which a sweep needs to know streams and sources."""
-    return _namespace(file)["get_config"](_joined_arg(given))
+    get_config = _namespace(file).get("get_config")
+    if get_config is None:
+        raise ValueError(f"config={file}: defines no get_config(arg); see configs/digits.py, or name another file")
+    return get_config(_joined_arg(given))

@@ -106,6 +106,8 @@ def _refuse(command: str, options, overrides: dict[str, str], judged: Config | N
         refusals.report(options)
     elif command == "inspect":
         refusals.inspection(options)
+    elif command == "coords":
+        refusals.file_to_write(options.out)
     elif command == "plan":
         refusals.plan(options, overrides, plan().get_default("config"))
 
@@ -114,13 +116,13 @@ def of_sweep(p: flags.Parser, options) -> None:
     """Raises, or ends, where a command line of `mot sweep` cannot be meant so, or its file gives no rows."""
     if (options.sweep == STATUS) != (options.folder is not None):
         p.error(f"write `mot sweep FILE:NAME,arg`, or `mot sweep {STATUS} OUT`")
-    if options.topology and not options.dry_run:
+    if options.topology is not None and not options.dry_run:
         p.error(f"--topology={options.topology}: is for --dry-run alone: rows run on this machine")
     if options.dry_run and options.row is not None:
         p.error(f"--dry-run, --row={options.row}: a dry run is of all rows; leave one out")
     if options.distributed is not None and options.row is None:
         p.error("--distributed: is for --row: the processes of one row")
-    if options.topology:
+    if options.topology is not None:
         chips.parse(options.topology)
     if options.sweep == STATUS:
         flags.refuse_absent(as_path(options.folder), "folder of a sweep")

@@ -23,6 +23,7 @@ from mot.files import write_atomically
 from mot.model import layers, transformer
 from mot.objectives import losses
 from mot.train import evaluate, restore
+from mot.train.memory import too_large
 from mot.train.state import init_state
 from mot.train.step import make_step
 from scaling import pictures
@@ -60,6 +61,14 @@ def at_width(tree: ConfigDict, width: int, transfer: str) -> ConfigDict:
     if not transfer:
         tree.optim.update(base_head_size=0, base_layers=0)
     return tree
+
+
+def built(tree: ConfigDict, width: int, transfer: str) -> Config:
+    """`at_width`, judged; `UserError` where a width has no room on this machine."""
+    config = resolve(at_width(tree, width, transfer), optim.uncovered)
+    if fault := too_large(config, sharding.abstract(config, 1), sharding.memory(sharding.one_device())):
+        raise UserError(f"--widths: {width} has no room here; leave it out: {fault}")
+    return config
 
 
 def residuals(params: dict, batch: Batch, config: Config) -> list[jax.Array]:
@@ -142,13 +151,12 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = flags.parse(arguments.coords(), argv)
     widths, steps = numbers("--widths", options.widths, 1), [0, *numbers("--steps", options.steps, 1)]
     tree, batch, sources = first_batch(load.read(options.config, overrides))
-    found: dict[str, dict[int, Sizes]] = {}
-    for transfer, name in TRANSFERS.items():
-        found[name] = {}
-        for width in widths:
-            with phase(f"{name}: {width} wide"):
-                config = resolve(at_width(tree, width, transfer), optim.uncovered)
-                found[name][width] = measure(config, batch, sources, steps)
+    configs = {(transfer, width): built(tree, width, transfer) for transfer in TRANSFERS for width in widths}
+    found: dict[str, dict[int, Sizes]] = {name: {} for name in TRANSFERS.values()}
+    for (transfer, width), config in configs.items():
+        name = TRANSFERS[transfer]
+        with phase(f"{name}: {width} wide"):
+            found[name][width] = measure(config, batch, sources, steps)
     write_atomically(options.out, pictures.both(pictures.coords, found, steps)["light"])
     show({name: slopes(by_width) for name, by_width in found.items()}, steps)
     print(f"picture: {options.out}")

@@ -21,31 +21,28 @@ def target(name: str) -> Target:
     return importlib.import_module(f"launch.targets.{name.replace('-', '_')}").TARGET
 
 
-def read(argv: Sequence[str]) -> tuple[Any, list[str]]:
-    """The options, and the words of the command after `--`, or of the following (`status NAME`)."""
+def judge(argv: Sequence[str]) -> tuple[Any, Job]:
+    """The options, and the job that they ask for, or that of `status NAME` and the like.
+
+    `options.words` are those of the command after `--`, or of the following. Raises `UserError` with all that is wrong.
+    """
     if "--" not in argv and (found := [word for word in argv if word in LAUNCHED]):
         raise UserError(f"-- is missing before {found[0]}: what is launched stands after it; write -- {found[0]} ...")
     options = arguments.launch().parse_args(argv)
-    return options, options.words
-
-
-def judge(argv: Sequence[str]) -> Job | None:
-    """The job that is asked for; None where one is followed. Raises `UserError` with all that is wrong."""
-    options, words = read(argv)
+    words = options.words
     if not words or words[0] not in (*LAUNCHED, *FOLLOWING):
         said = f"{words[0]!r} is nothing to launch" if words else "nothing to launch is given"
         raise UserError(f"{said}; write -- train ... or -- sweep ..., or one of {', '.join(FOLLOWING)} and a name")
     if words[0] in FOLLOWING:
-        _following(options, words)
-        return None
+        return options, _followed(options, words)
     if options.target is None:
         raise UserError(f"--target is missing: where; allowed: {', '.join(job.TARGETS)}; name one")
     if options.follow:
         raise UserError("--follow: is of `mot launch logs NAME`; leave it out")
-    return _launched(options, words)
+    return options, _launched(options, words)
 
 
-def _following(options: Any, words: Sequence[str]) -> None:
+def _followed(options: Any, words: Sequence[str]) -> Job:
     if len(words) != 2:
         raise UserError(f"{words[0]}: takes one name, and got {len(words) - 1}; give one")
     given = [f"--{name}" for name in (*OWN, *OPTIONS) if getattr(options, name) not in (None, False)]
@@ -54,6 +51,7 @@ def _following(options: Any, words: Sequence[str]) -> None:
     followed = job.load(words[1])
     if words[0] == "keep" and target(followed.target).keep is None:
         raise UserError(f"keep: {followed.name} is of {followed.target}, which keeps it itself; leave it out")
+    return followed
 
 
 def _launched(options: Any, words: list[str]) -> Job:
@@ -63,7 +61,9 @@ def _launched(options: Any, words: list[str]) -> Job:
     if words[0] == "train":
         config = _configuration(words, apart=options.target != "local")
     elif words[0] in arguments.PARSERS:
-        rows = _rows(words)
+        rows = _rows(words, apart=options.target != "local")
+        if told.get("rows", 0) > rows:
+            faults.append(f"--rows={told['rows']}: the sweep has {rows}; leave it out")
         if "rows" in told:
             told["rows"] = told["rows"] or rows
     name = options.name
@@ -126,14 +126,21 @@ def _configuration(words: Sequence[str], apart: bool) -> Config:
     return flags.judged(load.read(options.config, overrides))
 
 
-def _rows(words: Sequence[str]) -> int:
-    """How many rows a sweep has, which `mot sweep` is asked."""
+def _rows(words: Sequence[str], apart: bool) -> int:
+    """How many rows a sweep has, all judged as `mot sweep` does; where they run `apart`, without a look at what lies
+    there."""
     from launch import sweep_rows
 
     options = arguments.PARSERS["sweep"]().parse_args(words[1:])
     if options.row is not None or options.distributed is not None:
         raise UserError("--row, --distributed: launch gives these to the jobs of a sweep's rows; leave them out")
-    return len(sweep_rows.read(options.sweep))
+    if options.dry_run or options.topology is not None:
+        raise UserError("--dry-run, --topology after --: nothing would be trained; call `mot sweep` with them here")
+    rows = sweep_rows.read(options.sweep)
+    out = options.out or sweep_rows.usual_out(options.sweep)
+    if not apart:
+        sweep_rows.refuse_other(out, options.sweep, rows)
+    return len(sweep_rows.judged(options.sweep, rows, out))
 
 
 def _places(job_: Job) -> Iterator[str]:

@@ -14,10 +14,9 @@ from mot.files import write_atomically
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    made = judging.judge(argv)
-    options, words = judging.read(argv)
-    if made is None:
-        return follow(words[0], job.load(words[1]), options.follow)
+    options, made = judging.judge(argv)
+    if (verb := options.words[0]) in judging.FOLLOWING:
+        return follow(verb, made, options.follow)
     target = judging.target(made.target)
     files = target.files(made)
     if options.dry_run:
@@ -27,10 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     job.refuse_missing(target.program, made.target, target.comes_with)
     refuse_living(made)
     if made.options.get("topology"):
-        print(
-            planning.planned(made) if not options.unplanned else "not planned: whether it fits was not asked",
-            file=sys.stderr,
-        )
+        told = "not planned: whether it fits was not asked" if options.unplanned else planning.planned(made)
+        print(told, file=sys.stderr)
     made.folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         write_atomically(made.folder / name, text)
@@ -64,9 +61,15 @@ def refuse_living(made: Job) -> None:
     if not (made.folder / "launch.json").exists():
         return
     there = job.load(made.name)
-    if judging.target(there.target).is_alive(there):
-        stop = flags.command("launch", "stop", made.name)
+    is_alive = judging.target(there.target).is_alive
+    stop = flags.command("launch", "stop", made.name)
+    if is_alive(there):
         raise UserError(f"{made.name}: runs already, by --target={there.target}; `{stop}`, or give another --name")
+    if is_alive is job.refused_by_its_service and there.target != made.target:
+        raise UserError(
+            f"{made.name}: was launched by --target={there.target}, and may still run there, where nobody could follow "
+            f"it any more; `{stop}` and remove {made.folder}, or give another --name"
+        )
 
 
 if __name__ == "__main__":

@@ -153,10 +153,15 @@ def plan(options: Any, overrides: dict[str, str], default: str) -> None:
         from mot.plan import chips
 
         raise UserError(f"--topology is missing; write as in {chips.EXAMPLES}")
-    if options.out and options.out.is_dir():
-        raise UserError(f"--out {options.out}: is a folder; name a file in it")
     if options.out:
-        folder(options.out.parent, "--out")
+        file_to_write(options.out)
+
+
+def file_to_write(path: Path) -> None:
+    """Raises `UserError` where `--out` cannot be a file at `path`."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file in it")
+    folder(path.parent, "--out")
 
 
 # --- mot sample ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Runs a sweep, a list of configurations, on this machine; says what it would cost; tells how far it is."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch import arguments, cores, refusals, sweep_cost, sweep_work
 from launch.process import guarded
-from launch.sweep_rows import NAME, Row, chosen, claim, judged, parse, read, refuse_other, saved
+from launch.sweep_rows import NAME, Row, chosen, claim, judged, read, refuse_other, saved, usual_out
 from launch.sweep_shown import console, count, shown, table
 from launch.sweep_work import Failure
 from mot import sharding
@@ -15,7 +16,7 @@ from mot.console import phase
 from mot.data import sources
 from mot.errors import UserError
 from mot.files import as_path
-from mot.runs import rundir, states
+from mot.runs import rundir, states, trackers
 from mot.train.memory import too_large
 
 
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         return status(as_path(options.folder))
     text = options.sweep
     rows = read(text)
-    out = options.out or Path("runs") / parse(text)[1]
+    out = options.out or usual_out(text)
     if options.row is not None:
         return one_program(text, rows, out, chosen(text, options.row, len(rows)), options.distributed)
     if options.dry_run:
@@ -37,6 +38,7 @@ def whole(text: str, rows: Sequence[Mapping], out: Path) -> int:
     """Trains all rows to their end, and writes the report about them."""
     with phase(f"reading {len(rows)} rows"):
         refuse_other(out, text, rows)
+        refusals.folder(out, "--out")
         found = judged(text, rows, out, faults)
     claim(out, text, rows)
     before = {row.name: states.of(row.path, row.config.run.steps) for row in found}
@@ -49,10 +51,11 @@ def whole(text: str, rows: Sequence[Mapping], out: Path) -> int:
             failures = sweep_work.work(text, out, found, show, say)
     status(out)
     told = [f"{name}: {failure.why}; its log is {failure.log}" for name, failure in failures.items()]
+    told = [f"{len(failures)} of {len(found)} rows failed twice", *told] if told else []
     if not is_left_alone:
         told += _report(out, found)
     if told:
-        raise UserError("\n  ".join([f"{len(failures)} of {len(found)} rows failed twice", *told]))
+        raise UserError("\n  ".join(told))
     return 0
 
 
@@ -65,10 +68,8 @@ def faults(config: Config) -> Iterator[str]:
             yield fault
         if mesh.size > cores.cores():
             yield f"mesh: {mesh.size} devices, and this machine has {cores.cores()} cores; make its axes smaller"
-    try:
-        refusals.training([config])
-    except UserError as error:
-        yield str(error)
+    yield from _refused(refusals.training, [config])
+    yield from _refused(trackers.refuse_absent, config.run.trackers)
     path = rundir.folder(config)
     if (path / "config.json").exists():
         different = rundir.changes(rundir.read_config(path), rundir.plain(config))
@@ -76,6 +77,13 @@ def faults(config: Config) -> Iterator[str]:
         if any(one.partition(":")[0] not in allowed for one in different):
             told = "; ".join(different[:5])
             yield f"{path} holds a run of another configuration (its -> yours): {told}; choose another --out"
+
+
+def _refused(refuse: Callable[[Any], None], given: Any) -> Iterator[str]:
+    try:
+        refuse(given)
+    except UserError as error:
+        yield str(error)
 
 
 def _report(out: Path, rows: Sequence[Row]) -> list[str]:
@@ -121,7 +129,7 @@ def one_program(
 
 def dry_run(text: str, rows: Sequence[Mapping], out: Path, topology: str | None) -> int:
     """Shows what would run, and what it would cost; writes nothing."""
-    devices = sweep_cost.named(topology) if topology else sweep_cost.here()
+    devices = sweep_cost.here() if topology is None else sweep_cost.named(topology)
     refuse_other(out, text, rows)
     sweep_cost.show(judged(text, rows, out, sweep_cost.fits(devices)), devices)
     return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch import flags
-from mot.config import Config, ConfigError, differences, load, varied
+from mot.config import Config, ConfigError, checks, differences, load, varied
 from mot.config.axes import MESH_AXES
 from mot.errors import UserError
 from mot.files import as_path, make_folder, write_atomically
@@ -18,6 +18,9 @@ from mot.files import as_path, make_folder, write_atomically
 FILE = "sweep.json"  # of a sweep's folder: its rows, written before any begins, and anew where rows are added
 NAME = "run.name"
 LISTED = 12  # lines of differences in a message
+MOST_FAULTS = 100  # lines of faults in a message
+WRITTEN = (".csv", ".html", ".json", ".log", ".png")  # ends of what a sweep and its report write beside the rows
+LONGEST = 200  # bytes of a row's name: file systems take 255 for a file's, as for its log's
 
 
 class Row(NamedTuple):
@@ -43,11 +46,16 @@ def parse(text: str) -> tuple[str, str, str]:
     return file, name, arg
 
 
+def usual_out(text: str) -> Path:
+    """The folder of a sweep without `--out`."""
+    return Path("runs") / parse(text)[1]
+
+
 def read(text: str) -> list[dict[str, Any]]:
     """The rows of `FILE:NAME,arg`, as its function gives them. FILE is a program, and is run here."""
     file, name, arg = parse(text)
     found = _namespace(text, _file_of(text, file))
-    sweeps = sorted(key for key, value in found.items() if _is_sweep(value))
+    sweeps = sorted(key for key, value in found.items() if _is_sweep(value) and not key.startswith("_"))
     if name not in sweeps:
         raise UserError(
             f"{text}: {file} has no sweep {name!r}; allowed: {', '.join(sweeps) or 'none: a sweep is def NAME(arg)'}"
@@ -76,7 +84,22 @@ def _rows(text: str, rows: Any) -> list[dict[str, Any]]:
             raise UserError(f"{text}: row {i} has run.root={row['run.root']!r}; rows lie in --out; leave it out")
         if not isinstance(row.get(NAME), str):
             raise UserError(f"{text}: row {i} has no `{NAME}`, a text by which its folder is called; add it")
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+    return [
+        {key: _written(f"{text}: row {i}: {key}", value) for key, value in row.items()} for i, row in enumerate(rows)
+    ]
+
+
+def _written(whose: str, value: Any) -> Any:
+    """A value as sweep.json gives it back; `UserError` where JSON cannot hold it."""
+    try:
+        found = _plain(value)
+        json.dumps(found)
+    except Exception as error:  # also one of a value's own methods
+        raise UserError(
+            f"{whose} is of type {type(value).__name__}, which sweep.json cannot hold ({error}); give a number, a "
+            "text, or lists and dicts of them"
+        ) from None
+    return found
 
 
 def _short(value: Any) -> str:
@@ -84,12 +107,12 @@ def _short(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back: numpy's numbers as Python's, a tuple as a list."""
+    """As JSON gives it back: numpy's numbers and arrays as Python's, a tuple as a list."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    return value.item() if hasattr(value, "item") else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_sweep(value: Any) -> bool:
@@ -122,11 +145,15 @@ def overrides(row: Mapping[str, Any]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else repr(value) for key, value in row.items() if key != "config"}
 
 
+def no_faults(_: Config) -> Iterable[str]:
+    return ()
+
+
 def judged(
     text: str,
     rows: Sequence[Mapping[str, Any]],
     out: Path,
-    faults: Callable[[Config], Iterable[str]],
+    faults: Callable[[Config], Iterable[str]] = no_faults,
     only: Sequence[int] | None = None,
 ) -> list[Row]:
     """Rows with their configurations, `only` those that are asked for; `UserError` with the faults of all of them.
@@ -145,15 +172,24 @@ def judged(
             told = [str(fault) for fault in error.faults]
         except UserError as error:
             told = [str(error)]
-        for fault in told:
+        for fault in [*told, *_name_faults(rows[i][NAME])]:
             found.setdefault(fault, []).append(rows[i][NAME])
     if found:
         ill = {name for names in found.values() for name in names}
         lines = [f"of {_some(names)}: {fault}" for fault, names in found.items()]
+        lines = [*lines[:MOST_FAULTS], *[f"and {len(lines) - MOST_FAULTS} more faults"] * (len(lines) > MOST_FAULTS)]
         raise UserError(
             "\n  ".join([f"{text}: {len(ill)} of {len(rows)} rows cannot run; nothing was started", *lines])
         )
     return built
+
+
+def _name_faults(name: str) -> Iterable[str]:
+    """What is wrong with a name in a sweep's folder; that it is one of a run, the configuration says."""
+    if name.endswith(WRITTEN):
+        yield f"{NAME}: {name!r} ends as the files of a sweep's folder do ({', '.join(WRITTEN)}); rename the row"
+    if len(name.encode(errors="replace")) > LONGEST:
+        yield f"{NAME}: {_short(name)} has {len(name)} characters; must be at most {LONGEST}; shorten it"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -181,11 +217,15 @@ def chosen(text: str, given: str, count: int) -> list[int]:
 
 
 def refuse_other(out: Path, text: str, rows: Sequence[Mapping[str, Any]], is_part: bool = False) -> None:
-    """`UserError` with the differences where `out` was made by a sweep of other rows.
+    """`UserError` with the differences where `out` was made by a sweep of other rows, or is no folder for a sweep.
 
     A sweep may grow: rows may come to those that are there. Where these are only a part of a sweep, it may be of one
     that has grown meanwhile.
     """
+    if out.is_file():
+        raise UserError(f"--out {out}: is a file; name a folder")
+    if (out / "config.json").exists():
+        raise UserError(f"--out {out}: is a run's folder; name another, as {out.parent / 'sweep'}")
     if not (out / FILE).exists():
         return
     before = saved(out)
@@ -220,13 +260,14 @@ def claim(out: Path, text: str, rows: Sequence[Mapping[str, Any]], is_part: bool
 def saved(out: Path) -> dict[str, Any]:
     """What `claim` wrote: `sweep`, its FILE:NAME,arg, and its `rows`."""
     file = out / FILE
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"{out}: no sweep was begun there: it has no {FILE}; name the --out of a sweep")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found["sweep"], str) or not all(isinstance(row[NAME], str) for row in found["rows"]):
+        names = [row[NAME] for row in found["rows"]]
+        if not isinstance(found["sweep"], str) or not names or not all(re.fullmatch(checks.NAME, n) for n in names):
             raise ValueError("its rows are no rows")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(
             f"{file} is damaged or foreign ({error!r}); move it away, and the sweep writes it anew"
         ) from error

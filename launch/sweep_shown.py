@@ -33,10 +33,7 @@ def shown() -> Iterator[tuple[Show, Callable[[str], None]]]:
     out = console(sys.stderr)
     if out.is_terminal:
         with Live(console=out, auto_refresh=False, transient=True) as live:
-            yield (
-                lambda known: live.update(table(known, MOST), refresh=True),
-                lambda line: out.print(line, markup=False),
-            )
+            yield (lambda known: live.update(table(known, MOST), refresh=True), out.print)
         return
     before: dict[str, State] = {}
 
@@ -56,7 +53,7 @@ def shown() -> Iterator[tuple[Show, Callable[[str], None]]]:
 
 def console(file) -> Console:
     width = None if file.isatty() else WIDE
-    return Console(file=file, highlight=False, width=width)
+    return Console(file=file, highlight=False, markup=False, width=width)
 
 
 def count(known: Mapping[str, State]) -> str:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,7 +167,7 @@ def command(text: str, out: Path, rows: Sequence[Row]) -> list[str]:
 
 def _start(text: str, out: Path, rows: Sequence[Row], own: set[int], memory: float) -> Working:
     """A process of these rows on its own cores, which a child has from its parent."""
-    log = (Path(tempfile.gettempdir()) if is_bucket(out) else out) / f"{rows[0].name}.log"
+    log = log_folder(out) / f"{rows[0].name}.log"
     env = os.environ | {PARENT: str(os.getpid()), "PYTHONIOENCODING": "utf-8"}
     with open(log, "ab") as file, _on(own):
         begins = file.tell()
@@ -179,6 +180,12 @@ def _start(text: str, out: Path, rows: Sequence[Row], own: set[int], memory: flo
             start_new_session=True,
         )
     return Working(process, rows, own, memory, log, begins)
+
+
+@cache
+def log_folder(out: Path) -> Path:
+    """Where a sweep's logs lie: beside its rows, or where those lie in a bucket in a new folder of this user alone."""
+    return Path(tempfile.mkdtemp(prefix="mot-sweep-")) if is_bucket(out) else out
 
 
 @contextmanager

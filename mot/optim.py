@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mot.config import Config, Rule, checks, reads
@@ -52,9 +52,10 @@ def _named(entry: str, config: Config) -> set[str]:
 def uncovered(config: Config) -> Iterator[str]:
     """A check for `config.build`: every parameter needs a rule, every rule a parameter, and something must train."""
     o = config.optim
-    paths = list(params.table(config))
-    if any([*checks.pattern("optim.rules", rule.match)] for rule in (*o.rules, *o.base_rules)):
+    patterns = [o.muon, *(rule.match for rule in (*o.rules, *o.base_rules))]
+    if any([*checks.pattern("optim", text)] for text in patterns):
         return  # a fault of its own, which `config` reports
+    paths = list(params.table(config))
     frozen = frozen_by(config)
     names = dict.fromkeys(name for s, stream in config.streams.items() for name in (s, stream.modality))
     for entry in [entry for entry, found in frozen.items() if not found]:
@@ -76,17 +77,30 @@ def uncovered(config: Config) -> Iterator[str]:
             f"{how} leaves nothing to train: towers, embedding and head are frozen for all that share them; untie what "
             "should train (as arch=mot does), or freeze parts"
         )
-    if o.name == "muon" and not any(params.by_muon(path, spec, config) for path, spec in params.table(config).items()):
-        yield (
-            f"optim.muon: {o.muon!r} matches no matrix from width to width, and optim.name is muon; allowed paths look "
-            f"like {next((path for path, spec in params.table(config).items() if params.is_hidden(spec)), '')}; mend "
-            "it, or write name='adamw'"
-        )
+    if o.name == "muon":
+        yield from _without_muon(config, decided)
     first = [next((i for i, rule in enumerate(o.rules) if re.search(rule.match, path)), None) for path in paths]
     for i in [i for i in range(len(o.rules)) if i not in first]:
         yield (
             f"optim.rules[{i}].match: {o.rules[i].match!r} decides for no parameter (earlier rules come first); "
             f"allowed paths look like {paths[1]}; mend or remove it"
+        )
+
+
+def _without_muon(config: Config, decided: Mapping[str, Rule | None]) -> Iterator[str]:
+    """A fault where `optim.name` is muon, and Muon would move nothing."""
+    table = params.table(config)
+    found = [path for path, spec in table.items() if params.by_muon(path, spec, config)]
+    if not found:
+        like = next((path for path, spec in table.items() if params.is_hidden(spec)), "")
+        yield (
+            f"optim.muon: {config.optim.muon!r} matches no matrix from width to width, and optim.name is muon; allowed "
+            f"paths look like {like}; mend it, or write name='adamw'"
+        )
+    elif all((rule := decided[path]) and rule.lr == 0 for path in found):
+        yield (
+            f"optim.muon: {config.optim.muon!r} matches {found[0]} and others that are all frozen, so muon would move "
+            "nothing; have it match what trains, or write name='adamw'"
         )
 
 

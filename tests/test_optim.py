@@ -176,6 +176,15 @@ def step_of(c, grads):
 def test_muon_needs_a_matrix():
     with pytest.raises(ConfigError, match=r"optim.muon: 'embed' matches no matrix .* blocks/main/attn/\w+/wq"):
         make(name="muon", muon="embed")
+    with pytest.raises(ConfigError, match=r"optim.muon: 'attn' matches blocks/\S+ and others that are all frozen"):
+        make(name="muon", muon="attn", freeze="text.attn,image.attn")
+
+
+@pytest.mark.parametrize("transfer", [{}, {"transfer": "mup", "base_width": 8}])
+def test_a_bad_pattern_of_muon_is_one_fault(transfer):
+    with pytest.raises(ConfigError, match=r"optim.muon: '\[' is no regular expression") as error:
+        make(name="muon", muon="[", **transfer)
+    assert len(error.value.faults) == 1
 
 
 def test_the_moments_of_muon_shard_as_their_parameters():

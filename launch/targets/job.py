@@ -34,6 +34,7 @@ class Option(NamedTuple):
 
 TARGETS = ("local", "slurm", "gke", "tpu-vm", "skypilot")
 CLOUD = ("gke", "tpu-vm")
+FACTS = {"local": "process", "slurm": "number"}  # by which a job is found again; elsewhere its name does
 OPTIONS = {
     "nodes": Option(("slurm", "skypilot"), "machines of a run", COUNT, 1),
     "gpus": Option(("slurm",), "GPUs of a node, each with a process of its own", r"\d{1,3}", 0),
@@ -111,11 +112,23 @@ def load(name: str) -> Job:
         raise UserError(f"{name!r}: is no name of a launched command; a name matches {NAME}; {_known()}")
     file = ROOT / name / "launch.json"
     try:
-        return Job(**json.loads(file.read_text(encoding="utf-8")))
+        return _job(json.loads(file.read_text(encoding="utf-8")), name)
     except FileNotFoundError:
         raise UserError(f"{name}: nothing of that name was launched from this folder; {_known()}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); remove {file.parent}, and launch again") from None
+
+
+def _job(saved: dict[str, Any], name: str) -> Job:
+    """Of what `save` wrote, with the defaults of options that it did not know yet; `ValueError` for anything else."""
+    if saved.get("target") not in TARGETS or saved.get("name") != name or not saved.get("command"):
+        raise ValueError(f"it holds no launch of {name}")
+    usual = {key: option.default for key, option in OPTIONS.items() if saved["target"] in option.targets}
+    found = Job(**saved | {"options": usual | saved["options"]})
+    fact = FACTS.get(found.target)
+    if fact and not re.fullmatch(r"\d+", str(found.facts.get(fact)), re.ASCII):
+        raise ValueError(f"its {fact} is {found.facts.get(fact)!r}, no number")
+    return found
 
 
 def _known() -> str:

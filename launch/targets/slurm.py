@@ -1,11 +1,13 @@
 """Slurm: one job of several nodes, or an array of jobs for the rows of a sweep; queued again until it has ended."""
 
 import glob
+import re
 from typing import Any
 
 from launch.targets import job
 from launch.targets.job import Job, Target
 from launch.targets.render import render
+from mot.errors import UserError
 
 SCRIPT = "job.sh"
 RETRIES = 3
@@ -26,7 +28,20 @@ def refuse(j: Job) -> list[str]:
         faults.append("--rows is missing: how many rows the sweep has; `mot sweep ... --dry-run` lists them")
     if not j.is_sweep and o["rows"]:
         faults.append(f"--rows={o['rows']}: is of a sweep; leave it out")
+    if o["time"] and 0 < seconds(o["time"]) <= o["grace"]:
+        faults.append(
+            f"--time={o['time']}, --grace={o['grace']}: a job would be told to end as it begins; give it more time, or "
+            "a smaller grace"
+        )
     return faults
+
+
+def seconds(time: str) -> int:
+    """Of a limit as sbatch reads it: minutes, minutes:seconds, hours:minutes:seconds, or days-hours:minutes:seconds."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86_400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 def files(j: Job) -> dict[str, str]:
@@ -50,7 +65,13 @@ def files(j: Job) -> dict[str, str]:
 
 def submit(j: Job) -> dict[str, Any]:
     said = job.call("sbatch", "--parsable", str(j.folder / SCRIPT))
-    return {"number": said.strip().partition(";")[0]}
+    number = said.strip().partition(";")[0]
+    if not re.fullmatch(r"\d+", number, re.ASCII):
+        raise UserError(
+            f"sbatch --parsable: said {said[:60]!r} in place of a job's number; look whether it took the job "
+            f"(squeue --name={j.name}), and cancel it before you try again"
+        )
+    return {"number": number}
 
 
 def status(j: Job) -> str:
@@ -59,7 +80,7 @@ def status(j: Job) -> str:
 
 def _queued(j: Job) -> str:
     told = job.call("squeue", "--me", "--noheader", f"--format={COLUMNS}", f"--name={j.name}")
-    mine = [line for line in told.splitlines() if line.split()[0].partition("_")[0] == j.facts["number"]]
+    mine = [line for line in told.splitlines() if line.strip().partition(" ")[0].partition("_")[0] == j.facts["number"]]
     return "\n".join(line.strip() for line in mine)
 
 

@@ -14,6 +14,8 @@ from mot.config import Config
 from mot.errors import UserError
 from mot.model import params
 
+TRANSFER = ("transfer", "base_width", "base_head_size", "base_layers")  # keys of optim that decide on multipliers
+
 
 class _Source(NamedTuple):
     """The run that the weights come from."""
@@ -34,7 +36,8 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
     source's FFN (or QKV and O), or from its slice of it in turn where experts are narrower. What the source lacks, as a
     router, begins as always, and so do causal routers. `init.noise` times a matrix's own root mean square is added to
     every copy but the first. Where `init.match` names some parameters, the others begin as always.
-    Raises `UserError` where shapes do not fit, and where nothing matches, or nothing that matches is in the source.
+    Raises `UserError` where shapes or the multipliers of a transfer do not fit, and where nothing matches, or nothing
+    that matches is in the source.
     """
     origin = _Source(source, params.paths(trained), params.table(source))
     specs = params.table(target)
@@ -86,6 +89,7 @@ def _outside(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, ta
     value = source.arrays[origin]
     if value.shape != spec.shape:
         raise _Unfit(f"{path}: {spec.shape}, but the source's {origin} is {value.shape}")
+    _refuse_other_multiplier(spec, source.specs[origin], source.config, target)
     return value
 
 
@@ -108,10 +112,27 @@ def _in_block(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, t
         copied = _fit(value, spec.axes[1:], spec.shape[1:], "expert" in source.specs[origin].axes)
         if copied is None:
             raise _Unfit(f"{path}: {spec.shape[1:]}, which {origin}, {value.shape}, cannot be copied to")
+        _refuse_other_multiplier(spec, source.specs[origin], source.config, target)
         size = math.prod(spec.shape[2:] if "expert" in spec.axes else spec.shape[1:])
         kept = value.size // size if source_tower == tower else 0  # copies that hold the source's numbers once
         layers.append(_noisy(copied, spec, kept, path, layer, target))
     return jnp.stack(layers)
+
+
+def _refuse_other_multiplier(spec: params.Spec, of_source: params.Spec, source: Config, target: Config) -> None:
+    """`_Unfit` where a parameter would mean something else: what it gives is multiplied by another number here.
+
+    The message is the same for all parameters, as the transfer is.
+    """
+    if math.isclose(spec.multiplier, of_source.multiplier):
+        return
+    theirs, ours = (
+        ", ".join(f"{key}={getattr(config.optim, key)!r}" for key in TRANSFER) for config in (source, target)
+    )
+    raise _Unfit(
+        f"optim: the model there was trained with {theirs}, and its weights are multiplied otherwise than here, with "
+        f"{ours}; give this run the same"
+    )
 
 
 def _layers(config: Config, stack: str) -> list[int]:

@@ -7,7 +7,7 @@ from mot.config import resolve
 from mot.errors import UserError
 from mot.model import params
 from tests.support import examples
-from tests.support.commands import succeeds
+from tests.support.commands import run, succeeds
 
 STEPS = [0, 1, 2, 4]
 WIDER = pytest.param((64, 256, 1024), marks=pytest.mark.slow)
@@ -86,6 +86,20 @@ def test_all_widths_grow_in_proportion():
 def test_widths_ascend(text):
     with pytest.raises(UserError, match=r"--widths: .* two or more whole numbers from 1 on"):
         coords.numbers("--widths", text, 1)
+
+
+def test_a_width_without_room_is_refused():
+    with pytest.raises(UserError, match=r"--widths: 50000000 has no room here; leave it out: .* parameters"):
+        coords.built(examples.tree(budgets=(24, 24)), 50_000_000, "mup")
+
+
+@pytest.mark.parametrize(("out", "says"), [(".", "is a folder; name a file in it"), ("file/a.png", "is a file, not a")])
+def test_a_picture_that_cannot_be_written_is_told_first(tmp_path, out, says):
+    (tmp_path / "file").touch()
+    code, _, said = run("coords", "--config=configs/digits.py:size=smoke", "--out", tmp_path / out)
+    assert code == 2
+    assert says in said
+    assert "opening the data" not in said
 
 
 def test_the_command_draws_and_tells(tmp_path):

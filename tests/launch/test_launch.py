@@ -4,6 +4,7 @@ Programs of clusters are stand-ins on PATH, which write down how they were calle
 `make test-slurm`; nobody has run the others against the services.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from launch import launch as command
 from launch import planning
-from launch.targets import job, render, slices, tpu_vm
+from launch.targets import job, render, slices, slurm, tpu_vm
 from launch.targets.job import Job
 from mot.errors import UserError
 from mot.plan import chips
@@ -125,6 +126,12 @@ def made(target, words, slices=1, **options):
     return Job("first", target, ["train", *words], told, slices=slices, root="gs://bucket/runs/first", steps=20)
 
 
+def written(launched, **other):
+    """As if it had been launched, with other values in its file."""
+    launched.folder.mkdir(parents=True, exist_ok=True)
+    (launched.folder / "launch.json").write_text(json.dumps(dataclasses.asdict(launched) | other), encoding="utf-8")
+
+
 def files(target, words, **more):
     return command.judging.target(target).files(made(target, words, **more))
 
@@ -219,6 +226,7 @@ def test_a_hostile_option_is_refused(value, stand_ins):
 
 # --- what is wrong, in one message -----------------------------------------------------------------------------------
 
+SWEEP = "configs/sweeps.py:leave_one_out"
 WRONG = {
     (): "nothing to launch is given; write -- train ...",
     ("fly",): "'fly' is nothing to launch",
@@ -237,6 +245,17 @@ WRONG = {
     ("--target=local", "--", "train", SMOKE, "--distributed"): "--distributed: launch says itself how many processes",
     ("--target=slurm", "--rows=2", "--", "train", SMOKE): "--rows=2: is of a sweep; leave it out",
     ("--target=slurm", "--gpus=2", "--tasks=2", "--", "train", SMOKE): "each GPU has a process of its own",
+    (
+        "--target=slurm",
+        "--time=5",
+        "--",
+        "train",
+        SMOKE,
+    ): "--time=5, --grace=300: a job would be told to end as it begins",
+    ("--target=slurm", "--rows=7", "--", "sweep", SWEEP): "--rows=7: the sweep has 6; leave it out",
+    ("--target=slurm", "--", "sweep", f"{SWEEP},archs=dense+dense"): "leave_one_out has its own",
+    ("--target=slurm", "--", "sweep", "configs/sweeps.py:archs,archs=dense+mat,seeds=1"): "1 of 2 rows cannot run",
+    ("--target=slurm", "--", "sweep", SWEEP, "--dry-run"): "--dry-run, --topology after --: nothing would be trained",
     ("--target=gke", "--", "train", SMOKE): "runs/digits-mot-smoke lies on no machine that stays",
     ("--target=gke", "--topology=v5p:4x4", "--image=a/b", "--", "train", SMOKE, BUCKET): "a torus of 3 axes",
     (
@@ -283,6 +302,63 @@ def test_a_queue_that_refuses_is_one_message(target, stand_ins):
     assert "refused (exit code 1): error: the quota of this queue is used up; mend that, and try again" in said
     assert said.count("mot: ") == 1
     assert not Path("launched/digits-mot-smoke/launch.json").exists()
+
+
+@pytest.mark.parametrize("answer", ["", "\n \n", "-u root", "Submitted batch job 12", "12\n13", "١٢"])
+def test_a_queue_that_gives_no_number_is_told_of(answer, stand_ins):
+    stand_ins.add("sbatch", (0, answer))
+    code, _, said = run("launch", "--target=slurm", *OPTIONS["slurm"], "--", "train", SMOKE)
+    assert code == 2
+    assert "in place of a job's number; look whether it took the job (squeue --name=digits-mot-smoke)" in said
+    assert not Path("launched/digits-mot-smoke/launch.json").exists()
+
+
+def test_a_queue_may_print_empty_lines(stand_ins):
+    stand_ins.add("squeue", (0, "\n  \n 12_3 RUNNING\n"))
+    written(made("slurm", [SMOKE]), facts={"number": "12"})
+    assert "12_3 RUNNING" in succeeds("launch", "status", "first")[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"target": "job"},
+        {"target": ["slurm"]},
+        {"name": "../second"},
+        {"command": []},
+        {"options": None},
+        {"facts": None},
+        {"facts": {}},
+        {"facts": {"number": "-u root"}},
+    ],
+    ids=str,
+)
+def test_what_was_launched_is_read_with_suspicion(other, stand_ins):
+    stand_ins.add("scancel", (0, ""))
+    written(made("slurm", [SMOKE]), facts={"number": "12"}, options={})
+    assert job.load("first").options["nodes"] == 1  # as a version wrote it that did not know the option
+    written(made("slurm", [SMOKE]), **{"facts": {"number": "12"}} | other)
+    for verb in ("status", "stop"):
+        code, _, said = run("launch", verb, "first")
+        assert code == 2
+        assert "launched/first/launch.json is damaged" in said
+    assert not stand_ins.calls()
+
+
+def test_a_name_that_may_live_elsewhere_is_not_taken(stand_ins):
+    written(made("gke", [SMOKE]))
+    code, _, said = run("launch", "--target=local", "--name=first", "--", "train", SMOKE)
+    assert code == 2
+    assert "was launched by --target=gke, and may still run there" in said
+    assert job.load("first").target == "gke"
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("1:30", 90), ("1:00:30", 3630), ("2-3", 183_600), ("2-3:01", 183_660), ("2-3:01:01", 183_661)],
+)
+def test_a_limit_is_read_as_sbatch_reads_it(time, seconds):
+    assert slurm.seconds(time) == seconds
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------

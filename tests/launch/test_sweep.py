@@ -52,6 +52,29 @@ def broken(arg):
 
 def configless(arg):
     return [{"run.name": "a"}]
+
+class Odd:
+    def __repr__(self):
+        raise RuntimeError("odd")
+
+def odd(arg):
+    own = {"self": {}, "odd": Odd(), "set": {1}, "long": 10 ** 5000}
+    own["self"]["self"] = own["self"]
+    return [{"config": "configs/digits.py:size=smoke", "run.name": "a", "optim.lr": own[arg.partition(",")[0]]}]
+
+def arrays(arg):
+    import numpy
+    return [{"config": "configs/digits.py:size=smoke", "run.name": "a", "optim.lr": numpy.ones(2)}]
+
+def files(arg):
+    names = "a", "a.log", "sweep.json", "x" * 201
+    return [{"config": "configs/digits.py:size=smoke", "run.name": name} for name in names]
+
+def many(arg):
+    return [{"config": "configs/digits.py", "run.name": f"a{i}", "optim.lr": -1.0 - i} for i in range(103)]
+
+def _hidden(arg):
+    return []
 """
 SMALL = "archs=dense+mot,size=smoke,seeds=1"
 
@@ -101,8 +124,19 @@ def test_a_dry_run_counts_as_plan_does_for_devices_that_are_not_here():
         ("configless", "row 0 has no `config`"),
         ("rooted", "row 0 has run.root='elsewhere'; rows lie in --out"),
         ("broken", "failed: ZeroDivisionError"),
-        ("ratse", "has no sweep 'ratse'; allowed: archs, broken"),
+        ("ratse", "has no sweep 'ratse'; allowed: archs, arrays, broken"),
         ("ratse", "did you mean 'rates'?"),
+        ("_hidden", "has no sweep '_hidden'; allowed: archs, arrays, broken"),
+        ("odd,self", "row 0: optim.lr is of type dict, which sweep.json cannot hold (maximum recursion depth"),
+        ("odd,odd", "row 0: optim.lr is of type Odd, which sweep.json cannot hold"),
+        ("odd,set", "row 0: optim.lr is of type set, which sweep.json cannot hold"),
+        ("odd,long", "row 0: optim.lr is of type int, which sweep.json cannot hold"),
+        ("arrays", "of a: optim.lr: [1.0, 1.0] is list; must be of type float"),
+        ("files", "of a.log: run.name: 'a.log' ends as the files of a sweep's folder do (.csv,"),
+        ("files", "of sweep.json: run.name: 'sweep.json' ends as"),
+        ("files", "has 201 characters; must be at most 200"),
+        ("many", "103 of 103 rows cannot run"),
+        ("many", "and 3 more faults"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -123,6 +157,9 @@ def test_all_faults_of_all_rows_are_told_before_anything_starts(own, tmp_path, n
         (["status", "configs"], "configs: no sweep was begun there: it has no sweep.json"),
         ([LOO, "--topology=v5p:2x2x1"], "is for --dry-run alone"),
         ([LOO, "--dry-run", "--topology=v5q:2x2x1"], "no such chip as 'v5q'"),
+        ([LOO, "--dry-run", "--topology="], "no such chip as ''"),
+        ([LOO, "--dry-run", "--out=mkdocs.yml"], "--out mkdocs.yml: is a file; name a folder"),
+        (["configs/sweeps.py:mixture,config=configs/sizes.py"], "config=configs/sizes.py: defines no get_config(arg)"),
         ([LOO, "--distributed"], "--distributed: is for --row"),
         ([LOO, "--dry-run", "--row=1"], "a dry run is of all rows"),
         ([LOO, "--row=6"], "--row 6: configs/sweeps.py:leave_one_out,size=smoke has rows 0 to 5"),
@@ -163,9 +200,63 @@ def test_a_folder_of_another_sweep_is_refused_with_the_differences(tmp_path):
     assert (tmp_path / "out" / "sweep.json").read_bytes() == grown
     with pytest.raises(UserError, match="b: seed: 'absent' -> 1"):
         sweep_rows.claim(tmp_path / "out", "FILE:one", rows(seed=1), is_part=True)
-    (tmp_path / "out" / "sweep.json").write_text("[]", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[" * 100_000,
+        '{"sweep": "FILE:one", "rows": []}',
+        *(f'{{"sweep": "FILE:one", "rows": [{{"run.name": "{name}"}}]}}' for name in ("../../etc", "[/red]", "a\\n")),
+    ],
+)
+def test_a_sweeps_file_that_is_foreign_is_refused(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="is damaged or foreign"):
-        sweep_rows.claim(tmp_path / "out", "FILE:one", rows())
+        sweep.status(tmp_path)
+    with pytest.raises(UserError, match="is damaged or foreign"):
+        sweep_rows.claim(tmp_path, "FILE:one", [{"config": "c", "run.name": "a"}])
+
+
+def test_a_folder_that_is_no_sweeps_is_told_once(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    for text in ("--dry-run", "--row=0"):
+        code, _, err = run("sweep", LOO, "--out", tmp_path / "run", text)
+        assert code == 2
+        assert err.count("is a run's folder; name another") == 1
+    (tmp_path / "file").touch()
+    code, _, err = run("sweep", LOO, "--out", tmp_path / "file" / "out")
+    assert code == 2
+    assert err.count("is a file, not a folder") == 1
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (row,) = sweeping.rows(tmp_path, ["a"], **{"run.trackers": "wandb"})
+    (said,) = sweep.faults(row.config)
+    assert "wandb is not installed" in said
+
+
+def test_a_report_that_cannot_be_written_is_all_that_is_told(tmp_path, monkeypatch):
+    rows = sweeping.rows(tmp_path, ["a"])
+    monkeypatch.setattr(sweep, "judged", lambda *given: rows)
+    monkeypatch.setattr(sweep_work, "work", lambda *given: {})
+    monkeypatch.setattr(sweep, "_report", lambda *given: ["no report was written: it is too late"])
+    with pytest.raises(UserError) as found:
+        sweep.whole("FILE:one", [row.values for row in rows], tmp_path)
+    assert str(found.value) == "no report was written: it is too late"
+
+
+def test_logs_of_a_sweep_in_a_bucket_are_of_this_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_work, "is_bucket", lambda path: path.name == "bucket")
+    assert sweep_work.log_folder(tmp_path) == tmp_path
+    found = sweep_work.log_folder(tmp_path / "bucket")
+    assert found == sweep_work.log_folder(tmp_path / "bucket")
+    assert found != sweep_work.log_folder(tmp_path / "other" / "bucket")
+    assert found.stat().st_mode & 0o077 == 0
 
 
 def test_a_row_whose_folder_holds_another_run_is_refused(tmp_path):

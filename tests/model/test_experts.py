@@ -292,6 +292,18 @@ def test_narrow_experts_are_slices_and_what_does_not_fit_is_refused():
         upcycle.weights(dense, weights, resolve(tree))
 
 
+@pytest.mark.parametrize("bases", [dict(base_width=8, base_layers=1), dict(base_width=16, base_head_size=2)])
+def test_weights_of_another_transfer_are_refused_where_they_would_mean_something_else(bases):
+    source, tree = examples.make("dense"), examples.tree("dense")
+    tree.optim.update(transfer="mup", base_width=8)  # of an untied model without other bases: no multipliers
+    upcycle.weights(source, examples.weights(source), resolve(tree))
+    tree.optim.update(bases)
+    with pytest.raises(
+        ValueError, match=r"trained with transfer='', .* with transfer='mup', .*; give this run the same"
+    ):
+        upcycle.weights(source, examples.weights(source), resolve(tree))
+
+
 def test_parts_come_from_another_run_by_their_paths_and_the_rest_is_new():
     dense, tree = examples.make("dense"), examples.tree("mot")
     weights = examples.weights(dense)
