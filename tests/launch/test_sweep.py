@@ -384,6 +384,7 @@ ENDS = {"a": "done", "diverges": "diverged", "fails": "failed"}
 
 
 def test_a_killed_sweep_leaves_rows_of_every_state_which_go_on(tmp_path):
+    (tmp_path / sweeping.HELD).touch()
     killed = process(tmp_path, *NAMES)
     until(lambda: {name: states.of(tmp_path / name).name for name in ENDS} == ENDS)
     until(lambda: states.of(tmp_path / "slow-b").step)
@@ -396,6 +397,7 @@ def test_a_killed_sweep_leaves_rows_of_every_state_which_go_on(tmp_path):
     assert left["slow-b"].name == "interrupted"
     assert {left["slow-c"].name, left["slow-d"].name} <= {"interrupted", "waiting"}
     assert "waiting" in {state.name for state in left.values()}
+    (tmp_path / sweeping.HELD).unlink()
     done = left["slow-b"].step
     failures, started = sweeping.sweep(tmp_path, NAMES)
     assert ["a"] not in started
@@ -411,6 +413,7 @@ def test_a_killed_sweep_leaves_rows_of_every_state_which_go_on(tmp_path):
     ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
 def test_a_signal_ends_a_sweep_and_its_processes(tmp_path, number, code):
+    (tmp_path / sweeping.HELD).touch()
     stopped = process(tmp_path, "slow-a", "slow-b")
     until(lambda: states.of(tmp_path / "slow-a").step)
     stopped.send_signal(number)

@@ -16,6 +16,7 @@ from mot.runs import lock, rundir, written
 
 STEPS = 4
 MACHINE = sweep_work.Machine(set(sorted(os.sched_getaffinity(0))[:2]), 1e12)  # two cores on any machine
+HELD = "held"
 SMOKE = "configs/digits.py:size=smoke"
 
 
@@ -33,7 +34,8 @@ def one(path: Path) -> int:
     """Trains nothing, and goes on from the last step that was saved.
 
     fails*: ends after a step, always; once*: after its second, the first time; dies*: is killed there, the first time;
-    diverges*: ends after its second step, as a run does whose patience is up; slow*: takes half a second a step.
+    diverges*: ends after its second step, as a run does whose patience is up; slow*: takes half a second a step,
+    and no second one while a file HELD lies beside its folder.
     """
     sweep_work.end_with_parent()
     name = path.name
@@ -45,6 +47,8 @@ def one(path: Path) -> int:
         write(path, {"kind": "event", "step": done[-1] if done else 0, "event": "start"})
         for step in range(1 + (done[-1] if done else 0), STEPS + 1):
             time.sleep(0.5 if name.startswith("slow") else 0.01)
+            while name.startswith("slow") and step > 1 and (path.parent / HELD).exists():
+                time.sleep(0.02)
             write(path, {"kind": "train", "step": step, "loss/text": 1.0 / step, "step_seconds": 0.1})
             (path / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
             (path / "checkpoints" / str(step) / "manifest.json").touch()
