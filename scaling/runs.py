@@ -24,6 +24,7 @@ from .match import Curve, Slope
 APART = (
     "run.root",
     "run.name",
+    "run.role",
     *(key for key in rundir.HOW_OFTEN if key != "run.eval_every"),  # which decides where curves have points
     "model.seed",
     "data.seed",
