@@ -65,6 +65,14 @@ def interval(value: float, drawn_R: np.ndarray, draws: Draws, log: bool = True, 
     return Interval(float(value) - half, float(value) + half)
 
 
+def around(value: float, drawn_R: np.ndarray, draws: Draws) -> Interval:
+    """Of a number that is not negative: over logarithms, unless it or a resample of it is 0."""
+    if value > 0 and (drawn_R > 0).all():
+        return interval(value, drawn_R, draws)
+    low, high = interval(value, drawn_R, draws, log=False)
+    return Interval(max(low, 0.0), high)
+
+
 def freedom(drawn_R: np.ndarray, draws: Draws) -> float:
     """Satterthwaite's degrees of freedom: of the variances that the cells add, each known from its runs."""
     pull_C = np.linalg.lstsq(draws.mean_RC, drawn_R - drawn_R.mean(), rcond=None)[0]

@@ -12,6 +12,7 @@ without embedding and head, as Kaplan counts (2001.08361), which rungs of config
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -100,8 +101,8 @@ def scalings(found: Sequence[TrainedRun], parameters: str = "active") -> list[Sc
     of one sweep.
     """
     result = []
-    labels = dict(zip([run.path for run in found], runs.names(list(found)), strict=True))
-    for arch in sorted({run.arch for run in found}, key=lambda arch: (arch != "dense", arch)):
+    labels = labels_of(found)
+    for arch in runs.archs(found):
         own = [run for run in found if run.arch == arch]
         for modality in dict.fromkeys(m for run in own for m in run.config.modalities):
             every, left_out = measured(own, modality, parameters, labels)
@@ -113,10 +114,13 @@ def scalings(found: Sequence[TrainedRun], parameters: str = "active") -> list[Sc
 
 
 def measured(
-    found: Sequence[TrainedRun], modality: str, parameters: str = "active", labels: dict | None = None
+    found: Sequence[TrainedRun],
+    modality: str,
+    parameters: str = "active",
+    labels: dict[Path, str] | None = None,
 ) -> tuple[Measured, list[tuple[str, str]]]:
     """The points of runs, and the runs that give none with the reason."""
-    labels = labels or dict(zip([run.path for run in found], runs.names(list(found)), strict=True))
+    labels = labels or labels_of(found)
     rows, left_out = [], []
     for run in found:
         curve = run.curve("eval", modality, "step")
@@ -130,6 +134,11 @@ def measured(
     n, d, loss, spent, cell, path, role = zip(*rows, strict=True) if rows else [()] * 7
     points = Points(*(np.array(x, float) for x in (n, d, loss)))
     return Measured(points, np.array(spent, float), *(np.array(x, str) for x in (cell, path, role))), left_out
+
+
+def labels_of(found: Sequence[TrainedRun]) -> dict[Path, str]:
+    """By path, the group of a run: its cell."""
+    return dict(zip([run.path for run in found], runs.names(list(found)), strict=True))
 
 
 def parameters_of(config: Config, modality: str, which: str = "active") -> float:
@@ -166,16 +175,8 @@ def fitted(given: Measured, resamples: int = bootstrap.RESAMPLES) -> Fit:
     draws = bootstrap.draws(given.cell, points.loss, resamples)
     drawn = laws.refit(points, law, draws.weight_RP, form)
     names = ("E", "A", "alpha") if form == laws.SIZE else (*laws.NAMES, "a", "b")
-    intervals = {name: _interval(getattr(law, name), getattr(drawn, name)[:, 0], draws) for name in names}
+    intervals = {name: bootstrap.around(getattr(law, name), getattr(drawn, name)[:, 0], draws) for name in names}
     return Fit(given, form, law, "", draws, drawn, intervals)
-
-
-def _interval(value: float, drawn_R: np.ndarray, draws: Draws) -> Interval:
-    """Of a number that is not negative, over logarithms unless it, or a resample of it, is 0."""
-    if value > 0 and (drawn_R > 0).all():
-        return bootstrap.interval(value, drawn_R, draws)
-    low, high = bootstrap.interval(value, drawn_R, draws, log=False)
-    return Interval(max(low, 0.0), high)
 
 
 def form_of(points: Points) -> Form:

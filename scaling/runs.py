@@ -234,6 +234,15 @@ def grouped(runs: list[TrainedRun]) -> dict[str, list[TrainedRun]]:
     return result
 
 
+def archs(runs: Sequence[TrainedRun]) -> list[str]:
+    """Architectures of runs, each once, dense first."""
+    return sorted({run.arch for run in runs}, key=_dense_first)
+
+
+def _dense_first(arch: str) -> tuple[bool, str]:
+    return arch != "dense", arch
+
+
 def sound(runs: list[TrainedRun]) -> dict[str, list[TrainedRun]]:
     """The groups of runs that may be averaged."""
     return {label: whole for label, group in grouped(runs).items() if (whole := [r for r in group if not r.faults])}
