@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mot.config import Config
+from mot.config.varied import flat
 from mot.errors import UserError
 from mot.model import flops, params
 
@@ -101,11 +102,11 @@ def scalings(found: Sequence[TrainedRun], parameters: str = "active") -> list[Sc
     of one sweep.
     """
     result = []
-    labels = labels_of(found)
+    cells = cells_of(found)
     for arch in runs.archs(found):
         own = [run for run in found if run.arch == arch]
         for modality in dict.fromkeys(m for run in own for m in run.config.modalities):
-            every, left_out = measured(own, modality, parameters, labels)
+            every, left_out = measured(own, modality, parameters, cells)
             to_fit = every.where(every.role == "fit")
             fit = fitted(to_fit)
             at = (isoflop.budgets(to_fit.points, to_fit.flops, fit.law, fit.drawn, fit.draws)) if has_both(fit) else []
@@ -117,10 +118,10 @@ def measured(
     found: Sequence[TrainedRun],
     modality: str,
     parameters: str = "active",
-    labels: dict[Path, str] | None = None,
+    cells: dict[Path, str] | None = None,
 ) -> tuple[Measured, list[tuple[str, str]]]:
     """The points of runs, and the runs that give none with the reason."""
-    labels = labels or labels_of(found)
+    cells = cells or cells_of(found)
     rows, left_out = [], []
     for run in found:
         curve = run.curve("eval", modality, "step")
@@ -130,15 +131,20 @@ def measured(
             left_out.append((str(run.path), why))
             continue
         size, spent = parameters_of(run.config, modality, parameters), run.series("train", "flops")[1][-1]
-        rows.append((size, seen, curve.loss[-1], spent, labels[run.path], str(run.path), run.config.run.role))
+        rows.append((size, seen, curve.loss[-1], spent, cells[run.path], str(run.path), run.config.run.role))
     n, d, loss, spent, cell, path, role = zip(*rows, strict=True) if rows else [()] * 7
     points = Points(*(np.array(x, float) for x in (n, d, loss)))
     return Measured(points, np.array(spent, float), *(np.array(x, str) for x in (cell, path, role))), left_out
 
 
-def labels_of(found: Sequence[TrainedRun]) -> dict[Path, str]:
-    """By path, the group of a run: its cell."""
-    return dict(zip([run.path for run in found], runs.names(list(found)), strict=True))
+def cells_of(found: Sequence[TrainedRun]) -> dict[Path, str]:
+    """By path, the number of a run's cell, in which runs differ in seeds and in what changes no result alone."""
+    numbers: dict[str, int] = {}
+    cells = {}
+    for run in found:
+        same = repr([item for item in flat(run.config).items() if not item[0].startswith(runs.APART)])
+        cells[run.path] = str(numbers.setdefault(same, len(numbers)))
+    return cells
 
 
 def parameters_of(config: Config, modality: str, which: str = "active") -> float:
@@ -174,8 +180,12 @@ def fitted(given: Measured, resamples: int = bootstrap.RESAMPLES) -> Fit:
         return Fit(given, form, law, "", unsure=unsure)
     draws = bootstrap.draws(given.cell, points.loss, resamples)
     drawn = laws.refit(points, law, draws.weight_RP, form)
-    names = ("E", "A", "alpha") if form == laws.SIZE else (*laws.NAMES, "a", "b")
+    names = ("E", "A", "alpha") if form == laws.SIZE else laws.NAMES
     intervals = {name: bootstrap.around(getattr(law, name), getattr(drawn, name)[:, 0], draws) for name in names}
+    if form == laws.BOTH:  # a lies between 0 and 1, its odds anywhere above 0
+        low, high = bootstrap.interval(law.beta / law.alpha, (drawn.beta / drawn.alpha)[:, 0], draws)
+        intervals["a"] = Interval(low / (1 + low), high / (1 + high))
+        intervals["b"] = Interval(1 - intervals["a"].high, 1 - intervals["a"].low)
     return Fit(given, form, law, "", draws, drawn, intervals)
 
 

@@ -48,15 +48,15 @@ def mixed(found: Sequence[TrainedRun], pair: tuple[str, str], parameters: str = 
     """Of each architecture, dense first. Runs alone are those in which no other modality's loss has a weight, as in the
     sweep `mixture`; joint runs train both and nothing else.
     """
-    labels = fit.labels_of(found)
+    cells = fit.cells_of(found)
     result = []
     for arch in runs.archs(found):
         own = [run for run in found if run.arch == arch and run.config.run.role == "fit"]
         first, second, both = (
             [run for run in own if trains(run) == set(which)] for which in (pair[:1], pair[1:], pair)
         )
-        alone = tuple(fit.measured(kind, m, parameters, labels)[0] for kind, m in ((first, pair[0]), (second, pair[1])))
-        joint = tuple(fit.measured(both, modality, parameters, labels)[0] for modality in pair)
+        alone = tuple(fit.measured(kind, m, parameters, cells)[0] for kind, m in ((first, pair[0]), (second, pair[1])))
+        joint = tuple(fit.measured(both, modality, parameters, cells)[0] for modality in pair)
         result.append(law_of(arch, pair, alone, joint))
     return result
 

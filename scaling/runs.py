@@ -1,5 +1,6 @@
 """Run directories, read back: what each run is, whether its numbers may be averaged, and tidy tables of them all."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
@@ -223,7 +224,8 @@ def names(runs: list[TrainedRun]) -> list[str]:
 
 
 def _without_seed(run):
-    return run.config.run.name.rpartition("-seed")[0] or run.config.run.name
+    """Its name, wherever in it the seed stands: a sweep joins names in the order of its products."""
+    return re.sub(r"(?<=.)-seed\d+(?=-|$)", "", run.config.run.name)
 
 
 def grouped(runs: list[TrainedRun]) -> dict[str, list[TrainedRun]]:

@@ -68,6 +68,7 @@ def test_each_size_is_predicted_by_the_others(found):
 
 
 def test_a_run_that_diverged_is_left_out_with_the_reason(found, sweep):
+    assert 0 < found["text"].fit.intervals["a"].low < found["text"].fit.intervals["a"].high < 1
     assert found["text"].left_out == [(f"{sweep}/1m-1000-dense-seed3", "diverged at step 1000")]
 
 
@@ -80,6 +81,20 @@ def test_which_parameters_are_counted(found, sweep):
     assert fit.parameters_of(mot, "text", "active") < fit.parameters_of(mot, "text", "total")
     with pytest.raises(UserError, match="parameters=all: must be one of active, total, blocks"):
         fit.parameters_of(config, "text", "all")
+
+
+def test_cells_are_of_runs_that_differ_in_their_seeds_wherever_a_name_has_them(tmp_path):
+    for seed in range(2):
+        for rung in RUNGS[:2]:
+            planted.run(tmp_path, rung, seed, name=f"dense-seed{seed}-{rung}")
+    found = runs.find([f"{tmp_path}/*"])
+    assert not [fault for run in found for fault in run.faults]
+    cells = fit.cells_of(found)
+    assert len(set(cells.values())) == 2
+    assert {name: len(group) for name, group in runs.grouped(found).items()} == {
+        "dense (rate 0.0032)": 2,
+        "dense (rate 0.00533333)": 2,
+    }
 
 
 def test_one_seed_has_a_law_and_no_interval(tmp_path):
@@ -95,7 +110,7 @@ def test_one_seed_has_a_law_and_no_interval(tmp_path):
 
 def test_a_ladder_has_a_law_of_size_alone(tmp_path):
     """Equal tokens for all rungs, and of other tokens nothing is told."""
-    for rung, steps in {"0.3m": 1000, "1m": 1000, "3m": 500, "10m": 250}.items():
+    for rung, steps in {"0.3m": 4000, "1m": 4000, "3m": 2000, "10m": 1000}.items():
         for seed in range(2):
             planted.run(tmp_path, rung, seed, steps, noise=1e-4)
     one = fit.scalings(runs.find([f"{tmp_path}/*"]))[0]
