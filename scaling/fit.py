@@ -110,7 +110,8 @@ def scalings(found: Sequence[TrainedRun], parameters: str = "active") -> list[Sc
             to_fit = every.where(every.role == "fit")
             fit = fitted(to_fit)
             at = (isoflop.budgets(to_fit.points, to_fit.flops, fit.law, fit.drawn, fit.draws)) if has_both(fit) else []
-            result.append(Scaling(arch, modality, fit, at, leave_one_size_out(fit), held_out(fit, every), left_out))
+            ahead = held_out(fit, every, own, modality, parameters)
+            result.append(Scaling(arch, modality, fit, at, leave_one_size_out(fit), ahead, left_out))
     return result
 
 
@@ -203,21 +204,30 @@ def unfit(points: Points, form: Form) -> str:
     """Why points can tell no law; empty where they can."""
     if not len(points.loss):
         return "no run to fit"
-    sizes, lengths = distinct(points.n), distinct(points.d)
-    if sizes == 1:
+    size_P, length_P = alike(points.n), alike(points.d)
+    if not size_P.any():
         return f"all runs have one size, {points.n[0]:.3g} parameters; train others"
-    cells = len({(round(np.log(n) / ALIKE), round(np.log(d) / ALIKE)) for n, d in zip(points.n, points.d, strict=True)})
+    cells = len(set(zip(size_P, length_P, strict=True)))
     if cells < form.numbers:
         what = "E, A and alpha" if form == laws.SIZE else "E, A, B, alpha and beta"
         return f"{cells} sizes and lengths for the law's {form.numbers} numbers ({what}); train more"
-    if form == laws.BOTH and lengths > 1 and np.corrcoef(np.log(points.n), np.log(points.d))[0, 1] ** 2 > TOGETHER:
-        return "tokens fall as sizes grow, in one line: one budget does not tell size and tokens apart; train another"
+    if form.numbers < laws.BOTH.numbers:
+        return ""
+    if not length_P.any():
+        return f"all runs read one number of tokens, {points.d[0]:.3g}; train others"
+    if np.corrcoef(np.log(points.n), np.log(points.d))[0, 1] ** 2 > TOGETHER:
+        return (
+            "tokens follow from sizes, as in one budget: which of them does what cannot be told; train another budget"
+        )
     return ""
 
 
-def distinct(values: np.ndarray) -> int:
-    """How many values there are that differ by more than `ALIKE`."""
-    return 1 + int((np.diff(np.sort(np.log(values))) > ALIKE).sum())
+def alike(values: np.ndarray) -> np.ndarray:
+    """The number of each value, from 0 for the least, where those within `ALIKE` of a neighbour have one number."""
+    order = np.argsort(values)
+    numbers = np.zeros(len(values), int)
+    numbers[order[1:]] = np.cumsum(np.diff(np.log(values[order])) > ALIKE)
+    return numbers
 
 
 def untold(law: Law, form: Form) -> str:
@@ -268,28 +278,38 @@ def leave_one_size_out(fit: Fit) -> list[Prediction]:
     if fit.law is None:
         return []
     given, result = fit.measured, []
-    for size in sizes(given.points.n):
-        own = np.abs(np.log(given.points.n / size)) <= ALIKE
-        rest = given.where(~own)
+    size_P = alike(given.points.n)
+    for size in range(size_P.max() + 1):
+        rest = given.where(size_P != size)
         form = form_of(rest.points)
-        law = None if (why := unfit(rest.points, form)) else laws.fit(rest.points, form)
-        without = Fit(rest, form, law, why and f"without it: {why}")
-        result += _cells(without, given.where(own))
+        why = unfit(rest.points, form)
+        law = None if why else laws.fit(rest.points, form)
+        result += _cells(Fit(rest, form, law, why and f"without it: {why}"), given.where(size_P == size))
     return result
 
 
-def sizes(n_P: np.ndarray) -> list[float]:
-    """The sizes, each once, from the least on."""
-    found: list[float] = []
-    for n in np.sort(n_P):
-        if not found or np.log(n / found[-1]) > ALIKE:
-            found.append(float(n))
-    return found
+def held_out(
+    fit: Fit, every: Measured, found: Sequence[TrainedRun], modality: str, parameters: str
+) -> list[Prediction]:
+    """Each cell whose role is validation or test, as the law predicts it, and those that have not ended yet."""
+    told = _cells(fit, every.where(every.role != "fit"))
+    begun = [run.config for run in found if run.config.run.role != "fit" and str(run.path) not in every.run]
+    ahead = {(one.n, one.d): one for one in (before(fit, config, modality, parameters) for config in begun)}
+    known = [(one.n, one.d) for one in told]
+    return told + [one for place, one in ahead.items() if not any(np.allclose(place, k, rtol=ALIKE) for k in known)]
 
 
-def held_out(fit: Fit, every: Measured) -> list[Prediction]:
-    """Each cell whose role is validation or test, as the law predicts it."""
-    return _cells(fit, every.where(every.role != "fit"))
+def before(fit: Fit, config: Config, modality: str, parameters: str = "active") -> Prediction:
+    """What a run will come to, from its configuration alone.
+
+    Its tokens are those of full rows, which it needs budgets of its streams for.
+    """
+    n, role = parameters_of(config, modality, parameters), config.run.role
+    budget = sum(stream.budget for stream in config.streams.values() if stream.modality == modality)
+    if not budget:
+        why = "how many tokens it will read is not known: its streams have no budget"
+        return Prediction(n, np.nan, np.nan, None, np.nan, why, role)
+    return predict(fit, n, float(config.run.steps * config.data.batch * budget), role=role)
 
 
 def _cells(fit: Fit, given: Measured) -> list[Prediction]:

@@ -90,7 +90,8 @@ def isoflops(one: Scaling, what: str) -> Figure:
 
 def _groups(values: np.ndarray) -> list[tuple[float, np.ndarray]]:
     """Each value, those that are alike as one, and where it stands."""
-    return [(value, np.abs(np.log(values / value)) <= fit.ALIKE) for value in fit.sizes(values)]
+    numbers = fit.alike(values)
+    return [(float(values[numbers == i].mean()), numbers == i) for i in dict.fromkeys(sorted(numbers.tolist()))]
 
 
 def _figure() -> tuple[Figure, Axes]:

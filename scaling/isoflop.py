@@ -32,7 +32,9 @@ class Budget(NamedTuple):
     parabola_why: str
 
 
-def budgets(points: Points, flops_P: np.ndarray, law: Law, drawn: Law | None = None, draws: Draws | None = None):
+def budgets(
+    points: Points, flops_P: np.ndarray, law: Law, drawn: Law | None = None, draws: Draws | None = None
+) -> list[Budget]:
     """A `Budget` for each number of FLOPs at which `LEAST_SIZES` were trained, from the least to the greatest.
 
     `drawn` are the laws of the bootstrap's `draws`, without which there are no intervals.

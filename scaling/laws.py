@@ -20,7 +20,7 @@ import numpy as np
 
 DELTA = 1e-3  # of log loss; beyond it an error counts by its size, not by its square (2203.15556, section D.3)
 LEAST, MOST = 0.01, 2.0  # exponents
-GRID = 16  # starts for each exponent, evenly in its logarithm
+GRID = np.geomspace(2 * LEAST, 0.9 * MOST, 16)  # exponents that are tried with each other
 KEPT = 12  # of these pairs, those that are refined
 STEPS = 200  # of a refinement, at most
 ENOUGH = 1e-7  # a refinement ends where no step lowers its objective by more than this share
@@ -123,8 +123,7 @@ def _law(theta, n0: float, d0: float) -> Law:
 
 def starts(problem: Problem) -> np.ndarray:
     """`[KEPT, 5]`: of a grid of exponents those that come nearest, each with its best E, A and B."""
-    exponents = np.geomspace(2 * LEAST, 0.9 * MOST, GRID)
-    pair_G2 = np.array(list(product(exponents, exponents)))
+    pair_G2 = np.array(list(product(GRID, GRID)))
     small_GP = np.exp(-pair_G2[:, :1] * problem.x_P)
     short_GP = np.exp(-pair_G2[:, 1:] * problem.z_P)
     column_GP3 = np.stack([np.ones_like(small_GP), small_GP, short_GP], -1) / problem.loss_P[:, None]

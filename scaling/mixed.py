@@ -33,7 +33,7 @@ class Mixed(NamedTuple):
     why: str
     draws: Draws | None = None
     drawn: Law | None = None
-    intervals: dict[str, Interval] = {}  # of C, A, B, alpha and beta
+    intervals: dict[str, Interval] = {}  # of C, A, B, alpha and beta, as far as there is a competition
     unsure: str = ""
 
     def gain(self, n: float, d: float) -> tuple[float, Interval | None]:
@@ -88,9 +88,9 @@ def law_of(arch: str, pair: tuple[str, str], alone: Pair, joint: Pair) -> Mixed:
     losses = np.concatenate([one.points.loss for one in alone] + [points.loss])
     draws = bootstrap.draws(cell, losses)
     drawn = resampled(fits, joint, points, law, draws.weight_RP)
-    intervals = {
-        name: bootstrap.around(getattr(law, name), getattr(drawn, name)[:, 0], draws) for name in laws.NAMES[1:]
-    }
+    # Of a competition that is not there, no exponent is told.
+    names = [*(("A", "alpha") if law.A > 0 else ()), *(("B", "beta") if law.B > 0 else ())]
+    intervals = {name: bootstrap.around(getattr(law, name), getattr(drawn, name)[:, 0], draws) for name in names}
     intervals["C"] = bootstrap.interval(-law.E, -drawn.E[:, 0], draws, log=False)
     return Mixed(arch, pair, fits, points, law, "", draws, drawn, intervals)
 

@@ -58,6 +58,18 @@ def test_what_was_held_out_is_predicted_and_compared(found):
     assert ahead.interval.low < planted.TEXT.loss(ahead.n, ahead.d) < ahead.interval.high
 
 
+def test_a_rung_that_has_not_ended_is_predicted(found, tmp_path):
+    run = runs.read(planted.run(tmp_path, "10m", 0, 8000, role="test"))
+    whole = fit.measured([run], "text")[0].points
+    unfinished = run._replace(faults=("unfinished",))
+    (one,) = fit.held_out(found["text"].fit, fit.measured([unfinished], "text")[0], [unfinished], "text", "active")
+    assert (one.n, one.d) == (whole.n[0], whole.d[0])
+    assert one.interval.low < whole.loss[0] < one.interval.high
+    assert np.isnan(one.error)
+    (known,) = fit.held_out(found["text"].fit, fit.measured([run], "text")[0], [run, unfinished], "text", "active")
+    assert known.error == pytest.approx(0, abs=0.01)
+
+
 def test_each_size_is_predicted_by_the_others(found):
     without = found["image"].without
     assert len(without) == len(RUNGS) * len(STEPS)
@@ -123,6 +135,11 @@ def test_a_ladder_has_a_law_of_size_alone(tmp_path):
     assert "does not tell of others" in fit.predict(one.fit, 2e7, 10 * d).why
 
 
+def test_values_that_are_alike_have_one_number():
+    assert fit.alike(np.array([3.0, 1.0, 1.01, 2.0, 3.001])).tolist() == [2, 0, 0, 1, 2]
+    assert fit.alike(np.array([])).tolist() == []
+
+
 # --- what cannot be fitted --------------------------------------------------------------------------------------------
 
 
@@ -147,7 +164,7 @@ SIZES, LENGTHS = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e8, 4), np.g
         (given(np.repeat([1e6, 2e6, 4e6], 3), 1e8)._replace(), ""),
         (
             given(np.geomspace(1e6, 1e8, 7), 1e15 / np.geomspace(1e6, 1e8, 7)),
-            "one budget does not tell size and tokens",
+            "tokens follow from sizes, as in one budget",
         ),
         (given(SIZES, LENGTHS, 2 + 1e-9 * SIZES**0.5 + LENGTHS**-0.3), "the losses do not fall with parameters"),
         (given(SIZES, LENGTHS, 2 + 50 * SIZES**-0.3), "the losses do not fall with tokens"),

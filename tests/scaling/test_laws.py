@@ -38,6 +38,15 @@ def test_a_law_without_noise_comes_back_exactly(law):
     assert found[3:] == pytest.approx(law[3:], rel=1e-3)
 
 
+def test_starts_have_the_best_numbers_for_their_exponents():
+    """Variable projection: where a pair of the grid is the law's own, its start is the law."""
+    law = Law(1.5, 300.0, 900.0, laws.GRID[9], laws.GRID[10])
+    points, *_ = planted.grid(law, 8, noise=0, seeds=1)
+    problem, n0, d0 = laws._problem(points, laws.BOTH, laws.DELTA)
+    assert laws._law(laws.starts(problem)[0], n0, d0) == pytest.approx(law, rel=1e-6)
+    assert (laws.starts(problem) >= problem.low_5).all()
+
+
 @pytest.mark.parametrize("noise", [3e-4, 3e-3, 2e-2])
 def test_scipy_finds_nothing_lower(noise):
     points, *_ = planted.grid(planted.TEXT, 4, noise=noise, seed=7)

@@ -79,6 +79,11 @@ def test_what_lacks_is_said(tmp_path):
     alone, joint = made(0, seeds=1)
     few = joint[0].where(joint[0].points.n == joint[0].points.n[0])
     assert mixed.law_of("dense", PAIR, alone, (few, few)).why.startswith("of joint runs: all runs have one size")
+    level = tuple(one._replace(points=one.points._replace(d=np.full(len(one.run), 1e9))) for one in joint)
+    assert (
+        mixed.law_of("dense", PAIR, alone, level).why
+        == "of joint runs: all runs read one number of tokens, 2e+09; train others"
+    )
     nothing = fit.measured([], "text")[0]
     found = mixed.law_of("dense", PAIR, (nothing, alone[1]), joint)
     assert found.why == "no law of text alone: no run to fit"
