@@ -288,13 +288,14 @@ def partners(
         dense = [run for group in groups.values() for run in group if run.arch == "dense"]
     if not dense:
         return [], "no dense partner: no faultless run of a dense model"
-    alike = [(d, o) for o, d in product(groups[label], dense) if not comparable(d, o, each_at_its_best)]
-    if not alike:
-        return [], "no dense partner: every dense run differs in " + "; ".join(
-            comparable(dense[0], groups[label][0])[:3]
-        )
-    same_seed = {o.path: (d, o) for d, o in alike if d.seeds == o.seeds}
-    return list(same_seed.values()), "" if same_seed else "no dense partner with the same seeds"
+    every = list(product(groups[label], dense))
+    same_seed = [(o, d) for o, d in every if d.seeds == o.seeds]  # first: to compare two runs takes some milliseconds
+    pairs = {o.path: (d, o) for o, d in same_seed if not comparable(d, o, each_at_its_best)}
+    if pairs:
+        return list(pairs.values()), ""
+    if any(not comparable(d, o, each_at_its_best) for o, d in every):
+        return [], "no dense partner with the same seeds"
+    return [], "no dense partner: every dense run differs in " + "; ".join(comparable(dense[0], groups[label][0])[:3])
 
 
 def slopes(groups: dict[str, list[TrainedRun]]) -> dict[SlopeKey, Slope]:
