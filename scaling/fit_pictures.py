@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 from . import fit
 from .fit import Fit, Scaling
@@ -45,9 +45,7 @@ def law(one: Scaling, what: str) -> Figure:
         if own:
             style = dict(markersize=9, color="none", markeredgecolor=axis.xaxis.label.get_color())
             axis.plot([p.n for p in own], [p.measured for p in own], marker, label=role, **style)
-    axis.set(yscale="log", xlabel="parameters", ylabel=what)
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.set(xlabel="parameters", ylabel=what)
     _counted(axis)
     return _ended(figure, axis, _no_law(one.fit))
 
@@ -114,7 +112,7 @@ def _counted(axis: Axes) -> None:
     low, high = axis.get_xlim()
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     axis.xaxis.set_major_formatter(count)
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _ended(figure: Figure, axis: Axes, why: str) -> Figure:
