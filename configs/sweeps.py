@@ -147,18 +147,24 @@ def caption_shift(arg: str = "") -> list[Row]:
     return product(_of_archs(own, rest), arms, seeds(_number(own, "seeds")))
 
 
+# Arguments of sweeps over rungs.
+RUNGS = {"config": "configs/ladder.py", "archs": "dense+mot", "rungs": "0.3m+1m+3m", "seeds": "1"}
+RUNGS |= {"validation": "", "test": ""}
+
+
 def ladder(arg: str = "") -> list[Row]:
-    """Rungs by architectures: rungs=0.3m+1m. Other configurations than configs/ladder.py call a rung its `size`."""
-    own, rest = _own(arg, config="configs/ladder.py", archs="dense+mot", rungs="0.3m+1m+3m", seeds="1")
+    """Rungs by architectures: rungs=0.3m+1m. Other configurations than configs/ladder.py call a rung its `size`.
+
+    validation=3m,test=10m: no scaling law is fitted to these rungs (`run.role`), and none of them can be changed later.
+    """
+    own, rest = _own(arg, **RUNGS)
     return product(_of_rungs(own, rest), seeds(_number(own, "seeds")))
 
 
 def isoflop(arg: str = "") -> list[Row]:
     """Budgets of model FLOPs by rungs by architectures: budgets=1e14+1e15; each run has the steps that its budget pays
-    for."""
-    own, rest = _own(
-        arg, config="configs/ladder.py", archs="dense+mot", rungs="0.3m+1m+3m", budgets="1e14+1e15", seeds="1"
-    )
+    for. validation= and test= as in `ladder`."""
+    own, rest = _own(arg, **RUNGS, budgets="1e14+1e15")
     flops = [base.budget("budgets", text) for text in own["budgets"].split("+")]
     budgets = [{"run.flops": n, "run.steps": 0, NAME: f"{n:g}".replace("+", "")} for n in flops]
     return product(budgets, _of_rungs(own, rest), seeds(_number(own, "seeds")))
@@ -211,9 +217,20 @@ def _of_rungs(own: dict[str, str], rest: dict[str, str]) -> list[Row]:
     size = "rung" if "rung" in _namespace(own["config"]).get("ARGUMENTS", {}) else "size"
     if size in rest:
         raise ValueError(f"{size}={rest[size]}: the sweep chooses rungs; write rungs={rest[size]}")
-    return [
-        joined({NAME: rung}, row) for rung in own["rungs"].split("+") for row in _of_archs(own, rest | {size: rung})
-    ]
+    rungs, roles = own["rungs"].split("+"), _roles(own)
+    return [joined({NAME: rung} | roles[rung], row) for rung in rungs for row in _of_archs(own, rest | {size: rung})]
+
+
+def _roles(own: dict[str, str]) -> dict[str, Row]:
+    """By rung, what says that a scaling law is not fitted to it; nothing of those it is fitted to."""
+    rungs = own["rungs"].split("+")
+    roles: dict[str, Row] = {rung: {} for rung in rungs}
+    for role in ("validation", "test"):
+        for rung in filter(None, own[role].split("+")):
+            if roles[base.chosen(role, rung, rungs, " among rungs")]:
+                raise ValueError(f"{role}={own[role]}: {rung} has a role already; name it once")
+            roles[rung] = {"run.role": role}
+    return roles
 
 
 def _namespace(file: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Run directories, read back: what each run is, whether its numbers may be averaged, and tidy tables of them all."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
@@ -24,6 +25,7 @@ from .match import Curve, Slope
 APART = (
     "run.root",
     "run.name",
+    "run.role",
     *(key for key in rundir.HOW_OFTEN if key != "run.eval_every"),  # which decides where curves have points
     "model.seed",
     "data.seed",
@@ -222,7 +224,8 @@ def names(runs: list[TrainedRun]) -> list[str]:
 
 
 def _without_seed(run):
-    return run.config.run.name.rpartition("-seed")[0] or run.config.run.name
+    """Its name, wherever in it the seed stands: a sweep joins names in the order of its products."""
+    return re.sub(r"(?<=.)-seed\d+(?=-|$)", "", run.config.run.name)
 
 
 def grouped(runs: list[TrainedRun]) -> dict[str, list[TrainedRun]]:
@@ -231,6 +234,15 @@ def grouped(runs: list[TrainedRun]) -> dict[str, list[TrainedRun]]:
     for label, run in sorted(zip(names(runs), runs, strict=True), key=lambda x: (x[1].arch != "dense", x[0])):
         result.setdefault(label, []).append(run)
     return result
+
+
+def archs(runs: Sequence[TrainedRun]) -> list[str]:
+    """Architectures of runs, each once, dense first."""
+    return sorted({run.arch for run in runs}, key=_dense_first)
+
+
+def _dense_first(arch: str) -> tuple[bool, str]:
+    return arch != "dense", arch
 
 
 def sound(runs: list[TrainedRun]) -> dict[str, list[TrainedRun]]:
@@ -276,13 +288,14 @@ def partners(
         dense = [run for group in groups.values() for run in group if run.arch == "dense"]
     if not dense:
         return [], "no dense partner: no faultless run of a dense model"
-    alike = [(d, o) for o, d in product(groups[label], dense) if not comparable(d, o, each_at_its_best)]
-    if not alike:
-        return [], "no dense partner: every dense run differs in " + "; ".join(
-            comparable(dense[0], groups[label][0])[:3]
-        )
-    same_seed = {o.path: (d, o) for d, o in alike if d.seeds == o.seeds}
-    return list(same_seed.values()), "" if same_seed else "no dense partner with the same seeds"
+    every = list(product(groups[label], dense))
+    same_seed = [(o, d) for o, d in every if d.seeds == o.seeds]  # first: to compare two runs takes some milliseconds
+    pairs = {o.path: (d, o) for o, d in same_seed if not comparable(d, o, each_at_its_best)}
+    if pairs:
+        return list(pairs.values()), ""
+    if any(not comparable(d, o, each_at_its_best) for o, d in every):
+        return [], "no dense partner with the same seeds"
+    return [], "no dense partner: every dense run differs in " + "; ".join(comparable(dense[0], groups[label][0])[:3])
 
 
 def slopes(groups: dict[str, list[TrainedRun]]) -> dict[SlopeKey, Slope]:

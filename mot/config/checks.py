@@ -58,7 +58,8 @@ MOST_RULES = 100
 VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0)
     | dict.fromkeys(("flops", "save_minutes", "keep_every", "check_every"), AT_LEAST_0)
-    | dict.fromkeys(("hang_timeout", "peer_timeout"), AT_LEAST_0),
+    | dict.fromkeys(("hang_timeout", "peer_timeout"), AT_LEAST_0)
+    | {"role": ("fit", "validation", "test")},
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},

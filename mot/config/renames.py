@@ -26,6 +26,7 @@ ADDED = {
     "run.hang_timeout": 3600.0,
     "run.peer_timeout": 60.0,
     "run.trackers": "",
+    "run.role": "fit",
     "init.state": "weights",
     "init.match": "",
     "optim.skip_above": 0.0,

@@ -261,6 +261,7 @@ class Run:
     hang_timeout: float  # seconds after which a step or a phase that does not end ends the process; 0 = never
     peer_timeout: float  # seconds without a sign of life of another process of the run that end this one; 0 = never
     trackers: str  # boards that show its curves beside TensorBoard: wandb, trackio, with commas between; "" = none
+    role: str  # what a scaling law does with it (scaling/fit.py): it is fitted to, or held out for validation or test
 
 
 class Component(NamedTuple):

@@ -174,6 +174,9 @@ def test_ladders_and_budgets():
     steps = [c.run.steps for c in found.values()]
     assert steps[0] > steps[1] > 0
     assert [round(more / less, 1) for less, more in zip(steps[:2], steps[2:], strict=True)] == [4.0, 4.0]
+    held_out = sweeps.ladder("rungs=0.3m+1m+3m,validation=1m,test=3m,archs=mot")
+    assert [row.get("run.role") for row in held_out] == [None, "validation", "test"]
+    assert [c.run.role for c in configs(held_out).values()] == ["fit", "validation", "test"]
     embedded = sweeps.ladder("config=configs/chameleon.py,rungs=0.3m,archs=mot")
     assert embedded[0]["config"] == "configs/chameleon.py:size=0.3m,arch=mot"
 
@@ -211,6 +214,8 @@ def test_a_search_has_the_same_points_in_every_arm(monkeypatch):
         ("archs", "seeds=2,seeds=3", "stands there twice"),
         ("archs", "archs=", "archs=: has no value; the default is dense"),
         ("ladder", "rung=1m", "write rungs=1m"),
+        ("ladder", "rungs=0.3m+1m,test=3m", "test=3m: no such test among rungs; allowed: 0.3m, 1m"),
+        ("isoflop", "rungs=0.3m+1m,test=1m,validation=1m", "test=1m: 1m has a role already; name it once"),
         ("isoflop", "budgets=1e14+much", "budgets=much: must be a number above 0"),
         ("leave_one_out", "archs=mot", "leave_one_out has its own"),
         ("routing", "match=all", "match=all: no such match; allowed: active, total, both"),
