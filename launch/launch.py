@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import sys
 
 from launch import flags, judging, planning
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         for name, text in files.items():
             print(f"--- {made.folder / name}", text, sep="\n", end="")
+        print("--- and then", shlex.join(target.command(made)), sep="\n")
         return 0
     job.refuse_missing(target.program, made.target, target.comes_with)
     refuse_living(made)

@@ -20,6 +20,7 @@ from mot.runs import peak, states
 from mot.train.memory import too_large
 
 DAY = 86_400
+LEAST = 0.001  # hours and days below it are told as such
 
 
 class Devices(NamedTuple):
@@ -94,20 +95,24 @@ def show(rows: Sequence[Row], devices: Devices) -> None:
     for row, found in zip(rows, costs, strict=True):
         number = numbers.setdefault(program(row.config), len(numbers))
         state = states.of(row.path, row.config.run.steps).name
-        figures = _short(found.parameters), f"{found.flops:.3g}", f"{found.hours:.3g}", f"{found.days:.3g}"
+        figures = _short(found.parameters), f"{found.flops:.3g}", _amount(found.hours), _amount(found.days)
         every.add_row(str(row.index), row.name, state, str(number), f"{row.config.run.steps:,}", *figures)
     out = console(sys.stdout)
     out.print(every)
     total = Cost(*map(sum, zip(*costs, strict=True)))
     print(
-        f"{len(rows)} rows in {len(numbers)} programs: {total.flops:.3g} model FLOPs, at least {total.hours:.3g} "
-        f"device-hours and {total.days:.3g} days on {devices.about}. Nothing was compiled: `mot plan` bounds a row "
-        "closer"
+        f"{len(rows)} rows in {len(numbers)} programs: {total.flops:.3g} model FLOPs, at least {_amount(total.hours)} "
+        f"device-hours and {_amount(total.days)} days on {devices.about}. Nothing was compiled: `mot plan` bounds a "
+        "row closer"
     )
 
 
+def _amount(number: float) -> str:
+    return f"{number:.3g}" if number >= LEAST or not number else f"below {LEAST:g}"
+
+
 def _short(number: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"

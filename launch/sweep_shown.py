@@ -1,6 +1,7 @@
 """How far the rows of a sweep are, as a person sees it: one table that lives, or lines where there is no terminal."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from mot.runs.states import State
 
 MOST = 30  # rows that a terminal shows while they run
 WIDE = 160  # columns where there is no terminal
+EVERY = 30.0  # seconds after which, without news, lines tell how far the running rows are
 ORDER = (  # what a person looks for comes first
     states.RUNNING,
     states.FAILED,
@@ -36,17 +38,22 @@ def shown() -> Iterator[tuple[Show, Callable[[str], None]]]:
             yield (lambda known: live.update(table(known, MOST), refresh=True), out.print)
         return
     before: dict[str, State] = {}
-
-    def show(known: Mapping[str, State]) -> None:
-        if not before:
-            print(count(known), file=sys.stderr, flush=True)
-        for name, state in known.items():
-            if name in before and before[name].name != state.name:
-                print(f"{name}: {told(state)}; {count(known)}", file=sys.stderr, flush=True)
-        before.update(known)
+    last = time.monotonic()
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
+
+    def show(known: Mapping[str, State]) -> None:
+        nonlocal last
+        news = {name: state for name, state in known.items() if name in before and before[name].name != state.name}
+        if before and not news and time.monotonic() > last + EVERY:
+            news = {name: state for name, state in known.items() if state.name == states.RUNNING}
+        if not before or news:
+            last = time.monotonic()
+            say(count(known))
+        for name, state in news.items():
+            say(f"  {name}: {told(state)}")
+        before.update(known)
 
     yield show, say
 
@@ -63,7 +70,8 @@ def count(known: Mapping[str, State]) -> str:
 
 
 def told(state: State) -> str:
-    parts = [state.name, _step(state), losses(state), state.why]
+    in_time = f"{left(state.seconds_left)} left" if state.name == states.RUNNING and state.seconds_left else ""
+    parts = [state.name, _step(state), losses(state), in_time, state.why]
     return ", ".join(filter(None, parts))
 
 

@@ -55,8 +55,12 @@ def kubectl(j: Job, *words: str) -> list[str]:
     return ["kubectl", f"--namespace={j.options['namespace']}", *words]
 
 
+def command(j: Job) -> list[str]:
+    return kubectl(j, "create", f"--filename={j.folder / MANIFEST}")
+
+
 def submit(j: Job) -> dict[str, Any]:
-    job.call(*kubectl(j, "create", f"--filename={j.folder / MANIFEST}"))
+    job.call(*command(j))
     return {}
 
 
@@ -74,4 +78,4 @@ def stop(j: Job) -> str:
     return f"deleted; a run has {GRACE} s to save"
 
 
-TARGET = Target("kubectl", "the Google Cloud CLI, or Kubernetes", files, submit, status, logs, stop, refuse)
+TARGET = Target("kubectl", "the Google Cloud CLI, or Kubernetes", files, command, submit, status, logs, stop, refuse)

@@ -93,7 +93,8 @@ class Target(NamedTuple):
     program: str  # what must be installed here; "" for none
     comes_with: str  # what has it
     files: Callable[[Job], dict[str, str]]  # name, text
-    submit: Callable[[Job], dict[str, Any]]  # the facts of the job
+    command: Callable[[Job], list[str]]  # the call that submits it, which a dry run shows
+    submit: Callable[[Job], dict[str, Any]]  # makes that call; the facts of the job
     status: Callable[[Job], str]
     logs: Callable[[Job, bool], list[str]]  # the command that shows them; True follows
     stop: Callable[[Job], str]  # what was done

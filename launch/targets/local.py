@@ -17,11 +17,15 @@ def files(j: Job) -> dict[str, str]:
     return {SCRIPT: render("local.sh", name=j.name, folder=str(j.folder), command=[*job.MOT, *j.command])}
 
 
+def command(j: Job) -> list[str]:
+    return ["bash", str(j.folder / SCRIPT)]
+
+
 def submit(j: Job) -> dict[str, Any]:
     (j.folder / EXIT).unlink(missing_ok=True)
     with (j.folder / LOG).open("ab") as log:
         process = subprocess.Popen(
-            ["bash", str(j.folder / SCRIPT)],
+            command(j),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -60,4 +64,4 @@ def stop(j: Job) -> str:
     return "asked to save and end"
 
 
-TARGET = Target("", "", files, submit, status, logs, stop, is_alive=is_alive)
+TARGET = Target("", "", files, command, submit, status, logs, stop, is_alive=is_alive)

@@ -26,8 +26,12 @@ def files(j: Job) -> dict[str, str]:
     return {TASK: text}
 
 
+def command(j: Job) -> list[str]:
+    return ["sky", "jobs", "launch", "--yes", "--detach-run", f"--name={j.name}", str(j.folder / TASK)]
+
+
 def submit(j: Job) -> dict[str, Any]:
-    job.call("sky", "jobs", "launch", "--yes", "--detach-run", f"--name={j.name}", str(j.folder / TASK), timeout=1800)
+    job.call(*command(j), timeout=1800)
     return {}
 
 
@@ -46,4 +50,4 @@ def stop(j: Job) -> str:
     return "cancelled"
 
 
-TARGET = Target("sky", "SkyPilot (pip install skypilot)", files, submit, status, logs, stop, refuse)
+TARGET = Target("sky", "SkyPilot (pip install skypilot)", files, command, submit, status, logs, stop, refuse)

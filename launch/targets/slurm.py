@@ -63,8 +63,12 @@ def files(j: Job) -> dict[str, str]:
     }
 
 
+def command(j: Job) -> list[str]:
+    return ["sbatch", "--parsable", str(j.folder / SCRIPT)]
+
+
 def submit(j: Job) -> dict[str, Any]:
-    said = job.call("sbatch", "--parsable", str(j.folder / SCRIPT))
+    said = job.call(*command(j))
     number = said.strip().partition(";")[0]
     if not re.fullmatch(r"\d+", number, re.ASCII):
         raise UserError(
@@ -98,4 +102,4 @@ def stop(j: Job) -> str:
     return "cancelled; a run saves first, if Slurm's KillWait leaves it the time"
 
 
-TARGET = Target("sbatch", "Slurm", files, submit, status, logs, stop, refuse, is_alive)
+TARGET = Target("sbatch", "Slurm", files, command, submit, status, logs, stop, refuse, is_alive)

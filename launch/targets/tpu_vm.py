@@ -48,7 +48,7 @@ def where(j: Job) -> list[str]:
     return [f"--project={j.options['project']}", f"--zone={j.options['zone']}"]
 
 
-def submit(j: Job) -> dict[str, Any]:
+def command(j: Job) -> list[str]:
     found = slices.of(j.options["topology"])
     nodes = [f"--node-id={j.name}"]
     if j.slices > 1:
@@ -57,7 +57,7 @@ def submit(j: Job) -> dict[str, Any]:
     shape = [f"--accelerator-type={found.kind.accelerator}-{found.chips * found.kind.counts}"]
     if len(found.shape.split("x")) == 3:
         shape = [f"--type={found.kind.accelerator}", f"--topology={found.shape}"]
-    job.call(
+    return [
         *QUEUED,
         "create",
         j.name,
@@ -67,7 +67,11 @@ def submit(j: Job) -> dict[str, Any]:
         f"--runtime-version={found.kind.runtime}",
         *["--spot"] * j.options["spot"],
         f"--metadata-from-file=startup-script={j.folder / SCRIPT}",
-    )
+    ]
+
+
+def submit(j: Job) -> dict[str, Any]:
+    job.call(*command(j))
     return {}
 
 
@@ -125,4 +129,4 @@ def keep(j: Job) -> int:
     return 0
 
 
-TARGET = Target("gcloud", "the Google Cloud CLI", files, submit, status, logs, stop, refuse, keep=keep)
+TARGET = Target("gcloud", "the Google Cloud CLI", files, command, submit, status, logs, stop, refuse, keep=keep)

@@ -170,4 +170,5 @@ def cpu() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {usable} cores"
+    model = models[0] if models else platform.processor() or platform.machine()
+    return f"{model}, {usable} core{'' if usable == 1 else 's'}"

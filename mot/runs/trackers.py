@@ -29,9 +29,10 @@ def refuse_absent(trackers: str) -> None:
     """`UserError` where a package of `run.trackers` is not installed."""
     absent = [name for name in names(trackers) if importlib.util.find_spec(name) is None]
     if absent:
+        named = " and ".join(absent)
         raise UserError(
-            f"run.trackers: {trackers!r}, and {', '.join(absent)} is not installed; it is an extra: pip install -c "
-            f"constraints.txt -e '.[{','.join(absent)}]'; or leave it out"
+            f"run.trackers: {trackers!r}, and {named} {'is' if len(absent) == 1 else 'are'} not installed; each is an "
+            f"extra: pip install -c constraints.txt -e '.[{','.join(absent)}]'; or leave it out"
         )
 
 

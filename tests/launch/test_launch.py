@@ -291,6 +291,8 @@ def test_a_missing_command_is_one_message_and_a_dry_run_needs_none(target, stand
     assert f"there is no command {PROGRAMS[target]} on this machine" in said
     shown, _ = succeeds("launch", "--dry-run", *argv[1:])
     assert "launched/digits-mot-smoke/" in shown
+    assert shown.splitlines()[-2] == "--- and then"
+    assert shlex.split(shown.splitlines()[-1])[0] == PROGRAMS[target]
     assert not list(Path().iterdir())
 
 

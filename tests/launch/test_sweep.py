@@ -450,9 +450,20 @@ def test_without_a_terminal_each_change_is_a_line(capsys):
         say("a line [of text]")
     assert capsys.readouterr().err.splitlines() == [
         "3 rows: 1 running, 1 done, 1 waiting",
-        "b: failed, 1 of 4, no room; 3 rows: 1 failed, 1 done, 1 waiting",
+        "3 rows: 1 failed, 1 done, 1 waiting",
+        "  b: failed, 1 of 4, no room",
         "a line [of text]",
     ]
+
+
+def test_without_a_terminal_running_rows_are_told_again_when_nothing_else_is(capsys, monkeypatch):
+    monkeypatch.setattr(sweep_shown, "EVERY", 0.0)
+    with sweep_shown.shown() as (show, _):
+        show(KNOWN)
+        show(KNOWN)
+    told = capsys.readouterr().err.splitlines()
+    assert told[1] == told[0]
+    assert [line.partition(",")[0] for line in told[2:]] == ["  b: running"]
 
 
 def test_a_table_shows_what_is_at_work_first(capsys):

@@ -267,7 +267,7 @@ def test_an_unknown_tracker_is_one_fault(given, told):
 def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     for run in (loop.run, lambda c: ensemble.run([c])):
-        with pytest.raises(UserError, match=r"wandb, trackio is not installed; .* -e '\.\[wandb,trackio\]'"):
+        with pytest.raises(UserError, match=r"wandb and trackio are not installed; .* -e '\.\[wandb,trackio\]'"):
             run(smoke(tmp_path, run__trackers="wandb,trackio"))
     assert not [*tmp_path.iterdir()]
 
