@@ -15,7 +15,7 @@ from mot.data import captions
 from mot.data.manifest import read_json
 from mot.errors import UserError
 from mot.files import as_path, is_bucket, numbered
-from mot.runs import written
+from mot.runs import swept, written
 
 RANGES = {  # of the options of `mot sample`
     "n": (1, 10_000),
@@ -115,7 +115,7 @@ def replay(options: Any) -> None:
 
 
 def report(options: Any) -> None:
-    found = written.named(options.runs)
+    found = swept.named(options.runs)
     for path in found:
         written.read_config(path)
     if is_bucket(found[0]) and not options.out:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launch import arguments, cores, refusals, sweep_cost, sweep_work
 from launch.process import guarded
-from launch.sweep_rows import NAME, Row, chosen, claim, judged, parse, read, refuse_other, saved
+from launch.sweep_rows import Row, chosen, claim, judged, read, refuse_other
 from launch.sweep_shown import console, count, shown, table
 from launch.sweep_work import Failure
 from mot import sharding
@@ -16,6 +16,7 @@ from mot.data import sources
 from mot.errors import UserError
 from mot.files import as_path
 from mot.runs import rundir, states
+from mot.runs.swept import NAME, parse, saved
 from mot.train.memory import too_large
 
 

@@ -14,9 +14,8 @@ from mot.config import Config, ConfigError, differences, load, varied
 from mot.config.axes import MESH_AXES
 from mot.errors import UserError
 from mot.files import as_path, make_folder, write_atomically
+from mot.runs.swept import FILE, NAME, parse, saved
 
-FILE = "sweep.json"  # of a sweep's folder: its rows, written before any begins, and anew where rows are added
-NAME = "run.name"
 LISTED = 12  # lines of differences in a message
 
 
@@ -32,15 +31,6 @@ class Row(NamedTuple):
     @property
     def path(self) -> Path:
         return as_path(self.config.run.root) / self.name
-
-
-def parse(text: str) -> tuple[str, str, str]:
-    """`FILE:NAME,arg` as the file, the name in it, and the argument."""
-    file, _, rest = text.partition(":")
-    name, _, arg = rest.partition(",")
-    if not file or not name:
-        raise UserError(f"{text}: must be FILE:NAME,arg, as configs/sweeps.py:archs,size=smoke; name a sweep of a file")
-    return file, name, arg
 
 
 def read(text: str) -> list[dict[str, Any]]:
@@ -215,22 +205,6 @@ def claim(out: Path, text: str, rows: Sequence[Mapping[str, Any]], is_part: bool
     if not known.issuperset(row[NAME] for row in rows):
         make_folder(out)
         write_atomically(out / FILE, json.dumps({"sweep": text, "rows": list(rows)}, indent=1) + "\n")
-
-
-def saved(out: Path) -> dict[str, Any]:
-    """What `claim` wrote: `sweep`, its FILE:NAME,arg, and its `rows`."""
-    file = out / FILE
-    if not file.is_file():
-        raise UserError(f"{out}: no sweep was begun there: it has no {FILE}; name the --out of a sweep")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found["sweep"], str) or not all(isinstance(row[NAME], str) for row in found["rows"]):
-            raise ValueError("its rows are no rows")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(
-            f"{file} is damaged or foreign ({error!r}); move it away, and the sweep writes it anew"
-        ) from error
-    return found
 
 
 # --- programs --------------------------------------------------------------------------------------------------------

@@ -2,15 +2,17 @@
 
 import base64
 import json
-import math
 import os
 import re
 import statistics
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +22,7 @@ from mot.files import is_bucket, write_atomically
 from mot.model import flops
 from mot.runs import rundir
 
-from . import best, facts, match, pictures, published, runs
+from . import best, facts, match, pictures, published, questions, runs
 from .best import BestOf, Search
 from .match import Slope
 from .runs import TrainedRun
@@ -31,64 +33,110 @@ STAGES = 3  # checkpoints whose samples are shown
 LONGER = 2  # runs beside the reported ones whose samples are shown
 
 
+class Page(NamedTuple):
+    sentence: str
+    html: str
+    drawn: dict[str, dict[str, bytes]]  # PNGs by name and theme
+    tables: dict[str, pd.DataFrame]
+
+
 def write(found: list[TrainedRun], out: Path) -> str:
-    """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence."""
-    every_run, tried = found, best.searches(found)
-    found = best.without_the_rest(found, tried)
+    """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence.
+
+    Where the runs are a sweep's, the page begins with the answer to what it asked (`questions`).
+    """
+    _refuse_foreign(out / "report.html")
+    page = _page(found, out)
+    # All is made; only now is anything written.
+    out.mkdir(parents=True, exist_ok=True)
+    for name, themes in page.drawn.items():
+        write_atomically(out / f"{name}.png", themes["light"])
+    for name, frame in page.tables.items():
+        _write_table(out / name, frame)
+    write_atomically(out / "report.html", page.html)
+    return page.sentence
+
+
+def _page(every_run: list[TrainedRun], out: Path) -> Page:
+    tried = best.searches(every_run)
+    found = best.without_the_rest(every_run, tried)
     groups = runs.sound(found)
-    notes = _notes(found, groups)
     slopes = runs.slopes(groups)
     headline = _headline(slopes, tried)
-    sentence = _sentence(slopes, headline)
+    sweep, caution = questions.of(every_run)
+    told = questions.answer(sweep, every_run, groups, slopes)
+    sentence = told.sentence if told else _sentence(slopes, headline)
     colour = pictures.colours(groups)
-    _refuse_foreign(out / "report.html")
-    drawn = {}
+    costs = ("step",) if _cost_alike(groups) else ("step", "flops")
+    experts, of_experts = _experts(groups)
+    searched, of_searches = _searched(tried, groups)
+    maps = {f"map_{i}": shown for i, shown in enumerate(told.maps if told else ())}
+    drawn = _answer_drawn(told, slopes, headline, groups, colour)
+    drawn |= {name: pictures.both(shown.draw, *shown.args) for name, shown in maps.items()}
+    for modality, cost in product(runs.modalities(groups), costs):
+        drawn[_curves(modality, cost)] = pictures.both(pictures.curves, groups, colour, modality, cost)
+    drawn |= of_experts | of_searches
+    shown = [run for group in runs.grouped(found).values() for run in group]
+    context = _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
+    html = _template().render(
+        sentence=sentence,
+        title=told.question if told else _title(groups, slopes),
+        cautions=[*filter(None, [caution]), *facts.overfits(groups)],
+        answer=told,
+        answers=_answer_rows(told) if told else [],
+        maps=maps,
+        numbered={run.config.run.name: i for i, run in enumerate(shown, 1)},
+        claims=published.CLAIMS.get(sweep.name, ()) if sweep else (),
+        curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
+        pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
+        experts=experts,
+        colour=colour,
+        searched=searched,
+        **context,
+    )
+    tables = runs.tables(every_run, slopes)._asdict()
+    return Page(sentence, html, drawn, tables | ({"answer": questions.table(told.numbers)} if told else {}))
+
+
+def _answer_drawn(told, slopes, headline, groups, colour) -> dict:
+    """The page's first picture: the answer's own, or matching slopes."""
+    if told and told.picture:
+        return {"answer": pictures.both(told.picture.draw, *told.picture.args)}
     main: dict[str, dict[str, Slope]] = {}
     for key, slope in slopes.items():
         if key[2:] == headline:
             main.setdefault(key.group, {})[key.modality] = slope
-    if main:
-        known = published.of(groups[next(iter(main))][0].config)
-        drawn["headline"] = pictures.both(pictures.headline, main, colour, known)
-    costs = ("step",) if _cost_alike(groups) else ("step", "flops")
-    for modality in runs.modalities(groups):
-        for cost in costs:
-            drawn[_curves(modality, cost)] = pictures.both(pictures.curves, groups, colour, modality, cost)
-    experts = {}
+    if not main:
+        return {}
+    known = published.of(groups[next(iter(main))][0].config)
+    return {"headline": pictures.both(pictures.headline, main, colour, known)}
+
+
+def _experts(groups) -> tuple[dict[str, list[str]], dict]:
+    """By group the names of its pictures of experts' loads, and these."""
+    names, drawn = {}, {}
     for label, group in groups.items():
         panels = pictures.panels(runs.loads(group[0]))
-        experts[label] = [f"experts_{_file(label)}_{i}" for i in range(len(panels))]
+        names[label] = [f"experts_{_file(label)}_{i}" for i in range(len(panels))]
         drawn |= {
-            name: pictures.both(pictures.experts, *panel) for name, panel in zip(experts[label], panels, strict=True)
+            name: pictures.both(pictures.experts, *panel) for name, panel in zip(names[label], panels, strict=True)
         }
-    searched, of_searches = _searched(tried, groups)
-    drawn |= of_searches
-    every = runs.tables(every_run, slopes)
+    return {label: of for label, of in names.items() if of}, drawn
+
+
+def _of_runs(found, groups, out) -> dict:
+    """What the page says of the runs themselves."""
     measured = measures(groups) if groups else []
-    page = _template().render(
-        sentence=sentence,
-        title=_title(groups, slopes),
-        cautions=facts.overfits(groups),
+    notes = _notes(found, groups)
+    return dict(
         facts=facts.facts(groups),
         command=facts.COMMAND,
         architectures=facts.architectures(groups),
         shared=facts.shared(groups),
-        curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
-        pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
-        experts={label: names for label, names in experts.items() if names},
         groups=list(groups),
         leaking=[label for label, group in groups.items() if not group[0].config.causal],
-        colour=colour,
-        slopes=_slope_rows(slopes, groups),
-        searched=searched,
-        points=_points(tried),
-        best=_best_rows(slopes, groups, tried),
-        half_lives=_half_life_rows(slopes),
-        definition=match.__doc__.split("\n\n")[1],
-        begins=_begins(groups),
         vectors=any("squared" in runs.unit(groups, m) for m in runs.modalities(groups)),
         seeds=max(map(len, groups.values()), default=0),
-        published=list({k.source: k for group in groups.values() for k in [published.of(group[0].config)]}.values()),
         costs=measured,
         kinds=SPENT,
         mfu=any(what == "MFU" for what, _ in measured),
@@ -98,14 +146,43 @@ def write(found: list[TrainedRun], out: Path) -> str:
         differences=_differences(groups),
         runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
     )
-    # All is made; only now is anything written.
-    out.mkdir(parents=True, exist_ok=True)
-    for name, themes in drawn.items():
-        write_atomically(out / f"{name}.png", themes["light"])
-    for name, frame in every._asdict().items():
-        write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
-    write_atomically(out / "report.html", page)
-    return sentence
+
+
+def _of_slopes(groups, slopes, tried) -> dict:
+    """What the page says of matching slopes."""
+    known = {k.source: k for group in groups.values() for k in [published.of(group[0].config)]}
+    return dict(
+        slopes=_slope_rows(slopes, groups),
+        points=_points(tried),
+        best=_best_rows(slopes, groups, tried),
+        half_lives=_half_life_rows(slopes),
+        definition=match.__doc__.split("\n\n")[1],
+        begins=_begins(groups),
+        published=list(known.values()),
+    )
+
+
+def _write_table(path: Path, frame: pd.DataFrame) -> None:
+    """As CSV, and as Parquet, which keeps types."""
+    write_atomically(path.with_suffix(".csv"), frame.to_csv(index=False))
+    mixed = [name for name in frame if frame[name].map(type).nunique() > 1 and frame[name].dtype == object]
+    write_atomically(path.with_suffix(".parquet"), frame.astype(dict.fromkeys(mixed, "string")).to_parquet(index=False))
+
+
+def _answer_rows(told: questions.Answer) -> list[dict]:
+    """A row a (group, modality, what)."""
+    return [
+        {"group": n.group, "modality": n.modality, "what": n.what, "cell": _told(n), "n": n.n, "published": n.published}
+        | {"runs": n.runs}
+        for n in told.numbers
+    ]
+
+
+def _told(n: questions.Number) -> str:
+    if not np.isfinite(n.value):
+        return "not known"
+    spread = f" [{n.low:.3f}, {n.high:.3f}]" if np.isfinite([n.low, n.high]).all() and not n.bound else ""
+    return f"{n.bound} {n.value:.3f}{spread}".strip()
 
 
 def _curves(modality: str, cost: str) -> str:
@@ -201,7 +278,7 @@ def _slope_rows(slopes, groups) -> list[dict]:
         rows[-1] |= {
             "pairs": of["step"].seeds,
             "verdict": verdict(of["step"]),
-            "published": _published(groups[group][0], modality) if kind == "train" else "-",
+            "published": questions.in_print(groups[group][0], modality) or "-" if kind == "train" else "-",
         }
     return rows
 
@@ -285,11 +362,6 @@ def _half_life_rows(slopes) -> list[dict]:
     ]
 
 
-def _published(run, modality) -> str:
-    values = published.of(run.config).slopes.get(run.arch, {}).get(modality)
-    return f"{min(values):g} to {max(values):g}" if values else "-"
-
-
 def _cell(s: Slope) -> str:
     return pictures.text(s) + ("" if s.bound or s.seeds == 1 else f" [{s.low:.2f}, {s.high:.2f}]")
 
@@ -301,12 +373,14 @@ def measures(groups: dict[str, list[TrainedRun]]) -> list[tuple[str, list[str]]]
     def row(what: str, of: Callable[[list[TrainedRun]], str]) -> None:
         rows.append((what, [of(group) for group in groups.values()]))
 
-    row("parameters", lambda group: _short(flops.total_parameters(group[0].config)))
+    row("parameters", lambda group: questions.short(flops.total_parameters(group[0].config)))
     streams = list(next(iter(groups.values()))[0].config.streams)
     for stream in streams:
         active = {label: flops.active_parameters(group[0].config).get(stream) for label, group in groups.items()}
-        rows.append((f"active parameters for a token of {stream}", [_short(n) if n else "" for n in active.values()]))
-    row("FLOPs per token", lambda group: _short(_flops_per_token(group[0])))
+        rows.append(
+            (f"active parameters for a token of {stream}", [questions.short(n) if n else "" for n in active.values()])
+        )
+    row("FLOPs per token", lambda group: questions.short(_flops_per_token(group[0])))
     row("time of a step", lambda group: f"{1e3 * _middle(group, 'step_seconds'):.3g} ms")
     row("tokens per second", lambda group: f"{_middle(group, 'tokens_per_s'):,.0f}")
     peaks = {run.started.get("matmul_peak") for group in groups.values() for run in group}
@@ -322,7 +396,8 @@ def _held_out(groups, modality: str) -> list[tuple[str, list[str]]]:
     """The last held-out losses, and those of routers that see no later tokens where some group's otherwise do."""
 
     def ends(group: list[TrainedRun], key: str) -> list[float]:
-        return [values[-1] for run in group if len(values := run.series("eval", f"{key}/{modality}")[1])]
+        of = [run.series("eval", f"{key}/{modality}")[1] for run in group if modality in run.trained]
+        return [values[-1] for values in of if len(values)]
 
     unit = runs.unit(groups, modality)
     rows = [(f"held-out {modality} loss ({unit})", [_spread(ends(g, "loss")) for g in groups.values()])]
@@ -372,15 +447,6 @@ def _flops_per_token(run: TrainedRun) -> float:
 def _middle(group: list[TrainedRun], key: str) -> float:
     """The median over steps and seeds, without the first step, which warms up."""
     return statistics.median([x for run in group for x in _warm(run.series("train", key)[1])])
-
-
-def _short(n: float) -> str:
-    """Three significant digits: 67.2 K, 1.23 M."""
-    for size, letter in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
-        if n >= 0.9995 * size:
-            scaled = n / size
-            return f"{scaled:.{max(0, 2 - math.floor(math.log10(scaled * 1.0005)))}f}{letter}"
-    return f"{n:.3g}"
 
 
 def _warm(values):

@@ -15,7 +15,7 @@ from mot.config import Config, differences
 from mot.config.varied import varies
 from mot.files import as_path, read_appended
 from mot.model import flops
-from mot.runs import goodput, rundir, written
+from mot.runs import goodput, rundir, swept
 
 from . import architectures, match
 from .match import Curve, Slope
@@ -72,6 +72,17 @@ class TrainedRun(NamedTuple):
         split = next((row for row in reversed(self.rows) if "wall/step" in row), {})
         return {kind: float(split.get(f"wall/{kind}", 0.0)) for kind in goodput.KINDS if split}
 
+    @property
+    def trained(self) -> list[str]:
+        """The modalities whose loss has a weight: the others' tokens are read, and train nothing."""
+        weighed = {s.modality for s in self.config.streams.values() if s.loss_weight and s.objective != "none"}
+        return [modality for modality in self.config.modalities if modality in weighed]
+
+    @property
+    def probes(self) -> list[dict]:
+        """The rows of probes.jsonl, `step`, `what` and numbers by name, in order; [] where there is none."""
+        return _probes(self.path)[0]
+
     def series(self, kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the rows that have the key."""
         points = [(row["step"], row[key]) for row in self.rows if row["kind"] == kind and key in row]
@@ -79,10 +90,13 @@ class TrainedRun(NamedTuple):
         return np.array(steps), np.array(values, float)
 
     def curve(self, kind: str, modality: str, cost: str) -> Curve | None:
-        """The loss along steps, FLOPs or seconds; None where it has too few values to be one, or no cost.
+        """The loss along steps, FLOPs or seconds; None where it has too few values to be one, no cost, or no weight.
 
-        The held-out loss of a model whose routers look at later tokens is the causal one.
+        `modality` may be MODALITY/SOURCE. The held-out loss of a model whose routers look at later tokens is the causal
+        one.
         """
+        if modality.partition("/")[0] not in self.trained:
+            return None
         key = f"loss/{modality}" if kind == "train" or self.config.causal else f"causal_loss/{modality}"
         rows = [row for row in self.rows if row["kind"] == kind and np.isfinite(float(row.get(key, "nan")))]
 
@@ -149,33 +163,57 @@ def read(path: Path | str) -> TrainedRun:
         notes.append(f"{skipped} steps were not finite and were skipped")
     if not checkpoint.steps(path / "checkpoints"):
         notes.append("no checkpoints, so no samples can be drawn")
+    notes += _probes(path)[1]
     return TrainedRun(path, config, rows, tuple(faults), tuple(notes))
 
 
+def _probes(path: Path) -> tuple[list[dict], list[str]]:
+    """The rows of probes.jsonl, and what must be said of it: a line that is cut or damaged is left out."""
+    file = path / "probes.jsonl"
+    if not file.exists():
+        return [], []
+    rows, notes = [], []
+    for number, line in enumerate(read_appended(file).split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            row = rundir.row_of(line)
+            if type(row["step"]) is not int or not isinstance(row["what"], str):
+                raise ValueError("it has no step, or does not say what it measured")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            notes.append(f"probes.jsonl, line {number} is left out: it is cut or damaged ({error!r:.80})")
+            continue
+        rows.append(row)
+    return rows, notes
+
+
 def find(patterns: Sequence[str | Path]) -> list[TrainedRun]:
-    """The runs that paths and globs name, each once, in order; other data than most of them is a fault.
+    """The runs that paths, globs and sweeps' folders name, each once, in order.
 
-    A folder that is no run raises `UserError`, and so does whatever names no run at all; files among runs (a shell's
-    `runs/*` names the report beside them) are passed over.
+    Other data than most runs of the same sources have is a fault; runs of other sources are never compared. A folder
+    that is no run raises `UserError`, and so does whatever names no run at all; files among runs (a shell's `runs/*`
+    names the report beside them) are passed over.
     """
-    runs = [read(path) for path in written.named(patterns)]
-    digests = Counter(run.digest for run in runs if run.digest)
-    if len(digests) > 1:
-        usual = digests.most_common(1)[0][0]
-
-        def other(run):
-            return run.digest not in (None, usual)
-
-        def fault(run):
-            return f"trained on other data: digest {run.digest}, most have {usual}"
-
-        runs = [run._replace(faults=(*run.faults, fault(run))) if other(run) else run for run in runs]
+    runs = [read(path) for path in swept.named(patterns)]
+    digests: dict[tuple, Counter] = {}
+    for run in runs:
+        digests.setdefault(_sources(run), Counter()).update([run.digest] if run.digest else [])
+    for i, run in enumerate(runs):
+        usual = next((digest for digest, _ in digests[_sources(run)].most_common(1)), None)
+        if run.digest not in (None, usual):
+            fault = f"trained on other data: digest {run.digest}, most have {usual}"
+            runs[i] = run._replace(faults=(*run.faults, fault))
     first: dict[tuple, TrainedRun] = {}
     for i, (label, run) in enumerate(zip(names(runs), runs, strict=True)):
         before = run if run.faults else first.setdefault((label, run.seeds), run)
         if before is not run and before.config.optim.lr == run.config.optim.lr:
             runs[i] = run._replace(faults=(f"the same architecture and seeds as {before.path}: no further evidence",))
     return runs
+
+
+def _sources(run: TrainedRun) -> tuple:
+    """The names of what a run read: runs of other ones have another digest by design."""
+    return tuple(sorted(run.config.data.sources))
 
 
 def load(*patterns: str | Path) -> Tables:

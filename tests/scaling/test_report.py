@@ -17,51 +17,11 @@ from mot.config import Sections, Towers, resolve
 from mot.config.routers import ROUTERS
 from mot.data import preview
 from mot.generate import results
-from mot.runs import rundir
-from scaling import architectures, best, pictures, report, runs
+from scaling import architectures, best, pictures, questions, report, runs
 from scaling.match import Slope
+from tests.support.reports import STEPS, page, planted, prose, rewritten
 
-STEPS, EVERY = 60, 10
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def planted(
-    root, arch="dense", seed=0, speed=1.0, steps=STEPS, data="d1", name=None, events=(), setting=digits, **changes
-):
-    """A run directory without training: losses that fall `speed` times as fast as dense's."""
-    tree = setting.get_config(f"arch={arch},size=smoke").unlock()
-    tree.run.update(root=str(root), name=name or f"{arch}-seed{seed}", steps=STEPS)
-    tree.model.seed = tree.data.seed = seed
-    for key, value in changes.items():
-        tree.optim[key] = value
-    path = rundir.open_run(resolve(tree))
-    rng = np.random.default_rng(seed)
-    rows = [{"kind": "event", "step": 0, "event": "start", "data": data, "matmul_peak": 1e11}]
-    for step in range(steps + 1):
-        loss = {f"loss/{m}": base + 4 * (step * speed + 2) ** -0.5 for m, base in (("text", 2), ("image", 1))}
-        common = {"step": step, "flops": step * 10**9, "seconds": 0.5 * step}
-        noisy = {k: v + 0.01 * rng.standard_normal() for k, v in loss.items()}
-        speeds = {"step_seconds": 0.5, "tokens_per_s": 5e3, "mfu": 0.4, "fill/text": 0.99, "fill/image": 1.0}
-        if step:
-            counts = {"tokens/text": 1280 * step, "tokens/image": 1280 * step}
-            rows.append({"kind": "train", "loss": sum(noisy.values()) / 2} | common | noisy | speeds | counts)
-        if step % EVERY == 0:
-            rows.append({"kind": "eval", "loss": sum(loss.values()) / 2} | common | loss)
-    rows += [{"kind": "event", "step": steps, "event": event} for event in events]
-    (path / "metrics.jsonl").write_text(
-        "".join(json.dumps({"schema": 1} | row) + "\n" for row in rows), encoding="utf-8"
-    )
-    return path
-
-
-def page(root, *patterns, out=None):
-    out = out or root
-    sentence = report.write(runs.find(patterns or [f"{root}/*"]), out)
-    return sentence, (out / "report.html").read_text(encoding="utf-8")
-
-
-def prose(text):
-    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"data:image[^\"]+", "", text))))
 
 
 def test_the_headline_says_what_was_planted(tmp_path):
@@ -290,13 +250,6 @@ def test_the_page_says_what_was_run(tmp_path):
     assert "against model FLOPs" not in said  # a step costs both the same
 
 
-def rewritten(path, change):
-    """The run's rows, each as `change(row)` gives it."""
-    file = path / "metrics.jsonl"
-    rows = [change(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def test_where_held_out_loss_disagrees_the_sentence_says_so(tmp_path):
     def worse(row):
         more = 2 if row["kind"] == "eval" else 0  # above all that dense has
@@ -391,7 +344,7 @@ def test_what_stands_nowhere_has_no_column(tmp_path):
     [(67_234, "67.2 K"), (999_600, "1.00 M"), (999_400, "999 K"), (1.2345e9, "1.23 B"), (12.34e6, "12.3 M"), (7, "7")],
 )
 def test_sizes_have_three_digits(number, words):
-    assert report._short(number) == words
+    assert questions.short(number) == words
 
 
 def test_where_rates_vary_the_best_is_compared_with_the_best_beside_equal_with_equal(tmp_path):
