@@ -254,7 +254,7 @@ def by_size(numbers: Sequence, sizes: dict[str, tuple[str, int]], known: Publish
                     axis.plot([at, at], [n.low, n.high], color=colour, linewidth=2)
         if band := known.slopes["mot"].get(modality):
             axis.axhspan(min(band), max(band), color="#888888", alpha=0.25, linewidth=0)
-        axis.axhline(1, color=COLOURS["dense"], linewidth=1.5)
+        axis.axhline(1, color=COLOURS["dense"], linewidth=1.5, label="dense")
         axis.set_xscale("log")
         axis.set_ylim(bottom=0)
         axis.set_ylabel(f"{modality}: share of\ndense's steps")

@@ -103,6 +103,7 @@ def table(numbers: Sequence[Number]) -> pd.DataFrame:
 # --- which architecture ----------------------------------------------------------------------------------------------
 
 IN_STEPS = "share of dense's steps"
+IN_TRAINING = f"{IN_STEPS}, {runs.KINDS['train']} loss"
 HOW_SLOPES = (
     "A share of dense's steps says how much of dense's training an architecture needed for dense's loss: 60 % is "
     "better than dense, 120 % is worse. It is a mean over pairs of runs with equal seeds and equal batches; brackets "
@@ -125,7 +126,7 @@ def untying(found, groups: Groups, slopes: Slopes) -> Answer:
             numbers.append(_attention_too(groups, modality, ratios))
     question = "What must a modality have for itself: nothing, the FFN, attention too, or all?"
     how = f"{HOW_SLOPES} 'Attention apart, too' is what it then needs of the steps that the FFN apart alone needs."
-    return Answer(question, told, how, numbers, maps=_heat(slopes, groups, ("mot_ffn", "mot_attn_ffn", "mot")))
+    return Answer(question, told, how, numbers, maps=_heat(slopes, groups, ("dense", "mot_ffn", "mot_attn_ffn", "mot")))
 
 
 def _ratios(groups: Groups, before: str, after: str, modality: str) -> list[float]:
@@ -152,16 +153,16 @@ def _attention_too(groups: Groups, modality: str, ratios: list[float]) -> Number
 
 def leave_one_out(found, groups: Groups, slopes: Slopes) -> Answer:
     numbers = _of_slopes(slopes, groups, published.LEAVE_ONE_OUT)
-    by = {(n.group, n.modality): n for n in numbers}
+    by = {(n.group, n.modality): n for n in numbers if n.what == IN_TRAINING}
     parts = []
     for modality in runs.modalities(groups):
         own, all_apart = by.get((f"loo_{modality}", modality)), by.get(("mot", modality))
         if own and all_apart:
             others = [n for (group, m), n in by.items() if group.startswith("loo_") and m == modality and n is not own]
-            told = f"{modality} apart alone needed {_percent(own)} of dense's steps for {modality}"
-            told += f", and {_percent(all_apart)} with all apart"
+            told = f"for {modality} {_percent(own)} of dense's steps were needed with {modality} apart alone"
             if others:
-                told += f"; while another was apart in its place, {' or '.join(_percent(n) for n in others)}"
+                told += f", {' or '.join(map(_percent, others))} with another apart in its place"
+            told += f" and {_percent(all_apart)} with all apart"
             parts.append(told)
     question = "Which modality suffers from sharing parameters, and which makes the others suffer?"
     order = ("dense", *sorted(label for label in groups if label.startswith("loo_")), "mot")
@@ -174,7 +175,7 @@ def routing(found, groups: Groups, slopes: Slopes) -> Answer:
     parts = []
     total = {label: flops.total_parameters(group[0].config) for label, group in groups.items()}
     for modality in runs.modalities(groups):
-        of = {n.group: n for n in numbers if n.modality == modality}
+        of = {n.group: n for n in numbers if n.modality == modality and n.what == IN_TRAINING}
         learned = [n for label, n in of.items() if label != "mot" and _routes(groups[label][0])]
         if "mot" not in of or not learned:
             continue
@@ -226,7 +227,7 @@ def _names(of) -> tuple[str, ...]:
 def _ranking(numbers: Sequence[Number]) -> str:
     """By modality the architectures in order of the steps they needed."""
     parts = []
-    trained = [n for n in numbers if n.what == f"{IN_STEPS}, training loss"]
+    trained = [n for n in numbers if n.what == IN_TRAINING]
     for modality in dict.fromkeys(n.modality for n in trained):
         ordered = sorted((n for n in trained if n.modality == modality), key=_rank)
         told = [f"{n.group} {_percent(n)}" for n in ordered]
@@ -241,7 +242,7 @@ def _rank(number: Number) -> float:
 
 
 def _best(numbers: Sequence[Number]) -> Number:
-    return min((n for n in numbers if "training" in n.what), key=_rank)
+    return min(numbers, key=_rank)
 
 
 def _percent(n: Number) -> str:
@@ -443,15 +444,15 @@ def ladder(found, groups: Groups, slopes: Slopes) -> Answer:
         sizes[name] = (arch, size)
         numbers.append(number._replace(group=name))
     numbers.sort(key=_by_size(sizes))
-    trained = [n for n in numbers if "training" in n.what]
+    trained = [n for n in numbers if n.what == IN_TRAINING]
     parts = []
     for arch in dict.fromkeys(arch for arch, _ in sizes.values()):
         for modality in runs.modalities(groups):
             of = [n for n in trained if sizes[n.group][0] == arch and n.modality == modality]
             if len(of) > 1:
-                told = f"{short(sizes[of[0].group][1])} to {short(sizes[of[-1].group][1])} parameters of dense"
+                told = f"{short(sizes[of[0].group][1])} to {short(sizes[of[-1].group][1])} parameters"
                 went = f"{_percent(of[0])} to {_percent(of[-1])} of dense's steps for {modality}"
-                parts.append(f"{arch} went from {went}, from {told}")
+                parts.append(f"from {told}, {arch} went from {went}")
     question = "Does an architecture's gain last as models grow?"
     drawn = Picture(
         pictures.by_size,
@@ -476,11 +477,11 @@ def _first(groups: Groups) -> TrainedRun:
 def isoflop(found, groups: Groups, slopes: Slopes) -> Answer:
     """Losses by size at equal model FLOPs. A law that is fitted to them is one more picture of `maps`."""
     table: dict[tuple[float, str, str], dict[int, list[TrainedRun]]] = {}
-    for group in groups.values():
-        for run in group:
-            for modality in run.trained:
-                place = table.setdefault((run.config.run.flops, run.arch, modality), {})
-                place.setdefault(flops.total_parameters(run.config), []).append(run)
+    whole = [run for group in groups.values() for run in group]
+    for run, budget in zip(whole, _budgets([float(run.series("train", "flops")[1][-1]) for run in whole]), strict=True):
+        for modality in run.trained:
+            place = table.setdefault((budget, run.arch, modality), {})
+            place.setdefault(flops.total_parameters(run.config), []).append(run)
     numbers, left, drawn = [], [], {}
     for (budget, arch, modality), by_size in sorted(table.items()):
         ends = {size: _ends(of, modality) for size, of in sorted(by_size.items())}
@@ -504,6 +505,16 @@ def isoflop(found, groups: Groups, slopes: Slopes) -> Answer:
     )
     picture = Picture(pictures.isoflop, (drawn,), "A line is an architecture at a budget: held-out loss against size.")
     return Answer(question, _cheapest(numbers), how, numbers, picture if drawn else None, left_out=left)
+
+
+def _budgets(spent: Sequence[float]) -> list[float]:
+    """Of model FLOPs that runs came to, the most of those that lie near: a budget pays for whole steps alone."""
+    order = sorted(set(spent), reverse=True)
+    budgets = {}
+    for value in order:
+        usual = next(reversed(budgets.values()), np.inf)
+        budgets[value] = usual if value > 0.75 * usual else value
+    return [budgets[value] for value in spent]
 
 
 AT_EDGE = "the least loss lies at the edge of the sizes that were run, so the best size is not known"

@@ -1,11 +1,16 @@
 """What a sweep asked is answered first: planted effects come back, and what cannot be compared is said."""
 
+import inspect
 import json
+import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from configs import ladder, sweeps
 from launch import cli
+from scaling import questions
 from tests.support.reports import STEPS, page, planted, prose, swept
 
 ALONE = {m: {f"streams.{other}.loss_weight": 0.0} for m, other in (("text", "image"), ("image", "text"))}
@@ -122,3 +127,135 @@ def test_what_is_left_out_of_an_answer_is_said_and_changes_no_number(tmp_path):
     ):
         assert says in shown, says
     pd.testing.assert_frame_equal(answers(tmp_path), before)
+
+
+def test_the_language_of_captions_is_told_from_their_images(tmp_path):
+    """0.2 nats of captions and 0.02 of images are planted on the sources of text alone."""
+    off = {"streams.image.loss_weight": 0.0}
+    alone = off | {"data.sources": {"manual": "embedded"}, "data.shares": {"manual": 1.0}}
+    for seed in range(2):
+        for arm, keys, more, data in (
+            ("text", alone, 0, "d2"),
+            ("captions", off, 0.2, "d1"),
+            ("joint", {}, 0.22, "d1"),
+        ):
+            sources = {"text": {"manual": more + 0.01 * seed * (arm == "captions"), "drawn": 9}}
+            planted(tmp_path, "mot", seed, name=f"mot-{arm}-seed{seed}", keys=keys, data=data, sources=sources)
+    swept(tmp_path, "configs/sweeps.py:caption_shift")
+    sentence, text = page(tmp_path)
+    found = answers(tmp_path).value
+    assert found["what captions cost, on manual", "mot", "text"] == pytest.approx(0.205)
+    assert found["what images cost, on manual", "mot", "text"] == pytest.approx(0.015)
+    assert "captions cost +0.205 nats" in sentence
+    assert "trained on other data" not in prose(text)
+
+
+def of_speech(arch):
+    return SimpleNamespace(get_config=lambda _: ladder.get_config(f"setting=chameleon_speech,rung=0.3m,arch={arch}"))
+
+
+def test_leave_one_out_stands_beside_the_published_map(tmp_path):
+    speeds = {
+        "dense": dict(text=1, image=1, speech=1),
+        "loo_text": dict(text=2, image=1.5, speech=1),
+        "loo_image": dict(text=1, image=3, speech=1),
+        "loo_speech": dict(text=1, image=1, speech=4),
+        "mot": dict(text=2, image=3, speech=4),
+    }
+    for arch, speed in speeds.items():
+        planted(tmp_path, arch, setting=of_speech(arch), speed=speed)
+    swept(tmp_path, "configs/sweeps.py:leave_one_out")
+    sentence, text = page(tmp_path)
+    found = answers(tmp_path).loc["share of dense's steps, training loss"]
+    assert found.value["loo_image", "image"] == pytest.approx(1 / 3, abs=0.05)
+    assert found.value["loo_text", "text"] == pytest.approx(1 / 2, abs=0.05)
+    assert found.published["loo_image", "image"] == 0.272
+    assert found.published["mot", "speech"] == 0.151
+    assert "steps were needed with image apart alone" in sentence
+    for i in range(2):
+        assert (tmp_path / f"map_{i}.png").read_bytes().startswith(b"\x89PNG")
+    assert "443M, text, image and speech" in prose(text)
+
+
+def test_what_attention_apart_adds_to_the_ffn_apart(tmp_path):
+    for seed in range(2):
+        for arch, speed in (("dense", 1), ("mot_ffn", 2), ("mot_attn_ffn", 3), ("mot", 3)):
+            planted(tmp_path, arch, seed, speed=speed * (1 + 0.1 * seed * (arch != "dense")))
+    swept(tmp_path, "configs/sweeps.py:untying")
+    sentence, _ = page(tmp_path)
+    more = answers(tmp_path).loc[("attention apart, too", "mot_attn_ffn", "image")]
+    assert more.value == pytest.approx(2 / 3, abs=0.05)
+    assert more.published == "about 0.67"
+    assert more.low < more.value < more.high
+    assert sentence.index("mot_attn_ffn") < sentence.index("mot_ffn ")
+
+
+def test_routers_are_told_by_equal_parameters_too(tmp_path):
+    for arch, speed in (("dense", 1), ("mot", 2), ("moe_tc4", 3), ("moe_tc4_total", 1.5)):
+        planted(tmp_path, arch, speed=speed)
+    swept(tmp_path, "configs/sweeps.py:routing")
+    sentence, _ = page(tmp_path)
+    assert re.search(r"or text, towers by modality needed (4\d|5\d) % of dense's steps", sentence), sentence
+    assert re.search(r"of learned routers moe_tc4 was best, with 3\d %", sentence), sentence
+    assert re.search(r"of those with as many parameters in all, with 6\d %", sentence), sentence
+
+
+def test_a_ladder_is_told_by_size(tmp_path):
+    for layers, speed in ((1, 2.0), (4, 1.25)):
+        for arch in ("dense", "mot"):
+            keys = {"model.layers": layers}
+            planted(tmp_path, arch, name=f"r{layers}-{arch}-seed0", keys=keys, speed=speed if arch == "mot" else 1.0)
+    swept(tmp_path, "configs/sweeps.py:ladder")
+    sentence, _ = page(tmp_path)
+    told = r"rom [\d.]+ K to [\d.]+ K parameters, mot went from (\d+) % to (\d+) % of dense's steps for (text|image)"
+    found = re.findall(told, sentence)
+    assert [modality for *_, modality in found] == ["text", "image"]
+    for first, last, _ in found:
+        assert int(first) == pytest.approx(50, abs=6)
+        assert int(last) == pytest.approx(80, abs=8)
+
+
+def test_budgets_are_told_by_their_best_size_and_an_edge_is_a_bound(tmp_path):
+    for budget, cost in (("1e14", 1e9), ("1e15", 1e10)):
+        for arch, less in (("dense", 0), ("mot", 0.1)):
+            for layers, more in ((1, 0.2), (2, 0.0), (4, 0.3 if budget == "1e15" else -0.1)):
+                above = dict.fromkeys(("text", "image"), more - less)
+                name = f"{budget}-{layers}-{arch}"
+                planted(tmp_path, arch, name=name, keys={"model.layers": layers}, above=above, cost=cost)
+    swept(tmp_path, "configs/sweeps.py:isoflop")
+    sentence, text = page(tmp_path)
+    found = pd.read_csv(tmp_path / "answer.csv")
+    assert set(found.what) == {"least held-out loss at 6e+10 FLOPs", "least held-out loss at 6e+11 FLOPs"}
+    assert set(found[found.what.str.contains("e\\+10")].bound) == {"<"}
+    assert set(found[found.what.str.contains("e\\+11")].bound.fillna("")) == {""}
+    assert "at the edge of the sizes that were run" in prose(text)
+    assert re.search(r"at 6e\+11 FLOPs is for image 1\.\d+ by mot at .* and 1\.\d+ by dense", sentence), sentence
+
+
+def test_a_search_is_told_by_best_of_n(tmp_path):
+    for i in range(8):
+        for arch, speed in (("dense", 1), ("mot", 3)):
+            planted(tmp_path, arch, name=f"{arch}-point{i}", lr=1e-3 * (i + 1), speed=speed * (1 + 0.02 * i))
+    swept(tmp_path, "configs/sweeps.py:search")
+    sentence, text = page(tmp_path)
+    assert sentence.count("mot is ahead of dense at equal n, from n = 1 on") == 2
+    assert set(pd.read_csv(tmp_path / "answer.csv").what) == {"held-out loss, best of 4"}
+    assert "each has its own best rate" in prose(text)
+
+
+@pytest.mark.parametrize("name", questions.ASKED)
+def test_every_question_has_an_answer_to_one_broken_and_one_lone_run(tmp_path, name):
+    """It says that there is nothing to tell, and draws no line through nothing."""
+    planted(tmp_path / "broken", "dense", events=("diverged",), steps=5)
+    planted(tmp_path / "lone", "mot")
+    for root in (tmp_path / "broken", tmp_path / "lone"):
+        swept(root, f"configs/sweeps.py:{name}")
+        sentence, text = page(root)
+        assert sentence in prose(text)
+    assert "diverged at step 5" in prose((tmp_path / "broken" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_every_sweep_that_comes_with_mot_has_a_question():
+    shipped = {name for name, value in vars(sweeps).items() if getattr(value, "__module__", "") == sweeps.__name__}
+    asked = {name for name in shipped if next(iter(inspect.signature(getattr(sweeps, name)).parameters), "") == "arg"}
+    assert {name for name in asked if not name.startswith("_")} == set(questions.ASKED)

@@ -12,6 +12,7 @@ from mot.runs import rundir
 from scaling import report, runs
 
 STEPS, EVERY = 60, 10
+BASES = {"text": 2, "image": 1, "speech": 1.5}
 
 
 def planted(
@@ -19,7 +20,7 @@ def planted(
     arch="dense",
     seed=0,
     speed=1.0,
-    steps=STEPS,
+    steps=None,
     data="d1",
     name=None,
     events=(),
@@ -27,12 +28,14 @@ def planted(
     keys=(),
     above=(),
     sources=(),
+    cost=10**9,
     **changes,
 ):
-    """A run directory without training: losses that fall `speed` times as fast as dense's.
+    """A run directory without training: losses that fall `speed` times as fast as dense's, a number or by modality.
 
     `keys` are values by dotted key, `above` what is added to a modality's losses, and `sources` of a modality what is
-    added to those of each of its sources; `changes` are of the optimiser.
+    added to those of each of its sources; `cost` are the model FLOPs of a step, and `changes` of the
+    optimiser. Without `steps` it has all of its steps.
     """
     tree = setting.get_config(f"arch={arch},size=smoke").unlock()
     tree.run.update(root=str(root), name=name or f"{arch}-seed{seed}", steps=STEPS)
@@ -41,21 +44,24 @@ def planted(
         tree.optim[key] = value
     for key, value in dict(keys).items():
         _put(tree, key, value)
-    path = rundir.open_run(resolve(tree))
+    config = resolve(tree)
+    path = rundir.open_run(config)
+    steps = config.run.steps if steps is None else steps
     rng = np.random.default_rng(seed)
     rows = [{"kind": "event", "step": 0, "event": "start", "data": data, "matmul_peak": 1e11}]
-    bases = {m: base + dict(above).get(m, 0) for m, base in (("text", 2), ("image", 1))}
+    bases = {m: base + dict(above).get(m, 0) for m, base in BASES.items() if m in config.modalities}
+    speeds_of = speed if isinstance(speed, dict) else dict.fromkeys(bases, speed)
     for step in range(steps + 1):
-        loss = {f"loss/{m}": base + 4 * (step * speed + 2) ** -0.5 for m, base in bases.items()}
-        common = {"step": step, "flops": step * 10**9, "seconds": 0.5 * step}
+        loss = {f"loss/{m}": base + 4 * (step * speeds_of[m] + 2) ** -0.5 for m, base in bases.items()}
+        common = {"step": step, "flops": step * cost, "seconds": 0.5 * step}
         noisy = {k: v + 0.01 * rng.standard_normal() for k, v in loss.items()}
         speeds = {"step_seconds": 0.5, "tokens_per_s": 5e3, "mfu": 0.4, "fill/text": 0.99, "fill/image": 1.0}
         if step:
-            counts = {"tokens/text": 1280 * step, "tokens/image": 1280 * step}
-            rows.append({"kind": "train", "loss": sum(noisy.values()) / 2} | common | noisy | speeds | counts)
+            counts = {f"tokens/{m}": 1280 * step for m in bases}
+            rows.append({"kind": "train", "loss": sum(noisy.values()) / len(noisy)} | common | noisy | speeds | counts)
         if step % EVERY == 0:
             each = {f"loss/{m}/{s}": loss[f"loss/{m}"] + x for m, of in dict(sources).items() for s, x in of.items()}
-            rows.append({"kind": "eval", "loss": sum(loss.values()) / 2} | common | loss | each)
+            rows.append({"kind": "eval", "loss": sum(loss.values()) / len(loss)} | common | loss | each)
     rows += [{"kind": "event", "step": steps, "event": event} for event in events]
     write(path, rows)
     return path
