@@ -115,6 +115,15 @@ def replay(options: Any) -> None:
 
 
 def report(options: Any) -> None:
+    if options.watch:
+        path = as_path(options.runs[0])
+        if len(options.runs) > 1 or is_bucket(path) or not swept.is_sweep(path):
+            given = " ".join(map(str, options.runs))
+            raise UserError(f"--watch {given}: give one folder of this machine in which a sweep was begun, its --out")
+        if not 0 <= options.port < 2**16:
+            raise UserError(f"--port={options.port}: must be from 1 to {2**16 - 1}, or 0 for any that is free")
+        folder(options.out or path, "--out")
+        return
     found = swept.named(options.runs)
     for path in found:
         written.read_config(path)

@@ -5,7 +5,9 @@ import json
 import os
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,7 @@ from mot.config import differences
 from mot.errors import UserError
 from mot.files import is_bucket, write_atomically
 from mot.model import flops
-from mot.runs import rundir
+from mot.runs import rundir, states, swept
 
 from . import best, facts, match, pictures, published, questions, runs
 from .best import BestOf, Search
@@ -40,13 +42,14 @@ class Page(NamedTuple):
     tables: dict[str, pd.DataFrame]
 
 
-def write(found: list[TrainedRun], out: Path) -> str:
+def write(found: list[TrainedRun], out: Path, watched: Path | None = None) -> str:
     """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence.
 
-    Where the runs are a sweep's, the page begins with the answer to what it asked (`questions`).
+    Where the runs are a sweep's, the page begins with the answer to what it asked (`questions`). `watched` is the
+    folder of a sweep that runs, or has not yet begun: the state of each of its rows comes first.
     """
     _refuse_foreign(out / "report.html")
-    page = _page(found, out)
+    page = _page(found, out, watched)
     # All is made; only now is anything written.
     out.mkdir(parents=True, exist_ok=True)
     for name, themes in page.drawn.items():
@@ -57,13 +60,13 @@ def write(found: list[TrainedRun], out: Path) -> str:
     return page.sentence
 
 
-def _page(every_run: list[TrainedRun], out: Path) -> Page:
+def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
     tried = best.searches(every_run)
     found = best.without_the_rest(every_run, tried)
     groups = runs.sound(found)
     slopes = runs.slopes(groups)
     headline = _headline(slopes, tried)
-    sweep, caution = questions.of(every_run)
+    sweep, caution = questions.at(watched) if watched else questions.of(every_run)
     told = questions.answer(sweep, every_run, groups, slopes)
     sentence = told.sentence if told else _sentence(slopes, headline)
     colour = pictures.colours(groups)
@@ -77,7 +80,9 @@ def _page(every_run: list[TrainedRun], out: Path) -> Page:
         drawn[_curves(modality, cost)] = pictures.both(pictures.curves, groups, colour, modality, cost)
     drawn |= of_experts | of_searches
     shown = [run for group in runs.grouped(found).values() for run in group]
-    context = _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
+    unfinished, of_unfinished = _unfinished(every_run)
+    drawn |= of_unfinished
+    context = _of_states(sweep, watched) | _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
     html = _template().render(
         sentence=sentence,
         title=told.question if told else _title(groups, slopes),
@@ -85,6 +90,7 @@ def _page(every_run: list[TrainedRun], out: Path) -> Page:
         answer=told,
         answers=_answer_rows(told) if told else [],
         maps=maps,
+        unfinished=unfinished,
         numbered={run.config.run.name: i for i, run in enumerate(shown, 1)},
         claims=published.CLAIMS.get(sweep.name, ()) if sweep else (),
         curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
@@ -110,6 +116,42 @@ def _answer_drawn(told, slopes, headline, groups, colour) -> dict:
         return {}
     known = published.of(groups[next(iter(main))][0].config)
     return {"headline": pictures.both(pictures.headline, main, colour, known)}
+
+
+def _of_states(sweep: questions.Sweep | None, watched: Path | None) -> dict:
+    """How far the rows of a sweep are: all of them, and of how many what is true; nothing where all have ended."""
+    if sweep is None:
+        return {}
+    known = {name: states.of(sweep.folder / name) for name in swept.names(sweep.folder)}
+    counts = Counter(state.name for state in known.values())
+    if not watched and not set(counts) - set(states.ENDED):
+        return {}
+    told = f"{len(known)} runs: {', '.join(f'{n} {name}' for name, n in counts.items())}"
+    rows = [
+        {
+            "name": name,
+            "state": state.name,
+            "step": f"{state.step:,} of {state.steps:,}" if state.step else "",
+            "losses": ", ".join(f"{m} {loss:.3f}" for m, loss in state.losses.items() if isinstance(loss, float)),
+            "left": "" if state.seconds_left is None else _duration(state.seconds_left),
+            "why": state.why,
+        }
+        for name, state in known.items()
+    ]
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return {"counts": told, "states": rows if watched else [], "made": now}
+
+
+def _unfinished(every_run) -> tuple[list[str], dict]:
+    """Pictures of runs that are sound so far and not at their end; they are in no mean, slope or verdict."""
+    begun = [run for run in every_run if run.faults and all(fault.startswith("unfinished") for fault in run.faults)]
+    groups = runs.grouped(begun)
+    colour = pictures.colours(groups)
+    drawn = {}
+    for modality in runs.modalities(groups):
+        if any(run.curve(kind, modality, "step") for run in begun for kind in runs.KINDS):
+            drawn[f"unfinished_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, "step")
+    return list(drawn), drawn
 
 
 def _experts(groups) -> tuple[dict[str, list[str]], dict]:

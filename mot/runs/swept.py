@@ -46,13 +46,17 @@ def is_sweep(path: Path) -> bool:
     return path.is_dir() and (path / FILE).exists() and not (path / "config.json").exists()
 
 
+def names(out: Path) -> list[str]:
+    """Of a sweep's rows, those that name folders in it, as `mot sweep` writes them."""
+    return [row[NAME] for row in saved(out)["rows"] if Path(row[NAME]).name == row[NAME]]
+
+
 def begun(out: Path) -> list[Path]:
     """The run directories of a sweep's folder that have begun: of its rows, or where it cannot be read, all."""
     try:
-        names = [row[NAME] for row in saved(out)["rows"]]
-        folders = [out / name for name in names if Path(name).name == name]  # none of which leads out of it
+        folders = [out / name for name in names(out)]
     except UserError:
-        folders = sorted(out.iterdir())
+        folders = sorted(path for path in out.iterdir() if path.is_dir())
     return [folder for folder in folders if (folder / "config.json").exists()]
 
 
