@@ -9,6 +9,7 @@ For concepts, 2404.04125 found that accuracy grows with the logarithm of how oft
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -94,6 +95,33 @@ def pairs(
 
 def _is_of(key: str, apart: Sequence[str]) -> bool:
     return any(key.endswith(one) if one.startswith(".") else key.startswith(one) for one in apart)
+
+
+def shares(run: TrainedRun) -> dict[str, float]:
+    """By source, its share of a run's training in what `data.per` counts, over all stages of the mixture."""
+    data = run.config.data
+    begins = [0, *(stage.step for stage in data.stages), run.config.run.steps]
+    whole: dict[str, float] = {}
+    mixtures = [data.shares, *(stage.shares for stage in data.stages)]
+    for mixed, (first, end) in zip(mixtures, pairwise(begins), strict=True):
+        total = sum(mixed.values())
+        for source, share in mixed.items():
+            whole[source] = whole.get(source, 0.0) + share / total * max(end - first, 0) / run.config.run.steps
+    return whole
+
+
+def by_source(group: Sequence[TrainedRun], modality: str) -> list[tuple[str, float, float]]:
+    """Of a group's runs, (source, its share of training, its last held-out loss): a mean over seeds.
+
+    Without the sources that no run trained on, and those of which no loss of the modality was held out.
+    """
+    found = []
+    for source, share in shares(group[0]).items():
+        curves = [run.curve("eval", f"{modality}/{source}", "step") for run in group]
+        ends = [curve.loss[-1] for curve in curves if curve is not None]
+        if ends and share > 0:
+            found.append((source, share, float(np.mean(ends))))
+    return found
 
 
 def trend(counts: Sequence[float], values: Sequence[float]) -> Trend:

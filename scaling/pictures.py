@@ -284,6 +284,59 @@ def isoflop(drawn: dict[tuple[float, str, str], dict[int, float]]) -> Figure:
     return figure
 
 
+def lines(
+    drawn: dict[str, dict[str, np.ndarray]],
+    places: Sequence[int],
+    along: str,
+    even: float | None,
+    colour: dict[str, str],
+) -> Figure:
+    """`drawn[series][group]`, `[runs, places]`: a panel a series, a line a group, and a band over its runs."""
+    columns = min(2, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(5.2, 0.4 + 2.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, (series, by_group) in zip(axes, drawn.items(), strict=False):
+        for i, (group, values) in enumerate(by_group.items()):
+            known = ~np.isnan(values).all(0)
+            x, y = np.array(places)[known], values[:, known]
+            axis.plot(
+                x, np.nanmean(y, 0), color=colour[group], marker=MARKERS[i % len(MARKERS)], markersize=4, label=group
+            )
+            if len(y) > 1:
+                axis.fill_between(x, np.nanmin(y, 0), np.nanmax(y, 0), color=colour[group], alpha=0.25, linewidth=0)
+        if even is not None:
+            axis.axhline(even, color="#888888", linewidth=1)
+        axis.set_title(series or "all", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.locator_params(axis="x", integer=True)
+    for axis in axes[len(drawn) :]:
+        axis.set_visible(False)
+    for axis in axes[-columns:]:
+        axis.set_xlabel(along)
+    labels = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(labels.values(), labels, fontsize=8, frameon=False, loc="outside upper center", ncols=3)
+    return figure
+
+
+def frequency(drawn: dict[str, dict[str, list[tuple[str, float, float]]]], colour: dict[str, str]) -> Figure:
+    """`drawn[modality][group]`, a (source, share, loss) each: held-out loss against how often a source was seen."""
+    figure = Figure(figsize=(5.2, 0.4 + 2.6 * len(drawn)), layout="constrained")
+    axes = figure.subplots(len(drawn), squeeze=False)[:, 0]
+    for axis, (modality, by_group) in zip(axes, drawn.items(), strict=True):
+        for i, (group, points) in enumerate(by_group.items()):
+            names, x, y = zip(*points, strict=True)
+            axis.plot(x, y, color=colour[group], marker=MARKERS[i % len(MARKERS)], linestyle="", label=group)
+            for name, at, loss in zip(names, x, y, strict=True) if not i and len(names) < 16 else ():
+                axis.annotate(name, (at, loss), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axis.set_xscale("log")
+        axis.set_ylabel(f"held-out {modality} loss")
+        axis.grid(alpha=0.25)
+    axes[-1].set_xlabel("share of training")
+    axes[0].legend(fontsize=8, framealpha=0.8, facecolor=axes[0].get_facecolor(), edgecolor="none")
+    return figure
+
+
 def coords(found: dict[str, dict], steps: Sequence[int]) -> Figure:
     """`found[transfer][width]`, sizes of activations (`launch/coords.py`): a panel of each transfer, a line a block."""
     figure = Figure(figsize=(4.2 * len(found), 6.4), layout="constrained")

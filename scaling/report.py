@@ -24,7 +24,7 @@ from mot.files import is_bucket, write_atomically
 from mot.model import flops
 from mot.runs import rundir, states, swept
 
-from . import best, facts, match, pictures, published, questions, runs
+from . import best, competition, facts, match, pictures, published, questions, runs, within
 from .best import BestOf, Search
 from .match import Slope
 from .runs import TrainedRun
@@ -82,6 +82,10 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
     shown = [run for group in runs.grouped(found).values() for run in group]
     unfinished, of_unfinished = _unfinished(every_run)
     drawn |= of_unfinished
+    probed = within.table(groups)
+    where, of_layers = _where(probed, colour)
+    frequencies, of_frequency = _frequencies(groups, colour)
+    drawn |= of_layers | of_frequency
     context = _of_states(sweep, watched) | _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
     html = _template().render(
         sentence=sentence,
@@ -91,6 +95,8 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
         answers=_answer_rows(told) if told else [],
         maps=maps,
         unfinished=unfinished,
+        where=where,
+        frequencies=frequencies,
         numbered={run.config.run.name: i for i, run in enumerate(shown, 1)},
         claims=published.CLAIMS.get(sweep.name, ()) if sweep else (),
         curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
@@ -100,7 +106,7 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
         searched=searched,
         **context,
     )
-    tables = runs.tables(every_run, slopes)._asdict()
+    tables = runs.tables(every_run, slopes)._asdict() | ({"probes": probed} if len(probed) else {})
     return Page(sentence, html, drawn, tables | ({"answer": questions.table(told.numbers)} if told else {}))
 
 
@@ -152,6 +158,42 @@ def _unfinished(every_run) -> tuple[list[str], dict]:
         if any(run.curve(kind, modality, "step") for run in begun for kind in runs.KINDS):
             drawn[f"unfinished_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, "step")
     return list(drawn), drawn
+
+
+def _where(probed: pd.DataFrame, colour) -> tuple[list[dict], dict]:
+    """Of what probes measured: its title, how to read it, and its pictures, by layer and over training."""
+    shown, drawn = [], {}
+    for kind in within.kinds(probed):
+        title, reads, even = within.KINDS[kind]
+        name = f"where_{_file(kind)}"
+        by_layer, over = within.by_layer(probed, kind), within.over_training(probed, kind)
+        steps = within.steps(probed, kind)
+        drawn[name] = pictures.both(pictures.lines, by_layer, within.layers(probed, kind), "layer", even, colour)
+        names = [(name, f"by layer, at the newest step measured ({steps[-1]:,})")]
+        if over:
+            drawn[f"{name}_steps"] = pictures.both(pictures.lines, over, steps, "step", even, colour)
+            names.append((f"{name}_steps", "over training, a mean over layers"))
+        shown.append({"title": title, "reads": reads, "names": names})
+    return shown, drawn
+
+
+LEAST_SOURCES = 4  # for a trend on the page: with three its interval says nothing
+
+
+def _frequencies(groups, colour) -> tuple[list[dict], dict]:
+    """How held-out losses of sources follow how often they were seen; nothing where shares are equal or few."""
+    rows, points = [], {}
+    for label, modality in product(groups, runs.modalities(groups)):
+        of = competition.by_source(groups[label], modality)
+        if len(of) < LEAST_SOURCES or len({share for _, share, _ in of}) < 2:
+            continue
+        found = competition.trend([share for _, share, _ in of], [loss for *_, loss in of])
+        points.setdefault(modality, {})[label] = of
+        slope = f"{found.slope:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        ranks = [f"{found.kendall:+.2f}", f"{found.p:.2g}", f"{found.spearman:+.2f}", found.n]
+        rows.append({"group": label, "modality": modality, "cells": [slope, *ranks]})
+    drawn = {"frequency": pictures.both(pictures.frequency, points, colour)} if points else {}
+    return rows, drawn
 
 
 def _experts(groups) -> tuple[dict[str, list[str]], dict]:
