@@ -196,11 +196,11 @@ def _routes(run: TrainedRun) -> bool:
 def _of_slopes(slopes: Slopes, groups: Groups, known: dict[str, dict[str, float]] | None = None) -> list[Number]:
     """Matching slopes in steps, on training and held-out loss; `known` are published ones of this very question."""
     numbers = []
+    pairs = {label: runs.partners(groups, label)[0] for label in dict.fromkeys(key.group for key in slopes)}
     for key, slope in slopes.items():
         if key.cost == "step" and key.half_life == match.HALF_LIFE and key.rates == "equal":
             told = (known or {}).get(key.group, {}).get(key.modality)
             beside = f"{told:g}" if told else "" if known else in_print(groups[key.group][0], key.modality)
-            pairs = runs.partners(groups, key.group)[0]
             numbers.append(
                 Number(
                     f"{IN_STEPS}, {runs.KINDS[key.kind]} loss",
@@ -208,7 +208,7 @@ def _of_slopes(slopes: Slopes, groups: Groups, known: dict[str, dict[str, float]
                     key.modality,
                     *(slope.value, slope.low, slope.high, slope.bound, slope.seeds),
                     beside if key.kind == "train" else "",
-                    _names(run for pair in pairs for run in pair),
+                    _names(run for pair in pairs[key.group] for run in pair),
                 )
             )
     return numbers

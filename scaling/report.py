@@ -22,7 +22,7 @@ from mot.config import differences
 from mot.errors import UserError
 from mot.files import is_bucket, write_atomically
 from mot.model import flops
-from mot.runs import rundir, states, swept
+from mot.runs import states, swept
 
 from . import best, competition, facts, match, pictures, published, questions, runs, within
 from .best import BestOf, Search
@@ -647,7 +647,7 @@ def _differences(groups) -> list[tuple[str, list[str]]]:
     found = []
     for label, group in groups.items():
         if group[0] is not first:
-            every = differences(rundir.plain(first.config), rundir.plain(group[0].config))
+            every = differences(first.plain, group[0].plain)
             found.append((label, [d for d in every if not d.startswith((*runs.APART, *runs.ARCHITECTURE))]))
     return found
 

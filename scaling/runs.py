@@ -47,6 +47,7 @@ class TrainedRun(NamedTuple):
     rows: list[dict]
     faults: tuple[str, ...]  # why it is left out of every mean and slope; a sound run has none
     notes: tuple[str, ...]  # what else a reader should know
+    plain: dict  # its configuration as JSON holds it, which every comparison reads
 
     @property
     def arch(self) -> str:
@@ -164,7 +165,7 @@ def read(path: Path | str) -> TrainedRun:
     if not checkpoint.steps(path / "checkpoints"):
         notes.append("no checkpoints, so no samples can be drawn")
     notes += _probes(path)[1]
-    return TrainedRun(path, config, rows, tuple(faults), tuple(notes))
+    return TrainedRun(path, config, rows, tuple(faults), tuple(notes), rundir.plain(config))
 
 
 def _probes(path: Path) -> tuple[list[dict], list[str]]:
@@ -233,7 +234,7 @@ def tables(runs: list[TrainedRun], slopes: dict[SlopeKey, Slope]) -> Tables:
 
 def varied(runs: list[TrainedRun]) -> dict[Path, dict[str, object]]:
     """By run, the value of each dotted key in which the runs' configurations differ; None where a run lacks it."""
-    flat = {run.path: flatten_dict(rundir.plain(run.config), sep=".") for run in runs}
+    flat = {run.path: flatten_dict(run.plain, sep=".") for run in runs}
     keys = dict.fromkeys(key for one in flat.values() for key in one)
     shown = {key: {path: one.get(key) for path, one in flat.items()} for key in keys if not key.startswith("run.")}
     different = [key for key, values in shown.items() if len({repr(value) for value in values.values()}) > 1]
@@ -295,7 +296,8 @@ def unit(groups: dict[str, list[TrainedRun]], modality: str) -> str:
 def comparable(a: TrainedRun, b: TrainedRun, each_at_its_best: bool = False) -> list[str]:
     """In what, other than architecture, seeds and what is `tuned` where each is at its best, two runs' configurations
     differ."""
-    different = differences(rundir.plain(a.config), rundir.plain(b.config))
+    unlike = [name for name in a.plain if a.plain[name] != b.plain[name]]  # few sections, and the rest takes long
+    different = differences({name: a.plain[name] for name in unlike}, {name: b.plain[name] for name in unlike})
     left = [d for d in different if not d.startswith((*APART, *ARCHITECTURE))]
     return [d for d in left if not (each_at_its_best and tuned(d.partition(":")[0]))]
 
@@ -342,10 +344,11 @@ def slopes(groups: dict[str, list[TrainedRun]]) -> dict[SlopeKey, Slope]:
 
 def _slopes_of(groups, label, pairs, rates) -> dict[SlopeKey, Slope]:
     result = {}
-    for modality, kind, cost, half_life in product(modalities(groups), KINDS, COSTS, HALF_LIVES):
+    for modality, kind, cost in product(modalities(groups), KINDS, COSTS):
         curves = [tuple(run.curve(kind, modality, cost) for run in pair) for pair in pairs]
         if curves := [pair for pair in curves if all(pair)]:
-            result[SlopeKey(label, modality, kind, cost, half_life, rates)] = match.over_seeds(curves, half_life)
+            for half_life in HALF_LIVES:
+                result[SlopeKey(label, modality, kind, cost, half_life, rates)] = match.over_seeds(curves, half_life)
     return result
 
 
