@@ -230,11 +230,17 @@ def _ranking(numbers: Sequence[Number]) -> str:
     trained = [n for n in numbers if n.what == IN_TRAINING]
     for modality in dict.fromkeys(n.modality for n in trained):
         ordered = sorted((n for n in trained if n.modality == modality), key=_rank)
-        told = [f"{n.group} {_percent(n)}" for n in ordered]
-        parts.append(f"for dense's {modality} loss {_listed(told)} of dense's steps")
+        told = [f"{n.group} {_percent(n)}" for n in ordered[:RANKED]]
+        told += [f"{len(ordered) - RANKED} others more"] if len(ordered) > RANKED else []
+        parts.append(f"dense's {modality} loss took {_listed(told)} of dense's steps")
     pairs = min((n.n for n in trained), default=0)
     of = "one seed: no verdict" if pairs == 1 else f"95 % intervals over {pairs} pairs of runs in brackets"
-    return f"Needed were {'; '.join(parts)} ({of})." if parts else "No run here can be compared with a dense one."
+    return (
+        _sentences([*parts[:-1], f"{parts[-1]} ({of})"]) if parts else "No run here can be compared with a dense one."
+    )
+
+
+RANKED = 4  # architectures that a sentence names for a modality
 
 
 def _rank(number: Number) -> float:

@@ -69,22 +69,24 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
     sweep, caution = questions.at(watched) if watched else questions.of(every_run)
     told = questions.answer(sweep, every_run, groups, slopes)
     sentence = told.sentence if told else _sentence(slopes, headline)
-    colour = pictures.colours(groups)
-    costs = ("step",) if _cost_alike(groups) else ("step", "flops")
-    experts, of_experts = _experts(groups)
+    shown = _shown(groups)
+    colour = pictures.colours(groups) | pictures.colours(shown)
+    measured = measures(shown) if shown else []
+    costs = ("step",) if _cost_alike(shown) else ("step", "flops")
+    experts, of_experts = _experts(shown)
     searched, of_searches = _searched(tried, groups)
     maps = {f"map_{i}": shown for i, shown in enumerate(told.maps if told else ())}
-    drawn = _answer_drawn(told, slopes, headline, groups, colour)
+    drawn = _answer_drawn(told, slopes, headline, shown, colour)
     drawn |= {name: pictures.both(shown.draw, *shown.args) for name, shown in maps.items()}
     for modality, cost in product(runs.modalities(groups), costs):
-        drawn[_curves(modality, cost)] = pictures.both(pictures.curves, groups, colour, modality, cost)
+        drawn[_curves(modality, cost)] = pictures.both(pictures.curves, shown, colour, modality, cost)
     drawn |= of_experts | of_searches
-    shown = [run for group in runs.grouped(found).values() for run in group]
+    numbered = [run for group in runs.grouped(found).values() for run in group]
     unfinished, of_unfinished = _unfinished(every_run)
     drawn |= of_unfinished
     probed = within.table(groups)
-    where, of_layers = _where(probed, colour)
-    frequencies, of_frequency = _frequencies(groups, colour)
+    where, of_layers = _where(probed[probed.group.isin(list(shown))], colour)
+    frequencies, of_frequency = _frequencies(shown, colour)
     drawn |= of_layers | of_frequency
     context = _of_states(sweep, watched) | _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
     html = _template().render(
@@ -95,9 +97,14 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
         answers=_answer_rows(told) if told else [],
         maps=maps,
         unfinished=unfinished,
+        hidden=len(groups) - len(shown),
+        columns=list(shown),
+        costs=measured,
+        mfu=any(what == "MFU" for what, _ in measured),
+        differences=_differences(shown),
         where=where,
         frequencies=frequencies,
-        numbered={run.config.run.name: i for i, run in enumerate(shown, 1)},
+        numbered={run.config.run.name: i for i, run in enumerate(numbered, 1)},
         claims=published.CLAIMS.get(sweep.name, ()) if sweep else (),
         curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
         pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
@@ -110,13 +117,29 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
     return Page(sentence, html, drawn, tables | ({"answer": questions.table(told.numbers)} if told else {}))
 
 
+MOST_GROUPS = 12  # that one picture, and one table's columns, can show
+
+
+def _shown(groups) -> dict[str, list[TrainedRun]]:
+    """The groups in pictures: all, or where they are too many of each architecture the one of the least loss."""
+    if len(groups) <= MOST_GROUPS:
+        return groups
+    losses = {label: runs.held_out(group) for label, group in groups.items()}
+    ordered = sorted(groups, key=lambda label: (not np.isfinite(losses[label]), losses[label]))
+    best_of: dict[str, str] = {}
+    for label in ordered:
+        best_of.setdefault(groups[label][0].arch, label)
+    chosen = list(best_of.values())[:MOST_GROUPS]
+    return {label: group for label, group in groups.items() if label in chosen}
+
+
 def _answer_drawn(told, slopes, headline, groups, colour) -> dict:
     """The page's first picture: the answer's own, or matching slopes."""
     if told and told.picture:
         return {"answer": pictures.both(told.picture.draw, *told.picture.args)}
     main: dict[str, dict[str, Slope]] = {}
     for key, slope in slopes.items():
-        if key[2:] == headline:
+        if key[2:] == headline and key.group in groups:
             main.setdefault(key.group, {})[key.modality] = slope
     if not main:
         return {}
@@ -151,7 +174,7 @@ def _of_states(sweep: questions.Sweep | None, watched: Path | None) -> dict:
 def _unfinished(every_run) -> tuple[list[str], dict]:
     """Pictures of runs that are sound so far and not at their end; they are in no mean, slope or verdict."""
     begun = [run for run in every_run if run.faults and all(fault.startswith("unfinished") for fault in run.faults)]
-    groups = runs.grouped(begun)
+    groups = _shown(runs.grouped(begun))
     colour = pictures.colours(groups)
     drawn = {}
     for modality in runs.modalities(groups):
@@ -210,7 +233,6 @@ def _experts(groups) -> tuple[dict[str, list[str]], dict]:
 
 def _of_runs(found, groups, out) -> dict:
     """What the page says of the runs themselves."""
-    measured = measures(groups) if groups else []
     notes = _notes(found, groups)
     return dict(
         facts=facts.facts(groups),
@@ -221,13 +243,10 @@ def _of_runs(found, groups, out) -> dict:
         leaking=[label for label, group in groups.items() if not group[0].config.causal],
         vectors=any("squared" in runs.unit(groups, m) for m in runs.modalities(groups)),
         seeds=max(map(len, groups.values()), default=0),
-        costs=measured,
         kinds=SPENT,
-        mfu=any(what == "MFU" for what, _ in measured),
         spent=_spent(found),
         samples=_samples(groups),
         longer=_longer(found, out),
-        differences=_differences(groups),
         runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
     )
 

@@ -218,7 +218,58 @@ def _sources(run: TrainedRun) -> tuple:
 
 
 def load(*patterns: str | Path) -> Tables:
-    """The tables of `load("runs/*")`, for a notebook."""
+    """The tables of `load("runs/*")`, or of a sweep's folder, `load("runs/loo")`, for a notebook.
+
+    All is read from run directories. Names in angle brackets stand for a modality, a stream, a source or a kind.
+
+    `runs`, a row a run:
+
+    run                        its folder
+    group, arch                what the report calls its group and its architecture; from `config.json`
+    model_seed, data_seed      `model.seed` and `data.seed`
+    faults                     why it is in no mean, slope or verdict, with "; " between; empty where it is sound
+    notes                      what else a reader should know
+    data                       digest of the training data; the start in `metrics.jsonl`
+    steps                      the last step that was trained
+    parameters                 how many in all (`mot.model.flops.total_parameters`)
+    active/<stream>            parameters that a token of the stream meets
+    flops                      model FLOPs of the whole run; the last step's row
+    flops_per_token            those by the tokens of all modalities
+    seconds                    s in steps, without compiling, evaluating and saving; the last step's row
+    step_seconds               s of a step, median over steps
+    tokens_per_s               real tokens a second, all devices together, median over steps
+    mfu                        model FLOPs of a step by its time and the matmul peak, 0 to 1, median over steps
+    matmul_peak                FLOP/s of the machine's fastest matmul; matmul_peak_measured: when, ISO 8601
+    lr                         `optim.lr`
+    grad_norm, grad_norm_last  of the whole gradient before clipping: median over steps, and of the last
+    fill/<stream>              fraction of the stream's budget that tokens filled, mean over steps
+    wall/<kind>                s of wall-clock time by kind (`mot.runs.goodput.KINDS`), all starts together
+    held_out/loss...           the last held-out losses, of all, by modality and source: nats of ids, squared errors of
+                               vectors; the last row of kind eval
+    held_out/causal_loss...    the same by routers that see no later tokens
+    held_out/bits_per_byte...  bits per byte of text, by source
+    <dotted key>               each key of the configuration in which the runs differ
+
+    `losses`, a row a (run, kind, step, modality):
+
+    run, group, arch, model_seed  as above
+    kind                       train (of that step's batch, before its update) or eval (held out)
+    step                       batches consumed
+    flops, seconds             model FLOPs and s in steps, so far
+    modality, loss             nats of ids, squared errors of vectors
+
+    `slopes`, a row a matching slope (`scaling.match`, 2411.04996) of a group against dense:
+
+    group, modality            of what
+    kind                       train or eval
+    cost                       what is counted: step, flops or seconds
+    half_life                  of the smoothing, as a fraction of the step at hand
+    rates                      equal: at one learning rate; best: each architecture at its own best
+    value                      the group's cost by dense's, for dense's loss: less is better; a geometric mean
+    bound                      "" or the true value is greater (">") or less ("<"); "?": both, by seed
+    low, high                  the 95 % interval over pairs of equal seeds; NaN with one pair
+    seeds                      pairs of runs
+    """
     runs = find(patterns)
     return tables(runs, slopes(sound(runs)))
 
@@ -359,9 +410,9 @@ def best_rates(groups: dict[str, list[TrainedRun]]) -> dict[str, str]:
     """
     by_arch: dict[str, list[str]] = {}
     for label, group in groups.items():
-        if np.isfinite(_held_out(group)):
+        if np.isfinite(held_out(group)):
             by_arch.setdefault(group[0].arch, []).append(label)
-    best = {arch: min(labels, key=lambda label: _held_out(groups[label])) for arch, labels in by_arch.items()}
+    best = {arch: min(labels, key=lambda label: held_out(groups[label])) for arch, labels in by_arch.items()}
     swept = [
         label
         for arch, labels in by_arch.items()
@@ -372,7 +423,7 @@ def best_rates(groups: dict[str, list[TrainedRun]]) -> dict[str, str]:
     return best if swept else {}
 
 
-def _held_out(group: list[TrainedRun]) -> float:
+def held_out(group: list[TrainedRun]) -> float:
     """The last held-out loss over all modalities, by routers that see no later tokens; a mean over seeds."""
     key = "loss" if group[0].config.causal else "causal_loss"
     ends = [values[-1] for run in group if len(values := run.series("eval", key)[1])]

@@ -188,6 +188,7 @@ def test_what_attention_apart_adds_to_the_ffn_apart(tmp_path):
     assert more.published == "about 0.67"
     assert more.low < more.value < more.high
     assert sentence.index("mot_attn_ffn") < sentence.index("mot_ffn ")
+    assert sentence.startswith("Dense's text loss took mot")
 
 
 def test_routers_are_told_by_equal_parameters_too(tmp_path):

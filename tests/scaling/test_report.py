@@ -588,3 +588,26 @@ def test_a_point_that_diverged_counts_and_few_points_are_no_search(tmp_path):
         ("mot", 9, ("optim.lr", "optim.beta2")),
     ]
     assert found["mot"].losses("image")[-1] == np.inf or np.inf in found["mot"].losses("image")
+
+
+def test_the_docstring_of_load_names_every_column(tmp_path):
+    planted(tmp_path, "dense", sources={"text": {"manual": 0.1}})
+    planted(tmp_path, "mot", lr=0.5)
+    for table in runs.load(f"{tmp_path}/*"):
+        for column in table.columns:
+            kinds = {"active": "<stream>", "fill": "<stream>", "wall": "<kind>"}
+            first, slash, _ = column.partition("/")
+            name = f"{first}/{kinds[first]}" if first in kinds else "held_out/loss..." if slash else column
+            assert name in runs.load.__doc__ or "." in column, column
+
+
+def test_of_many_groups_pictures_show_the_best_of_each_architecture_and_tables_show_all(tmp_path):
+    for i in range(7):
+        for arch, speed in (("dense", 1.0), ("mot", 2.0)):
+            planted(tmp_path, arch, name=f"{arch}-{i}", speed=speed * (1 + 0.1 * (i == 3)), lr=1e-3 * (i + 1))
+    _, text = page(tmp_path)
+    groups = runs.sound(runs.find([f"{tmp_path}/*"]))
+    assert len(groups) == 14
+    assert set(report._shown(groups)) == {"dense (rate 0.004)", "mot (rate 0.004)"}
+    assert "12 more groups of runs are in the tables" in prose(text)
+    assert prose(text).count("mot (rate 0.006)") >= 2
