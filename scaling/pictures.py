@@ -216,23 +216,24 @@ def _by_modality(numbers: Sequence, i: int) -> tuple:
     return n.modality, n.what, n.group != "dense", n.group
 
 
-def heat(title: str, cells: dict[str, dict[str, float]]) -> Figure:
-    """`cells[architecture][modality]`: shares of dense's steps, blue below 1, red above; empty where there is none."""
-    columns = list(dict.fromkeys(m for row in cells.values() for m in row))
-    values = np.array([[row.get(m, np.nan) for m in columns] for row in cells.values()], np.float64)
-    figure = Figure(figsize=(1.9 + 0.95 * len(columns), 0.9 + 0.5 * len(cells)), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(np.log2(values), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        strong = abs(np.log2(value)) > 1.5 if np.isfinite(value) else False
-        shown = f"{value:.2f}" if np.isfinite(value) else "?"
-        ink = "#ffffff" if strong else "#1b1b1b" if np.isfinite(value) else "#888888"
-        axis.text(j, i, shown, ha="center", va="center", color=ink)
-    axis.set_xticks(range(len(columns)), columns)
-    axis.set_yticks(range(len(cells)), list(cells))
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_title(title, fontsize=10)
+def heat(maps: dict[str, dict[str, dict[str, float]]]) -> Figure:
+    """`maps[title][architecture][modality]`, one below the other: shares of dense's steps, blue below 1, red above."""
+    rows = [len(cells) for cells in maps.values()]
+    figure = Figure(figsize=(5.2, 0.45 * sum(rows) + 0.75 * len(maps)), layout="constrained")
+    axes = figure.subplots(len(maps), squeeze=False, height_ratios=rows)[:, 0]
+    for axis, (title, cells) in zip(axes, maps.items(), strict=True):
+        columns = list(dict.fromkeys(m for row in cells.values() for m in row))
+        values = np.array([[row.get(m, np.nan) for m in columns] for row in cells.values()], np.float64)
+        axis.imshow(np.log2(values), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            known = np.isfinite(value)
+            ink = "#888888" if not known else "#ffffff" if abs(np.log2(value)) > 1.5 else "#1b1b1b"
+            axis.text(j, i, f"{value:.2f}" if known else "?", ha="center", va="center", color=ink)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(cells)), list(cells))
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_title(title, fontsize=10)
     return figure
 
 

@@ -126,7 +126,8 @@ def untying(found, groups: Groups, slopes: Slopes) -> Answer:
             numbers.append(_attention_too(groups, modality, ratios))
     question = "What must a modality have for itself: nothing, the FFN, attention too, or all?"
     how = f"{HOW_SLOPES} 'Attention apart, too' is what it then needs of the steps that the FFN apart alone needs."
-    return Answer(question, told, how, numbers, maps=_heat(slopes, groups, ("dense", "mot_ffn", "mot_attn_ffn", "mot")))
+    heat = _heat(slopes, groups, ("dense", "mot_ffn", "mot_attn_ffn", "mot"))
+    return Answer(question, told, how, numbers, maps=[heat] if heat else [])
 
 
 def _ratios(groups: Groups, before: str, after: str, modality: str) -> list[float]:
@@ -166,8 +167,9 @@ def leave_one_out(found, groups: Groups, slopes: Slopes) -> Answer:
             parts.append(told)
     question = "Which modality suffers from sharing parameters, and which makes the others suffer?"
     order = ("dense", *sorted(label for label in groups if label.startswith("loo_")), "mot")
+    picture = _heat(slopes, groups, order, published.LEAVE_ONE_OUT)
     told = _sentences(parts) if parts else _ranking(numbers)
-    return Answer(question, told, HOW_SLOPES, numbers, maps=_heat(slopes, groups, order, published.LEAVE_ONE_OUT))
+    return Answer(question, told, HOW_SLOPES, numbers, picture)
 
 
 def routing(found, groups: Groups, slopes: Slopes) -> Answer:
@@ -267,22 +269,25 @@ def _sentences(parts: Sequence[str]) -> str:
     return "; ".join([parts[0][0].upper() + parts[0][1:], *parts[1:]]) + "." if parts else ""
 
 
-def _heat(slopes: Slopes, groups: Groups, order: Sequence[str], known=None) -> list[Picture]:
-    """A map of architectures by modalities, and the published one beside it."""
+def _heat(slopes: Slopes, groups: Groups, order: Sequence[str], known=None) -> Picture | None:
+    """A map of architectures by modalities, and the published one beside it; None where it would have one row."""
     modalities = runs.modalities(groups)
     cells = {}
     for label in order:
         of = {m: slopes.get(SlopeKey(label, m, "train", "step", match.HALF_LIFE)) for m in modalities}
         if label in groups and (label == "dense" or any(of.values())):
             cells[label] = {m: s.value if s else 1.0 if label == "dense" else np.nan for m, s in of.items()}
-    maps = []
-    if len(cells) > 1:
-        words = "Ours: towers by modality, share of dense's steps on training loss; 1 is dense, less is better."
-        maps.append(Picture(pictures.heat, ("ours", cells), words))
-        if known:
-            words = f"Published: {published.LEFT_OUT_IN}, at a size far beyond these runs."
-            maps.append(Picture(pictures.heat, ("published", known), words))
-    return maps
+    if len(cells) < 2:
+        return None
+    words = "Shares of dense's steps on training loss, towers by modality: 1 is dense, less is better."
+    if not known:
+        return Picture(pictures.heat, ({"ours": cells},), words)
+    maps = {"ours": cells, "published": {label: known[label] for label in sorted(known, key=_dense_to_mot)}}
+    return Picture(pictures.heat, (maps,), f"{words} Published: {published.LEFT_OUT_IN}, far beyond these sizes.")
+
+
+def _dense_to_mot(label: str) -> tuple:
+    return label == "mot", label != "dense", label
 
 
 # --- alone and joint -------------------------------------------------------------------------------------------------

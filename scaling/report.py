@@ -94,7 +94,8 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
         title=told.question if told else _title(groups, slopes),
         cautions=[*filter(None, [caution]), *facts.overfits(groups)],
         answer=told,
-        answers=_answer_rows(told) if told else [],
+        answers=_answer_rows(told) if told else {},
+        printed=bool(told) and any(n.published for n in told.numbers),
         maps=maps,
         unfinished=unfinished,
         hidden=len(groups) - len(shown),
@@ -272,13 +273,13 @@ def _write_table(path: Path, frame: pd.DataFrame) -> None:
     write_atomically(path.with_suffix(".parquet"), frame.astype(dict.fromkeys(mixed, "string")).to_parquet(index=False))
 
 
-def _answer_rows(told: questions.Answer) -> list[dict]:
-    """A row a (group, modality, what)."""
-    return [
-        {"group": n.group, "modality": n.modality, "what": n.what, "cell": _told(n), "n": n.n, "published": n.published}
-        | {"runs": n.runs}
-        for n in told.numbers
-    ]
+def _answer_rows(told: questions.Answer) -> dict[str, list[dict]]:
+    """By what a number is of, a row a (group, modality)."""
+    rows: dict[str, list[dict]] = {}
+    for n in told.numbers:
+        row = {"group": n.group, "modality": n.modality, "cell": _told(n), "n": n.n, "published": n.published}
+        rows.setdefault(n.what, []).append(row | {"runs": n.runs})
+    return rows
 
 
 def _told(n: questions.Number) -> str:
