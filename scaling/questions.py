@@ -415,7 +415,8 @@ def caption_shift(found, groups: Groups, slopes: Slopes) -> Answer:
         "Held-out loss of the text's own sources, in nats. 'What captions cost' is the arm that also reads captions "
         "minus the arm of text alone, after equally many tokens of text; 'what images cost' is the joint arm minus the "
         "arm that reads the same documents and trains on text alone. Above 0 text suffers. Brackets hold 95 % "
-        "intervals over pairs of runs with equal seeds. The first contrast is of other documents, as it asks for them."
+        "intervals over pairs of runs with equal seeds. The first contrast is of other documents, as it asks for them, "
+        "also of held-out ones."
     )
     drawn = Picture(
         pictures.intervals, (numbers, "held-out text loss more than without (nats)"), "Right of the line: text suffers."

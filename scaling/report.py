@@ -86,8 +86,8 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
     drawn |= of_unfinished
     probed = within.table(groups)
     where, of_layers = _where(probed[probed.group.isin(list(shown))], colour)
-    frequencies, of_frequency = _frequencies(shown, colour)
-    drawn |= of_layers | of_frequency
+    sections = _sections(shown, colour)
+    drawn |= of_layers | {name: png for one in sections for name, (_, png) in one.pictures.items()}
     context = _of_states(sweep, watched) | _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
     html = _template().render(
         sentence=sentence,
@@ -104,7 +104,7 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
         mfu=any(what == "MFU" for what, _ in measured),
         differences=_differences(shown),
         where=where,
-        frequencies=frequencies,
+        sections=sections,
         numbered={run.config.run.name: i for i, run in enumerate(numbered, 1)},
         claims=published.CLAIMS.get(sweep.name, ()) if sweep else (),
         curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
@@ -201,10 +201,25 @@ def _where(probed: pd.DataFrame, colour) -> tuple[list[dict], dict]:
     return shown, drawn
 
 
+class Section(NamedTuple):
+    """What the page tells of the groups of runs beside slopes: a picture and a table, each of which may be absent."""
+
+    title: str
+    reads: str  # how a reader understands it
+    pictures: dict[str, tuple[str, dict[str, bytes]]]  # by name: words, and PNGs by theme
+    columns: tuple[str, ...]  # of the table, after group and modality
+    rows: list[tuple[str, str, list[str]]]  # group, modality, cells
+
+
+def _sections(groups, colour) -> list[Section]:
+    """Where a further measure of groups finds its place: a function of (groups, colour), None where it has nothing."""
+    return [section for of in (_frequencies,) if (section := of(groups, colour))]
+
+
 LEAST_SOURCES = 4  # for a trend on the page: with three its interval says nothing
 
 
-def _frequencies(groups, colour) -> tuple[list[dict], dict]:
+def _frequencies(groups, colour) -> Section | None:
     """How held-out losses of sources follow how often they were seen; nothing where shares are equal or few."""
     rows, points = [], {}
     for label, modality in product(groups, runs.modalities(groups)):
@@ -214,10 +229,22 @@ def _frequencies(groups, colour) -> tuple[list[dict], dict]:
         found = competition.trend([share for _, share, _ in of], [loss for *_, loss in of])
         points.setdefault(modality, {})[label] = of
         slope = f"{found.slope:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        ranks = [f"{found.kendall:+.2f}", f"{found.p:.2g}", f"{found.spearman:+.2f}", found.n]
-        rows.append({"group": label, "modality": modality, "cells": [slope, *ranks]})
-    drawn = {"frequency": pictures.both(pictures.frequency, points, colour)} if points else {}
-    return rows, drawn
+        ranks = [f"{found.kendall:+.2f}", f"{found.p:.2g}", f"{found.spearman:+.2f}", str(found.n)]
+        rows.append((label, modality, [slope, *ranks]))
+    if not rows:
+        return None
+    drawn = pictures.both(pictures.frequency, points, colour)
+    return Section(
+        "Rare and common sources",
+        "Does a source that was seen more often in training have a lower held-out loss? The slope is the change of the "
+        "loss for each tenfold share, by least squares, with its 95 % interval over sources; the rank test asks the "
+        "same without a line (arXiv:2404.04125 found accuracy to grow with the logarithm of a concept's count). "
+        "Sources differ in more than how often they were seen: only where documents of one kind were given other "
+        "data.shares is this the effect of frequency.",
+        {"frequency": ("held-out loss of each source against its share of training", drawn)},
+        ("slope for each tenfold share", "Kendall's tau", "p", "Spearman's rho", "sources"),
+        rows,
+    )
 
 
 def _experts(groups) -> tuple[dict[str, list[str]], dict]:

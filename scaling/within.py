@@ -1,7 +1,7 @@
 """Where in the network modalities meet or part: numbers of probes.jsonl by layer, architecture and step of training.
 
 A probe's row has numbers by name, whose last part is the layer: `gradients/cosine/text/image/ffn/3`. What stands before
-it is one line of a picture.
+it is one line of a picture. A number of no single layer (`.../ffn/all`) is in the table alone.
 """
 
 from collections.abc import Sequence
@@ -56,6 +56,11 @@ KINDS = {
         "Centred kernel alignment after each layer: 1 is alike but for rotation and scale, 0 is unrelated.",
         0.0,
     ),
+    "representation/cka_debiased": Kind(
+        "How alike are they, corrected for few tokens?",
+        "Centred kernel alignment with its bias taken off, which is above 0 by chance where tokens are few.",
+        0.0,
+    ),
     "attention": Kind(
         "Who looks at whom?",
         "The share of attention's mass that goes from one stream's tokens to another's, over what uniform attention "
@@ -66,6 +71,11 @@ KINDS = {
         "Which modality do experts serve?",
         "A modality's share of the choices in a layer over its share of the tokens. At 1 it is served as often as "
         "it comes.",
+        1.0,
+    ),
+    "experts/used": Kind(
+        "How many experts does a modality use?",
+        "The exponential of the entropy of its choices: from 1, always the same, to all of them, evenly.",
         1.0,
     ),
     "experts/overlap": Kind(
@@ -102,7 +112,7 @@ def _parts(name: str) -> tuple[str, str, int]:
     layer = int(last) if last.isdecimal() else -1
     parts = (path if layer >= 0 else name).split("/")
     if parts[0] == "experts":
-        measure = next((p for p in ("share", "overlap") if p in parts), "")
+        measure = next((p for p in ("share", "overlap", "used") if p in parts), "")
         return f"experts/{measure}", " ".join(p for p in parts[1:] if p != measure), layer
     n = 1 if parts[0] == "attention" else 2
     joint = " to " if parts[0] == "attention" else ", "

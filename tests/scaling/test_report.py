@@ -19,7 +19,7 @@ from mot.data import preview
 from mot.generate import results
 from scaling import architectures, best, pictures, questions, report, runs
 from scaling.match import Slope
-from tests.support.reports import STEPS, page, planted, prose, rewritten
+from tests.support.reports import STEPS, page, planted, probed, prose, rewritten, swept
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -448,11 +448,25 @@ f.onload = () => {{
 }}</script>"""
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
+@pytest.mark.parametrize(
+    ("width", "dark", "sweep"),
+    [
+        (1280, False, ""),
+        (390, False, ""),
+        (390, True, ""),
+        (390, False, "archs"),
+        (1280, False, "untying"),
+        (390, False, "untying"),
+    ],
+)
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_in_a_browser_every_picture_loads_and_nothing_overflows(tmp_path, width, dark):
+def test_in_a_browser_every_picture_loads_and_nothing_overflows(tmp_path, width, dark, sweep):
     for arch in ("dense", "mot", "mot_ffn", "mot_attn_ffn"):
-        planted(tmp_path, arch)
+        path = planted(tmp_path, arch)
+        if sweep:
+            probed(path)
+    if sweep:
+        swept(tmp_path, f"configs/sweeps.py:{sweep}")
     page(tmp_path)
     (tmp_path / "wrapper.html").write_text(WRAPPER.format(width=width), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]

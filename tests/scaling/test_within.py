@@ -6,31 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mot.runs import rundir
 from scaling import runs, within
-from tests.support.reports import page, planted, prose
-
-LAYERS = 4
-
-
-def probed(path, shift=0.0, steps=(20, 60)):
-    """probes.jsonl made by hand: cosines fall with depth and rise over training, by `shift` higher."""
-    lines = []
-    for step in steps:
-        late = step / 100
-        numbers = {}
-        for layer in range(LAYERS):
-            for component in ("attn", "ffn"):
-                numbers[f"gradients/cosine/text/image/{component}/{layer}"] = 0.1 * (3 - layer) + late + shift
-                numbers[f"gradients/ratio/text/image/{component}/{layer}"] = 1.5
-            numbers[f"representation/gap/text/image/{layer}"] = 0.2 * layer
-            numbers[f"representation/linear/{layer}"] = 0.9
-            for one in ("text", "image"):
-                numbers |= {f"attention/{one}/{other}/{layer}": 0.7 + (one == other) for other in ("text", "image")}
-                numbers[f"experts/ffn/text/share/{one}/{layer}"] = 1 + 0.1 * layer
-            numbers[f"experts/ffn/text/overlap/{layer}"] = 0.5
-        lines.append(rundir.line_of({"step": step, "what": "all"} | numbers))
-    (path / "probes.jsonl").write_text("".join(lines), encoding="utf-8")
+from tests.support.reports import LAYERS, page, planted, probed, prose
 
 
 def test_probes_are_rows_with_step_and_what(tmp_path):

@@ -12,6 +12,7 @@ from mot.runs import rundir
 from scaling import report, runs
 
 STEPS, EVERY = 60, 10
+LAYERS = 4  # of probes that are made by hand
 BASES = {"text": 2, "image": 1, "speech": 1.5}
 
 
@@ -85,6 +86,26 @@ def rewritten(path, change):
     file = path / "metrics.jsonl"
     rows = [change(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def probed(path, shift=0.0, steps=(20, 60)):
+    """probes.jsonl made by hand: cosines fall with depth and rise over training, by `shift` higher."""
+    lines = []
+    for step in steps:
+        late = step / 100
+        numbers = {}
+        for layer in range(LAYERS):
+            for component in ("attn", "ffn"):
+                numbers[f"gradients/cosine/text/image/{component}/{layer}"] = 0.1 * (3 - layer) + late + shift
+                numbers[f"gradients/ratio/text/image/{component}/{layer}"] = 1.5
+            numbers[f"representation/gap/text/image/{layer}"] = 0.2 * layer
+            numbers[f"representation/linear/{layer}"] = 0.9
+            for one in ("text", "image"):
+                numbers |= {f"attention/{one}/{other}/{layer}": 0.7 + (one == other) for other in ("text", "image")}
+                numbers[f"experts/ffn/text/share/{one}/{layer}"] = 1 + 0.1 * layer
+            numbers[f"experts/ffn/text/overlap/{layer}"] = 0.5
+        lines.append(rundir.line_of({"step": step, "what": "all"} | numbers))
+    (path / "probes.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def swept(root, text):
