@@ -666,11 +666,17 @@ def inspect() -> flags.Parser:
 def report() -> flags.Parser:
     p = flags.parser(
         "report",
-        "One self-contained page about runs: which architecture needed how many of dense's steps, for each modality.",
-        "mot report runs/demo/*",
+        "One self-contained page about runs, or about a sweep: what it asked is answered first.",
+        "mot report runs/loo",
     )
-    p.add_argument("runs", nargs="+", help="run directories, or globs of them")
+    p.add_argument("runs", nargs="+", help="run directories, globs of them, or a sweep's folder")
     p.add_argument("--out", type=flags.of_this_machine, help="folder of report.html; default: where the first run lies")
+    p.add_argument(
+        "--watch",
+        action="store_true",
+        help="while a sweep runs: serve its page to a browser of this machine, and make it anew as its runs write",
+    )
+    p.add_argument("--port", type=int, default=8765, help="of --watch; 0: any that is free; default: %(default)s")
     return p
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "checkpoint": "list, verify, show or compare the checkpoints of runs",
     "data": "prepare a dataset from your files, or inspect one",
     "config": "show a configuration: every key, what it is for, what it may be, its default",
-    "report": "one page: how many of dense's steps each architecture needed, for each modality",
+    "report": "one page about runs or a sweep: what it asked is answered first; --watch renews it",
     "launch": "run a command here, on Slurm, GKE, TPU VMs or by SkyPilot; follow it",
     "plan": "compile a configuration for TPUs that are not there: does it fit, how fast can it be",
     "coords": "how large activations are at several widths: does optim.transfer hold",

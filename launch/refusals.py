@@ -15,7 +15,7 @@ from mot.data import captions
 from mot.data.manifest import read_json
 from mot.errors import UserError
 from mot.files import as_path, is_bucket, numbered
-from mot.runs import written
+from mot.runs import swept, written
 
 RANGES = {  # of the options of `mot sample`
     "n": (1, 10_000),
@@ -115,7 +115,16 @@ def replay(options: Any) -> None:
 
 
 def report(options: Any) -> None:
-    found = written.named(options.runs)
+    if options.watch:
+        path = as_path(options.runs[0])
+        if len(options.runs) > 1 or is_bucket(path) or not swept.is_sweep(path):
+            given = " ".join(map(str, options.runs))
+            raise UserError(f"--watch {given}: give one folder of this machine in which a sweep was begun, its --out")
+        if not 0 <= options.port < 2**16:
+            raise UserError(f"--port={options.port}: must be from 1 to {2**16 - 1}, or 0 for any that is free")
+        folder(options.out or path, "--out")
+        return
+    found = swept.named(options.runs)
     for path in found:
         written.read_config(path)
     if is_bucket(found[0]) and not options.out:

@@ -1,16 +1,22 @@
-"""One self-contained page about runs: which architecture needed how many of dense's steps, for each modality."""
+"""One page about runs, or about a sweep: what it asked is answered first; with --watch it renews itself."""
 
 import sys
 
 from launch import arguments
 from launch.process import guarded
 from mot.console import phase
+from mot.files import as_path
 from scaling import report, runs
 
 
 def main(argv: list[str] | None = None) -> int:
     p = arguments.report()
     options = p.parse_args(argv)
+    if options.watch:
+        from launch import watch  # whose server nobody else needs
+
+        folder = as_path(options.runs[0])
+        watch.watch(folder, options.out or folder, options.port)
     with phase("reading the runs and drawing the page"):
         found = runs.find(options.runs)
         out = options.out or found[0].path.parent

@@ -7,7 +7,7 @@ from typing import Any
 
 from launch import arguments, cores, refusals, sweep_cost, sweep_work
 from launch.process import guarded
-from launch.sweep_rows import NAME, Row, chosen, claim, judged, read, refuse_other, saved, usual_out
+from launch.sweep_rows import Row, chosen, claim, judged, read, refuse_other, usual_out
 from launch.sweep_shown import console, count, shown, table
 from launch.sweep_work import Failure
 from mot import sharding
@@ -17,6 +17,7 @@ from mot.data import sources
 from mot.errors import UserError
 from mot.files import as_path
 from mot.runs import rundir, states, trackers
+from mot.runs.swept import NAME, saved
 from mot.train.memory import too_large
 
 

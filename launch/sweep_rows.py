@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch import flags
-from mot.config import Config, ConfigError, checks, differences, load, varied
+from mot.config import Config, ConfigError, differences, load, varied
 from mot.config.axes import MESH_AXES
 from mot.errors import UserError
 from mot.files import as_path, make_folder, write_atomically
+from mot.runs.swept import FILE, NAME, parse, saved
 
-FILE = "sweep.json"  # of a sweep's folder: its rows, written before any begins, and anew where rows are added
-NAME = "run.name"
 LISTED = 12  # lines of differences in a message
 MOST_FAULTS = 100  # lines of faults in a message
 WRITTEN = (".csv", ".html", ".json", ".log", ".png")  # ends of what a sweep and its report write beside the rows
@@ -35,15 +34,6 @@ class Row(NamedTuple):
     @property
     def path(self) -> Path:
         return as_path(self.config.run.root) / self.name
-
-
-def parse(text: str) -> tuple[str, str, str]:
-    """`FILE:NAME,arg` as the file, the name in it, and the argument."""
-    file, _, rest = text.partition(":")
-    name, _, arg = rest.partition(",")
-    if not file or not name:
-        raise UserError(f"{text}: must be FILE:NAME,arg, as configs/sweeps.py:archs,size=smoke; name a sweep of a file")
-    return file, name, arg
 
 
 def usual_out(text: str) -> Path:
@@ -255,23 +245,6 @@ def claim(out: Path, text: str, rows: Sequence[Mapping[str, Any]], is_part: bool
     if not known.issuperset(row[NAME] for row in rows):
         make_folder(out)
         write_atomically(out / FILE, json.dumps({"sweep": text, "rows": list(rows)}, indent=1) + "\n")
-
-
-def saved(out: Path) -> dict[str, Any]:
-    """What `claim` wrote: `sweep`, its FILE:NAME,arg, and its `rows`."""
-    file = out / FILE
-    if not file.exists():
-        raise UserError(f"{out}: no sweep was begun there: it has no {FILE}; name the --out of a sweep")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        names = [row[NAME] for row in found["rows"]]
-        if not isinstance(found["sweep"], str) or not names or not all(re.fullmatch(checks.NAME, n) for n in names):
-            raise ValueError("its rows are no rows")
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise UserError(
-            f"{file} is damaged or foreign ({error!r}); move it away, and the sweep writes it anew"
-        ) from error
-    return found
 
 
 # --- programs --------------------------------------------------------------------------------------------------------

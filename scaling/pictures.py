@@ -62,14 +62,14 @@ def both(draw, *args) -> dict[str, bytes]:
 
 def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known: Published) -> Figure:
     """`slopes[group][modality]`: the fraction of dense's steps that each group needs, beside MoT's published range."""
-    modalities = list(next(iter(slopes.values())))
-    places = [(m, group) for m in modalities for group in slopes]
+    modalities = list(dict.fromkeys(m for of in slopes.values() for m in of))
+    places = [(m, group) for m in modalities for group in slopes if m in slopes[group]]
     figure = Figure(figsize=(5.2, 1.5 + 0.45 * (len(places) + len(modalities))), layout="constrained")
     axis = figure.subplots()
     y, ticks, right = 0, [], 1.3
     for modality in modalities:
         top = y
-        for group in slopes:
+        for group in (group for at, group in places if at == modality):
             s = slopes[group][modality]
             at = s.value if np.isfinite(s.value) else 1.0  # "?": on dense's line
             axis.plot(at, y, marker=BOUNDS[s.bound], markersize=8, color=colour[group], zorder=3)
@@ -184,6 +184,157 @@ def best_of(found: dict[str, BestOf], colour: dict[str, str], what: str) -> Figu
     axis.set(xlabel="points tried (n)", ylabel=what)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
+    return figure
+
+
+def intervals(numbers: Sequence, what: str) -> Figure:
+    """`numbers`, of `questions.Number`: a place each, by modality, with its interval; a line where nothing differs."""
+    places = sorted(range(len(numbers)), key=partial(_by_modality, numbers))
+    figure = Figure(figsize=(5.2, 1.3 + 0.42 * len(places)), layout="constrained")
+    axis = figure.subplots()
+    ticks = []
+    for y, i in enumerate(places):
+        n = numbers[i]
+        colour = COLOURS.get(n.group, OTHERS[0])
+        axis.plot(n.value, y, marker="o", markersize=8, color=colour, zorder=3)
+        if np.isfinite(n.low):
+            axis.plot([n.low, n.high], [y, y], color=colour, linewidth=2, zorder=3)
+        words = axis.annotate(f"{n.value:+.3f}", (n.value, y), xytext=(0, 7), textcoords="offset points", ha="center")
+        words.set_bbox(dict(facecolor=axis.get_facecolor(), edgecolor="none", alpha=0.7, pad=0.5))
+        words.set_fontsize(9)
+        told = f"{n.modality}: {n.group}" if n.what == "tax" else f"{n.group}: {n.what}"
+        ticks.append(textwrap.fill(told, 24))
+    axis.axvline(0, color="#888888", linewidth=1.5)
+    axis.set_yticks(range(len(places)), ticks, fontsize=9)
+    axis.set(ylim=(len(places) - 0.5, -0.8), xlabel=what)
+    axis.margins(x=0.15)
+    return figure
+
+
+def _by_modality(numbers: Sequence, i: int) -> tuple:
+    n = numbers[i]
+    return n.modality, n.what, n.group != "dense", n.group
+
+
+def heat(maps: dict[str, dict[str, dict[str, float]]]) -> Figure:
+    """`maps[title][architecture][modality]`, one below the other: shares of dense's steps, blue below 1, red above."""
+    rows = [len(cells) for cells in maps.values()]
+    figure = Figure(figsize=(5.2, 0.45 * sum(rows) + 0.75 * len(maps)), layout="constrained")
+    axes = figure.subplots(len(maps), squeeze=False, height_ratios=rows)[:, 0]
+    for axis, (title, cells) in zip(axes, maps.items(), strict=True):
+        columns = list(dict.fromkeys(m for row in cells.values() for m in row))
+        values = np.array([[row.get(m, np.nan) for m in columns] for row in cells.values()], np.float64)
+        axis.imshow(np.log2(values), cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            known = np.isfinite(value)
+            ink = "#888888" if not known else "#ffffff" if abs(np.log2(value)) > 1.5 else "#1b1b1b"
+            axis.text(j, i, f"{value:.2f}" if known else "?", ha="center", va="center", color=ink)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(cells)), list(cells))
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def by_size(numbers: Sequence, sizes: dict[str, tuple[str, int]], known: Published) -> Figure:
+    """Matching slopes against dense's parameters, a panel a modality; `sizes[group]` is its architecture and size."""
+    modalities = list(dict.fromkeys(n.modality for n in numbers))
+    figure = Figure(figsize=(5.2, 2.6 * len(modalities) + 0.4), layout="constrained")
+    axes = figure.subplots(len(modalities), sharex=True, squeeze=False)[:, 0]
+    for axis, modality in zip(axes, modalities, strict=True):
+        for i, arch in enumerate(dict.fromkeys(arch for arch, _ in sizes.values())):
+            of = [n for n in numbers if n.modality == modality and sizes[n.group][0] == arch and np.isfinite(n.value)]
+            x = [sizes[n.group][1] for n in of]
+            y = [n.value for n in of]
+            colour = COLOURS.get(arch, OTHERS[i % len(OTHERS)])
+            axis.plot(x, y, color=colour, linewidth=1, label=arch)
+            for at, n in zip(x, of, strict=True):
+                axis.plot(at, n.value, marker=BOUNDS[n.bound], color=colour, markersize=7)
+                if not n.bound and n.n > 1:
+                    axis.plot([at, at], [n.low, n.high], color=colour, linewidth=2)
+        if band := known.slopes["mot"].get(modality):
+            axis.axhspan(min(band), max(band), color="#888888", alpha=0.25, linewidth=0)
+        axis.axhline(1, color=COLOURS["dense"], linewidth=1.5, label="dense")
+        axis.set_xscale("log")
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel(f"{modality}: share of\ndense's steps")
+        axis.grid(alpha=0.25)
+    axes[-1].set_xlabel("dense's parameters")
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def isoflop(drawn: dict[tuple[float, str, str], dict[int, float]]) -> Figure:
+    """`drawn[budget, architecture, modality][parameters]`: held-out loss, a panel a modality."""
+    modalities = list(dict.fromkeys(modality for *_, modality in drawn))
+    budgets = sorted({budget for budget, *_ in drawn})
+    figure = Figure(figsize=(5.2, 2.8 * len(modalities) + 0.4), layout="constrained")
+    axes = figure.subplots(len(modalities), sharex=True, squeeze=False)[:, 0]
+    for (budget, arch, modality), losses in drawn.items():
+        axis = axes[modalities.index(modality)]
+        marker = MARKERS[budgets.index(budget) % len(MARKERS)]
+        colour = COLOURS.get(arch, OTHERS[0])
+        axis.plot([*losses], [*losses.values()], color=colour, marker=marker, label=f"{arch}, {budget:.2g} FLOPs")
+    for axis, modality in zip(axes, modalities, strict=True):
+        axis.set_xscale("log")
+        axis.set_ylabel(f"held-out {modality} loss")
+        axis.grid(alpha=0.25)
+    axes[-1].set_xlabel("parameters")
+    axes[0].legend(fontsize=8, framealpha=0.8, facecolor=axes[0].get_facecolor(), edgecolor="none")
+    return figure
+
+
+def lines(
+    drawn: dict[str, dict[str, np.ndarray]],
+    places: Sequence[int],
+    along: str,
+    even: float | None,
+    colour: dict[str, str],
+) -> Figure:
+    """`drawn[series][group]`, `[runs, places]`: a panel a series, a line a group, and a band over its runs."""
+    columns = min(2, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(5.2, 0.4 + 2.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, (series, by_group) in zip(axes, drawn.items(), strict=False):
+        for i, (group, values) in enumerate(by_group.items()):
+            known = ~np.isnan(values).all(0)
+            x, y = np.array(places)[known], values[:, known]
+            axis.plot(
+                x, np.nanmean(y, 0), color=colour[group], marker=MARKERS[i % len(MARKERS)], markersize=4, label=group
+            )
+            if len(y) > 1:
+                axis.fill_between(x, np.nanmin(y, 0), np.nanmax(y, 0), color=colour[group], alpha=0.25, linewidth=0)
+        if even is not None:
+            axis.axhline(even, color="#888888", linewidth=1)
+        axis.set_title(series or "all", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.locator_params(axis="x", integer=True)
+    for axis in axes[len(drawn) :]:
+        axis.set_visible(False)
+    for axis in axes[-columns:]:
+        axis.set_xlabel(along)
+    labels = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(labels.values(), labels, fontsize=8, frameon=False, loc="outside upper center", ncols=3)
+    return figure
+
+
+def frequency(drawn: dict[str, dict[str, list[tuple[str, float, float]]]], colour: dict[str, str]) -> Figure:
+    """`drawn[modality][group]`, a (source, share, loss) each: held-out loss against how often a source was seen."""
+    figure = Figure(figsize=(5.2, 0.4 + 2.6 * len(drawn)), layout="constrained")
+    axes = figure.subplots(len(drawn), squeeze=False)[:, 0]
+    for axis, (modality, by_group) in zip(axes, drawn.items(), strict=True):
+        for i, (group, points) in enumerate(by_group.items()):
+            names, x, y = zip(*points, strict=True)
+            axis.plot(x, y, color=colour[group], marker=MARKERS[i % len(MARKERS)], linestyle="", label=group)
+            for name, at, loss in zip(names, x, y, strict=True) if not i and len(names) < 16 else ():
+                axis.annotate(name, (at, loss), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axis.set_xscale("log")
+        axis.set_ylabel(f"held-out {modality} loss")
+        axis.grid(alpha=0.25)
+    axes[-1].set_xlabel("share of training")
+    axes[0].legend(fontsize=8, framealpha=0.8, facecolor=axes[0].get_facecolor(), edgecolor="none")
     return figure
 
 

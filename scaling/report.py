@@ -2,15 +2,19 @@
 
 import base64
 import json
-import math
 import os
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -18,9 +22,9 @@ from mot.config import differences
 from mot.errors import UserError
 from mot.files import is_bucket, write_atomically
 from mot.model import flops
-from mot.runs import rundir
+from mot.runs import states, swept
 
-from . import best, facts, match, pictures, published, runs
+from . import best, competition, facts, match, pictures, published, questions, runs, within
 from .best import BestOf, Search
 from .match import Slope
 from .runs import TrainedRun
@@ -31,81 +35,285 @@ STAGES = 3  # checkpoints whose samples are shown
 LONGER = 2  # runs beside the reported ones whose samples are shown
 
 
-def write(found: list[TrainedRun], out: Path) -> str:
-    """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence."""
-    every_run, tried = found, best.searches(found)
-    found = best.without_the_rest(found, tried)
+class Page(NamedTuple):
+    sentence: str
+    html: str
+    drawn: dict[str, dict[str, bytes]]  # PNGs by name and theme
+    tables: dict[str, pd.DataFrame]
+
+
+def write(found: list[TrainedRun], out: Path, watched: Path | None = None) -> str:
+    """`report.html` with its pictures and tables beside it, in the folder `out`; returns the headline sentence.
+
+    Where the runs are a sweep's, the page begins with the answer to what it asked (`questions`). `watched` is the
+    folder of a sweep that runs, or has not yet begun: the state of each of its rows comes first.
+    """
+    _refuse_foreign(out / "report.html")
+    page = _page(found, out, watched)
+    # All is made; only now is anything written.
+    out.mkdir(parents=True, exist_ok=True)
+    for name, themes in page.drawn.items():
+        write_atomically(out / f"{name}.png", themes["light"])
+    for name, frame in page.tables.items():
+        _write_table(out / name, frame)
+    write_atomically(out / "report.html", page.html)
+    return page.sentence
+
+
+def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
+    tried = best.searches(every_run)
+    found = best.without_the_rest(every_run, tried)
     groups = runs.sound(found)
-    notes = _notes(found, groups)
     slopes = runs.slopes(groups)
     headline = _headline(slopes, tried)
-    sentence = _sentence(slopes, headline)
-    colour = pictures.colours(groups)
-    _refuse_foreign(out / "report.html")
-    drawn = {}
+    sweep, caution = questions.at(watched) if watched else questions.of(every_run)
+    told = questions.answer(sweep, every_run, groups, slopes)
+    sentence = told.sentence if told else _sentence(slopes, headline)
+    shown = _shown(groups)
+    colour = pictures.colours(groups) | pictures.colours(shown)
+    measured = measures(shown) if shown else []
+    costs = ("step",) if _cost_alike(shown) else ("step", "flops")
+    experts, of_experts = _experts(shown)
+    searched, of_searches = _searched(tried, groups)
+    maps = {f"map_{i}": shown for i, shown in enumerate(told.maps if told else ())}
+    drawn = _answer_drawn(told, slopes, headline, shown, colour)
+    drawn |= {name: pictures.both(shown.draw, *shown.args) for name, shown in maps.items()}
+    for modality, cost in product(runs.modalities(groups), costs):
+        drawn[_curves(modality, cost)] = pictures.both(pictures.curves, shown, colour, modality, cost)
+    drawn |= of_experts | of_searches
+    numbered = [run for group in runs.grouped(found).values() for run in group]
+    unfinished, of_unfinished = _unfinished(every_run)
+    drawn |= of_unfinished
+    probed = within.table(groups)
+    where, of_layers = _where(probed[probed.group.isin(list(shown))], colour)
+    sections = _sections(shown, colour)
+    drawn |= of_layers | {name: png for one in sections for name, (_, png) in one.pictures.items()}
+    context = _of_states(sweep, watched) | _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
+    html = _template().render(
+        sentence=sentence,
+        title=told.question if told else _title(groups, slopes),
+        cautions=[*filter(None, [caution]), *facts.overfits(groups)],
+        answer=told,
+        answers=_answer_rows(told) if told else {},
+        printed=bool(told) and any(n.published for n in told.numbers),
+        maps=maps,
+        unfinished=unfinished,
+        hidden=len(groups) - len(shown),
+        columns=list(shown),
+        costs=measured,
+        mfu=any(what == "MFU" for what, _ in measured),
+        differences=_differences(shown),
+        where=where,
+        sections=sections,
+        numbered={run.config.run.name: i for i, run in enumerate(numbered, 1)},
+        claims=published.CLAIMS.get(sweep.name, ()) if sweep else (),
+        curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
+        pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
+        experts=experts,
+        colour=colour,
+        searched=searched,
+        **context,
+    )
+    tables = runs.tables(every_run, slopes)._asdict() | ({"probes": probed} if len(probed) else {})
+    return Page(sentence, html, drawn, tables | ({"answer": questions.table(told.numbers)} if told else {}))
+
+
+MOST_GROUPS = 12  # that one picture, and one table's columns, can show
+
+
+def _shown(groups) -> dict[str, list[TrainedRun]]:
+    """The groups in pictures: all, or where they are too many of each architecture the one of the least loss."""
+    if len(groups) <= MOST_GROUPS:
+        return groups
+    losses = {label: runs.held_out(group) for label, group in groups.items()}
+    ordered = sorted(groups, key=lambda label: (not np.isfinite(losses[label]), losses[label]))
+    best_of: dict[str, str] = {}
+    for label in ordered:
+        best_of.setdefault(groups[label][0].arch, label)
+    chosen = list(best_of.values())[:MOST_GROUPS]
+    return {label: group for label, group in groups.items() if label in chosen}
+
+
+def _answer_drawn(told, slopes, headline, groups, colour) -> dict:
+    """The page's first picture: the answer's own, or matching slopes."""
+    if told and told.picture:
+        return {"answer": pictures.both(told.picture.draw, *told.picture.args)}
     main: dict[str, dict[str, Slope]] = {}
     for key, slope in slopes.items():
-        if key[2:] == headline:
+        if key[2:] == headline and key.group in groups:
             main.setdefault(key.group, {})[key.modality] = slope
-    if main:
-        known = published.of(groups[next(iter(main))][0].config)
-        drawn["headline"] = pictures.both(pictures.headline, main, colour, known)
-    costs = ("step",) if _cost_alike(groups) else ("step", "flops")
+    if not main:
+        return {}
+    known = published.of(groups[next(iter(main))][0].config)
+    return {"headline": pictures.both(pictures.headline, main, colour, known)}
+
+
+def _of_states(sweep: questions.Sweep | None, watched: Path | None) -> dict:
+    """How far the rows of a sweep are: all of them, and of how many what is true; nothing where all have ended."""
+    if sweep is None:
+        return {}
+    known = {name: states.of(sweep.folder / name) for name in swept.names(sweep.folder)}
+    counts = Counter(state.name for state in known.values())
+    if not watched and not set(counts) - set(states.ENDED):
+        return {}
+    told = f"{len(known)} runs: {', '.join(f'{n} {name}' for name, n in counts.items())}"
+    rows = [
+        {
+            "name": name,
+            "state": state.name,
+            "step": f"{state.step:,} of {state.steps:,}" if state.step else "",
+            "losses": ", ".join(f"{m} {loss:.3f}" for m, loss in state.losses.items() if isinstance(loss, float)),
+            "left": "" if state.seconds_left is None else _duration(state.seconds_left),
+            "why": state.why,
+        }
+        for name, state in known.items()
+    ]
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return {"counts": told, "states": rows if watched else [], "made": now}
+
+
+def _unfinished(every_run) -> tuple[list[str], dict]:
+    """Pictures of runs that are sound so far and not at their end; they are in no mean, slope or verdict."""
+    begun = [run for run in every_run if run.faults and all(fault.startswith("unfinished") for fault in run.faults)]
+    groups = _shown(runs.grouped(begun))
+    colour = pictures.colours(groups)
+    drawn = {}
     for modality in runs.modalities(groups):
-        for cost in costs:
-            drawn[_curves(modality, cost)] = pictures.both(pictures.curves, groups, colour, modality, cost)
-    experts = {}
+        if any(run.curve(kind, modality, "step") for run in begun for kind in runs.KINDS):
+            drawn[f"unfinished_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, "step")
+    return list(drawn), drawn
+
+
+def _where(probed: pd.DataFrame, colour) -> tuple[list[dict], dict]:
+    """Of what probes measured: its title, how to read it, and its pictures, by layer and over training."""
+    shown, drawn = [], {}
+    for kind in within.kinds(probed):
+        title, reads, even = within.KINDS[kind]
+        name = f"where_{_file(kind)}"
+        by_layer, over = within.by_layer(probed, kind), within.over_training(probed, kind)
+        steps = within.steps(probed, kind)
+        drawn[name] = pictures.both(pictures.lines, by_layer, within.layers(probed, kind), "layer", even, colour)
+        names = [(name, f"by layer, at the newest step measured ({steps[-1]:,})")]
+        if over:
+            drawn[f"{name}_steps"] = pictures.both(pictures.lines, over, steps, "step", even, colour)
+            names.append((f"{name}_steps", "over training, a mean over layers"))
+        shown.append({"title": title, "reads": reads, "names": names})
+    return shown, drawn
+
+
+class Section(NamedTuple):
+    """What the page tells of the groups of runs beside slopes: a picture and a table, each of which may be absent."""
+
+    title: str
+    reads: str  # how a reader understands it
+    pictures: dict[str, tuple[str, dict[str, bytes]]]  # by name: words, and PNGs by theme
+    columns: tuple[str, ...]  # of the table, after group and modality
+    rows: list[tuple[str, str, list[str]]]  # group, modality, cells
+
+
+def _sections(groups, colour) -> list[Section]:
+    """Where a further measure of groups finds its place: a function of (groups, colour), None where it has nothing."""
+    return [section for of in (_frequencies,) if (section := of(groups, colour))]
+
+
+LEAST_SOURCES = 4  # for a trend on the page: with three its interval says nothing
+
+
+def _frequencies(groups, colour) -> Section | None:
+    """How held-out losses of sources follow how often they were seen; nothing where shares are equal or few."""
+    rows, points = [], {}
+    for label, modality in product(groups, runs.modalities(groups)):
+        of = competition.by_source(groups[label], modality)
+        if len(of) < LEAST_SOURCES or len({share for _, share, _ in of}) < 2:
+            continue
+        found = competition.trend([share for _, share, _ in of], [loss for *_, loss in of])
+        points.setdefault(modality, {})[label] = of
+        slope = f"{found.slope:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        ranks = [f"{found.kendall:+.2f}", f"{found.p:.2g}", f"{found.spearman:+.2f}", str(found.n)]
+        rows.append((label, modality, [slope, *ranks]))
+    if not rows:
+        return None
+    drawn = pictures.both(pictures.frequency, points, colour)
+    return Section(
+        "Rare and common sources",
+        "Does a source that was seen more often in training have a lower held-out loss? The slope is the change of the "
+        "loss for each tenfold share, by least squares, with its 95 % interval over sources; the rank test asks the "
+        "same without a line (arXiv:2404.04125 found accuracy to grow with the logarithm of a concept's count). "
+        "Sources differ in more than how often they were seen: only where documents of one kind were given other "
+        "data.shares is this the effect of frequency.",
+        {"frequency": ("held-out loss of each source against its share of training", drawn)},
+        ("slope for each tenfold share", "Kendall's tau", "p", "Spearman's rho", "sources"),
+        rows,
+    )
+
+
+def _experts(groups) -> tuple[dict[str, list[str]], dict]:
+    """By group the names of its pictures of experts' loads, and these."""
+    names, drawn = {}, {}
     for label, group in groups.items():
         panels = pictures.panels(runs.loads(group[0]))
-        experts[label] = [f"experts_{_file(label)}_{i}" for i in range(len(panels))]
+        names[label] = [f"experts_{_file(label)}_{i}" for i in range(len(panels))]
         drawn |= {
-            name: pictures.both(pictures.experts, *panel) for name, panel in zip(experts[label], panels, strict=True)
+            name: pictures.both(pictures.experts, *panel) for name, panel in zip(names[label], panels, strict=True)
         }
-    searched, of_searches = _searched(tried, groups)
-    drawn |= of_searches
-    every = runs.tables(every_run, slopes)
-    measured = measures(groups) if groups else []
-    page = _template().render(
-        sentence=sentence,
-        title=_title(groups, slopes),
-        cautions=facts.overfits(groups),
+    return {label: of for label, of in names.items() if of}, drawn
+
+
+def _of_runs(found, groups, out) -> dict:
+    """What the page says of the runs themselves."""
+    notes = _notes(found, groups)
+    return dict(
         facts=facts.facts(groups),
         command=facts.COMMAND,
         architectures=facts.architectures(groups),
         shared=facts.shared(groups),
-        curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
-        pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
-        experts={label: names for label, names in experts.items() if names},
         groups=list(groups),
         leaking=[label for label, group in groups.items() if not group[0].config.causal],
-        colour=colour,
+        vectors=any("squared" in runs.unit(groups, m) for m in runs.modalities(groups)),
+        seeds=max(map(len, groups.values()), default=0),
+        kinds=SPENT,
+        spent=_spent(found),
+        samples=_samples(groups),
+        longer=_longer(found, out),
+        runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
+    )
+
+
+def _of_slopes(groups, slopes, tried) -> dict:
+    """What the page says of matching slopes."""
+    known = {k.source: k for group in groups.values() for k in [published.of(group[0].config)]}
+    return dict(
         slopes=_slope_rows(slopes, groups),
-        searched=searched,
         points=_points(tried),
         best=_best_rows(slopes, groups, tried),
         half_lives=_half_life_rows(slopes),
         definition=match.__doc__.split("\n\n")[1],
         begins=_begins(groups),
-        vectors=any("squared" in runs.unit(groups, m) for m in runs.modalities(groups)),
-        seeds=max(map(len, groups.values()), default=0),
-        published=list({k.source: k for group in groups.values() for k in [published.of(group[0].config)]}.values()),
-        costs=measured,
-        kinds=SPENT,
-        mfu=any(what == "MFU" for what, _ in measured),
-        spent=_spent(found),
-        samples=_samples(groups),
-        longer=_longer(found, out),
-        differences=_differences(groups),
-        runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
+        published=list(known.values()),
     )
-    # All is made; only now is anything written.
-    out.mkdir(parents=True, exist_ok=True)
-    for name, themes in drawn.items():
-        write_atomically(out / f"{name}.png", themes["light"])
-    for name, frame in every._asdict().items():
-        write_atomically(out / f"{name}.csv", frame.to_csv(index=False))
-    write_atomically(out / "report.html", page)
-    return sentence
+
+
+def _write_table(path: Path, frame: pd.DataFrame) -> None:
+    """As CSV, and as Parquet, which keeps types."""
+    write_atomically(path.with_suffix(".csv"), frame.to_csv(index=False))
+    mixed = [name for name in frame if frame[name].map(type).nunique() > 1 and frame[name].dtype == object]
+    write_atomically(path.with_suffix(".parquet"), frame.astype(dict.fromkeys(mixed, "string")).to_parquet(index=False))
+
+
+def _answer_rows(told: questions.Answer) -> dict[str, list[dict]]:
+    """By what a number is of, a row a (group, modality)."""
+    rows: dict[str, list[dict]] = {}
+    for n in told.numbers:
+        row = {"group": n.group, "modality": n.modality, "cell": _told(n), "n": n.n, "published": n.published}
+        rows.setdefault(n.what, []).append(row | {"runs": n.runs})
+    return rows
+
+
+def _told(n: questions.Number) -> str:
+    if not np.isfinite(n.value):
+        return "not known"
+    spread = f" [{n.low:.3f}, {n.high:.3f}]" if np.isfinite([n.low, n.high]).all() and not n.bound else ""
+    return f"{n.bound} {n.value:.3f}{spread}".strip()
 
 
 def _curves(modality: str, cost: str) -> str:
@@ -201,7 +409,7 @@ def _slope_rows(slopes, groups) -> list[dict]:
         rows[-1] |= {
             "pairs": of["step"].seeds,
             "verdict": verdict(of["step"]),
-            "published": _published(groups[group][0], modality) if kind == "train" else "-",
+            "published": questions.in_print(groups[group][0], modality) or "-" if kind == "train" else "-",
         }
     return rows
 
@@ -285,11 +493,6 @@ def _half_life_rows(slopes) -> list[dict]:
     ]
 
 
-def _published(run, modality) -> str:
-    values = published.of(run.config).slopes.get(run.arch, {}).get(modality)
-    return f"{min(values):g} to {max(values):g}" if values else "-"
-
-
 def _cell(s: Slope) -> str:
     return pictures.text(s) + ("" if s.bound or s.seeds == 1 else f" [{s.low:.2f}, {s.high:.2f}]")
 
@@ -301,12 +504,14 @@ def measures(groups: dict[str, list[TrainedRun]]) -> list[tuple[str, list[str]]]
     def row(what: str, of: Callable[[list[TrainedRun]], str]) -> None:
         rows.append((what, [of(group) for group in groups.values()]))
 
-    row("parameters", lambda group: _short(flops.total_parameters(group[0].config)))
+    row("parameters", lambda group: questions.short(flops.total_parameters(group[0].config)))
     streams = list(next(iter(groups.values()))[0].config.streams)
     for stream in streams:
         active = {label: flops.active_parameters(group[0].config).get(stream) for label, group in groups.items()}
-        rows.append((f"active parameters for a token of {stream}", [_short(n) if n else "" for n in active.values()]))
-    row("FLOPs per token", lambda group: _short(_flops_per_token(group[0])))
+        rows.append(
+            (f"active parameters for a token of {stream}", [questions.short(n) if n else "" for n in active.values()])
+        )
+    row("FLOPs per token", lambda group: questions.short(_flops_per_token(group[0])))
     row("time of a step", lambda group: f"{1e3 * _middle(group, 'step_seconds'):.3g} ms")
     row("tokens per second", lambda group: f"{_middle(group, 'tokens_per_s'):,.0f}")
     peaks = {run.started.get("matmul_peak") for group in groups.values() for run in group}
@@ -322,7 +527,8 @@ def _held_out(groups, modality: str) -> list[tuple[str, list[str]]]:
     """The last held-out losses, and those of routers that see no later tokens where some group's otherwise do."""
 
     def ends(group: list[TrainedRun], key: str) -> list[float]:
-        return [values[-1] for run in group if len(values := run.series("eval", f"{key}/{modality}")[1])]
+        of = [run.series("eval", f"{key}/{modality}")[1] for run in group if modality in run.trained]
+        return [values[-1] for values in of if len(values)]
 
     unit = runs.unit(groups, modality)
     rows = [(f"held-out {modality} loss ({unit})", [_spread(ends(g, "loss")) for g in groups.values()])]
@@ -372,15 +578,6 @@ def _flops_per_token(run: TrainedRun) -> float:
 def _middle(group: list[TrainedRun], key: str) -> float:
     """The median over steps and seeds, without the first step, which warms up."""
     return statistics.median([x for run in group for x in _warm(run.series("train", key)[1])])
-
-
-def _short(n: float) -> str:
-    """Three significant digits: 67.2 K, 1.23 M."""
-    for size, letter in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
-        if n >= 0.9995 * size:
-            scaled = n / size
-            return f"{scaled:.{max(0, 2 - math.floor(math.log10(scaled * 1.0005)))}f}{letter}"
-    return f"{n:.3g}"
 
 
 def _warm(values):
@@ -497,7 +694,7 @@ def _differences(groups) -> list[tuple[str, list[str]]]:
     found = []
     for label, group in groups.items():
         if group[0] is not first:
-            every = differences(rundir.plain(first.config), rundir.plain(group[0].config))
+            every = differences(first.plain, group[0].plain)
             found.append((label, [d for d in every if not d.startswith((*runs.APART, *runs.ARCHITECTURE))]))
     return found
 

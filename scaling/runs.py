@@ -16,7 +16,7 @@ from mot.config import Config, differences
 from mot.config.varied import varies
 from mot.files import as_path, read_appended
 from mot.model import flops
-from mot.runs import goodput, rundir, written
+from mot.runs import goodput, rundir, swept
 
 from . import architectures, match
 from .match import Curve, Slope
@@ -49,6 +49,7 @@ class TrainedRun(NamedTuple):
     rows: list[dict]
     faults: tuple[str, ...]  # why it is left out of every mean and slope; a sound run has none
     notes: tuple[str, ...]  # what else a reader should know
+    plain: dict  # its configuration as JSON holds it, which every comparison reads
 
     @property
     def arch(self) -> str:
@@ -74,6 +75,17 @@ class TrainedRun(NamedTuple):
         split = next((row for row in reversed(self.rows) if "wall/step" in row), {})
         return {kind: float(split.get(f"wall/{kind}", 0.0)) for kind in goodput.KINDS if split}
 
+    @property
+    def trained(self) -> list[str]:
+        """The modalities whose loss has a weight: the others' tokens are read, and train nothing."""
+        weighed = {s.modality for s in self.config.streams.values() if s.loss_weight and s.objective != "none"}
+        return [modality for modality in self.config.modalities if modality in weighed]
+
+    @property
+    def probes(self) -> list[dict]:
+        """The rows of probes.jsonl, `step`, `what` and numbers by name, in order; [] where there is none."""
+        return _probes(self.path)[0]
+
     def series(self, kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the rows that have the key."""
         points = [(row["step"], row[key]) for row in self.rows if row["kind"] == kind and key in row]
@@ -81,10 +93,13 @@ class TrainedRun(NamedTuple):
         return np.array(steps), np.array(values, float)
 
     def curve(self, kind: str, modality: str, cost: str) -> Curve | None:
-        """The loss along steps, FLOPs or seconds; None where it has too few values to be one, or no cost.
+        """The loss along steps, FLOPs or seconds; None where it has too few values to be one, no cost, or no weight.
 
-        The held-out loss of a model whose routers look at later tokens is the causal one.
+        `modality` may be MODALITY/SOURCE. The held-out loss of a model whose routers look at later tokens is the causal
+        one.
         """
+        if modality.partition("/")[0] not in self.trained:
+            return None
         key = f"loss/{modality}" if kind == "train" or self.config.causal else f"causal_loss/{modality}"
         rows = [row for row in self.rows if row["kind"] == kind and np.isfinite(float(row.get(key, "nan")))]
 
@@ -151,27 +166,46 @@ def read(path: Path | str) -> TrainedRun:
         notes.append(f"{skipped} steps were not finite and were skipped")
     if not checkpoint.steps(path / "checkpoints"):
         notes.append("no checkpoints, so no samples can be drawn")
-    return TrainedRun(path, config, rows, tuple(faults), tuple(notes))
+    notes += _probes(path)[1]
+    return TrainedRun(path, config, rows, tuple(faults), tuple(notes), rundir.plain(config))
+
+
+def _probes(path: Path) -> tuple[list[dict], list[str]]:
+    """The rows of probes.jsonl, and what must be said of it: a line that is cut or damaged is left out."""
+    file = path / "probes.jsonl"
+    if not file.exists():
+        return [], []
+    rows, notes = [], []
+    for number, line in enumerate(read_appended(file).split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            row = rundir.row_of(line)
+            if type(row["step"]) is not int or not isinstance(row["what"], str):
+                raise ValueError("it has no step, or does not say what it measured")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            notes.append(f"probes.jsonl, line {number} is left out: it is cut or damaged ({error!r:.80})")
+            continue
+        rows.append(row)
+    return rows, notes
 
 
 def find(patterns: Sequence[str | Path]) -> list[TrainedRun]:
-    """The runs that paths and globs name, each once, in order; other data than most of them is a fault.
+    """The runs that paths, globs and sweeps' folders name, each once, in order.
 
-    A folder that is no run raises `UserError`, and so does whatever names no run at all; files among runs (a shell's
-    `runs/*` names the report beside them) are passed over.
+    Other data than most runs of the same sources have is a fault; runs of other sources are never compared. A folder
+    that is no run raises `UserError`, and so does whatever names no run at all; files among runs (a shell's `runs/*`
+    names the report beside them) are passed over.
     """
-    runs = [read(path) for path in written.named(patterns)]
-    digests = Counter(run.digest for run in runs if run.digest)
-    if len(digests) > 1:
-        usual = digests.most_common(1)[0][0]
-
-        def other(run):
-            return run.digest not in (None, usual)
-
-        def fault(run):
-            return f"trained on other data: digest {run.digest}, most have {usual}"
-
-        runs = [run._replace(faults=(*run.faults, fault(run))) if other(run) else run for run in runs]
+    runs = [read(path) for path in swept.named(patterns)]
+    digests: dict[tuple, Counter] = {}
+    for run in runs:
+        digests.setdefault(_sources(run), Counter()).update([run.digest] if run.digest else [])
+    for i, run in enumerate(runs):
+        usual = next((digest for digest, _ in digests[_sources(run)].most_common(1)), None)
+        if run.digest not in (None, usual):
+            fault = f"trained on other data: digest {run.digest}, most have {usual}"
+            runs[i] = run._replace(faults=(*run.faults, fault))
     first: dict[tuple, TrainedRun] = {}
     for i, (label, run) in enumerate(zip(names(runs), runs, strict=True)):
         before = run if run.faults else first.setdefault((label, run.seeds), run)
@@ -180,8 +214,64 @@ def find(patterns: Sequence[str | Path]) -> list[TrainedRun]:
     return runs
 
 
+def _sources(run: TrainedRun) -> tuple:
+    """The names of what a run read: runs of other ones have another digest by design."""
+    return tuple(sorted(run.config.data.sources))
+
+
 def load(*patterns: str | Path) -> Tables:
-    """The tables of `load("runs/*")`, for a notebook."""
+    """The tables of `load("runs/*")`, or of a sweep's folder, `load("runs/loo")`, for a notebook.
+
+    All is read from run directories. Names in angle brackets stand for a modality, a stream, a source or a kind.
+
+    `runs`, a row a run:
+
+    run                        its folder
+    group, arch                what the report calls its group and its architecture; from `config.json`
+    model_seed, data_seed      `model.seed` and `data.seed`
+    faults                     why it is in no mean, slope or verdict, with "; " between; empty where it is sound
+    notes                      what else a reader should know
+    data                       digest of the training data; the start in `metrics.jsonl`
+    steps                      the last step that was trained
+    parameters                 how many in all (`mot.model.flops.total_parameters`)
+    active/<stream>            parameters that a token of the stream meets
+    flops                      model FLOPs of the whole run; the last step's row
+    flops_per_token            those by the tokens of all modalities
+    seconds                    s in steps, without compiling, evaluating and saving; the last step's row
+    step_seconds               s of a step, median over steps
+    tokens_per_s               real tokens a second, all devices together, median over steps
+    mfu                        model FLOPs of a step by its time and the matmul peak, 0 to 1, median over steps
+    matmul_peak                FLOP/s of the machine's fastest matmul; matmul_peak_measured: when, ISO 8601
+    lr                         `optim.lr`
+    grad_norm, grad_norm_last  of the whole gradient before clipping: median over steps, and of the last
+    fill/<stream>              fraction of the stream's budget that tokens filled, mean over steps
+    wall/<kind>                s of wall-clock time by kind (`mot.runs.goodput.KINDS`), all starts together
+    held_out/loss...           the last held-out losses, of all, by modality and source: nats of ids, squared errors of
+                               vectors; the last row of kind eval
+    held_out/causal_loss...    the same by routers that see no later tokens
+    held_out/bits_per_byte...  bits per byte of text, by source
+    <dotted key>               each key of the configuration in which the runs differ
+
+    `losses`, a row a (run, kind, step, modality):
+
+    run, group, arch, model_seed  as above
+    kind                       train (of that step's batch, before its update) or eval (held out)
+    step                       batches consumed
+    flops, seconds             model FLOPs and s in steps, so far
+    modality, loss             nats of ids, squared errors of vectors
+
+    `slopes`, a row a matching slope (`scaling.match`, 2411.04996) of a group against dense:
+
+    group, modality            of what
+    kind                       train or eval
+    cost                       what is counted: step, flops or seconds
+    half_life                  of the smoothing, as a fraction of the step at hand
+    rates                      equal: at one learning rate; best: each architecture at its own best
+    value                      the group's cost by dense's, for dense's loss: less is better; a geometric mean
+    bound                      "" or the true value is greater (">") or less ("<"); "?": both, by seed
+    low, high                  the 95 % interval over pairs of equal seeds; NaN with one pair
+    seeds                      pairs of runs
+    """
     runs = find(patterns)
     return tables(runs, slopes(sound(runs)))
 
@@ -197,7 +287,7 @@ def tables(runs: list[TrainedRun], slopes: dict[SlopeKey, Slope]) -> Tables:
 
 def varied(runs: list[TrainedRun]) -> dict[Path, dict[str, object]]:
     """By run, the value of each dotted key in which the runs' configurations differ; None where a run lacks it."""
-    flat = {run.path: flatten_dict(rundir.plain(run.config), sep=".") for run in runs}
+    flat = {run.path: flatten_dict(run.plain, sep=".") for run in runs}
     keys = dict.fromkeys(key for one in flat.values() for key in one)
     shown = {key: {path: one.get(key) for path, one in flat.items()} for key in keys if not key.startswith("run.")}
     different = [key for key, values in shown.items() if len({repr(value) for value in values.values()}) > 1]
@@ -269,7 +359,8 @@ def unit(groups: dict[str, list[TrainedRun]], modality: str) -> str:
 def comparable(a: TrainedRun, b: TrainedRun, each_at_its_best: bool = False) -> list[str]:
     """In what, other than architecture, seeds and what is `tuned` where each is at its best, two runs' configurations
     differ."""
-    different = differences(rundir.plain(a.config), rundir.plain(b.config))
+    unlike = [name for name in a.plain if a.plain[name] != b.plain[name]]  # few sections, and the rest takes long
+    different = differences({name: a.plain[name] for name in unlike}, {name: b.plain[name] for name in unlike})
     left = [d for d in different if not d.startswith((*APART, *ARCHITECTURE))]
     return [d for d in left if not (each_at_its_best and tuned(d.partition(":")[0]))]
 
@@ -317,10 +408,11 @@ def slopes(groups: dict[str, list[TrainedRun]]) -> dict[SlopeKey, Slope]:
 
 def _slopes_of(groups, label, pairs, rates) -> dict[SlopeKey, Slope]:
     result = {}
-    for modality, kind, cost, half_life in product(modalities(groups), KINDS, COSTS, HALF_LIVES):
+    for modality, kind, cost in product(modalities(groups), KINDS, COSTS):
         curves = [tuple(run.curve(kind, modality, cost) for run in pair) for pair in pairs]
         if curves := [pair for pair in curves if all(pair)]:
-            result[SlopeKey(label, modality, kind, cost, half_life, rates)] = match.over_seeds(curves, half_life)
+            for half_life in HALF_LIVES:
+                result[SlopeKey(label, modality, kind, cost, half_life, rates)] = match.over_seeds(curves, half_life)
     return result
 
 
@@ -331,9 +423,9 @@ def best_rates(groups: dict[str, list[TrainedRun]]) -> dict[str, str]:
     """
     by_arch: dict[str, list[str]] = {}
     for label, group in groups.items():
-        if np.isfinite(_held_out(group)):
+        if np.isfinite(held_out(group)):
             by_arch.setdefault(group[0].arch, []).append(label)
-    best = {arch: min(labels, key=lambda label: _held_out(groups[label])) for arch, labels in by_arch.items()}
+    best = {arch: min(labels, key=lambda label: held_out(groups[label])) for arch, labels in by_arch.items()}
     swept = [
         label
         for arch, labels in by_arch.items()
@@ -344,7 +436,7 @@ def best_rates(groups: dict[str, list[TrainedRun]]) -> dict[str, str]:
     return best if swept else {}
 
 
-def _held_out(group: list[TrainedRun]) -> float:
+def held_out(group: list[TrainedRun]) -> float:
     """The last held-out loss over all modalities, by routers that see no later tokens; a mean over seeds."""
     key = "loss" if group[0].config.causal else "causal_loss"
     ends = [values[-1] for run in group if len(values := run.series("eval", key)[1])]

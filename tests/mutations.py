@@ -821,6 +821,41 @@ MUTATIONS = (
         'if key not in (NAME, "data.seed") and not varied.varies(key)}',
         "tests/launch/test_sweep.py::test_rows_that_can_be_one_program_are",
     ),
+    Mutation(
+        "answers: the tax is not of equal tokens",
+        "scaling/competition.py",
+        "tokens = min(at_solo[-1], at_joint[-1])",
+        "tokens = max(at_solo[-1], at_joint[-1])",
+        "tests/scaling/test_questions.py::test_the_tax_is_of_equal_tokens",
+    ),
+    Mutation(
+        "answers: runs that read other batches are a pair",
+        "scaling/questions.py",
+        'competition.pairs(solo, joint, (".loss_weight",))',
+        'competition.pairs(solo, joint, (".loss_weight", "data."))',
+        "tests/scaling/test_questions.py::test_what_is_left_out_of_an_answer_is_said_and_changes_no_number",
+    ),
+    Mutation(
+        "report: a modality that was not trained has curves",
+        "scaling/runs.py",
+        'if modality.partition("/")[0] not in self.trained:',
+        "if False:",
+        "tests/scaling/test_questions.py::test_a_modality_that_was_not_trained_has_no_slope_and_no_loss",
+    ),
+    Mutation(
+        "report --watch: links lead out of the page's folder",
+        "launch/watch.py",
+        " or not file.resolve().is_relative_to(out.resolve())",
+        "",
+        "tests/launch/test_watch.py::test_only_the_pages_own_files_are_served",
+    ),
+    Mutation(
+        "report: probes of all steps are one line",
+        "scaling/within.py",
+        'rows = rows[rows.step == rows.groupby("run").step.transform("max")]',
+        "rows = rows[rows.step > 0]",
+        "tests/scaling/test_within.py::test_lines_are_of_each_runs_newest_step_and_over_training_a_mean_over_layers",
+    ),
 )
 
 

@@ -301,7 +301,7 @@ def line_of(row: dict) -> str:
     return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
-def _row_of(line: bytes) -> dict:
+def row_of(line: bytes) -> dict:
     """A row of metrics.jsonl; `ValueError` where it is not what was written. Earlier versions wrote no checksum."""
     row = json.loads(line)
     if not isinstance(row, dict):
@@ -342,7 +342,7 @@ def read_metrics(path: Path) -> list[dict]:
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
         try:
-            row = _row_of(line)
+            row = row_of(line)
             if type(row["schema"]) is not int or row["schema"] != SCHEMA:
                 raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
             if row["kind"] not in KINDS or type(row["step"]) is not int or row["step"] < 0:

@@ -17,51 +17,11 @@ from mot.config import Sections, Towers, resolve
 from mot.config.routers import ROUTERS
 from mot.data import preview
 from mot.generate import results
-from mot.runs import rundir
-from scaling import architectures, best, pictures, report, runs
+from scaling import architectures, best, pictures, questions, report, runs
 from scaling.match import Slope
+from tests.support.reports import STEPS, page, planted, probed, prose, rewritten, swept
 
-STEPS, EVERY = 60, 10
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def planted(
-    root, arch="dense", seed=0, speed=1.0, steps=STEPS, data="d1", name=None, events=(), setting=digits, **changes
-):
-    """A run directory without training: losses that fall `speed` times as fast as dense's."""
-    tree = setting.get_config(f"arch={arch},size=smoke").unlock()
-    tree.run.update(root=str(root), name=name or f"{arch}-seed{seed}", steps=STEPS)
-    tree.model.seed = tree.data.seed = seed
-    for key, value in changes.items():
-        tree.optim[key] = value
-    path = rundir.open_run(resolve(tree))
-    rng = np.random.default_rng(seed)
-    rows = [{"kind": "event", "step": 0, "event": "start", "data": data, "matmul_peak": 1e11}]
-    for step in range(steps + 1):
-        loss = {f"loss/{m}": base + 4 * (step * speed + 2) ** -0.5 for m, base in (("text", 2), ("image", 1))}
-        common = {"step": step, "flops": step * 10**9, "seconds": 0.5 * step}
-        noisy = {k: v + 0.01 * rng.standard_normal() for k, v in loss.items()}
-        speeds = {"step_seconds": 0.5, "tokens_per_s": 5e3, "mfu": 0.4, "fill/text": 0.99, "fill/image": 1.0}
-        if step:
-            counts = {"tokens/text": 1280 * step, "tokens/image": 1280 * step}
-            rows.append({"kind": "train", "loss": sum(noisy.values()) / 2} | common | noisy | speeds | counts)
-        if step % EVERY == 0:
-            rows.append({"kind": "eval", "loss": sum(loss.values()) / 2} | common | loss)
-    rows += [{"kind": "event", "step": steps, "event": event} for event in events]
-    (path / "metrics.jsonl").write_text(
-        "".join(json.dumps({"schema": 1} | row) + "\n" for row in rows), encoding="utf-8"
-    )
-    return path
-
-
-def page(root, *patterns, out=None):
-    out = out or root
-    sentence = report.write(runs.find(patterns or [f"{root}/*"]), out)
-    return sentence, (out / "report.html").read_text(encoding="utf-8")
-
-
-def prose(text):
-    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"data:image[^\"]+", "", text))))
 
 
 def test_the_headline_says_what_was_planted(tmp_path):
@@ -290,13 +250,6 @@ def test_the_page_says_what_was_run(tmp_path):
     assert "against model FLOPs" not in said  # a step costs both the same
 
 
-def rewritten(path, change):
-    """The run's rows, each as `change(row)` gives it."""
-    file = path / "metrics.jsonl"
-    rows = [change(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def test_where_held_out_loss_disagrees_the_sentence_says_so(tmp_path):
     def worse(row):
         more = 2 if row["kind"] == "eval" else 0  # above all that dense has
@@ -391,7 +344,7 @@ def test_what_stands_nowhere_has_no_column(tmp_path):
     [(67_234, "67.2 K"), (999_600, "1.00 M"), (999_400, "999 K"), (1.2345e9, "1.23 B"), (12.34e6, "12.3 M"), (7, "7")],
 )
 def test_sizes_have_three_digits(number, words):
-    assert report._short(number) == words
+    assert questions.short(number) == words
 
 
 def test_where_rates_vary_the_best_is_compared_with_the_best_beside_equal_with_equal(tmp_path):
@@ -495,11 +448,25 @@ f.onload = () => {{
 }}</script>"""
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
+@pytest.mark.parametrize(
+    ("width", "dark", "sweep"),
+    [
+        (1280, False, ""),
+        (390, False, ""),
+        (390, True, ""),
+        (390, False, "archs"),
+        (1280, False, "untying"),
+        (390, False, "untying"),
+    ],
+)
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_in_a_browser_every_picture_loads_and_nothing_overflows(tmp_path, width, dark):
+def test_in_a_browser_every_picture_loads_and_nothing_overflows(tmp_path, width, dark, sweep):
     for arch in ("dense", "mot", "mot_ffn", "mot_attn_ffn"):
-        planted(tmp_path, arch)
+        path = planted(tmp_path, arch)
+        if sweep:
+            probed(path)
+    if sweep:
+        swept(tmp_path, f"configs/sweeps.py:{sweep}")
     page(tmp_path)
     (tmp_path / "wrapper.html").write_text(WRAPPER.format(width=width), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -635,3 +602,26 @@ def test_a_point_that_diverged_counts_and_few_points_are_no_search(tmp_path):
         ("mot", 9, ("optim.lr", "optim.beta2")),
     ]
     assert found["mot"].losses("image")[-1] == np.inf or np.inf in found["mot"].losses("image")
+
+
+def test_the_docstring_of_load_names_every_column(tmp_path):
+    planted(tmp_path, "dense", sources={"text": {"manual": 0.1}})
+    planted(tmp_path, "mot", lr=0.5)
+    for table in runs.load(f"{tmp_path}/*"):
+        for column in table.columns:
+            kinds = {"active": "<stream>", "fill": "<stream>", "wall": "<kind>"}
+            first, slash, _ = column.partition("/")
+            name = f"{first}/{kinds[first]}" if first in kinds else "held_out/loss..." if slash else column
+            assert name in runs.load.__doc__ or "." in column, column
+
+
+def test_of_many_groups_pictures_show_the_best_of_each_architecture_and_tables_show_all(tmp_path):
+    for i in range(7):
+        for arch, speed in (("dense", 1.0), ("mot", 2.0)):
+            planted(tmp_path, arch, name=f"{arch}-{i}", speed=speed * (1 + 0.1 * (i == 3)), lr=1e-3 * (i + 1))
+    _, text = page(tmp_path)
+    groups = runs.sound(runs.find([f"{tmp_path}/*"]))
+    assert len(groups) == 14
+    assert set(report._shown(groups)) == {"dense (rate 0.004)", "mot (rate 0.004)"}
+    assert "12 more groups of runs are in the tables" in prose(text)
+    assert prose(text).count("mot (rate 0.006)") >= 2
