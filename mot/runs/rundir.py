@@ -33,6 +33,7 @@ HOW_OFTEN = (
     "run.keep",
     "run.keep_every",
     "run.keep_best",
+    "run.probe_every",
     "run.check_every",
     "run.hang_timeout",
     "run.peer_timeout",
@@ -301,8 +302,11 @@ def line_of(row: dict) -> str:
     return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
-def _row_of(line: bytes) -> dict:
-    """A row of metrics.jsonl; `ValueError` where it is not what was written. Earlier versions wrote no checksum."""
+def row_of(line: bytes) -> dict:
+    """The row of a line that `line_of` made; `ValueError` where it is not what was written.
+
+    Earlier versions wrote no checksum.
+    """
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("no object")
@@ -342,7 +346,7 @@ def read_metrics(path: Path) -> list[dict]:
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or cut off
         try:
-            row = _row_of(line)
+            row = row_of(line)
             if type(row["schema"]) is not int or row["schema"] != SCHEMA:
                 raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
             if row["kind"] not in KINDS or type(row["step"]) is not int or row["step"] < 0:
