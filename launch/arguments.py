@@ -514,7 +514,7 @@ def probe() -> flags.Parser:
         "mot probe runs/digits-mot-smoke --what gradients,attention",
     )
     p.add_argument("run", type=as_path, help="a run directory")
-    p.add_argument("--steps", metavar=f"STEP[,STEP]|{ALL}", help="of which checkpoints; default the newest")
+    p.add_argument("--steps", metavar="STEP[,STEP]", help=f"of which checkpoints, or {ALL}; default the newest")
     p.add_argument("--what", metavar="KIND[,KIND]", help=f"{', '.join(PROBES)}; default all that the run has")
     _add_fetch(p)
     return p

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from mot import batches, sharding
-from mot.batches import Batch, Info
+from mot.batches import Info
 from mot.config import Config
 from mot.measures import states
 from mot.model import layers
@@ -31,9 +31,9 @@ class Mass(NamedTuple):
     queries_M: jax.Array
 
 
-def look(params: dict, batch: Batch, config: Config) -> Mass:
-    """The mass of a batch. Sums of several batches add up."""
-    xs, context = states.enter(params, batch, config)
+def watch(context: Context) -> states.Watch:
+    """Finds the `Mass` of a batch. Sums of several batches add up."""
+    config = context.config
     rules = config.mesh.rules
     info = _whole([group.tokens.info for group in context.groups], rules)
     stream_BT = end_to_end([_streams(group, context) for group in context.groups])
@@ -43,8 +43,10 @@ def look(params: dict, batch: Batch, config: Config) -> Mass:
         q_BTNH, k_BTKH = (_whole([part[i] for part in qkv], rules) for i in (0, 1))
         return shares(q_BTNH, k_BTKH, info, stream_BT, len(config.streams))
 
-    found = states.of_layers(see, params, xs, context)
-    return Mass(found.mass_LKMM, found.uniform_MM[0], found.queries_M[0])  # these two are the same in all layers
+    def tell(found: Mass, _) -> Mass:
+        return Mass(found.mass_LKMM, found.uniform_MM[0], found.queries_M[0])  # these two are the same in all layers
+
+    return states.Watch(see, tell)
 
 
 def _whole(parts: list, rules: dict[str, str]):

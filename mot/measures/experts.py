@@ -10,11 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mot.batches import Batch
 from mot.config import Config
-from mot.measures.states import NOISE
-from mot.model import transformer
-from mot.objectives import losses
+from mot.measures import states
 
 
 class Loads(NamedTuple):
@@ -24,11 +21,16 @@ class Loads(NamedTuple):
     load_LME: jax.Array
 
 
-def look(params: dict, batch: Batch, config: Config) -> dict[str, Loads]:
-    """The loads of a batch, by `component/tower`."""
-    noised = losses.noised(batch, config, NOISE)
-    routing = transformer.forward(params, noised.batch, config).routing
-    return {name: Loads(report.tokens_BM.sum(1), report.load_BME.sum(1)) for name, report in routing.items()}
+def watch(_) -> states.Watch:
+    """Finds the `Loads` of a batch, by `component/tower`."""
+
+    def see(_):
+        return ()
+
+    def tell(_, reports):
+        return {name: Loads(report.tokens_BM.sum(1), report.load_BME.sum(1)) for name, report in reports.items()}
+
+    return states.Watch(see, tell)
 
 
 def shares(tokens_M: np.ndarray, load_ME: np.ndarray) -> np.ndarray:
@@ -58,7 +60,7 @@ def used(load_E: np.ndarray) -> float:
 
 def numbers(found: Mapping[str, Loads], config: Config) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """`experts/{component/tower}/share/{modality}/{layer}`, `.../overlap/{layer}`, a mean over pairs of modalities, and
-    `.../used/{modality}/{layer}`. A tower of one modality has `used` alone. Arrays: the sums of `look`."""
+    `.../used/{modality}/{layer}`. A tower of one modality has `used` alone. Arrays: the sums of `Loads`."""
     layers = [i for i, stack in enumerate(config.stacks) if stack == "sparse"]
     result, arrays = {}, {}
     for name, loads in found.items():

@@ -16,7 +16,7 @@ from mot import sharding
 from mot.batches import Batch
 from mot.config import Config
 from mot.measures import states
-from mot.model.context import Context, Group
+from mot.model.context import Context
 
 TOKENS = 1024  # of a modality, of all batches together, that probe and components look at
 DOCUMENTS = 512  # of a batch, that are compared as pairs
@@ -27,15 +27,17 @@ DRAW = 0  # seed of which tokens and documents are looked at: the same whatever 
 
 def residuals(params: dict, batch: Batch, config: Config) -> list[jax.Array]:
     """What leaves each block, `[L, R, D]` for each group of streams; padding's rows are 0."""
-    xs, context = states.enter(params, batch, config)
 
-    def see(layer: states.Layer):
-        return [
-            jnp.where(group.tokens.segment.reshape(-1, 1) != 0, x_RD, 0)
-            for x_RD, group in zip(layer.after, context.groups, strict=True)
-        ]
+    def watch(context: Context) -> states.Watch:
+        def see(layer: states.Layer) -> list[jax.Array]:
+            return [
+                jnp.where(group.tokens.segment.reshape(-1, 1) != 0, x_RD, 0)
+                for x_RD, group in zip(layer.after, context.groups, strict=True)
+            ]
 
-    return states.of_layers(see, params, xs, context)
+        return states.Watch(see, lambda found, _: found)
+
+    return states.look(params, batch, config, {"residuals": watch})["residuals"]
 
 
 # --- on the device: what is needed of all tokens, and a sample of them ------------------------------------------------
@@ -58,38 +60,41 @@ class _Rows(NamedTuple):
     modality_R: jax.Array
     real_R: jax.Array
     document_R: jax.Array  # row and segment as one number
+    slot_R: jax.Array  # which of the documents of several modalities it is; their number = none
 
 
-def look(params: dict, batch: Batch, config: Config, tokens: int) -> list[Cloud]:
-    """The clouds of all modalities in a batch, with so many sampled tokens each at most."""
-    xs, context = states.enter(params, batch, config)
-    rows = [_rows(group, context) for group in context.groups]
-    slots, documents = _slots(rows, context)
-    groups = [_groups(m, context) for m in range(len(config.modalities))]
-    chosen = [_chosen(_joined([rows[i] for i in own]), m, tokens) for m, own in enumerate(groups)]
+def watch(context: Context, tokens: int) -> states.Watch:
+    """Finds the clouds of all modalities in a batch, with so many sampled tokens each at most."""
+    rows, documents = _rows(context)
+    modalities = range(len(context.config.modalities))
+    groups = [_groups(m, context) for m in modalities]  # of each modality
+    own = [_joined([rows[i] for i in groups[m]]) for m in modalities]
+    mine = [own[m].real_R & (own[m].modality_R == m) for m in modalities]
+    sampled = [_sample(mine[m], m, tokens) for m in modalities]
 
-    def see(layer: states.Layer):
-        return [of_one(m, jnp.concatenate([layer.after[i] for i in own])) for m, own in enumerate(groups)]
+    def of_documents(x, m: int) -> jax.Array:
+        return jnp.zeros((documents + 1, *x.shape[1:])).at[own[m].slot_R].add(x)[:-1]
 
-    def of_one(m, x_RD):
-        own = groups[m]
-        mine = _joined([rows[i] for i in own])
-        mine_R1 = (mine.real_R & (mine.modality_R == m))[:, None]
-        x_RD = jnp.where(mine_R1, x_RD.astype(jnp.float32), 0)
+    def of_modality(m: int, layer: states.Layer) -> tuple[jax.Array, ...]:
+        x_RD = jnp.concatenate([layer.after[i] for i in groups[m]]).astype(jnp.float32)
+        x_RD = jnp.where(mine[m][:, None], x_RD, 0)
         length_R1 = jnp.linalg.norm(x_RD, axis=-1, keepdims=True)
-        slot_R = jnp.concatenate([slots[i] for i in own])
-        sum_PD = jnp.zeros((documents + 1, x_RD.shape[1])).at[slot_R].add(x_RD)[:-1]
-        return (x_RD / jnp.where(length_R1 > 0, length_R1, 1)).sum(0), x_RD[chosen[m][0]], sum_PD
+        unit_D = (x_RD / jnp.where(length_R1 > 0, length_R1, 1)).sum(0)
+        return unit_D, x_RD[sampled[m][0]], of_documents(x_RD, m)
 
-    found = states.of_layers(see, params, xs, context)
-    clouds = []
-    for m, (own, (unit_LD, x_LRD, sum_LPD)) in enumerate(zip(groups, found, strict=True)):
-        mine = _joined([rows[i] for i in own])
-        mine_R = mine.real_R & (mine.modality_R == m)
-        slot_R = jnp.concatenate([slots[i] for i in own])
-        count_P = jnp.zeros(documents + 1).at[slot_R].add(mine_R.astype(jnp.float32))[:-1]
-        clouds.append(Cloud(unit_LD, mine_R.sum(), x_LRD, chosen[m][1], sum_LPD, count_P))
-    return clouds
+    def see(layer: states.Layer) -> list[tuple[jax.Array, ...]]:
+        return [of_modality(m, layer) for m in modalities]
+
+    def tell(found: list[tuple[jax.Array, ...]], _) -> list[Cloud]:
+        clouds = []
+        for m, (unit_LD, x_LRD, sum_LPD) in enumerate(found):
+            place_R, is_there_R = sampled[m]
+            document_R = jnp.where(is_there_R, own[m].document_R[place_R], -1)
+            count_P = of_documents(mine[m].astype(jnp.float32), m)
+            clouds.append(Cloud(unit_LD, mine[m].sum(), x_LRD, document_R, sum_LPD, count_P))
+        return clouds
+
+    return states.Watch(see, tell)
 
 
 def _groups(m: int, context: Context) -> list[int]:
@@ -101,46 +106,42 @@ def _groups(m: int, context: Context) -> list[int]:
     return [i for i in found if streams[context.groups[i].streams[0]].width == width]
 
 
-def _sizes(context: Context) -> tuple[int, int]:
-    """B and T of whole rows."""
+def _rows(context: Context) -> tuple[list[_Rows], int]:
+    """Each group's tokens as its residual has them; and P, how many documents of several modalities there may be.
+
+    With `context` parts of rows come first.
+    """
     parts = sharding.shard_count(("length",), context.config.mesh.rules)
     B = context.row.q.position.shape[0] // parts
-    return B, context.row.q.position.size // B
-
-
-def _rows(group: Group, context: Context) -> _Rows:
-    """A group's tokens as its residual has them: with `context` parts of rows come first."""
-    B, T = _sizes(context)
-    segment_BC = group.tokens.segment
-    row_B1 = jnp.arange(segment_BC.shape[0])[:, None] % B
-    document_BC = row_B1 * (T + 1) + segment_BC  # a row of T tokens has T documents at most
-    return _Rows(group.modality.reshape(-1), segment_BC.reshape(-1) != 0, document_BC.reshape(-1))
+    T = context.row.q.position.size // B
+    rows = []
+    for group in context.groups:
+        segment_BC = group.tokens.segment
+        row_B1 = jnp.arange(segment_BC.shape[0])[:, None] % B
+        document_R = (row_B1 * (T + 1) + segment_BC).reshape(-1)  # a row of T tokens has T documents at most
+        rows.append(_Rows(group.modality.reshape(-1), segment_BC.reshape(-1) != 0, document_R, document_R))
+    slot_I, P = _slots(_joined(rows), len(context.config.modalities), B * (T + 1))
+    return [row._replace(slot_R=jnp.where(row.real_R, slot_I[row.document_R], P)) for row in rows], P
 
 
 def _joined(rows: Sequence[_Rows]) -> _Rows:
     return jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
 
 
-def _slots(groups: Sequence[_Rows], context: Context) -> tuple[list[jax.Array], int]:
-    """Which of P documents each token is of, by group, P = none; and P. They have several modalities; by lot."""
-    B, T = _sizes(context)
-    rows = _joined(groups)
-    present_MI = jnp.zeros((len(context.config.modalities), B * (T + 1)), bool)
-    present_MI = present_MI.at[rows.modality_R, rows.document_R].max(rows.real_R)
-    lot_I = jax.random.uniform(jax.random.key(DRAW), present_MI.shape[1:])
-    best_P, place_P = jax.lax.top_k(jnp.where(present_MI.sum(0) > 1, lot_I, -1.0), min(DOCUMENTS, len(lot_I)))
+def _slots(rows: _Rows, modalities: int, documents: int) -> tuple[jax.Array, int]:
+    """By document its number among P documents of several modalities, by lot, P = none of them; and P."""
+    present_MI = jnp.zeros((modalities, documents), bool).at[rows.modality_R, rows.document_R].max(rows.real_R)
+    lot_I = jax.random.uniform(jax.random.key(DRAW), (documents,))
+    best_P, place_P = jax.lax.top_k(jnp.where(present_MI.sum(0) > 1, lot_I, -1.0), min(DOCUMENTS, documents))
     P = len(best_P)
-    slot_I = jnp.full(lot_I.shape, P).at[place_P].set(jnp.where(best_P >= 0, jnp.arange(P), P))
-    slot_R = jnp.where(rows.real_R, slot_I[rows.document_R], P)
-    return jnp.split(slot_R, np.cumsum([len(group.real_R) for group in groups])[:-1]), P
+    return jnp.full(documents, P).at[place_P].set(jnp.where(best_P >= 0, jnp.arange(P), P)), P
 
 
-def _chosen(rows: _Rows, m: int, tokens: int) -> tuple[jax.Array, jax.Array]:
-    """Some tokens of a modality by lot: their places, and their documents, -1 where there were fewer."""
-    lot_R = jax.random.uniform(jax.random.fold_in(jax.random.key(DRAW), m), rows.real_R.shape)
-    mine_R = rows.real_R & (rows.modality_R == m)
+def _sample(mine_R, m: int, tokens: int) -> tuple[jax.Array, jax.Array]:
+    """The places of some tokens of modality m, by lot; and which of these are any, where there are fewer."""
+    lot_R = jax.random.uniform(jax.random.fold_in(jax.random.key(DRAW), m), mine_R.shape)
     best, place = jax.lax.top_k(jnp.where(mine_R, lot_R, -1.0), min(tokens, len(lot_R)))
-    return place, jnp.where(best >= 0, rows.document_R[place], -1)
+    return place, best >= 0
 
 
 # --- on the host: what is told of them --------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
-"""What the layers of a model read and leave, for measures that look into it: the model itself is as it trains."""
+"""What the layers of a model read and leave, for measures that look into it: the model itself is as it trains.
+
+Several measures look at one pass of a batch: each gives a `Watch`.
+"""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mot.batches import Batch
 from mot.config import Config
@@ -24,7 +28,18 @@ class Layer(NamedTuple):
     number: int
 
 
-def enter(params: dict, batch: Batch, config: Config) -> tuple[list[jax.Array], Context]:
+class Watch(NamedTuple):
+    """A measure's look at a pass."""
+
+    see: Callable[[Layer], Any]  # what it keeps of a layer, a tree of arrays
+    tell: Callable[[Any, layers.Reports], Any]  # what it finds, of what it kept with a leading axis of layers, and of
+    # the routers' reports
+
+
+Watching = Callable[[Context], Watch]
+
+
+def _enter(params: dict, batch: Batch, config: Config) -> tuple[list[jax.Array], Context]:
     """What enters the first layer: the groups' residuals, and what every layer sees. Vectors are noised."""
     # Unrolled, as of a scan's layers only the last of a period says something; parameters are the same.
     model = dataclasses.replace(config.model, scan=False, remat="none")
@@ -33,11 +48,17 @@ def enter(params: dict, batch: Batch, config: Config) -> tuple[list[jax.Array], 
     return transformer.enter(params, noised, config, None, False, None)
 
 
-def of_layers(see: Callable[[Layer], Any], params: dict, xs: list[jax.Array], context: Context) -> Any:
-    """What `see` says of each layer, a tree of arrays, with a leading axis of layers; `xs` and `context` of `enter`."""
+def look(params: dict, batch: Batch, config: Config, watching: Mapping[str, Watching]) -> dict[str, Any]:
+    """What each measure finds in one pass of a batch, by name."""
+    xs, context = _enter(params, batch, config)
+    watches = {name: watch(context) for name, watch in watching.items()}
 
     def layer(before, weights, number):
-        after, _, kv = layers.block(before, weights, number, context)
-        return after, see(Layer(before, after, weights, number)), kv
+        after, reports, _ = layers.block(before, weights, number, context)
+        passed = Layer(before, after, weights, number)
+        # In the place of keys and values, which `stack` hands out layer by layer.
+        return after, reports, {name: watch.see(passed) for name, watch in watches.items()}
 
-    return transformer.stack(layer, params["blocks"], xs, context.config, False)[1]
+    _, reports, of_layers = transformer.stack(layer, params["blocks"], xs, context.config, False)
+    kept = jax.tree.map(lambda *x: jnp.stack(x), *of_layers)
+    return {name: watch.tell(kept[name], reports) for name, watch in watches.items()}

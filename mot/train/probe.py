@@ -5,11 +5,13 @@ numbers can be followed over training; gradients are of the first batch alone.
 """
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mot import optim, sharding
 from mot.batches import Batch
@@ -17,7 +19,7 @@ from mot.config import Config
 from mot.console import phase
 from mot.data.mixture import Sources
 from mot.data.pipeline import nothing
-from mot.measures import attention, experts, gradients, representation
+from mot.measures import attention, experts, gradients, representation, states
 from mot.model import params
 from mot.objectives import losses
 from mot.runs import lock, probed, rundir, written
@@ -28,7 +30,6 @@ from mot.train.signals import Interrupted
 from mot.train.state import State, state_shardings
 from mot.train.step import make_gradients
 
-Measure = Callable[[State, Sequence[Batch], Callable[[], None]], Found]  # the last is called between two programs
 Probe = Callable[[State, Collection[str]], dict[str, Found]]
 
 
@@ -72,18 +73,22 @@ def make_probe(
     between: Callable[[], None] = nothing,
 ) -> Probe:
     """`(state, kinds) ->` what is measured of it, by kind. Batches are packed, and programs compiled, when they are
-    needed first. `sources` is the number of the training data's. Every process of a run calls it."""
+    needed first. `between` is called before each. `sources` is the number of the training data's. Every process of a
+    run calls it."""
 
     @functools.cache
     def batches() -> list[Batch]:
         return evaluate.held_out(config, held_out, mesh, say)[0]
 
-    @functools.cache
-    def measure(kind: str) -> Measure:
-        return MEASURES[kind](config, sources, mesh)
+    of_gradients = functools.cache(functools.partial(make_gradients_probe, config, sources, mesh))
+    of_passes = functools.cache(functools.partial(_make_passes_probe, config, mesh))
 
     def probe(state: State, what: Collection[str]) -> dict[str, Found]:
-        return {kind: measure(kind)(state, batches(), between) for kind in what}
+        found = {"gradients": of_gradients()(state, batches()[0], between)} if "gradients" in what else {}
+        passes = tuple(kind for kind in what if kind != "gradients")
+        if passes:
+            found |= of_passes(passes)(state, batches(), between)
+        return {kind: found[kind] for kind in what}
 
     return probe
 
@@ -113,84 +118,73 @@ def in_training(probe: Probe, config: Config, path: Path, say: Callable[[str], N
     return at
 
 
-# --- how each kind is measured ---------------------------------------------------------------------------------------
+# --- how they are measured -------------------------------------------------------------------------------------------
 
 
-def _gradients(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Measure:
-    """A backward pass for each modality, one after another, of the parameters that train: as in a step, in microbatches
-    and with its noise."""
-    plain = gradients.without_routers(config)
-    of_loss = make_gradients(plain, sources)
+def make_gradients_probe(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Callable[..., Found]:
+    """`(state, batch, between) ->` how the modalities' gradients of the parameters that train agree.
 
-    def one(state: State, batch: Batch, m) -> dict:
-        trained, frozen = params.split(state.params, optim.trainable(config))
+    A backward pass for each modality, one after another; as in a step, in microbatches and with its noise.
+    """
+    of_loss = make_gradients(gradients.without_routers(config), sources)
+    is_trained = optim.trainable(config)
+
+    def one(state: State, batch: Batch, m: jax.Array) -> dict:
+        trained, frozen = params.split(state.params, is_trained)
         alone = gradients.of_modality(batch, m, config)
         return of_loss(state, trained, frozen, alone, losses.totals(batch, config))[1]
 
-    places, _ = params.split(state_shardings(config, mesh).params, optim.trainable(config))
+    places, _ = params.split(state_shardings(config, mesh).params, is_trained)
     one = jax.jit(one, out_shardings=places)
     products = jax.jit(functools.partial(gradients.products, config=config), out_shardings=sharding.replicated(mesh))
 
-    def measure(state: State, batches: Sequence[Batch], between: Callable[[], None]) -> Found:
+    def measure(state: State, batch: Batch, between: Callable[[], None]) -> Found:
         of_modalities = []
         for m in range(len(config.modalities)):
             between()
-            of_modalities.append(one(state, batches[0], jnp.int32(m)))
+            of_modalities.append(one(state, batch, jnp.int32(m)))
         found = jax.device_get(products(of_modalities))
         arrays = {f"{path}_LMM": x for path, x in found.items()}
-        return Found(gradients.numbers(found, config), arrays | {"modalities": list(config.modalities)})
+        return Found(gradients.numbers(found, config), arrays | {"modalities": np.array(config.modalities)})
 
     return measure
 
 
-def _representation(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Measure:
+def _make_passes_probe(config: Config, mesh: jax.sharding.Mesh, what: Sequence[str]) -> Callable[..., dict[str, Found]]:
+    """`(state, batches, between) ->` what is seen in passes of the batches, by kind, all in one program."""
     tokens = -(-representation.TOKENS // config.run.eval_batches)
-    look = _looking(functools.partial(representation.look, config=config, tokens=tokens), mesh)
+    watching: dict[str, states.Watching] = {
+        "representation": functools.partial(representation.watch, tokens=tokens),
+        "attention": attention.watch,
+        "experts": experts.watch,
+    }
+    look = functools.partial(states.look, config=config, watching={kind: watching[kind] for kind in what})
+    look = jax.jit(look, out_shardings=sharding.replicated(mesh))
 
-    def measure(state: State, batches: Sequence[Batch], between: Callable[[], None]) -> Found:
-        clouds = representation.joined(list(look(state, batches, between)))
-        return Found(*representation.numbers(clouds, config))
-
-    return measure
-
-
-def _attention(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Measure:
-    look = _looking(functools.partial(attention.look, config=config), mesh)
-
-    def measure(state: State, batches: Sequence[Batch], between: Callable[[], None]) -> Found:
-        return Found(*attention.numbers(_added(look(state, batches, between)), config))
-
-    return measure
-
-
-def _experts(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Measure:
-    look = _looking(functools.partial(experts.look, config=config), mesh)
-
-    def measure(state: State, batches: Sequence[Batch], between: Callable[[], None]) -> Found:
-        return Found(*experts.numbers(_added(look(state, batches, between)), config))
-
-    return measure
-
-
-MEASURES: Mapping[str, Callable[[Config, int, jax.sharding.Mesh], Measure]] = {
-    "gradients": _gradients,
-    "representation": _representation,
-    "attention": _attention,
-    "experts": _experts,
-}
-
-
-def _looking(look: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """What `look(params, batch)` finds in each batch, on the host; of the averaged parameters where there are such."""
-    program = jax.jit(look, out_shardings=sharding.replicated(mesh))
-
-    def each(state: State, batches: Sequence[Batch], between: Callable[[], None]):
+    def measure(state: State, batches: Sequence[Batch], between: Callable[[], None]) -> dict[str, Found]:
+        found = []
         for batch in batches:
             between()
-            yield jax.device_get(program(state.ema or state.params, batch))
+            found.append(jax.device_get(look(state.ema or state.params, batch)))
+        return {kind: TELL[kind]([of_batch[kind] for of_batch in found], config) for kind in what}
 
-    return each
+    return measure
 
 
-def _added(found):
-    return functools.reduce(lambda a, b: jax.tree.map(lambda x, y: x + y, a, b), found)
+def _added(found: Sequence) -> Any:
+    return jax.tree.map(lambda *x: np.sum(x, axis=0, dtype=np.float64), *found)
+
+
+def _of_clouds(found: Sequence[list[representation.Cloud]], config: Config) -> Found:
+    return Found(*representation.numbers(representation.joined(found), config))
+
+
+def _of_masses(found: Sequence[attention.Mass], config: Config) -> Found:
+    return Found(*attention.numbers(_added(found), config))
+
+
+def _of_loads(found: Sequence[dict[str, experts.Loads]], config: Config) -> Found:
+    return Found(*experts.numbers(_added(found), config))
+
+
+TELL = {"representation": _of_clouds, "attention": _of_masses, "experts": _of_loads}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mot.batches import Info
-from mot.measures import attention
+from mot.measures import attention, states
 from mot.model import params
 from tests.oracles import reference
 from tests.support import examples, vectors
@@ -67,7 +67,7 @@ def test_memory_is_bounded_by_chunks():
 
 
 def told(c, weights, batch):
-    found = jax.device_get(jax.jit(lambda w: attention.look(w, batch, c))(weights))
+    found = jax.device_get(jax.jit(lambda w: states.look(w, batch, c, {"it": attention.watch})["it"])(weights))
     return attention.numbers(found, c)
 
 

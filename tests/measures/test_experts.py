@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mot.config import resolve
-from mot.measures import experts
+from mot.measures import experts, states
 from tests.support import examples
 
 
@@ -35,7 +35,9 @@ def test_how_many_experts_are_used():
 
 def told(c, batch):
     weights = examples.weights(c)
-    return experts.numbers(jax.device_get(jax.jit(lambda w: experts.look(w, batch, c))(weights)), c)
+    return experts.numbers(
+        jax.device_get(jax.jit(lambda w: states.look(w, batch, c, {"it": experts.watch})["it"])(weights)), c
+    )
 
 
 def test_a_shared_tower_is_measured_in_the_layers_that_have_experts():

@@ -1,14 +1,20 @@
 """Gap, CKA, linear probe and components: what is known of clouds beforehand, and slow oracles in numpy."""
 
+import functools
 import itertools
 
 import jax
 import numpy as np
 import pytest
 
-from mot.measures import representation
+from mot.measures import representation, states
 from mot.measures.representation import Cloud
 from tests.support import examples, vectors
+
+
+def look(weights, batch, c, tokens):
+    watching = {"it": functools.partial(representation.watch, tokens=tokens)}
+    return states.look(weights, batch, c, watching)["it"]
 
 
 def cloud(n=64, d=8, seed=0):
@@ -133,7 +139,7 @@ def test_clouds_hold_what_loops_over_tokens_find(arch):
     c, batch = examples.make(arch, attention="reference"), examples.batch(rows=3)
     weights = examples.weights(c)
     states, kind, segment = whole(c, batch, weights)
-    clouds = representation.joined([jax.jit(lambda w: representation.look(w, batch, c, 1000))(weights)])
+    clouds = representation.joined([jax.jit(lambda w: look(w, batch, c, 1000))(weights)])
     for m, found in enumerate(clouds):
         own = [(b, t) for b, t in np.ndindex(kind.shape) if kind[b, t] == m and segment[b, t]]
         assert found.count == len(own)
@@ -160,9 +166,9 @@ def test_clouds_hold_what_loops_over_tokens_find(arch):
 
 def test_a_sample_is_bounded_and_the_same_tokens_whatever_the_weights():
     c, batch = examples.make("dense", attention="reference"), examples.batch(rows=3)
-    look = jax.jit(lambda w: representation.look(w, batch, c, 5))
-    one = look(examples.weights(c))
-    other = look(jax.tree.map(lambda x: 2 * x, examples.weights(c)))
+    of_weights = jax.jit(lambda w: look(w, batch, c, 5))
+    one = of_weights(examples.weights(c))
+    other = of_weights(jax.tree.map(lambda x: 2 * x, examples.weights(c)))
     for a, b in zip(one, other, strict=True):
         assert a.x_LRD.shape[1] == 5
         np.testing.assert_array_equal(a.document_R, b.document_R)
@@ -215,7 +221,7 @@ def test_an_absent_modality_is_left_out():
 def test_streams_of_vectors_are_looked_at_too(width):
     c = vectors.make("mot", width, attention="reference")
     batch = vectors.batch(c)
-    clouds = representation.joined([jax.jit(lambda w: representation.look(w, batch, c, 16))(vectors.weights(c))])
+    clouds = representation.joined([jax.jit(lambda w: look(w, batch, c, 16))(vectors.weights(c))])
     found, _ = representation.numbers(clouds, c)
     assert np.isfinite([*found.values()]).all()
     assert ("representation/gap/text/image/0" in found) == (width == 16)

@@ -180,7 +180,7 @@ def test_a_probe_that_fails_leaves_training_alone(trained, tmp_path, one_device,
     def broken(*_):
         raise RuntimeError("no memory left")
 
-    monkeypatch.setitem(probe.MEASURES, "gradients", broken)
+    monkeypatch.setattr(probe, "make_gradients_probe", broken)
     path = loop.run(smoke(tmp_path, ARCH, **SETTINGS), devices=one_device)
     said = capsys.readouterr().err
     assert "ALARM: step 2 was not probed (RuntimeError: no memory left); training goes on" in said
@@ -229,7 +229,7 @@ def judged(config, mesh, held_out, sources):
     """The scalar products that are measured of a first state, and those of the whole loss's gradient with itself."""
     state = jax.jit(lambda: init_state(config))()
     batches, _ = evaluate.held_out(config, held_out, mesh)
-    found = probe.MEASURES["gradients"](config, sources, mesh)(state, batches, probe.nothing)
+    found = probe.make_gradients_probe(config, sources, mesh)(state, batches[0], probe.nothing)
 
     @jax.jit
     def whole(state, batch):
