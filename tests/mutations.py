@@ -808,13 +808,6 @@ MUTATIONS = (
         "rate_ME = load_ME / 1.0",
         "tests/measures/test_experts.py",
     ),
-    Mutation(
-        "context: merged streams lose their order",
-        "mot/model/transformer.py",
-        "by_stream = dict(zip(streams, by_stream, strict=True))",
-        "by_stream = dict(zip(sorted(streams), by_stream, strict=True))",
-        "tests/measures/test_meshes.py",
-    ),
 )
 
 

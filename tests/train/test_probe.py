@@ -247,6 +247,7 @@ def test_with_noise_microbatches_and_frozen_parts_they_add_up(tmp_path, accumula
     tree = transfusion.get_config("arch=dense,size=smoke").unlock()
     tree.run.update(root=str(tmp_path), eval_batches=1)
     tree.data.batch = 4
+    tree.objective.per = "all"  # a modality's own total is another one
     tree.optim.update(accumulate=accumulate, freeze="text.ffn")
     config, training, held_out = restore.open_data(resolve(tree, embedded.faults))
     mesh = sharding.make_mesh(config, jax.devices()[:2])
