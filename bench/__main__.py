@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from bench import data, processes, sampling, saves, search
+from bench import data, probes, processes, sampling, saves, search
 from configs import archs, base, digits
 from launch import cores, process
 from mot import batches, optim, sharding
@@ -374,6 +374,8 @@ def main():
             "reported",
         )
     for figure, (value, bar) in search.figures().items():
+        add(figure, value, bar)
+    for figure, (value, bar) in probes.figures().items():
         add(figure, value, bar)
     share, equal = counted_flops()
     add("counted FLOPs / compiler's", f"{share:.4f}", "0.98 to 1.02")

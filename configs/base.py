@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.run = dict(root="runs", name="run", steps=1000, flops=0.0, eval_every=100, eval_batches=8)
     c.run.update(save_every=500, save_minutes=0.0, keep=3, keep_every=0, keep_best="")
-    c.run.update(check_every=0, hang_timeout=3600.0, peer_timeout=60.0, trackers="", role="fit")
+    c.run.update(probe_every=0, check_every=0, hang_timeout=3600.0, peer_timeout=60.0, trackers="", role="fit")
     c.streams = ConfigDict()  # the experiment's: `stream(...)` by name
     c.towers = ConfigDict()  # the experiment's: configs/archs.py
     c.attn = ConfigDict()  # the experiment's: `sets()` by tower

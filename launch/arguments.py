@@ -20,7 +20,18 @@ from launch.process import typed
 from launch.targets import job
 from mot.config import Config, ConfigError, load, modalities
 from mot.config.modalities import Modality, Option
-from mot.config.options import ACCEPTED, ANY, DROP_DOCUMENT, DROP_MEDIUM, EXAMPLE, FORMATS, SOLVERS, VARIED, Settings
+from mot.config.options import (
+    ACCEPTED,
+    ANY,
+    DROP_DOCUMENT,
+    DROP_MEDIUM,
+    EXAMPLE,
+    FORMATS,
+    PROBES,
+    SOLVERS,
+    VARIED,
+    Settings,
+)
 from mot.config.varied import flat, put, varies
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
@@ -31,6 +42,7 @@ from mot.prepare import asked
 SETTINGS = {"discrete": "digits.py", "chameleon": "chameleon.py", "transfusion": "transfusion.py"}  # of configs/
 OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decides
 MOST_RUNS = 1024
+ALL = "all"  # checkpoints of a run
 STATUS = "status"  # in place of a sweep: how far one is
 UNPROMPTED = 4  # documents, where nothing is asked for
 TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
@@ -100,6 +112,8 @@ def _refuse(command: str, options, overrides: dict[str, str], judged: Config | N
         refusals.evaluation(options, overrides, judged)
     elif command == "replay":
         refusals.replay(options)
+    elif command == "probe":
+        refusals.probe(options, *probed(options))
     elif command == "sample":
         refusals.sampling(options.run, options.step, asked_of(options))
     elif command == "report":
@@ -494,6 +508,43 @@ def replay() -> flags.Parser:
     return p
 
 
+def probe() -> flags.Parser:
+    p = flags.parser(
+        "probe",
+        "Measures how modalities compete inside a run's checkpoints: how their gradients agree, how far apart they\n"
+        "lie, who attends to whom, who uses which experts. It is written into the run's probes.jsonl and probes/.",
+        "mot probe runs/digits-mot-smoke --what gradients,attention",
+    )
+    p.add_argument("run", type=as_path, help="a run directory")
+    p.add_argument("--steps", metavar="STEP[,STEP]", help=f"of which checkpoints, or {ALL}; default the newest")
+    p.add_argument("--what", metavar="KIND[,KIND]", help=f"{', '.join(PROBES)}; default all that the run has")
+    _add_fetch(p)
+    return p
+
+
+def probed(options) -> tuple[list[int] | None, list[str]]:
+    """The steps that a command line of `mot probe` names, None = all, and the kinds; none where it names none.
+
+    `UserError` for what is no step, and no kind.
+    """
+    what = [kind.strip() for kind in options.what.split(",")] if options.what is not None else []
+    for kind in what:
+        if kind not in PROBES:
+            raise UserError(
+                f"--what={options.what}: {kind!r} is no kind of probe; allowed: {', '.join(PROBES)}, with commas "
+                f"between{load.asked(kind, PROBES) or '; write one of these'}"
+            )
+    if options.steps == ALL:
+        return None, what
+    words = [word.strip() for word in options.steps.split(",")] if options.steps is not None else []
+    if not all(re.fullmatch(r"\d{1,9}", word, re.ASCII) for word in words):
+        raise UserError(
+            f"--steps={options.steps}: must be whole numbers with commas between, or {ALL}; `mot checkpoint list "
+            f"{options.run}` shows which there are"
+        )
+    return sorted({int(word) for word in words}), what
+
+
 def sample() -> flags.Parser:
     p = flags.parser(
         "sample",
@@ -795,6 +846,7 @@ PARSERS = {
     "config": config,
     "evaluate": evaluate,
     "replay": replay,
+    "probe": probe,
     "sample": sample,
     "list": list_checkpoints,
     "verify": verify_checkpoints,

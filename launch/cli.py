@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": "train every row of a list of configurations; what it would cost; how far it is",
     "evaluate": "held-out losses of a run",
     "replay": "one step of a run again: every leaf's gradient, every document's loss",
+    "probe": "how modalities compete inside a run: gradients, representation, attention, experts",
     "sample": "pictures, text and interleaved documents from a run",
     "checkpoint": "list, verify, show or compare the checkpoints of runs",
     "data": "prepare a dataset from your files, or inspect one",

@@ -6,7 +6,6 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -20,8 +19,7 @@ from mot.config import Config, load, resolve
 from mot.console import phase
 from mot.errors import UserError
 from mot.files import write_atomically
-from mot.model import layers, transformer
-from mot.objectives import losses
+from mot.measures import representation
 from mot.train import evaluate, restore
 from mot.train.memory import too_large
 from mot.train.state import init_state
@@ -71,22 +69,6 @@ def built(tree: ConfigDict, width: int, transfer: str) -> Config:
     return config
 
 
-def residuals(params: dict, batch: Batch, config: Config) -> list[jax.Array]:
-    """What leaves each block, `[L, R, D]` for each group of streams; padding's rows are 0."""
-    noised = losses.noised(batch, config, 0).batch
-    xs, context = transformer.enter(params, noised, config, None, False, None)
-
-    def block(xs, w, number):
-        xs, _, kv = layers.block(xs, w, number, context)
-        rows = [
-            jnp.where(group.tokens.segment.reshape(-1, 1) != 0, x_RD, 0)
-            for x_RD, group in zip(xs, context.groups, strict=True)
-        ]
-        return xs, rows, kv
-
-    return transformer.stack(block, params["blocks"], xs, config, False)[1]
-
-
 def first_batch(tree: ConfigDict) -> tuple[ConfigDict, Batch, int]:
     """The configuration with every budget, its first held-out batch, and the number of its sources."""
     config, _, held_out = restore.open_data(flags.judged(tree))
@@ -109,7 +91,7 @@ def measure(config: Config, batch: Batch, sources: int, steps: Sequence[int]) ->
     with jax.set_mesh(mesh):
         state = jax.jit(partial(init_state, config))()
         step = jax.jit(make_step(config, sources))
-        look = jax.jit(partial(residuals, config=config))
+        look = jax.jit(partial(representation.residuals, config=config))
         for number in range(max(steps) + 1):
             if number in steps:
                 found.append(jax.device_get(look(state.params, batch)))

@@ -114,6 +114,16 @@ def replay(options: Any) -> None:
         raise UserError(f"--rows={options.rows}; must be 0, for all, or more")
 
 
+def probe(options: Any, steps: Sequence[int] | None, what: Sequence[str]) -> None:
+    """`steps`: None are all; else those of which each must be there."""
+    config = written.config_as_written(options.run)
+    known_data(options.run, config, options.fetch)
+    written.probes(options.run, config, what)
+    for step in steps or [None]:
+        written.saved(options.run, step)
+    folder(options.run / "probes", "the run directory")
+
+
 def report(options: Any) -> None:
     if options.watch:
         path = as_path(options.runs[0])

@@ -856,6 +856,42 @@ MUTATIONS = (
         "rows = rows[rows.step > 0]",
         "tests/scaling/test_within.py::test_lines_are_of_each_runs_newest_step_and_over_training_a_mean_over_layers",
     ),
+    # Measures of a checkpoint.
+    Mutation(
+        "gradients: a modality's loss is divided by its own total",
+        "mot/train/probe.py",
+        "alone, losses.totals(batch, config))[1]",
+        "alone, losses.totals(alone, config))[1]",
+        "tests/train/test_probe.py::test_with_noise_microbatches_and_frozen_parts_they_add_up",
+    ),
+    Mutation(
+        "gradients: a tower of one modality is compared",
+        "mot/measures/gradients.py",
+        "return [m for m, name in enumerate(config.modalities) if name in found]",
+        "return list(range(len(config.modalities)))",
+        "tests/measures/test_gradients.py",
+    ),
+    Mutation(
+        "representation: a document's mean is of all modalities",
+        "mot/measures/representation.py",
+        "x_RD = jnp.where(mine[m][:, None], x_RD, 0)",
+        "x_RD = jnp.where(own[m].real_R[:, None], x_RD, 0)",
+        "tests/measures/test_representation.py",
+    ),
+    Mutation(
+        "attention: padding counts as queries",
+        "mot/measures/attention.py",
+        "from_BQM = from_BQM * any_BQ[..., None]",
+        "from_BQM = from_BQM * 1",
+        "tests/measures/test_attention.py",
+    ),
+    Mutation(
+        "experts: a modality with more tokens has more experts",
+        "mot/measures/experts.py",
+        "rate_ME = load_ME / np.maximum(tokens_M, 1)[:, None]",
+        "rate_ME = load_ME / 1.0",
+        "tests/measures/test_experts.py",
+    ),
 )
 
 

@@ -22,6 +22,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
     for check, needs in (
         (_run, {"run"}),
         (_trackers, {"run"}),
+        (_probes, {"run", "streams"}),
         (_keep_best, {"run", "streams", "attn", "ffn", "data"}),
         (_streams, {"streams"}),
         (_towers, {"streams", "towers"}),
@@ -57,7 +58,7 @@ MOST_RULES = 100
 # By class of `schema.py` and key: what the value may be, whatever the others are. `mot config` shows it.
 VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0)
-    | dict.fromkeys(("flops", "save_minutes", "keep_every", "check_every"), AT_LEAST_0)
+    | dict.fromkeys(("flops", "save_minutes", "keep_every", "probe_every", "check_every"), AT_LEAST_0)
     | dict.fromkeys(("hang_timeout", "peer_timeout"), AT_LEAST_0)
     | {"role": ("fit", "validation", "test")},
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
@@ -148,6 +149,15 @@ def _trackers(c: "Sections") -> Iterator[Fault]:
         yield Fault("run.trackers", f"{name!r}: no such tracker; allowed: {', '.join(TRACKERS)}, or ''; {remedy}")
     if len(set(given)) < len(given):
         yield Fault("run.trackers", f"{c.run.trackers!r} names one twice; name each once")
+
+
+def _probes(c: "Sections") -> Iterator[Fault]:
+    """Probes compare modalities."""
+    if c.run.probe_every > 0 and len(c.modalities) < 2:
+        yield Fault(
+            "run.probe_every",
+            f"{c.run.probe_every}; probes compare modalities, and there is {', '.join(c.modalities)} alone; write 0",
+        )
 
 
 def _keep_best(c: "Sections") -> Iterator[Fault]:

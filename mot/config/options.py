@@ -27,6 +27,7 @@ ACCEPTED = {
     "data": "the run goes on in the other documents, at the same place of their endless stream",
 }
 TRACKERS = ("wandb", "trackio")  # of run.trackers: the packages, and mot's extras, have the same names
+PROBES = ("gradients", "representation", "attention", "experts")  # kinds of `mot probe`
 ANY = "any"  # of --draw: the model decides
 
 

@@ -22,6 +22,7 @@ ADDED = {
     "run.save_minutes": 0.0,
     "run.keep_every": 0,
     "run.keep_best": "",
+    "run.probe_every": 0,
     "run.check_every": 0,
     "run.hang_timeout": 3600.0,
     "run.peer_timeout": 60.0,

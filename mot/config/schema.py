@@ -257,6 +257,7 @@ class Run:
     keep: int  # how many of the newest checkpoints stay
     keep_every: int  # those of steps that this divides stay, too; 0 = none
     keep_best: str  # and the one whose held-out loss of this name is lowest, as loss/image; "" = none
+    probe_every: int  # steps between probes, which measure how modalities compete (`mot probe`); 0 = none
     check_every: int  # steps between comparisons of what devices hold twice, to notice faulty memory; 0 = none
     hang_timeout: float  # seconds after which a step or a phase that does not end ends the process; 0 = never
     peer_timeout: float  # seconds without a sign of life of another process of the run that end this one; 0 = never

@@ -84,9 +84,32 @@ def attention(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.
 
     Returns each group's `[R, D]`, the routers' reports, and the layer's keys and values where there is a cache.
     """
-    served = towers("attn", context)
+    qkv, routings, reports = _projected(xs, w, context)
+    outputs, kv = _attend(qkv, context)
+    rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
+    ys = {}
+    for tower in towers("attn", context):
+        own = [rows[i] for i in tower.groups]
+        if tower.name in routings:
+            own = experts.project_out(w[tower.name], own, tower, routings[tower.name], context)
+        else:
+            own = [ops.linear(o_RA, experts.flat_out(w[tower.name]["wo"])) for o_RA in own]
+        ys |= dict(zip(tower.groups, own, strict=True))
+    return [ys[i] for i in range(len(xs))], reports, kv
+
+
+def projected(xs: list[jax.Array], w: dict, number: jax.Array | int, context: Context) -> list[joint.QKV]:
+    """Each group's q, k and v as the attention of layer `number` takes them, for who looks at them; as in `block`."""
+    context = _inside(context, number)
+    return _projected(_pre_norm(xs, w, "attn", context), w["attn"], context)[0]
+
+
+def _projected(
+    xs: list[jax.Array], w: dict, context: Context
+) -> tuple[list[joint.QKV], dict[str, experts.Routing], Reports]:
+    """Each group's q, k and v; and of towers with experts what their routers chose, by tower, and their reports."""
     qkv, routings, reports = {}, {}, {}
-    for tower in served:
+    for tower in towers("attn", context):
         if _is_routed(w[tower.name]):
             routing = routings[tower.name] = experts.route(xs, w[tower.name], tower, "attn", context)
             flat, reports[f"attn/{tower.name}"] = experts.project_in(w[tower.name], tower, routing, context)
@@ -95,17 +118,7 @@ def attention(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.
         for i, parts in zip(tower.groups, flat, strict=True):
             q, k, v = _heads(w[tower.name], parts, context.groups[i].tokens, context.config.model)
             qkv[i] = (context.scaled(q, f"attn/{tower.name}/wq"), k, v)
-    outputs, kv = _attend([qkv[i] for i in range(len(xs))], context)
-    rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
-    ys = {}
-    for tower in served:
-        own = [rows[i] for i in tower.groups]
-        if tower.name in routings:
-            own = experts.project_out(w[tower.name], own, tower, routings[tower.name], context)
-        else:
-            own = [ops.linear(o_RA, experts.flat_out(w[tower.name]["wo"])) for o_RA in own]
-        ys |= dict(zip(tower.groups, own, strict=True))
-    return [ys[i] for i in range(len(xs))], reports, kv
+    return [qkv[i] for i in range(len(xs))], routings, reports
 
 
 def _attend(qkv: list[joint.QKV], context: Context) -> tuple[list[jax.Array], KV | None]:

@@ -48,8 +48,11 @@ def alike(config: Config, present: Sequence[str] | None = None) -> list[tuple[st
 def merge(batch: Batch, streams: Sequence[str], config: Config, T: int | None) -> Group:
     """Streams that are alike, merged; T as in `batches.document_order`."""
     merged = batches.merge(batch, streams, config, T)
-    per_token = (merged.tokens, merged.modality, {s: batch[s] for s in streams})
-    return Group(tuple(streams), *sharding.split_context(per_token, config.mesh.rules), merged.order, merged.back)
+    # As a list: JAX would sort a dict's keys, and `order` is of the streams in their own order.
+    per_token = (merged.tokens, merged.modality, [batch[s] for s in streams])
+    tokens, modality, by_stream = sharding.split_context(per_token, config.mesh.rules)
+    by_stream = dict(zip(streams, by_stream, strict=True))
+    return Group(tuple(streams), tokens, modality, by_stream, merged.order, merged.back)
 
 
 def forward(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 # start: from the command's begin to the loop's. lost: work after the checkpoint from which a run resumed. other: what
 # no other kind is, as writing the log.
-KINDS = ("start", "compile", "data", "step", "evaluation", "save", "lost", "other")
+KINDS = ("start", "compile", "data", "step", "evaluation", "probe", "save", "lost", "other")
 
 
 class Clock:

@@ -33,6 +33,7 @@ HOW_OFTEN = (
     "run.keep",
     "run.keep_every",
     "run.keep_best",
+    "run.probe_every",
     "run.check_every",
     "run.hang_timeout",
     "run.peer_timeout",
@@ -302,7 +303,10 @@ def line_of(row: dict) -> str:
 
 
 def row_of(line: bytes) -> dict:
-    """A row of metrics.jsonl; `ValueError` where it is not what was written. Earlier versions wrote no checksum."""
+    """The row of a line that `line_of` made; `ValueError` where it is not what was written.
+
+    Earlier versions wrote no checksum.
+    """
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("no object")

@@ -62,7 +62,7 @@ class Writer:
         if kind != "event":
             self.written.add((kind, step))
         row = {"schema": rundir.SCHEMA, "kind": kind, "step": step, "time": provenance.now()}
-        row |= {key: _as_json(value) for key, value in values.items()}
+        row |= {key: as_json(value) for key, value in values.items()}
         errors = [self.file.append(rundir.line_of(row).encode())]
         errors += [sink.write(kind, step, values) for sink in self.sinks]
         self._tell(next(filter(None, errors), None))
@@ -97,7 +97,7 @@ class Writer:
             sink.close()
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """JSON has no NaN and no infinity: these are text."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 

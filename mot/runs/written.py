@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mot.config import Config, resolve
+from mot.config.options import PROBES
 from mot.config.renames import modern
 from mot.console import say_once
 from mot.errors import Damaged, UserError
@@ -71,6 +72,22 @@ def read_config(path: Path) -> dict:
     if renamed:
         say_once(f"{file} is of an earlier version, with other names: {', '.join(renamed)}")
     return config
+
+
+def probes(path: Path, config: Config, what: Sequence[str] = ()) -> list[str]:
+    """The kinds of probes that are asked for, by default all that a run has.
+
+    `UserError` where it has one modality alone, or nothing of a kind.
+    """
+    if len(config.modalities) < 2:
+        raise UserError(
+            f"{path}: a run of {', '.join(config.modalities)} alone; there is nothing to compare; "
+            "probe a run of two modalities or more"
+        )
+    there = [kind for kind in PROBES if kind != "experts" or "sparse" in config.stacks]
+    if absent := [kind for kind in what if kind not in there]:
+        raise UserError(f"{absent[0]}: {path} has none; its probes are {', '.join(there)}; ask for these")
+    return [kind for kind in there if kind in (what or there)]
 
 
 def sealed(config: dict) -> str:

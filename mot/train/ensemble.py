@@ -32,10 +32,10 @@ from mot.data.mixture import Sources
 from mot.data.pipeline import LeftOut
 from mot.errors import UserError
 from mot.model import kernels
-from mot.runs import goodput, metrics, peak, profile, rundir, trackers
+from mot.runs import goodput, metrics, peak, probed, profile, rundir, trackers
 from mot.runs.log import Dispatched, Diverged, Log
 from mot.runs.writer import Live, Writer
-from mot.train import evaluate, loop, restore
+from mot.train import evaluate, loop, probe, restore
 from mot.train.memory import refuse_too_large
 from mot.train.saves import Saves
 from mot.train.signals import Signals
@@ -281,6 +281,8 @@ def _logs(
     ]
     for writer, position in zip(writers, positions, strict=True):
         loop.keep_said(writer, position.step)
+    for path, position in zip(runs.paths, positions, strict=True):
+        probed.forget_after(path, position.step)
     clock = goodput.resumed(positions[0].wall, writers[0].found, began)
     logs = []
     for c, position, writer in zip(runs.configs, positions, writers, strict=True):
@@ -313,8 +315,10 @@ def _job(
     def trees_of(state: State, i: int) -> dict:
         return take(trees(state), i)
 
+    measure = _make_probe(runs, held_out, len(training.names), logs, between)
     saves = Saves(first, list(zip(savers, logs.all, strict=True)), trees_of, histories)
-    return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, saves, logs, logs.live, watchdog, end)
+    rest = (saves, logs, logs.live, watchdog, end)
+    return loop.Job(first, runs.mesh, training, held_out, step, evaluate_all, measure, *rest)
 
 
 def _make_evaluate(
@@ -343,6 +347,25 @@ def _make_evaluate(
         return [report(i) for i in range(len(runs.configs))]
 
     return evaluate_all
+
+
+def _make_probe(
+    runs: Runs, held_out: Sources, sources: int, logs: "Logs", between: Callable[[], None]
+) -> Callable[[State, int], None]:
+    """`(state, step)`: measures one run after another, each by itself on one device."""
+    alone = sharding.one_device(runs.mesh.devices.flat)
+    each = []
+    for config, path, log in zip(runs.configs, runs.paths, logs.all, strict=True):
+        made = probe.make_probe(config, held_out, sources, alone, log.say, between)
+        each.append(probe.in_training(made, config, path, log.say))
+
+    def measure(state: State, step: int) -> None:
+        of_all = jax.device_get(state)
+        with jax.set_mesh(alone):
+            for i, _ in logs.present():
+                each[i](jax.device_put(_of_run(of_all, i), sharding.replicated(alone)), step)
+
+    return measure
 
 
 def _of_run(tree: Any, i: int) -> Any:

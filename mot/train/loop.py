@@ -16,10 +16,10 @@ from mot.data import budgets, pipeline, sources
 from mot.data.mixture import Sources
 from mot.errors import Hung, UserError
 from mot.model import kernels, params
-from mot.runs import goodput, metrics, peak, profile, rundir, trackers
+from mot.runs import goodput, metrics, peak, probed, profile, rundir, trackers
 from mot.runs.log import Dispatched, Diverged, Log, Pending, counted
 from mot.runs.writer import Live, Writer
-from mot.train import restore
+from mot.train import probe, restore
 from mot.train.agreement import Agreement, Wish, any_process
 from mot.train.evaluate import make_evaluate
 from mot.train.memory import refuse_too_large
@@ -124,6 +124,8 @@ def _train(
         with unwritable(path):
             writer = Writer(path, position.step, is_first, live.say)
             keep_said(writer, position.step)
+            if is_first:
+                probed.forget_after(path, position.step)
             clock = goodput.resumed(position.wall, writer.found, began)
             log = Log(config, training.names, position, writer, live.say, best, clock, training.name_of)
             try:
@@ -178,6 +180,7 @@ class Job(NamedTuple):
     held_out: Sources
     step: Step  # jitted
     evaluate: Callable[[State], Any]  # gives what `log.evaluation` takes
+    probe: Callable[[State, int], None]  # of a step, into the run's folder; does nothing where it was probed
     saves: Saves
     log: Logged
     live: Live
@@ -208,10 +211,12 @@ def _job(
     def evaluate_state(state: State) -> dict:
         return evaluate(state.ema or state.params)
 
+    made = probe.make_probe(config, held_out, len(training.names), mesh, live.say, between)
+    measure = probe.in_training(made, config, path, live.say)
     keep = checkpoint.Keep(config.run.keep, config.run.keep_every, log.best)
     saver = checkpoint.Saver(path / "checkpoints", keep)
     saves = Saves(config, [(saver, log)], lambda state, _: trees(state), [rundir.accepted(path)])
-    return Job(config, mesh, training, held_out, step, evaluate_state, saves, log, live, watchdog, end)
+    return Job(config, mesh, training, held_out, step, evaluate_state, measure, saves, log, live, watchdog, end)
 
 
 def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None = None) -> None:
@@ -241,6 +246,9 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
         if _is_evaluated(config, position.step):
             pending.finish()
             _evaluate(job, state)
+        if _is_probed(config, position.step):
+            pending.finish()
+            _probe(job, state)
         if _is_checked(config, position.step):
             pending.finish()
             refuse_corrupt(trees(state), position.step)
@@ -294,6 +302,9 @@ def _first_batch_and_step(
         if is_due and any_process(job.log.lacks_evaluation()):
             live.phase("the first evaluation; its program is compiled, too")
             _evaluate(job, state)
+        if _is_probed(config, job.log.position.step):
+            live.phase("the first probes; their programs are compiled, too")
+            _probe(job, state)
         signals.interrupt()
     except Interrupted:
         live.say("stopped before a step was taken; the same command resumes")
@@ -305,6 +316,10 @@ def _is_evaluated(config: Config, step: int) -> bool:
     return step % config.run.eval_every == 0 or step == config.run.steps
 
 
+def _is_probed(config: Config, step: int) -> bool:
+    return config.run.probe_every > 0 and step % config.run.probe_every == 0
+
+
 def _is_checked(config: Config, step: int) -> bool:
     return config.run.check_every > 0 and step % config.run.check_every == 0
 
@@ -313,6 +328,13 @@ def _evaluate(job: Job, state: State) -> None:
     """Evaluates, unless a signal comes meanwhile: then it is left to the command that resumes."""
     with suppress(Interrupted), job.log.clock.of("evaluation"):
         job.log.evaluation(job.evaluate(state))
+
+
+def _probe(job: Job, state: State) -> None:
+    """Probes, unless a signal comes meanwhile: then it is left to the command that resumes."""
+    job.watchdog.moved("a probe")
+    with suppress(Interrupted), job.log.clock.of("probe"):
+        job.probe(state, job.log.position.step)
 
 
 def _save(job: Job, state: State, pending: Pending, agreement: Agreement, signals: Signals) -> int:
