@@ -544,10 +544,10 @@ MUTATIONS = (
     ),
     Mutation(
         "layout: a unit is closed by what opens it",
-        "mot/generate/sampling.py",
-        "[_marker(medium.opens, format), unit, _marker(medium.closes, format)]",
-        "[_marker(medium.opens, format), unit, _marker(medium.opens, format)]",
-        "tests/generate/test_layout.py",
+        "mot/data/layout.py",
+        "[_marker(medium.opens, format, is_scored), unit, _marker(medium.closes, format, is_news)]",
+        "[_marker(medium.opens, format, is_scored), unit, _marker(medium.opens, format, is_news)]",
+        "tests/data/test_layout.py",
     ),
     # Runs, reports and plans.
     Mutation(

@@ -16,11 +16,11 @@ from configs import archs, base
 from mot.config import Config, resolve
 from mot.config.options import Settings
 from mot.data import records, roles
+from mot.data.layout import Format, Medium, Stretch
 from mot.data.packing import document, pack
 from mot.errors import UserError
 from mot.generate import sampling
-from mot.generate.layout import Format, Medium
-from mot.generate.sampling import Generated, Stretch
+from mot.generate.sampling import Generated
 from mot.model import caches, joint, params, transformer
 from mot.objectives import diffusion
 from tests.support import examples
