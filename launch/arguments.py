@@ -476,14 +476,14 @@ def config() -> flags.Parser:
 def evaluate() -> flags.Parser:
     p = flags.parser(
         "evaluate",
-        "Prints the held-out losses of a run's newest checkpoint, by modality and source; and with --what more.\n\n"
-        + "\n".join(f"  {name:11}{about}" for name, about in EVALUATIONS.items()),
+        "Prints the held-out losses of a run's newest checkpoint, by modality and source; and more with --what.",
         "mot evaluate runs/digits-mot-smoke\n  mot evaluate runs/digits-mot-smoke --what bits,retrieval --pool 10",
     )
     p.add_argument("run", type=as_path, nargs="?", help="a run directory; or --config, which names one")
     flags.add_config(p, "")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
-    p.add_argument("--what", metavar="KIND[,KIND]", default="loss", help=f"{', '.join(EVALUATIONS)}; default loss")
+    kinds = "; ".join(f"{name}: {about}" for name, about in EVALUATIONS.items())
+    p.add_argument("--what", metavar="KIND[,KIND]", default="loss", help=f"{kinds}; default %(default)s")
     p.add_argument(
         "--answers",
         type=flags.of_this_machine,
