@@ -216,24 +216,21 @@ def show(kind: str, found: Found, title: str) -> None:
     heads = {"95 % interval": "low", "chance": "chance", "of": "n"}
     heads = {head: key for head, key in heads.items() if any(getattr(f, key) is not None for f in figures)}
     names = Column(overflow="fold")  # a narrow screen cuts none off
+    places = 4 if kind in refusals.WITHOUT_SAMPLES else 3
     table = Table(names, "held out" if kind == "loss" else kind, *heads, title=title, title_justify="left")
     for name, figure in found.figures.items():
-        table.add_row(name, _number(figure.value), *(_cell(figure, key) for key in heads.values()))
+        table.add_row(name, *(_cell(figure, key, places) for key in ("value", *heads.values())))
     Console().print(table)
     for note in found.notes:
         print(note)
 
 
-def _cell(figure: Figure, key: str) -> str:
-    if getattr(figure, key) is None:
+def _cell(figure: Figure, key: str, places: int) -> str:
+    if (value := getattr(figure, key)) is None:
         return ""
     if key == "low":
-        return f"{_number(figure.low)} to {_number(figure.high)}"
-    return str(figure.n) if key == "n" else _number(figure.chance)
-
-
-def _number(x: float) -> str:
-    return f"{x:.4f}"
+        return f"{figure.low:.{places}f} to {figure.high:.{places}f}"
+    return str(value) if key == "n" else f"{value:.{places}f}"
 
 
 def plain(found: Found) -> dict:

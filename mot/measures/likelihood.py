@@ -126,13 +126,14 @@ def _numbered(d: Document, number: int, place: np.ndarray) -> Document:
 
 
 def _budgets(tokens: np.ndarray, length: int) -> list[int]:
-    """Tokens of a row by stream, in all about `length`, in the proportion in which the documents `[n, M]` have them."""
+    """Tokens of a row by stream, in the proportion in which the documents `[n, M]` have them; about `length` in all, or
+    as many as there are."""
 
     def rounded(x: float) -> int:
         return math.ceil(x / MULTIPLE) * MULTIPLE
 
-    shares = tokens.sum(0) / tokens.sum()
-    return [rounded(max(most, share * length)) for most, share in zip(tokens.max(0), shares, strict=True)]
+    scale = min(length / tokens.sum(), 1)
+    return [rounded(max(most, scale * total)) for most, total in zip(tokens.max(0), tokens.sum(0), strict=True)]
 
 
 def _rows(tokens: np.ndarray, budgets: Sequence[int]) -> list[list[int]]:
