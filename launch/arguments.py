@@ -25,9 +25,11 @@ from mot.config.options import (
     ANY,
     DROP_DOCUMENT,
     DROP_MEDIUM,
+    EVALUATIONS,
     EXAMPLE,
     FORMATS,
     PROBES,
+    QUESTION,
     SOLVERS,
     VARIED,
     Settings,
@@ -44,6 +46,7 @@ OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decid
 MOST_RUNS = 1024
 ALL = "all"  # checkpoints of a run
 STATUS = "status"  # in place of a sweep: how far one is
+POOL, POOLS, DRAWS = 20, 8, 200  # of `mot evaluate`
 UNPROMPTED = 4  # documents, where nothing is asked for
 TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
 GUIDANCE = 2.0  # of 1, 2 and 3 on the digits, after 2,000 steps: 39, 48 and 50 of 50 as asked
@@ -479,12 +482,30 @@ def config() -> flags.Parser:
 def evaluate() -> flags.Parser:
     p = flags.parser(
         "evaluate",
-        "Prints the held-out losses of a run's newest checkpoint, by modality and source.",
-        "mot evaluate runs/digits-mot-smoke",
+        "Prints the held-out losses of a run's newest checkpoint, by modality and source; and more with --what.",
+        "mot evaluate runs/digits-mot-smoke\n  mot evaluate runs/digits-mot-smoke --what bits,retrieval --pool 10",
     )
     p.add_argument("run", type=as_path, nargs="?", help="a run directory; or --config, which names one")
     flags.add_config(p, "")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    kinds = "; ".join(f"{name}: {about}" for name, about in EVALUATIONS.items())
+    p.add_argument("--what", metavar="KIND[,KIND]", default="loss", help=f"{kinds}; default %(default)s")
+    p.add_argument(
+        "--answers",
+        type=flags.of_this_machine,
+        metavar="FILE.jsonl",
+        help="of ranking: a question a line, as " + QUESTION,
+    )
+    p.add_argument("--pool", type=int, help=f"of retrieval: documents of a pool; default {POOL}")
+    p.add_argument("--pools", type=int, help=f"of retrieval: pools of a source at most; default {POOLS}")
+    p.add_argument("--draws", type=int, help=f"of judged and distances: how many are drawn; default {DRAWS}")
+    p.add_argument(
+        "--features",
+        metavar="FILE",
+        help="of distances: an .npz of arrays real and generated [N, D]; or FILE.py:NAME, a function from a list of "
+        "decoded media to features [N, D], a program that is run: name only such as you trust",
+    )
+    p.add_argument("--out", type=flags.of_this_machine, metavar="FILE.json", help="also all figures, as JSON")
     _add_fetch(p)
     return p
 

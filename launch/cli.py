@@ -13,7 +13,7 @@ COMMANDS = {
     "demo": "train dense and MoT on real text and images, batch for batch; a table and a report",
     "train": "train one configuration, or resume it",
     "sweep": "train every row of a list of configurations; what it would cost; how far it is",
-    "evaluate": "held-out losses of a run",
+    "evaluate": "held-out losses of a run; ranking, retrieval, distances, what a classifier says",
     "replay": "one step of a run again: every leaf's gradient, every document's loss",
     "probe": "how modalities compete inside a run: gradients, representation, attention, experts",
     "sample": "pictures, text and interleaved documents from a run",

@@ -1,40 +1,254 @@
-"""Prints the held-out losses of a run's newest checkpoint, by modality and source."""
+"""Evaluates a run's newest checkpoint: its held-out losses by modality and source; with --what more than its loss."""
 
 import dataclasses
+import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from launch import arguments, flags, refusals
+from launch import answers, arguments, flags, refusals, sample
 from launch.process import guarded
 from mot import checkpoint, sharding
-from mot.config import load
-from mot.runs import provenance, rundir
+from mot.config import Config, load
+from mot.console import phase
+from mot.data import layout
+from mot.data.layout import Format
+from mot.errors import UserError, reason
+from mot.files import write_atomically
+from mot.generate import codecs, digits, judge, opened, redrawn
+from mot.generate.opened import LoadedModel
+from mot.measures import distances, likelihood, ranking, retrieval
+from mot.measures.figures import Figure, share
+from mot.runs import evaluated, provenance, rundir
 from mot.train import evaluate
+
+
+class Found(NamedTuple):
+    """What one kind of evaluation tells."""
+
+    figures: dict[str, Figure]
+    asked: dict[str, Any] = {}  # what decides the figures, beside the checkpoint
+    notes: tuple[str, ...] = ()  # what has no figure, and why
 
 
 def main(argv: list[str] | None = None) -> int:
     p = arguments.evaluate()
     options, overrides = flags.parse(p, argv)
     config = flags.build(load.read(options.config, overrides)) if options.config else None
-    refusals.evaluation(options, overrides, config)
+    what = refusals.evaluation(options, overrides, config)
     if options.run:
         config = rundir.config_of(options.run)
         run = dataclasses.replace(config.run, root=str(options.run.parent), name=options.run.name)
         config = dataclasses.replace(config, run=run)
-    # A configuration says how its rows are split; a run is read wherever it lies.
-    step, row = evaluate.run(
-        config, options.step, sharding.dividing(config) if options.run else None, bool(options.run)
-    )
-    table = Table("", "held out", title=f"{config.run.name}, step {step}", title_justify="left")
-    for name, value in row.items():
-        if isinstance(value, float):  # loads by layer and expert are for the report
-            table.add_row(name, f"{value:.4f}")
-    Console().print(table)
-    made = checkpoint.made_by(rundir.folder(config) / "checkpoints" / str(step))
+    path = rundir.folder(config)
+    step, found = options.step, {}
+    beyond = [kind for kind in what if kind not in refusals.WITHOUT_SAMPLES]
+    if beyond:
+        step, found = of_model(path, beyond, options)
+    if len(beyond) < len(what):
+        # A configuration says how its rows are split; a run is read wherever it lies.
+        devices = sharding.dividing(config) if options.run else None
+        step, row = evaluate.run(config, step, devices, bool(options.run))
+        of_row = {"loss": losses(row), "bits": bits(row, config)}
+        found |= {kind: of_row[kind] for kind in what if kind in of_row}
+    for kind in what:
+        show(kind, found[kind], f"{config.run.name}, step {step}")
+    made = checkpoint.made_by(path / "checkpoints" / str(step))
     print(f"checkpoint of step {step}: {provenance.told(made)}")
+    keep(path, step, {kind: found[kind] for kind in beyond})
+    if options.out:
+        whole = {"run": config.run.name, "step": step} | {kind: plain(found[kind]) for kind in what}
+        write_atomically(options.out, json.dumps(whole, indent=1) + "\n")
     return 0
+
+
+def losses(row: dict) -> Found:
+    """Of what an evaluation measured; loads by layer and expert are for the report."""
+    return Found({name: Figure(value) for name, value in row.items() if isinstance(value, float)})
+
+
+def bits(row: dict, config: Config) -> Found:
+    """Of ids: bits a token by modality and source; of text a byte, as the row has it. Causal ones, where there are."""
+    prefix = "loss/" if config.causal else "causal_loss/"
+    vectors = {s.modality for s in config.streams.values() if s.latent}
+    found = {name: Figure(value) for name, value in row.items() if name.startswith("bits_per_byte/")}
+    for name, value in row.items():
+        modality, slash, source = name.removeprefix(prefix).partition("/")
+        if name.startswith(prefix) and slash and modality not in vectors:
+            found[f"bits_per_token/{modality}/{source}"] = Figure(value / np.log(2))
+    return Found(found, notes=tuple(f"{m} are vectors, whose loss is a squared error" for m in sorted(vectors)))
+
+
+def of_model(path: Path, what: list[str], options) -> tuple[int, dict[str, Found]]:
+    """The step of the checkpoint, and what each kind finds. Files that a user names are read before it is."""
+    config = rundir.config_of(path)
+    format = layout.of(config)
+    asked = {kind: ASKED[kind](options, config, format) for kind in what if kind in ASKED}
+    model = opened.opened(path, options.step, options.fetch)
+    return model.step, {kind: MEASURES[kind](model, options, asked.get(kind)) for kind in what}
+
+
+def _ranking(model: LoadedModel, options, questions: list[ranking.Question]) -> Found:
+    score = likelihood.make(model.sampler.params, model.config)
+    with phase(f"ranking the candidates of {len(questions)} questions; their program is compiled the first time"):
+        found = ranking.accuracies(questions, score, model.config, model.format, model.held_out.byte_lengths)
+    return Found(found, {"answers": options.answers.name, "questions": len(questions)})
+
+
+def _retrieval(model: LoadedModel, options, _) -> Found:
+    size, most = options.pool or arguments.POOL, options.pools or arguments.POOLS
+    score = likelihood.make(model.sampler.params, model.config)
+    modality = {name: s.modality for name, s in model.config.streams.items()}
+    figures: dict[str, Figure] = {}
+    notes = []
+    for source in model.held_out.all:
+        by_streams: dict[tuple[str, str], list[retrieval.Pool]] = {}
+        for pool in retrieval.pools(source, size, most, model.config, model.format):
+            by_streams.setdefault(pool.streams, []).append(pool)
+        for streams, pools in by_streams.items():
+            for way, why in retrieval.ways(streams, model.config).items():
+                given, other = (modality[streams[side]] for side in way)
+                if why:
+                    notes.append(f"{source.name}: no {other} by {given}: {why}")
+                    continue
+                with phase(f"{source.name}: {other} by {given}, {len(pools)} pools of {size}"):
+                    found = retrieval.recalls(pools, way, score, model.config, model.format)
+                figures |= {f"{given}/{other}/{source.name}/{name}": figure for name, figure in found.items()}
+    if not figures and not notes:
+        raise UserError(
+            "--what=retrieval: no held-out document has one stretch of each of two modalities, as a picture and its "
+            "caption; prepare such, or leave it out"
+        )
+    return Found(figures, {"pool": size, "pools": most}, tuple(notes))
+
+
+def _judged(model: LoadedModel, options, _) -> Found:
+    """Of digits drawn from prompts, and of held-out ones captioned, as `mot sample` does it."""
+    draws = options.draws or arguments.DRAWS
+    settings = sample.settings(arguments.Options(), model.config)
+    wanted = digits.Wanted(digits.PROMPTS, draws, draws, (), 0, False)
+    _, record = digits.samples(model, wanted, settings)
+    found = {}
+    for name, count in (("image/drawn", record["drawn"]), ("text/read", record["read"])):
+        right, asked = count["right"], count["asked"]
+        found[name] = share([1] * right + [0] * (asked - right), 1 / len(digits.PROMPTS))
+    found["classifier"] = Figure(record["judge"])
+    return Found(found, {"draws": draws} | settings._asdict())
+
+
+def _distances(model: LoadedModel, options, given: distances.Features | Callable | None) -> Found:
+    """Of features that are given; else of held-out media and of those drawn in their place, by modality and source."""
+    if isinstance(given, distances.Features):
+        return Found(distances.figures(given), {"features": options.features})
+    draws = options.draws or arguments.DRAWS
+    settings = sample.settings(arguments.Options(), model.config)
+    length = sample.usual_length(model.config, model.format)
+    figures: dict[str, Figure] = {}
+    for modality in opened.draws(model.config, model.format):
+        of_modality = given or _of_digits(model)
+        for source, media in redrawn.media(model, modality, draws, settings, length).items():
+            decoded = [[model.codec.decode(modality, data) for data in side] for side in media]
+            found = _features(of_modality, decoded, options.features or "the digits' classifier")
+            figures |= {f"{modality}/{source}/{name}": figure for name, figure in distances.figures(found).items()}
+    return Found(figures, {"features": options.features or "digits", "draws": draws} | settings._asdict())
+
+
+def _of_digits(model: LoadedModel) -> Callable[[list], np.ndarray]:
+    """How much the classifier finds each picture like each digit, `[n, 10]`."""
+    classifier = judge.trained(model.training)
+    return lambda pictures: classifier.decision_function(np.stack([codecs.grey(x) for x in pictures]))
+
+
+def _features(function: Callable, decoded: list[list], said: str) -> distances.Features:
+    try:
+        made = [function(side) for side in decoded]
+    except Exception as error:  # the user's own function may raise anything
+        raise UserError(f"--features={said}: it failed: {error!r:.300}; mend it") from error
+    for side, found in zip(decoded, made, strict=True):
+        if len(np.shape(found)) != 2 or len(found) != len(side):
+            shape = list(np.shape(found))
+            raise UserError(f"--features={said}: it made {shape} of {len(side)} media, not [{len(side)}, D]; mend it")
+    try:
+        return distances.checked(*made, said)
+    except ValueError as error:
+        raise UserError(f"--features={error}") from None
+
+
+def _given_features(options, config: Config, format: Format) -> distances.Features | Callable | None:
+    """The arrays or the function that --features names; None where it names none."""
+    if options.features is None:
+        return None
+    name, colon, function = options.features.partition(":")
+    if colon:
+        made = load.run(Path(name), options.features, "--features", "file of features").get(function)
+        if not callable(made):
+            raise UserError(
+                f"--features={options.features}: {name} defines no function {function}; name one that it has"
+            )
+        return made
+    try:
+        with np.load(name, allow_pickle=False) as arrays:
+            if absent := [key for key in distances.Features._fields if key not in arrays]:
+                raise ValueError(f"{name}: it has no array {absent[0]}, but {', '.join(arrays)[:80] or 'none'}")
+            return distances.checked(*(arrays[key] for key in distances.Features._fields), name)
+    except Exception as error:  # a damaged archive raises any of a dozen kinds
+        why = str(error) if str(error).startswith(name) else f"{name}: {reason(error)}"
+        raise UserError(f"--features={why}; write it with np.savez(FILE, real=..., generated=...)") from None
+
+
+def _questions(options, config: Config, format: Format) -> list[ranking.Question]:
+    likelihood.refuse(config)
+    return answers.read(options.answers, config, format, codecs.of(config))
+
+
+ASKED = {"ranking": _questions, "distances": _given_features}
+MEASURES = {"ranking": _ranking, "retrieval": _retrieval, "judged": _judged, "distances": _distances}
+
+
+def show(kind: str, found: Found, title: str) -> None:
+    """A table of figures; columns that none of them has are left out."""
+    figures = found.figures.values()
+    heads = {"95 % interval": "low", "chance": "chance", "of": "n"}
+    heads = {head: key for head, key in heads.items() if any(getattr(f, key) is not None for f in figures)}
+    names = Column(overflow="fold")  # a narrow screen cuts none off
+    places = 4 if kind in refusals.WITHOUT_SAMPLES else 3
+    table = Table(names, "held out" if kind == "loss" else kind, *heads, title=title, title_justify="left")
+    for name, figure in found.figures.items():
+        table.add_row(name, *(_cell(figure, key, places) for key in ("value", *heads.values())))
+    Console().print(table)
+    for note in found.notes:
+        print(note)
+
+
+def _cell(figure: Figure, key: str, places: int) -> str:
+    if (value := getattr(figure, key)) is None:
+        return ""
+    if key == "low":
+        return f"{figure.low:.{places}f} to {figure.high:.{places}f}"
+    return str(value) if key == "n" else f"{value:.{places}f}"
+
+
+def plain(found: Found) -> dict:
+    """As JSON holds it: what is None is left out."""
+    figures = {
+        name: {key: x for key, x in figure._asdict().items() if x is not None} for name, figure in found.figures.items()
+    }
+    return {"asked": found.asked, "figures": figures, "notes": list(found.notes)}
+
+
+def keep(path: Path, step: int, found: dict[str, Found]) -> None:
+    """Into the run's folder; where nothing can be written there, that is told."""
+    for kind, one in found.items():
+        try:
+            evaluated.write(path, step, kind, plain(one))
+        except OSError as error:
+            print(f"{path}: {kind} was not kept there ({reason(error)}); --out names another file", file=sys.stderr)
+            return
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from launch import flags
 from mot.config import Config
-from mot.config.options import ANY, SOLVERS
+from mot.config.options import ANY, EVALUATIONS, QUESTION, SOLVERS
 from mot.data import captions
 from mot.data.manifest import read_json
 from mot.errors import UserError
@@ -83,8 +83,37 @@ def beginning(config: Config) -> None:
         raise UserError(f"init.run: {error}") from None
 
 
-def evaluation(options: Any, overrides: dict[str, str], config: Config | None) -> None:
-    """`config`: that of --config, where it is given."""
+OF_EVALUATIONS = {  # an option of `mot evaluate`, and the kinds that it is for
+    "answers": ("ranking",),
+    "pool": ("retrieval",),
+    "pools": ("retrieval",),
+    "draws": ("judged", "distances"),
+    "features": ("distances",),
+}
+EVALUATION_RANGES = {"pool": (2, 1000), "pools": (1, 10_000), "draws": (2, 100_000)}
+WITHOUT_SAMPLES = ("loss", "bits")
+
+
+def evaluation(options: Any, overrides: dict[str, str], config: Config | None) -> list[str]:
+    """The kinds that are asked for. `config`: that of --config, where it is given."""
+    what = _kinds(options.what)
+    for name, kinds in OF_EVALUATIONS.items():
+        if getattr(options, name) is not None and not {*kinds} & {*what}:
+            raise UserError(f"--{name}={getattr(options, name)}: is for --what {' or '.join(kinds)}; leave one out")
+    for name, (least, most) in EVALUATION_RANGES.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name}={value}; must be from {least} to {most:,}; give a number of that range")
+    if "ranking" in what:
+        _answers(options.answers)
+    if options.features is not None:
+        _features(options.features)
+    if options.out is not None:
+        if options.out.is_dir():
+            raise UserError(f"--out {options.out}: is a folder; name a file in it")
+        folder(options.out.parent, "--out")
+    if options.config and (beyond := [kind for kind in what if kind not in WITHOUT_SAMPLES]):
+        raise UserError(f"--what={options.what}: {beyond[0]} is of a run directory; name it in place of --config")
     if (options.run is None) == (not options.config):
         raise UserError("give a run directory, or the --config=FILE:arg that it was trained with")
     if options.run and overrides:
@@ -95,6 +124,62 @@ def evaluation(options: Any, overrides: dict[str, str], config: Config | None) -
     else:
         written.read_config(path)
     written.saved(path, options.step)
+    if config is None:
+        _of_the_run(what, options, written.config_as_written(path))
+    return what
+
+
+def _kinds(said: str) -> list[str]:
+    """The kinds of --what, each once."""
+    kinds = [kind.strip() for kind in said.split(",")]
+    for kind in kinds:
+        if kind not in EVALUATIONS:
+            near = flags.asked(kind, EVALUATIONS) or "; write some of these"
+            raise UserError(
+                f"--what={said}: {kind!r} is no kind of evaluation; allowed: {', '.join(EVALUATIONS)}, with commas "
+                f"between{near}"
+            )
+    return list(dict.fromkeys(kinds))
+
+
+def _answers(file: Path | None) -> None:
+    if file is None:
+        raise UserError(f"--answers is missing: ranking needs a file of questions, one a line, as {QUESTION}")
+    flags.refuse_absent(file, "file", "--answers=")
+    if file.is_dir():
+        raise UserError(f"--answers={file}: is a folder; name a file of JSON lines in it")
+
+
+def _features(said: str) -> None:
+    name, colon, function = said.partition(":")
+    flags.refuse_absent(Path(name), "file", "--features=")
+    is_program = name.endswith(".py")
+    if (
+        not (is_program or name.endswith(".npz"))
+        or is_program != bool(colon)
+        or (colon and not function.isidentifier())
+    ):
+        raise UserError(
+            f"--features={said}: must be an .npz of arrays real and generated, or FILE.py:NAME, a function of a file; "
+            "name one of these"
+        )
+
+
+def _of_the_run(what: Sequence[str], options: Any, config: Config) -> None:
+    """Raises `UserError` where a run has not what a kind of evaluation needs."""
+    is_embedded = "embedded" in config.data.sources.values()
+    if "judged" in what and not is_embedded:
+        raise UserError("--what=judged: there is a classifier of the embedded digits alone; leave it out")
+    if "distances" in what and not is_embedded and not options.features:
+        raise UserError(
+            "--features is missing: distances need features, and there is a classifier of the embedded digits alone; "
+            "name an .npz of arrays real and generated, or FILE.py:NAME"
+        )
+    if "retrieval" in what and len(config.modalities) < 2:
+        raise UserError(
+            f"--what=retrieval: a run of {', '.join(config.modalities)} alone; there is nothing to find by another; "
+            "leave it out"
+        )
 
 
 def known_data(path: Path, config: Config, fetch: bool) -> None:

@@ -14,9 +14,9 @@ from launch.arguments import ANY, GUIDANCE, MEDIA, TEXT, UNPROMPTED, Options
 from launch.process import guarded
 from mot.config import Config
 from mot.config.options import Settings
-from mot.data import remote
+from mot.data import layout, remote
 from mot.data.manifest import read_json
-from mot.generate import codecs, digits, documents, layout, opened, results
+from mot.generate import codecs, digits, documents, opened, results
 from mot.generate.documents import Request
 from mot.generate.opened import LoadedModel
 from mot.prepare.raw import Part
@@ -46,13 +46,13 @@ def draw(run: Path | LoadedModel, step: int | None = None, options: Options = Op
     results.refuse_prompts(out, options.files)
     if earlier := results.refuse_foreign(out):
         print(f"{out}: {len(earlier)} files of an earlier mot sample will be replaced", file=sys.stderr)
-    settings = _settings(options, config)
+    chosen = settings(options, config)
     if asked:
-        length = options.length or _length(config, format)
-        files, record = documents.samples(model, asked, settings, length, options.seed, options.grid)
+        length = options.length or usual_length(config, format)
+        files, record = documents.samples(model, asked, chosen, length, options.seed, options.grid)
     else:
-        files, record = digits.samples(model, _digits(options), settings)
-    record = {"step": model.step, "seed": options.seed} | settings._asdict() | record
+        files, record = digits.samples(model, _digits(options), chosen)
+    record = {"step": model.step, "seed": options.seed} | chosen._asdict() | record
     results.write(out, files, record)
     record |= {"files": sorted(files), "out": str(out)}
     if out.resolve().parent == (path / "samples").resolve():  # elsewhere they are not the run's own
@@ -102,7 +102,8 @@ def _requests(o: Options, config: Config, format: layout.Format) -> list[Request
     return [found[i % len(found)] for i in range(pick(o.n, len(found)))]
 
 
-def _settings(o: Options, config: Config) -> Settings:
+def settings(o: Options, config: Config) -> Settings:
+    """How a run is sampled, where the options do not say it as is usual for it."""
     diffusing = [s.diffusion for s in config.streams.values() if s.diffuses]
     usual = GUIDANCE if diffusing and all(d.drop_rate for d in diffusing) else 1.0
     given = {key: value for key in ("solver", "steps") if (value := getattr(o, key)) is not None}
@@ -111,7 +112,7 @@ def _settings(o: Options, config: Config) -> Settings:
     return Settings(o.temperature, o.top_k, o.top_p, shift=shift, guidance=guidance, **given)
 
 
-def _length(config: Config, format: layout.Format) -> int:
+def usual_length(config: Config, format: layout.Format) -> int:
     """Tokens of a unit that has no fixed length: vectors as many as the data's mean, ids at most twice as many."""
     lengths = [0]
     open_ = [m for m in format.media if not m.tokens]

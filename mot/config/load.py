@@ -100,12 +100,12 @@ def _no_program(file: Path) -> str:
     return f"{file} is not run, as its name does not end in .py; name a configuration's .py file, as configs/digits.py"
 
 
-def run(file: Path, file_and_arg: str) -> dict[str, Any]:
-    """What a configuration's file defines; it is a program, and is run."""
+def run(file: Path, said: str, flag: str = "--config", what: str = "configuration file") -> dict[str, Any]:
+    """What a user's file defines; it is a program, and is run."""
     try:
         return runpy.run_path(str(file))
     except (Exception, SystemExit) as error:
-        raise UserError(f"--config={file_and_arg}: {file} is no configuration file: {error!r}; mend it") from error
+        raise UserError(f"{flag}={said}: {file} is no {what}: {error!r}; mend it") from error
 
 
 def arguments(namespace: Mapping[str, Any]) -> str:

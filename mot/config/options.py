@@ -6,6 +6,7 @@ FORMATS = ("jsonl", "folder", "parquet", "webdataset", "text", "npz")  # of inpu
 DROP_DOCUMENT, DROP_MEDIUM = "drop-document", "drop-medium"  # what a medium that is missing costs
 SOLVERS = ("euler", "heun", "ddim", "ddpm")  # of vectors (`diffusion.py`)
 EXAMPLE = '[{"text": "a cat"}, {"image": "cat.png"}]'
+QUESTION = '{"prompt": "2 and 2 is", "candidates": [" four", " five"], "answer": 0}'
 
 
 # What may differ among runs in one program (`ensemble.py`): numbers that it computes with, none that it is built from.
@@ -28,6 +29,14 @@ ACCEPTED = {
 }
 TRACKERS = ("wandb", "trackio")  # of run.trackers: the packages, and mot's extras, have the same names
 PROBES = ("gradients", "representation", "attention", "experts")  # kinds of `mot probe`
+EVALUATIONS = {  # of `mot evaluate --what`, and what each tells
+    "loss": "held-out losses",
+    "bits": "held-out bits a token, and of text a byte",
+    "ranking": "which of an --answers file's candidates is likeliest",
+    "retrieval": "which caption belongs to an image, and which image to a caption",
+    "judged": "how many digits are drawn, and read, as a classifier reads them",
+    "distances": "how far what is drawn lies from what is held out, by --features",
+}
 ANY = "any"  # of --draw: the model decides
 
 

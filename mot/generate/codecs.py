@@ -119,7 +119,7 @@ def read_document(file: Path) -> tuple[Part, ...]:
         folder = os.path.realpath(file.parent)
         if not content:
             raise ValueError(f"an empty document, []; write its parts, as {EXAMPLE}, or use --prompt")
-        return filled([_part(i, part, folder) for i, part in enumerate(content, 1)])
+        return filled([part(i, one, folder) for i, one in enumerate(content, 1)])
     except ValueError as error:
         raise UserError(f"--prompt-file={file}: {error}") from None
     except OSError as error:
@@ -133,19 +133,20 @@ def _parsed(words: str) -> Any:
         raise ValueError(f"{error}; write {EXAMPLE}") from None
 
 
-def _part(number: int, part, folder: str) -> Part:
+def part(number: int, given: Any, folder: str) -> Part:
+    """A part of a document as JSON has it, media in the real path `folder`; raises `ValueError` that names it."""
     try:
-        if isinstance(part, dict) and "ids" in part:
-            return _there(ids_part(part, folder))
+        if isinstance(given, dict) and "ids" in given:
+            return _there(ids_part(given, folder))
     except ValueError as error:
         raise ValueError(f"part {number}: {error}") from None
-    pair = kind_and_value(part)
+    pair = kind_and_value(given)
     if pair is None:
         keys = f"{', '.join(modalities.names())} is needed, or ids and modality"
-        raise ValueError(f"part {number} is {short(part)}; an object with one of the keys {keys}")
+        raise ValueError(f"part {number} is {short(given)}; an object with one of the keys {keys}")
     kind, value = pair
     if not isinstance(value, str):
-        raise ValueError(f"part {number} is {short(part)}; its value must be text, or a file's name")
+        raise ValueError(f"part {number} is {short(given)}; its value must be text, or a file's name")
     try:
         return Part(kind, text(value) if kind == TEXT else inside(folder, value))
     except ValueError as error:

@@ -11,5 +11,10 @@ from mot.data.mixture import Sources
 
 def judge(training: Sources, held_out: Sources) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
     """A function from grey levels `[n, 64]` to digits `[n]`, and its accuracy on held-out digits."""
-    classifier = SVC(gamma=1e-3).fit(*embedded.labelled(training))
+    classifier = trained(training)
     return classifier.predict, float(classifier.score(*embedded.labelled(held_out)))
+
+
+def trained(training: Sources) -> SVC:
+    """The classifier. Its `decision_function` of grey levels `[n, 64]` says of each digit how much one is like it."""
+    return SVC(gamma=1e-3).fit(*embedded.labelled(training))

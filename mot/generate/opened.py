@@ -10,11 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mot.config import Config
 from mot.console import announce, phase
-from mot.data import remote
+from mot.data import layout, remote
+from mot.data.layout import Format, Stretch
 from mot.data.mixture import Sources
-from mot.generate import codecs, layout
-from mot.generate.layout import Format
-from mot.generate.sampling import Generated, Sampler, Settings, Stretch
+from mot.generate import codecs
+from mot.generate.sampling import Generated, Sampler, Settings
 from mot.runs import written
 from mot.train import restore
 

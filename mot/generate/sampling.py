@@ -17,9 +17,9 @@ from flax import struct
 from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.config.options import Settings
-from mot.data.packing import Document, document, pack
+from mot.data.layout import Format, Medium, Stretch, document
+from mot.data.packing import pack
 from mot.errors import UserError
-from mot.generate.layout import Format, Medium
 from mot.model import caches, transformer
 from mot.model.caches import Cache
 from mot.objectives import diffusion
@@ -28,13 +28,6 @@ SLOTS = 64  # a cache's length is a multiple of this, and a prompt's of PROMPT: 
 PROMPT = 8
 NONE = -1  # no id
 DOCUMENT, APART = 1, 2  # segments: a row's document; a unit that sees nothing but itself, for guidance
-
-
-class Stretch(NamedTuple):
-    """A stretch of one stream: ids from 0 on, of the stream's own tokenizer, or vectors `[n, P]`."""
-
-    stream: str
-    data: np.ndarray
 
 
 class Generated(NamedTuple):
@@ -274,53 +267,12 @@ def _prompts(prompts: Sequence[Sequence[Stretch]], config: Config, format: Forma
     """The prompts as a batch of the streams that they have."""
     names = list(config.streams)
     is_prefix = config.data.blocks == "prefix" and opens
-    documents = [_document(prompt, config, format, opens) for prompt in prompts]
+    documents = [document(prompt, config, format, opens) for prompt in prompts]
     documents = [d._replace(span=np.ones_like(d.span)) if is_prefix else d for d in documents]
     used = np.max([np.bincount(d.stream, minlength=len(names)) for d in documents], axis=0)
     budgets = [int(-(-n // PROMPT) * PROMPT) for n in used]
     batch = pack([[d] for d in documents], names, budgets, [s.latent for s in config.streams.values()])
     return {name: tokens for name, tokens in batch.items() if tokens.token.shape[1]}
-
-
-def _document(prompt: Sequence[Stretch], config: Config, format: Format, opens: str) -> Document:
-    """<bos> and a prompt's stretches, units between markers; then the marker that opens a unit."""
-    names = list(config.streams)
-    runs = [_marker(format.bos, format)]
-    vectors: dict[int, list[np.ndarray]] = {}  # by stream
-    for number, stretch in enumerate(prompt, 1):
-        stream = config.streams[stretch.stream]
-        medium = format.medium(stretch.stream)
-        if stream.latent:
-            ids = np.zeros(len(stretch.data), int)
-            vectors.setdefault(names.index(stretch.stream), []).append(stretch.data)
-        else:
-            ids = np.asarray(stretch.data) + stream.first_id
-        if medium:
-            unit = _Run(ids, stretch.stream, number)
-            runs += [_marker(medium.opens, format), unit, _marker(medium.closes, format)]
-        else:
-            runs.append(_Run(ids, stretch.stream, 0))
-    if opens:
-        runs.append(_marker(format.medium(opens).opens, format))
-    sizes = [len(run.ids) for run in runs]
-    token = np.concatenate([run.ids for run in runs])
-    stream = np.repeat([names.index(run.stream) for run in runs], sizes)
-    unit = np.repeat([run.unit for run in runs], sizes)
-    span = np.where(np.isin(stream, list(vectors)), unit, 0)  # vectors see their unit both ways
-    values = {s: np.concatenate(x) for s, x in vectors.items()}
-    return document(0, 0, token, stream, values, weight=np.zeros(len(stream)), unit=unit, span=span)
-
-
-class _Run(NamedTuple):
-    """Tokens of one stream that follow one another in a document."""
-
-    ids: Sequence[int] | np.ndarray  # in the unified vocabulary; 0 for vectors
-    stream: str
-    unit: int  # from 1; 0 = none
-
-
-def _marker(id_: int, format: Format) -> _Run:
-    return _Run([id_], format.text, 0)
 
 
 # --- what is compiled ----------------------------------------------------------------------------------------------

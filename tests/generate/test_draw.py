@@ -21,12 +21,13 @@ from launch import cli, sample
 from launch.sample import Options
 from mot.config import resolve
 from mot.config.options import Settings
-from mot.data import embedded, sources
+from mot.data import embedded, layout, sources
+from mot.data.layout import Stretch
 from mot.errors import UserError
-from mot.generate import codecs, digits, documents, layout, opened, pictures, results
+from mot.generate import codecs, digits, documents, opened, pictures, results
 from mot.generate.documents import Continuation
 from mot.generate.judge import judge
-from mot.generate.sampling import Generated, Stretch
+from mot.generate.sampling import Generated
 from mot.prepare import dataset_tokenizers
 from mot.prepare.job import prepare
 from mot.runs import rundir

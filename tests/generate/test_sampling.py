@@ -15,12 +15,12 @@ import pytest
 from configs import archs, base
 from mot.config import Config, resolve
 from mot.config.options import Settings
-from mot.data import records, roles
+from mot.data import layout, records, roles
+from mot.data.layout import Format, Medium, Stretch
 from mot.data.packing import document, pack
 from mot.errors import UserError
 from mot.generate import sampling
-from mot.generate.layout import Format, Medium
-from mot.generate.sampling import Generated, Stretch
+from mot.generate.sampling import Generated
 from mot.model import caches, joint, params, transformer
 from mot.objectives import diffusion
 from tests.support import examples
@@ -460,10 +460,10 @@ def test_a_prompt_is_laid_out_as_data_is():
     ]
     streams = list(case.config.streams.values())
     places = tuple(records.Placement(s.modality, i, s.first_id, s.ids, s.latent) for i, s in enumerate(streams))
-    layout = records.TokenLayout(places, dict(zip(SPECIAL, range(len(SPECIAL)), strict=True)), ("sound",))
-    rendered = records.render(records.Record("", tuple(records.Span(*part) for part in parts)), layout, 0, 0)
+    token_layout = records.TokenLayout(places, dict(zip(SPECIAL, range(len(SPECIAL)), strict=True)), ("sound",))
+    rendered = records.render(records.Record("", tuple(records.Span(*part) for part in parts)), token_layout, 0, 0)
     want = roles.assign(rendered, streams, "units", 0)
-    got = sampling._document(parts, case.config, case.format, "image")
+    got = layout.document(parts, case.config, case.format, "image")
     for field in ("token", "stream", "unit", "span"):
         np.testing.assert_array_equal(getattr(got, field)[:-1], getattr(want, field)[:-1], field)
     np.testing.assert_array_equal(got.values[2], want.values[2])

@@ -29,6 +29,13 @@ TYPOS = {  # command line: what is said
     ("train", SMOKE, "--config.optim.lr=fast"): "optim.lr: 'fast' is str; must be of type float",
     ("config", "configs/digits.py", "optim.schedul"): "did you mean 'optim.schedule'?",
     ("evaluate", "configz"): "there is no such run directory; name one that exists; did you mean 'configs'?",
+    ("evaluate", "configs", "--what=rankin"): "did you mean 'ranking'?",
+    (
+        "evaluate",
+        "configs",
+        "--what=ranking",
+        "--answers=README.mb",
+    ): "there is no such file; name one that exists; did",
     ("sample", "configs", "--solver=heum"): "did you mean 'heun'?",
     ("data", "inspect", "configz"): "there is no such dataset; name one that exists; did you mean 'configs'?",
     ("data", "prepare", "README.mb", "--out=nowhere"): "did you mean 'README.md'?",

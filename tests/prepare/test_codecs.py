@@ -204,7 +204,7 @@ def test_every_row_has_a_file_with_all_that_is_called():
 BY_NAME = {
     "mot.data.embedded": "the embedded digits are images",
     "mot.generate.codecs": "the embedded digits are images",
-    "mot.generate.layout": "the embedded digits are images",
+    "mot.data.layout": "the embedded digits are images",
     "mot.data.manifest": "an earlier version did not keep the width of latents",
     "mot.prepare.seqio_export": "chosen.json keeps the width of latents, of which seqio has none",
 }

@@ -7,12 +7,10 @@ import pytest
 
 from configs import digits, transfusion
 from mot.config import resolve
-from mot.data import embedded
+from mot.data import embedded, layout
+from mot.data.layout import Format, Medium, Stretch
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
-from mot.generate import layout, sampling
-from mot.generate.layout import Format, Medium
-from mot.generate.sampling import Stretch
 from tests.support import vectors
 
 
@@ -27,7 +25,7 @@ def test_embedded_documents_are_written_so(setting, tokens):
     for image_first in (False, True):
         want = made(0, 0, caption, pixels, image_first)
         parts = [Stretch("text", np.array(caption)), image]
-        got = sampling._document(parts[::-1] if image_first else parts, c, format, "")
+        got = layout.document(parts[::-1] if image_first else parts, c, format, "")
         np.testing.assert_array_equal(got.token, want.token[:-1])
         np.testing.assert_array_equal(got.stream, want.stream[:-1])
         np.testing.assert_array_equal(got.unit > 0, want.unit[:-1] > 0)

@@ -1,0 +1,154 @@
+"""How a document is written: which ids begin and end it, and which enclose an image or clip among its text."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mot.config import Config
+from mot.config.modalities import markers
+from mot.data import embedded, packing, seqio_bridge
+from mot.data.manifest import read_json
+from mot.data.packing import Document
+from mot.data.remote import local
+from mot.data.sources import is_embedded, unit_lengths
+from mot.errors import UserError
+from mot.tokenizers import text
+
+
+class Medium(NamedTuple):
+    """A modality other than text."""
+
+    stream: str
+    opens: int  # id of the marker before a unit
+    closes: int
+    tokens: int  # of a unit; 0 = any number
+
+
+class Format(NamedTuple):
+    text: str  # the stream of text, of <bos>, <eos> and of all markers
+    bos: int
+    eos: int
+    special: tuple[int, ...]  # ids that no text holds
+    media: tuple[Medium, ...]
+
+    def medium(self, stream: str) -> Medium | None:
+        return next((medium for medium in self.media if medium.stream == stream), None)
+
+
+class Stretch(NamedTuple):
+    """A stretch of one stream: ids from 0 on, of the stream's own tokenizer, or vectors `[n, P]`."""
+
+    stream: str
+    data: np.ndarray
+
+
+def of(config: Config) -> Format:
+    """The format of the data that a run was trained on."""
+    if is_embedded(config):
+        special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
+        tokens = embedded.PATCHES if config.streams["image"].latent else embedded.PIXELS
+        return _format(config, special, {"text": 0, "image": tokens})
+    abouts = []
+    for address in config.data.sources.values():
+        if seqio_bridge.is_address(address):
+            raise UserError(
+                f"{address}: generation needs a tokenizer that decodes; export it: `mot data prepare --seqio`"
+            )
+        abouts.append(read_json(local(address, whole=False)))
+    return _format(config, abouts[-1]["tokenizers"]["text"]["special"], unit_lengths(abouts))
+
+
+def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int]) -> Format:
+    streams = {stream.modality: name for name, stream in config.streams.items()}
+    first = config.streams[streams["text"]].first_id
+
+    def id_of(mark):
+        return first + special[mark]
+
+    media = [m for m in tokens if m != "text" and m in streams]
+    pairs = {m: [id_of(mark) for mark in markers(m)] for m in media}
+    return Format(
+        streams["text"],
+        id_of("<bos>"),
+        id_of("<eos>"),
+        tuple(first + i for i in special.values()),
+        tuple(Medium(streams[m], *pairs[m], tokens[m]) for m in media),
+    )
+
+
+def document(
+    stretches: Sequence[Stretch],
+    config: Config,
+    format: Format,
+    opens: str = "",
+    scored: int | None = None,
+    ends: bool = False,
+) -> Document:
+    """<bos> and stretches, units between markers; then the marker that opens a unit of a stream, or <eos>.
+
+    Vectors are clean. Ids from the stretch of number `scored` on weigh 1, but for what the format forces; None: none
+    does.
+    """
+    names = list(config.streams)
+    runs = [_marker(format.bos, format)]
+    vectors: dict[int, list[np.ndarray]] = {}  # by stream
+    for number, stretch in enumerate(stretches):
+        stream = config.streams[stretch.stream]
+        medium = format.medium(stretch.stream)
+        is_scored = scored is not None and number >= scored
+        if stream.latent:
+            ids = np.zeros(len(stretch.data), int)
+            vectors.setdefault(names.index(stretch.stream), []).append(stretch.data)
+        else:
+            ids = np.asarray(stretch.data) + stream.first_id
+        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), is_scored and not stream.latent)
+        if medium:
+            is_news = is_scored and not (stream.latent or medium.tokens)  # where a unit ends
+            runs += [_marker(medium.opens, format, is_scored), unit, _marker(medium.closes, format, is_news)]
+        else:
+            runs.append(unit)
+    if opens:
+        runs.append(_marker(format.medium(opens).opens, format))
+    if ends:
+        runs.append(_marker(format.eos, format, scored is not None))
+    sizes = [len(run.ids) for run in runs]
+    token = np.concatenate([run.ids for run in runs])
+    stream = np.repeat([names.index(run.stream) for run in runs], sizes)
+    unit = np.repeat([run.unit for run in runs], sizes)
+    weight = np.repeat([run.is_scored for run in runs], sizes)
+    span = np.where(np.isin(stream, list(vectors)), unit, 0)  # vectors see their unit both ways
+    values = {s: np.concatenate(x) for s, x in vectors.items()}
+    return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span)
+
+
+class _Run(NamedTuple):
+    """Tokens of one stream that follow one another in a document."""
+
+    ids: Sequence[int] | np.ndarray  # in the unified vocabulary; 0 for vectors
+    stream: str
+    unit: int  # from 1; 0 = none
+    is_scored: bool
+
+
+def _marker(id_: int, format: Format, is_scored: bool = False) -> _Run:
+    return _Run([id_], format.text, 0, is_scored)
+
+
+def stretches(d: Document, config: Config, format: Format) -> list[Stretch]:
+    """What a document as its data has it holds, in order; undoes `document`."""
+    names = list(config.streams)
+    begins = np.flatnonzero(np.diff(d.stream.astype(int), prepend=-1))  # markers lie between two units
+    taken = dict.fromkeys(d.values, 0)
+    found = []
+    for begin, end in zip(begins, [*begins[1:], len(d.token)], strict=True):
+        s = int(d.stream[begin])
+        if s in taken:
+            data = d.values[s][taken[s] : taken[s] + end - begin]
+            taken[s] += end - begin
+        else:
+            ids = d.token[begin:end]
+            data = ids[~np.isin(ids, format.special)] - config.streams[names[s]].first_id
+        if len(data):
+            found.append(Stretch(names[s], data))
+    return found
