@@ -124,6 +124,8 @@ def last(run: TrainedRun, modality: str) -> float:
 
 def compared(label: str, modality: str, what: str, at: float, losses: Sequence[tuple[float, float]]) -> Equal:
     """Of pairs (dense's loss, the other's): geometric means, and the interval of their ratio by Student's t."""
+    if np.min(losses) <= 0:
+        return nothing(label, modality, what, "a loss is not above 0, and has no ratio")
     logs = np.log(losses)
     dense, loss = np.exp(logs.mean(0)).tolist()
     ratios, n = logs[:, 1] - logs[:, 0], len(losses)

@@ -22,6 +22,7 @@ from scipy.stats import t as student
 
 HALF_LIFE = 0.02  # of the step at hand
 SEED, RESAMPLES = 0, 2000
+LEAST = 4  # points of a reference from which a slope says something: two steps of a trial say nothing
 
 
 class Curve(NamedTuple):
@@ -43,6 +44,7 @@ class Slope(NamedTuple):
     low: float = np.nan  # of the 95 % interval over seeds; NaN with a single seed. Of bounds: what every seed's slope
     high: float = np.nan  # is above, and what it is below
     seeds: int = 1
+    points: int = LEAST  # of the reference's curve that were matched, the fewest of all seeds
 
 
 def smooth(curve: Curve, half_life: float) -> Curve:
@@ -88,7 +90,8 @@ def slope(reference: Curve, other: Curve, half_life: float = HALF_LIFE) -> Slope
     there[unreached] = other.cost[-1]
     # What it had when first measured took it at most so long, which is more than no time at all.
     there[before] = 0 if unreached.any() else other.cost[other.cost > 0][0]
-    return Slope(float(t @ there / (t @ t)), ">" if unreached.any() else "<" if before.any() else "")
+    bound = ">" if unreached.any() else "<" if before.any() else ""
+    return Slope(float(t @ there / (t @ t)), bound, points=len(t))
 
 
 def over_seeds(pairs: Sequence[tuple[Curve, Curve]], half_life: float = HALF_LIFE) -> Slope:
@@ -101,18 +104,19 @@ def over_seeds(pairs: Sequence[tuple[Curve, Curve]], half_life: float = HALF_LIF
     each = [slope(reference, other, half_life) for reference, other in pairs]
     values = np.array([s.value for s in each])
     n = len(each)
+    points = min(s.points for s in each)
     bounds = {s.bound for s in each} - {""}
     if len(bounds) > 1:
-        return Slope(np.nan, "?", seeds=n)
+        return Slope(np.nan, "?", seeds=n, points=points)
     center = float(np.log(values).mean())
     if bounds:
         least, greatest = float(values.min()), float(values.max())
         low, high = (least, np.inf) if bounds == {">"} else (0.0, greatest)
-        return Slope(float(np.exp(center)), bounds.pop(), low, high, n)
+        return Slope(float(np.exp(center)), bounds.pop(), low, high, n, points)
     if n == 1:
-        return Slope(float(values[0]))
+        return Slope(float(values[0]), points=points)
     drawn = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))
     error = np.log(values)[drawn].mean(1).std() * np.sqrt(n / (n - 1))
     half = float(student.ppf(0.975, n - 1) * error)
     low, mean, high = np.exp([center - half, center, center + half]).tolist()
-    return Slope(mean, "", low, high, n)
+    return Slope(mean, "", low, high, n, points)

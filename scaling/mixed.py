@@ -53,18 +53,12 @@ def mixed(found: Sequence[TrainedRun], pair: tuple[str, str], parameters: str = 
     for arch in runs.archs(found):
         own = [run for run in found if run.arch == arch and run.config.run.role == "fit"]
         first, second, both = (
-            [run for run in own if trains(run) == set(which)] for which in (pair[:1], pair[1:], pair)
+            [run for run in own if set(run.trained) == set(which)] for which in (pair[:1], pair[1:], pair)
         )
         alone = tuple(fit.measured(kind, m, parameters, cells)[0] for kind, m in ((first, pair[0]), (second, pair[1])))
         joint = tuple(fit.measured(both, modality, parameters, cells)[0] for modality in pair)
         result.append(law_of(arch, pair, alone, joint))
     return result
-
-
-def trains(run: TrainedRun) -> set[str]:
-    """The modalities whose loss has a weight."""
-    streams = run.config.streams.values()
-    return {stream.modality for stream in streams if stream.objective != "none" and stream.loss_weight > 0}
 
 
 Pair = tuple[Measured, Measured]

@@ -297,7 +297,7 @@ def mixture(found, groups: Groups, slopes: Slopes) -> Answer:
     arms = _arms(run for group in groups.values() for run in group)
     numbers, left, each = [], [], {}
     for arch in dict.fromkeys(arch for arch, _ in arms):
-        joint = next((rs for (a, trained), rs in arms.items() if a == arch and trained == _all(rs[0])), [])
+        joint = next((rs for (a, _), rs in arms.items() if a == arch and rs[0].is_joint), [])
         for (of, trained), solo in arms.items():
             if of == arch and len(trained) == 1 and joint:
                 modality = trained[0]
@@ -325,12 +325,6 @@ def _arms(of) -> dict[tuple[str, tuple[str, ...]], list[TrainedRun]]:
     for run in of:
         arms.setdefault((run.arch, tuple(run.trained)), []).append(run)
     return arms
-
-
-def _all(run: TrainedRun) -> tuple[str, ...]:
-    """The modalities that a joint run trains: all that have an objective."""
-    aims = {s.modality for s in run.config.streams.values() if s.objective != "none"}
-    return tuple(m for m in run.config.modalities if m in aims)
 
 
 def _excesses(pairs, modality: str, source: str = "") -> dict[tuple[int, int], float]:
@@ -393,7 +387,7 @@ def caption_shift(found, groups: Groups, slopes: Slopes) -> Answer:
     numbers, left = [], []
     for arch in dict.fromkeys(run.arch for run in whole):
         of = [run for run in whole if run.arch == arch]
-        joint = [run for run in of if tuple(run.trained) == _all(run)]
+        joint = [run for run in of if run.is_joint]
         captions = [run for run in of if run not in joint and len(run.config.data.sources) == most]
         text = [run for run in of if run not in joint and len(run.config.data.sources) < most]
         data = (".loss_weight", ".budget", "data.sources", "data.shares", "data.length")

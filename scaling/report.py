@@ -24,7 +24,7 @@ from mot.files import is_bucket, write_atomically
 from mot.model import flops
 from mot.runs import states, swept
 
-from . import best, competition, facts, match, pictures, published, questions, runs, within
+from . import best, facts, match, pictures, published, questions, runs, sections, within
 from .best import BestOf, Search
 from .match import Slope
 from .runs import TrainedRun
@@ -32,6 +32,7 @@ from .runs import TrainedRun
 HEADLINE = ("train", "step", match.HALF_LIFE, "equal")  # the slopes that the page begins with
 MARK = '<meta name="generator" content="mot report">'
 STAGES = 3  # checkpoints whose samples are shown
+MOST_ANSWERS = 8  # that are one sentence
 LONGER = 2  # runs beside the reported ones whose samples are shown
 
 
@@ -86,8 +87,8 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
     drawn |= of_unfinished
     probed = within.table(groups)
     where, of_layers = _where(probed[probed.group.isin(list(shown))], colour)
-    sections = _sections(shown, colour)
-    drawn |= of_layers | {name: png for one in sections for name, (_, png) in one.pictures.items()}
+    told_beside = sections.of(groups, shown, colour)
+    drawn |= of_layers | {name: png for one in told_beside for name, (_, png) in one.pictures.items()}
     context = _of_states(sweep, watched) | _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
     html = _template().render(
         sentence=sentence,
@@ -104,7 +105,7 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
         mfu=any(what == "MFU" for what, _ in measured),
         differences=_differences(shown),
         where=where,
-        sections=sections,
+        sections=told_beside,
         numbered={run.config.run.name: i for i, run in enumerate(numbered, 1)},
         claims=published.CLAIMS.get(sweep.name, ()) if sweep else (),
         curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
@@ -199,52 +200,6 @@ def _where(probed: pd.DataFrame, colour) -> tuple[list[dict], dict]:
             names.append((f"{name}_steps", "over training, a mean over layers"))
         shown.append({"title": title, "reads": reads, "names": names})
     return shown, drawn
-
-
-class Section(NamedTuple):
-    """What the page tells of the groups of runs beside slopes: a picture and a table, each of which may be absent."""
-
-    title: str
-    reads: str  # how a reader understands it
-    pictures: dict[str, tuple[str, dict[str, bytes]]]  # by name: words, and PNGs by theme
-    columns: tuple[str, ...]  # of the table, after group and modality
-    rows: list[tuple[str, str, list[str]]]  # group, modality, cells
-
-
-def _sections(groups, colour) -> list[Section]:
-    """Where a further measure of groups finds its place: a function of (groups, colour), None where it has nothing."""
-    return [section for of in (_frequencies,) if (section := of(groups, colour))]
-
-
-LEAST_SOURCES = 4  # for a trend on the page: with three its interval says nothing
-
-
-def _frequencies(groups, colour) -> Section | None:
-    """How held-out losses of sources follow how often they were seen; nothing where shares are equal or few."""
-    rows, points = [], {}
-    for label, modality in product(groups, runs.modalities(groups)):
-        of = competition.by_source(groups[label], modality)
-        if len(of) < LEAST_SOURCES or len({share for _, share, _ in of}) < 2:
-            continue
-        found = competition.trend([share for _, share, _ in of], [loss for *_, loss in of])
-        points.setdefault(modality, {})[label] = of
-        slope = f"{found.slope:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        ranks = [f"{found.kendall:+.2f}", f"{found.p:.2g}", f"{found.spearman:+.2f}", str(found.n)]
-        rows.append((label, modality, [slope, *ranks]))
-    if not rows:
-        return None
-    drawn = pictures.both(pictures.frequency, points, colour)
-    return Section(
-        "Rare and common sources",
-        "Does a source that was seen more often in training have a lower held-out loss? The slope is the change of the "
-        "loss for each tenfold share, by least squares, with its 95 % interval over sources; the rank test asks the "
-        "same without a line (arXiv:2404.04125 found accuracy to grow with the logarithm of a concept's count). "
-        "Sources differ in more than how often they were seen: only where documents of one kind were given other "
-        "data.shares is this the effect of frequency.",
-        {"frequency": ("held-out loss of each source against its share of training", drawn)},
-        ("slope for each tenfold share", "Kendall's tau", "p", "Spearman's rho", "sources"),
-        rows,
-    )
 
 
 def _experts(groups) -> tuple[dict[str, list[str]], dict]:
@@ -364,8 +319,22 @@ def _headline(slopes, tried) -> tuple:
 
 def _sentence(slopes, headline=HEADLINE) -> str:
     """The answer, for whoever reads one line."""
-    parts = [_answer(slopes, key) for key in slopes if key[2:] == headline]
-    return "; ".join(parts) + "." if parts else "No run here can be compared with a dense one; the runs below say why."
+    keys = [key for key in slopes if key[2:] == headline]
+    if not keys:
+        return "No run here can be compared with a dense one; the page says of each run why."
+    if len(keys) > MOST_ANSWERS:
+        return _tally(slopes, keys)
+    return "; ".join(_answer(slopes, key) for key in keys) + "."
+
+
+def _tally(slopes, keys) -> str:
+    """Of many groups, how many are ahead and behind: of each a sentence is no answer any more."""
+    parts = []
+    for modality in dict.fromkeys(key.modality for key in keys):
+        found = Counter(verdict(slopes[key]) for key in keys if key.modality == modality)
+        told = ", ".join(f"{n} {one}" for one, n in found.most_common())
+        parts.append(f"for {modality} {told}")
+    return f"Of {len({key.group for key in keys})} groups beside dense, by training loss: {'; '.join(parts)}."
 
 
 def _answer(slopes, key: runs.SlopeKey) -> str:
@@ -391,8 +360,11 @@ def _answer(slopes, key: runs.SlopeKey) -> str:
 def verdict(s: Slope) -> str:
     """One word: ahead of dense, behind it, or undecided.
 
-    By the 95 % interval over seeds, or where there are bounds by whether every seed's is above 1, or below it.
+    By the 95 % interval over seeds, or where there are bounds by whether every seed's is above 1, or below it. Runs of
+    which few steps were measured, as of a first trial, have none.
     """
+    if s.points < match.LEAST:
+        return "too short: no verdict"
     if s.seeds == 1:
         return "one seed: no verdict"
     return "ahead" if s.high < 1 else "behind" if s.low > 1 else "undecided"

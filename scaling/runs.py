@@ -82,6 +82,11 @@ class TrainedRun(NamedTuple):
         return [modality for modality in self.config.modalities if modality in weighed]
 
     @property
+    def is_joint(self) -> bool:
+        """Does it train all modalities that have an objective?"""
+        return set(self.trained) == {s.modality for s in self.config.streams.values() if s.objective != "none"}
+
+    @property
     def probes(self) -> list[dict]:
         """The rows of probes.jsonl, `step`, `what` and numbers by name, in order; [] where there is none."""
         return _probes(self.path)[0]
@@ -271,6 +276,7 @@ def load(*patterns: str | Path) -> Tables:
     bound                      "" or the true value is greater (">") or less ("<"); "?": both, by seed
     low, high                  the 95 % interval over pairs of equal seeds; NaN with one pair
     seeds                      pairs of runs
+    points                     of dense's curve that were matched, the fewest of all pairs
     """
     runs = find(patterns)
     return tables(runs, slopes(sound(runs)))

@@ -34,7 +34,7 @@ def test_the_headline_says_what_was_planted(tmp_path):
     assert all(44 <= x <= 52 for x in found), sentence  # 50, and what noise takes off a first crossing
     assert sentence in prose(text)
     slopes = (tmp_path / "slopes.csv").read_text(encoding="utf-8").splitlines()
-    assert {row.rsplit(",", 1)[1] for row in slopes[1:]} == {"3"}  # seeds
+    assert {row.rsplit(",", 2)[1] for row in slopes[1:]} == {"3"}  # seeds
     for name in ("runs", "losses", "slopes"):
         assert (tmp_path / f"{name}.csv").stat().st_size > 100
     for name in ("headline", "curves_text", "curves_image"):
@@ -228,6 +228,7 @@ def test_what_a_run_is_called_is_text_and_nothing_else(tmp_path):
         (Slope(0.05, "<", 0, 0.06, 3), "ahead"),
         (Slope(np.nan, "?", seeds=3), "undecided"),
         (Slope(0.5), "one seed: no verdict"),
+        (Slope(0.7, "", 0.6, 0.8, 3, points=3), "too short: no verdict"),
     ],
 )
 def test_a_verdict_is_a_word_by_the_interval(slope, word):
