@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     options = p.parse_args(argv)
     steps, what = arguments.probed(options)
     cores.take(written.config_as_written(options.run))
-    found = probe.run(options.run, steps, what, say_once)
+    found = probe.run(options.run, steps, what, say_once, options.fetch)
     for step, kinds in found.items():
         for kind, (numbers, _) in kinds.items():
             show(f"{options.run.name} step {step}: {kind}", numbers)

@@ -17,6 +17,7 @@ from mot import optim, sharding
 from mot.batches import Batch
 from mot.config import Config
 from mot.console import phase
+from mot.data import remote
 from mot.data.mixture import Sources
 from mot.data.pipeline import nothing
 from mot.measures import attention, experts, gradients, representation, states
@@ -34,11 +35,16 @@ Probe = Callable[[State, Collection[str]], dict[str, Found]]
 
 
 def run(
-    path: Path, steps: Sequence[int] | None, what: Sequence[str], say: Callable[[str], None] = print
+    path: Path,
+    steps: Sequence[int] | None,
+    what: Sequence[str],
+    say: Callable[[str], None] = print,
+    fetch: bool = False,
 ) -> dict[int, dict[str, Found]]:
     """Measures checkpoints of a run, and writes what it finds into the run's folder.
 
-    `steps`: None are all, [] is the newest. `what` are kinds, [] are all that the run has.
+    `steps`: None are all, [] is the newest. `what` are kinds, [] are all that the run has. `fetch`: with data also from
+    an address that only the run itself names.
 
     `UserError` where the run has no such checkpoint, nothing to compare, or another process has its lock.
     """
@@ -48,6 +54,7 @@ def run(
     steps = saved if steps is None else steps or saved[-1:]
     for step in steps:
         written.saved(path, step)
+    remote.refuse_unknown(path, written.config_as_written(path).data.sources, fetch)
     config, training, held_out = restore.open_data(config)
     evaluate.refuse_endless(config, held_out)
     mesh = sharding.make_mesh(config, sharding.dividing(config))

@@ -12,7 +12,7 @@ import pytest
 from mot.data import remote
 from mot.errors import UserError
 from mot.generate import opened
-from mot.train import evaluate, loop, replay, restore
+from mot.train import evaluate, loop, probe, replay, restore
 from tests.support.commands import run, succeeds
 from tests.support.devices import devices
 from tests.support.training import smoke
@@ -81,12 +81,12 @@ def test_an_address_that_only_the_run_names_is_not_fetched(foreign, address, mon
     path = foreign(data__sources={"manual": address, "drawn": address, "read": address})
     asked = []
     monkeypatch.setattr(fsspec.core, "url_to_fs", lambda *args: asked.append(args) or 1 / 0)
-    for argv in (["evaluate", path], ["sample", path], ["replay", path, "1"]):
+    for argv in (["evaluate", path], ["sample", path], ["replay", path, "1"], ["probe", path]):
         code, _, said = run(*argv)
         assert code == 2
         assert f"has its data at {address}, " in said
         assert "nothing was fetched; where you trust it, say so with --fetch" in said
-    for read in (lambda: opened.opened(path), lambda: replay.run(path, 1)):
+    for read in (lambda: opened.opened(path), lambda: replay.run(path, 1), lambda: probe.run(path, [], [])):
         with pytest.raises(UserError, match="nothing was fetched"):
             read()
     assert not asked
