@@ -320,6 +320,25 @@ def lines(
     return figure
 
 
+def components(title: str, steps: Sequence[int], points: Sequence[np.ndarray], modalities: Sequence[str]) -> Figure:
+    """Sampled tokens on the two principal components of a layer, a panel a step.
+
+    `points` of each step are `[R, 2]`, and `modalities` say of each of the R tokens what it is.
+    """
+    figure = Figure(figsize=(0.4 + 2.2 * len(steps), 2.7), layout="constrained")
+    axes = figure.subplots(1, len(steps), squeeze=False)[0]
+    names = np.array(modalities)
+    for axis, step, x_R2 in zip(axes, steps, points, strict=True):
+        for i, name in enumerate(dict.fromkeys(modalities)):
+            own = x_R2[names == name]
+            axis.plot(*own.T, MARKERS[i % len(MARKERS)], markersize=2, color=OTHERS[i % len(OTHERS)], label=name)
+        axis.set_title(f"step {step:,}", fontsize=9)
+        axis.set(xticks=[], yticks=[])
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def frequency(drawn: dict[str, dict[str, list[tuple[str, float, float]]]], colour: dict[str, str]) -> Figure:
     """`drawn[modality][group]`, a (source, share, loss) each: held-out loss against how often a source was seen."""
     figure = Figure(figsize=(5.2, 0.4 + 2.6 * len(drawn)), layout="constrained")

@@ -303,7 +303,7 @@ def mixture(found, groups: Groups, slopes: Slopes) -> Answer:
                 modality = trained[0]
                 pairs, why = competition.pairs(solo, joint, (".loss_weight",))
                 left += why
-                each[arch, modality] = _excesses(pairs, modality)
+                each[arch, modality] = _excesses(pairs, modality, left)
                 numbers += _estimated("tax", arch, modality, each[arch, modality], pairs)
         if not joint:
             left.append(f"{arch}: no faultless joint run, so nothing is known of what it loses or gains")
@@ -327,10 +327,17 @@ def _arms(of) -> dict[tuple[str, tuple[str, ...]], list[TrainedRun]]:
     return arms
 
 
-def _excesses(pairs, modality: str, source: str = "") -> dict[tuple[int, int], float]:
-    """By seeds, what the second run of a pair has above the first."""
-    found = {solo.seeds: competition.excess(solo, joint, modality, source) for solo, joint in pairs}
-    return {seeds: value for seeds, value in found.items() if np.isfinite(value)}
+def _excesses(pairs, modality: str, left: list[str], source: str = "") -> dict[tuple[int, int], float]:
+    """By seeds, what the second run of a pair has above the first; `left` gets the pairs that have no such curves."""
+    found = {}
+    for solo, joint in pairs:
+        value = competition.excess(solo, joint, modality, source)
+        if np.isfinite(value):
+            found[solo.seeds] = value
+        else:
+            names = f"{solo.config.run.name} and {joint.config.run.name}"
+            left.append(f"{names}: one has fewer than two held-out losses of {source or modality}")
+    return found
 
 
 def _estimated(what: str, group: str, modality: str, values: dict, pairs) -> list[Number]:
@@ -403,7 +410,8 @@ def caption_shift(found, groups: Groups, slopes: Slopes) -> Answer:
             for source in sorted(
                 one[0].config.data.sources if one is text else text[0].config.data.sources if text else ()
             ):
-                numbers += _estimated(f"{what}, on {source}", arch, "text", _excesses(pairs, "text", source), pairs)
+                values = _excesses(pairs, "text", left, source)
+                numbers += _estimated(f"{what}, on {source}", arch, "text", values, pairs)
     question = "Is it images that text suffers from, or the language of their captions?"
     how = (
         "Held-out loss of the text's own sources, in nats. 'What captions cost' is the arm that also reads captions "

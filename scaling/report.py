@@ -191,7 +191,8 @@ def _where(probed: pd.DataFrame, colour) -> tuple[list[dict], dict]:
     for kind in within.kinds(probed):
         title, reads, even = within.KINDS[kind]
         name = f"where_{_file(kind)}"
-        by_layer, over = within.by_layer(probed, kind), within.over_training(probed, kind)
+        by_layer = within.by_layer(probed, kind)
+        over = within.over_training(probed, kind) if kind in within.MOVES else {}
         steps = within.steps(probed, kind)
         drawn[name] = pictures.both(pictures.lines, by_layer, within.layers(probed, kind), "layer", even, colour)
         names = [(name, f"by layer, at the newest step measured ({steps[-1]:,})")]

@@ -29,7 +29,7 @@ class Section(NamedTuple):
 
 def of(groups: Groups, shown: Groups, colour: Colours) -> list[Section]:
     """Those that have something to tell. `shown` are the groups that a page has room for."""
-    found = [frequencies(shown, colour), equal_cost(groups, shown)]
+    found = [frequencies(shown, colour), equal_cost(groups)]
     if several_sizes(groups):
         scalings = fit.scalings([run for group in groups.values() for run in group if run.is_joint])
         found += [laws(scalings, groups), budgets(scalings), predictions(scalings), bimodal(groups)]
@@ -76,9 +76,9 @@ def frequencies(groups: Groups, colour: Colours) -> Section | None:
     )
 
 
-def equal_cost(groups: Groups, shown: Groups) -> Section | None:
+def equal_cost(groups: Groups) -> Section | None:
     """Each architecture's loss over dense's at equal FLOPs, seconds and parameters."""
-    found = [one for one in equal.equal(groups) if one.group in shown]
+    found = equal.equal(groups)
     told: dict[tuple[str, str], dict[str, str]] = {}
     for one in found:
         interval = f" [{one.low:.3f}, {one.high:.3f}]" if one.pairs > 1 else ""

@@ -86,6 +86,9 @@ KINDS = {
 }
 
 
+MOVES = ("gradients/cosine", "representation/gap", "experts/share")  # whose change over training is drawn, too
+
+
 def table(groups: Groups) -> pd.DataFrame:
     """A row a number: group, arch, run, step, kind, series, layer, value. Names that say no layer have -1."""
     rows = []

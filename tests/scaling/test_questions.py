@@ -11,7 +11,7 @@ import pytest
 from configs import ladder, sweeps
 from launch import cli
 from scaling import questions
-from tests.support.reports import STEPS, page, planted, prose, swept
+from tests.support.reports import STEPS, page, planted, prose, rewritten, swept
 
 ALONE = {m: {f"streams.{other}.loss_weight": 0.0} for m, other in (("text", "image"), ("image", "text"))}
 
@@ -259,3 +259,14 @@ def test_every_sweep_that_comes_with_mot_has_a_question():
     shipped = {name for name, value in vars(sweeps).items() if getattr(value, "__module__", "") == sweeps.__name__}
     asked = {name for name in shipped if next(iter(inspect.signature(getattr(sweeps, name)).parameters), "") == "arg"}
     assert {name for name in asked if not name.startswith("_")} == set(questions.ASKED)
+
+
+def test_a_pair_without_held_out_curves_is_said(tmp_path):
+    mixed(tmp_path, seeds=2, archs=("dense",))
+    rewritten(
+        tmp_path / "dense-text-seed1",
+        lambda row: {k: v for k, v in row.items() if row["kind"] != "eval" or k != "loss/text"},
+    )
+    shown = prose(page(tmp_path)[1])
+    assert "dense-text-seed1 and dense-joint-seed1: one has fewer than two held-out losses of text" in shown
+    assert answers(tmp_path).loc[("tax", "dense", "text")].n == 1
