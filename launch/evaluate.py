@@ -138,7 +138,7 @@ def _judged(model: LoadedModel, options, _) -> Found:
     draws = options.draws or arguments.DRAWS
     settings = sample.settings(arguments.Options(), model.config)
     wanted = digits.Wanted(digits.PROMPTS, draws, draws, (), 0, False)
-    _, record = digits.samples(model, wanted, settings)
+    _, record = digits.judged(model, wanted, settings)
     found = {}
     for name, count in (("image/drawn", record["drawn"]), ("text/read", record["read"])):
         right, asked = count["right"], count["asked"]
@@ -244,9 +244,14 @@ def _number(x: float, places: int) -> str:
 
 
 def plain(found: Found) -> dict:
-    """As JSON holds it: what is None is left out."""
+    """As JSON holds it: what is None is left out, and what is not finite is text."""
+
+    def number(x: float) -> float | str:
+        return x if np.isfinite(x) else str(x)
+
     figures = {
-        name: {key: x for key, x in figure._asdict().items() if x is not None} for name, figure in found.figures.items()
+        name: {key: number(x) for key, x in figure._asdict().items() if x is not None}
+        for name, figure in found.figures.items()
     }
     return {"asked": found.asked, "figures": figures, "notes": list(found.notes)}
 

@@ -33,7 +33,7 @@ def accuracies(
     """The share of questions whose right candidate is ranked first, by modality of the candidates and by source.
 
     A candidate's log-likelihood given the prompt, `sum`, is also divided by its tokens, `token`, and by its bytes of
-    text, `byte`; `pmi` subtracts its log-likelihood without the prompt (2104.08315, equation 2, with <bos> as domain).
+    text, `byte`; `pmi` subtracts its log-likelihood without the prompt (2104.08315, with <bos> alone for its domain).
     Where several tie for the first place, the right one counts as a guess among them. Questions without text, or
     without a prompt, are left out of the last two.
     """
