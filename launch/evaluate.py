@@ -18,6 +18,7 @@ from mot.config import Config, load
 from mot.console import phase
 from mot.data import layout
 from mot.data.layout import Format
+from mot.data.manifest import file_digest
 from mot.errors import UserError, reason
 from mot.files import write_atomically
 from mot.generate import codecs, digits, judge, opened, redrawn
@@ -26,6 +27,8 @@ from mot.measures import distances, likelihood, ranking, retrieval
 from mot.measures.figures import Figure, share
 from mot.runs import evaluated, provenance, rundir
 from mot.train import evaluate
+
+LARGE = 1e6  # a figure of more is shown with its exponent
 
 
 class Found(NamedTuple):
@@ -81,7 +84,9 @@ def bits(row: dict, config: Config) -> Found:
         modality, slash, source = name.removeprefix(prefix).partition("/")
         if name.startswith(prefix) and slash and modality not in vectors:
             found[f"bits_per_token/{modality}/{source}"] = Figure(value / np.log(2))
-    return Found(found, notes=tuple(f"{m} are vectors, whose loss is a squared error" for m in sorted(vectors)))
+    return Found(
+        found, notes=tuple(f"{m}: vectors, whose loss is a squared error, have no bits" for m in sorted(vectors))
+    )
 
 
 def of_model(path: Path, what: list[str], options) -> tuple[int, dict[str, Found]]:
@@ -97,7 +102,7 @@ def _ranking(model: LoadedModel, options, questions: list[ranking.Question]) -> 
     score = likelihood.make(model.sampler.params, model.config)
     with phase(f"ranking the candidates of {len(questions)} questions; their program is compiled the first time"):
         found = ranking.accuracies(questions, score, model.config, model.format, model.held_out.byte_lengths)
-    return Found(found, {"answers": options.answers.name, "questions": len(questions)})
+    return Found(found, {"answers": options.answers.name, "digest": file_digest(options.answers)[:16]})
 
 
 def _retrieval(model: LoadedModel, options, _) -> Found:
@@ -108,8 +113,11 @@ def _retrieval(model: LoadedModel, options, _) -> Found:
     notes = []
     for source in model.held_out.all:
         by_streams: dict[tuple[str, str], list[retrieval.Pool]] = {}
-        for pool in retrieval.pools(source, size, most, model.config, model.format):
-            by_streams.setdefault(pool.streams, []).append(pool)
+        try:
+            for pool in retrieval.pools(source, size, most, model.config, model.format):
+                by_streams.setdefault(pool.streams, []).append(pool)
+        except UserError as error:
+            notes.append(str(error))
         for streams, pools in by_streams.items():
             for way, why in retrieval.ways(streams, model.config).items():
                 given, other = (modality[streams[side]] for side in way)
@@ -119,11 +127,9 @@ def _retrieval(model: LoadedModel, options, _) -> Found:
                 with phase(f"{source.name}: {other} by {given}, {len(pools)} pools of {size}"):
                     found = retrieval.recalls(pools, way, score, model.config, model.format)
                 figures |= {f"{given}/{other}/{source.name}/{name}": figure for name, figure in found.items()}
-    if not figures and not notes:
-        raise UserError(
-            "--what=retrieval: no held-out document has one stretch of each of two modalities, as a picture and its "
-            "caption; prepare such, or leave it out"
-        )
+    if not figures:
+        none = "no held-out document has one stretch of each of two modalities, as a picture and its caption"
+        raise UserError(f"--what=retrieval: {'; '.join(notes) or f'{none}; prepare such, or leave it out'}")
     return Found(figures, {"pool": size, "pools": most}, tuple(notes))
 
 
@@ -132,7 +138,7 @@ def _judged(model: LoadedModel, options, _) -> Found:
     draws = options.draws or arguments.DRAWS
     settings = sample.settings(arguments.Options(), model.config)
     wanted = digits.Wanted(digits.PROMPTS, draws, draws, (), 0, False)
-    _, record = digits.samples(model, wanted, settings)
+    _, record = digits.judged(model, wanted, settings)
     found = {}
     for name, count in (("image/drawn", record["drawn"]), ("text/read", record["read"])):
         right, asked = count["right"], count["asked"]
@@ -229,14 +235,23 @@ def _cell(figure: Figure, key: str, places: int) -> str:
     if (value := getattr(figure, key)) is None:
         return ""
     if key == "low":
-        return f"{figure.low:.{places}f} to {figure.high:.{places}f}"
-    return str(value) if key == "n" else f"{value:.{places}f}"
+        return f"{_number(figure.low, places)} to {_number(figure.high, places)}"
+    return str(value) if key == "n" else _number(value, places)
+
+
+def _number(x: float, places: int) -> str:
+    return f"{x:.{places}f}" if abs(x) < LARGE else f"{x:.3g}"
 
 
 def plain(found: Found) -> dict:
-    """As JSON holds it: what is None is left out."""
+    """As JSON holds it: what is None is left out, and what is not finite is text."""
+
+    def number(x: float) -> float | str:
+        return x if np.isfinite(x) else str(x)
+
     figures = {
-        name: {key: x for key, x in figure._asdict().items() if x is not None} for name, figure in found.figures.items()
+        name: {key: number(x) for key, x in figure._asdict().items() if x is not None}
+        for name, figure in found.figures.items()
     }
     return {"asked": found.asked, "figures": figures, "notes": list(found.notes)}
 

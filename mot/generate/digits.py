@@ -30,8 +30,24 @@ class Wanted(NamedTuple):
     grid: bool
 
 
+class Made(NamedTuple):
+    """What was drawn and what was read."""
+
+    prompts: list[str]
+    drawn: list[np.ndarray]  # grey levels `[64]` of each
+    shown: np.ndarray  # `[n, 64]`
+    labels: np.ndarray  # which digits these are
+    captions: list[str]
+
+
 def samples(model: LoadedModel, wanted: Wanted, settings: Settings) -> tuple[dict[str, bytes], dict]:
-    """Pictures by file name, and the record: judge (its accuracy), drawn, read, text."""
+    """Pictures by file name, and the record that `judged` makes."""
+    made, record = judged(model, wanted, settings)
+    return _pictures(made, wanted), record
+
+
+def judged(model: LoadedModel, wanted: Wanted, settings: Settings) -> tuple[Made, dict]:
+    """What is made, and the record of it: judge (its accuracy), drawn, read, text."""
 
     def encode(text):
         return model.codec.encode(Part("text", text))
@@ -66,25 +82,30 @@ def samples(model: LoadedModel, wanted: Wanted, settings: Settings) -> tuple[dic
 
     classify, accuracy = judge(model.training, model.held_out)
     asked = [embedded.named(prompt) for prompt in prompts]
-    judged = classify(np.stack(drawn)).tolist() if drawn else []
+    found = classify(np.stack(drawn)).tolist() if drawn else []
     named = [embedded.named(caption) for caption in captions]
-    record = {"judge": accuracy, "drawn": _score(asked, judged) | {"prompts": list(wanted.prompts)}}
+    record = {"judge": accuracy, "drawn": _score(asked, found) | {"prompts": list(wanted.prompts)}}
     record |= {"read": _score(labels.tolist(), named) | {"captions": captions}, "text": texts}
+    return Made(prompts, drawn, shown, labels, captions), record
+
+
+def _pictures(made: Made, wanted: Wanted) -> dict[str, bytes]:
+    """By file name."""
     files = {}
 
     def large(levels):
         return codecs.paper(levels).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
 
-    if drawn and wanted.grid:
-        files["grid.png"] = pictures.grid([large(x) for x in drawn])
-    elif drawn:
+    if made.drawn and wanted.grid:
+        files["grid.png"] = pictures.grid([large(x) for x in made.drawn])
+    elif made.drawn:
         columns = len(wanted.prompts) if 1 < len(wanted.prompts) < COLUMNS else COLUMNS
-        files["digits.png"] = pictures.titled([large(x) for x in drawn], prompts, columns)
-    if captions:
-        wrong = ["" if n == label else "WRONG: " for n, label in zip(named, labels, strict=True)]
-        titles = [w + c for c, w in zip(captions, wrong, strict=True)]
-        files["captions.png"] = pictures.titled([large(x) for x in shown], titles, COLUMNS)
-    return files, record
+        files["digits.png"] = pictures.titled([large(x) for x in made.drawn], made.prompts, columns)
+    if made.captions:
+        is_right = [embedded.named(c) == label for c, label in zip(made.captions, made.labels, strict=True)]
+        titles = ["WRONG: " * (not right) + c for c, right in zip(made.captions, is_right, strict=True)]
+        files["captions.png"] = pictures.titled([large(x) for x in made.shown], titles, COLUMNS)
+    return files
 
 
 def summary(record: dict) -> list[str]:

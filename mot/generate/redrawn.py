@@ -12,7 +12,7 @@ from mot.measures.likelihood import too_long
 
 
 class Redrawn(NamedTuple):
-    """Ids or vectors of units, one by one: a held-out one, and one drawn after what precedes it in its document."""
+    """Ids or vectors of units, one by one: held-out ones, and one drawn after what precedes each in its document."""
 
     real: list[np.ndarray]
     generated: list[np.ndarray]
@@ -31,7 +31,8 @@ def media(model: LoadedModel, modality: str, most: int, settings: Settings, leng
             continue
         title = f"drawing {modality} of {source.name}"
         rows = opened.rows(model, prompts, settings, title, 0, text=0, media=1, opens=stream, length=length)
-        found[source.name] = Redrawn(real, [row.parts[0].data for row in rows])
+        drawn = [row.parts[0].data for row in rows]
+        found[source.name] = Redrawn(real, [data for data in drawn if len(data)])  # one of any length may be empty
     return found
 
 

@@ -51,7 +51,7 @@ def frechet(features: Features) -> float:
 
 
 def kernel(features: Features, subsets: int = SUBSETS, size: int = 0, seed: int = SEED) -> np.ndarray:
-    """`[subsets]` unbiased estimates of the squared MMD, by the kernel (x . y / D + 1)^3 (1801.01401, sections 3, 4).
+    """`[subsets]` unbiased estimates of the squared MMD, by the kernel (x . y / D + 1)^3 (1801.01401, section 4).
 
     Each is of `size` samples of both sets; 0: of SUBSET, or of half of the smaller set where that is less. Equal
     distributions give 0 in the mean, so estimates may be negative.

@@ -21,7 +21,7 @@ class Figure(NamedTuple):
 
 
 def share(hits: Sequence[float] | np.ndarray, chance: float | None = None) -> Figure:
-    """The mean of hits from 0 to 1, with Wilson's interval (1927; in Brown, Cai and DasGupta, 2001, equation 4).
+    """The mean of hits from 0 to 1, with Wilson's interval (1927; Brown, Cai and DasGupta, 2001).
 
     Each hit is taken as independent. Nothing between 0 and 1 but ties is meant: there the interval is a little wide.
     """

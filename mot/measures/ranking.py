@@ -33,8 +33,9 @@ def accuracies(
     """The share of questions whose right candidate is ranked first, by modality of the candidates and by source.
 
     A candidate's log-likelihood given the prompt, `sum`, is also divided by its tokens, `token`, and by its bytes of
-    text, `byte`; `pmi` subtracts its log-likelihood without the prompt (2104.08315, equation 2, with <bos> as domain).
-    A guess among as many as tie for the first place counts as its chance.
+    text, `byte`; `pmi` subtracts its log-likelihood without the prompt (2104.08315, with <bos> alone for its domain).
+    Where several tie for the first place, the right one counts as a guess among them. Questions without text, or
+    without a prompt, are left out of the last two.
     """
     given = [document(q.prompt, c, config, format) for q in questions for c in q.candidates]
     alone = [document((), c, config, format) for q in questions for c in q.candidates]
@@ -45,15 +46,14 @@ def accuracies(
     scores = {"sum": nats, "token": nats / tokens, "byte": nats / np.maximum(sizes, 1), "pmi": nats - nats_alone}
     of_questions = {name: np.split(x, ends) for name, x in scores.items()}
     has_bytes = [part.all() for part in np.split(sizes > 0, ends)]
+    has_prompt = [bool(q.prompt) for q in questions]
+    of_those = dict.fromkeys(scores, [True] * len(questions)) | {"byte": has_bytes, "pmi": has_prompt}
     found = {}
     for group, members in _groups(questions, config).items():
-        chance = float(np.mean([1 / len(questions[i].candidates) for i in members]))
         for name, each in of_questions.items():
-            if (name == "byte" and not all(has_bytes[i] for i in members)) or (
-                name == "pmi" and not any(questions[i].prompt for i in members)
-            ):
-                continue
-            found[f"{group}/{name}"] = share([first(each[i], questions[i].answer) for i in members], chance)
+            if those := [i for i in members if of_those[name][i]]:
+                chance = float(np.mean([1 / len(questions[i].candidates) for i in those]))
+                found[f"{group}/{name}"] = share([first(each[i], questions[i].answer) for i in those], chance)
     return found
 
 

@@ -99,6 +99,13 @@ def test_candidates_without_text_have_no_bytes():
     assert set(found) == {f"{group}/{name}" for group in ("image", "image/a") for name in ("sum", "token", "pmi")}
 
 
+def test_a_question_without_a_prompt_is_left_out_of_the_information_alone():
+    asked = questions(4)
+    asked[0] = asked[0]._replace(prompt=())
+    found = accuracies(asked, lambda d: np.zeros(len(d)))
+    assert (found["text/sum"].n, found["text/pmi"].n) == (4, 3)
+
+
 def test_ties_count_as_a_guess_among_them():
     assert ranking.first(np.array([-1.0, -1.0 - 1e-9, -2]), 0) == 0.5
     assert ranking.first(np.array([-1.0, -1.0, -2]), 2) == 0
