@@ -19,7 +19,7 @@ INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c const
 APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers
 
 .PHONY: demo test test-slow test-parity test-seqio test-trackers test-plan test-plan-slow test-slurm mutations soak \
-  environments hash plan docs lint format bench constraints clean
+  notebooks environments hash plan docs lint format bench constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
@@ -65,6 +65,10 @@ test-slurm: $(VENV)/$(DONE)
 # Every rung of every architecture into docs/reference/plan.md; it goes on where it was stopped.
 plan: $(PLAN)/$(DONE)
 	$(PLAN)/bin/mot plan --ladder
+
+# After a change of scaling/notebooks/*.py: the same as .ipynb, without outputs.
+notebooks: $(VENV)/$(DONE)
+	$(VENV)/bin/jupytext --quiet --sync scaling/notebooks/*.py
 
 # What decides an environment, for those who keep them; and those of the heavy extras.
 hash:
