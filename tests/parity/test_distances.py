@@ -10,7 +10,7 @@ import torch
 from mot.measures import distances
 from mot.measures.distances import Features
 
-# Its metrics need no torchvision, and it imports one all the same, whose build must be that of PyTorch.
+# Its metrics need no torchvision, and it imports one all the same.
 VISION = [f"torchvision{part}" for part in ("", ".datasets", ".transforms", ".transforms.functional")]
 with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in VISION}):
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
