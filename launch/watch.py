@@ -18,6 +18,7 @@ from scaling import report, runs
 
 HOST = "127.0.0.1"  # loopback: no other machine reaches it
 TICK = 2.0  # seconds between two looks at the runs' directories
+EASE = 4  # times as long as a page took to make, before the next is made: the runs shall have the machine
 REFRESH = 10  # seconds after which a browser asks again
 OURS = {".png": "image/png", ".csv": "text/csv", ".parquet": "application/vnd.apache.parquet"}
 LINKED = ("config.json", "metrics.jsonl", "probes.jsonl")  # of a run: what the page links to, and is made of
@@ -31,19 +32,22 @@ def watch(folder: Path, out: Path, port: int) -> None:
     with serving(out, port) as server:
         print(f"http://{HOST}:{server.server_port}/ shows {folder}; Ctrl-C ends it", flush=True)
         said = ""
+        took = 0.0
         while True:
-            time.sleep(TICK)
+            time.sleep(max(TICK, EASE * took))
             now = signature(folder)
             if now == before:
                 continue
             before = now
+            began = time.monotonic()
             try:
                 make(folder, out)
                 said = ""
-            except UserError as error:  # the page that is there stays until the runs can be read again
+            except (UserError, OSError) as error:  # the page that is there stays until the runs can be read again
                 if str(error) != said:
                     print(f"mot: the page is not renewed: {error}", file=sys.stderr, flush=True)
                 said = str(error)
+            took = time.monotonic() - began
 
 
 def make(folder: Path, out: Path) -> None:

@@ -8,7 +8,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,10 +35,13 @@ MOST_ANSWERS = 8  # that are one sentence
 LONGER = 2  # runs beside the reported ones whose samples are shown
 
 
+Drawn = dict[str, dict[str, bytes]]  # PNGs by name and theme
+
+
 class Page(NamedTuple):
     sentence: str
     html: str
-    drawn: dict[str, dict[str, bytes]]  # PNGs by name and theme
+    drawn: Drawn
     tables: dict[str, pd.DataFrame]
 
 
@@ -66,53 +68,36 @@ def _page(every_run: list[TrainedRun], out: Path, watched: Path | None) -> Page:
     found = best.without_the_rest(every_run, tried)
     groups = runs.sound(found)
     slopes = runs.slopes(groups)
-    headline = _headline(slopes, tried)
     sweep, caution = questions.at(watched) if watched else questions.of(every_run)
     told = questions.answer(sweep, every_run, groups, slopes)
-    sentence = told.sentence if told else _sentence(slopes, headline)
+    headline = _headline(slopes, tried)
     shown = _shown(groups)
     colour = pictures.colours(groups) | pictures.colours(shown)
-    measured = measures(shown) if shown else []
-    costs = ("step",) if _cost_alike(shown) else ("step", "flops")
-    experts, of_experts = _experts(shown)
-    searched, of_searches = _searched(tried, groups)
-    maps = {f"map_{i}": shown for i, shown in enumerate(told.maps if told else ())}
-    drawn = _answer_drawn(told, slopes, headline, shown, colour)
-    drawn |= {name: pictures.both(shown.draw, *shown.args) for name, shown in maps.items()}
-    for modality, cost in product(runs.modalities(groups), costs):
-        drawn[_curves(modality, cost)] = pictures.both(pictures.curves, shown, colour, modality, cost)
-    drawn |= of_experts | of_searches
-    numbered = [run for group in runs.grouped(found).values() for run in group]
-    unfinished, of_unfinished = _unfinished(every_run)
-    drawn |= of_unfinished
     probed = within.table(groups)
-    where, of_layers = _where(probed[probed.group.isin(list(shown))], colour)
-    told_beside = sections.of(groups, shown, colour)
-    drawn |= of_layers | {name: png for one in told_beside for name, (_, png) in one.pictures.items()}
-    context = _of_states(sweep, watched) | _of_runs(found, groups, out) | _of_slopes(groups, slopes, tried)
+    # What the page says, by the template's names, and its pictures by theirs.
+    parts: list[tuple[dict, Drawn]] = [
+        _of_answer(told, _main(slopes, headline, shown), shown, colour),
+        _of_curves(shown, colour),
+        _of_experts(shown),
+        _of_searches(tried, groups),
+        _of_unfinished(every_run),
+        _of_layers(probed[probed.group.isin(list(shown))], colour),
+        _of_sections(groups, shown, colour),
+        (_of_states(sweep, watched), {}),
+        (_of_groups(shown, len(groups) - len(shown)), {}),
+        (_of_runs(found, groups, out), {}),
+        (_of_slopes(groups, slopes, tried), {}),
+    ]
+    drawn = {name: png for _, of in parts for name, png in of.items()}
+    context = {name: value for of, _ in parts for name, value in of.items()}
+    sentence = told.sentence if told else _sentence(slopes, headline)
     html = _template().render(
         sentence=sentence,
         title=told.question if told else _title(groups, slopes),
         cautions=[*filter(None, [caution]), *facts.overfits(groups)],
-        answer=told,
-        answers=_answer_rows(told) if told else {},
-        printed=bool(told) and any(n.published for n in told.numbers),
-        maps=maps,
-        unfinished=unfinished,
-        hidden=len(groups) - len(shown),
-        columns=list(shown),
-        costs=measured,
-        mfu=any(what == "MFU" for what, _ in measured),
-        differences=_differences(shown),
-        where=where,
-        sections=told_beside,
-        numbered={run.config.run.name: i for i, run in enumerate(numbered, 1)},
         claims=published.CLAIMS.get(sweep.name, ()) if sweep else (),
-        curves={m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)},
         pictures={name: {t: _inline(png) for t, png in themes.items()} for name, themes in drawn.items()},
-        experts=experts,
         colour=colour,
-        searched=searched,
         **context,
     )
     tables = runs.tables(every_run, slopes)._asdict() | ({"probes": probed} if len(probed) else {})
@@ -135,18 +120,52 @@ def _shown(groups) -> dict[str, list[TrainedRun]]:
     return {label: group for label, group in groups.items() if label in chosen}
 
 
-def _answer_drawn(told, slopes, headline, groups, colour) -> dict:
-    """The page's first picture: the answer's own, or matching slopes."""
-    if told and told.picture:
-        return {"answer": pictures.both(told.picture.draw, *told.picture.args)}
+def _main(slopes, headline, groups) -> dict[str, dict[str, Slope]]:
+    """By group and modality the slopes that the page begins with."""
     main: dict[str, dict[str, Slope]] = {}
     for key, slope in slopes.items():
         if key[2:] == headline and key.group in groups:
             main.setdefault(key.group, {})[key.modality] = slope
-    if not main:
-        return {}
-    known = published.of(groups[next(iter(main))][0].config)
-    return {"headline": pictures.both(pictures.headline, main, colour, known)}
+    return main
+
+
+def _of_answer(told: questions.Answer | None, main, groups, colour) -> tuple[dict, Drawn]:
+    """The answer's numbers and its maps; and the page's first picture: the answer's own, or matching slopes."""
+    drawn = {}
+    if told and told.picture:
+        drawn["answer"] = pictures.both(told.picture.draw, *told.picture.args)
+    elif main:
+        known = published.of(groups[next(iter(main))][0].config)
+        drawn["headline"] = pictures.both(pictures.headline, main, colour, known)
+    maps = {f"map_{i}": picture for i, picture in enumerate(told.maps if told else ())}
+    drawn |= {name: pictures.both(picture.draw, *picture.args) for name, picture in maps.items()}
+    rows = _answer_rows(told) if told else {}
+    printed = bool(told) and any(n.published for n in told.numbers)
+    return {"answer": told, "answers": rows, "maps": maps, "printed": printed}, drawn
+
+
+def _of_curves(groups, colour) -> tuple[dict, Drawn]:
+    """By modality, the costs against which its losses are drawn, each with its picture's name."""
+    costs = ("step",) if _cost_alike(groups) else ("step", "flops")
+    names = {m: [(cost, _curves(m, cost)) for cost in costs] for m in runs.modalities(groups)}
+    drawn = {
+        name: pictures.both(pictures.curves, groups, colour, modality, cost)
+        for modality, of in names.items()
+        for cost, name in of
+    }
+    return {"curves": names}, drawn
+
+
+def _of_groups(shown, hidden: int) -> dict:
+    """What has a column of each group."""
+    measured = measures(shown) if shown else []
+    return dict(
+        hidden=hidden,
+        columns=list(shown),
+        costs=measured,
+        mfu=any(what == "MFU" for what, _ in measured),
+        differences=_differences(shown),
+    )
 
 
 def _of_states(sweep: questions.Sweep | None, watched: Path | None) -> dict:
@@ -173,7 +192,7 @@ def _of_states(sweep: questions.Sweep | None, watched: Path | None) -> dict:
     return {"counts": told, "states": rows if watched else [], "made": now}
 
 
-def _unfinished(every_run) -> tuple[list[str], dict]:
+def _of_unfinished(every_run) -> tuple[dict, Drawn]:
     """Pictures of runs that are sound so far and not at their end; they are in no mean, slope or verdict."""
     begun = [run for run in every_run if run.faults and all(fault.startswith("unfinished") for fault in run.faults)]
     groups = _shown(runs.grouped(begun))
@@ -182,10 +201,10 @@ def _unfinished(every_run) -> tuple[list[str], dict]:
     for modality in runs.modalities(groups):
         if any(run.curve(kind, modality, "step") for run in begun for kind in runs.KINDS):
             drawn[f"unfinished_{modality}"] = pictures.both(pictures.curves, groups, colour, modality, "step")
-    return list(drawn), drawn
+    return {"unfinished": list(drawn)}, drawn
 
 
-def _where(probed: pd.DataFrame, colour) -> tuple[list[dict], dict]:
+def _of_layers(probed: pd.DataFrame, colour) -> tuple[dict, Drawn]:
     """Of what probes measured: its title, how to read it, and its pictures, by layer and over training."""
     shown, drawn = [], {}
     for kind in within.kinds(probed):
@@ -200,10 +219,15 @@ def _where(probed: pd.DataFrame, colour) -> tuple[list[dict], dict]:
             drawn[f"{name}_steps"] = pictures.both(pictures.lines, over, steps, "step", even, colour)
             names.append((f"{name}_steps", "over training, a mean over layers"))
         shown.append({"title": title, "reads": reads, "names": names})
-    return shown, drawn
+    return {"where": shown}, drawn
 
 
-def _experts(groups) -> tuple[dict[str, list[str]], dict]:
+def _of_sections(groups, shown, colour) -> tuple[dict, Drawn]:
+    found = sections.of(groups, shown, colour)
+    return {"sections": found}, {name: png for one in found for name, (_, png) in one.pictures.items()}
+
+
+def _of_experts(groups) -> tuple[dict, Drawn]:
     """By group the names of its pictures of experts' loads, and these."""
     names, drawn = {}, {}
     for label, group in groups.items():
@@ -212,12 +236,13 @@ def _experts(groups) -> tuple[dict[str, list[str]], dict]:
         drawn |= {
             name: pictures.both(pictures.experts, *panel) for name, panel in zip(names[label], panels, strict=True)
         }
-    return {label: of for label, of in names.items() if of}, drawn
+    return {"experts": {label: of for label, of in names.items() if of}}, drawn
 
 
 def _of_runs(found, groups, out) -> dict:
     """What the page says of the runs themselves."""
     notes = _notes(found, groups)
+    listed = [(label, run) for label, group in runs.grouped(found).items() for run in group]
     return dict(
         facts=facts.facts(groups),
         command=facts.COMMAND,
@@ -231,7 +256,8 @@ def _of_runs(found, groups, out) -> dict:
         spent=_spent(found),
         samples=_samples(groups),
         longer=_longer(found, out),
-        runs=[_entry(run, label, out, notes) for label, group in runs.grouped(found).items() for run in group],
+        runs=[_entry(run, label, out, notes) for label, run in listed],
+        numbered={run.config.run.name: i for i, (_, run) in enumerate(listed, 1)},
     )
 
 
@@ -387,7 +413,7 @@ def _slope_rows(slopes, groups) -> list[dict]:
     return rows
 
 
-def _searched(tried: dict[str, Search], groups) -> tuple[dict[str, list[dict]], dict]:
+def _of_searches(tried: dict[str, Search], groups) -> tuple[dict, Drawn]:
     """By modality, a row of each architecture that was searched; and pictures of all by name."""
     rows, drawn = {}, {}
     colour = pictures.colours({arch: search.best() for arch, search in tried.items()})
@@ -404,7 +430,7 @@ def _searched(tried: dict[str, Search], groups) -> tuple[dict[str, list[dict]], 
             | {"shown": shown, "told": best.told(one, found.get("dense") if arch != "dense" else None)}
             for arch, one in found.items()
         ]
-    return rows, drawn
+    return {"searched": rows}, drawn
 
 
 def _at(found: BestOf, n: int) -> str:

@@ -131,7 +131,7 @@ def test_the_page_is_made_anew_when_a_run_has_written_and_ctrl_c_ends_it(sweep):
         port = int(re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
         before = ask(port, "/")[2]
         rewritten(sweep / "mot-seed0", lambda row: row | ({"loss/text": 7.125} if row["kind"] == "eval" else {}))
-        for _ in range(300):
+        for _ in range(600):
             time.sleep(0.1)
             if b"7.125" in (after := ask(port, "/")[2]):
                 break

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -626,3 +627,16 @@ def test_of_many_groups_pictures_show_the_best_of_each_architecture_and_tables_s
     assert set(report._shown(groups)) == {"dense (rate 0.004)", "mot (rate 0.004)"}
     assert "12 more groups of runs are in the tables" in prose(text)
     assert prose(text).count("mot (rate 0.006)") >= 2
+
+
+@pytest.mark.slow
+def test_sixty_runs_take_twenty_seconds_and_five_megabytes(tmp_path):
+    """Processor time, as other tests run beside it; routed architectures have pictures of their experts, too."""
+    for seed in range(10):
+        for arch in ("dense", "mot", "mot_ffn", "moe_ec4", "moe_tc4", "mot_moe"):
+            probed(planted(tmp_path, arch, seed, keys={"run.steps": 500}, speed=1 + 0.01 * seed))
+    swept(tmp_path, "configs/sweeps.py:archs")
+    began = time.process_time()
+    page(tmp_path)
+    assert time.process_time() - began < 20
+    assert (tmp_path / "report.html").stat().st_size < 5e6
