@@ -75,3 +75,40 @@ def test_what_cannot_be_decoded_is_told(tmp_path):
     tree.data.sources = {"a": str(tmp_path / "gone")}
     with pytest.raises(UserError, match="gone"):
         layout.of(resolve(tree))
+
+
+@pytest.mark.parametrize("setting", [digits, transfusion])
+@pytest.mark.parametrize("source", embedded.SOURCES)
+def test_a_document_is_taken_apart_and_made_again_and_what_is_scored_weighs_as_it_is_learnt(setting, source):
+    c = resolve(setting.get_config("size=smoke"), embedded.faults)
+    format = layout.of(c)
+    want = embedded.load(c)[1].all[embedded.SOURCES.index(source)].documents[3]
+    parts = layout.stretches(want, c, format)
+    assert [part.stream for part in parts] == {
+        "manual": ["text"], "drawn": ["text", "image"], "read": ["image", "text"]
+    }[source]  # fmt: skip
+    got = layout.document(parts, c, format, scored=0, ends=True)
+    np.testing.assert_array_equal(got.token, want.token)
+    np.testing.assert_array_equal(got.stream, want.stream)
+    is_id = ~np.isin(want.stream, list(want.values))
+    np.testing.assert_array_equal(got.weight[1:], np.where(is_id, want.weight, 0)[1:])  # nothing precedes <bos>
+    for s, values in want.values.items():
+        np.testing.assert_array_equal(got.values[s], values)
+    later = layout.document(parts, c, format, scored=len(parts) - 1, ends=True)
+    begins = len(layout.document(parts[:-1], c, format).token)
+    np.testing.assert_array_equal(later.weight, np.where(np.arange(len(got.token)) < begins, 0, got.weight))
+
+
+def test_units_that_follow_one_another_are_taken_apart():
+    c = vectors.make()
+    format = Format("text", 0, 1, (0, 1, 2, 3), (Medium("image", 2, 3, 4), Medium("sound", 2, 3, 0)))
+    rng = np.random.default_rng(0)
+    want = [
+        Stretch(name, rng.standard_normal((n, c.streams[name].latent)).astype("f"))
+        for name, n in (("image", 4), ("image", 4), ("sound", 2), ("sound", 5), ("image", 4))
+    ]
+    want.insert(2, Stretch("text", np.array([7, 8])))
+    got = layout.stretches(layout.document(want, c, format, ends=True), c, format)
+    assert [part.stream for part in got] == [part.stream for part in want]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a.data, b.data)

@@ -471,21 +471,21 @@ def test_vectors_are_guided_where_a_run_was_trained_for_it():
         return tree
 
     flow = transfusion.get_config("size=smoke")
-    assert sample._settings(Options(), built(flow)) == Settings(temperature=0.7, guidance=sample.GUIDANCE)
+    assert sample.settings(Options(), built(flow)) == Settings(temperature=0.7, guidance=sample.GUIDANCE)
     without = built(transfusion.get_config("size=smoke"), drop_rate=0.0)
-    assert sample._settings(Options(), without) == Settings(temperature=0.7, guidance=1.0, shift=2.0)
-    given = sample._settings(Options(guidance=3.0, solver="ddpm", steps=7, top_p=0.5), built(flow))
+    assert sample.settings(Options(), without) == Settings(temperature=0.7, guidance=1.0, shift=2.0)
+    given = sample.settings(Options(guidance=3.0, solver="ddpm", steps=7, top_p=0.5), built(flow))
     assert (given.guidance, given.solver, given.steps, given.top_p) == (3.0, "ddpm", 7, 0.5)
-    assert sample._settings(Options(), built(digits_config.get_config("size=smoke"))).guidance == 1
+    assert sample.settings(Options(), built(digits_config.get_config("size=smoke"))).guidance == 1
 
 
 def test_units_of_no_fixed_length_get_the_data_s(prepared):
     c, format = rundir.config_of(prepared), layout.of(rundir.config_of(prepared))
-    assert sample._length(c, format) == 0
+    assert sample.usual_length(c, format) == 0
     loose = format._replace(media=tuple(m._replace(tokens=0) for m in format.media))
     for max_tokens, length in ((100, 32), (20, 20)):  # ids may be twice the mean, if a document may have as many
         streams = c.streams | {"image": dataclasses.replace(c.streams["image"], max_tokens=max_tokens, budget=100)}
-        assert sample._length(dataclasses.replace(c, streams=streams), loose) == length
+        assert sample.usual_length(dataclasses.replace(c, streams=streams), loose) == length
 
 
 def test_rows_come_in_equal_batches_and_keep_their_numbers(monkeypatch):
