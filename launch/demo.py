@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
             if step == last:
                 print(f"{folder.name}: {sample.summary(record)}")
     found = runs.find(folders)
-    report.print_table(found)
+    report.print_table(found, "after the same steps on the same batches")
     sentence = report.write(found, options.out)
     print(f"{sentence}\nruns:   {options.out}\nreport: {options.out / 'report.html'}")
     return 0

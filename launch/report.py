@@ -21,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
         found = runs.find(options.runs)
         out = options.out or found[0].path.parent
         sentence = report.write(found, out)
+    if not any(run.arch == "dense" for run in found):
+        report.print_table(found)  # there is no slope to tell, and losses still tell something
     print(sentence)
     print(f"report: {out / 'report.html'}")
     return 0

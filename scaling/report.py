@@ -590,9 +590,12 @@ def _spread(values) -> str:
     return mean if len(values) == 1 else f"{mean} [{min(values):.3f}, {max(values):.3f}]"
 
 
-def print_table(found: list[TrainedRun]) -> None:
-    groups = runs.grouped(found)
-    table = Table("", *groups, title="after the same steps on the same batches", title_justify="left")
+def print_table(found: list[TrainedRun], title: str = "") -> None:
+    """What the page says of the groups' losses, sizes and costs; nothing where no run is sound."""
+    groups = _shown(runs.sound(found))
+    if not groups:
+        return
+    table = Table("", *groups, title=title or None, title_justify="left")
     for what, values in measures(groups):
         table.add_row(what, *values)
     Console().print(table)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mot.runs import evaluated
+
 from . import competition, equal, fit, fit_pictures, mixed, pictures, runs
 from .bootstrap import Interval
 from .fit import Scaling
@@ -25,11 +27,12 @@ class Section(NamedTuple):
     columns: tuple[str, ...]  # of the table, after group and modality
     rows: list[tuple[str, str, list[str]]]  # group or architecture, modality, cells
     notes: tuple[str, ...] = ()  # what could not be told, and why
+    second: str = "modality"  # what the table's second column holds
 
 
 def of(groups: Groups, shown: Groups, colour: Colours) -> list[Section]:
     """Those that have something to tell. `shown` are the groups that a page has room for."""
-    found = [frequencies(shown, colour), equal_cost(groups)]
+    found = [frequencies(shown, colour), evaluations(groups), equal_cost(groups)]
     if several_sizes(groups):
         scalings = fit.scalings([run for group in groups.values() for run in group if run.is_joint])
         found += [laws(scalings, groups), budgets(scalings), predictions(scalings), bimodal(groups)]
@@ -74,6 +77,40 @@ def frequencies(groups: Groups, colour: Colours) -> Section | None:
         ("slope for each tenfold share", "Kendall's tau", "p", "Spearman's rho", "sources"),
         rows,
     )
+
+
+def evaluations(groups: Groups) -> Section | None:
+    """What `mot evaluate --what` found of each run's newest step that was evaluated so."""
+    rows, notes = [], []
+    for label, group in groups.items():
+        for run in group:
+            found, left_out = evaluated.read(run.path)
+            notes += left_out
+            for row in {row["what"]: row for row in found}.values():
+                for name, figure in row["figures"].items():
+                    place = [run.config.run.name, f"{row['step']:,}", name]
+                    rows.append((label, row["what"], [*place, _figure(figure), _cell(figure.get("chance"))]))
+    if not rows and not notes:
+        return None
+    return Section(
+        "Beyond the loss",
+        "What mot evaluate --what found: likelihood ranking, retrieval, distances, and what a classifier says. "
+        "Brackets hold 95 % intervals over questions, queries or samples; chance is what a guess would give.",
+        {},
+        ("run", "step", "figure", "value", "chance"),
+        rows,
+        tuple(notes),
+        "kind",
+    )
+
+
+def _figure(figure: dict) -> str:
+    low, high = figure.get("low"), figure.get("high")
+    return _cell(figure["value"]) + (f" [{_cell(low)}, {_cell(high)}]" if low is not None else "")
+
+
+def _cell(x: object) -> str:
+    return "" if x is None else f"{x:.3g}" if isinstance(x, int | float) else str(x)
 
 
 def equal_cost(groups: Groups) -> Section | None:

@@ -5,6 +5,7 @@ run may be evaluated while it trains.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,22 @@ from mot.runs import provenance
 from mot.runs.rundir import SCHEMA
 
 FOLDER = "evaluations"
+
+
+def read(path: Path) -> tuple[list[dict], list[str]]:
+    """What was found of a run, by step and kind; and what must be said of files that are damaged or foreign."""
+    rows, notes = [], []
+    for file in sorted((path / FOLDER).glob("*/*.json")):
+        try:
+            row = json.loads(file.read_text(encoding="utf-8"))
+            if not re.fullmatch(r"\d{1,18}", file.parent.name) or row["what"] != file.stem or row["schema"] != SCHEMA:
+                raise ValueError("it is of another step, kind or version")
+            if not all(type(figure["value"]) in (int, float, str) for figure in row["figures"].values()):
+                raise ValueError("its figures have no values")
+            rows.append(row | {"step": int(file.parent.name)})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            notes.append(f"{file} is left out: it is damaged or foreign ({error!r:.80})")
+    return sorted(rows, key=lambda row: row["step"]), notes
 
 
 def write(path: Path, step: int, what: str, content: Mapping[str, Any]) -> Path:

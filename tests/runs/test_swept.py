@@ -14,19 +14,28 @@ from tests.support.sources import ROOT
 @pytest.fixture
 def out(tmp_path):
     folder = tmp_path / "out"
-    for name in ("out/a", "out/b", "beyond"):
+    for name in ("out/a", "out/b", "out/notes", "beyond"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
-    rows = [{"run.name": name} for name in ("b", "waits", "../beyond", "a")]
+    (tmp_path / "out" / "notes" / "config.json").unlink()
+    rows = [{"run.name": name} for name in ("b", "waits", "a")]
     (folder / swept.FILE).write_text(json.dumps({"sweep": "f.py:x", "rows": rows}), encoding="utf-8")
     (folder / "report.html").write_text("", encoding="utf-8")
     return folder
 
 
-def test_runs_that_have_begun_are_named_in_the_order_of_rows_and_none_lies_elsewhere(out):
+def test_runs_that_have_begun_are_named_in_the_order_of_rows(out):
     assert swept.names(out) == ["b", "waits", "a"]
     assert swept.named([out]) == [out / "b", out / "a"]
     assert swept.named([out, out / "a"]) == [out / "b", out / "a"]
+
+
+def test_a_name_that_leads_elsewhere_makes_a_sweep_foreign(out):
+    rows = [{"run.name": name} for name in ("a", "../beyond")]
+    (out / swept.FILE).write_text(json.dumps({"sweep": "f.py:x", "rows": rows}), encoding="utf-8")
+    with pytest.raises(UserError, match="is damaged or foreign"):
+        swept.names(out)
+    assert swept.named([out]) == [out / "a", out / "b"]
 
 
 def test_of_a_damaged_sweep_all_runs_in_the_folder_are_meant(out):

@@ -640,3 +640,12 @@ def test_sixty_runs_take_twenty_seconds_and_five_megabytes(tmp_path):
     page(tmp_path)
     assert time.process_time() - began < 20
     assert (tmp_path / "report.html").stat().st_size < 5e6
+
+
+def test_without_a_dense_run_the_command_tells_losses(tmp_path, capsys):
+    planted(tmp_path, "mot", name="slow", lr=1e-3)
+    planted(tmp_path, "mot", name="fast", lr=2e-3)
+    assert cli.main(["report", f"{tmp_path}/*"]) == 0
+    told = capsys.readouterr().out
+    assert "held-out text" in told
+    assert "No run here can be compared with a dense one" in told

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from mot.runs import evaluated
 from scaling import report, runs, sections
 from tests.support import laws
 from tests.support.reports import planted, prose
@@ -94,3 +95,16 @@ def test_a_mixture_over_sizes_tells_what_modalities_do_to_each_other(tmp_path):
     section = titles["Competition as models grow"]
     assert section.rows or section.notes
     assert all(len(cells) == len(section.columns) for *_, cells in section.rows)
+
+
+def test_what_was_evaluated_beyond_the_loss_is_told_of_the_newest_step(tmp_path):
+    path = planted(tmp_path, "mot")
+    for step, value in ((20, 0.2), (60, 0.75)):
+        figures = {"accuracy": {"value": value, "low": value - 0.1, "high": value + 0.1, "chance": 0.25, "n": 40}}
+        evaluated.write(path, step, "ranking", {"figures": figures})
+    (path / "evaluations" / "60" / "judged.json").write_text("{", encoding="utf-8")
+    groups = runs.sound(runs.find([path]))
+    section = sections.evaluations(groups)
+    assert section.rows == [("mot", "ranking", ["mot-seed0", "60", "accuracy", "0.75 [0.65, 0.85]", "0.25"])]
+    assert "judged.json is left out: it is damaged" in section.notes[0]
+    assert sections.evaluations(runs.sound(runs.find([planted(tmp_path, "dense")]))) is None
