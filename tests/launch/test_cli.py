@@ -259,7 +259,7 @@ def test_the_demo_trains_both_draws_and_reports(tmp_path, setting, unit, publish
         "fill, image",
     ):
         assert text in said
-    assert "(one seed: no verdict)" in said
+    assert "(too short: no verdict)" in said
     assert f"report: {tmp_path / 'report.html'}" in said
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Samples over training" in page
