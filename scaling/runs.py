@@ -159,10 +159,13 @@ def read(path: Path | str) -> TrainedRun:
         faults.append(f"metrics.jsonl has rows without {', '.join(absent)}")
     elif not all(sum(row[f"tokens/{m}"] for m in config.modalities) for row in trained):
         faults.append("metrics.jsonl has steps that trained on no token")
-    if len({row["step"] for row in trained}) < len(trained) or trained != sorted(trained, key=lambda row: row["step"]):
-        faults.append("metrics.jsonl has steps twice or out of order")
-    last = [row[key] for row in rows[-1:] for key in row if key.startswith("loss")]
-    if not np.isfinite(np.array(last, float)).all():
+    for kind, what in (("train", "steps"), ("eval", "evaluations")):
+        order = [row["step"] for row in rows if row["kind"] == kind]
+        if order != sorted(set(order)):
+            faults.append(f"metrics.jsonl has {what} twice or out of order")
+    if below := [row["step"] for row in rows if any(x < 0 for x in _losses_of(row))]:
+        faults.append(f"metrics.jsonl has losses below 0, first at step {below[0]:,}: no loss of mot is")
+    if not np.isfinite([x for row in rows[-1:] for x in _losses_of(row)]).all():
         faults.append(f"its losses are not finite at the end, step {steps:,}")
     file = path / "metrics.jsonl"
     if file.exists() and (content := read_appended(file)) and not content.endswith(b"\n"):
@@ -173,6 +176,10 @@ def read(path: Path | str) -> TrainedRun:
         notes.append("no checkpoints, so no samples can be drawn")
     notes += _probes(path)[1]
     return TrainedRun(path, config, rows, tuple(faults), tuple(notes), rundir.plain(config))
+
+
+def _losses_of(row: dict) -> list[float]:
+    return [float(x) for key, x in row.items() if key.startswith(("loss", "causal_loss"))]
 
 
 def _probes(path: Path) -> tuple[list[dict], list[str]]:
