@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from mot import checkpoint
 from mot.config import Config, differences
 from mot.config.varied import varies
+from mot.errors import reason
 from mot.files import as_path, read_appended
 from mot.model import flops
 from mot.runs import goodput, rundir, swept
@@ -187,13 +188,18 @@ def _probes(path: Path) -> tuple[list[dict], list[str]]:
     file = path / "probes.jsonl"
     if not file.exists():
         return [], []
+    try:
+        lines = read_appended(file).split(b"\n")
+    except OSError as error:
+        return [], [f"probes.jsonl cannot be read: {reason(error)}"]
     rows, notes = [], []
-    for number, line in enumerate(read_appended(file).split(b"\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             row = rundir.row_of(line)
-            if type(row["step"]) is not int or not isinstance(row["what"], str):
+            is_step = type(row["step"]) is int and 0 <= row["step"] < rundir.LONGEST
+            if not is_step or not isinstance(row["what"], str):
                 raise ValueError("it has no step, or does not say what it measured")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             notes.append(f"probes.jsonl, line {number} is left out: it is cut or damaged ({error!r:.80})")
