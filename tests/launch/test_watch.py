@@ -4,6 +4,8 @@ import http.client
 import json
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -99,6 +101,19 @@ def test_the_server_answers_this_machine_by_its_own_name(sweep):
         assert ask(server.server_port, "/", host=f"evil.example:{server.server_port}")[0] == 403
         assert ask(server.server_port, "/", method="POST")[0] == 501
         server.shutdown()
+
+
+def test_what_is_no_url_and_a_browser_that_is_gone_say_nothing(sweep, capfd):
+    watch.make(sweep, sweep)
+    with watch.serving(sweep, 0) as server:
+        for path in ("http://[", "/nowhere"):
+            with socket.create_connection((watch.HOST, server.server_port)) as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                one.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost:1\r\n\r\n".encode())
+        assert ask(server.server_port, "http://[")[0] == 404
+        assert ask(server.server_port, "/")[0] == 200
+        server.shutdown()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_message(sweep, capsys):
