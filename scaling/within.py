@@ -100,7 +100,7 @@ def table(groups: Groups) -> pd.DataFrame:
                 for name, value in probe.items():
                     if "/" in name and (number := _number(value)) is not None:
                         kind, series, layer = _parts(name)
-                        common = (label, run.arch, run.config.run.name, probe["step"])
+                        common = (label, run.arch, str(run.path), probe["step"])  # names may be the same
                         rows.append((*common, kind, series, layer, number))
     return pd.DataFrame(rows, columns=["group", "arch", "run", "step", "kind", "series", "layer", "value"])
 

@@ -122,3 +122,13 @@ def test_a_step_that_no_run_has_and_a_folder_in_the_files_place_are_said(tmp_pat
     (path / "probes.jsonl").unlink()
     (path / "probes.jsonl").mkdir()
     assert "probes.jsonl cannot be read" in prose(page(tmp_path)[1])
+
+
+def test_runs_of_one_name_are_not_taken_for_one(tmp_path):
+    for seed in range(2):
+        probed(planted(tmp_path / f"seed{seed}", seed=seed, name="one"), shift=seed)
+    probed(planted(tmp_path / "mot", "mot", name="one"), steps=(20,))
+    found = within.table(runs.sound(runs.find([f"{tmp_path}/*/one"])))
+    lines = within.by_layer(found, "gradients/cosine")["text, image, ffn"]
+    assert lines["dense"][1] - lines["dense"][0] == pytest.approx([1.0] * LAYERS)  # and no mean of both
+    assert lines["mot"].shape == (1, LAYERS)  # though the others were measured later
