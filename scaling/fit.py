@@ -129,7 +129,9 @@ def measured(
         curve = run.curve("eval", modality, "step")
         seen = facts.seen(run).get(modality, 0)
         if run.faults or curve is None or not seen or curve.loss[-1] <= 0:
-            why = run.faults[0] if run.faults else f"no held-out {modality} loss at its end"
+            none = f"no held-out {modality} loss at its end"
+            above = f"its last held-out {modality} loss is not above 0, and has no logarithm"
+            why = run.faults[0] if run.faults else none if curve is None or not seen else above
             left_out.append((str(run.path), why))
             continue
         size, spent = parameters_of(run.config, modality, parameters), run.series("train", "flops")[1][-1]

@@ -139,6 +139,12 @@ def test_what_cannot_be_watched_is_one_message(sweep, monkeypatch, capsys, argum
     assert not (sweep / "report.html").exists()
 
 
+def test_a_port_of_no_server_is_refused(sweep, capsys):
+    assert cli.main(["report", str(sweep), "--port=3"]) == 2
+    assert "--port=3: is for --watch; leave it out, or add --watch" in capsys.readouterr().err
+    assert not (sweep / "report.html").exists()
+
+
 def test_the_page_is_made_anew_when_a_run_has_written_and_ctrl_c_ends_it(sweep):
     command = [sys.executable, "-m", "mot", "report", "--watch", str(sweep), "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")

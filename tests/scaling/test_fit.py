@@ -95,6 +95,12 @@ def test_a_run_that_diverged_is_left_out_with_the_reason(found, sweep):
     assert found["text"].left_out == [(f"{sweep}/1m-1000-dense-seed3", "diverged at step 1000")]
 
 
+def test_a_loss_of_0_is_left_out_with_the_reason(tmp_path):
+    planted.run(tmp_path, of={"text": laws.Law(0.0, 0.0, 0.0, 0.3, 0.3), "image": planted.IMAGE})
+    text = {one.modality: one for one in fit.scalings(runs.find([f"{tmp_path}/*"]))}["text"]
+    assert [why for _, why in text.left_out] == ["its last held-out text loss is not above 0, and has no logarithm"]
+
+
 def test_which_parameters_are_counted(found, sweep):
     config = runs.read(next(sweep.glob("1m-*"))).config
     active, total, blocks = (fit.parameters_of(config, "text", which) for which in fit.PARAMETERS)
