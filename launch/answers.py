@@ -55,8 +55,10 @@ def _question(row: dict, file: Path, folder: str, config: Config, format: Format
         raise ValueError(f"candidates are {short(candidates)}; a list of 2 or more is needed, of which one is right")
     if type(answer) is not int or not 0 <= answer < len(candidates):
         raise ValueError(f"answer is {short(answer)}; must be 0 to {len(candidates) - 1}, the right candidate's place")
-    if not isinstance(source, str) or not source or "/" in source:
-        raise ValueError(f"source is {short(source)}; must be a name without /, by which results are told apart")
+    if not isinstance(source, str) or not source.isprintable() or not source or "/" in source:
+        raise ValueError(
+            f"source is {short(source)}; must be a name, without / and control characters, for its results"
+        )
     prompt = _encoded("prompt", row.get("prompt", ""), folder, config, codec)
     encoded = [_encoded(f"candidate {i}", c, folder, config, codec) for i, c in enumerate(candidates)]
     found = Question(prompt, tuple(encoded), answer, source)

@@ -735,6 +735,9 @@ def inspect() -> flags.Parser:
     return p
 
 
+PORT = 8765  # of --watch
+
+
 def report() -> flags.Parser:
     p = flags.parser(
         "report",
@@ -748,7 +751,7 @@ def report() -> flags.Parser:
         action="store_true",
         help="while a sweep runs: serve its page to a browser of this machine, and make it anew as its runs write",
     )
-    p.add_argument("--port", type=int, default=8765, help="of --watch; 0: any that is free; default: %(default)s")
+    p.add_argument("--port", type=int, help=f"of --watch; 0: any that is free; default: {PORT}")
     return p
 
 

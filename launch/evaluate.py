@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from launch import answers, arguments, flags, refusals, sample
 from launch.process import guarded
@@ -20,7 +21,7 @@ from mot.data import layout
 from mot.data.layout import Format
 from mot.data.manifest import file_digest
 from mot.errors import UserError, reason
-from mot.files import write_atomically
+from mot.files import make_folder, write_atomically
 from mot.generate import codecs, digits, judge, opened, redrawn
 from mot.generate.opened import LoadedModel
 from mot.measures import distances, likelihood, ranking, retrieval
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"checkpoint of step {step}: {provenance.told(made)}")
     keep(path, step, {kind: found[kind] for kind in beyond})
     if options.out:
+        make_folder(options.out.parent)
         whole = {"run": config.run.name, "step": step} | {kind: plain(found[kind]) for kind in what}
         write_atomically(options.out, json.dumps(whole, indent=1) + "\n")
     return 0
@@ -172,13 +174,14 @@ def _of_digits(model: LoadedModel) -> Callable[[list], np.ndarray]:
 
 def _features(function: Callable, decoded: list[list], said: str) -> distances.Features:
     try:
-        made = [function(side) for side in decoded]
-    except Exception as error:  # the user's own function may raise anything
+        made = [np.asarray(function(side)) for side in decoded]
+    except (Exception, SystemExit) as error:  # the user's own function may raise anything, and end the program
         raise UserError(f"--features={said}: it failed: {error!r:.300}; mend it") from error
     for side, found in zip(decoded, made, strict=True):
-        if len(np.shape(found)) != 2 or len(found) != len(side):
-            shape = list(np.shape(found))
-            raise UserError(f"--features={said}: it made {shape} of {len(side)} media, not [{len(side)}, D]; mend it")
+        if found.ndim != 2 or len(found) != len(side):
+            raise UserError(
+                f"--features={said}: it made {list(found.shape)} of {len(side)} media, not [{len(side)}, D]; mend it"
+            )
     try:
         return distances.checked(*made, said)
     except ValueError as error:
@@ -225,7 +228,7 @@ def show(kind: str, found: Found, title: str) -> None:
     places = 4 if kind in refusals.WITHOUT_SAMPLES else 3
     table = Table(names, "held out" if kind == "loss" else kind, *heads, title=title, title_justify="left")
     for name, figure in found.figures.items():
-        table.add_row(name, *(_cell(figure, key, places) for key in ("value", *heads.values())))
+        table.add_row(Text(name), *(_cell(figure, key, places) for key in ("value", *heads.values())))
     Console().print(table)
     for note in found.notes:
         print(note)

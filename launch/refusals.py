@@ -215,10 +215,12 @@ def report(options: Any) -> None:
         if len(options.runs) > 1 or is_bucket(path) or not swept.is_sweep(path):
             given = " ".join(map(str, options.runs))
             raise UserError(f"--watch {given}: give one folder of this machine in which a sweep was begun, its --out")
-        if not 0 <= options.port < 2**16:
+        if options.port is not None and not 0 <= options.port < 2**16:
             raise UserError(f"--port={options.port}: must be from 1 to {2**16 - 1}, or 0 for any that is free")
         folder(options.out or path, "--out")
         return
+    if options.port is not None:
+        raise UserError(f"--port={options.port}: is for --watch; leave it out, or add --watch")
     found = swept.named(options.runs)
     for path in found:
         written.read_config(path)

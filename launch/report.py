@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         from launch import watch  # whose server nobody else needs
 
         folder = as_path(options.runs[0])
-        watch.watch(folder, options.out or folder, options.port)
+        watch.watch(folder, options.out or folder, arguments.PORT if options.port is None else options.port)
     with phase("reading the runs and drawing the page"):
         found = runs.find(options.runs)
         out = options.out or found[0].path.parent

@@ -86,7 +86,10 @@ def serving(out: Path, port: int) -> ThreadingHTTPServer:
 
 def page_file(out: Path, asked: str) -> tuple[Path, str] | None:
     """The file of the page that a URL's path names, and its type; None for all else, wherever it leads."""
-    name = unquote(urlsplit(asked).path).removeprefix("/") or "report.html"
+    try:
+        name = unquote(urlsplit(asked).path).removeprefix("/") or "report.html"
+    except ValueError:  # no URL
+        return None
     folder, _, last = name.rpartition("/")
     if name == "report.html":
         kind = "text/html; charset=utf-8"
@@ -110,10 +113,12 @@ class _Page(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self):
-        self._answer(with_body=True)
+        with suppress(ConnectionError, TimeoutError):  # whoever asked is gone
+            self._answer(with_body=True)
 
     def do_HEAD(self):
-        self._answer(with_body=False)
+        with suppress(ConnectionError, TimeoutError):
+            self._answer(with_body=False)
 
     def _answer(self, with_body: bool) -> None:
         name = self.headers.get("Host", "").rpartition(":")[0]
@@ -134,8 +139,7 @@ class _Page(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if with_body:
-            with suppress(ConnectionError, TimeoutError):  # whoever asked is gone
-                self.wfile.write(content)
+            self.wfile.write(content)
 
     def log_message(self, *_):
         pass

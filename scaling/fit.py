@@ -31,6 +31,7 @@ from .runs import TrainedRun
 PARAMETERS = ("active", "total", "blocks")
 TOGETHER = 0.999  # the squared correlation of size and tokens from which on they cannot be told apart
 ALIKE = 0.02  # sizes that differ by less are one
+LEAST_PLACES = 3  # sizes, and lengths, that tell an exponent: E + A N^-alpha has three numbers
 
 
 class Measured(NamedTuple):
@@ -128,7 +129,9 @@ def measured(
         curve = run.curve("eval", modality, "step")
         seen = facts.seen(run).get(modality, 0)
         if run.faults or curve is None or not seen or curve.loss[-1] <= 0:
-            why = run.faults[0] if run.faults else f"no held-out {modality} loss at its end"
+            none = f"no held-out {modality} loss at its end"
+            above = f"its last held-out {modality} loss is not above 0, and has no logarithm"
+            why = run.faults[0] if run.faults else none if curve is None or not seen else above
             left_out.append((str(run.path), why))
             continue
         size, spent = parameters_of(run.config, modality, parameters), run.series("train", "flops")[1][-1]
@@ -215,6 +218,9 @@ def unfit(points: Points, form: Form) -> str:
         return ""
     if not length_P.any():
         return f"all runs read one number of tokens, {points.d[0]:.3g}; train others"
+    for what, of_P, numbers in (("sizes", size_P, "E, A and alpha"), ("lengths", length_P, "E, B and beta")):
+        if of_P.max() + 1 < LEAST_PLACES:  # a curve through two points bends as it likes
+            return f"{of_P.max() + 1} {what}, and {numbers} need {LEAST_PLACES} or more; train more"
     if np.corrcoef(np.log(points.n), np.log(points.d))[0, 1] ** 2 > TOGETHER:
         return (
             "tokens follow from sizes, as in one budget: which of them does what cannot be told; train another budget"

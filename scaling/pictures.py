@@ -308,7 +308,7 @@ def lines(
                 axis.fill_between(x, np.nanmin(y, 0), np.nanmax(y, 0), color=colour[group], alpha=0.25, linewidth=0)
         if even is not None:
             axis.axhline(even, color="#888888", linewidth=1)
-        axis.set_title(series or "all", fontsize=9)
+        axis.set_title(series or "all", fontsize=9, parse_math=False)  # names of a file, none of ours
         axis.grid(alpha=0.25)
         axis.locator_params(axis="x", integer=True)
     for axis in axes[len(drawn) :]:

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 from mot import checkpoint
 from mot.config import Config, differences
 from mot.config.varied import varies
+from mot.errors import reason
 from mot.files import as_path, read_appended
 from mot.model import flops
 from mot.runs import goodput, rundir, swept
@@ -159,10 +160,13 @@ def read(path: Path | str) -> TrainedRun:
         faults.append(f"metrics.jsonl has rows without {', '.join(absent)}")
     elif not all(sum(row[f"tokens/{m}"] for m in config.modalities) for row in trained):
         faults.append("metrics.jsonl has steps that trained on no token")
-    if len({row["step"] for row in trained}) < len(trained) or trained != sorted(trained, key=lambda row: row["step"]):
-        faults.append("metrics.jsonl has steps twice or out of order")
-    last = [row[key] for row in rows[-1:] for key in row if key.startswith("loss")]
-    if not np.isfinite(np.array(last, float)).all():
+    for kind, what in (("train", "steps"), ("eval", "evaluations")):
+        order = [row["step"] for row in rows if row["kind"] == kind]
+        if order != sorted(set(order)):
+            faults.append(f"metrics.jsonl has {what} twice or out of order")
+    if below := [row["step"] for row in rows if any(x < 0 for x in _losses_of(row))]:
+        faults.append(f"metrics.jsonl has losses below 0, first at step {below[0]:,}: no loss of mot is")
+    if not np.isfinite([x for row in rows[-1:] for x in _losses_of(row)]).all():
         faults.append(f"its losses are not finite at the end, step {steps:,}")
     file = path / "metrics.jsonl"
     if file.exists() and (content := read_appended(file)) and not content.endswith(b"\n"):
@@ -175,18 +179,27 @@ def read(path: Path | str) -> TrainedRun:
     return TrainedRun(path, config, rows, tuple(faults), tuple(notes), rundir.plain(config))
 
 
+def _losses_of(row: dict) -> list[float]:
+    return [float(x) for key, x in row.items() if key.startswith(("loss", "causal_loss"))]
+
+
 def _probes(path: Path) -> tuple[list[dict], list[str]]:
     """The rows of probes.jsonl, and what must be said of it: a line that is cut or damaged is left out."""
     file = path / "probes.jsonl"
     if not file.exists():
         return [], []
+    try:
+        lines = read_appended(file).split(b"\n")
+    except OSError as error:
+        return [], [f"probes.jsonl cannot be read: {reason(error)}"]
     rows, notes = [], []
-    for number, line in enumerate(read_appended(file).split(b"\n"), 1):
+    for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             row = rundir.row_of(line)
-            if type(row["step"]) is not int or not isinstance(row["what"], str):
+            is_step = type(row["step"]) is int and 0 <= row["step"] < rundir.LONGEST
+            if not is_step or not isinstance(row["what"], str):
                 raise ValueError("it has no step, or does not say what it measured")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             notes.append(f"probes.jsonl, line {number} is left out: it is cut or damaged ({error!r:.80})")

@@ -4,6 +4,7 @@ A probe's row has numbers by name, whose last part is the layer: `gradients/cosi
 it is one line of a picture. A number of no single layer (`.../ffn/all`) is in the table alone.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from .runs import TrainedRun
 
 Groups = dict[str, list[TrainedRun]]
 MOST = 8  # panels of a picture; the table has all
+MOST_TOLD = 1e30  # numbers beyond it, and NaN, are none that was measured
 
 
 class Kind(NamedTuple):
@@ -98,13 +100,14 @@ def table(groups: Groups) -> pd.DataFrame:
                 for name, value in probe.items():
                     if "/" in name and (number := _number(value)) is not None:
                         kind, series, layer = _parts(name)
-                        common = (label, run.arch, run.config.run.name, probe["step"])
+                        common = (label, run.arch, str(run.path), probe["step"])  # names may be the same
                         rows.append((*common, kind, series, layer, number))
     return pd.DataFrame(rows, columns=["group", "arch", "run", "step", "kind", "series", "layer", "value"])
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    """None of what no probe measures: a ratio of norms is far below `MOST_TOLD`, and pictures cannot show more."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST_TOLD < value < MOST_TOLD:
         return None
     return float(value)
 
@@ -112,7 +115,7 @@ def _number(value: object) -> float | None:
 def _parts(name: str) -> tuple[str, str, int]:
     """`gradients/cosine`, `text/image/ffn` and 3 of gradients/cosine/text/image/ffn/3."""
     path, _, last = name.rpartition("/")
-    layer = int(last) if last.isdecimal() else -1
+    layer = int(last) if re.fullmatch(r"\d{1,4}", last, re.ASCII) else -1
     parts = (path if layer >= 0 else name).split("/")
     if parts[0] == "experts":
         measure = next((p for p in ("share", "overlap", "used") if p in parts), "")
@@ -126,7 +129,7 @@ def by_layer(found: pd.DataFrame, kind: str) -> dict[str, dict[str, np.ndarray]]
     """`[series][group]`: an array `[runs, layers]` of each run's newest step; NaN where a layer has none."""
     rows = found[(found.kind == kind) & (found.layer >= 0)]
     rows = rows[rows.step == rows.groupby("run").step.transform("max")]
-    return _arrays(rows, "layer")
+    return _arrays(rows, "layer", layers(found, kind))
 
 
 def over_training(found: pd.DataFrame, kind: str) -> dict[str, dict[str, np.ndarray]]:
@@ -135,7 +138,7 @@ def over_training(found: pd.DataFrame, kind: str) -> dict[str, dict[str, np.ndar
     if rows.step.nunique() < 2:
         return {}
     means = rows.groupby(["group", "run", "series", "step"], as_index=False, sort=False).value.mean()
-    return _arrays(means, "step")
+    return _arrays(means, "step", steps(found, kind))
 
 
 def steps(found: pd.DataFrame, kind: str) -> list[int]:
@@ -147,8 +150,7 @@ def layers(found: pd.DataFrame, kind: str) -> list[int]:
     return sorted(found[(found.kind == kind) & (found.layer >= 0)].layer.unique().tolist())
 
 
-def _arrays(rows: pd.DataFrame, along: str) -> dict[str, dict[str, np.ndarray]]:
-    places = sorted(rows[along].unique().tolist())
+def _arrays(rows: pd.DataFrame, along: str, places: list[int]) -> dict[str, dict[str, np.ndarray]]:
     result: dict[str, dict[str, np.ndarray]] = {}
     for (series, group), of in rows.groupby(["series", "group"], sort=False):
         wide = of.pivot_table(index="run", columns=along, values="value").reindex(columns=places)

@@ -8,6 +8,7 @@ from mot.measures.figures import Figure
 
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance: as many, of so many samples each (1801.01401)
 SEED = 2020
+MOST = 1e40  # of a feature's size: the cubic kernel takes its sixth power, which a float64 must hold
 
 
 class Features(NamedTuple):
@@ -24,10 +25,14 @@ def checked(real, generated, what: str) -> Features:
         x = np.asarray(x)
         if x.dtype.kind not in "fiu" or x.ndim != 2:
             raise ValueError(f"{what}: {name} is {x.dtype} {list(x.shape)}; numbers [N, D] are needed, a row a sample")
+        if not x.shape[1]:
+            raise ValueError(f"{what}: {name} is {list(x.shape)}; a sample needs one feature or more")
         if len(x) < 2:
             raise ValueError(f"{what}: {name} has {len(x)} rows; at least 2 are needed")
         if not np.isfinite(x).all():
             raise ValueError(f"{what}: {name} holds what is not finite; every feature must be a number")
+        if (most := np.abs(x.astype(np.float64)).max()) > MOST:
+            raise ValueError(f"{what}: {name} holds {most:.3g}; at most {MOST:g} is allowed; scale the features")
         found.append(x.astype(np.float64))
     if found[0].shape[1] != found[1].shape[1]:
         sizes = " and ".join(str(x.shape[1]) for x in found)

@@ -329,9 +329,37 @@ def _is_seconds(value: object) -> bool:
     return type(value) in (int, float) and value >= 0
 
 
-# What is made of rows later, beside their losses, and what it must be.
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_peak(value: object) -> bool:
+    return value is None or _is_seconds(value)
+
+
+def _is_size(value: object) -> bool:
+    """Documents, and tokens by modality, of each split; None are endlessly many."""
+    return isinstance(value, dict) and all(
+        isinstance(split, dict)
+        and isinstance(tokens := split.get("tokens") or {}, dict)
+        and all(n is None or _is_number(n) for n in [split.get("documents"), *tokens.values()])
+        for split in value.values()
+    )
+
+
+# What is made of rows later, beside the numbers of steps and evaluations, and what it must be.
 AXES = {*MESH_AXES, "slices", "runs"}  # of several runs in one program the last
-LATER = {"mesh": _is_mesh, "kinds": _are_kinds, "wall_seconds": _is_seconds}
+WORDS = ("time", "host", "cpu", "device_kind", "version", "commit", "jax", "python", "command", "matmul_peak_measured")
+LATER = dict.fromkeys(WORDS, _is_text) | {
+    "mesh": _is_mesh,
+    "kinds": _are_kinds,
+    "wall_seconds": _is_seconds,
+    "matmul_peak": _is_peak,
+    "size": _is_size,
+}
+NO_NUMBERS = ("time", "kind", "experts")  # of a step's row and an evaluation's
+LONGEST = 2**53  # steps: no run has as many, and a larger one is no exact float
+LARGEST = 10**300  # of whole numbers, as FLOPs are: a float can hold it
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -349,10 +377,10 @@ def read_metrics(path: Path) -> list[dict]:
             row = row_of(line)
             if type(row["schema"]) is not int or row["schema"] != SCHEMA:
                 raise ValueError(f"schema {row['schema']!r}, this version reads {SCHEMA}")
-            if row["kind"] not in KINDS or type(row["step"]) is not int or row["step"] < 0:
+            if row["kind"] not in KINDS or type(row["step"]) is not int or not 0 <= row["step"] < LONGEST:
                 raise ValueError(f"kind {row['kind']!r}, step {row['step']!r}; kinds are {', '.join(KINDS)}")
-            if wrong := [k for k, v in row.items() if k.startswith("loss") and not _is_number(v)]:
-                raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}, no number")
+            if wrong := [k for k, v in row.items() if _has_number(row["kind"], k) and not _is_number(v)]:
+                raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r:.40}, no number")
             if wrong := [key for key, is_right in LATER.items() if key in row and not is_right(row[key])]:
                 raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r:.60}")
             if row.get("event") == "accepted" and "kinds" not in row:
@@ -363,6 +391,11 @@ def read_metrics(path: Path) -> list[dict]:
     return rows
 
 
+def _has_number(kind: str, key: str) -> bool:
+    """Is a number kept under this key of a row?"""
+    return key.startswith(("loss", "wall/")) if kind == "event" else key not in NO_NUMBERS
+
+
 def _is_number(value: object) -> bool:
     """As metrics.jsonl holds one: JSON has no NaN, so what is not finite is text."""
-    return type(value) in (int, float) or value in ("nan", "inf", "-inf")
+    return type(value) is float or (type(value) is int and abs(value) < LARGEST) or value in ("nan", "inf", "-inf")

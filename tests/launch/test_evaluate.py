@@ -149,7 +149,8 @@ def known(ids):
         ('{"prompt": {"audio": "a.wav"}, "candidates": ["b", "c"], "answer": 0}', "prompt: .*a.wav.*No such file"),
         ('{"candidates": ["b", {"image": "../a.png"}], "answer": 0}', "candidate 1: .*only paths inside"),
         ('{"candidates": ["b", {"image": "no.png"}], "answer": 0}', "candidate 1: .*no.png.*No such file"),
-        ('{"candidates": ["b", "c"], "answer": 0, "source": "a/b"}', "source is 'a/b'; must be a name without /"),
+        ('{"candidates": ["b", "c"], "answer": 0, "source": "a/b"}', "source is 'a/b'; must be a name, without /"),
+        ('{"candidates": ["b", "c"], "answer": 0, "source": "\\u001b[31m"}', "source is .*; must be a name, without /"),
         ('{"candidates": ["b", "c' + " and so on" * 400 + '"], "answer": 0}', "tokens of text, and a row of this run"),
         ('{"candidates": ["b", "c"], "answer"', "not JSON: "),
         ('["b", "c"]', "an object is needed"),
@@ -227,6 +228,15 @@ def broken(pictures):
 def short(pictures):
     return np.zeros((1, 2))
 
+def ragged(pictures):
+    return [[1], [2, 3]]
+
+def ends(pictures):
+    raise SystemExit(0)
+
+def empty(pictures):
+    return np.zeros((len(pictures), 0))
+
 nothing = 3
 """
 
@@ -242,6 +252,11 @@ def test_features_are_a_users_function(ids, tmp_path):
     assert "image/drawn/frechet" in out
     assert "mine.py:broken: it failed: ZeroDivisionError" in asked("broken")[2]
     assert "mine.py:short: it made [1, 2] of 4 media, not [4, D]" in asked("short")[2]
+    assert "mine.py:ragged: it failed: ValueError" in asked("ragged")[2]
+    assert "mine.py:empty: real is [4, 0]; a sample needs one feature or more" in asked("empty")[2]
+    code, _, said = asked("ends")
+    assert code == 2
+    assert "mine.py:ends: it failed: SystemExit(0)" in said
     assert "mine.py defines no function absent" in asked("absent")[2]
     assert "mine.py defines no function nothing" in asked("nothing")[2]
 
@@ -272,3 +287,11 @@ def test_a_run_that_cannot_be_written_to_is_evaluated(ids, tmp_path, monkeypatch
     out, said = succeeds("evaluate", ids, "--what=ranking", "--answers", written(tmp_path, RIGHT))
     assert "text/sum" in out
     assert "ranking was not kept there (Permission denied); --out names another file" in said
+
+
+def test_figures_are_written_into_a_folder_that_is_not_there_yet(ids, tmp_path):
+    file = tmp_path / "new" / "found.json"
+    source = RIGHT | {"source": "[red]"}
+    out, _ = succeeds("evaluate", ids, "--what=ranking", "--answers", written(tmp_path, source), "--out", file)
+    assert json.loads(file.read_text(encoding="utf-8"))["ranking"]["figures"]
+    assert "[red]" in out  # a name, and no colour

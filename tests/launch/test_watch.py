@@ -4,6 +4,8 @@ import http.client
 import json
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -101,6 +103,19 @@ def test_the_server_answers_this_machine_by_its_own_name(sweep):
         server.shutdown()
 
 
+def test_what_is_no_url_and_a_browser_that_is_gone_say_nothing(sweep, capfd):
+    watch.make(sweep, sweep)
+    with watch.serving(sweep, 0) as server:
+        for path in ("http://[", "/nowhere"):
+            with socket.create_connection((watch.HOST, server.server_port)) as one:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                one.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost:1\r\n\r\n".encode())
+        assert ask(server.server_port, "http://[")[0] == 404
+        assert ask(server.server_port, "/")[0] == 200
+        server.shutdown()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_port_that_is_taken_is_one_message(sweep, capsys):
     with watch.serving(sweep, 0) as server:
         assert cli.main(["report", "--watch", str(sweep), f"--port={server.server_port}"]) == 2
@@ -121,6 +136,12 @@ def test_what_cannot_be_watched_is_one_message(sweep, monkeypatch, capsys, argum
     monkeypatch.chdir(sweep)
     assert cli.main(["report", "--watch", *arguments]) == 2
     assert says in capsys.readouterr().err
+    assert not (sweep / "report.html").exists()
+
+
+def test_a_port_of_no_server_is_refused(sweep, capsys):
+    assert cli.main(["report", str(sweep), "--port=3"]) == 2
+    assert "--port=3: is for --watch; leave it out, or add --watch" in capsys.readouterr().err
     assert not (sweep / "report.html").exists()
 
 

@@ -77,6 +77,8 @@ def test_subsets_are_of_half_the_smaller_set_where_it_is_small():
         (np.zeros((4, 2)), np.full((4, 2), "a"), "generated is <U1"),
         (np.zeros((4, 2)), np.zeros((1, 2)), "generated has 1 rows; at least 2"),
         (np.full((4, 2), np.nan), np.zeros((4, 2)), "real holds what is not finite"),
+        (np.zeros((4, 0)), np.zeros((4, 0)), r"real is \[4, 0\]; a sample needs one feature or more"),
+        (np.zeros((4, 2)), np.full((4, 2), -1e200), "generated holds 1e\\+200; at most 1e\\+40 is allowed"),
         (np.zeros((4, 2)), np.zeros((4, 3)), "have 2 and 3 features"),
     ],
 )

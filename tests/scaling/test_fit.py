@@ -70,18 +70,35 @@ def test_a_rung_that_has_not_ended_is_predicted(found, tmp_path):
     assert known.error == pytest.approx(0, abs=0.01)
 
 
-def test_each_size_is_predicted_by_the_others(found):
-    without = found["image"].without
-    assert len(without) == len(RUNGS) * len(STEPS)
+def test_each_size_is_predicted_by_the_others():
+    found = fit.fitted(given(SIZES, LENGTHS))
+    without = fit.leave_one_size_out(found)
+    assert len(without) == len(SIZES)
     assert {one.why for one in without} == {""}
-    between = [one for one in without if one.n == without[len(STEPS)].n]
-    assert max(abs(one.error) for one in between) < 0.03  # between two others, it is no extrapolation
-    assert any(one.error != 0 for one in without)
+    losses = planted.TEXT.loss(SIZES, LENGTHS)
+    assert [one.loss for one in without] == pytest.approx(sorted_by_place(losses), rel=0.01)
+
+
+def sorted_by_place(values):
+    return values[np.lexsort((LENGTHS, SIZES))].tolist()
+
+
+def test_without_one_of_three_sizes_nothing_is_predicted(found):
+    """Two sizes tell two of E, A and alpha: any exponent fits them as well."""
+    assert {one.why for one in found["image"].without} == {
+        "without it: 2 sizes, and E, A and alpha need 3 or more; train more"
+    }
 
 
 def test_a_run_that_diverged_is_left_out_with_the_reason(found, sweep):
     assert 0 < found["text"].fit.intervals["a"].low < found["text"].fit.intervals["a"].high < 1
     assert found["text"].left_out == [(f"{sweep}/1m-1000-dense-seed3", "diverged at step 1000")]
+
+
+def test_a_loss_of_0_is_left_out_with_the_reason(tmp_path):
+    planted.run(tmp_path, of={"text": laws.Law(0.0, 0.0, 0.0, 0.3, 0.3), "image": planted.IMAGE})
+    text = {one.modality: one for one in fit.scalings(runs.find([f"{tmp_path}/*"]))}["text"]
+    assert [why for _, why in text.left_out] == ["its last held-out text loss is not above 0, and has no logarithm"]
 
 
 def test_which_parameters_are_counted(found, sweep):
@@ -160,6 +177,8 @@ SIZES, LENGTHS = (x.ravel() for x in np.meshgrid(np.geomspace(1e6, 1e8, 4), np.g
         (given([], []), "no run to fit"),
         (given([1e6, 1e6, 1e6, 1e6, 1e6], np.geomspace(1e8, 1e10, 5)), "all runs have one size, 1e+06 parameters"),
         (given([1e6, 1e6, 4e6, 4e6], [1e8, 4e8, 1e8, 4e8]), "4 sizes and lengths for the law's 5 numbers"),
+        (given([1e6] * 3 + [4e6] * 3, [1e8, 4e8, 16e8] * 2), "2 sizes, and E, A and alpha need 3 or more"),
+        (given([1e6, 4e6, 16e6] * 2, [1e8] * 3 + [4e8] * 3), "2 lengths, and E, B and beta need 3 or more"),
         (given([1e6, 2e6], 1e8), "2 sizes and lengths for the law's 3 numbers (E, A and alpha)"),
         (given(np.repeat([1e6, 2e6, 4e6], 3), 1e8)._replace(), ""),
         (
@@ -184,11 +203,12 @@ def test_a_law_that_points_cannot_tell_is_not_told(points, why):
 
 
 def test_a_size_without_which_the_others_tell_nothing_is_said_so():
-    found = fit.fitted(given([1e6, 1e6, 1e6, 4e6, 4e6], [1e8, 4e8, 16e8, 1e8, 8e8]))
+    found = fit.fitted(given([1e6, 1e6, 1e6, 4e6, 4e6, 4.4e6], [1e8, 4e8, 16e8, 1e8, 8e8, 4e8]))
     assert found.law is not None
     assert {one.why for one in fit.leave_one_size_out(found)} == {
-        "without it: all runs have one size, 4e+06 parameters; train others",
-        "without it: all runs have one size, 1e+06 parameters; train others",
+        "without it: 3 sizes and lengths for the law's 5 numbers (E, A, B, alpha and beta); train more",
+        "without it: 4 sizes and lengths for the law's 5 numbers (E, A, B, alpha and beta); train more",
+        "without it: 2 sizes, and E, A and alpha need 3 or more; train more",
     }
 
 

@@ -160,7 +160,7 @@ def test_a_run_that_was_there_when_first_measured_is_a_bound_and_never_0(tmp_pat
     for seed in range(2):
         planted(tmp_path, "dense", seed)
         path = planted(tmp_path, "mot", seed)
-        rewritten(path, lambda row: row | {key: row[key] - 3 for key in row if key.startswith("loss")})
+        rewritten(path, lambda row: row | {key: row[key] / 100 for key in row if key.startswith("loss")})
     sentence, text = page(tmp_path)
     assert "mot was at dense's text training loss when first measured, within 2 % of dense's steps" in sentence
     assert sentence.count(": ahead") == 2
@@ -550,6 +550,45 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, capsys):
     )
     assert cli.main(["report", str(path)]) == 2
     assert "config.json is damaged or foreign" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("train", "flops", "x"),
+        ("eval", "flops", None),
+        pytest.param("train", "seconds", 10**400, id="seconds that no float holds"),
+        ("train", "tokens/text", "many"),
+        ("train", "fill/text", [1]),
+        pytest.param("eval", "loss/text", 10**400, id="a loss that no float holds"),
+        ("eval", "step", 10**30),
+        ("event", "wall/step", "x"),
+        ("event", "host", ["a"]),
+        ("event", "time", 5),
+        ("event", "matmul_peak", "fast"),
+        ("event", "size", {"training": {"tokens": {"text": "x"}}}),
+    ],
+)
+def test_what_is_no_number_is_named_by_its_line(tmp_path, capsys, kind, key, value):
+    path = planted(tmp_path, "dense")
+    rewritten(path, lambda row: row | ({key: value} if row["kind"] == kind else {}))
+    assert cli.main(["report", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "metrics.jsonl is damaged or foreign (line " in error
+    assert key in error
+
+
+def test_evaluations_out_of_order_and_losses_below_0_are_left_out(tmp_path):
+    paths = [planted(tmp_path, seed=seed) for seed in range(3)]
+    rows = (paths[0] / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    held_out = [row for row in rows if '"eval"' in row]
+    others = [row for row in rows if row not in held_out]
+    (paths[0] / "metrics.jsonl").write_text("".join(others + held_out[::-1]), encoding="utf-8")
+    rewritten(paths[1], lambda row: row | ({"loss/text": -1.0} if row["kind"] == "eval" else {}))
+    reversed_, below, sound = (runs.read(path).faults for path in paths)
+    assert reversed_ == ("metrics.jsonl has evaluations twice or out of order",)
+    assert below == ("metrics.jsonl has losses below 0, first at step 0: no loss of mot is",)
+    assert sound == ()
 
 
 @pytest.mark.parametrize("name", ["proj [v2]", "a*b?", "[!x]"])

@@ -78,3 +78,57 @@ def test_a_number_that_is_none_is_left_out(tmp_path):
     found = within.table(runs.sound(runs.find([path])))
     assert sorted(found.value) == [1.0, 2.0]
     assert "Who looks at whom?" in prose(page(tmp_path)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("gradients/cosine/text/image/ffn/1", 10**400, id="a number that no float holds"),
+        ("gradients/cosine/text/image/ffn/1", 1e300),
+        pytest.param(f"gradients/cosine/text/image/ffn/{'1' * 5000}", 0.5, id="a layer of 5000 digits"),
+        ("gradients/cosine/text/image/ffn/99999999999999999999", 0.5),
+        ("gradients/cosine/$\\frac{$/image/ffn/0", 0.5),
+        ("gradients/cosine/<script>alert(1)</script>/image/ffn/0", 0.5),
+        ("/", 0.5),
+    ],
+)
+def test_an_odd_name_or_number_ends_no_page(tmp_path, name, value):
+    path = planted(tmp_path)
+    probed(path)
+    with (path / "probes.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 60, "what": "odd", name: value}) + "\n")
+    _, text = page(tmp_path)
+    assert "Do modalities pull shared parameters the same way?" in text
+    assert "<script>alert" not in text
+
+
+def test_a_layer_that_only_an_earlier_step_has_stays_empty(tmp_path):
+    path = planted(tmp_path)
+    probed(path)
+    row = {"step": 10, "what": "odd", "gradients/cosine/text/image/ffn/9": 0.5}
+    with (path / "probes.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    found = within.table({"dense": [runs.read(path)]})
+    lines = within.by_layer(found, "gradients/cosine")["text, image, ffn"]["dense"]
+    assert lines.shape == (1, len(within.layers(found, "gradients/cosine")))
+    assert np.isnan(lines[0, -1])
+    assert page(tmp_path)
+
+
+def test_a_step_that_no_run_has_and_a_folder_in_the_files_place_are_said(tmp_path):
+    path = planted(tmp_path)
+    (path / "probes.jsonl").write_text(json.dumps({"step": 10**30, "what": "odd", "attention/a/b/0": 1}) + "\n")
+    assert "probes.jsonl, line 1 is left out" in prose(page(tmp_path)[1])
+    (path / "probes.jsonl").unlink()
+    (path / "probes.jsonl").mkdir()
+    assert "probes.jsonl cannot be read" in prose(page(tmp_path)[1])
+
+
+def test_runs_of_one_name_are_not_taken_for_one(tmp_path):
+    for seed in range(2):
+        probed(planted(tmp_path / f"seed{seed}", seed=seed, name="one"), shift=seed)
+    probed(planted(tmp_path / "mot", "mot", name="one"), steps=(20,))
+    found = within.table(runs.sound(runs.find([f"{tmp_path}/*/one"])))
+    lines = within.by_layer(found, "gradients/cosine")["text, image, ffn"]
+    assert lines["dense"][1] - lines["dense"][0] == pytest.approx([1.0] * LAYERS)  # and no mean of both
+    assert lines["mot"].shape == (1, LAYERS)  # though the others were measured later
