@@ -357,7 +357,9 @@ LATER = dict.fromkeys(WORDS, _is_text) | {
     "matmul_peak": _is_peak,
     "size": _is_size,
 }
-NO_NUMBERS = ("time", "kind", "experts")  # of a step's row and an evaluation's
+# How keys of a step's row and an evaluation's begin from which something is computed later.
+NUMBERS = ("loss", "causal_loss", "bits_per_byte", "flops", "seconds", "step_seconds", "tokens", "mfu", "fill/")
+NUMBERS += ("grad_norm", "lr", "wall/")
 LONGEST = 2**53  # steps: no run has as many, and a larger one is no exact float
 LARGEST = 10**300  # of whole numbers, as FLOPs are: a float can hold it
 
@@ -392,8 +394,8 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def _has_number(kind: str, key: str) -> bool:
-    """Is a number kept under this key of a row?"""
-    return key.startswith(("loss", "wall/")) if kind == "event" else key not in NO_NUMBERS
+    """Must a number stand under this key of a row?"""
+    return key.startswith(("loss", "wall/") if kind == "event" else NUMBERS)
 
 
 def _is_number(value: object) -> bool:
