@@ -84,7 +84,7 @@ def test_a_model_whose_queries_are_0_looks_evenly():
     np.testing.assert_allclose(arrays["share_LKMM"].sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["mot", "mot_ffn"])
+@pytest.mark.parametrize("arch", ["mot", pytest.param("mot_ffn", marks=pytest.mark.slow)])
 def test_tied_towers_look_as_dense_does(arch):
     dense, tied, batch = examples.make("dense"), examples.make(arch), examples.batch(rows=2)
     weights = examples.weights(dense)
@@ -94,7 +94,7 @@ def test_tied_towers_look_as_dense_does(arch):
     assert max(abs(x - 1) for x in one.values()) > 0.01
 
 
-@pytest.mark.parametrize("arch", ["dense", "mot"])
+@pytest.mark.parametrize("arch", [pytest.param("dense", marks=pytest.mark.slow), "mot"])
 def test_a_models_mass_is_that_of_the_oracles_queries_and_keys(arch):
     """Of one layer, whose queries and keys the oracle makes token by token."""
     c, batch = examples.make(arch, layers=1, attention="reference"), examples.batch(rows=2)

@@ -134,7 +134,7 @@ def whole(c, batch, weights):
     return np.take_along_axis(x, order, axis=2), kind, segment
 
 
-@pytest.mark.parametrize("arch", ["dense", "mot"])
+@pytest.mark.parametrize("arch", ["dense", pytest.param("mot", marks=pytest.mark.slow)])
 def test_clouds_hold_what_loops_over_tokens_find(arch):
     c, batch = examples.make(arch, attention="reference"), examples.batch(rows=3)
     weights = examples.weights(c)
@@ -217,7 +217,7 @@ def test_an_absent_modality_is_left_out():
     assert not found
 
 
-@pytest.mark.parametrize("width", [16, 24])
+@pytest.mark.parametrize("width", [pytest.param(16, marks=pytest.mark.slow), 24])
 def test_streams_of_vectors_are_looked_at_too(width):
     c = vectors.make("mot", width, attention="reference")
     batch = vectors.batch(c)
