@@ -22,6 +22,7 @@ from .runs import SlopeKey, TrainedRun
 
 Groups = dict[str, list[TrainedRun]]
 Slopes = dict[SlopeKey, Slope]
+TOO_SHORT = "These runs are too short for a verdict, and what follows is a trial of the tools. "
 FILE = "sweeps.py"  # of configs/, whose sweeps ask what is known here
 
 
@@ -91,7 +92,9 @@ def answer(sweep: Sweep | None, found: Sequence[TrainedRun], groups: Groups, slo
         return None
     told = ASKED[sweep.name](found, groups, slopes)
     left = [f"{run.config.run.name}: {fault}" for run in found for fault in run.faults]
-    return told._replace(left_out=[*left, *dict.fromkeys(told.left_out)])
+    points = [s.points for key, s in slopes.items() if key.kind == "train" and key.cost == "step"]
+    short = TOO_SHORT if points and max(points) < match.LEAST else ""
+    return told._replace(sentence=f"{short}{told.sentence}", left_out=[*left, *dict.fromkeys(told.left_out)])
 
 
 def table(numbers: Sequence[Number]) -> pd.DataFrame:

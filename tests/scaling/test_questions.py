@@ -270,3 +270,12 @@ def test_a_pair_without_held_out_curves_is_said(tmp_path):
     shown = prose(page(tmp_path)[1])
     assert "dense-text-seed1 and dense-joint-seed1: one has fewer than two held-out losses of text" in shown
     assert answers(tmp_path).loc[("tax", "dense", "text")].n == 1
+
+
+def test_a_trial_of_two_steps_is_said_to_be_one(tmp_path):
+    for seed in range(2):
+        for arch in ("dense", "mot"):
+            planted(tmp_path, arch, seed, keys={"run.steps": 2})
+    swept(tmp_path, "configs/sweeps.py:archs")
+    sentence, _ = page(tmp_path)
+    assert sentence.startswith("These runs are too short for a verdict")
