@@ -7,7 +7,6 @@ from launch import arguments, judging
 from launch.targets.job import Job
 from mot.console import phase
 from mot.errors import UserError
-from mot.files import as_path
 from mot.plan import process
 
 
@@ -31,7 +30,7 @@ def _of_sweep(made: Job) -> str:
 
     topology = made.options["topology"]
     options = arguments.PARSERS["sweep"]().parse_args(made.command[1:])
-    out = options.out or as_path("runs")
+    out = options.out or sweep_rows.usual_out(options.sweep)
     devices = sweep_cost.named(topology)
     rows = sweep_rows.judged(options.sweep, sweep_rows.read(options.sweep), out, sweep_cost.fits(devices))
     refuse_without_compiler(made)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from mot.config.varied import flat
 
-from . import facts, fit, match, runs
+from . import competition, facts, fit, match, runs
 from .match import Curve
 from .runs import TrainedRun
 
@@ -128,10 +127,9 @@ def compared(label: str, modality: str, what: str, at: float, losses: Sequence[t
         return nothing(label, modality, what, "a loss is not above 0, and has no ratio")
     logs = np.log(losses)
     dense, loss = np.exp(logs.mean(0)).tolist()
-    ratios, n = logs[:, 1] - logs[:, 0], len(losses)
-    half = float(student.ppf(0.975, n - 1) * ratios.std(ddof=1) / n**0.5) if n > 1 else np.nan
-    low, high = np.exp([ratios.mean() - half, ratios.mean() + half]).tolist()
-    return Equal(label, modality, what, at, loss, dense, low, high, n, "")
+    ratio = competition.mean((logs[:, 1] - logs[:, 0]).tolist())
+    low, high = np.exp([ratio.low, ratio.high]).tolist()
+    return Equal(label, modality, what, at, loss, dense, low, high, ratio.n, "")
 
 
 def nothing(label: str, modality: str, what: str, why: str) -> Equal:

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from . import fit
 from .fit import Fit, Scaling
 from .isoflop import LEAST_SIZES
-from .pictures import MARKERS, OTHERS
+from .pictures import MARKERS, OTHERS, legend
 
 ROLES = {"validation": "^", "test": "*"}
 
@@ -118,7 +118,7 @@ def _counted(axis: Axes) -> None:
 def _ended(figure: Figure, axis: Axes, why: str) -> Figure:
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
+        legend(axis)
     return _titled(figure, axis, why)
 
 

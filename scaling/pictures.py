@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -58,6 +59,11 @@ def both(draw, *args) -> dict[str, bytes]:
             draw(*args).savefig(file, format="png", dpi=150)
             images[theme] = file.getvalue()
     return images
+
+
+def legend(axis: Axes) -> None:
+    """One that lies on the curves and lets them show through."""
+    axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
 
 
 def headline(slopes: dict[str, dict[str, Slope]], colour: dict[str, str], known: Published) -> Figure:
@@ -167,7 +173,7 @@ def curves(groups: dict[str, list[TrainedRun]], colour: dict[str, str], modality
     axis.set(xlabel=COSTS[cost], ylabel=f"{modality} loss ({unit(groups, modality)})")
     axis.grid(alpha=0.25)
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
+        legend(axis)
     return figure
 
 
@@ -183,7 +189,7 @@ def best_of(found: dict[str, BestOf], colour: dict[str, str], what: str) -> Figu
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set(xlabel="points tried (n)", ylabel=what)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, framealpha=0.8, facecolor=axis.get_facecolor(), edgecolor="none", loc="best")
+    legend(axis)
     return figure
 
 
@@ -281,7 +287,7 @@ def isoflop(drawn: dict[tuple[float, str, str], dict[int, float]]) -> Figure:
         axis.set_ylabel(f"held-out {modality} loss")
         axis.grid(alpha=0.25)
     axes[-1].set_xlabel("parameters")
-    axes[0].legend(fontsize=8, framealpha=0.8, facecolor=axes[0].get_facecolor(), edgecolor="none")
+    legend(axes[0])
     return figure
 
 
@@ -353,7 +359,7 @@ def frequency(drawn: dict[str, dict[str, list[tuple[str, float, float]]]], colou
         axis.set_ylabel(f"held-out {modality} loss")
         axis.grid(alpha=0.25)
     axes[-1].set_xlabel("share of training")
-    axes[0].legend(fontsize=8, framealpha=0.8, facecolor=axes[0].get_facecolor(), edgecolor="none")
+    legend(axes[0])
     return figure
 
 

@@ -17,7 +17,7 @@ from mot.config.varied import varies
 from mot.errors import reason
 from mot.files import as_path, read_appended
 from mot.model import flops
-from mot.runs import goodput, rundir, swept
+from mot.runs import goodput, probed, rundir, swept
 
 from . import architectures, match
 from .match import Curve, Slope
@@ -197,14 +197,9 @@ def _probes(path: Path) -> tuple[list[dict], list[str]]:
         if not line:
             continue
         try:
-            row = rundir.row_of(line)
-            is_step = type(row["step"]) is int and 0 <= row["step"] < rundir.LONGEST
-            if not is_step or not isinstance(row["what"], str):
-                raise ValueError("it has no step, or does not say what it measured")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            rows.append(probed.parsed(line))
+        except probed.NOT_OURS as error:
             notes.append(f"probes.jsonl, line {number} is left out: it is cut or damaged ({error!r:.80})")
-            continue
-        rows.append(row)
     return rows, notes
 
 

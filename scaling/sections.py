@@ -151,7 +151,9 @@ def laws(scalings: Sequence[Scaling], groups: Groups) -> Section:
         drawn[f"residuals_{i}"] = (f"{name}: how far the runs lie from the law", residuals)
     rows, notes = [], []
     for one in scalings:
-        rows.append((one.arch, one.modality, [str(len(one.fit.measured.run)), *map(_number(one), NUMBERS)]))
+        rows.append(
+            (one.arch, one.modality, [str(len(one.fit.measured.run)), *(_number(one, name) for name in NUMBERS)])
+        )
         notes += [f"{one.arch}, {one.modality}: {why}" for why in (one.fit.why, one.fit.unsure) if why]
         notes += [f"{path}: {why}" for path, why in one.left_out]
     return Section(
@@ -167,15 +169,11 @@ def laws(scalings: Sequence[Scaling], groups: Groups) -> Section:
     )
 
 
-def _number(one: Scaling):
-    """Of a number of the law by its name: its cell."""
-
-    def cell(name: str) -> str:
-        if one.fit.law is None or (name in ("B", "beta", "a") and not fit.has_both(one.fit)):
-            return "-"
-        return f"{getattr(one.fit.law, name):.3g}{_interval(one.fit.intervals.get(name))}"
-
-    return cell
+def _number(one: Scaling, name: str) -> str:
+    """A number of the law with its interval; "-" where the law has none of that name."""
+    if one.fit.law is None or (name in ("B", "beta", "a") and not fit.has_both(one.fit)):
+        return "-"
+    return f"{getattr(one.fit.law, name):.3g}{_interval(one.fit.intervals.get(name))}"
 
 
 def _interval(interval: Interval | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mot.files import is_bucket, make_folder, read_appended, write_atomically
 from mot.runs import provenance
-from mot.runs.rundir import SCHEMA, line_of, row_of
+from mot.runs.rundir import LONGEST, SCHEMA, line_of, row_of
 from mot.runs.writer import as_json
 from mot.runs.written import not_ours
 
@@ -26,6 +26,18 @@ class Found(NamedTuple):
     arrays: dict[str, np.ndarray]  # their names end in their axes
 
 
+NOT_OURS = (ValueError, TypeError, KeyError, RecursionError)  # what `parsed` raises
+
+
+def parsed(line: bytes) -> dict:
+    """The row of a line of probes.jsonl; one of `NOT_OURS` where it is cut, damaged or foreign."""
+    row = row_of(line)
+    is_step = type(row["step"]) is int and 0 <= row["step"] < LONGEST
+    if not is_step or not isinstance(row["what"], str) or row["schema"] != SCHEMA:
+        raise ValueError(f"step {row['step']!r:.40}, what {row['what']!r:.40}, schema {row['schema']!r:.40}")
+    return row
+
+
 def read(path: Path) -> list[dict]:
     """The rows of a run's probes.jsonl, by step; none where there is no such file. `Damaged` where it is not ours."""
     file = path / "probes.jsonl"
@@ -34,11 +46,8 @@ def read(path: Path) -> list[dict]:
     rows = []
     try:
         for line in read_appended(file).splitlines():
-            row = row_of(line)
-            if type(row["step"]) is not int or not isinstance(row["what"], str) or row["schema"] != SCHEMA:
-                raise ValueError(f"step {row['step']!r}, what {row['what']!r:.40}, schema {row['schema']!r:.40}")
-            rows.append(row)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            rows.append(parsed(line))
+    except (OSError, *NOT_OURS) as error:
         not_ours(file, f"line {len(rows) + 1}: {error!r:.200}")
     return rows
 

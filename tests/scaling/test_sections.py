@@ -86,16 +86,20 @@ def test_what_tells_no_law_is_said_with_the_reason(tmp_path):
 
 
 def test_a_mixture_over_sizes_tells_what_modalities_do_to_each_other(tmp_path):
+    of = {"text": laws.TEXT, "image": laws.IMAGE}
+    together = {modality: law._replace(E=law.E + 0.1) for modality, law in of.items()}
     for trained in (("text",), ("image",), None):
         for rung in RUNGS:
             for steps in STEPS:
                 name = f"{rung}-{steps}-{'-'.join(trained or ('joint',))}"
-                laws.run(tmp_path, rung, 0, steps, trained=trained, name=name)
+                laws.run(tmp_path, rung, 0, steps, trained=trained, name=name, of=of if trained else together)
     groups = runs.sound(runs.find([f"{tmp_path}/*"]))
     titles = {one.title: one for one in sections.of(groups, groups, {})}
     section = titles["Competition as models grow"]
-    assert section.rows or section.notes
-    assert all(len(cells) == len(section.columns) for *_, cells in section.rows)
+    ((arch, modalities, cells),) = section.rows
+    assert (arch, modalities) == ("dense", "text and image")
+    assert len(cells) == len(section.columns)
+    assert not section.notes
 
 
 def test_what_was_evaluated_beyond_the_loss_is_told_of_the_newest_step(tmp_path):

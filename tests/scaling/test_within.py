@@ -73,7 +73,14 @@ def test_lines_are_of_each_runs_newest_step_and_over_training_a_mean_over_layers
 
 def test_a_number_that_is_none_is_left_out(tmp_path):
     path = planted(tmp_path, "dense")
-    row = {"step": 1, "what": "x", "attention/text/text/0": "nan", "attention/text/image/0": 2.0, "embed/all": 1.0}
+    row = {
+        "schema": 1,
+        "step": 1,
+        "what": "x",
+        "attention/text/text/0": "nan",
+        "attention/text/image/0": 2.0,
+        "embed/all": 1.0,
+    }
     (path / "probes.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     found = within.table(runs.sound(runs.find([path])))
     assert sorted(found.value) == [1.0, 2.0]
@@ -96,7 +103,7 @@ def test_an_odd_name_or_number_ends_no_page(tmp_path, name, value):
     path = planted(tmp_path)
     probed(path)
     with (path / "probes.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": 60, "what": "odd", name: value}) + "\n")
+        file.write(json.dumps({"schema": 1, "step": 60, "what": "odd", name: value}) + "\n")
     _, text = page(tmp_path)
     assert "Do modalities pull shared parameters the same way?" in text
     assert "<script>alert" not in text
@@ -105,7 +112,7 @@ def test_an_odd_name_or_number_ends_no_page(tmp_path, name, value):
 def test_a_layer_that_only_an_earlier_step_has_stays_empty(tmp_path):
     path = planted(tmp_path)
     probed(path)
-    row = {"step": 10, "what": "odd", "gradients/cosine/text/image/ffn/9": 0.5}
+    row = {"schema": 1, "step": 10, "what": "odd", "gradients/cosine/text/image/ffn/9": 0.5}
     with (path / "probes.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     found = within.table({"dense": [runs.read(path)]})
@@ -117,7 +124,9 @@ def test_a_layer_that_only_an_earlier_step_has_stays_empty(tmp_path):
 
 def test_a_step_that_no_run_has_and_a_folder_in_the_files_place_are_said(tmp_path):
     path = planted(tmp_path)
-    (path / "probes.jsonl").write_text(json.dumps({"step": 10**30, "what": "odd", "attention/a/b/0": 1}) + "\n")
+    (path / "probes.jsonl").write_text(
+        json.dumps({"schema": 1, "step": 10**30, "what": "odd", "attention/a/b/0": 1}) + "\n"
+    )
     assert "probes.jsonl, line 1 is left out" in prose(page(tmp_path)[1])
     (path / "probes.jsonl").unlink()
     (path / "probes.jsonl").mkdir()

@@ -104,7 +104,7 @@ def probed(path, shift=0.0, steps=(20, 60)):
                 numbers |= {f"attention/{one}/{other}/{layer}": 0.7 + (one == other) for other in ("text", "image")}
                 numbers[f"experts/ffn/text/share/{one}/{layer}"] = 1 + 0.1 * layer
             numbers[f"experts/ffn/text/overlap/{layer}"] = 0.5
-        lines.append(rundir.line_of({"step": step, "what": "all"} | numbers))
+        lines.append(rundir.line_of({"schema": rundir.SCHEMA, "step": step, "what": "all"} | numbers))
     (path / "probes.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
