@@ -30,6 +30,9 @@ SMALL = Recipe(
     action_as="positions",
     sample=1000,
     shard=8,
+    join=(),
+    join_documents=0,
+    join_seed=0,
 )
 
 
