@@ -160,7 +160,9 @@ def test_every_reader_finds_a_new_modality(heat, tmp_path):
         ValueError, match=r"no image, sound, action, latents, video or heat map \(.*\.npy,.* \.heat\.npy\) and"
     ):
         good(tmp_path / "empty", format="folder")
-    with pytest.raises(ValueError, match="the kind one of text, image, audio, action, latents, heat or a modality"):
+    with pytest.raises(
+        ValueError, match="the kind one of text, image, audio, action, latents, video, heat or a modality"
+    ):
         good(lists, content=["warmth:heat"])
 
 
