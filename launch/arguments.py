@@ -699,6 +699,12 @@ def _tokenizer_arguments(p) -> None:
     )
     p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
     p.add_argument(
+        "--markers",
+        default="",
+        metavar="MODALITY[,MODALITY]",
+        help="of datasets that are to be --like this one: the text tokenizer has their markers, too",
+    )
+    p.add_argument(
         "--ids",
         action="append",
         default=[],

@@ -38,6 +38,7 @@ SMALL = Recipe(
     join=(),
     join_documents=0,
     join_seed=0,
+    markers=(),
 )
 
 
