@@ -36,8 +36,8 @@ SIZES = {
     "cpu": sizes.LAPTOP["demo"] | dict(steps=700, warmup=40, every=100, lr=4e-3, length=1024),
 } | {rung: sizes.CHAMELEON[rung] for rung in ("37m", "443m", "7b")}
 FOLDERS = ("books", "pictures", "speech", "films", "interleaved", "thoughts")
-# Where each stage begins, as a share of all steps, and how many documents of each dataset it takes: in all of them about
-# as many tokens of each modality, but for speech's, so that rows are full.
+# Where each stage begins, as a share of all steps, and how many documents of each dataset it takes. All have about
+# as many tokens of each modality, but for speech, so that rows are full.
 STAGES = {
     0.0: dict(books=2, pictures=8, speech=8, films=6),
     0.3: dict(books=2, pictures=2, speech=2, films=6, interleaved=6),
