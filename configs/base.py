@@ -157,6 +157,7 @@ def get_config() -> ConfigDict:
         attention="chunked",
         dispatch="blocked",  # accelerators want ragged
         seed=0,
+        dropout=0.0,
     )
     c.init = dict(run="", step=0, state="weights", match="", noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)

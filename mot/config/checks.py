@@ -89,6 +89,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "attention": ATTENTION,
         "dispatch": ("blocked", "einsum", "ragged", "gmm", "triton", "mosaic"),
         "seed": AT_LEAST_0,
+        "dropout": FRACTION,
     },
     "Experts": {
         "experts": AT_LEAST_0,

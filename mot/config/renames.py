@@ -28,6 +28,7 @@ ADDED = {
     "run.peer_timeout": 60.0,
     "run.trackers": "",
     "run.role": "fit",
+    "model.dropout": 0.0,
     "init.state": "weights",
     "init.match": "",
     "optim.skip_above": 0.0,

@@ -129,7 +129,8 @@ class Model:
     # cudnn
     dispatch: str  # how experts' matrices are multiplied: blocked is for CPU, einsum for reading; ragged; TPU: gmm;
     # GPU: triton, mosaic
-    seed: int  # decides initial values, noise and jitter
+    seed: int  # decides initial values, noise, jitter and dropout
+    dropout: float  # in training, the share of what each branch adds to the residual that is dropped; 0 = none
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax
 from mot import sharding
 from mot.batches import Tokens
 from mot.config import Model
-from mot.model import experts, joint, ops
+from mot.model import dropout, experts, joint, ops
 from mot.model.context import Context, towers
 
 Reports = dict[str, experts.Report]  # by `component/tower`
@@ -33,9 +33,10 @@ def block(
 
 
 def _inside(context: Context, number: jax.Array | int) -> Context:
-    """The context of layer `number`: a key of its own, and its keys and values of the cache."""
+    """The context of layer `number`: keys of its own, and its keys and values of the cache."""
     key = None if context.key is None else jax.random.fold_in(context.key, number)
-    return context._replace(key=key, kv=None if context.cache is None else context.cache.kv[number])
+    keys = None if context.dropout is None else [dropout.fold(keys_R, number) for keys_R in context.dropout]
+    return context._replace(key=key, dropout=keys, kv=None if context.cache is None else context.cache.kv[number])
 
 
 def _pre_norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
@@ -62,8 +63,12 @@ LAST = {"attn": "wo", "ffn": "w2"}  # the matrix that ends a branch
 
 
 def _add(xs: list[jax.Array], ys: list[jax.Array], name: str, context: Context) -> list[jax.Array]:
-    """The residuals with what a branch gives them."""
+    """The residuals with what a branch gives them, of which training may drop a share."""
     tower_of = context.config.component(name).towers
+    if context.dropout is not None:
+        branch, rate = [*LAST].index(name), context.config.model.dropout
+        keys = [dropout.fold(keys_R, branch) for keys_R in context.dropout]
+        ys = [dropout.drop(y_RD, keys_R, rate) for y_RD, keys_R in zip(ys, keys, strict=True)]
     sums = [
         x_RD + context.scaled(y_RD, f"{name}/{tower_of[group.streams[0]]}/{LAST[name]}")
         for x_RD, y_RD, group in zip(xs, ys, context.groups, strict=True)

@@ -64,7 +64,8 @@ def states(flat, row, towers, streams, o):
 
     flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
     [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower; o: layers, eps, theta, norm,
-    qk_norm, and of vectors time, a dict by stream of add, norm or None, and walls, pairs of streams (queries, keys).
+    qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of streams (queries, keys), and of
+    dropout kept, by layer and branch the factor [T, D] of what is added.
     """
     time, walls = o.get("time", {}), o.get("walls", ())
     of = {s: row["stream"] == m for m, s in enumerate(streams)}
@@ -128,7 +129,8 @@ def states(flat, row, towers, streams, o):
 
         for f, name in ((attend, "attn"), (ffn, "ffn")):
             ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
-            x = {s: x[s] + ys[s] for s in streams}
+            kept = o["kept"][i][name] if "kept" in o else 1
+            x = {s: x[s] + kept * ys[s] for s in streams}
     return {s: rms(x[s], flat[f"final_norm/{towers['norm'][s]}/scale"], o["eps"]) for s in streams}
 
 
