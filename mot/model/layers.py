@@ -52,9 +52,10 @@ def _post_norm(ys: list[jax.Array], w: dict, name: str, context: Context) -> lis
 def _norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """Each group's rows by its tower's norm, modulated where its noise level enters by the norms."""
     normed = []
+    m = context.config.model
     for x_RD, group, condition_RY in zip(xs, context.groups, context.conditions, strict=True):
         tower = w[context.config.towers.norm[group.streams[0]]]
-        y_RD = ops.rms_norm(x_RD, tower[name], context.config.model.norm_eps)
+        y_RD = ops.rms_norm(x_RD, tower[name], m.norm_eps, m.norm_offset)
         normed.append(y_RD if condition_RY is None else ops.modulate(y_RD, condition_RY, tower[f"{name}_ada"]))
     return normed
 
@@ -143,9 +144,12 @@ def _project_in(tower: dict, x_RD, rules: dict[str, str]) -> list[jax.Array]:
 
 
 def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Flat q, k and v as heads `[B, C, heads, H]`: q and k normed and rotated."""
+    """Flat q, k and v as heads `[B, C, heads, H]`, with their biases: q and k normed and rotated."""
     B, C = tokens.token.shape
     heads = [x_RA.reshape(B * C, -1, m.head_size) for x_RA in parts]
+    if m.qkv_bias:
+        biases = [tower[f"{name}_bias"][None].astype(m.dtype) for name in "qkv"]
+        heads = [x_RNH + bias_1NH for x_RNH, bias_1NH in zip(heads, biases, strict=True)]
     q, k = (_qk_norm(x_RNH, tower, name, m) for x_RNH, name in zip(heads[:2], ("q", "k"), strict=True))
     q, k, v = (x_RNH.reshape(B, C, -1, m.head_size) for x_RNH in (q, k, heads[2]))
     q, k = (ops.rope(x_BCNH, tokens.rope_position, m.rope_theta) for x_BCNH in (q, k))
@@ -154,7 +158,7 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
 
 def _qk_norm(x_RNH, tower: dict, name: str, m: Model) -> jax.Array:
     if m.qk_norm == "rms":
-        return ops.rms_norm(x_RNH, tower[f"{name}_norm"], m.norm_eps)
+        return ops.rms_norm(x_RNH, tower[f"{name}_norm"], m.norm_eps, m.norm_offset)
     if m.qk_norm == "layer":
         return ops.layer_norm(x_RNH, tower[f"{name}_norm"], tower[f"{name}_norm_bias"], m.norm_eps)
     return x_RNH
@@ -170,6 +174,6 @@ def feed_forward(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[j
         if _is_routed(w[tower.name]):
             own, reports[f"ffn/{tower.name}"] = experts.feed_forward(xs, w[tower.name], tower, context)
         else:
-            own = [experts.swiglu_ffn(w[tower.name], xs[i], context.config.mesh.rules) for i in tower.groups]
+            own = [experts.gated_ffn(w[tower.name], xs[i], context.config) for i in tower.groups]
         ys |= dict(zip(tower.groups, own, strict=True))
     return [ys[i] for i in range(len(xs))], reports

@@ -77,7 +77,7 @@ def forward(
     hidden, latents = [], {}
     for x_RD, group in zip(xs, context.groups, strict=True):
         scale_D = params["final_norm"][config.towers.norm[group.streams[0]]]["scale"]
-        h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps)
+        h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps, config.model.norm_offset)
         of_ids, of_vectors = embed.unembed(params, h_RD, group, config)
         hidden += of_ids
         latents |= of_vectors
