@@ -158,6 +158,8 @@ def get_config() -> ConfigDict:
         dispatch="blocked",  # accelerators want ragged
         seed=0,
     )
+    # geglu, norm_offset and embed_scale make Gemma's block, qkv_bias Qwen2's
+    c.model.update(dropout=0.0, activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
     c.init = dict(run="", step=0, state="weights", match="", noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")

@@ -89,6 +89,8 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "attention": ATTENTION,
         "dispatch": ("blocked", "einsum", "ragged", "gmm", "triton", "mosaic"),
         "seed": AT_LEAST_0,
+        "dropout": FRACTION,
+        "activation": {"swiglu": "SiLU (2002.05202)", "geglu": "GELU by tanh (Gemma)"},
     },
     "Experts": {
         "experts": AT_LEAST_0,

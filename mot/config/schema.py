@@ -129,7 +129,12 @@ class Model:
     # cudnn
     dispatch: str  # how experts' matrices are multiplied: blocked is for CPU, einsum for reading; ragged; TPU: gmm;
     # GPU: triton, mosaic
-    seed: int  # decides initial values, noise and jitter
+    seed: int  # decides initial values, noise, jitter and dropout
+    dropout: float  # in training, the share of what each branch adds to the residual that is dropped; 0 = none
+    activation: str  # what gates the hidden units of FFNs
+    norm_offset: bool  # norms multiply by 1 + w, w beginning at 0 (Gemma), in place of w beginning at 1
+    embed_scale: bool  # what the embedding gives is multiplied by sqrt(width) (Gemma); a tied head is not
+    qkv_bias: bool  # queries, keys and values have biases (Qwen2)
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,7 @@ class Optim:
     )
     # alone (attn, ffn, norm, embed, head, latent)
     rules: tuple[Rule, ...]  # your own rules; they come before base_rules, and the first that matches counts
-    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches
+    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def _lookup(params: dict, token_BC, config: Config) -> jax.Array:
         return _rows_of(w_VD, token_R, config.model.dtype, of_vocab, of_width)
 
     table, rows = (sharding.spec(axes, rules) for axes in (("vocab", "embed"), (sharding.ROWS,)))
-    return sharding.shard_map(on_each_device, (table, rows), rows)(params["embed"]["tokens"], token_BC.reshape(-1))
+    x_RD = sharding.shard_map(on_each_device, (table, rows), rows)(params["embed"]["tokens"], token_BC.reshape(-1))
+    return x_RD * x_RD.shape[1] ** 0.5 if config.model.embed_scale else x_RD
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -26,7 +26,7 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and _is_matrix(p))}
+    matrices = {p: s for p, s in specs.items() if (p.startswith("latent/") or _in_block(p)) and _is_matrix(p)}
 
     def of_ids(stream):
         return 0 if config.streams[stream].latent else head
@@ -35,9 +35,9 @@ def matmul_weights(config: Config) -> dict[str, int]:
 
 
 def _is_matrix(path: str) -> bool:
-    """Does a block's parameter multiply, as all do but norms' scales and biases?"""
+    """Does a parameter multiply, as all do but norms' scales and biases?"""
     _, component, _, weight = params.parse(path)
-    return params.is_modulation(path) or not (component == "norm" or "norm" in weight)
+    return params.is_modulation(path) or not (component == "norm" or "norm" in weight or params.is_added(path))
 
 
 def last_weights(config: Config) -> dict[str, int]:

@@ -57,7 +57,7 @@ def table(config: Config) -> Table:
         for path, spec in _layer(config, routed=stack == "sparse"):
             rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
     for tower in _towers(config.towers.norm):
-        rows[f"final_norm/{tower}/scale"] = Spec((config.streams[tower].width,), ("embed",))
+        rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
     if not config.model.tied:
@@ -103,7 +103,9 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     finite  finite  the MLP of noise levels                     as ever              1
     vectors         norms', queries' and keys' scales, biases   as ever              1
 
-    A tied embedding is one from finite to wide, and its logits are multiplied by 1 / r (table 8). Scores of attention
+    A tied embedding is one from finite to wide, and its logits are multiplied by 1 / r (table 8). With
+    `model.embed_scale` the root of the width grows by r ** 0.5, and the embedding itself, its rate and a tied head's
+    logits have the inverse of it, so that what enters and what leaves are as without. Scores of attention
     fall as 1 / head size, not as its root, beyond `optim.base_head_size`: queries are multiplied, after their norm.
     Experts and routers: 2508.09752. Muon's matrices have a rate of r ** -0.5, as what moves them has a spectral norm of
     width ** 0.5 (2310.17813; `optim.py`).
@@ -118,7 +120,10 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     ins, outs = ({spec.axes[i] for i in side} for side in sides(spec))
     r = _growth(path, "heads" if "heads" in ins else "embed", config)
     if path == "embed/tokens":
-        return spec._replace(std=spec.std * r**0.5, multiplier=1 / r if config.model.tied else 1.0)
+        tied = config.model.tied
+        if config.model.embed_scale:
+            return spec._replace(lr=r**-0.5, multiplier=r**-0.5 if tied else 1.0)
+        return spec._replace(std=spec.std * r**0.5, multiplier=1 / r if tied else 1.0)
     if not ins & WIDE:
         return spec
     if not outs & WIDE:
@@ -194,7 +199,7 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
     for tower in _towers(config.towers.norm):
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
-            yield f"norm/{tower}/{branch}", Spec((D,), ("embed",))
+            yield f"norm/{tower}/{branch}", _scale(config, D, "embed")
             if any(t == tower and by_norm(config.streams[s]) for s, t in config.towers.norm.items()):
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 
@@ -217,6 +222,11 @@ MATRIX_AXES = {
 }
 
 
+def _scale(config: Config, n: int, axis: str) -> Spec:
+    """What an RMSNorm multiplies by: it begins as 1."""
+    return Spec((n,), (axis,), None, 0.0 if config.model.norm_offset else 1.0)
+
+
 def _attention(config: Config, D: int) -> Iterator[tuple[str, Spec]]:
     m = config.model
     N, K, H = m.heads, m.kv_heads, m.head_size
@@ -224,8 +234,11 @@ def _attention(config: Config, D: int) -> Iterator[tuple[str, Spec]]:
     yield "wk", Spec((D, K, H), MATRIX_AXES["wk"], scale(D))
     yield "wv", Spec((D, K, H), MATRIX_AXES["wv"], scale(D))
     yield "wo", Spec((N, H, D), MATRIX_AXES["wo"], scale(N * H) * scale(2 * m.layers))
+    if m.qkv_bias:
+        for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads"), ("v", K, "kv_heads")):
+            yield f"{x}_bias", Spec((heads, H), (axis, "head"), None, 0.0)
     if m.qk_norm == "rms":
-        yield from ((f"{x}_norm", Spec((H,), ("head",))) for x in "qk")
+        yield from ((f"{x}_norm", _scale(config, H, "head")) for x in "qk")
     if m.qk_norm == "layer":
         for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
             yield f"{x}_norm", Spec((heads, H), (axis, "head"))
@@ -264,6 +277,11 @@ def is_modulation(path: str) -> bool:
 
 def is_bias(path: str) -> bool:
     return parse(path).weight == ROUTER_BIAS
+
+
+def is_added(path: str) -> bool:
+    """Is it a bias, which is added and does not multiply?"""
+    return parse(path).weight.endswith("_bias")
 
 
 def is_causal(path: str) -> bool:

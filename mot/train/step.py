@@ -1,5 +1,6 @@
 """One training step: gradients over all microbatches, and an update where the guard lets it pass (`guard.py`)."""
 
+import zlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -77,7 +78,7 @@ def make_gradients(config: Config, sources: int) -> Callable:
     def loss(trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State) -> tuple:
         weights = params.merge(trained, frozen)
         noised = losses.noised(microbatch, config, state.updates)
-        output = transformer.forward(weights, noised.batch, config, key)
+        output = transformer.forward(weights, noised.batch, config, key, dropped=dropout_key(config, state))
         total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means)
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
@@ -153,6 +154,14 @@ def jitter_key(config: Config, state: State) -> jax.Array | None:
     if not any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values())):
         return None
     return jax.random.fold_in(jax.random.key(config.model.seed), state.updates)
+
+
+def dropout_key(config: Config, state: State) -> jax.Array | None:
+    """Of what this step drops; None without dropout. It is one for all microbatches: each token has its own of it."""
+    if not config.model.dropout:
+        return None
+    key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"dropout"))
+    return jax.random.fold_in(key, state.updates)
 
 
 def microbatches(batch: Batch, key: jax.Array | None, n: int) -> tuple[Batch, jax.Array | None]:

@@ -64,7 +64,9 @@ def states(flat, row, towers, streams, o):
 
     flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
     [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower; o: layers, eps, theta, norm,
-    qk_norm, and of vectors time, a dict by stream of add, norm or None, and walls, pairs of streams (queries, keys).
+    qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of streams (queries, keys), and of
+    dropout kept, by layer and branch the factor [T, D] of what is added; where they are, activation (geglu), offset (of
+    norms) and scaled (embeddings).
     """
     time, walls = o.get("time", {}), o.get("walls", ())
     of = {s: row["stream"] == m for m, s in enumerate(streams)}
@@ -76,11 +78,21 @@ def states(flat, row, towers, streams, o):
             result = jnp.where(of[s].reshape(-1, *(1,) * (y.ndim - 1)), y, result)
         return result
 
+    def rms_norm(x, w):
+        return rms(x, w + o.get("offset", 0), o["eps"])
+
+    def activation(x):
+        if o.get("activation") == "geglu":
+            return 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        return jax.nn.silu(x)
+
     see = visible(row["position"], row["segment"], row["span"], row["private"])
     x, condition = {}, {}
     for s in streams:
         if s not in row.get("value", {}):
             x[s] = flat["embed/tokens"][row["token"]]
+            if o.get("scaled"):
+                x[s] = x[s] * np.sqrt(x[s].shape[1])
             continue
         x[s] = row["value"][s] @ flat[f"latent/{s}/in"]
         if time[s] == "add":
@@ -93,7 +105,7 @@ def states(flat, row, towers, streams, o):
             return flat[f"blocks/main/{component}/{towers[component][s]}/{name}"][i]
 
         def norm(x, name, w=w):
-            ys = {s: rms(x[s], w("norm", s, name), o["eps"]) for s in streams}
+            ys = {s: rms_norm(x[s], w("norm", s, name)) for s in streams}
             for s, c in condition.items():
                 scale, shift = jnp.split(c @ w("norm", s, f"{name}_ada"), 2, axis=1)
                 ys[s] = ys[s] * (1 + scale) + shift
@@ -101,8 +113,10 @@ def states(flat, row, towers, streams, o):
 
         def project(x, name, s, w=w):
             y = jnp.einsum("td,dnh->tnh", x, w("attn", s, f"w{name}"))
+            if f"blocks/main/attn/{towers['attn'][s]}/{name}_bias" in flat:
+                y = y + w("attn", s, f"{name}_bias")[None]
             if name != "v" and o["qk_norm"] == "rms":
-                y = rms(y, w("attn", s, f"{name}_norm"), o["eps"])
+                y = rms_norm(y, w("attn", s, f"{name}_norm"))
             if name != "v" and o["qk_norm"] == "layer":
                 y = layer(y, w("attn", s, f"{name}_norm"), w("attn", s, f"{name}_norm_bias"), o["eps"])
             return y if name == "v" else rope(y, row["rope_position"], o["theta"])
@@ -122,14 +136,15 @@ def states(flat, row, towers, streams, o):
 
         def ffn(x, w=w):
             def gate(s):
-                return jax.nn.silu(x[s] @ w("ffn", s, "w1"))
+                return activation(x[s] @ w("ffn", s, "w1"))
 
             return {s: (gate(s) * (x[s] @ w("ffn", s, "w3"))) @ w("ffn", s, "w2") for s in streams}
 
         for f, name in ((attend, "attn"), (ffn, "ffn")):
             ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
-            x = {s: x[s] + ys[s] for s in streams}
-    return {s: rms(x[s], flat[f"final_norm/{towers['norm'][s]}/scale"], o["eps"]) for s in streams}
+            kept = o["kept"][i][name] if "kept" in o else 1
+            x = {s: x[s] + kept * ys[s] for s in streams}
+    return {s: rms_norm(x[s], flat[f"final_norm/{towers['norm'][s]}/scale"]) for s in streams}
 
 
 def hidden(flat, row, towers, streams, o):
