@@ -92,6 +92,7 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
             latent=0,
             objective="next_token",
             loss_weight=1.0,
+            representation="",
             diffusion=dict(
                 time="norm",
                 copies="noised",
@@ -179,6 +180,7 @@ def get_config() -> ConfigDict:
         workers=0,
         timeout=600.0,
         max_skipped=100,
+        roles=(),  # dict(streams="drawn,seen", place="last", source=""): which streams hold a unit that lies so
     )
     c.optim = dict(
         name="adamw",

@@ -14,7 +14,7 @@ from mot.errors import Fault
 from mot.files import fault_of, is_address
 
 if TYPE_CHECKING:  # it imports this file
-    from mot.config.schema import Experts, Optim, Sections, Stream
+    from mot.config.schema import Experts, Optim, Role, Sections, Stream
 
 
 def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
@@ -38,6 +38,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
         (_blocks, {"streams", "data"}),
+        (_roles, {"streams", "data"}),
         (_optim, {"optim"}),
         (_steps, {"run", "optim"}),
         (_accumulate, {"data", "optim"}),
@@ -120,6 +121,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "timeout": Range(most=10**6, above=True),
         "max_skipped": AT_LEAST_0,
     },
+    "Role": {"place": ("", "first", "last", "only", "middle")},
     "Optim": dict.fromkeys(("lr", "eps", "clip", "accumulate", "patience"), ABOVE_0)
     | dict.fromkeys(("end_lr", "warmup", "decay_steps", "skip_above"), AT_LEAST_0)
     | dict.fromkeys(("base_width", "base_head_size", "base_layers"), AT_LEAST_0)
@@ -234,8 +236,7 @@ def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
             f"{second.loss_weight}, but streams.{a}'s is {first.loss_weight} and both are of modality "
             f"{first.modality}, which has one weight; set both alike",
         )
-    both_learn = NONE not in (first.objective, second.objective)
-    if one_modality and both_learn and bool(first.latent) != bool(second.latent):
+    if one_modality and _do_not_add_up(first, second):
         yield Fault(
             f"streams.{b}.modality",
             f"{second.modality!r}, also that of streams.{a}; losses of ids and of vectors do not add up; name another, "
@@ -609,6 +610,64 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
             )
+    of_one = [pair for pair in itertools.combinations(c.streams, 2) if _show_one_unit(*(c.streams[s] for s in pair))]
+    for a, b in of_one if c.data.blocks == "document" else ():
+        yield Fault(
+            "data.blocks",
+            f"'document', but streams.{a} and {b} hold one unit in two forms; all tokens would see both, and what is "
+            "learnt of one is read off the other; write 'units' or 'prefix'",
+        )
+
+
+def _do_not_add_up(a: "Stream", b: "Stream") -> bool:
+    return NONE not in (a.objective, b.objective) and bool(a.latent) != bool(b.latent)
+
+
+def _show_one_unit(a: "Stream", b: "Stream") -> bool:
+    return a.modality == b.modality and a.holds != b.holds and (a.objective, b.objective) != (NONE, NONE)
+
+
+def _roles(c: "Sections") -> Iterator[Fault]:
+    """What rules of appearance need, and that each stream of a representation which another holds is named by one."""
+    named = set()
+    for i, role in enumerate(c.data.roles):
+        path = f"data.roles[{i}]"
+        yield from within(path, role, VALUES["Role"])
+        yield from choice(path, role, "source", "", *c.data.sources)
+        yield from _role(path, role, c)
+        named |= {name for name, _ in role.named}
+    by_holds: dict[str, str] = {}
+    for name, s in c.streams.items():
+        first = by_holds.setdefault(s.holds, name)
+        if first != name and not {first, name} & named and not _do_not_add_up(s, c.streams[first]):
+            yield Fault(
+                f"streams.{name}.representation",
+                f"{s.holds!r}, also that of streams.{first}, and nothing says which of them a unit appears in; name "
+                "another representation, or the streams in data.roles",
+            )
+
+
+def _role(path: str, role: "Role", c: "Sections") -> Iterator[Fault]:
+    """The faults of one rule's streams."""
+    key = f"{path}.streams"
+    media = [name for name, s in c.streams.items() if s.modality != "text"]
+    for part in role.streams.split(","):
+        name, colon, how = part.strip().partition(":")
+        if name not in media or (colon and how != "input"):
+            remedy = meant(name, media) if name not in media else f"write {name}:input, or {name}"
+            yield Fault(key, f"{part!r}; allowed: {', '.join(media)}, or one of them and :input; {remedy or 'choose'}")
+            return
+    names_ = [name for name, _ in role.named]
+    if len({c.streams[name].modality for name in names_}) > 1 or len(set(names_)) < len(names_):
+        yield Fault(key, f"{role.streams!r}; must be of one modality, and none twice; write a rule for each modality")
+        return
+    learns = [not is_input and c.streams[name].objective != NONE for name, is_input in role.named]
+    if learns != sorted(learns, reverse=True):
+        late = names_[max(i for i, one in enumerate(learns) if one)]
+        yield Fault(
+            key,
+            f"{role.streams!r}; {late} would see its answer, the input before it; write what learns first",
+        )
 
 
 LONGEST_IN_BFLOAT16 = 0.99  # numbers are up to 2^-7 apart: smaller steps would be lost

@@ -179,6 +179,17 @@ def of_either_form() -> dict[str, str]:
     return {name: row.as_vectors for name, row in MODALITIES.items() if len(row.forms) > 1}
 
 
+def other_form(name: str, form: str) -> str:
+    """What a modality is called in its other form, ids or vectors, where both are kept."""
+    return f"{name}_{form}"
+
+
+def row_of(name: str) -> str:
+    """The row by which a modality is opened and shown: its own name, or that of which it is the other form."""
+    base, _, form = name.rpartition("_")
+    return base if base in of_either_form() and form in MODALITIES[base].forms else name
+
+
 def options(of_vectors_alone: bool) -> Iterator[tuple[Option, Modality]]:
     """The options of those that are always vectors, or of the others, each with its row."""
     for row in MODALITIES.values():
@@ -188,7 +199,7 @@ def options(of_vectors_alone: bool) -> Iterator[tuple[Option, Modality]]:
 
 def markers(name: str) -> tuple[str, str]:
     """What encloses a unit of a modality among text; also of one that has no row."""
-    row = MODALITIES.get(name)
+    row = MODALITIES.get(row_of(name))
     opens, closes = row.markers if row and row.markers else (f"<{name}>", f"</{name}>")
     return opens, closes
 

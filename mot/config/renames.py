@@ -16,7 +16,7 @@ RENAMED = {
     "data.most_left_out": "max_skipped",
 }
 
-# Keys that came later, and what a run without them did.
+# Keys that came later, and what a run without them did; `*` for any one part.
 ADDED = {
     "run.flops": 0.0,
     "run.save_minutes": 0.0,
@@ -43,6 +43,8 @@ ADDED = {
     "optim.base_width": 0,
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
+    "streams.*.representation": "",
+    "data.roles": (),
 }
 
 
@@ -68,6 +70,6 @@ def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
         result.setdefault(now.rpartition(".")[2] or name, value)
     for key, value in ADDED.items():
         section, _, name = key.rpartition(".")
-        if section == path:
+        if section.count(".") == path.count(".") and fnmatch.fnmatchcase(path, section):
             result.setdefault(name, value)
     return result, told

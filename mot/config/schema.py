@@ -49,6 +49,13 @@ class Stream:
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
+    representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
+    # modality's name
+
+    @property
+    def holds(self) -> str:
+        """The representation of a unit that its tokens are."""
+        return self.representation or self.modality
 
     @property
     def diffuses(self) -> bool:
@@ -182,6 +189,22 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Role:
+    """Which streams hold a unit (an image, a clip) that has these representations and lies so in its document."""
+
+    streams: str  # names with commas between, in document order; `NAME:input` is clean and without a loss there
+    place: str  # first: nothing but its own modality comes before it; last: nothing else after it; only: neither;
+    # middle: both; "" = anywhere
+    source: str  # of data.sources; "" = of all
+
+    @property
+    def named(self) -> tuple[tuple[str, bool], ...]:
+        """The streams, in document order, and whether the unit is an input there."""
+        parts = [part.strip().partition(":") for part in self.streams.split(",")]
+        return tuple((name, is_input == "input") for name, _, is_input in parts)
+
+
+@dataclass(frozen=True)
 class Data:
     """What is read, in which mixture, and how it is packed into rows (docs/howto/own-data.md)."""
 
@@ -201,6 +224,10 @@ class Data:
     workers: int  # processes that read and pack; 0 = a thread
     timeout: float  # seconds that a batch may take to arrive
     max_skipped: int  # how many documents may be unreadable, or fit no row, before the run stops
+    roles: tuple[
+        Role, ...
+    ]  # where units have several representations; the first that matches counts, else each appears
+    # once, what learns before what is read
 
 
 @dataclass(frozen=True)

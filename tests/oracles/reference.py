@@ -215,3 +215,30 @@ def muon(gradient, steps=5):
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return 0.2 * max(x.shape) ** 0.5 * x
+
+
+def place_of_unit(kinds: list, i: int) -> str:
+    """Of unit i of a document of these modalities: does another come before it, and does another come after?"""
+    before = any(kind != kinds[i] for kind in kinds[:i])
+    after = any(kind != kinds[i] for kind in kinds[i + 1 :])
+    return {(False, False): "only", (False, True): "first", (True, False): "last", (True, True): "middle"}[
+        before, after
+    ]
+
+
+def sees_by_runs(runs: list[tuple[str, int]]) -> np.ndarray:
+    """`[T, T]` bool: who sees whom in one document, given as runs `(kind, tokens)` in document order.
+
+    Kinds are ids (which see what came before), vectors (which also see all of their own run) and noised (vectors that
+    nobody else sees).
+    """
+    kind = [k for k, n in runs for _ in range(n)]
+    run = [i for i, (_, n) in enumerate(runs) for _ in range(n)]
+    sees = np.zeros((len(kind), len(kind)), bool)
+    for q in range(len(kind)):
+        for k in range(len(kind)):
+            if run[q] == run[k]:
+                sees[q, k] = kind[q] != "ids" or k <= q
+            else:
+                sees[q, k] = run[k] < run[q] and kind[k] != "noised"
+    return sees
