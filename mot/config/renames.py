@@ -38,6 +38,17 @@ ADDED = {
     "optim.base_width": 0,
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
+    "objective.contrastive": {
+        "kind": "",
+        "weight": 1.0,
+        "streams": "text,image",
+        "pool": "mean",
+        "width": 256,
+        "pairs": 0,
+        "temperature": 0.07,
+        "bias": -10.0,
+        "skip_equal": False,
+    },
 }
 
 
