@@ -131,6 +131,24 @@ def moe(experts: int = 0, **changes) -> dict:
     )
 
 
+def contrastive(kind: str = "", **changes) -> dict:
+    """The contrastive term: none, CLIP's (infonce), or SigLIP's (sigmoid), with the first values of their papers."""
+    return (
+        dict(
+            kind=kind,
+            weight=1.0,
+            streams="text,image",
+            pool="mean",
+            width=256,
+            pairs=0,
+            temperature=0.1 if kind == "sigmoid" else 0.07,  # 2303.15343: t' = log 10; 2103.00020
+            bias=-10.0,
+            skip_equal=False,
+        )
+        | changes
+    )
+
+
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.run = dict(root="runs", name="run", steps=1000, flops=0.0, eval_every=100, eval_batches=8)
@@ -165,7 +183,7 @@ def get_config() -> ConfigDict:
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")
     c.mesh.rules.update(heads="tensor", kv_heads="tensor", head="", mlp="tensor", expert="expert")
-    c.objective = dict(z_loss=1e-5, per="all", chunk=256)
+    c.objective = dict(z_loss=1e-5, per="all", chunk=256, contrastive=contrastive())
     c.data = dict(
         batch=8,
         seed=0,

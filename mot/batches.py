@@ -227,9 +227,9 @@ def check(batch: Batch) -> None:
     unit = take(tokens.unit)
     if (np.diff(real.astype(int), axis=1) > 0).any():
         raise ValueError("padding does not come last")
-    for row, of_vectors, units in zip(segment, latent, unit, strict=True):
-        # A unit trained alone is a segment of its own, amid another.
-        apart = [s for s in np.unique(row[of_vectors]) if of_vectors[row == s].all() and len(set(units[row == s])) == 1]
+    for row, units in zip(segment, unit, strict=True):
+        # Units that see nothing else of their document are a segment of their own, amid another.
+        apart = [s for s in np.unique(row[units > 0]) if (units[row == s] > 0).all()]
         if (np.diff(row[(row != 0) & ~np.isin(row, apart)]) < 0).any():
             raise ValueError("segments do not lie one after another in document order")
     follows = np.zeros_like(real)

@@ -35,6 +35,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_slices, {"mesh", "data", "optim"}),
         (_rules, {"mesh"}),
         (_objective, {"objective"}),
+        (_contrastive, {"objective", "streams", "data"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
         (_blocks, {"streams", "data"}),
@@ -111,6 +112,9 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
     "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
     "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality")},
+    "Contrastive": dict.fromkeys(("weight", "temperature"), ABOVE_0)
+    | dict.fromkeys(("width", "pairs"), AT_LEAST_0)
+    | {"kind": ("", "infonce", "sigmoid")},
     "Data": {
         "batch": ABOVE_0,
         "seed": AT_LEAST_0,
@@ -170,6 +174,7 @@ def _keep_best(c: "Sections") -> Iterator[Fault]:
     losses = ["loss", *(f"loss/{m}{source}" for m in c.modalities for source in ("", *sources))]
     losses += [] if c.causal else [f"causal_{loss}" for loss in losses]
     losses += [f"bits_per_byte{source}" for source in sources if "text" in c.modalities]
+    losses += ["loss/contrastive"] if c.objective and c.objective.contrastive.kind else []
     yield from choice("run", c.run, "keep_best", "", *losses)
 
 
@@ -496,6 +501,57 @@ def _endless(text: str) -> str:
 
 def _objective(c: "Sections") -> Iterator[Fault]:
     yield from within("objective", c.objective, VALUES["Objective"])
+
+
+POOLS = ("mean", "last")  # of a part's states; beside these, a token's id
+
+
+def _contrastive(c: "Sections") -> Iterator[Fault]:
+    """What is paired must be there, be able to be told apart, and have negatives."""
+    term = c.objective.contrastive
+    path = "objective.contrastive"
+    yield from within(path, term, VALUES["Contrastive"])
+    if not term.kind:
+        return
+    streams, pools = names(term.streams), names(term.pool)
+    for name in [name for name in streams if name not in c.streams]:
+        remedy = meant(name, c.streams) or "choose one"
+        yield Fault(f"{path}.streams", f"{name!r}: no such stream; allowed: {', '.join(c.streams)}; {remedy}")
+    if not 1 <= len(set(streams)) == len(streams) <= 2:
+        yield Fault(
+            f"{path}.streams",
+            f"{term.streams!r}; must be two streams with a comma between, or one that passes twice; name them",
+        )
+    if len(pools) not in (1, len(streams)):
+        yield Fault(
+            f"{path}.pool", f"{term.pool!r} for {len(streams)} streams; write one for all, or one for each of them"
+        )
+    for name, pool in term.pools.items():
+        if name in c.streams and pool not in POOLS:
+            yield from _pool(f"{path}.pool", name, pool, c.streams[name])
+    known = [c.streams[name] for name in streams if name in c.streams]
+    if not term.width and len({s.width for s in known}) > 1:
+        yield Fault(
+            f"{path}.width",
+            f"0, but the streams are {' and '.join(str(s.width) for s in known)} wide; states of other widths compare "
+            "in no common space; write the features of one",
+        )
+    if term.skip_equal and known and all(s.latent for s in known):
+        yield Fault(f"{path}.skip_equal", "True, but both streams are of vectors; ids alone are compared; write False")
+    if c.data.batch * max(term.pairs, 1) == 1 and term.pairs == 1:
+        yield Fault(
+            f"{path}.pairs",
+            "1, and data.batch is 1: a batch of one pair has no negatives; raise either, to many",
+        )
+
+
+def _pool(path: str, name: str, pool: str, s: "Stream") -> Iterator[Fault]:
+    """The fault of a pool that is neither of POOLS nor the id of a token that the stream may hold."""
+    allowed = ", ".join(POOLS)
+    if not s.latent:
+        allowed += f", or an id of {name}, {s.first_id} to {s.first_id + s.ids - 1}"
+    if s.latent or not pool.isdecimal() or not s.first_id <= int(pool) < s.first_id + s.ids:
+        yield Fault(path, f"{pool!r}: no such pool of {name}; allowed: {allowed}; choose one")
 
 
 def _mesh(c: "Sections") -> Iterator[Fault]:

@@ -45,6 +45,17 @@ ADDED = {
     "optim.base_layers": 0,
     "streams.*.representation": "",
     "data.roles": (),
+    "objective.contrastive": {
+        "kind": "",
+        "weight": 1.0,
+        "streams": "text,image",
+        "pool": "mean",
+        "width": 256,
+        "pairs": 0,
+        "temperature": 0.07,
+        "bias": -10.0,
+        "skip_equal": False,
+    },
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mot.config import checks
+from mot.config.axes import names
 from mot.config.routers import ROUTERS
 from mot.errors import Fault, UserError
 
@@ -172,12 +173,36 @@ class Init:
 
 
 @dataclass(frozen=True)
+class Contrastive:
+    """Which parts of a document belong together, among all those of a batch (`objectives/contrastive.py`)."""
+
+    kind: str  # infonce: a softmax over the batch, both ways (CLIP); sigmoid: each pair by itself (SigLIP); "" = none
+    weight: float  # its loss, a mean over pairs, is multiplied by it and added to that of the tokens
+    streams: str  # two, with a comma between: a document's parts in both are a pair, and do not see each other; one:
+    # its part in two passes with other dropout (SimCSE)
+    pool: str  # what stands for a part: the mean of its states, the last, or that of the token of a written id; two,
+    # with a comma between, where the streams differ in it
+    width: int  # features of the space in which they are compared; 0 = the pooled states as they are
+    pairs: int  # the most in a row, what is beyond is left out and counted; 0 = one for 8 tokens of the smaller budget
+    temperature: float  # the first: it is learnt, but where a rule freezes contrast/scale
+    bias: float  # the first, of sigmoid alone: it is learnt likewise
+    skip_equal: bool  # documents with the same ids in one of the streams are no negatives of each other
+
+    @property
+    def pools(self) -> dict[str, str]:
+        """What stands for a part, by stream; empty without a term."""
+        streams, given = names(self.streams), names(self.pool)
+        return dict(zip(streams, given * len(streams), strict=False)) if self.kind else {}
+
+
+@dataclass(frozen=True)
 class Objective:
     """The loss of a batch, over what all its tokens weigh (`objectives/losses.py`)."""
 
     z_loss: float  # weight of the z-loss, log(sum exp)^2 of the logits
     per: str  # what a loss is divided by: the weight of all tokens (Chameleon), or of its modality's (Transfusion)
     chunk: int  # tokens of a row whose logits exist at once
+    contrastive: Contrastive  # a term beside that of the tokens
 
 
 @dataclass(frozen=True)

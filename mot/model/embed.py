@@ -1,5 +1,6 @@
 """How tokens enter the stack and leave it: ids by the embedding, vectors by linear maps, with their noise level."""
 
+from collections.abc import Collection
 from functools import partial
 
 import jax
@@ -45,6 +46,14 @@ def unembed(params: dict, h_RD, group: Group, config: Config) -> tuple[list[tupl
             y_BCP = y_RP.reshape(*tokens.token.shape, -1)
             predicted[s] = sharding.join_context(y_BCP, config.mesh.rules)
     return hidden, predicted
+
+
+def states(h_RD, group: Group, streams: Collection[str], config: Config) -> dict[str, jax.Array]:
+    """A group's last states `[B, C, D]`, of those of its streams that are asked for."""
+    asked = [s for s in group.streams if s in streams]
+    rows = _apart(h_RD, group, config) if asked else {}
+    shapes = {s: (*group.by_stream[s].token.shape, -1) for s in asked}
+    return {s: sharding.join_context(rows[s].reshape(shapes[s]), config.mesh.rules) for s in asked}
 
 
 def _without_padding(x_RD, group: Group, config: Config) -> jax.Array:

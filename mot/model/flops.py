@@ -153,7 +153,7 @@ def _two_budgets(config: Config) -> Iterator[str]:
 def _pays(budget: float) -> Check:
     """A check for `config.build`: a budget of FLOPs pays for a step at least, and for no more than `MOST_STEPS`."""
 
-    @reads("streams", "towers", "attn", "ffn", "model", "data")
+    @reads("streams", "towers", "attn", "ffn", "model", "objective", "data")
     def check(config: Config) -> Iterator[str]:
         step = full_step(config)
         if step <= 0:

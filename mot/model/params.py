@@ -20,6 +20,7 @@ class Spec(NamedTuple):
     fill: float = 1.0  # ... or another constant
     lr: float = 1.0  # factor on its learning rate, not on its decay
     multiplier: float = 1.0  # of queries (wq), of a branch (wo, w2), of the logits of a tied embedding
+    decay: float = 1.0  # factor on its decay
 
 
 Table = dict[str, Spec]
@@ -30,7 +31,7 @@ class Path(NamedTuple):
 
     stack: str  # of layers, main or sparse; "" outside the blocks
     component: str  # one of PARTS; of the final norm it is norm
-    tower: str  # of latents their stream; of embedding and head the component once more
+    tower: str  # of latents, and of what is contrasted, their stream; of embedding and head the component once more
     weight: str
 
 
@@ -40,8 +41,8 @@ def parse(path: str) -> Path:
             return Path(stack, component, tower, weight)
         case ["final_norm", tower, weight]:
             return Path("", "norm", tower, weight)
-        case ["latent", stream, weight]:
-            return Path("", "latent", stream, weight)
+        case ["latent" | "contrast" as component, stream, weight]:
+            return Path("", component, stream, weight)
         case [component, weight]:
             return Path("", component, component, weight)
     raise ValueError(f"{path!r} is no path of a parameter")
@@ -62,6 +63,7 @@ def table(config: Config) -> Table:
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
     if not config.model.tied:
         rows["head/out"] = Spec((D, V), ("embed", "vocab"), scale(D))
+    rows |= {f"contrast/{path}": spec for path, spec in _contrast(config)}
     if not config.optim.transfer:
         return rows
     return {path: _transferred(path, spec, config) for path, spec in rows.items()}
@@ -172,6 +174,20 @@ def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:
 
 WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
 ADA = 64  # features of which norms' scales and shifts are made: few, as each token makes its own
+
+
+def _contrast(config: Config) -> Iterator[tuple[str, Spec]]:
+    """How pooled states enter the space in which they are compared, and what turns their cosines into logits."""
+    term = config.objective.contrastive
+    if not term.kind:
+        return
+    for name in [name for name in term.pools if name in config.streams and term.width > 0]:  # none may be checked yet
+        D = config.streams[name].width
+        yield f"{name}/out", Spec((D, term.width), ("embed", "contrast"), scale(D))
+    # The log of what cosines are multiplied by. Decay would pull it and the bias to 0.
+    yield "scale", Spec((1,), ("gate",), None, -math.log(max(term.temperature, 1e-6)), decay=0.0)
+    if term.kind == "sigmoid":
+        yield "bias", Spec((1,), ("gate",), None, term.bias, decay=0.0)
 
 
 def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
@@ -337,7 +353,7 @@ def count(specs: Table) -> int:
     return sum(math.prod(spec.shape) for spec in specs.values())
 
 
-PARTS = ("attn", "ffn", "norm", "embed", "head", "latent")
+PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "contrast")
 
 
 def part(path: str) -> str:
@@ -350,12 +366,12 @@ def users(path: str, config: Config) -> list[str]:
     _, component, tower, _ = parse(path)
     if component in ("attn", "ffn", "norm"):
         return [s for s, name in config.component(component).towers.items() if name == tower]
-    if component == "latent":
-        return [tower]
+    if component in ("latent", "contrast"):
+        return [tower] if tower in config.streams else []  # scale and bias of a contrastive loss are no stream's
     return [name for name, stream in config.streams.items() if not stream.latent]
 
 
 def tower(path: str) -> str:
     """`text` of `blocks/main/ffn/text/w1`; the component of a path outside the towers."""
     parsed = parse(path)
-    return parsed.component if parsed.component == "latent" else parsed.tower
+    return parsed.component if parsed.component in ("latent", "contrast") else parsed.tower

@@ -30,6 +30,7 @@ class Output(NamedTuple):
     latents: dict[str, jax.Array]  # of streams of vectors: what is predicted, [B, C, P] float32
     routing: dict[str, Report]  # by `component/tower` with experts; each field with a leading axis of layers
     cache: Cache | None  # with these tokens in it, not yet kept
+    states: dict[str, jax.Array]  # normed last states [B, C, D] of the streams that are contrasted
 
 
 def alike(config: Config, present: Sequence[str] | None = None) -> list[tuple[str, ...]]:
@@ -74,14 +75,16 @@ def forward(
     if dropped is not None and config.model.dropout:
         context = context._replace(dropout=dropout.keys(batch, context.groups, dropped, config.mesh.rules))
     xs, routing, kv = stack(partial(layers.block, context=context), params["blocks"], xs, config, cache is not None)
-    hidden, latents = [], {}
+    hidden, latents, states = [], {}, {}
+    contrasted = config.objective.contrastive.pools
     for x_RD, group in zip(xs, context.groups, strict=True):
         scale_D = params["final_norm"][config.towers.norm[group.streams[0]]]["scale"]
         h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps, config.model.norm_offset)
         of_ids, of_vectors = embed.unembed(params, h_RD, group, config)
         hidden += of_ids
         latents |= of_vectors
-    return Output(hidden, latents, routing, None if context.cache is None else context.cache.replace(kv=kv))
+        states |= embed.states(h_RD, group, contrasted, config)
+    return Output(hidden, latents, routing, None if context.cache is None else context.cache.replace(kv=kv), states)
 
 
 def enter(

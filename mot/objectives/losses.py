@@ -15,7 +15,8 @@ from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.model import transformer
 from mot.model.router import Report
-from mot.objectives import denoising, next_token
+from mot.objectives import contrastive, denoising, next_token
+from mot.objectives.contrastive import Sides
 from mot.objectives.sums import Sums, modality, totals
 
 __all__ = ["Noised", "TokenLosses", "by_token", "loss", "noised", "routed_tokens", "routing", "totals"]
@@ -48,12 +49,15 @@ def loss(
     config: Config,
     sources: int,
     means: dict[str, jax.Array] | None = None,
+    slopes: Sides | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array | dict[str, Sums]]]:
     """The sum over modalities m of lambda_m * sum(w * l) / Z_m, and its parts.
 
     `means` are running means by stream, of those that are centred: their loss weighs `loss_centre` / mean. Returns the
     scalar and `{"loss_sum": [M, O], "weight": [M, O], "streams": ...}`: sums of w * l (nats of ids, squared errors of
-    vectors) and of w, by modality and source; and both by stream of vectors.
+    vectors) and of w, by modality and source; and both by stream of vectors. A contrastive term comes beside them, and
+    what is told of it as `contrastive`. It needs the whole batch: of a microbatch, `slopes` are the term's gradients
+    by its pairs' embeddings (`contrastive.ahead`), with which it adds 0 and its part of the gradient.
     """
     total, sums = next_token.loss(output.hidden, transformer.head(params, config), Z_M, config, sources)
     by_stream = {}
@@ -66,7 +70,14 @@ def loss(
         total += part * jnp.where(mean > 0, centred, 1)
         sums = jax.tree.map(jnp.add, sums, part_sums)
         by_stream[name] = jax.tree.map(jnp.sum, part_sums)
-    return total, sums | {"streams": by_stream}
+    sums |= {"streams": by_stream}
+    if not config.objective.contrastive.kind:
+        return total, sums
+    sides = contrastive.sides(params, (output, output), noised.batch, config)
+    if slopes is not None:
+        return total + contrastive.pulled(sides, slopes), sums
+    term, told = contrastive.judge(params["contrast"], sides, config)
+    return total + term, sums | {"contrastive": told}
 
 
 class TokenLosses(NamedTuple):

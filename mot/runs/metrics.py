@@ -8,6 +8,8 @@ import numpy as np
 def line(row: Mapping, modalities: Sequence[str]) -> str:
     """`text 3.21  image 1.05  4.2k tok/s  mfu 55 %` of one metrics row."""
     figures = [f"{m} {row[f'loss/{m}']:.3f}" for m in modalities if f"loss/{m}" in row]
+    if "loss/contrastive" in row:
+        figures.append(f"contrastive {row['loss/contrastive']:.3f}")
     if "tokens_per_s" in row:
         figures += [f"{row['tokens_per_s'] / 1e3:.1f}k tok/s", f"mfu {100 * row['mfu']:.0f} %"]
     return "  ".join(figures)
@@ -21,7 +23,23 @@ def of_step(measured: Mapping, modalities: Sequence[str], sources: Sequence[str]
         row["grad_norm_limit"] = limit
     sums = measured["sums"]
     row |= losses(sums["loss_sum"], sums["weight"], modalities, sources)
-    return row | routing(sums["routing"], modalities)
+    return row | contrastive(sums) | routing(sums["routing"], modalities)
+
+
+def contrastive(sums: Mapping) -> dict[str, float]:
+    """Of a contrastive term, where there is one: `loss/contrastive`, nats before its weight, and `contrastive/...`.
+
+    `accuracy/a/b`: the share of parts in stream a to which their own partner in b is the nearest of the batch.
+    `temperature`, `bias`; `gap`: the distance of both streams' centroids. `pairs`; `left_out`: parts without a partner.
+    """
+    if "contrastive" not in sums:
+        return {}
+    told = sums["contrastive"]
+    row = {"contrastive/pairs": float(told.pairs), "contrastive/left_out": float(told.left_out)}
+    if not row["contrastive/pairs"]:
+        return row
+    means = {name: float(x) / row["contrastive/pairs"] for name, x in told.sums.items()}
+    return {"loss/contrastive": means.pop("loss")} | row | {f"contrastive/{name}": x for name, x in means.items()}
 
 
 def losses(loss_sum_MO, weight_MO, modalities: Sequence[str], sources: Sequence[str]) -> dict[str, float]:

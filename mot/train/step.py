@@ -12,7 +12,8 @@ from mot.batches import Batch
 from mot.config import Config
 from mot.model import params, transformer
 from mot.model.router import Report
-from mot.objectives import losses
+from mot.objectives import contrastive, losses
+from mot.objectives.contrastive import Sides
 from mot.train import guard
 from mot.train.state import State, state_shardings
 
@@ -75,11 +76,13 @@ def jitted(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Callable:
 def make_gradients(config: Config, sources: int) -> Callable:
     """`(state, trained, frozen, batch, Z_M) -> ((loss, sums), gradients of trained)` of a whole batch."""
 
-    def loss(trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State) -> tuple:
+    def loss(
+        trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State, slopes: Sides | None
+    ) -> tuple:
         weights = params.merge(trained, frozen)
         noised = losses.noised(microbatch, config, state.updates)
         output = transformer.forward(weights, noised.batch, config, key, dropped=dropout_key(config, state))
-        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means)
+        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, slopes)
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
 
@@ -90,13 +93,37 @@ def make_gradients(config: Config, sources: int) -> Callable:
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         n = config.optim.accumulate
         if n == 1:
-            return value_and_grad(trained, frozen, batch, Z_M, routed, key, state)
+            return value_and_grad(trained, frozen, batch, Z_M, routed, key, state, None)
+        parts = microbatches(batch, key, n)
+        if config.objective.contrastive.kind:
+            return contrasted(value_and_grad, state, trained, frozen, parts, Z_M, routed)
 
         def of_microbatch(batch_and_key):
             microbatch, key = batch_and_key
-            return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state)
+            return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state, None)
 
-        return _accumulate(of_microbatch, microbatches(batch, key, n))
+        return _accumulate(of_microbatch, parts)
+
+    def contrasted(value_and_grad, state: State, trained: dict, frozen: dict, parts: tuple, Z_M, routed) -> tuple:
+        """With a contrastive term, which needs the embeddings of all microbatches first (2101.06983): one pass more."""
+        weights = params.merge(trained, frozen)
+
+        def embed(batch_and_key):
+            noised = losses.noised(batch_and_key[0], config, state.updates).batch
+            dropped = dropout_key(config, state)
+            output = transformer.forward(weights, noised, config, batch_and_key[1], dropped=dropped)
+            return contrastive.sides(weights, (output, output), noised, config)
+
+        term, told, of_heads, slopes = contrastive.ahead(weights["contrast"], jax.lax.map(embed, parts), config)
+
+        def of_microbatch(part_and_slopes):
+            (microbatch, key), slopes = part_and_slopes
+            return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state, slopes)
+
+        (total, sums), grads = _accumulate(of_microbatch, (parts, slopes))
+        for name in {"scale", "bias"} & grads.get("contrast", {}).keys():
+            grads["contrast"][name] += of_heads[name]
+        return (total + term, sums | {"contrastive": told}), grads
 
     return gradients
 
@@ -113,7 +140,7 @@ def _make_update(config: Config) -> Callable:
     def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict, grad_norm) -> State:
         updates, opt = optimiser.update(grads, state.opt, trained)
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
-        weights = _balanced(weights, sums["routing"], config)
+        weights = contrastive.clamped(_balanced(weights, sums["routing"], config), config)
         ema = jax.tree.map(average, state.ema, weights) if decay else {}
         means = running_means(state.means, sums["streams"])
         norms = guard.with_norm(state.norms, grad_norm, state.updates)

@@ -242,3 +242,59 @@ def sees_by_runs(runs: list[tuple[str, int]]) -> np.ndarray:
             else:
                 sees[q, k] = run[k] < run[q] and kind[k] != "noised"
     return sees
+
+
+def parts(states, batch, pools):
+    """What stands for each document's part in each stream of `pools`: {(row, source, doc_id): {stream: [D]}}.
+
+    states: stream -> [B, C, D]; batch: stream -> field -> [B, C]; pools: stream -> mean, last or a token's id.
+    """
+    found = {}
+    for name, pool in pools.items():
+        fields = batch[name]
+        members = {}
+        for r, row in enumerate(np.asarray(fields["segment"])):
+            for i in np.flatnonzero(row):
+                key = (r, int(fields["source"][r][i]), int(fields["doc_id"][r][i]))
+                if not fields["private"][r][i]:
+                    members.setdefault(key, []).append(i)
+        for key, tokens in members.items():
+            chosen = {"mean": tokens, "last": tokens[-1:]}.get(pool)
+            if chosen is None:
+                chosen = [i for i in tokens if fields["token"][key[0]][i] == int(pool)]
+            if chosen:
+                total = sum(states[name][key[0], i] for i in chosen)
+                found.setdefault(key, {})[name] = total / len(chosen)
+    return found
+
+
+def contrastive(states, batch, pools, weights, kind, skip_equal=False):
+    """The loss of all documents with a part in both streams: of each pair of them by itself. `weights` has scale, bias,
+    and by stream a projection."""
+    names = list(pools)
+    whole = [(key, found) for key, found in parts(states, batch, pools).items() if len(found) == 2]
+    x, y = ([found[name] @ weights[name] for _, found in whole] for name in names)
+    x, y = ([v / jnp.sqrt((v**2).sum()) for v in side] for side in (x, y))
+
+    def ids(key, name):
+        fields, (r, source, doc_id) = batch[name], key
+        mine = (fields["segment"][r] != 0) & (fields["source"][r] == source) & (fields["doc_id"][r] == doc_id)
+        return tuple(np.asarray(fields["token"][r])[np.asarray(mine)])
+
+    def compared(i, j):
+        return i == j or not skip_equal or ids(whole[i][0], names[0]) != ids(whole[j][0], names[0])
+
+    n = len(whole)
+    cosine = [[x[i] @ y[j] for j in range(n)] for i in range(n)]
+    logit = [[jnp.exp(weights["scale"]) * cosine[i][j] + weights["bias"] for j in range(n)] for i in range(n)]
+    total = 0.0
+    for i in range(n):
+        if kind == "sigmoid":
+            for j in range(n):
+                if compared(i, j):
+                    total += jnp.log(1 + jnp.exp(-logit[i][j] if i == j else logit[i][j]))
+        else:
+            by_row = sum(jnp.exp(logit[i][j]) for j in range(n) if compared(i, j))
+            by_column = sum(jnp.exp(logit[j][i]) for j in range(n) if compared(j, i))
+            total += (jnp.log(by_row) + jnp.log(by_column)) / 2 - logit[i][i]
+    return total / n
