@@ -38,6 +38,23 @@ ADDED = {
     "optim.base_width": 0,
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
+    "optim.ema_end": 0.0,
+    "streams.*.prediction": {
+        "targets": "ema",
+        "sigreg": 0.0,
+        "slices": 256,
+        "columns": 1,
+        "blocks": 4,
+        "least_block": 0.15,
+        "most_block": 0.2,
+        "least_aspect": 0.75,
+        "most_aspect": 1.5,
+        "least_context": 0.85,
+        "most_context": 1.0,
+        "layers": 2,
+        "width": 64,
+        "ffn": 176,
+    },
 }
 
 
@@ -63,6 +80,6 @@ def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
         result.setdefault(now.rpartition(".")[2] or name, value)
     for key, value in ADDED.items():
         section, _, name = key.rpartition(".")
-        if section == path:
+        if fnmatch.fnmatchcase(path, section) and path.count(".") == section.count("."):
             result.setdefault(name, value)
     return result, told

@@ -28,6 +28,9 @@ SMALL = Recipe(
     vectors=(),
     action_points=16,
     action_as="positions",
+    fast_points=0,
+    fast_scale=10,
+    fast_ids=None,
     sample=1000,
     shard=8,
 )
