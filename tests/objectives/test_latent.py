@@ -1,4 +1,4 @@
-"""Prediction of hidden parts' states: masks, the loss and its gradient against oracles, and what collapse looks like."""
+"""Prediction of hidden states: masks, the loss and its gradient against oracles, and what a collapse looks like."""
 
 import dataclasses
 import zlib
