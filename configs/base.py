@@ -78,8 +78,10 @@ def meant(given: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, **changes) -> dict:
-    """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x or ddpm."""
+def stream(
+    modality: str, width: int, ffn: int, diffusion: dict | None = None, prediction: dict | None = None, **changes
+) -> dict:
+    """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x, ddpm or latent."""
     return (
         dict(
             modality=modality,
@@ -103,6 +105,24 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
                 loss_centre=0.0,
             )
             | (diffusion or {}),
+            # I-JEPA's masks (2301.08243, A.1); its predictor has 12 layers, and 384 of 1280 features.
+            prediction=dict(
+                targets="ema",
+                sigreg=0.0,
+                slices=256,
+                columns=1,
+                blocks=4,
+                least_block=0.15,
+                most_block=0.2,
+                least_aspect=0.75,
+                most_aspect=1.5,
+                least_context=0.85,
+                most_context=1.0,
+                layers=2,
+                width=64,
+                ffn=176,
+            )
+            | (prediction or {}),
         )
         | changes
     )
@@ -220,6 +240,7 @@ def get_config() -> ConfigDict:
         clip=1.0,
         accumulate=1,
         ema=0.0,
+        ema_end=0.0,  # 1: an average that comes to rest, as I-JEPA's
         skip_above=0.0,
         patience=5,
         freeze="",  # "text": all that text uses; "text.ffn,text.attn": these parts of it

@@ -164,7 +164,7 @@ def _by_part(table: params.Table) -> str:
     for path, spec in table.items():
         part = params.part(path)
         name = part if part in ("embed", "head") else f"{part}/{params.tower(path)}"
-        counts[f"latent/{params.parse(path).tower}" if part == "latent" else name] += math.prod(spec.shape)
+        counts[f"{part}/{params.parse(path).tower}" if part in params.BY_STREAM else name] += math.prod(spec.shape)
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 

@@ -25,6 +25,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_probes, {"run", "streams"}),
         (_keep_best, {"run", "streams", "attn", "ffn", "data"}),
         (_streams, {"streams"}),
+        (_predictions, {"streams", "optim"}),
         (_towers, {"streams", "towers"}),
         (_stop_gradients, {"streams", "towers"}),
         (_model, {"model"}),
@@ -75,6 +76,11 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "drop_rate": FRACTION,
         "loss_centre": AT_LEAST_0,
     },
+    "Prediction": dict.fromkeys(("columns", "blocks", "layers", "width", "ffn", "slices"), ABOVE_0)
+    | dict.fromkeys(("least_block", "most_block"), Range(most=1, above=True, below=True))
+    | dict.fromkeys(("least_context", "most_context"), Range(most=1, above=True))
+    | dict.fromkeys(("least_aspect", "most_aspect"), ABOVE_0)
+    | {"targets": ("ema", "own"), "sigreg": FRACTION},
     "Model": {
         "layers": Range(most=10_000, above=True),
         "dense_layers": AT_LEAST_0,
@@ -130,7 +136,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | dict.fromkeys(("end_lr", "warmup", "decay_steps", "skip_above"), AT_LEAST_0)
     | dict.fromkeys(("base_width", "base_head_size", "base_layers"), AT_LEAST_0)
     | dict.fromkeys(("beta1", "beta2", "ema", "momentum"), FRACTION)
-    | {"name": ("adamw", "muon"), "transfer": ("", "mup")}
+    | {"name": ("adamw", "muon"), "transfer": ("", "mup"), "ema_end": Range(most=1)}
     | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")},
     "Rule": dict.fromkeys(("lr", "decay"), AT_LEAST_0),
 }
@@ -222,6 +228,31 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
         )
     yield from choice(path, s, "objective", *OF_VECTORS)
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
+
+
+def _predictions(c: "Sections") -> Iterator[Fault]:
+    """What a prediction of hidden parts' states needs, so that these do not become all alike."""
+    for name, stream in c.streams.items():
+        if not stream.predicts:
+            continue
+        path, p = f"streams.{name}.prediction", stream.prediction
+        yield from within(path, p, VALUES["Prediction"])
+        for key in ("block", "aspect", "context"):
+            least, most = getattr(p, f"least_{key}"), getattr(p, f"most_{key}")
+            if least > most:
+                yield Fault(f"{path}.least_{key}", f"{least}, above {path}.most_{key} = {most}; exchange them")
+        if p.targets == "ema" and not c.optim.ema:
+            yield Fault(
+                "optim.ema",
+                f"0.0, but {path}.targets is 'ema': there is no average whose states could be predicted; write 0.996, "
+                "or targets='own' with sigreg",
+            )
+        if p.targets == "own" and not p.sigreg:
+            yield Fault(
+                f"{path}.sigreg",
+                "0.0 with targets 'own': states that are all alike would predict themselves, and nothing keeps them "
+                "apart; write 0.05, or targets='ema'",
+            )
 
 
 def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
@@ -741,6 +772,8 @@ def _optim(c: "Sections") -> Iterator[Fault]:
                 f"'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
                 f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}",
             )
+    if 0 < o.ema_end <= 1 and not 0 < o.ema <= o.ema_end:
+        yield Fault("optim.ema_end", f"{o.ema_end}, and optim.ema is {o.ema}; it rises from above 0; write 0.0, or 1.0")
     if 0 < o.skip_above <= 1:
         yield Fault(
             "optim.skip_above",

@@ -14,6 +14,8 @@ TEXT = "text"  # holds the document together: it has the markers of all others
 IMAGE_SIDE = 1024  # pixels of a picture's side at most
 AUDIO_RATES = (8000, 48000)  # samples a second of a tokenizer of sound
 ACTION_POINTS = (2, 4096)  # of a drawing
+FAST_POINTS = (2, 4096)  # of a chunk of actions
+FAST_IDS = (2, 1 << 16)
 MAX_IDS = 1 << 24  # of a modality that somebody's own tokenizer made
 NPY_HEADER = 64 * 2**10  # bytes of a .npy's header
 
@@ -141,6 +143,21 @@ MODALITIES: dict[str, Modality] = {
             Option("video_ids", "codes of patches of frames", None, 2),
         ),
         faults=partial(_patches_do_not_fit, name="video"),
+    ),
+    "fast": Modality(
+        suffixes=("fast.npy",),
+        fields=("fast",),
+        called="chunk of actions",
+        paths=("fast",),
+        max_bytes=16 * 2**20 + NPY_HEADER,
+        learns_from=10_000,
+        usual_ids=1024,
+        is_joined=True,
+        options=(
+            Option("fast_points", "points to which a pen's path is resampled; 0: chunks as they are", 0, 0, 4096),
+            Option("fast_scale", "how finely FAST rounds a chunk's coefficients", 10, 1, 10_000),
+            Option("fast_ids", "ids of pieces of chunks", None, *FAST_IDS),
+        ),
     ),
 }
 

@@ -56,6 +56,23 @@ ADDED = {
         "bias": -10.0,
         "skip_equal": False,
     },
+    "optim.ema_end": 0.0,
+    "streams.*.prediction": {
+        "targets": "ema",
+        "sigreg": 0.0,
+        "slices": 256,
+        "columns": 1,
+        "blocks": 4,
+        "least_block": 0.15,
+        "most_block": 0.2,
+        "least_aspect": 0.75,
+        "most_aspect": 1.5,
+        "least_context": 0.85,
+        "most_context": 1.0,
+        "layers": 2,
+        "width": 64,
+        "ffn": 176,
+    },
 }
 
 

@@ -8,9 +8,10 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from typing import NamedTuple
 
-from mot.config import Config, Experts, Stream
+from mot.config import Config, Experts, Sections, Stream, Towers
 
 
 class Spec(NamedTuple):
@@ -43,6 +44,8 @@ def parse(path: str) -> Path:
             return Path("", "norm", tower, weight)
         case ["latent" | "contrast" as component, stream, weight]:
             return Path("", component, stream, weight)
+        case ["predictor", stream, *_, weight]:
+            return Path("", "predictor", stream, weight)
         case [component, weight]:
             return Path("", component, component, weight)
     raise ValueError(f"{path!r} is no path of a parameter")
@@ -61,6 +64,8 @@ def table(config: Config) -> Table:
         rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
+        if stream.predicts:
+            rows |= {f"predictor/{name}/{path}": spec for path, spec in _predictor(config, name)}
     if not config.model.tied:
         rows["head/out"] = Spec((D, V), ("embed", "vocab"), scale(D))
     rows |= {f"contrast/{path}": spec for path, spec in _contrast(config)}
@@ -73,7 +78,7 @@ def scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
 
 
-WIDE = {"embed", "heads", "kv_heads", "mlp"}  # axes that grow with the width
+WIDE = {"embed", "narrow", "heads", "kv_heads", "mlp"}  # axes that grow with the width
 
 
 def sides(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -97,9 +102,11 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     matrix sums over and what it makes (2203.03466, tables 3 and 8, for Adam):
 
     from    to      which                                       initial std          rate
-    finite  wide    embedding, latents' in, time to width, ada  as at the base       1
+    finite  wide    embedding, latents' in, time to width, ada, as at the base       1
+                    and the token for what is hidden
     wide    wide    q, k, v, o, w1, w2, w3, of experts too,     fan-in ** -0.5       1 / r
-                    and the hidden layer of causal routers
+                    the hidden layer of causal routers, and
+                    what enters and leaves a predictor
     wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
                     too), gate of shared experts                * r ** -0.5
     finite  finite  the MLP of noise levels                     as ever              1
@@ -134,7 +141,7 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     spec = spec._replace(lr=r**-0.5 if by_muon(path, spec, config) else 1 / r)
     if weight == "wq" and o.base_head_size:
         return spec._replace(multiplier=(o.base_head_size / config.model.head_size) ** 0.5)
-    if outs == {"embed"} and o.base_layers:
+    if outs == {"embed"} and o.base_layers and parse(path).component != "predictor":
         deeper = config.model.layers / o.base_layers
         return spec._replace(std=spec.std * deeper**0.5, multiplier=1 / deeper)
     return spec
@@ -170,6 +177,36 @@ def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:
         yield "out", Spec((D, P), ("embed", "latent"), scale(D))
         yield "time_in", Spec((WAVES, TIME), ("wave", "time"), scale(WAVES))
         yield "time_out", Spec((TIME, D if adds else ADA), ("time", "embed" if adds else "ada"), scale(TIME))
+
+
+def predictor(config: Sections, name: str) -> Sections:
+    """The predictor of a stream as a model of its own: one tower of the stream's tokens, narrower and less deep.
+
+    It has the model's heads. It is not checked: `config` was.
+    """
+    p = config.streams[name].prediction
+    stream = replace(config.streams[name], width=p.width, ffn=p.ffn)
+    own = {name: name}
+    single = {name: Experts(**dict.fromkeys((field.name for field in fields(Experts)), 0))}
+    return Sections(
+        **{field.name: getattr(config, field.name) for field in fields(Sections)}
+        | dict(streams={name: stream}, towers=Towers(own, own, own, ()), attn=single, ffn=single)
+        | dict(model=replace(config.model, layers=p.layers, dense_layers=0, sparse_every=1))
+        | dict(optim=replace(config.optim, base_layers=0))  # its depth does not follow the model's
+    )
+
+
+def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
+    """What enters a stream's predictor and leaves it, the token that stands for what is hidden, and its layers."""
+    own = predictor(config, name)
+    D, narrow = config.streams[name].width, own.streams[name].width
+    yield "in", Spec((D, narrow), ("embed", "narrow"), scale(D))
+    yield "hidden", Spec((1, narrow), ("token", "narrow"), 0.02)
+    yield "out", Spec((narrow, D), ("narrow", "embed"), scale(narrow))
+    yield "final_norm", Spec((narrow,), ("narrow",))
+    for path, spec in _layer(own, routed=False):
+        layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
+        yield f"blocks/main/{path}", spec._replace(**layers)
 
 
 WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
@@ -353,7 +390,8 @@ def count(specs: Table) -> int:
     return sum(math.prod(spec.shape) for spec in specs.values())
 
 
-PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "contrast")
+PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "predictor", "contrast")
+BY_STREAM = ("latent", "predictor", "contrast")  # those that are a stream's own, whatever towers it shares
 
 
 def part(path: str) -> str:
@@ -366,7 +404,7 @@ def users(path: str, config: Config) -> list[str]:
     _, component, tower, _ = parse(path)
     if component in ("attn", "ffn", "norm"):
         return [s for s, name in config.component(component).towers.items() if name == tower]
-    if component in ("latent", "contrast"):
+    if component in BY_STREAM:
         return [tower] if tower in config.streams else []  # scale and bias of a contrastive loss are no stream's
     return [name for name, stream in config.streams.items() if not stream.latent]
 
@@ -374,4 +412,4 @@ def users(path: str, config: Config) -> list[str]:
 def tower(path: str) -> str:
     """`text` of `blocks/main/ffn/text/w1`; the component of a path outside the towers."""
     parsed = parse(path)
-    return parsed.component if parsed.component in ("latent", "contrast") else parsed.tower
+    return parsed.component if parsed.component in BY_STREAM else parsed.tower

@@ -27,7 +27,8 @@ from mot.model.router import Report
 
 class Output(NamedTuple):
     hidden: list[tuple[jax.Array, Tokens]]  # of ids: normed last states h_RD (R = B * C, in `model.dtype`), by group
-    latents: dict[str, jax.Array]  # of streams of vectors: what is predicted, [B, C, P] float32
+    latents: dict[str, jax.Array]  # of streams of vectors, float32: what is predicted, [B, C, P]; where their states
+    # are to be predicted, these, normed, [B, C, D]
     routing: dict[str, Report]  # by `component/tower` with experts; each field with a leading axis of layers
     cache: Cache | None  # with these tokens in it, not yet kept
     states: dict[str, jax.Array]  # normed last states [B, C, D] of the streams that are contrasted

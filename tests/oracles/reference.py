@@ -298,3 +298,84 @@ def contrastive(states, batch, pools, weights, kind, skip_equal=False):
             by_column = sum(jnp.exp(logit[j][i]) for j in range(n) if compared(j, i))
             total += (jnp.log(by_row) + jnp.log(by_column)) / 2 - logit[i][i]
     return total / n
+
+
+def predicted(flat, name, states, seen, target, unit, rope_position, o):
+    """What a stream's predictor tells of the states of one row's targets: {token: [D]}, unit by unit.
+
+    states: {token: [D]} of those that are seen; seen, target, unit, rope_position [C]; o: layers, eps, theta, norm,
+    qk_norm.
+    """
+
+    def w(path, i=None):
+        x = flat[f"predictor/{name}/{path}"]
+        return x if i is None else x[i]
+
+    def normed(x, branch, i):
+        return rms(x, w(f"blocks/main/norm/{name}/{branch}", i), o["eps"])
+
+    found = {}
+    for u in sorted(set(unit[target])):
+        tokens = [t for t in range(len(unit)) if unit[t] == u and (seen[t] or target[t])]
+        x = jnp.stack([states[t] @ w("in") if seen[t] else w("hidden")[0] for t in tokens])
+        position = np.array([rope_position[t] for t in tokens])
+        for i in range(o["layers"]):
+            a = normed(x, "attn", i) if o["norm"] == "pre" else x
+            q, k, v = (jnp.einsum("td,dnh->tnh", a, w(f"blocks/main/attn/{name}/w{n}", i)) for n in "qkv")
+            if o["qk_norm"] == "rms":
+                q, k = (
+                    rms(y, w(f"blocks/main/attn/{name}/{n}_norm", i), o["eps"])
+                    for y, n in zip((q, k), "qk", strict=True)
+                )
+            q, k = (rope(y, position, o["theta"]) for y in (q, k))
+            mixed = attention(q, k, v, np.ones((len(tokens), len(tokens)), bool))
+            y = jnp.einsum("tnh,nhd->td", mixed, w(f"blocks/main/attn/{name}/wo", i))
+            x = x + (y if o["norm"] == "pre" else normed(y, "attn", i))
+            a = normed(x, "ffn", i) if o["norm"] == "pre" else x
+            gate = jax.nn.silu(a @ w(f"blocks/main/ffn/{name}/w1", i))
+            y = (gate * (a @ w(f"blocks/main/ffn/{name}/w3", i))) @ w(f"blocks/main/ffn/{name}/w2", i)
+            x = x + (y if o["norm"] == "pre" else normed(y, "ffn", i))
+        out = rms(x, w("final_norm"), o["eps"]) @ w("out")
+        found |= {t: y for t, y in zip(tokens, out, strict=True) if target[t]}
+    return found
+
+
+def smooth_l1(x):
+    return jnp.where(jnp.abs(x) < 1, 0.5 * x**2, jnp.abs(x) - 0.5)
+
+
+def sigreg(x, directions):
+    """Epps and Pulley's statistic of states x [N, D] along unit directions [D, S], by complex exponentials."""
+    t = np.linspace(-3, 3, 33)
+    gauss = np.exp(-(t**2) / 2)
+    total = 0.0
+    for s in range(directions.shape[1]):
+        phi = jnp.exp(1j * (x @ directions[:, s])[:, None] * t[None]).mean(0)
+        total = total + jnp.trapezoid(jnp.abs(phi - gauss) ** 2 * gauss, t)
+    return len(x) * total / directions.shape[1]
+
+
+def blocks(count, columns, draws, p):
+    """The context and target sets of a unit of so many tokens, cell by cell; draws [blocks + 1, 4] in 0..1."""
+    rows, columns = -(-count // columns), min(count, columns)
+
+    def block(draw, share, aspect):
+        area = np.float32(count) * np.float32(share[0] + (share[1] - share[0]) * draw[0])
+        ratio = np.float32(aspect[0] + (aspect[1] - aspect[0]) * draw[1])
+        height, width = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        if width > columns:
+            height = area / columns
+        elif height > rows:
+            width = area / rows
+        height, width = (int(np.clip(np.round(x), 1, most)) for x, most in ((height, rows), (width, columns)))
+        top, left = int(draw[2] * (rows - height + 1)), int(draw[3] * (columns - width + 1))
+        cells = {r * columns + c for r in range(top, top + height) for c in range(left, left + width)}
+        return {cell for cell in cells if cell < count}
+
+    context = block(draws[-1], (p["least_context"], p["most_context"]), (1, 1))
+    targets: set[int] = set()
+    for draw in draws[:-1]:
+        more = targets | block(draw, (p["least_block"], p["most_block"]), (p["least_aspect"], p["most_aspect"]))
+        if context - more:
+            targets = more
+    return context - targets, targets
