@@ -2,6 +2,7 @@
 
 from mot.config.build import Check, differences, reads, resolve
 from mot.config.schema import (
+    COMPONENTS,
     Component,
     Config,
     ConfigError,
@@ -23,6 +24,7 @@ from mot.config.schema import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "Check",
     "Component",
     "Config",

@@ -63,9 +63,12 @@ def states(flat, row, towers, streams, o):
     """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
 
     flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
-    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower; o: layers, eps, theta, norm,
-    qk_norm, and of vectors time, a dict by stream of add, norm or None, and walls, pairs of streams (queries, keys).
+    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by layer; o:
+    layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, and walls, pairs of
+    streams (queries, keys); where towers are by layer also places, each layer's stack and its number in it.
     """
+    by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
+    places = o.get("places") or [("main", i) for i in range(o["layers"])]
     time, walls = o.get("time", {}), o.get("walls", ())
     of = {s: row["stream"] == m for m, s in enumerate(streams)}
 
@@ -90,7 +93,8 @@ def states(flat, row, towers, streams, o):
     for i in range(o["layers"]):
 
         def w(component, s, name, i=i):
-            return flat[f"blocks/main/{component}/{towers[component][s]}/{name}"][i]
+            stack, number = places[i]
+            return flat[f"blocks/{stack}/{component}/{by_layer[i][component][s]}/{name}"][number]
 
         def norm(x, name, w=w):
             ys = {s: rms(x[s], w("norm", s, name), o["eps"]) for s in streams}
@@ -129,7 +133,7 @@ def states(flat, row, towers, streams, o):
         for f, name in ((attend, "attn"), (ffn, "ffn")):
             ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
             x = {s: x[s] + ys[s] for s in streams}
-    return {s: rms(x[s], flat[f"final_norm/{towers['norm'][s]}/scale"], o["eps"]) for s in streams}
+    return {s: rms(x[s], flat[f"final_norm/{by_layer[-1]['norm'][s]}/scale"], o["eps"]) for s in streams}
 
 
 def hidden(flat, row, towers, streams, o):
