@@ -203,9 +203,16 @@ MUTATIONS = (
     Mutation(
         "towers: streams with FFNs of their own travel merged",
         "mot/model/transformer.py",
-        'for component in ("attn", "ffn", "norm"))\n        key',
-        'for component in ("attn", "norm"))\n        key',
+        "for maps in every for component in COMPONENTS)",
+        'for maps in every for component in ("attn", "norm"))',
         "tests/model/test_transformer.py::test_grouped_streams_equal_a_per_token_masked_select",
+    ),
+    Mutation(
+        "towers by depth: every layer has the towers of the first",
+        "mot/model/layers.py",
+        "context.config.towers_in(stack)",
+        "context.config.towers_in(context.config.stacks[0])",
+        "tests/model/test_depth.py",
     ),
     Mutation(
         "renames: a run that lacks a later key is refused",

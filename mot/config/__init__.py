@@ -2,6 +2,7 @@
 
 from mot.config.build import Check, differences, reads, resolve
 from mot.config.schema import (
+    COMPONENTS,
     Component,
     Config,
     ConfigError,
@@ -25,6 +26,7 @@ from mot.config.schema import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "Check",
     "Component",
     "Config",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mot.config import checks
+from mot.config import checks, depth
 from mot.config.axes import names
 from mot.config.objectives import NONE, OBJECTIVES
 from mot.config.routers import ROUTERS
@@ -106,11 +106,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class Towers:
-    """Which tower (parameter set) serves each stream, by component; a tower is named by its first stream."""
+    """Which tower (parameter set) serves each stream, by component; a tower is named by its first stream.
+
+    A name serves every layer; `0:4 image, 4:20 text, 20:24 image` names towers by ranges of layers (`depth.py`).
+    """
 
     attn: dict[str, str]  # stream -> the tower of its QKV and O
     ffn: dict[str, str]  # stream -> the tower of its FFN
-    norm: dict[str, str]  # stream -> the tower of its norms
+    norm: dict[str, str]  # stream -> the tower of its norms; the final norm follows the last layer's
     stop_gradients: tuple["StopGradient", ...]  # pairs of streams: the loss of the first does not train keys and values
     # of the second
 
@@ -362,8 +365,20 @@ class Run:
 class Component(NamedTuple):
     """Attention, FFNs or norms: which tower serves each stream, and what experts each tower has."""
 
-    towers: dict[str, str]  # stream -> tower
+    written: dict[str, str]  # stream -> its tower, or its towers by ranges of layers
     experts: dict[str, Experts]  # tower -> its experts; norms have none
+
+    def at(self, layer: int) -> dict[str, str]:
+        """Which tower serves each stream in a layer."""
+        return {stream: depth.tower(written, layer) for stream, written in self.written.items()}
+
+    @property
+    def towers(self) -> list[str]:
+        """All towers, in the order in which streams name them."""
+        return list(dict.fromkeys(tower for written in self.written.values() for tower in depth.towers(written)))
+
+
+COMPONENTS = ("attn", "ffn", "norm")  # of a layer
 
 
 @dataclass(frozen=True)
@@ -396,17 +411,32 @@ class Sections:
         return all(experts.causal for experts in (*self.attn.values(), *self.ffn.values()))
 
     @property
-    def stacks(self) -> tuple[str, ...]:
-        """Which stack each layer belongs to: `main`, or `sparse` where towers have experts."""
+    def sparse(self) -> tuple[bool, ...]:
+        """Of each layer, whether it is one in which towers have their experts."""
         m = self.model
         if not any(e.experts for e in (*self.attn.values(), *self.ffn.values())):
-            return ("main",) * m.layers
+            return (False,) * m.layers
+        after_dense = (layer - m.dense_layers for layer in range(m.layers))
+        return tuple(n >= 0 and (n + 1) % max(m.sparse_every, 1) == 0 for n in after_dense)
 
-        def stack(layer: int) -> str:
-            after_dense = layer - m.dense_layers
-            return "sparse" if after_dense >= 0 and (after_dense + 1) % max(m.sparse_every, 1) == 0 else "main"
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Which stack each layer belongs to: `main`, or `sparse` where towers have experts.
 
-        return tuple(stack(layer) for layer in range(m.layers))
+        Layers whose maps are not the first layer's have stacks of their own, `main_4` or `sparse_4`, by the number of
+        the first layer with these maps.
+        """
+        return depth.stacks(tuple(tuple(self.component(c).written.values()) for c in COMPONENTS), self.sparse)
+
+    def towers_in(self, stack: str) -> dict[str, dict[str, str]]:
+        """Which tower serves each stream in the layers of a stack, by component."""
+        layer = self.stacks.index(stack)
+        return {component: self.component(component).at(layer) for component in COMPONENTS}
+
+    @property
+    def last_norms(self) -> dict[str, str]:
+        """Which tower serves each stream in the last layer's norms and in the final norm."""
+        return self.component("norm").at(self.model.layers - 1)
 
     @property
     def vocab(self) -> int:

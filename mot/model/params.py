@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import NamedTuple
 
-from mot.config import Config, Experts, Sections, Stream, Towers
+from mot.config import COMPONENTS, Config, Experts, Sections, Stream, Towers
 
 
 class Spec(NamedTuple):
@@ -30,7 +30,7 @@ Table = dict[str, Spec]
 class Path(NamedTuple):
     """What a parameter's path says: `blocks/<stack>/<component>/<tower>/<weight>`, and those outside the blocks."""
 
-    stack: str  # of layers, main or sparse; "" outside the blocks
+    stack: str  # of layers that are alike, as `config.stacks` names it; "" outside the blocks
     component: str  # one of PARTS; of the final norm it is norm
     tower: str  # of latents, and of what is contrasted, their stream; of embedding and head the component once more
     weight: str
@@ -58,9 +58,9 @@ def table(config: Config) -> Table:
     rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), scale(D))}
     for stack in dict.fromkeys(config.stacks):
         layers = config.stacks.count(stack)
-        for path, spec in _layer(config, routed=stack == "sparse"):
+        for path, spec in _layer(config, stack):
             rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
-    for tower in _towers(config.towers.norm):
+    for tower in _towers(config.last_norms):
         rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
@@ -204,7 +204,7 @@ def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
     yield "hidden", Spec((1, narrow), ("token", "narrow"), 0.02)
     yield "out", Spec((narrow, D), ("narrow", "embed"), scale(narrow))
     yield "final_norm", Spec((narrow,), ("narrow",))
-    for path, spec in _layer(own, routed=False):
+    for path, spec in _layer(own, "main"):
         layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
         yield f"blocks/main/{path}", spec._replace(**layers)
 
@@ -227,16 +227,17 @@ def _contrast(config: Config) -> Iterator[tuple[str, Spec]]:
         yield "bias", Spec((1,), ("gate",), None, term.bias, decay=0.0)
 
 
-def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
-    """One layer's parameters, `component/tower/weight`."""
-    for tower in _towers(config.towers.attn):
+def _layer(config: Config, stack: str) -> Iterator[tuple[str, Spec]]:
+    """The parameters of one layer of a stack, `component/tower/weight`."""
+    maps, routed = config.towers_in(stack), config.sparse[config.stacks.index(stack)]
+    for tower in _towers(maps["attn"]):
         experts = config.attn[tower]
         D = config.streams[tower].width
         for weight, spec in _attention(config, D):
             yield f"attn/{tower}/{weight}", _of_experts(spec, experts) if routed and weight in QKVO else spec
         if routed:
             yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(experts, D))
-    for tower in _towers(config.towers.ffn):
+    for tower in _towers(maps["ffn"]):
         experts = config.ffn[tower]
         D = config.streams[tower].width
         F = (routed and experts.experts and experts.width) or config.streams[tower].ffn
@@ -249,11 +250,11 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
                 yield f"ffn/{tower}/shared_{weight}", spec
             if experts.shared_gate:
                 yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), scale(D))
-    for tower in _towers(config.towers.norm):
+    for tower in _towers(maps["norm"]):
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
             yield f"norm/{tower}/{branch}", _scale(config, D, "embed")
-            if any(t == tower and by_norm(config.streams[s]) for s, t in config.towers.norm.items()):
+            if any(t == tower and by_norm(config.streams[s]) for s, t in maps["norm"].items()):
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 
 
@@ -390,6 +391,18 @@ def count(specs: Table) -> int:
     return sum(math.prod(spec.shape) for spec in specs.values())
 
 
+def report(name: str, stack: str) -> str:
+    """What the report of a router in the layers of a stack is called: `ffn/text`; of `sparse_4`, `ffn/text@4`."""
+    first = stack.partition("_")[2]
+    return f"{name}@{first}" if first else name
+
+
+def of_report(reported: str) -> tuple[str, str]:
+    """`component/tower` and the stack of the router that a report is of; undoes `report`."""
+    name, _, first = reported.partition("@")
+    return name, f"sparse_{first}" if first else "sparse"
+
+
 PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "predictor", "contrast")
 BY_STREAM = ("latent", "predictor", "contrast")  # those that are a stream's own, whatever towers it shares
 
@@ -401,9 +414,10 @@ def part(path: str) -> str:
 
 def users(path: str, config: Config) -> list[str]:
     """The streams whose tokens pass through a parameter; embedding and head are of all that have ids."""
-    _, component, tower, _ = parse(path)
-    if component in ("attn", "ffn", "norm"):
-        return [s for s, name in config.component(component).towers.items() if name == tower]
+    stack, component, tower, _ = parse(path)
+    if component in COMPONENTS:
+        served = config.towers_in(stack)[component] if stack else config.last_norms
+        return [s for s, name in served.items() if name == tower]
     if component in BY_STREAM:
         return [tower] if tower in config.streams else []  # scale and bias of a contrastive loss are no stream's
     return [name for name, stream in config.streams.items() if not stream.latent]

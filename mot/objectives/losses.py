@@ -13,6 +13,7 @@ from jax import lax
 
 from mot.batches import Batch, Tokens
 from mot.config import Config
+from mot.model import params as parameters
 from mot.model import transformer
 from mot.model.router import Report
 from mot.objectives import contrastive, denoising, latent, next_token
@@ -125,14 +126,17 @@ def by_token(params: dict, output: transformer.Output, noised: Noised, Z_M, conf
 
 
 def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
-    """How many real tokens of the global batch pass each tower with experts, by `component/tower`."""
+    """How many real tokens of the global batch pass each tower with experts, by the name of its routers' report."""
     real = {stream: (tokens.segment != 0).sum().astype(jnp.float32) for stream, tokens in batch.items()}
-    return {
-        f"{component}/{tower}": sum(real[s] for s in real if config.component(component).towers[s] == tower)
-        for component in ("attn", "ffn")
-        for tower, experts in config.component(component).experts.items()
-        if experts.experts
-    }
+    result = {}
+    for stack in dict.fromkeys(stack for stack, sparse in zip(config.stacks, config.sparse, strict=True) if sparse):
+        for component in ("attn", "ffn"):
+            served = config.towers_in(stack)[component]
+            for tower, experts in config.component(component).experts.items():
+                if experts.experts and tower in served.values():
+                    name = parameters.report(f"{component}/{tower}", stack)
+                    result[name] = sum(real[s] for s in real if served[s] == tower)
+    return result
 
 
 def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Config) -> jax.Array:
@@ -143,7 +147,7 @@ def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Co
     """
     result = jnp.zeros((), jnp.float32)
     for name, report in reports.items():
-        component, tower = name.split("/")
+        component, tower = parameters.of_report(name)[0].split("/")
         experts = config.component(component).experts[tower]
         imitation = report.imitation_B.sum()
         total = experts.z_loss * report.z_B.sum() + (imitation - lax.stop_gradient(imitation))

@@ -63,11 +63,14 @@ def states(flat, row, towers, streams, o):
     """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
 
     flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
-    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower; o: layers, eps, theta, norm,
-    qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of streams (queries, keys), and of
-    dropout kept, by layer and branch the factor [T, D] of what is added; where they are, activation (geglu), offset (of
-    norms) and scaled (embeddings).
+    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by layer; o:
+    layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of
+    streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; where they
+    are, activation (geglu), offset (of norms) and scaled (embeddings); where towers are by layer also places, each
+    layer's stack and its number in it.
     """
+    by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
+    places = o.get("places") or [("main", i) for i in range(o["layers"])]
     time, walls = o.get("time", {}), o.get("walls", ())
     of = {s: row["stream"] == m for m, s in enumerate(streams)}
 
@@ -102,7 +105,8 @@ def states(flat, row, towers, streams, o):
     for i in range(o["layers"]):
 
         def w(component, s, name, i=i):
-            return flat[f"blocks/main/{component}/{towers[component][s]}/{name}"][i]
+            stack, number = places[i]
+            return flat[f"blocks/{stack}/{component}/{by_layer[i][component][s]}/{name}"][number]
 
         def norm(x, name, w=w):
             ys = {s: rms_norm(x[s], w("norm", s, name)) for s in streams}
@@ -144,7 +148,7 @@ def states(flat, row, towers, streams, o):
             ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
             kept = o["kept"][i][name] if "kept" in o else 1
             x = {s: x[s] + kept * ys[s] for s in streams}
-    return {s: rms_norm(x[s], flat[f"final_norm/{towers['norm'][s]}/scale"]) for s in streams}
+    return {s: rms_norm(x[s], flat[f"final_norm/{by_layer[-1]['norm'][s]}/scale"]) for s in streams}
 
 
 def hidden(flat, row, towers, streams, o):
