@@ -26,6 +26,7 @@ SMALL = Recipe(
     missing="drop-document",
     max_tokens=256,
     vectors=(),
+    also=(),
     action_points=16,
     action_as="positions",
     sample=1000,
