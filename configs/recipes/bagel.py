@@ -26,7 +26,7 @@ RUNGS = sizes.LAPTOP | sizes.TINY | sizes.TRANSFUSION
 ARGUMENTS = {
     "size": base.Argument("cpu", RUNGS | SIZES),
     "data": base.Argument("embedded", about=f"embedded, or {records.OWN}; with --also image=vectors"),
-    "arch": archs.ARGUMENT,
+    "arch": archs.ARGUMENT._replace(default="mot_role"),  # what is read shares the parameters of text
 }
 CE, MSE = 0.25, 1.0
 BUDGETS = dict(text=112, image=6 * 2 * PATCHES, seen=2 * PIXELS)  # of four documents one is read
@@ -63,9 +63,6 @@ def _digits(arg: dict) -> ConfigDict:
     read = dict(representation="image_ids", first_id=1024, ids=LEVELS, max_tokens=PIXELS, objective="none")
     seen = base.stream("image", width, ffn, loss_weight=MSE, **read)
     c = digits.build(arg["arch"], "draw", size, image, "bagel", dict(seen=seen))
-    for component in archs.COMPONENTS:  # what is read shares the parameters of text
-        c.towers[component].seen = "text"
-    del c.attn["seen"], c.ffn["seen"]
     for name, budget in BUDGETS.items():
         c.streams[name].budget = budget
     shares = dict(drawn=1, read=1, summed=1, thought=1)

@@ -67,7 +67,7 @@ def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int
         return config.streams[text].first_id + special[mark]
 
     held = [(name, s) for m in tokens for name, s in config.streams.items() if s.holds == m != "text"]
-    held = sorted(held, key=lambda one: one[1].objective == "none")
+    held = sorted(held, key=lambda one: not one[1].is_drawn)
     return Format(
         text,
         id_of("<bos>"),

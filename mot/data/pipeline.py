@@ -62,6 +62,8 @@ class Batches:
         self.budgets = [s.budget for s in config.streams.values()]
         self.max_tokens = [s.max_tokens for s in config.streams.values()]
         self.latents = [s.latent for s in config.streams.values()]
+        paired = config.objective.contrastive.pools
+        self.apart = [self.names.index(name) for name in paired] if len(paired) > 1 else []
         modalities = [s.modality for s in config.streams.values()]
         self.mixture = Mixture(sources, config.data, seed, modalities)
         self.rows = config.data.batch
@@ -109,7 +111,8 @@ class Batches:
     def _read(self, piece: Piece) -> Document:
         source, i = self.mixture.place(piece.g)
         tokens = cut(self.mixture.sources[source].read(i), piece.begin, piece.end)
-        return roles.assign(tokens, list(self.config.streams.values()), self.config.data.blocks, piece.g)
+        d = roles.assign(tokens, list(self.config.streams.values()), self.config.data.blocks, piece.g)
+        return roles.apart(d, self.apart) if self.apart else d
 
     def _left_out(self, g: int, why: str) -> LeftOut:
         source, i = self.mixture.place(g)

@@ -135,7 +135,7 @@ SINGLE, PRIVATE, CLEAN = 0, 1, 2  # a token as it is; its noised copy, seen by i
 def _noised(d: Document, begins: Sequence[int], streams: Sequence[Stream], number: int) -> Document:
     """The document with the units of vectors that begin at these tokens noised."""
     noise = d.noise.copy()
-    alone = np.zeros(len(d.token), bool)
+    alone = d.alone.copy()
     runs: list[tuple[int, int, int]] = []  # of the result: tokens begin .. end - 1 of the document, and which copy
     done = 0
     for begin in begins:
@@ -145,7 +145,8 @@ def _noised(d: Document, begins: Sequence[int], streams: Sequence[Stream], numbe
         text_follows = _text_follows(d, end)
         noise[begin:end] = stream.diffusion.max_noise if text_follows and not has_copies else 1
         if has_copies or not text_follows:
-            alone[begin:end] = _chance(d, number, int(d.unit[begin])) < stream.diffusion.drop_rate
+            unit = int(d.unit[begin])
+            alone[begin:end] = unit * (_chance(d, number, unit) < stream.diffusion.drop_rate)
         runs.append((done, begin, SINGLE))
         runs += [(begin, end, PRIVATE), (begin, end, CLEAN)] if has_copies else [(begin, end, SINGLE)]
         done = end
@@ -160,8 +161,23 @@ def _noised(d: Document, begins: Sequence[int], streams: Sequence[Stream], numbe
         span=np.where(private, own_span, result.span),
         noise=np.where(clean, 0, result.noise).astype(np.float32),
         weight=np.where(clean, 0, result.weight).astype(np.float32),
-        alone=result.alone & ~clean,
+        alone=np.where(clean, 0, result.alone).astype(np.int32),
     )
+
+
+def apart(d: Document, streams: Sequence[int]) -> Document:
+    """A document, as `assign` gives it, whose parts in these streams see nothing of the rest of it, nor it of them.
+
+    A part is all units of one stream together. No id is predicted across its borders. Text, which is no unit, stays
+    with the rest.
+    """
+    alone = d.alone.copy()
+    for stream in streams:
+        mine = (d.stream == stream) & (d.unit > 0)
+        alone[mine] = d.unit[mine].min(initial=np.iinfo(np.int32).max)
+    crossed = np.append(False, alone[1:] != alone[:-1])  # a token whose forerunner is of another segment
+    is_id = ~np.isin(d.stream, list(d.values))
+    return d._replace(alone=alone, weight=np.where(crossed & is_id, 0, d.weight).astype(np.float32))
 
 
 def _text_follows(d: Document, end: int) -> bool:

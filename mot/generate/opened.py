@@ -62,13 +62,13 @@ def at(model: LoadedModel, step: int) -> LoadedModel:
 def draws(config: Config, format: Format) -> list[str]:
     """The modalities other than text that a run learned to draw, in the order of its streams."""
     media = {medium.stream for medium in format.media}
-    drawn = [s.modality for name, s in config.streams.items() if name in media and s.objective != "none"]
+    drawn = [s.modality for name, s in config.streams.items() if name in media and s.is_drawn]
     return list(dict.fromkeys(drawn))
 
 
 def stream_of(config: Config, modality: str) -> str:
     """The stream in which a modality is drawn; where none is, the one in which it is read."""
-    streams = [(s.objective == "none", name) for name, s in config.streams.items() if s.modality == modality]
+    streams = [(not s.is_drawn, name) for name, s in config.streams.items() if s.modality == modality]
     return min(streams, key=lambda one: one[0])[1]
 
 

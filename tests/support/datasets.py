@@ -22,6 +22,11 @@ SMALL = Recipe(
     image_ids=12,
     audio_rate=8000,
     audio_ids=8,
+    audio_layers=1,
+    video_frames=4,
+    video_side=32,
+    video_patch=8,
+    video_ids=None,
     held_out=0.2,
     missing="drop-document",
     max_tokens=256,
@@ -29,8 +34,14 @@ SMALL = Recipe(
     also=(),
     action_points=16,
     action_as="positions",
+    fast_points=0,
+    fast_scale=10,
+    fast_ids=None,
     sample=1000,
     shard=8,
+    join=(),
+    join_documents=0,
+    join_seed=0,
 )
 
 
