@@ -712,6 +712,14 @@ def _tokenizer_arguments(p) -> None:
         default=[],
         help=f"keeps these as vectors in place of ids: {', '.join(of_either.values())}; may be repeated",
     )
+    p.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="MEDIUM=WHAT",
+        help="keeps each unit in another form beside its first: image=vectors (patches beside ids), or image=latents "
+        "(latents that follow each image are another form of it); may be repeated",
+    )
     for option, row in modalities.options(of_vectors_alone=True):
         _option(p, option, row)
 

@@ -1,7 +1,8 @@
 """Real data that every installation already holds: scikit-learn's handwritten digits and Python's English manual.
 
 1,797 digits of 8x8 pixels in 17 grey levels, each captioned, and the manual text of `pydoc_data.topics`. Nothing is
-downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read` (image, then caption).
+downloaded. Sources: `manual` (text), `drawn` (caption, then image), `read` (image, then caption), `summed` (a sum in
+words, then the image of what it makes), `thought` (a sum, what it makes, and the image of that).
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from mot.data.packing import Document
 from mot.data.records import Record, Span, TokenLayout, render
 from mot.tokenizers import text
 
-SOURCES = ("manual", "drawn", "read")
+SOURCES = ("manual", "drawn", "read", "summed", "thought")
+ALWAYS = 3  # of SOURCES that a run has opened, whatever it names
 TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
 SIDE, PATCH = 8, 2  # pixels of a side; of a patch's, where digits are vectors
 PATCHES, FEATURES = PIXELS // PATCH**2, PATCH**2
@@ -76,7 +78,8 @@ def load(config: Config) -> tuple[Sources, Sources]:
     sections, images, labels = _manual(), *_digits()
     tokenizer = _tokenizer(sections)
     lengths = np.concatenate([text.byte_lengths(tokenizer), np.zeros(config.vocab - TEXT_IDS, int)])
-    layouts = [_layout(config, source) for source in SOURCES]
+    names = SOURCES if set(SOURCES[ALWAYS:]) & set(config.data.sources) else SOURCES[:ALWAYS]
+    layouts = [_layout(config, source) for source in names]
     splits = []
     for held_out in (False, True):
         texts = [s for s in sections if _held_out(s.encode()) == held_out]
@@ -87,14 +90,17 @@ def load(config: Config) -> tuple[Sources, Sources]:
         spans = [[(Span("text", np.array(ids)),) for ids in pieces]]
         spans.append([(caption, *digit) for caption, digit in zip(captions, digits, strict=True)])
         spans.append([(*digit, caption) for caption, digit in zip(captions, digits, strict=True)])
-        numbers = (range(len(pieces)), chosen, chosen)
+        for thinks in (False, True):
+            sums = [Span("text", np.array(tokenizer.encode(sum_of(i, labels[i], thinks)).ids)) for i in chosen]
+            spans.append([(words, *digit) for words, digit in zip(sums, digits, strict=True)])
+        numbers = (range(len(pieces)), *[chosen] * (len(SOURCES) - 1))
         documents = [
             tuple(_document(s, i, one, layouts[s]) for i, one in zip(numbers[s], spans[s], strict=True))
-            for s in range(len(SOURCES))
+            for s in range(len(names))
         ]
         digest = _digest(d for source in documents for d in source)
         units = np.array([PATCHES if s.latent else 1 if s.modality == "text" else PIXELS for s in _streams(config)])
-        sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(SOURCES))
+        sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(names))
         splits.append(Sources(tuple(sources), lengths, digest, {"text": text.digest(tokenizer)}))
     return splits[0], splits[1]
 
@@ -173,6 +179,12 @@ def _held_out(content: bytes) -> bool:
 
 def _caption(i: int, label: int) -> str:
     return CAPTIONS[i % len(CAPTIONS)].format(NAMES[label])
+
+
+def sum_of(i: int, label: int, thinks: bool) -> str:
+    """Two digits in words, and where one `thinks`, the digit that they make; i chooses among the sums."""
+    first = i % (label + 1)
+    return f"{NAMES[first]} plus {NAMES[label - first]}" + f" makes {NAMES[label]}" * thinks
 
 
 def patches(pixels: np.ndarray) -> np.ndarray:

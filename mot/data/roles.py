@@ -51,15 +51,15 @@ def placements(streams: Mapping[str, Stream], there: Sequence[str]) -> tuple[Pla
 
 
 def rules(
-    roles: Sequence[Role], source: str, streams: Mapping[str, Stream], placed: Sequence[Placement]
+    roles: Sequence[Role], source: str | None, streams: Mapping[str, Stream], placed: Sequence[Placement]
 ) -> tuple[Rule, ...]:
-    """The rules of one source; those that name a stream of which its dataset has no representation match nothing."""
+    """The rules of one source, or of all (None), whose streams hold what its dataset has: others match nothing."""
     number_of = {placement.stream: i for i, placement in enumerate(placed)}
     names = list(streams)
     found = []
     for role in roles:
         wanted = [(names.index(name), is_input) for name, is_input in role.named]
-        if role.source in ("", source) and all(stream in number_of for stream, _ in wanted):
+        if (source is None or role.source in ("", source)) and all(stream in number_of for stream, _ in wanted):
             found.append(Rule(role.place, tuple(Appearance(number_of[s], is_input) for s, is_input in wanted)))
     return tuple(found)
 

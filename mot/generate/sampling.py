@@ -4,7 +4,7 @@ Rows advance in phases, one compiled program for each: the prompt at once, ids o
 from noise with its clean result written into the cache. Rows that are not in a phase pass it as padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -53,19 +53,29 @@ class Allowed(NamedTuple):
     stops_V: np.ndarray  # bool: which ids end a row's phase
 
 
+def _none(stream: str, data: np.ndarray) -> list[Stretch]:
+    return []
+
+
 class Sampler:
     """A model ready to generate; its programs are compiled once for each shape and setting."""
 
-    def __init__(self, params: dict, config: Config, format: Format):
-        """Raises `UserError` for a model that cannot continue a document."""
+    def __init__(
+        self, params: dict, config: Config, format: Format, further: Callable[[str, np.ndarray], list[Stretch]] = _none
+    ):
+        """`further` are the other representations that follow a unit drawn in a stream, which the model reads then.
+
+        Raises `UserError` for a model that cannot continue a document.
+        """
         if config.data.blocks == "document":
             raise UserError(
                 "data.blocks: 'document'; this model's tokens all see later ones, so it continues no document; train "
                 "with 'units' or 'prefix'"
             )
         config = _without_training(config)
-        self.params, self.config, self.format = params, config, format
-        self.drawn = tuple(m for m in format.media if config.streams[m.stream].is_drawn)
+        self.params, self.config, self.format, self.further = params, config, format, further
+        learned = [m for m in format.media if config.streams[m.stream].is_drawn]
+        self.drawn = tuple({m.opens: m for m in reversed(learned)}.values())[::-1]  # the first that a marker opens
 
         def compiled(f, *static, **more):
             return jax.jit(partial(f, config=config), static_argnames=static, **more)
@@ -73,6 +83,7 @@ class Sampler:
         self._prefill = compiled(_prefill, "slots")
         # A donated state's cache is written in place.
         self._feed = compiled(_feed, "stream", donate_argnames="state")
+        self._read = compiled(_read, "stream", donate_argnames="state")
         self._ids = compiled(_ids, "stream", "settings", "limit", donate_argnames="state")
         self._vectors = compiled(_vectors, "stream", "settings", "tokens", donate_argnames="state")
 
@@ -96,7 +107,7 @@ class Sampler:
         self._check(prompts, settings, media, opens, length)
         rows = [_Row(prompt, text, media, self.format.medium(opens)) for prompt in prompts]
         batch = _prompts(prompts, self.config, self.format, opens)
-        longest = max([m.tokens or length for m in self.drawn] or [0])
+        longest = max([self._tokens_of(m, length) for m in self.drawn] or [0])
         slots = sum(t.token.shape[1] for t in batch.values()) + text + media * (longest + 2) + max(longest, 1)
         state = self._prefill(self.params, batch, slots=-(-slots // SLOTS) * SLOTS)
         keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(len(rows)))
@@ -106,6 +117,10 @@ class Sampler:
                 if any(row.unit == medium for row in rows):
                     state = self._unit(state, rows, keys_B, settings, medium, length)
         return [Generated(row.parts, row.ended) for row in rows]
+
+    def _tokens_of(self, medium: Medium, length: int) -> int:
+        """The most tokens of a unit: what is drawn, and its other representations."""
+        return sum(m.tokens or length for m in self.format.media if m.opens == medium.opens)
 
     def _text(self, state: DecodingState, rows: list["_Row"], keys_B, settings: Settings, limit: int) -> DecodingState:
         """Ids of text, until each row opens a unit, ends, or has no more room."""
@@ -142,7 +157,23 @@ class Sampler:
         for row, is_on, unit in zip(rows, on_B, units, strict=True):
             if is_on:
                 row.take_unit(medium, np.asarray(unit))
+        state = self._read_again(state, on_B, medium, units)
         return self._mark(state, np.where(on_B, medium.closes, NONE))
+
+    def _read_again(self, state: DecodingState, on_B, medium: Medium, units) -> DecodingState:
+        """Other representations of the units that were drawn, which the rows read; rows of one length at a time."""
+        found = {i: self.further(medium.stream, np.asarray(units[i])) for i in np.flatnonzero(on_B)}
+        for n in range(max(map(len, found.values()))):
+            alike: dict[tuple[str, int], list[int]] = {}
+            for i, stretches in found.items():
+                for one in stretches[n : n + 1]:
+                    alike.setdefault((one.stream, len(one.data)), []).append(i)
+            for (name, _), rows in alike.items():
+                data = np.zeros((len(on_B), *found[rows[0]][n].data.shape))
+                data[rows] = [found[i][n].data for i in rows]
+                is_here_B = np.isin(np.arange(len(on_B)), rows)
+                state = self._read(self.params, state, data, is_here_B, stream=name)
+        return state
 
     def _unit_of_vectors(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
         """`[B, tokens, P]`, and the state."""
@@ -313,6 +344,19 @@ def _feed(params: dict, state: DecodingState, id_B, on_B, *, stream: str, config
     output = _step(params, state, _tokens(state, on_B, 1, token=jnp.asarray(id_B)[:, None]), stream, config)
     h_BD = jnp.where(on_B[:, None], output.hidden[0][0], state.h_BD)
     return DecodingState(caches.keep(output.cache), h_BD, state.place_B + on_B)
+
+
+def _read(params: dict, state: DecodingState, data, on_B, *, stream: str, config: Config) -> DecodingState:
+    """A whole unit more, ids from 0 `[B, T]` or clean vectors `[B, T, P]`, in the rows that are `on`."""
+    T, s = data.shape[1], config.streams[stream]
+    unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), T))  # a span like no other
+    fields = (
+        dict(value=data.astype(jnp.float32), span=unit_BT)
+        if s.latent
+        else dict(token=data.astype(jnp.int32) + s.first_id)
+    )
+    output = _step(params, state, _tokens(state, on_B, T, unit=unit_BT, **fields), stream, config)
+    return DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * T)
 
 
 def _ids(
