@@ -46,7 +46,7 @@ OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decid
 MOST_RUNS = 1024
 ALL = "all"  # checkpoints of a run
 STATUS = "status"  # in place of a sweep: how far one is
-POOL, POOLS, DRAWS = 20, 8, 200  # of `mot evaluate`
+POOL, POOLS, DRAWS, DOCUMENTS = 20, 8, 200, 100  # of `mot evaluate`
 UNPROMPTED = 4  # documents, where nothing is asked for
 TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
 GUIDANCE = 2.0  # of 1, 2 and 3 on the digits, after 2,000 steps: 39, 48 and 50 of 50 as asked
@@ -498,6 +498,11 @@ def evaluate() -> flags.Parser:
     )
     p.add_argument("--pool", type=int, help=f"of retrieval: documents of a pool; default {POOL}")
     p.add_argument("--pools", type=int, help=f"of retrieval: pools of a source at most; default {POOLS}")
+    p.add_argument(
+        "--documents",
+        type=int,
+        help=f"of conditioning: documents of a source and direction at most; default {DOCUMENTS}",
+    )
     p.add_argument("--draws", type=int, help=f"of judged and distances: how many are drawn; default {DRAWS}")
     p.add_argument(
         "--features",
@@ -693,6 +698,12 @@ def _tokenizer_arguments(p) -> None:
         "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
     )
     p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
+    p.add_argument(
+        "--markers",
+        default="",
+        metavar="MODALITY[,MODALITY]",
+        help="of datasets that are to be --like this one: the text tokenizer has their markers, too",
+    )
     p.add_argument(
         "--ids",
         action="append",

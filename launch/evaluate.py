@@ -24,7 +24,7 @@ from mot.errors import UserError, reason
 from mot.files import make_folder, write_atomically
 from mot.generate import codecs, digits, judge, opened, redrawn
 from mot.generate.opened import LoadedModel
-from mot.measures import distances, likelihood, ranking, retrieval
+from mot.measures import conditioning, distances, likelihood, ranking, retrieval
 from mot.measures.figures import Figure, share
 from mot.runs import evaluated, provenance, rundir
 from mot.train import evaluate
@@ -135,6 +135,28 @@ def _retrieval(model: LoadedModel, options, _) -> Found:
     return Found(figures, {"pool": size, "pools": most}, tuple(notes))
 
 
+def _conditioning(model: LoadedModel, options, _) -> Found:
+    most = options.documents or arguments.DOCUMENTS
+    score = likelihood.make(model.sampler.params, model.config)
+    modality = {name: s.modality for name, s in model.config.streams.items()}
+    figures: dict[str, Figure] = {}
+    notes = []
+    for source in model.held_out.all:
+        for (given, unit), documents in conditioning.by_direction(source, most, model.config, model.format).items():
+            direction = f"{'+'.join(modality[stream] for stream in given)}/{modality[unit]}/{source.name}"
+            pairs = conditioning.crossed(documents, model.config)
+            if why := likelihood.why_none(unit, model.config) or ("" if pairs else "no two prompts differ"):
+                notes.append(f"{direction}: {why}")
+                continue
+            with phase(f"{direction}: {len(pairs)} units after their own and another's prompt"):
+                found = conditioning.figures(pairs, score, model.config, model.format)
+            figures |= {f"{direction}/{name}": figure for name, figure in found.items()}
+    if not figures:
+        none = "no held-out document has a unit after something else, as a picture after its caption"
+        raise UserError(f"--what=conditioning: {'; '.join(notes) or f'{none}; prepare such, or leave it out'}")
+    return Found(figures, {"documents": most}, tuple(notes))
+
+
 def _judged(model: LoadedModel, options, _) -> Found:
     """Of digits drawn from prompts, and of held-out ones captioned, as `mot sample` does it."""
     draws = options.draws or arguments.DRAWS
@@ -216,7 +238,8 @@ def _questions(options, config: Config, format: Format) -> list[ranking.Question
 
 
 ASKED = {"ranking": _questions, "distances": _given_features}
-MEASURES = {"ranking": _ranking, "retrieval": _retrieval, "judged": _judged, "distances": _distances}
+MEASURES = {"ranking": _ranking, "retrieval": _retrieval, "conditioning": _conditioning, "judged": _judged}
+MEASURES |= {"distances": _distances}
 
 
 def show(kind: str, found: Found, title: str) -> None:

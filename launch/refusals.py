@@ -87,10 +87,11 @@ OF_EVALUATIONS = {  # an option of `mot evaluate`, and the kinds that it is for
     "answers": ("ranking",),
     "pool": ("retrieval",),
     "pools": ("retrieval",),
+    "documents": ("conditioning",),
     "draws": ("judged", "distances"),
     "features": ("distances",),
 }
-EVALUATION_RANGES = {"pool": (2, 1000), "pools": (1, 10_000), "draws": (2, 100_000)}
+EVALUATION_RANGES = {"pool": (2, 1000), "pools": (1, 10_000), "documents": (2, 100_000), "draws": (2, 100_000)}
 WITHOUT_SAMPLES = ("loss", "bits")
 
 
