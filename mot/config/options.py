@@ -34,6 +34,7 @@ EVALUATIONS = {  # of `mot evaluate --what`, and what each tells
     "bits": "held-out bits a token, and of text a byte",
     "ranking": "which of an --answers file's candidates is likeliest",
     "retrieval": "which caption belongs to an image, and which image to a caption",
+    "labels": "what a linear probe tells of vectors from their states",
     "judged": "how many digits are drawn, and read, as a classifier reads them",
     "distances": "how far what is drawn lies from what is held out, by --features",
 }
