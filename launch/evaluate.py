@@ -17,14 +17,14 @@ from launch.process import guarded
 from mot import checkpoint, sharding
 from mot.config import Config, load
 from mot.console import phase
-from mot.data import layout
+from mot.data import embedded, layout
 from mot.data.layout import Format
 from mot.data.manifest import file_digest
 from mot.errors import UserError, reason
 from mot.files import make_folder, write_atomically
 from mot.generate import codecs, digits, judge, opened, redrawn
 from mot.generate.opened import LoadedModel
-from mot.measures import conditioning, distances, likelihood, ranking, retrieval
+from mot.measures import conditioning, distances, labels, likelihood, ranking, retrieval
 from mot.measures.figures import Figure, share
 from mot.runs import evaluated, provenance, rundir
 from mot.train import evaluate
@@ -157,6 +157,33 @@ def _conditioning(model: LoadedModel, options, _) -> Found:
     return Found(figures, {"documents": most}, tuple(notes))
 
 
+def _labels(model: LoadedModel, options, _) -> Found:
+    """Of units whose document says what they show: a digit of the embedded data, elsewhere all of its text."""
+    is_embedded = "embedded" in model.config.data.sources.values()
+
+    def label(words) -> str:
+        said = model.codec.decode("text", words.data).strip()
+        digit = embedded.named(said) if is_embedded else None
+        return ("" if digit is None else str(digit)) if is_embedded else said
+
+    figures: dict[str, Figure] = {}
+    shares = model.config.data.shares
+    for learnt, asked in zip(model.training.all, model.held_out.all, strict=True):
+        if not shares.get(asked.name):
+            continue
+        with phase(f"{asked.name}: what a probe tells of states; their program is compiled the first time"):
+            sides = [labels.labelled(side, model.config, model.format, label) for side in (learnt, asked)]
+            for stream in sides[0].keys() & sides[1].keys():
+                found = labels.probed(
+                    model.sampler.params, model.config, model.format, stream, *(side[stream] for side in sides)
+                )
+                modality = model.config.streams[stream].modality
+                figures |= {f"{modality}/{asked.name}/{name}": figure for name, figure in found.items()}
+    if not figures:
+        raise UserError("--what=labels: no document has one stretch of vectors and one of text; leave it out")
+    return Found(figures)
+
+
 def _judged(model: LoadedModel, options, _) -> Found:
     """Of digits drawn from prompts, and of held-out ones captioned, as `mot sample` does it."""
     draws = options.draws or arguments.DRAWS
@@ -238,8 +265,8 @@ def _questions(options, config: Config, format: Format) -> list[ranking.Question
 
 
 ASKED = {"ranking": _questions, "distances": _given_features}
-MEASURES = {"ranking": _ranking, "retrieval": _retrieval, "conditioning": _conditioning, "judged": _judged}
-MEASURES |= {"distances": _distances}
+MEASURES = {"ranking": _ranking, "retrieval": _retrieval, "conditioning": _conditioning, "labels": _labels}
+MEASURES |= {"judged": _judged, "distances": _distances}
 
 
 def show(kind: str, found: Found, title: str) -> None:

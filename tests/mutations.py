@@ -230,6 +230,34 @@ MUTATIONS = (
     ),
     # Objectives.
     Mutation(
+        "latent: a hidden part is seen",
+        "mot/objectives/latent.py",
+        "segment=jnp.where(learns_BC & ~found.context, 0, tokens.segment),",
+        "segment=tokens.segment,",
+        "tests/objectives/test_latent.py::test_what_is_hidden_is_padding_and_a_unit_weighs_what_it_did",
+    ),
+    Mutation(
+        "latent: an average's states have a gradient",
+        "mot/objectives/latent.py",
+        "    state_BCD = jax.lax.stop_gradient(state_BCD)\n    state_BCD -=",
+        "    state_BCD -=",
+        "tests/objectives/test_latent.py::test_loss_and_gradients_equal_the_oracle",
+    ),
+    Mutation(
+        "sigreg: the imaginary part does not count",
+        "mot/objectives/latent.py",
+        " + jnp.square(odd)",
+        "",
+        "tests/objectives/test_latent.py::test_loss_and_gradients_equal_the_oracle",
+    ),
+    Mutation(
+        "fast: coefficients lie dimension by dimension",
+        "mot/tokenizers/fast.py",
+        "wanted = self.coefficients(chunk).ravel()",
+        'wanted = self.coefficients(chunk).ravel(order="F")',
+        "tests/tokenizers/test_fast.py",
+    ),
+    Mutation(
         "loss: booked by the token's modality, not its target's",
         "mot/objectives/next_token.py",
         "    m_BT = batches.modality_of_ids(tokens.target, config)\n",
