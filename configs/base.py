@@ -78,7 +78,9 @@ def meant(given: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, **changes) -> dict:
+def stream(
+    modality: str, width: int, ffn: int, diffusion: dict | None = None, masking: dict | None = None, **changes
+) -> dict:
     """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x or ddpm."""
     return (
         dict(
@@ -102,6 +104,17 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
                 loss_centre=0.0,
             )
             | (diffusion or {}),
+            masking=dict(
+                by="unit",
+                distribution="uniform",
+                least=1e-3,
+                most=1.0,
+                weighting="elbo",
+                shift=False,
+                before_text=0.0,
+                drop_rate=0.0,
+            )
+            | (masking or {}),
         )
         | changes
     )

@@ -16,7 +16,7 @@ RENAMED = {
     "data.most_left_out": "max_skipped",
 }
 
-# Keys that came later, and what a run without them did.
+# Keys that came later, and what a run without them did. Dotted, `*` for any one part.
 ADDED = {
     "run.flops": 0.0,
     "run.save_minutes": 0.0,
@@ -38,6 +38,16 @@ ADDED = {
     "optim.base_width": 0,
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
+    "streams.*.masking": dict(
+        by="unit",
+        distribution="uniform",
+        least=1e-3,
+        most=1.0,
+        weighting="elbo",
+        shift=False,
+        before_text=0.0,
+        drop_rate=0.0,
+    ),
 }
 
 
@@ -63,6 +73,6 @@ def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
         result.setdefault(now.rpartition(".")[2] or name, value)
     for key, value in ADDED.items():
         section, _, name = key.rpartition(".")
-        if section == path:
+        if path.count(".") == section.count(".") and fnmatch.fnmatchcase(path, section):
             result.setdefault(name, value)
     return result, told

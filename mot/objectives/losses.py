@@ -1,7 +1,7 @@
 """The loss of a batch: over its streams, of ids and of vectors; and that of its routers.
 
 A batch is noised, the model predicts, `loss` judges: `totals`, `noised`, `loss` and `routing` are all that training and
-evaluation need. What one objective computes is in `next_token.py` and `denoising.py`.
+evaluation need. What one objective computes is in `next_token.py`, `masked.py` and `denoising.py`.
 """
 
 import zlib
@@ -15,21 +15,24 @@ from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.model import transformer
 from mot.model.router import Report
-from mot.objectives import denoising, next_token
+from mot.objectives import denoising, masked, next_token
 from mot.objectives.sums import Sums, modality, totals
 
 __all__ = ["Noised", "TokenLosses", "by_token", "loss", "noised", "routed_tokens", "routing", "totals"]
 
 
 class Noised(NamedTuple):
-    """A batch with noised vectors, and what the model should predict for them."""
+    """A batch with noised vectors and hidden ids, and what the model should predict for the vectors."""
 
     batch: Batch
     target: dict[str, jax.Array]  # by stream, [B, C, P]
 
 
 def noised(batch: Batch, config: Config, step: jax.Array | int) -> Noised:
-    """Noise levels and noise from (unit_seed, step) alone, wherever a unit is packed: one level a unit."""
+    """Noise levels and noise from (unit_seed, step) alone, wherever a unit is packed: one level a unit.
+
+    Likewise which ids are hidden, of units and of documents.
+    """
     key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"noise"))
     key = jax.random.fold_in(key, step)
     result = dict(batch)
@@ -37,6 +40,8 @@ def noised(batch: Batch, config: Config, step: jax.Array | int) -> Noised:
     for name, tokens in batch.items():
         if config.streams[name].diffuses:
             result[name], targets[name] = denoising.noised(tokens, config.streams[name], key)
+        elif config.streams[name].masks:
+            result[name] = masked.hidden(tokens, config.streams[name], config.mask_id, key)
     return Noised(result, targets)
 
 
