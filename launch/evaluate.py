@@ -15,7 +15,7 @@ from rich.text import Text
 from launch import answers, arguments, flags, refusals, sample
 from launch.process import guarded
 from mot import checkpoint, sharding
-from mot.config import Config, load
+from mot.config import Config, Masking, load
 from mot.console import phase
 from mot.data import embedded, layout
 from mot.data.layout import Format
@@ -81,13 +81,23 @@ def bits(row: dict, config: Config) -> Found:
     """Of ids: bits a token by modality and source; of text a byte, as the row has it. Causal ones, where there are."""
     prefix = "loss/" if config.causal else "causal_loss/"
     vectors = {s.modality for s in config.streams.values() if s.latent}
+    masked = {s.modality: s.masking for s in config.streams.values() if s.masks}
     found = {name: Figure(value) for name, value in row.items() if name.startswith("bits_per_byte/")}
     for name, value in row.items():
         modality, slash, source = name.removeprefix(prefix).partition("/")
         if name.startswith(prefix) and slash and modality not in vectors:
             found[f"bits_per_token/{modality}/{source}"] = Figure(value / np.log(2))
-    return Found(
-        found, notes=tuple(f"{m}: vectors, whose loss is a squared error, have no bits" for m in sorted(vectors))
+    notes = [f"{m}: vectors, whose loss is a squared error, have no bits" for m in sorted(vectors)]
+    return Found(found, notes=(*notes, *(_of_a_bound(m, masking) for m, masking in sorted(masked.items()))))
+
+
+def _of_a_bound(modality: str, masking: Masking) -> str:
+    """What the bits of ids that are masked mean: that of LLaDA's eq. 3 (2502.09992)."""
+    if (masking.weighting, masking.distribution, masking.most) == ("elbo", "uniform", 1):
+        return f"{modality}: masked, so that its bits are an upper bound, from one draw of what is hidden"
+    return (
+        f"{modality}: masked, and its bits are those of a hidden id at this run's ratios; they bound its likelihood "
+        "where these are uniform up to 1 with weighting='elbo'"
     )
 
 
@@ -187,7 +197,7 @@ def _labels(model: LoadedModel, options, _) -> Found:
 def _judged(model: LoadedModel, options, _) -> Found:
     """Of digits drawn from prompts, and of held-out ones captioned, as `mot sample` does it."""
     draws = options.draws or arguments.DRAWS
-    settings = sample.settings(arguments.Options(), model.config)
+    settings = sample.settings(arguments.Options(steps=options.steps), model.config)
     wanted = digits.Wanted(digits.PROMPTS, draws, draws, (), 0, False)
     _, record = digits.judged(model, wanted, settings)
     found = {}
@@ -203,7 +213,7 @@ def _distances(model: LoadedModel, options, given: distances.Features | Callable
     if isinstance(given, distances.Features):
         return Found(distances.figures(given), {"features": options.features})
     draws = options.draws or arguments.DRAWS
-    settings = sample.settings(arguments.Options(), model.config)
+    settings = sample.settings(arguments.Options(steps=options.steps), model.config)
     length = sample.usual_length(model.config, model.format)
     figures: dict[str, Figure] = {}
     for modality in opened.draws(model.config, model.format):

@@ -78,6 +78,15 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "drop_rate": FRACTION,
         "loss_centre": AT_LEAST_0,
     },
+    "Masking": {
+        "by": ("unit", "document"),
+        "distribution": {"uniform": "all alike (LLaDA)", "cosine": "mostly high ones (MaskGIT, 2202.04200)"},
+        "least": Range(most=1, above=True, below=True),
+        "most": Range(most=1, above=True),
+        "weighting": {"elbo": "1 / t: a bound of the likelihood (LLaDA)", "even": "1 / the mean of t (MaskGIT, BERT)"},
+        "before_text": Range(most=1),
+        "drop_rate": FRACTION,
+    },
     "Prediction": dict.fromkeys(("columns", "blocks", "layers", "width", "ffn", "slices"), ABOVE_0)
     | dict.fromkeys(("least_block", "most_block"), Range(most=1, above=True, below=True))
     | dict.fromkeys(("least_context", "most_context"), Range(most=1, above=True))
@@ -219,6 +228,31 @@ def _ids(path: str, s: "Stream") -> Iterator[Fault]:
             f"{path}.objective",
             f"{s.objective!r}, but its tokens are {s.ids} ids ({path}.latent = 0); allowed: {', '.join(OF_IDS)}; write "
             "one, or make it a stream of vectors: latent=P, ids=0, first_id=0",
+        )
+    if s.masks:
+        yield from _masking(path, s)
+
+
+def _masking(path: str, s: "Stream") -> Iterator[Fault]:
+    m = s.masking
+    yield from within(f"{path}.masking", m, VALUES["Masking"])
+    if 0 < m.most < m.least:
+        yield Fault(f"{path}.masking.least", f"{m.least} is above {path}.masking.most = {m.most}; lower it")
+    if m.by == "unit" and s.modality == "text":
+        yield Fault(
+            f"{path}.masking.by",
+            "'unit', but text has no units, as images and clips are; write 'document', with data.blocks='document'",
+        )
+    if m.by == "unit" and m.shift:
+        yield Fault(
+            f"{path}.masking.shift",
+            f"True, but {path}.masking.by is 'unit'; before its first id stands another stream's; write by='document', "
+            "or False",
+        )
+    if m.by == "document" and (m.before_text or m.drop_rate):
+        yield Fault(
+            f"{path}.masking.before_text, drop_rate",
+            f"{m.before_text}, {m.drop_rate}, but {path}.masking.by is 'document', which has no units; write 0.0, 0.0",
         )
 
 
@@ -747,6 +781,12 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 "data.blocks",
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
+            )
+        if s.masks == "document" and c.data.blocks != "document":
+            yield Fault(
+                "data.blocks",
+                f"{c.data.blocks!r}, but streams.{name}.masking.by is 'document': what is hidden is predicted from "
+                "both sides; write 'document'",
             )
     of_one = [pair for pair in itertools.combinations(c.streams, 2) if _show_one_unit(*(c.streams[s] for s in pair))]
     for a, b in of_one if c.data.blocks == "document" else ():

@@ -49,6 +49,7 @@ class Settings(NamedTuple):
     top_k: int = 0  # choose among so many ids; 0 = all
     top_p: float = 1.0  # among the likeliest ids that have this probability together
     solver: str = "heun"  # of SOLVERS
-    steps: int = 20  # from noise to vectors
+    steps: int = 20  # from noise to vectors, and from masks to ids
     shift: float = 1.0  # of the solver's noise levels
     guidance: float = 1.0  # 1 = none (2207.12598)
+    block: int = 0  # of text that is masked: tokens that are unmasked together, before those that follow; 0 = all

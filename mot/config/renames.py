@@ -73,6 +73,16 @@ ADDED = {
         "width": 64,
         "ffn": 176,
     },
+    "streams.*.masking": dict(
+        by="unit",
+        distribution="uniform",
+        least=1e-3,
+        most=1.0,
+        weighting="elbo",
+        shift=False,
+        before_text=0.0,
+        drop_rate=0.0,
+    ),
 }
 
 

@@ -38,6 +38,23 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """Which ids of a stream are hidden from the model, which predicts them (`objectives/masked.py`).
+
+    Each is hidden with probability t, its ratio; a hidden id is the configuration's `mask_id` to the model.
+    """
+
+    by: str  # what has a ratio of its own: a unit, which sees itself both ways; a document (data.blocks=document)
+    distribution: str  # how ratios are drawn from least to most
+    least: float  # the lowest ratio; that of most = one ratio for all
+    most: float  # the highest ratio
+    weighting: str  # the weight of a hidden id's loss
+    shift: bool  # the token before it predicts a hidden id (LLM2Vec's MNTP), and not its own place; of documents alone
+    before_text: float  # factor on t of a unit after which its document goes on with text; 0 = nothing of it is hidden
+    drop_rate: float  # the fraction of units trained without what comes before them, which guidance needs
+
+
+@dataclass(frozen=True)
 class Prediction:
     """How a stream with objective latent hides parts of a unit and predicts their states (`objectives/latent.py`)."""
 
@@ -73,6 +90,7 @@ class Stream:
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
+    masking: Masking  # of ids whose objective is masked; others ignore it
     representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
     # modality's name
 
@@ -97,6 +115,18 @@ class Stream:
     def is_drawn(self) -> bool:
         """Can a model make its tokens: ids, or vectors from noise?"""
         return self.diffuses or not (self.latent or self.objective == NONE)
+
+    @property
+    def masks(self) -> str:
+        """By what its ids are hidden, unit or document; "" where they are not."""
+        return self.masking.by if self.objective == "masked" else ""
+
+    @property
+    def drop_rate(self) -> float:
+        """The fraction of its units that are trained without what comes before them."""
+        if self.diffuses:
+            return self.diffusion.drop_rate
+        return self.masking.drop_rate if self.masks else 0.0
 
     @property
     def copies(self) -> int:
@@ -439,8 +469,19 @@ class Sections:
         return self.component("norm").at(self.model.layers - 1)
 
     @property
-    def vocab(self) -> int:
+    def masks(self) -> bool:
+        """Are ids of some stream hidden?"""
+        return any(s.masks for s in self.streams.values())
+
+    @property
+    def mask_id(self) -> int:
+        """The id that stands for a hidden one: the first after those of all streams, where any is masked."""
         return max((s.first_id + s.ids for s in self.streams.values() if not s.latent), default=0)
+
+    @property
+    def vocab(self) -> int:
+        """V, the number of ids: those of all streams, and `mask_id` where any is masked."""
+        return self.mask_id + self.masks
 
     @property
     def length(self) -> int:

@@ -119,7 +119,8 @@ def document(
     stream = np.repeat([names.index(run.stream) for run in runs], sizes)
     unit = np.repeat([run.unit for run in runs], sizes)
     weight = np.repeat([run.is_scored for run in runs], sizes)
-    span = np.where(np.isin(stream, list(vectors)), unit, 0)  # vectors see their unit both ways
+    masked = [s for s, name in enumerate(names) if config.streams[name].masks == "unit"]
+    span = np.where(np.isin(stream, [*vectors, *masked]), unit, 0)  # these see their unit both ways
     values = {s: np.concatenate(x) for s, x in vectors.items()}
     return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span)
 

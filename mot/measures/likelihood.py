@@ -38,6 +38,8 @@ def why_none(stream: str, config: Config) -> str:
     s = config.streams[stream]
     if s.diffuses:
         return f"{s.modality} is diffused ({s.objective}), and has no likelihood"
+    if s.masks:
+        return f"{s.modality} is masked, and has a bound of its likelihood alone (bits)"
     if s.latent or s.objective == "none":
         return f"{s.modality} is read by this run and never predicted, and has no likelihood"
     return ""

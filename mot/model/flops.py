@@ -122,12 +122,14 @@ def _of_predictor(stream: str, config: Config) -> int:
 def full_step(config: Config) -> float:
     """Model FLOPs of a step whose rows are full, each with one document: attention takes at most that.
 
-    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells.
-    Streams without a budget share a row alike.
+    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells,
+    and so does an id that is masked by unit; one that is masked by document all of it. Streams without a budget share a
+    row alike.
     """
     T = config.length if all(s.budget for s in config.streams.values()) else config.data.length
     tokens = {name: s.budget or T / len(config.streams) for name, s in config.streams.items()}
-    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent}
+    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent or s.masks == "unit"}
+    later |= {name: (T - 1) / 2 for name, s in config.streams.items() if s.masks == "document"}
     pairs = T * (T + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
     return config.data.batch * train_step(config, tokens, pairs)
 

@@ -1,7 +1,7 @@
 """The loss of a batch: over its streams, of ids and of vectors; and that of its routers.
 
 A batch is noised, the model predicts, `loss` judges: `totals`, `noised`, `loss` and `routing` are all that training and
-evaluation need. What one objective computes is in `next_token.py`, `denoising.py` and `latent.py`.
+evaluation need. What one objective computes is in `next_token.py`, `masked.py`, `denoising.py` and `latent.py`.
 """
 
 import zlib
@@ -16,7 +16,7 @@ from mot.config import Config
 from mot.model import params as parameters
 from mot.model import transformer
 from mot.model.router import Report
-from mot.objectives import contrastive, denoising, latent, next_token
+from mot.objectives import contrastive, denoising, latent, masked, next_token
 from mot.objectives.contrastive import Sides
 from mot.objectives.sums import Sums, modality, totals
 
@@ -24,7 +24,7 @@ __all__ = ["Noised", "TokenLosses", "by_token", "loss", "noised", "routed_tokens
 
 
 class Noised(NamedTuple):
-    """A batch with vectors that are noised, or hidden, and what the model should predict for them."""
+    """A batch with what is noised and hidden, and what the model should predict for vectors."""
 
     batch: Batch
     target: dict[str, jax.Array]  # by stream, [B, C, P]; [B, C, D] of one whose states are predicted
@@ -44,6 +44,8 @@ def noised(batch: Batch, config: Config, step: jax.Array | int, params: dict | N
     for name, tokens in batch.items():
         if config.streams[name].diffuses:
             result[name], targets[name] = denoising.noised(tokens, config.streams[name], key)
+        elif config.streams[name].masks:
+            result[name] = masked.hidden(tokens, config.streams[name], config.mask_id, key)
     predicting = [name for name in batch if config.streams[name].predicts]
     if predicting and params is not None:
         whole = transformer.forward(params, result, config).latents
