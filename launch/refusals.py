@@ -175,11 +175,6 @@ def _of_the_run(what: Sequence[str], options: Any, config: Config) -> None:
             "--features is missing: distances need features, and there is a classifier of the embedded digits alone; "
             "name an .npz of arrays real and generated, or FILE.py:NAME"
         )
-    if "retrieval" in what and len(config.modalities) < 2:
-        raise UserError(
-            f"--what=retrieval: a run of {', '.join(config.modalities)} alone; there is nothing to find by another; "
-            "leave it out"
-        )
 
 
 def known_data(path: Path, config: Config, fetch: bool) -> None:

@@ -1,7 +1,8 @@
 """Real data that every installation already holds: scikit-learn's handwritten digits and Python's English manual.
 
 1,797 digits of 8x8 pixels in 17 grey levels, each captioned, and the manual text of `pydoc_data.topics`. Nothing is
-downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read` (image, then caption).
+downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read` (image, then caption). A fourth, made
+where it is named: `numbers`, two digits and what they are, as "seven three", which tells one of a hundred numbers.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from mot.tokenizers import text
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
 
 SOURCES = ("manual", "drawn", "read")
+NUMBERS, SIZES = "numbers", (6000, 2000)  # of training, held out
 TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
 SIDE, PATCH = 8, 2  # pixels of a side; of a patch's, where digits are vectors
 PATCHES, FEATURES = PIXELS // PATCH**2, PATCH**2
@@ -46,13 +48,15 @@ def faults(config):
                 f"{first + ids - 1}; write {first}, {ids}"
             )
     tokens = PATCHES * image.copies if image.latent else PIXELS
-    if image.max_tokens != tokens:
-        yield f"streams.image.max_tokens: {image.max_tokens}; an embedded digit has {tokens} tokens; write that"
+    longest, what = (2 * tokens, "number") if NUMBERS in config.data.sources else (tokens, "digit")
+    if image.max_tokens != longest:
+        yield f"streams.image.max_tokens: {image.max_tokens}; an embedded {what} has {longest} tokens; write that"
     if config.streams["text"].max_tokens < 32:
         yield f"streams.text.max_tokens: {config.streams['text'].max_tokens}; captions need up to 32; raise it"
     for source in config.data.sources:
-        if source not in SOURCES:
-            yield f"data.sources.{source}: no such source; the embedded data has {', '.join(SOURCES)}; remove it"
+        if source not in (*SOURCES, NUMBERS):
+            has = ", ".join((*SOURCES, NUMBERS))
+            yield f"data.sources.{source}: no such source; the embedded data has {has}; remove it"
 
 
 def load(config: Config) -> tuple[Sources, Sources]:
@@ -72,9 +76,18 @@ def load(config: Config) -> tuple[Sources, Sources]:
         drawn = [image(1, i, caption, images[i], False) for i, caption in zip(chosen, captions, strict=True)]
         read = [image(2, i, caption, images[i], True) for i, caption in zip(chosen, captions, strict=True)]
         documents = tuple(map(tuple, (manual, drawn, read)))
+        if NUMBERS in config.data.sources:  # else runs have the digest that they always had
+            pairs = np.random.default_rng(held_out).choice(chosen, (SIZES[held_out], 2))
+            words = [tokenizer.encode(f"{NAMES[labels[i]]} {NAMES[labels[j]]}").ids for i, j in pairs]
+            numbers = [
+                _number(n, w, images[pair], vectors) for n, (w, pair) in enumerate(zip(words, pairs, strict=True))
+            ]
+            documents += (tuple(numbers),)
         digest = _digest(d for source in documents for d in source)
         units = np.array([1, PATCHES if vectors else PIXELS])
-        sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(SOURCES))
+        sources = (
+            InMemory(name, i, documents[i], units) for i, name in enumerate([*SOURCES, NUMBERS][: len(documents)])
+        )
         splits.append(Sources(tuple(sources), lengths, digest, {"text": text.digest(tokenizer)}))
     return splits[0], splits[1]
 
@@ -158,6 +171,17 @@ def _vectors(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, i
     is_image = (np.arange(len(token)) >= begin) & (np.arange(len(token)) < begin + PATCHES)
     values = {1: patches(pixels)}
     return document(source, doc_id, token, is_image, values, weight=token != EOI, unit=is_image)
+
+
+def _number(doc_id: int, caption: list[int], pictures: np.ndarray, vectors: bool) -> Document:
+    """<bos> caption <boi> image <eoi> <boi> image <eoi> <eos>, of pixels `[2, 64]`."""
+    bodies = [np.zeros(PATCHES, int) if vectors else TEXT_IDS + pixels.astype(int) for pixels in pictures]
+    units = [np.full(len(body), number) for number, body in enumerate(bodies, 1)]
+    runs = [[BOS], caption, *([BOI, *body, EOI] for body in bodies), [EOS]]
+    token = np.concatenate(runs)
+    unit = np.concatenate([np.zeros(1 + len(caption)), *([0, *n, 0] for n in units), [0]])
+    values = {1: np.concatenate([patches(pixels) for pixels in pictures])} if vectors else None
+    return document(len(SOURCES), doc_id, token, unit > 0, values, weight=token != EOI, unit=unit)
 
 
 def _ids(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
