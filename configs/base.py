@@ -78,8 +78,10 @@ def meant(given: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, **changes) -> dict:
-    """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x or ddpm."""
+def stream(
+    modality: str, width: int, ffn: int, diffusion: dict | None = None, prediction: dict | None = None, **changes
+) -> dict:
+    """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x, ddpm or latent."""
     return (
         dict(
             modality=modality,
@@ -92,6 +94,7 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
             latent=0,
             objective="next_token",
             loss_weight=1.0,
+            representation="",
             diffusion=dict(
                 time="norm",
                 copies="noised",
@@ -102,6 +105,24 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
                 loss_centre=0.0,
             )
             | (diffusion or {}),
+            # I-JEPA's masks (2301.08243, A.1); its predictor has 12 layers, and 384 of 1280 features.
+            prediction=dict(
+                targets="ema",
+                sigreg=0.0,
+                slices=256,
+                columns=1,
+                blocks=4,
+                least_block=0.15,
+                most_block=0.2,
+                least_aspect=0.75,
+                most_aspect=1.5,
+                least_context=0.85,
+                most_context=1.0,
+                layers=2,
+                width=64,
+                ffn=176,
+            )
+            | (prediction or {}),
         )
         | changes
     )
@@ -176,6 +197,8 @@ def get_config() -> ConfigDict:
         dispatch="blocked",  # accelerators want ragged
         seed=0,
     )
+    # geglu, norm_offset and embed_scale make Gemma's block, qkv_bias Qwen2's
+    c.model.update(dropout=0.0, activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
     c.init = dict(run="", step=0, state="weights", match="", noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")
@@ -195,6 +218,7 @@ def get_config() -> ConfigDict:
         workers=0,
         timeout=600.0,
         max_skipped=100,
+        roles=(),  # dict(streams="drawn,seen", place="last", source=""): which streams hold a unit that lies so
     )
     c.optim = dict(
         name="adamw",
@@ -216,6 +240,7 @@ def get_config() -> ConfigDict:
         clip=1.0,
         accumulate=1,
         ema=0.0,
+        ema_end=0.0,  # 1: an average that comes to rest, as I-JEPA's
         skip_above=0.0,
         patience=5,
         freeze="",  # "text": all that text uses; "text.ffn,text.attn": these parts of it

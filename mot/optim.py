@@ -3,7 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mot.config import Config, Rule, checks, reads
@@ -16,12 +17,22 @@ FROZEN = Rule(match="", lr=0.0, decay=0.0)
 
 
 def rules(config: Config) -> dict[str, Rule | None]:
-    """What decides for each parameter, by path: `optim.freeze`, else the first rule that matches, or None."""
+    """What decides for each parameter, by path: `optim.freeze`, else the first rule that matches, or None.
+
+    `base_rules` never decay a bias.
+    """
     frozen = {path for paths in frozen_by(config).values() for path in paths}
-    every = (*config.optim.rules, *config.optim.base_rules)
+
+    def first(rules: Sequence[Rule], path: str) -> Rule | None:
+        return next((rule for rule in rules if re.search(rule.match, path)), None)
 
     def rule_for(path: str) -> Rule | None:
-        return FROZEN if path in frozen else next((rule for rule in every if re.search(rule.match, path)), None)
+        if path in frozen:
+            return FROZEN
+        if rule := first(config.optim.rules, path):
+            return rule
+        rule = first(config.optim.base_rules, path)
+        return replace(rule, decay=0.0) if rule and params.is_added(path) else rule
 
     return {path: rule_for(path) for path in params.table(config)}
 
@@ -153,7 +164,7 @@ def _by_part(table: params.Table) -> str:
     for path, spec in table.items():
         part = params.part(path)
         name = part if part in ("embed", "head") else f"{part}/{params.tower(path)}"
-        counts[f"latent/{params.parse(path).tower}" if part == "latent" else name] += math.prod(spec.shape)
+        counts[f"{part}/{params.parse(path).tower}" if part in params.BY_STREAM else name] += math.prod(spec.shape)
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 

@@ -39,6 +39,13 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     # The model.
     Mutation(
+        "dropout follows the place in the row, not in the document",
+        "mot/model/dropout.py",
+        "t.position - jnp.take_along_axis(first_BS, t.segment, axis=1)",
+        "t.position",
+        "tests/model/test_dropout.py",
+    ),
+    Mutation(
         "visibility: a private copy is seen by what follows",
         "mot/batches.py",
         "causal = (k.position <= q.position) & ~k.private",

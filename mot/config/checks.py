@@ -14,7 +14,7 @@ from mot.errors import Fault
 from mot.files import fault_of, is_address
 
 if TYPE_CHECKING:  # it imports this file
-    from mot.config.schema import Experts, Optim, Sections, Stream
+    from mot.config.schema import Experts, Optim, Role, Sections, Stream
 
 
 def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
@@ -25,6 +25,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_probes, {"run", "streams"}),
         (_keep_best, {"run", "streams", "attn", "ffn", "data"}),
         (_streams, {"streams"}),
+        (_predictions, {"streams", "optim"}),
         (_towers, {"streams", "towers"}),
         (_stop_gradients, {"streams", "towers"}),
         (_model, {"model"}),
@@ -39,6 +40,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
         (_blocks, {"streams", "data"}),
+        (_roles, {"streams", "data"}),
         (_optim, {"optim"}),
         (_steps, {"run", "optim"}),
         (_accumulate, {"data", "optim"}),
@@ -74,6 +76,11 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "drop_rate": FRACTION,
         "loss_centre": AT_LEAST_0,
     },
+    "Prediction": dict.fromkeys(("columns", "blocks", "layers", "width", "ffn", "slices"), ABOVE_0)
+    | dict.fromkeys(("least_block", "most_block"), Range(most=1, above=True, below=True))
+    | dict.fromkeys(("least_context", "most_context"), Range(most=1, above=True))
+    | dict.fromkeys(("least_aspect", "most_aspect"), ABOVE_0)
+    | {"targets": ("ema", "own"), "sigreg": FRACTION},
     "Model": {
         "layers": Range(most=10_000, above=True),
         "dense_layers": AT_LEAST_0,
@@ -90,6 +97,8 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "attention": ATTENTION,
         "dispatch": ("blocked", "einsum", "ragged", "gmm", "triton", "mosaic"),
         "seed": AT_LEAST_0,
+        "dropout": FRACTION,
+        "activation": {"swiglu": "SiLU (2002.05202)", "geglu": "GELU by tanh (Gemma)"},
     },
     "Experts": {
         "experts": AT_LEAST_0,
@@ -122,11 +131,12 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "timeout": Range(most=10**6, above=True),
         "max_skipped": AT_LEAST_0,
     },
+    "Role": {"place": ("", "first", "last", "only", "middle")},
     "Optim": dict.fromkeys(("lr", "eps", "clip", "accumulate", "patience"), ABOVE_0)
     | dict.fromkeys(("end_lr", "warmup", "decay_steps", "skip_above"), AT_LEAST_0)
     | dict.fromkeys(("base_width", "base_head_size", "base_layers"), AT_LEAST_0)
     | dict.fromkeys(("beta1", "beta2", "ema", "momentum"), FRACTION)
-    | {"name": ("adamw", "muon"), "transfer": ("", "mup")}
+    | {"name": ("adamw", "muon"), "transfer": ("", "mup"), "ema_end": Range(most=1)}
     | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")},
     "Rule": dict.fromkeys(("lr", "decay"), AT_LEAST_0),
 }
@@ -220,6 +230,31 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
 
 
+def _predictions(c: "Sections") -> Iterator[Fault]:
+    """What a prediction of hidden parts' states needs, so that these do not become all alike."""
+    for name, stream in c.streams.items():
+        if not stream.predicts:
+            continue
+        path, p = f"streams.{name}.prediction", stream.prediction
+        yield from within(path, p, VALUES["Prediction"])
+        for key in ("block", "aspect", "context"):
+            least, most = getattr(p, f"least_{key}"), getattr(p, f"most_{key}")
+            if least > most:
+                yield Fault(f"{path}.least_{key}", f"{least}, above {path}.most_{key} = {most}; exchange them")
+        if p.targets == "ema" and not c.optim.ema:
+            yield Fault(
+                "optim.ema",
+                f"0.0, but {path}.targets is 'ema': there is no average whose states could be predicted; write 0.996, "
+                "or targets='own' with sigreg",
+            )
+        if p.targets == "own" and not p.sigreg:
+            yield Fault(
+                f"{path}.sigreg",
+                "0.0 with targets 'own': states that are all alike would predict themselves, and nothing keeps them "
+                "apart; write 0.05, or targets='ema'",
+            )
+
+
 def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
     """What two streams must have alike, or apart."""
     first, second = streams[a], streams[b]
@@ -237,8 +272,7 @@ def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
             f"{second.loss_weight}, but streams.{a}'s is {first.loss_weight} and both are of modality "
             f"{first.modality}, which has one weight; set both alike",
         )
-    both_learn = NONE not in (first.objective, second.objective)
-    if one_modality and both_learn and bool(first.latent) != bool(second.latent):
+    if one_modality and _do_not_add_up(first, second):
         yield Fault(
             f"streams.{b}.modality",
             f"{second.modality!r}, also that of streams.{a}; losses of ids and of vectors do not add up; name another, "
@@ -663,6 +697,64 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
             )
+    of_one = [pair for pair in itertools.combinations(c.streams, 2) if _show_one_unit(*(c.streams[s] for s in pair))]
+    for a, b in of_one if c.data.blocks == "document" else ():
+        yield Fault(
+            "data.blocks",
+            f"'document', but streams.{a} and {b} hold one unit in two forms; all tokens would see both, and what is "
+            "learnt of one is read off the other; write 'units' or 'prefix'",
+        )
+
+
+def _do_not_add_up(a: "Stream", b: "Stream") -> bool:
+    return NONE not in (a.objective, b.objective) and bool(a.latent) != bool(b.latent)
+
+
+def _show_one_unit(a: "Stream", b: "Stream") -> bool:
+    return a.modality == b.modality and a.holds != b.holds and (a.objective, b.objective) != (NONE, NONE)
+
+
+def _roles(c: "Sections") -> Iterator[Fault]:
+    """What rules of appearance need, and that each stream of a representation which another holds is named by one."""
+    named = set()
+    for i, role in enumerate(c.data.roles):
+        path = f"data.roles[{i}]"
+        yield from within(path, role, VALUES["Role"])
+        yield from choice(path, role, "source", "", *c.data.sources)
+        yield from _role(path, role, c)
+        named |= {name for name, _ in role.named}
+    by_holds: dict[str, str] = {}
+    for name, s in c.streams.items():
+        first = by_holds.setdefault(s.holds, name)
+        if first != name and not {first, name} & named and not _do_not_add_up(s, c.streams[first]):
+            yield Fault(
+                f"streams.{name}.representation",
+                f"{s.holds!r}, also that of streams.{first}, and nothing says which of them a unit appears in; name "
+                "another representation, or the streams in data.roles",
+            )
+
+
+def _role(path: str, role: "Role", c: "Sections") -> Iterator[Fault]:
+    """The faults of one rule's streams."""
+    key = f"{path}.streams"
+    media = [name for name, s in c.streams.items() if s.modality != "text"]
+    for part in role.streams.split(","):
+        name, colon, how = part.strip().partition(":")
+        if name not in media or (colon and how != "input"):
+            remedy = meant(name, media) if name not in media else f"write {name}:input, or {name}"
+            yield Fault(key, f"{part!r}; allowed: {', '.join(media)}, or one of them and :input; {remedy or 'choose'}")
+            return
+    names_ = [name for name, _ in role.named]
+    if len({c.streams[name].modality for name in names_}) > 1 or len(set(names_)) < len(names_):
+        yield Fault(key, f"{role.streams!r}; must be of one modality, and none twice; write a rule for each modality")
+        return
+    learns = [not is_input and c.streams[name].objective != NONE for name, is_input in role.named]
+    if learns != sorted(learns, reverse=True):
+        late = names_[max(i for i, one in enumerate(learns) if one)]
+        yield Fault(
+            key,
+            f"{role.streams!r}; {late} would see its answer, the input before it; write what learns first",
+        )
 
 
 LONGEST_IN_BFLOAT16 = 0.99  # numbers are up to 2^-7 apart: smaller steps would be lost
@@ -680,6 +772,8 @@ def _optim(c: "Sections") -> Iterator[Fault]:
                 f"'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
                 f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}",
             )
+    if 0 < o.ema_end <= 1 and not 0 < o.ema <= o.ema_end:
+        yield Fault("optim.ema_end", f"{o.ema_end}, and optim.ema is {o.ema}; it rises from above 0; write 0.0, or 1.0")
     if 0 < o.skip_above <= 1:
         yield Fault(
             "optim.skip_above",

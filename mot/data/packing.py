@@ -23,6 +23,7 @@ class Document(NamedTuple):
     private: np.ndarray  # bool, seen inside its own span alone
     noise: np.ndarray  # float32, the most that a unit of vectors is noised; 0 = it is clean
     alone: np.ndarray  # int32, sees and is seen by nothing but the tokens of the same number, a unit's; 0 = it is not
+    given: np.ndarray  # bool, an input: clean and without a loss, whatever its stream learns
     values: dict[int, np.ndarray]  # of a stream of vectors: float32 [n_s, P], in document order
 
 
@@ -40,6 +41,7 @@ FIELDS = {
     "private": Field(False, bool),
     "noise": Field(0, np.float32),
     "alone": Field(0, np.int32),
+    "given": Field(False, bool),
 }
 
 

@@ -1,5 +1,6 @@
 """Batches of an endless stream. Batch n is a pure function of (sources, configuration, seed, n) on every host."""
 
+import dataclasses
 import faulthandler
 import multiprocessing
 import os
@@ -125,6 +126,8 @@ def packing(config: Config) -> str:
     content = {"shares": shares, "sources": [*data.sources], "per": data.per, "seed": data.seed}
     content |= {"rows": data.batch, "lookahead": data.lookahead}
     content |= {"streams": [[name, s.modality, s.budget, s.max_tokens, s.copies] for name, s in streams]}
+    if data.roles or any(s.representation for _, s in streams):
+        content |= {"roles": [dataclasses.astuple(role) for role in data.roles], "holds": [s.holds for _, s in streams]}
     return digest_of(content)
 
 

@@ -37,7 +37,7 @@ class JointRow(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every layer sees alike, but for `key` and `kv`, which are the layer's own inside it."""
+    """What every layer sees alike, but for `key`, `kv` and `dropout`, which are the layer's own inside it."""
 
     config: Config
     groups: list[Group]
@@ -48,6 +48,9 @@ class Context(NamedTuple):
     cache: Cache | None  # whose info has these tokens
     multipliers: Mapping[str, float] = MappingProxyType({})  # by `component/tower/weight`, where they are not 1
     kv: tuple[jax.Array, jax.Array] | None = None  # the cache's keys and values of this layer
+    dropout: list[jax.Array] | None = (
+        None  # by group: a key for each token, [R]; in a layer that layer's own. None: off
+    )
 
     def scaled(self, x: jax.Array, path: str) -> jax.Array:
         """x times the multiplier of a weight, `component/tower/weight`."""

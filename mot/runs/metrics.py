@@ -23,7 +23,7 @@ def of_step(measured: Mapping, modalities: Sequence[str], sources: Sequence[str]
         row["grad_norm_limit"] = limit
     sums = measured["sums"]
     row |= losses(sums["loss_sum"], sums["weight"], modalities, sources)
-    return row | contrastive(sums) | routing(sums["routing"], modalities)
+    return row | contrastive(sums) | routing(sums["routing"], modalities) | spread(sums)
 
 
 def contrastive(sums: Mapping) -> dict[str, float]:
@@ -40,6 +40,24 @@ def contrastive(sums: Mapping) -> dict[str, float]:
         return row
     means = {name: float(x) / row["contrastive/pairs"] for name, x in told.sums.items()}
     return {"loss/contrastive": means.pop("loss")} | row | {f"contrastive/{name}": x for name, x in means.items()}
+
+
+ALIKE = {"std": 0.05, "rank": 1.5}  # below these predicted states are all but alike
+
+
+def spread(sums: Mapping) -> dict[str, float]:
+    """`states/<stream>/std`, `rank`: how far apart the states are that a stream predicts (`objectives/latent.py`)."""
+    return {
+        f"states/{name}/{key}": float(of_stream[key] / of_stream["count"])
+        for name, of_stream in sums.get("spread", {}).items()
+        for key in ALIKE
+    }
+
+
+def collapsed(row: Mapping) -> list[str]:
+    """The streams whose predicted states are all but alike, as a row tells."""
+    low = [key.split("/")[1] for key, x in row.items() if key.startswith("states/") and x < ALIKE[key.split("/")[2]]]
+    return list(dict.fromkeys(low))
 
 
 def losses(loss_sum_MO, weight_MO, modalities: Sequence[str], sources: Sequence[str]) -> dict[str, float]:

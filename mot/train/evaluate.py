@@ -123,7 +123,7 @@ def make_sums(config: Config, sources: int) -> Sums:
     """`(params, batch, causal) ->` the batch's losses and weights, and what its routers did."""
 
     def sums(params, batch, causal):
-        noised = losses.noised(batch, config, SEED)
+        noised = losses.noised(batch, config, SEED, params)
         output = transformer.forward(params, noised.batch, config, causal=causal)
         Z_M = losses.totals(batch, config)
         of_losses = losses.loss(params, output, noised, Z_M, config, sources)[1]
@@ -149,7 +149,7 @@ def report(config: Config, sources: Sources, bytes_O: np.ndarray, total_sums: Ca
     modalities = config.modalities
     sums = total_sums(causal=False)
     row = metrics.losses(sums["loss_sum"], sums["weight"], modalities, sources.names)
-    row |= metrics.contrastive(sums) | metrics.routing(sums["routing"], modalities)
+    row |= metrics.contrastive(sums) | metrics.routing(sums["routing"], modalities) | metrics.spread(sums)
     if sums["routing"]:
         row["experts"] = metrics.loads(sums["routing"], modalities)
     if not config.causal:  # the losses above saw later tokens; these are what generation will be like

@@ -1,5 +1,6 @@
 """One training step: gradients over all microbatches, and an update where the guard lets it pass (`guard.py`)."""
 
+import zlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -79,8 +80,8 @@ def make_gradients(config: Config, sources: int) -> Callable:
         trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State, slopes: Sides | None
     ) -> tuple:
         weights = params.merge(trained, frozen)
-        noised = losses.noised(microbatch, config, state.updates)
-        output = transformer.forward(weights, noised.batch, config, key)
+        noised = losses.noised(microbatch, config, state.updates, state.ema or weights)
+        output = transformer.forward(weights, noised.batch, config, key, dropped=dropout_key(config, state))
         total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, slopes)
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
@@ -108,8 +109,9 @@ def make_gradients(config: Config, sources: int) -> Callable:
         weights = params.merge(trained, frozen)
 
         def embed(batch_and_key):
-            noised = losses.noised(batch_and_key[0], config, state.updates).batch
-            output = transformer.forward(weights, noised, config, batch_and_key[1])
+            noised = losses.noised(batch_and_key[0], config, state.updates, state.ema or weights).batch
+            dropped = dropout_key(config, state)
+            output = transformer.forward(weights, noised, config, batch_and_key[1], dropped=dropped)
             return contrastive.sides(weights, (output, output), noised, config)
 
         term, told, of_heads, slopes = contrastive.ahead(weights["contrast"], jax.lax.map(embed, parts), config)
@@ -129,17 +131,23 @@ def make_gradients(config: Config, sources: int) -> Callable:
 def _make_update(config: Config) -> Callable:
     """`(state, trained, frozen, grads, sums, grad_norm) -> state` one step later."""
     optimiser = optim.make(config)
-    decay = config.optim.ema
+    o = config.optim
 
-    def average(mean, weight):
-        # What does not move has itself as its average, to the bit.
-        return jnp.where(mean == weight, mean, decay * mean + (1 - decay) * weight)
+    def averages(means: dict, weights: dict, updates) -> dict:
+        # A decay that rises does so in equal steps (2301.08243).
+        decay = o.ema + (o.ema_end - o.ema) * jnp.minimum(updates / config.run.steps, 1) if o.ema_end else o.ema
+
+        def average(mean, weight):
+            # What does not move has itself as its average, to the bit.
+            return jnp.where(mean == weight, mean, decay * mean + (1 - decay) * weight)
+
+        return jax.tree.map(average, means, weights)
 
     def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict, grad_norm) -> State:
         updates, opt = optimiser.update(grads, state.opt, trained)
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
         weights = contrastive.clamped(_balanced(weights, sums["routing"], config), config)
-        ema = jax.tree.map(average, state.ema, weights) if decay else {}
+        ema = averages(state.ema, weights, state.updates) if o.ema else {}
         means = running_means(state.means, sums["streams"])
         norms = guard.with_norm(state.norms, grad_norm, state.updates)
         return State(weights, opt, ema, state.updates + 1, means, norms)
@@ -179,6 +187,14 @@ def jitter_key(config: Config, state: State) -> jax.Array | None:
     if not any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values())):
         return None
     return jax.random.fold_in(jax.random.key(config.model.seed), state.updates)
+
+
+def dropout_key(config: Config, state: State) -> jax.Array | None:
+    """Of what this step drops; None without dropout. It is one for all microbatches: each token has its own of it."""
+    if not config.model.dropout:
+        return None
+    key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"dropout"))
+    return jax.random.fold_in(key, state.updates)
 
 
 def microbatches(batch: Batch, key: jax.Array | None, n: int) -> tuple[Batch, jax.Array | None]:
