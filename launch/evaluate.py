@@ -118,7 +118,12 @@ def _ranking(model: LoadedModel, options, questions: list[ranking.Question]) -> 
 
 
 def _retrieval(model: LoadedModel, options, _) -> Found:
+    """By embeddings of what was contrasted, and of text alone; else by likelihood."""
+    contrasted = len(model.config.objective.contrastive.pools) > 1
     size, most = options.pool or arguments.POOL, options.pools or arguments.POOLS
+    asked = {"pool": size, "pools": most}
+    if contrasted or len(model.config.streams) == 1:
+        return _by_embeddings(model, size, most, retrieval.parts if contrasted else retrieval.halves, asked)
     score = likelihood.make(model.sampler.params, model.config)
     modality = {name: s.modality for name, s in model.config.streams.items()}
     figures: dict[str, Figure] = {}
@@ -142,7 +147,27 @@ def _retrieval(model: LoadedModel, options, _) -> Found:
     if not figures:
         none = "no held-out document has one stretch of each of two modalities, as a picture and its caption"
         raise UserError(f"--what=retrieval: {'; '.join(notes) or f'{none}; prepare such, or leave it out'}")
-    return Found(figures, {"pool": size, "pools": most}, tuple(notes))
+    return Found(figures, asked, tuple(notes))
+
+
+def _by_embeddings(model: LoadedModel, size: int, most: int, of: Callable, asked: dict) -> Found:
+    embed = retrieval.make_embed(model.sampler.params, model.config)
+    figures: dict[str, Figure] = {}
+    notes = []
+    for source in [source for source in model.held_out.all if source.name in model.config.data.sources]:
+        try:
+            pools = retrieval.pools(source, size, most, model.config, model.format, of=of)
+        except UserError as error:
+            notes.append(str(error))
+            continue
+        if not pools:
+            continue
+        with phase(f"{source.name}: {' and '.join(pools[0].streams)}, {len(pools)} pools of {size}"):
+            figures |= retrieval.by_embeddings(pools, embed, source.name)
+    if not figures:
+        none = "no held-out document has both parts that are contrasted, or two halves of text"
+        raise UserError(f"--what=retrieval: {'; '.join(notes) or f'{none}; prepare such, or leave it out'}")
+    return Found(figures, asked, tuple(notes))
 
 
 def _conditioning(model: LoadedModel, options, _) -> Found:

@@ -181,11 +181,6 @@ def _of_the_run(what: Sequence[str], options: Any, config: Config) -> None:
         )
     if options.steps is not None and (use := _not_there(config).get("steps")):
         raise UserError(f"--steps={options.steps}: is for {use}, and this run has none; leave it out")
-    if "retrieval" in what and len(config.modalities) < 2:
-        raise UserError(
-            f"--what=retrieval: a run of {', '.join(config.modalities)} alone; there is nothing to find by another; "
-            "leave it out"
-        )
 
 
 def known_data(path: Path, config: Config, fetch: bool) -> None:
