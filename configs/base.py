@@ -78,7 +78,9 @@ def meant(given: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, **changes) -> dict:
+def stream(
+    modality: str, width: int, ffn: int, diffusion: dict | None = None, entry: dict | None = None, **changes
+) -> dict:
     """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x or ddpm."""
     return (
         dict(
@@ -102,6 +104,7 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
                 loss_centre=0.0,
             )
             | (diffusion or {}),
+            entry=dict(kind="linear", fold=1, queries=0, layers=0) | (entry or {}),
         )
         | changes
     )

@@ -16,7 +16,7 @@ RENAMED = {
     "data.most_left_out": "max_skipped",
 }
 
-# Keys that came later, and what a run without them did.
+# Keys that came later, `*` for any one part, and what a run without them did.
 ADDED = {
     "run.flops": 0.0,
     "run.save_minutes": 0.0,
@@ -28,6 +28,7 @@ ADDED = {
     "run.peer_timeout": 60.0,
     "run.trackers": "",
     "run.role": "fit",
+    "streams.*.entry": {"kind": "linear", "fold": 1, "queries": 0, "layers": 0},
     "model.dropout": 0.0,
     "model.activation": "swiglu",
     "model.norm_offset": False,
@@ -68,6 +69,6 @@ def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
         result.setdefault(now.rpartition(".")[2] or name, value)
     for key, value in ADDED.items():
         section, _, name = key.rpartition(".")
-        if section == path:
+        if path.count(".") == section.count(".") and fnmatch.fnmatchcase(path, section):
             result.setdefault(name, value)
     return result, told

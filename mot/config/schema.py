@@ -35,6 +35,16 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """How a stream's vectors enter the model (`model/entries.py`); ids ignore it."""
+
+    kind: str  # what makes a token's residual of its vectors
+    fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
+    queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
+    layers: int  # of a resampler: its layers; 0 for the others
+
+
+@dataclass(frozen=True)
 class Stream:
     """A kind of token. Discrete: ids `first_id .. first_id + ids - 1` of the one vocabulary. Else vectors, latents."""
 
@@ -49,10 +59,16 @@ class Stream:
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
+    entry: Entry  # how its vectors enter; ids ignore it
 
     @property
     def diffuses(self) -> bool:
         return bool(self.latent) and self.objective != "none"
+
+    @property
+    def features(self) -> int:
+        """The numbers that a token of vectors carries; 0 of ids."""
+        return self.latent * self.entry.fold
 
     @property
     def copies(self) -> int:

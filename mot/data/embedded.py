@@ -45,7 +45,7 @@ def faults(config):
                 f"streams.{name}.first_id, ids: {stream.first_id}, {stream.ids}; the embedded data has ids {first}.."
                 f"{first + ids - 1}; write {first}, {ids}"
             )
-    tokens = PATCHES * image.copies if image.latent else PIXELS
+    tokens = PATCHES * image.copies // image.entry.fold if image.latent else PIXELS
     if image.max_tokens != tokens:
         yield f"streams.image.max_tokens: {image.max_tokens}; an embedded digit has {tokens} tokens; write that"
     if config.streams["text"].max_tokens < 32:
@@ -98,7 +98,12 @@ def _tokenizer(sections: list[str]) -> Tokenizer:
 def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
     """The digits of a split: grey levels `[n, 64]`, and which digits they are, `[n]`."""
     drawn = sources.all[SOURCES.index("drawn")].documents
-    pixels = np.stack([levels(d.values[1]) if d.values else d.token[d.token >= TEXT_IDS] - TEXT_IDS for d in drawn])
+    pixels = np.stack(
+        [
+            levels(d.values[1].reshape(-1, FEATURES)) if d.values else d.token[d.token >= TEXT_IDS] - TEXT_IDS
+            for d in drawn
+        ]
+    )
     return pixels, _digits()[1][[d.doc_id for d in drawn]]
 
 

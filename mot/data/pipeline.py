@@ -60,7 +60,7 @@ class Batches:
         self.names = list(config.streams)
         self.budgets = [s.budget for s in config.streams.values()]
         self.max_tokens = [s.max_tokens for s in config.streams.values()]
-        self.latents = [s.latent for s in config.streams.values()]
+        self.latents = [s.features for s in config.streams.values()]
         modalities = [s.modality for s in config.streams.values()]
         self.mixture = Mixture(sources, config.data, seed, modalities)
         self.rows = config.data.batch
