@@ -85,6 +85,7 @@ def stream(
     diffusion: dict | None = None,
     masking: dict | None = None,
     prediction: dict | None = None,
+    entry: dict | None = None,
     **changes,
 ) -> dict:
     """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x, ddpm or latent."""
@@ -140,6 +141,7 @@ def stream(
                 ffn=176,
             )
             | (prediction or {}),
+            entry=dict(kind="linear", fold=1, queries=0, layers=0) | (entry or {}),
         )
         | changes
     )

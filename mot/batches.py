@@ -74,7 +74,7 @@ def abstract(config: Config) -> Batch:
     kinds |= dict(private=b, noise=f, target=i, weight=f, value=f)
 
     def one(stream):
-        ends = {"rope_position": (1,), "value": (stream.latent,)}
+        ends = {"rope_position": (1,), "value": (stream.features,)}
 
         def shape(field):
             return (B, stream.budget, *ends.get(field, ()))

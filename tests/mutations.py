@@ -39,6 +39,13 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     # The model.
     Mutation(
+        "a resampler does not tell the vectors of a token apart",
+        "mot/model/entries.py",
+        "each_BS = (R * place_BC[..., None] + jnp.arange(R)[None, None])",
+        "each_BS = (R * place_BC[..., None] + 0 * jnp.arange(R)[None, None])",
+        "tests/model/test_entries.py",
+    ),
+    Mutation(
         "dropout follows the place in the row, not in the document",
         "mot/model/dropout.py",
         "t.position - jnp.take_along_axis(first_BS, t.segment, axis=1)",

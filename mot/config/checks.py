@@ -92,6 +92,16 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | dict.fromkeys(("least_context", "most_context"), Range(most=1, above=True))
     | dict.fromkeys(("least_aspect", "most_aspect"), ABOVE_0)
     | {"targets": ("ema", "own"), "sigreg": FRACTION},
+    "Entry": {
+        "kind": {
+            "linear": "a matrix",
+            "mlp": "two layers with GELU between (LLaVA-1.5, 2310.03744)",
+            "resampler": "learned queries that attend to a unit's vectors (Flamingo, 2204.14198)",
+        },
+        "fold": ABOVE_0,
+        "queries": AT_LEAST_0,
+        "layers": AT_LEAST_0,
+    },
     "Model": {
         "layers": Range(most=10_000, above=True),
         "dense_layers": AT_LEAST_0,
@@ -264,6 +274,30 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
         )
     yield from choice(path, s, "objective", *OF_VECTORS)
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
+    yield from _entry(path, s)
+
+
+def _entry(path: str, s: "Stream") -> Iterator[Fault]:
+    """How vectors enter. What is folded or resampled is an input: nothing is predicted of it."""
+    e = s.entry
+    yield from within(f"{path}.entry", e, VALUES["Entry"])
+    resampled = e.kind == "resampler"
+    if resampled and not (e.queries and e.layers):
+        yield Fault(
+            f"{path}.entry.queries, layers",
+            f"{e.queries}, {e.layers}, but {path}.entry.kind is 'resampler'; each must be above 0; Flamingo has 64, 6",
+        )
+    elif not resampled and (e.queries or e.layers):
+        yield Fault(
+            f"{path}.entry.queries, layers",
+            f"{e.queries}, {e.layers}, but {path}.entry.kind is {e.kind!r}; write 0, 0, or kind='resampler'",
+        )
+    if (resampled or e.fold > 1) and s.objective != NONE:
+        yield Fault(
+            f"{path}.entry",
+            f"kind {e.kind!r}, fold {e.fold}, but {path}.objective is {s.objective!r}; what is resampled or folded is "
+            "an input; write objective='none', or kind='linear' (or 'mlp'), fold=1",
+        )
 
 
 def _predictions(c: "Sections") -> Iterator[Fault]:

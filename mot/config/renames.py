@@ -28,6 +28,7 @@ ADDED = {
     "run.peer_timeout": 60.0,
     "run.trackers": "",
     "run.role": "fit",
+    "streams.*.entry": {"kind": "linear", "fold": 1, "queries": 0, "layers": 0},
     "model.dropout": 0.0,
     "model.activation": "swiglu",
     "model.norm_offset": False,

@@ -76,6 +76,16 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """How a stream's vectors enter the model (`model/entries.py`); ids ignore it."""
+
+    kind: str  # what makes a token's residual of its vectors
+    fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
+    queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
+    layers: int  # of a resampler: its layers; 0 for the others
+
+
+@dataclass(frozen=True)
 class Stream:
     """A kind of token. Discrete: ids `first_id .. first_id + ids - 1` of the one vocabulary. Else vectors, latents."""
 
@@ -91,6 +101,8 @@ class Stream:
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
     masking: Masking  # of ids whose objective is masked; others ignore it
+    prediction: Prediction  # of latents whose objective is latent; others ignore it
+    entry: Entry  # how its vectors enter; ids ignore it
     representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
     # modality's name
 
@@ -98,8 +110,6 @@ class Stream:
     def holds(self) -> str:
         """The representation of a unit that its tokens are."""
         return self.representation or self.modality
-
-    prediction: Prediction  # of latents whose objective is latent; others ignore it
 
     @property
     def diffuses(self) -> bool:
@@ -127,6 +137,11 @@ class Stream:
         if self.diffuses:
             return self.diffusion.drop_rate
         return self.masking.drop_rate if self.masks else 0.0
+
+    @property
+    def features(self) -> int:
+        """The numbers that a token of vectors carries; 0 of ids."""
+        return self.latent * self.entry.fold
 
     @property
     def copies(self) -> int:

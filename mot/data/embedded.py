@@ -57,7 +57,7 @@ def faults(config):
         if not stream.latent:
             yield from _ids_faults(name, stream, first, LEVELS)
             first += LEVELS
-        tokens = PATCHES * stream.copies if stream.latent else PIXELS
+        tokens = PATCHES * stream.copies // stream.entry.fold if stream.latent else PIXELS
         longest, what = (2 * tokens, "number") if "numbers" in config.data.sources else (tokens, "digit")
         if stream.max_tokens != longest:
             yield f"streams.{name}.max_tokens: {stream.max_tokens}; an embedded {what} has {longest} tokens; write that"

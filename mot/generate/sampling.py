@@ -279,7 +279,7 @@ class Sampler:
         for i, prompt in enumerate(prompts):
             used = dict.fromkeys(names, 0)
             for part in prompt:
-                used[part.stream] += len(part.data)
+                used[part.stream] += len(part.data) // self.config.streams[part.stream].entry.fold
             for name, n in used.items():
                 if n > (budget := self.config.streams[name].budget):
                     raise UserError(
@@ -344,7 +344,7 @@ def _prompts(prompts: Sequence[Sequence[Stretch]], config: Config, format: Forma
     documents = [d._replace(span=np.ones_like(d.span)) if is_block else d for d in documents]
     used = np.max([np.bincount(d.stream, minlength=len(names)) for d in documents], axis=0)
     budgets = [int(-(-n // PROMPT) * PROMPT) for n in used]
-    batch = pack([[d] for d in documents], names, budgets, [s.latent for s in config.streams.values()])
+    batch = pack([[d] for d in documents], names, budgets, [s.features for s in config.streams.values()])
     return {name: tokens for name, tokens in batch.items() if tokens.token.shape[1]}
 
 

@@ -112,7 +112,7 @@ def batched(documents: Sequence[Document], config: Config):
     rows = _rows(tokens[:, streams], budgets)
     size = min(len(rows), max(config.data.batch // config.optim.accumulate, 1))  # as many as a step has at once
     names = [list(config.streams)[s] for s in streams]
-    latents = [config.streams[name].latent for name in names]
+    latents = [config.streams[name].features for name in names]
     place = np.zeros(len(config.streams), np.uint8)
     place[streams] = np.arange(len(streams))
     for first in range(0, len(rows), size):

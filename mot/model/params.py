@@ -63,7 +63,7 @@ def table(config: Config) -> Table:
     for tower in _towers(config.last_norms):
         rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
-        rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
+        rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream, config)}
         if stream.predicts:
             rows |= {f"predictor/{name}/{path}": spec for path, spec in _predictor(config, name)}
     if not config.model.tied:
@@ -102,11 +102,13 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     matrix sums over and what it makes (2203.03466, tables 3 and 8, for Adam):
 
     from    to      which                                       initial std          rate
-    finite  wide    embedding, latents' in, time to width, ada, as at the base       1
-                    and the token for what is hidden
-    wide    wide    q, k, v, o, w1, w2, w3, of experts too,     fan-in ** -0.5       1 / r
-                    the hidden layer of causal routers, and
-                    what enters and leaves a predictor
+    finite  wide    embedding, latents' in, queries of a        as at the base       1
+                    resampler, time to width, ada, and the
+                    token for what is hidden
+    wide    wide    q, k, v, o, w1, w2, w3, of experts and of   fan-in ** -0.5       1 / r
+                    a resampler too, in_2, the hidden layer of
+                    causal routers, and what enters and leaves
+                    a predictor
     wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
                     too), gate of shared experts                * r ** -0.5
     finite  finite  the MLP of noise levels                     as ever              1
@@ -137,8 +139,10 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
         return spec
     if not outs & WIDE:
         return spec._replace(std=spec.std * r**-0.5, lr=1 / r)
-    weight = parse(path).weight
+    _, component, _, weight = parse(path)
     spec = spec._replace(lr=r**-0.5 if by_muon(path, spec, config) else 1 / r)
+    if component == "latent":
+        return spec  # an entry has its own depth, and no multiplier
     if weight == "wq" and o.base_head_size:
         return spec._replace(multiplier=(o.base_head_size / config.model.head_size) ** 0.5)
     if outs == {"embed"} and o.base_layers and parse(path).component != "predictor":
@@ -166,12 +170,20 @@ def multipliers(config: Config) -> dict[str, float]:
     return {f"{p.component}/{p.tower}/{p.weight}": multiplier for p, multiplier in found.items() if p.stack}
 
 
-def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:
+def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     """How a stream's vectors, and their noise level, enter, and how what is predicted of them leaves."""
     if not stream.latent:
         return
-    P, D = stream.latent, stream.width
-    yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+    P, D = stream.features, stream.width
+    if stream.entry.kind == "linear":
+        yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+    elif stream.entry.kind == "mlp":  # its hidden units are as many as its tokens are wide
+        yield "in", Spec((P, D), ("latent", "mlp"), scale(P))
+        yield "in_bias", Spec((D,), ("mlp",), None, 0.0)
+        yield "in_2", Spec((D, D), ("mlp", "embed"), scale(D))
+        yield "in_2_bias", Spec((D,), ("embed",), None, 0.0)
+    else:
+        yield from _resampler(stream, config)
     if stream.diffuses:
         adds = stream.diffusion.time == "add"
         yield "out", Spec((D, P), ("embed", "latent"), scale(D))
@@ -207,6 +219,18 @@ def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
     for path, spec in _layer(own, "main"):
         layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
         yield f"blocks/main/{path}", spec._replace(**layers)
+
+
+def _resampler(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
+    """Learned queries, and layers of the model's heads in which they attend to a unit's vectors."""
+    e, P, D = stream.entry, stream.latent, stream.width
+    yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+    yield "queries", Spec((e.queries, D), ("query", "embed"), 0.02)
+    norms = ((f"{name}_norm", _scale(config, D, "embed")) for name in ("vectors", "queries", "ffn"))
+    matrices = ((name, spec) for name, spec in _attention(config, D) if name in QKVO)
+    for weight, spec in (*norms, *matrices, *_swiglu(config, D, stream.ffn)):
+        yield weight, spec._replace(shape=(e.layers, *spec.shape), axes=("layer", *spec.axes))
+    yield "out_norm", _scale(config, D, "embed")
 
 
 WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
