@@ -39,6 +39,20 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     # The model.
     Mutation(
+        "a resampler does not tell the vectors of a token apart",
+        "mot/model/entries.py",
+        "each_BS = (R * place_BC[..., None] + jnp.arange(R)[None, None])",
+        "each_BS = (R * place_BC[..., None] + 0 * jnp.arange(R)[None, None])",
+        "tests/model/test_entries.py",
+    ),
+    Mutation(
+        "dropout follows the place in the row, not in the document",
+        "mot/model/dropout.py",
+        "t.position - jnp.take_along_axis(first_BS, t.segment, axis=1)",
+        "t.position",
+        "tests/model/test_dropout.py",
+    ),
+    Mutation(
         "visibility: a private copy is seen by what follows",
         "mot/batches.py",
         "causal = (k.position <= q.position) & ~k.private",
@@ -196,9 +210,16 @@ MUTATIONS = (
     Mutation(
         "towers: streams with FFNs of their own travel merged",
         "mot/model/transformer.py",
-        'for component in ("attn", "ffn", "norm"))\n        key',
-        'for component in ("attn", "norm"))\n        key',
+        "for maps in every for component in COMPONENTS)",
+        'for maps in every for component in ("attn", "norm"))',
         "tests/model/test_transformer.py::test_grouped_streams_equal_a_per_token_masked_select",
+    ),
+    Mutation(
+        "towers by depth: every layer has the towers of the first",
+        "mot/model/layers.py",
+        "context.config.towers_in(stack)",
+        "context.config.towers_in(context.config.stacks[0])",
+        "tests/model/test_depth.py",
     ),
     Mutation(
         "renames: a run that lacks a later key is refused",
@@ -215,6 +236,34 @@ MUTATIONS = (
         "tests/data/test_preview.py",
     ),
     # Objectives.
+    Mutation(
+        "latent: a hidden part is seen",
+        "mot/objectives/latent.py",
+        "segment=jnp.where(learns_BC & ~found.context, 0, tokens.segment),",
+        "segment=tokens.segment,",
+        "tests/objectives/test_latent.py::test_what_is_hidden_is_padding_and_a_unit_weighs_what_it_did",
+    ),
+    Mutation(
+        "latent: an average's states have a gradient",
+        "mot/objectives/latent.py",
+        "    state_BCD = jax.lax.stop_gradient(state_BCD)\n    state_BCD -=",
+        "    state_BCD -=",
+        "tests/objectives/test_latent.py::test_loss_and_gradients_equal_the_oracle",
+    ),
+    Mutation(
+        "sigreg: the imaginary part does not count",
+        "mot/objectives/latent.py",
+        " + jnp.square(odd)",
+        "",
+        "tests/objectives/test_latent.py::test_loss_and_gradients_equal_the_oracle",
+    ),
+    Mutation(
+        "fast: coefficients lie dimension by dimension",
+        "mot/tokenizers/fast.py",
+        "wanted = self.coefficients(chunk).ravel()",
+        'wanted = self.coefficients(chunk).ravel(order="F")',
+        "tests/tokenizers/test_fast.py",
+    ),
     Mutation(
         "loss: booked by the token's modality, not its target's",
         "mot/objectives/next_token.py",

@@ -14,6 +14,8 @@ TEXT = "text"  # holds the document together: it has the markers of all others
 IMAGE_SIDE = 1024  # pixels of a picture's side at most
 AUDIO_RATES = (8000, 48000)  # samples a second of a tokenizer of sound
 ACTION_POINTS = (2, 4096)  # of a drawing
+FAST_POINTS = (2, 4096)  # of a chunk of actions
+FAST_IDS = (2, 1 << 16)
 MAX_IDS = 1 << 24  # of a modality that somebody's own tokenizer made
 NPY_HEADER = 64 * 2**10  # bytes of a .npy's header
 
@@ -142,6 +144,21 @@ MODALITIES: dict[str, Modality] = {
         ),
         faults=partial(_patches_do_not_fit, name="video"),
     ),
+    "fast": Modality(
+        suffixes=("fast.npy",),
+        fields=("fast",),
+        called="chunk of actions",
+        paths=("fast",),
+        max_bytes=16 * 2**20 + NPY_HEADER,
+        learns_from=10_000,
+        usual_ids=1024,
+        is_joined=True,
+        options=(
+            Option("fast_points", "points to which a pen's path is resampled; 0: chunks as they are", 0, 0, 4096),
+            Option("fast_scale", "how finely FAST rounds a chunk's coefficients", 10, 1, 10_000),
+            Option("fast_ids", "ids of pieces of chunks", None, *FAST_IDS),
+        ),
+    ),
 }
 
 
@@ -179,6 +196,17 @@ def of_either_form() -> dict[str, str]:
     return {name: row.as_vectors for name, row in MODALITIES.items() if len(row.forms) > 1}
 
 
+def other_form(name: str, form: str) -> str:
+    """What a modality is called in its other form, ids or vectors, where both are kept."""
+    return f"{name}_{form}"
+
+
+def row_of(name: str) -> str:
+    """The row by which a modality is opened and shown: its own name, or that of which it is the other form."""
+    base, _, form = name.rpartition("_")
+    return base if base in of_either_form() and form in MODALITIES[base].forms else name
+
+
 def options(of_vectors_alone: bool) -> Iterator[tuple[Option, Modality]]:
     """The options of those that are always vectors, or of the others, each with its row."""
     for row in MODALITIES.values():
@@ -188,7 +216,7 @@ def options(of_vectors_alone: bool) -> Iterator[tuple[Option, Modality]]:
 
 def markers(name: str) -> tuple[str, str]:
     """What encloses a unit of a modality among text; also of one that has no row."""
-    row = MODALITIES.get(name)
+    row = MODALITIES.get(row_of(name))
     opens, closes = row.markers if row and row.markers else (f"<{name}>", f"</{name}>")
     return opens, closes
 
