@@ -178,10 +178,13 @@ def _conditioning(model: LoadedModel, options, _) -> Found:
     notes = []
     for source in model.held_out.all:
         for (given, unit), documents in conditioning.by_direction(source, most, model.config, model.format).items():
-            direction = f"{'+'.join(modality[stream] for stream in given)}/{modality[unit]}/{source.name}"
+            direction = (
+                f"{'+'.join(dict.fromkeys(modality[stream] for stream in given))}/{modality[unit[0]]}/{source.name}"
+            )
             pairs = conditioning.crossed(documents, model.config)
-            if why := likelihood.why_none(unit, model.config) or ("" if pairs else "no two prompts differ"):
-                notes.append(f"{direction}: {why}")
+            unscored = [why for stream in unit if (why := likelihood.why_none(stream, model.config))]
+            if len(unscored) == len(unit) or not pairs:
+                notes.append(f"{direction}: {unscored[0] if unscored else 'no two prompts differ'}")
                 continue
             with phase(f"{direction}: {len(pairs)} units after their own and another's prompt"):
                 found = conditioning.figures(pairs, score, model.config, model.format)

@@ -20,21 +20,25 @@ from mot.measures.likelihood import Score, too_long
 READ = 50  # times as many documents as are measured are looked through at most
 
 
+Direction = tuple[tuple[str, ...], ...]  # the streams of a prompt, each once, and those of the unit after it
+
+
 class Prompted(NamedTuple):
-    """A document's last unit and all before it."""
+    """A document's last unit, in all its representations, and all before it."""
 
     prompt: tuple[Stretch, ...]
-    unit: Stretch
+    unit: tuple[Stretch, ...]
 
     @property
-    def direction(self) -> tuple[tuple[str, ...], str]:
-        """The streams of the prompt, each once, and the unit's."""
-        return tuple(dict.fromkeys(stretch.stream for stretch in self.prompt)), self.unit.stream
+    def direction(self) -> Direction:
+        return tuple(tuple(dict.fromkeys(s.stream for s in part)) for part in self)
 
 
-def by_direction(source: Source, most: int, config: Config, format: Format, seed: int = 0) -> dict:
+def by_direction(
+    source: Source, most: int, config: Config, format: Format, seed: int = 0
+) -> dict[Direction, list[Prompted]]:
     """Documents of a source whose last unit follows something, in a drawn order, `most` of each direction."""
-    found: dict[tuple[tuple[str, ...], str], list[Prompted]] = {}
+    found: dict[Direction, list[Prompted]] = {}
     order = np.random.default_rng(seed).permutation(source.count)
     for i in order[: READ * most]:
         if np.count_nonzero(source.lengths(i)) < 2 or too_long(source.lengths(i), config):
@@ -43,8 +47,9 @@ def by_direction(source: Source, most: int, config: Config, format: Format, seed
             stretches = layout.stretches(source.read(i), config, format)
         except ValueError:  # it is damaged
             continue
-        if len(stretches) > 1:
-            one = Prompted(tuple(stretches[:-1]), stretches[-1])
+        last = max((i for i, stretch in enumerate(stretches) if not stretch.is_same), default=0)
+        if last > 0:
+            one = Prompted(tuple(stretches[:last]), tuple(stretches[last:]))
             of_direction = found.setdefault(one.direction, [])
             if len(of_direction) < most:
                 of_direction.append(one)
@@ -76,9 +81,9 @@ def _tokens(d: Prompted, config: Config) -> np.ndarray:
     """By stream, with <bos>, <eos> and two markers for each unit at most, which are text."""
     names = list(config.streams)
     counts = np.zeros(len(names), int)
-    for stretch in (*d.prompt, d.unit):
+    for stretch in (*d.prompt, *d.unit):
         counts[names.index(stretch.stream)] += len(stretch.data)
-    counts[0] += 2 + 2 * (len(d.prompt) + 1)
+    counts[0] += 2 + 2 * len(d.prompt + d.unit)
     return counts
 
 
@@ -90,7 +95,7 @@ def figures(pairs: Sequence[tuple[Prompted, Prompted]], score: Score, config: Co
     of the one-sided exact sign test that it is no more than half; ties are left out.
     """
     made = [
-        layout.document([*d.prompt, d.unit], config, format, scored=len(d.prompt), ends=True)
+        layout.document([*d.prompt, *d.unit], config, format, scored=len(d.prompt), ends=True)
         for both in pairs
         for d in both
     ]

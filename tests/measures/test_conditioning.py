@@ -42,17 +42,17 @@ def test_documents_are_sorted_by_what_follows_what():
     found = conditioning.by_direction(made, 4, C, FORMAT)
     counts = {direction: len(documents) for direction, documents in found.items()}
     assert counts == {
-        (("image",), "image"): 1,
-        (("image",), "text"): 4,
-        (("text",), "image"): 4,
-        (("text", "image"), "text"): 2,
+        (("image",), ("image",)): 1,
+        (("image",), ("text",)): 4,
+        (("text",), ("image",)): 4,
+        (("text", "image"), ("text",)): 2,
     }
-    assert [len(d.prompt) for d in found[("text", "image"), "text"]] == [2, 2]
+    assert [len(d.prompt) for d in found[("text", "image"), ("text",)]] == [2, 2]
 
 
 def test_every_control_has_the_unit_and_a_prompt_that_differs():
     made = source(*((("text", i % 3), ("image", i)) for i in range(12)))
-    documents = conditioning.by_direction(made, 12, C, FORMAT)[("text",), "image"]
+    documents = conditioning.by_direction(made, 12, C, FORMAT)[("text",), ("image",)]
     pairs = conditioning.crossed(documents, C)
     assert len(pairs) == 12
     for own, other in pairs:
@@ -67,7 +67,7 @@ def test_every_control_has_the_unit_and_a_prompt_that_differs():
 
 def test_a_prompt_that_tells_all_and_one_that_tells_nothing():
     made = source(*((("text", i), ("image", i)) for i in range(40)))
-    documents = conditioning.by_direction(made, 40, C, FORMAT)[("text",), "image"]
+    documents = conditioning.by_direction(made, 40, C, FORMAT)[("text",), ("image",)]
     pairs = conditioning.crossed(documents, C)
 
     def knows(documents):  # a unit costs how far its number lies from its prompt's
@@ -98,7 +98,7 @@ def numbers_of(d):
 
 def test_p_is_that_of_the_exact_sign_test():
     made = source(*((("text", i), ("image", i)) for i in range(20)))
-    pairs = conditioning.crossed(conditioning.by_direction(made, 20, C, FORMAT)[("text",), "image"], C)
+    pairs = conditioning.crossed(conditioning.by_direction(made, 20, C, FORMAT)[("text",), ("image",)], C)
     wins = np.arange(20) < 15
 
     def score(documents):

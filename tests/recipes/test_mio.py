@@ -92,7 +92,7 @@ def test_stages_are_mixtures_and_chains_of_visual_thought_come_last(data, tmp_pa
     assert "thoughts" in seen(3) | seen(4)
     format = layout.of(c)
     thoughts = next(source for source in held_out.all if source.name == "thoughts")
-    assert list(conditioning.by_direction(thoughts, 4, c, format)) == [(("audio", "image"), "text")]
+    assert list(conditioning.by_direction(thoughts, 4, c, format)) == [(("audio", "image"), ("text",))]
 
 
 @pytest.mark.slow
