@@ -23,6 +23,10 @@ mot data prepare mnist10k_28.npz fsdd_8k.npz --join labels --join-seed 1 --join-
 mot train --config=configs/recipes/mio.py:size=cpu
 mot evaluate runs/mio-dense-cpu --what conditioning
 
+size=cpu takes some 5 CPU-minutes, and a minute to prepare; step 675 of 700 showed every paired direction beat its
+control on 100 held-out documents (docs/howto/any-to-any.md): gains of 2 to 4 nats of a unit between text and pictures
+or speech, 0.5 to 0.6 between speech and pictures, 0.3 to 1 between text and films.
+
 The paper's 32 ids of a picture are 36 here (6 x 6 patches), its four layers of speech two, and its decoder of 6B is one
 of four layers, 128 wide.
 """

@@ -92,7 +92,8 @@ def figures(pairs: Sequence[tuple[Prompted, Prompted]], score: Score, config: Co
 
     `own` and `other`: nats of the unit, its markers and end included, after its own prompt and after the other's.
     `gain`: other less own. `better`: the share of units to which their own prompt is worth more; ties are halves. `p`:
-    of the one-sided exact sign test that it is no more than half; ties are left out.
+    of the one-sided exact sign test that it is no more than half; ties are left out. `p_rank`: of Wilcoxon's one-sided
+    signed-rank test, which counts how much each unit gains and takes gains to be symmetric about their middle.
     """
     made = [
         layout.document([*d.prompt, *d.unit], config, format, scored=len(d.prompt), ends=True)
@@ -104,6 +105,8 @@ def figures(pairs: Sequence[tuple[Prompted, Prompted]], score: Score, config: Co
     wins = (gain > 0) + 0.5 * (gain == 0)
     decided = int((gain != 0).sum())
     p = stats.binomtest(int((gain > 0).sum()), decided, 0.5, "greater").pvalue if decided else 1.0
+    p_rank = stats.wilcoxon(gain, alternative="greater").pvalue if decided else 1.0
     found = {"own": own, "other": other, "gain": gain}
     told = {name: resampled(x, np.mean, 0.0 if name == "gain" else None) for name, x in found.items()}
-    return told | {"better": share(wins, 0.5), "p": Figure(float(p), n=decided)}
+    of_tests = {"p": Figure(float(p), n=decided), "p_rank": Figure(float(p_rank), n=decided)}
+    return told | {"better": share(wins, 0.5)} | of_tests

@@ -81,7 +81,7 @@ def test_every_kind_is_told_written_and_kept_with_the_run(ids, tmp_path):
     assert {*found["conditioning"]["figures"]} == {
         f"{way}/{name}"
         for way in ("text/image/drawn", "image/text/read")
-        for name in ("own", "other", "gain", "better", "p")
+        for name in ("own", "other", "gain", "better", "p", "p_rank")
     }
     assert found["conditioning"]["figures"]["text/image/drawn/gain"]["n"] == 5
     judged = found["judged"]["figures"]

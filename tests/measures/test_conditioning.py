@@ -89,7 +89,7 @@ def test_a_prompt_that_tells_all_and_one_that_tells_nothing():
     assert abs(blind["better"].value - 0.5) < 0.25
     assert blind["gain"].low < 0 < blind["gain"].high
     ties = conditioning.figures(pairs, lambda documents: np.zeros(len(documents)), C, FORMAT)
-    assert (ties["p"].value, ties["better"].value, ties["p"].n) == (1.0, 0.5, 0)
+    assert (ties["p"].value, ties["p_rank"].value, ties["better"].value, ties["p"].n) == (1.0, 1.0, 0.5, 0)
 
 
 def numbers_of(d):
@@ -109,3 +109,5 @@ def test_p_is_that_of_the_exact_sign_test():
     count = sum(stats.binom.pmf(k, 20, 0.5) for k in range(15, 21))
     assert found["p"].value == pytest.approx(count)
     assert found["better"].value == 0.75
+    # All gains are as large, so that ranks tell what signs do: the sum of 15 of 20 equal ranks, by the normal curve.
+    assert found["p_rank"].value == pytest.approx(stats.norm.sf((15 - 10) / np.sqrt(20) * 2), rel=0.3)

@@ -106,6 +106,6 @@ def test_every_paired_direction_beats_its_control(tmp_path, monkeypatch, optimis
     (file,) = (tmp_path / "runs" / "mio-dense-cpu" / "evaluations").glob("*/conditioning.json")
     figures = json.loads(file.read_text(encoding="utf-8"))["figures"]
     for way in PAIRED:
-        found = [figure["value"] for name, figure in figures.items() if re.fullmatch(f"{way}/[^/]+/p", name)]
+        found = [figure["value"] for name, figure in figures.items() if re.fullmatch(f"{way}/[^/]+/p_rank", name)]
         assert found, way
         assert max(found) < 0.05, (way, found)
