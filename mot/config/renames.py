@@ -38,6 +38,13 @@ ADDED = {
     "optim.base_width": 0,
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
+    "model.rope_sections": (),
+    "model.rope_interleaved": False,
+    "model.rope_reset": False,
+    "model.rope_per_second": 0.0,
+    "streams.*.place_table": 0,
+    "streams.*.rope_seconds": 0.0,
+    "streams.*.rope_gap": 0,
 }
 
 
@@ -63,6 +70,6 @@ def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
         result.setdefault(now.rpartition(".")[2] or name, value)
     for key, value in ADDED.items():
         section, _, name = key.rpartition(".")
-        if section == path:
+        if fnmatch.fnmatchcase(path, section) and path.count(".") == section.count("."):
             result.setdefault(name, value)
     return result, told

@@ -15,6 +15,7 @@ from mot.config import Config, reads
 from mot.data.captions import CAPTIONS, NAMES, all_captions
 from mot.data.mixture import InMemory, Sources
 from mot.data.packing import Document, document
+from mot.data.positions import places
 from mot.tokenizers import text
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
 
@@ -150,6 +151,18 @@ def levels(vectors: np.ndarray) -> np.ndarray:
     return by_row.round().clip(0, LEVELS - 1).astype(int)
 
 
+def shape(config: Config) -> tuple[int, int]:
+    """Rows and columns of a digit's tokens: its pixels, or its patches where they are vectors."""
+    return (SIDE // PATCH,) * 2 if config.streams["image"].latent else (SIDE, SIDE)
+
+
+def _place(is_image: np.ndarray, side: int) -> np.ndarray:
+    """int32 `[n, 3]`: frame, row and column of the tokens of a document with one digit."""
+    place = np.zeros((len(is_image), 3), np.int32)
+    place[is_image] = places((side, side), side**2)
+    return place
+
+
 def _vectors(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
     """Like `_ids`, with the image in vectors."""
     image = np.array([BOI, *[0] * PATCHES, EOI])
@@ -157,7 +170,8 @@ def _vectors(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, i
     begin = int(np.argmax(token == BOI)) + 1
     is_image = (np.arange(len(token)) >= begin) & (np.arange(len(token)) < begin + PATCHES)
     values = {1: patches(pixels)}
-    return document(source, doc_id, token, is_image, values, weight=token != EOI, unit=is_image)
+    place = _place(is_image, SIDE // PATCH)
+    return document(source, doc_id, token, is_image, values, weight=token != EOI, unit=is_image, place=place)
 
 
 def _ids(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
@@ -167,4 +181,5 @@ def _ids(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image
     token = np.concatenate([[BOS], *parts, [EOS]])
     is_pixel = token >= TEXT_IDS
     # An image's length is fixed, so the format forces <eoi>: nothing is learned from it.
-    return document(source, doc_id, token, is_pixel, weight=token != EOI, unit=is_pixel)
+    place = _place(is_pixel, SIDE)
+    return document(source, doc_id, token, is_pixel, weight=token != EOI, unit=is_pixel, place=place)

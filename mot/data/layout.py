@@ -1,5 +1,6 @@
 """How a document is written: which ids begin and end it, and which enclose an image or clip among its text."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,9 +8,10 @@ import numpy as np
 
 from mot.config import Config
 from mot.config.modalities import markers
-from mot.data import embedded, packing, seqio_bridge
-from mot.data.manifest import read_json
+from mot.data import embedded, packing, records, seqio_bridge
+from mot.data.manifest import most_shape, read_json
 from mot.data.packing import Document
+from mot.data.positions import places, shape_of
 from mot.data.remote import local
 from mot.data.sources import is_embedded, unit_lengths
 from mot.errors import UserError
@@ -23,6 +25,11 @@ class Medium(NamedTuple):
     opens: int  # id of the marker before a unit
     closes: int
     tokens: int  # of a unit; 0 = any number
+    shape: tuple[int, ...] = ()  # its rows and columns, the most of them where `tokens` is 0; () = it has none
+
+    @property
+    def is_of_any_size(self) -> bool:
+        return bool(self.shape) and not self.tokens
 
 
 class Format(NamedTuple):
@@ -37,7 +44,10 @@ class Format(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A stretch of one stream: ids from 0 on, of the stream's own tokenizer, or vectors `[n, P]`."""
+    """A stretch of one stream: ids from 0 on, of the stream's own tokenizer, or vectors `[n, P]`.
+
+    A unit of any size has its rows: `[rows, columns]` in place of `[n]` (`mot.data.records.Span`).
+    """
 
     stream: str
     data: np.ndarray
@@ -47,8 +57,8 @@ def of(config: Config) -> Format:
     """The format of the data that a run was trained on."""
     if is_embedded(config):
         special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
-        tokens = embedded.PATCHES if config.streams["image"].latent else embedded.PIXELS
-        return _format(config, special, {"text": 0, "image": tokens})
+        shape = embedded.shape(config)
+        return _format(config, special, {"text": 0, "image": math.prod(shape)}, {"image": shape})
     abouts = []
     for address in config.data.sources.values():
         if seqio_bridge.is_address(address):
@@ -56,10 +66,14 @@ def of(config: Config) -> Format:
                 f"{address}: generation needs a tokenizer that decodes; export it: `mot data prepare --seqio`"
             )
         abouts.append(read_json(local(address, whole=False)))
-    return _format(config, abouts[-1]["tokenizers"]["text"]["special"], unit_lengths(abouts))
+    last = abouts[-1]["tokenizers"]
+    shapes = {m: most_shape(m, about["tokenizers"][m]) for about in abouts for m in about["tokenizers"]}
+    return _format(config, last["text"]["special"], unit_lengths(abouts), shapes)
 
 
-def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int]) -> Format:
+def _format(
+    config: Config, special: Mapping[str, int], tokens: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+) -> Format:
     streams = {stream.modality: name for name, stream in config.streams.items()}
     first = config.streams[streams["text"]].first_id
 
@@ -73,7 +87,7 @@ def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int
         id_of("<bos>"),
         id_of("<eos>"),
         tuple(first + i for i in special.values()),
-        tuple(Medium(streams[m], *pairs[m], tokens[m]) for m in media),
+        tuple(Medium(streams[m], *pairs[m], tokens[m], shapes.get(m, ())) for m in media),
     )
 
 
@@ -97,12 +111,14 @@ def document(
         stream = config.streams[stretch.stream]
         medium = format.medium(stretch.stream)
         is_scored = scored is not None and number >= scored
+        data = np.asarray(stretch.data)
         if stream.latent:
-            ids = np.zeros(len(stretch.data), int)
-            vectors.setdefault(names.index(stretch.stream), []).append(stretch.data)
+            ids = np.zeros(records.count(data), int)
+            vectors.setdefault(names.index(stretch.stream), []).append(records.flat(data))
         else:
-            ids = np.asarray(stretch.data) + stream.first_id
-        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), is_scored and not stream.latent)
+            ids = data.reshape(-1) + stream.first_id
+        place = unit_places(data, medium)
+        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), is_scored and not stream.latent, place)
         if medium:
             is_news = is_scored and not (stream.latent or medium.tokens)  # where a unit ends
             runs += [_marker(medium.opens, format, is_scored), unit, _marker(medium.closes, format, is_news)]
@@ -119,7 +135,16 @@ def document(
     weight = np.repeat([run.is_scored for run in runs], sizes)
     span = np.where(np.isin(stream, list(vectors)), unit, 0)  # vectors see their unit both ways
     values = {s: np.concatenate(x) for s, x in vectors.items()}
-    return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span)
+    place = np.concatenate([np.zeros((len(run.ids), 3), int) if run.place is None else run.place for run in runs])
+    return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span, place=place)
+
+
+def unit_places(data: np.ndarray, medium: Medium | None) -> np.ndarray:
+    """int32 `[n, 3]`: frame, row and column of the tokens of a stretch, by its own rows or those of all units."""
+    shape = records.shape_of(data)
+    if len(shape) == 1 and medium and medium.tokens:
+        shape = medium.shape
+    return places(shape, records.count(data))
 
 
 class _Run(NamedTuple):
@@ -129,6 +154,7 @@ class _Run(NamedTuple):
     stream: str
     unit: int  # from 1; 0 = none
     is_scored: bool
+    place: np.ndarray | None = None  # [n, 3]; None = text
 
 
 def _marker(id_: int, format: Format, is_scored: bool = False) -> _Run:
@@ -144,11 +170,21 @@ def stretches(d: Document, config: Config, format: Format) -> list[Stretch]:
     for begin, end in zip(begins, [*begins[1:], len(d.token)], strict=True):
         s = int(d.stream[begin])
         if s in taken:
-            data = d.values[s][taken[s] : taken[s] + end - begin]
+            data = _with_rows(d.values[s][taken[s] : taken[s] + end - begin], d.place[begin:end], names[s], format)
             taken[s] += end - begin
         else:
             ids = d.token[begin:end]
             data = ids[~np.isin(ids, format.special)] - config.streams[names[s]].first_id
+            data = _with_rows(data, d.place[begin:end], names[s], format)
         if len(data):
             found.append(Stretch(names[s], data))
     return found
+
+
+def _with_rows(data: np.ndarray, place: np.ndarray, stream: str, format: Format) -> np.ndarray:
+    """A unit of a stream whose units differ in size with its rows; all else as it is."""
+    medium = format.medium(stream)
+    if medium is None or not medium.is_of_any_size:
+        return data
+    shape = shape_of(place)
+    return data.reshape(*(shape if len(shape) > 1 else (1, 1)), *data.shape[1:])

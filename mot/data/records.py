@@ -10,8 +10,9 @@ tokens of what must not be cut: a sentence, an image; document i has atoms `firs
 """
 
 import errno
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -23,6 +24,7 @@ from flax import serialization
 from mot.config.modalities import markers
 from mot.data.manifest import check_files, file_digest, files, read_json
 from mot.data.packing import Document, document
+from mot.data.positions import places
 from mot.errors import UserError
 from mot.files import replacing
 
@@ -30,10 +32,28 @@ CHUNK = 1024  # documents that are checked at a time
 
 
 class Span(NamedTuple):
-    """A run of one modality: ids of its own tokenizer, from 0, or vectors, float16 or float32 `[n, P]`."""
+    """A run of one modality: ids of its own tokenizer, from 0, `[n]`, or vectors, float16 or float32 `[n, P]`.
+
+    What has rows keeps them: `[rows, columns]` in place of `[n]`, and of several frames `[frames, rows, columns]`.
+    """
 
     modality: str
     data: np.ndarray
+
+
+def shape_of(data: np.ndarray) -> tuple[int, ...]:
+    """The shape of a span's unit: (n,), (rows, columns) or (frames, rows, columns)."""
+    return data.shape[:-1] if data.dtype.kind == "f" else data.shape
+
+
+def count(data: np.ndarray) -> int:
+    """The tokens of a span."""
+    return math.prod(shape_of(data))
+
+
+def flat(data: np.ndarray) -> np.ndarray:
+    """`[n]` ids, or `[n, P]` vectors, row by row."""
+    return data.reshape(-1, data.shape[-1]) if data.dtype.kind == "f" else data.reshape(-1)
 
 
 class Record(NamedTuple):
@@ -70,9 +90,9 @@ def _span(plain) -> Span:
     if not isinstance(modality, str) or not isinstance(data, np.ndarray):
         raise ValueError("a span's modality is text and its data an array")
     if data.dtype.kind == "f":
-        if data.ndim != 2 or data.dtype.itemsize > 4 or not np.isfinite(data).all():
+        if not 2 <= data.ndim <= 4 or data.dtype.itemsize > 4 or not np.isfinite(data).all():
             raise ValueError(f"vectors {data.dtype} {list(data.shape)}; they must be float32 [n, P] and finite")
-    elif data.dtype.kind not in "iu" or data.ndim != 1:
+    elif data.dtype.kind not in "iu" or not 1 <= data.ndim <= (1 if modality == "text" else 3):
         raise ValueError(f"ids of dtype {data.dtype} and shape {data.shape} must be integers, [n]")
     if not data.size:
         raise ValueError("a span is empty")
@@ -95,6 +115,7 @@ class TokenLayout(NamedTuple):
     places: tuple[Placement, ...]  # by modality
     special: dict[str, int]  # <bos>, <eos> and the markers around other modalities' spans
     fixed: tuple[str, ...]  # modalities whose spans all have one length, so that their end is no news
+    shapes: Mapping[str, tuple[int, ...]] = {}  # of these, where all units have one
 
 
 def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Document:
@@ -106,23 +127,27 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
     special = layout.special
     text = placements["text"].stream
     values = {}
-    n = 2 + sum(len(data) + 2 * (modality != "text") for modality, data in record.spans)
+    n = 2 + sum(count(data) + 2 * (modality != "text") for modality, data in record.spans)
     token = np.zeros(n, np.int32)
     stream = np.full(n, text, np.uint8)
     weight = np.ones(n, np.float32)
     unit = np.zeros(n, np.int32)
+    place = np.zeros((n, 3), np.int32)
     token[0], token[-1] = special["<bos>"], special["<eos>"]
     begin = 1
     for number, (modality, data) in enumerate(record.spans, 1):
         if modality not in placements:
             raise ValueError(f"a span of {modality}, for which there is no stream")
         placement = placements[modality]
-        end = begin + len(data)
+        end = begin + count(data)
         if modality != "text":
             token[begin], token[end + 1] = (special[mark] for mark in markers(modality))
             begin, end = begin + 1, end + 1
             stream[begin:end], unit[begin:end] = placement.stream, number
             weight[end] = not (placement.width or modality in layout.fixed)  # no vector predicts an id
+            shape = shape_of(data)
+            place[begin:end] = places(shape if len(shape) > 1 else layout.shapes.get(modality, ()), end - begin)
+        data = flat(data)
         if placement.width:
             if data.dtype.kind != "f" or data.shape[1] != placement.width:
                 raise ValueError(f"{modality} tokens must be vectors of {placement.width} features")
@@ -134,14 +159,14 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
             token[begin:end] += placement.first_id
         begin = end + (modality != "text")
     values = {s: np.concatenate(parts) for s, parts in values.items()}
-    return document(source, doc_id, token, stream, values, weight=weight, unit=unit)
+    return document(source, doc_id, token, stream, values, weight=weight, unit=unit, place=place)
 
 
 def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray]) -> np.ndarray:
     """`[A, 2]` modality and tokens of each sentence and medium. `cuts` says where each span may be cut."""
     rows = []
     for (modality, data), inner in zip(record.spans, cuts, strict=True):
-        sizes = np.diff([0, *inner, len(data)])
+        sizes = np.diff([0, *inner, count(data)])
         rows += [(modalities.index(modality), size) for size in sizes]
     return np.array(rows, np.int32).reshape(-1, 2)
 
@@ -280,11 +305,12 @@ class Dataset:
             tokenizer = self.about["tokenizers"].get(modality, {})
             ids, width, tokens = (tokenizer.get(key, 0) for key in ("ids", "width", "tokens"))
             of_vectors = data.dtype.kind == "f"
-            fits = data.shape[1] == width if of_vectors else 0 <= data.min() <= data.max() < ids
-            if modality not in self.modalities or not fits or len(data) != (tokens or len(data)):
-                needed = f"{tokens or len(data)} " + (f"vectors of {width} features" if width else f"of {ids} ids")
-                found = f"vectors of {data.shape[1]} features" if of_vectors else f"of {data.dtype}"
-                raise ValueError(f"its {modality!r:.60} are {len(data)} {found}, no {needed}")
+            fits = data.shape[-1] == width if of_vectors else 0 <= data.min() <= data.max() < ids
+            n = count(data)
+            if modality not in self.modalities or not fits or n != (tokens or n):
+                needed = f"{tokens or n} " + (f"vectors of {width} features" if width else f"of {ids} ids")
+                found = f"vectors of {data.shape[-1]} features" if of_vectors else f"of {data.dtype}"
+                raise ValueError(f"its {modality!r:.60} are {n} {found}, no {needed}")
         return record
 
     @cached_property

@@ -12,7 +12,7 @@ from mot.config import Config, Stream, reads
 from mot.config.modalities import of_either_form
 from mot.config.objectives import OF_VECTORS
 from mot.data import embedded, seqio_bridge
-from mot.data.manifest import BYTES, SPLITS, files, read_json
+from mot.data.manifest import BYTES, SPLITS, files, most_shape, read_json
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
 from mot.data.records import Dataset, Placement, TokenLayout, load_array, render
@@ -189,7 +189,8 @@ def open_(config: Config) -> tuple[Sources, Sources]:
     for n, (name, (about, datasets, bytes_, identity)) in enumerate(opened.items()):
         places = tuple(_placement(modality, *index[modality]) for modality in about["modalities"])
         fixed = tuple(m for m in about["tokenizers"] if alike[m])
-        layout = TokenLayout(places, about["tokenizers"]["text"]["special"], fixed)
+        shapes = {m: most_shape(m, about["tokenizers"][m]) for m in fixed}
+        layout = TokenLayout(places, about["tokenizers"]["text"]["special"], fixed, shapes)
         for split, sources in by_split.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
         stream = index["text"][1]

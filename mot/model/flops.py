@@ -26,12 +26,18 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and _is_matrix(p))}
+    matrices = {p: s for p, s in specs.items() if _is_of_latents(p) or (_in_block(p) and _is_matrix(p))}
 
     def of_ids(stream):
         return 0 if config.streams[stream].latent else head
 
     return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
+
+
+def _is_of_latents(path: str) -> bool:
+    """Does it multiply latents? Tables of rows and columns are read, not multiplied."""
+    _, component, _, weight = params.parse(path)
+    return component == "latent" and weight not in ("rows", "columns")
 
 
 def _is_matrix(path: str) -> bool:

@@ -158,6 +158,9 @@ def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:
         return
     P, D = stream.latent, stream.width
     yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+    if stream.place_table:
+        for table in ("rows", "columns"):
+            yield table, Spec((stream.place_table, D), ("place", "embed"), scale(D))
     if stream.diffuses:
         adds = stream.diffusion.time == "add"
         yield "out", Spec((D, P), ("embed", "latent"), scale(D))

@@ -10,7 +10,7 @@ from mot.config.modalities import TEXT
 from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM
 from mot.data.records import Record, Span, atoms
 from mot.prepare import codecs
-from mot.prepare.codecs import text
+from mot.prepare.codecs import image, text
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.left_out import Bad
 from mot.prepare.raw import Part, Raw, parts_of
@@ -47,6 +47,8 @@ def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DR
                 raise
             dropped.append(Bad(raw.id, str(error), modality))
             continue
+        if getattr(tokenizers.media.get(modality), "native", False):
+            del remarks[image.CROPPED]  # a picture is kept whole
         seen[modality] += 1
         seen.update({f"{modality}: {remark}": n for remark, n in remarks.items()})
         data, inner = span(part.kind, content, tokenizers)
@@ -54,7 +56,7 @@ def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DR
             raise ValueError(
                 f"more than {LARGEST:,} bytes when it is decoded, which is the most; make several documents of it"
             )
-        if len(data):
+        if data.size:
             spans.append(Span(modality, data))
             cuts.append(inner)
     if not spans:

@@ -1,6 +1,7 @@
 """How documents are written, read off the data that a run was trained on."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from tests.support import vectors
 def test_embedded_documents_are_written_so(setting, tokens):
     c = resolve(setting.get_config("size=smoke"), embedded.faults)
     format = layout.of(c)
-    assert format == Format("text", 1, 2, (0, 1, 2, 3, 4), (Medium("image", 3, 4, tokens),))
+    side = math.isqrt(tokens)
+    assert format == Format("text", 1, 2, (0, 1, 2, 3, 4), (Medium("image", 3, 4, tokens, (side, side)),))
     caption, pixels, is_vector = [40, 41, 42], np.arange(64) % 17, tokens == embedded.PATCHES
     image = Stretch("image", embedded.patches(pixels) if is_vector else pixels)
     made = embedded._vectors if is_vector else embedded._ids
