@@ -53,6 +53,27 @@ MUTATIONS = (
         "tests/model/test_attention.py",
     ),
     Mutation(
+        "positions: text goes on after a unit's first frame, not its last",
+        "mot/data/positions.py",
+        "np.maximum.accumulate(inside[:, counted].max(1)) + 1",
+        "np.maximum.accumulate(inside[:, counted].min(1)) + 1",
+        "tests/data/test_positions.py",
+    ),
+    Mutation(
+        "rope: sections are dealt out in turn where they are not interleaved",
+        "mot/model/ops.py",
+        "if not interleaved:",
+        "if interleaved:",
+        "tests/model/test_ops.py",
+    ),
+    Mutation(
+        "native pictures: rows and columns change places",
+        "mot/tokenizers/image.py",
+        "rows, columns = (max(round(x * smaller / patch), 1) for x in (height, width))",
+        "columns, rows = (max(round(x * smaller / patch), 1) for x in (height, width))",
+        "tests/prepare/test_sizes.py",
+    ),
+    Mutation(
         "rope: the gradient is turned on, not back",
         "mot/model/ops.py",
         "direction=-1), None),",

@@ -85,6 +85,13 @@ MODALITIES: dict[str, Modality] = {
             ),
             Option("image_patch", "pixels of a patch's side; a patch is a token, 1 is a pixel", 4),
             Option("image_ids", "codes of patches", None, 2),
+            Option(
+                "image_render",
+                "letters of a line, where text is kept as pictures of its lines; 0: it is text",
+                0,
+                0,
+                170,
+            ),
         ),
         faults=_patches_do_not_fit,
     ),

@@ -125,7 +125,7 @@ class Sampler:
         left_B = np.array([row.text for row in rows])
         allowed = Allowed(on_B, left_B, np.stack([self._text_ids(row) for row in rows]), stops_V)
         ids, state = self._choose(
-            state, allowed, keys_B, self.format.text, settings, limit, _text_lies(limit, self.rule)
+            state, allowed, keys_B, self.format.text, settings, limit, text_lies(limit, self.rule)
         )
         opened = np.full(len(rows), NONE)
         for i, row in enumerate(rows):
@@ -156,7 +156,7 @@ class Sampler:
         on_B = np.array([row.unit == medium for row in rows])
         draw = self._unit_of_vectors if self.config.streams[medium.stream].latent else self._unit_of_ids
         number = list(self.config.streams).index(medium.stream)
-        lies = _unit_lies(shape, tokens, number, self.rule)
+        lies = unit_lies(shape, tokens, number, self.rule)
         units, state = draw(state, on_B, keys_B, settings, medium, lies)
         for row, is_on, unit in zip(rows, on_B, units, strict=True):
             if is_on:
@@ -164,7 +164,7 @@ class Sampler:
                 row.take_unit(medium, data.reshape(*shape, *data.shape[1:]) if medium.is_of_any_size else data)
         return self._mark(state, np.where(on_B, medium.closes, NONE))
 
-    def _unit_of_vectors(self, state, on_B, keys_B, settings, medium: Medium, lies: "_Lies"):
+    def _unit_of_vectors(self, state, on_B, keys_B, settings, medium: Medium, lies: "Lies"):
         """`[B, tokens, P]`, and the state."""
         name = medium.stream
         vectors_BTP, finite_B, state = self._vectors(
@@ -173,7 +173,7 @@ class Sampler:
         _refuse_not_finite(on_B & ~np.asarray(finite_B), f"vectors of {name}")
         return vectors_BTP, state
 
-    def _unit_of_ids(self, state, on_B, keys_B, settings, medium: Medium, lies: "_Lies"):
+    def _unit_of_ids(self, state, on_B, keys_B, settings, medium: Medium, lies: "Lies"):
         """Each row's ids, of the stream's own tokenizer, and the state."""
         tokens = len(lies.inside)
         stream = self.config.streams[medium.stream]
@@ -186,7 +186,7 @@ class Sampler:
         chosen, state = self._choose(state, allowed, keys_B, medium.stream, settings, tokens, lies)
         return [np.array([i - stream.first_id for i in ids if i != medium.closes], int) for ids in chosen], state
 
-    def _choose(self, state, allowed: Allowed, keys_B, stream: str, settings: Settings, limit: int, lies: "_Lies"):
+    def _choose(self, state, allowed: Allowed, keys_B, stream: str, settings: Settings, limit: int, lies: "Lies"):
         """Each row's ids of one stream, and the state."""
         chosen_BT, finite_B, state = self._ids(
             self.params, state, allowed, keys_B, lies, stream=stream, settings=settings, limit=limit
@@ -198,7 +198,7 @@ class Sampler:
         """A marker fed to the rows that have one."""
         if (ids == NONE).all():
             return state
-        return self._feed(self.params, state, ids, ids != NONE, _text_lies(1, self.rule), stream=self.format.text)
+        return self._feed(self.params, state, ids, ids != NONE, text_lies(1, self.rule), stream=self.format.text)
 
     def _check(self, prompts, settings, media, opens, length, sizes):
         if settings.solver not in diffusion.SOLVERS:
@@ -243,7 +243,7 @@ class Sampler:
                     )
 
 
-class _Lies(NamedTuple):
+class Lies(NamedTuple):
     """Where the tokens of a phase lie, beyond the text before it."""
 
     inside: np.ndarray  # int32 [T, A], for RoPE
@@ -252,18 +252,18 @@ class _Lies(NamedTuple):
     place: np.ndarray  # int32 [T, 2], rows and columns in the unit; [T, 0] where the device reads none
 
 
-def _text_lies(tokens: int, rule: positions.Rule) -> _Lies:
+def text_lies(tokens: int, rule: positions.Rule) -> Lies:
     n = np.arange(tokens + 1, dtype=np.int32)
     inside = np.repeat(n[:-1, None], rule.axes, axis=1)
-    return _Lies(inside, np.ones(rule.axes, np.int32), n, np.zeros((tokens, 2 * rule.has_places), np.int32))
+    return Lies(inside, np.ones(rule.axes, np.int32), n, np.zeros((tokens, 2 * rule.has_places), np.int32))
 
 
-def _unit_lies(shape: Sequence[int], tokens: int, stream: int, rule: positions.Rule) -> _Lies:
+def unit_lies(shape: Sequence[int], tokens: int, stream: int, rule: positions.Rule) -> Lies:
     """Where the tokens of a unit lie, by its rows and columns."""
     place = positions.places(shape, tokens)
     inside, after = positions.unit(place, stream, rule)
     read = place[:, 1:] if rule.has_places else place[:, :0]
-    return _Lies(inside, positions.shifted(rule), np.append(0, after).astype(np.int32), read)
+    return Lies(inside, positions.shifted(rule), np.append(0, after).astype(np.int32), read)
 
 
 def _unit_length(medium: Medium, length: int, sizes: Mapping[str, tuple[int, ...]]) -> int:
@@ -371,7 +371,7 @@ def _step(params: dict, state: DecodingState, tokens: Tokens, stream: str, confi
     return transformer.forward(params, {stream: tokens}, config, causal=True, cache=state.cache)
 
 
-def _tokens(state: DecodingState, on_B, lies: _Lies, **fields: Any) -> Tokens:
+def _tokens(state: DecodingState, on_B, lies: Lies, **fields: Any) -> Tokens:
     """The next tokens of each row that is `on`, where they lie; padding in the others."""
     B, T = len(on_B), len(lies.inside)
     here_BT = jnp.broadcast_to(on_B[:, None], (B, T))
@@ -385,14 +385,14 @@ def _tokens(state: DecodingState, on_B, lies: _Lies, **fields: Any) -> Tokens:
     return Tokens(**(usual | fields))
 
 
-def _feed(params: dict, state: DecodingState, id_B, on_B, lies: _Lies, *, stream: str, config: Config) -> DecodingState:
+def _feed(params: dict, state: DecodingState, id_B, on_B, lies: Lies, *, stream: str, config: Config) -> DecodingState:
     """One id more in the rows that are `on`; where text goes on after it is not moved."""
     output = _step(params, state, _tokens(state, on_B, lies, token=jnp.asarray(id_B)[:, None]), stream, config)
     h_BD = jnp.where(on_B[:, None], output.hidden[0][0], state.h_BD)
     return DecodingState(caches.keep(output.cache), h_BD, state.place_B + on_B, state.rope_B)
 
 
-def _marker(params: dict, state: DecodingState, id_B, on_B, lies: _Lies, *, stream: str, config: Config):
+def _marker(params: dict, state: DecodingState, id_B, on_B, lies: Lies, *, stream: str, config: Config):
     """The state with a marker in the rows that are `on`, after which text goes on."""
     state = _feed(params, state, id_B, on_B, lies, stream=stream, config=config)
     return state.replace(rope_B=state.rope_B + on_B * lies.ends[-1])
@@ -403,7 +403,7 @@ def _ids(
     state: DecodingState,
     allowed: Allowed,
     keys_B,
-    lies: _Lies,
+    lies: Lies,
     *,
     stream: str,
     settings: Settings,
@@ -458,7 +458,7 @@ def choose_ids(logits_BV, keys_B, settings: Settings) -> jax.Array:
 
 
 def _vectors(
-    params: dict, state: DecodingState, on_B, keys_B, lies: _Lies, *, stream: str, settings: Settings, config: Config
+    params: dict, state: DecodingState, on_B, keys_B, lies: Lies, *, stream: str, settings: Settings, config: Config
 ) -> tuple[jax.Array, jax.Array, DecodingState]:
     """A unit of vectors `[B, tokens, P]` solved from noise; which rows are finite; the state with the clean unit."""
     tokens = len(lies.inside)

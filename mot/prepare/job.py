@@ -34,7 +34,7 @@ from mot.data.manifest import FORMAT, INDEX, SPLITS, file_digest, read_json
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
-from mot.prepare import asked, dataset_tokenizers, encode, fit, left_out, readers
+from mot.prepare import asked, dataset_tokenizers, encode, fit, left_out, readers, rendered
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.inputs import Notes, unread, warnings
 from mot.prepare.left_out import Bad, first_of
@@ -95,7 +95,8 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
     content = list(recipe.content)
 
     def read(notes: Notes | None = None) -> Iterator[Raw]:
-        return readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
+        raws = readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
+        return rendered.documents(raws, recipe.image_render)
 
     next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
     claim = dataclasses.asdict(recipe) | {"files": _listing(recipe)}

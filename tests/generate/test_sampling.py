@@ -534,7 +534,7 @@ def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place():
         state,
         allowed,
         random_keys,
-        sampling._text_lies(TEXT, sampler.rule),
+        sampling.text_lies(TEXT, sampler.rule),
         stream="text",
         settings=GREEDY,
         limit=TEXT,

@@ -19,6 +19,7 @@ SMALL = Recipe(
     image_side=8,
     image_patch=2,
     image_aspect="square",
+    image_render=0,
     ids=(),
     image_ids=12,
     audio_rate=8000,
