@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def bits_per_byte(losses: Mapping[str, float], split: Mapping) -> float:
-    """Of lines as pictures, of a split as dataset.json has it: two patches are a letter, and a line ends in one byte."""
+    """Of lines as pictures, of a split as dataset.json has it: two patches are a letter, and a line ends in a byte."""
     patches, lines, documents = split["tokens"]["image"], split["spans"]["image"], split["documents"]
     markers = split["tokens"]["text"] - documents  # all but <bos> are predicted
     nats = patches * losses["loss/image"] + markers * losses["loss/text"]
