@@ -8,7 +8,7 @@ import numpy as np
 
 from mot.config import Config
 from mot.config.modalities import markers
-from mot.data import embedded, packing, records, seqio_bridge
+from mot.data import embedded, folding, packing, records, seqio_bridge
 from mot.data.manifest import most_shape, read_json
 from mot.data.packing import Document
 from mot.data.positions import places, shape_of
@@ -19,7 +19,7 @@ from mot.tokenizers import text
 
 
 class Medium(NamedTuple):
-    """A modality other than text."""
+    """A stream of a modality other than text; the markers are its modality's."""
 
     stream: str
     opens: int  # id of the marker before a unit
@@ -37,7 +37,7 @@ class Format(NamedTuple):
     bos: int
     eos: int
     special: tuple[int, ...]  # ids that no text holds
-    media: tuple[Medium, ...]
+    media: tuple[Medium, ...]  # of those that a marker opens the first is drawn: what learns comes first
 
     def medium(self, stream: str) -> Medium | None:
         return next((medium for medium in self.media if medium.stream == stream), None)
@@ -51,14 +51,16 @@ class Stretch(NamedTuple):
 
     stream: str
     data: np.ndarray
+    is_same: bool = False  # another representation of the unit before it, between the same markers
 
 
 def of(config: Config) -> Format:
     """The format of the data that a run was trained on."""
     if is_embedded(config):
         special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
-        shape = embedded.shape(config)
-        return _format(config, special, {"text": 0, "image": math.prod(shape)}, {"image": shape})
+        shapes = {s.holds: embedded.shape(s) for s in config.streams.values() if s.holds != "text"}
+        of_streams = {holds: math.prod(shape) for holds, shape in shapes.items()}
+        return _format(config, special, of_streams | {"text": 0}, shapes)
     abouts = []
     for address in config.data.sources.values():
         if seqio_bridge.is_address(address):
@@ -74,20 +76,21 @@ def of(config: Config) -> Format:
 def _format(
     config: Config, special: Mapping[str, int], tokens: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
 ) -> Format:
-    streams = {stream.modality: name for name, stream in config.streams.items()}
-    first = config.streams[streams["text"]].first_id
+    text = next(name for name, stream in config.streams.items() if stream.holds == "text")
 
     def id_of(mark):
-        return first + special[mark]
+        return config.streams[text].first_id + special[mark]
 
-    media = [m for m in tokens if m != "text" and m in streams]
-    pairs = {m: [id_of(mark) for mark in markers(m)] for m in media}
+    held = [(name, s) for m in tokens for name, s in config.streams.items() if s.holds == m != "text"]
+    held = sorted(held, key=lambda one: not one[1].is_drawn)
     return Format(
-        streams["text"],
+        text,
         id_of("<bos>"),
         id_of("<eos>"),
-        tuple(first + i for i in special.values()),
-        tuple(Medium(streams[m], *pairs[m], tokens[m], shapes.get(m, ())) for m in media),
+        tuple(map(id_of, special)),
+        tuple(
+            Medium(name, *map(id_of, markers(s.modality)), tokens[s.holds], shapes.get(s.holds, ())) for name, s in held
+        ),
     )
 
 
@@ -113,15 +116,18 @@ def document(
         is_scored = scored is not None and number >= scored
         data = np.asarray(stretch.data)
         if stream.latent:
-            ids = np.zeros(records.count(data), int)
-            vectors.setdefault(names.index(stretch.stream), []).append(records.flat(data))
+            x = folding.data(records.flat(data), stream.entry.fold)
+            ids = np.zeros(len(x), int)
+            vectors.setdefault(names.index(stretch.stream), []).append(x)
         else:
             ids = data.reshape(-1) + stream.first_id
-        place = unit_places(data, medium)
-        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), is_scored and not stream.latent, place)
+        place = unit_places(data, medium)[:: stream.entry.fold if stream.latent else 1]
+        learns_ids = is_scored and not stream.latent and stream.objective != "none"
+        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), learns_ids, place)
         if medium:
             is_news = is_scored and not (stream.latent or medium.tokens)  # where a unit ends
-            runs += [_marker(medium.opens, format, is_scored), unit, _marker(medium.closes, format, is_news)]
+            before = runs[:-1] if stretch.is_same else [*runs, _marker(medium.opens, format, is_scored)]
+            runs = [*before, unit, _marker(medium.closes, format, is_news)]
         else:
             runs.append(unit)
     if opens:
@@ -133,7 +139,8 @@ def document(
     stream = np.repeat([names.index(run.stream) for run in runs], sizes)
     unit = np.repeat([run.unit for run in runs], sizes)
     weight = np.repeat([run.is_scored for run in runs], sizes)
-    span = np.where(np.isin(stream, list(vectors)), unit, 0)  # vectors see their unit both ways
+    masked = [s for s, name in enumerate(names) if config.streams[name].masks == "unit"]
+    span = np.where(np.isin(stream, [*vectors, *masked]), unit, 0)  # these see their unit both ways
     values = {s: np.concatenate(x) for s, x in vectors.items()}
     place = np.concatenate([np.zeros((len(run.ids), 3), int) if run.place is None else run.place for run in runs])
     return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span, place=place)
@@ -170,14 +177,17 @@ def stretches(d: Document, config: Config, format: Format) -> list[Stretch]:
     for begin, end in zip(begins, [*begins[1:], len(d.token)], strict=True):
         s = int(d.stream[begin])
         if s in taken:
-            data = _with_rows(d.values[s][taken[s] : taken[s] + end - begin], d.place[begin:end], names[s], format)
+            x = d.values[s][taken[s] : taken[s] + end - begin]
+            x = folding.undone(x, config.streams[names[s]].entry.fold)
+            data = _with_rows(x, d.place[begin:end], names[s], format)
             taken[s] += end - begin
         else:
             ids = d.token[begin:end]
             data = ids[~np.isin(ids, format.special)] - config.streams[names[s]].first_id
             data = _with_rows(data, d.place[begin:end], names[s], format)
         if len(data):
-            found.append(Stretch(names[s], data))
+            is_same = begin > 0 and format.text not in (names[s], names[d.stream[begin - 1]])
+            found.append(Stretch(names[s], data, is_same))
     return found
 
 

@@ -26,29 +26,46 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    matrices = {p: s for p, s in specs.items() if _is_of_latents(p) or (_in_block(p) and _is_matrix(p))}
+    matrices = {p: s for p, s in specs.items() if _multiplies(p, s)}
 
     def of_ids(stream):
         return 0 if config.streams[stream].latent else head
 
-    return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
+    return {s: of_ids(s) + _met(matrices, s, config) + _of_resampler(matrices, s, config) for s in config.streams}
 
 
-def _is_of_latents(path: str) -> bool:
-    """Does it multiply latents? Tables of rows and columns are read, not multiplied."""
+def _multiplies(path: str, spec: params.Spec) -> bool:
+    if path.startswith("predictor/"):
+        return params.is_hidden(spec)
+    return (path.startswith("latent/") or _in_block(path)) and _is_matrix(path, spec)
+
+
+def _of_resampler(matrices: params.Table, stream: str, config: Config) -> int:
+    """What a token of a resampler meets more: the vectors that it carries each pass the way in and a key's matrices.
+
+    Its query attends to all vectors and queries of its unit, which counts here as weights that it multiplies.
+    """
+    s, m = config.streams[stream], config.model
+    if s.entry.kind != "resampler":
+        return 0
+    sizes = {name: math.prod(matrices[f"latent/{stream}/{name}"].shape) for name in ("in", "wk", "wv")}
+    R = s.entry.fold
+    seen = s.entry.queries * (R + 1)  # tokens of a key
+    of_pairs = 2 * s.entry.layers * m.heads * m.head_size * seen
+    return (R - 1) * sizes["in"] + R * (sizes["wk"] + sizes["wv"]) + of_pairs
+
+
+def _is_matrix(path: str, spec: params.Spec) -> bool:
+    """Does a parameter multiply, as all do but norms' scales, biases, learned queries and tables of places?"""
     _, component, _, weight = params.parse(path)
-    return component == "latent" and weight not in ("rows", "columns")
-
-
-def _is_matrix(path: str) -> bool:
-    """Does a block's parameter multiply, as all do but norms' scales and biases?"""
-    _, component, _, weight = params.parse(path)
-    return params.is_modulation(path) or not (component == "norm" or "norm" in weight)
+    if component == "norm" or "norm" in weight or params.is_added(path) or {"query", "place"} & {*spec.axes}:
+        return params.is_modulation(path)
+    return True
 
 
 def last_weights(config: Config) -> dict[str, int]:
     """For each stream, the weights of its FFNs' second matmuls: the last of a block, part of `matmul_weights`."""
-    last = {path: spec for path, spec in params.table(config).items() if path.endswith("/w2")}
+    last = {path: spec for path, spec in params.table(config).items() if _in_block(path) and path.endswith("/w2")}
     return {stream: _met(last, stream, config) for stream in config.streams}
 
 
@@ -98,20 +115,38 @@ def attention_per_pair(config: Config) -> int:
 
 
 def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> float:
-    """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs."""
+    """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs.
+
+    Where a stream predicts states, a pass more sees whole units, forward alone where these are an average's. What is
+    hidden of units counts as if it were there, and the predictor's attention, within units, does not.
+    """
     matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
-    return FORWARD_AND_BACKWARD * (matmuls + pairs * attention_per_pair(config))
+    of_pairs = pairs * attention_per_pair(config)
+    predicting = {name: s.prediction.targets for name, s in config.streams.items() if s.predicts}
+    if not predicting:
+        return FORWARD_AND_BACKWARD * (matmuls + of_pairs)
+    predictors = sum(2 * tokens[name] * _of_predictor(name, config) for name in predicting)
+    trunk = matmuls - predictors + of_pairs
+    passes = FORWARD_AND_BACKWARD + (FORWARD_AND_BACKWARD if "own" in predicting.values() else 1)
+    return passes * trunk + FORWARD_AND_BACKWARD * predictors
+
+
+def _of_predictor(stream: str, config: Config) -> int:
+    specs = {p: s for p, s in params.table(config).items() if p.startswith(f"predictor/{stream}/")}
+    return sum(math.prod(spec.shape) for path, spec in specs.items() if _multiplies(path, spec))
 
 
 def full_step(config: Config) -> float:
     """Model FLOPs of a step whose rows are full, each with one document: attention takes at most that.
 
-    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells.
-    Streams without a budget share a row alike.
+    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells,
+    and so does an id that is masked by unit; one that is masked by document all of it. Streams without a budget share a
+    row alike.
     """
     T = config.length if all(s.budget for s in config.streams.values()) else config.data.length
     tokens = {name: s.budget or T / len(config.streams) for name, s in config.streams.items()}
-    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent}
+    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent or s.masks == "unit"}
+    later |= {name: (T - 1) / 2 for name, s in config.streams.items() if s.masks == "document"}
     pairs = T * (T + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
     return config.data.batch * train_step(config, tokens, pairs)
 
@@ -159,7 +194,7 @@ def _two_budgets(config: Config) -> Iterator[str]:
 def _pays(budget: float) -> Check:
     """A check for `config.build`: a budget of FLOPs pays for a step at least, and for no more than `MOST_STEPS`."""
 
-    @reads("streams", "towers", "attn", "ffn", "model", "data")
+    @reads("streams", "towers", "attn", "ffn", "model", "objective", "data")
     def check(config: Config) -> Iterator[str]:
         step = full_step(config)
         if step <= 0:
