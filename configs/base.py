@@ -198,8 +198,7 @@ def get_config() -> ConfigDict:
     c.run.update(probe_every=0, check_every=0, hang_timeout=3600.0, peer_timeout=60.0, trackers="", role="fit")
     c.streams = ConfigDict()  # the experiment's: `stream(...)` by name
     c.towers = ConfigDict()  # the experiment's: configs/archs.py
-    c.attn = ConfigDict()  # the experiment's: `sets()` by tower
-    c.ffn = ConfigDict()
+    c.update(attn=ConfigDict(), ffn=ConfigDict())  # the experiment's: `sets()` by tower
     c.model = dict(
         layers=8,
         dense_layers=0,
@@ -221,7 +220,6 @@ def get_config() -> ConfigDict:
     )
     # geglu, norm_offset and embed_scale make Gemma's block, qkv_bias Qwen2's
     c.model.update(dropout=0.0, activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
-    # (16, 8, 8) of heads of 64: pairs that turn by time, by row and by column.
     c.model.update(rope_sections=(), rope_interleaved=False, rope_reset=False, rope_per_second=0.0)
     c.init = dict(run="", step=0, state="weights", match="", noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
