@@ -27,7 +27,7 @@ from configs import base, records, sizes
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"] | dict(length=512),
     "cpu": dict(width=96, layers=3, heads=3, head_size=32, ffn=256, rows=8, steps=0, warmup=1, every=0, lr=4e-3)
-    | dict(length=1024, flops=3e12),
+    | dict(length=1024, flops=1e12),
 }
 ARGUMENTS = {
     "size": base.Argument("cpu", SIZES),
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(SIZES, arg["size"])
     c = records.build(arg["data"], "dense", arg["size"], size, str(size["length"]))
-    c.run.update(name=f"pixels-{Path(arg['data']).name}-{arg['size']}", flops=size.get("flops", 0.0), eval_batches=8)
+    c.run.update(name=f"pixels-{Path(arg['data']).name}-{arg['size']}", flops=size.get("flops", 0.0), eval_batches=4)
     quarter = c.model.head_size // 8
     c.model.rope_sections = (2 * quarter, quarter, quarter)  # of H / 2 pairs: time, row, column
     return c.lock()

@@ -154,6 +154,12 @@ MODALITIES: dict[str, Modality] = {
             Option("video_side", "pixels to which frames are brought", 32, most=IMAGE_SIDE),
             Option("video_patch", "pixels of a patch's side; a patch of a frame is a token", 8),
             Option("video_ids", "codes of patches of frames", None, 2),
+            Option(
+                "video_order",
+                "frames as they were taken, the last first, or in an order that follows from what they show",
+                "ordered",
+                choices=("ordered", "reversed", "shuffled"),
+            ),
         ),
         faults=partial(_patches_do_not_fit, name="video"),
     ),

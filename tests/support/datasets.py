@@ -29,6 +29,7 @@ SMALL = Recipe(
     video_side=32,
     video_patch=8,
     video_ids=None,
+    video_order="ordered",
     held_out=0.2,
     missing="drop-document",
     max_tokens=256,
