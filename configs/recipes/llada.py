@@ -18,7 +18,7 @@ from configs import base, records, sizes
 
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"],
-    "cpu": sizes.LAPTOP["demo"] | dict(rows=8, steps=800, warmup=40, every=100, lr=4e-3),
+    "cpu": sizes.LAPTOP["demo"] | dict(rows=4, steps=400, warmup=40, every=100, lr=4e-3),
 }
 LENGTHS = {"smoke": 64, "cpu": 256}  # tokens of a row
 TEXT = {"masked": dict(objective="masked", masking=dict(by="document")), "next_token": {}}
