@@ -33,10 +33,8 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = SIZES[arg["size"]]
     c = records.build(arg["data"], "dense", arg["size"], size, str(LENGTHS[arg["size"]]))
-    length = LENGTHS[arg["size"]]
-    c.streams.text = base.stream(
-        "text", size["width"], size["ffn"], ids=c.streams.text.ids, max_tokens=length // 2, **TEXT[arg["text"]]
-    )
+    c.streams.text = base.stream("text", size["width"], size["ffn"], ids=c.streams.text.ids, **TEXT[arg["text"]])
+    c.data.max_skipped = 10_000  # of books: sentences longer than a row
     c.data.blocks = "document" if arg["text"] == "masked" else "units"
     c.run.name = "-".join(["llada", arg["size"], *["next"] * (arg["text"] == "next_token")])
     return c.lock()
