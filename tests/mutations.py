@@ -37,6 +37,49 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # Masked ids.
+    Mutation(
+        "masked: a hidden id's loss is not divided by its ratio",
+        "mot/objectives/masked.py",
+        "1 / jnp.where(learns_BT, tokens.noise, 1)",
+        "jnp.where(learns_BT, 1.0, 1)",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "masked: a hidden id is shown",
+        "mot/objectives/masked.py",
+        "token=jnp.where(hides_BC, mask_id, tokens.token)",
+        "token=tokens.token",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "masked: shifted, a token learns of itself",
+        "mot/objectives/masked.py",
+        "    if masking.shift:",
+        "    if False:",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "masked: which ids are hidden follows from their place in the row",
+        "mot/objectives/masked.py",
+        "batches.place_in_unit(tokens).reshape(-1)",
+        "tokens.position.reshape(-1)",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "roles: a masked picture that is read is hidden, too",
+        "mot/data/roles.py",
+        "most = stream.masking.before_text if stream.masks",
+        "most = 1.0 if stream.masks",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "sampling: the ids that the model is least sure of stay",
+        "mot/generate/sampling.py",
+        "jnp.where(hidden_BT, -sure_BT, jnp.inf)",
+        "jnp.where(hidden_BT, sure_BT, jnp.inf)",
+        "tests/generate/test_unmasking.py",
+    ),
     # The model.
     Mutation(
         "a resampler does not tell the vectors of a token apart",

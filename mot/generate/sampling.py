@@ -700,7 +700,7 @@ def _unmasked(
         chosen_BT = choose_ids(logits_BTV.reshape(B * T, -1), keys.reshape(-1), settings).reshape(B, T)
         sure_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), chosen_BT[..., None], axis=-1)[..., 0]
         done = (n % steps + 1) / steps
-        left_B = jnp.floor(inside_BT.sum(1) * masked.left(done, distribution))
+        left_B = jnp.floor(inside_BT.sum(1) * masked.left(done, distribution) + 1e-4)  # 6 cos(pi / 3) is 3, not 2
         order_BT = jnp.argsort(jnp.where(hidden_BT, -sure_BT, jnp.inf), axis=1)
         rank_BT = batches.inverse(order_BT)
         stays_BT = hidden_BT & (rank_BT < (hidden_BT.sum(1) - left_B)[:, None])

@@ -457,3 +457,20 @@ def blocks(count, columns, draws, p):
         if context - more:
             targets = more
     return context - targets, targets
+
+
+def masked_terms(token, hidden, ratio, weight, shift=False):
+    """What ids learn of which are hidden, one by one: (place that predicts, id, factor of its -log p)."""
+    terms = []
+    for i in range(len(token)):
+        if hidden[i]:
+            terms.append((i - 1 if shift else i, int(token[i]), float(weight[i]) / float(ratio[i])))
+    return terms
+
+
+def surest(logits, hidden, count):
+    """The places `count` of the `hidden` ones whose likeliest id has the highest probability, and all likeliest ids."""
+    probability = np.exp(logits - logits.max(-1, keepdims=True))
+    probability = probability / probability.sum(-1, keepdims=True)
+    places = sorted((i for i in range(len(hidden)) if hidden[i]), key=lambda i: (-probability[i].max(), i))
+    return places[:count], logits.argmax(-1)
