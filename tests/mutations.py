@@ -552,9 +552,16 @@ MUTATIONS = (
     Mutation(
         "layout: a unit is closed by what opens it",
         "mot/data/layout.py",
-        "[_marker(medium.opens, format, is_scored), unit, _marker(medium.closes, format, is_news)]",
-        "[_marker(medium.opens, format, is_scored), unit, _marker(medium.opens, format, is_news)]",
+        "runs = [*before, unit, _marker(medium.closes, format, is_news)]",
+        "runs = [*before, unit, _marker(medium.opens, format, is_news)]",
         "tests/data/test_layout.py",
+    ),
+    Mutation(
+        "roles: what is drawn stands before what is read",
+        "mot/data/roles.py",
+        "            return rule.appearances\n",
+        "            return rule.appearances[::-1]\n",
+        "tests/data/test_roles.py",
     ),
     # Measures beyond the loss.
     Mutation(

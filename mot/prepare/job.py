@@ -84,7 +84,7 @@ Recipe = make_dataclass(
 
 # Options that came later, and what a dataset without them did: it is written as it was, to the bit.
 ADDED = {"also": (), "audio_layers": 1, "video_frames": 4, "video_side": 32, "video_patch": 8, "video_ids": None}
-ADDED |= {"also": (), "join": (), "join_documents": 0, "join_seed": 0}
+ADDED |= {"join": (), "join_documents": 0, "join_seed": 0}
 
 
 def told(recipe) -> dict:
