@@ -2,7 +2,8 @@
 
 1,797 digits of 8x8 pixels in 17 grey levels, each captioned, and the manual text of `pydoc_data.topics`. Nothing is
 downloaded. Sources: `manual` (text), `drawn` (caption, then image), `read` (image, then caption), `summed` (a sum in
-words, then the image of what it makes), `thought` (a sum, what it makes, and the image of that).
+words, then the image of what it makes), `thought` (a sum, what it makes, and the image of that), `numbers` (what two
+digits are, as "seven three", and both: one of a hundred numbers).
 """
 
 import hashlib
@@ -20,8 +21,9 @@ from mot.data.packing import Document
 from mot.data.records import Record, Span, TokenLayout, render
 from mot.tokenizers import text
 
-SOURCES = ("manual", "drawn", "read", "summed", "thought")
+SOURCES = ("manual", "drawn", "read", "summed", "thought", "numbers")
 ALWAYS = 3  # of SOURCES that a run has opened, whatever it names
+NUMBERS = (6000, 2000)  # pairs of digits, of training and held out
 TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
 SIDE, PATCH = 8, 2  # pixels of a side; of a patch's, where digits are vectors
 PATCHES, FEATURES = PIXELS // PATCH**2, PATCH**2
@@ -55,9 +57,10 @@ def faults(config):
         if not stream.latent:
             yield from _ids_faults(name, stream, first, LEVELS)
             first += LEVELS
-        tokens = PATCHES * stream.copies if stream.latent else PIXELS
-        if stream.max_tokens != tokens:
-            yield f"streams.{name}.max_tokens: {stream.max_tokens}; an embedded digit has {tokens} tokens; write that"
+        tokens = PATCHES * stream.copies // stream.entry.fold if stream.latent else PIXELS
+        longest, what = (2 * tokens, "number") if "numbers" in config.data.sources else (tokens, "digit")
+        if stream.max_tokens != longest:
+            yield f"streams.{name}.max_tokens: {stream.max_tokens}; an embedded {what} has {longest} tokens; write that"
     if config.streams["text"].max_tokens < 32:
         yield f"streams.text.max_tokens: {config.streams['text'].max_tokens}; captions need up to 32; raise it"
     for source in config.data.sources:
@@ -90,12 +93,13 @@ def load(config: Config) -> tuple[Sources, Sources]:
         spans = [[(Span("text", np.array(ids)),) for ids in pieces]]
         spans.append([(caption, *digit) for caption, digit in zip(captions, digits, strict=True)])
         spans.append([(*digit, caption) for caption, digit in zip(captions, digits, strict=True)])
-        for thinks in (False, True):
-            sums = [Span("text", np.array(tokenizer.encode(sum_of(i, labels[i], thinks)).ids)) for i in chosen]
-            spans.append([(words, *digit) for words, digit in zip(sums, digits, strict=True)])
-        numbers = (range(len(pieces)), *[chosen] * (len(SOURCES) - 1))
+        ids_of = [range(len(pieces)), chosen, chosen]
+        if names != SOURCES[:ALWAYS]:
+            pairs = np.random.default_rng(held_out).choice(chosen, (NUMBERS[held_out], 2)).tolist()
+            spans += _further(tokenizer, dict(zip(chosen, digits, strict=True)), labels, pairs)
+            ids_of += [chosen, chosen, range(len(pairs))]
         documents = [
-            tuple(_document(s, i, one, layouts[s]) for i, one in zip(numbers[s], spans[s], strict=True))
+            tuple(_document(s, i, one, layouts[s]) for i, one in zip(ids_of[s], spans[s], strict=True))
             for s in range(len(names))
         ]
         digest = _digest(d for source in documents for d in source)
@@ -103,6 +107,21 @@ def load(config: Config) -> tuple[Sources, Sources]:
         sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(names))
         splits.append(Sources(tuple(sources), lengths, digest, {"text": text.digest(tokenizer)}))
     return splits[0], splits[1]
+
+
+def _further(
+    tokenizer: Tokenizer, digit_of: dict[int, list[Span]], labels: np.ndarray, pairs: list[list[int]]
+) -> list[list[tuple[Span, ...]]]:
+    """The documents of `summed`, `thought` and `numbers`, as spans."""
+
+    def words(said: str) -> Span:
+        return Span("text", np.array(tokenizer.encode(said).ids))
+
+    sums, thoughts = (
+        [(words(sum_of(i, labels[i], thinks)), *digit) for i, digit in digit_of.items()] for thinks in (False, True)
+    )
+    numbers = [(words(f"{NAMES[labels[i]]} {NAMES[labels[j]]}"), *digit_of[i], *digit_of[j]) for i, j in pairs]
+    return [sums, thoughts, numbers]
 
 
 def _streams(config: Config) -> list[Stream]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mot.config import Config
 from mot.config.modalities import markers
-from mot.data import embedded, packing, seqio_bridge
+from mot.data import embedded, folding, packing, seqio_bridge
 from mot.data.manifest import read_json
 from mot.data.packing import Document
 from mot.data.remote import local
@@ -98,8 +98,9 @@ def document(
         medium = format.medium(stretch.stream)
         is_scored = scored is not None and number >= scored
         if stream.latent:
-            ids = np.zeros(len(stretch.data), int)
-            vectors.setdefault(names.index(stretch.stream), []).append(stretch.data)
+            x = folding.data(stretch.data, stream.entry.fold)
+            ids = np.zeros(len(x), int)
+            vectors.setdefault(names.index(stretch.stream), []).append(x)
         else:
             ids = np.asarray(stretch.data) + stream.first_id
         learns_ids = is_scored and not stream.latent and stream.objective != "none"
@@ -119,7 +120,8 @@ def document(
     stream = np.repeat([names.index(run.stream) for run in runs], sizes)
     unit = np.repeat([run.unit for run in runs], sizes)
     weight = np.repeat([run.is_scored for run in runs], sizes)
-    span = np.where(np.isin(stream, list(vectors)), unit, 0)  # vectors see their unit both ways
+    masked = [s for s, name in enumerate(names) if config.streams[name].masks == "unit"]
+    span = np.where(np.isin(stream, [*vectors, *masked]), unit, 0)  # these see their unit both ways
     values = {s: np.concatenate(x) for s, x in vectors.items()}
     return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span)
 
@@ -146,7 +148,8 @@ def stretches(d: Document, config: Config, format: Format) -> list[Stretch]:
     for begin, end in zip(begins, [*begins[1:], len(d.token)], strict=True):
         s = int(d.stream[begin])
         if s in taken:
-            data = d.values[s][taken[s] : taken[s] + end - begin]
+            x = d.values[s][taken[s] : taken[s] + end - begin]
+            data = folding.undone(x, config.streams[names[s]].entry.fold)
             taken[s] += end - begin
         else:
             ids = d.token[begin:end]

@@ -103,10 +103,22 @@ def _embedded(
     params: dict, h_BCD, tokens: Tokens, documents: _Documents, stream: str, config: Config
 ) -> tuple[jax.Array, jax.Array]:
     """The embeddings `[B, X, Y]` of documents' parts in a stream, 0 where there is none; and where there is one."""
-    pool = config.objective.contrastive.pools[stream]
-    member_BCX = _members(tokens, documents) & _pooled(tokens, pool)[..., None]
-    x_BXD, there_BX = mean(h_BCD, member_BCX)
-    return embedded(params, x_BXD, stream, config), there_BX
+    x_BXD, there_BX = _mean(h_BCD, _standing(tokens, documents, config.objective.contrastive.pools[stream]))
+    return _projected(params, x_BXD, stream, config), there_BX
+
+
+def by_number(params: dict, h_BCD, tokens: Tokens, count: int, stream: str, pool: str, config: Config) -> jax.Array:
+    """The embeddings `[X, Y]` of documents 0 to `count` - 1, which carry their number as `doc_id` and are each in one
+    row; 0 of those that have no part here. Without a term of the stream they are its pooled states."""
+    number_BX = jnp.arange(count)[None]
+    documents = _Documents(jnp.zeros_like(number_BX), number_BX, jnp.ones_like(number_BX, bool))
+    x_BXD, _ = _mean(h_BCD, _standing(tokens, documents, pool))
+    return _projected(params, x_BXD.sum(0, keepdims=True), stream, config)[0]
+
+
+def _standing(tokens: Tokens, documents: _Documents, pool: str) -> jax.Array:
+    """`[B, C, X]`: does the token stand for its part of this document?"""
+    return _members(tokens, documents) & _pooled(tokens, pool)[..., None]
 
 
 def _pooled(tokens: Tokens, pool: str) -> jax.Array:
@@ -120,7 +132,7 @@ def _pooled(tokens: Tokens, pool: str) -> jax.Array:
     return real_BC & (tokens.token == int(pool))
 
 
-def mean(h_BCD, member_BCX) -> tuple[jax.Array, jax.Array]:
+def _mean(h_BCD, member_BCX) -> tuple[jax.Array, jax.Array]:
     """The mean states `[B, X, D]` of groups of tokens, float32, 0 of an empty group; and which hold any."""
     h_BCD = jnp.where(member_BCX.any(-1, keepdims=True), h_BCD.astype(jnp.float32), 0)  # 0 * NaN is NaN
     sum_BXD = jnp.einsum("BCX,BCD->BXD", member_BCX.astype(jnp.float32), h_BCD, precision=lax.Precision.HIGHEST)
@@ -128,12 +140,13 @@ def mean(h_BCD, member_BCX) -> tuple[jax.Array, jax.Array]:
     return sum_BXD / jnp.maximum(count_BX, 1)[..., None], count_BX > 0
 
 
-def embedded(params: dict, x_BXD, stream: str, config: Config) -> jax.Array:
+def _projected(params: dict, x_BXD, stream: str, config: Config) -> jax.Array:
     """Pooled states as embeddings of length 1, `[B, X, Y]`, by the stream's own projection if there is one."""
     B, X, D = x_BXD.shape
     y_RY = x_RD = x_BXD.reshape(B * X, D)
-    if config.objective.contrastive.width:
-        y_RY = ops.linear(x_RD, params["contrast"][stream]["out"])
+    projection = params.get("contrast", {}).get(stream)
+    if projection:
+        y_RY = ops.linear(x_RD, projection["out"])
     y_RY = y_RY * lax.rsqrt(jnp.maximum(jnp.square(y_RY).sum(-1, keepdims=True), LEAST))
     return y_RY.reshape(B, X, -1)
 

@@ -37,6 +37,7 @@ def judge(options) -> SimpleNamespace:
     ]
     read.ids = tuple(sorted(count for count in counts if count))
     read.separator = _separator(read)
+    read.markers = tuple(name.strip() for name in read.markers.split(",") if name.strip())
     read.join = tuple(field.strip() for field in read.join.split(",") if field.strip())
     if told := [*told, *faults(read, read.out, read.workers, read.max_skipped)]:
         raise UserError("nothing was prepared:\n  " + "\n  ".join(told))
@@ -108,6 +109,15 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
     yield from _ids_faults(recipe)
     yield from _also_faults(recipe)
     yield from _join_faults(recipe)
+    for name in recipe.markers:
+        if name == TEXT or not MODALITY.fullmatch(name):
+            yield (
+                f"--markers={','.join(recipe.markers)}: {name!r} has no markers; name modalities other than text, as "
+                f"{', '.join(modalities.media())}, or those of --ids of another dataset"
+            )
+    if recipe.markers and (recipe.like or recipe.tokenizer):
+        other = f"--like={recipe.like}" if recipe.like else f"--tokenizer={recipe.tokenizer}"
+        yield f"--markers={','.join(recipe.markers)}, {other}: the text tokenizer is not trained here; leave one out"
     if recipe.like and recipe.tokenizer:
         yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
 

@@ -66,7 +66,10 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
             raise UserError(f"the {name} tokenizer: {error}{first_of(bad, file)}") from None
     marks = dataset_tokenizers.special(dataset_tokenizers.load_text(folder)).keys()
     if lacks := set(special_tokens(names)) - marks:
-        raise UserError(f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew")
+        raise UserError(
+            f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew, there with "
+            f"--markers={','.join(names[1:])}"
+        )
     if lossy:
         console.print(f"warning: {text.told(lossy)}", markup=False, soft_wrap=True)
     ready = {name: ids[name] for name in names if name in ids}
@@ -157,7 +160,7 @@ def _modalities(recipe, first: "First", ids: dict[str, int]) -> list[str]:
 
 def _learn_text(recipe, folder: Path, corpus: Sequence[str], names: Sequence[str], console: Console) -> dict:
     """Writes the text tokenizer; what it loses of the first documents' text, {} = nothing."""
-    made, sizes, lossy = codecs.of(TEXT).fit(corpus, recipe, special_tokens(names))
+    made, sizes, lossy = codecs.of(TEXT).fit(corpus, recipe, special_tokens((*names, *recipe.markers)))
     dataset_tokenizers.save_text(made, sizes, folder)
     if not recipe.tokenizer:
         _tell_fewer(TEXT, recipe, made.get_vocab_size(), console)

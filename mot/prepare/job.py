@@ -76,6 +76,7 @@ Recipe = make_dataclass(
         ("join", tuple[str, ...]),  # fields by which rows of several inputs are one document; () = each input alone
         ("join_documents", int),  # how many these are; 0 = as many as use every row once
         ("join_seed", int),  # of who is paired with whom
+        ("markers", tuple[str, ...]),  # modalities of other datasets, whose markers the text tokenizer has, too
     ],
     frozen=True,
     namespace={"__module__": __name__},  # by which other processes find it
@@ -84,7 +85,8 @@ Recipe = make_dataclass(
 
 # Options that came later, and what a dataset without them did: it is written as it was, to the bit.
 ADDED = {"also": (), "audio_layers": 1, "video_frames": 4, "video_side": 32, "video_patch": 8, "video_ids": None}
-ADDED |= {"join": (), "join_documents": 0, "join_seed": 0}
+ADDED |= {"join": (), "join_documents": 0, "join_seed": 0, "markers": ()}
+ADDED |= {"fast_points": 0, "fast_scale": 10, "fast_ids": None}
 
 
 def told(recipe) -> dict:

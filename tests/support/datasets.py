@@ -42,6 +42,7 @@ SMALL = Recipe(
     join=(),
     join_documents=0,
     join_seed=0,
+    markers=(),
 )
 
 
