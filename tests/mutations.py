@@ -690,6 +690,13 @@ MUTATIONS = (
         "runs = [*before, unit, _marker(medium.opens, format, is_news)]",
         "tests/data/test_layout.py",
     ),
+    Mutation(
+        "roles: what is drawn stands before what is read",
+        "mot/data/roles.py",
+        "            return rule.appearances\n",
+        "            return rule.appearances[::-1]\n",
+        "tests/data/test_roles.py",
+    ),
     # Measures beyond the loss.
     Mutation(
         "likelihood: neighbours in a row take experts' places",
