@@ -60,6 +60,8 @@ class Stream:
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
     entry: Entry  # how its vectors enter; ids ignore it
+    cross_every: int  # 0 = its tokens are part of the joint attention. n: they are not; before every n-th layer the
+    # tokens after a unit see it by a cross-attention whose gates begin at 0 (Flamingo)
 
     @property
     def diffuses(self) -> bool:
@@ -258,9 +260,10 @@ class Optim:
     freeze: (
         str  # streams or modalities, with commas between: nothing that they use trains; `text.ffn` freezes that part
     )
-    # alone (attn, ffn, norm, embed, head, latent)
+    # alone (attn, ffn, norm, embed, head, latent, cross)
     rules: tuple[Rule, ...]  # your own rules; they come before base_rules, and the first that matches counts
-    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias
+    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias or
+    # a gate
 
 
 @dataclass(frozen=True)
@@ -334,6 +337,11 @@ class Sections:
             return "sparse" if after_dense >= 0 and (after_dense + 1) % max(m.sparse_every, 1) == 0 else "main"
 
         return tuple(stack(layer) for layer in range(m.layers))
+
+    @property
+    def crossed(self) -> tuple[str, ...]:
+        """The streams that are seen by cross-attention alone."""
+        return tuple(name for name, stream in self.streams.items() if stream.cross_every)
 
     @property
     def vocab(self) -> int:

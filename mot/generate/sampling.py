@@ -288,7 +288,9 @@ def _prefill(params: dict, batch: Batch, *, config: Config, slots: int) -> Decod
         is_last_BC = tokens.position == cache.used[:, None] - 1
         return jnp.where(is_last_BC[..., None], h_RD.reshape(*is_last_BC.shape, -1), 0).sum(1)
 
-    return DecodingState(cache, sum(last_state(h_RD, tokens) for h_RD, tokens in output.hidden), cache.used)
+    # A row is longer than its cache by what is seen by cross-attention alone.
+    place_B = sum((tokens.segment != 0).sum(1, dtype=jnp.int32) for tokens in batch.values())
+    return DecodingState(cache, sum(last_state(h_RD, tokens) for h_RD, tokens in output.hidden), place_B)
 
 
 def _step(params: dict, state: DecodingState, tokens: Tokens, stream: str, config: Config) -> transformer.Output:

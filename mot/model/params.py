@@ -30,7 +30,7 @@ class Path(NamedTuple):
 
     stack: str  # of layers, main or sparse; "" outside the blocks
     component: str  # one of PARTS; of the final norm it is norm
-    tower: str  # of latents their stream; of embedding and head the component once more
+    tower: str  # of latents, and of a cross-attention, their stream; of embedding and head the component once more
     weight: str
 
 
@@ -40,8 +40,8 @@ def parse(path: str) -> Path:
             return Path(stack, component, tower, weight)
         case ["final_norm", tower, weight]:
             return Path("", "norm", tower, weight)
-        case ["latent", stream, weight]:
-            return Path("", "latent", stream, weight)
+        case ["latent" | "cross" as component, stream, weight]:
+            return Path("", component, stream, weight)
         case [component, weight]:
             return Path("", component, component, weight)
     raise ValueError(f"{path!r} is no path of a parameter")
@@ -56,6 +56,8 @@ def table(config: Config) -> Table:
         layers = config.stacks.count(stack)
         for path, spec in _layer(config, routed=stack == "sparse"):
             rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
+    for name in config.crossed:
+        rows |= {f"cross/{name}/{weight}": spec for weight, spec in _cross(name, config)}
     for tower in _towers(config.towers.norm):
         rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
@@ -97,9 +99,9 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     from    to      which                                       initial std          rate
     finite  wide    embedding, latents' in, queries of a        as at the base       1
                     resampler, time to width, ada
-    wide    wide    q, k, v, o, w1, w2, w3, of experts and of   fan-in ** -0.5       1 / r
-                    a resampler too, in_2, and the hidden layer
-                    of causal routers
+    wide    wide    q, k, v, o, w1, w2, w3, of experts, of a    fan-in ** -0.5       1 / r
+                    resampler and of cross-attention too, in_2,
+                    and the hidden layer of causal routers
     wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
                     too), gate of shared experts                * r ** -0.5
     finite  finite  the MLP of noise levels                     as ever              1
@@ -132,8 +134,8 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
         return spec._replace(std=spec.std * r**-0.5, lr=1 / r)
     _, component, _, weight = parse(path)
     spec = spec._replace(lr=r**-0.5 if by_muon(path, spec, config) else 1 / r)
-    if component == "latent":
-        return spec  # an entry has its own depth, and no multiplier
+    if component in ("latent", "cross"):
+        return spec  # an entry has its own depth, a cross-attention its gates: neither has a multiplier
     if weight == "wq" and o.base_head_size:
         return spec._replace(multiplier=(o.base_head_size / config.model.head_size) ** 0.5)
     if outs == {"embed"} and o.base_layers:
@@ -192,6 +194,17 @@ def _resampler(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     for weight, spec in (*norms, *matrices, *_swiglu(config, D, stream.ffn)):
         yield weight, spec._replace(shape=(e.layers, *spec.shape), axes=("layer", *spec.axes))
     yield "out_norm", _scale(config, D, "embed")
+
+
+def _cross(stream: str, config: Config) -> Iterator[tuple[str, Spec]]:
+    """The cross-attentions by which others see a stream, `[L // n, ...]`, with their FFNs and both gates (Flamingo)."""
+    s = config.streams[stream]
+    D, layers = s.width, config.model.layers // max(s.cross_every, 1)
+    norms = ((f"{name}_norm", _scale(config, D, "embed")) for name in ("seen", "attn", "ffn"))
+    gates = ((f"{name}_gate", Spec((1,), ("gate",), None, 0.0)) for name in ("attn", "ffn"))
+    matrices = ((name, spec) for name, spec in _attention(config, D) if name in QKVO)
+    for weight, spec in (*norms, *gates, *matrices, *_swiglu(config, D, s.ffn)):
+        yield weight, spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
 
 
 WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
@@ -308,6 +321,12 @@ def is_added(path: str) -> bool:
     return parse(path).weight.endswith("_bias")
 
 
+def is_gate(path: str) -> bool:
+    """Is it a cross-attention's gate, whose tanh multiplies what is added?"""
+    _, component, _, weight = parse(path)
+    return component == "cross" and weight.endswith("_gate")
+
+
 def is_causal(path: str) -> bool:
     return parse(path).weight.startswith(f"{CAUSAL}_")
 
@@ -361,7 +380,7 @@ def count(specs: Table) -> int:
     return sum(math.prod(spec.shape) for spec in specs.values())
 
 
-PARTS = ("attn", "ffn", "norm", "embed", "head", "latent")
+PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "cross")
 
 
 def part(path: str) -> str:
@@ -370,11 +389,15 @@ def part(path: str) -> str:
 
 
 def users(path: str, config: Config) -> list[str]:
-    """The streams whose tokens pass through a parameter; embedding and head are of all that have ids."""
+    """The streams whose tokens pass through a parameter; embedding and head are of all that have ids.
+
+    A cross-attention is of the stream that is seen: it is there for it.
+    """
     _, component, tower, _ = parse(path)
     if component in ("attn", "ffn", "norm"):
-        return [s for s, name in config.component(component).towers.items() if name == tower]
-    if component == "latent":
+        mapping = config.component(component).towers
+        return [s for s, name in mapping.items() if name == tower and s not in config.crossed]
+    if component in ("latent", "cross"):
         return [tower]
     return [name for name, stream in config.streams.items() if not stream.latent]
 
@@ -382,4 +405,4 @@ def users(path: str, config: Config) -> list[str]:
 def tower(path: str) -> str:
     """`text` of `blocks/main/ffn/text/w1`; the component of a path outside the towers."""
     parsed = parse(path)
-    return parsed.component if parsed.component == "latent" else parsed.tower
+    return parsed.component if parsed.component in ("latent", "cross") else parsed.tower

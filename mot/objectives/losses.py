@@ -98,7 +98,9 @@ def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
     """How many real tokens of the global batch pass each tower with experts, by `component/tower`."""
     real = {stream: (tokens.segment != 0).sum().astype(jnp.float32) for stream, tokens in batch.items()}
     return {
-        f"{component}/{tower}": sum(real[s] for s in real if config.component(component).towers[s] == tower)
+        f"{component}/{tower}": sum(
+            real[s] for s in real if s not in config.crossed and config.component(component).towers[s] == tower
+        )
         for component in ("attn", "ffn")
         for tower, experts in config.component(component).experts.items()
         if experts.experts
