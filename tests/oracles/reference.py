@@ -106,7 +106,7 @@ def last_unit(row, m):
 
 
 def cross(flat, x, media, seen, stream, number, o):
-    """Every stream's states [T, D] past a gated cross-attention to what each token sees of media [T, D], and its FFN."""
+    """Every stream's states [T, D] past a gated cross-attention to what each token sees of media [T, D], and FFN."""
     w = {path.split("/")[-1]: y[number] for path, y in flat.items() if path.startswith(f"cross/{stream}/")}
     k, v = (jnp.einsum("td,dnh->tnh", rms(media, w["seen_norm"], o["eps"]), w[name]) for name in ("wk", "wv"))
     result = {}
