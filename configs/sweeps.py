@@ -91,6 +91,11 @@ def untying(arg: str = "") -> list[Row]:
     return archs(arg, "dense+mot_ffn+mot_attn_ffn+mot")
 
 
+def towers_by_depth(arg: str = "") -> list[Row]:
+    """Where in depth towers are apart: nowhere, at both ends, between these, and everywhere."""
+    return archs(arg, "dense+mot_ends+mot_middle+mot")
+
+
 def leave_one_out(arg: str = "") -> list[Row]:
     """No stream apart, each apart from all others, and all apart. Of two streams, one apart is all apart: one row."""
     own, rest = _own(arg, config="configs/digits.py", archs="", seeds="3")
@@ -235,7 +240,9 @@ def _roles(own: dict[str, str]) -> dict[str, Row]:
 
 def _namespace(file: str) -> dict[str, Any]:
     """What a configuration's file defines: the user's own, or the one of this name that lies beside this one."""
-    path, shipped = Path(file), Path(__file__).parent / Path(file).name
+    path = Path(file)
+    below = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts[-1:]
+    shipped = Path(__file__).parent.joinpath(*below)
     if not path.is_file() and not shipped.is_file():
         raise ValueError(f"config={file}: there is no such file; name a configuration's, as configs/digits.py")
     return runpy.run_path(str(path if path.is_file() else shipped))

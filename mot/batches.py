@@ -47,9 +47,10 @@ class Tokens:
     unit_seed: jax.Array  # uint32, the same wherever the unit is packed
     span: jax.Array  # group that sees itself both ways; 0 = none
     private: jax.Array  # bool: seen inside its own span alone
-    # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean
+    # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean. Of an id that
+    # learns of a hidden one: with which probability that was hidden; in the host's batch a factor on it
     noise: jax.Array
-    target: jax.Array  # id at position + 1 of the same segment, in whatever stream it lies
+    target: jax.Array  # id at position + 1 of the same segment, in whatever stream it lies; one that is masked: its own
     weight: jax.Array  # float32, of that target's loss, or of a vector's own; 0 = none
     value: jax.Array  # [B, C, P] float32, of a stream of vectors; P is 0 where tokens have ids
 
@@ -121,7 +122,8 @@ def modality_of_ids(ids, config: Config) -> jax.Array:
 
 def modality_of_tokens(tokens: Tokens, stream: str, config: Config) -> jax.Array:
     """`[B, C]`: the index, in `config.modalities`, of the modality of each token of a stream."""
-    if not config.streams[stream].latent:
+    s = config.streams[stream]
+    if not (s.latent or s.masks):  # a hidden id is of no stream's range
         return modality_of_ids(tokens.token, config)
     return jnp.full_like(tokens.token, config.modalities.index(config.streams[stream].modality))
 
@@ -192,6 +194,19 @@ def concatenate(tokens: Sequence[Tokens]) -> Tokens:
 
 def place_in_unit(tokens: Tokens) -> jax.Array:
     """`[B, C]`: how many tokens of the same copy of its unit come before it in the stream."""
+    return jnp.arange(tokens.unit.shape[1])[None] - _first_of_unit(tokens)
+
+
+def total_in_unit(x_BC, tokens: Tokens) -> jax.Array:
+    """`[B, C]`: the sum of x over all tokens of the same copy of each token's unit."""
+    B, C = tokens.unit.shape
+    first_BC = _first_of_unit(tokens)
+    total_BC = jnp.zeros((B, C), x_BC.dtype).at[jnp.arange(B)[:, None], first_BC].add(x_BC)
+    return jnp.take_along_axis(total_BC, first_BC, axis=1)
+
+
+def _first_of_unit(tokens: Tokens) -> jax.Array:
+    """`[B, C]`: the number, in the stream, of the first token of the same copy of each token's unit."""
     B, C = tokens.unit.shape
     n_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
 
@@ -199,7 +214,7 @@ def place_in_unit(tokens: Tokens) -> jax.Array:
         return jnp.pad(x_BC[:, 1:] != x_BC[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
     begins_BC = differs(tokens.unit) | differs(tokens.private) | differs(tokens.segment)
-    return n_BC - jax.lax.cummax(jnp.where(begins_BC, n_BC, 0), axis=1)
+    return jax.lax.cummax(jnp.where(begins_BC, n_BC, 0), axis=1)
 
 
 def check(batch: Batch) -> None:
@@ -225,18 +240,20 @@ def check(batch: Batch) -> None:
     real = segment != 0
     latent = take(latent)
     unit = take(tokens.unit)
+    hides = (take(tokens.noise) > 0) & ~latent
     if (np.diff(real.astype(int), axis=1) > 0).any():
         raise ValueError("padding does not come last")
-    for row, of_vectors, units in zip(segment, latent, unit, strict=True):
-        # A unit trained alone is a segment of its own, amid another.
-        apart = [s for s in np.unique(row[of_vectors]) if of_vectors[row == s].all() and len(set(units[row == s])) == 1]
+    for row, units in zip(segment, unit, strict=True):
+        # Units that see nothing else of their document are a segment of their own, amid another.
+        apart = [s for s in np.unique(row[units > 0]) if (units[row == s] > 0).all()]
         if (np.diff(row[(row != 0) & ~np.isin(row, apart)]) < 0).any():
             raise ValueError("segments do not lie one after another in document order")
     follows = np.zeros_like(real)
     follows[:, :-1] = (segment[:, :-1] == segment[:, 1:]) & real[:, :-1]
-    if (weight[~follows & ~latent] != 0).any():
+    if (weight[~follows & ~latent & ~hides] != 0).any():
         raise ValueError("a token without a successor in its segment has a weight")
-    learns = (weight > 0)[:, :-1] & ~latent[:, :-1]
+    own = hides & (target == token)  # not where the token before a hidden one learns of it (`Masking.shift`)
+    learns = (weight > 0)[:, :-1] & ~latent[:, :-1] & ~own[:, :-1]
     if (learns & latent[:, 1:]).any():
         raise ValueError("a vector is the target of a next-token loss")
     if (weight[latent & (take(tokens.noise) == 0)] != 0).any():
@@ -244,5 +261,5 @@ def check(batch: Batch) -> None:
     if (target[:, :-1] != token[:, 1:])[learns].any():
         raise ValueError("a target is not the id at position + 1")
     span = take(tokens.span)
-    if ((span[:, :-1] == span[:, 1:]) & (span[:, :-1] != 0) & learns).any():
+    if ((span[:, :-1] == span[:, 1:]) & (span[:, :-1] != 0) & learns & ~hides[:, 1:]).any():
         raise ValueError("a next-token target lies inside a bidirectional span, which already sees it")

@@ -59,7 +59,7 @@ def _named(entry: str, config: Config) -> set[str]:
     return {s for s, stream in config.streams.items() if name in (s, stream.modality)}
 
 
-@reads("streams", "towers", "attn", "ffn", "model", "optim")
+@reads("streams", "towers", "attn", "ffn", "model", "objective", "optim")
 def uncovered(config: Config) -> Iterator[str]:
     """A check for `config.build`: every parameter needs a rule, every rule a parameter, and something must train."""
     o = config.optim
@@ -164,7 +164,7 @@ def _by_part(table: params.Table) -> str:
     for path, spec in table.items():
         part = params.part(path)
         name = part if part in ("embed", "head") else f"{part}/{params.tower(path)}"
-        counts[f"latent/{params.parse(path).tower}" if part == "latent" else name] += math.prod(spec.shape)
+        counts[f"{part}/{params.parse(path).tower}" if part in params.BY_STREAM else name] += math.prod(spec.shape)
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
@@ -327,6 +327,7 @@ def make(config: Config) -> "optax.GradientTransformation":
 
     def decayed(path, update, weight):
         lr, decay = table[path].lr, decided[path].decay
+        decay = decay if table[path].decay == 1 else table[path].decay * decay
         update = update if lr == 1 else lr * update
         return update if _is_zero(decay) else update + decay * weight
 

@@ -2,6 +2,7 @@
 
 from mot.config.build import Check, differences, reads, resolve
 from mot.config.schema import (
+    COMPONENTS,
     Component,
     Config,
     ConfigError,
@@ -9,10 +10,13 @@ from mot.config.schema import (
     Diffusion,
     Experts,
     Init,
+    Masking,
     Mesh,
     Model,
     Objective,
     Optim,
+    Prediction,
+    Role,
     Rule,
     Run,
     Sections,
@@ -23,6 +27,7 @@ from mot.config.schema import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "Check",
     "Component",
     "Config",
@@ -31,10 +36,13 @@ __all__ = [
     "Diffusion",
     "Experts",
     "Init",
+    "Masking",
     "Mesh",
     "Model",
     "Objective",
     "Optim",
+    "Prediction",
+    "Role",
     "Rule",
     "Run",
     "Sections",

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from mot.config import depth
 from mot.config.allowed import ABOVE_0, AT_LEAST_0, FRACTION, Allowed, Range, choice, meant, within
 from mot.config.axes import LOGICAL_AXES, MESH_AXES, TOGETHER, names
 from mot.config.objectives import NONE, OBJECTIVES, OF_IDS, OF_VECTORS
@@ -14,7 +15,7 @@ from mot.errors import Fault
 from mot.files import fault_of, is_address
 
 if TYPE_CHECKING:  # it imports this file
-    from mot.config.schema import Experts, Optim, Sections, Stream
+    from mot.config.schema import Experts, Optim, Role, Sections, Stream
 
 
 def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
@@ -25,7 +26,9 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_probes, {"run", "streams"}),
         (_keep_best, {"run", "streams", "attn", "ffn", "data"}),
         (_streams, {"streams"}),
+        (_predictions, {"streams", "optim"}),
         (_towers, {"streams", "towers"}),
+        (_depth, {"towers", "model"}),
         (_stop_gradients, {"streams", "towers"}),
         (_crossed, {"streams", "towers", "model"}),
         (_model, {"model"}),
@@ -36,9 +39,11 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_slices, {"mesh", "data", "optim"}),
         (_rules, {"mesh"}),
         (_objective, {"objective"}),
+        (_contrastive, {"objective", "streams", "data"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
         (_blocks, {"streams", "data"}),
+        (_roles, {"streams", "data"}),
         (_optim, {"optim"}),
         (_steps, {"run", "optim"}),
         (_accumulate, {"data", "optim"}),
@@ -75,6 +80,20 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "drop_rate": FRACTION,
         "loss_centre": AT_LEAST_0,
     },
+    "Masking": {
+        "by": ("unit", "document"),
+        "distribution": {"uniform": "all alike (LLaDA)", "cosine": "mostly high ones (MaskGIT, 2202.04200)"},
+        "least": Range(most=1, above=True, below=True),
+        "most": Range(most=1, above=True),
+        "weighting": {"elbo": "1 / t: a bound of the likelihood (LLaDA)", "even": "1 / the mean of t (MaskGIT, BERT)"},
+        "before_text": Range(most=1),
+        "drop_rate": FRACTION,
+    },
+    "Prediction": dict.fromkeys(("columns", "blocks", "layers", "width", "ffn", "slices"), ABOVE_0)
+    | dict.fromkeys(("least_block", "most_block"), Range(most=1, above=True, below=True))
+    | dict.fromkeys(("least_context", "most_context"), Range(most=1, above=True))
+    | dict.fromkeys(("least_aspect", "most_aspect"), ABOVE_0)
+    | {"targets": ("ema", "own"), "sigreg": FRACTION},
     "Entry": {
         "kind": {
             "linear": "a matrix",
@@ -122,6 +141,9 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
     "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
     "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality")},
+    "Contrastive": dict.fromkeys(("weight", "temperature"), ABOVE_0)
+    | dict.fromkeys(("width", "pairs"), AT_LEAST_0)
+    | {"kind": ("", "infonce", "sigmoid")},
     "Data": {
         "batch": ABOVE_0,
         "seed": AT_LEAST_0,
@@ -132,11 +154,12 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "timeout": Range(most=10**6, above=True),
         "max_skipped": AT_LEAST_0,
     },
+    "Role": {"place": ("", "first", "last", "only", "middle")},
     "Optim": dict.fromkeys(("lr", "eps", "clip", "accumulate", "patience"), ABOVE_0)
     | dict.fromkeys(("end_lr", "warmup", "decay_steps", "skip_above"), AT_LEAST_0)
     | dict.fromkeys(("base_width", "base_head_size", "base_layers"), AT_LEAST_0)
     | dict.fromkeys(("beta1", "beta2", "ema", "momentum"), FRACTION)
-    | {"name": ("adamw", "muon"), "transfer": ("", "mup")}
+    | {"name": ("adamw", "muon"), "transfer": ("", "mup"), "ema_end": Range(most=1)}
     | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")},
     "Rule": dict.fromkeys(("lr", "decay"), AT_LEAST_0),
 }
@@ -180,6 +203,7 @@ def _keep_best(c: "Sections") -> Iterator[Fault]:
     losses = ["loss", *(f"loss/{m}{source}" for m in c.modalities for source in ("", *sources))]
     losses += [] if c.causal else [f"causal_{loss}" for loss in losses]
     losses += [f"bits_per_byte{source}" for source in sources if "text" in c.modalities]
+    losses += ["loss/contrastive"] if c.objective and c.objective.contrastive.kind else []
     yield from choice("run", c.run, "keep_best", "", *losses)
 
 
@@ -217,6 +241,31 @@ def _ids(path: str, s: "Stream") -> Iterator[Fault]:
             f"{s.objective!r}, but its tokens are {s.ids} ids ({path}.latent = 0); allowed: {', '.join(OF_IDS)}; write "
             "one, or make it a stream of vectors: latent=P, ids=0, first_id=0",
         )
+    if s.masks:
+        yield from _masking(path, s)
+
+
+def _masking(path: str, s: "Stream") -> Iterator[Fault]:
+    m = s.masking
+    yield from within(f"{path}.masking", m, VALUES["Masking"])
+    if 0 < m.most < m.least:
+        yield Fault(f"{path}.masking.least", f"{m.least} is above {path}.masking.most = {m.most}; lower it")
+    if m.by == "unit" and s.modality == "text":
+        yield Fault(
+            f"{path}.masking.by",
+            "'unit', but text has no units, as images and clips are; write 'document', with data.blocks='document'",
+        )
+    if m.by == "unit" and m.shift:
+        yield Fault(
+            f"{path}.masking.shift",
+            f"True, but {path}.masking.by is 'unit'; before its first id stands another stream's; write by='document', "
+            "or False",
+        )
+    if m.by == "document" and (m.before_text or m.drop_rate):
+        yield Fault(
+            f"{path}.masking.before_text, drop_rate",
+            f"{m.before_text}, {m.drop_rate}, but {path}.masking.by is 'document', which has no units; write 0.0, 0.0",
+        )
 
 
 def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
@@ -253,6 +302,31 @@ def _entry(path: str, s: "Stream") -> Iterator[Fault]:
         )
 
 
+def _predictions(c: "Sections") -> Iterator[Fault]:
+    """What a prediction of hidden parts' states needs, so that these do not become all alike."""
+    for name, stream in c.streams.items():
+        if not stream.predicts:
+            continue
+        path, p = f"streams.{name}.prediction", stream.prediction
+        yield from within(path, p, VALUES["Prediction"])
+        for key in ("block", "aspect", "context"):
+            least, most = getattr(p, f"least_{key}"), getattr(p, f"most_{key}")
+            if least > most:
+                yield Fault(f"{path}.least_{key}", f"{least}, above {path}.most_{key} = {most}; exchange them")
+        if p.targets == "ema" and not c.optim.ema:
+            yield Fault(
+                "optim.ema",
+                f"0.0, but {path}.targets is 'ema': there is no average whose states could be predicted; write 0.996, "
+                "or targets='own' with sigreg",
+            )
+        if p.targets == "own" and not p.sigreg:
+            yield Fault(
+                f"{path}.sigreg",
+                "0.0 with targets 'own': states that are all alike would predict themselves, and nothing keeps them "
+                "apart; write 0.05, or targets='ema'",
+            )
+
+
 def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
     """What two streams must have alike, or apart."""
     first, second = streams[a], streams[b]
@@ -270,8 +344,7 @@ def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
             f"{second.loss_weight}, but streams.{a}'s is {first.loss_weight} and both are of modality "
             f"{first.modality}, which has one weight; set both alike",
         )
-    both_learn = NONE not in (first.objective, second.objective)
-    if one_modality and both_learn and bool(first.latent) != bool(second.latent):
+    if one_modality and _do_not_add_up(first, second):
         yield Fault(
             f"streams.{b}.modality",
             f"{second.modality!r}, also that of streams.{a}; losses of ids and of vectors do not add up; name another, "
@@ -295,61 +368,110 @@ def _towers(c: "Sections") -> Iterator[Fault]:
             f"{', '.join(streams)} are all of vectors; documents begin and end with ids; add a stream of text",
         )
     for component in ("attn", "ffn", "norm"):
-        towers = c.component(component).towers
+        written = c.component(component).written
         path = f"towers.{component}"
-        for stream in [stream for stream in towers if stream not in streams]:
+        for stream in [stream for stream in written if stream not in streams]:
             yield Fault(
                 f"{path}.{stream}",
-                f"{towers[stream]!r}; no such stream; allowed: {', '.join(streams)}; remove the key",
+                f"{written[stream]!r}; no such stream; allowed: {', '.join(streams)}; remove the key",
             )
-        for stream in [stream for stream in streams if stream not in towers]:
+        for stream in [stream for stream in streams if stream not in written]:
             yield Fault(
                 f"{path}.{stream}", "missing; every stream needs a tower; add it (a stream's own name gives it its own)"
             )
-        for stream in [stream for stream in towers if stream in streams]:
-            yield from _tower(component, stream, c)
+        faults = [fault for stream in written if stream in streams for fault in _ranges(component, stream, c)]
+        yield from faults
+        if not faults:
+            yield from _maps(component, c)
 
 
-def _tower(component: str, stream: str, c: "Sections") -> Iterator[Fault]:
-    """The faults of a stream's tower: its name, and what those that share it must have alike."""
+def _ranges(component: str, stream: str, c: "Sections") -> Iterator[Fault]:
+    """The faults of a stream's towers by themselves: ranges that do not follow each other, and names of no stream."""
     key = f"towers.{component}.{stream}"
-    towers = c.component(component).towers
-    tower = towers[stream]
-    if tower not in c.streams:
-        yield Fault(key, f"{tower!r}; a tower is named by a stream: {', '.join(c.streams)}; choose one")
+    written = c.component(component).written[stream]
+    ranges = depth.ranges(written)
+    if ranges is None:
+        yield Fault(
+            key,
+            f"{written!r} is neither a tower's name nor ranges of layers; allowed: as '0:4 {stream}, 4:24 "
+            f"{next(iter(c.streams))}', layers from 0 and the end of a range outside; mend it",
+        )
         return
+    for tower in [tower for tower in depth.towers(written) if tower not in c.streams]:
+        yield Fault(key, f"{tower!r}; a tower is named by a stream: {', '.join(c.streams)}; choose one")
+    expected = 0
+    for first, end, _ in ranges:
+        if first != expected:
+            what = "layers in two ranges" if first < expected else "layers in no range"
+            between = f"{min(first, expected)}:{max(first, expected)}"
+            yield Fault(key, f"{written!r} has {what}, {between}; each begins where the one before ends; mend it")
+        if first >= end:
+            yield Fault(key, f"{written!r} has a range without a layer, {first}:{end}; mend it, or leave it out")
+        expected = max(first, end)
+
+
+def _depth(c: "Sections") -> Iterator[Fault]:
+    """Ranges of layers end where the model does."""
+    for component in ("attn", "ffn", "norm"):
+        for stream, written in c.component(component).written.items():
+            if (ranges := depth.ranges(written)) and ranges[-1].end != c.model.layers:
+                beyond = "go past the depth" if ranges[-1].end > c.model.layers else "leave layers out"
+                yield Fault(
+                    f"towers.{component}.{stream}",
+                    f"{written!r}; its ranges {beyond}: they end at layer {ranges[-1].end}, and model.layers is "
+                    f"{c.model.layers}; end them there",
+                )
+
+
+def _maps(component: str, c: "Sections") -> Iterator[Fault]:
+    """The faults of all streams' towers in each layer from which on they are others."""
+    told = set()
+    for layers, served in depth.parts(c.component(component).written).items():
+        where = layers and f" in layers {layers}"
+        towers = {stream: tower for stream, tower in served.items() if stream in c.streams}
+        for stream in towers:
+            if stream not in told and (found := [*_tower(component, stream, towers, where, c)]):
+                told.add(stream)
+                yield from found
+
+
+def _tower(component: str, stream: str, towers: Mapping[str, str], where: str, c: "Sections") -> Iterator[Fault]:
+    """The faults of a stream's tower in a layer: its name, and what those that share it must have alike."""
+    key = f"towers.{component}.{stream}"
+    tower = towers[stream]
     first = next(name for name in c.streams if towers.get(name) == tower)
     one, other = c.streams[stream], c.streams[tower]
     if first != tower:
         yield Fault(
             key,
-            f"{tower!r}; a tower is named by the first stream that maps to it, here {first!r}; write {first!r}",
+            f"{tower!r}; a tower is named by the first stream that maps to it, here {first!r}{where}; write {first!r}",
         )
     elif component == "ffn" and _are_unlike(one.ffn, other.ffn):
         yield Fault(
             f"streams.{stream}.ffn",
-            f"{one.ffn}, but it shares its FFN tower with {tower}, whose ffn is {other.ffn}; set both alike or untie "
-            f"{key}",
+            f"{one.ffn}, but it shares its FFN tower with {tower}{where}, whose ffn is {other.ffn}; set both alike or "
+            f"untie {key}",
         )
     # That all streams of ids have one width is said elsewhere.
     elif (one.latent or other.latent) and _are_unlike(one.width, other.width):
         yield Fault(
             f"streams.{stream}.width",
-            f"{one.width}, but it shares its {component} tower with {tower}, whose width is {other.width}; set both "
-            f"alike or untie {key}",
+            f"{one.width}, but it shares its {component} tower with {tower}{where}, whose width is {other.width}; set "
+            f"both alike or untie {key}",
         )
 
 
 def _stop_gradients(c: "Sections") -> Iterator[Fault]:
-    attn = c.towers.attn
+    every = [*depth.parts(c.towers.attn).values()]
     for i, pair in enumerate(c.towers.stop_gradients):
         path = f"towers.stop_gradients[{i}]"
         for key in ("queries", "keys"):
             yield from choice(path, pair, key, *c.streams)
-        if pair.queries in attn and attn[pair.queries] == attn.get(pair.keys):
+        attn = next((m for m in every if pair.queries in m and m[pair.queries] == m.get(pair.keys)), None)
+        if attn:
             yield Fault(
                 path,
-                f"{pair.queries} and {pair.keys} share the attention tower {attn[pair.keys]!r}, which the loss of "
+                f"{pair.queries} and {pair.keys} share the attention tower {attn[pair.queries]!r}, which the loss of "
                 f"{pair.queries} trains as it is; untie towers.attn.{pair.queries}, or remove the wall",
             )
 
@@ -376,7 +498,7 @@ def _crossed(c: "Sections") -> Iterator[Fault]:
                     f"{s.width}, but streams.{other}.width is {c.streams[other].width}; who sees by cross-attention "
                     "has the width of what is seen; set both alike",
                 )
-        own = [x for x in ("attn", "ffn", "norm") if c.component(x).towers.get(name) == name]
+        own = [x for x in ("attn", "ffn", "norm") if name in depth.towers(c.component(x).written.get(name, ""))]
         if own:
             yield Fault(
                 ", ".join(f"towers.{component}.{name}" for component in own),
@@ -406,7 +528,7 @@ def _model(c: "Sections") -> Iterator[Fault]:
 def _experts(c: "Sections") -> Iterator[Fault]:
     for component in ("attn", "ffn"):
         experts = c.component(component).experts
-        towers = dict.fromkeys(c.component(component).towers.values())
+        towers = c.component(component).towers
         for tower in [tower for tower in experts if tower not in towers]:
             yield Fault(
                 f"{component}.{tower}",
@@ -564,6 +686,57 @@ def _objective(c: "Sections") -> Iterator[Fault]:
     yield from within("objective", c.objective, VALUES["Objective"])
 
 
+POOLS = ("mean", "last")  # of a part's states; beside these, a token's id
+
+
+def _contrastive(c: "Sections") -> Iterator[Fault]:
+    """What is paired must be there, be able to be told apart, and have negatives."""
+    term = c.objective.contrastive
+    path = "objective.contrastive"
+    yield from within(path, term, VALUES["Contrastive"])
+    if not term.kind:
+        return
+    streams, pools = names(term.streams), names(term.pool)
+    for name in [name for name in streams if name not in c.streams]:
+        remedy = meant(name, c.streams) or "choose one"
+        yield Fault(f"{path}.streams", f"{name!r}: no such stream; allowed: {', '.join(c.streams)}; {remedy}")
+    if not 1 <= len(set(streams)) == len(streams) <= 2:
+        yield Fault(
+            f"{path}.streams",
+            f"{term.streams!r}; must be two streams with a comma between, or one that passes twice; name them",
+        )
+    if len(pools) not in (1, len(streams)):
+        yield Fault(
+            f"{path}.pool", f"{term.pool!r} for {len(streams)} streams; write one for all, or one for each of them"
+        )
+    for name, pool in term.pools.items():
+        if name in c.streams and pool not in POOLS:
+            yield from _pool(f"{path}.pool", name, pool, c.streams[name])
+    known = [c.streams[name] for name in streams if name in c.streams]
+    if not term.width and len({s.width for s in known}) > 1:
+        yield Fault(
+            f"{path}.width",
+            f"0, but the streams are {' and '.join(str(s.width) for s in known)} wide; states of other widths compare "
+            "in no common space; write the features of one",
+        )
+    if term.skip_equal and known and all(s.latent for s in known):
+        yield Fault(f"{path}.skip_equal", "True, but both streams are of vectors; ids alone are compared; write False")
+    if c.data.batch * max(term.pairs, 1) == 1 and term.pairs == 1:
+        yield Fault(
+            f"{path}.pairs",
+            "1, and data.batch is 1: a batch of one pair has no negatives; raise either, to many",
+        )
+
+
+def _pool(path: str, name: str, pool: str, s: "Stream") -> Iterator[Fault]:
+    """The fault of a pool that is neither of POOLS nor the id of a token that the stream may hold."""
+    allowed = ", ".join(POOLS)
+    if not s.latent:
+        allowed += f", or an id of {name}, {s.first_id} to {s.first_id + s.ids - 1}"
+    if s.latent or not pool.isdecimal() or not s.first_id <= int(pool) < s.first_id + s.ids:
+        yield Fault(path, f"{pool!r}: no such pool of {name}; allowed: {allowed}; choose one")
+
+
 def _mesh(c: "Sections") -> Iterator[Fault]:
     m = c.mesh
     yield from within("mesh", m, VALUES["Mesh"])
@@ -676,6 +849,70 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
             )
+        if s.masks == "document" and c.data.blocks != "document":
+            yield Fault(
+                "data.blocks",
+                f"{c.data.blocks!r}, but streams.{name}.masking.by is 'document': what is hidden is predicted from "
+                "both sides; write 'document'",
+            )
+    of_one = [pair for pair in itertools.combinations(c.streams, 2) if _show_one_unit(*(c.streams[s] for s in pair))]
+    for a, b in of_one if c.data.blocks == "document" else ():
+        yield Fault(
+            "data.blocks",
+            f"'document', but streams.{a} and {b} hold one unit in two forms; all tokens would see both, and what is "
+            "learnt of one is read off the other; write 'units' or 'prefix'",
+        )
+
+
+def _do_not_add_up(a: "Stream", b: "Stream") -> bool:
+    return NONE not in (a.objective, b.objective) and bool(a.latent) != bool(b.latent)
+
+
+def _show_one_unit(a: "Stream", b: "Stream") -> bool:
+    return a.modality == b.modality and a.holds != b.holds and (a.objective, b.objective) != (NONE, NONE)
+
+
+def _roles(c: "Sections") -> Iterator[Fault]:
+    """What rules of appearance need, and that each stream of a representation which another holds is named by one."""
+    named = set()
+    for i, role in enumerate(c.data.roles):
+        path = f"data.roles[{i}]"
+        yield from within(path, role, VALUES["Role"])
+        yield from choice(path, role, "source", "", *c.data.sources)
+        yield from _role(path, role, c)
+        named |= {name for name, _ in role.named}
+    by_holds: dict[str, str] = {}
+    for name, s in c.streams.items():
+        first = by_holds.setdefault(s.holds, name)
+        if first != name and not {first, name} & named and not _do_not_add_up(s, c.streams[first]):
+            yield Fault(
+                f"streams.{name}.representation",
+                f"{s.holds!r}, also that of streams.{first}, and nothing says which of them a unit appears in; name "
+                "another representation, or the streams in data.roles",
+            )
+
+
+def _role(path: str, role: "Role", c: "Sections") -> Iterator[Fault]:
+    """The faults of one rule's streams."""
+    key = f"{path}.streams"
+    media = [name for name, s in c.streams.items() if s.modality != "text"]
+    for part in role.streams.split(","):
+        name, colon, how = part.strip().partition(":")
+        if name not in media or (colon and how != "input"):
+            remedy = meant(name, media) if name not in media else f"write {name}:input, or {name}"
+            yield Fault(key, f"{part!r}; allowed: {', '.join(media)}, or one of them and :input; {remedy or 'choose'}")
+            return
+    names_ = [name for name, _ in role.named]
+    if len({c.streams[name].modality for name in names_}) > 1 or len(set(names_)) < len(names_):
+        yield Fault(key, f"{role.streams!r}; must be of one modality, and none twice; write a rule for each modality")
+        return
+    learns = [not is_input and c.streams[name].objective != NONE for name, is_input in role.named]
+    if learns != sorted(learns, reverse=True):
+        late = names_[max(i for i, one in enumerate(learns) if one)]
+        yield Fault(
+            key,
+            f"{role.streams!r}; {late} would see its answer, the input before it; write what learns first",
+        )
 
 
 LONGEST_IN_BFLOAT16 = 0.99  # numbers are up to 2^-7 apart: smaller steps would be lost
@@ -693,6 +930,8 @@ def _optim(c: "Sections") -> Iterator[Fault]:
                 f"'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
                 f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}",
             )
+    if 0 < o.ema_end <= 1 and not 0 < o.ema <= o.ema_end:
+        yield Fault("optim.ema_end", f"{o.ema_end}, and optim.ema is {o.ema}; it rises from above 0; write 0.0, or 1.0")
     if 0 < o.skip_above <= 1:
         yield Fault(
             "optim.skip_above",

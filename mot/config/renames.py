@@ -16,7 +16,7 @@ RENAMED = {
     "data.most_left_out": "max_skipped",
 }
 
-# Keys that came later, `*` for any one part, and what a run without them did.
+# Keys that came later, and what a run without them did; `*` for any one part.
 ADDED = {
     "run.flops": 0.0,
     "run.save_minutes": 0.0,
@@ -45,6 +45,46 @@ ADDED = {
     "optim.base_width": 0,
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
+    "streams.*.representation": "",
+    "data.roles": (),
+    "objective.contrastive": {
+        "kind": "",
+        "weight": 1.0,
+        "streams": "text,image",
+        "pool": "mean",
+        "width": 256,
+        "pairs": 0,
+        "temperature": 0.07,
+        "bias": -10.0,
+        "skip_equal": False,
+    },
+    "optim.ema_end": 0.0,
+    "streams.*.prediction": {
+        "targets": "ema",
+        "sigreg": 0.0,
+        "slices": 256,
+        "columns": 1,
+        "blocks": 4,
+        "least_block": 0.15,
+        "most_block": 0.2,
+        "least_aspect": 0.75,
+        "most_aspect": 1.5,
+        "least_context": 0.85,
+        "most_context": 1.0,
+        "layers": 2,
+        "width": 64,
+        "ffn": 176,
+    },
+    "streams.*.masking": dict(
+        by="unit",
+        distribution="uniform",
+        least=1e-3,
+        most=1.0,
+        weighting="elbo",
+        shift=False,
+        before_text=0.0,
+        drop_rate=0.0,
+    ),
 }
 
 
@@ -70,6 +110,6 @@ def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
         result.setdefault(now.rpartition(".")[2] or name, value)
     for key, value in ADDED.items():
         section, _, name = key.rpartition(".")
-        if path.count(".") == section.count(".") and fnmatch.fnmatchcase(path, section):
+        if section.count(".") == path.count(".") and fnmatch.fnmatchcase(path, section):
             result.setdefault(name, value)
     return result, told

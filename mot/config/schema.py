@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mot.config import checks
+from mot.config import checks, depth
+from mot.config.axes import names
+from mot.config.objectives import NONE, OBJECTIVES
 from mot.config.routers import ROUTERS
 from mot.errors import Fault, UserError
 
@@ -26,12 +28,51 @@ class Diffusion:
     """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
     time: str  # how the noise level t enters: added to the inputs, or as scales and shifts of the norms
-    copies: str  # noised: later tokens see the noised unit (Transfusion). both: they see a clean copy of it alone
+    copies: str  # noised: later tokens see the noised unit (Transfusion), or what latent leaves of it. both: they see
+    # a clean copy of it alone
     time_distribution: str  # the distribution of t in training
     shift: float  # moves t towards noise, for large units; 1 = not at all
     max_noise: float  # the highest t of a unit after which its document goes on with text
     drop_rate: float  # the fraction of units trained without what comes before them, which guidance needs
     loss_centre: float  # c: the loss is multiplied by c / its running mean; 0 = not at all
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which ids of a stream are hidden from the model, which predicts them (`objectives/masked.py`).
+
+    Each is hidden with probability t, its ratio; a hidden id is the configuration's `mask_id` to the model.
+    """
+
+    by: str  # what has a ratio of its own: a unit, which sees itself both ways; a document (data.blocks=document)
+    distribution: str  # how ratios are drawn from least to most
+    least: float  # the lowest ratio; that of most = one ratio for all
+    most: float  # the highest ratio
+    weighting: str  # the weight of a hidden id's loss
+    shift: bool  # the token before it predicts a hidden id (LLM2Vec's MNTP), and not its own place; of documents alone
+    before_text: float  # factor on t of a unit after which its document goes on with text; 0 = nothing of it is hidden
+    drop_rate: float  # the fraction of units trained without what comes before them, which guidance needs
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How a stream with objective latent hides parts of a unit and predicts their states (`objectives/latent.py`)."""
+
+    targets: str  # whose states are predicted. ema: those of optim.ema's average, layer-normed, without a gradient
+    # (I-JEPA). own: the model's own, with theirs, which sigreg keeps from collapsing (LeJEPA)
+    sigreg: float  # lambda: the loss is 1 - lambda times the prediction's and lambda times SIGReg of the states
+    slices: int  # the random directions along which SIGReg looks
+    columns: int  # tokens of a row of a unit, which lie row by row; 1 = a sequence
+    blocks: int  # how many blocks of a unit are hidden and predicted
+    least_block: float  # the least share of a unit in a block,
+    most_block: float  # and the greatest
+    least_aspect: float  # the least ratio of a block's height to its width,
+    most_aspect: float  # and the greatest
+    least_context: float  # the least share of a unit in the square that is seen, but for what is hidden of it,
+    most_context: float  # and the greatest
+    layers: int  # of the predictor
+    width: int  # of the predictor's residual
+    ffn: int  # the hidden size of the predictor's FFN
 
 
 @dataclass(frozen=True)
@@ -59,13 +100,45 @@ class Stream:
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
+    masking: Masking  # of ids whose objective is masked; others ignore it
+    prediction: Prediction  # of latents whose objective is latent; others ignore it
     entry: Entry  # how its vectors enter; ids ignore it
     cross_every: int  # 0 = its tokens are part of the joint attention. n: they are not; before every n-th layer the
     # tokens after a unit see it by a cross-attention whose gates begin at 0 (Flamingo)
+    representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
+    # modality's name
+
+    @property
+    def holds(self) -> str:
+        """The representation of a unit that its tokens are."""
+        return self.representation or self.modality
 
     @property
     def diffuses(self) -> bool:
-        return bool(self.latent) and self.objective != "none"
+        """Are its vectors noised?"""
+        return bool(self.latent) and self.objective in OBJECTIVES and OBJECTIVES[self.objective].denoises
+
+    @property
+    def predicts(self) -> bool:
+        """Are parts of its units hidden, and their states predicted?"""
+        return bool(self.latent) and self.objective == "latent"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Can a model make its tokens: ids, or vectors from noise?"""
+        return self.diffuses or not (self.latent or self.objective == NONE)
+
+    @property
+    def masks(self) -> str:
+        """By what its ids are hidden, unit or document; "" where they are not."""
+        return self.masking.by if self.objective == "masked" else ""
+
+    @property
+    def drop_rate(self) -> float:
+        """The fraction of its units that are trained without what comes before them."""
+        if self.diffuses:
+            return self.diffusion.drop_rate
+        return self.masking.drop_rate if self.masks else 0.0
 
     @property
     def features(self) -> int:
@@ -75,16 +148,19 @@ class Stream:
     @property
     def copies(self) -> int:
         """How often a row holds each of its tokens."""
-        return 2 if self.diffuses and self.diffusion.copies == "both" else 1
+        return 2 if self.latent and self.objective != NONE and self.diffusion.copies == "both" else 1
 
 
 @dataclass(frozen=True)
 class Towers:
-    """Which tower (parameter set) serves each stream, by component; a tower is named by its first stream."""
+    """Which tower (parameter set) serves each stream, by component; a tower is named by its first stream.
+
+    A name serves every layer; `0:4 image, 4:20 text, 20:24 image` names towers by ranges of layers (`depth.py`).
+    """
 
     attn: dict[str, str]  # stream -> the tower of its QKV and O
     ffn: dict[str, str]  # stream -> the tower of its FFN
-    norm: dict[str, str]  # stream -> the tower of its norms
+    norm: dict[str, str]  # stream -> the tower of its norms; the final norm follows the last layer's
     stop_gradients: tuple["StopGradient", ...]  # pairs of streams: the loss of the first does not train keys and values
     # of the second
 
@@ -183,12 +259,36 @@ class Init:
 
 
 @dataclass(frozen=True)
+class Contrastive:
+    """Which parts of a document belong together, among all those of a batch (`objectives/contrastive.py`)."""
+
+    kind: str  # infonce: a softmax over the batch, both ways (CLIP); sigmoid: each pair by itself (SigLIP); "" = none
+    weight: float  # its loss, a mean over pairs, is multiplied by it and added to that of the tokens
+    streams: str  # two, with a comma between: a document's parts in both are a pair, and do not see each other; one:
+    # its part in two passes with other dropout (SimCSE)
+    pool: str  # what stands for a part: the mean of its states, the last, or that of the token of a written id; two,
+    # with a comma between, where the streams differ in it
+    width: int  # features of the space in which they are compared; 0 = the pooled states as they are
+    pairs: int  # the most in a row, what is beyond is left out and counted; 0 = one for 8 tokens of the smaller budget
+    temperature: float  # the first: it is learnt, but where a rule freezes contrast/scale
+    bias: float  # the first, of sigmoid alone: it is learnt likewise
+    skip_equal: bool  # documents with the same ids in one of the streams are no negatives of each other
+
+    @property
+    def pools(self) -> dict[str, str]:
+        """What stands for a part, by stream; empty without a term."""
+        streams, given = names(self.streams), names(self.pool)
+        return dict(zip(streams, given * len(streams), strict=False)) if self.kind else {}
+
+
+@dataclass(frozen=True)
 class Objective:
     """The loss of a batch, over what all its tokens weigh (`objectives/losses.py`)."""
 
     z_loss: float  # weight of the z-loss, log(sum exp)^2 of the logits
     per: str  # what a loss is divided by: the weight of all tokens (Chameleon), or of its modality's (Transfusion)
     chunk: int  # tokens of a row whose logits exist at once
+    contrastive: Contrastive  # a term beside that of the tokens
 
 
 @dataclass(frozen=True)
@@ -197,6 +297,22 @@ class Stage:
 
     step: int  # the first step whose documents are taken with these shares
     shares: dict[str, float]  # of the sources, as data.shares
+
+
+@dataclass(frozen=True)
+class Role:
+    """Which streams hold a unit (an image, a clip) that has these representations and lies so in its document."""
+
+    streams: str  # names with commas between, in document order; `NAME:input` is clean and without a loss there
+    place: str  # first: nothing but its own modality comes before it; last: nothing else after it; only: neither;
+    # middle: both; "" = anywhere
+    source: str  # of data.sources; "" = of all
+
+    @property
+    def named(self) -> tuple[tuple[str, bool], ...]:
+        """The streams, in document order, and whether the unit is an input there."""
+        parts = [part.strip().partition(":") for part in self.streams.split(",")]
+        return tuple((name, is_input == "input") for name, _, is_input in parts)
 
 
 @dataclass(frozen=True)
@@ -219,6 +335,10 @@ class Data:
     workers: int  # processes that read and pack; 0 = a thread
     timeout: float  # seconds that a batch may take to arrive
     max_skipped: int  # how many documents may be unreadable, or fit no row, before the run stops
+    roles: tuple[
+        Role, ...
+    ]  # where units have several representations; the first that matches counts, else each appears
+    # once, what learns before what is read
 
 
 @dataclass(frozen=True)
@@ -254,6 +374,7 @@ class Optim:
     clip: float  # the greatest global norm of the gradient; longer ones are scaled down to it
     accumulate: int  # microbatches in a step
     ema: float  # decay of a moving average of the parameters, which is then evaluated and sampled; 0 = none
+    ema_end: float  # to which that decay rises, step by step, by run.steps (I-JEPA: 1); 0 = it stays as it is
     skip_above: float  # also skips a step whose gradient is so many times longer than the median of the last 128 that
     # were applied; 0 = only what is not finite
     patience: int  # how many steps in a row may be skipped before the run ends
@@ -292,8 +413,20 @@ class Run:
 class Component(NamedTuple):
     """Attention, FFNs or norms: which tower serves each stream, and what experts each tower has."""
 
-    towers: dict[str, str]  # stream -> tower
+    written: dict[str, str]  # stream -> its tower, or its towers by ranges of layers
     experts: dict[str, Experts]  # tower -> its experts; norms have none
+
+    def at(self, layer: int) -> dict[str, str]:
+        """Which tower serves each stream in a layer."""
+        return {stream: depth.tower(written, layer) for stream, written in self.written.items()}
+
+    @property
+    def towers(self) -> list[str]:
+        """All towers, in the order in which streams name them."""
+        return list(dict.fromkeys(tower for written in self.written.values() for tower in depth.towers(written)))
+
+
+COMPONENTS = ("attn", "ffn", "norm")  # of a layer
 
 
 @dataclass(frozen=True)
@@ -326,17 +459,42 @@ class Sections:
         return all(experts.causal for experts in (*self.attn.values(), *self.ffn.values()))
 
     @property
-    def stacks(self) -> tuple[str, ...]:
-        """Which stack each layer belongs to: `main`, or `sparse` where towers have experts."""
+    def sparse(self) -> tuple[bool, ...]:
+        """Of each layer, whether it is one in which towers have their experts."""
         m = self.model
         if not any(e.experts for e in (*self.attn.values(), *self.ffn.values())):
-            return ("main",) * m.layers
+            return (False,) * m.layers
+        after_dense = (layer - m.dense_layers for layer in range(m.layers))
+        return tuple(n >= 0 and (n + 1) % max(m.sparse_every, 1) == 0 for n in after_dense)
 
-        def stack(layer: int) -> str:
-            after_dense = layer - m.dense_layers
-            return "sparse" if after_dense >= 0 and (after_dense + 1) % max(m.sparse_every, 1) == 0 else "main"
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Which stack each layer belongs to: `main`, or `sparse` where towers have experts.
 
-        return tuple(stack(layer) for layer in range(m.layers))
+        Layers whose maps are not the first layer's have stacks of their own, `main_4` or `sparse_4`, by the number of
+        the first layer with these maps.
+        """
+        return depth.stacks(tuple(tuple(self.component(c).written.values()) for c in COMPONENTS), self.sparse)
+
+    def towers_in(self, stack: str) -> dict[str, dict[str, str]]:
+        """Which tower serves each stream in the layers of a stack, by component."""
+        layer = self.stacks.index(stack)
+        return {component: self.component(component).at(layer) for component in COMPONENTS}
+
+    @property
+    def last_norms(self) -> dict[str, str]:
+        """Which tower serves each stream in the last layer's norms and in the final norm."""
+        return self.component("norm").at(self.model.layers - 1)
+
+    @property
+    def masks(self) -> bool:
+        """Are ids of some stream hidden?"""
+        return any(s.masks for s in self.streams.values())
+
+    @property
+    def mask_id(self) -> int:
+        """The id that stands for a hidden one: the first after those of all streams, where any is masked."""
+        return max((s.first_id + s.ids for s in self.streams.values() if not s.latent), default=0)
 
     @property
     def crossed(self) -> tuple[str, ...]:
@@ -345,7 +503,8 @@ class Sections:
 
     @property
     def vocab(self) -> int:
-        return max((s.first_id + s.ids for s in self.streams.values() if not s.latent), default=0)
+        """V, the number of ids: those of all streams, and `mask_id` where any is masked."""
+        return self.mask_id + self.masks
 
     @property
     def length(self) -> int:

@@ -19,11 +19,11 @@ def of(config: Config) -> Folds:
 
 
 def unit_faults(config: Config, tokens: Mapping[str, int]) -> Iterator[str]:
-    """What units of the data need of the configuration; `tokens` are a unit's by modality, 0 where they differ."""
+    """What units of the data need of the configuration. `tokens` a unit has by representation, 0 where they differ."""
     for name, stream in config.streams.items():
         e = stream.entry
-        n = tokens.get(stream.modality, 0)
-        if not stream.latent or stream.modality not in tokens or (e.fold == 1 and not e.queries):
+        n = tokens.get(stream.holds, 0)
+        if not stream.latent or stream.holds not in tokens or (e.fold == 1 and not e.queries):
             continue
         wanted = e.fold * (e.queries or 1)
         if (e.queries and n != wanted) or not n or n % wanted:
@@ -31,7 +31,7 @@ def unit_faults(config: Config, tokens: Mapping[str, int]) -> Iterator[str]:
             asks = f"fold * queries = {e.fold} * {e.queries} = {wanted}" if e.queries else f"a multiple of {wanted}"
             yield (
                 f"streams.{name}.entry.fold{', queries' * bool(e.queries)}: the data has {found} in a unit of "
-                f"{stream.modality}; it must have {asks}; change them, or prepare units of one length"
+                f"{stream.holds}; it must have {asks}; change them, or prepare units of one length"
             )
 
 

@@ -38,6 +38,8 @@ def why_none(stream: str, config: Config) -> str:
     s = config.streams[stream]
     if s.diffuses:
         return f"{s.modality} is diffused ({s.objective}), and has no likelihood"
+    if s.masks:
+        return f"{s.modality} is masked, and has a bound of its likelihood alone (bits)"
     if s.latent or s.objective == "none":
         return f"{s.modality} is read by this run and never predicted, and has no likelihood"
     return ""
@@ -69,7 +71,7 @@ def make(params: dict, config: Config) -> Score:
 
     def score(documents: Sequence[Document]) -> np.ndarray:
         total = np.zeros(len(documents))
-        for batch in _batches(documents, config):
+        for batch in batched(documents, config):
             found_BT, number_BT = jax.device_get(nats(params, batch))
             np.add.at(total, number_BT, found_BT.astype(np.float64))  # padding adds 0 to the first
         if not np.isfinite(total).all():
@@ -100,7 +102,7 @@ def _nats(params: dict, batch: Batch, config: Config) -> tuple[jax.Array, jax.Ar
     return nats_BT, tokens.doc_id
 
 
-def _batches(documents: Sequence[Document], config: Config):
+def batched(documents: Sequence[Document], config: Config):
     """Batches of one shape with all documents, each of which carries its number as `doc_id`."""
     tokens = np.stack([lengths(d, config) for d in documents]) if documents else np.zeros((0, len(config.streams)), int)
     if not len(tokens):

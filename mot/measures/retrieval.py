@@ -1,28 +1,52 @@
-"""Which of a pool's captions belongs to an image, and which image to a caption, by conditional log-likelihood."""
+"""Which of a pool's captions belongs to an image, and which image to a caption.
 
-from collections.abc import Iterator, Sequence
+By conditional log-likelihood; by embeddings where the model was trained to contrast them (`objectives/contrastive.py`),
+and of text alone, where the halves of a passage belong together.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from mot.batches import Batch
 from mot.config import Config
-from mot.data import layout
+from mot.data import layout, packing, roles
 from mot.data.layout import Format, Stretch
 from mot.data.mixture import Source
+from mot.data.packing import Document
 from mot.errors import UserError
+from mot.measures import representation
 from mot.measures.figures import Figure, resampled, share
-from mot.measures.likelihood import Score, too_long, why_none
+from mot.measures.likelihood import Score, batched, too_long, why_none
 from mot.measures.ranking import NEAR
+from mot.model import transformer
+from mot.objectives import contrastive
 
 WITHIN = (1, 5, 10)  # recall is told at these ranks, below the pool's size
 READ = 100  # times as many documents as pools need are looked through at most
+LEAST = 16  # tokens of half a passage
+
+
+class Part(NamedTuple):
+    """A part of a document that is embedded."""
+
+    stream: str
+    data: np.ndarray  # what it holds: two parts of the same are one
+    document: Document  # in which it lies, with its roles
 
 
 class Pool(NamedTuple):
-    """K documents of two stretches of two streams; no two have the same stretch of either."""
+    """K documents of two sides, stretches or parts; no two have the same of either."""
 
-    streams: tuple[str, str]
-    sides: tuple[list[Stretch], list[Stretch]]  # [K] each; those of one number belong together
+    streams: tuple[str, str]  # of the sides; of text alone FIRST and SECOND
+    sides: tuple[list, list]  # [K] each; those of one number belong together
+
+
+FIRST, SECOND = "first", "second"  # half of a passage
 
 
 def pairs(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[dict[str, Stretch]]:
@@ -39,14 +63,77 @@ def pairs(source: Source, config: Config, format: Format, seed: int = 0) -> Iter
             yield {stream: by_stream[stream] for stream in config.streams if stream in by_stream}
 
 
-def pools(source: Source, size: int, most: int, config: Config, format: Format, seed: int = 0) -> list[Pool]:
-    """At most `most` pools of `size` documents each. A document goes to the first pool that lacks both its sides.
+def parts(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[dict[str, Part]]:
+    """The documents of a source, in a drawn order, that have a part in both streams that are contrasted, and fit a row.
+
+    They are laid out as in training, but that vectors are clean. A part lacks nothing that stands for it.
+    """
+    names = list(config.streams)
+    pools = config.objective.contrastive.pools
+    paired = [names.index(name) for name in pools]
+    ids = {int(pool) for pool in pools.values() if pool.isdecimal()}
+    for d in _documents(source, config, seed):
+        if set(paired) <= set(d.stream.tolist()) and ids <= set(d.token.tolist()):
+            held = roles.apart(_as_input(d, config), paired)
+            yield {names[s]: Part(names[s], _content(d, s, format), held) for s in sorted(paired)}
+
+
+def halves(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[dict[str, Part]]:
+    """The documents of ids of one stream, in a drawn order, in two halves, each a document of its own."""
+    names = list(config.streams)
+    for d in _documents(source, config, seed):
+        middle = len(d.token) // 2
+        if middle < LEAST or len(set(d.stream.tolist())) > 1:
+            continue
+        ends = {FIRST: packing.cut(d, 0, middle), SECOND: packing.cut(d, middle, len(d.token))}
+        stream = int(d.stream[0])
+        yield {
+            end: Part(names[stream], _content(half, stream, format), _as_input(half, config))
+            for end, half in ends.items()
+        }
+
+
+def _documents(source: Source, config: Config, seed: int) -> Iterator[Document]:
+    for i in np.random.default_rng(seed).permutation(source.count):
+        if too_long(source.lengths(i), config):
+            continue
+        try:
+            yield source.read(i)
+        except ValueError:  # it is damaged
+            continue
+
+
+def _as_input(d: Document, config: Config) -> Document:
+    """The document with its roles; no vector is noised. It is known by its number alone (`contrastive.by_number`)."""
+    streams = [dataclasses.replace(s, objective="none") for s in config.streams.values()]
+    return roles.assign(d, streams, config.data.blocks, 0)._replace(source=0)
+
+
+def _content(d: Document, stream: int, format: Format) -> np.ndarray:
+    """What a document holds in a stream, without <bos>, <eos> and markers."""
+    if stream in d.values:
+        return d.values[stream]
+    ids = d.token[d.stream == stream]
+    return ids[~np.isin(ids, format.special)]
+
+
+def pools(
+    source: Source,
+    size: int,
+    most: int,
+    config: Config,
+    format: Format,
+    seed: int = 0,
+    of: Callable[..., Iterator[dict]] = pairs,
+) -> list[Pool]:
+    """At most `most` pools of `size` documents each, `of` which gives the sides. A document goes to the first pool that
+    lacks both of them.
 
     `UserError` where there is no pool of this size, but documents of two modalities.
     """
     filling: list[tuple[Pool, set]] = []
     full: list[Pool] = []
-    for number, pair in enumerate(pairs(source, config, format, seed)):
+    for number, pair in enumerate(of(source, config, format, seed)):
         if len(full) == most or number == READ * size * most:
             break
         streams = tuple(pair)
@@ -95,6 +182,64 @@ def recalls(pools: Sequence[Pool], way: tuple[int, int], score: Score, config: C
     scores = nats.reshape(len(pools), K, K)
     found = _figures(scores, "")
     return found | _figures(scores - nats_alone.reshape(len(pools), 1, K), "pmi_")
+
+
+Embed = Callable[[Sequence[Part]], np.ndarray]  # -> [n, Y], of length 1
+
+
+def make_embed(params: dict, config: Config) -> Embed:
+    """`parts -> [n, Y]` float32: the embeddings of parts of one stream. On one device.
+
+    By the stream's own pool and projection; without such, the mean of its last states.
+    """
+    model = dataclasses.replace(config.model, remat="none")
+    config = dataclasses.replace(config, model=model)
+    embeddings = jax.jit(partial(_embeddings, config=config), static_argnames=("count", "stream"))
+
+    def embed(parts: Sequence[Part]) -> np.ndarray:
+        total = 0.0
+        for batch in batched([part.document for part in parts], config):
+            total += jax.device_get(embeddings(params, batch, count=len(parts), stream=parts[0].stream))
+        if not np.isfinite(total).all():
+            raise UserError(
+                "embeddings are not finite (NaN or infinity); the checkpoint is of a run that has diverged; take an "
+                "earlier --step"
+            )
+        return total
+
+    return embed
+
+
+def _embeddings(params: dict, batch: Batch, count: int, stream: str, config: Config) -> jax.Array:
+    asked = config
+    if stream not in config.objective.contrastive.pools:  # its states are asked for all the same
+        term = dataclasses.replace(config.objective.contrastive, kind="infonce", streams=stream, pool="mean")
+        asked = dataclasses.replace(config, objective=dataclasses.replace(config.objective, contrastive=term))
+    h_BCD = transformer.forward(params, batch, asked).states[stream]
+    pool = asked.objective.contrastive.pools[stream]
+    return contrastive.by_number(params, h_BCD, batch[stream], count, stream, pool, asked)
+
+
+def by_embeddings(pools: Sequence[Pool], embed: Embed, source: str) -> dict[str, Figure]:
+    """How well pools, all of one size and the same streams, are retrieved both ways by the cosine of embeddings.
+
+    `{given}/{other}/{source}/...` as in `recalls`. `gap/{source}`: the distance of both sides' centroids (2203.02053,
+    section 3), a mean over pools. `shifted_...`: after a shift that closes the gap (section 4.1): each side is moved by
+    half of it, towards the other, and brought to length 1 again.
+    """
+    K = len(pools[0].sides[0])
+    sides = [embed([part for pool in pools for part in pool.sides[side]]) for side in (0, 1)]
+    x, y = (side.astype(np.float64).reshape(len(pools), K, -1) for side in sides)
+    gaps = [representation.gap(a.mean(0), b.mean(0))[0] for a, b in zip(x, y, strict=True)]
+    half = (x.mean(1, keepdims=True) - y.mean(1, keepdims=True)) / 2
+    shifted = [z / np.linalg.norm(z, axis=-1, keepdims=True) for z in (x - half, y + half)]
+    found = {f"gap/{source}": Figure(float(np.mean(gaps)))}
+    for prefix, (a, b) in (("", (x, y)), ("shifted_", shifted)):
+        scores = a @ b.swapaxes(-1, -2)
+        for streams, of_way in ((pools[0].streams, scores), (pools[0].streams[::-1], scores.swapaxes(-1, -2))):
+            figures = _figures(of_way, prefix)
+            found |= {f"{'/'.join(streams)}/{source}/{name}": figure for name, figure in figures.items()}
+    return found
 
 
 def places(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

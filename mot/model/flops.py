@@ -26,13 +26,18 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    multiply = ("latent/", "cross/", "blocks/")
-    matrices = {p: s for p, s in specs.items() if p.startswith(multiply) and _is_matrix(p, s)}
+    matrices = {p: s for p, s in specs.items() if _multiplies(p, s)}
 
     def of_ids(stream):
         return 0 if config.streams[stream].latent else head
 
     return {s: of_ids(s) + _met(matrices, s, config) + _of_resampler(matrices, s, config) for s in config.streams}
+
+
+def _multiplies(path: str, spec: params.Spec) -> bool:
+    if path.startswith("predictor/"):
+        return params.is_hidden(spec)
+    return path.startswith(("latent/", "cross/", "blocks/")) and _is_matrix(path, spec)
 
 
 def _of_resampler(matrices: params.Table, stream: str, config: Config) -> int:
@@ -113,22 +118,40 @@ def attention_per_pair(config: Config) -> int:
 
 
 def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> float:
-    """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs."""
+    """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs.
+
+    Where a stream predicts states, a pass more sees whole units, forward alone where these are an average's. What is
+    hidden of units counts as if it were there, and the predictor's attention, within units, does not.
+    """
     matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
-    return FORWARD_AND_BACKWARD * (matmuls + pairs * attention_per_pair(config))
+    of_pairs = pairs * attention_per_pair(config)
+    predicting = {name: s.prediction.targets for name, s in config.streams.items() if s.predicts}
+    if not predicting:
+        return FORWARD_AND_BACKWARD * (matmuls + of_pairs)
+    predictors = sum(2 * tokens[name] * _of_predictor(name, config) for name in predicting)
+    trunk = matmuls - predictors + of_pairs
+    passes = FORWARD_AND_BACKWARD + (FORWARD_AND_BACKWARD if "own" in predicting.values() else 1)
+    return passes * trunk + FORWARD_AND_BACKWARD * predictors
+
+
+def _of_predictor(stream: str, config: Config) -> int:
+    specs = {p: s for p, s in params.table(config).items() if p.startswith(f"predictor/{stream}/")}
+    return sum(math.prod(spec.shape) for path, spec in specs.items() if _multiplies(path, spec))
 
 
 def full_step(config: Config) -> float:
     """Model FLOPs of a step whose rows are full, each with one document: attention takes at most that.
 
-    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells.
-    Streams without a budget share a row alike.
+    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells,
+    and so does an id that is masked by unit; one that is masked by document all of it. Streams without a budget share a
+    row alike.
     """
     T = config.length if all(s.budget for s in config.streams.values()) else config.data.length
     tokens = {name: s.budget or T / len(config.streams) for name, s in config.streams.items()}
     apart = sum(tokens[name] for name in config.crossed)
-    joint = [name for name in config.streams if name not in config.crossed]
-    later = {name: max(config.streams[name].max_tokens - 1, 0) / 2 for name in joint if config.streams[name].latent}
+    joint = {name: s for name, s in config.streams.items() if name not in config.crossed}
+    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in joint.items() if s.latent or s.masks == "unit"}
+    later |= {name: (T - apart - 1) / 2 for name, s in joint.items() if s.masks == "document"}
     pairs = (T - apart) * (T - apart + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
     of_unit = {name: config.streams[name].max_tokens or tokens[name] for name in config.crossed}
     pairs += sum((T - apart) * n * layers_share(name, config) for name, n in of_unit.items())
@@ -178,7 +201,7 @@ def _two_budgets(config: Config) -> Iterator[str]:
 def _pays(budget: float) -> Check:
     """A check for `config.build`: a budget of FLOPs pays for a step at least, and for no more than `MOST_STEPS`."""
 
-    @reads("streams", "towers", "attn", "ffn", "model", "data")
+    @reads("streams", "towers", "attn", "ffn", "model", "objective", "data")
     def check(config: Config) -> Iterator[str]:
         step = full_step(config)
         if step <= 0:

@@ -8,9 +8,10 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from typing import NamedTuple
 
-from mot.config import Config, Experts, Stream
+from mot.config import COMPONENTS, Config, Experts, Sections, Stream, Towers
 
 
 class Spec(NamedTuple):
@@ -20,6 +21,7 @@ class Spec(NamedTuple):
     fill: float = 1.0  # ... or another constant
     lr: float = 1.0  # factor on its learning rate, not on its decay
     multiplier: float = 1.0  # of queries (wq), of a branch (wo, w2), of the logits of a tied embedding
+    decay: float = 1.0  # factor on its decay
 
 
 Table = dict[str, Spec]
@@ -28,9 +30,9 @@ Table = dict[str, Spec]
 class Path(NamedTuple):
     """What a parameter's path says: `blocks/<stack>/<component>/<tower>/<weight>`, and those outside the blocks."""
 
-    stack: str  # of layers, main or sparse; "" outside the blocks
+    stack: str  # of layers that are alike, as `config.stacks` names it; "" outside the blocks
     component: str  # one of PARTS; of the final norm it is norm
-    tower: str  # of latents, and of a cross-attention, their stream; of embedding and head the component once more
+    tower: str  # of what is a stream's own (BY_STREAM) the stream; of embedding and head the component once more
     weight: str
 
 
@@ -40,8 +42,10 @@ def parse(path: str) -> Path:
             return Path(stack, component, tower, weight)
         case ["final_norm", tower, weight]:
             return Path("", "norm", tower, weight)
-        case ["latent" | "cross" as component, stream, weight]:
+        case ["latent" | "contrast" | "cross" as component, stream, weight]:
             return Path("", component, stream, weight)
+        case ["predictor", stream, *_, weight]:
+            return Path("", "predictor", stream, weight)
         case [component, weight]:
             return Path("", component, component, weight)
     raise ValueError(f"{path!r} is no path of a parameter")
@@ -54,16 +58,19 @@ def table(config: Config) -> Table:
     rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), scale(D))}
     for stack in dict.fromkeys(config.stacks):
         layers = config.stacks.count(stack)
-        for path, spec in _layer(config, routed=stack == "sparse"):
+        for path, spec in _layer(config, stack):
             rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
     for name in config.crossed:
         rows |= {f"cross/{name}/{weight}": spec for weight, spec in _cross(name, config)}
-    for tower in _towers(config.towers.norm):
+    for tower in _towers(config.last_norms):
         rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream, config)}
+        if stream.predicts:
+            rows |= {f"predictor/{name}/{path}": spec for path, spec in _predictor(config, name)}
     if not config.model.tied:
         rows["head/out"] = Spec((D, V), ("embed", "vocab"), scale(D))
+    rows |= {f"contrast/{path}": spec for path, spec in _contrast(config)}
     if not config.optim.transfer:
         return rows
     return {path: _transferred(path, spec, config) for path, spec in rows.items()}
@@ -73,7 +80,7 @@ def scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
 
 
-WIDE = {"embed", "heads", "kv_heads", "mlp"}  # axes that grow with the width
+WIDE = {"embed", "narrow", "heads", "kv_heads", "mlp"}  # axes that grow with the width
 
 
 def sides(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -98,10 +105,12 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
 
     from    to      which                                       initial std          rate
     finite  wide    embedding, latents' in, queries of a        as at the base       1
-                    resampler, time to width, ada
+                    resampler, time to width, ada, and the
+                    token for what is hidden
     wide    wide    q, k, v, o, w1, w2, w3, of experts, of a    fan-in ** -0.5       1 / r
                     resampler and of cross-attention too, in_2,
-                    and the hidden layer of causal routers
+                    the hidden layer of causal routers, and
+                    what enters and leaves a predictor
     wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
                     too), gate of shared experts                * r ** -0.5
     finite  finite  the MLP of noise levels                     as ever              1
@@ -138,7 +147,7 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
         return spec  # an entry has its own depth, a cross-attention its gates: neither has a multiplier
     if weight == "wq" and o.base_head_size:
         return spec._replace(multiplier=(o.base_head_size / config.model.head_size) ** 0.5)
-    if outs == {"embed"} and o.base_layers:
+    if outs == {"embed"} and o.base_layers and parse(path).component != "predictor":
         deeper = config.model.layers / o.base_layers
         return spec._replace(std=spec.std * deeper**0.5, multiplier=1 / deeper)
     return spec
@@ -184,6 +193,36 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
         yield "time_out", Spec((TIME, D if adds else ADA), ("time", "embed" if adds else "ada"), scale(TIME))
 
 
+def predictor(config: Sections, name: str) -> Sections:
+    """The predictor of a stream as a model of its own: one tower of the stream's tokens, narrower and less deep.
+
+    It has the model's heads. It is not checked: `config` was.
+    """
+    p = config.streams[name].prediction
+    stream = replace(config.streams[name], width=p.width, ffn=p.ffn)
+    own = {name: name}
+    single = {name: Experts(**dict.fromkeys((field.name for field in fields(Experts)), 0))}
+    return Sections(
+        **{field.name: getattr(config, field.name) for field in fields(Sections)}
+        | dict(streams={name: stream}, towers=Towers(own, own, own, ()), attn=single, ffn=single)
+        | dict(model=replace(config.model, layers=p.layers, dense_layers=0, sparse_every=1))
+        | dict(optim=replace(config.optim, base_layers=0))  # its depth does not follow the model's
+    )
+
+
+def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
+    """What enters a stream's predictor and leaves it, the token that stands for what is hidden, and its layers."""
+    own = predictor(config, name)
+    D, narrow = config.streams[name].width, own.streams[name].width
+    yield "in", Spec((D, narrow), ("embed", "narrow"), scale(D))
+    yield "hidden", Spec((1, narrow), ("token", "narrow"), 0.02)
+    yield "out", Spec((narrow, D), ("narrow", "embed"), scale(narrow))
+    yield "final_norm", Spec((narrow,), ("narrow",))
+    for path, spec in _layer(own, "main"):
+        layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
+        yield f"blocks/main/{path}", spec._replace(**layers)
+
+
 def _resampler(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     """Learned queries, and layers of the model's heads in which they attend to a unit's vectors."""
     e, P, D = stream.entry, stream.latent, stream.width
@@ -211,16 +250,31 @@ WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that r
 ADA = 64  # features of which norms' scales and shifts are made: few, as each token makes its own
 
 
-def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
-    """One layer's parameters, `component/tower/weight`."""
-    for tower in _towers(config.towers.attn):
+def _contrast(config: Config) -> Iterator[tuple[str, Spec]]:
+    """How pooled states enter the space in which they are compared, and what turns their cosines into logits."""
+    term = config.objective.contrastive
+    if not term.kind:
+        return
+    for name in [name for name in term.pools if name in config.streams and term.width > 0]:  # none may be checked yet
+        D = config.streams[name].width
+        yield f"{name}/out", Spec((D, term.width), ("embed", "contrast"), scale(D))
+    # The log of what cosines are multiplied by. Decay would pull it and the bias to 0.
+    yield "scale", Spec((1,), ("gate",), None, -math.log(max(term.temperature, 1e-6)), decay=0.0)
+    if term.kind == "sigmoid":
+        yield "bias", Spec((1,), ("gate",), None, term.bias, decay=0.0)
+
+
+def _layer(config: Config, stack: str) -> Iterator[tuple[str, Spec]]:
+    """The parameters of one layer of a stack, `component/tower/weight`."""
+    maps, routed = config.towers_in(stack), config.sparse[config.stacks.index(stack)]
+    for tower in _towers(maps["attn"]):
         experts = config.attn[tower]
         D = config.streams[tower].width
         for weight, spec in _attention(config, D):
             yield f"attn/{tower}/{weight}", _of_experts(spec, experts) if routed and weight in QKVO else spec
         if routed:
             yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(experts, D))
-    for tower in _towers(config.towers.ffn):
+    for tower in _towers(maps["ffn"]):
         experts = config.ffn[tower]
         D = config.streams[tower].width
         F = (routed and experts.experts and experts.width) or config.streams[tower].ffn
@@ -233,11 +287,11 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
                 yield f"ffn/{tower}/shared_{weight}", spec
             if experts.shared_gate:
                 yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), scale(D))
-    for tower in _towers(config.towers.norm):
+    for tower in _towers(maps["norm"]):
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
             yield f"norm/{tower}/{branch}", _scale(config, D, "embed")
-            if any(t == tower and by_norm(config.streams[s]) for s, t in config.towers.norm.items()):
+            if any(t == tower and by_norm(config.streams[s]) for s, t in maps["norm"].items()):
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 
 
@@ -380,7 +434,20 @@ def count(specs: Table) -> int:
     return sum(math.prod(spec.shape) for spec in specs.values())
 
 
-PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "cross")
+def report(name: str, stack: str) -> str:
+    """What the report of a router in the layers of a stack is called: `ffn/text`; of `sparse_4`, `ffn/text@4`."""
+    first = stack.partition("_")[2]
+    return f"{name}@{first}" if first else name
+
+
+def of_report(reported: str) -> tuple[str, str]:
+    """`component/tower` and the stack of the router that a report is of; undoes `report`."""
+    name, _, first = reported.partition("@")
+    return name, f"sparse_{first}" if first else "sparse"
+
+
+PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "predictor", "contrast", "cross")
+BY_STREAM = ("latent", "predictor", "contrast", "cross")  # those that are a stream's own, whatever towers it shares
 
 
 def part(path: str) -> str:
@@ -393,16 +460,16 @@ def users(path: str, config: Config) -> list[str]:
 
     A cross-attention is of the stream that is seen: it is there for it.
     """
-    _, component, tower, _ = parse(path)
-    if component in ("attn", "ffn", "norm"):
-        mapping = config.component(component).towers
-        return [s for s, name in mapping.items() if name == tower and s not in config.crossed]
-    if component in ("latent", "cross"):
-        return [tower]
+    stack, component, tower, _ = parse(path)
+    if component in COMPONENTS:
+        served = config.towers_in(stack)[component] if stack else config.last_norms
+        return [s for s, name in served.items() if name == tower and s not in config.crossed]
+    if component in BY_STREAM:
+        return [tower] if tower in config.streams else []  # scale and bias of a contrastive loss are no stream's
     return [name for name, stream in config.streams.items() if not stream.latent]
 
 
 def tower(path: str) -> str:
     """`text` of `blocks/main/ffn/text/w1`; the component of a path outside the towers."""
     parsed = parse(path)
-    return parsed.component if parsed.component in ("latent", "cross") else parsed.tower
+    return parsed.component if parsed.component in BY_STREAM else parsed.tower

@@ -1,12 +1,21 @@
 """Ranks against counting, pools that hold no side twice, and recalls whose value is known."""
 
+import dataclasses
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 
+from configs import base
+from mot import batches
+from mot.config import resolve
 from mot.data import layout, mixture
 from mot.data.layout import Format, Medium, Stretch
 from mot.errors import UserError
 from mot.measures import retrieval
+from mot.model import transformer
+from mot.objectives import contrastive
 from tests.support import examples, vectors
 
 FORMAT = Format("text", 0, 1, (0, 1, 2, 3), (Medium("image", 2, 3, 4),))
@@ -123,3 +132,81 @@ def test_a_way_to_what_is_diffused_is_none():
     ways = retrieval.ways(("text", "image"), c)
     assert ways[1, 0] == ""
     assert ways[0, 1] == "image is diffused (flow), and has no likelihood"
+
+
+def contrasted(pool="mean"):
+    c = vectors.tree(image=dict(copies="noised"), sound=dict(drop_rate=0.0))
+    c.streams.image.objective = "none"
+    c.objective.contrastive = base.contrastive("infonce", width=8, pool=pool)
+    return resolve(c)
+
+
+WORDS = Format("text", vectors.BOS, vectors.EOS, (0, 1, 2, 3), (Medium("image", 2, 3, 4), Medium("sound", 2, 3, 3)))
+
+
+def in_memory(*parts):
+    made = tuple(vectors.document(i, x) for i, x in enumerate(parts))
+    return mixture.InMemory("s", 0, made, np.ones(3))
+
+
+def test_parts_are_of_documents_that_have_both_and_see_nothing_of_each_other():
+    c = contrasted()
+    source = in_memory("tI", "t", "It", "tS", "ItI", "tIS")
+    found = list(retrieval.parts(source, c, WORDS))
+    assert sorted(p["text"].document.doc_id for p in found) == [0, 2, 4, 5]
+    for pair in found:
+        whole = source.documents[pair["text"].document.doc_id]
+        np.testing.assert_array_equal(pair["image"].data, whole.values[1])
+        assert not np.isin(pair["text"].data, WORDS.special).any()
+        row = vectors.pack(c, [[pair["text"].document]])
+        assert not batches.visible(row["text"].info, row["image"].info).any()
+    has = {d.doc_id for d in source.documents if 11 in d.token and {0, 1} <= set(d.stream.tolist())}
+    assert (
+        {p["text"].document.doc_id for p in retrieval.parts(source, contrasted("11,mean"), WORDS)}
+        == has
+        != {0, 2, 4, 5}
+    )
+
+
+def test_parts_are_embedded_as_in_training():
+    c = contrasted("last,mean")
+    pairs = list(retrieval.parts(in_memory("tI", "It", "ItI", "tIS", "tI"), c, WORDS))
+    weights = vectors.weights(c)
+    documents = [p["text"].document for p in pairs]
+    rows = vectors.pack(c, [documents[:3], documents[3:]])
+    output = jax.jit(partial(transformer.forward, config=c))(weights, rows)
+    sides = contrastive.sides(weights, (output, output), rows, c)
+    there = np.asarray(sides.there_I)
+    embed = retrieval.make_embed(weights, c)
+    for stream, want in (("text", sides.query_IY), ("image", sides.key_IY)):
+        np.testing.assert_allclose(embed([p[stream] for p in pairs]), np.asarray(want)[there], atol=2e-6)
+
+
+def test_embeddings_that_know_retrieve_all_and_a_shift_closes_their_gap():
+    pools = retrieval.pools(source(range(60), range(60)), 12, 4, C, FORMAT)
+
+    def embed(stretches):
+        """A direction for each number, and one that tells the side: it is what is nearest to all others."""
+        is_text = stretches[0].stream == "text"
+        x = np.zeros((len(stretches), 101), np.float32)
+        for row, (a, b) in zip(x, (s.data[:2] for s in stretches), strict=True):
+            row[8 * (a - 4) + b - 4 if is_text else 12 * a + b] = 1
+        x[:, 100] = 1 if is_text else -1
+        return x / np.sqrt(2)
+
+    found = retrieval.by_embeddings(pools, embed, "s")
+    assert found["gap/s"].value == pytest.approx(np.sqrt(2))
+    for way in ("text/image", "image/text"):
+        assert found[f"{way}/s/recall_1"].value == found[f"{way}/s/shifted_recall_1"].value == 1
+        assert found[f"{way}/s/recall_1"].n == 48
+
+
+def test_halves_of_a_passage_are_documents_of_their_own():
+    c = contrasted()
+    ids = np.random.default_rng(0).integers(4, 12, 40)
+    long = layout.document([Stretch("text", ids)], c, WORDS, ends=True)
+    c = dataclasses.replace(c, streams={n: dataclasses.replace(s, budget=99) for n, s in c.streams.items()})
+    made = mixture.InMemory("s", 0, (long, vectors.document(1, "t"), vectors.document(2, "tI")), np.ones(3))
+    (pair,) = retrieval.halves(made, c, WORDS)
+    np.testing.assert_array_equal(np.concatenate([pair[end].data for end in ("first", "second")]), ids)
+    assert all(pair[end].document.token[0] == WORDS.bos for end in pair)
