@@ -145,6 +145,7 @@ def stream(
             )
             | (prediction or {}),
             entry=dict(kind="linear", fold=1, queries=0, layers=0) | (entry or {}),
+            cross_every=0,
         )
         | changes
     )

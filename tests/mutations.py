@@ -82,6 +82,13 @@ MUTATIONS = (
     ),
     # The model.
     Mutation(
+        "a cross-attention shows the picture of another document",
+        "mot/model/crossing.py",
+        "seen_BC = jnp.where((segment_BC == t.segment) & (t.segment != 0), unit_BC, 0)",
+        "seen_BC = jnp.where(t.segment != 0, unit_BC, 0)",
+        "tests/model/test_crossing.py",
+    ),
+    Mutation(
         "a resampler does not tell the vectors of a token apart",
         "mot/model/entries.py",
         "each_BS = (R * place_BC[..., None] + jnp.arange(R)[None, None])",

@@ -30,6 +30,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_towers, {"streams", "towers"}),
         (_depth, {"towers", "model"}),
         (_stop_gradients, {"streams", "towers"}),
+        (_crossed, {"streams", "towers", "model"}),
         (_model, {"model"}),
         (_rope, {"model", "streams"}),
         (_experts, {"streams", "towers", "attn", "ffn"}),
@@ -70,6 +71,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
     | {"place_table": Range(most=4096), "rope_seconds": Range(most=3600), "rope_gap": Range(most=10**6)}
+    | {"cross_every": AT_LEAST_0}
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
         "time": ("add", "norm"),
@@ -474,6 +476,37 @@ def _stop_gradients(c: "Sections") -> Iterator[Fault]:
                 path,
                 f"{pair.queries} and {pair.keys} share the attention tower {attn[pair.queries]!r}, which the loss of "
                 f"{pair.queries} trains as it is; untie towers.attn.{pair.queries}, or remove the wall",
+            )
+
+
+def _crossed(c: "Sections") -> Iterator[Fault]:
+    """Streams that are seen by cross-attention alone pass through no layer, so they have no tower."""
+    for name in c.crossed:
+        s, path = c.streams[name], f"streams.{name}"
+        if not s.latent or s.objective != NONE:
+            yield Fault(
+                f"{path}.cross_every",
+                f"{s.cross_every}, but latent is {s.latent} and objective {s.objective!r}; what is seen by "
+                "cross-attention alone is vectors that are inputs; write objective='none', or cross_every=0",
+            )
+        if s.cross_every > c.model.layers:
+            yield Fault(
+                f"{path}.cross_every",
+                f"{s.cross_every}, but model.layers is {c.model.layers}; no layer would see it; lower it",
+            )
+        for other in [other for other in c.streams if other not in c.crossed]:
+            if _are_unlike(s.width, c.streams[other].width):
+                yield Fault(
+                    f"{path}.width",
+                    f"{s.width}, but streams.{other}.width is {c.streams[other].width}; who sees by cross-attention "
+                    "has the width of what is seen; set both alike",
+                )
+        own = [x for x in ("attn", "ffn", "norm") if name in depth.towers(c.component(x).written.get(name, ""))]
+        if own:
+            yield Fault(
+                ", ".join(f"towers.{component}.{name}" for component in own),
+                f"{name!r}, but its tokens pass through no layer (cross_every = {s.cross_every}); map it to the "
+                "tower of another stream, as arch=dense does",
             )
 
 

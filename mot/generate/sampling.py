@@ -438,7 +438,9 @@ def _prefill(params: dict, batch: Batch, *, config: Config, slots: int) -> Decod
         return jnp.where(is_last_BC[..., None], h_RD.reshape(*is_last_BC.shape, -1), 0).sum(1)
 
     h_BD = sum(last_state(h_RD, tokens) for h_RD, tokens in output.hidden)
-    return DecodingState(cache, h_BD, cache.used, _text_goes_on(batch))
+    # A row is longer than its cache by what is seen by cross-attention alone.
+    place_B = sum((tokens.segment != 0).sum(1, dtype=jnp.int32) for tokens in batch.values())
+    return DecodingState(cache, h_BD, place_B, _text_goes_on(batch))
 
 
 def _text_goes_on(batch: Batch) -> jax.Array:

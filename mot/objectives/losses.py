@@ -137,7 +137,7 @@ def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
             for tower, experts in config.component(component).experts.items():
                 if experts.experts and tower in served.values():
                     name = parameters.report(f"{component}/{tower}", stack)
-                    result[name] = sum(real[s] for s in real if served[s] == tower)
+                    result[name] = sum(real[s] for s in real if served[s] == tower and s not in config.crossed)
     return result
 
 
