@@ -79,7 +79,14 @@ def meant(given: str, allowed: Iterable[str]) -> str:
 
 
 def stream(
-    modality: str, width: int, ffn: int, diffusion: dict | None = None, prediction: dict | None = None, **changes
+    modality: str,
+    width: int,
+    ffn: int,
+    diffusion: dict | None = None,
+    masking: dict | None = None,
+    prediction: dict | None = None,
+    entry: dict | None = None,
+    **changes,
 ) -> dict:
     """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x, ddpm or latent."""
     return (
@@ -105,6 +112,17 @@ def stream(
                 loss_centre=0.0,
             )
             | (diffusion or {}),
+            masking=dict(
+                by="unit",
+                distribution="uniform",
+                least=1e-3,
+                most=1.0,
+                weighting="elbo",
+                shift=False,
+                before_text=0.0,
+                drop_rate=0.0,
+            )
+            | (masking or {}),
             # I-JEPA's masks (2301.08243, A.1); its predictor has 12 layers, and 384 of 1280 features.
             prediction=dict(
                 targets="ema",
@@ -123,6 +141,7 @@ def stream(
                 ffn=176,
             )
             | (prediction or {}),
+            entry=dict(kind="linear", fold=1, queries=0, layers=0) | (entry or {}),
         )
         | changes
     )

@@ -36,15 +36,15 @@ def get_config(arg: str = "") -> ConfigDict:
     return build(arg["arch"], arg["size"], size, image, "digits").lock()
 
 
-def build(arch: str, name: str, size: dict, image: dict, setting: str) -> ConfigDict:
-    """The embedded data at a size, its images in the stream `image`."""
+def build(arch: str, name: str, size: dict, image: dict, setting: str, more: dict | None = None) -> ConfigDict:
+    """The embedded data at a size, its images in the stream `image`; `more` are streams of their other forms."""
     data = CAPTIONED if name == "draw" else MIXTURE
     c = base.get_config()
     sizes.apply(c, size)
     text = dict(budget=data["text"], max_tokens=data["max_tokens"], ids=1024)
     c.streams = dict(
         text=base.stream("text", size["width"], size["ffn"], **text),
-        image=image | dict(budget=DIGITS * image["max_tokens"]),
+        **{key: s | dict(budget=DIGITS * s["max_tokens"]) for key, s in (dict(image=image) | (more or {})).items()},
     )
     archs.choose(c, arch)
     c.data.update(sources={source: "embedded" for source in data["shares"]}, shares=data["shares"])

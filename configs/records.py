@@ -53,7 +53,11 @@ def build(data: str, arch: str, name: str, size: dict, length: str, diffuses: di
         else:
             kind = dict(first_id=next_id, ids=tokenizer["ids"])
             next_id += tokenizer["ids"]
-        c.streams[modality] = base.stream(modality, size["width"], size["ffn"], **kind)
+        if of := tokenizer.get("of"):  # another representation of its units, which is read unless a file says more
+            kind |= dict(representation=modality, objective="none")
+        c.streams[modality] = base.stream(of or modality, size["width"], size["ffn"], **kind)
+    for stream in c.streams.values():  # a modality has one weight
+        stream.loss_weight = c.streams[stream.modality].loss_weight
     archs.choose(c, arch)
     c.data.update(sources=dict(zip(names, folders, strict=True)), shares={source: 1.0 for source in names})
     c.data.length = int(length)
@@ -92,6 +96,11 @@ def shares(folders: list[str]) -> dict[str, float]:
     return {modality: n / sum(tokens.values()) for modality, n in tokens.items()}
 
 
+def _of(known: dict) -> dict:
+    """Of which modality a tokenizer's is another representation; {} where it is none."""
+    return {"of": known["of"]} if "of" in known else {}
+
+
 def _about(folder: str) -> dict:
     opened = fsspec.open if "://" in folder else open  # elsewhere fsspec reads ~ and :: as more than a name
     with opened(f"{folder}/dataset.json", "rb") as file:
@@ -107,7 +116,7 @@ def _tokenizers(folders: list[str]) -> dict[str, dict]:
             for modality, known in tokenizers.items():
                 if not isinstance(known.get("width", 0), int) or not isinstance(known.get("ids", 0), int):
                     raise ValueError(f"its {modality} have neither ids nor a width")
-                found.setdefault(modality, known if known.get("width") else {"ids": known["ids"]})
+                found.setdefault(modality, known if known.get("width") else {"ids": known["ids"]} | _of(known))
         except FileNotFoundError:
             beside = [path.parent.name for path in Path(folder).parent.glob("*/dataset.json")]
             near = base.meant(Path(folder).name, beside)

@@ -91,6 +91,11 @@ def untying(arg: str = "") -> list[Row]:
     return archs(arg, "dense+mot_ffn+mot_attn_ffn+mot")
 
 
+def towers_by_depth(arg: str = "") -> list[Row]:
+    """Where in depth towers are apart: nowhere, at both ends, between these, and everywhere."""
+    return archs(arg, "dense+mot_ends+mot_middle+mot")
+
+
 def leave_one_out(arg: str = "") -> list[Row]:
     """No stream apart, each apart from all others, and all apart. Of two streams, one apart is all apart: one row."""
     own, rest = _own(arg, config="configs/digits.py", archs="", seeds="3")

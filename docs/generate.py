@@ -31,7 +31,8 @@ NAMED = {
     "data.shares": "<source>",
 }
 MEANINGS = {
-    "towers.attn.<stream>": "the tower of its attention projections; named by the first stream that shares it",
+    "towers.attn.<stream>": "the tower of its attention projections, named by the first stream that shares it; or "
+    "towers by ranges of layers, as `0:4 image, 4:24 text`",
     "towers.ffn.<stream>": "the tower of its FFN",
     "towers.norm.<stream>": "the tower of its norms",
     "data.sources.<source>": "where this source lies",

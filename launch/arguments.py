@@ -46,9 +46,10 @@ OWN = ("run.root", "run.name", "model.seed", "data.seed")  # what the demo decid
 MOST_RUNS = 1024
 ALL = "all"  # checkpoints of a run
 STATUS = "status"  # in place of a sweep: how far one is
-POOL, POOLS, DRAWS = 20, 8, 200  # of `mot evaluate`
+POOL, POOLS, DRAWS, DOCUMENTS = 20, 8, 200, 100  # of `mot evaluate`
 UNPROMPTED = 4  # documents, where nothing is asked for
 TEXT, MEDIA = 96, 4  # tokens of text and media that may follow, where the model decides
+STEPS = Settings().steps
 GUIDANCE = 2.0  # of 1, 2 and 3 on the digits, after 2,000 steps: 39, 48 and 50 of 50 as asked
 
 
@@ -363,6 +364,7 @@ class Options(NamedTuple):
     guidance: float | None = None
     solver: str | None = None
     steps: int | None = None
+    block: int | None = None
     seed: int = 0
     grid: bool = False
     fetch: bool = False  # data from addresses that only the run names
@@ -498,7 +500,13 @@ def evaluate() -> flags.Parser:
     )
     p.add_argument("--pool", type=int, help=f"of retrieval: documents of a pool; default {POOL}")
     p.add_argument("--pools", type=int, help=f"of retrieval: pools of a source at most; default {POOLS}")
+    p.add_argument(
+        "--documents",
+        type=int,
+        help=f"of conditioning: documents of a source and direction at most; default {DOCUMENTS}",
+    )
     p.add_argument("--draws", type=int, help=f"of judged and distances: how many are drawn; default {DRAWS}")
+    p.add_argument("--steps", type=int, help=f"of these: steps that draw vectors, or masked ids; default {STEPS}")
     p.add_argument(
         "--features",
         metavar="FILE",
@@ -615,7 +623,8 @@ def sample() -> flags.Parser:
     known = f"default {GUIDANCE:g} where the run was trained for it (drop_rate above 0), else 1"
     how("--guidance", type=float, help=f"how strongly vectors follow their text; {known}")
     how("--solver", choices=SOLVERS, help=f"how vectors are solved from noise; default {Settings().solver}")
-    how("--steps", type=int, help=f"steps of the solver; default {Settings().steps}")
+    how("--steps", type=int, help=f"steps of the solver, and of unmasking ids; default {STEPS}")
+    how("--block", type=int, help="of masked text: so many tokens are unmasked before those after them; default all")
     how("--seed", type=int, default=o.seed, help="another seed draws others; default %(default)s")
     p.add_argument("--grid", action="store_true", help="one picture of all, in place of a file for each")
     p.add_argument(
@@ -694,6 +703,12 @@ def _tokenizer_arguments(p) -> None:
     )
     p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
     p.add_argument(
+        "--markers",
+        default="",
+        metavar="MODALITY[,MODALITY]",
+        help="of datasets that are to be --like this one: the text tokenizer has their markers, too",
+    )
+    p.add_argument(
         "--ids",
         action="append",
         default=[],
@@ -711,6 +726,14 @@ def _tokenizer_arguments(p) -> None:
         action="append",
         default=[],
         help=f"keeps these as vectors in place of ids: {', '.join(of_either.values())}; may be repeated",
+    )
+    p.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="MEDIUM=WHAT",
+        help="keeps each unit in another form beside its first: image=vectors (patches beside ids), or image=latents "
+        "(latents that follow each image are another form of it); may be repeated",
     )
     for option, row in modalities.options(of_vectors_alone=True):
         _option(p, option, row)

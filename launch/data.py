@@ -48,6 +48,7 @@ def _prepare(argv) -> int:
     seqio = {key: options.pop(key) for key in ("seqio", "seqio_module", "seqio_split", "seqio_features")}
     options |= {key: tuple(options[key]) for key in ("inputs", "content")}
     options["vectors"] = tuple(sorted(set(options["vectors"])))
+    options["also"] = tuple(dict.fromkeys(options["also"]))
     announce(f"preparing {out}: first the tokenizers, then the documents")
     if seqio["seqio"]:
         summary = _export(**seqio, options=options, out=out, most=most)

@@ -15,16 +15,16 @@ from rich.text import Text
 from launch import answers, arguments, flags, refusals, sample
 from launch.process import guarded
 from mot import checkpoint, sharding
-from mot.config import Config, load
+from mot.config import Config, Masking, load
 from mot.console import phase
-from mot.data import layout
+from mot.data import embedded, layout
 from mot.data.layout import Format
 from mot.data.manifest import file_digest
 from mot.errors import UserError, reason
 from mot.files import make_folder, write_atomically
 from mot.generate import codecs, digits, judge, opened, redrawn
 from mot.generate.opened import LoadedModel
-from mot.measures import distances, likelihood, ranking, retrieval
+from mot.measures import conditioning, distances, labels, likelihood, ranking, retrieval
 from mot.measures.figures import Figure, share
 from mot.runs import evaluated, provenance, rundir
 from mot.train import evaluate
@@ -81,13 +81,23 @@ def bits(row: dict, config: Config) -> Found:
     """Of ids: bits a token by modality and source; of text a byte, as the row has it. Causal ones, where there are."""
     prefix = "loss/" if config.causal else "causal_loss/"
     vectors = {s.modality for s in config.streams.values() if s.latent}
+    masked = {s.modality: s.masking for s in config.streams.values() if s.masks}
     found = {name: Figure(value) for name, value in row.items() if name.startswith("bits_per_byte/")}
     for name, value in row.items():
         modality, slash, source = name.removeprefix(prefix).partition("/")
         if name.startswith(prefix) and slash and modality not in vectors:
             found[f"bits_per_token/{modality}/{source}"] = Figure(value / np.log(2))
-    return Found(
-        found, notes=tuple(f"{m}: vectors, whose loss is a squared error, have no bits" for m in sorted(vectors))
+    notes = [f"{m}: vectors, whose loss is a squared error, have no bits" for m in sorted(vectors)]
+    return Found(found, notes=(*notes, *(_of_a_bound(m, masking) for m, masking in sorted(masked.items()))))
+
+
+def _of_a_bound(modality: str, masking: Masking) -> str:
+    """What the bits of ids that are masked mean: that of LLaDA's eq. 3 (2502.09992)."""
+    if (masking.weighting, masking.distribution, masking.most) == ("elbo", "uniform", 1):
+        return f"{modality}: masked, so that its bits are an upper bound, from one draw of what is hidden"
+    return (
+        f"{modality}: masked, and its bits are those of a hidden id at this run's ratios; they bound its likelihood "
+        "where these are uniform up to 1 with weighting='elbo'"
     )
 
 
@@ -160,10 +170,59 @@ def _by_embeddings(model: LoadedModel, size: int, most: int, of: Callable, asked
     return Found(figures, asked, tuple(notes))
 
 
+def _conditioning(model: LoadedModel, options, _) -> Found:
+    most = options.documents or arguments.DOCUMENTS
+    score = likelihood.make(model.sampler.params, model.config)
+    modality = {name: s.modality for name, s in model.config.streams.items()}
+    figures: dict[str, Figure] = {}
+    notes = []
+    for source in model.held_out.all:
+        for (given, unit), documents in conditioning.by_direction(source, most, model.config, model.format).items():
+            direction = f"{'+'.join(modality[stream] for stream in given)}/{modality[unit]}/{source.name}"
+            pairs = conditioning.crossed(documents, model.config)
+            if why := likelihood.why_none(unit, model.config) or ("" if pairs else "no two prompts differ"):
+                notes.append(f"{direction}: {why}")
+                continue
+            with phase(f"{direction}: {len(pairs)} units after their own and another's prompt"):
+                found = conditioning.figures(pairs, score, model.config, model.format)
+            figures |= {f"{direction}/{name}": figure for name, figure in found.items()}
+    if not figures:
+        none = "no held-out document has a unit after something else, as a picture after its caption"
+        raise UserError(f"--what=conditioning: {'; '.join(notes) or f'{none}; prepare such, or leave it out'}")
+    return Found(figures, {"documents": most}, tuple(notes))
+
+
+def _labels(model: LoadedModel, options, _) -> Found:
+    """Of units whose document says what they show: a digit of the embedded data, elsewhere all of its text."""
+    is_embedded = "embedded" in model.config.data.sources.values()
+
+    def label(words) -> str:
+        said = model.codec.decode("text", words.data).strip()
+        digit = embedded.named(said) if is_embedded else None
+        return ("" if digit is None else str(digit)) if is_embedded else said
+
+    figures: dict[str, Figure] = {}
+    shares = model.config.data.shares
+    for learnt, asked in zip(model.training.all, model.held_out.all, strict=True):
+        if not shares.get(asked.name):
+            continue
+        with phase(f"{asked.name}: what a probe tells of states; their program is compiled the first time"):
+            sides = [labels.labelled(side, model.config, model.format, label) for side in (learnt, asked)]
+            for stream in sides[0].keys() & sides[1].keys():
+                found = labels.probed(
+                    model.sampler.params, model.config, model.format, stream, *(side[stream] for side in sides)
+                )
+                modality = model.config.streams[stream].modality
+                figures |= {f"{modality}/{asked.name}/{name}": figure for name, figure in found.items()}
+    if not figures:
+        raise UserError("--what=labels: no document has one stretch of vectors and one of text; leave it out")
+    return Found(figures)
+
+
 def _judged(model: LoadedModel, options, _) -> Found:
     """Of digits drawn from prompts, and of held-out ones captioned, as `mot sample` does it."""
     draws = options.draws or arguments.DRAWS
-    settings = sample.settings(arguments.Options(), model.config)
+    settings = sample.settings(arguments.Options(steps=options.steps), model.config)
     wanted = digits.Wanted(digits.PROMPTS, draws, draws, (), 0, False)
     _, record = digits.judged(model, wanted, settings)
     found = {}
@@ -179,7 +238,7 @@ def _distances(model: LoadedModel, options, given: distances.Features | Callable
     if isinstance(given, distances.Features):
         return Found(distances.figures(given), {"features": options.features})
     draws = options.draws or arguments.DRAWS
-    settings = sample.settings(arguments.Options(), model.config)
+    settings = sample.settings(arguments.Options(steps=options.steps), model.config)
     length = sample.usual_length(model.config, model.format)
     figures: dict[str, Figure] = {}
     for modality in opened.draws(model.config, model.format):
@@ -241,7 +300,8 @@ def _questions(options, config: Config, format: Format) -> list[ranking.Question
 
 
 ASKED = {"ranking": _questions, "distances": _given_features}
-MEASURES = {"ranking": _ranking, "retrieval": _retrieval, "judged": _judged, "distances": _distances}
+MEASURES = {"ranking": _ranking, "retrieval": _retrieval, "conditioning": _conditioning, "labels": _labels}
+MEASURES |= {"judged": _judged, "distances": _distances}
 
 
 def show(kind: str, found: Found, title: str) -> None:

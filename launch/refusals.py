@@ -29,6 +29,7 @@ RANGES = {  # of the options of `mot sample`
     "top_p": (1e-6, 1),
     "guidance": (0, 100),
     "steps": (1, 10_000),
+    "block": (1, 65_536),
     "seed": (0, 2**31 - 1),
 }
 
@@ -87,10 +88,13 @@ OF_EVALUATIONS = {  # an option of `mot evaluate`, and the kinds that it is for
     "answers": ("ranking",),
     "pool": ("retrieval",),
     "pools": ("retrieval",),
+    "documents": ("conditioning",),
     "draws": ("judged", "distances"),
+    "steps": ("judged", "distances"),
     "features": ("distances",),
 }
-EVALUATION_RANGES = {"pool": (2, 1000), "pools": (1, 10_000), "draws": (2, 100_000)}
+EVALUATION_RANGES = {"pool": (2, 1000), "pools": (1, 10_000), "documents": (2, 100_000), "draws": (2, 100_000)}
+EVALUATION_RANGES |= {"steps": RANGES["steps"]}
 WITHOUT_SAMPLES = ("loss", "bits")
 
 
@@ -175,6 +179,8 @@ def _of_the_run(what: Sequence[str], options: Any, config: Config) -> None:
             "--features is missing: distances need features, and there is a classifier of the embedded digits alone; "
             "name an .npz of arrays real and generated, or FILE.py:NAME"
         )
+    if options.steps is not None and (use := _not_there(config).get("steps")):
+        raise UserError(f"--steps={options.steps}: is for {use}, and this run has none; leave it out")
 
 
 def known_data(path: Path, config: Config, fetch: bool) -> None:
@@ -313,17 +319,30 @@ def of_options(o: Any, config: Config, of_digits: bool) -> Iterator[str]:
     if o.n is not None and prompts and 0 < o.n < len(prompts):
         yield f"--n={o.n}: there are {len(prompts)} prompts; ask for as many rows at least"
     apart = set()  # options that are no use here: whether they are in range does not matter
-    if not any(s.diffuses for s in config.streams.values()):
-        for flag in ("guidance", "solver", "steps"):
-            if getattr(o, flag) is not None:
-                apart.add(flag)
-                yield f"--{flag}={getattr(o, flag)}: is for vectors, and this run has ids alone; leave it out"
+    for flag, what in _not_there(config).items():
+        if getattr(o, flag) is not None:
+            apart.add(flag)
+            yield f"--{flag}={getattr(o, flag)}: is for {what}, and this run has none; leave it out"
     if o.solver not in (None, *SOLVERS):
         yield f"--solver={o.solver}: unknown; allowed: {', '.join(SOLVERS)}; choose one"
     for flag, (least, most) in RANGES.items():
         value = getattr(o, flag)
         if value is not None and flag not in apart and not least <= value <= most:
             yield f"--{flag.replace('_', '-')}={value}; must be from {least} to {most}; give a number of that range"
+
+
+def _not_there(config: Config) -> dict[str, str]:
+    """The options that a run has no use for, and what each is for."""
+    streams = config.streams.values()
+    vectors = any(s.diffuses for s in streams)
+    units = vectors or any(s.masks == "unit" for s in streams)
+    in_steps = "vectors and masked ids"
+    return (
+        ({} if units else {"guidance": "vectors and units of masked ids"})
+        | ({} if vectors else {"solver": "vectors"})
+        | ({} if vectors or config.masks else {"steps": in_steps})
+        | ({} if any(s.masks == "document" for s in streams) else {"block": "text that is masked by document"})
+    )
 
 
 def _of_documents(o: Any, config: Config) -> Iterator[str]:

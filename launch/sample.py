@@ -105,8 +105,9 @@ def _requests(o: Options, config: Config, format: layout.Format) -> list[Request
 def settings(o: Options, config: Config) -> Settings:
     """How a run is sampled, where the options do not say it as is usual for it."""
     diffusing = [s.diffusion for s in config.streams.values() if s.diffuses]
-    usual = GUIDANCE if diffusing and all(d.drop_rate for d in diffusing) else 1.0
-    given = {key: value for key in ("solver", "steps") if (value := getattr(o, key)) is not None}
+    rates = [s.drop_rate for s in config.streams.values() if s.diffuses or s.masks == "unit"]
+    usual = GUIDANCE if rates and all(rates) else 1.0
+    given = {key: value for key in ("solver", "steps", "block") if (value := getattr(o, key)) is not None}
     shift = diffusing[0].shift if diffusing else 1.0
     guidance = usual if o.guidance is None else o.guidance
     return Settings(o.temperature, o.top_k, o.top_p, shift=shift, guidance=guidance, **given)

@@ -47,9 +47,10 @@ class Tokens:
     unit_seed: jax.Array  # uint32, the same wherever the unit is packed
     span: jax.Array  # group that sees itself both ways; 0 = none
     private: jax.Array  # bool: seen inside its own span alone
-    # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean
+    # float32, a vector's noise level; in the host's batch the most that its unit gets. 0 = it is clean. Of an id that
+    # learns of a hidden one: with which probability that was hidden; in the host's batch a factor on it
     noise: jax.Array
-    target: jax.Array  # id at position + 1 of the same segment, in whatever stream it lies
+    target: jax.Array  # id at position + 1 of the same segment, in whatever stream it lies; one that is masked: its own
     weight: jax.Array  # float32, of that target's loss, or of a vector's own; 0 = none
     value: jax.Array  # [B, C, P] float32, of a stream of vectors; P is 0 where tokens have ids
 
@@ -73,7 +74,7 @@ def abstract(config: Config) -> Batch:
     kinds |= dict(private=b, noise=f, target=i, weight=f, value=f)
 
     def one(stream):
-        ends = {"rope_position": (1,), "value": (stream.latent,)}
+        ends = {"rope_position": (1,), "value": (stream.features,)}
 
         def shape(field):
             return (B, stream.budget, *ends.get(field, ()))
@@ -121,7 +122,8 @@ def modality_of_ids(ids, config: Config) -> jax.Array:
 
 def modality_of_tokens(tokens: Tokens, stream: str, config: Config) -> jax.Array:
     """`[B, C]`: the index, in `config.modalities`, of the modality of each token of a stream."""
-    if not config.streams[stream].latent:
+    s = config.streams[stream]
+    if not (s.latent or s.masks):  # a hidden id is of no stream's range
         return modality_of_ids(tokens.token, config)
     return jnp.full_like(tokens.token, config.modalities.index(config.streams[stream].modality))
 
@@ -238,6 +240,7 @@ def check(batch: Batch) -> None:
     real = segment != 0
     latent = take(latent)
     unit = take(tokens.unit)
+    hides = (take(tokens.noise) > 0) & ~latent
     if (np.diff(real.astype(int), axis=1) > 0).any():
         raise ValueError("padding does not come last")
     for row, units in zip(segment, unit, strict=True):
@@ -247,9 +250,10 @@ def check(batch: Batch) -> None:
             raise ValueError("segments do not lie one after another in document order")
     follows = np.zeros_like(real)
     follows[:, :-1] = (segment[:, :-1] == segment[:, 1:]) & real[:, :-1]
-    if (weight[~follows & ~latent] != 0).any():
+    if (weight[~follows & ~latent & ~hides] != 0).any():
         raise ValueError("a token without a successor in its segment has a weight")
-    learns = (weight > 0)[:, :-1] & ~latent[:, :-1]
+    own = hides & (target == token)  # not where the token before a hidden one learns of it (`Masking.shift`)
+    learns = (weight > 0)[:, :-1] & ~latent[:, :-1] & ~own[:, :-1]
     if (learns & latent[:, 1:]).any():
         raise ValueError("a vector is the target of a next-token loss")
     if (weight[latent & (take(tokens.noise) == 0)] != 0).any():
@@ -257,5 +261,5 @@ def check(batch: Batch) -> None:
     if (target[:, :-1] != token[:, 1:])[learns].any():
         raise ValueError("a target is not the id at position + 1")
     span = take(tokens.span)
-    if ((span[:, :-1] == span[:, 1:]) & (span[:, :-1] != 0) & learns).any():
+    if ((span[:, :-1] == span[:, 1:]) & (span[:, :-1] != 0) & learns & ~hides[:, 1:]).any():
         raise ValueError("a next-token target lies inside a bidirectional span, which already sees it")

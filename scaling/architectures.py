@@ -4,7 +4,7 @@ A model that none of these names is spelt out, so that no label is wrong. A test
 configs/archs.py, of published slopes and of the planner's table equal.
 """
 
-from mot.config import Config, Experts
+from mot.config import COMPONENTS, Config, Experts, depth
 from mot.config.routers import ROUTERS
 
 # (what the maps amount to, the experts of its towers) -> name
@@ -31,7 +31,8 @@ COLOURS = {
 def name(config: Config) -> str:
     """What the maps and the experts amount to, as configs/archs.py names it where it has a name.
 
-    dense, mot, mot_ffn, mot_attn_ffn, loo_<stream>, or the maps themselves. A tower with experts is named with how they
+    dense, mot, mot_ffn, mot_attn_ffn, loo_<stream>, mot_ends, mot_middle, or the maps themselves, by ranges of layers
+    where these differ, as `mot 0:4, dense 4:24`. A tower with experts is named with how they
     are chosen (ec: experts choose, tc: tokens do, else the router's own name), how many there are, how many are active
     if not one (`a2`), their width in sixteenths of the dense FFN's if it is another (`w1`), and what is not usual.
     """
@@ -51,7 +52,7 @@ def name(config: Config) -> str:
     learned = f"attn:tc{len(config.streams)} ffn:tc{len(config.streams)}"
 
     def single(component):
-        return len(set(config.component(component).towers.values())) == 1
+        return len(config.component(component).towers) == 1
 
     spelt = " ".join(f"{c}:{mark}" if single(c) else f"{c}.{t}:{mark}" for c, t, mark in marks)
     named = NAMED | {("dense", learned): "learned_mot"}
@@ -66,10 +67,31 @@ def _unusual(experts: Experts) -> str:
 
 def maps(config: Config) -> str:
     """Which streams share a tower, as configs/archs.py names it where it has a name: experts are not looked at."""
-    streams = list(config.streams)
+    written = {(c, stream): text for c in COMPONENTS for stream, text in config.component(c).written.items()}
+    by_layers = {layers: _of_layers(served, list(config.streams)) for layers, served in depth.parts(written).items()}
+    if len(by_layers) == 1:
+        return by_layers.popitem()[1]
+    ends = [int(layers.partition(":")[2]) for layers in by_layers]
+    if [end - first for first, end in zip([0, *ends], ends, strict=False)] == [n for n in untied_ends(ends[-1]) if n]:
+        shapes = list(by_layers.values())
+        for name, outer, inner in (("mot_ends", "mot", "dense"), ("mot_middle", "dense", "mot")):
+            if shapes == [outer, inner, outer][: len(shapes)]:
+                return name
+    return ", ".join(f"{name} {layers}" for layers, name in by_layers.items())
+
+
+def untied_ends(layers: int) -> tuple[int, int, int]:
+    """Of mot_ends the first layers, those between and the last: a third and a sixth, as configs/archs.py has them."""
+    first = min(max(layers // 3, 1), layers - 1)
+    last = min(max(layers // 6, 1), layers - first - 1)
+    return first, layers - first - last, last
+
+
+def _of_layers(served: dict[tuple[str, str], str], streams: list[str]) -> str:
+    """The name of what the maps of some layers amount to; `served` is the tower by component and stream."""
     parts = {}  # component -> the streams that share a tower, as a set of sets
-    for component in ("attn", "ffn", "norm"):
-        mapping = config.component(component).towers
+    for component in COMPONENTS:
+        mapping = {stream: tower for (c, stream), tower in served.items() if c == component}
         parts[component] = frozenset(frozenset(s for s in streams if mapping[s] == t) for t in mapping.values())
     one, own = frozenset([frozenset(streams)]), frozenset(frozenset([s]) for s in streams)
     shapes = {

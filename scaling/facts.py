@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from mot import optim
-from mot.config import Config
+from mot.config import Config, depth
 
 from . import match, runs
 from .architectures import maps
@@ -223,6 +223,8 @@ PLAIN = {
     "mot": "each modality has its own attention projections, FFN and norms; they meet in one attention",
     "mot_ffn": "each modality has its own FFN; attention projections and norms are shared",
     "mot_attn_ffn": "each modality has its own attention projections and FFN; norms are shared",
+    "mot_ends": "each modality has its own parameters in the first and the last layers; those between are shared",
+    "mot_middle": "the first and the last layers are shared; between them each modality has its own parameters",
 }
 COMPONENTS = {"attn": "attention projections", "ffn": "FFN", "norm": "norms"}
 
@@ -259,13 +261,16 @@ def shared(groups: Groups) -> str:
 
 
 def _towers(config: Config, component: str) -> list[tuple[str, str]]:
-    mapping = config.component(component).towers
     experts = config.component(component).experts
     order = sorted(config.streams, key=lambda s: (config.streams[s].modality != "text", s))
-    towers: dict[str, list[str]] = {}
-    for stream in order:
-        towers.setdefault(mapping[stream], []).append(stream)
-    return [(" + ".join(streams), _experts(experts.get(tower))) for tower, streams in towers.items()]
+    found = []
+    for layers, mapping in depth.parts(config.component(component).written).items():
+        towers: dict[str, list[str]] = {}
+        for stream in order:
+            towers.setdefault(mapping[stream], []).append(stream)
+        where = layers and f" in layers {layers}"
+        found += [(" + ".join(streams) + where, _experts(experts.get(t))) for t, streams in towers.items()]
+    return found
 
 
 def _experts(sets) -> str:

@@ -39,6 +39,13 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     # The model.
     Mutation(
+        "a resampler does not tell the vectors of a token apart",
+        "mot/model/entries.py",
+        "each_BS = (R * place_BC[..., None] + jnp.arange(R)[None, None])",
+        "each_BS = (R * place_BC[..., None] + 0 * jnp.arange(R)[None, None])",
+        "tests/model/test_entries.py",
+    ),
+    Mutation(
         "dropout follows the place in the row, not in the document",
         "mot/model/dropout.py",
         "t.position - jnp.take_along_axis(first_BS, t.segment, axis=1)",
@@ -203,9 +210,16 @@ MUTATIONS = (
     Mutation(
         "towers: streams with FFNs of their own travel merged",
         "mot/model/transformer.py",
-        'for component in ("attn", "ffn", "norm"))\n        key',
-        'for component in ("attn", "norm"))\n        key',
+        "for maps in every for component in COMPONENTS)",
+        'for maps in every for component in ("attn", "norm"))',
         "tests/model/test_transformer.py::test_grouped_streams_equal_a_per_token_masked_select",
+    ),
+    Mutation(
+        "towers by depth: every layer has the towers of the first",
+        "mot/model/layers.py",
+        "context.config.towers_in(stack)",
+        "context.config.towers_in(context.config.stacks[0])",
+        "tests/model/test_depth.py",
     ),
     Mutation(
         "renames: a run that lacks a later key is refused",
@@ -222,6 +236,34 @@ MUTATIONS = (
         "tests/data/test_preview.py",
     ),
     # Objectives.
+    Mutation(
+        "latent: a hidden part is seen",
+        "mot/objectives/latent.py",
+        "segment=jnp.where(learns_BC & ~found.context, 0, tokens.segment),",
+        "segment=tokens.segment,",
+        "tests/objectives/test_latent.py::test_what_is_hidden_is_padding_and_a_unit_weighs_what_it_did",
+    ),
+    Mutation(
+        "latent: an average's states have a gradient",
+        "mot/objectives/latent.py",
+        "    state_BCD = jax.lax.stop_gradient(state_BCD)\n    state_BCD -=",
+        "    state_BCD -=",
+        "tests/objectives/test_latent.py::test_loss_and_gradients_equal_the_oracle",
+    ),
+    Mutation(
+        "sigreg: the imaginary part does not count",
+        "mot/objectives/latent.py",
+        " + jnp.square(odd)",
+        "",
+        "tests/objectives/test_latent.py::test_loss_and_gradients_equal_the_oracle",
+    ),
+    Mutation(
+        "fast: coefficients lie dimension by dimension",
+        "mot/tokenizers/fast.py",
+        "wanted = self.coefficients(chunk).ravel()",
+        'wanted = self.coefficients(chunk).ravel(order="F")',
+        "tests/tokenizers/test_fast.py",
+    ),
     Mutation(
         "loss: booked by the token's modality, not its target's",
         "mot/objectives/next_token.py",
@@ -526,6 +568,34 @@ MUTATIONS = (
         "ids_R[i : i + step] = distance_RK.argmin(1)",
         "ids_R[i : i + step] = distance_RK.shape[1] - 1 - distance_RK[:, ::-1].argmin(1)",
         "tests/tokenizers/test_codebook.py",
+    ),
+    Mutation(
+        "sound: every layer quantises the frame, and not what is left of it",
+        "mot/tokenizers/audio.py",
+        "left_RP = _left(left_RP, layer_KP[ids_R])",
+        "left_RP = left_RP",
+        "tests/tokenizers/test_audio.py",
+    ),
+    Mutation(
+        "films: the first frame of each stretch",
+        "mot/tokenizers/video.py",
+        "return (np.arange(1, frames + 1) * count + frames - 1) // frames - 1",
+        "return np.arange(frames) * count // frames",
+        "tests/tokenizers/test_video.py",
+    ),
+    Mutation(
+        "joined: rows of both splits make a document",
+        "mot/prepare/joined.py",
+        "groups.setdefault((value, held_out), [[] for _ in sides])[side].append(row)",
+        "groups.setdefault((value, False), [[] for _ in sides])[side].append(row)",
+        "tests/prepare/test_joined.py",
+    ),
+    Mutation(
+        "conditioning: the control has the unit's own prompt",
+        "mot/measures/conditioning.py",
+        "other = d._replace(prompt=documents[j].prompt)",
+        "other = d._replace(prompt=d.prompt)",
+        "tests/measures/test_conditioning.py",
     ),
     Mutation(
         "text: what is added counts as lost",

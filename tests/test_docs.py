@@ -124,6 +124,7 @@ def test_every_key_of_metrics_is_documented_and_no_other():
     some = dict.fromkeys(router.Report._fields, np.ones((L, B)))
     some |= {"load_BME": np.ones((L, M, E)), "tokens_BM": np.ones((L, M)), "wanted_BM": np.ones((L, M))}
     sums = {"loss_sum": np.ones((M, O)), "weight": np.ones((M, O)), "routing": {"ffn/text": router.Report(**some)}}
+    sums |= {"spread": {"image": {"std": 1.0, "rank": 2.0, "count": 1.0}}}
     measured = {"loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "sums": sums, "ok": True}
     measured |= {"grad_norms": {"text": 1.0, "embed": 1.0}, "grad_norm_limit": 1.0}
     kept, machine = Kept(), peak.Peak(1.0, 512, 1.0, "")

@@ -39,13 +39,14 @@ SOME = [
     pytest.param("ids", "mot_moe", ("fsdp=2,expert=2,tensor=2",), marks=pytest.mark.slow),
     pytest.param("vectors", "dense", ("fsdp=2,context=2",), marks=pytest.mark.slow),
     ("vectors", "mot", ("context=2,tensor=2",)),
+    ("states", "mot", ("context=2,fsdp=2",)),
 ]
 ALL = [("ids", arch, SINGLE + PAIRS) for arch in ("dense", "mot", "moe_ec4", "moe_tc4", "mot_moe")]
 
 
 def loss_of(c):
     def loss(weights, batch):
-        given = losses.noised(batch, c, 3)
+        given = losses.noised(batch, c, 3, weights)
         output = transformer.forward(weights, given.batch, c)
         Z_M, routed = losses.totals(batch, c), losses.routed_tokens(batch, c)
         total, _ = losses.loss(weights, output, given, Z_M, c, 2)
@@ -56,8 +57,12 @@ def loss_of(c):
 
 @pytest.mark.parametrize(("kind", "arch", "meshes"), [*SOME, *(pytest.param(*x, marks=pytest.mark.slow) for x in ALL)])
 def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(kind, arch, meshes):
-    """Of ids, or of vectors; on as many devices as a mesh has."""
+    """Of ids, of vectors, or of predicted states; on as many devices as a mesh has."""
     tree = examples.tree(arch) if kind == "ids" else vectors.tree(arch, budgets=(36, 24, 12))
+    if kind == "states":  # of images, whose hidden parts' are predicted, the model's own
+        tree.streams.image.objective = "latent"
+        prediction = dict(targets="own", sigreg=0.1, slices=4, columns=2, layers=1, width=8, ffn=12)
+        tree.streams.image.prediction.update(prediction)
     tree.data.batch = 8 if kind == "ids" else 4
     tree.model.scan = True
     # With others (0; on JAX 0.12 also 1 and 4) rounding on one mesh swaps two tokens whose scores are nearly equal.

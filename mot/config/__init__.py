@@ -2,6 +2,7 @@
 
 from mot.config.build import Check, differences, reads, resolve
 from mot.config.schema import (
+    COMPONENTS,
     Component,
     Config,
     ConfigError,
@@ -9,6 +10,7 @@ from mot.config.schema import (
     Diffusion,
     Experts,
     Init,
+    Masking,
     Mesh,
     Model,
     Objective,
@@ -25,6 +27,7 @@ from mot.config.schema import (
 )
 
 __all__ = [
+    "COMPONENTS",
     "Check",
     "Component",
     "Config",
@@ -33,6 +36,7 @@ __all__ = [
     "Diffusion",
     "Experts",
     "Init",
+    "Masking",
     "Mesh",
     "Model",
     "Objective",

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from mot.config import depth
 from mot.config.allowed import ABOVE_0, AT_LEAST_0, FRACTION, Allowed, Range, choice, meant, within
 from mot.config.axes import LOGICAL_AXES, MESH_AXES, TOGETHER, names
 from mot.config.objectives import NONE, OBJECTIVES, OF_IDS, OF_VECTORS
@@ -27,6 +28,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_streams, {"streams"}),
         (_predictions, {"streams", "optim"}),
         (_towers, {"streams", "towers"}),
+        (_depth, {"towers", "model"}),
         (_stop_gradients, {"streams", "towers"}),
         (_model, {"model"}),
         (_experts, {"streams", "towers", "attn", "ffn"}),
@@ -76,11 +78,30 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "drop_rate": FRACTION,
         "loss_centre": AT_LEAST_0,
     },
+    "Masking": {
+        "by": ("unit", "document"),
+        "distribution": {"uniform": "all alike (LLaDA)", "cosine": "mostly high ones (MaskGIT, 2202.04200)"},
+        "least": Range(most=1, above=True, below=True),
+        "most": Range(most=1, above=True),
+        "weighting": {"elbo": "1 / t: a bound of the likelihood (LLaDA)", "even": "1 / the mean of t (MaskGIT, BERT)"},
+        "before_text": Range(most=1),
+        "drop_rate": FRACTION,
+    },
     "Prediction": dict.fromkeys(("columns", "blocks", "layers", "width", "ffn", "slices"), ABOVE_0)
     | dict.fromkeys(("least_block", "most_block"), Range(most=1, above=True, below=True))
     | dict.fromkeys(("least_context", "most_context"), Range(most=1, above=True))
     | dict.fromkeys(("least_aspect", "most_aspect"), ABOVE_0)
     | {"targets": ("ema", "own"), "sigreg": FRACTION},
+    "Entry": {
+        "kind": {
+            "linear": "a matrix",
+            "mlp": "two layers with GELU between (LLaVA-1.5, 2310.03744)",
+            "resampler": "learned queries that attend to a unit's vectors (Flamingo, 2204.14198)",
+        },
+        "fold": ABOVE_0,
+        "queries": AT_LEAST_0,
+        "layers": AT_LEAST_0,
+    },
     "Model": {
         "layers": Range(most=10_000, above=True),
         "dense_layers": AT_LEAST_0,
@@ -218,6 +239,31 @@ def _ids(path: str, s: "Stream") -> Iterator[Fault]:
             f"{s.objective!r}, but its tokens are {s.ids} ids ({path}.latent = 0); allowed: {', '.join(OF_IDS)}; write "
             "one, or make it a stream of vectors: latent=P, ids=0, first_id=0",
         )
+    if s.masks:
+        yield from _masking(path, s)
+
+
+def _masking(path: str, s: "Stream") -> Iterator[Fault]:
+    m = s.masking
+    yield from within(f"{path}.masking", m, VALUES["Masking"])
+    if 0 < m.most < m.least:
+        yield Fault(f"{path}.masking.least", f"{m.least} is above {path}.masking.most = {m.most}; lower it")
+    if m.by == "unit" and s.modality == "text":
+        yield Fault(
+            f"{path}.masking.by",
+            "'unit', but text has no units, as images and clips are; write 'document', with data.blocks='document'",
+        )
+    if m.by == "unit" and m.shift:
+        yield Fault(
+            f"{path}.masking.shift",
+            f"True, but {path}.masking.by is 'unit'; before its first id stands another stream's; write by='document', "
+            "or False",
+        )
+    if m.by == "document" and (m.before_text or m.drop_rate):
+        yield Fault(
+            f"{path}.masking.before_text, drop_rate",
+            f"{m.before_text}, {m.drop_rate}, but {path}.masking.by is 'document', which has no units; write 0.0, 0.0",
+        )
 
 
 def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
@@ -228,6 +274,30 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
         )
     yield from choice(path, s, "objective", *OF_VECTORS)
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
+    yield from _entry(path, s)
+
+
+def _entry(path: str, s: "Stream") -> Iterator[Fault]:
+    """How vectors enter. What is folded or resampled is an input: nothing is predicted of it."""
+    e = s.entry
+    yield from within(f"{path}.entry", e, VALUES["Entry"])
+    resampled = e.kind == "resampler"
+    if resampled and not (e.queries and e.layers):
+        yield Fault(
+            f"{path}.entry.queries, layers",
+            f"{e.queries}, {e.layers}, but {path}.entry.kind is 'resampler'; each must be above 0; Flamingo has 64, 6",
+        )
+    elif not resampled and (e.queries or e.layers):
+        yield Fault(
+            f"{path}.entry.queries, layers",
+            f"{e.queries}, {e.layers}, but {path}.entry.kind is {e.kind!r}; write 0, 0, or kind='resampler'",
+        )
+    if (resampled or e.fold > 1) and s.objective != NONE:
+        yield Fault(
+            f"{path}.entry",
+            f"kind {e.kind!r}, fold {e.fold}, but {path}.objective is {s.objective!r}; what is resampled or folded is "
+            "an input; write objective='none', or kind='linear' (or 'mlp'), fold=1",
+        )
 
 
 def _predictions(c: "Sections") -> Iterator[Fault]:
@@ -296,61 +366,110 @@ def _towers(c: "Sections") -> Iterator[Fault]:
             f"{', '.join(streams)} are all of vectors; documents begin and end with ids; add a stream of text",
         )
     for component in ("attn", "ffn", "norm"):
-        towers = c.component(component).towers
+        written = c.component(component).written
         path = f"towers.{component}"
-        for stream in [stream for stream in towers if stream not in streams]:
+        for stream in [stream for stream in written if stream not in streams]:
             yield Fault(
                 f"{path}.{stream}",
-                f"{towers[stream]!r}; no such stream; allowed: {', '.join(streams)}; remove the key",
+                f"{written[stream]!r}; no such stream; allowed: {', '.join(streams)}; remove the key",
             )
-        for stream in [stream for stream in streams if stream not in towers]:
+        for stream in [stream for stream in streams if stream not in written]:
             yield Fault(
                 f"{path}.{stream}", "missing; every stream needs a tower; add it (a stream's own name gives it its own)"
             )
-        for stream in [stream for stream in towers if stream in streams]:
-            yield from _tower(component, stream, c)
+        faults = [fault for stream in written if stream in streams for fault in _ranges(component, stream, c)]
+        yield from faults
+        if not faults:
+            yield from _maps(component, c)
 
 
-def _tower(component: str, stream: str, c: "Sections") -> Iterator[Fault]:
-    """The faults of a stream's tower: its name, and what those that share it must have alike."""
+def _ranges(component: str, stream: str, c: "Sections") -> Iterator[Fault]:
+    """The faults of a stream's towers by themselves: ranges that do not follow each other, and names of no stream."""
     key = f"towers.{component}.{stream}"
-    towers = c.component(component).towers
-    tower = towers[stream]
-    if tower not in c.streams:
-        yield Fault(key, f"{tower!r}; a tower is named by a stream: {', '.join(c.streams)}; choose one")
+    written = c.component(component).written[stream]
+    ranges = depth.ranges(written)
+    if ranges is None:
+        yield Fault(
+            key,
+            f"{written!r} is neither a tower's name nor ranges of layers; allowed: as '0:4 {stream}, 4:24 "
+            f"{next(iter(c.streams))}', layers from 0 and the end of a range outside; mend it",
+        )
         return
+    for tower in [tower for tower in depth.towers(written) if tower not in c.streams]:
+        yield Fault(key, f"{tower!r}; a tower is named by a stream: {', '.join(c.streams)}; choose one")
+    expected = 0
+    for first, end, _ in ranges:
+        if first != expected:
+            what = "layers in two ranges" if first < expected else "layers in no range"
+            between = f"{min(first, expected)}:{max(first, expected)}"
+            yield Fault(key, f"{written!r} has {what}, {between}; each begins where the one before ends; mend it")
+        if first >= end:
+            yield Fault(key, f"{written!r} has a range without a layer, {first}:{end}; mend it, or leave it out")
+        expected = max(first, end)
+
+
+def _depth(c: "Sections") -> Iterator[Fault]:
+    """Ranges of layers end where the model does."""
+    for component in ("attn", "ffn", "norm"):
+        for stream, written in c.component(component).written.items():
+            if (ranges := depth.ranges(written)) and ranges[-1].end != c.model.layers:
+                beyond = "go past the depth" if ranges[-1].end > c.model.layers else "leave layers out"
+                yield Fault(
+                    f"towers.{component}.{stream}",
+                    f"{written!r}; its ranges {beyond}: they end at layer {ranges[-1].end}, and model.layers is "
+                    f"{c.model.layers}; end them there",
+                )
+
+
+def _maps(component: str, c: "Sections") -> Iterator[Fault]:
+    """The faults of all streams' towers in each layer from which on they are others."""
+    told = set()
+    for layers, served in depth.parts(c.component(component).written).items():
+        where = layers and f" in layers {layers}"
+        towers = {stream: tower for stream, tower in served.items() if stream in c.streams}
+        for stream in towers:
+            if stream not in told and (found := [*_tower(component, stream, towers, where, c)]):
+                told.add(stream)
+                yield from found
+
+
+def _tower(component: str, stream: str, towers: Mapping[str, str], where: str, c: "Sections") -> Iterator[Fault]:
+    """The faults of a stream's tower in a layer: its name, and what those that share it must have alike."""
+    key = f"towers.{component}.{stream}"
+    tower = towers[stream]
     first = next(name for name in c.streams if towers.get(name) == tower)
     one, other = c.streams[stream], c.streams[tower]
     if first != tower:
         yield Fault(
             key,
-            f"{tower!r}; a tower is named by the first stream that maps to it, here {first!r}; write {first!r}",
+            f"{tower!r}; a tower is named by the first stream that maps to it, here {first!r}{where}; write {first!r}",
         )
     elif component == "ffn" and _are_unlike(one.ffn, other.ffn):
         yield Fault(
             f"streams.{stream}.ffn",
-            f"{one.ffn}, but it shares its FFN tower with {tower}, whose ffn is {other.ffn}; set both alike or untie "
-            f"{key}",
+            f"{one.ffn}, but it shares its FFN tower with {tower}{where}, whose ffn is {other.ffn}; set both alike or "
+            f"untie {key}",
         )
     # That all streams of ids have one width is said elsewhere.
     elif (one.latent or other.latent) and _are_unlike(one.width, other.width):
         yield Fault(
             f"streams.{stream}.width",
-            f"{one.width}, but it shares its {component} tower with {tower}, whose width is {other.width}; set both "
-            f"alike or untie {key}",
+            f"{one.width}, but it shares its {component} tower with {tower}{where}, whose width is {other.width}; set "
+            f"both alike or untie {key}",
         )
 
 
 def _stop_gradients(c: "Sections") -> Iterator[Fault]:
-    attn = c.towers.attn
+    every = [*depth.parts(c.towers.attn).values()]
     for i, pair in enumerate(c.towers.stop_gradients):
         path = f"towers.stop_gradients[{i}]"
         for key in ("queries", "keys"):
             yield from choice(path, pair, key, *c.streams)
-        if pair.queries in attn and attn[pair.queries] == attn.get(pair.keys):
+        attn = next((m for m in every if pair.queries in m and m[pair.queries] == m.get(pair.keys)), None)
+        if attn:
             yield Fault(
                 path,
-                f"{pair.queries} and {pair.keys} share the attention tower {attn[pair.keys]!r}, which the loss of "
+                f"{pair.queries} and {pair.keys} share the attention tower {attn[pair.queries]!r}, which the loss of "
                 f"{pair.queries} trains as it is; untie towers.attn.{pair.queries}, or remove the wall",
             )
 
@@ -376,7 +495,7 @@ def _model(c: "Sections") -> Iterator[Fault]:
 def _experts(c: "Sections") -> Iterator[Fault]:
     for component in ("attn", "ffn"):
         experts = c.component(component).experts
-        towers = dict.fromkeys(c.component(component).towers.values())
+        towers = c.component(component).towers
         for tower in [tower for tower in experts if tower not in towers]:
             yield Fault(
                 f"{component}.{tower}",
@@ -702,6 +821,12 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 "data.blocks",
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
+            )
+        if s.masks == "document" and c.data.blocks != "document":
+            yield Fault(
+                "data.blocks",
+                f"{c.data.blocks!r}, but streams.{name}.masking.by is 'document': what is hidden is predicted from "
+                "both sides; write 'document'",
             )
     of_one = [pair for pair in itertools.combinations(c.streams, 2) if _show_one_unit(*(c.streams[s] for s in pair))]
     for a, b in of_one if c.data.blocks == "document" else ():

@@ -14,6 +14,7 @@ class Kind(NamedTuple):
 
 OBJECTIVES = {
     "next_token": Kind("the next token's id, by cross-entropy", "ids"),
+    "masked": Kind("ids that are hidden among others, by cross-entropy (2502.09992)", "ids"),
     "flow": Kind("the velocity from data to noise (2209.03003)", "vectors", True),
     "x": Kind("the data, weighed as its velocity (2511.13720)", "vectors", True),
     "ddpm": Kind("the noise, on a cosine schedule (2006.11239, 2102.09672)", "vectors", True),

@@ -34,6 +34,8 @@ EVALUATIONS = {  # of `mot evaluate --what`, and what each tells
     "bits": "held-out bits a token, and of text a byte",
     "ranking": "which of an --answers file's candidates is likeliest",
     "retrieval": "which caption belongs to an image, and which image to a caption",
+    "conditioning": "what its own prompt is worth to a unit, beside another document's",
+    "labels": "what a linear probe tells of vectors from their states",
     "judged": "how many digits are drawn, and read, as a classifier reads them",
     "distances": "how far what is drawn lies from what is held out, by --features",
 }
@@ -47,6 +49,7 @@ class Settings(NamedTuple):
     top_k: int = 0  # choose among so many ids; 0 = all
     top_p: float = 1.0  # among the likeliest ids that have this probability together
     solver: str = "heun"  # of SOLVERS
-    steps: int = 20  # from noise to vectors
+    steps: int = 20  # from noise to vectors, and from masks to ids
     shift: float = 1.0  # of the solver's noise levels
     guidance: float = 1.0  # 1 = none (2207.12598)
+    block: int = 0  # of text that is masked: tokens that are unmasked together, before those that follow; 0 = all

@@ -28,6 +28,7 @@ ADDED = {
     "run.peer_timeout": 60.0,
     "run.trackers": "",
     "run.role": "fit",
+    "streams.*.entry": {"kind": "linear", "fold": 1, "queries": 0, "layers": 0},
     "model.dropout": 0.0,
     "model.activation": "swiglu",
     "model.norm_offset": False,
@@ -73,6 +74,16 @@ ADDED = {
         "width": 64,
         "ffn": 176,
     },
+    "streams.*.masking": dict(
+        by="unit",
+        distribution="uniform",
+        least=1e-3,
+        most=1.0,
+        weighting="elbo",
+        shift=False,
+        before_text=0.0,
+        drop_rate=0.0,
+    ),
 }
 
 

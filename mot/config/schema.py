@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mot.config import checks
+from mot.config import checks, depth
 from mot.config.axes import names
 from mot.config.objectives import NONE, OBJECTIVES
 from mot.config.routers import ROUTERS
@@ -38,6 +38,23 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
+class Masking:
+    """Which ids of a stream are hidden from the model, which predicts them (`objectives/masked.py`).
+
+    Each is hidden with probability t, its ratio; a hidden id is the configuration's `mask_id` to the model.
+    """
+
+    by: str  # what has a ratio of its own: a unit, which sees itself both ways; a document (data.blocks=document)
+    distribution: str  # how ratios are drawn from least to most
+    least: float  # the lowest ratio; that of most = one ratio for all
+    most: float  # the highest ratio
+    weighting: str  # the weight of a hidden id's loss
+    shift: bool  # the token before it predicts a hidden id (LLM2Vec's MNTP), and not its own place; of documents alone
+    before_text: float  # factor on t of a unit after which its document goes on with text; 0 = nothing of it is hidden
+    drop_rate: float  # the fraction of units trained without what comes before them, which guidance needs
+
+
+@dataclass(frozen=True)
 class Prediction:
     """How a stream with objective latent hides parts of a unit and predicts their states (`objectives/latent.py`)."""
 
@@ -59,6 +76,16 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """How a stream's vectors enter the model (`model/entries.py`); ids ignore it."""
+
+    kind: str  # what makes a token's residual of its vectors
+    fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
+    queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
+    layers: int  # of a resampler: its layers; 0 for the others
+
+
+@dataclass(frozen=True)
 class Stream:
     """A kind of token. Discrete: ids `first_id .. first_id + ids - 1` of the one vocabulary. Else vectors, latents."""
 
@@ -73,6 +100,9 @@ class Stream:
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
+    masking: Masking  # of ids whose objective is masked; others ignore it
+    prediction: Prediction  # of latents whose objective is latent; others ignore it
+    entry: Entry  # how its vectors enter; ids ignore it
     representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
     # modality's name
 
@@ -80,8 +110,6 @@ class Stream:
     def holds(self) -> str:
         """The representation of a unit that its tokens are."""
         return self.representation or self.modality
-
-    prediction: Prediction  # of latents whose objective is latent; others ignore it
 
     @property
     def diffuses(self) -> bool:
@@ -99,6 +127,23 @@ class Stream:
         return self.diffuses or not (self.latent or self.objective == NONE)
 
     @property
+    def masks(self) -> str:
+        """By what its ids are hidden, unit or document; "" where they are not."""
+        return self.masking.by if self.objective == "masked" else ""
+
+    @property
+    def drop_rate(self) -> float:
+        """The fraction of its units that are trained without what comes before them."""
+        if self.diffuses:
+            return self.diffusion.drop_rate
+        return self.masking.drop_rate if self.masks else 0.0
+
+    @property
+    def features(self) -> int:
+        """The numbers that a token of vectors carries; 0 of ids."""
+        return self.latent * self.entry.fold
+
+    @property
     def copies(self) -> int:
         """How often a row holds each of its tokens."""
         return 2 if self.latent and self.objective != NONE and self.diffusion.copies == "both" else 1
@@ -106,11 +151,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class Towers:
-    """Which tower (parameter set) serves each stream, by component; a tower is named by its first stream."""
+    """Which tower (parameter set) serves each stream, by component; a tower is named by its first stream.
+
+    A name serves every layer; `0:4 image, 4:20 text, 20:24 image` names towers by ranges of layers (`depth.py`).
+    """
 
     attn: dict[str, str]  # stream -> the tower of its QKV and O
     ffn: dict[str, str]  # stream -> the tower of its FFN
-    norm: dict[str, str]  # stream -> the tower of its norms
+    norm: dict[str, str]  # stream -> the tower of its norms; the final norm follows the last layer's
     stop_gradients: tuple["StopGradient", ...]  # pairs of streams: the loss of the first does not train keys and values
     # of the second
 
@@ -362,8 +410,20 @@ class Run:
 class Component(NamedTuple):
     """Attention, FFNs or norms: which tower serves each stream, and what experts each tower has."""
 
-    towers: dict[str, str]  # stream -> tower
+    written: dict[str, str]  # stream -> its tower, or its towers by ranges of layers
     experts: dict[str, Experts]  # tower -> its experts; norms have none
+
+    def at(self, layer: int) -> dict[str, str]:
+        """Which tower serves each stream in a layer."""
+        return {stream: depth.tower(written, layer) for stream, written in self.written.items()}
+
+    @property
+    def towers(self) -> list[str]:
+        """All towers, in the order in which streams name them."""
+        return list(dict.fromkeys(tower for written in self.written.values() for tower in depth.towers(written)))
+
+
+COMPONENTS = ("attn", "ffn", "norm")  # of a layer
 
 
 @dataclass(frozen=True)
@@ -396,21 +456,47 @@ class Sections:
         return all(experts.causal for experts in (*self.attn.values(), *self.ffn.values()))
 
     @property
-    def stacks(self) -> tuple[str, ...]:
-        """Which stack each layer belongs to: `main`, or `sparse` where towers have experts."""
+    def sparse(self) -> tuple[bool, ...]:
+        """Of each layer, whether it is one in which towers have their experts."""
         m = self.model
         if not any(e.experts for e in (*self.attn.values(), *self.ffn.values())):
-            return ("main",) * m.layers
+            return (False,) * m.layers
+        after_dense = (layer - m.dense_layers for layer in range(m.layers))
+        return tuple(n >= 0 and (n + 1) % max(m.sparse_every, 1) == 0 for n in after_dense)
 
-        def stack(layer: int) -> str:
-            after_dense = layer - m.dense_layers
-            return "sparse" if after_dense >= 0 and (after_dense + 1) % max(m.sparse_every, 1) == 0 else "main"
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Which stack each layer belongs to: `main`, or `sparse` where towers have experts.
 
-        return tuple(stack(layer) for layer in range(m.layers))
+        Layers whose maps are not the first layer's have stacks of their own, `main_4` or `sparse_4`, by the number of
+        the first layer with these maps.
+        """
+        return depth.stacks(tuple(tuple(self.component(c).written.values()) for c in COMPONENTS), self.sparse)
+
+    def towers_in(self, stack: str) -> dict[str, dict[str, str]]:
+        """Which tower serves each stream in the layers of a stack, by component."""
+        layer = self.stacks.index(stack)
+        return {component: self.component(component).at(layer) for component in COMPONENTS}
+
+    @property
+    def last_norms(self) -> dict[str, str]:
+        """Which tower serves each stream in the last layer's norms and in the final norm."""
+        return self.component("norm").at(self.model.layers - 1)
+
+    @property
+    def masks(self) -> bool:
+        """Are ids of some stream hidden?"""
+        return any(s.masks for s in self.streams.values())
+
+    @property
+    def mask_id(self) -> int:
+        """The id that stands for a hidden one: the first after those of all streams, where any is masked."""
+        return max((s.first_id + s.ids for s in self.streams.values() if not s.latent), default=0)
 
     @property
     def vocab(self) -> int:
-        return max((s.first_id + s.ids for s in self.streams.values() if not s.latent), default=0)
+        """V, the number of ids: those of all streams, and `mask_id` where any is masked."""
+        return self.mask_id + self.masks
 
     @property
     def length(self) -> int:

@@ -1,8 +1,9 @@
 """Real data that every installation already holds: scikit-learn's handwritten digits and Python's English manual.
 
 1,797 digits of 8x8 pixels in 17 grey levels, each captioned, and the manual text of `pydoc_data.topics`. Nothing is
-downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read` (image, then caption). A fourth, made
-where it is named: `numbers`, two digits and what they are, as "seven three", which tells one of a hundred numbers.
+downloaded. Sources: `manual` (text), `drawn` (caption, then image), `read` (image, then caption), `summed` (a sum in
+words, then the image of what it makes), `thought` (a sum, what it makes, and the image of that), `numbers` (what two
+digits are, as "seven three", and both: one of a hundred numbers).
 """
 
 import hashlib
@@ -20,8 +21,9 @@ from mot.data.packing import Document
 from mot.data.records import Record, Span, TokenLayout, render
 from mot.tokenizers import text
 
-SOURCES = ("manual", "drawn", "read")
-NUMBERS, SIZES = "numbers", (6000, 2000)  # of training, held out
+SOURCES = ("manual", "drawn", "read", "summed", "thought", "numbers")
+ALWAYS = 3  # of SOURCES that a run has opened, whatever it names
+NUMBERS = (6000, 2000)  # pairs of digits, of training and held out
 TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
 SIDE, PATCH = 8, 2  # pixels of a side; of a patch's, where digits are vectors
 PATCHES, FEATURES = PIXELS // PATCH**2, PATCH**2
@@ -55,16 +57,15 @@ def faults(config):
         if not stream.latent:
             yield from _ids_faults(name, stream, first, LEVELS)
             first += LEVELS
-        tokens = PATCHES * stream.copies if stream.latent else PIXELS
-        longest, what = (2 * tokens, "number") if NUMBERS in config.data.sources else (tokens, "digit")
+        tokens = PATCHES * stream.copies // stream.entry.fold if stream.latent else PIXELS
+        longest, what = (2 * tokens, "number") if "numbers" in config.data.sources else (tokens, "digit")
         if stream.max_tokens != longest:
             yield f"streams.{name}.max_tokens: {stream.max_tokens}; an embedded {what} has {longest} tokens; write that"
     if config.streams["text"].max_tokens < 32:
         yield f"streams.text.max_tokens: {config.streams['text'].max_tokens}; captions need up to 32; raise it"
     for source in config.data.sources:
-        if source not in (*SOURCES, NUMBERS):
-            has = ", ".join((*SOURCES, NUMBERS))
-            yield f"data.sources.{source}: no such source; the embedded data has {has}; remove it"
+        if source not in SOURCES:
+            yield f"data.sources.{source}: no such source; the embedded data has {', '.join(SOURCES)}; remove it"
 
 
 def _ids_faults(name: str, stream: Stream, first: int, ids: int):
@@ -80,8 +81,8 @@ def load(config: Config) -> tuple[Sources, Sources]:
     sections, images, labels = _manual(), *_digits()
     tokenizer = _tokenizer(sections)
     lengths = np.concatenate([text.byte_lengths(tokenizer), np.zeros(config.vocab - TEXT_IDS, int)])
-    made = (*SOURCES, NUMBERS) if NUMBERS in config.data.sources else SOURCES  # else with the digest as ever
-    layouts = [_layout(config, source) for source in made]
+    names = SOURCES if set(SOURCES[ALWAYS:]) & set(config.data.sources) else SOURCES[:ALWAYS]
+    layouts = [_layout(config, source) for source in names]
     splits = []
     for held_out in (False, True):
         texts = [s for s in sections if _held_out(s.encode()) == held_out]
@@ -92,22 +93,35 @@ def load(config: Config) -> tuple[Sources, Sources]:
         spans = [[(Span("text", np.array(ids)),) for ids in pieces]]
         spans.append([(caption, *digit) for caption, digit in zip(captions, digits, strict=True)])
         spans.append([(*digit, caption) for caption, digit in zip(captions, digits, strict=True)])
-        pairs = np.random.default_rng(held_out).choice(chosen, (SIZES[held_out], 2)).tolist()
-        if made != SOURCES:
-            names = [tokenizer.encode(f"{NAMES[labels[i]]} {NAMES[labels[j]]}").ids for i, j in pairs]
-            digit_of = dict(zip(chosen, digits, strict=True))
-            shown = [(*digit_of[i], *digit_of[j]) for i, j in pairs]
-            spans.append([(Span("text", np.array(ids)), *two) for ids, two in zip(names, shown, strict=True)])
-        numbers = (range(len(pieces)), chosen, chosen, range(len(pairs)))
+        ids_of = [range(len(pieces)), chosen, chosen]
+        if names != SOURCES[:ALWAYS]:
+            pairs = np.random.default_rng(held_out).choice(chosen, (NUMBERS[held_out], 2)).tolist()
+            spans += _further(tokenizer, dict(zip(chosen, digits, strict=True)), labels, pairs)
+            ids_of += [chosen, chosen, range(len(pairs))]
         documents = [
-            tuple(_document(s, i, one, layouts[s]) for i, one in zip(numbers[s], spans[s], strict=True))
-            for s in range(len(made))
+            tuple(_document(s, i, one, layouts[s]) for i, one in zip(ids_of[s], spans[s], strict=True))
+            for s in range(len(names))
         ]
         digest = _digest(d for source in documents for d in source)
         units = np.array([PATCHES if s.latent else 1 if s.modality == "text" else PIXELS for s in _streams(config)])
-        sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(made))
+        sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(names))
         splits.append(Sources(tuple(sources), lengths, digest, {"text": text.digest(tokenizer)}))
     return splits[0], splits[1]
+
+
+def _further(
+    tokenizer: Tokenizer, digit_of: dict[int, list[Span]], labels: np.ndarray, pairs: list[list[int]]
+) -> list[list[tuple[Span, ...]]]:
+    """The documents of `summed`, `thought` and `numbers`, as spans."""
+
+    def words(said: str) -> Span:
+        return Span("text", np.array(tokenizer.encode(said).ids))
+
+    sums, thoughts = (
+        [(words(sum_of(i, labels[i], thinks)), *digit) for i, digit in digit_of.items()] for thinks in (False, True)
+    )
+    numbers = [(words(f"{NAMES[labels[i]]} {NAMES[labels[j]]}"), *digit_of[i], *digit_of[j]) for i, j in pairs]
+    return [sums, thoughts, numbers]
 
 
 def _streams(config: Config) -> list[Stream]:
@@ -184,6 +198,12 @@ def _held_out(content: bytes) -> bool:
 
 def _caption(i: int, label: int) -> str:
     return CAPTIONS[i % len(CAPTIONS)].format(NAMES[label])
+
+
+def sum_of(i: int, label: int, thinks: bool) -> str:
+    """Two digits in words, and where one `thinks`, the digit that they make; i chooses among the sums."""
+    first = i % (label + 1)
+    return f"{NAMES[first]} plus {NAMES[label - first]}" + f" makes {NAMES[label]}" * thinks
 
 
 def patches(pixels: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mot.config import Config
 from mot.config.modalities import markers
-from mot.data import embedded, packing, seqio_bridge
+from mot.data import embedded, folding, packing, seqio_bridge
 from mot.data.manifest import read_json
 from mot.data.packing import Document
 from mot.data.remote import local
@@ -17,7 +17,7 @@ from mot.tokenizers import text
 
 
 class Medium(NamedTuple):
-    """A modality other than text."""
+    """A stream of a modality other than text; the markers are its modality's."""
 
     stream: str
     opens: int  # id of the marker before a unit
@@ -30,7 +30,7 @@ class Format(NamedTuple):
     bos: int
     eos: int
     special: tuple[int, ...]  # ids that no text holds
-    media: tuple[Medium, ...]
+    media: tuple[Medium, ...]  # of those that a marker opens the first is drawn: what learns comes first
 
     def medium(self, stream: str) -> Medium | None:
         return next((medium for medium in self.media if medium.stream == stream), None)
@@ -41,14 +41,15 @@ class Stretch(NamedTuple):
 
     stream: str
     data: np.ndarray
+    is_same: bool = False  # another representation of the unit before it, between the same markers
 
 
 def of(config: Config) -> Format:
     """The format of the data that a run was trained on."""
     if is_embedded(config):
         special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
-        tokens = embedded.PATCHES if config.streams["image"].latent else embedded.PIXELS
-        return _format(config, special, {"text": 0, "image": tokens})
+        of_streams = {s.holds: embedded.PATCHES if s.latent else embedded.PIXELS for s in config.streams.values()}
+        return _format(config, special, of_streams | {"text": 0})
     abouts = []
     for address in config.data.sources.values():
         if seqio_bridge.is_address(address):
@@ -60,20 +61,19 @@ def of(config: Config) -> Format:
 
 
 def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int]) -> Format:
-    streams = {stream.modality: name for name, stream in config.streams.items()}
-    first = config.streams[streams["text"]].first_id
+    text = next(name for name, stream in config.streams.items() if stream.holds == "text")
 
     def id_of(mark):
-        return first + special[mark]
+        return config.streams[text].first_id + special[mark]
 
-    media = [m for m in tokens if m != "text" and m in streams]
-    pairs = {m: [id_of(mark) for mark in markers(m)] for m in media}
+    held = [(name, s) for m in tokens for name, s in config.streams.items() if s.holds == m != "text"]
+    held = sorted(held, key=lambda one: not one[1].is_drawn)
     return Format(
-        streams["text"],
+        text,
         id_of("<bos>"),
         id_of("<eos>"),
-        tuple(first + i for i in special.values()),
-        tuple(Medium(streams[m], *pairs[m], tokens[m]) for m in media),
+        tuple(map(id_of, special)),
+        tuple(Medium(name, *map(id_of, markers(s.modality)), tokens[s.holds]) for name, s in held),
     )
 
 
@@ -98,14 +98,17 @@ def document(
         medium = format.medium(stretch.stream)
         is_scored = scored is not None and number >= scored
         if stream.latent:
-            ids = np.zeros(len(stretch.data), int)
-            vectors.setdefault(names.index(stretch.stream), []).append(stretch.data)
+            x = folding.data(stretch.data, stream.entry.fold)
+            ids = np.zeros(len(x), int)
+            vectors.setdefault(names.index(stretch.stream), []).append(x)
         else:
             ids = np.asarray(stretch.data) + stream.first_id
-        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), is_scored and not stream.latent)
+        learns_ids = is_scored and not stream.latent and stream.objective != "none"
+        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), learns_ids)
         if medium:
             is_news = is_scored and not (stream.latent or medium.tokens)  # where a unit ends
-            runs += [_marker(medium.opens, format, is_scored), unit, _marker(medium.closes, format, is_news)]
+            before = runs[:-1] if stretch.is_same else [*runs, _marker(medium.opens, format, is_scored)]
+            runs = [*before, unit, _marker(medium.closes, format, is_news)]
         else:
             runs.append(unit)
     if opens:
@@ -117,7 +120,8 @@ def document(
     stream = np.repeat([names.index(run.stream) for run in runs], sizes)
     unit = np.repeat([run.unit for run in runs], sizes)
     weight = np.repeat([run.is_scored for run in runs], sizes)
-    span = np.where(np.isin(stream, list(vectors)), unit, 0)  # vectors see their unit both ways
+    masked = [s for s, name in enumerate(names) if config.streams[name].masks == "unit"]
+    span = np.where(np.isin(stream, [*vectors, *masked]), unit, 0)  # these see their unit both ways
     values = {s: np.concatenate(x) for s, x in vectors.items()}
     return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span)
 
@@ -144,11 +148,13 @@ def stretches(d: Document, config: Config, format: Format) -> list[Stretch]:
     for begin, end in zip(begins, [*begins[1:], len(d.token)], strict=True):
         s = int(d.stream[begin])
         if s in taken:
-            data = d.values[s][taken[s] : taken[s] + end - begin]
+            x = d.values[s][taken[s] : taken[s] + end - begin]
+            data = folding.undone(x, config.streams[names[s]].entry.fold)
             taken[s] += end - begin
         else:
             ids = d.token[begin:end]
             data = ids[~np.isin(ids, format.special)] - config.streams[names[s]].first_id
         if len(data):
-            found.append(Stretch(names[s], data))
+            is_same = begin > 0 and format.text not in (names[s], names[d.stream[begin - 1]])
+            found.append(Stretch(names[s], data, is_same))
     return found

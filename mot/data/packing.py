@@ -21,9 +21,11 @@ class Document(NamedTuple):
     unit: np.ndarray  # int32, image or clip of the document, from 1; 0 = none
     span: np.ndarray  # int32, bidirectional group of the document, from 1; 0 = none
     private: np.ndarray  # bool, seen inside its own span alone
-    noise: np.ndarray  # float32, the most that a unit of vectors is noised; 0 = it is clean
+    noise: np.ndarray  # float32, the most that a unit of vectors is noised, and the factor on an id's ratio; 0 = it is
+    # clean
     alone: np.ndarray  # int32, sees and is seen by nothing but the tokens of the same number, a unit's; 0 = it is not
     given: np.ndarray  # bool, an input: clean and without a loss, whatever its stream learns
+    own: np.ndarray  # bool, an id that predicts itself, where it is hidden, and not the next
     values: dict[int, np.ndarray]  # of a stream of vectors: float32 [n_s, P], in document order
 
 
@@ -42,6 +44,7 @@ FIELDS = {
     "noise": Field(0, np.float32),
     "alone": Field(0, np.int32),
     "given": Field(False, bool),
+    "own": Field(False, bool),
 }
 
 
@@ -297,7 +300,8 @@ def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.nd
         "private": join("private", bool),
         "noise": join("noise", np.float32),
     }
-    fields["target"], fields["weight"] = _targets(documents, fields, join("weight", np.float32), is_latent[stream])
+    own = is_latent[stream] | join("own", bool)
+    fields["target"], fields["weight"] = _targets(documents, fields, join("weight", np.float32), own)
     alone = join("alone", np.int32)
     in_row = fields["unit"] - unit + alone  # shifted as its unit, so that it is unique
     fields["segment"] = np.where(alone > 0, len(documents) + in_row, segment).astype(np.int32)
@@ -346,16 +350,18 @@ def _unit_seeds(documents, unit: np.ndarray, segment: np.ndarray) -> np.ndarray:
     return np.repeat(seeds, np.diff(begins, append=len(unit)))
 
 
-def _targets(documents, fields, weight: np.ndarray, is_latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _targets(documents, fields, weight: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each token's target and its weight: the next id of the same document.
 
-    A document's last token has none, nor has one before a vector. A vector's weight is of its own loss.
+    A document's last token has none, nor has one before a token whose loss is its `own`: a vector, or an id that is
+    predicted in its place. The weight of such a token is of its own loss, and the target of such an id is itself.
     """
-    segment, span = fields["segment"], fields["span"]
-    follows = np.append(segment[1:] == segment[:-1], False)[: len(segment)] & ~is_latent & ~np.roll(is_latent, -1)
-    target = np.where(follows, np.roll(fields["token"], -1), 0)
-    weight = np.where(is_latent, weight, np.where(follows, np.roll(weight, -1), 0)).astype(np.float32)
-    inside = (span != 0) & (np.roll(span, -1) == span) & (weight != 0) & ~is_latent
+    segment, span, token = fields["segment"], fields["span"], fields["token"]
+    follows = np.append(segment[1:] == segment[:-1], False)[: len(segment)] & ~own & ~np.roll(own, -1)
+    target = np.where(follows, np.roll(token, -1), np.where(own, token, 0))
+    weight = np.where(own, weight, np.where(follows, np.roll(weight, -1), 0)).astype(np.float32)
+    is_seen = np.roll(fields["noise"], -1) == 0  # by all of its span; what may be hidden is learned where it is
+    inside = (span != 0) & (np.roll(span, -1) == span) & (weight != 0) & ~own & is_seen
     if inside.any():
         d = documents[segment[inside.argmax()] - 1]
         raise ValueError(

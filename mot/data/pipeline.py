@@ -61,7 +61,7 @@ class Batches:
         self.names = list(config.streams)
         self.budgets = [s.budget for s in config.streams.values()]
         self.max_tokens = [s.max_tokens for s in config.streams.values()]
-        self.latents = [s.latent for s in config.streams.values()]
+        self.latents = [s.features for s in config.streams.values()]
         paired = config.objective.contrastive.pools
         self.apart = [self.names.index(name) for name in paired] if len(paired) > 1 else []
         modalities = [s.modality for s in config.streams.values()]

@@ -51,15 +51,15 @@ def placements(streams: Mapping[str, Stream], there: Sequence[str]) -> tuple[Pla
 
 
 def rules(
-    roles: Sequence[Role], source: str, streams: Mapping[str, Stream], placed: Sequence[Placement]
+    roles: Sequence[Role], source: str | None, streams: Mapping[str, Stream], placed: Sequence[Placement]
 ) -> tuple[Rule, ...]:
-    """The rules of one source; those that name a stream of which its dataset has no representation match nothing."""
+    """The rules of one source, or of all (None), whose streams hold what its dataset has: others match nothing."""
     number_of = {placement.stream: i for i, placement in enumerate(placed)}
     names = list(streams)
     found = []
     for role in roles:
         wanted = [(names.index(name), is_input) for name, is_input in role.named]
-        if role.source in ("", source) and all(stream in number_of for stream, _ in wanted):
+        if (source is None or role.source in ("", source)) and all(stream in number_of for stream, _ in wanted):
             found.append(Rule(role.place, tuple(Appearance(number_of[s], is_input) for s, is_input in wanted)))
     return tuple(found)
 
@@ -106,34 +106,56 @@ def assign(d: Document, streams: Sequence[Stream], blocks: str, number: int) -> 
     A unit of a stream that diffuses is noised, in place (Transfusion, 2408.11039), or in a private copy before its
     clean one (BAGEL, 2505.14683), unless it is `given`. Units of other streams of vectors, and ids of streams without
     an objective, are inputs. `blocks`: every unit of vectors sees itself both ways; `prefix` joins all that precedes
-    the last noised unit (pi0, 2410.24164), `document` everything (LLM2Vec, 2404.05961); ids inside a block are inputs.
-    `number` is the document's place in the stream of documents: with it, which units are trained alone (2207.12598)
-    changes.
+    the last noised unit (pi0, 2410.24164), `document` everything (LLM2Vec, 2404.05961); ids inside a block are inputs,
+    but for those that may be hidden: a unit of ids that are masked (Show-o, 2408.12528) has the role of one of vectors
+    that is noised in place, and a document's (LLaDA, 2502.09992) lie in its block. `number` is the document's place in
+    the stream of documents: with it, which units are trained alone (2207.12598) changes.
     """
-    latent = np.array([bool(s.latent) for s in streams])[d.stream]
+    weight = d.weight
+    of_units = np.array([bool(s.latent) or s.masks == "unit" for s in streams])[d.stream]
     silent = np.array([s.objective == "none" for s in streams])[d.stream] | d.given
-    begins = np.flatnonzero(latent & (np.diff(d.unit * latent, prepend=0) != 0))
+    begins = np.flatnonzero(of_units & (np.diff(d.unit * of_units, prepend=0) != 0))
     noised = [int(b) for b in begins if not silent[b]]
+    is_masked = np.array([s.masks == "unit" for s in streams])[d.stream]
+    ends = ~is_masked & np.append(False, is_masked[:-1])  # where a unit ends: its last id predicts itself, not that
     prefix = noised[-1] if blocks == "prefix" and noised else 0
     d = d._replace(
-        weight=np.where(silent | (np.arange(len(latent)) < prefix), 0, d.weight).astype(np.float32),
-        span=np.where(latent, d.unit, d.span),
-        noise=np.zeros(len(latent), np.float32),
+        weight=np.where(silent | ends | (np.arange(len(of_units)) < prefix), 0, d.weight).astype(np.float32),
+        span=np.where(of_units, d.unit, d.span),
+        noise=np.zeros(len(of_units), np.float32),
     )
     if blocks != "units":
-        inside = np.arange(len(latent)) < (prefix if blocks == "prefix" else len(latent))
+        inside = np.arange(len(of_units)) < (prefix if blocks == "prefix" else len(of_units))
         d = d._replace(
             span=np.where(inside, 1 + max(d.unit.max(), d.span.max()), d.span),
-            weight=np.where(inside & ~latent, 0, d.weight),
+            weight=np.where(inside & ~of_units, 0, d.weight),
         )
+    d = _documents_masked(d, weight, streams)
     return _noised(d, [b for b in noised if b >= prefix], streams, number) if noised else d
+
+
+def _documents_masked(d: Document, weight: np.ndarray, streams: Sequence[Stream]) -> Document:
+    """The document with its ids of streams that are masked by document as such that may be hidden.
+
+    `weight` is what the data says. What the format forces, and the first token, <bos>, are always seen.
+    """
+    if not any(s.masks == "document" for s in streams):
+        return d
+    hides = np.array([s.masks == "document" for s in streams])[d.stream] & (weight > 0) & ~d.given
+    hides[0] = False
+    shifts = np.array([s.masking.shift for s in streams])[d.stream]
+    return d._replace(
+        noise=np.where(hides, 1, d.noise).astype(np.float32),
+        weight=np.where(hides, weight, d.weight),
+        own=hides & ~shifts,
+    )
 
 
 SINGLE, PRIVATE, CLEAN = 0, 1, 2  # a token as it is; its noised copy, seen by its unit alone; the clean one after it
 
 
 def _noised(d: Document, begins: Sequence[int], streams: Sequence[Stream], number: int) -> Document:
-    """The document with the units of vectors that begin at these tokens noised."""
+    """The document with the units that begin at these tokens noised: of vectors, or of ids that are masked."""
     noise = d.noise.copy()
     alone = d.alone.copy()
     runs: list[tuple[int, int, int]] = []  # of the result: tokens begin .. end - 1 of the document, and which copy
@@ -143,17 +165,18 @@ def _noised(d: Document, begins: Sequence[int], streams: Sequence[Stream], numbe
         stream = streams[d.stream[begin]]
         has_copies = stream.copies == 2
         text_follows = _text_follows(d, end)
-        noise[begin:end] = stream.diffusion.max_noise if text_follows and not has_copies else 1
+        most = stream.masking.before_text if stream.masks else stream.diffusion.max_noise
+        noise[begin:end] = most if text_follows and not has_copies else 1
         if has_copies or not text_follows:
             unit = int(d.unit[begin])
-            alone[begin:end] = unit * (_chance(d, number, unit) < stream.diffusion.drop_rate)
+            alone[begin:end] = unit * (_chance(d, number, unit) < stream.drop_rate)
         runs.append((done, begin, SINGLE))
         runs += [(begin, end, PRIVATE), (begin, end, CLEAN)] if has_copies else [(begin, end, SINGLE)]
         done = end
     runs.append((done, len(d.token), SINGLE))
     index = np.concatenate([np.arange(begin, end) for begin, end, _ in runs])
     copy = np.concatenate([np.full(end - begin, which) for begin, end, which in runs])
-    result = take(d._replace(noise=noise, alone=alone), index)
+    result = take(_units_masked(d._replace(noise=noise, alone=alone), streams), index)
     private, clean = copy == PRIVATE, copy == CLEAN
     own_span = result.unit + max(d.unit.max(), d.span.max()) + 1
     return result._replace(
@@ -162,6 +185,18 @@ def _noised(d: Document, begins: Sequence[int], streams: Sequence[Stream], numbe
         noise=np.where(clean, 0, result.noise).astype(np.float32),
         weight=np.where(clean, 0, result.weight).astype(np.float32),
         alone=np.where(clean, 0, result.alone).astype(np.int32),
+    )
+
+
+def _units_masked(d: Document, streams: Sequence[Stream]) -> Document:
+    """With the ids of units that may be hidden as such that predict themselves; of other units they are inputs."""
+    by_unit = np.array([s.masks == "unit" for s in streams])[d.stream]
+    hides = by_unit & (d.noise > 0) & (d.weight > 0)
+    shows = by_unit & ~hides
+    return d._replace(
+        noise=np.where(shows, 0, d.noise).astype(np.float32),
+        weight=np.where(shows, 0, d.weight).astype(np.float32),
+        own=d.own | hides,
     )
 
 

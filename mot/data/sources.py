@@ -11,7 +11,7 @@ import numpy as np
 from mot.config import Config, reads
 from mot.config.modalities import of_either_form
 from mot.config.objectives import OF_VECTORS
-from mot.data import embedded, roles, seqio_bridge
+from mot.data import embedded, folding, roles, seqio_bridge
 from mot.data.manifest import BYTES, SPLITS, files, read_json, representations
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
@@ -118,6 +118,7 @@ def faults(config):
             yield f"data.sources.{others[0]}: {addresses[others[0]]!r}; embedded data mixes with no other; remove it"
             return
         yield from embedded.faults(config)
+        yield from folding.unit_faults(config, dict.fromkeys(embedded.FORMS, embedded.PATCHES))
         return
     abouts = {}
     for name, address in addresses.items():
@@ -139,6 +140,7 @@ def faults(config):
         yield from _dataset_faults(config, name, about, ids=not unlike)
     if len(abouts) == len(addresses):
         yield from _absent(config, abouts)
+    yield from folding.unit_faults(config, unit_lengths([*abouts.values()]))
 
 
 def _about(address) -> dict:
@@ -217,7 +219,7 @@ def _stream_faults(key, stream, name, about, ids: bool):
         yield f"streams.{key}.latent: {stream.latent}; {modality} of {name} have {width} features; write {width}"
     elif ids and stream.ids != n:
         yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {n} ids; write {n}"
-    if 0 < stream.max_tokens < (fixed := tokenizer.get("tokens", 0)):
+    if 0 < stream.max_tokens < (fixed := tokenizer.get("tokens", 0) // stream.entry.fold):
         yield f"streams.{key}.max_tokens: {stream.max_tokens}; {modality} of {name} has {fixed} tokens; raise it"
 
 
@@ -234,8 +236,11 @@ def _absent(config, abouts):
 
 def open_(config: Config) -> tuple[Sources, Sources]:
     """The training and the held-out documents. A source without held-out documents is absent from these."""
-    if is_embedded(config):
-        return embedded.load(config)
+    both = embedded.load(config) if is_embedded(config) else _records(config)
+    return folding.sources(both[0], config), folding.sources(both[1], config)
+
+
+def _records(config: Config) -> tuple[Sources, Sources]:
     by_split: dict[str, list[Source]] = {"train": [], "held_out": []}
     digest = hashlib.sha256()
     byte_lengths = np.zeros(config.vocab, np.int64)

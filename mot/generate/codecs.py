@@ -17,13 +17,11 @@ from mot.errors import UserError
 from mot.prepare import dataset_tokenizers, media
 from mot.prepare.codecs import image
 from mot.prepare.dataset_tokenizers import Tokenizers
-from mot.prepare.encode import records
+from mot.prepare.encode import opened, spans_of
 from mot.prepare.inputs import inside, short
-from mot.prepare.raw import MAX_LINE, Part, Raw, filled, ids_part, kind_and_value, parsed, text
+from mot.prepare.raw import MAX_LINE, Part, filled, ids_part, kind_and_value, parsed, representations, text
 from mot.prepare.templates import READY, modality_of
 from mot.tokenizers.given import GivenIds
-
-WHOLE = 2**62  # tokens: no document is cut
 
 
 class Codec(NamedTuple):
@@ -37,6 +35,8 @@ class Codec(NamedTuple):
     encode: Callable[[Part], np.ndarray]
     decode: Callable[[str, np.ndarray], Any]
     tokenizers: Mapping[str, Any]  # with which `mot.prepare.codecs` shows and gives back; None where it needs none
+    forms: Callable[[Part], list[tuple[str, np.ndarray]]]  # of a part: each representation that it has
+    others: Callable[[str, np.ndarray, Sequence[str]], dict[str, np.ndarray]]  # that can be made of one's data
 
     def is_given(self, modality: str) -> bool:
         """Do its ids come from a tokenizer of the user's own?"""
@@ -62,29 +62,50 @@ def of(config: Config) -> Codec:
 
 
 def _records(tokenizers: Tokenizers) -> Codec:
-    def encode(part: Part) -> np.ndarray:
-        (record, _), *_ = records(Raw("", (part,)), tokenizers, WHOLE).records
-        data = record.spans[0].data
-        return data.astype(np.float32 if data.dtype.kind == "f" else np.int64)
+    def forms(part: Part) -> list[tuple[str, np.ndarray]]:
+        spans, _ = spans_of(part.kind, opened(part), tokenizers)
+        return [(s.modality, s.data.astype(np.float32 if s.data.dtype.kind == "f" else np.int64)) for s in spans]
 
-    return Codec(tokenizers.modalities, encode, tokenizers.decode, {TEXT: tokenizers.text} | tokenizers.media)
+    def others(kind: str, data: np.ndarray, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        alike = [name for name in wanted if modalities.row_of(name) == modalities.row_of(kind)]
+        if not alike:
+            return {}
+        content = tokenizers.decode(kind, data)
+        return {name: tokenizers.media[name].encode(content) for name in alike}
+
+    def encode(part: Part) -> np.ndarray:
+        return forms(part)[0][1]
+
+    named = {TEXT: tokenizers.text} | tokenizers.media
+    return Codec(tokenizers.modalities, encode, tokenizers.decode, named, forms, others)
 
 
 def _digits(config: Config) -> Codec:
     tokenizer = embedded.load_tokenizer()
-    vectors = config.streams["image"].latent > 0
+    is_of_vectors = {s.holds: s.latent > 0 for s in config.streams.values() if s.modality != TEXT}
     tokenizer.encode_special_tokens = True  # text that spells a special token is text
 
     def encode(part: Part) -> np.ndarray:
         if part.kind == TEXT:
             return np.array(tokenizer.encode(part.content).ids, np.int64)
+        return forms(part)[0][1]
+
+    def form(kind: str, levels: np.ndarray) -> np.ndarray:
+        return embedded.patches(levels) if is_of_vectors[kind] else levels
+
+    def forms(part: Part) -> list[tuple[str, np.ndarray]]:
+        if part.kind == TEXT:
+            return [(TEXT, encode(part))]
         levels = grey(image.pixels(part.content))
-        return embedded.patches(levels) if vectors else levels
+        return [(kind, form(kind, levels)) for kind in is_of_vectors]
+
+    def others(kind: str, data: np.ndarray, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: form(name, levels_of(data)) for name in wanted}
 
     def decode(kind: str, data: np.ndarray):
         return tokenizer.decode(data.tolist()) if kind == TEXT else paper(levels_of(data))
 
-    return Codec((TEXT, "image"), encode, decode, {})
+    return Codec((TEXT, "image"), encode, decode, {}, forms, others)
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
@@ -119,7 +140,7 @@ def read_document(file: Path) -> tuple[Part, ...]:
         folder = os.path.realpath(file.parent)
         if not content:
             raise ValueError(f"an empty document, []; write its parts, as {EXAMPLE}, or use --prompt")
-        return filled([part(i, one, folder) for i, one in enumerate(content, 1)])
+        return filled([part(i, one, folder) for i, all_ in enumerate(content, 1) for one in representations(all_)])
     except ValueError as error:
         raise UserError(f"--prompt-file={file}: {error}") from None
     except OSError as error:
@@ -173,7 +194,7 @@ def tokens(parts: Sequence[Part], codec: Codec) -> list[tuple[str, np.ndarray]]:
                     f'give that, as {{"{kind}": "..."}}'
                 )
             if part.kind != TEXT or part.content.strip():
-                found.append((kind, codec.encode(part)))
+                found += codec.forms(part)
         except ValueError as error:
             raise ValueError(f"part {number}: {error}") from None
     return found

@@ -69,8 +69,8 @@ def judged(model: LoadedModel, wanted: Wanted, settings: Settings) -> tuple[Made
     drawn = [codecs.levels_of(row.parts[0].data) for row in found]
 
     shown, labels = (x[: wanted.read] for x in embedded.labelled(model.held_out))
-    encoded = [model.codec.encode(Part("image", codecs.paper(x))) for x in shown]
-    found = follow([opened.prompt([("image", x)], model.config) for x in encoded], "reading", text=READ, media=0)
+    encoded = [model.codec.forms(Part("image", codecs.paper(x))) for x in shown]
+    found = follow([opened.prompt(forms, model.config) for forms in encoded], "reading", text=READ, media=0)
     captions = [_text(model, row) for row in found]
 
     found = follow([as_text(text) for text in wanted.texts], "writing", text=TEXT, media=0)

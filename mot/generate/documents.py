@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mot.config.modalities import TEXT
+from mot.config.modalities import TEXT, row_of
 from mot.config.options import Settings
 from mot.data import preview
 from mot.errors import UserError
@@ -90,7 +90,7 @@ def samples(
 
 
 def _document(model: LoadedModel, name: str, prompt, row, request: Request) -> Continuation:
-    kinds = {stream: s.modality for stream, s in model.config.streams.items()}
+    kinds = {stream: s.holds for stream, s in model.config.streams.items()}
     parts = [*prompt, *((kinds[part.stream], part.data) for part in row.parts)]
     content = [(kind, model.codec.decode(kind, data) if len(data) else None) for kind, data in parts]
     return Continuation(name, len(prompt), content, row.ended, "" if row.ended else _limit(request))
@@ -135,7 +135,7 @@ def _content(codec: Codec, sample: _DocumentFiles, are_written: bool) -> list[di
             found.append({"ids": content.tolist(), "modality": modality})
         else:
             suffix = next(iter(sample.files.get(number, {})), None)
-            found.append({modality: sample.name(number, suffix) if suffix and are_written else None})
+            found.append({row_of(modality): sample.name(number, suffix) if suffix and are_written else None})
     return found
 
 

@@ -1,16 +1,17 @@
 """A run opened to generate from, and any number of rows from it, in batches."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mot.config import Config
 from mot.console import announce, phase
-from mot.data import layout, remote
+from mot.data import layout, remote, roles
 from mot.data.layout import Format, Stretch
 from mot.data.mixture import Sources
 from mot.generate import codecs
@@ -47,8 +48,9 @@ def opened(path: Path, step: int | None = None, fetch: bool = False) -> LoadedMo
     data = dataclasses.replace(config.data, verify=False)
     _, training, held_out = restore.open_data(dataclasses.replace(config, data=data))
     restore.refuse_other_data(path, position, training)
-    sampler = Sampler(params, config, format)
-    return LoadedModel(path, config, position.step, format, codecs.of(config), training, held_out, sampler)
+    codec = codecs.of(config)
+    sampler = Sampler(params, config, format, further(config, codec))
+    return LoadedModel(path, config, position.step, format, codec, training, held_out, sampler)
 
 
 def at(model: LoadedModel, step: int) -> LoadedModel:
@@ -60,16 +62,57 @@ def at(model: LoadedModel, step: int) -> LoadedModel:
 def draws(config: Config, format: Format) -> list[str]:
     """The modalities other than text that a run learned to draw, in the order of its streams."""
     media = {medium.stream for medium in format.media}
-    return [s.modality for name, s in config.streams.items() if name in media and s.is_drawn]
+    drawn = [s.modality for name, s in config.streams.items() if name in media and s.is_drawn]
+    return list(dict.fromkeys(drawn))
 
 
 def stream_of(config: Config, modality: str) -> str:
-    return next(name for name, stream in config.streams.items() if stream.modality == modality)
+    """The stream in which a modality is drawn; where none is, the one in which it is read."""
+    streams = [(not s.is_drawn, name) for name, s in config.streams.items() if s.modality == modality]
+    return min(streams, key=lambda one: one[0])[1]
 
 
-def prompt(parts: Sequence[tuple[str, object]], config: Config) -> list[Stretch]:
-    """A prompt for `rows`, from pairs of a modality and its data."""
-    return [Stretch(stream_of(config, kind), data) for kind, data in parts]
+def prompt(parts: Sequence[tuple[str, np.ndarray]], config: Config) -> list[Stretch]:
+    """A prompt for `rows`, from pairs of a representation and its data; those of one unit follow one another.
+
+    A unit appears where `data.roles` say of any source, as one after which its document goes on.
+    """
+    streams = config.streams
+    modality_of = {s.holds: s.modality for s in streams.values()}
+    grouped: list[dict[str, np.ndarray]] = []
+    for kind, data in ((kind, data) for kind, data in parts if kind in modality_of):
+        # A unit has a representation once, and text has no other.
+        is_same = grouped and kind not in grouped[-1] and modality_of[kind] == modality_of[next(iter(grouped[-1]))]
+        grouped[-1:] = [grouped[-1] | {kind: data}] if is_same else [*grouped[-1:], {kind: data}]
+    kinds = [modality_of[next(iter(unit))] for unit in grouped]
+    place = roles.places(np.unique([*kinds, ""], return_inverse=True)[1][: len(kinds)], np.zeros(len(kinds), int))
+    return [s for unit, p in zip(grouped, place, strict=True) for s in _stretches(unit, roles.PLACES[p], config)]
+
+
+def _stretches(unit: Mapping[str, np.ndarray], place: str, config: Config) -> list[Stretch]:
+    """A unit, by representation, in the streams where it appears."""
+    names = list(config.streams)
+    placed = roles.placements(config.streams, [s.holds for s in config.streams.values()])
+    shown = roles.appearances(list(unit), place, placed, roles.rules(config.data.roles, None, config.streams, placed))
+    held = [placed[one.placement] for one in shown]
+    return [Stretch(names[p.stream], unit[p.modality], n > 0) for n, p in enumerate(held)]
+
+
+def further(config: Config, codec: codecs.Codec) -> Callable[[str, np.ndarray], list[Stretch]]:
+    """What follows a unit that was drawn in a stream: its other representations, which are made of it.
+
+    Those that no tokenizer makes of it, as supplied features, are left out: the model goes on with what it has drawn.
+    """
+
+    def after(stream: str, data: np.ndarray) -> list[Stretch]:
+        drawn = config.streams[stream].holds
+        wanted = {s.holds for s in config.streams.values() if s.modality == config.streams[stream].modality} - {drawn}
+        made = codec.others(drawn, data, sorted(wanted)) if wanted else {}
+        shown = _stretches(made | {drawn: data}, "middle", config)
+        begins = next((n for n, one in enumerate(shown) if one.stream == stream), len(shown))
+        return [one._replace(is_same=True) for one in shown[begins + 1 :]]
+
+    return after
 
 
 def rows(

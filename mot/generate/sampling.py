@@ -1,10 +1,11 @@
 """Generation of interleaved documents by one cached decoder: tokens, then an image or clip, then tokens again.
 
 Rows advance in phases, one compiled program for each: the prompt at once, ids one by one, a unit of vectors by solving
-from noise with its clean result written into the cache. Rows that are not in a phase pass it as padding.
+from noise, or of masked ids by unmasking, with its clean result written into the cache. Rows that are not in a phase
+pass it as padding. Text whose documents are masked as wholes has no cache: all of a row is unmasked together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mot import batches
 from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.config.options import Settings
+from mot.data import packing
 from mot.data.layout import Format, Medium, Stretch, document
 from mot.data.packing import pack
 from mot.errors import UserError
 from mot.model import caches, transformer
 from mot.model.caches import Cache
-from mot.objectives import diffusion
+from mot.objectives import diffusion, masked
 
 SLOTS = 64  # a cache's length is a multiple of this, and a prompt's of PROMPT: few shapes, few compilations
 PROMPT = 8
@@ -53,19 +56,32 @@ class Allowed(NamedTuple):
     stops_V: np.ndarray  # bool: which ids end a row's phase
 
 
+def _none(stream: str, data: np.ndarray) -> list[Stretch]:
+    return []
+
+
 class Sampler:
     """A model ready to generate; its programs are compiled once for each shape and setting."""
 
-    def __init__(self, params: dict, config: Config, format: Format):
-        """Raises `UserError` for a model that cannot continue a document."""
-        if config.data.blocks == "document":
+    def __init__(
+        self, params: dict, config: Config, format: Format, further: Callable[[str, np.ndarray], list[Stretch]] = _none
+    ):
+        """`further` are the other representations that follow a unit drawn in a stream, which the model reads then.
+
+        Raises `UserError` for a model that cannot continue a document.
+        """
+        self.writes_at_once = config.streams[format.text].masks == "document"
+        if config.data.blocks == "document" and not self.writes_at_once:
             raise UserError(
                 "data.blocks: 'document'; this model's tokens all see later ones, so it continues no document; train "
-                "with 'units' or 'prefix'"
+                "with 'units' or 'prefix', or text with objective='masked'"
             )
         config = _without_training(config)
-        self.params, self.config, self.format = params, config, format
-        self.drawn = tuple(m for m in format.media if config.streams[m.stream].is_drawn)
+        self.params, self.config, self.format, self.further = params, config, format, further
+        learned = [m for m in format.media if config.streams[m.stream].is_drawn]
+        self.drawn = tuple({m.opens: m for m in reversed(learned)}.values())[::-1]  # the first that a marker opens
+        if self.writes_at_once:
+            self.drawn = ()  # a row's text alone
 
         def compiled(f, *static, **more):
             return jax.jit(partial(f, config=config), static_argnames=static, **more)
@@ -73,8 +89,11 @@ class Sampler:
         self._prefill = compiled(_prefill, "slots")
         # A donated state's cache is written in place.
         self._feed = compiled(_feed, "stream", donate_argnames="state")
+        self._read = compiled(_read, "stream", donate_argnames="state")
         self._ids = compiled(_ids, "stream", "settings", "limit", donate_argnames="state")
         self._vectors = compiled(_vectors, "stream", "settings", "tokens", donate_argnames="state")
+        self._unmasked_unit = compiled(_unmasked_unit, "stream", "settings", "tokens", donate_argnames="state")
+        self._unmasked_text = compiled(_unmasked_text, "stream", "settings", "room")
 
     def __call__(
         self,
@@ -94,18 +113,43 @@ class Sampler:
         are not finite.
         """
         self._check(prompts, settings, media, opens, length)
+        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(len(prompts)))
+        if self.writes_at_once:
+            return self._written(prompts, keys_B, settings, text)
         rows = [_Row(prompt, text, media, self.format.medium(opens)) for prompt in prompts]
         batch = _prompts(prompts, self.config, self.format, opens)
-        longest = max([m.tokens or length for m in self.drawn] or [0])
+        longest = max([self._tokens_of(m, length) for m in self.drawn] or [0])
         slots = sum(t.token.shape[1] for t in batch.values()) + text + media * (longest + 2) + max(longest, 1)
         state = self._prefill(self.params, batch, slots=-(-slots // SLOTS) * SLOTS)
-        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(len(rows)))
         while not all(row.ended or row.full for row in rows):
             state = self._text(state, rows, keys_B, settings, text)
             for medium in self.drawn:
                 if any(row.unit == medium for row in rows):
                     state = self._unit(state, rows, keys_B, settings, medium, length)
         return [Generated(row.parts, row.ended) for row in rows]
+
+    def _tokens_of(self, medium: Medium, length: int) -> int:
+        """The most tokens of a unit: what is drawn, and its other representations."""
+        return sum(m.tokens or length for m in self.format.media if m.opens == medium.opens)
+
+    def _written(self, prompts, keys_B, settings: Settings, room: int) -> list[Generated]:
+        """What follows each prompt up to its <eos>, of `room` tokens of text that are unmasked together."""
+        text = self.config.streams[self.format.text]
+        allowed_V = self._text_ids(media=0)
+        batch = _prompts(prompts, self.config, self.format, "", room)
+        ids_BC, finite_B = self._unmasked_text(
+            self.params, batch, keys_B, allowed_V, stream=self.format.text, settings=settings, room=room
+        )
+        _refuse_not_finite(~np.asarray(finite_B), f"logits of {self.format.text}")
+        generated = []
+        for ids_C, opened_C in zip(
+            np.asarray(ids_BC), batch[self.format.text].token == self.config.mask_id, strict=True
+        ):
+            ids = ids_C[opened_C]
+            ended = bool((ids == self.format.eos).any())
+            ids = ids[: int((ids == self.format.eos).argmax())] if ended else ids
+            generated.append(Generated([Stretch(self.format.text, ids - text.first_id)] * bool(len(ids)), ended))
+        return generated
 
     def _text(self, state: DecodingState, rows: list["_Row"], keys_B, settings: Settings, limit: int) -> DecodingState:
         """Ids of text, until each row opens a unit, ends, or has no more room."""
@@ -115,7 +159,7 @@ class Sampler:
         stops_V = np.zeros(self.config.vocab, bool)
         stops_V[[self.format.eos, *(m.opens for m in self.format.media)]] = True
         left_B = np.array([row.text for row in rows])
-        allowed = Allowed(on_B, left_B, np.stack([self._text_ids(row) for row in rows]), stops_V)
+        allowed = Allowed(on_B, left_B, np.stack([self._text_ids(row.media) for row in rows]), stops_V)
         ids, state = self._choose(state, allowed, keys_B, self.format.text, settings, limit)
         opened = np.full(len(rows), NONE)
         for i, row in enumerate(rows):
@@ -123,13 +167,13 @@ class Sampler:
                 opened[i] = row.take_text(ids[i], self.format, self.config)
         return self._mark(state, opened)
 
-    def _text_ids(self, row: "_Row") -> np.ndarray:
-        """`[V]` bool: text, its end, and the markers of units that the row may still open."""
+    def _text_ids(self, media: int) -> np.ndarray:
+        """`[V]` bool: text, its end, and the markers of units, where a row may still open so many."""
         text = self.config.streams[self.format.text]
         allowed_V = np.zeros(self.config.vocab, bool)
         allowed_V[text.first_id : text.first_id + text.ids] = True
         allowed_V[list(self.format.special)] = False
-        allowed_V[[self.format.eos, *(m.opens for m in self.drawn if row.media)]] = True
+        allowed_V[[self.format.eos, *(m.opens for m in self.drawn if media)]] = True
         return allowed_V
 
     def _unit(
@@ -137,12 +181,29 @@ class Sampler:
     ) -> DecodingState:
         """One image or clip, in the rows that have opened it, and its closing marker."""
         on_B = np.array([row.unit == medium for row in rows])
-        draw = self._unit_of_vectors if self.config.streams[medium.stream].latent else self._unit_of_ids
+        stream = self.config.streams[medium.stream]
+        draw = self._unit_of_vectors if stream.latent else self._unit_of_masked if stream.masks else self._unit_of_ids
         units, state = draw(state, on_B, keys_B, settings, medium, medium.tokens or length)
         for row, is_on, unit in zip(rows, on_B, units, strict=True):
             if is_on:
                 row.take_unit(medium, np.asarray(unit))
+        state = self._read_again(state, on_B, medium, units)
         return self._mark(state, np.where(on_B, medium.closes, NONE))
+
+    def _read_again(self, state: DecodingState, on_B, medium: Medium, units) -> DecodingState:
+        """Other representations of the units that were drawn, which the rows read; rows of one length at a time."""
+        found = {i: self.further(medium.stream, np.asarray(units[i])) for i in np.flatnonzero(on_B)}
+        for n in range(max(map(len, found.values()))):
+            alike: dict[tuple[str, int], list[int]] = {}
+            for i, stretches in found.items():
+                for one in stretches[n : n + 1]:
+                    alike.setdefault((one.stream, len(one.data)), []).append(i)
+            for (name, _), rows in alike.items():
+                data = np.zeros((len(on_B), *found[rows[0]][n].data.shape))
+                data[rows] = [found[i][n].data for i in rows]
+                is_here_B = np.isin(np.arange(len(on_B)), rows)
+                state = self._read(self.params, state, data, is_here_B, stream=name)
+        return state
 
     def _unit_of_vectors(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
         """`[B, tokens, P]`, and the state."""
@@ -152,6 +213,15 @@ class Sampler:
         )
         _refuse_not_finite(on_B & ~np.asarray(finite_B), f"vectors of {name}")
         return vectors_BTP, state
+
+    def _unit_of_masked(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
+        """Each row's ids `[tokens]`, of the stream's own tokenizer, and the state."""
+        name = medium.stream
+        ids_BT, finite_B, state = self._unmasked_unit(
+            self.params, state, on_B, keys_B, stream=name, tokens=tokens, settings=settings
+        )
+        _refuse_not_finite(on_B & ~np.asarray(finite_B), f"logits of {name}")
+        return np.asarray(ids_BT) - self.config.streams[name].first_id, state
 
     def _unit_of_ids(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
         """Each row's ids, of the stream's own tokenizer, and the state."""
@@ -186,10 +256,11 @@ class Sampler:
             )
         for medium in self.drawn:
             stream = self.config.streams[medium.stream]
-            if stream.diffuses and settings.guidance != 1 and not stream.diffusion.drop_rate:
+            if (stream.diffuses or stream.masks) and settings.guidance != 1 and not stream.drop_rate:
+                section = "masking" if stream.masks else "diffusion"
                 raise UserError(
                     f"guidance {settings.guidance:g} needs a model that also knows {medium.stream} without its text, "
-                    f"and this one was trained with streams.{medium.stream}.diffusion.drop_rate = 0; write guidance 1, "
+                    f"and this one was trained with streams.{medium.stream}.{section}.drop_rate = 0; write guidance 1, "
                     "or train with drop_rate=0.1"
                 )
             if not medium.tokens and not length:
@@ -208,7 +279,7 @@ class Sampler:
         for i, prompt in enumerate(prompts):
             used = dict.fromkeys(names, 0)
             for part in prompt:
-                used[part.stream] += len(part.data)
+                used[part.stream] += len(part.data) // self.config.streams[part.stream].entry.fold
             for name, n in used.items():
                 if n > (budget := self.config.streams[name].budget):
                     raise UserError(
@@ -264,16 +335,26 @@ def _refuse_not_finite(bad_B, what):
         )
 
 
-def _prompts(prompts: Sequence[Sequence[Stretch]], config: Config, format: Format, opens: str) -> Batch:
-    """The prompts as a batch of the streams that they have."""
+def _prompts(prompts: Sequence[Sequence[Stretch]], config: Config, format: Format, opens: str, room: int = 0) -> Batch:
+    """The prompts as a batch of the streams that they have, each with `room` hidden tokens of text after it."""
     names = list(config.streams)
-    is_prefix = config.data.blocks == "prefix" and opens
+    is_block = config.data.blocks == "document" or (config.data.blocks == "prefix" and opens)
     documents = [document(prompt, config, format, opens) for prompt in prompts]
-    documents = [d._replace(span=np.ones_like(d.span)) if is_prefix else d for d in documents]
+    documents = [_with_room(d, room, names.index(format.text), config.mask_id) if room else d for d in documents]
+    documents = [d._replace(span=np.ones_like(d.span)) if is_block else d for d in documents]
     used = np.max([np.bincount(d.stream, minlength=len(names)) for d in documents], axis=0)
     budgets = [int(-(-n // PROMPT) * PROMPT) for n in used]
-    batch = pack([[d] for d in documents], names, budgets, [s.latent for s in config.streams.values()])
+    batch = pack([[d] for d in documents], names, budgets, [s.features for s in config.streams.values()])
     return {name: tokens for name, tokens in batch.items() if tokens.token.shape[1]}
+
+
+def _with_room(d: packing.Document, room: int, text: int, mask_id: int) -> packing.Document:
+    """The document with so many hidden tokens of text after it."""
+    token = np.append(d.token, np.full(room, mask_id))
+    stream = np.append(d.stream, np.full(room, text))
+    return packing.document(
+        0, 0, token, stream, d.values, unit=np.append(d.unit, np.zeros(room, int)), weight=0 * token
+    )
 
 
 # --- what is compiled ----------------------------------------------------------------------------------------------
@@ -313,6 +394,19 @@ def _feed(params: dict, state: DecodingState, id_B, on_B, *, stream: str, config
     output = _step(params, state, _tokens(state, on_B, 1, token=jnp.asarray(id_B)[:, None]), stream, config)
     h_BD = jnp.where(on_B[:, None], output.hidden[0][0], state.h_BD)
     return DecodingState(caches.keep(output.cache), h_BD, state.place_B + on_B)
+
+
+def _read(params: dict, state: DecodingState, data, on_B, *, stream: str, config: Config) -> DecodingState:
+    """A whole unit more, ids from 0 `[B, T]` or clean vectors `[B, T, P]`, in the rows that are `on`."""
+    T, s = data.shape[1], config.streams[stream]
+    unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), T))  # a span like no other
+    fields = (
+        dict(value=data.astype(jnp.float32), span=unit_BT)
+        if s.latent
+        else dict(token=data.astype(jnp.int32) + s.first_id)
+    )
+    output = _step(params, state, _tokens(state, on_B, T, unit=unit_BT, **fields), stream, config)
+    return DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * T)
 
 
 def _ids(
@@ -370,6 +464,21 @@ def choose_ids(logits_BV, keys_B, settings: Settings) -> jax.Array:
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
+def _unit_tokens(state: DecodingState, on_B, T: int, **fields: Any) -> Tokens:
+    """`_tokens` of a unit, which sees itself both ways."""
+    unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), T))  # a span like no other
+    return _tokens(state, on_B, T, unit=unit_BT, span=unit_BT, **fields)
+
+
+def _guided(predict: Callable[[Tokens], jax.Array], seen: Tokens, settings: Settings) -> jax.Array:
+    """What is predicted of a unit's tokens, moved away from what is predicted of them without their document."""
+    conditional = predict(seen)
+    if settings.guidance == 1:
+        return conditional
+    unconditional = predict(seen.replace(segment=jnp.where(seen.segment > 0, APART, 0)))
+    return diffusion.guided(conditional, unconditional, settings.guidance)
+
+
 def _vectors(
     params: dict, state: DecodingState, on_B, keys_B, *, stream: str, tokens: int, settings: Settings, config: Config
 ) -> tuple[jax.Array, jax.Array, DecodingState]:
@@ -381,18 +490,12 @@ def _vectors(
     def noise(n):
         return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (shape[0] * shape[1],)))(keys)
 
-    unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), tokens))  # a span like no other
-    unit_tokens = partial(_tokens, state, on_B, tokens, unit=unit_BT, span=unit_BT)
+    unit_tokens = partial(_unit_tokens, state, on_B, tokens)
 
     def predict(value_BTP, t):
-        noise_BT = jnp.full(unit_BT.shape, t, jnp.float32)
-        seen = unit_tokens(value=value_BTP, noise=noise_BT, private=unit_BT > 0)
-        conditional = _step(params, state, seen, stream, config).latents[stream]
-        if settings.guidance == 1:
-            return conditional
-        alone = seen.replace(segment=jnp.where(seen.segment > 0, APART, 0))
-        unconditional = _step(params, state, alone, stream, config).latents[stream]
-        return diffusion.guided(conditional, unconditional, settings.guidance)
+        noise_BT = jnp.full(value_BTP.shape[:2], t, jnp.float32)
+        seen = unit_tokens(value=value_BTP, noise=noise_BT, private=noise_BT > 0)
+        return _guided(lambda tokens: _step(params, state, tokens, stream, config).latents[stream], seen, settings)
 
     def solver_step(value_BTP, n):
         e_BTP = noise(n + 1).reshape(value_BTP.shape) if settings.solver == "ddpm" else 0.0
@@ -403,3 +506,106 @@ def _vectors(
     output = _step(params, state, unit_tokens(value=value_BTP), stream, config)
     finite_B = jnp.isfinite(value_BTP).all((1, 2))
     return value_BTP, finite_B, DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * tokens)
+
+
+def _unmasked_unit(
+    params: dict, state: DecodingState, on_B, keys_B, *, stream: str, tokens: int, settings: Settings, config: Config
+) -> tuple[jax.Array, jax.Array, DecodingState]:
+    """A unit of ids `[B, tokens]`, all hidden at first; which rows are finite; the state with the unit."""
+    s = config.streams[stream]
+    head_DV = transformer.head(params, config)
+    unit_tokens = partial(_unit_tokens, state, on_B, tokens)
+
+    def logits(seen: Tokens) -> jax.Array:
+        return _logits(_step(params, state, seen, stream, config).hidden[0][0].reshape(*seen.token.shape, -1), head_DV)
+
+    def predict(ids_BT):
+        return _guided(logits, unit_tokens(token=ids_BT, private=ids_BT >= 0), settings)
+
+    hidden_BT = jnp.full((len(on_B), tokens), config.mask_id, jnp.int32)
+    ids = jnp.arange(config.vocab)
+    choose = Unmasking((ids >= s.first_id) & (ids < s.first_id + s.ids), jnp.zeros_like(hidden_BT), 1)
+    keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
+    ids_BT, finite_B = _unmasked(predict, hidden_BT, choose, keys, settings, s.masking.distribution, config.mask_id)
+    output = _step(params, state, unit_tokens(token=ids_BT), stream, config)
+    return ids_BT, finite_B, DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * tokens)
+
+
+def _unmasked_text(
+    params: dict, batch: Batch, keys_B, allowed_V, *, stream: str, settings: Settings, room: int, config: Config
+) -> tuple[jax.Array, jax.Array]:
+    """The stream's ids `[B, C]` with none of its `room` hidden ones left; which rows are finite.
+
+    All of a row is computed anew in each step, as what is there sees what is found (2502.09992, 2.4).
+    """
+    tokens = batch[stream]
+    masking = config.streams[stream].masking
+    head_DV = transformer.head(params, config)
+    rows = jnp.arange(len(keys_B))[:, None]
+
+    def predict(ids_BC):
+        seen = batch | {stream: tokens.replace(token=ids_BC)}
+        output = transformer.forward(params, seen, config, causal=True)
+        h_BTD = jnp.zeros((len(keys_B), batches.length(batch), head_DV.shape[0]), output.hidden[0][0].dtype)
+        for h_RD, of_group in output.hidden:
+            h_BTD = h_BTD.at[rows, of_group.position].set(h_RD.reshape(*of_group.position.shape, -1))
+        h_BCD = h_BTD[rows, tokens.position]
+        return _logits(jnp.roll(h_BCD, 1, axis=1) if masking.shift else h_BCD, head_DV)
+
+    is_hidden_BC = tokens.token == config.mask_id
+    block = min(settings.block or room, room)
+    block_BC = jnp.where(is_hidden_BC, (jnp.cumsum(is_hidden_BC, axis=1) - 1) // block, -1)
+    choose = Unmasking(allowed_V, block_BC, -(-room // block))
+    return _unmasked(predict, tokens.token, choose, keys_B, settings, masking.distribution, config.mask_id)
+
+
+def _logits(h_BTD, head_DV) -> jax.Array:
+    return jnp.matmul(h_BTD, head_DV.astype(h_BTD.dtype), preferred_element_type=jnp.float32)
+
+
+class Unmasking(NamedTuple):
+    """What is unmasked."""
+
+    allowed_V: jax.Array | np.ndarray  # bool: which ids
+    block_BT: jax.Array  # int32, in which block a token lies, from 0; -1 = in none
+    blocks: int  # one is unmasked after the other
+
+
+def _unmasked(
+    predict: Callable[[jax.Array], jax.Array],
+    ids_BT,
+    what: Unmasking,
+    keys_B,
+    settings: Settings,
+    distribution: str,
+    mask_id: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Ids `[B, T]` with none hidden that lies in a block, and which rows stayed finite.
+
+    `predict(ids_BT)` gives logits `[B, T, V]`. In each step an id is chosen for every hidden place of the block, and
+    the surest stay (2202.04200, 3.2; 2502.09992 alg. 5: low-confidence remasking). How many are left hidden falls as
+    ratios in training spread: evenly, or along a cosine. Each block has its part of `settings.steps`.
+    """
+    B, T = ids_BT.shape
+    steps = max(settings.steps // what.blocks, 1)
+    places = jnp.arange(T)
+
+    def one_step(carry, n):
+        ids_BT, finite_B = carry
+        inside_BT = what.block_BT == n // steps
+        hidden_BT = inside_BT & (ids_BT == mask_id)
+        logits_BTV = predict(ids_BT)
+        finite_B &= (jnp.isfinite(logits_BTV).all(-1) | ~hidden_BT).all(1)
+        logits_BTV = jnp.where(what.allowed_V, logits_BTV, -jnp.inf)
+        keys = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, n)))(places))(keys_B)
+        chosen_BT = choose_ids(logits_BTV.reshape(B * T, -1), keys.reshape(-1), settings).reshape(B, T)
+        sure_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), chosen_BT[..., None], axis=-1)[..., 0]
+        done = (n % steps + 1) / steps
+        left_B = jnp.floor(inside_BT.sum(1) * masked.left(done, distribution))
+        order_BT = jnp.argsort(jnp.where(hidden_BT, -sure_BT, jnp.inf), axis=1)
+        rank_BT = batches.inverse(order_BT)
+        stays_BT = hidden_BT & (rank_BT < (hidden_BT.sum(1) - left_B)[:, None])
+        return (jnp.where(stays_BT, chosen_BT, ids_BT), finite_B), None
+
+    start = (jnp.asarray(ids_BT), jnp.ones(B, bool))
+    return jax.lax.scan(one_step, start, jnp.arange(steps * what.blocks))[0]

@@ -39,7 +39,7 @@ def watch(context: Context) -> states.Watch:
     stream_BT = end_to_end([_streams(group, context) for group in context.groups])
 
     def see(layer: states.Layer):
-        qkv = layers.projected(layer.before, layer.weights, layer.number, context)
+        qkv = layers.projected(layer.before, layer.weights, layer.number, context, layer.stack)
         q_BTNH, k_BTKH = (_whole([part[i] for part in qkv], rules) for i in (0, 1))
         return shares(q_BTNH, k_BTKH, info, stream_BT, len(config.streams))
 

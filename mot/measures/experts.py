@@ -12,6 +12,7 @@ import numpy as np
 
 from mot.config import Config
 from mot.measures import states
+from mot.model import params
 
 
 class Loads(NamedTuple):
@@ -61,12 +62,13 @@ def used(load_E: np.ndarray) -> float:
 def numbers(found: Mapping[str, Loads], config: Config) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """`experts/{component/tower}/share/{modality}/{layer}`, `.../overlap/{layer}`, a mean over pairs of modalities, and
     `.../used/{modality}/{layer}`. A tower of one modality has `used` alone. Arrays: the sums of `Loads`."""
-    layers = [i for i, stack in enumerate(config.stacks) if stack == "sparse"]
     result, arrays = {}, {}
-    for name, loads in found.items():
+    for reported, loads in found.items():
+        name, stack = params.of_report(reported)
+        layers = [i for i, of_layer in enumerate(config.stacks) if of_layer == stack]
         tokens_LM, load_LME = (np.asarray(x, np.float64) for x in loads)
         present = np.flatnonzero(load_LME.sum((0, 2)) > 0)
-        arrays |= {f"{name}/tokens_LM": tokens_LM, f"{name}/load_LME": load_LME}
+        arrays |= {f"{reported}/tokens_LM": tokens_LM, f"{reported}/load_LME": load_LME}
         for layer, tokens_M, load_ME in zip(layers, tokens_LM[:, present], load_LME[:, present], strict=True):
             named = [config.modalities[m] for m in present]
             for modality, load_E in zip(named, load_ME, strict=True):

@@ -38,6 +38,8 @@ def why_none(stream: str, config: Config) -> str:
     s = config.streams[stream]
     if s.diffuses:
         return f"{s.modality} is diffused ({s.objective}), and has no likelihood"
+    if s.masks:
+        return f"{s.modality} is masked, and has a bound of its likelihood alone (bits)"
     if s.latent or s.objective == "none":
         return f"{s.modality} is read by this run and never predicted, and has no likelihood"
     return ""
@@ -110,7 +112,7 @@ def batched(documents: Sequence[Document], config: Config):
     rows = _rows(tokens[:, streams], budgets)
     size = min(len(rows), max(config.data.batch // config.optim.accumulate, 1))  # as many as a step has at once
     names = [list(config.streams)[s] for s in streams]
-    latents = [config.streams[name].latent for name in names]
+    latents = [config.streams[name].features for name in names]
     place = np.zeros(len(config.streams), np.uint8)
     place[streams] = np.arange(len(streams))
     for first in range(0, len(rows), size):

@@ -26,6 +26,7 @@ class Layer(NamedTuple):
     after: list[jax.Array]
     weights: dict  # as `layers.block` takes them
     number: int
+    stack: str
 
 
 class Watch(NamedTuple):
@@ -53,9 +54,9 @@ def look(params: dict, batch: Batch, config: Config, watching: Mapping[str, Watc
     xs, context = _enter(params, batch, config)
     watches = {name: watch(context) for name, watch in watching.items()}
 
-    def layer(before, weights, number):
-        after, reports, _ = layers.block(before, weights, number, context)
-        passed = Layer(before, after, weights, number)
+    def layer(before, weights, number, stack):
+        after, reports, _ = layers.block(before, weights, number, context, stack)
+        passed = Layer(before, after, weights, number, stack)
         # In the place of keys and values, which `stack` hands out layer by layer.
         return after, reports, {name: watch.see(passed) for name, watch in watches.items()}
 

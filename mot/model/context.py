@@ -12,7 +12,7 @@ from mot.model.caches import Cache
 
 
 class Group(NamedTuple):
-    """Streams that every layer treats alike, and so travel merged, in document order.
+    """Streams that are alike in every layer, and so travel merged, in document order.
 
     With `context` tokens are in parts (`sharding.split_context`): B counts parts and C is a part's tokens.
     """
@@ -37,7 +37,7 @@ class JointRow(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every layer sees alike, but for `key`, `kv` and `dropout`, which are the layer's own inside it."""
+    """What every layer sees alike, but for `towers`, `key`, `kv` and `dropout`, the layer's own inside it."""
 
     config: Config
     groups: list[Group]
@@ -47,10 +47,15 @@ class Context(NamedTuple):
     causal: bool  # experts that choose are imitated by routers that see no later token
     cache: Cache | None  # whose info has these tokens
     multipliers: Mapping[str, float] = MappingProxyType({})  # by `component/tower/weight`, where they are not 1
+    towers: Mapping[str, Mapping[str, str]] = MappingProxyType({})  # of this layer: component -> stream -> tower
     kv: tuple[jax.Array, jax.Array] | None = None  # the cache's keys and values of this layer
     dropout: list[jax.Array] | None = (
         None  # by group: a key for each token, [R]; in a layer that layer's own. None: off
     )
+
+    def tower(self, component: str, group: Group) -> str:
+        """The tower that serves a group in this layer."""
+        return self.towers[component][group.streams[0]]
 
     def scaled(self, x: jax.Array, path: str) -> jax.Array:
         """x times the multiplier of a weight, `component/tower/weight`."""
@@ -67,8 +72,7 @@ class Tower(NamedTuple):
 
 def towers(component: str, context: Context) -> list[Tower]:
     """The towers of `attn` or `ffn` that serve some group, in the order of their first group."""
-    mapping = context.config.component(component).towers
-    names = [mapping[group.streams[0]] for group in context.groups]
+    names = [context.tower(component, group) for group in context.groups]
     experts = context.config.component(component).experts
     return [
         Tower(tower, experts[tower], [i for i, name in enumerate(names) if name == tower])

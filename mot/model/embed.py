@@ -1,4 +1,4 @@
-"""How tokens enter the stack and leave it: ids by the embedding, vectors by linear maps, with their noise level."""
+"""How tokens enter the stack and leave it: ids by the embedding, vectors by their entry, with their noise level."""
 
 from collections.abc import Collection
 from functools import partial
@@ -10,7 +10,7 @@ from jax import lax
 from mot import sharding
 from mot.batches import Tokens
 from mot.config import Config
-from mot.model import ops
+from mot.model import entries, ops
 from mot.model.context import Group
 from mot.model.params import WAVES, by_norm
 
@@ -138,8 +138,7 @@ def _stream(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Arra
     stream = config.streams[name]
     if not stream.latent:
         return _lookup(params, tokens.token, config).reshape(*tokens.token.shape, -1)
-    value_BCP = jnp.where((tokens.segment != 0)[..., None], tokens.value, 0).astype(config.model.dtype)
-    x_RD = ops.linear(value_BCP.reshape(-1, stream.latent), params["latent"][name]["in"])
+    x_RD = entries.enter(params["latent"][name], tokens, stream, config)
     if stream.diffuses and not by_norm(stream):
         x_RD += time_features(params["latent"][name], tokens.noise).astype(x_RD.dtype)
     return x_RD.reshape(*tokens.token.shape, -1).astype(jnp.float32)

@@ -31,24 +31,41 @@ def matmul_weights(config: Config) -> dict[str, int]:
     def of_ids(stream):
         return 0 if config.streams[stream].latent else head
 
-    return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
+    return {s: of_ids(s) + _met(matrices, s, config) + _of_resampler(matrices, s, config) for s in config.streams}
 
 
 def _multiplies(path: str, spec: params.Spec) -> bool:
     if path.startswith("predictor/"):
         return params.is_hidden(spec)
-    return path.startswith("latent/") or (_in_block(path) and _is_matrix(path))
+    return (path.startswith("latent/") or _in_block(path)) and _is_matrix(path, spec)
 
 
-def _is_matrix(path: str) -> bool:
-    """Does a parameter multiply, as all do but norms' scales and biases?"""
+def _of_resampler(matrices: params.Table, stream: str, config: Config) -> int:
+    """What a token of a resampler meets more: the vectors that it carries each pass the way in and a key's matrices.
+
+    Its query attends to all vectors and queries of its unit, which counts here as weights that it multiplies.
+    """
+    s, m = config.streams[stream], config.model
+    if s.entry.kind != "resampler":
+        return 0
+    sizes = {name: math.prod(matrices[f"latent/{stream}/{name}"].shape) for name in ("in", "wk", "wv")}
+    R = s.entry.fold
+    seen = s.entry.queries * (R + 1)  # tokens of a key
+    of_pairs = 2 * s.entry.layers * m.heads * m.head_size * seen
+    return (R - 1) * sizes["in"] + R * (sizes["wk"] + sizes["wv"]) + of_pairs
+
+
+def _is_matrix(path: str, spec: params.Spec) -> bool:
+    """Does a parameter multiply, as all do but norms' scales, biases and learned queries?"""
     _, component, _, weight = params.parse(path)
-    return params.is_modulation(path) or not (component == "norm" or "norm" in weight or params.is_added(path))
+    if component == "norm" or "norm" in weight or params.is_added(path) or "query" in spec.axes:
+        return params.is_modulation(path)
+    return True
 
 
 def last_weights(config: Config) -> dict[str, int]:
     """For each stream, the weights of its FFNs' second matmuls: the last of a block, part of `matmul_weights`."""
-    last = {path: spec for path, spec in params.table(config).items() if path.endswith("/w2")}
+    last = {path: spec for path, spec in params.table(config).items() if _in_block(path) and path.endswith("/w2")}
     return {stream: _met(last, stream, config) for stream in config.streams}
 
 
@@ -124,12 +141,14 @@ def _of_predictor(stream: str, config: Config) -> int:
 def full_step(config: Config) -> float:
     """Model FLOPs of a step whose rows are full, each with one document: attention takes at most that.
 
-    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells.
-    Streams without a budget share a row alike.
+    Each token sees those before it and itself; a vector also the rest of its document's, as far as `max_tokens` tells,
+    and so does an id that is masked by unit; one that is masked by document all of it. Streams without a budget share a
+    row alike.
     """
     T = config.length if all(s.budget for s in config.streams.values()) else config.data.length
     tokens = {name: s.budget or T / len(config.streams) for name, s in config.streams.items()}
-    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent}
+    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent or s.masks == "unit"}
+    later |= {name: (T - 1) / 2 for name, s in config.streams.items() if s.masks == "document"}
     pairs = T * (T + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
     return config.data.batch * train_step(config, tokens, pairs)
 

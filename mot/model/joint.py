@@ -4,7 +4,7 @@ Attention itself (`attention.py`) knows none of these. With `context` each devic
 keys and values of the whole row come to it, in one exchange for all heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -53,13 +53,16 @@ def attend(parts: list[QKV], row: JointRow, config: Config) -> list[jax.Array]:
 
 
 def attend_with_stopped_gradients(
-    parts: list[QKV], groups: list[Group], row: JointRow, config: Config
+    parts: list[QKV], groups: list[Group], row: JointRow, tower_of: Mapping[str, str], config: Config
 ) -> list[jax.Array]:
-    """A call for the queries of each group; keys and values of towers behind a wall of its own have no gradient."""
-    towers = [config.towers.attn[group.streams[0]] for group in groups]
+    """A call for the queries of each group; keys and values of towers behind a wall of its own have no gradient.
+
+    `tower_of` is the layer's map from streams to towers.
+    """
+    towers = [tower_of[group.streams[0]] for group in groups]
     outputs = []
     for group, tower, (q_BCNH, *_) in zip(groups, towers, parts, strict=True):
-        stopped = _stopped_for(tower, config)
+        stopped = _stopped_for(tower, tower_of, config)
         k_BTKH = end_to_end([_stop_if(t in stopped, k_BCKH) for t, (_, k_BCKH, _) in zip(towers, parts, strict=True)])
         v_BTKH = end_to_end([_stop_if(t in stopped, v_BCKH) for t, (*_, v_BCKH) in zip(towers, parts, strict=True)])
         own_row = row._replace(q=group.tokens.info, order=None, back=None)
@@ -67,10 +70,9 @@ def attend_with_stopped_gradients(
     return outputs
 
 
-def _stopped_for(tower: str, config: Config) -> set[str]:
+def _stopped_for(tower: str, tower_of: Mapping[str, str], config: Config) -> set[str]:
     """The towers whose keys and values get no gradient from the queries of this one."""
-    attn = config.towers.attn
-    return {attn[pair.keys] for pair in config.towers.stop_gradients if attn[pair.queries] == tower}
+    return {tower_of[pair.keys] for pair in config.towers.stop_gradients if tower_of[pair.queries] == tower}
 
 
 def _stop_if(stopped: bool, x_BCKH) -> jax.Array:
@@ -109,7 +111,7 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, row: JointRow, config: Config) -> jax.Array:
     heads = sharding.spec((sharding.ROWS, None, "heads"), rules)
     private = any(s.copies > 1 for s in config.streams.values())
     # What is hidden of a unit is padding amid its document.
-    alone = any(s.predicts or (s.diffuses and s.diffusion.drop_rate > 0) for s in config.streams.values())
+    alone = any(s.predicts or s.drop_rate > 0 for s in config.streams.values())
     alone |= len(config.objective.contrastive.pools) > 1
 
     def on_each_device(q_BTNH, k_BTKH, v_BTKH, row):

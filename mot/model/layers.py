@@ -18,13 +18,14 @@ KV = tuple[jax.Array, jax.Array]  # a layer's keys and values, as the cache has 
 
 
 def block(
-    xs: list[jax.Array], w: dict, number: jax.Array | int, context: Context
+    xs: list[jax.Array], w: dict, number: jax.Array | int, context: Context, stack: str
 ) -> tuple[list[jax.Array], Reports, KV | None]:
-    """Layer `number` over all groups' residuals, `[R, D]` each; its weights are `w[component][tower][weight]`.
+    """Layer `number`, one of `stack`, over all groups' residuals, `[R, D]` each; its weights are
+    `w[component][tower][weight]`.
 
     Returns the residuals, the reports of its routers by `component/tower`, and with a cache its keys and values.
     """
-    context = _inside(context, number)
+    context = _inside(context, number, stack)
     ys, attention_reports, kv = attention(_pre_norm(xs, w, "attn", context), w["attn"], context)
     xs = _add(xs, _post_norm(ys, w, "attn", context), "attn", context)
     ys, ffn_reports = feed_forward(_pre_norm(xs, w, "ffn", context), w["ffn"], context)
@@ -32,11 +33,12 @@ def block(
     return xs, attention_reports | ffn_reports, kv
 
 
-def _inside(context: Context, number: jax.Array | int) -> Context:
-    """The context of layer `number`: keys of its own, and its keys and values of the cache."""
+def _inside(context: Context, number: jax.Array | int, stack: str) -> Context:
+    """The context of layer `number`: its stack's towers, keys of its own, and its keys and values of the cache."""
     key = None if context.key is None else jax.random.fold_in(context.key, number)
     keys = None if context.dropout is None else [dropout.fold(keys_R, number) for keys_R in context.dropout]
-    return context._replace(key=key, dropout=keys, kv=None if context.cache is None else context.cache.kv[number])
+    kv = None if context.cache is None else context.cache.kv[number]
+    return context._replace(towers=context.config.towers_in(stack), key=key, kv=kv, dropout=keys)
 
 
 def _pre_norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
@@ -54,7 +56,7 @@ def _norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax
     normed = []
     m = context.config.model
     for x_RD, group, condition_RY in zip(xs, context.groups, context.conditions, strict=True):
-        tower = w[context.config.towers.norm[group.streams[0]]]
+        tower = w[context.tower("norm", group)]
         y_RD = ops.rms_norm(x_RD, tower[name], m.norm_eps, m.norm_offset)
         normed.append(y_RD if condition_RY is None else ops.modulate(y_RD, condition_RY, tower[f"{name}_ada"]))
     return normed
@@ -65,13 +67,12 @@ LAST = {"attn": "wo", "ffn": "w2"}  # the matrix that ends a branch
 
 def _add(xs: list[jax.Array], ys: list[jax.Array], name: str, context: Context) -> list[jax.Array]:
     """The residuals with what a branch gives them, of which training may drop a share."""
-    tower_of = context.config.component(name).towers
     if context.dropout is not None:
         branch, rate = [*LAST].index(name), context.config.model.dropout
         keys = [dropout.fold(keys_R, branch) for keys_R in context.dropout]
         ys = [dropout.drop(y_RD, keys_R, rate) for y_RD, keys_R in zip(ys, keys, strict=True)]
     sums = [
-        x_RD + context.scaled(y_RD, f"{name}/{tower_of[group.streams[0]]}/{LAST[name]}")
+        x_RD + context.scaled(y_RD, f"{name}/{context.tower(name, group)}/{LAST[name]}")
         for x_RD, y_RD, group in zip(xs, ys, context.groups, strict=True)
     ]
     return [sharding.constrain(x_RD, (sharding.ROWS, None), context.config.mesh.rules) for x_RD in sums]
@@ -104,9 +105,9 @@ def attention(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.
     return [ys[i] for i in range(len(xs))], reports, kv
 
 
-def projected(xs: list[jax.Array], w: dict, number: jax.Array | int, context: Context) -> list[joint.QKV]:
+def projected(xs: list[jax.Array], w: dict, number: jax.Array | int, context: Context, stack: str) -> list[joint.QKV]:
     """Each group's q, k and v as the attention of layer `number` takes them, for who looks at them; as in `block`."""
-    context = _inside(context, number)
+    context = _inside(context, number, stack)
     return _projected(_pre_norm(xs, w, "attn", context), w["attn"], context)[0]
 
 
@@ -133,7 +134,9 @@ def _attend(qkv: list[joint.QKV], context: Context) -> tuple[list[jax.Array], KV
     if context.cache is not None:
         return joint.attend_with_cache(qkv, context.kv, context.row, context.cache, config)
     if config.towers.stop_gradients:
-        return joint.attend_with_stopped_gradients(qkv, context.groups, context.row, config), None
+        return joint.attend_with_stopped_gradients(
+            qkv, context.groups, context.row, context.towers["attn"], config
+        ), None
     return joint.attend(qkv, context.row, config), None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import NamedTuple
 
-from mot.config import Config, Experts, Sections, Stream, Towers
+from mot.config import COMPONENTS, Config, Experts, Sections, Stream, Towers
 
 
 class Spec(NamedTuple):
@@ -30,7 +30,7 @@ Table = dict[str, Spec]
 class Path(NamedTuple):
     """What a parameter's path says: `blocks/<stack>/<component>/<tower>/<weight>`, and those outside the blocks."""
 
-    stack: str  # of layers, main or sparse; "" outside the blocks
+    stack: str  # of layers that are alike, as `config.stacks` names it; "" outside the blocks
     component: str  # one of PARTS; of the final norm it is norm
     tower: str  # of latents, and of what is contrasted, their stream; of embedding and head the component once more
     weight: str
@@ -58,12 +58,12 @@ def table(config: Config) -> Table:
     rows: Table = {"embed/tokens": Spec((V, D), ("vocab", "embed"), scale(D))}
     for stack in dict.fromkeys(config.stacks):
         layers = config.stacks.count(stack)
-        for path, spec in _layer(config, routed=stack == "sparse"):
+        for path, spec in _layer(config, stack):
             rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
-    for tower in _towers(config.towers.norm):
+    for tower in _towers(config.last_norms):
         rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
-        rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
+        rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream, config)}
         if stream.predicts:
             rows |= {f"predictor/{name}/{path}": spec for path, spec in _predictor(config, name)}
     if not config.model.tied:
@@ -102,11 +102,13 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     matrix sums over and what it makes (2203.03466, tables 3 and 8, for Adam):
 
     from    to      which                                       initial std          rate
-    finite  wide    embedding, latents' in, time to width, ada, as at the base       1
-                    and the token for what is hidden
-    wide    wide    q, k, v, o, w1, w2, w3, of experts too,     fan-in ** -0.5       1 / r
-                    the hidden layer of causal routers, and
-                    what enters and leaves a predictor
+    finite  wide    embedding, latents' in, queries of a        as at the base       1
+                    resampler, time to width, ada, and the
+                    token for what is hidden
+    wide    wide    q, k, v, o, w1, w2, w3, of experts and of   fan-in ** -0.5       1 / r
+                    a resampler too, in_2, the hidden layer of
+                    causal routers, and what enters and leaves
+                    a predictor
     wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
                     too), gate of shared experts                * r ** -0.5
     finite  finite  the MLP of noise levels                     as ever              1
@@ -137,8 +139,10 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
         return spec
     if not outs & WIDE:
         return spec._replace(std=spec.std * r**-0.5, lr=1 / r)
-    weight = parse(path).weight
+    _, component, _, weight = parse(path)
     spec = spec._replace(lr=r**-0.5 if by_muon(path, spec, config) else 1 / r)
+    if component == "latent":
+        return spec  # an entry has its own depth, and no multiplier
     if weight == "wq" and o.base_head_size:
         return spec._replace(multiplier=(o.base_head_size / config.model.head_size) ** 0.5)
     if outs == {"embed"} and o.base_layers and parse(path).component != "predictor":
@@ -166,12 +170,20 @@ def multipliers(config: Config) -> dict[str, float]:
     return {f"{p.component}/{p.tower}/{p.weight}": multiplier for p, multiplier in found.items() if p.stack}
 
 
-def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:
+def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     """How a stream's vectors, and their noise level, enter, and how what is predicted of them leaves."""
     if not stream.latent:
         return
-    P, D = stream.latent, stream.width
-    yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+    P, D = stream.features, stream.width
+    if stream.entry.kind == "linear":
+        yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+    elif stream.entry.kind == "mlp":  # its hidden units are as many as its tokens are wide
+        yield "in", Spec((P, D), ("latent", "mlp"), scale(P))
+        yield "in_bias", Spec((D,), ("mlp",), None, 0.0)
+        yield "in_2", Spec((D, D), ("mlp", "embed"), scale(D))
+        yield "in_2_bias", Spec((D,), ("embed",), None, 0.0)
+    else:
+        yield from _resampler(stream, config)
     if stream.diffuses:
         adds = stream.diffusion.time == "add"
         yield "out", Spec((D, P), ("embed", "latent"), scale(D))
@@ -204,9 +216,21 @@ def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
     yield "hidden", Spec((1, narrow), ("token", "narrow"), 0.02)
     yield "out", Spec((narrow, D), ("narrow", "embed"), scale(narrow))
     yield "final_norm", Spec((narrow,), ("narrow",))
-    for path, spec in _layer(own, routed=False):
+    for path, spec in _layer(own, "main"):
         layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
         yield f"blocks/main/{path}", spec._replace(**layers)
+
+
+def _resampler(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
+    """Learned queries, and layers of the model's heads in which they attend to a unit's vectors."""
+    e, P, D = stream.entry, stream.latent, stream.width
+    yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+    yield "queries", Spec((e.queries, D), ("query", "embed"), 0.02)
+    norms = ((f"{name}_norm", _scale(config, D, "embed")) for name in ("vectors", "queries", "ffn"))
+    matrices = ((name, spec) for name, spec in _attention(config, D) if name in QKVO)
+    for weight, spec in (*norms, *matrices, *_swiglu(config, D, stream.ffn)):
+        yield weight, spec._replace(shape=(e.layers, *spec.shape), axes=("layer", *spec.axes))
+    yield "out_norm", _scale(config, D, "embed")
 
 
 WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
@@ -227,16 +251,17 @@ def _contrast(config: Config) -> Iterator[tuple[str, Spec]]:
         yield "bias", Spec((1,), ("gate",), None, term.bias, decay=0.0)
 
 
-def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
-    """One layer's parameters, `component/tower/weight`."""
-    for tower in _towers(config.towers.attn):
+def _layer(config: Config, stack: str) -> Iterator[tuple[str, Spec]]:
+    """The parameters of one layer of a stack, `component/tower/weight`."""
+    maps, routed = config.towers_in(stack), config.sparse[config.stacks.index(stack)]
+    for tower in _towers(maps["attn"]):
         experts = config.attn[tower]
         D = config.streams[tower].width
         for weight, spec in _attention(config, D):
             yield f"attn/{tower}/{weight}", _of_experts(spec, experts) if routed and weight in QKVO else spec
         if routed:
             yield from ((f"attn/{tower}/{weight}", spec) for weight, spec in _router(experts, D))
-    for tower in _towers(config.towers.ffn):
+    for tower in _towers(maps["ffn"]):
         experts = config.ffn[tower]
         D = config.streams[tower].width
         F = (routed and experts.experts and experts.width) or config.streams[tower].ffn
@@ -249,11 +274,11 @@ def _layer(config: Config, routed: bool) -> Iterator[tuple[str, Spec]]:
                 yield f"ffn/{tower}/shared_{weight}", spec
             if experts.shared_gate:
                 yield f"ffn/{tower}/shared_gate", Spec((D, 1), ("embed", "gate"), scale(D))
-    for tower in _towers(config.towers.norm):
+    for tower in _towers(maps["norm"]):
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
             yield f"norm/{tower}/{branch}", _scale(config, D, "embed")
-            if any(t == tower and by_norm(config.streams[s]) for s, t in config.towers.norm.items()):
+            if any(t == tower and by_norm(config.streams[s]) for s, t in maps["norm"].items()):
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 
 
@@ -390,6 +415,18 @@ def count(specs: Table) -> int:
     return sum(math.prod(spec.shape) for spec in specs.values())
 
 
+def report(name: str, stack: str) -> str:
+    """What the report of a router in the layers of a stack is called: `ffn/text`; of `sparse_4`, `ffn/text@4`."""
+    first = stack.partition("_")[2]
+    return f"{name}@{first}" if first else name
+
+
+def of_report(reported: str) -> tuple[str, str]:
+    """`component/tower` and the stack of the router that a report is of; undoes `report`."""
+    name, _, first = reported.partition("@")
+    return name, f"sparse_{first}" if first else "sparse"
+
+
 PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "predictor", "contrast")
 BY_STREAM = ("latent", "predictor", "contrast")  # those that are a stream's own, whatever towers it shares
 
@@ -401,9 +438,10 @@ def part(path: str) -> str:
 
 def users(path: str, config: Config) -> list[str]:
     """The streams whose tokens pass through a parameter; embedding and head are of all that have ids."""
-    _, component, tower, _ = parse(path)
-    if component in ("attn", "ffn", "norm"):
-        return [s for s, name in config.component(component).towers.items() if name == tower]
+    stack, component, tower, _ = parse(path)
+    if component in COMPONENTS:
+        served = config.towers_in(stack)[component] if stack else config.last_norms
+        return [s for s, name in served.items() if name == tower]
     if component in BY_STREAM:
         return [tower] if tower in config.streams else []  # scale and bias of a contrastive loss are no stream's
     return [name for name, stream in config.streams.items() if not stream.latent]

@@ -2,7 +2,8 @@
 
 Dense, MoT and everything between are the same functions with other maps. Streams that share every map travel merged, in
 document order, so dense is an ordinary transformer and pays nothing for the generality. A stream whose noise level
-enters by the norms travels apart from one that has none: its tokens alone are modulated.
+enters by the norms travels apart from one that has none: its tokens alone are modulated. Maps may differ by depth; then
+layers that are alike are a stack of their own, and a tower serves several groups where these share it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mot import batches, sharding
 from mot.batches import Batch, Tokens
-from mot.config import Config
+from mot.config import COMPONENTS, Config
+from mot.config.depth import Segment, segments
 from mot.model import caches, dropout, embed, joint, layers, ops
 from mot.model import params as parameters
 from mot.model.caches import Cache
@@ -29,7 +31,8 @@ class Output(NamedTuple):
     hidden: list[tuple[jax.Array, Tokens]]  # of ids: normed last states h_RD (R = B * C, in `model.dtype`), by group
     latents: dict[str, jax.Array]  # of streams of vectors, float32: what is predicted, [B, C, P]; where their states
     # are to be predicted, these, normed, [B, C, D]
-    routing: dict[str, Report]  # by `component/tower` with experts; each field with a leading axis of layers
+    routing: dict[str, Report]  # by `component/tower` with experts, as `params.report` calls it; each field with a
+    # leading axis of the layers of its stack
     cache: Cache | None  # with these tokens in it, not yet kept
     states: dict[str, jax.Array]  # normed last states [B, C, D] of the streams that are contrasted
 
@@ -41,7 +44,8 @@ def alike(config: Config, present: Sequence[str] | None = None) -> list[tuple[st
     """
     result: dict[tuple, tuple[str, ...]] = {}
     for s in config.streams if present is None else [s for s in config.streams if s in present]:
-        towers = tuple(config.component(component).towers[s] for component in ("attn", "ffn", "norm"))
+        every = [config.towers_in(stack) for stack in dict.fromkeys(config.stacks)]
+        towers = tuple(maps[component][s] for maps in every for component in COMPONENTS)
         key = (*towers, by_norm(config.streams[s]))
         result[key] = (*result.get(key, ()), s)
     return list(result.values())
@@ -75,11 +79,12 @@ def forward(
     xs, context = enter(params, batch, config, key, causal, cache)
     if dropped is not None and config.model.dropout:
         context = context._replace(dropout=dropout.keys(batch, context.groups, dropped, config.mesh.rules))
-    xs, routing, kv = stack(partial(layers.block, context=context), params["blocks"], xs, config, cache is not None)
+    block = partial(layers.block, context=context)
+    xs, routing, kv = stack(block, params["blocks"], xs, config, cache is not None)
     hidden, latents, states = [], {}, {}
     contrasted = config.objective.contrastive.pools
     for x_RD, group in zip(xs, context.groups, strict=True):
-        scale_D = params["final_norm"][config.towers.norm[group.streams[0]]]["scale"]
+        scale_D = params["final_norm"][config.last_norms[group.streams[0]]]["scale"]
         h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps, config.model.norm_offset)
         of_ids, of_vectors = embed.unembed(params, h_RD, group, config)
         hidden += of_ids
@@ -113,8 +118,9 @@ def head(params: dict, config: Config) -> jax.Array:
 
 # --- the stack of layers -------------------------------------------------------------------------------------------
 
-# (xs, weights, number) -> (xs, reports by `component/tower`, keys and values)
-Layer = Callable[[list[jax.Array], dict, jax.Array | int], tuple[list[jax.Array], layers.Reports, layers.KV | None]]
+# (xs, weights, number) -> (xs, reports by `component/tower`, keys and values); `stack` takes one that is also told the
+# layer's stack
+Layer = Callable[..., tuple[list[jax.Array], layers.Reports, layers.KV | None]]
 Stacked = tuple[list[jax.Array], layers.Reports, tuple[layers.KV | None, ...]]  # of all layers
 
 
@@ -124,44 +130,69 @@ def stack(layer: Layer, blocks: dict, xs: list[jax.Array], config: Config, cache
     `blocks[stack]` has the weights of a stack's layers, each with a leading axis. With a cache layers are unrolled: a
     scan would copy all of it in every layer.
     """
+    by_stack = {name: partial(layer, stack=name) for name in blocks}
     if config.model.remat != "none" and not cached:
-        layer = rematerialised(layer, config.model.remat)
+        by_stack = {name: rematerialised(of_stack, config.model.remat) for name, of_stack in by_stack.items()}
     if config.model.scan and not cached:
-        return _scanned(layer, blocks, xs, config)
-    return _unrolled(layer, blocks, xs, config)
+        return _scanned(by_stack, blocks, xs, config)
+    return _unrolled(by_stack, blocks, xs, config)
 
 
-def _unrolled(layer: Layer, blocks: dict, xs: list[jax.Array], config: Config) -> Stacked:
+def _unrolled(by_stack: dict[str, Layer], blocks: dict, xs: list[jax.Array], config: Config) -> Stacked:
     """Layer after layer."""
     weights = {name: _each_layer(w) for name, w in blocks.items()}
-    reports, kvs = [], []
+    reports: dict[str, list[Report]] = {}
+    kvs = []
     for number, name in enumerate(config.stacks):
-        xs, report, kv = layer(xs, next(weights[name]), number)
-        reports += [report] if report else []
+        xs, of_layer, kv = by_stack[name](xs, next(weights[name]), number)
+        for tower, report in of_layer.items():
+            reports.setdefault(parameters.report(tower, name), []).append(report)
         kvs.append(kv)
-    return xs, jax.tree.map(lambda *x: jnp.stack(x), *reports) if reports else {}, tuple(kvs)
+    return xs, {tower: jax.tree.map(lambda *x: jnp.stack(x), *found) for tower, found in reports.items()}, tuple(kvs)
 
 
-def _scanned(layer: Layer, blocks: dict, xs: list[jax.Array], config: Config) -> Stacked:
-    """A scan over the first, dense layers, then one over periods: dense layers that end with a sparse one."""
+def _scanned(by_stack: dict[str, Layer], blocks: dict, xs: list[jax.Array], config: Config) -> Stacked:
+    """A scan over each segment: its layers repeat a period, whose last layer alone may be sparse."""
     m = config.model
-    first = m.dense_layers
-    period = config.stacks[first : first + m.sparse_every]
-    if first:
-        dense = _cut(blocks["main"], slice(first))
-        xs = lax.scan(lambda xs, w: (layer(xs, *w)[0], None), xs, (dense, jnp.arange(first)))[0]
+    found = segments(config.stacks, m.dense_layers, m.sparse_every)
+    reports: dict[str, list[Report]] = {}
+    for segment, of_segment in zip(found, _by_segment(blocks, found), strict=True):
 
-    def one_period(xs, weights_and_numbers):
-        by_stack, numbers = weights_and_numbers
-        weights = {name: _each_layer(w) for name, w in by_stack.items()}
-        for i, name in enumerate(period):
-            xs, report, _ = layer(xs, next(weights[name]), numbers[i])
-        return xs, report  # of the last layer, which alone may be sparse
+        def one_period(xs, weights_and_numbers, period=segment.period):
+            by_name, numbers = weights_and_numbers
+            weights = {name: _each_layer(w) for name, w in by_name.items()}
+            for i, name in enumerate(period):
+                xs, report, _ = by_stack[name](xs, next(weights[name]), numbers[i])
+            return xs, {parameters.report(tower, name): of_tower for tower, of_tower in report.items()}
 
-    rest = {name: _cut(blocks[name], slice(first if name == "main" else 0, None)) for name in period}
-    rest = {name: _fold(w, period.count(name)) for name, w in rest.items()}
-    xs, reports = lax.scan(one_period, xs, (rest, _fold(jnp.arange(first, m.layers), len(period))))
-    return xs, reports, ()
+        n = len(segment.period)
+        weights = {name: _fold(w, segment.period.count(name)) for name, w in of_segment.items()}
+        numbers = _fold(jnp.arange(segment.first, segment.first + n * segment.times), n)
+        xs, of_layers = lax.scan(one_period, xs, (weights, numbers))
+        for tower, report in of_layers.items():
+            reports.setdefault(tower, []).append(report)
+    return xs, {tower: _end_to_end(found) for tower, found in reports.items()}, ()
+
+
+def _by_segment(blocks: dict, found: list[Segment]) -> Iterator[dict]:
+    """Each segment's weights, by stack."""
+    sizes = {name: [s.times * s.period.count(name) for s in found if name in s.period] for name in blocks}
+    parts = {name: _split(w, sizes[name]) for name, w in blocks.items()}
+    for segment in found:
+        yield {name: next(parts[name]) for name in dict.fromkeys(segment.period)}
+
+
+def _split(weights: dict, sizes: list[int]) -> Iterator[dict]:
+    """The weights of as many layers, then of the next ones. Not `x[a:b]`, whose transpose pads each gradient to all
+    layers and adds them up."""
+    leaves, tree = jax.tree.flatten(weights)
+    for parts in zip(*(lax.split(leaf, sizes) for leaf in leaves), strict=True):
+        yield tree.unflatten(parts)
+
+
+def _end_to_end(reports: list[Report]) -> Report:
+    """The reports of several segments, with all of their layers."""
+    return reports[0] if len(reports) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *reports)
 
 
 def rematerialised(layer: Layer, remat: str) -> Layer:
@@ -188,15 +219,10 @@ def rematerialised(layer: Layer, remat: str) -> Layer:
 
 
 def _each_layer(weights: dict) -> Iterator[dict]:
-    """Each layer's weights. Not `x[i]`, whose transpose pads each gradient to all layers and adds them up."""
-    leaves, tree = jax.tree.flatten(weights)
-    for parts in zip(*(lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves), strict=True):
-        yield tree.unflatten([w.reshape(w.shape[1:]) for w in parts])
-
-
-def _cut(weights: dict, part: slice) -> dict:
-    """Some layers' weights."""
-    return jax.tree.map(lambda leaf: leaf[part], weights)
+    """Each layer's weights."""
+    count = len(jax.tree.leaves(weights)[0])
+    for layer in _split(weights, [1] * count):
+        yield jax.tree.map(lambda w: w.reshape(w.shape[1:]), layer)
 
 
 def _fold(weights, n: int) -> dict | jax.Array:

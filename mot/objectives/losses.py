@@ -1,7 +1,7 @@
 """The loss of a batch: over its streams, of ids and of vectors; and that of its routers.
 
 A batch is noised, the model predicts, `loss` judges: `totals`, `noised`, `loss` and `routing` are all that training and
-evaluation need. What one objective computes is in `next_token.py`, `denoising.py` and `latent.py`.
+evaluation need. What one objective computes is in `next_token.py`, `masked.py`, `denoising.py` and `latent.py`.
 """
 
 import zlib
@@ -13,9 +13,10 @@ from jax import lax
 
 from mot.batches import Batch, Tokens
 from mot.config import Config
+from mot.model import params as parameters
 from mot.model import transformer
 from mot.model.router import Report
-from mot.objectives import contrastive, denoising, latent, next_token
+from mot.objectives import contrastive, denoising, latent, masked, next_token
 from mot.objectives.contrastive import Sides
 from mot.objectives.sums import Sums, modality, totals
 
@@ -23,7 +24,7 @@ __all__ = ["Noised", "TokenLosses", "by_token", "loss", "noised", "routed_tokens
 
 
 class Noised(NamedTuple):
-    """A batch with vectors that are noised, or hidden, and what the model should predict for them."""
+    """A batch with what is noised and hidden, and what the model should predict for vectors."""
 
     batch: Batch
     target: dict[str, jax.Array]  # by stream, [B, C, P]; [B, C, D] of one whose states are predicted
@@ -43,6 +44,8 @@ def noised(batch: Batch, config: Config, step: jax.Array | int, params: dict | N
     for name, tokens in batch.items():
         if config.streams[name].diffuses:
             result[name], targets[name] = denoising.noised(tokens, config.streams[name], key)
+        elif config.streams[name].masks:
+            result[name] = masked.hidden(tokens, config.streams[name], config.mask_id, key)
     predicting = [name for name in batch if config.streams[name].predicts]
     if predicting and params is not None:
         whole = transformer.forward(params, result, config).latents
@@ -127,14 +130,17 @@ def by_token(params: dict, output: transformer.Output, noised: Noised, Z_M, conf
 
 
 def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
-    """How many real tokens of the global batch pass each tower with experts, by `component/tower`."""
+    """How many real tokens of the global batch pass each tower with experts, by the name of its routers' report."""
     real = {stream: (tokens.segment != 0).sum().astype(jnp.float32) for stream, tokens in batch.items()}
-    return {
-        f"{component}/{tower}": sum(real[s] for s in real if config.component(component).towers[s] == tower)
-        for component in ("attn", "ffn")
-        for tower, experts in config.component(component).experts.items()
-        if experts.experts
-    }
+    result = {}
+    for stack in dict.fromkeys(stack for stack, sparse in zip(config.stacks, config.sparse, strict=True) if sparse):
+        for component in ("attn", "ffn"):
+            served = config.towers_in(stack)[component]
+            for tower, experts in config.component(component).experts.items():
+                if experts.experts and tower in served.values():
+                    name = parameters.report(f"{component}/{tower}", stack)
+                    result[name] = sum(real[s] for s in real if served[s] == tower)
+    return result
 
 
 def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Config) -> jax.Array:
@@ -145,7 +151,7 @@ def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Co
     """
     result = jnp.zeros((), jnp.float32)
     for name, report in reports.items():
-        component, tower = name.split("/")
+        component, tower = parameters.of_report(name)[0].split("/")
         experts = config.component(component).experts[tower]
         imitation = report.imitation_B.sum()
         total = experts.z_loss * report.z_B.sum() + (imitation - lax.stop_gradient(imitation))

@@ -1,4 +1,4 @@
-"""Predicts the next token's id, by cross-entropy."""
+"""Predicts ids by cross-entropy: the next token's, and those that are hidden (`masked.py`)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from mot import batches
 from mot.batches import Tokens
 from mot.config import Config
+from mot.objectives import masked
 from mot.objectives.cross_entropy import Rules, cross_entropy
 from mot.objectives.sums import Sums, scales, summed
 
@@ -27,8 +28,9 @@ def of_tokens(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Conf
     B = tokens.token.shape[0]
     h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
     m_BT = batches.modality_of_ids(tokens.target, config)
-    scale_BT = tokens.weight * scales(Z_M, config)[m_BT]
+    weight_BT = masked.weights(tokens, config)
+    scale_BT = weight_BT * scales(Z_M, config)[m_BT]
     o = config.objective
     total, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, o.z_loss, o.chunk, Rules(config.mesh.rules))
-    weighted_BT = jnp.where(tokens.weight > 0, tokens.weight * nats_BT, 0)
+    weighted_BT = jnp.where(weight_BT > 0, weight_BT * nats_BT, 0)
     return total, weighted_BT, tokens, m_BT

@@ -37,6 +37,7 @@ def judge(options) -> SimpleNamespace:
     ]
     read.ids = tuple(sorted(count for count in counts if count))
     read.separator = _separator(read)
+    read.markers = tuple(name.strip() for name in read.markers.split(",") if name.strip())
     read.join = tuple(field.strip() for field in read.join.split(",") if field.strip())
     if told := [*told, *faults(read, read.out, read.workers, read.max_skipped)]:
         raise UserError("nothing was prepared:\n  " + "\n  ".join(told))
@@ -106,9 +107,39 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
     if workers < 1:
         yield f"--workers={workers}; must be 1 or more; raise it"
     yield from _ids_faults(recipe)
+    yield from _also_faults(recipe)
     yield from _join_faults(recipe)
+    for name in recipe.markers:
+        if name == TEXT or not MODALITY.fullmatch(name):
+            yield (
+                f"--markers={','.join(recipe.markers)}: {name!r} has no markers; name modalities other than text, as "
+                f"{', '.join(modalities.media())}, or those of --ids of another dataset"
+            )
+    if recipe.markers and (recipe.like or recipe.tokenizer):
+        other = f"--like={recipe.like}" if recipe.like else f"--tokenizer={recipe.tokenizer}"
+        yield f"--markers={','.join(recipe.markers)}, {other}: the text tokenizer is not trained here; leave one out"
     if recipe.like and recipe.tokenizer:
         yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
+
+
+def _also_faults(recipe):
+    """`image=vectors`, `image=latents`; whether documents have them is seen later."""
+    of: dict[str, str] = {}
+    for given in recipe.also:
+        base, _, form = given.partition("=")
+        both = modalities.of_either_form()
+        is_form = form in (modalities.IDS, modalities.VECTORS)
+        if not MODALITY.fullmatch(base) or not MODALITY.fullmatch(form) or base in (TEXT, form) or form == TEXT:
+            yield f"--also {given}: write MEDIUM=WHAT, as --also image=vectors, or --also image=latents"
+        elif is_form and base not in both:
+            yield f"--also {given}: {base} has one form; those of {', '.join(both)} are ids and vectors; leave it out"
+        elif form in of:
+            yield f"--also {given}: {form} are {of[form]}'s already; give it to one of them"
+        elif not is_form:
+            of[form] = base
+    for form, base in of.items():
+        if base in of:
+            yield f"--also {base}={form}: {base} itself is another form of {of[base]}; write --also {of[base]}={form}"
 
 
 def _ids_faults(recipe):

@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mot.config import modalities
-from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS
+from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS, row_of
 from mot.data.manifest import BYTES, file_digest, files, read_json
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
@@ -23,6 +23,7 @@ CHOSEN = "chosen.json"  # written last: the folder is complete
 class Tokenizers(NamedTuple):
     text: Tokenizer
     media: dict[str, Any]  # by modality, in the dataset's order
+    further: dict[str, str] = {}  # modalities that are other representations of another one's units, and of which
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -44,7 +45,8 @@ def file_names(modality: str) -> tuple[str, ...]:
     """Those of what is learnt."""
     if modality == TEXT:
         return "text.json", BYTES
-    return (f"{modality}.npz",) if modality in MODALITIES and MODALITIES[modality].learns_from else ()
+    row = MODALITIES.get(row_of(modality))
+    return (f"{modality}.npz",) if row and row.learns_from else ()
 
 
 def save(tokenizer: Any, folder: Path, modality: str) -> None:
@@ -72,11 +74,10 @@ def load(folder: Path) -> Tokenizers:
             elif name in choice.widths:
                 media[name] = GivenVectors(choice.widths[name])
             else:
-                form = VECTORS if name in choice.vectors else IDS
-                media[name] = archive.load(codecs.of(name).TOKENIZERS[form], folder / file_names(name)[0])
+                media[name] = archive.load(codecs.of(name).TOKENIZERS[choice.form(name)], folder / file_names(name)[0])
     except ValueError as error:
         raise UserError(f"{error}; copy it again, or prepare the dataset anew") from None
-    return Tokenizers(load_text(folder), media)
+    return Tokenizers(load_text(folder), media, choice.of)
 
 
 def load_text(folder: Path) -> Tokenizer:
@@ -96,11 +97,18 @@ class ChosenTokenizers(NamedTuple):
     ids: dict[str, int]  # modalities whose ids are ready, and how many each has
     lossy: dict  # what the text tokenizer loses, {} = nothing
     encodes: bool = True  # False: text is a seqio vocabulary's
+    of: dict[str, str] = {}  # further representations of another modality's units, and of which
+
+    def form(self, modality: str) -> str:
+        """Of what a tokenizer of ours makes: ids or vectors; a modality's other form is called by it."""
+        row = row_of(modality)
+        return modality.removeprefix(f"{row}_") if row != modality else VECTORS if modality in self.vectors else IDS
 
 
 def write_chosen(folder: Path, found: ChosenTokenizers) -> None:
     widths = {name: found.widths.get(name, 0) for name in modalities.given()}
     rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
+    rest |= {"of": found.of} if found.of else {}
     write_atomically(folder / CHOSEN, json.dumps({"modalities": found.modalities} | widths | rest))
 
 
@@ -116,6 +124,7 @@ def chosen(folder: Path) -> ChosenTokenizers:
             dict(content.get("ids", {})),  # earlier versions had none
             content.get("lossy", {}),
             content.get("encodes", True),
+            dict(content.get("of", {})),
         )
         _check(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -126,7 +135,11 @@ def chosen(folder: Path) -> ChosenTokenizers:
 def _check(found: ChosenTokenizers) -> None:
     """Raises `ValueError` unless these belong together."""
     names = found.modalities
-    ours = set(names) - found.ids.keys()
+    if any(name not in names or of not in names or of in found.of for name, of in found.of.items()):
+        raise ValueError(f"representations {found.of!r:.60}, of the modalities {names!r:.60}")
+    ours = {name for name in names if name not in found.ids and row_of(name) == name}
+    if odd := set(names) - found.ids.keys() - ours - found.of.keys():
+        raise ValueError(f"modalities {odd!r:.60} of no other")
     if names[:1] != (TEXT,) or ours - MODALITIES.keys() or TEXT in found.ids:
         raise ValueError(f"modalities {names!r:.60}")
     if not found.widths or ours & {*modalities.given()} - found.widths.keys():
@@ -178,6 +191,8 @@ def about(folder: Path) -> dict:
         entries[modality] = {"digest": digest, "files": [_about_file(file) for file in own]} | size
         if tokens := getattr(tokenizer, "tokens", 0):
             entries[modality] |= {"tokens": tokens}
+        if of := tokenizers.further.get(modality):
+            entries[modality] |= {"of": of}
     return entries
 
 

@@ -1,14 +1,14 @@
 """A document to records: its media opened, everything tokenised, its places to be cut noted."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mot.config.modalities import TEXT
+from mot.config.modalities import TEXT, row_of
 from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM
-from mot.data.records import Record, Span, atoms
+from mot.data.records import Record, Span, atoms, units
 from mot.prepare import codecs
 from mot.prepare.codecs import text
 from mot.prepare.dataset_tokenizers import Tokenizers
@@ -47,19 +47,23 @@ def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DR
                 raise
             dropped.append(Bad(raw.id, str(error), modality))
             continue
+        if part.is_same and modality not in tokenizers.further:
+            raise ValueError(f"its {modality} are given as another form of a part; say so: --also MEDIUM={modality}")
         seen[modality] += 1
         seen.update({f"{modality}: {remark}": n for remark, n in remarks.items()})
-        data, inner = span(part.kind, content, tokenizers)
-        if (size := size + data.nbytes) > LARGEST:
+        made, inner = spans_of(part.kind, content, tokenizers)
+        if (size := size + sum(span.data.nbytes for span in made)) > LARGEST:
             raise ValueError(
                 f"more than {LARGEST:,} bytes when it is decoded, which is the most; make several documents of it"
             )
-        if len(data):
-            spans.append(Span(modality, data))
-            cuts.append(inner)
+        if len(made[0].data):
+            spans += made
+            cuts += [inner, *[np.zeros(0, np.int64)] * (len(made) - 1)]
     if not spans:
         raise ValueError(f"an empty document: {dropped[0].why}" if dropped else "an empty document")
-    return Made(cut(Record(raw.id, tuple(spans)), cuts, tokenizers.modalities, max_tokens), dropped, seen)
+    units([span.modality for span in spans], tokenizers.further)  # of which none lacks its first representation
+    record = Record(raw.id, tuple(spans))
+    return Made(cut(record, cuts, tokenizers.modalities, max_tokens, tokenizers.further), dropped, seen)
 
 
 def opened(part: Part, remarks: Counter | None = None) -> Any:
@@ -67,6 +71,15 @@ def opened(part: Part, remarks: Counter | None = None) -> Any:
     if isinstance(part.content, ValueError):
         raise part.content
     return codecs.of(part.kind).read(part, Counter() if remarks is None else remarks)
+
+
+def spans_of(kind: str, content: Any, tokenizers: Tokenizers) -> tuple[list[Span], np.ndarray]:
+    """A part that was opened in its own form, then in the other one where that is kept too; where it may be cut."""
+    modality = modality_of(kind)
+    data, inner = span(kind, content, tokenizers)
+    others = [name for name in tokenizers.further if name != modality and row_of(name) == modality]
+    encoded = [(name, tokenizers.media[name]) for name in others]
+    return [Span(modality, data), *(Span(name, _narrow(t.encode(content), t)) for name, t in encoded)], inner
 
 
 def span(kind: str, content: Any, tokenizers: Tokenizers) -> tuple[np.ndarray, np.ndarray]:
@@ -102,17 +115,24 @@ def _ids(ids: np.ndarray, count: int) -> np.ndarray:
 
 
 def cut(
-    record: Record, cuts: Sequence[np.ndarray], modalities: Sequence[str], max_tokens: int
+    record: Record,
+    cuts: Sequence[np.ndarray],
+    modalities: Sequence[str],
+    max_tokens: int,
+    further: Collection[str] = (),
 ) -> list[tuple[Record, np.ndarray]]:
-    """The record with its atoms, or several of at most `max_tokens` tokens, if an atom alone is not longer."""
+    """The record with its atoms, or several of at most `max_tokens` tokens, if an atom alone is not longer.
+
+    `further` representations of a unit stay with those before them.
+    """
     whole = atoms(record, modalities, cuts)
     if whole[:, 1].sum() <= max_tokens:
         return [(record, whole)]
     span_of = np.repeat(np.arange(len(cuts)), [len(inner) + 1 for inner in cuts])
     begins = np.concatenate([np.append(0, inner) for inner in cuts])  # of each atom, in its span
     pieces, first, size = [], 0, 0
-    for a, (_, tokens) in enumerate(whole):
-        if size and size + tokens > max_tokens:
+    for a, (modality, tokens) in enumerate(whole):
+        if size and size + tokens > max_tokens and modalities[modality] not in further:
             pieces.append((first, a))
             first, size = a, 0
         size += tokens

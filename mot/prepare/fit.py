@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS, media
+from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS, media, of_either_form, other_form, row_of
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.files import write_atomically
@@ -39,10 +39,12 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     with console.status("looking at the first documents", spinner=spinner(console)):
         first = look(recipe, read, sides, ids, folder.parent / left_out.NAME)
     names = _modalities(recipe, first, ids)
+    of = _also(recipe, names, like)
+    names += [name for name in of if name not in names]
     of_vectors, widths, lossy = [], {}, {}
     for name in (name for name in names if name not in ids):
         form = _form(name, recipe, like)
-        if form == VECTORS and file_names(name):
+        if form == VECTORS and file_names(name) and name not in of:
             of_vectors.append(name)
         if like and _copied(like, folder, name):
             lossy = chosen(like).lossy
@@ -64,17 +66,39 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
             raise UserError(f"the {name} tokenizer: {error}{first_of(bad, file)}") from None
     marks = dataset_tokenizers.special(dataset_tokenizers.load_text(folder)).keys()
     if lacks := set(special_tokens(names)) - marks:
-        raise UserError(f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew")
+        raise UserError(
+            f"--like={recipe.like}: its text tokenizer has no {', '.join(sorted(lacks))}; train one anew, there with "
+            f"--markers={','.join(names[1:])}"
+        )
     if lossy:
         console.print(f"warning: {text.told(lossy)}", markup=False, soft_wrap=True)
     ready = {name: ids[name] for name in names if name in ids}
-    dataset_tokenizers.write_chosen(folder, ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy))
+    found = ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy, of=of)
+    dataset_tokenizers.write_chosen(folder, found)
+
+
+def _also(recipe, names: Sequence[str], like: Path | None) -> dict[str, str]:
+    """Modalities that are further representations of another one's units, and of which; raises `UserError` where the
+    documents have neither, or a modality is its own other form already."""
+    of = {}
+    for given in recipe.also:
+        base, _, form = given.partition("=")
+        name = other_form(base, form) if form in (IDS, VECTORS) else form
+        if missing := next((m for m in (base, form) if m not in (*names, IDS, VECTORS)), ""):
+            raise UserError(f"--also {given}: the first documents have no {missing}; leave it out, or raise --sample")
+        if form in (IDS, VECTORS) and _form(base, recipe, like) == form:
+            other = VECTORS if form == IDS else IDS
+            raise UserError(f"--also {given}: {base} are {form} as it is; write --also {base}={other}, or leave it out")
+        of[name] = base
+    return of
 
 
 def _form(name: str, recipe, like: Path | None) -> str:
     """What the tokens of a modality are: as the dataset has it whose tokenizer is taken, as asked for, or as usual."""
     if like and _has(like, name):
         return VECTORS if name in chosen(like).vectors else IDS
+    if row_of(name) != name:
+        return name.removeprefix(f"{row_of(name)}_")
     return VECTORS if name in recipe.vectors else MODALITIES[name].forms[0]
 
 
@@ -136,7 +160,7 @@ def _modalities(recipe, first: "First", ids: dict[str, int]) -> list[str]:
 
 def _learn_text(recipe, folder: Path, corpus: Sequence[str], names: Sequence[str], console: Console) -> dict:
     """Writes the text tokenizer; what it loses of the first documents' text, {} = nothing."""
-    made, sizes, lossy = codecs.of(TEXT).fit(corpus, recipe, special_tokens(names))
+    made, sizes, lossy = codecs.of(TEXT).fit(corpus, recipe, special_tokens((*names, *recipe.markers)))
     dataset_tokenizers.save_text(made, sizes, folder)
     if not recipe.tokenizer:
         _tell_fewer(TEXT, recipe, made.get_vocab_size(), console)
@@ -155,8 +179,8 @@ def _learn(name: str, form: str, recipe, contents: Iterator, folder: Path, conso
 
 def _tell_fewer(name: str, recipe, ids: int, console: Console) -> None:
     """Says so where nobody asked for a number of ids, and there are fewer than usual."""
-    usual = MODALITIES[name].usual_ids
-    if ids < usual and getattr(recipe, f"{name}_ids") is None:
+    usual = MODALITIES[row_of(name)].usual_ids
+    if ids < usual and getattr(recipe, f"{row_of(name)}_ids", None) is None:
         why = f"the usual {usual} are more than the first documents yield (--{name}-ids)"
         console.print(f"{name}: {ids} ids; {why}", soft_wrap=True)
 
@@ -216,7 +240,11 @@ def look(recipe, read: Callable[[], Iterator[Raw]], sides: Sides, ids: Mapping[s
     def of(kind: str) -> Iterator[Part]:
         return (part for part in there if part.kind == kind)
 
-    contents = {name: itertools.islice(_good(of(name)), MODALITIES[name].learns_from or None) for name in media()}
+    learnt_of = {other_form(name, form): name for name in of_either_form() for form in (IDS, VECTORS)}
+    contents = {
+        name: itertools.islice(_good(of(row)), MODALITIES[row].learns_from or None)
+        for name, row in ({row: row for row in media()} | learnt_of).items()
+    }
     ready = [kind for kind in kinds if kind.endswith(READY)]
     greatest = {modality_of(kind): max([int(x.max()) for x in _good(of(kind))] or [0]) for kind in ready}
     return First(kinds, _corpus(of(TEXT)), contents, greatest)

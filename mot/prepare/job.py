@@ -66,6 +66,7 @@ Recipe = make_dataclass(
         ("ids", tuple[tuple[str, int], ...]),  # modalities whose ids are ready, and how many ids each has
         *(_option(option) for option, _ in modalities.options(of_vectors_alone=False)),
         ("vectors", tuple[str, ...]),  # of modalities that may be either, those kept as vectors in place of ids
+        ("also", tuple[str, ...]),  # image=vectors, image=latents: what a unit is kept as beside its first form
         *(_option(option) for option, _ in modalities.options(of_vectors_alone=True)),
         ("held_out", float),  # fraction of the documents, by their content, where the input does not say
         ("missing", str),  # drop-document, or drop-medium: what a picture (a sound, ...) costs that cannot be had
@@ -75,6 +76,7 @@ Recipe = make_dataclass(
         ("join", tuple[str, ...]),  # fields by which rows of several inputs are one document; () = each input alone
         ("join_documents", int),  # how many these are; 0 = as many as use every row once
         ("join_seed", int),  # of who is paired with whom
+        ("markers", tuple[str, ...]),  # modalities of other datasets, whose markers the text tokenizer has, too
     ],
     frozen=True,
     namespace={"__module__": __name__},  # by which other processes find it
@@ -82,8 +84,9 @@ Recipe = make_dataclass(
 
 
 # Options that came later, and what a dataset without them did: it is written as it was, to the bit.
-ADDED = {"audio_layers": 1, "video_frames": 4, "video_side": 32, "video_patch": 8, "video_ids": None}
-ADDED |= {"join": (), "join_documents": 0, "join_seed": 0}
+ADDED = {"also": (), "audio_layers": 1, "video_frames": 4, "video_side": 32, "video_patch": 8, "video_ids": None}
+ADDED |= {"join": (), "join_documents": 0, "join_seed": 0, "markers": ()}
+ADDED |= {"fast_points": 0, "fast_scale": 10, "fast_ids": None}
 
 
 def told(recipe) -> dict:
@@ -282,7 +285,7 @@ class Worker(NamedTuple):
             except ValueError as error:
                 bad.append(Bad(raw.id, str(error)))
         _save(_done_file(self.out, block, "hashes"), np.array(hashes, np.uint64))
-        return write_block(self.out, block, records, bad, tokenizers.modalities, seen)
+        return write_block(self.out, block, records, bad, tokenizers.modalities, seen, tokenizers.further)
 
 
 def _blocks(
@@ -384,9 +387,11 @@ def write_block(
     bad: list[Bad],
     present: Sequence[str],
     seen: Mapping[str, int] | None = None,
+    of: Mapping[str, str] | None = None,
 ) -> Written:
     """Writes the shards of a block and what the index needs of them; `records`, with their atoms, by split, and the
-    modalities that are `present` in the dataset."""
+    modalities that are `present` in the dataset, some further representations `of` others."""
+    further = [present.index(modality) for modality in of or ()]
     shards = {}
     for split, made in records.items():
         (out / split).mkdir(exist_ok=True)
@@ -395,7 +400,7 @@ def write_block(
             shards[split] = write_shard(out / split / _shard_name(block), [record for record, _ in made])
         atoms = [atoms for _, atoms in made]
         sizes = np.array([len(a) for a in atoms], np.int64)
-        tokens = np.array([lengths(a, len(present)) for a in atoms], np.int32)
+        tokens = np.array([lengths(a, len(present), further) for a in atoms], np.int32)
         _save(_done_file(out, block, f"{split}.lengths"), tokens.reshape(-1, len(present)))
         _save(_done_file(out, block, f"{split}.atoms"), np.concatenate([np.zeros((0, 2), np.int32), *atoms]))
         _save(_done_file(out, block, f"{split}.sizes"), sizes)

@@ -35,6 +35,7 @@ class Part(NamedTuple):
     kind: str  # a modality of MODALITIES, or any modality's name and READY
     content: str | bytes | Path | np.ndarray | ValueError  # text: str; media: what its codec reads, or why not
     rate: int = 0  # of audio given as an array: samples a second
+    is_same: bool = False  # another representation of the unit that the part before it is
 
 
 class Raw(NamedTuple):
@@ -301,6 +302,13 @@ def kind_and_value(part: Any) -> tuple[str, Any] | None:
     return next(iter(part.items()))
 
 
+def representations(part: Any) -> list:
+    """A part as JSON has it; one that names a unit in several representations, a part for each of them."""
+    if isinstance(part, dict) and len(part) > 1 and part.keys() <= set(modalities.media()):
+        return [{kind: value} for kind, value in part.items()]
+    return [part]
+
+
 def ids_part(part: dict, folder: str) -> Part:
     """`{"ids": [...], "modality": "depth"}`: ids as they are, or in the .npy file that it names."""
     name, value = part.get("modality"), part.get("ids")
@@ -444,7 +452,7 @@ def _only_document(start: bytes) -> dict | None:
     except (ValueError, RecursionError):
         return None
     keys = [set(part) for part in parts if isinstance(part, dict)]
-    is_part = [(len(key) == 1 and key <= MODALITIES.keys()) or key == {"ids", "modality"} for key in keys]
+    is_part = [key in ({TEXT}, {"ids", "modality"}) or bool(key and key <= set(modalities.media())) for key in keys]
     has_media = any(key != {"text"} for key in keys)
     return {"content": parts} if len(keys) == len(parts) and all(is_part) and has_media else None
 

@@ -45,6 +45,7 @@ from mot.prepare.raw import (
     media_of,
     medium,
     parallel,
+    representations,
     sample,
     text,
     unix,
@@ -321,7 +322,12 @@ def _interleaved(row: TableRow) -> Raw:
             content = [{"text": row.fields["text"]}]
         if not isinstance(content, list):
             raise ValueError("no list named 'content' and no 'text'; content templates say how to read other rows")
-        return whole(row.id, [_json_part(part, row.folder) for part in content], held_out(row.split))
+        parts = [
+            _json_part(one, row.folder)._replace(is_same=n > 0)
+            for part in content
+            for n, one in enumerate(representations(part))
+        ]
+        return whole(row.id, parts, held_out(row.split))
     except ValueError as error:
         return Raw(row.id, (), None, str(error))
 

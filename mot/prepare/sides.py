@@ -49,7 +49,7 @@ def _hash(raw: Raw, missing: str) -> int:
     """64 bits of a document's content."""
     content = hashlib.sha256()
     for part in parts_of(raw, missing):
-        kind, x, rate = part
+        kind, x, rate, _ = part
         content.update(f"{kind} {rate} ".encode())
         try:
             content.update(_bytes(kind, x))

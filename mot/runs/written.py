@@ -84,7 +84,7 @@ def probes(path: Path, config: Config, what: Sequence[str] = ()) -> list[str]:
             f"{path}: a run of {', '.join(config.modalities)} alone; there is nothing to compare; "
             "probe a run of two modalities or more"
         )
-    there = [kind for kind in PROBES if kind != "experts" or "sparse" in config.stacks]
+    there = [kind for kind in PROBES if kind != "experts" or any(config.sparse)]
     if absent := [kind for kind in what if kind not in there]:
         raise UserError(f"{absent[0]}: {path} has none; its probes are {', '.join(there)}; ask for these")
     return [kind for kind in there if kind in (what or there)]

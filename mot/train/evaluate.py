@@ -179,4 +179,5 @@ def _first_stage(config: Config, sources: Sources) -> Config:
 
 def _without_drops(stream: Stream) -> Stream:
     """No unit loses what comes before it."""
-    return dataclasses.replace(stream, diffusion=dataclasses.replace(stream.diffusion, drop_rate=0.0))
+    parts = {name: dataclasses.replace(getattr(stream, name), drop_rate=0.0) for name in ("diffusion", "masking")}
+    return dataclasses.replace(stream, **parts)

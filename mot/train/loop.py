@@ -413,6 +413,6 @@ def _pending(job: Job) -> Pending:
 
 def compiling(config: Config) -> int:
     """Seconds that a step's program takes to compile on two cores, roughly: each unrolled layer's, for each tower."""
-    towers = len({*config.towers.attn.values(), *config.towers.ffn.values()})
+    towers = len({*config.component("attn").towers, *config.component("ffn").towers})
     layers = len(dict.fromkeys(config.stacks)) if config.model.scan else config.model.layers
     return round(4 + 1.5 * layers * towers)

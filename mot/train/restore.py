@@ -131,7 +131,10 @@ def upcycled(config: Config) -> dict:
     """The parameters that `init.run` gives a run."""
     with phase(f"the {beginning(config)}", sharding.is_first_process()):
         source, _, trained = load(as_path(config.init.run), config.init.step or None)
-        return upcycle.weights(source, trained, config)
+        weights = upcycle.weights(source, trained, config)
+    for line in upcycle.told(source, config) if sharding.is_first_process() else []:
+        say_once(line)
+    return weights
 
 
 def load(path: Path, step: int | None = None) -> tuple[Config, Position, dict]:

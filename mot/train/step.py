@@ -174,8 +174,8 @@ def _balanced(weights: dict, routing: Mapping, config: Config) -> dict:
     """Routers' biases a step towards even loads (2408.15664): up where an expert has less than the mean, else down."""
     flat = params.paths(weights)
     for path in [path for path, rule in optim.rules(config).items() if params.is_bias(path) and rule.lr > 0]:
-        _, component, tower, _ = params.parse(path)
-        load_LE = routing[f"{component}/{tower}"].load_BME.sum(1)
+        stack, component, tower, _ = params.parse(path)
+        load_LE = routing[params.report(f"{component}/{tower}", stack)].load_BME.sum(1)
         under_LE = jnp.sign(load_LE.mean(-1, keepdims=True) - load_LE)
         flat[path] += config.component(component).experts[tower].balance_rate * under_LE
     return params.nest(flat)

@@ -93,10 +93,7 @@ def _chosen(specs: params.Table, match: str) -> list[str]:
 
 def _outside(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, target: Config) -> jax.Array:
     """A parameter outside the blocks: the source's, or fresh where it has none."""
-    origin = path
-    if path.startswith("final_norm/"):
-        tower = params.parse(path).tower
-        origin = f"final_norm/{source.config.towers.norm.get(tower, tower)}/scale"
+    origin = _outer(path, source.config)
     if origin not in source.arrays:
         return fresh
     value = source.arrays[origin]
@@ -106,16 +103,21 @@ def _outside(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, ta
     return value
 
 
+def _outer(path: str, source: Config) -> str:
+    """The path that a parameter outside the blocks has in the source."""
+    if not path.startswith("final_norm/"):
+        return path
+    tower = params.parse(path).tower
+    return f"final_norm/{source.last_norms.get(tower, tower)}/scale"
+
+
 def _in_block(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, target: Config) -> jax.Array:
     """A parameter of a stack of layers `[L, ...]`, each layer's from the source's same layer."""
-    stack, component, tower, weight = params.parse(path)
-    if tower not in source.config.streams:
+    origins = _origins(path, source, target)
+    if not any(origin in source.arrays for origin in origins.values()):
         return fresh
     stacks = source.config.stacks
-    source_tower = source.config.component(component).towers[tower]
-    origins = {layer: f"blocks/{stacks[layer]}/{component}/{source_tower}/{weight}" for layer in _layers(target, stack)}
-    if params.is_causal(path) or not source.arrays.keys() & {*origins.values()}:
-        return fresh
+    tower = params.parse(path).tower
     layers = []
     for n, (layer, origin) in enumerate(origins.items()):
         if origin not in source.arrays:
@@ -127,9 +129,69 @@ def _in_block(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, t
             raise _Unfit(f"{path}: {spec.shape[1:]}, which {origin}, {value.shape}, cannot be copied to")
         _refuse_other_multiplier(spec, source.specs[origin], source.config, target)
         size = math.prod(spec.shape[2:] if "expert" in spec.axes else spec.shape[1:])
-        kept = value.size // size if source_tower == tower else 0  # copies that hold the source's numbers once
+        # Copies that hold the source's numbers once.
+        kept = value.size // size if params.parse(origin).tower == tower else 0
         layers.append(_noisy(copied, spec, kept, path, layer, target))
     return jnp.stack(layers)
+
+
+def _origins(path: str, source: _Source, target: Config) -> dict[int, str]:
+    """Where each layer of a parameter in a block comes from, if the source has it: the path there, by layer."""
+    stack, component, tower, weight = params.parse(path)
+    if tower not in source.config.streams or params.is_causal(path):
+        return {}
+    stacks, of_source = source.config.stacks, source.config.component(component)
+    return {
+        layer: f"blocks/{stacks[layer]}/{component}/{of_source.at(layer)[tower]}/{weight}"
+        for layer in _layers(target, stack)
+    }
+
+
+def told(source: Config, target: Config) -> list[str]:
+    """What of a run's weights another one begins with: what it has and was not given, and what was not taken of it.
+
+    By `component/tower`, with the range of layers where only some of them are meant.
+    """
+    specs = params.table(source)
+    origin = _Source(source, dict.fromkeys(specs), specs)
+    wanted = params.table(target)
+    chosen = set(_chosen(wanted, target.init.match))
+    new: dict[str, set[int | None]] = {}
+    taken: set[tuple[str, int | None]] = set()
+    for path in wanted:
+        found = _origins(path, origin, target) if params.parse(path).stack else {None: _outer(path, source)}
+        for layer in _layers(target, params.parse(path).stack) or [None]:
+            if path in chosen and found.get(layer) in specs:
+                taken.add((found[layer], layer))
+            else:
+                new.setdefault(_part(path), set()).add(layer)
+    left: dict[str, set[int | None]] = {}
+    for path in specs:
+        for layer in _layers(source, params.parse(path).stack) or [None]:
+            if (path, layer) not in taken:
+                left.setdefault(_part(path), set()).add(layer)
+    lines = [("init.run gives nothing for", new, target), ("not taken from init.run:", left, source)]
+    return [f"{words} {', '.join(_where(*item, of) for item in parts.items())}" for words, parts, of in lines if parts]
+
+
+def _part(path: str) -> str:
+    """`ffn/text` of its matrices, `ffn/text/router` of its router: what can be new or left by itself."""
+    parsed = params.parse(path)
+    if not parsed.stack:
+        return path.rpartition("/")[0]  # embed, head, final_norm/text, latent/image
+    name = f"{parsed.component}/{parsed.tower}"
+    apart = parsed.weight.startswith(("router", params.CAUSAL, "shared_")) or params.is_modulation(path)
+    return f"{name}/{parsed.weight}" if apart else name
+
+
+def _where(part: str, layers: set[int | None], config: Config) -> str:
+    """`attn/image in layers 0:2 5:6`; the part alone where it is meant in all layers."""
+    if None in layers or len(layers) == config.model.layers:
+        return part
+    ordered = sorted(layers)
+    firsts = [layer for layer in ordered if layer - 1 not in layers]
+    ends = [layer + 1 for layer in ordered if layer + 1 not in layers]
+    return f"{part} in layers {' '.join(f'{first}:{end}' for first, end in zip(firsts, ends, strict=True))}"
 
 
 def _refuse_other_multiplier(spec: params.Spec, of_source: params.Spec, source: Config, target: Config) -> None:

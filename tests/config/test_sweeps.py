@@ -94,7 +94,7 @@ def configs(rows):
     return {row["run.name"]: flags.judged(load.read(row["config"], sweep_rows.overrides(row))) for row in rows}
 
 
-SWEEPS = ("archs", "untying", "leave_one_out", "routing", "mixture", "caption_shift")
+SWEEPS = ("archs", "untying", "leave_one_out", "towers_by_depth", "routing", "mixture", "caption_shift")
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -149,6 +149,17 @@ def test_leave_one_out_of_three_streams_leaves_each_out(tmp_path):
     assert maps["loo_image-seed0"] == {"image": "image", "text": "text", "sound": "text"}
     two = sweeps.leave_one_out("size=smoke,seeds=1")
     assert [row["run.name"] for row in two] == ["dense-seed0", "mot-seed0"]
+
+
+def test_towers_are_apart_where_a_sweep_by_depth_says():
+    rows = sweeps.towers_by_depth("size=demo,seeds=1")
+    maps = {row["run.name"]: load.read(row["config"], {}).towers.ffn.image for row in rows}
+    assert maps == {
+        "dense-seed0": "text",
+        "mot_ends-seed0": "0:1 image, 1:3 text, 3:4 image",
+        "mot_middle-seed0": "0:1 text, 1:3 image, 3:4 text",
+        "mot-seed0": "image",
+    }
 
 
 def test_the_arms_of_mixtures_train_what_they_are_called():

@@ -310,7 +310,7 @@ def test_a_grid_sounds_in_the_order_of_its_pictures(monkeypatch):
     def spectrogram(tokens):
         return "audio", np.zeros((40, tokens), np.float32)
 
-    codec = codecs.Codec(("text", "audio"), None, None, {"audio": SimpleNamespace(rate=rate, hop=hop)})
+    codec = codecs.Codec(("text", "audio"), None, None, {"audio": SimpleNamespace(rate=rate, hop=hop)}, None, None)
     given = [Continuation("document-0", 1, [spectrogram(9), spectrogram(2), ("text", "and")], True)]
     given += [Continuation("document-1", 0, [spectrogram(3), ("audio", None)], False)]
     files = documents._grid(codec, [documents._with_files(codec, d, 5) for d in given])

@@ -23,7 +23,7 @@ from mot.generate import sampling
 from mot.generate.sampling import Generated
 from mot.model import caches, joint, params, transformer
 from mot.objectives import diffusion
-from tests.support import examples
+from tests.support import examples, twofold
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<sound>", "</sound>")
 PAD, BOS, EOS, *MARKERS = range(len(SPECIAL))
@@ -461,7 +461,7 @@ def test_a_prompt_is_laid_out_as_data_is():
     streams = list(case.config.streams.values())
     places = tuple(records.Placement(s.modality, i, s.first_id, s.ids, s.latent) for i, s in enumerate(streams))
     token_layout = records.TokenLayout(places, dict(zip(SPECIAL, range(len(SPECIAL)), strict=True)), ("sound",))
-    rendered = records.render(records.Record("", tuple(records.Span(*part) for part in parts)), token_layout, 0, 0)
+    rendered = records.render(records.Record("", tuple(records.Span(*part[:2]) for part in parts)), token_layout, 0, 0)
     want = roles.assign(rendered, streams, "units", 0)
     got = layout.document(parts, case.config, case.format, "image")
     for field in ("token", "stream", "unit", "span"):
@@ -508,3 +508,29 @@ def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place():
     assert f"f32[{shape}]" in program.as_text()
     assert not re.search(rf"f32\[{shape}\]\S* copy\(", program.as_text())
     assert program.memory_analysis().temp_size_in_bytes < keys.size * 4
+
+
+def test_what_was_drawn_is_read_in_its_other_form():
+    """Text goes on after a drawn picture as after the same picture given as a prompt, latents and patches."""
+    tree = twofold.tree([twofold.rule("drawn,seen")], names=("seen", "drawn"))
+    for stream in tree.streams.values():
+        stream.update(budget=ROOM, max_tokens=ROOM)
+    tree.streams.text.ids = IDS
+    c = resolve(tree)
+    media = [Medium(name, *MARKERS[:2], 4) for name in ("drawn", "seen")]
+    form = Format("text", BOS, EOS, tuple(range(len(SPECIAL))), tuple(media))
+
+    def further(stream, data):
+        return [Stretch("seen", data[:, :2] * 3, True)]
+
+    words = [Stretch("text", np.array([9, 10, 11]))]
+    sampler = sampling.Sampler(weights(c, 3), c, form, further)
+    assert [m.stream for m in sampler.drawn] == ["drawn"]
+    for seed in (6, 15, 18):  # under which some text follows
+        sampler.params = weights(c, seed)
+        (row,) = sampler([words], GREEDY, text=8, opens="drawn")
+        drawn, after = row.parts
+        whole = [*words, drawn, *further("drawn", drawn.data)]
+        (again,), (without,) = (sampler([prompt], GREEDY, text=8, media=0) for prompt in (whole, whole[:-1]))
+        np.testing.assert_array_equal(again.parts[0].data, after.data)
+        assert not without.parts or without.parts[0].data.tolist() != after.data.tolist(), "what is read matters"

@@ -55,8 +55,8 @@ def test_every_kind_is_told_written_and_kept_with_the_run(ids, tmp_path):
         {"prompt": {"image": "a.png"}, "candidates": ["a handwritten two", "six in handwriting"], "answer": 1},
         {"prompt": "the digit six", "candidates": [{"image": "a.png"}, {"image": "b.png"}], "answer": 0, "source": "x"},
     )
-    kinds = ["loss", "bits", "ranking", "retrieval", "judged", "distances"]
-    asked = ["--answers", file, "--pool=6", "--pools=2", "--draws=4", "--out", tmp_path / "found.json"]
+    kinds = ["loss", "bits", "ranking", "retrieval", "conditioning", "judged", "distances"]
+    asked = ["--documents=5", "--answers", file, "--pool=6", "--pools=2", "--draws=4", "--out", tmp_path / "found.json"]
     out, _ = succeeds("evaluate", ids, "--what", ",".join(kinds), *asked)
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert list(found) == ["run", "step", *kinds]
@@ -78,6 +78,12 @@ def test_every_kind_is_told_written_and_kept_with_the_run(ids, tmp_path):
     assert found["retrieval"]["figures"]["text/image/read/recall_5"] | {"value": 0, "low": 0, "high": 0} == {
         "value": 0, "low": 0, "high": 0, "chance": pytest.approx(5 / 6), "n": 12
     }  # fmt: skip
+    assert {*found["conditioning"]["figures"]} == {
+        f"{way}/{name}"
+        for way in ("text/image/drawn", "image/text/read")
+        for name in ("own", "other", "gain", "better", "p")
+    }
+    assert found["conditioning"]["figures"]["text/image/drawn/gain"]["n"] == 5
     judged = found["judged"]["figures"]
     assert judged["image/drawn"]["n"] == judged["text/read"]["n"] == 4
     assert judged["classifier"]["value"] > 0.95

@@ -59,15 +59,51 @@ def time_features(flat, stream, noise):
     return jnp.where(noise[:, None] > 0, hidden @ flat[f"latent/{stream}/time_out"], 0)
 
 
+def entry(flat, stream, value, unit, o):
+    """[C, D] of what a stream's vectors [C, R * P] become: by a matrix, two layers, or a resampler, unit by unit.
+
+    Units lie one after another in the stream; 0 is padding.
+    """
+    w = {path.split("/")[-1]: x for path, x in flat.items() if path.startswith(f"latent/{stream}/")}
+    if "in_2" in w:
+        hidden = value @ w["in"] + w["in_bias"][None]
+        hidden = hidden * (1 + jax.scipy.special.erf(hidden / np.sqrt(2))) / 2
+        return hidden @ w["in_2"] + w["in_2_bias"][None]
+    if "queries" not in w:
+        return value @ w["in"]
+    P, D = w["in"].shape
+    R = value.shape[1] // P
+    found = jnp.zeros((len(value), D))
+    for u in sorted(set(unit.tolist()) - {0}):
+        mine = np.flatnonzero(unit == u)
+        vectors = value[mine].reshape(-1, P) @ w["in"]
+        x = w["queries"][: len(mine)]
+        for i in range(len(w["wq"])):
+            kv = jnp.concatenate([rms(vectors, w["vectors_norm"][i], o["eps"]), rms(x, w["queries_norm"][i], o["eps"])])
+            places = np.concatenate([np.arange(len(vectors)), R * np.arange(len(mine))])
+            q = jnp.einsum("td,dnh->tnh", rms(x, w["queries_norm"][i], o["eps"]), w["wq"][i])
+            k, v = (jnp.einsum("td,dnh->tnh", kv, w[name][i]) for name in ("wk", "wv"))
+            q, k = rope(q, R * np.arange(len(mine)), o["theta"]), rope(k, places, o["theta"])
+            mixed = attention(q, k, v, np.ones((len(mine), len(places)), bool))
+            x = x + jnp.einsum("tnh,nhd->td", mixed, w["wo"][i])
+            h = rms(x, w["ffn_norm"][i], o["eps"])
+            x = x + (jax.nn.silu(h @ w["w1"][i]) * (h @ w["w3"][i])) @ w["w2"][i]
+        found = found.at[mine].set(rms(x, w["out_norm"], o["eps"]))
+    return found
+
+
 def states(flat, row, towers, streams, o):
     """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
 
     flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
-    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower; o: layers, eps, theta, norm,
-    qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of streams (queries, keys), and of
-    dropout kept, by layer and branch the factor [T, D] of what is added; where they are, activation (geglu), offset (of
-    norms) and scaled (embeddings).
+    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by layer; o:
+    layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of
+    streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; where they
+    are, activation (geglu), offset (of norms) and scaled (embeddings); where towers are by layer also places, each
+    layer's stack and its number in it.
     """
+    by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
+    places = o.get("places") or [("main", i) for i in range(o["layers"])]
     time, walls = o.get("time", {}), o.get("walls", ())
     of = {s: row["stream"] == m for m, s in enumerate(streams)}
 
@@ -94,7 +130,7 @@ def states(flat, row, towers, streams, o):
             if o.get("scaled"):
                 x[s] = x[s] * np.sqrt(x[s].shape[1])
             continue
-        x[s] = row["value"][s] @ flat[f"latent/{s}/in"]
+        x[s] = entry(flat, s, row["value"][s], row.get("unit"), o)
         if time[s] == "add":
             x[s] = x[s] + time_features(flat, s, row["noise"])
         if time[s] == "norm":
@@ -102,7 +138,8 @@ def states(flat, row, towers, streams, o):
     for i in range(o["layers"]):
 
         def w(component, s, name, i=i):
-            return flat[f"blocks/main/{component}/{towers[component][s]}/{name}"][i]
+            stack, number = places[i]
+            return flat[f"blocks/{stack}/{component}/{by_layer[i][component][s]}/{name}"][number]
 
         def norm(x, name, w=w):
             ys = {s: rms_norm(x[s], w("norm", s, name)) for s in streams}
@@ -144,7 +181,7 @@ def states(flat, row, towers, streams, o):
             ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
             kept = o["kept"][i][name] if "kept" in o else 1
             x = {s: x[s] + kept * ys[s] for s in streams}
-    return {s: rms_norm(x[s], flat[f"final_norm/{towers['norm'][s]}/scale"]) for s in streams}
+    return {s: rms_norm(x[s], flat[f"final_norm/{by_layer[-1]['norm'][s]}/scale"]) for s in streams}
 
 
 def hidden(flat, row, towers, streams, o):

@@ -14,8 +14,10 @@ import pytest
 
 from mot.data.manifest import SPLITS, read_json
 from mot.data.records import Dataset
+from mot.errors import UserError
 from mot.prepare import dataset_tokenizers, job, readers
 from tests.support.datasets import SMALL, contents, write_inputs
+from tests.support.files import write_lines
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -188,6 +190,25 @@ def test_bad_documents_are_left_out_counted_and_too_many_stop_it(tmp_path):
     assert contents(tmp_path / "strict") == contents(tmp_path / "out")
 
 
+def test_a_text_tokenizer_has_the_markers_of_datasets_that_will_be_like_it(tmp_path):
+    pictures = write_inputs(tmp_path / "in")
+    (tmp_path / "book.txt").write_text("\n\n".join(f"Line {i}." for i in range(9)), encoding="utf-8")
+    book = dataclasses.replace(SMALL, inputs=(str(tmp_path / "book.txt"),), format="text", separator="\n\n")
+    job.prepare(dataclasses.replace(book, markers=("image", "video")), tmp_path / "books", 1, 0)
+    special = read_json(tmp_path / "books")["tokenizers"]["text"]["special"]
+    assert {"<boi>", "<eoi>", "<video>", "</video>"} <= special.keys()
+    about = job.prepare(dataclasses.replace(pictures, like=str(tmp_path / "books")), tmp_path / "pictures", 1, 0).about
+    assert about["tokenizers"]["text"]["special"] == special
+    job.prepare(book, tmp_path / "alone", 1, 0)
+    assert "markers" not in json.loads((tmp_path / "alone" / "recipe.json").read_text(encoding="utf-8"))
+    lines = write_lines(
+        tmp_path / "x.jsonl", *({"text": f"row {i}", "ids": [i % 3], "modality": "depth"} for i in range(9))
+    )
+    depth = dataclasses.replace(SMALL, inputs=(str(lines),), ids=(("depth", 3),), like=str(tmp_path / "alone"))
+    with pytest.raises(UserError, match=r"has no </depth>, <depth>; train one anew, there with --markers=depth"):
+        job.prepare(depth, tmp_path / "depth", 1, 0)
+
+
 def test_a_dataset_like_another_has_its_tokenizers(made, tmp_path):
     _, out, _ = made
     (tmp_path / "other.txt").write_text("Quite another text. " * 30, encoding="utf-8")
@@ -231,6 +252,8 @@ def test_a_tokenizer_of_ones_own_gets_the_special_tokens(made, tmp_path):
         (dict(text_ids=10), "--text-ids=10; must be 300 or more"),
         (dict(image_side=9), "--image-side=9 is no multiple of --image-patch=2"),
         (dict(held_out=1.0), "--held-out=1.0; must be a fraction"),
+        (dict(markers=("text",)), "--markers=text: 'text' has no markers; name modalities other than text"),
+        (dict(markers=("image",), tokenizer="b"), "--markers=image, --tokenizer=b: the text tokenizer is not trained"),
         (dict(like="a", tokenizer="b"), "each says which tokenizer; give one"),
         (dict(image_ids=5000), "the image tokenizer: 5000 ids were asked for and only"),
         (dict(inputs=("nowhere.jsonl",)), "nowhere.jsonl"),

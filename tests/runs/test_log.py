@@ -198,3 +198,13 @@ def test_reports_of_routers_are_in_the_row():
     figures = measured()
     figures["sums"]["routing"] = {"ffn/text": router.Report(**some)}
     assert take(one, 1, figures)["router/ffn/text/load_max"] == 1.0
+
+
+def test_a_collapse_is_told_once():
+    kept = Kept()
+    collapsing = Log(examples.make(), (), Position(), kept, kept.said.append, None, None)
+    for step, rank in ((1, 3.0), (2, 1.2), (3, 1.1)):
+        collapsing._collapsed(step, {"states/image/std": 0.9, "states/image/rank": rank, "loss": 1.0})
+    assert kept.rows == [("event", 2, {"event": "collapsed", "stream": "image", "std": 0.9, "rank": 1.2})]
+    (line,) = kept.said
+    assert line.startswith("warning: step 2: the states that image predicts are all but alike")

@@ -31,6 +31,7 @@ SMALL = Recipe(
     missing="drop-document",
     max_tokens=256,
     vectors=(),
+    also=(),
     action_points=16,
     action_as="positions",
     fast_points=0,
@@ -41,6 +42,7 @@ SMALL = Recipe(
     join=(),
     join_documents=0,
     join_seed=0,
+    markers=(),
 )
 
 

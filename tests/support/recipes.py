@@ -1,6 +1,7 @@
 """Recipes as a user trains them: two steps in the tests' own process, or as a command; and the data that they need."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from mot.prepare import job
 from mot.train import loop
 from tests.conftest import DATA, ROOT
 from tests.support import commands, datasets
+from tests.support.devices import devices
 from tests.support.training import rows
 
 SHARED = ROOT.parent / "shared" / "data"  # `make test` needs none of it
@@ -42,7 +44,8 @@ def two_steps(name: str, root: Path, *arguments: str, **overrides) -> Path:
 
 def as_command(name: str, root: Path, *arguments: str) -> Path:
     """The same by `mot train`, with all that it prints; the run's folder."""
-    out, _ = commands.succeeds("train", f"--config={file_and_arg(name, *arguments)}", f"--config.run.root={root}")
+    with devices(1):
+        out, _ = commands.succeeds("train", f"--config={file_and_arg(name, *arguments)}", f"--config.run.root={root}")
     return checked(Path(out.split()[0]))
 
 
@@ -54,6 +57,13 @@ def checked(run: Path) -> Path:
     assert losses
     assert all(np.isfinite(x) for x in losses.values()), losses
     return run
+
+
+def of_docstring(name: str) -> list[list[str]]:
+    """The commands of a recipe's docstring, in words, files of ../shared/data where they lie."""
+    text = load.run(load.SHIPPED / "recipes" / f"{name}.py", name)["__doc__"].replace("\\\n", " ")
+    lines = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("mot ")]
+    return [[str(SHARED / word) if (SHARED / word).is_file() else word for word in line] for line in lines]
 
 
 def prepared(out: Path, *inputs: Path, **options) -> str:

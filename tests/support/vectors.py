@@ -74,7 +74,7 @@ def assign(c, d, number=0):
 def pack(c, rows):
     """Rows of documents that have their roles."""
     streams = c.streams.values()
-    return packing.pack(rows, list(c.streams), [s.budget for s in streams], [s.latent for s in streams])
+    return packing.pack(rows, list(c.streams), [s.budget for s in streams], [s.features for s in streams])
 
 
 def alone_at(c, d, alone=True):

@@ -24,7 +24,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from mot.config.modalities import MODALITIES, NPY_HEADER
+from mot.config.modalities import MODALITIES, NPY_HEADER, row_of
 from mot.data.preview import Box, Room
 from mot.prepare import media as media
 from mot.prepare.codecs import ids
@@ -36,6 +36,7 @@ def of(kind: str) -> ModuleType:
     """The file of a part's kind: a row's name, or the name of any modality and READY."""
     if kind.endswith(READY):
         return ids
+    kind = row_of(kind)
     if kind not in MODALITIES:
         raise ValueError(f"no modality {kind!r} that mot opens; there are {', '.join(MODALITIES)}")
     return importlib.import_module(f"mot.prepare.codecs.{kind}")

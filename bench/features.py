@@ -1,0 +1,45 @@
+"""Features of pictures, made by a fixed encoder without weights from elsewhere, for `configs/recipes/rae.py`.
+
+python -m bench.features PICTURES.npz FEATURES.npz   of `images` uint8 [n, H, W]; adds `features` and a `name` of each
+
+The encoder is PCA, whitened, of what surrounds each patch: WINDOW x WINDOW pixels around PATCH x PATCH of them. It
+keeps the WIDTH directions of greatest variance: features say less of a patch's noise and more of its surroundings.
+"""
+
+import sys
+
+import numpy as np
+
+PATCH, WINDOW, WIDTH = 4, 12, 32
+LEARNT_OF = 2000  # pictures
+
+
+def windows(images: np.ndarray) -> np.ndarray:
+    """float32 `[n, tokens, WINDOW^2]` of `[n, H, W]`: what surrounds each patch, row by row; 0 beyond the edges."""
+    margin = (WINDOW - PATCH) // 2
+    padded = np.pad(images.astype(np.float32) / 255, ((0, 0), (margin, margin), (margin, margin)))
+    every = np.lib.stride_tricks.sliding_window_view(padded, (WINDOW, WINDOW), axis=(1, 2))
+    return every[:, ::PATCH, ::PATCH].reshape(len(images), -1, WINDOW * WINDOW)
+
+
+def features(images: np.ndarray) -> np.ndarray:
+    """float32 `[n, tokens, WIDTH]` of pictures `[n, H, W]`: of mean 0 and variance 1 over those it is learnt of."""
+    x = windows(images[:LEARNT_OF]).reshape(-1, WINDOW * WINDOW)
+    mean = x.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(x - mean, rowvar=False))
+    directions = vectors[:, -WIDTH:] / np.sqrt(values[-WIDTH:])
+    return ((windows(images) - mean) @ directions).astype(np.float32)
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    given = np.load(sys.argv[1], allow_pickle=False)
+    arrays = {name: given[name] for name in given.files if len(given[name]) == len(given["images"])}
+    if "label_names" in given.files:
+        arrays["name"] = given["label_names"][given["labels"]]
+    np.savez(sys.argv[2], **arrays, features=features(given["images"]))
+
+
+if __name__ == "__main__":
+    main()

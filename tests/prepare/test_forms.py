@@ -1,0 +1,78 @@
+"""Units that are kept in several representations."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from configs import records as records_config
+from mot.config import resolve
+from mot.data import manifest, sources
+from mot.data.records import Dataset
+from mot.errors import UserError
+from mot.prepare import dataset_tokenizers
+from mot.prepare.job import prepare
+from tests.support.datasets import write_inputs
+
+
+def test_a_picture_is_kept_as_ids_and_as_patches(tmp_path):
+    """And with somebody's latents: three spans of one unit, which share its markers and are never cut apart."""
+    folder = tmp_path / "in"
+    recipe = write_inputs(folder, 30)
+    lines = [json.loads(line) for line in (folder / "all.jsonl").read_text(encoding="utf-8").splitlines()]
+    for i, line in enumerate(lines):
+        np.save(folder / f"{i}.npy", np.full((5, 3), i, np.float32))
+        for part in line["content"]:
+            part |= {"latents": f"{i}.npy"} if "image" in part else {}
+    (folder / "all.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    recipe = dataclasses.replace(recipe, also=("image=vectors", "image=latents"), image_ids=8)
+    about = prepare(recipe, tmp_path / "out", 1, 0).about
+    assert about["modalities"] == ["text", "image", "latents", "image_vectors"]
+    assert manifest.representations(about) == {"image_vectors": "image", "latents": "image"}
+    dataset = Dataset(tmp_path / "out", "train")
+    tokenizers = dataset_tokenizers.load(tmp_path / "out" / "tokenizers")
+    seen = 0
+    for i in range(dataset.count):
+        spans = {span.modality: span.data for span in dataset[i].spans}
+        if "image" in spans:
+            seen += 1
+            number = int(dataset[i].id.split(":doc")[1].partition("#")[0])
+            assert (spans["latents"] == number).all()
+            picture = tokenizers.media["image_vectors"].decode(spans["image_vectors"].astype(np.float32))
+            np.testing.assert_array_equal(tokenizers.media["image"].encode(picture), spans["image"])
+            words = sum(len(s.data) for s in dataset[i].spans if s.modality == "text")
+            assert dataset.lengths_of(i)[0] == 2 + 2 + words, "one pair of markers"
+    assert seen
+    c = records_config.get_config(f"data={tmp_path / 'out'},size=smoke,length=256")
+    held = {name: (s.modality, s.representation) for name, s in c.streams.items()}
+    assert held["image_vectors"] == ("image", "image_vectors")
+    assert held["latents"] == ("image", "latents")
+    c.data.roles = (dict(streams="latents,image_vectors", place="", source=""),)
+    config = resolve(c, sources.faults)
+    source, _ = sources.open_(config)
+    for i in range(source.all[0].count):
+        d = source.all[0].read(i)
+        assert not (d.stream == list(config.streams).index("image")).any()
+
+
+def test_a_form_of_nothing_is_told(tmp_path):
+    recipe = write_inputs(tmp_path / "in", 12)
+    for also, says in (
+        ("image=ids", "image are ids as it is; write --also image=vectors"),
+        ("image=latents", "the first documents have no latents"),
+        ("action=vectors", "action has one form"),
+        ("image", "write MEDIUM=WHAT"),
+    ):
+        with pytest.raises(UserError, match=says):
+            prepare(dataclasses.replace(recipe, also=(also,)), tmp_path / "out", 1, 0)
+    np.save(tmp_path / "in" / "a.npy", np.zeros((2, 3), np.float32))
+    content = [{"text": "a"}, {"latents": "a.npy"}]
+    lines = [json.dumps({"content": [*content, {"image": "0.png"}]})] + [
+        json.dumps({"content": [{"text": str(i)}, {"image": "1.png", "latents": "a.npy"}]}) for i in range(9)
+    ]
+    (tmp_path / "in" / "all.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="latents that follow no image, of which they are a representation"):
+        prepare(dataclasses.replace(recipe, also=("image=latents",), held_out=0.0), tmp_path / "out", 1, 0)
+    with pytest.raises(UserError, match="say so: --also MEDIUM=latents"):
+        prepare(dataclasses.replace(recipe, held_out=0.0), tmp_path / "other", 1, 0)
