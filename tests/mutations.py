@@ -1111,6 +1111,28 @@ MUTATIONS = (
         "rate_ME = load_ME / 1.0",
         "tests/measures/test_experts.py",
     ),
+    # What is contrasted.
+    Mutation(
+        "contrast: places without a pair are negatives",
+        "mot/objectives/contrastive.py",
+        "compared_IJ = sides.there_I[:, None] & sides.there_I[None]",
+        "compared_IJ = sides.there_I[:, None] | sides.there_I[None]",
+        "tests/objectives/test_contrastive.py",
+    ),
+    Mutation(
+        "contrast: a microbatch adds its part of the loss once more",
+        "mot/objectives/contrastive.py",
+        "return total - lax.stop_gradient(total)",
+        "return total",
+        "tests/objectives/test_contrastive.py",
+    ),
+    Mutation(
+        "contrast: the first unit of a part sees its caption",
+        "mot/data/roles.py",
+        "mine = (d.stream == stream) & (d.unit > 0)",
+        "mine = (d.stream == stream) & (d.unit > 1)",
+        "tests/objectives/test_contrastive.py",
+    ),
 )
 
 

@@ -40,7 +40,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_slices, {"mesh", "data", "optim"}),
         (_rules, {"mesh"}),
         (_objective, {"objective"}),
-        (_contrastive, {"objective", "streams", "data"}),
+        (_contrastive, {"objective", "streams", "data", "model"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
         (_blocks, {"streams", "data"}),
@@ -753,6 +753,12 @@ def _contrastive(c: "Sections") -> Iterator[Fault]:
     for name, pool in term.pools.items():
         if name in c.streams and pool not in POOLS:
             yield from _pool(f"{path}.pool", name, pool, c.streams[name])
+    if len(streams) == 1 and not c.model.dropout:
+        yield Fault(
+            f"{path}.streams",
+            f"{term.streams!r} alone, whose parts pass twice and differ in dropout, but model.dropout is 0; write 0.3 "
+            "(2104.08821), or name two streams",
+        )
     known = [c.streams[name] for name in streams if name in c.streams]
     if not term.width and len({s.width for s in known}) > 1:
         yield Fault(

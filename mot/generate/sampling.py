@@ -432,14 +432,14 @@ def _prefill(params: dict, batch: Batch, *, config: Config, slots: int) -> Decod
     rows = next(iter(batch.values())).token.shape[0]
     output = transformer.forward(params, batch, config, causal=True, cache=caches.empty(config, rows, slots))
     cache = caches.keep(output.cache)
+    # A row is longer than its cache by what is seen by cross-attention alone.
+    place_B = sum((tokens.segment != 0).sum(1, dtype=jnp.int32) for tokens in batch.values())
 
     def last_state(h_RD, tokens):
-        is_last_BC = tokens.position == cache.used[:, None] - 1
+        is_last_BC = tokens.position == place_B[:, None] - 1
         return jnp.where(is_last_BC[..., None], h_RD.reshape(*is_last_BC.shape, -1), 0).sum(1)
 
     h_BD = sum(last_state(h_RD, tokens) for h_RD, tokens in output.hidden)
-    # A row is longer than its cache by what is seen by cross-attention alone.
-    place_B = sum((tokens.segment != 0).sum(1, dtype=jnp.int32) for tokens in batch.values())
     return DecodingState(cache, h_BD, place_B, _text_goes_on(batch))
 
 

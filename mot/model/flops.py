@@ -122,10 +122,12 @@ def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> flo
     """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs.
 
     Where a stream predicts states, a pass more sees whole units, forward alone where these are an average's. What is
-    hidden of units counts as if it were there, and the predictor's attention, within units, does not.
+    hidden of units counts as if it were there, and the predictor's attention, within units, does not. Where parts of
+    one stream are contrasted, all is passed twice. The product of a batch's embeddings does not count.
     """
-    matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
-    of_pairs = pairs * attention_per_pair(config)
+    times = 2 if len(config.objective.contrastive.pools) == 1 else 1
+    matmuls = times * sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
+    of_pairs = times * pairs * attention_per_pair(config)
     predicting = {name: s.prediction.targets for name, s in config.streams.items() if s.predicts}
     if not predicting:
         return FORWARD_AND_BACKWARD * (matmuls + of_pairs)
