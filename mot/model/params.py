@@ -220,7 +220,7 @@ def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
     yield "in", Spec((D, narrow), ("embed", "narrow"), scale(D))
     yield "hidden", Spec((1, narrow), ("token", "narrow"), 0.02)
     yield "out", Spec((narrow, D), ("narrow", "embed"), scale(narrow))
-    yield "final_norm", Spec((narrow,), ("narrow",))
+    yield "final_norm", _scale(config, narrow, "narrow")
     for path, spec in _layer(own, "main"):
         layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
         yield f"blocks/main/{path}", spec._replace(**layers)
