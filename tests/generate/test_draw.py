@@ -335,8 +335,8 @@ def test_a_grid_sounds_in_the_order_of_its_pictures(monkeypatch):
         ('"\xe9"', "the file is not UTF-8"),
         ("[]", "an empty document, []; write its parts, as [{"),
         (
-            '[{"text": "a"}, {"video": "b.mp4"}]',
-            "part 2 is {'video': 'b.mp4'}; an object with one of the keys text, im",
+            '[{"text": "a"}, {"smell": "b.mp4"}]',
+            "part 2 is {'smell': 'b.mp4'}; an object with one of the keys text, im",
         ),
         ('[{"text": "a", "image": "a.png"}]', "an object with one of the keys text"),
         ('[{"image": 3}]', "its value must be text, or a file's name"),
