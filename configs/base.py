@@ -78,8 +78,10 @@ def meant(given: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, **changes) -> dict:
-    """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x or ddpm."""
+def stream(
+    modality: str, width: int, ffn: int, diffusion: dict | None = None, prediction: dict | None = None, **changes
+) -> dict:
+    """A kind of token: ids (first_id, ids), or vectors of `latent` features with objective flow, x, ddpm or latent."""
     return (
         dict(
             modality=modality,
@@ -92,6 +94,7 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
             latent=0,
             objective="next_token",
             loss_weight=1.0,
+            representation="",
             diffusion=dict(
                 time="norm",
                 copies="noised",
@@ -102,6 +105,24 @@ def stream(modality: str, width: int, ffn: int, diffusion: dict | None = None, *
                 loss_centre=0.0,
             )
             | (diffusion or {}),
+            # I-JEPA's masks (2301.08243, A.1); its predictor has 12 layers, and 384 of 1280 features.
+            prediction=dict(
+                targets="ema",
+                sigreg=0.0,
+                slices=256,
+                columns=1,
+                blocks=4,
+                least_block=0.15,
+                most_block=0.2,
+                least_aspect=0.75,
+                most_aspect=1.5,
+                least_context=0.85,
+                most_context=1.0,
+                layers=2,
+                width=64,
+                ffn=176,
+            )
+            | (prediction or {}),
         )
         | changes
     )
@@ -125,6 +146,24 @@ def moe(experts: int = 0, **changes) -> dict:
             balance_rate=0.0,
             z_loss=0.0,
             jitter=0.0,
+        )
+        | changes
+    )
+
+
+def contrastive(kind: str = "", **changes) -> dict:
+    """The contrastive term: none, CLIP's (infonce), or SigLIP's (sigmoid), with the first values of their papers."""
+    return (
+        dict(
+            kind=kind,
+            weight=1.0,
+            streams="text,image",
+            pool="mean",
+            width=256,
+            pairs=0,
+            temperature=0.1 if kind == "sigmoid" else 0.07,  # 2303.15343: t' = log 10; 2103.00020
+            bias=-10.0,
+            skip_equal=False,
         )
         | changes
     )
@@ -158,11 +197,13 @@ def get_config() -> ConfigDict:
         dispatch="blocked",  # accelerators want ragged
         seed=0,
     )
+    # geglu, norm_offset and embed_scale make Gemma's block, qkv_bias Qwen2's
+    c.model.update(dropout=0.0, activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
     c.init = dict(run="", step=0, state="weights", match="", noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")
     c.mesh.rules.update(heads="tensor", kv_heads="tensor", head="", mlp="tensor", expert="expert")
-    c.objective = dict(z_loss=1e-5, per="all", chunk=256)
+    c.objective = dict(z_loss=1e-5, per="all", chunk=256, contrastive=contrastive(), common_target=0.0)
     c.data = dict(
         batch=8,
         seed=0,
@@ -177,6 +218,7 @@ def get_config() -> ConfigDict:
         workers=0,
         timeout=600.0,
         max_skipped=100,
+        roles=(),  # dict(streams="drawn,seen", place="last", source=""): which streams hold a unit that lies so
     )
     c.optim = dict(
         name="adamw",
@@ -198,6 +240,7 @@ def get_config() -> ConfigDict:
         clip=1.0,
         accumulate=1,
         ema=0.0,
+        ema_end=0.0,  # 1: an average that comes to rest, as I-JEPA's
         skip_above=0.0,
         patience=5,
         freeze="",  # "text": all that text uses; "text.ffn,text.attn": these parts of it

@@ -240,7 +240,9 @@ def _roles(own: dict[str, str]) -> dict[str, Row]:
 
 def _namespace(file: str) -> dict[str, Any]:
     """What a configuration's file defines: the user's own, or the one of this name that lies beside this one."""
-    path, shipped = Path(file), Path(__file__).parent / Path(file).name
+    path = Path(file)
+    below = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts[-1:]
+    shipped = Path(__file__).parent.joinpath(*below)
     if not path.is_file() and not shipped.is_file():
         raise ValueError(f"config={file}: there is no such file; name a configuration's, as configs/digits.py")
     return runpy.run_path(str(path if path.is_file() else shipped))

@@ -88,7 +88,7 @@ resolved configuration in [`config.json`](run-directory.md). Words such as strea
 
 ## The files and their arguments
 """
-    return "\n".join([head, *map(_file, FILES), "## The keys\n", _keys_about(), *_groups()])
+    return "\n".join([head, *map(_file, FILES), _recipes(), "## The keys\n", _keys_about(), *_groups()])
 
 
 def _file(name: str) -> str:
@@ -107,6 +107,23 @@ def _file(name: str) -> str:
             f"| {', '.join(f'`{one}`' for one in names.split(', '))} | {cell(about)} |"
             for names, about in namespace["ARGUMENTS"]["arch"].allowed.items()
         ]
+    return "\n".join(lines) + "\n"
+
+
+def _recipes() -> str:
+    """A line for each recipe: what it is, and its arguments."""
+    lines = [
+        f"### {load.RECIPES}\n",
+        "Systems of the literature, a file each; [what they showed](recipes.md).\n",
+        "| file | what | arguments, with their defaults |",
+        "|---|---|---|",
+    ]
+    for path in load.shipped_files():
+        if path.parent != load.SHIPPED:
+            namespace = load.run(path, path.name)
+            title = namespace["__doc__"].partition("\n")[0].rstrip(".")
+            arguments = ", ".join(f"`{name}={spec.default}`" for name, spec in namespace["ARGUMENTS"].items())
+            lines.append(f"| `{load.RECIPES}/{path.name}` | {cell(title)} | {arguments} |")
     return "\n".join(lines) + "\n"
 
 

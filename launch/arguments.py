@@ -644,6 +644,17 @@ def prepare() -> flags.Parser:
         default=[],
         help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
     )
+    p.add_argument(
+        "--join",
+        default="",
+        type=typed,
+        metavar="FIELD[,FIELD]",
+        help="one document of a row of each input, rows that have one value of this field (or of a field of each): at "
+        "random within a split where an input has several; row_number: rows of one number; --content names a field of "
+        "the second input as 2.NAME",
+    )
+    _number(p, "--join-documents", 0, "how many documents joined rows make; 0: each row of the largest input once")
+    _number(p, "--join-seed", 0, "another seed pairs others")
     p.add_argument("--separator", type=typed, help="of documents in a text file, as \\n\\n; default: a file is one")
     _tokenizer_arguments(p)
     p.add_argument(

@@ -332,7 +332,7 @@ def of_options(o: Any, config: Config, of_digits: bool) -> Iterator[str]:
 
 
 def _of_documents(o: Any, config: Config) -> Iterator[str]:
-    drawn = [s.modality for s in config.streams.values() if s.modality != "text" and s.objective != "none"]
+    drawn = [s.modality for s in config.streams.values() if s.modality != "text" and s.is_drawn]
     for flag in ("each", "read"):
         if getattr(o, flag) is not None:
             yield f"--{flag}={getattr(o, flag)}: is for digits that are drawn and read; use --n, or --prompt-file"

@@ -192,6 +192,19 @@ def concatenate(tokens: Sequence[Tokens]) -> Tokens:
 
 def place_in_unit(tokens: Tokens) -> jax.Array:
     """`[B, C]`: how many tokens of the same copy of its unit come before it in the stream."""
+    return jnp.arange(tokens.unit.shape[1])[None] - _first_of_unit(tokens)
+
+
+def total_in_unit(x_BC, tokens: Tokens) -> jax.Array:
+    """`[B, C]`: the sum of x over all tokens of the same copy of each token's unit."""
+    B, C = tokens.unit.shape
+    first_BC = _first_of_unit(tokens)
+    total_BC = jnp.zeros((B, C), x_BC.dtype).at[jnp.arange(B)[:, None], first_BC].add(x_BC)
+    return jnp.take_along_axis(total_BC, first_BC, axis=1)
+
+
+def _first_of_unit(tokens: Tokens) -> jax.Array:
+    """`[B, C]`: the number, in the stream, of the first token of the same copy of each token's unit."""
     B, C = tokens.unit.shape
     n_BC = jnp.broadcast_to(jnp.arange(C), (B, C))
 
@@ -199,7 +212,7 @@ def place_in_unit(tokens: Tokens) -> jax.Array:
         return jnp.pad(x_BC[:, 1:] != x_BC[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
     begins_BC = differs(tokens.unit) | differs(tokens.private) | differs(tokens.segment)
-    return n_BC - jax.lax.cummax(jnp.where(begins_BC, n_BC, 0), axis=1)
+    return jax.lax.cummax(jnp.where(begins_BC, n_BC, 0), axis=1)
 
 
 def check(batch: Batch) -> None:
@@ -227,9 +240,9 @@ def check(batch: Batch) -> None:
     unit = take(tokens.unit)
     if (np.diff(real.astype(int), axis=1) > 0).any():
         raise ValueError("padding does not come last")
-    for row, of_vectors, units in zip(segment, latent, unit, strict=True):
-        # A unit trained alone is a segment of its own, amid another.
-        apart = [s for s in np.unique(row[of_vectors]) if of_vectors[row == s].all() and len(set(units[row == s])) == 1]
+    for row, units in zip(segment, unit, strict=True):
+        # Units that see nothing else of their document are a segment of their own, amid another.
+        apart = [s for s in np.unique(row[units > 0]) if (units[row == s] > 0).all()]
         if (np.diff(row[(row != 0) & ~np.isin(row, apart)]) < 0).any():
             raise ValueError("segments do not lie one after another in document order")
     follows = np.zeros_like(real)

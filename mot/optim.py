@@ -3,7 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mot.config import Config, Rule, checks, reads
@@ -16,12 +17,22 @@ FROZEN = Rule(match="", lr=0.0, decay=0.0)
 
 
 def rules(config: Config) -> dict[str, Rule | None]:
-    """What decides for each parameter, by path: `optim.freeze`, else the first rule that matches, or None."""
+    """What decides for each parameter, by path: `optim.freeze`, else the first rule that matches, or None.
+
+    `base_rules` never decay a bias.
+    """
     frozen = {path for paths in frozen_by(config).values() for path in paths}
-    every = (*config.optim.rules, *config.optim.base_rules)
+
+    def first(rules: Sequence[Rule], path: str) -> Rule | None:
+        return next((rule for rule in rules if re.search(rule.match, path)), None)
 
     def rule_for(path: str) -> Rule | None:
-        return FROZEN if path in frozen else next((rule for rule in every if re.search(rule.match, path)), None)
+        if path in frozen:
+            return FROZEN
+        if rule := first(config.optim.rules, path):
+            return rule
+        rule = first(config.optim.base_rules, path)
+        return replace(rule, decay=0.0) if rule and params.is_added(path) else rule
 
     return {path: rule_for(path) for path in params.table(config)}
 
@@ -48,7 +59,7 @@ def _named(entry: str, config: Config) -> set[str]:
     return {s for s, stream in config.streams.items() if name in (s, stream.modality)}
 
 
-@reads("streams", "towers", "attn", "ffn", "model", "optim")
+@reads("streams", "towers", "attn", "ffn", "model", "objective", "optim")
 def uncovered(config: Config) -> Iterator[str]:
     """A check for `config.build`: every parameter needs a rule, every rule a parameter, and something must train."""
     o = config.optim
@@ -153,7 +164,7 @@ def _by_part(table: params.Table) -> str:
     for path, spec in table.items():
         part = params.part(path)
         name = part if part in ("embed", "head") else f"{part}/{params.tower(path)}"
-        counts[f"latent/{params.parse(path).tower}" if part == "latent" else name] += math.prod(spec.shape)
+        counts[f"{part}/{params.parse(path).tower}" if part in params.BY_STREAM else name] += math.prod(spec.shape)
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
@@ -316,6 +327,7 @@ def make(config: Config) -> "optax.GradientTransformation":
 
     def decayed(path, update, weight):
         lr, decay = table[path].lr, decided[path].decay
+        decay = decay if table[path].decay == 1 else table[path].decay * decay
         update = update if lr == 1 else lr * update
         return update if _is_zero(decay) else update + decay * weight
 

@@ -366,7 +366,7 @@ def modalities(groups: dict[str, list[TrainedRun]]) -> list[str]:
 def unit(groups: dict[str, list[TrainedRun]], modality: str) -> str:
     """What the losses of a modality are counted in."""
     streams = [s for group in groups.values() for run in group for s in run.config.streams.values()]
-    units = ["squared error" if s.diffuses else "nats" for s in streams if s.modality == modality]
+    units = ["squared error" if s.latent else "nats" for s in streams if s.modality == modality]
     return " or ".join(sorted(set(units)))
 
 

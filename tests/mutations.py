@@ -39,6 +39,13 @@ class Mutation(NamedTuple):
 MUTATIONS = (
     # The model.
     Mutation(
+        "dropout follows the place in the row, not in the document",
+        "mot/model/dropout.py",
+        "t.position - jnp.take_along_axis(first_BS, t.segment, axis=1)",
+        "t.position",
+        "tests/model/test_dropout.py",
+    ),
+    Mutation(
         "visibility: a private copy is seen by what follows",
         "mot/batches.py",
         "causal = (k.position <= q.position) & ~k.private",
@@ -199,6 +206,13 @@ MUTATIONS = (
         "for maps in every for component in COMPONENTS)",
         'for maps in every for component in ("attn", "norm"))',
         "tests/model/test_transformer.py::test_grouped_streams_equal_a_per_token_masked_select",
+    ),
+    Mutation(
+        "balance: a loss is scaled away from the target",
+        "mot/objectives/balance.py",
+        'Z_M * own_M / jnp.where(own_M > 0, balance["target"], 1)',
+        'Z_M / own_M * balance["target"]',
+        "tests/objectives/test_balance.py",
     ),
     Mutation(
         "towers by depth: every layer has the towers of the first",

@@ -198,6 +198,15 @@ def test_the_moments_of_muon_shard_as_their_parameters():
     assert placed.opt[1].muon.count == placed.updates
 
 
+def test_base_rules_decay_no_bias_and_own_rules_do_as_they_say():
+    tree = examples.tree(qkv_bias=True, norm_offset=True)
+    decided = optim.rules(resolve(tree))
+    decays = {params.parse(path).weight: rule.decay for path, rule in decided.items()}
+    assert [decays[name] for name in ("q_bias", "v_bias", "q_norm", "scale", "wq")] == [0, 0, 0, 0, 0.1]
+    tree.optim.rules = (dict(match="q_bias", lr=1.0, decay=0.3),)
+    assert optim.rules(resolve(tree))["blocks/main/attn/text/q_bias"].decay == 0.3
+
+
 def test_decay_does_not_follow_a_transferred_rate():
     """At four times the base a matrix moves a quarter as far, and decays as ever."""
     weights = params.init(params.table(make()), 0)

@@ -15,7 +15,7 @@ from mot.errors import Fault
 from mot.files import fault_of, is_address
 
 if TYPE_CHECKING:  # it imports this file
-    from mot.config.schema import Experts, Optim, Sections, Stream
+    from mot.config.schema import Experts, Optim, Role, Sections, Stream
 
 
 def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
@@ -26,6 +26,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_probes, {"run", "streams"}),
         (_keep_best, {"run", "streams", "attn", "ffn", "data"}),
         (_streams, {"streams"}),
+        (_predictions, {"streams", "optim"}),
         (_towers, {"streams", "towers"}),
         (_depth, {"towers", "model"}),
         (_stop_gradients, {"streams", "towers"}),
@@ -36,10 +37,12 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_mesh, {"mesh", "attn", "ffn"}),
         (_slices, {"mesh", "data", "optim"}),
         (_rules, {"mesh"}),
-        (_objective, {"objective"}),
+        (_objective, {"objective", "streams"}),
+        (_contrastive, {"objective", "streams", "data"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
         (_blocks, {"streams", "data"}),
+        (_roles, {"streams", "data"}),
         (_optim, {"optim"}),
         (_steps, {"run", "optim"}),
         (_accumulate, {"data", "optim"}),
@@ -75,6 +78,11 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "drop_rate": FRACTION,
         "loss_centre": AT_LEAST_0,
     },
+    "Prediction": dict.fromkeys(("columns", "blocks", "layers", "width", "ffn", "slices"), ABOVE_0)
+    | dict.fromkeys(("least_block", "most_block"), Range(most=1, above=True, below=True))
+    | dict.fromkeys(("least_context", "most_context"), Range(most=1, above=True))
+    | dict.fromkeys(("least_aspect", "most_aspect"), ABOVE_0)
+    | {"targets": ("ema", "own"), "sigreg": FRACTION},
     "Model": {
         "layers": Range(most=10_000, above=True),
         "dense_layers": AT_LEAST_0,
@@ -91,6 +99,8 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "attention": ATTENTION,
         "dispatch": ("blocked", "einsum", "ragged", "gmm", "triton", "mosaic"),
         "seed": AT_LEAST_0,
+        "dropout": FRACTION,
+        "activation": {"swiglu": "SiLU (2002.05202)", "geglu": "GELU by tanh (Gemma)"},
     },
     "Experts": {
         "experts": AT_LEAST_0,
@@ -109,7 +119,10 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Mesh": dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices", "buffer"), ABOVE_0)
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
     "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
-    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality")},
+    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality"), "common_target": FRACTION},
+    "Contrastive": dict.fromkeys(("weight", "temperature"), ABOVE_0)
+    | dict.fromkeys(("width", "pairs"), AT_LEAST_0)
+    | {"kind": ("", "infonce", "sigmoid")},
     "Data": {
         "batch": ABOVE_0,
         "seed": AT_LEAST_0,
@@ -120,11 +133,12 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "timeout": Range(most=10**6, above=True),
         "max_skipped": AT_LEAST_0,
     },
+    "Role": {"place": ("", "first", "last", "only", "middle")},
     "Optim": dict.fromkeys(("lr", "eps", "clip", "accumulate", "patience"), ABOVE_0)
     | dict.fromkeys(("end_lr", "warmup", "decay_steps", "skip_above"), AT_LEAST_0)
     | dict.fromkeys(("base_width", "base_head_size", "base_layers"), AT_LEAST_0)
     | dict.fromkeys(("beta1", "beta2", "ema", "momentum"), FRACTION)
-    | {"name": ("adamw", "muon"), "transfer": ("", "mup")}
+    | {"name": ("adamw", "muon"), "transfer": ("", "mup"), "ema_end": Range(most=1)}
     | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")},
     "Rule": dict.fromkeys(("lr", "decay"), AT_LEAST_0),
 }
@@ -168,6 +182,7 @@ def _keep_best(c: "Sections") -> Iterator[Fault]:
     losses = ["loss", *(f"loss/{m}{source}" for m in c.modalities for source in ("", *sources))]
     losses += [] if c.causal else [f"causal_{loss}" for loss in losses]
     losses += [f"bits_per_byte{source}" for source in sources if "text" in c.modalities]
+    losses += ["loss/contrastive"] if c.objective and c.objective.contrastive.kind else []
     yield from choice("run", c.run, "keep_best", "", *losses)
 
 
@@ -217,6 +232,31 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
 
 
+def _predictions(c: "Sections") -> Iterator[Fault]:
+    """What a prediction of hidden parts' states needs, so that these do not become all alike."""
+    for name, stream in c.streams.items():
+        if not stream.predicts:
+            continue
+        path, p = f"streams.{name}.prediction", stream.prediction
+        yield from within(path, p, VALUES["Prediction"])
+        for key in ("block", "aspect", "context"):
+            least, most = getattr(p, f"least_{key}"), getattr(p, f"most_{key}")
+            if least > most:
+                yield Fault(f"{path}.least_{key}", f"{least}, above {path}.most_{key} = {most}; exchange them")
+        if p.targets == "ema" and not c.optim.ema:
+            yield Fault(
+                "optim.ema",
+                f"0.0, but {path}.targets is 'ema': there is no average whose states could be predicted; write 0.996, "
+                "or targets='own' with sigreg",
+            )
+        if p.targets == "own" and not p.sigreg:
+            yield Fault(
+                f"{path}.sigreg",
+                "0.0 with targets 'own': states that are all alike would predict themselves, and nothing keeps them "
+                "apart; write 0.05, or targets='ema'",
+            )
+
+
 def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
     """What two streams must have alike, or apart."""
     first, second = streams[a], streams[b]
@@ -234,8 +274,7 @@ def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
             f"{second.loss_weight}, but streams.{a}'s is {first.loss_weight} and both are of modality "
             f"{first.modality}, which has one weight; set both alike",
         )
-    both_learn = NONE not in (first.objective, second.objective)
-    if one_modality and both_learn and bool(first.latent) != bool(second.latent):
+    if one_modality and _do_not_add_up(first, second):
         yield Fault(
             f"streams.{b}.modality",
             f"{second.modality!r}, also that of streams.{a}; losses of ids and of vectors do not add up; name another, "
@@ -544,6 +583,64 @@ def _endless(text: str) -> str:
 
 def _objective(c: "Sections") -> Iterator[Fault]:
     yield from within("objective", c.objective, VALUES["Objective"])
+    centred = [name for name, s in c.streams.items() if s.diffuses and s.diffusion.loss_centre]
+    if c.objective.common_target and centred:
+        yield Fault(
+            "objective.common_target",
+            f"{c.objective.common_target}, but streams.{centred[0]}.diffusion.loss_centre scales that loss already; "
+            "write 0.0 for either",
+        )
+
+
+POOLS = ("mean", "last")  # of a part's states; beside these, a token's id
+
+
+def _contrastive(c: "Sections") -> Iterator[Fault]:
+    """What is paired must be there, be able to be told apart, and have negatives."""
+    term = c.objective.contrastive
+    path = "objective.contrastive"
+    yield from within(path, term, VALUES["Contrastive"])
+    if not term.kind:
+        return
+    streams, pools = names(term.streams), names(term.pool)
+    for name in [name for name in streams if name not in c.streams]:
+        remedy = meant(name, c.streams) or "choose one"
+        yield Fault(f"{path}.streams", f"{name!r}: no such stream; allowed: {', '.join(c.streams)}; {remedy}")
+    if not 1 <= len(set(streams)) == len(streams) <= 2:
+        yield Fault(
+            f"{path}.streams",
+            f"{term.streams!r}; must be two streams with a comma between, or one that passes twice; name them",
+        )
+    if len(pools) not in (1, len(streams)):
+        yield Fault(
+            f"{path}.pool", f"{term.pool!r} for {len(streams)} streams; write one for all, or one for each of them"
+        )
+    for name, pool in term.pools.items():
+        if name in c.streams and pool not in POOLS:
+            yield from _pool(f"{path}.pool", name, pool, c.streams[name])
+    known = [c.streams[name] for name in streams if name in c.streams]
+    if not term.width and len({s.width for s in known}) > 1:
+        yield Fault(
+            f"{path}.width",
+            f"0, but the streams are {' and '.join(str(s.width) for s in known)} wide; states of other widths compare "
+            "in no common space; write the features of one",
+        )
+    if term.skip_equal and known and all(s.latent for s in known):
+        yield Fault(f"{path}.skip_equal", "True, but both streams are of vectors; ids alone are compared; write False")
+    if c.data.batch * max(term.pairs, 1) == 1 and term.pairs == 1:
+        yield Fault(
+            f"{path}.pairs",
+            "1, and data.batch is 1: a batch of one pair has no negatives; raise either, to many",
+        )
+
+
+def _pool(path: str, name: str, pool: str, s: "Stream") -> Iterator[Fault]:
+    """The fault of a pool that is neither of POOLS nor the id of a token that the stream may hold."""
+    allowed = ", ".join(POOLS)
+    if not s.latent:
+        allowed += f", or an id of {name}, {s.first_id} to {s.first_id + s.ids - 1}"
+    if s.latent or not pool.isdecimal() or not s.first_id <= int(pool) < s.first_id + s.ids:
+        yield Fault(path, f"{pool!r}: no such pool of {name}; allowed: {allowed}; choose one")
 
 
 def _mesh(c: "Sections") -> Iterator[Fault]:
@@ -658,6 +755,64 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
             )
+    of_one = [pair for pair in itertools.combinations(c.streams, 2) if _show_one_unit(*(c.streams[s] for s in pair))]
+    for a, b in of_one if c.data.blocks == "document" else ():
+        yield Fault(
+            "data.blocks",
+            f"'document', but streams.{a} and {b} hold one unit in two forms; all tokens would see both, and what is "
+            "learnt of one is read off the other; write 'units' or 'prefix'",
+        )
+
+
+def _do_not_add_up(a: "Stream", b: "Stream") -> bool:
+    return NONE not in (a.objective, b.objective) and bool(a.latent) != bool(b.latent)
+
+
+def _show_one_unit(a: "Stream", b: "Stream") -> bool:
+    return a.modality == b.modality and a.holds != b.holds and (a.objective, b.objective) != (NONE, NONE)
+
+
+def _roles(c: "Sections") -> Iterator[Fault]:
+    """What rules of appearance need, and that each stream of a representation which another holds is named by one."""
+    named = set()
+    for i, role in enumerate(c.data.roles):
+        path = f"data.roles[{i}]"
+        yield from within(path, role, VALUES["Role"])
+        yield from choice(path, role, "source", "", *c.data.sources)
+        yield from _role(path, role, c)
+        named |= {name for name, _ in role.named}
+    by_holds: dict[str, str] = {}
+    for name, s in c.streams.items():
+        first = by_holds.setdefault(s.holds, name)
+        if first != name and not {first, name} & named and not _do_not_add_up(s, c.streams[first]):
+            yield Fault(
+                f"streams.{name}.representation",
+                f"{s.holds!r}, also that of streams.{first}, and nothing says which of them a unit appears in; name "
+                "another representation, or the streams in data.roles",
+            )
+
+
+def _role(path: str, role: "Role", c: "Sections") -> Iterator[Fault]:
+    """The faults of one rule's streams."""
+    key = f"{path}.streams"
+    media = [name for name, s in c.streams.items() if s.modality != "text"]
+    for part in role.streams.split(","):
+        name, colon, how = part.strip().partition(":")
+        if name not in media or (colon and how != "input"):
+            remedy = meant(name, media) if name not in media else f"write {name}:input, or {name}"
+            yield Fault(key, f"{part!r}; allowed: {', '.join(media)}, or one of them and :input; {remedy or 'choose'}")
+            return
+    names_ = [name for name, _ in role.named]
+    if len({c.streams[name].modality for name in names_}) > 1 or len(set(names_)) < len(names_):
+        yield Fault(key, f"{role.streams!r}; must be of one modality, and none twice; write a rule for each modality")
+        return
+    learns = [not is_input and c.streams[name].objective != NONE for name, is_input in role.named]
+    if learns != sorted(learns, reverse=True):
+        late = names_[max(i for i, one in enumerate(learns) if one)]
+        yield Fault(
+            key,
+            f"{role.streams!r}; {late} would see its answer, the input before it; write what learns first",
+        )
 
 
 LONGEST_IN_BFLOAT16 = 0.99  # numbers are up to 2^-7 apart: smaller steps would be lost
@@ -675,6 +830,8 @@ def _optim(c: "Sections") -> Iterator[Fault]:
                 f"'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
                 f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}",
             )
+    if 0 < o.ema_end <= 1 and not 0 < o.ema <= o.ema_end:
+        yield Fault("optim.ema_end", f"{o.ema_end}, and optim.ema is {o.ema}; it rises from above 0; write 0.0, or 1.0")
     if 0 < o.skip_above <= 1:
         yield Fault(
             "optim.skip_above",

@@ -17,6 +17,7 @@ from mot.errors import UserError
 SHIPPED = next(
     folder for parent in Path(__file__).parents[1:3] if (folder := parent / "configs" / "base.py").is_file()
 ).parent
+RECIPES = "configs/recipes"
 
 # A value of one of a tuple of groups.
 ITEM = re.compile(r"(?P<section>\w+)\.(?P<name>\w+)\[(?P<i>\d{1,3})\]\.(?P<key>\w+)", re.ASCII)
@@ -75,19 +76,25 @@ def _change_item(config: ConfigDict, item: re.Match, text: str) -> None:
 def file_of(file_and_arg: str) -> Path:
     """The file that `FILE:arg` names: the user's own, or else, as `configs/NAME.py`, the one that ships with mot."""
     file = Path(file_and_arg.partition(":")[0])
-    shipped = SHIPPED / file.name
+    shipped = SHIPPED.joinpath(*file.parts[1:])
     if file.is_file():
         if file.suffix != ".py":
             raise UserError(f"--config={file_and_arg}: {_no_program(file)}")
         return file
-    if file.parts == ("configs", file.name) and shipped.is_file():
+    if file.parts[:1] == ("configs",) and ".." not in file.parts and shipped.is_file():
         return shipped
-    files = [
-        path for path in sorted(SHIPPED.glob("*.py")) if "\ndef get_config(arg" in path.read_text(encoding="utf-8")
-    ]
-    known = [f"configs/{path.name}" for path in files]
+    known = [f"configs/{path.relative_to(SHIPPED)}" for path in shipped_files()]
     near = asked(str(file), [*known, *(str(path) for path in file.parent.glob("*.py"))])
-    raise UserError(f"--config={file_and_arg}: there is no file {file}{near}; with mot come {', '.join(known)}")
+    told = ", ".join(path for path in known if not path.startswith(RECIPES))
+    raise UserError(
+        f"--config={file_and_arg}: there is no file {file}{near}; with mot come {told}, and those of {RECIPES}"
+    )
+
+
+def shipped_files() -> list[Path]:
+    """The configurations that come with mot, recipes last."""
+    files = [*sorted(SHIPPED.glob("*.py")), *sorted((SHIPPED / "recipes").glob("*.py"))]
+    return [path for path in files if "\ndef get_config(arg" in path.read_text(encoding="utf-8")]
 
 
 def _no_program(file: Path) -> str:

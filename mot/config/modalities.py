@@ -6,6 +6,7 @@ is first. A modality of ids that somebody's own tokenizer made (`--ids`) has no 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 IDS, VECTORS = "ids", "vectors"  # what tokens may be
@@ -13,6 +14,8 @@ TEXT = "text"  # holds the document together: it has the markers of all others
 IMAGE_SIDE = 1024  # pixels of a picture's side at most
 AUDIO_RATES = (8000, 48000)  # samples a second of a tokenizer of sound
 ACTION_POINTS = (2, 4096)  # of a drawing
+FAST_POINTS = (2, 4096)  # of a chunk of actions
+FAST_IDS = (2, 1 << 16)
 MAX_IDS = 1 << 24  # of a modality that somebody's own tokenizer made
 NPY_HEADER = 64 * 2**10  # bytes of a .npy's header
 
@@ -52,9 +55,10 @@ class Modality(NamedTuple):
     faults: Callable[[Any], Iterator[str]] = _none  # what is wrong with its options together
 
 
-def _patches_do_not_fit(recipe) -> Iterator[str]:
-    if recipe.image_patch > 0 and recipe.image_side % recipe.image_patch:
-        yield f"--image-side={recipe.image_side} is no multiple of --image-patch={recipe.image_patch}; change one"
+def _patches_do_not_fit(recipe, name: str = "image") -> Iterator[str]:
+    side, patch = (getattr(recipe, f"{name}_{what}") for what in ("side", "patch"))
+    if patch > 0 and side % patch:
+        yield f"--{name}-side={side} is no multiple of --{name}-patch={patch}; change one"
 
 
 MODALITIES: dict[str, Modality] = {
@@ -96,7 +100,13 @@ MODALITIES: dict[str, Modality] = {
         is_sampled=True,
         options=(
             Option("audio_rate", "samples a second; a token is 20 ms", 16000, *AUDIO_RATES),
-            Option("audio_ids", "codes of sounds", None, 2),
+            Option("audio_ids", "codes of sounds; of several layers, of each", None, 2),
+            Option(
+                "audio_layers",
+                "codebooks: each of what those before leave; a sound has the ids of one after those of another",
+                1,
+                most=16,
+            ),
         ),
     ),
     "action": Modality(
@@ -118,6 +128,36 @@ MODALITIES: dict[str, Modality] = {
         paths=("latents",),
         max_bytes=256 * 2**20 + NPY_HEADER,
         forms=(VECTORS,),
+    ),
+    "video": Modality(
+        suffixes=("video.gif", "video.webp", "video.png"),
+        fields=("video", "videos"),
+        paths=("video",),
+        max_bytes=256 * 2**20,
+        learns_from=500,
+        usual_ids=1024,
+        options=(
+            Option("video_frames", "frames of a film, at equal distances in time", 4, most=4096),
+            Option("video_side", "pixels to which frames are brought", 32, most=IMAGE_SIDE),
+            Option("video_patch", "pixels of a patch's side; a patch of a frame is a token", 8),
+            Option("video_ids", "codes of patches of frames", None, 2),
+        ),
+        faults=partial(_patches_do_not_fit, name="video"),
+    ),
+    "fast": Modality(
+        suffixes=("fast.npy",),
+        fields=("fast",),
+        called="chunk of actions",
+        paths=("fast",),
+        max_bytes=16 * 2**20 + NPY_HEADER,
+        learns_from=10_000,
+        usual_ids=1024,
+        is_joined=True,
+        options=(
+            Option("fast_points", "points to which a pen's path is resampled; 0: chunks as they are", 0, 0, 4096),
+            Option("fast_scale", "how finely FAST rounds a chunk's coefficients", 10, 1, 10_000),
+            Option("fast_ids", "ids of pieces of chunks", None, *FAST_IDS),
+        ),
     ),
 }
 
@@ -156,6 +196,17 @@ def of_either_form() -> dict[str, str]:
     return {name: row.as_vectors for name, row in MODALITIES.items() if len(row.forms) > 1}
 
 
+def other_form(name: str, form: str) -> str:
+    """What a modality is called in its other form, ids or vectors, where both are kept."""
+    return f"{name}_{form}"
+
+
+def row_of(name: str) -> str:
+    """The row by which a modality is opened and shown: its own name, or that of which it is the other form."""
+    base, _, form = name.rpartition("_")
+    return base if base in of_either_form() and form in MODALITIES[base].forms else name
+
+
 def options(of_vectors_alone: bool) -> Iterator[tuple[Option, Modality]]:
     """The options of those that are always vectors, or of the others, each with its row."""
     for row in MODALITIES.values():
@@ -165,7 +216,7 @@ def options(of_vectors_alone: bool) -> Iterator[tuple[Option, Modality]]:
 
 def markers(name: str) -> tuple[str, str]:
     """What encloses a unit of a modality among text; also of one that has no row."""
-    row = MODALITIES.get(name)
+    row = MODALITIES.get(row_of(name))
     opens, closes = row.markers if row and row.markers else (f"<{name}>", f"</{name}>")
     return opens, closes
 

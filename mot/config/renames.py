@@ -16,7 +16,7 @@ RENAMED = {
     "data.most_left_out": "max_skipped",
 }
 
-# Keys that came later, and what a run without them did.
+# Keys that came later, and what a run without them did; `*` for any one part.
 ADDED = {
     "run.flops": 0.0,
     "run.save_minutes": 0.0,
@@ -28,6 +28,11 @@ ADDED = {
     "run.peer_timeout": 60.0,
     "run.trackers": "",
     "run.role": "fit",
+    "model.dropout": 0.0,
+    "model.activation": "swiglu",
+    "model.norm_offset": False,
+    "model.embed_scale": False,
+    "model.qkv_bias": False,
     "init.state": "weights",
     "init.match": "",
     "optim.skip_above": 0.0,
@@ -38,6 +43,37 @@ ADDED = {
     "optim.base_width": 0,
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
+    "streams.*.representation": "",
+    "data.roles": (),
+    "objective.contrastive": {
+        "kind": "",
+        "weight": 1.0,
+        "streams": "text,image",
+        "pool": "mean",
+        "width": 256,
+        "pairs": 0,
+        "temperature": 0.07,
+        "bias": -10.0,
+        "skip_equal": False,
+    },
+    "objective.common_target": 0.0,
+    "optim.ema_end": 0.0,
+    "streams.*.prediction": {
+        "targets": "ema",
+        "sigreg": 0.0,
+        "slices": 256,
+        "columns": 1,
+        "blocks": 4,
+        "least_block": 0.15,
+        "most_block": 0.2,
+        "least_aspect": 0.75,
+        "most_aspect": 1.5,
+        "least_context": 0.85,
+        "most_context": 1.0,
+        "layers": 2,
+        "width": 64,
+        "ffn": 176,
+    },
 }
 
 
@@ -63,6 +99,6 @@ def modern(tree: Mapping, path: str = "") -> tuple[dict, list[str]]:
         result.setdefault(now.rpartition(".")[2] or name, value)
     for key, value in ADDED.items():
         section, _, name = key.rpartition(".")
-        if section == path:
+        if section.count(".") == path.count(".") and fnmatch.fnmatchcase(path, section):
             result.setdefault(name, value)
     return result, told

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mot.config import checks, depth
+from mot.config.axes import names
+from mot.config.objectives import NONE, OBJECTIVES
 from mot.config.routers import ROUTERS
 from mot.errors import Fault, UserError
 
@@ -26,12 +28,34 @@ class Diffusion:
     """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
     time: str  # how the noise level t enters: added to the inputs, or as scales and shifts of the norms
-    copies: str  # noised: later tokens see the noised unit (Transfusion). both: they see a clean copy of it alone
+    copies: str  # noised: later tokens see the noised unit (Transfusion), or what latent leaves of it. both: they see
+    # a clean copy of it alone
     time_distribution: str  # the distribution of t in training
     shift: float  # moves t towards noise, for large units; 1 = not at all
     max_noise: float  # the highest t of a unit after which its document goes on with text
     drop_rate: float  # the fraction of units trained without what comes before them, which guidance needs
     loss_centre: float  # c: the loss is multiplied by c / its running mean; 0 = not at all
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How a stream with objective latent hides parts of a unit and predicts their states (`objectives/latent.py`)."""
+
+    targets: str  # whose states are predicted. ema: those of optim.ema's average, layer-normed, without a gradient
+    # (I-JEPA). own: the model's own, with theirs, which sigreg keeps from collapsing (LeJEPA)
+    sigreg: float  # lambda: the loss is 1 - lambda times the prediction's and lambda times SIGReg of the states
+    slices: int  # the random directions along which SIGReg looks
+    columns: int  # tokens of a row of a unit, which lie row by row; 1 = a sequence
+    blocks: int  # how many blocks of a unit are hidden and predicted
+    least_block: float  # the least share of a unit in a block,
+    most_block: float  # and the greatest
+    least_aspect: float  # the least ratio of a block's height to its width,
+    most_aspect: float  # and the greatest
+    least_context: float  # the least share of a unit in the square that is seen, but for what is hidden of it,
+    most_context: float  # and the greatest
+    layers: int  # of the predictor
+    width: int  # of the predictor's residual
+    ffn: int  # the hidden size of the predictor's FFN
 
 
 @dataclass(frozen=True)
@@ -49,15 +73,35 @@ class Stream:
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
+    representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
+    # modality's name
+
+    @property
+    def holds(self) -> str:
+        """The representation of a unit that its tokens are."""
+        return self.representation or self.modality
+
+    prediction: Prediction  # of latents whose objective is latent; others ignore it
 
     @property
     def diffuses(self) -> bool:
-        return bool(self.latent) and self.objective != "none"
+        """Are its vectors noised?"""
+        return bool(self.latent) and self.objective in OBJECTIVES and OBJECTIVES[self.objective].denoises
+
+    @property
+    def predicts(self) -> bool:
+        """Are parts of its units hidden, and their states predicted?"""
+        return bool(self.latent) and self.objective == "latent"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Can a model make its tokens: ids, or vectors from noise?"""
+        return self.diffuses or not (self.latent or self.objective == NONE)
 
     @property
     def copies(self) -> int:
         """How often a row holds each of its tokens."""
-        return 2 if self.diffuses and self.diffusion.copies == "both" else 1
+        return 2 if self.latent and self.objective != NONE and self.diffusion.copies == "both" else 1
 
 
 @dataclass(frozen=True)
@@ -132,7 +176,12 @@ class Model:
     # cudnn
     dispatch: str  # how experts' matrices are multiplied: blocked is for CPU, einsum for reading; ragged; TPU: gmm;
     # GPU: triton, mosaic
-    seed: int  # decides initial values, noise and jitter
+    seed: int  # decides initial values, noise, jitter and dropout
+    dropout: float  # in training, the share of what each branch adds to the residual that is dropped; 0 = none
+    activation: str  # what gates the hidden units of FFNs
+    norm_offset: bool  # norms multiply by 1 + w, w beginning at 0 (Gemma), in place of w beginning at 1
+    embed_scale: bool  # what the embedding gives is multiplied by sqrt(width) (Gemma); a tied head is not
+    qkv_bias: bool  # queries, keys and values have biases (Qwen2)
 
 
 @dataclass(frozen=True)
@@ -163,12 +212,38 @@ class Init:
 
 
 @dataclass(frozen=True)
+class Contrastive:
+    """Which parts of a document belong together, among all those of a batch (`objectives/contrastive.py`)."""
+
+    kind: str  # infonce: a softmax over the batch, both ways (CLIP); sigmoid: each pair by itself (SigLIP); "" = none
+    weight: float  # its loss, a mean over pairs, is multiplied by it and added to that of the tokens
+    streams: str  # two, with a comma between: a document's parts in both are a pair, and do not see each other; one:
+    # its part in two passes with other dropout (SimCSE)
+    pool: str  # what stands for a part: the mean of its states, the last, or that of the token of a written id; two,
+    # with a comma between, where the streams differ in it
+    width: int  # features of the space in which they are compared; 0 = the pooled states as they are
+    pairs: int  # the most in a row, what is beyond is left out and counted; 0 = one for 8 tokens of the smaller budget
+    temperature: float  # the first: it is learnt, but where a rule freezes contrast/scale
+    bias: float  # the first, of sigmoid alone: it is learnt likewise
+    skip_equal: bool  # documents with the same ids in one of the streams are no negatives of each other
+
+    @property
+    def pools(self) -> dict[str, str]:
+        """What stands for a part, by stream; empty without a term."""
+        streams, given = names(self.streams), names(self.pool)
+        return dict(zip(streams, given * len(streams), strict=False)) if self.kind else {}
+
+
+@dataclass(frozen=True)
 class Objective:
     """The loss of a batch, over what all its tokens weigh (`objectives/losses.py`)."""
 
     z_loss: float  # weight of the z-loss, log(sum exp)^2 of the logits
     per: str  # what a loss is divided by: the weight of all tokens (Chameleon), or of its modality's (Transfusion)
     chunk: int  # tokens of a row whose logits exist at once
+    contrastive: Contrastive  # a term beside that of the tokens
+    common_target: float  # decay of the running means by which each modality's loss is scaled to that of all; 0 = not
+    # at all (`objectives/balance.py`)
 
 
 @dataclass(frozen=True)
@@ -177,6 +252,22 @@ class Stage:
 
     step: int  # the first step whose documents are taken with these shares
     shares: dict[str, float]  # of the sources, as data.shares
+
+
+@dataclass(frozen=True)
+class Role:
+    """Which streams hold a unit (an image, a clip) that has these representations and lies so in its document."""
+
+    streams: str  # names with commas between, in document order; `NAME:input` is clean and without a loss there
+    place: str  # first: nothing but its own modality comes before it; last: nothing else after it; only: neither;
+    # middle: both; "" = anywhere
+    source: str  # of data.sources; "" = of all
+
+    @property
+    def named(self) -> tuple[tuple[str, bool], ...]:
+        """The streams, in document order, and whether the unit is an input there."""
+        parts = [part.strip().partition(":") for part in self.streams.split(",")]
+        return tuple((name, is_input == "input") for name, _, is_input in parts)
 
 
 @dataclass(frozen=True)
@@ -199,6 +290,10 @@ class Data:
     workers: int  # processes that read and pack; 0 = a thread
     timeout: float  # seconds that a batch may take to arrive
     max_skipped: int  # how many documents may be unreadable, or fit no row, before the run stops
+    roles: tuple[
+        Role, ...
+    ]  # where units have several representations; the first that matches counts, else each appears
+    # once, what learns before what is read
 
 
 @dataclass(frozen=True)
@@ -234,6 +329,7 @@ class Optim:
     clip: float  # the greatest global norm of the gradient; longer ones are scaled down to it
     accumulate: int  # microbatches in a step
     ema: float  # decay of a moving average of the parameters, which is then evaluated and sampled; 0 = none
+    ema_end: float  # to which that decay rises, step by step, by run.steps (I-JEPA: 1); 0 = it stays as it is
     skip_above: float  # also skips a step whose gradient is so many times longer than the median of the last 128 that
     # were applied; 0 = only what is not finite
     patience: int  # how many steps in a row may be skipped before the run ends
@@ -242,7 +338,7 @@ class Optim:
     )
     # alone (attn, ffn, norm, embed, head, latent)
     rules: tuple[Rule, ...]  # your own rules; they come before base_rules, and the first that matches counts
-    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches
+    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias
 
 
 @dataclass(frozen=True)

@@ -6,48 +6,56 @@ downloaded. Three sources: `manual` (text), `drawn` (caption, then image), `read
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from mot.config import Config, reads
+from mot.config import Config, Stream, reads
+from mot.data import roles
 from mot.data.captions import CAPTIONS, NAMES, all_captions
 from mot.data.mixture import InMemory, Sources
-from mot.data.packing import Document, document
+from mot.data.packing import Document
+from mot.data.records import Record, Span, TokenLayout, render
 from mot.tokenizers import text
-from mot.tokenizers.text import BOI, BOS, EOI, EOS
 
 SOURCES = ("manual", "drawn", "read")
 TEXT_IDS, LEVELS, PIXELS = 1024, 17, 64
 SIDE, PATCH = 8, 2  # pixels of a side; of a patch's, where digits are vectors
 PATCHES, FEATURES = PIXELS // PATCH**2, PATCH**2
 MEAN, DEVIATION = 5.0, 6.0  # of grey levels, about: diffusion wants values around 0 and of size 1
+# What a digit may be kept as, and whether a stream of it has latents: `image` is either, where it is alone.
+FORMS = {"image": (False, True), "image_ids": (False,), "image_vectors": (True,)}
 HELD_OUT = 10  # one document of ten, by the hash of its content
 
 
 @reads("streams", "data")
 def faults(config):
     """A check for `config.build`: what this data needs of the configuration."""
-    shapes = {"text": (0, TEXT_IDS), "image": (TEXT_IDS, LEVELS)}
-    if set(config.streams) != set(shapes):
-        yield f"streams: {', '.join(config.streams)}; the embedded data has {', '.join(shapes)}; name them so"
+    media = {name: stream for name, stream in config.streams.items() if name != "text"}
+    unknown = [name for name, s in media.items() if s.modality != "image" or s.holds not in FORMS]
+    if "text" not in config.streams or not media or (unknown and unknown[0] not in ("image",)):
+        yield f"streams: {', '.join(config.streams)}; the embedded data has text, image; name them so"
         return
-    image = config.streams["image"]
-    if image.latent not in (0, FEATURES):
-        yield f"streams.image.latent: {image.latent}; patches of an embedded digit have {FEATURES} features; write that"
-    if image.latent:
-        del shapes["image"]
-    for name, (first, ids) in shapes.items():
-        stream = config.streams[name]
-        if (stream.first_id, stream.ids) != (first, ids):
+    yield from _ids_faults("text", config.streams["text"], 0, TEXT_IDS)
+    first = TEXT_IDS
+    for name, stream in media.items():
+        if stream.holds not in FORMS or bool(stream.latent) not in FORMS[stream.holds]:
             yield (
-                f"streams.{name}.first_id, ids: {stream.first_id}, {stream.ids}; the embedded data has ids {first}.."
-                f"{first + ids - 1}; write {first}, {ids}"
+                f"streams.{name}.representation, latent: {stream.representation!r}, {stream.latent}; an embedded digit "
+                f"is image, image_ids (ids) or image_vectors ({FEATURES} features); write one of these"
             )
-    tokens = PATCHES * image.copies if image.latent else PIXELS
-    if image.max_tokens != tokens:
-        yield f"streams.image.max_tokens: {image.max_tokens}; an embedded digit has {tokens} tokens; write that"
+        elif stream.latent not in (0, FEATURES):
+            yield (
+                f"streams.{name}.latent: {stream.latent}; patches of an embedded digit have {FEATURES} features; write "
+                "that"
+            )
+        if not stream.latent:
+            yield from _ids_faults(name, stream, first, LEVELS)
+            first += LEVELS
+        tokens = PATCHES * stream.copies if stream.latent else PIXELS
+        if stream.max_tokens != tokens:
+            yield f"streams.{name}.max_tokens: {stream.max_tokens}; an embedded digit has {tokens} tokens; write that"
     if config.streams["text"].max_tokens < 32:
         yield f"streams.text.max_tokens: {config.streams['text'].max_tokens}; captions need up to 32; raise it"
     for source in config.data.sources:
@@ -55,28 +63,64 @@ def faults(config):
             yield f"data.sources.{source}: no such source; the embedded data has {', '.join(SOURCES)}; remove it"
 
 
+def _ids_faults(name: str, stream: Stream, first: int, ids: int):
+    if (stream.first_id, stream.ids) != (first, ids):
+        yield (
+            f"streams.{name}.first_id, ids: {stream.first_id}, {stream.ids}; the embedded data has ids {first}.."
+            f"{first + ids - 1}; write {first}, {ids}"
+        )
+
+
 def load(config: Config) -> tuple[Sources, Sources]:
     """The training and the held-out documents."""
     sections, images, labels = _manual(), *_digits()
     tokenizer = _tokenizer(sections)
-    vectors = config.streams["image"].latent > 0
-    lengths = np.concatenate([text.byte_lengths(tokenizer), np.zeros(0 if vectors else LEVELS, int)])
+    lengths = np.concatenate([text.byte_lengths(tokenizer), np.zeros(config.vocab - TEXT_IDS, int)])
+    layouts = [_layout(config, source) for source in SOURCES]
     splits = []
     for held_out in (False, True):
         texts = [s for s in sections if _held_out(s.encode()) == held_out]
         pieces = [piece for s in texts for piece in text.split(tokenizer, s, config.streams["text"].max_tokens - 2)]
-        manual = [_text(i, ids) for i, ids in enumerate(pieces)]
         chosen = [i for i in range(len(images)) if _held_out(images[i].tobytes()) == held_out]
-        captions = [tokenizer.encode(_caption(i, labels[i])).ids for i in chosen]
-        image = _vectors if vectors else _ids
-        drawn = [image(1, i, caption, images[i], False) for i, caption in zip(chosen, captions, strict=True)]
-        read = [image(2, i, caption, images[i], True) for i, caption in zip(chosen, captions, strict=True)]
-        documents = tuple(map(tuple, (manual, drawn, read)))
+        captions = [Span("text", np.array(tokenizer.encode(_caption(i, labels[i])).ids)) for i in chosen]
+        digits = [_digit(images[i], layouts[1]) for i in chosen]
+        spans = [[(Span("text", np.array(ids)),) for ids in pieces]]
+        spans.append([(caption, *digit) for caption, digit in zip(captions, digits, strict=True)])
+        spans.append([(*digit, caption) for caption, digit in zip(captions, digits, strict=True)])
+        numbers = (range(len(pieces)), chosen, chosen)
+        documents = [
+            tuple(_document(s, i, one, layouts[s]) for i, one in zip(numbers[s], spans[s], strict=True))
+            for s in range(len(SOURCES))
+        ]
         digest = _digest(d for source in documents for d in source)
-        units = np.array([1, PATCHES if vectors else PIXELS])
+        units = np.array([PATCHES if s.latent else 1 if s.modality == "text" else PIXELS for s in _streams(config)])
         sources = (InMemory(name, i, documents[i], units) for i, name in enumerate(SOURCES))
         splits.append(Sources(tuple(sources), lengths, digest, {"text": text.digest(tokenizer)}))
     return splits[0], splits[1]
+
+
+def _streams(config: Config) -> list[Stream]:
+    return list(config.streams.values())
+
+
+def _layout(config: Config, source: str) -> TokenLayout:
+    placed = roles.placements(config.streams, ("text", *FORMS))
+    special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
+    rules = roles.rules(config.data.roles, source, config.streams, placed)
+    held = [form for form in FORMS if any(p.modality == form for p in placed)]
+    return TokenLayout(placed, special, tuple(FORMS), dict.fromkeys(held[1:], held[0]), rules)
+
+
+def _digit(pixels: np.ndarray, layout: TokenLayout) -> tuple[Span, ...]:
+    """A digit in the representations that streams hold."""
+    form_of = {p.modality: patches(pixels) if p.width else pixels.astype(int) for p in layout.places}
+    return tuple(Span(name, form_of[name]) for name in FORMS if name in form_of)
+
+
+def _document(source: int, doc_id: int, spans: Sequence[Span], layout: TokenLayout) -> Document:
+    """Units are numbered by themselves: text does not count, which datasets of records count."""
+    d = render(Record("", tuple(spans)), layout, source, doc_id)
+    return d._replace(unit=np.unique(d.unit, return_inverse=True)[1].astype(np.int32))
 
 
 def _digest(documents: Iterable[Document]) -> str:
@@ -97,9 +141,9 @@ def _tokenizer(sections: list[str]) -> Tokenizer:
 
 def labelled(sources: Sources) -> tuple[np.ndarray, np.ndarray]:
     """The digits of a split: grey levels `[n, 64]`, and which digits they are, `[n]`."""
-    drawn = sources.all[SOURCES.index("drawn")].documents
-    pixels = np.stack([levels(d.values[1]) if d.values else d.token[d.token >= TEXT_IDS] - TEXT_IDS for d in drawn])
-    return pixels, _digits()[1][[d.doc_id for d in drawn]]
+    chosen = [d.doc_id for d in sources.all[SOURCES.index("drawn")].documents]
+    images, labels = _digits()
+    return images[chosen].astype(int), labels[chosen]
 
 
 def named(words: str) -> int | None:
@@ -131,11 +175,6 @@ def _caption(i: int, label: int) -> str:
     return CAPTIONS[i % len(CAPTIONS)].format(NAMES[label])
 
 
-def _text(doc_id: int, ids: list[int]) -> Document:
-    token = [BOS, *ids, EOS]
-    return document(0, doc_id, token, np.zeros(len(token)))
-
-
 def patches(pixels: np.ndarray) -> np.ndarray:
     """float32 `[16, 4]` of grey levels `[64]`: patches row by row, around 0 and of size 1."""
     n = SIDE // PATCH
@@ -148,23 +187,3 @@ def levels(vectors: np.ndarray) -> np.ndarray:
     n = SIDE // PATCH
     by_row = (vectors * DEVIATION + MEAN).reshape(n, n, PATCH, PATCH).swapaxes(1, 2).reshape(PIXELS)
     return by_row.round().clip(0, LEVELS - 1).astype(int)
-
-
-def _vectors(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
-    """Like `_ids`, with the image in vectors."""
-    image = np.array([BOI, *[0] * PATCHES, EOI])
-    token = np.concatenate([[BOS], *([image, caption] if image_first else [caption, image]), [EOS]])
-    begin = int(np.argmax(token == BOI)) + 1
-    is_image = (np.arange(len(token)) >= begin) & (np.arange(len(token)) < begin + PATCHES)
-    values = {1: patches(pixels)}
-    return document(source, doc_id, token, is_image, values, weight=token != EOI, unit=is_image)
-
-
-def _ids(source: int, doc_id: int, caption: list[int], pixels: np.ndarray, image_first: bool) -> Document:
-    """<bos> caption <boi> image <eoi> <eos>, or <bos> <boi> image <eoi> caption <eos>."""
-    image = np.array([BOI, *(TEXT_IDS + pixels.astype(int)), EOI])
-    parts = [image, caption] if image_first else [caption, image]
-    token = np.concatenate([[BOS], *parts, [EOS]])
-    is_pixel = token >= TEXT_IDS
-    # An image's length is fixed, so the format forces <eoi>: nothing is learned from it.
-    return document(source, doc_id, token, is_pixel, weight=token != EOI, unit=is_pixel)

@@ -1,7 +1,7 @@
 """What a dataset says of itself, `dataset.json`: its splits, tokenizers and files; and whether these are as it says.
 
 A tokenizer's entry has the number of its `ids`, or the `width` of its vectors, P; and where all its spans have one
-length, their `tokens`.
+length, their `tokens`. It may be another representation `of` a modality's units.
 """
 
 import hashlib
@@ -68,6 +68,9 @@ def _check_json(about: dict) -> None:
         raise ValueError(f"its tokenizers are of {list(tokenizers)!r:.60}; they must be of its modalities")
     for modality, tokenizer in tokenizers.items():
         _check_tokenizer(f"its {modality} tokenizer's", tokenizer)
+    for modality, of in representations(about).items():
+        if modality == TEXT or of not in set(modalities) - {TEXT} - representations(about).keys():
+            raise ValueError(f"its {modality!r:.60} are another form of {of!r:.60}; it must be of a medium of its own")
     text = tokenizers["text"]
     _check_number("its text tokenizer's ids", text["ids"], 1, 2**31)
     for name, id_ in text["special"].items():
@@ -139,6 +142,11 @@ def _check_name(what: str, name) -> None:
 def _check_number(what: str, n, low: int = 0, high: int = 2**48) -> None:
     if type(n) is not int or not low <= n <= high:
         raise ValueError(f"{what}: {n!r:.60} is no whole number from {low} to {high}")
+
+
+def representations(about: dict) -> dict[str, str]:
+    """Modalities that are further representations of another one's units, which their spans follow; and of which."""
+    return {modality: known["of"] for modality, known in about["tokenizers"].items() if "of" in known}
 
 
 def files(about: dict) -> list[tuple[str, int, str]]:

@@ -22,7 +22,8 @@ class Document(NamedTuple):
     span: np.ndarray  # int32, bidirectional group of the document, from 1; 0 = none
     private: np.ndarray  # bool, seen inside its own span alone
     noise: np.ndarray  # float32, the most that a unit of vectors is noised; 0 = it is clean
-    alone: np.ndarray  # bool, sees and is seen by nothing but its own unit
+    alone: np.ndarray  # int32, sees and is seen by nothing but the tokens of the same number, a unit's; 0 = it is not
+    given: np.ndarray  # bool, an input: clean and without a loss, whatever its stream learns
     values: dict[int, np.ndarray]  # of a stream of vectors: float32 [n_s, P], in document order
 
 
@@ -39,7 +40,8 @@ FIELDS = {
     "span": Field(0, np.int32),
     "private": Field(False, bool),
     "noise": Field(0, np.float32),
-    "alone": Field(False, bool),
+    "alone": Field(0, np.int32),
+    "given": Field(False, bool),
 }
 
 
@@ -296,8 +298,9 @@ def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.nd
         "noise": join("noise", np.float32),
     }
     fields["target"], fields["weight"] = _targets(documents, fields, join("weight", np.float32), is_latent[stream])
-    alone = join("alone", bool)
-    fields["segment"] = np.where(alone, len(documents) + fields["unit"], segment).astype(np.int32)
+    alone = join("alone", np.int32)
+    in_row = fields["unit"] - unit + alone  # shifted as its unit, so that it is unique
+    fields["segment"] = np.where(alone > 0, len(documents) + in_row, segment).astype(np.int32)
 
     # Each token's index in stream order: its stream's start, and how many tokens of that stream came before it.
     starts = np.cumsum([0, *budgets[:-1]])

@@ -1,5 +1,6 @@
 """Batches of an endless stream. Batch n is a pure function of (sources, configuration, seed, n) on every host."""
 
+import dataclasses
 import faulthandler
 import multiprocessing
 import os
@@ -61,6 +62,8 @@ class Batches:
         self.budgets = [s.budget for s in config.streams.values()]
         self.max_tokens = [s.max_tokens for s in config.streams.values()]
         self.latents = [s.latent for s in config.streams.values()]
+        paired = config.objective.contrastive.pools
+        self.apart = [self.names.index(name) for name in paired] if len(paired) > 1 else []
         modalities = [s.modality for s in config.streams.values()]
         self.mixture = Mixture(sources, config.data, seed, modalities)
         self.rows = config.data.batch
@@ -108,7 +111,8 @@ class Batches:
     def _read(self, piece: Piece) -> Document:
         source, i = self.mixture.place(piece.g)
         tokens = cut(self.mixture.sources[source].read(i), piece.begin, piece.end)
-        return roles.assign(tokens, list(self.config.streams.values()), self.config.data.blocks, piece.g)
+        d = roles.assign(tokens, list(self.config.streams.values()), self.config.data.blocks, piece.g)
+        return roles.apart(d, self.apart) if self.apart else d
 
     def _left_out(self, g: int, why: str) -> LeftOut:
         source, i = self.mixture.place(g)
@@ -122,6 +126,8 @@ def packing(config: Config) -> str:
     content = {"shares": shares, "sources": [*data.sources], "per": data.per, "seed": data.seed}
     content |= {"rows": data.batch, "lookahead": data.lookahead}
     content |= {"streams": [[name, s.modality, s.budget, s.max_tokens, s.copies] for name, s in streams]}
+    if data.roles or any(s.representation for _, s in streams):
+        content |= {"roles": [dataclasses.astuple(role) for role in data.roles], "holds": [s.holds for _, s in streams]}
     return digest_of(content)
 
 

@@ -7,11 +7,14 @@
 One ArrayRecord entry is one document: an id and spans `(modality, array)`, in msgpack (flax.serialization), never
 pickled. `lengths.npy` `[n, M]` holds each document's tokens by modality; `atoms.npy` `[A, 2]` the modality and the
 tokens of what must not be cut: a sentence, an image; document i has atoms `firsts[i]` to `firsts[i + 1]`.
+
+A unit may have several representations: ids, and patches of the same image. They are spans that follow one another.
+Where `dataset.json` says that a tokenizer is `of` a modality, its spans are the same units as that one's before them.
 """
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -21,8 +24,10 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from flax import serialization
 
 from mot.config.modalities import markers
-from mot.data.manifest import check_files, file_digest, files, read_json
+from mot.data import roles
+from mot.data.manifest import check_files, file_digest, files, read_json, representations
 from mot.data.packing import Document, document
+from mot.data.roles import Placement, Rule
 from mot.errors import UserError
 from mot.files import replacing
 
@@ -79,62 +84,96 @@ def _span(plain) -> Span:
     return Span(modality, data)
 
 
-class Placement(NamedTuple):
-    """Where the tokens of a modality go."""
-
-    modality: str
-    stream: int
-    first_id: int
-    ids: int  # 0: they are vectors
-    width: int = 0  # P, features of these
-
-
 class TokenLayout(NamedTuple):
     """How a dataset's spans become tokens of the one vocabulary, and vectors."""
 
-    places: tuple[Placement, ...]  # by modality
+    places: tuple[Placement, ...]  # by stream
     special: dict[str, int]  # <bos>, <eos> and the markers around other modalities' spans
     fixed: tuple[str, ...]  # modalities whose spans all have one length, so that their end is no news
+    of: Mapping[str, str] = {}  # the modality of which another is a further representation
+    rules: tuple[Rule, ...] = ()  # which streams hold a unit; none: each of its representations appears once
+
+
+def units(spans: Sequence[str], of: Mapping[str, str]) -> list[tuple[int, ...]]:
+    """The spans of each unit of a document, by number: a further representation follows the one of its modality.
+
+    Raises `ValueError` where it does not.
+    """
+    found: list[tuple[int, ...]] = []
+    for i, modality in enumerate(spans):
+        if modality not in of:
+            found.append((i,))
+            continue
+        if not found or of.get(spans[found[-1][0]], spans[found[-1][0]]) != of[modality]:
+            raise ValueError(f"{modality} that follow no {of[modality]}, of which they are a representation")
+        if modality in [spans[j] for j in found[-1]]:
+            raise ValueError(f"{modality} twice for one {of[modality]}")
+        found[-1] += (i,)
+    return found
 
 
 def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Document:
-    """<bos> span span ... <eos>, spans other than text between markers.
+    """<bos> span span ... <eos>, units other than text between markers, in the streams where each appears.
 
-    Raises `ValueError` for ids out of range and for vectors of another width than their stream's.
+    Raises `ValueError` for ids out of range, for vectors of another width than their stream's, and for a unit that no
+    stream holds.
     """
-    placements = {placement.modality: placement for placement in layout.places}
-    special = layout.special
-    text = placements["text"].stream
-    values = {}
-    n = 2 + sum(len(data) + 2 * (modality != "text") for modality, data in record.spans)
-    token = np.zeros(n, np.int32)
-    stream = np.full(n, text, np.uint8)
-    weight = np.ones(n, np.float32)
-    unit = np.zeros(n, np.int32)
-    token[0], token[-1] = special["<bos>"], special["<eos>"]
-    begin = 1
-    for number, (modality, data) in enumerate(record.spans, 1):
-        if modality not in placements:
-            raise ValueError(f"a span of {modality}, for which there is no stream")
-        placement = placements[modality]
-        end = begin + len(data)
-        if modality != "text":
-            token[begin], token[end + 1] = (special[mark] for mark in markers(modality))
-            begin, end = begin + 1, end + 1
-            stream[begin:end], unit[begin:end] = placement.stream, number
-            weight[end] = not (placement.width or modality in layout.fixed)  # no vector predicts an id
-        if placement.width:
-            if data.dtype.kind != "f" or data.shape[1] != placement.width:
-                raise ValueError(f"{modality} tokens must be vectors of {placement.width} features")
-            values.setdefault(placement.stream, []).append(data)
-        elif data.dtype.kind == "f" or data.min() < 0 or data.max() >= placement.ids:
-            raise ValueError(f"{modality} tokens must be ids from 0 to {placement.ids - 1}")
-        else:
-            token[begin:end] = data
-            token[begin:end] += placement.first_id
-        begin = end + (modality != "text")
-    values = {s: np.concatenate(parts) for s, parts in values.items()}
-    return document(source, doc_id, token, stream, values, weight=weight, unit=unit)
+    special, kinds = layout.special, [span.modality for span in record.spans]
+    grouped = units(kinds, layout.of)
+    bases = [kinds[spans[0]] for spans in grouped]
+    place = roles.places(np.unique(bases, return_inverse=True)[1], np.zeros(len(bases), int))
+    text = next(p.stream for p in layout.places if p.modality == "text")
+    runs = [_Run(np.array([special["<bos>"]]), text)]
+    values: dict[int, list[np.ndarray]] = {}
+    for spans, base, where in zip(grouped, bases, place, strict=True):
+        here = {kinds[i]: record.spans[i].data for i in spans}
+        shown = roles.appearances(list(here), roles.PLACES[where], layout.places, layout.rules)
+        if not shown:
+            raise ValueError(f"a span of {'+'.join(here)}, for which there is no stream")
+        if base != "text":
+            runs.append(_Run(np.array([special[markers(base)[0]]]), text))
+        for n, (number, is_input) in enumerate(shown):
+            placement = layout.places[number]
+            ids = _ids(here[placement.modality], placement)
+            if placement.width:
+                values.setdefault(placement.stream, []).append(here[placement.modality])
+            # A number like no other of the document: that of the unit's first span where it appears once.
+            unit = (1 + spans[0] + n * len(kinds)) * (base != "text")
+            runs.append(_Run(ids, placement.stream, unit=unit, given=is_input))
+        if base != "text":
+            is_news = not (placement.width or placement.modality in layout.fixed)  # no vector predicts an id
+            runs.append(_Run(np.array([special[markers(base)[1]]]), text, weight=is_news))
+    runs.append(_Run(np.array([special["<eos>"]]), text))
+    sizes = [len(run.token) for run in runs]
+
+    def each(field):
+        return np.repeat([getattr(run, field) for run in runs], sizes)
+
+    fields = {name: each(name) for name in ("weight", "unit", "given")}
+    vectors = {s: np.concatenate(parts) for s, parts in values.items()}
+    return document(source, doc_id, np.concatenate([run.token for run in runs]), each("stream"), vectors, **fields)
+
+
+class _Run(NamedTuple):
+    """Tokens of one stream that follow one another in a document; fields as `Document` has them."""
+
+    token: np.ndarray
+    stream: int
+    weight: float = 1
+    unit: int = 0
+    given: bool = False
+
+
+def _ids(data: np.ndarray, placement: Placement) -> np.ndarray:
+    """A span's ids in the one vocabulary; 0 for vectors. Raises `ValueError` where they are not those of the stream."""
+    modality, ids, width = placement.modality, placement.ids, placement.width
+    if width:
+        if data.dtype.kind != "f" or data.shape[1] != width:
+            raise ValueError(f"{modality} tokens must be vectors of {width} features")
+        return np.zeros(len(data), np.int32)
+    if data.dtype.kind == "f" or data.min() < 0 or data.max() >= ids:
+        raise ValueError(f"{modality} tokens must be ids from 0 to {ids - 1}")
+    return data.astype(np.int32) + np.int32(placement.first_id)
 
 
 def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray]) -> np.ndarray:
@@ -146,10 +185,13 @@ def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray])
     return np.array(rows, np.int32).reshape(-1, 2)
 
 
-def lengths(atoms: np.ndarray, modalities: int) -> np.ndarray:
-    """`[M]` tokens of a document with these atoms. <bos>, <eos> and markers count; text is modality 0."""
+def lengths(atoms: np.ndarray, modalities: int, further: Collection[int] = ()) -> np.ndarray:
+    """`[M]` tokens of a document with these atoms. <bos>, <eos> and markers count; text is modality 0.
+
+    Those of `further` are representations of the unit before, and share its markers.
+    """
     tokens = np.bincount(atoms[:, 0], atoms[:, 1], minlength=modalities).astype(np.int64)
-    tokens[0] += 2 + 2 * (atoms[:, 0] != 0).sum()
+    tokens[0] += 2 + 2 * (~np.isin(atoms[:, 0], [0, *further])).sum()
     return tokens
 
 
@@ -204,6 +246,8 @@ class Dataset:
         self.about = read_json(folder)
         self.known = self.about["splits"][split]
         self.modalities = tuple(self.about["modalities"])
+        self.of = representations(self.about)
+        self.is_further = np.array([modality in self.of for modality in self.modalities])
         self.firsts_of_shards = np.cumsum([0, *(s["documents"] for s in self.known["shards"])])
         self.count = int(self.firsts_of_shards[-1])
         check_files(folder, [f for f in files(self.about) if f[0].startswith((f"{split}/", "tokenizers/"))], verify)
@@ -247,7 +291,8 @@ class Dataset:
             self._refuse("atoms.npy", "it has images of another length than dataset.json says")
         document = np.repeat(np.arange(end - begin), np.diff(firsts))
         found = np.bincount(document * m + modality, tokens, (end - begin) * m).reshape(-1, m)
-        found[:, 0] += 2 + 2 * np.bincount(document, modality != 0, end - begin)
+        has_markers = (modality != 0) & ~self.is_further[modality]
+        found[:, 0] += 2 + 2 * np.bincount(document, has_markers, end - begin)
         if (wrong := (found != self.lengths[begin:end]).any(1)).any():
             i = int(wrong.argmax())
             has = f"document {begin + i} has {self.lengths[begin + i].tolist()} tokens by modality"
@@ -285,6 +330,7 @@ class Dataset:
                 needed = f"{tokens or len(data)} " + (f"vectors of {width} features" if width else f"of {ids} ids")
                 found = f"vectors of {data.shape[1]} features" if of_vectors else f"of {data.dtype}"
                 raise ValueError(f"its {modality!r:.60} are {len(data)} {found}, no {needed}")
+        units([span.modality for span in record.spans], self.of)
         return record
 
     @cached_property

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mot.config import Config, Stream, reads
+from mot.config import Config, reads
 from mot.config.modalities import of_either_form
 from mot.config.objectives import OF_VECTORS
-from mot.data import embedded, seqio_bridge
-from mot.data.manifest import BYTES, SPLITS, files, read_json
+from mot.data import embedded, roles, seqio_bridge
+from mot.data.manifest import BYTES, SPLITS, files, read_json, representations
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
-from mot.data.records import Dataset, Placement, TokenLayout, load_array, render
+from mot.data.records import Dataset, TokenLayout, load_array, render
 from mot.data.remote import local
 from mot.data.seqio_bridge import SeqioStream
 from mot.errors import UserError
@@ -24,34 +24,58 @@ EMBEDDED = "embedded"
 
 
 class Records:
-    """A split of a dataset as a source. Each modality's spans travel in the stream of that modality."""
+    """A split of a dataset as a source. A unit's tokens travel in the streams where it appears (`roles.py`)."""
 
     def __init__(self, name: str, index: int, dataset: Dataset | SeqioStream, layout: TokenLayout, streams: int):
         self.name, self.index, self.dataset, self.layout = name, index, dataset, layout
         self.count = dataset.count
-        stream_of = {placement.modality: placement.stream for placement in layout.places}
-        self.stream_of = np.array([stream_of[modality] for modality in dataset.modalities])
         self.streams = streams
+        self.text = next(p.stream for p in layout.places if p.modality == "text")
+        self.is_further = np.array([modality in layout.of for modality in dataset.modalities])
+        # Where each modality has one stream, tokens are counted as the dataset has counted them.
+        held = [[p.stream for p in layout.places if p.modality == modality] for modality in dataset.modalities]
+        is_plain = not layout.of and not layout.rules and all(len(streams_) == 1 for streams_ in held)
+        self.stream_of = np.array([streams_[0] for streams_ in held]) if is_plain else None
         fixed = {m: dataset.about["tokenizers"][m]["tokens"] for m in layout.fixed}
-        by_stream = [[fixed.get(m, 1) for m, stream in stream_of.items() if stream == s] for s in range(streams)]
+        by_stream = [[fixed.get(p.modality, 1) for p in layout.places if p.stream == s] for s in range(streams)]
         self.units = np.array([max(tokens or [1]) for tokens in by_stream])
 
     def lengths(self, i: int) -> np.ndarray:
-        return self._by_stream(self.dataset.lengths_of(i))
+        if self.stream_of is not None:
+            return self._by_stream(self.dataset.lengths_of(i))
+        result = self._of_atoms(self.dataset.atoms_of(i)).sum(0)
+        result[self.text] += 2  # <bos> and <eos>
+        return result
 
     def _by_stream(self, by_modality) -> np.ndarray:
         result = np.zeros(self.streams, np.int64)
         result[self.stream_of] = by_modality
         return result
 
+    def _of_atoms(self, atoms: np.ndarray, document: np.ndarray | None = None) -> np.ndarray:
+        """`[U, M]` tokens by stream of each unit of some atoms, with its markers; `[A]` numbers of their documents."""
+        document = np.zeros(len(atoms), int) if document is None else document
+        modality, tokens = atoms.T
+        begins = np.flatnonzero(~self.is_further[modality])
+        unit = np.cumsum(~self.is_further[modality]) - 1
+        size = np.zeros((len(begins), len(self.dataset.modalities)), np.int64)
+        size[unit, modality] = tokens
+        base = modality[begins]
+        result = np.zeros((len(begins), self.streams), np.int64)
+        result[:, self.text] = np.where(base == 0, tokens[begins], 2)
+        alike = np.column_stack([roles.places(base, document[begins]), size > 0])  # such units appear alike
+        kinds, kind_of = np.unique(alike[base != 0], axis=0, return_inverse=True)
+        for n, (place, *has) in enumerate(kinds.tolist()):
+            here = np.flatnonzero(base != 0)[kind_of.reshape(-1) == n]
+            there = [name for name, is_there in zip(self.dataset.modalities, has, strict=True) if is_there]
+            for one in roles.appearances(there, roles.PLACES[place], self.layout.places, self.layout.rules):
+                placement = self.layout.places[one.placement]
+                result[here, placement.stream] += size[here, self.dataset.modalities.index(placement.modality)]
+        return result
+
     def cuts(self, i: int) -> np.ndarray:
-        atoms = self.dataset.atoms_of(i)
-        tokens = np.zeros((len(atoms), self.streams), np.int64)
-        tokens[np.arange(len(atoms)), self.stream_of[atoms[:, 0]]] = atoms[:, 1]
-        text = self.stream_of[0]
-        tokens[:, text] += 2 * (atoms[:, 0] != 0)  # its markers
-        bos = (np.arange(self.streams) == text).astype(np.int64)
-        by_stream = np.cumsum([bos, *tokens], axis=0)
+        bos = (np.arange(self.streams) == self.text).astype(np.int64)
+        by_stream = np.cumsum([bos, *self._of_atoms(self.dataset.atoms_of(i))], axis=0)
         by_stream[-1] += bos  # and <eos>
         return np.concatenate([by_stream.sum(1, keepdims=True), by_stream], axis=1)
 
@@ -70,7 +94,12 @@ class Records:
 
     @cached_property
     def _totals(self) -> np.ndarray:
-        return self._by_stream(self.dataset.totals())
+        if self.stream_of is not None:
+            return self._by_stream(self.dataset.totals())
+        document = np.repeat(np.arange(self.count), np.diff(self.dataset.firsts))
+        result = self._of_atoms(np.asarray(self.dataset.atoms), document).sum(0)
+        result[self.text] += 2 * self.count
+        return result
 
     def totals(self) -> np.ndarray:
         return self._totals
@@ -108,6 +137,8 @@ def faults(config):
     yield from unlike
     for name, about in abouts.items():
         yield from _dataset_faults(config, name, about, ids=not unlike)
+    if len(abouts) == len(addresses):
+        yield from _absent(config, abouts)
 
 
 def _about(address) -> dict:
@@ -146,63 +177,84 @@ def _tokenizer_faults(abouts):
 
 
 def _dataset_faults(config, name, about, ids: bool):
-    streams = {stream.modality: (key, stream) for key, stream in config.streams.items()}
+    """What a dataset needs of the streams: for each of its media one that holds it, in one of its representations."""
+    of = representations(about)
+    held = {stream.holds for stream in config.streams.values()}
     for modality in about["modalities"]:
-        if modality not in streams:
+        alike = [m for m in about["modalities"] if modality in (m, of.get(m))]
+        if modality not in of and not held & set(alike):
             yield (
-                f"data.sources.{name}: it has {modality}, for which there is no stream (modalities: "
-                f"{', '.join(streams)}); add a stream, or prepare it without"
+                f"data.sources.{name}: it has {' and '.join(alike)}, for which there is no stream (modalities: "
+                f"{', '.join(held)}); add a stream, or prepare it without"
             )
-            continue
-        key, stream = streams[modality]
-        tokenizer = about["tokenizers"][modality]
-        n, width = tokenizer.get("ids", 0), tokenizer.get("width", 0)
-        if width and not stream.latent:
+        for key, stream in config.streams.items():
+            if stream.holds == modality:
+                yield from _stream_faults(key, stream, name, about, ids)
+                if stream.modality != of.get(modality, modality):
+                    yield (
+                        f"streams.{key}.modality: {stream.modality!r}; it holds {modality} of {name}, another form of "
+                        f"its {of.get(modality, modality)}; write that"
+                    )
+
+
+def _stream_faults(key, stream, name, about, ids: bool):
+    """What a dataset needs of a stream that holds one of its modalities."""
+    modality = stream.holds
+    tokenizer = about["tokenizers"][modality]
+    n, width = tokenizer.get("ids", 0), tokenizer.get("width", 0)
+    if width and not stream.latent:
+        yield (
+            f"streams.{key}: it has {stream.ids} ids; {modality} of {name} are vectors of {width} features; write "
+            f"latent={width}, ids=0, first_id=0, objective='flow' (or {', '.join(OF_VECTORS[1:])})"
+        )
+    elif stream.latent and n:
+        again = f", or prepare it with --vectors={modality}" * (modality in of_either_form())
+        yield (
+            f"streams.{key}: its tokens are vectors of {stream.latent} features (latent); {modality} of {name} are "
+            f"{n} ids; write latent=0, ids={n}, objective='next_token'{again}"
+        )
+    elif ids and stream.latent != width:
+        yield f"streams.{key}.latent: {stream.latent}; {modality} of {name} have {width} features; write {width}"
+    elif ids and stream.ids != n:
+        yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {n} ids; write {n}"
+    if 0 < stream.max_tokens < (fixed := tokenizer.get("tokens", 0)):
+        yield f"streams.{key}.max_tokens: {stream.max_tokens}; {modality} of {name} has {fixed} tokens; raise it"
+
+
+def _absent(config, abouts):
+    """Streams of a representation that no dataset has, which would stay empty."""
+    there = {modality for about in abouts.values() for modality in about["modalities"]}
+    for key, stream in config.streams.items():
+        if stream.representation and stream.representation not in there:
             yield (
-                f"streams.{key}: it has {stream.ids} ids; {modality} of {name} are vectors of {width} features; write "
-                f"latent={width}, ids=0, first_id=0, objective='flow' (or {', '.join(OF_VECTORS[1:])})"
+                f"streams.{key}.representation: {stream.representation!r}; no dataset has it, these have "
+                f"{', '.join(sorted(there))}; name one, or prepare it (`mot data prepare --also {stream.modality}=...`)"
             )
-        elif stream.latent and n:
-            again = f", or prepare it with --vectors={modality}" * (modality in of_either_form())
-            yield (
-                f"streams.{key}: its tokens are vectors of {stream.latent} features (latent); {modality} of {name} are "
-                f"{n} ids; write latent=0, ids={n}, objective='next_token'{again}"
-            )
-        elif ids and stream.latent != width:
-            yield f"streams.{key}.latent: {stream.latent}; {modality} of {name} have {width} features; write {width}"
-        elif ids and stream.ids != n:
-            yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {n} ids; write {n}"
-        if 0 < stream.max_tokens < (fixed := tokenizer.get("tokens", 0)):
-            yield f"streams.{key}.max_tokens: {stream.max_tokens}; {modality} of {name} has {fixed} tokens; raise it"
 
 
 def open_(config: Config) -> tuple[Sources, Sources]:
     """The training and the held-out documents. A source without held-out documents is absent from these."""
     if is_embedded(config):
         return embedded.load(config)
-    index = {stream.modality: (m, stream) for m, stream in enumerate(config.streams.values())}
     by_split: dict[str, list[Source]] = {"train": [], "held_out": []}
     digest = hashlib.sha256()
     byte_lengths = np.zeros(config.vocab, np.int64)
     opened = {name: _opened(address, config.data.verify) for name, address in config.data.sources.items()}
     alike = unit_lengths([about for about, *_ in opened.values()])
     for n, (name, (about, datasets, bytes_, identity)) in enumerate(opened.items()):
-        places = tuple(_placement(modality, *index[modality]) for modality in about["modalities"])
+        places = roles.placements(config.streams, about["modalities"])
         fixed = tuple(m for m in about["tokenizers"] if alike[m])
-        layout = TokenLayout(places, about["tokenizers"]["text"]["special"], fixed)
+        rules = roles.rules(config.data.roles, name, config.streams, places)
+        special = about["tokenizers"]["text"]["special"]
+        layout = TokenLayout(places, special, fixed, representations(about), rules)
         for split, sources in by_split.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
-        stream = index["text"][1]
+        stream = next(stream for stream in config.streams.values() if stream.holds == "text")
         byte_lengths[stream.first_id : stream.first_id + stream.ids] = bytes_
         digest.update(json.dumps([name, identity]).encode())
     tokenizers = {m: t["digest"] for about, *_ in opened.values() for m, t in about["tokenizers"].items()}
     both = [Sources(tuple(sources), byte_lengths, digest.hexdigest()[:16], tokenizers) for sources in by_split.values()]
     return both[0], both[1]
-
-
-def _placement(modality: str, number: int, stream: Stream) -> Placement:
-    """Where the tokens of a modality go: to its stream, the `number`-th of the configuration."""
-    return Placement(modality, number, stream.first_id, stream.ids, stream.latent)
 
 
 def unit_lengths(abouts: Sequence[dict]) -> dict[str, int]:

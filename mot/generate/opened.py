@@ -60,7 +60,7 @@ def at(model: LoadedModel, step: int) -> LoadedModel:
 def draws(config: Config, format: Format) -> list[str]:
     """The modalities other than text that a run learned to draw, in the order of its streams."""
     media = {medium.stream for medium in format.media}
-    return [s.modality for name, s in config.streams.items() if name in media and s.objective != "none"]
+    return [s.modality for name, s in config.streams.items() if name in media and s.is_drawn]
 
 
 def stream_of(config: Config, modality: str) -> str:

@@ -65,7 +65,7 @@ class Sampler:
             )
         config = _without_training(config)
         self.params, self.config, self.format = params, config, format
-        self.drawn = tuple(m for m in format.media if config.streams[m.stream].objective != "none")
+        self.drawn = tuple(m for m in format.media if config.streams[m.stream].is_drawn)
 
         def compiled(f, *static, **more):
             return jax.jit(partial(f, config=config), static_argnames=static, **more)
@@ -196,7 +196,8 @@ class Sampler:
                 raise UserError(f"{medium.stream} have no fixed length; say how many tokens at most (length)")
         if opens and self.format.medium(opens) not in self.drawn:
             if self.format.medium(opens):
-                raise UserError(f"streams.{opens}.objective: 'none'; this model reads {opens} and draws none")
+                learns = self.config.streams[opens].objective
+                raise UserError(f"streams.{opens}.objective: {learns!r}; this model reads {opens} and draws none")
             names = ", ".join(m.stream for m in self.drawn)
             raise UserError(
                 f"opens {opens!r} is no stream that this model draws; allowed: {names or 'none'}; choose one"

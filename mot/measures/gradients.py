@@ -33,7 +33,7 @@ def of_modality(batch: Batch, m: jax.Array | int, config: Config) -> Batch:
 
 
 def without_routers(config: Config) -> Config:
-    """The configuration without the routers' own losses, which are of no modality."""
+    """The configuration without the routers' own losses and a contrastive term, which are of no one modality."""
 
     def plain(experts: Experts) -> Experts:
         balance = "none" if experts.balance == "loss" else experts.balance
@@ -41,7 +41,10 @@ def without_routers(config: Config) -> Config:
         return dataclasses.replace(experts, balance=balance, balance_rate=rate, z_loss=0.0)
 
     attn, ffn = ({name: plain(e) for name, e in group.items()} for group in (config.attn, config.ffn))
-    return dataclasses.replace(config, attn=attn, ffn=ffn)
+    objective = dataclasses.replace(
+        config.objective, contrastive=dataclasses.replace(config.objective.contrastive, kind="")
+    )
+    return dataclasses.replace(config, attn=attn, ffn=ffn, objective=objective)
 
 
 def users(path: str, config: Config) -> list[int]:

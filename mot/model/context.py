@@ -37,7 +37,7 @@ class JointRow(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every layer sees alike, but for `towers`, `key` and `kv`, which are the layer's own inside it."""
+    """What every layer sees alike, but for `towers`, `key`, `kv` and `dropout`, which are the layer's own inside it."""
 
     config: Config
     groups: list[Group]
@@ -49,6 +49,9 @@ class Context(NamedTuple):
     multipliers: Mapping[str, float] = MappingProxyType({})  # by `component/tower/weight`, where they are not 1
     towers: Mapping[str, Mapping[str, str]] = MappingProxyType({})  # of this layer: component -> stream -> tower
     kv: tuple[jax.Array, jax.Array] | None = None  # the cache's keys and values of this layer
+    dropout: list[jax.Array] | None = (
+        None  # by group: a key for each token, [R]; in a layer that layer's own. None: off
+    )
 
     def tower(self, component: str, group: Group) -> str:
         """The tower that serves a group in this layer."""

@@ -1,5 +1,6 @@
 """How tokens enter the stack and leave it: ids by the embedding, vectors by linear maps, with their noise level."""
 
+from collections.abc import Collection
 from functools import partial
 
 import jax
@@ -32,8 +33,8 @@ def embed(params: dict, group: Group, config: Config) -> tuple[jax.Array, jax.Ar
 
 
 def unembed(params: dict, h_RD, group: Group, config: Config) -> tuple[list[tuple[jax.Array, Tokens]], dict]:
-    """A group's last states: those of ids as `[(h_RD, tokens)]`, and what is predicted of vectors by stream,
-    `[B, C, P]` float32."""
+    """A group's last states: those of ids as `[(h_RD, tokens)]`, and by stream of vectors what is predicted of them
+    `[B, C, P]`, or the states `[B, C, D]` of one whose states are predicted; float32."""
     if not any(config.streams[s].latent for s in group.streams):
         return [(h_RD, group.tokens)], {}
     rows = _apart(h_RD, group, config)
@@ -44,7 +45,18 @@ def unembed(params: dict, h_RD, group: Group, config: Config) -> tuple[list[tupl
             y_RP = ops.linear(rows[s], params["latent"][s]["out"]).astype(jnp.float32)
             y_BCP = y_RP.reshape(*tokens.token.shape, -1)
             predicted[s] = sharding.join_context(y_BCP, config.mesh.rules)
+        elif config.streams[s].predicts:
+            h_BCD = rows[s].astype(jnp.float32).reshape(*tokens.token.shape, -1)
+            predicted[s] = sharding.join_context(h_BCD, config.mesh.rules)
     return hidden, predicted
+
+
+def states(h_RD, group: Group, streams: Collection[str], config: Config) -> dict[str, jax.Array]:
+    """A group's last states `[B, C, D]`, of those of its streams that are asked for."""
+    asked = [s for s in group.streams if s in streams]
+    rows = _apart(h_RD, group, config) if asked else {}
+    shapes = {s: (*group.by_stream[s].token.shape, -1) for s in asked}
+    return {s: sharding.join_context(rows[s].reshape(shapes[s]), config.mesh.rules) for s in asked}
 
 
 def _without_padding(x_RD, group: Group, config: Config) -> jax.Array:
@@ -86,7 +98,8 @@ def _lookup(params: dict, token_BC, config: Config) -> jax.Array:
         return _rows_of(w_VD, token_R, config.model.dtype, of_vocab, of_width)
 
     table, rows = (sharding.spec(axes, rules) for axes in (("vocab", "embed"), (sharding.ROWS,)))
-    return sharding.shard_map(on_each_device, (table, rows), rows)(params["embed"]["tokens"], token_BC.reshape(-1))
+    x_RD = sharding.shard_map(on_each_device, (table, rows), rows)(params["embed"]["tokens"], token_BC.reshape(-1))
+    return x_RD * x_RD.shape[1] ** 0.5 if config.model.embed_scale else x_RD
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -4,6 +4,7 @@ A tower whose attention projections are experts routes once a layer, for the way
 """
 
 import zlib
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mot import batches, sharding
+from mot.config import Config
 from mot.model import dispatch, ops, router
 from mot.model.context import Context, Tower
 from mot.model.dispatch import Places
@@ -60,10 +62,11 @@ def feed_forward(xs: list[jax.Array], w: dict, tower: Tower, context: Context) -
     """The weighted sum of each token's experts, and the shared experts, which every token passes."""
     routing = route(xs, w, tower, "ffn", context)
     matrices = {name: w[name] for name in ("w1", "w2", "w3")}
-    y_RD, lost_R = _apply(ffn_of_experts, routing.x_RD, matrices, routing.choice, routing, context)
+    of_experts = partial(ffn_of_experts, activation=context.config.model.activation)
+    y_RD, lost_R = _apply(of_experts, routing.x_RD, matrices, routing.choice, routing, context)
     if tower.experts.shared:
         shared = {name: w[f"shared_{name}"] for name in matrices}
-        shared_RD = swiglu_ffn(shared, routing.x_RD, context.config.mesh.rules)
+        shared_RD = gated_ffn(shared, routing.x_RD, context.config)
         if tower.experts.shared_gate:
             gate_R1 = jax.nn.sigmoid(ops.linear(routing.x_RD, w["shared_gate"]).astype(jnp.float32))
             shared_RD *= gate_R1.astype(shared_RD.dtype)
@@ -107,11 +110,11 @@ def _apply(
 # --- what one expert computes (`dispatch.Compute`) -------------------------------------------------------------------
 
 
-def ffn_of_experts(places: Places, w: dict) -> jax.Array:
+def ffn_of_experts(places: Places, w: dict, activation: str) -> jax.Array:
     """The FFN by experts: gate and up in one product, as experts are narrow; weights where rows are narrowest."""
     w1_w3 = jnp.concatenate([w["w1"], w["w3"]], axis=-1)
     gate_up = dispatch.permuted(places.x_RD, w1_w3, places.layout, places.kernel)
-    hidden_ZF = _weighted(ops.swiglu(*jnp.split(gate_up, 2, axis=-1)), places.weight_Z1)
+    hidden_ZF = _weighted(ops.gated(*jnp.split(gate_up, 2, axis=-1), activation), places.weight_Z1)
     return dispatch.grouped(hidden_ZF, w["w2"], places.layout, places.kernel)
 
 
@@ -128,12 +131,13 @@ def _weighted(x_ZF, weight_Z1) -> jax.Array:
     return (x_ZF.astype(jnp.float32) * weight_Z1).astype(x_ZF.dtype)
 
 
-def swiglu_ffn(tower: dict, x_RD, rules: dict[str, str]) -> jax.Array:
+def gated_ffn(tower: dict, x_RD, config: Config) -> jax.Array:
     """An FFN whose hidden units are gated (2002.05202)."""
+    rules = config.mesh.rules
     gate_RF, up_RF = (
         sharding.constrain(ops.linear(x_RD, tower[name]), (sharding.ROWS, "mlp"), rules) for name in ("w1", "w3")
     )
-    return ops.linear(ops.swiglu(gate_RF, up_RF), tower["w2"])
+    return ops.linear(ops.gated(gate_RF, up_RF, config.model.activation), tower["w2"])
 
 
 # --- shapes --------------------------------------------------------------------------------------------------------

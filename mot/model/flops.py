@@ -26,7 +26,7 @@ def matmul_weights(config: Config) -> dict[str, int]:
     specs = params.table(config)
     # `embed` is read, not multiplied; tied, it is the head too.
     head = math.prod(specs["embed/tokens"].shape)
-    matrices = {p: s for p, s in specs.items() if p.startswith("latent/") or (_in_block(p) and _is_matrix(p))}
+    matrices = {p: s for p, s in specs.items() if _multiplies(p, s)}
 
     def of_ids(stream):
         return 0 if config.streams[stream].latent else head
@@ -34,10 +34,16 @@ def matmul_weights(config: Config) -> dict[str, int]:
     return {stream: of_ids(stream) + _met(matrices, stream, config) for stream in config.streams}
 
 
+def _multiplies(path: str, spec: params.Spec) -> bool:
+    if path.startswith("predictor/"):
+        return params.is_hidden(spec)
+    return path.startswith("latent/") or (_in_block(path) and _is_matrix(path))
+
+
 def _is_matrix(path: str) -> bool:
-    """Does a block's parameter multiply, as all do but norms' scales and biases?"""
+    """Does a parameter multiply, as all do but norms' scales and biases?"""
     _, component, _, weight = params.parse(path)
-    return params.is_modulation(path) or not (component == "norm" or "norm" in weight)
+    return params.is_modulation(path) or not (component == "norm" or "norm" in weight or params.is_added(path))
 
 
 def last_weights(config: Config) -> dict[str, int]:
@@ -92,9 +98,25 @@ def attention_per_pair(config: Config) -> int:
 
 
 def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> float:
-    """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs."""
+    """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs.
+
+    Where a stream predicts states, a pass more sees whole units, forward alone where these are an average's. What is
+    hidden of units counts as if it were there, and the predictor's attention, within units, does not.
+    """
     matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
-    return FORWARD_AND_BACKWARD * (matmuls + pairs * attention_per_pair(config))
+    of_pairs = pairs * attention_per_pair(config)
+    predicting = {name: s.prediction.targets for name, s in config.streams.items() if s.predicts}
+    if not predicting:
+        return FORWARD_AND_BACKWARD * (matmuls + of_pairs)
+    predictors = sum(2 * tokens[name] * _of_predictor(name, config) for name in predicting)
+    trunk = matmuls - predictors + of_pairs
+    passes = FORWARD_AND_BACKWARD + (FORWARD_AND_BACKWARD if "own" in predicting.values() else 1)
+    return passes * trunk + FORWARD_AND_BACKWARD * predictors
+
+
+def _of_predictor(stream: str, config: Config) -> int:
+    specs = {p: s for p, s in params.table(config).items() if p.startswith(f"predictor/{stream}/")}
+    return sum(math.prod(spec.shape) for path, spec in specs.items() if _multiplies(path, spec))
 
 
 def full_step(config: Config) -> float:
@@ -153,7 +175,7 @@ def _two_budgets(config: Config) -> Iterator[str]:
 def _pays(budget: float) -> Check:
     """A check for `config.build`: a budget of FLOPs pays for a step at least, and for no more than `MOST_STEPS`."""
 
-    @reads("streams", "towers", "attn", "ffn", "model", "data")
+    @reads("streams", "towers", "attn", "ffn", "model", "objective", "data")
     def check(config: Config) -> Iterator[str]:
         step = full_step(config)
         if step <= 0:

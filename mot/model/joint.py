@@ -110,7 +110,9 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, row: JointRow, config: Config) -> jax.Array:
     rows = sharding.spec(("batch",), rules)
     heads = sharding.spec((sharding.ROWS, None, "heads"), rules)
     private = any(s.copies > 1 for s in config.streams.values())
-    alone = any(s.diffuses and s.diffusion.drop_rate > 0 for s in config.streams.values())
+    # What is hidden of a unit is padding amid its document.
+    alone = any(s.predicts or (s.diffuses and s.diffusion.drop_rate > 0) for s in config.streams.values())
+    alone |= len(config.objective.contrastive.pools) > 1
 
     def on_each_device(q_BTNH, k_BTKH, v_BTKH, row):
         q_BTNH = _permuted(q_BTNH, row.order, row.back)

@@ -10,7 +10,7 @@ import jax
 from mot import sharding
 from mot.batches import Tokens
 from mot.config import Model
-from mot.model import experts, joint, ops
+from mot.model import dropout, experts, joint, ops
 from mot.model.context import Context, towers
 
 Reports = dict[str, experts.Report]  # by `component/tower`
@@ -34,11 +34,11 @@ def block(
 
 
 def _inside(context: Context, number: jax.Array | int, stack: str) -> Context:
-    """The context of layer `number`: its stack's towers, a key of its own, and its keys and values of the cache."""
-    towers_of_layer = context.config.towers_in(stack)
+    """The context of layer `number`: its stack's towers, keys of its own, and its keys and values of the cache."""
     key = None if context.key is None else jax.random.fold_in(context.key, number)
+    keys = None if context.dropout is None else [dropout.fold(keys_R, number) for keys_R in context.dropout]
     kv = None if context.cache is None else context.cache.kv[number]
-    return context._replace(towers=towers_of_layer, key=key, kv=kv)
+    return context._replace(towers=context.config.towers_in(stack), key=key, dropout=keys, kv=kv)
 
 
 def _pre_norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
@@ -54,9 +54,10 @@ def _post_norm(ys: list[jax.Array], w: dict, name: str, context: Context) -> lis
 def _norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """Each group's rows by its tower's norm, modulated where its noise level enters by the norms."""
     normed = []
+    m = context.config.model
     for x_RD, group, condition_RY in zip(xs, context.groups, context.conditions, strict=True):
         tower = w[context.tower("norm", group)]
-        y_RD = ops.rms_norm(x_RD, tower[name], context.config.model.norm_eps)
+        y_RD = ops.rms_norm(x_RD, tower[name], m.norm_eps, m.norm_offset)
         normed.append(y_RD if condition_RY is None else ops.modulate(y_RD, condition_RY, tower[f"{name}_ada"]))
     return normed
 
@@ -65,7 +66,11 @@ LAST = {"attn": "wo", "ffn": "w2"}  # the matrix that ends a branch
 
 
 def _add(xs: list[jax.Array], ys: list[jax.Array], name: str, context: Context) -> list[jax.Array]:
-    """The residuals with what a branch gives them."""
+    """The residuals with what a branch gives them, of which training may drop a share."""
+    if context.dropout is not None:
+        branch, rate = [*LAST].index(name), context.config.model.dropout
+        keys = [dropout.fold(keys_R, branch) for keys_R in context.dropout]
+        ys = [dropout.drop(y_RD, keys_R, rate) for y_RD, keys_R in zip(ys, keys, strict=True)]
     sums = [
         x_RD + context.scaled(y_RD, f"{name}/{context.tower(name, group)}/{LAST[name]}")
         for x_RD, y_RD, group in zip(xs, ys, context.groups, strict=True)
@@ -142,9 +147,12 @@ def _project_in(tower: dict, x_RD, rules: dict[str, str]) -> list[jax.Array]:
 
 
 def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Flat q, k and v as heads `[B, C, heads, H]`: q and k normed and rotated."""
+    """Flat q, k and v as heads `[B, C, heads, H]`, with their biases: q and k normed and rotated."""
     B, C = tokens.token.shape
     heads = [x_RA.reshape(B * C, -1, m.head_size) for x_RA in parts]
+    if m.qkv_bias:
+        biases = [tower[f"{name}_bias"][None].astype(m.dtype) for name in "qkv"]
+        heads = [x_RNH + bias_1NH for x_RNH, bias_1NH in zip(heads, biases, strict=True)]
     q, k = (_qk_norm(x_RNH, tower, name, m) for x_RNH, name in zip(heads[:2], ("q", "k"), strict=True))
     q, k, v = (x_RNH.reshape(B, C, -1, m.head_size) for x_RNH in (q, k, heads[2]))
     q, k = (ops.rope(x_BCNH, tokens.rope_position, m.rope_theta) for x_BCNH in (q, k))
@@ -153,7 +161,7 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
 
 def _qk_norm(x_RNH, tower: dict, name: str, m: Model) -> jax.Array:
     if m.qk_norm == "rms":
-        return ops.rms_norm(x_RNH, tower[f"{name}_norm"], m.norm_eps)
+        return ops.rms_norm(x_RNH, tower[f"{name}_norm"], m.norm_eps, m.norm_offset)
     if m.qk_norm == "layer":
         return ops.layer_norm(x_RNH, tower[f"{name}_norm"], tower[f"{name}_norm_bias"], m.norm_eps)
     return x_RNH
@@ -169,6 +177,6 @@ def feed_forward(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[j
         if _is_routed(w[tower.name]):
             own, reports[f"ffn/{tower.name}"] = experts.feed_forward(xs, w[tower.name], tower, context)
         else:
-            own = [experts.swiglu_ffn(w[tower.name], xs[i], context.config.mesh.rules) for i in tower.groups]
+            own = [experts.gated_ffn(w[tower.name], xs[i], context.config) for i in tower.groups]
         ys |= dict(zip(tower.groups, own, strict=True))
     return [ys[i] for i in range(len(xs))], reports

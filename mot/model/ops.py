@@ -30,11 +30,12 @@ _matmul = partial(jnp.matmul, preferred_element_type=jnp.float32)
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def rms_norm(x_RD, scale_D, eps: float) -> jax.Array:
-    """RMSNorm over the last axis (1910.07467); statistics in float32."""
+def rms_norm(x_RD, scale_D, eps: float, offset: bool = False) -> jax.Array:
+    """RMSNorm over the last axis (1910.07467); statistics in float32. `offset`: by 1 + scale (Gemma, 2403.08295)."""
     x = x_RD.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
-    return (x * _last_axes(scale_D, x)).astype(x_RD.dtype)
+    scale = _last_axes(scale_D, x)
+    return (x * (1 + scale if offset else scale)).astype(x_RD.dtype)
 
 
 def modulate(x_RD, c_RY, w_YF) -> jax.Array:
@@ -89,6 +90,7 @@ permute.defvjp(
 )
 
 
-def swiglu(gate_RF, up_RF) -> jax.Array:
-    """silu(gate) * up (2002.05202)."""
-    return jax.nn.silu(gate_RF) * up_RF
+def gated(gate_RF, up_RF, activation: str) -> jax.Array:
+    """f(gate) * up (2002.05202): f is silu of swiglu, and of geglu gelu, by tanh as Gemma has it."""
+    f = {"swiglu": jax.nn.silu, "geglu": partial(jax.nn.gelu, approximate=True)}[activation]
+    return f(gate_RF) * up_RF

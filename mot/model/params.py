@@ -8,9 +8,10 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from typing import NamedTuple
 
-from mot.config import COMPONENTS, Config, Experts, Stream
+from mot.config import COMPONENTS, Config, Experts, Sections, Stream, Towers
 
 
 class Spec(NamedTuple):
@@ -20,6 +21,7 @@ class Spec(NamedTuple):
     fill: float = 1.0  # ... or another constant
     lr: float = 1.0  # factor on its learning rate, not on its decay
     multiplier: float = 1.0  # of queries (wq), of a branch (wo, w2), of the logits of a tied embedding
+    decay: float = 1.0  # factor on its decay
 
 
 Table = dict[str, Spec]
@@ -30,7 +32,7 @@ class Path(NamedTuple):
 
     stack: str  # of layers that are alike, as `config.stacks` names it; "" outside the blocks
     component: str  # one of PARTS; of the final norm it is norm
-    tower: str  # of latents their stream; of embedding and head the component once more
+    tower: str  # of latents, and of what is contrasted, their stream; of embedding and head the component once more
     weight: str
 
 
@@ -40,8 +42,10 @@ def parse(path: str) -> Path:
             return Path(stack, component, tower, weight)
         case ["final_norm", tower, weight]:
             return Path("", "norm", tower, weight)
-        case ["latent", stream, weight]:
-            return Path("", "latent", stream, weight)
+        case ["latent" | "contrast" as component, stream, weight]:
+            return Path("", component, stream, weight)
+        case ["predictor", stream, *_, weight]:
+            return Path("", "predictor", stream, weight)
         case [component, weight]:
             return Path("", component, component, weight)
     raise ValueError(f"{path!r} is no path of a parameter")
@@ -57,11 +61,14 @@ def table(config: Config) -> Table:
         for path, spec in _layer(config, stack):
             rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
     for tower in _towers(config.last_norms):
-        rows[f"final_norm/{tower}/scale"] = Spec((config.streams[tower].width,), ("embed",))
+        rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream)}
+        if stream.predicts:
+            rows |= {f"predictor/{name}/{path}": spec for path, spec in _predictor(config, name)}
     if not config.model.tied:
         rows["head/out"] = Spec((D, V), ("embed", "vocab"), scale(D))
+    rows |= {f"contrast/{path}": spec for path, spec in _contrast(config)}
     if not config.optim.transfer:
         return rows
     return {path: _transferred(path, spec, config) for path, spec in rows.items()}
@@ -71,7 +78,7 @@ def scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
 
 
-WIDE = {"embed", "heads", "kv_heads", "mlp"}  # axes that grow with the width
+WIDE = {"embed", "narrow", "heads", "kv_heads", "mlp"}  # axes that grow with the width
 
 
 def sides(spec: Spec) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -95,15 +102,19 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     matrix sums over and what it makes (2203.03466, tables 3 and 8, for Adam):
 
     from    to      which                                       initial std          rate
-    finite  wide    embedding, latents' in, time to width, ada  as at the base       1
+    finite  wide    embedding, latents' in, time to width, ada, as at the base       1
+                    and the token for what is hidden
     wide    wide    q, k, v, o, w1, w2, w3, of experts too,     fan-in ** -0.5       1 / r
-                    and the hidden layer of causal routers
+                    the hidden layer of causal routers, and
+                    what enters and leaves a predictor
     wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
                     too), gate of shared experts                * r ** -0.5
     finite  finite  the MLP of noise levels                     as ever              1
     vectors         norms', queries' and keys' scales, biases   as ever              1
 
-    A tied embedding is one from finite to wide, and its logits are multiplied by 1 / r (table 8). Scores of attention
+    A tied embedding is one from finite to wide, and its logits are multiplied by 1 / r (table 8). With
+    `model.embed_scale` the root of the width grows by r ** 0.5, and the embedding itself, its rate and a tied head's
+    logits have the inverse of it, so that what enters and what leaves are as without. Scores of attention
     fall as 1 / head size, not as its root, beyond `optim.base_head_size`: queries are multiplied, after their norm.
     Experts and routers: 2508.09752. Muon's matrices have a rate of r ** -0.5, as what moves them has a spectral norm of
     width ** 0.5 (2310.17813; `optim.py`).
@@ -118,7 +129,10 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     ins, outs = ({spec.axes[i] for i in side} for side in sides(spec))
     r = _growth(path, "heads" if "heads" in ins else "embed", config)
     if path == "embed/tokens":
-        return spec._replace(std=spec.std * r**0.5, multiplier=1 / r if config.model.tied else 1.0)
+        tied = config.model.tied
+        if config.model.embed_scale:
+            return spec._replace(lr=r**-0.5, multiplier=r**-0.5 if tied else 1.0)
+        return spec._replace(std=spec.std * r**0.5, multiplier=1 / r if tied else 1.0)
     if not ins & WIDE:
         return spec
     if not outs & WIDE:
@@ -127,7 +141,7 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     spec = spec._replace(lr=r**-0.5 if by_muon(path, spec, config) else 1 / r)
     if weight == "wq" and o.base_head_size:
         return spec._replace(multiplier=(o.base_head_size / config.model.head_size) ** 0.5)
-    if outs == {"embed"} and o.base_layers:
+    if outs == {"embed"} and o.base_layers and parse(path).component != "predictor":
         deeper = config.model.layers / o.base_layers
         return spec._replace(std=spec.std * deeper**0.5, multiplier=1 / deeper)
     return spec
@@ -165,8 +179,52 @@ def _ends(stream: Stream) -> Iterator[tuple[str, Spec]]:
         yield "time_out", Spec((TIME, D if adds else ADA), ("time", "embed" if adds else "ada"), scale(TIME))
 
 
+def predictor(config: Sections, name: str) -> Sections:
+    """The predictor of a stream as a model of its own: one tower of the stream's tokens, narrower and less deep.
+
+    It has the model's heads. It is not checked: `config` was.
+    """
+    p = config.streams[name].prediction
+    stream = replace(config.streams[name], width=p.width, ffn=p.ffn)
+    own = {name: name}
+    single = {name: Experts(**dict.fromkeys((field.name for field in fields(Experts)), 0))}
+    return Sections(
+        **{field.name: getattr(config, field.name) for field in fields(Sections)}
+        | dict(streams={name: stream}, towers=Towers(own, own, own, ()), attn=single, ffn=single)
+        | dict(model=replace(config.model, layers=p.layers, dense_layers=0, sparse_every=1))
+        | dict(optim=replace(config.optim, base_layers=0))  # its depth does not follow the model's
+    )
+
+
+def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
+    """What enters a stream's predictor and leaves it, the token that stands for what is hidden, and its layers."""
+    own = predictor(config, name)
+    D, narrow = config.streams[name].width, own.streams[name].width
+    yield "in", Spec((D, narrow), ("embed", "narrow"), scale(D))
+    yield "hidden", Spec((1, narrow), ("token", "narrow"), 0.02)
+    yield "out", Spec((narrow, D), ("narrow", "embed"), scale(narrow))
+    yield "final_norm", Spec((narrow,), ("narrow",))
+    for path, spec in _layer(own, "main"):
+        layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
+        yield f"blocks/main/{path}", spec._replace(**layers)
+
+
 WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
 ADA = 64  # features of which norms' scales and shifts are made: few, as each token makes its own
+
+
+def _contrast(config: Config) -> Iterator[tuple[str, Spec]]:
+    """How pooled states enter the space in which they are compared, and what turns their cosines into logits."""
+    term = config.objective.contrastive
+    if not term.kind:
+        return
+    for name in [name for name in term.pools if name in config.streams and term.width > 0]:  # none may be checked yet
+        D = config.streams[name].width
+        yield f"{name}/out", Spec((D, term.width), ("embed", "contrast"), scale(D))
+    # The log of what cosines are multiplied by. Decay would pull it and the bias to 0.
+    yield "scale", Spec((1,), ("gate",), None, -math.log(max(term.temperature, 1e-6)), decay=0.0)
+    if term.kind == "sigmoid":
+        yield "bias", Spec((1,), ("gate",), None, term.bias, decay=0.0)
 
 
 def _layer(config: Config, stack: str) -> Iterator[tuple[str, Spec]]:
@@ -195,7 +253,7 @@ def _layer(config: Config, stack: str) -> Iterator[tuple[str, Spec]]:
     for tower in _towers(maps["norm"]):
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
-            yield f"norm/{tower}/{branch}", Spec((D,), ("embed",))
+            yield f"norm/{tower}/{branch}", _scale(config, D, "embed")
             if any(t == tower and by_norm(config.streams[s]) for s, t in maps["norm"].items()):
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 
@@ -218,6 +276,11 @@ MATRIX_AXES = {
 }
 
 
+def _scale(config: Config, n: int, axis: str) -> Spec:
+    """What an RMSNorm multiplies by: it begins as 1."""
+    return Spec((n,), (axis,), None, 0.0 if config.model.norm_offset else 1.0)
+
+
 def _attention(config: Config, D: int) -> Iterator[tuple[str, Spec]]:
     m = config.model
     N, K, H = m.heads, m.kv_heads, m.head_size
@@ -225,8 +288,11 @@ def _attention(config: Config, D: int) -> Iterator[tuple[str, Spec]]:
     yield "wk", Spec((D, K, H), MATRIX_AXES["wk"], scale(D))
     yield "wv", Spec((D, K, H), MATRIX_AXES["wv"], scale(D))
     yield "wo", Spec((N, H, D), MATRIX_AXES["wo"], scale(N * H) * scale(2 * m.layers))
+    if m.qkv_bias:
+        for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads"), ("v", K, "kv_heads")):
+            yield f"{x}_bias", Spec((heads, H), (axis, "head"), None, 0.0)
     if m.qk_norm == "rms":
-        yield from ((f"{x}_norm", Spec((H,), ("head",))) for x in "qk")
+        yield from ((f"{x}_norm", _scale(config, H, "head")) for x in "qk")
     if m.qk_norm == "layer":
         for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
             yield f"{x}_norm", Spec((heads, H), (axis, "head"))
@@ -265,6 +331,11 @@ def is_modulation(path: str) -> bool:
 
 def is_bias(path: str) -> bool:
     return parse(path).weight == ROUTER_BIAS
+
+
+def is_added(path: str) -> bool:
+    """Is it a bias, which is added and does not multiply?"""
+    return parse(path).weight.endswith("_bias")
 
 
 def is_causal(path: str) -> bool:
@@ -332,7 +403,8 @@ def of_report(reported: str) -> tuple[str, str]:
     return name, f"sparse_{first}" if first else "sparse"
 
 
-PARTS = ("attn", "ffn", "norm", "embed", "head", "latent")
+PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "predictor", "contrast")
+BY_STREAM = ("latent", "predictor", "contrast")  # those that are a stream's own, whatever towers it shares
 
 
 def part(path: str) -> str:
@@ -346,12 +418,12 @@ def users(path: str, config: Config) -> list[str]:
     if component in COMPONENTS:
         served = config.towers_in(stack)[component] if stack else config.last_norms
         return [s for s, name in served.items() if name == tower]
-    if component == "latent":
-        return [tower]
+    if component in BY_STREAM:
+        return [tower] if tower in config.streams else []  # scale and bias of a contrastive loss are no stream's
     return [name for name, stream in config.streams.items() if not stream.latent]
 
 
 def tower(path: str) -> str:
     """`text` of `blocks/main/ffn/text/w1`; the component of a path outside the towers."""
     parsed = parse(path)
-    return parsed.component if parsed.component == "latent" else parsed.tower
+    return parsed.component if parsed.component in BY_STREAM else parsed.tower

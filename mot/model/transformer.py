@@ -19,7 +19,7 @@ from mot import batches, sharding
 from mot.batches import Batch, Tokens
 from mot.config import COMPONENTS, Config
 from mot.config.depth import Segment, segments
-from mot.model import caches, embed, joint, layers, ops
+from mot.model import caches, dropout, embed, joint, layers, ops
 from mot.model import params as parameters
 from mot.model.caches import Cache
 from mot.model.context import Context, Group
@@ -29,10 +29,12 @@ from mot.model.router import Report
 
 class Output(NamedTuple):
     hidden: list[tuple[jax.Array, Tokens]]  # of ids: normed last states h_RD (R = B * C, in `model.dtype`), by group
-    latents: dict[str, jax.Array]  # of streams of vectors: what is predicted, [B, C, P] float32
+    latents: dict[str, jax.Array]  # of streams of vectors, float32: what is predicted, [B, C, P]; where their states
+    # are to be predicted, these, normed, [B, C, D]
     routing: dict[str, Report]  # by `component/tower` with experts, as `params.report` calls it; each field with a
     # leading axis of the layers of its stack
     cache: Cache | None  # with these tokens in it, not yet kept
+    states: dict[str, jax.Array]  # normed last states [B, C, D] of the streams that are contrasted
 
 
 def alike(config: Config, present: Sequence[str] | None = None) -> list[tuple[str, ...]]:
@@ -66,23 +68,29 @@ def forward(
     key: jax.Array | None = None,
     causal: bool = False,
     cache: Cache | None = None,
+    dropped: jax.Array | None = None,
 ) -> Output:
     """The model's last hidden states, what it predicts of vectors, and what its routers did.
 
     `key` is of the routers' jitter, `causal` as in `router.route`. With a cache the batch may lack streams, and its
-    tokens see those of the cache too.
+    tokens see those of the cache too. `dropped` is the key of `model.dropout`, without which nothing is dropped: with
+    another key the same documents lose other parts, as SimCSE wants (2104.08821).
     """
     xs, context = enter(params, batch, config, key, causal, cache)
+    if dropped is not None and config.model.dropout:
+        context = context._replace(dropout=dropout.keys(batch, context.groups, dropped, config.mesh.rules))
     block = partial(layers.block, context=context)
     xs, routing, kv = stack(block, params["blocks"], xs, config, cache is not None)
-    hidden, latents = [], {}
+    hidden, latents, states = [], {}, {}
+    contrasted = config.objective.contrastive.pools
     for x_RD, group in zip(xs, context.groups, strict=True):
         scale_D = params["final_norm"][config.last_norms[group.streams[0]]]["scale"]
-        h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps)
+        h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps, config.model.norm_offset)
         of_ids, of_vectors = embed.unembed(params, h_RD, group, config)
         hidden += of_ids
         latents |= of_vectors
-    return Output(hidden, latents, routing, None if context.cache is None else context.cache.replace(kv=kv))
+        states |= embed.states(h_RD, group, contrasted, config)
+    return Output(hidden, latents, routing, None if context.cache is None else context.cache.replace(kv=kv), states)
 
 
 def enter(

@@ -17,7 +17,7 @@ from jax.scipy.special import ndtri
 from mot.config.objectives import OBJECTIVES
 from mot.config.options import SOLVERS
 
-PREDICTS = tuple(name for name, kind in OBJECTIVES.items() if kind.of == "vectors")
+PREDICTS = tuple(name for name, kind in OBJECTIVES.items() if kind.denoises)
 
 
 def implementation(predicts: str) -> ModuleType:

@@ -1,7 +1,7 @@
 """The loss of a batch: over its streams, of ids and of vectors; and that of its routers.
 
 A batch is noised, the model predicts, `loss` judges: `totals`, `noised`, `loss` and `routing` are all that training and
-evaluation need. What one objective computes is in `next_token.py` and `denoising.py`.
+evaluation need. What one objective computes is in `next_token.py`, `denoising.py` and `latent.py`.
 """
 
 import zlib
@@ -16,21 +16,27 @@ from mot.config import Config
 from mot.model import params as parameters
 from mot.model import transformer
 from mot.model.router import Report
-from mot.objectives import denoising, next_token
+from mot.objectives import contrastive, denoising, latent, next_token
+from mot.objectives.contrastive import Sides
 from mot.objectives.sums import Sums, modality, totals
 
 __all__ = ["Noised", "TokenLosses", "by_token", "loss", "noised", "routed_tokens", "routing", "totals"]
 
 
 class Noised(NamedTuple):
-    """A batch with noised vectors, and what the model should predict for them."""
+    """A batch with vectors that are noised, or hidden, and what the model should predict for them."""
 
     batch: Batch
-    target: dict[str, jax.Array]  # by stream, [B, C, P]
+    target: dict[str, jax.Array]  # by stream, [B, C, P]; [B, C, D] of one whose states are predicted
+    step: jax.Array | int
 
 
-def noised(batch: Batch, config: Config, step: jax.Array | int) -> Noised:
-    """Noise levels and noise from (unit_seed, step) alone, wherever a unit is packed: one level a unit."""
+def noised(batch: Batch, config: Config, step: jax.Array | int, params: dict | None = None) -> Noised:
+    """Noise levels and noise, and what is hidden, from (unit_seed, step) alone, wherever a unit is packed.
+
+    `params` are those that see whole units, of which a stream with objective latent predicts the states: a forward pass
+    of its own. Without them there are no such targets.
+    """
     key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"noise"))
     key = jax.random.fold_in(key, step)
     result = dict(batch)
@@ -38,7 +44,12 @@ def noised(batch: Batch, config: Config, step: jax.Array | int) -> Noised:
     for name, tokens in batch.items():
         if config.streams[name].diffuses:
             result[name], targets[name] = denoising.noised(tokens, config.streams[name], key)
-    return Noised(result, targets)
+    predicting = [name for name in batch if config.streams[name].predicts]
+    if predicting and params is not None:
+        whole = transformer.forward(params, result, config).latents
+        targets |= {name: latent.targets(whole[name], config.streams[name]) for name in predicting}
+    result |= {name: latent.hidden(batch[name], config.streams[name], key) for name in predicting}
+    return Noised(result, targets, step)
 
 
 def loss(
@@ -49,25 +60,41 @@ def loss(
     config: Config,
     sources: int,
     means: dict[str, jax.Array] | None = None,
+    slopes: Sides | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array | dict[str, Sums]]]:
     """The sum over modalities m of lambda_m * sum(w * l) / Z_m, and its parts.
 
     `means` are running means by stream, of those that are centred: their loss weighs `loss_centre` / mean. Returns the
     scalar and `{"loss_sum": [M, O], "weight": [M, O], "streams": ...}`: sums of w * l (nats of ids, squared errors of
-    vectors) and of w, by modality and source; and both by stream of vectors.
+    vectors) and of w, by modality and source; and both by stream of vectors that are noised. Of streams whose states
+    are predicted `spread` has `latent.spread` of these. A contrastive term comes beside them, and what is told of it as
+    `contrastive`. It needs the whole batch: of a microbatch, `slopes` are the term's gradients by its pairs' embeddings
+    (`contrastive.ahead`), with which it adds 0 and its part of the gradient.
     """
     total, sums = next_token.loss(output.hidden, transformer.head(params, config), Z_M, config, sources)
     by_stream = {}
+    spreads = {}
     for name, prediction_BCP in output.latents.items():
-        part, part_sums = denoising.loss(
-            name, prediction_BCP, noised.batch[name], noised.target[name], Z_M, config, sources
-        )
+        judged = (noised.batch[name], noised.target[name], Z_M, config, sources)
+        if config.streams[name].predicts:
+            part, part_sums, spreads[name] = latent.loss(name, params, prediction_BCP, *judged, noised.step)
+            total += part
+            sums = jax.tree.map(jnp.add, sums, part_sums)
+            continue
+        part, part_sums = denoising.loss(name, prediction_BCP, *judged)
         mean = (means or {}).get(name, jnp.zeros(()))
         centred = config.streams[name].diffusion.loss_centre / jnp.where(mean > 0, mean, 1)
         total += part * jnp.where(mean > 0, centred, 1)
         sums = jax.tree.map(jnp.add, sums, part_sums)
         by_stream[name] = jax.tree.map(jnp.sum, part_sums)
-    return total, sums | {"streams": by_stream}
+    sums |= {"streams": by_stream} | ({"spread": spreads} if spreads else {})
+    if not config.objective.contrastive.kind:
+        return total, sums
+    sides = contrastive.sides(params, (output, output), noised.batch, config)
+    if slopes is not None:
+        return total + contrastive.pulled(sides, slopes), sums
+    term, told = contrastive.judge(params["contrast"], sides, config)
+    return total + term, sums | {"contrastive": told}
 
 
 class TokenLosses(NamedTuple):
@@ -90,7 +117,10 @@ def by_token(params: dict, output: transformer.Output, noised: Noised, Z_M, conf
     found = [judged(*of_ids)]
     for name, prediction_BCP in output.latents.items():
         tokens = noised.batch[name]
-        l_BC = denoising.of_tokens(name, prediction_BCP, tokens, noised.target[name], config)
+        if config.streams[name].predicts:
+            l_BC = latent.of_tokens(name, params, prediction_BCP, tokens, noised.target[name], config)
+        else:
+            l_BC = denoising.of_tokens(name, prediction_BCP, tokens, noised.target[name], config)
         found.append(judged(l_BC, tokens, modality(tokens, name, config)))
     return found
 

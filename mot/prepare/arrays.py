@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from mot.prepare.media import npy_header
 from mot.prepare.raw import Raw, TableRow, choose, document, json_rows, lines
 from mot.prepare.templates import needed
 
+_BITS = re.compile(r"(.+_)?bits")
 MAX_ARRAY = 4 * 2**30  # bytes of one array, which is held whole
 
 
@@ -27,7 +29,9 @@ def npz(inputs: Sequence[Path], content: Sequence[str], notes: Notes) -> Iterato
     """Row i of the arrays of an .npz, and line i of the JSON lines beside it.
 
     The JSON lines are those given, or else `name.jsonl` beside `name.npz` or `name_more.npz`. `x` of n rows may also
-    lie end to end, row i at `x[offsets[i]:offsets[i + 1]]`; integer `labels` are read as words of `label_names`.
+    lie end to end, row i at `x[offsets[i]:offsets[i + 1]]`; integer `labels` are read as words of `label_names`. An
+    array that is called `bits`, or `NAME_bits`, has eight pixels in a byte, as numpy.packbits packs its last axis: they
+    become 0 and 255.
     """
     json_lines = [path for path in inputs if path.suffix.lower() == ".jsonl"]
     others = [path for path in inputs if path not in json_lines]
@@ -147,6 +151,8 @@ class _Arrays:
     def column(self, field: str, kind: str) -> tuple[int, Callable[[int], Any]]:
         """Its number of rows, and row i; a `UserError` where the array is not of a type that `kind` needs."""
         shape, dtype = self.headers[field]
+        is_packed = bool(_BITS.fullmatch(field)) and dtype == np.uint8 and len(shape) > 2
+        shape = (*shape[:-1], 8 * shape[-1]) if is_packed else shape
         codec = codecs.of(kind)
         offsets = self._offsets(field, shape) if codec.IS_RAGGED else None
         if shape == () or not codec.fits_array(dtype, shape[1:] if offsets is None else shape):
@@ -156,6 +162,8 @@ class _Arrays:
         array = self.load(field)
         if kind == TEXT:
             return len(array), self._words(field, array)
+        if is_packed:
+            return len(array), lambda i: 255 * np.unpackbits(array[i], axis=-1)
         if offsets is None:
             return len(array), lambda i: array[i]
         return len(offsets) - 1, lambda i: array[offsets[i] : offsets[i + 1]]

@@ -10,11 +10,18 @@ from mot.config.modalities import MAX_IDS, MODALITIES, TEXT
 from mot.config.options import ANY
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
-from mot.prepare.templates import MODALITY, declared, parse
+from mot.prepare.templates import MODALITY, declared, parse, places
 
 LEAST = dict(max_tokens=256, sample=1, shard=1)  # of options that are of no modality
 MOST = 2**31
-SEQIO = ("content", "separator", "like", "tokenizer", "ids")  # options for files, of which a seqio task has its own
+SEQIO = (
+    "content",
+    "separator",
+    "like",
+    "tokenizer",
+    "ids",
+    "join",
+)  # options for files, of which a seqio task has its own
 
 
 def judge(options) -> SimpleNamespace:
@@ -30,6 +37,7 @@ def judge(options) -> SimpleNamespace:
     ]
     read.ids = tuple(sorted(count for count in counts if count))
     read.separator = _separator(read)
+    read.join = tuple(field.strip() for field in read.join.split(",") if field.strip())
     if told := [*told, *faults(read, read.out, read.workers, read.max_skipped)]:
         raise UserError("nothing was prepared:\n  " + "\n  ".join(told))
     if not read.like:  # which may declare modalities
@@ -98,6 +106,7 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
     if workers < 1:
         yield f"--workers={workers}; must be 1 or more; raise it"
     yield from _ids_faults(recipe)
+    yield from _join_faults(recipe)
     if recipe.like and recipe.tokenizer:
         yield f"--like={recipe.like}, --tokenizer={recipe.tokenizer}: each says which tokenizer; give one"
 
@@ -120,3 +129,32 @@ def _ids_faults(recipe):
             yield f"{option}: must be from 1 to {MAX_IDS}, the ids being 0 to COUNT - 1; {remedy}"
         if name in recipe.vectors:
             yield f"{option}, --vectors={name}: each says what {name} is kept as; give one"
+
+
+def _join_faults(recipe) -> Iterator[str]:
+    """What is wrong with a recipe's `join`, whatever the documents."""
+    said = f"--join={','.join(recipe.join)}"
+    if not recipe.join:
+        for option in ("join_documents", "join_seed"):
+            if getattr(recipe, option):
+                yield f"--{option.replace('_', '-')}={getattr(recipe, option)}: is for --join alone; leave it out"
+        return
+    inputs = len(recipe.inputs)
+    if inputs < 2:
+        yield f"{said}: {inputs} input; two or more are joined; name another, or leave --join out"
+    if len(recipe.join) not in (1, inputs):
+        yield f"{said}: {len(recipe.join)} fields of {inputs} inputs; name one field, or one for each input"
+    if recipe.format == "text":
+        yield f"{said}: plain text has no fields; leave one out"
+    if not recipe.content:
+        yield f"{said}: nothing says what documents hold; write --content, as 'image:images|audio:2.audio'"
+    if recipe.join_documents < 0:
+        yield f"--join-documents={recipe.join_documents}; must be 0 (every row once) or more; raise it"
+    try:
+        far = [place for place in places(parse(recipe.content)) if place.side >= inputs]
+    except UserError as error:  # of a template, which is told where templates are judged
+        if "several inputs" in str(error):
+            yield str(error)
+        return
+    for place in far:
+        yield f"--content {place.kind}:{place.side + 1}.{place.field}: there are {inputs} inputs; name one of them"

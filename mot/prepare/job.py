@@ -34,7 +34,7 @@ from mot.data.manifest import FORMAT, INDEX, SPLITS, file_digest, read_json
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
-from mot.prepare import asked, dataset_tokenizers, encode, fit, left_out, readers
+from mot.prepare import asked, dataset_tokenizers, encode, fit, joined, left_out, readers
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.inputs import Notes, unread, warnings
 from mot.prepare.left_out import Bad, first_of
@@ -72,10 +72,23 @@ Recipe = make_dataclass(
         ("max_tokens", int),  # of a record; longer documents become several
         ("sample", int),  # documents from which tokenizers learn
         ("shard", int),  # documents of a block
+        ("join", tuple[str, ...]),  # fields by which rows of several inputs are one document; () = each input alone
+        ("join_documents", int),  # how many these are; 0 = as many as use every row once
+        ("join_seed", int),  # of who is paired with whom
     ],
     frozen=True,
     namespace={"__module__": __name__},  # by which other processes find it
 )
+
+
+# Options that came later, and what a dataset without them did: it is written as it was, to the bit.
+ADDED = {"audio_layers": 1, "video_frames": 4, "video_side": 32, "video_patch": 8, "video_ids": None}
+ADDED |= {"join": (), "join_documents": 0, "join_seed": 0}
+
+
+def told(recipe) -> dict:
+    """A recipe as a dataset keeps it."""
+    return {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ADDED or value != ADDED[key]}
 
 
 class Summary(NamedTuple):
@@ -95,10 +108,12 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
     content = list(recipe.content)
 
     def read(notes: Notes | None = None) -> Iterator[Raw]:
+        if recipe.join:
+            return joined.read(recipe, ids, notes)
         return readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
 
     next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
-    claim = dataclasses.asdict(recipe) | {"files": _listing(recipe)}
+    claim = told(recipe) | {"files": _listing(recipe)}
     with claimed(out, json.loads(json.dumps(claim))):
         if (out / "dataset.json").exists():
             return Summary(read_json(out), 0)
@@ -108,7 +123,7 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
         notes = Notes()
         written = _blocks(Worker(recipe, sides, out), read, notes, workers, max_skipped)
         lines = [*_warned_of_sides(recipe.held_out, sides, out, written), *_warned_of_media(written)]
-        about = finish(dataclasses.asdict(recipe), out, written, _noted(recipe, out, notes, lines))
+        about = finish(told(recipe), out, written, _noted(recipe, out, notes, lines))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
 
@@ -180,9 +195,9 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
     with _out_told(out):
         known = _known(out)
     if known:
-        different = [key for key in recipe if known.get(key) != recipe[key]]
+        different = [key for key in known | recipe if known.get(key) != recipe.get(key)]
         if different and any(out.glob("*/shard-*")):
-            listed = ", ".join(f"{key} {known.get(key)!r} -> {recipe[key]!r}" for key in different)
+            listed = ", ".join(f"{key} {known.get(key)!r} -> {recipe.get(key)!r}" for key in different)
             raise UserError(
                 f"{out} was begun otherwise ({listed}); nothing was overwritten; choose another --out, or remove it"
             )

@@ -184,7 +184,9 @@ def _caption_rows(path: Path, of: _Of) -> Iterator[TableRow]:
         if isinstance(fields, ValueError):
             yield TableRow(f"{name}:{line}", {}, bad=str(fields))
         else:
-            yield TableRow(f"{name}:{line}", _aliased(fields), real, fields.get("split") or of.sides.get(name))
+            split = fields.get("split")
+            split = of.sides.get(name) if split in (None, "") else split
+            yield TableRow(f"{name}:{line}", _aliased(fields), real, split)
 
 
 def _aliased(fields: dict) -> dict:

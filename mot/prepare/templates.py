@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from mot.config import modalities
 from mot.config.modalities import TEXT
@@ -16,7 +17,16 @@ TEXTS = "texts"  # the kind of the first of these fields
 # (kind, field), or for text (kind, words with {field} in them), for an action (kind, fields joined by +). A kind is a
 # modality, INTERLEAVED, or a modality and READY.
 Template = tuple[tuple[str, str], ...]
+NUMBERED = re.compile(r"([1-9]\d*)\.(.+)")  # a field of an input that is joined with others
 BRACES = re.compile(r"\{([^{}]+)\}")
+
+
+class Place(NamedTuple):
+    """What a template's part reads of one input."""
+
+    side: int  # of the inputs, from 0
+    kind: str
+    field: str  # as the input calls it; several joined by +
 
 
 def modality_of(kind: str) -> str:
@@ -77,3 +87,23 @@ def _kinds(kind: str, field: str) -> list[tuple[str, str]]:
         return list(zip(field.split("+"), (TEXTS, "image"), strict=True))
     names = field.split("+") if kind in modalities.joined() else BRACES.findall(field) or [field]
     return [(name, kind) for name in names]
+
+
+def places(templates: Sequence[Template]) -> list[Place]:
+    """What templates read, each once."""
+    return list(dict.fromkeys(place for template in templates for part in template for place in places_of(*part)))
+
+
+def places_of(kind: str, field: str) -> list[Place]:
+    """What a template's part reads. `2.NAME` is a field of the second input; without a number it is the first's."""
+    if kind == TEXT:
+        return [_place(kind, name) for name in BRACES.findall(field) or [field]]
+    found = [_place(kind, name) for name in field.split("+")]
+    if len({place.side for place in found}) > 1:
+        raise UserError(f"--content {kind}:{field}: its fields are of several inputs; name fields of one")
+    return [Place(found[0].side, kind, "+".join(place.field for place in found))]
+
+
+def _place(kind: str, name: str) -> Place:
+    numbered = NUMBERED.fullmatch(name)
+    return Place(int(numbered[1]) - 1, kind, numbered[2]) if numbered else Place(0, kind, name)

@@ -102,6 +102,7 @@ class Log:
         self.config = config
         self.sources = sources
         self.name_of = name_of
+        self.alike: set[str] = set()  # streams of which it was said that their states have collapsed
         self.diverged: Diverged | None = None  # once the run's patience is at an end
         self.position = position
         self.writer = writer
@@ -156,6 +157,7 @@ class Log:
         row |= metrics.of_step(measured, self.config.modalities, self.sources)
         row |= self.clock.row()
         self.writer.write("train", step.number, row)
+        self._collapsed(step.number, row)
         self.position.skipped = 0 if measured["ok"] else self.position.skipped + 1
         if not measured["ok"]:
             self._skipped(step)
@@ -174,6 +176,18 @@ class Log:
         row = {"flops": position.flops, "step_flops": work, "step_tokens": sum(tokens.values())}
         row |= {f"tokens/{m}": n for m, n in position.tokens.items()}
         return row | {f"fill/{name}": n / (streams[name].budget * self.config.data.batch) for name, n in tokens.items()}
+
+    def _collapsed(self, number: int, row: Mapping) -> None:
+        """Tells once of a stream whose predicted states have become all alike."""
+        for name in [name for name in metrics.collapsed(row) if name not in self.alike]:
+            self.alike.add(name)
+            found = {key: row[f"states/{name}/{key}"] for key in metrics.ALIKE}
+            self.writer.write("event", number, {"event": "collapsed", "stream": name} | found)
+            self.say(
+                f"warning: step {number}: the states that {name} predicts are all but alike (standard deviation "
+                f"{found['std']:.2g}, {found['rank']:.1f} directions), which is easy to predict and says nothing; "
+                f"raise streams.{name}.prediction.sigreg, or optim.ema towards 1"
+            )
 
     def _skipped(self, step: Dispatched) -> None:
         about = skipped.about(self.config, step.measured, step.batch, self.name_of, self.sources)

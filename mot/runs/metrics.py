@@ -8,6 +8,8 @@ import numpy as np
 def line(row: Mapping, modalities: Sequence[str]) -> str:
     """`text 3.21  image 1.05  4.2k tok/s  mfu 55 %` of one metrics row."""
     figures = [f"{m} {row[f'loss/{m}']:.3f}" for m in modalities if f"loss/{m}" in row]
+    if "loss/contrastive" in row:
+        figures.append(f"contrastive {row['loss/contrastive']:.3f}")
     if "tokens_per_s" in row:
         figures += [f"{row['tokens_per_s'] / 1e3:.1f}k tok/s", f"mfu {100 * row['mfu']:.0f} %"]
     return "  ".join(figures)
@@ -21,7 +23,41 @@ def of_step(measured: Mapping, modalities: Sequence[str], sources: Sequence[str]
         row["grad_norm_limit"] = limit
     sums = measured["sums"]
     row |= losses(sums["loss_sum"], sums["weight"], modalities, sources)
-    return row | routing(sums["routing"], modalities)
+    return row | contrastive(sums) | routing(sums["routing"], modalities) | spread(sums)
+
+
+def contrastive(sums: Mapping) -> dict[str, float]:
+    """Of a contrastive term, where there is one: `loss/contrastive`, nats before its weight, and `contrastive/...`.
+
+    `accuracy/a/b`: the share of parts in stream a to which their own partner in b is the nearest of the batch.
+    `temperature`, `bias`; `gap`: the distance of both streams' centroids. `pairs`; `left_out`: parts without a partner.
+    """
+    if "contrastive" not in sums:
+        return {}
+    told = sums["contrastive"]
+    row = {"contrastive/pairs": float(told.pairs), "contrastive/left_out": float(told.left_out)}
+    if not row["contrastive/pairs"]:
+        return row
+    means = {name: float(x) / row["contrastive/pairs"] for name, x in told.sums.items()}
+    return {"loss/contrastive": means.pop("loss")} | row | {f"contrastive/{name}": x for name, x in means.items()}
+
+
+ALIKE = {"std": 0.05, "rank": 1.5}  # below these predicted states are all but alike
+
+
+def spread(sums: Mapping) -> dict[str, float]:
+    """`states/<stream>/std`, `rank`: how far apart the states are that a stream predicts (`objectives/latent.py`)."""
+    return {
+        f"states/{name}/{key}": float(of_stream[key] / of_stream["count"])
+        for name, of_stream in sums.get("spread", {}).items()
+        for key in ALIKE
+    }
+
+
+def collapsed(row: Mapping) -> list[str]:
+    """The streams whose predicted states are all but alike, as a row tells."""
+    low = [key.split("/")[1] for key, x in row.items() if key.startswith("states/") and x < ALIKE[key.split("/")[2]]]
+    return list(dict.fromkeys(low))
 
 
 def losses(loss_sum_MO, weight_MO, modalities: Sequence[str], sources: Sequence[str]) -> dict[str, float]:

@@ -1,9 +1,13 @@
 """Sound to ids: each frame of a log-mel spectrogram is the nearest of K frames found by k-means.
 
-Discrete units as in HuBERT (Hsu et al. 2021), whose first round clusters spectral features, too. What is lost is the
-phase: ids give the spectrogram back, and `waveform.wave` makes a sound of it.
+Discrete units as in HuBERT (Hsu et al. 2021), whose first round clusters spectral features, too. Further layers are
+codebooks of what those before leave (residual vector quantisation, as SoundStream, 2107.03312, and SpeechTokenizer,
+2308.16692): a frame's codes add up. A clip is the ids of all its frames in the first layer, then those in the second,
+..., the order that MIO (2409.17692) found easier to learn than frame by frame. What is lost is the phase: ids give the
+spectrogram back, and `waveform.wave` makes a sound of it.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,37 +23,73 @@ from mot.tokenizers.archive import STORED
 
 BANDS = 40
 RANGE = 80  # dB: what is fainter than a clip's loudest by more is silence, as in Whisper (Radford et al. 2022)
+LAYERS = 16  # at most
 READ = (1000, 768000)  # and of a clip: what is far outside would be resampled to any size
 
 
 @dataclass(frozen=True, eq=False)
 class AudioTokenizer:
-    """Sound of `rate` samples a second, a token for every `hop` of them."""
+    """Sound of `rate` samples a second, a frame for every `hop` of them, and for each layer a token of a frame."""
 
     FORMAT: ClassVar[str] = "mot audio tokenizer 1"
     rate: int
     hop: int
-    # uint8 [K, BANDS], from RANGE dB below the clip's loudest (0) to it (255); quiet ones first
-    codes_KP: np.ndarray = field(metadata={STORED: "codes"})
+    # uint8 [K, BANDS], from RANGE dB below the clip's loudest (0) to it (255); quiet ones first. Of several layers
+    # int16 [layers, K, BANDS], the first as before, and then what a code adds to those of the layers before it.
+    codes: np.ndarray = field(metadata={STORED: "codes"})
 
     def __post_init__(self):
         check(self.rate, self.hop)
-        codebook.check(self.codes_KP, BANDS)
+        if self.codes.ndim == 2:
+            codebook.check(self.codes, BANDS)
+            return
+        if self.codes.dtype != np.int16 or self.codes.ndim != 3 or not 2 <= len(self.codes) <= LAYERS:
+            shape = f"{self.codes.dtype} {list(self.codes.shape)}"
+            raise ValueError(f"codes are {shape}; they must be int16 [2 to {LAYERS} layers, ids, {BANDS}]")
+        codebook.check(self.codes[0].clip(0, 255).astype(np.uint8), BANDS)
+        for layer_KP in self.codes:
+            codebook.check_signed(layer_KP, BANDS)
+
+    @property
+    def layers(self) -> np.ndarray:
+        """`[layers, K, BANDS]`."""
+        return self.codes[None] if self.codes.ndim == 2 else self.codes
 
     @property
     def ids(self) -> int:
-        return len(self.codes_KP)
+        """Of all layers; those of a layer follow those of the one before it."""
+        return math.prod(self.layers.shape[:2])
 
     def encode(self, wave: np.ndarray, rate: int) -> np.ndarray:
-        """int32 `[ceil(n / hop)]` of a clip, float `[samples]`, that has n samples at the tokenizer's rate.
+        """int32 `[layers * ceil(n / hop)]`, layer by layer, of a clip, float `[samples]`, that has n samples at the
+        tokenizer's rate.
 
         How loud a clip is makes no difference. Raises `ValueError` where it is empty or not finite.
         """
-        return codebook.nearest(_frames(wave, rate, self.rate, self.hop), self.codes_KP)
+        left_RP = _frames(wave, rate, self.rate, self.hop)
+        found = []
+        for layer_KP in self.layers:
+            ids_R = codebook.nearest(left_RP, layer_KP)
+            found.append(ids_R + len(found) * np.int32(len(layer_KP)))
+            left_RP = _left(left_RP, layer_KP[ids_R])
+        return np.concatenate(found)
 
     def decode(self, ids) -> np.ndarray:
-        """The spectrogram float32 `[BANDS, tokens]`, low bands first, in dB below the clip's loudest."""
-        return codebook.look_up(ids, self.codes_KP).T.astype(np.float32) * (RANGE / 255) - RANGE
+        """The spectrogram float32 `[BANDS, frames]`, low bands first, in dB below the clip's loudest.
+
+        The i-th id of each layer is of frame i; there are as many frames as ids of the first layer, and what other
+        layers have beyond these is not heard. Raises `ValueError` where there is no frame.
+        """
+        codes_RP = codebook.look_up(ids, self.layers.reshape(-1, BANDS))
+        layer_R = np.asarray(ids) // self.layers.shape[1]
+        frames = int((layer_R == 0).sum())
+        if len(codes_RP) and not frames:
+            raise ValueError(f"{len(codes_RP)} ids and none of the first layer, 0 to {self.layers.shape[1] - 1}")
+        levels = np.zeros((frames, BANDS), np.int32)
+        for layer in range(len(self.layers)):
+            of_layer = codes_RP[layer_R == layer][:frames]
+            levels[: len(of_layer)] += of_layer
+        return levels.clip(0, 255).T.astype(np.float32) * (RANGE / 255) - RANGE
 
 
 def fit_audio(
@@ -58,17 +98,42 @@ def fit_audio(
     hop: int | None = None,
     ids: int = 512,
     fewer: bool = False,
+    layers: int = 1,
 ) -> AudioTokenizer:
     """A tokenizer for clips like these (float `[samples]`, samples a second); the same from the same clips.
 
-    `hop` is 20 ms unless told another. Raises `ValueError` where fewer frames differ than ids are asked for,
-    unless `fewer` will do.
+    `hop` is 20 ms unless told another; each layer has `ids`. Raises `ValueError` where fewer frames, or fewer of what a
+    layer leaves, differ than ids are asked for, unless `fewer` will do.
     """
     hop = rate // 50 if hop is None else hop
     check(rate, hop)
     codebook.check_ids(ids, BANDS)
     frames = codebook.sample((_frames(wave, of, rate, hop) for wave, of in clips), BANDS)
-    return AudioTokenizer(rate, hop, codebook.fit(frames, ids, f"frames of {hop} samples", fewer))
+    if layers == 1:
+        return AudioTokenizer(rate, hop, codebook.fit(frames, ids, f"frames of {hop} samples", fewer))
+    return AudioTokenizer(rate, hop, _layers(frames, ids, hop, fewer, layers))
+
+
+def _layers(frames: np.ndarray, ids: int, hop: int, fewer: bool, layers: int) -> np.ndarray:
+    """int16 `[layers, K, BANDS]`: a codebook of frames, and codebooks of what the ones before leave of them."""
+    if ids * layers * BANDS * 2 > codebook.CODES:
+        raise ValueError(f"{layers} layers of {ids} ids; at most {codebook.CODES // (2 * BANDS)} ids in all")
+    found: list[np.ndarray] = []
+    left_RP = frames
+    while len(found) < layers:
+        what = f"frames of {hop} samples" if not found else f"rests of frames after {len(found)} layers"
+        codes_KP = codebook.fit(left_RP, ids, what, fewer)
+        if len(codes_KP) < ids:  # all layers have as many, so begin again with fewer
+            ids, found, left_RP = len(codes_KP), [], frames
+            continue
+        found.append(codes_KP.astype(np.int16))
+        left_RP = _left(left_RP, codes_KP[codebook.nearest(left_RP, codes_KP)])
+    return np.stack(found)
+
+
+def _left(x_RP: np.ndarray, codes_RP: np.ndarray) -> np.ndarray:
+    """int16: what codes leave of rows."""
+    return (x_RP.astype(np.int16) - codes_RP).clip(-255, 255)
 
 
 def check(rate: int, hop: int) -> None:

@@ -1,7 +1,8 @@
 """A codebook of bytes: K codes found by k-means, and the nearest code of a row.
 
-Rows and codes are whole numbers from 0 to 255, so every distance is exact in floating point in whatever order it is
-added up: ids depend neither on the machine, nor on its threads, nor on what is looked up together.
+Rows and codes are whole numbers from 0 to 255, or from -255 to 255 where they are what another codebook left, so every
+distance is exact in floating point in whatever order it is added up: ids depend neither on the machine, nor on its
+threads, nor on what is looked up together.
 """
 
 import warnings
@@ -17,6 +18,7 @@ CODES = 1 << 23  # and the most bytes of all of them
 SAMPLE = 1 << 17  # the most rows that k-means sees,
 SAMPLED = 1 << 25  # and the most bytes of them
 _EXACT = (1 << 24) // 255**2  # so many products of two bytes add up exactly in float32
+_SIGNED = _EXACT // 3  # and of -2 x c + c^2, where both may be negative
 
 
 def sample(rows: Iterable[np.ndarray], features: int) -> np.ndarray:
@@ -48,7 +50,7 @@ def _least(kept, keys, most):
 
 
 def fit(x_RP: np.ndarray, ids: int, what: str, fewer: bool = False) -> np.ndarray:
-    """`ids` different codes, uint8 `[K, P]`, for rows uint8 `[R, P]`, in canonical order.
+    """`ids` different codes, uint8 `[K, P]`, for rows uint8 `[R, P]`, in canonical order; or both int16, signed.
 
     `what` names the rows in the `ValueError` that is raised where fewer of them differ than codes are asked for, unless
     `fewer` will do.
@@ -71,7 +73,8 @@ def fit(x_RP: np.ndarray, ids: int, what: str, fewer: bool = False) -> np.ndarra
         first_KP, _ = kmeans_plusplus(x_UP[some], ids, sample_weight=weights_U[some], random_state=0)
         # Lloyd's rounds: 20 came within 0.05 dB of 50. MiniBatchKMeans lost from 0.1 to 4 dB on emoji's patches.
         kmeans = KMeans(ids, init=first_KP, n_init=1, max_iter=20, random_state=0).fit(x_UP, sample_weight=weights_U)
-    codes_KP = np.unique(np.rint(kmeans.cluster_centers_).clip(0, 255).astype(np.uint8), axis=0)
+    least = 0 if x_RP.dtype == np.uint8 else -255
+    codes_KP = np.unique(np.rint(kmeans.cluster_centers_).clip(least, 255).astype(x_RP.dtype), axis=0)
     # Codes that rounding made equal give way to the rows that the others serve worst.
     error_U = ((distinct_UP.astype(np.int32) - codes_KP[nearest(distinct_UP, codes_KP)]) ** 2).sum(1)
     worst = (-error_U).argsort(kind="stable")[: ids - len(codes_KP)]
@@ -92,7 +95,8 @@ def ordered(codes_KP: np.ndarray) -> np.ndarray:
 
 def nearest(x_RP: np.ndarray, codes_KP: np.ndarray) -> np.ndarray:
     """int32 `[R]`: the code with the least squared distance to each row, of equally near ones the lowest id."""
-    dtype = np.float32 if codes_KP.shape[1] <= _EXACT else np.float64
+    exact = _EXACT if codes_KP.dtype == np.uint8 else _SIGNED
+    dtype = np.float32 if codes_KP.shape[1] <= exact else np.float64
     codes_PK = codes_KP.T.astype(dtype)
     square_1K = (codes_PK**2).sum(0, keepdims=True)
     codes_PK = -2 * codes_PK
@@ -110,12 +114,24 @@ def check(codes_KP: np.ndarray, features: int) -> None:
     if codes_KP.dtype != np.uint8 or codes_KP.ndim != 2 or codes_KP.shape[1] != features:
         raise ValueError(f"codes are {codes_KP.dtype} {list(codes_KP.shape)}; they must be uint8 [ids, {features}]")
     check_ids(len(codes_KP), features)
+    _check_order(codes_KP)
+
+
+def check_signed(codes_KP: np.ndarray, features: int) -> None:
+    """As `check`, of int16 codes from -255 to 255."""
+    if codes_KP.shape[1] != features or np.abs(codes_KP).max(initial=0) > 255:
+        raise ValueError(f"codes are {list(codes_KP.shape)}; they must be [ids, {features}], from -255 to 255")
+    check_ids(len(codes_KP), features)
+    _check_order(codes_KP)
+
+
+def _check_order(codes_KP: np.ndarray) -> None:
     if not np.array_equal(ordered(np.unique(codes_KP, axis=0)), codes_KP):
         raise ValueError("codes are not all different and in canonical order, by sum and then by number; order them")
 
 
 def look_up(ids, codes_KP: np.ndarray) -> np.ndarray:
-    """The codes uint8 `[R, P]` of ids `[R]`; raises `ValueError` where an id has none."""
+    """The codes `[R, P]` of ids `[R]`; raises `ValueError` where an id has none."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"ids are {ids.dtype} {list(ids.shape)}; they must be whole numbers [tokens]")

@@ -139,7 +139,7 @@ class ActionVectors:
         x_CP = _vectors(x_CP, self.width, self.tokens, "a drawing")
         place = x_CP[:, :2] * self.scale
         place = (np.cumsum(place, axis=0) if self.offsets else place) + self.centre
-        return _strokes(place, x_CP[:, 2])
+        return strokes(place, x_CP[:, 2])
 
 
 def resampled(path: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,25 +148,26 @@ def resampled(path: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"a path is {path.dtype} {list(path.shape)}; it must be numbers [points, 3]: x, y, pen up")
     if not np.isfinite(path).all():
         raise ValueError("a path is not finite")
-    strokes = _strokes(path[:, :2].astype(np.float64), path[:, 2])
-    if 2 * len(strokes) > points:
+    found = strokes(path[:, :2].astype(np.float64), path[:, 2])
+    if 2 * len(found) > points:
         raise ValueError(
-            f"a drawing of {len(strokes)} strokes; {points} points hold {points // 2}; take more (--action-points)"
+            f"a drawing of {len(found)} strokes; {points} points hold {points // 2}; take more (--action-points)"
         )
-    along = [np.append(0, np.cumsum(np.hypot(*np.diff(stroke, axis=0).T))) for stroke in strokes]
+    along = [np.append(0, np.cumsum(np.hypot(*np.diff(stroke, axis=0).T))) for stroke in found]
     lengths = np.array([s[-1] for s in along])
     shares = lengths if lengths.any() else np.ones(len(along))
     ends = np.rint(np.cumsum(shares) / shares.sum() * (points - 2 * len(along))).astype(int)
     places = []
     pen = np.full(points, -1.0)
-    for stroke, s, k in zip(strokes, along, 2 + np.diff(ends, prepend=0), strict=True):
+    for stroke, s, k in zip(found, along, 2 + np.diff(ends, prepend=0), strict=True):
         at = np.linspace(0, s[-1], k)
         places.append(np.column_stack([np.interp(at, s, stroke[:, 0]), np.interp(at, s, stroke[:, 1])]))
     pen[np.cumsum([len(x) for x in places]) - 1] = 1
     return np.concatenate(places), pen
 
 
-def _strokes(place: np.ndarray, pen: np.ndarray) -> list[np.ndarray]:
+def strokes(place: np.ndarray, pen: np.ndarray) -> list[np.ndarray]:
+    """Places `[n, 2]` by stroke; pen `[n]` is above 0 at the last of each."""
     ends = np.flatnonzero(pen[:-1] > 0) + 1
     return np.split(place, ends)
 

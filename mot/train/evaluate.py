@@ -113,7 +113,8 @@ def held_out(
         np.add.at(bytes_O, tokens.source, np.where(is_predicted, sources.byte_lengths[tokens.target], 0))
     # Each process has some of the rows; those that share rows count them once.
     bytes_O = np.asarray(sharding.sum_over_processes(bytes_O, config, mesh))
-    if not np.asarray(sharding.sum_over_processes(np.array(predicted), config, mesh)).any():
+    predicts = np.asarray(sharding.sum_over_processes(np.array(predicted), config, mesh)).any()
+    if not predicts and not config.objective.contrastive.kind:
         raise UserError("the held-out batches hold nothing to predict; prepare data with a larger --held-out")
     return [sharding.to_global(p.batch, config, mesh) for p in packed], bytes_O
 
@@ -122,12 +123,12 @@ def make_sums(config: Config, sources: int) -> Sums:
     """`(params, batch, causal) ->` the batch's losses and weights, and what its routers did."""
 
     def sums(params, batch, causal):
-        noised = losses.noised(batch, config, SEED)
+        noised = losses.noised(batch, config, SEED, params)
         output = transformer.forward(params, noised.batch, config, causal=causal)
         Z_M = losses.totals(batch, config)
         of_losses = losses.loss(params, output, noised, Z_M, config, sources)[1]
         of_routers = {name: jax.tree.map(lambda x: x.sum(1), r) for name, r in output.routing.items()}
-        return of_losses | {"routing": of_routers}
+        return of_losses | {"routing": of_routers}  # and of a contrastive term, where there is one
 
     return sums
 
@@ -148,7 +149,7 @@ def report(config: Config, sources: Sources, bytes_O: np.ndarray, total_sums: Ca
     modalities = config.modalities
     sums = total_sums(causal=False)
     row = metrics.losses(sums["loss_sum"], sums["weight"], modalities, sources.names)
-    row |= metrics.routing(sums["routing"], modalities)
+    row |= metrics.contrastive(sums) | metrics.routing(sums["routing"], modalities) | metrics.spread(sums)
     if sums["routing"]:
         row["experts"] = metrics.loads(sums["routing"], modalities)
     if not config.causal:  # the losses above saw later tokens; these are what generation will be like

@@ -21,7 +21,7 @@ from mot.objectives import losses
 from mot.runs import metrics, provenance, rundir, written
 from mot.train import guard, restore
 from mot.train.state import State
-from mot.train.step import jitted, jitter_key, make_gradients, microbatches
+from mot.train.step import dropout_key, jitted, jitter_key, make_gradients, microbatches
 
 
 class Leaf(NamedTuple):
@@ -166,8 +166,9 @@ def _make_parts(config: Config, sources: int) -> Callable[[State, Batch], tuple]
 
         def of_microbatch(batch_and_key) -> list[losses.TokenLosses]:
             microbatch, key = batch_and_key
-            noised = losses.noised(microbatch, config, state.updates)
-            output = transformer.forward(state.params, noised.batch, config, key)
+            noised = losses.noised(microbatch, config, state.updates, state.ema or state.params)
+            dropped = dropout_key(config, state)
+            output = transformer.forward(state.params, noised.batch, config, key, dropped=dropped)
             return losses.by_token(state.params, output, noised, Z_M, config)
 
         split = microbatches(batch, jitter_key(config, state), config.optim.accumulate)

@@ -1,5 +1,6 @@
 """One training step: gradients over all microbatches, and an update where the guard lets it pass (`guard.py`)."""
 
+import zlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -11,7 +12,8 @@ from mot.batches import Batch
 from mot.config import Config
 from mot.model import params, transformer
 from mot.model.router import Report
-from mot.objectives import losses
+from mot.objectives import balance, contrastive, losses
+from mot.objectives.contrastive import Sides
 from mot.train import guard
 from mot.train.state import State, state_shardings
 
@@ -74,11 +76,14 @@ def jitted(config: Config, sources: int, mesh: jax.sharding.Mesh) -> Callable:
 def make_gradients(config: Config, sources: int) -> Callable:
     """`(state, trained, frozen, batch, Z_M) -> ((loss, sums), gradients of trained)` of a whole batch."""
 
-    def loss(trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State) -> tuple:
+    def loss(
+        trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State, slopes: Sides | None
+    ) -> tuple:
         weights = params.merge(trained, frozen)
-        noised = losses.noised(microbatch, config, state.updates)
-        output = transformer.forward(weights, noised.batch, config, key)
-        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means)
+        noised = losses.noised(microbatch, config, state.updates, state.ema or weights)
+        output = transformer.forward(weights, noised.batch, config, key, dropped=dropout_key(config, state))
+        Z_M = balance.scaled(Z_M, state.balance, config)
+        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, slopes)
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
 
@@ -89,13 +94,37 @@ def make_gradients(config: Config, sources: int) -> Callable:
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         n = config.optim.accumulate
         if n == 1:
-            return value_and_grad(trained, frozen, batch, Z_M, routed, key, state)
+            return value_and_grad(trained, frozen, batch, Z_M, routed, key, state, None)
+        parts = microbatches(batch, key, n)
+        if config.objective.contrastive.kind:
+            return contrasted(value_and_grad, state, trained, frozen, parts, Z_M, routed)
 
         def of_microbatch(batch_and_key):
             microbatch, key = batch_and_key
-            return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state)
+            return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state, None)
 
-        return _accumulate(of_microbatch, microbatches(batch, key, n))
+        return _accumulate(of_microbatch, parts)
+
+    def contrasted(value_and_grad, state: State, trained: dict, frozen: dict, parts: tuple, Z_M, routed) -> tuple:
+        """With a contrastive term, which needs the embeddings of all microbatches first (2101.06983): one pass more."""
+        weights = params.merge(trained, frozen)
+
+        def embed(batch_and_key):
+            noised = losses.noised(batch_and_key[0], config, state.updates, state.ema or weights).batch
+            dropped = dropout_key(config, state)
+            output = transformer.forward(weights, noised, config, batch_and_key[1], dropped=dropped)
+            return contrastive.sides(weights, (output, output), noised, config)
+
+        term, told, of_heads, slopes = contrastive.ahead(weights["contrast"], jax.lax.map(embed, parts), config)
+
+        def of_microbatch(part_and_slopes):
+            (microbatch, key), slopes = part_and_slopes
+            return value_and_grad(trained, frozen, microbatch, Z_M, routed, key, state, slopes)
+
+        (total, sums), grads = _accumulate(of_microbatch, (parts, slopes))
+        for name in {"scale", "bias"} & grads.get("contrast", {}).keys():
+            grads["contrast"][name] += of_heads[name]
+        return (total + term, sums | {"contrastive": told}), grads
 
     return gradients
 
@@ -103,20 +132,27 @@ def make_gradients(config: Config, sources: int) -> Callable:
 def _make_update(config: Config) -> Callable:
     """`(state, trained, frozen, grads, sums, grad_norm) -> state` one step later."""
     optimiser = optim.make(config)
-    decay = config.optim.ema
+    o = config.optim
 
-    def average(mean, weight):
-        # What does not move has itself as its average, to the bit.
-        return jnp.where(mean == weight, mean, decay * mean + (1 - decay) * weight)
+    def averages(means: dict, weights: dict, updates) -> dict:
+        # A decay that rises does so in equal steps (2301.08243).
+        decay = o.ema + (o.ema_end - o.ema) * jnp.minimum(updates / config.run.steps, 1) if o.ema_end else o.ema
+
+        def average(mean, weight):
+            # What does not move has itself as its average, to the bit.
+            return jnp.where(mean == weight, mean, decay * mean + (1 - decay) * weight)
+
+        return jax.tree.map(average, means, weights)
 
     def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict, grad_norm) -> State:
         updates, opt = optimiser.update(grads, state.opt, trained)
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
-        weights = _balanced(weights, sums["routing"], config)
-        ema = jax.tree.map(average, state.ema, weights) if decay else {}
+        weights = contrastive.clamped(_balanced(weights, sums["routing"], config), config)
+        ema = averages(state.ema, weights, state.updates) if o.ema else {}
         means = running_means(state.means, sums["streams"])
         norms = guard.with_norm(state.norms, grad_norm, state.updates)
-        return State(weights, opt, ema, state.updates + 1, means, norms)
+        to_target = balance.after(state.balance, sums["loss_sum"], sums["weight"], config)
+        return State(weights, opt, ema, state.updates + 1, means, norms, to_target)
 
     return update
 
@@ -153,6 +189,14 @@ def jitter_key(config: Config, state: State) -> jax.Array | None:
     if not any(experts.jitter for experts in (*config.attn.values(), *config.ffn.values())):
         return None
     return jax.random.fold_in(jax.random.key(config.model.seed), state.updates)
+
+
+def dropout_key(config: Config, state: State) -> jax.Array | None:
+    """Of what this step drops; None without dropout. It is one for all microbatches: each token has its own of it."""
+    if not config.model.dropout:
+        return None
+    key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"dropout"))
+    return jax.random.fold_in(key, state.updates)
 
 
 def microbatches(batch: Batch, key: jax.Array | None, n: int) -> tuple[Batch, jax.Array | None]:

@@ -36,9 +36,10 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
     source's FFN (or QKV and O), or from its slice of it in turn where experts are narrower. What the source lacks, as a
     router, begins as always, and so do causal routers. `init.noise` times a matrix's own root mean square is added to
     every copy but the first. Where `init.match` names some parameters, the others begin as always.
-    Raises `UserError` where shapes or the multipliers of a transfer do not fit, and where nothing matches, or nothing
-    that matches is in the source.
+    Raises `UserError` where shapes, the block's options or the multipliers of a transfer do not fit, and where nothing
+    matches, or nothing that matches is in the source.
     """
+    _refuse_other_block(source, target)
     origin = _Source(source, params.paths(trained), params.table(source))
     specs = params.table(target)
     chosen = _chosen(specs, target.init.match)
@@ -65,6 +66,18 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
             f"parameter; it has {', '.join([*origin.arrays][:3])}, ...; match others, or write ''"
         )
     return params.nest(result)
+
+
+BLOCK = ("activation", "norm_offset", "embed_scale")  # keys of model that say what a block makes of its weights
+
+
+def _refuse_other_block(source: Config, target: Config) -> None:
+    """`UserError` where weights would mean something else here."""
+    pairs = {key: (getattr(source.model, key), getattr(target.model, key)) for key in BLOCK}
+    if unlike := [
+        f"model.{key}: {ours!r}, there it is {theirs!r}" for key, (theirs, ours) in pairs.items() if ours != theirs
+    ]:
+        raise UserError(f"init.run: the weights there mean something else here: {'; '.join(unlike)}; write the same")
 
 
 def _chosen(specs: params.Table, match: str) -> list[str]:

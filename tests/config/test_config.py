@@ -75,6 +75,7 @@ TABLE = [
         "streams.image.ffn: 32, but it shares its FFN tower with text",
         "set both alike or untie towers.ffn.image",
     ),
+    (set_("objective.common_target", 1.0), "objective.common_target: 1.0; must be at least 0 and below 1", "lower it"),
     (set_("towers.attn.image", "0-2 image"), "towers.attn.image: '0-2 image'; a tower is named by a stream", "choose"),
     (set_("towers.attn.image", "0:2 image 2:4 text"), "towers.attn.image: '0:2 image 2:4 text' is neither", "mend it"),
     (
@@ -285,8 +286,12 @@ OF_VECTORS = [
     (set_("streams.image.first_id", 9), "streams.image.ids, first_id: 0, 9, but", "write 0, 0"),
     (set_("streams.image.latent", -1), "streams.image.latent: -1", "0 or more"),
     (set_("streams.text.objective", "flow"), "streams.text.objective: 'flow', but its tokens are 12 ids", "latent=P"),
-    (set_("streams.image.objective", "next_token"), "streams.image.objective: 'next_token'", "flow, x, ddpm, none"),
-    (set_("streams.image.objective", "eps"), "streams.image.objective: 'eps'", "flow, x, ddpm, none"),
+    (
+        set_("streams.image.objective", "next_token"),
+        "streams.image.objective: 'next_token'",
+        "flow, x, ddpm, latent, none",
+    ),
+    (set_("streams.image.objective", "eps"), "streams.image.objective: 'eps'", "x, ddpm, latent, none"),
     (
         set_("streams.image.diffusion.time_distribution", "cosine"),
         "streams.image.diffusion.time_distribution: 'cosine'",

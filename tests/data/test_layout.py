@@ -19,18 +19,17 @@ def test_embedded_documents_are_written_so(setting, tokens):
     c = resolve(setting.get_config("size=smoke"), embedded.faults)
     format = layout.of(c)
     assert format == Format("text", 1, 2, (0, 1, 2, 3, 4), (Medium("image", 3, 4, tokens),))
-    caption, pixels, is_vector = [40, 41, 42], np.arange(64) % 17, tokens == embedded.PATCHES
-    image = Stretch("image", embedded.patches(pixels) if is_vector else pixels)
-    made = embedded._vectors if is_vector else embedded._ids
-    for image_first in (False, True):
-        want = made(0, 0, caption, pixels, image_first)
-        parts = [Stretch("text", np.array(caption)), image]
-        got = layout.document(parts[::-1] if image_first else parts, c, format, "")
+    drawn, read = (source.documents for source in embedded.load(c)[0].all[1:])
+    pixels = embedded.labelled(embedded.load(c)[0])[0][0]
+    image = Stretch("image", embedded.patches(pixels) if tokens == embedded.PATCHES else pixels)
+    caption = Stretch("text", drawn[0].token[1 : drawn[0].token.tolist().index(3)])
+    for want, parts in ((drawn[0], [caption, image]), (read[0], [image, caption])):
+        got = layout.document(parts, c, format, "")
         np.testing.assert_array_equal(got.token, want.token[:-1])
         np.testing.assert_array_equal(got.stream, want.stream[:-1])
         np.testing.assert_array_equal(got.unit > 0, want.unit[:-1] > 0)
-        if is_vector:
-            np.testing.assert_array_equal(got.values[1], want.values[1])
+        for s, x in want.values.items():
+            np.testing.assert_array_equal(got.values[s], x)
 
 
 def dataset(folder, **tokenizers):

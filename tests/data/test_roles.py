@@ -1,14 +1,18 @@
 """What tokens of a document are to each other, written into its integers, and packed."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mot import batches
-from mot.config import ConfigError
-from mot.data import packing
-from tests.support import vectors
+from mot.config import ConfigError, resolve
+from mot.data import packing, records
+from tests.oracles import reference
+from tests.support import twofold, vectors
 
 C = vectors.make()
 TEXT, IMAGE, SOUND = 0, 1, 2
@@ -196,7 +200,7 @@ def test_a_dropped_unit_is_a_segment_of_its_own_and_the_rest_stays():
 def test_a_dropped_noised_copy_leaves_its_clean_one():
     c = changed(NEVER, image=dict(drop_rate=0.5))
     d = vectors.alone_at(c, vectors.document(7, "tIt"))
-    np.testing.assert_array_equal(d.alone, d.private)
+    np.testing.assert_array_equal(d.alone > 0, d.private)
     batch = vectors.pack(c, [[d]])
     batches.check(batch)
     image, text = batch["image"].segment[0], batch["text"].segment[0]
@@ -215,7 +219,7 @@ def test_drops_come_at_their_rate_vary_with_the_number_and_spare_what_text_reads
     assert abs(np.mean(others) - 0.1) < 0.03
     both = changed(c, image=dict(drop_rate=0.3))
     two = [vectors.assign(both, vectors.document(7, "II"), number) for number in range(2000)]
-    two = np.array([x.alone[x.private][[0, 4]] for x in two])
+    two = np.array([x.alone[x.private][[0, 4]] > 0 for x in two])
     np.testing.assert_allclose(np.cov(two.T), [[0.21, 0], [0, 0.21]], atol=0.03, err_msg="units are drawn apart")
     again = [vectors.assign(c, d, number).alone.any() for number in range(100)]
     np.testing.assert_array_equal(again, drawn[:100])
@@ -283,3 +287,143 @@ def test_check_finds_what_is_wrong(field, where, value, says):
     batches.check(vectors.batch(C))
     with pytest.raises(ValueError, match=says):
         batches.check(broken(field, where, value))
+
+
+def runs(c, d):
+    """A document with its roles as `sees_by_runs` takes it, and who sees whom by the batch's integers."""
+    batch = vectors.pack(c, [[d]])
+    batches.check(batch)
+    info = batches.Info(
+        *(np.concatenate([x[0] for x in xs]) for xs in zip(*(t.info for t in batch.values()), strict=True))
+    )
+    order = np.argsort(info.position)[: len(d.token)]
+    sees = np.asarray(batches.visible(*[batches.Info(*(x[order] for x in info))] * 2))
+    latent = np.isin(d.stream, list(d.values))
+    kind = np.where(d.private, "noised", np.where(latent, "vectors", "ids"))
+    number = np.where(latent, d.unit, 0) * 2 + d.private  # ids of any streams are one run, and each copy is one
+    begins = [0, *(np.flatnonzero(np.diff(number)) + 1), len(kind)]
+    return [(str(kind[a]), b - a) for a, b in itertools.pairwise(begins)], sees
+
+
+def test_a_picture_is_drawn_before_it_is_read():
+    """BAGEL's order: the noised copy, which nothing else sees, its clean copy, then what later words read."""
+    rules = [twofold.rule("drawn,seen", "middle"), twofold.rule("drawn", "last"), twofold.rule("seen")]
+    c = twofold.make(rules, names=("seen", "drawn"))
+    layout = twofold.layout(c)
+    d = records.render(twofold.record("ItIt"), layout, 0, 0)
+    names = [list(c.streams)[s] for s in d.stream]
+    assert [name for name, _ in itertools.groupby(names)] == ["text", "seen", "text", "drawn", "seen", "text"]
+    made = vectors.assign(c, d)
+    seen, drawn = (list(c.streams).index(name) for name in ("seen", "drawn"))
+    copies = made.private[made.stream == drawn]
+    assert copies.tolist() == [True] * 3 + [False] * 3
+    np.testing.assert_array_equal(made.noise, made.private)
+    np.testing.assert_array_equal(made.weight[made.stream == drawn], copies)
+    assert not made.weight[made.stream == seen].any()
+    _, sees = runs(c, made)
+    noised, clean = (
+        np.flatnonzero((made.stream == drawn) & (made.private == is_noised)) for is_noised in (True, False)
+    )
+    read = np.flatnonzero((made.stream == seen) & (made.unit != made.unit[1:].min()))
+    read = read[read > clean.max()]
+    words = np.flatnonzero(np.arange(len(d.token) + 3) > read.max())
+    assert sees[np.ix_(read, clean)].all()
+    assert sees[np.ix_(words, read)].all()
+    assert not sees[np.ix_(noised, [*clean, *read])].any()
+    assert not sees[np.ix_([*clean, *read, *words], noised)].any()
+
+
+parts = st.text("tI", min_size=1, max_size=6)
+APPEARANCES = st.sampled_from(["drawn", "drawn:input", "seen", "codes"])
+streams = st.lists(APPEARANCES, min_size=1, max_size=3, unique_by=lambda s: s.partition(":")[0])
+
+
+@st.composite
+def rules(draw):
+    named = draw(streams)
+    learns = [s for s in named if s == "drawn"]
+    place = draw(st.sampled_from(["", "first", "middle", "last", "only"]))
+    return twofold.rule(
+        ",".join(learns + [s for s in named if s not in learns]), place, draw(st.sampled_from(["", "a", "b"]))
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(parts, st.lists(rules(), max_size=3), st.sampled_from(["both", "noised"]), st.sampled_from(["a", "b"]))
+def test_units_appear_as_the_rules_say_and_see_what_came_before(document, some, copies, name):
+    c = twofold.make(some, copies)
+    d = records.render(twofold.record(document), twofold.layout(c, name), 0, 0)
+    want = []
+    for i, part in enumerate(document):
+        place = reference.place_of_unit(list(document), i)
+        matching = [r["streams"] for r in some if r["place"] in ("", place) and r["source"] in ("", name)]
+        want.append("text" if part == "t" else (matching or ["drawn,codes,seen"])[0])
+    names = list(c.streams)
+    got = []
+    for (unit, stream), tokens in itertools.groupby(zip(d.unit, d.stream, d.given, strict=True), lambda x: x[:2]):
+        if unit:
+            got.append(names[stream] + ":input" * int(next(tokens)[2]))
+    assert got == [s for w in want if w != "text" for s in w.split(",")]
+    told, sees = runs(c, vectors.assign(c, d))
+    np.testing.assert_array_equal(sees, reference.sees_by_runs(told))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(parts, min_size=1, max_size=4), st.lists(rules(), max_size=3))
+def test_a_plan_counts_what_is_read(documents, some):
+    """Tokens by stream from lengths alone, whole and piece by piece, are those of the document."""
+    c = twofold.make(some)
+    source = twofold.source(c, [twofold.record(parts, seed) for seed, parts in enumerate(documents)])
+    for i in range(source.count):
+        d = source.read(i)  # raises where `lengths` says otherwise
+        cuts = source.cuts(i)
+        np.testing.assert_array_equal(cuts[-1], [len(d.token), *source.lengths(i)])
+        for end, *by_stream in cuts.tolist():
+            np.testing.assert_array_equal(np.bincount(d.stream[:end], minlength=len(c.streams)), by_stream)
+            assert end == len(d.token) or d.unit[end] == 0, "no unit is cut"
+    np.testing.assert_array_equal(source.totals(), sum(source.lengths(i) for i in range(source.count)))
+
+
+def test_a_rule_may_ask_for_what_a_dataset_lacks():
+    c = twofold.make([twofold.rule("drawn,seen")])
+    source = twofold.source(c, [twofold.record("tI", of=("image", "latents")), twofold.record("I", of=("image",))])
+    assert source.lengths(0).tolist() == [7, 4, 3, 0]  # by stream: text, codes, drawn, seen
+    assert [source.read(i).unit.max() for i in (0, 1)] == [5, 1]
+
+
+@pytest.mark.parametrize(
+    ("of", "says"),
+    [
+        (("image_vectors", "image"), "image_vectors that follow no image"),
+        (("image", "latents", "latents"), "latents twice for one image"),
+    ],
+)
+def test_a_partner_that_is_missing_is_told(of, says):
+    with pytest.raises(ValueError, match=says):
+        records.render(twofold.record("tI", of=of), twofold.layout(twofold.make()), 0, 0)
+
+
+FAULTS = [
+    (lambda c: c.data.update(roles=(twofold.rule("drawm"),)), "data.roles[0].streams: 'drawm'; allowed: codes"),
+    (lambda c: c.data.update(roles=(twofold.rule("seen:output"),)), "data.roles[0].streams: 'seen:output'; allowed"),
+    (lambda c: c.data.update(roles=(twofold.rule("seen,seen"),)), "data.roles[0].streams: 'seen,seen'; must be of one"),
+    (lambda c: c.data.update(roles=(twofold.rule("seen,drawn"),)), "data.roles[0].streams: 'seen,drawn'; drawn would"),
+    (lambda c: c.data.update(roles=(twofold.rule("seen", "end"),)), "data.roles[0].place: 'end'; allowed: '', first"),
+    (lambda c: c.data.update(roles=(twofold.rule("seen", "", "c"),)), "data.roles[0].source: 'c'; allowed: '', a, b"),
+    (lambda c: c.streams.seen.update(representation="latents"), "streams.seen.representation: 'latents', also that of"),
+    (
+        lambda c: c.streams.drawn.diffusion.update(copies="noised") or c.data.update(blocks="document"),
+        "data.blocks: 'd",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "begins"), FAULTS, ids=[begins for _, begins in FAULTS])
+def test_bad_rules_are_told(change, begins):
+    tree = twofold.tree(names=("codes", "drawn") if "blocks" in begins else ("codes", "seen", "drawn"))
+    change(tree)
+    if "also that" in begins:
+        tree.streams.drawn.latent = 2
+    with pytest.raises(ConfigError) as error:
+        resolve(tree)
+    assert [fault.startswith(begins) for fault in error.value.faults] == [True], error.value.faults

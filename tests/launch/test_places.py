@@ -51,7 +51,7 @@ def mot(site, folder, *args):
 
 
 def test_a_wheel_holds_every_package_and_takes_one_name():
-    everywhere = {"mot", "mot.configs", "mot.launch", "mot.launch.targets", "mot.scaling"}
+    everywhere = {"mot", "mot.configs", "mot.configs.recipes", "mot.launch", "mot.launch.targets", "mot.scaling"}
     folders = {p.parent for p in (ROOT / "mot").rglob("*.py")}
     assert all((folder / "__init__.py").exists() for folder in folders)
     everywhere |= {".".join(folder.relative_to(ROOT).parts) for folder in folders}

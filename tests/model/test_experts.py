@@ -126,12 +126,15 @@ def test_rematerialisation_changes_nothing_with_experts():
     assert examples.leaf_error(run(remat="block", scan=True), run()) < 1e-5
 
 
-def test_equal_experts_with_weights_of_one_equal_dense():
-    """Copies of one FFN, whose weights add up to 1, are that FFN, whatever the router says."""
-    dense = examples.make("dense")
+@pytest.mark.parametrize("choices", [{}, {"activation": "geglu", "qkv_bias": True}])
+def test_equal_experts_with_weights_of_one_equal_dense(choices):
+    """Copies of one FFN, or of QKV and O, whose weights add up to 1, are that one, whatever the router says."""
+    dense = examples.make("dense", **choices)
     weights, batch = examples.weights(dense), examples.batch()
-    tree = examples.tree("dense")
+    tree = examples.tree("dense", **choices)
     tree.ffn.text = moe(4, width=24, active=2, normalise=True)
+    if choices:
+        tree.attn.text = moe(2, active=2, normalise=True)
     routed = resolve(tree)
     grown = upcycle.weights(dense, weights, routed)
 
@@ -139,6 +142,13 @@ def test_equal_experts_with_weights_of_one_equal_dense():
         return in_document_order(jax.jit(lambda w: transformer.forward(w, batch, c).hidden)(w))
 
     np.testing.assert_allclose(run(routed, grown), run(dense, weights), atol=1e-5)
+
+
+def test_weights_of_a_block_that_computes_otherwise_are_refused():
+    source = examples.make("dense")
+    target = examples.make("mot", norm_offset=True, activation="geglu")
+    with pytest.raises(UserError, match=r"activation: 'geglu', there it is 'swiglu'; model\.norm_offset: True"):
+        upcycle.weights(source, examples.weights(source), target)
 
 
 def test_a_single_set_of_qkv_and_o_for_each_modality_is_mot_where_the_router_tells_modalities_apart():

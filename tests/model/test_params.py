@@ -132,6 +132,35 @@ def test_mup_of_a_tied_embedding_of_heads_and_of_depth():
         np.testing.assert_allclose(spec[block + last].std, 2**0.5 * transferred()[block + last].std)
 
 
+def test_mup_of_a_scaled_embedding_enters_and_leaves_as_without():
+    """Width 16 of base 4, so r = 4: what enters is std * sqrt(width), a logit is std * multiplier."""
+
+    def embedding(**choices):
+        tree = examples.tree("dense", tied=True, **choices)
+        tree.optim.update(transfer="mup", base_width=4)
+        return params.table(resolve(tree))["embed/tokens"]
+
+    plain, scaled = embedding(), embedding(embed_scale=True)
+    base = 4**0.5  # the root by which the base's embedding is multiplied
+    np.testing.assert_allclose(scaled.std * 16**0.5, plain.std * base)
+    np.testing.assert_allclose(scaled.std * scaled.multiplier, plain.std * plain.multiplier)
+    np.testing.assert_allclose(scaled.lr * 16**0.5, plain.lr * base)
+    np.testing.assert_allclose(scaled.lr * scaled.multiplier, plain.lr * plain.multiplier)
+
+
+def test_options_of_the_block_have_their_rows():
+    """GELU has no row; norms begin at 0 where they multiply by 1 + w; biases begin at 0, split as their heads are."""
+    plain = params.table(examples.make())
+    table = params.table(examples.make(activation="geglu", norm_offset=True, embed_scale=True, qkv_bias=True))
+    new = {path: spec for path, spec in table.items() if path not in plain}
+    assert {params.parse(path).weight for path in new} == {"q_bias", "k_bias", "v_bias"}
+    k = table["blocks/main/attn/image/k_bias"]
+    assert (k.shape, k.axes, k.std, k.fill) == ((2, 2, 8), ("layer", "kv_heads", "head"), None, 0)
+    changed = {path for path, spec in plain.items() if table[path] != spec}
+    assert changed == {path for path in plain if "norm" in path}
+    assert {table[path].fill for path in changed} == {0}
+
+
 def test_towers_of_other_widths_have_other_rates():
     tree = vectors.tree("mot", 32)
     tree.optim.update(transfer="mup", base_width=16)

@@ -91,7 +91,8 @@ def forward(x_BCD, w, spec, real, position, modality, how, causal=False):
     experts = {name: w[name] for name in ("w1", "w2", "w3")}
     most = router.most_choices(spec, x_BCD.shape[1], causal)
     rows = x_BCD.reshape(-1, x_BCD.shape[-1])
-    y_RD, _ = dispatch.apply_experts(ffn_of_experts, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
+    of_experts = functools.partial(ffn_of_experts, activation="swiglu")
+    y_RD, _ = dispatch.apply_experts(of_experts, rows, experts, choice, x_BCD.shape[0], most, how, ALONE)
     return y_RD.reshape(x_BCD.shape), report
 
 

@@ -17,6 +17,7 @@ def oracle_states(c, flat, batch):
     stream = np.repeat(np.arange(len(batch)), [t.token.shape[1] for t in batch.values()])
     m = c.model
     o = dict(layers=m.layers, eps=m.norm_eps, theta=m.rope_theta, norm=m.norm, qk_norm=m.qk_norm)
+    o |= dict(activation=m.activation, offset=int(m.norm_offset), scaled=m.embed_scale)
     towers = {x: getattr(c.towers, x) for x in ("attn", "ffn", "norm")}
     rows = []
     for b in range(tokens.token.shape[0]):
@@ -35,6 +36,7 @@ def oracle_states(c, flat, batch):
         ("mot_ffn", {"qk_norm": "none", "attention": "reference"}),
         pytest.param("mot_attn_ffn", {"tied": True}, marks=pytest.mark.slow),
         ("loo_image", {"scan": True}),
+        ("mot", {"activation": "geglu", "norm_offset": True, "embed_scale": True, "qkv_bias": True, "tied": True}),
     ],
 )
 def test_grouped_streams_equal_a_per_token_masked_select(arch, choices):

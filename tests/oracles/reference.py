@@ -64,8 +64,10 @@ def states(flat, row, towers, streams, o):
 
     flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
     [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by layer; o:
-    layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, and walls, pairs of
-    streams (queries, keys); where towers are by layer also places, each layer's stack and its number in it.
+    layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of
+    streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; where they
+    are, activation (geglu), offset (of norms), scaled (embeddings), and places, each layer's stack and its number in it
+    where towers are by layer.
     """
     by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
     places = o.get("places") or [("main", i) for i in range(o["layers"])]
@@ -79,11 +81,21 @@ def states(flat, row, towers, streams, o):
             result = jnp.where(of[s].reshape(-1, *(1,) * (y.ndim - 1)), y, result)
         return result
 
+    def rms_norm(x, w):
+        return rms(x, w + o.get("offset", 0), o["eps"])
+
+    def activation(x):
+        if o.get("activation") == "geglu":
+            return 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        return jax.nn.silu(x)
+
     see = visible(row["position"], row["segment"], row["span"], row["private"])
     x, condition = {}, {}
     for s in streams:
         if s not in row.get("value", {}):
             x[s] = flat["embed/tokens"][row["token"]]
+            if o.get("scaled"):
+                x[s] = x[s] * np.sqrt(x[s].shape[1])
             continue
         x[s] = row["value"][s] @ flat[f"latent/{s}/in"]
         if time[s] == "add":
@@ -97,7 +109,7 @@ def states(flat, row, towers, streams, o):
             return flat[f"blocks/{stack}/{component}/{by_layer[i][component][s]}/{name}"][number]
 
         def norm(x, name, w=w):
-            ys = {s: rms(x[s], w("norm", s, name), o["eps"]) for s in streams}
+            ys = {s: rms_norm(x[s], w("norm", s, name)) for s in streams}
             for s, c in condition.items():
                 scale, shift = jnp.split(c @ w("norm", s, f"{name}_ada"), 2, axis=1)
                 ys[s] = ys[s] * (1 + scale) + shift
@@ -105,8 +117,10 @@ def states(flat, row, towers, streams, o):
 
         def project(x, name, s, w=w):
             y = jnp.einsum("td,dnh->tnh", x, w("attn", s, f"w{name}"))
+            if f"blocks/{places[0][0]}/attn/{by_layer[0]['attn'][s]}/{name}_bias" in flat:
+                y = y + w("attn", s, f"{name}_bias")[None]
             if name != "v" and o["qk_norm"] == "rms":
-                y = rms(y, w("attn", s, f"{name}_norm"), o["eps"])
+                y = rms_norm(y, w("attn", s, f"{name}_norm"))
             if name != "v" and o["qk_norm"] == "layer":
                 y = layer(y, w("attn", s, f"{name}_norm"), w("attn", s, f"{name}_norm_bias"), o["eps"])
             return y if name == "v" else rope(y, row["rope_position"], o["theta"])
@@ -126,14 +140,15 @@ def states(flat, row, towers, streams, o):
 
         def ffn(x, w=w):
             def gate(s):
-                return jax.nn.silu(x[s] @ w("ffn", s, "w1"))
+                return activation(x[s] @ w("ffn", s, "w1"))
 
             return {s: (gate(s) * (x[s] @ w("ffn", s, "w3"))) @ w("ffn", s, "w2") for s in streams}
 
         for f, name in ((attend, "attn"), (ffn, "ffn")):
             ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
-            x = {s: x[s] + ys[s] for s in streams}
-    return {s: rms(x[s], flat[f"final_norm/{by_layer[-1]['norm'][s]}/scale"], o["eps"]) for s in streams}
+            kept = o["kept"][i][name] if "kept" in o else 1
+            x = {s: x[s] + kept * ys[s] for s in streams}
+    return {s: rms_norm(x[s], flat[f"final_norm/{by_layer[-1]['norm'][s]}/scale"]) for s in streams}
 
 
 def hidden(flat, row, towers, streams, o):
@@ -204,3 +219,167 @@ def muon(gradient, steps=5):
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return 0.2 * max(x.shape) ** 0.5 * x
+
+
+def place_of_unit(kinds: list, i: int) -> str:
+    """Of unit i of a document of these modalities: does another come before it, and does another come after?"""
+    before = any(kind != kinds[i] for kind in kinds[:i])
+    after = any(kind != kinds[i] for kind in kinds[i + 1 :])
+    return {(False, False): "only", (False, True): "first", (True, False): "last", (True, True): "middle"}[
+        before, after
+    ]
+
+
+def sees_by_runs(runs: list[tuple[str, int]]) -> np.ndarray:
+    """`[T, T]` bool: who sees whom in one document, given as runs `(kind, tokens)` in document order.
+
+    Kinds are ids (which see what came before), vectors (which also see all of their own run) and noised (vectors that
+    nobody else sees).
+    """
+    kind = [k for k, n in runs for _ in range(n)]
+    run = [i for i, (_, n) in enumerate(runs) for _ in range(n)]
+    sees = np.zeros((len(kind), len(kind)), bool)
+    for q in range(len(kind)):
+        for k in range(len(kind)):
+            if run[q] == run[k]:
+                sees[q, k] = kind[q] != "ids" or k <= q
+            else:
+                sees[q, k] = run[k] < run[q] and kind[k] != "noised"
+    return sees
+
+
+def parts(states, batch, pools):
+    """What stands for each document's part in each stream of `pools`: {(row, source, doc_id): {stream: [D]}}.
+
+    states: stream -> [B, C, D]; batch: stream -> field -> [B, C]; pools: stream -> mean, last or a token's id.
+    """
+    found = {}
+    for name, pool in pools.items():
+        fields = batch[name]
+        members = {}
+        for r, row in enumerate(np.asarray(fields["segment"])):
+            for i in np.flatnonzero(row):
+                key = (r, int(fields["source"][r][i]), int(fields["doc_id"][r][i]))
+                if not fields["private"][r][i]:
+                    members.setdefault(key, []).append(i)
+        for key, tokens in members.items():
+            chosen = {"mean": tokens, "last": tokens[-1:]}.get(pool)
+            if chosen is None:
+                chosen = [i for i in tokens if fields["token"][key[0]][i] == int(pool)]
+            if chosen:
+                total = sum(states[name][key[0], i] for i in chosen)
+                found.setdefault(key, {})[name] = total / len(chosen)
+    return found
+
+
+def contrastive(states, batch, pools, weights, kind, skip_equal=False):
+    """The loss of all documents with a part in both streams: of each pair of them by itself. `weights` has scale, bias,
+    and by stream a projection."""
+    names = list(pools)
+    whole = [(key, found) for key, found in parts(states, batch, pools).items() if len(found) == 2]
+    x, y = ([found[name] @ weights[name] for _, found in whole] for name in names)
+    x, y = ([v / jnp.sqrt((v**2).sum()) for v in side] for side in (x, y))
+
+    def ids(key, name):
+        fields, (r, source, doc_id) = batch[name], key
+        mine = (fields["segment"][r] != 0) & (fields["source"][r] == source) & (fields["doc_id"][r] == doc_id)
+        return tuple(np.asarray(fields["token"][r])[np.asarray(mine)])
+
+    def compared(i, j):
+        return i == j or not skip_equal or ids(whole[i][0], names[0]) != ids(whole[j][0], names[0])
+
+    n = len(whole)
+    cosine = [[x[i] @ y[j] for j in range(n)] for i in range(n)]
+    logit = [[jnp.exp(weights["scale"]) * cosine[i][j] + weights["bias"] for j in range(n)] for i in range(n)]
+    total = 0.0
+    for i in range(n):
+        if kind == "sigmoid":
+            for j in range(n):
+                if compared(i, j):
+                    total += jnp.log(1 + jnp.exp(-logit[i][j] if i == j else logit[i][j]))
+        else:
+            by_row = sum(jnp.exp(logit[i][j]) for j in range(n) if compared(i, j))
+            by_column = sum(jnp.exp(logit[j][i]) for j in range(n) if compared(j, i))
+            total += (jnp.log(by_row) + jnp.log(by_column)) / 2 - logit[i][i]
+    return total / n
+
+
+def predicted(flat, name, states, seen, target, unit, rope_position, o):
+    """What a stream's predictor tells of the states of one row's targets: {token: [D]}, unit by unit.
+
+    states: {token: [D]} of those that are seen; seen, target, unit, rope_position [C]; o: layers, eps, theta, norm,
+    qk_norm.
+    """
+
+    def w(path, i=None):
+        x = flat[f"predictor/{name}/{path}"]
+        return x if i is None else x[i]
+
+    def normed(x, branch, i):
+        return rms(x, w(f"blocks/main/norm/{name}/{branch}", i), o["eps"])
+
+    found = {}
+    for u in sorted(set(unit[target])):
+        tokens = [t for t in range(len(unit)) if unit[t] == u and (seen[t] or target[t])]
+        x = jnp.stack([states[t] @ w("in") if seen[t] else w("hidden")[0] for t in tokens])
+        position = np.array([rope_position[t] for t in tokens])
+        for i in range(o["layers"]):
+            a = normed(x, "attn", i) if o["norm"] == "pre" else x
+            q, k, v = (jnp.einsum("td,dnh->tnh", a, w(f"blocks/main/attn/{name}/w{n}", i)) for n in "qkv")
+            if o["qk_norm"] == "rms":
+                q, k = (
+                    rms(y, w(f"blocks/main/attn/{name}/{n}_norm", i), o["eps"])
+                    for y, n in zip((q, k), "qk", strict=True)
+                )
+            q, k = (rope(y, position, o["theta"]) for y in (q, k))
+            mixed = attention(q, k, v, np.ones((len(tokens), len(tokens)), bool))
+            y = jnp.einsum("tnh,nhd->td", mixed, w(f"blocks/main/attn/{name}/wo", i))
+            x = x + (y if o["norm"] == "pre" else normed(y, "attn", i))
+            a = normed(x, "ffn", i) if o["norm"] == "pre" else x
+            gate = jax.nn.silu(a @ w(f"blocks/main/ffn/{name}/w1", i))
+            y = (gate * (a @ w(f"blocks/main/ffn/{name}/w3", i))) @ w(f"blocks/main/ffn/{name}/w2", i)
+            x = x + (y if o["norm"] == "pre" else normed(y, "ffn", i))
+        out = rms(x, w("final_norm"), o["eps"]) @ w("out")
+        found |= {t: y for t, y in zip(tokens, out, strict=True) if target[t]}
+    return found
+
+
+def smooth_l1(x):
+    return jnp.where(jnp.abs(x) < 1, 0.5 * x**2, jnp.abs(x) - 0.5)
+
+
+def sigreg(x, directions):
+    """Epps and Pulley's statistic of states x [N, D] along unit directions [D, S], by complex exponentials."""
+    t = np.linspace(-3, 3, 33)
+    gauss = np.exp(-(t**2) / 2)
+    total = 0.0
+    for s in range(directions.shape[1]):
+        phi = jnp.exp(1j * (x @ directions[:, s])[:, None] * t[None]).mean(0)
+        total = total + jnp.trapezoid(jnp.abs(phi - gauss) ** 2 * gauss, t)
+    return len(x) * total / directions.shape[1]
+
+
+def blocks(count, columns, draws, p):
+    """The context and target sets of a unit of so many tokens, cell by cell; draws [blocks + 1, 4] in 0..1."""
+    rows, columns = -(-count // columns), min(count, columns)
+
+    def block(draw, share, aspect):
+        area = np.float32(count) * np.float32(share[0] + (share[1] - share[0]) * draw[0])
+        ratio = np.float32(aspect[0] + (aspect[1] - aspect[0]) * draw[1])
+        height, width = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        if width > columns:
+            height = area / columns
+        elif height > rows:
+            width = area / rows
+        height, width = (int(np.clip(np.round(x), 1, most)) for x, most in ((height, rows), (width, columns)))
+        top, left = int(draw[2] * (rows - height + 1)), int(draw[3] * (columns - width + 1))
+        cells = {r * columns + c for r in range(top, top + height) for c in range(left, left + width)}
+        return {cell for cell in cells if cell < count}
+
+    context = block(draws[-1], (p["least_context"], p["most_context"]), (1, 1))
+    targets: set[int] = set()
+    for draw in draws[:-1]:
+        more = targets | block(draw, (p["least_block"], p["most_block"]), (p["least_aspect"], p["most_aspect"]))
+        if context - more:
+            targets = more
+    return context - targets, targets

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import ChameleonConfig, ChameleonModel, ChameleonVQVAEConfig, LlamaConfig, LlamaModel
+from transformers import (
+    ChameleonConfig,
+    ChameleonModel,
+    ChameleonVQVAEConfig,
+    GemmaConfig,
+    GemmaModel,
+    LlamaConfig,
+    LlamaModel,
+    Qwen2Config,
+    Qwen2Model,
+)
 
 from mot.config import resolve
 from mot.data.packing import document, pack
@@ -69,6 +79,11 @@ def ours(network, c):
         "blocks/main/norm/text/ffn": stack(lambda x: numpy(x.post_attention_layernorm.weight)),
         "final_norm/text/scale": jnp.asarray(numpy(network.norm.weight)),
     }
+    if m.qkv_bias:
+        for x, n in (("q", m.heads), ("k", m.kv_heads), ("v", m.kv_heads)):
+            flat[f"blocks/main/attn/text/{x}_bias"] = stack(
+                lambda y, x=x, n=n: numpy(getattr(y.self_attn, f"{x}_proj").bias).reshape(n, m.head_size)
+            )
     if m.qk_norm == "layer":
         for x in "qk":
             flat[f"blocks/main/attn/text/{x}_norm"] = stack(
@@ -83,7 +98,7 @@ def ours(network, c):
     return params.nest(flat)
 
 
-def agree(network, **choices):
+def agree(network, tolerance=1e-4, **choices):
     """Hidden states of a mixed document, ours in two streams, theirs in one sequence."""
     tree = examples.tree("dense", BUDGETS, layers=3, head_size=4, **choices)
     c = resolve(tree)
@@ -95,11 +110,22 @@ def agree(network, **choices):
         theirs = network(input_ids=torch.tensor(ids)[None]).last_hidden_state.numpy()
     states = jax.jit(lambda w: in_document_order(transformer.forward(w, batch, c).hidden))(ours(network, c))
     assert np.abs(theirs).max() > 1
-    np.testing.assert_allclose(states, theirs, atol=1e-4)
+    np.testing.assert_allclose(states, theirs, atol=tolerance)
 
 
 def test_llama():
     agree(shaken(LlamaModel(LlamaConfig(**SIZES))), qk_norm="none")
+
+
+def test_gemma():
+    """GELU by tanh, norms of 1 + w, embeddings times the root of the width."""
+    network = GemmaModel(GemmaConfig(**SIZES, head_dim=4, hidden_activation="gelu_pytorch_tanh"))
+    agree(shaken(network), 1e-5, qk_norm="none", activation="geglu", norm_offset=True, embed_scale=True)
+
+
+def test_qwen2():
+    """Queries, keys and values with biases."""
+    agree(shaken(Qwen2Model(Qwen2Config(**SIZES))), 1e-5, qk_norm="none", qkv_bias=True)
 
 
 @pytest.mark.parametrize(("swin", "norm"), [(False, "pre"), (True, "post")])

@@ -75,6 +75,18 @@ def test_clips_by_offsets_and_labels_by_their_names(tmp_path):
     assert spoken[1].parts[1] == Part("text", "ann says zero")
 
 
+def test_pixels_that_are_packed_eight_to_a_byte(tmp_path):
+    films = RNG.integers(0, 2, (3, 4, 8, 16), dtype=np.uint8)
+    name = np.array(["a", "b", "c"])
+    file = npz(tmp_path / "x.npz", bits=np.packbits(films, -1), name=name, ink_bits=np.packbits(films[:, 0], -1))
+    found = read(file, content=["text:name|video:bits|image:ink_bits"])
+    for i, raw in enumerate(found):
+        np.testing.assert_array_equal(raw.parts[1].content, 255 * films[i])
+        np.testing.assert_array_equal(raw.parts[2].content, 255 * films[i, 0])
+    with pytest.raises(UserError, match=r"'bits' is uint8 \[3, 4, 8, 16\]; image needs uint8"):
+        read(file, content=["image:bits"])
+
+
 def test_latents_and_strings_in_arrays(tmp_path):
     fields = {"text": np.array(["a", "b"]), "latents": RNG.normal(size=(5, 4)), "latents_offsets": np.array([0, 2, 5])}
     found = read(npz(tmp_path / "a.npz", **fields))

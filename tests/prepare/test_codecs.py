@@ -156,9 +156,11 @@ def test_every_reader_finds_a_new_modality(heat, tmp_path):
     np.savez(tmp_path / "a.npz", caption=np.array(["a", "b"]), heat=np.ones((2, 5)))
     assert [part[0] for part in good(tmp_path / "a.npz")[1]] == ["text", "heat"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no image, sound, action, latents or heat map \(.*\.npy, \.heat\.npy\) and"):
+    with pytest.raises(ValueError, match=r"no image, .*, video or heat map \(.*\.npy,.* \.heat\.npy\) and"):
         good(tmp_path / "empty", format="folder")
-    with pytest.raises(ValueError, match="the kind one of text, image, audio, action, latents, heat or a modality"):
+    with pytest.raises(
+        ValueError, match="the kind one of text, image, audio, action, latents, video, fast, heat or a modality"
+    ):
         good(lists, content=["warmth:heat"])
 
 

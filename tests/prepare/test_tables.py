@@ -110,6 +110,12 @@ def test_images_with_a_captions_file(tmp_path, name):
     assert first.parts[0].content == 'a "cat", big, train'
 
 
+def test_a_split_of_0_is_trained_on(tmp_path):
+    image = write(tmp_path / "in" / "a.png", png())
+    write_lines(tmp_path / "in" / "any.jsonl", *({"file_name": image.name, "text": "a", "split": s} for s in (0, 1)))
+    assert [r.held_out for r in read(tmp_path / "in")] == [False, True]
+
+
 def test_columns_of_a_csv(tmp_path):
     write(tmp_path / "a.png", png())
     file = write(tmp_path / "captions.csv", "path,title\na.png,A\n")

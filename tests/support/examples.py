@@ -43,13 +43,14 @@ def make(arch="mot", budgets=(24, 24), **model):
 
 
 def weights(c):
-    """Initial parameters, norms' scales shaken so that no tower is like another."""
+    """Initial parameters, norms' scales and biases shaken so that no tower is like another."""
     flat = params.paths(jax.jit(lambda: params.init(params.table(c), c.model.seed))())
 
     def shake(path, x):
-        return x * (1 + 0.3 * np.random.default_rng(len(path)).standard_normal(x.shape).astype("f"))
+        change = 0.3 * np.random.default_rng(len(path)).standard_normal(x.shape).astype("f")
+        return change if path.endswith("_bias") or c.model.norm_offset else x * (1 + change)
 
-    return params.nest({p: shake(p, x) if "norm" in p else x for p, x in flat.items()})
+    return params.nest({p: shake(p, x) if "norm" in p or p.endswith("_bias") else x for p, x in flat.items()})
 
 
 def random_document(rng, length, doc_id, spans):

@@ -44,7 +44,7 @@ def test_decoding_gives_the_spectrogram_in_decibels(fitted):
     true = audio._frames(wave, rate, 16000, 320).T * (80 / 255) - 80
     assert np.sqrt(np.mean((picture - true) ** 2)) < 6
     np.testing.assert_array_equal(fitted.encode(wave, rate), fitted.encode(wave, rate))
-    np.testing.assert_array_equal(codebook.nearest(fitted.codes_KP, fitted.codes_KP), np.arange(64))
+    np.testing.assert_array_equal(codebook.nearest(fitted.codes, fitted.codes), np.arange(64))
 
 
 def test_loudness_and_offset_make_no_difference(fitted):
@@ -127,3 +127,72 @@ def test_what_cannot_be_fitted_is_told_with_the_remedy(options, reason):
 def test_what_is_no_clip_is_a_value_error(fitted, wave, rate, reason):
     with pytest.raises(ValueError, match=reason):
         fitted.encode(wave, rate)
+
+
+@pytest.fixture(scope="module")
+def layered():
+    return audio.fit_audio(clips(), ids=16, layers=3)
+
+
+def test_each_layer_quantises_what_the_ones_before_leave_and_codes_add_up(layered):
+    one = audio.fit_audio(clips(), ids=16)
+    assert (layered.ids, one.ids, layered.codes.dtype, one.codes.dtype) == (48, 16, np.int16, np.uint8)
+    np.testing.assert_array_equal(layered.codes[0], one.codes)
+    for wave, rate in clips():
+        frames = audio._frames(wave, rate, 16000, 320).astype(int)
+        ids = layered.encode(wave, rate).reshape(3, len(frames))
+        np.testing.assert_array_equal(ids[0], one.encode(wave, rate))
+        total = np.zeros_like(frames)
+        for layer, codes in enumerate(layered.codes.astype(int)):
+            left = np.clip(frames - total, -255, 255)
+            nearest = ((left[:, None] - codes) ** 2).sum(-1).argmin(1)
+            np.testing.assert_array_equal(ids[layer] - 16 * layer, nearest)
+            total = total + codes[nearest]
+        found = layered.decode(ids.reshape(-1))
+        np.testing.assert_allclose(found, total.clip(0, 255).T * (80 / 255) - 80, atol=1e-5)
+
+
+def test_every_layer_brings_a_sound_nearer():
+    def lost(tokenizer):
+        pairs = [(audio._frames(x, of, 16000, 320).T * (80 / 255) - 80, tokenizer.encode(x, of)) for x, of in clips()]
+        return np.mean([((tokenizer.decode(ids) - true) ** 2).mean() for true, ids in pairs])
+
+    one, two, three = (lost(audio.fit_audio(clips(), ids=16, layers=n)) for n in (1, 2, 3))
+    assert three < 0.8 * two < 0.8 * 0.8 * one
+
+
+def test_a_file_of_layers_is_read_as_it_was_written_and_others_are_refused(layered, tmp_path):
+    file = tmp_path / "audio.npz"
+    archive.save(layered, file)
+    assert archive.to_bytes(archive.load(audio.AudioTokenizer, file)) == file.read_bytes()
+    for codes, why in (
+        (layered.codes[:1], "2 to 16 layers"),
+        (layered.codes.astype(np.uint8), "must be int16"),
+        (layered.codes[:, ::-1].copy(), "canonical order"),
+        (layered.codes * 3, "from -255 to 255|canonical order"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            audio.AudioTokenizer(16000, 320, codes)
+
+
+def test_ids_that_a_model_draws_in_any_order_are_heard(layered):
+    begins = layered.decode([3, 4])
+    np.testing.assert_array_equal(layered.decode([20, 3, 4, 20])[:, 1], layered.decode([4, 20])[:, 0])
+    np.testing.assert_array_equal(layered.decode([3, 4, 20, 21, 22, 23])[:, 1:], layered.decode([4, 21]))
+    assert begins.shape == (40, 2)
+    assert layered.decode(np.zeros(0, int)).shape == (40, 0)
+    with pytest.raises(ValueError, match="2 ids and none of the first layer, 0 to 15"):
+        layered.decode([20, 40])
+    with pytest.raises(ValueError, match="id 48 has no code"):
+        layered.decode([48])
+
+
+def test_layers_have_as_many_ids_as_the_rests_yield():
+    clip = (np.concatenate([tone(400, 0.5), tone(3000, 0.5)]), 16000)
+    with pytest.raises(ValueError, match=r"500 ids were asked for and only \d+ different frames"):
+        audio.fit_audio([clip], ids=500, layers=2)
+    found = audio.fit_audio([clip], ids=500, layers=2, fewer=True)
+    assert found.codes.shape[0] == 2
+    assert found.codes.shape[1] < 100
+    with pytest.raises(ValueError, match="16 layers of 9000 ids; at most 104857 ids in all"):
+        audio.fit_audio(clips(), ids=9000, layers=16)

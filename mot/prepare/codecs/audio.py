@@ -181,12 +181,13 @@ def fit(form: str, clips: Iterable[tuple[np.ndarray, int]], recipe) -> AudioToke
     if form == VECTORS:
         return vectors.fit_audio(clips, recipe.audio_rate)
     asked = recipe.audio_ids
-    return fit_audio(clips, recipe.audio_rate, ids=asked or MODALITIES["audio"].usual_ids, fewer=not asked)
+    ids = asked or MODALITIES["audio"].usual_ids
+    return fit_audio(clips, recipe.audio_rate, ids=ids, fewer=not asked, layers=recipe.audio_layers)
 
 
 def box(content: np.ndarray, tokenizer: AudioTokenizer | AudioVectors, room: Room) -> Box:
-    """A spectrogram `[bands, tokens]`, whose axes tell seconds and frequencies."""
-    caption = f", {content.shape[1]} tokens"
+    """A spectrogram `[bands, frames]`, whose axes tell seconds and frequencies."""
+    caption = f", {content.shape[1]} frames"
     if not content.size:
         return Box(caption, (), picture(content, room))
     highest = tokenizer.rate / 2

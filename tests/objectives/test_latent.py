@@ -1,0 +1,386 @@
+"""Prediction of hidden states: masks, the loss and its gradient against oracles, and what a collapse looks like."""
+
+import dataclasses
+import zlib
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mot import batches, optim
+from mot.config import ConfigError, resolve
+from mot.data import packing
+from mot.model import flops, params, transformer
+from mot.objectives import latent, losses
+from mot.runs import metrics
+from mot.train.state import State, init_state
+from mot.train.step import make_step
+from tests.oracles import reference
+from tests.support import examples, vectors
+
+compiled = partial(
+    jax.jit, compiler_options=dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)
+)
+STEP = 3
+FORMS = {"ema": dict(targets="ema"), "own": dict(targets="own", sigreg=0.2, slices=8)}
+
+
+def tree(form="ema", copies="noised", budgets=(36, 24, 12), **model):
+    """Images whose hidden parts are predicted, and sounds that are noised as ever."""
+    c = vectors.tree("mot", 12, budgets, attention="reference", layers=1, **model)
+    c.streams.image.objective = "latent"
+    c.streams.image.diffusion.copies = copies
+    c.streams.image.prediction.update(columns=2, layers=1, width=8, ffn=12, **FORMS[form])
+    c.optim.ema = 0.9
+    return c
+
+
+@cache
+def made(form="ema", copies="noised"):
+    """A configuration, and its compiled loss with sums and gradients: (weights, those that see units whole, batch)."""
+    c = resolve(tree(form, copies))
+
+    def loss(weights, whole, batch):
+        given = losses.noised(batch, c, STEP, weights if form == "own" else whole)
+        output = transformer.forward(weights, given.batch, c)
+        return losses.loss(weights, output, given, losses.totals(batch, c), c, 2)
+
+    return c, compiled(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def units(sizes, seed=0, budget=64):
+    """A row of units of images of these many tokens, each in a document of its own."""
+    documents = []
+    for i, n in enumerate(sizes):
+        stream, unit = [0] + [1] * n, [0] + [1] * n
+        documents.append(
+            packing.document(0, 100 * seed + i, [0] * (n + 1), stream, {1: np.zeros((n, 3))}, unit=unit, span=unit)
+        )
+    return packing.pack([documents], ["text", "image"], [len(sizes), budget], [0, 3])["image"]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    columns=st.integers(1, 6),
+    blocks=st.integers(1, 5),
+    scale=st.sampled_from([(0.15, 0.2), (0.1, 0.9), (0.5, 0.5)]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=25, deadline=None)
+def test_masks_are_the_oracles_blocks(sizes, columns, blocks, scale, seed):
+    p = dataclasses.replace(
+        resolve(tree()).streams["image"].prediction,
+        columns=columns,
+        blocks=blocks,
+        least_block=scale[0],
+        most_block=scale[1],
+    )
+    tokens = units(sizes, seed)
+    key = jax.random.key(seed)
+    found = jax.tree.map(np.asarray, latent.masks(tokens, p, key))
+    begin = 0
+    for n in sizes:
+        context, target = (set(np.flatnonzero(x[0, begin : begin + n]).tolist()) for x in found)
+        draws = jax.random.uniform(jax.random.fold_in(key, tokens.unit_seed[0, begin]), (4 * (blocks + 1),))
+        want = reference.blocks(n, columns, np.asarray(draws).reshape(-1, 4), vars(p))
+        assert (context, target) == want
+        assert not context & target
+        assert context, "something is always seen"
+        assert bool(target) == (n > 1 and bool(want[1]))
+        begin += n
+    assert not any(x[0, begin:].any() for x in found), "padding is neither"
+
+
+def test_masks_depend_on_unit_and_step_alone():
+    p = resolve(tree()).streams["image"].prediction
+    alone, among = units([12], 5), units([12, 7], 5)
+    keys = jax.random.key(0), jax.random.key(1)
+    one, other, later = (latent.masks(t, p, k) for t, k in ((alone, keys[0]), (among, keys[0]), (alone, keys[1])))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a[0, :12], b[0, :12])
+    assert any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(one, later, strict=True))
+
+
+def test_blocks_are_as_large_as_they_should_be():
+    """I-JEPA's numbers on its grid: targets take 15 to 20 % each, and the context is most of what they leave."""
+    p = dataclasses.replace(resolve(tree()).streams["image"].prediction, columns=14)
+    one = dataclasses.replace(p, blocks=1)
+    shares, left = [], []
+    for seed in range(20):
+        tokens = units([196], seed, 196)
+        shares.append(np.asarray(latent.masks(tokens, one, jax.random.key(7)).target).mean())
+        left.append(np.asarray(latent.masks(tokens, p, jax.random.key(7)).context).mean())
+    assert 0.13 < min(shares) < 0.16 < 0.18 < max(shares) < 0.22  # but for rounding to whole patches
+    assert 0.3 < np.mean(left) < 0.7
+
+
+def test_what_is_hidden_is_padding_and_a_unit_weighs_what_it_did():
+    c, _ = made()
+    batch = vectors.batch(c)
+    before, after = batch["image"], losses.noised(batch, c, STEP).batch["image"]
+    seen, target = (np.asarray(x) for x in (after.segment != 0, after.weight > 0))
+    real = before.segment != 0
+    assert not (seen & target).any()
+    assert (seen | target)[real].mean() > 0.5
+    assert not (seen | target)[~real].any()
+    for row in range(len(real)):
+        for unit in np.unique(before.unit[row][real[row]]):
+            mine = before.unit[row] == unit
+            np.testing.assert_allclose(after.weight[row][mine].sum(), before.weight[row][mine].sum(), rtol=1e-6)
+    np.testing.assert_array_equal(losses.noised(batch, c, STEP).batch["text"].segment, batch["text"].segment)
+
+
+# --- the oracle ------------------------------------------------------------------------------------------------------
+
+NAMES = ("token", "position", "segment", "span", "private", "noise", "rope_position")
+
+
+def states_of_row(c, flat, batch, there):
+    """The oracle's states of the tokens of a row that are `there`, by stream: {place in the stream: [D]}."""
+    m = c.model
+    time = {name: x.diffusion.time if x.diffuses else None for name, x in c.streams.items()}
+    o = dict(layers=m.layers, eps=m.norm_eps, theta=m.rope_theta, norm=m.norm, qk_norm=m.qk_norm, time=time)
+    stream, place = (
+        np.concatenate(x) for x in zip(*((np.full(n, i), np.arange(n)) for i, n in sizes(batch)), strict=True)
+    )
+    keep = np.concatenate([there[name] for name in batch])
+    row = {n: np.concatenate([np.asarray(getattr(t, n))[0] for t in batch.values()])[keep] for n in NAMES}
+    row |= {"stream": stream[keep], "rope_position": row["rope_position"][:, 0], "value": {}}
+    for i, (name, t) in enumerate(batch.items()):
+        if c.streams[name].latent:
+            value = np.zeros((len(stream), c.streams[name].latent), "f")
+            value[stream == i] = t.value[0]
+            row["value"][name] = jnp.asarray(value[keep])
+    towers = {x: getattr(c.towers, x) for x in ("attn", "ffn", "norm")}
+    found = reference.states(flat, row, towers, list(batch), o)
+    return {
+        name: {int(place[keep][j]): found[name][j] for j in np.flatnonzero(row["stream"] == i)}
+        for i, name in enumerate(batch)
+    }
+
+
+def sizes(batch):
+    return [(i, t.token.shape[1]) for i, t in enumerate(batch.values())]
+
+
+def oracle(c, flat, whole_flat, batch):
+    """The first row's part of the loss that is of images, as it is before it is divided by Z."""
+    p = c.streams["image"].prediction
+    given = losses.noised(batch, c, STEP)  # for its masks, which other tests hold
+    image = given.batch["image"]
+    real = {name: np.asarray(t.segment[0] != 0) for name, t in batch.items()}
+    seen = real | {"image": np.asarray(image.segment[0] != 0)}
+    weight = np.asarray(image.weight[0])
+    # What is hidden is taken out of the row, which is run as any other.
+    context = states_of_row(c, flat, given.batch, seen)["image"]
+    noised = given.batch | {"image": batch["image"]}
+    whole = states_of_row(c, flat if p.targets == "own" else whole_flat, noised, real)["image"]
+    m = c.model
+    o = dict(layers=p.layers, eps=m.norm_eps, theta=m.rope_theta, norm=m.norm, qk_norm=m.qk_norm)
+    unit = np.asarray(batch["image"].unit[0])
+    position = np.asarray(batch["image"].rope_position[0, :, 0])
+    predicted = reference.predicted(flat, "image", context, seen["image"], weight > 0, unit, position, o)
+    total = 0.0
+    for t, y in predicted.items():
+        want = whole[t]
+        if p.targets == "ema":
+            want = reference.layer(want, jnp.ones(()), jnp.zeros(()), latent.NORM_EPS)
+            total += weight[t] * reference.smooth_l1(y - want).mean()
+        else:
+            total += weight[t] * ((y - want) ** 2).mean()
+    return total, jnp.stack([whole[t] for t in sorted(whole)])
+
+
+@pytest.mark.parametrize(("form", "copies"), [("ema", "both"), ("own", "noised")])
+def test_loss_and_gradients_equal_the_oracle(form, copies):
+    c, judged = made(form, copies)
+    batch = vectors.batch(c, 1)
+    batch = {name: t.replace(weight=t.weight * (name == "image")) for name, t in batch.items()}
+    weights = vectors.weights(c)
+    whole = jax.tree.map(lambda x: x * 1.1, weights)
+    (loss, sums), (grads, whole_grads) = judged(weights, whole, batch)
+    p = c.streams["image"].prediction
+    Z = float(batch["image"].weight.sum())
+    directions = _directions(c, p.slices) if p.sigreg else None
+
+    def want(weights):
+        total, states = oracle(c, params.paths(weights), params.paths(whole), batch)
+        result = 5.0 * (1 - p.sigreg) * total / Z
+        return result + (5.0 * p.sigreg * reference.sigreg(states, directions) if p.sigreg else 0)
+
+    wanted, wanted_grads = jax.value_and_grad(want)(weights)
+    np.testing.assert_allclose(loss, wanted, rtol=2e-4)
+    found, other = params.paths(grads), params.paths(wanted_grads)
+    for path, g in other.items():
+        if np.abs(g).max() > 1e-6:
+            assert examples.leaf_error(found[path], g) < 2e-3, path
+    assert all(np.asarray(found[path]).any() for path in found if path.startswith(("predictor/", "latent/image")))
+    assert not any(np.asarray(g).any() for g in params.paths(whole_grads).values()), "an average gets no gradient"
+    np.testing.assert_allclose(np.asarray(sums["weight"]).sum(), Z, rtol=1e-6)
+
+
+def _directions(c, slices):
+    key = jax.random.fold_in(jax.random.key(c.model.seed), zlib.crc32(b"sigreg"))
+    D = c.streams["image"].width
+    x = np.asarray(jax.random.normal(jax.random.fold_in(key, STEP), (D * slices,))).reshape(D, slices)
+    return x / np.linalg.norm(x, axis=0)
+
+
+def test_nothing_hidden_reaches_the_prediction():
+    """What lies in a hidden patch changes the loss by its target alone, which gives no gradient."""
+    c, _ = made()
+    weights, batch = vectors.weights(c), vectors.batch(c)
+
+    @compiled
+    @jax.grad
+    def of_values(value_BCP):
+        entering = batch | {"image": batch["image"].replace(value=value_BCP)}
+        given = losses.noised(entering, c, STEP, weights)
+        output = transformer.forward(weights, given.batch, c)
+        return losses.loss(weights, output, given, losses.totals(batch, c), c, 2)[0]
+
+    felt = np.abs(of_values(jnp.asarray(batch["image"].value))).sum(-1) > 0
+    given = losses.noised(batch, c, STEP).batch["image"]
+    seen = np.asarray(given.segment != 0)
+    assert not felt[~seen].any()
+    assert felt[seen].mean() > 0.5  # but for units of which nothing is a target
+
+
+# --- SIGReg and collapse ---------------------------------------------------------------------------------------------
+
+
+def test_sigreg_is_low_for_a_gaussian_alone():
+    rng = np.random.default_rng(0)
+    real = np.ones((4, 64), bool)
+    real[:, 60:] = False
+    key = jax.random.key(0)
+
+    def statistic(x):
+        return float(latent.sigreg(jnp.asarray(np.where(real[..., None], x, np.nan), jnp.float32), real, 64, key))
+
+    gauss = rng.standard_normal((4, 64, 16))
+    good = statistic(gauss)
+    assert 0 < good < 2
+    for worse in (0 * gauss, 2 * gauss, gauss + 1, gauss * (np.arange(16) < 2), np.sign(gauss[..., :1]) * np.ones(16)):
+        assert statistic(worse) > 5 * good
+
+
+def test_spread_tells_alike_states_from_others():
+    rng = np.random.default_rng(0)
+    real = np.arange(50)[None] < 40
+    x = np.where(real[..., None], rng.standard_normal((1, 50, 8)), np.nan)
+    line = np.where(real[..., None], rng.standard_normal((1, 50, 1)) * np.ones(8), np.nan)
+    found = [latent.spread(jnp.asarray(y, jnp.float32), real) for y in (x, line, 0 * x + 3)]
+    centred = x[real] - x[real].mean(0)
+    values = np.linalg.eigvalsh(centred.T @ centred / 40)
+    np.testing.assert_allclose(found[0]["rank"], values.sum() ** 2 / (values**2).sum(), rtol=1e-4)
+    np.testing.assert_allclose(found[0]["std"], np.sqrt(values.mean()), rtol=1e-4)
+    assert found[1]["rank"] == pytest.approx(1, abs=1e-4)
+    assert found[2]["std"] < 1e-5
+    rows = [metrics.spread({"spread": {"image": jax.tree.map(lambda v: 2 * v, one)}}) for one in found]
+    assert rows[0]["states/image/std"] == pytest.approx(float(found[0]["std"]))
+    assert [metrics.collapsed(row) for row in rows] == [[], ["image"], ["image"]]
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_steps_average_sees_and_comes_to_rest():
+    """Two steps: targets come from the average, whose decay rises to 1; microbatches add up to the batch."""
+    after = {}
+    for accumulate in (1, 2):
+        t = tree()
+        t.optim.update(accumulate=accumulate, ema=0.5, ema_end=1.0, warmup=0)
+        t.run.steps = 2
+        c = resolve(t, optim.uncovered)
+        weights = vectors.weights(c)
+        docs = [[vectors.assign(c, vectors.document(i, parts))] for i, parts in enumerate(("tIt", "It", "tI", "IS"))]
+        batch = vectors.pack(c, docs)
+        start = jax.eval_shape(lambda c=c: init_state(c))
+        state = State(weights, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start.opt), weights, 0, {})
+        step = compiled(make_step(c, 2))
+        one, first = step(state, batch)
+        two, _ = step(one, batch)
+        after[accumulate] = first
+        path = "predictor/image/in"
+        moved = [params.paths(x)[path] for x in (weights, one.params, one.ema, two.params, two.ema)]
+        np.testing.assert_allclose(moved[2], (moved[0] + moved[1]) / 2, rtol=1e-5)
+        np.testing.assert_allclose(moved[4], 0.75 * moved[2] + 0.25 * moved[3], rtol=1e-5)
+    np.testing.assert_allclose(after[1]["loss"], after[2]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(after[1]["grad_norm"], after[2]["grad_norm"], rtol=1e-4)
+    row = metrics.of_step(after[2], c.modalities, ["a", "b"])
+    assert 0 < row["states/image/std"] <= 1
+    assert "grad_norm/predictor" in row
+
+
+def test_a_run_without_it_has_none_of_it():
+    c = vectors.make()
+    batch = vectors.batch(c)
+    assert not [path for path in params.table(c) if "predictor" in path]
+    given = losses.noised(batch, c, STEP, {})
+    output = jax.eval_shape(lambda w: transformer.forward(w, given.batch, c), vectors.weights(c))
+    assert output.latents["image"].shape[-1] == 3
+
+
+def test_parameters_and_flops_of_the_predictor_are_counted():
+    c = resolve(tree())
+    rows = {path: spec for path, spec in params.table(c).items() if path.startswith("predictor/image/")}
+    D, narrow, A, F = 12, 8, 4 * 8, 12
+    K = 2 * 8
+    matrices = 2 * D * narrow + narrow * (2 * A + 2 * K) + 3 * narrow * F
+    assert params.count(rows) == matrices + narrow + narrow + 2 * narrow + 2 * 8  # hidden, norms, and those of q and k
+    tokens = {"text": 0, "image": 10, "sound": 0}
+    trunk = flops.matmul_weights(c)["image"] - matrices
+    assert flops.train_step(c, tokens, 0) == 2 * 10 * (4 * trunk + 3 * matrices)
+    own = resolve(tree("own"))
+    assert flops.train_step(own, tokens, 0) == 2 * 10 * (6 * trunk + 3 * matrices)
+    assert params.users("predictor/image/blocks/main/attn/image/wq", c) == ["image"]
+    assert params.part("predictor/image/final_norm") == "predictor"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(blocks=0), "streams.image.prediction.blocks: 0; must be above 0"),
+        (dict(least_block=0.0), "streams.image.prediction.least_block: 0.0; must be above 0 and below 1; raise it"),
+        (dict(most_block=1.0), "streams.image.prediction.most_block: 1.0; must be above 0 and below 1; lower it"),
+        (dict(least_block=0.5), "least_block: 0.5, above streams.image.prediction.most_block = 0.2; exchange them"),
+        (dict(targets="own"), "streams.image.prediction.sigreg: 0.0 with targets 'own'"),
+        (dict(targets="teacher"), "streams.image.prediction.targets: 'teacher'; allowed: ema, own"),
+    ],
+)
+def test_bad_predictions_are_named_once(changes, says):
+    t = tree()
+    t.streams.image.prediction.update(changes)
+    with pytest.raises(ConfigError) as caught:
+        resolve(t)
+    (fault,) = caught.value.faults
+    assert says in fault
+
+
+def test_an_average_is_needed_where_its_states_are_predicted():
+    t = tree()
+    t.optim.ema = 0.0
+    t.optim.ema_end = 1.0
+    with pytest.raises(ConfigError) as caught:
+        resolve(t)
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == ["optim.ema", "optim.ema_end"]
+
+
+def test_total_in_unit_adds_up_a_copy_of_a_unit():
+    c, _ = made("ema", "both")
+    tokens = vectors.batch(c)["image"]
+    x = np.arange(tokens.unit.size, dtype="f").reshape(tokens.unit.shape)
+    found = np.asarray(batches.total_in_unit(jnp.asarray(x), tokens))
+    for row in range(len(x)):
+        for unit in np.unique(tokens.unit[row][tokens.unit[row] > 0]):
+            for private in (False, True):
+                mine = (tokens.unit[row] == unit) & (np.asarray(tokens.private[row]) == private)
+                assert (found[row][mine] == x[row][mine].sum()).all()

@@ -1,0 +1,63 @@
+"""Recipes as a user trains them: two steps in the tests' own process, or as a command; and the data that they need."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from launch import flags
+from mot.config import Config, load
+from mot.prepare import job
+from mot.train import loop
+from tests.conftest import DATA, ROOT
+from tests.support import commands, datasets
+from tests.support.training import rows
+
+SHARED = ROOT.parent / "shared" / "data"  # `make test` needs none of it
+
+
+def needs(*names: str):
+    """Marks a test that reads these files of ../shared/data: it is skipped where they are not, and listed nowhere."""
+    absent = [name for name in names if not (SHARED / name).exists()]
+    return pytest.mark.skipif(bool(absent), reason=f"needs {DATA}: {', '.join(absent)} is not there")
+
+
+def file_and_arg(name: str, *arguments: str) -> str:
+    """`configs/recipes/NAME.py:size=smoke` and what else it is told, as `data=FOLDER`."""
+    return f"{load.RECIPES}/{name}.py:{','.join(['size=smoke', *arguments])}"
+
+
+def config(name: str, root: Path, *arguments: str, **overrides) -> Config:
+    """A recipe's configuration at size=smoke, judged as the command judges it; `run__steps=4` changes a value."""
+    changed = {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    return flags.build(load.read(file_and_arg(name, *arguments), {"run.root": str(root)} | changed))
+
+
+def two_steps(name: str, root: Path, *arguments: str, **overrides) -> Path:
+    """Trains a recipe's two steps in this process, on one device; the run's folder."""
+    return checked(loop.run(config(name, root, *arguments, **overrides), devices=jax.devices()[:1]))
+
+
+def as_command(name: str, root: Path, *arguments: str) -> Path:
+    """The same by `mot train`, with all that it prints; the run's folder."""
+    out, _ = commands.succeeds("train", f"--config={file_and_arg(name, *arguments)}", f"--config.run.root={root}")
+    return checked(Path(out.split()[0]))
+
+
+def checked(run: Path) -> Path:
+    """A run that took two steps, whose losses are finite."""
+    done = rows(run)
+    assert [row["step"] for row in done] == [1, 2]
+    losses = {key: x for row in done for key, x in row.items() if key.startswith("loss")}
+    assert losses
+    assert all(np.isfinite(x) for x in losses.values()), losses
+    return run
+
+
+def prepared(out: Path, *inputs: Path, **options) -> str:
+    """The folder of a small dataset that `mot data prepare` makes of files; `options` are fields of its recipe."""
+    given = dict(inputs=tuple(map(str, inputs)), format="auto") | options
+    job.prepare(dataclasses.replace(datasets.SMALL, **given), out, 1, 0)
+    return str(out)
