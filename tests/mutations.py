@@ -286,6 +286,13 @@ MUTATIONS = (
         "tests/model/test_transformer.py::test_grouped_streams_equal_a_per_token_masked_select",
     ),
     Mutation(
+        "balance: a loss is scaled away from the target",
+        "mot/objectives/balance.py",
+        'Z_M * own_M / jnp.where(own_M > 0, balance["target"], 1)',
+        'Z_M / own_M * balance["target"]',
+        "tests/objectives/test_balance.py",
+    ),
+    Mutation(
         "towers by depth: every layer has the towers of the first",
         "mot/model/layers.py",
         "context.config.towers_in(stack)",

@@ -39,7 +39,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_mesh, {"mesh", "attn", "ffn"}),
         (_slices, {"mesh", "data", "optim"}),
         (_rules, {"mesh"}),
-        (_objective, {"objective"}),
+        (_objective, {"objective", "streams"}),
         (_contrastive, {"objective", "streams", "data", "model"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
@@ -143,7 +143,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Mesh": dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices", "buffer"), ABOVE_0)
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
     "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
-    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality")},
+    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality"), "common_target": FRACTION},
     "Contrastive": dict.fromkeys(("weight", "temperature"), ABOVE_0)
     | dict.fromkeys(("width", "pairs"), AT_LEAST_0)
     | {"kind": ("", "infonce", "sigmoid")},
@@ -725,6 +725,13 @@ def _endless(text: str) -> str:
 
 def _objective(c: "Sections") -> Iterator[Fault]:
     yield from within("objective", c.objective, VALUES["Objective"])
+    centred = [name for name, s in c.streams.items() if s.diffuses and s.diffusion.loss_centre]
+    if c.objective.common_target and centred:
+        yield Fault(
+            "objective.common_target",
+            f"{c.objective.common_target}, but streams.{centred[0]}.diffusion.loss_centre scales that loss already; "
+            "write 0.0 for either",
+        )
 
 
 POOLS = ("mean", "last")  # of a part's states; beside these, a token's id

@@ -65,6 +65,7 @@ ADDED = {
         "bias": -10.0,
         "skip_equal": False,
     },
+    "objective.common_target": 0.0,
     "optim.ema_end": 0.0,
     "streams.*.prediction": {
         "targets": "ema",

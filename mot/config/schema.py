@@ -304,6 +304,8 @@ class Objective:
     per: str  # what a loss is divided by: the weight of all tokens (Chameleon), or of its modality's (Transfusion)
     chunk: int  # tokens of a row whose logits exist at once
     contrastive: Contrastive  # a term beside that of the tokens
+    common_target: float  # decay of the running means by which each modality's loss is scaled to that of all; 0 = not
+    # at all (`objectives/balance.py`)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mot.batches import Batch
 from mot.config import Config
 from mot.model import params, transformer
 from mot.model.router import Report
-from mot.objectives import contrastive, losses
+from mot.objectives import balance, contrastive, losses
 from mot.objectives.contrastive import Sides
 from mot.train import guard
 from mot.train.state import State, state_shardings
@@ -83,6 +83,7 @@ def make_gradients(config: Config, sources: int) -> Callable:
         weights = params.merge(trained, frozen)
         noised = losses.noised(microbatch, config, state.updates, state.ema or weights)
         output, again = _passes(weights, noised.batch, config, key, state)
+        Z_M = balance.scaled(Z_M, state.balance, config)
         total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, again, slopes)
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
@@ -160,7 +161,8 @@ def _make_update(config: Config) -> Callable:
         ema = averages(state.ema, weights, state.updates) if o.ema else {}
         means = running_means(state.means, sums["streams"])
         norms = guard.with_norm(state.norms, grad_norm, state.updates)
-        return State(weights, opt, ema, state.updates + 1, means, norms)
+        to_target = balance.after(state.balance, sums["loss_sum"], sums["weight"], config)
+        return State(weights, opt, ema, state.updates + 1, means, norms, to_target)
 
     return update
 

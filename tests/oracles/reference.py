@@ -221,7 +221,7 @@ def states(flat, row, towers, streams, o):
 
         def project(x, name, s, w=w):
             y = jnp.einsum("td,dnh->tnh", x, w("attn", s, f"w{name}"))
-            if f"blocks/main/attn/{towers['attn'][s]}/{name}_bias" in flat:
+            if f"blocks/{places[0][0]}/attn/{by_layer[0]['attn'][s]}/{name}_bias" in flat:
                 y = y + w("attn", s, f"{name}_bias")[None]
             if name != "v" and o["qk_norm"] == "rms":
                 y = rms_norm(y, w("attn", s, f"{name}_norm"))
