@@ -99,6 +99,9 @@ def stream(
             first_id=0,
             ids=0,
             latent=0,
+            place_table=0,
+            rope_seconds=0.0,
+            rope_gap=0,
             objective="next_token",
             loss_weight=1.0,
             representation="",
@@ -142,6 +145,7 @@ def stream(
             )
             | (prediction or {}),
             entry=dict(kind="linear", fold=1, queries=0, layers=0) | (entry or {}),
+            cross_every=0,
         )
         | changes
     )
@@ -195,8 +199,7 @@ def get_config() -> ConfigDict:
     c.run.update(probe_every=0, check_every=0, hang_timeout=3600.0, peer_timeout=60.0, trackers="", role="fit")
     c.streams = ConfigDict()  # the experiment's: `stream(...)` by name
     c.towers = ConfigDict()  # the experiment's: configs/archs.py
-    c.attn = ConfigDict()  # the experiment's: `sets()` by tower
-    c.ffn = ConfigDict()
+    c.update(attn=ConfigDict(), ffn=ConfigDict())  # the experiment's: `sets()` by tower
     c.model = dict(
         layers=8,
         dense_layers=0,
@@ -218,11 +221,12 @@ def get_config() -> ConfigDict:
     )
     # geglu, norm_offset and embed_scale make Gemma's block, qkv_bias Qwen2's
     c.model.update(dropout=0.0, activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
+    c.model.update(rope_sections=(), rope_interleaved=False, rope_reset=False, rope_per_second=0.0)
     c.init = dict(run="", step=0, state="weights", match="", noise=0.0)  # upcycling: begin from another run's weights
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")
     c.mesh.rules.update(heads="tensor", kv_heads="tensor", head="", mlp="tensor", expert="expert")
-    c.objective = dict(z_loss=1e-5, per="all", chunk=256, contrastive=contrastive())
+    c.objective = dict(z_loss=1e-5, per="all", chunk=256, contrastive=contrastive(), common_target=0.0)
     c.data = dict(
         batch=8,
         seed=0,

@@ -30,15 +30,17 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_towers, {"streams", "towers"}),
         (_depth, {"towers", "model"}),
         (_stop_gradients, {"streams", "towers"}),
+        (_crossed, {"streams", "towers", "model"}),
         (_model, {"model"}),
+        (_rope, {"model", "streams"}),
         (_experts, {"streams", "towers", "attn", "ffn"}),
         (_layers, {"model", "attn", "ffn"}),
         (_init, {"init"}),
         (_mesh, {"mesh", "attn", "ffn"}),
         (_slices, {"mesh", "data", "optim"}),
         (_rules, {"mesh"}),
-        (_objective, {"objective"}),
-        (_contrastive, {"objective", "streams", "data"}),
+        (_objective, {"objective", "streams"}),
+        (_contrastive, {"objective", "streams", "data", "model"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
         (_blocks, {"streams", "data"}),
@@ -68,6 +70,8 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"role": ("fit", "validation", "test")},
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
+    | {"place_table": Range(most=4096), "rope_seconds": Range(most=3600), "rope_gap": Range(most=10**6)}
+    | {"cross_every": AT_LEAST_0}
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
         "time": ("add", "norm"),
@@ -113,6 +117,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "norm_eps": ABOVE_0,
         "qk_norm": ("none", "rms", "layer"),
         "rope_theta": ABOVE_0,
+        "rope_per_second": Range(most=10**6),
         "remat": ("none", "dots", "block", "offload"),
         "dtype": ("float32", "bfloat16"),
         "attention": ATTENTION,
@@ -138,7 +143,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Mesh": dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices", "buffer"), ABOVE_0)
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
     "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
-    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality")},
+    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality"), "common_target": FRACTION},
     "Contrastive": dict.fromkeys(("weight", "temperature"), ABOVE_0)
     | dict.fromkeys(("width", "pairs"), AT_LEAST_0)
     | {"kind": ("", "infonce", "sigmoid")},
@@ -474,6 +479,37 @@ def _stop_gradients(c: "Sections") -> Iterator[Fault]:
             )
 
 
+def _crossed(c: "Sections") -> Iterator[Fault]:
+    """Streams that are seen by cross-attention alone pass through no layer, so they have no tower."""
+    for name in c.crossed:
+        s, path = c.streams[name], f"streams.{name}"
+        if not s.latent or s.objective != NONE:
+            yield Fault(
+                f"{path}.cross_every",
+                f"{s.cross_every}, but latent is {s.latent} and objective {s.objective!r}; what is seen by "
+                "cross-attention alone is vectors that are inputs; write objective='none', or cross_every=0",
+            )
+        if s.cross_every > c.model.layers:
+            yield Fault(
+                f"{path}.cross_every",
+                f"{s.cross_every}, but model.layers is {c.model.layers}; no layer would see it; lower it",
+            )
+        for other in [other for other in c.streams if other not in c.crossed]:
+            if _are_unlike(s.width, c.streams[other].width):
+                yield Fault(
+                    f"{path}.width",
+                    f"{s.width}, but streams.{other}.width is {c.streams[other].width}; who sees by cross-attention "
+                    "has the width of what is seen; set both alike",
+                )
+        own = [x for x in ("attn", "ffn", "norm") if name in depth.towers(c.component(x).written.get(name, ""))]
+        if own:
+            yield Fault(
+                ", ".join(f"towers.{component}.{name}" for component in own),
+                f"{name!r}, but its tokens pass through no layer (cross_every = {s.cross_every}); map it to the "
+                "tower of another stream, as arch=dense does",
+            )
+
+
 def _are_unlike(a: int, b: int) -> bool:
     """Do two numbers in range differ? What is out of range is said already."""
     return a != b and a > 0 and b > 0
@@ -490,6 +526,44 @@ def _model(c: "Sections") -> Iterator[Fault]:
         )
     if m.head_size > 0 and m.head_size % 2:
         yield Fault("model.head_size", f"{m.head_size}; RoPE turns pairs, so it must be even; add or take one")
+
+
+ROPE_AXES = ("time", "row", "column")  # of model.rope_sections
+
+
+def _rope(c: "Sections") -> Iterator[Fault]:
+    """Which pairs turn by which axis, and what seconds and gaps mean."""
+    m = c.model
+    counts = m.rope_sections
+    if counts and (len(counts) != len(ROPE_AXES) or min(counts) < 0 or sum(counts) != m.head_size // 2):
+        yield Fault(
+            "model.rope_sections",
+            f"{counts}; must be () or three numbers of 0 or more, of pairs that turn by {', '.join(ROPE_AXES)}, "
+            f"which fill half of model.head_size = {m.head_size}: {m.head_size // 2} in all; change them",
+        )
+    for key in ("rope_interleaved", "rope_reset"):
+        if getattr(m, key) and not counts:
+            yield Fault(f"model.{key}", "True, but model.rope_sections is (): there is one axis; write False")
+    if m.rope_reset and counts and not counts[0]:
+        yield Fault(
+            "model.rope_reset",
+            f"True, but model.rope_sections = {counts} has no time: units would all lie in one place; write False",
+        )
+    timed = [name for name, s in c.streams.items() if s.rope_seconds > 0]
+    if m.rope_per_second > 0 and not timed:
+        yield Fault("model.rope_per_second", f"{m.rope_per_second}, but no stream has rope_seconds; write 0")
+    for name in timed if m.rope_per_second == 0 else ():
+        yield Fault(
+            f"streams.{name}.rope_seconds",
+            f"{c.streams[name].rope_seconds}, but model.rope_per_second is 0: a second is no number of positions; give "
+            "it one, or write 0",
+        )
+    for name, s in c.streams.items():
+        if s.place_table > 0 and not s.latent:
+            yield Fault(
+                f"streams.{name}.place_table",
+                f"{s.place_table}, but its tokens are ids; tables are for latents; write 0",
+            )
 
 
 def _experts(c: "Sections") -> Iterator[Fault]:
@@ -651,6 +725,13 @@ def _endless(text: str) -> str:
 
 def _objective(c: "Sections") -> Iterator[Fault]:
     yield from within("objective", c.objective, VALUES["Objective"])
+    centred = [name for name, s in c.streams.items() if s.diffuses and s.diffusion.loss_centre]
+    if c.objective.common_target and centred:
+        yield Fault(
+            "objective.common_target",
+            f"{c.objective.common_target}, but streams.{centred[0]}.diffusion.loss_centre scales that loss already; "
+            "write 0.0 for either",
+        )
 
 
 POOLS = ("mean", "last")  # of a part's states; beside these, a token's id
@@ -679,6 +760,12 @@ def _contrastive(c: "Sections") -> Iterator[Fault]:
     for name, pool in term.pools.items():
         if name in c.streams and pool not in POOLS:
             yield from _pool(f"{path}.pool", name, pool, c.streams[name])
+    if len(streams) == 1 and not c.model.dropout:
+        yield Fault(
+            f"{path}.streams",
+            f"{term.streams!r} alone, whose parts pass twice and differ in dropout, but model.dropout is 0; write 0.3 "
+            "(2104.08821), or name two streams",
+        )
     known = [c.streams[name] for name in streams if name in c.streams]
     if not term.width and len({s.width for s in known}) > 1:
         yield Fault(

@@ -97,12 +97,19 @@ class Stream:
     first_id: int  # the first of its ids in the one vocabulary; 0 for latents
     ids: int  # the number of its ids; 0 for latents
     latent: int  # P, the features of a token; 0 = its tokens are ids
+    place_table: int  # of latents: the rows, and columns, of learned tables that are added to a token by its row and
+    # column in its unit; 0 = none
+    rope_seconds: float  # from one frame of a unit to the next, or from token to token where a unit has no rows; 0 = a
+    # frame, or token, is one position
+    rope_gap: int  # positions of RoPE that are left free before each of its units (Cosmos 3)
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
     masking: Masking  # of ids whose objective is masked; others ignore it
     prediction: Prediction  # of latents whose objective is latent; others ignore it
     entry: Entry  # how its vectors enter; ids ignore it
+    cross_every: int  # 0 = its tokens are part of the joint attention. n: they are not; before every n-th layer the
+    # tokens after a unit see it by a cross-attention whose gates begin at 0 (Flamingo)
     representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
     # modality's name
 
@@ -212,6 +219,11 @@ class Model:
     norm_eps: float  # is added to the mean square in a norm
     qk_norm: str  # the norm of queries and keys, by head
     rope_theta: float  # base of RoPE's wavelengths
+    rope_sections: tuple[int, ...]  # how many of a head's H / 2 pairs turn by time, by row and by column (Qwen2-VL); ()
+    # = all turn by a token's one place
+    rope_interleaved: bool  # time, row and column take pairs in turn (Qwen3-VL), not one after another
+    rope_reset: bool  # rows and columns count from 0 in each unit (Cosmos 3), not from where the unit begins
+    rope_per_second: float  # positions of RoPE in a second, for streams that have rope_seconds; 0 = there are none
     tied: bool  # the embedding is also the head
     scan: bool  # lax.scan over layers keeps compile time flat; unrolled layers are faster on CPU
     remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks; offload: these too, and
@@ -227,6 +239,11 @@ class Model:
     norm_offset: bool  # norms multiply by 1 + w, w beginning at 0 (Gemma), in place of w beginning at 1
     embed_scale: bool  # what the embedding gives is multiplied by sqrt(width) (Gemma); a tied head is not
     qkv_bias: bool  # queries, keys and values have biases (Qwen2)
+
+    @property
+    def rope_axes(self) -> int:
+        """How many integers RoPE reads of a token: its one place, or time, row and column."""
+        return len(self.rope_sections) or 1
 
 
 @dataclass(frozen=True)
@@ -287,6 +304,8 @@ class Objective:
     per: str  # what a loss is divided by: the weight of all tokens (Chameleon), or of its modality's (Transfusion)
     chunk: int  # tokens of a row whose logits exist at once
     contrastive: Contrastive  # a term beside that of the tokens
+    common_target: float  # decay of the running means by which each modality's loss is scaled to that of all; 0 = not
+    # at all (`objectives/balance.py`)
 
 
 @dataclass(frozen=True)
@@ -379,9 +398,10 @@ class Optim:
     freeze: (
         str  # streams or modalities, with commas between: nothing that they use trains; `text.ffn` freezes that part
     )
-    # alone (attn, ffn, norm, embed, head, latent)
+    # alone (attn, ffn, norm, embed, head, latent, cross)
     rules: tuple[Rule, ...]  # your own rules; they come before base_rules, and the first that matches counts
-    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias
+    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias or
+    # a gate
 
 
 @dataclass(frozen=True)
@@ -494,6 +514,11 @@ class Sections:
         return max((s.first_id + s.ids for s in self.streams.values() if not s.latent), default=0)
 
     @property
+    def crossed(self) -> tuple[str, ...]:
+        """The streams that are seen by cross-attention alone."""
+        return tuple(name for name, stream in self.streams.items() if stream.cross_every)
+
+    @property
     def vocab(self) -> int:
         """V, the number of ids: those of all streams, and `mask_id` where any is masked."""
         return self.mask_id + self.masks
@@ -502,6 +527,11 @@ class Sections:
     def length(self) -> int:
         """T, the tokens of a row."""
         return sum(s.budget for s in self.streams.values())
+
+    @property
+    def has_places(self) -> bool:
+        """Does the device read where in its unit a token lies?"""
+        return any(s.place_table for s in self.streams.values())
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -133,7 +133,8 @@ def _layout(config: Config, source: str) -> TokenLayout:
     special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
     rules = roles.rules(config.data.roles, source, config.streams, placed)
     held = [form for form in FORMS if any(p.modality == form for p in placed)]
-    return TokenLayout(placed, special, tuple(FORMS), dict.fromkeys(held[1:], held[0]), rules)
+    shapes = {s.holds: shape(s) for s in config.streams.values() if s.holds in FORMS}
+    return TokenLayout(placed, special, tuple(FORMS), dict.fromkeys(held[1:], held[0]), rules, shapes)
 
 
 def _digit(pixels: np.ndarray, layout: TokenLayout) -> tuple[Span, ...]:
@@ -218,3 +219,8 @@ def levels(vectors: np.ndarray) -> np.ndarray:
     n = SIDE // PATCH
     by_row = (vectors * DEVIATION + MEAN).reshape(n, n, PATCH, PATCH).swapaxes(1, 2).reshape(PIXELS)
     return by_row.round().clip(0, LEVELS - 1).astype(int)
+
+
+def shape(stream: Stream) -> tuple[int, int]:
+    """Rows and columns of a digit's tokens: its pixels, or its patches where they are vectors."""
+    return (SIDE // PATCH,) * 2 if stream.latent else (SIDE, SIDE)

@@ -10,7 +10,7 @@ import jax
 from mot import sharding
 from mot.batches import Tokens
 from mot.config import Model
-from mot.model import dropout, experts, joint, ops
+from mot.model import crossing, dropout, experts, joint, ops
 from mot.model.context import Context, towers
 
 Reports = dict[str, experts.Report]  # by `component/tower`
@@ -25,6 +25,7 @@ def block(
 
     Returns the residuals, the reports of its routers by `component/tower`, and with a cache its keys and values.
     """
+    xs = crossing.cross(xs, number, context)
     context = _inside(context, number, stack)
     ys, attention_reports, kv = attention(_pre_norm(xs, w, "attn", context), w["attn"], context)
     xs = _add(xs, _post_norm(ys, w, "attn", context), "attn", context)
@@ -155,7 +156,8 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
         heads = [x_RNH + bias_1NH for x_RNH, bias_1NH in zip(heads, biases, strict=True)]
     q, k = (_qk_norm(x_RNH, tower, name, m) for x_RNH, name in zip(heads[:2], ("q", "k"), strict=True))
     q, k, v = (x_RNH.reshape(B, C, -1, m.head_size) for x_RNH in (q, k, heads[2]))
-    q, k = (ops.rope(x_BCNH, tokens.rope_position, m.rope_theta) for x_BCNH in (q, k))
+    axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved)
+    q, k = (ops.rope(x_BCNH, tokens.rope_position, m.rope_theta, axes) for x_BCNH in (q, k))
     return q, k, v
 
 

@@ -34,7 +34,7 @@ from mot.data.manifest import FORMAT, INDEX, SPLITS, file_digest, read_json
 from mot.data.records import Record, Shard, lengths, write_shard
 from mot.errors import UserError
 from mot.files import replacing, write_atomically
-from mot.prepare import asked, dataset_tokenizers, encode, fit, joined, left_out, readers
+from mot.prepare import asked, dataset_tokenizers, encode, fit, joined, left_out, readers, rendered, reordered
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.inputs import Notes, unread, warnings
 from mot.prepare.left_out import Bad, first_of
@@ -86,6 +86,7 @@ Recipe = make_dataclass(
 # Options that came later, and what a dataset without them did: it is written as it was, to the bit.
 ADDED = {"also": (), "audio_layers": 1, "video_frames": 4, "video_side": 32, "video_patch": 8, "video_ids": None}
 ADDED |= {"join": (), "join_documents": 0, "join_seed": 0, "markers": ()}
+ADDED |= {"image_aspect": "square", "image_render": 0, "video_order": "ordered"}
 ADDED |= {"fast_points": 0, "fast_scale": 10, "fast_ids": None}
 
 
@@ -112,8 +113,10 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
 
     def read(notes: Notes | None = None) -> Iterator[Raw]:
         if recipe.join:
-            return joined.read(recipe, ids, notes)
-        return readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
+            raws = joined.read(recipe, ids, notes)
+        else:
+            raws = readers.read(inputs, recipe.format, content, recipe.separator, ids, notes)
+        return reordered.documents(rendered.documents(raws, recipe.image_render), recipe.video_order)
 
     next(read(), None)  # what is wrong with the inputs as a whole is told before anything is written
     claim = told(recipe) | {"files": _listing(recipe)}

@@ -439,8 +439,12 @@ def test_a_prompt_longer_than_the_rows_of_training_is_refused(vectors, tmp_path)
         (["--n=0"], "--n=0; must be from 1 to 10000"),
         (["--n=4", "--each=2"], "--n=4, --each=2: each says how many; give one"),
         (["--n=1", "--text=a", "--text=b"], "--n=1: there are 2 prompts; ask for as many rows at least"),
-        (["--guidance=3"], "--guidance=3.0: is for vectors, and this run has ids alone; leave it out"),
+        (
+            ["--guidance=3"],
+            "--guidance=3.0: is for vectors and units of masked ids, and this run has none; leave it out",
+        ),
         (["--solver=heun"], "--solver=heun: is for vectors"),
+        (["--block=4"], "--block=4: is for text that is masked by document, and this run has none; leave it out"),
         (["--draw=audio"], "--draw=audio: this run draws image; write one of these, or any"),
         (["--draw=image", "--each=2"], "--each=2: is for digits that are drawn and read"),
         (["--length=9"], "--length=9: all units of this run have a fixed length; leave it out"),
