@@ -4,6 +4,9 @@ mot train --config=configs/recipes/jepa.py:size=cpu                 the states o
 mot train --config=configs/recipes/jepa.py:size=cpu,form=sigreg     its own states, which SIGReg keeps apart
 mot train --config=configs/recipes/jepa.py:size=cpu,form=flow       the same model, to compare: Transfusion's objective
 mot evaluate runs/jepa-ema-cpu --what=labels                        how well a linear probe tells the digits
+
+Captions come after the pictures and teach nothing. A step of size=cpu took 0.5 s on two busy cores; what 1000 of them
+show is not measured. The mean of a picture's states is probed, and the model tells places by RoPE alone.
 """
 
 from ml_collections import ConfigDict
