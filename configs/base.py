@@ -99,6 +99,9 @@ def stream(
             first_id=0,
             ids=0,
             latent=0,
+            place_table=0,
+            rope_seconds=0.0,
+            rope_gap=0,
             objective="next_token",
             loss_weight=1.0,
             representation="",
@@ -208,6 +211,10 @@ def get_config() -> ConfigDict:
         norm_eps=1e-5,
         qk_norm="rms",
         rope_theta=10_000.0,
+        rope_sections=(),  # (16, 8, 8) of heads of 64: pairs that turn by time, by row and by column
+        rope_interleaved=False,
+        rope_reset=False,
+        rope_per_second=0.0,
         tied=False,
         scan=False,  # accelerators want True
         remat="none",

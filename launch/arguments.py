@@ -358,6 +358,7 @@ class Options(NamedTuple):
     max_text: int | None = None
     max_media: int | None = None
     length: int | None = None
+    size: str | None = None
     temperature: float = 0.7
     top_k: int = 0
     top_p: float = 1.0
@@ -373,7 +374,8 @@ class Options(NamedTuple):
     @property
     def continues(self) -> bool:
         """Is a document to be gone on with, also of a run on digits?"""
-        return bool(self.files) or any(x is not None for x in (self.draw, self.max_text, self.max_media, self.length))
+        asked = (self.draw, self.max_text, self.max_media, self.length, self.size)
+        return bool(self.files) or any(x is not None for x in asked)
 
 
 def asked_of(options) -> Options:
@@ -614,6 +616,8 @@ def sample() -> flags.Parser:
     ask("--max-text", type=int, help=f"tokens of text that may follow; default {TEXT}, after --prompt 0")
     ask("--max-media", type=int, help=f"media that may follow; default {MEDIA}, after --prompt 1")
     ask("--length", type=int, help="tokens of a unit that has no fixed length; default: about the data's mean")
+    size = "WIDTHxHEIGHT in pixels of a picture that may have any size; default: about the data's mean, square"
+    ask("--size", metavar="24x40", help=size)
     ask("--each", type=int, help="digits drawn from each prompt, in place of --n; default 4")
     ask("--read", type=int, help="held-out digits to caption; default 20, with --n 0")
     how = p.add_argument_group("how").add_argument

@@ -240,10 +240,11 @@ def _distances(model: LoadedModel, options, given: distances.Features | Callable
     draws = options.draws or arguments.DRAWS
     settings = sample.settings(arguments.Options(steps=options.steps), model.config)
     length = sample.usual_length(model.config, model.format)
+    sizes = sample.usual_sizes(model.config, model.format)
     figures: dict[str, Figure] = {}
     for modality in opened.draws(model.config, model.format):
         of_modality = given or _of_digits(model)
-        for source, media in redrawn.media(model, modality, draws, settings, length).items():
+        for source, media in redrawn.media(model, modality, draws, settings, length, sizes).items():
             decoded = [[model.codec.decode(modality, data) for data in side] for side in media]
             found = _features(of_modality, decoded, options.features or "the digits' classifier")
             figures |= {f"{modality}/{source}/{name}": figure for name, figure in distances.figures(found).items()}

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,10 @@ def refuse(found: Iterable[str]) -> None:
         raise UserError("\n  ".join(["nothing was sampled", *faults]) if len(faults) > 1 else faults[0])
 
 
+def is_size(written: str) -> bool:
+    return re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", written, re.ASCII) is not None
+
+
 def is_of_digits(options: Any, config: Config) -> bool:
     """Are digits drawn and read, rather than documents gone on with?"""
     return "embedded" in config.data.sources.values() and not options.continues
@@ -314,6 +319,8 @@ def of_options(o: Any, config: Config, of_digits: bool) -> Iterator[str]:
             if any("\ud800" <= character <= "\udfff" for character in text):
                 shown = text if len(text) <= 60 else text[:57] + "..."
                 yield f"--{flag} {shown!r}: holds half a character (a lone surrogate), which is no text; write UTF-8"
+    if o.size is not None and not is_size(o.size):
+        yield f"--size={o.size}: must be WIDTHxHEIGHT in pixels, as 24x40; write it so"
     if o.n is not None and o.each is not None:
         yield f"--n={o.n}, --each={o.each}: each says how many; give one"
     if o.n is not None and prompts and 0 < o.n < len(prompts):

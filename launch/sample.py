@@ -6,7 +6,7 @@ it into its samples.json.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 
 from launch import arguments, refusals
@@ -49,7 +49,8 @@ def draw(run: Path | LoadedModel, step: int | None = None, options: Options = Op
     chosen = settings(options, config)
     if asked:
         length = options.length or usual_length(config, format)
-        files, record = documents.samples(model, asked, chosen, length, options.seed, options.grid)
+        sizes = usual_sizes(config, format) | _sizes(options, format, model.codec.tokenizers, config)
+        files, record = documents.samples(model, asked, chosen, length, sizes, options.seed, options.grid)
     else:
         files, record = digits.samples(model, _digits(options), chosen)
     record = {"step": model.step, "seed": options.seed} | chosen._asdict() | record
@@ -116,15 +117,61 @@ def settings(o: Options, config: Config) -> Settings:
 def usual_length(config: Config, format: layout.Format) -> int:
     """Tokens of a unit that has no fixed length: vectors as many as the data's mean, ids at most twice as many."""
     lengths = [0]
+    for medium, mean in _means(config, format):
+        stream = config.streams[medium.stream]
+        lengths.append(min(round(mean * (1 if stream.latent else 2)), stream.max_tokens or stream.budget))
+    return max(lengths)
+
+
+def usual_sizes(config: Config, format: layout.Format) -> dict[str, tuple[int, int]]:
+    """Rows and columns of units of any size, by stream: a square of about the tokens of the data's mean."""
+    sizes = {}
+    for medium, mean in _means(config, format):
+        if medium.is_of_any_size:
+            side = min(round(mean**0.5), *medium.shape)
+            sizes[medium.stream] = max((side, side), sizes.get(medium.stream, (1, 1)))
+    return sizes
+
+
+def _means(config: Config, format: layout.Format) -> Iterator[tuple[layout.Medium, float]]:
+    """By source, the media that have units of no fixed length, with the mean length of these."""
     open_ = [m for m in format.media if not m.tokens]
     for address in config.data.sources.values() if open_ else ():
         training = read_json(remote.local(address, whole=False))["splits"]["train"]
         for medium in open_:
-            stream = config.streams[medium.stream]
-            if n := training["spans"].get(stream.modality, 0):
-                mean = training["tokens"][stream.modality] / n
-                lengths.append(min(round(mean * (1 if stream.latent else 2)), stream.max_tokens or stream.budget))
-    return max(lengths)
+            modality = config.streams[medium.stream].modality
+            if n := training["spans"].get(modality, 0):
+                yield medium, training["tokens"][modality] / n
+
+
+def _sizes(o: Options, format: layout.Format, tokenizers: Mapping, config: Config) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the size that is asked for, by stream; of no own patches a token is a pixel."""
+    if o.size is None:
+        return {}
+    width, height = map(int, o.size.split("x"))
+    sized = {m.stream: _patch(tokenizers, m, config) for m in format.media if m.is_of_any_size}
+    return {stream: (height // patch, width // patch) for stream, patch in sized.items()}
+
+
+def _patch(tokenizers: Mapping, medium: layout.Medium, config: Config) -> int:
+    return getattr(tokenizers.get(config.streams[medium.stream].modality), "patch", 1)
+
+
+def _size_faults(o: Options, config: Config, format: layout.Format) -> Iterator[str]:
+    """What is wrong with a size that is written as one."""
+    sized = [m for m in format.media if m.is_of_any_size]
+    if not sized:
+        yield f"--size={o.size}: units of this run have no size to choose; leave it out"
+    tokenizers = codecs.of(config).tokenizers if sized else {}
+    width, height = map(int, o.size.split("x"))
+    for medium in sized:
+        patch = _patch(tokenizers, medium, config)
+        rows, columns = (most * patch for most in medium.shape)
+        if width % patch or height % patch or not (0 < width <= columns and 0 < height <= rows):
+            yield (
+                f"--size={o.size}: {medium.stream} has patches of {patch} x {patch} pixels; sides must be multiples of "
+                f"{patch}, up to {columns}x{rows}; change it"
+            )
 
 
 def _of_digits(options: Options, config: Config) -> bool:
@@ -136,6 +183,8 @@ def _faults(o: Options, config: Config, format: layout.Format) -> Iterator[str]:
     yield from refusals.of_options(o, config, _of_digits(o, config))
     if o.length is not None and all(m.tokens for m in format.media):
         yield f"--length={o.length}: all units of this run have a fixed length; leave it out"
+    if o.size is not None and refusals.is_size(o.size):
+        yield from _size_faults(o, config, format)
 
 
 if __name__ == "__main__":

@@ -35,11 +35,11 @@ def visible(q: Info, k: Info) -> jax.Array:
 
 @struct.dataclass
 class Tokens:
-    """Tokens of one stream, or of several merged; every field `[B, C]` but two."""
+    """Tokens of one stream, or of several merged; every field `[B, C]` but three."""
 
     token: jax.Array  # id in the unified vocabulary
     position: jax.Array  # place in the row's document order; unique in the row, padding last
-    rope_position: jax.Array  # [B, C, 1], for RoPE alone
+    rope_position: jax.Array  # [B, C, A], for RoPE alone: one place, or time, row and column (`Model.rope_axes`)
     segment: jax.Array  # document of the row, from 1; 0 = padding
     source: jax.Array  # where the document came from, for losses by source
     doc_id: jax.Array  # which document of that source
@@ -53,6 +53,7 @@ class Tokens:
     target: jax.Array  # id at position + 1 of the same segment, in whatever stream it lies; one that is masked: its own
     weight: jax.Array  # float32, of that target's loss, or of a vector's own; 0 = none
     value: jax.Array  # [B, C, P] float32, of a stream of vectors; P is 0 where tokens have ids
+    place: jax.Array  # [B, C, 2] row and column in the unit; [B, C, 0] where no stream has tables of them
 
     @property
     def info(self) -> Info:
@@ -71,10 +72,11 @@ def abstract(config: Config) -> Batch:
     kinds = dict(
         token=i, position=i, rope_position=i, segment=i, source=i, doc_id=i, unit=i, unit_seed=jnp.uint32, span=i
     )
-    kinds |= dict(private=b, noise=f, target=i, weight=f, value=f)
+    kinds |= dict(private=b, noise=f, target=i, weight=f, value=f, place=i)
 
     def one(stream):
-        ends = {"rope_position": (1,), "value": (stream.features,)}
+        ends = {"rope_position": (config.model.rope_axes,), "value": (stream.features,)}
+        ends |= {"place": (2 * config.has_places,)}
 
         def shape(field):
             return (B, stream.budget, *ends.get(field, ()))

@@ -137,6 +137,8 @@ def _convert(value: Any, kind: Any, path: str, faults: list[Fault]) -> Any:
         return {str(key): _convert(one, of_values, f"{path}.{key}", faults) for key, one in value.items()}
     if origin is tuple:
         of_items = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)) and not dataclasses.is_dataclass(of_items):
+            return _wrong(value, f"a tuple of {of_items.__name__}", path, faults)
         if not isinstance(value, (list, tuple)):
             keys = ", ".join(f"'{field.name}': ..." for field in dataclasses.fields(of_items))
             return _wrong(value, f"a tuple of groups, as ({{{keys}}},)", path, faults)

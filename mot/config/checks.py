@@ -31,6 +31,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_depth, {"towers", "model"}),
         (_stop_gradients, {"streams", "towers"}),
         (_model, {"model"}),
+        (_rope, {"model", "streams"}),
         (_experts, {"streams", "towers", "attn", "ffn"}),
         (_layers, {"model", "attn", "ffn"}),
         (_init, {"init"}),
@@ -68,6 +69,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"role": ("fit", "validation", "test")},
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
+    | {"place_table": Range(most=4096), "rope_seconds": Range(most=3600), "rope_gap": Range(most=10**6)}
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
         "time": ("add", "norm"),
@@ -113,6 +115,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "norm_eps": ABOVE_0,
         "qk_norm": ("none", "rms", "layer"),
         "rope_theta": ABOVE_0,
+        "rope_per_second": Range(most=10**6),
         "remat": ("none", "dots", "block", "offload"),
         "dtype": ("float32", "bfloat16"),
         "attention": ATTENTION,
@@ -490,6 +493,44 @@ def _model(c: "Sections") -> Iterator[Fault]:
         )
     if m.head_size > 0 and m.head_size % 2:
         yield Fault("model.head_size", f"{m.head_size}; RoPE turns pairs, so it must be even; add or take one")
+
+
+ROPE_AXES = ("time", "row", "column")  # of model.rope_sections
+
+
+def _rope(c: "Sections") -> Iterator[Fault]:
+    """Which pairs turn by which axis, and what seconds and gaps mean."""
+    m = c.model
+    counts = m.rope_sections
+    if counts and (len(counts) != len(ROPE_AXES) or min(counts) < 0 or sum(counts) != m.head_size // 2):
+        yield Fault(
+            "model.rope_sections",
+            f"{counts}; must be () or three numbers of 0 or more, of pairs that turn by {', '.join(ROPE_AXES)}, "
+            f"which fill half of model.head_size = {m.head_size}: {m.head_size // 2} in all; change them",
+        )
+    for key in ("rope_interleaved", "rope_reset"):
+        if getattr(m, key) and not counts:
+            yield Fault(f"model.{key}", "True, but model.rope_sections is (): there is one axis; write False")
+    if m.rope_reset and counts and not counts[0]:
+        yield Fault(
+            "model.rope_reset",
+            f"True, but model.rope_sections = {counts} has no time: units would all lie in one place; write False",
+        )
+    timed = [name for name, s in c.streams.items() if s.rope_seconds > 0]
+    if m.rope_per_second > 0 and not timed:
+        yield Fault("model.rope_per_second", f"{m.rope_per_second}, but no stream has rope_seconds; write 0")
+    for name in timed if m.rope_per_second == 0 else ():
+        yield Fault(
+            f"streams.{name}.rope_seconds",
+            f"{c.streams[name].rope_seconds}, but model.rope_per_second is 0: a second is no number of positions; give "
+            "it one, or write 0",
+        )
+    for name, s in c.streams.items():
+        if s.place_table > 0 and not s.latent:
+            yield Fault(
+                f"streams.{name}.place_table",
+                f"{s.place_table}, but its tokens are ids; tables are for latents; write 0",
+            )
 
 
 def _experts(c: "Sections") -> Iterator[Fault]:

@@ -73,7 +73,8 @@ def _field(value: Any, kind: Any, path: str, comment: str, limits: Allowed | Non
         for name, inner in value.items():
             yield from keys(inner, typing.get_args(kind)[1], f"{path}.{name}")
     else:
-        value = tuple(map(dataclasses.asdict, value)) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            value = tuple(dataclasses.asdict(one) if dataclasses.is_dataclass(one) else one for one in value)
         yield Key(path, value, comment, _allowed(kind, limits), False)
 
 
@@ -85,6 +86,9 @@ def _allowed(kind: Any, limits: Allowed | None) -> str:
     if limits:
         return ", ".join(limits)
     if typing.get_origin(kind) is tuple:
-        names = ", ".join(f"{f.name!r}: ..." for f in dataclasses.fields(typing.get_args(kind)[0]))
+        of_items = typing.get_args(kind)[0]
+        if not dataclasses.is_dataclass(of_items):
+            return f"a tuple, of each {TYPES[of_items]}"
+        names = ", ".join(f"{f.name!r}: ..." for f in dataclasses.fields(of_items))
         return f"a tuple of groups, as ({{{names}}},)"
     return TYPES.get(kind, "")

@@ -81,6 +81,12 @@ MODALITIES: dict[str, Modality] = {
         markers=("<boi>", "<eoi>"),
         options=(
             Option("image_side", "pixels to which images are brought", 32, most=IMAGE_SIDE),
+            Option(
+                "image_aspect",
+                "square: the square in the middle; native: whole images, with sides of image-side at most",
+                "square",
+                choices=("square", "native"),
+            ),
             Option("image_patch", "pixels of a patch's side; a patch is a token, 1 is a pixel", 4),
             Option("image_ids", "codes of patches", None, 2),
         ),

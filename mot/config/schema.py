@@ -97,6 +97,11 @@ class Stream:
     first_id: int  # the first of its ids in the one vocabulary; 0 for latents
     ids: int  # the number of its ids; 0 for latents
     latent: int  # P, the features of a token; 0 = its tokens are ids
+    place_table: int  # of latents: the rows, and columns, of learned tables that are added to a token by its row and
+    # column in its unit; 0 = none
+    rope_seconds: float  # from one frame of a unit to the next, or from token to token where a unit has no rows; 0 = a
+    # frame, or token, is one position
+    rope_gap: int  # positions of RoPE that are left free before each of its units (Cosmos 3)
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
     diffusion: Diffusion  # of latents that have an objective; ids ignore it
@@ -212,6 +217,11 @@ class Model:
     norm_eps: float  # is added to the mean square in a norm
     qk_norm: str  # the norm of queries and keys, by head
     rope_theta: float  # base of RoPE's wavelengths
+    rope_sections: tuple[int, ...]  # how many of a head's H / 2 pairs turn by time, by row and by column (Qwen2-VL); ()
+    # = all turn by a token's one place
+    rope_interleaved: bool  # time, row and column take pairs in turn (Qwen3-VL), not one after another
+    rope_reset: bool  # rows and columns count from 0 in each unit (Cosmos 3), not from where the unit begins
+    rope_per_second: float  # positions of RoPE in a second, for streams that have rope_seconds; 0 = there are none
     tied: bool  # the embedding is also the head
     scan: bool  # lax.scan over layers keeps compile time flat; unrolled layers are faster on CPU
     remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks; offload: these too, and
@@ -227,6 +237,11 @@ class Model:
     norm_offset: bool  # norms multiply by 1 + w, w beginning at 0 (Gemma), in place of w beginning at 1
     embed_scale: bool  # what the embedding gives is multiplied by sqrt(width) (Gemma); a tied head is not
     qkv_bias: bool  # queries, keys and values have biases (Qwen2)
+
+    @property
+    def rope_axes(self) -> int:
+        """How many integers RoPE reads of a token: its one place, or time, row and column."""
+        return len(self.rope_sections) or 1
 
 
 @dataclass(frozen=True)
@@ -502,6 +517,11 @@ class Sections:
     def length(self) -> int:
         """T, the tokens of a row."""
         return sum(s.budget for s in self.streams.values())
+
+    @property
+    def has_places(self) -> bool:
+        """Does the device read where in its unit a token lies?"""
+        return any(s.place_table for s in self.streams.values())
 
     @property
     def modalities(self) -> tuple[str, ...]:

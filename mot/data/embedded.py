@@ -133,7 +133,13 @@ def _layout(config: Config, source: str) -> TokenLayout:
     special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
     rules = roles.rules(config.data.roles, source, config.streams, placed)
     held = [form for form in FORMS if any(p.modality == form for p in placed)]
-    return TokenLayout(placed, special, tuple(FORMS), dict.fromkeys(held[1:], held[0]), rules)
+    shapes = {stream.holds: shape(stream) for stream in config.streams.values() if stream.holds in FORMS}
+    return TokenLayout(placed, special, tuple(FORMS), dict.fromkeys(held[1:], held[0]), shapes, rules)
+
+
+def shape(stream: Stream) -> tuple[int, int]:
+    """Rows and columns of a digit's tokens: its pixels, or its patches where they are vectors."""
+    return (SIDE // PATCH,) * 2 if stream.latent else (SIDE, SIDE)
 
 
 def _digit(pixels: np.ndarray, layout: TokenLayout) -> tuple[Span, ...]:

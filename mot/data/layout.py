@@ -1,5 +1,6 @@
 """How a document is written: which ids begin and end it, and which enclose an image or clip among its text."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,9 +8,10 @@ import numpy as np
 
 from mot.config import Config
 from mot.config.modalities import markers
-from mot.data import embedded, folding, packing, seqio_bridge
-from mot.data.manifest import read_json
+from mot.data import embedded, folding, packing, records, seqio_bridge
+from mot.data.manifest import most_shape, read_json
 from mot.data.packing import Document
+from mot.data.positions import places, shape_of
 from mot.data.remote import local
 from mot.data.sources import is_embedded, unit_lengths
 from mot.errors import UserError
@@ -23,6 +25,11 @@ class Medium(NamedTuple):
     opens: int  # id of the marker before a unit
     closes: int
     tokens: int  # of a unit; 0 = any number
+    shape: tuple[int, ...] = ()  # its rows and columns, the most of them where `tokens` is 0; () = it has none
+
+    @property
+    def is_of_any_size(self) -> bool:
+        return bool(self.shape) and not self.tokens
 
 
 class Format(NamedTuple):
@@ -37,7 +44,10 @@ class Format(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """A stretch of one stream: ids from 0 on, of the stream's own tokenizer, or vectors `[n, P]`."""
+    """A stretch of one stream: ids from 0 on, of the stream's own tokenizer, or vectors `[n, P]`.
+
+    A unit of any size has its rows: `[rows, columns]` in place of `[n]` (`mot.data.records.Span`).
+    """
 
     stream: str
     data: np.ndarray
@@ -48,8 +58,9 @@ def of(config: Config) -> Format:
     """The format of the data that a run was trained on."""
     if is_embedded(config):
         special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
-        of_streams = {s.holds: embedded.PATCHES if s.latent else embedded.PIXELS for s in config.streams.values()}
-        return _format(config, special, of_streams | {"text": 0})
+        shapes = {s.holds: embedded.shape(s) for s in config.streams.values() if s.modality != "text"}
+        tokens = {name: math.prod(shape) for name, shape in shapes.items()}
+        return _format(config, special, tokens | {"text": 0}, shapes)
     abouts = []
     for address in config.data.sources.values():
         if seqio_bridge.is_address(address):
@@ -57,10 +68,14 @@ def of(config: Config) -> Format:
                 f"{address}: generation needs a tokenizer that decodes; export it: `mot data prepare --seqio`"
             )
         abouts.append(read_json(local(address, whole=False)))
-    return _format(config, abouts[-1]["tokenizers"]["text"]["special"], unit_lengths(abouts))
+    last = abouts[-1]["tokenizers"]
+    shapes = {m: most_shape(m, about["tokenizers"][m]) for about in abouts for m in about["tokenizers"]}
+    return _format(config, last["text"]["special"], unit_lengths(abouts), shapes)
 
 
-def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int]) -> Format:
+def _format(
+    config: Config, special: Mapping[str, int], tokens: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+) -> Format:
     text = next(name for name, stream in config.streams.items() if stream.holds == "text")
 
     def id_of(mark):
@@ -73,7 +88,9 @@ def _format(config: Config, special: Mapping[str, int], tokens: Mapping[str, int
         id_of("<bos>"),
         id_of("<eos>"),
         tuple(map(id_of, special)),
-        tuple(Medium(name, *map(id_of, markers(s.modality)), tokens[s.holds]) for name, s in held),
+        tuple(
+            Medium(name, *map(id_of, markers(s.modality)), tokens[s.holds], shapes.get(s.holds, ())) for name, s in held
+        ),
     )
 
 
@@ -97,14 +114,16 @@ def document(
         stream = config.streams[stretch.stream]
         medium = format.medium(stretch.stream)
         is_scored = scored is not None and number >= scored
+        data = np.asarray(stretch.data)
         if stream.latent:
-            x = folding.data(stretch.data, stream.entry.fold)
+            x = folding.data(records.flat(data), stream.entry.fold)
             ids = np.zeros(len(x), int)
             vectors.setdefault(names.index(stretch.stream), []).append(x)
         else:
-            ids = np.asarray(stretch.data) + stream.first_id
+            ids = data.reshape(-1) + stream.first_id
         learns_ids = is_scored and not stream.latent and stream.objective != "none"
-        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), learns_ids)
+        place = unit_places(data, medium)[:: stream.entry.fold]
+        unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), learns_ids, place)
         if medium:
             is_news = is_scored and not (stream.latent or medium.tokens)  # where a unit ends
             before = runs[:-1] if stretch.is_same else [*runs, _marker(medium.opens, format, is_scored)]
@@ -123,7 +142,16 @@ def document(
     masked = [s for s, name in enumerate(names) if config.streams[name].masks == "unit"]
     span = np.where(np.isin(stream, [*vectors, *masked]), unit, 0)  # these see their unit both ways
     values = {s: np.concatenate(x) for s, x in vectors.items()}
-    return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span)
+    place = np.concatenate([np.zeros((len(run.ids), 3), int) if run.place is None else run.place for run in runs])
+    return packing.document(0, 0, token, stream, values, weight=weight, unit=unit, span=span, place=place)
+
+
+def unit_places(data: np.ndarray, medium: Medium | None) -> np.ndarray:
+    """int32 `[n, 3]`: frame, row and column of the tokens of a stretch, by its own rows or those of all units."""
+    shape = records.shape_of(data)
+    if len(shape) == 1 and medium and medium.tokens:
+        shape = medium.shape
+    return places(shape, records.count(data))
 
 
 class _Run(NamedTuple):
@@ -133,6 +161,7 @@ class _Run(NamedTuple):
     stream: str
     unit: int  # from 1; 0 = none
     is_scored: bool
+    place: np.ndarray | None = None  # [n, 3]; None = text
 
 
 def _marker(id_: int, format: Format, is_scored: bool = False) -> _Run:
@@ -148,13 +177,23 @@ def stretches(d: Document, config: Config, format: Format) -> list[Stretch]:
     for begin, end in zip(begins, [*begins[1:], len(d.token)], strict=True):
         s = int(d.stream[begin])
         if s in taken:
-            x = d.values[s][taken[s] : taken[s] + end - begin]
-            data = folding.undone(x, config.streams[names[s]].entry.fold)
+            x = folding.undone(d.values[s][taken[s] : taken[s] + end - begin], config.streams[names[s]].entry.fold)
+            data = _with_rows(x, d.place[begin:end], names[s], format)
             taken[s] += end - begin
         else:
             ids = d.token[begin:end]
             data = ids[~np.isin(ids, format.special)] - config.streams[names[s]].first_id
+            data = _with_rows(data, d.place[begin:end], names[s], format)
         if len(data):
             is_same = begin > 0 and format.text not in (names[s], names[d.stream[begin - 1]])
             found.append(Stretch(names[s], data, is_same))
     return found
+
+
+def _with_rows(data: np.ndarray, place: np.ndarray, stream: str, format: Format) -> np.ndarray:
+    """A unit of a stream whose units differ in size with its rows; all else as it is."""
+    medium = format.medium(stream)
+    if medium is None or not medium.is_of_any_size:
+        return data
+    shape = shape_of(place)
+    return data.reshape(*(shape if len(shape) > 1 else (1, 1)), *data.shape[1:])

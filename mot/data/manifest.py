@@ -1,11 +1,13 @@
 """What a dataset says of itself, `dataset.json`: its splits, tokenizers and files; and whether these are as it says.
 
 A tokenizer's entry has the number of its `ids`, or the `width` of its vectors, P; and where all its spans have one
-length, their `tokens`. It may be another representation `of` a modality's units.
+length, their `tokens`. `shape` has the rows and columns of a unit, or, where `tokens` are missing, the most of them. It
+may be another representation `of` a modality's units.
 """
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +113,25 @@ def _check_tokenizer(whose: str, tokenizer: dict) -> None:
     for key, most in (("ids", 2**31), ("width", 2**20), ("tokens", 2**20)):
         if key in tokenizer:
             _check_number(f"{whose} {key}", tokenizer[key], 1, most)
+    if shape := tokenizer.get("shape"):  # earlier versions had none
+        if type(shape) is not list or len(shape) not in (2, 3):
+            raise ValueError(f"{whose} shape is {shape!r:.60}; rows and columns are needed, or frames before them")
+        for side in shape:
+            _check_number(f"{whose} shape", side, 1, 2**20)
+        if tokenizer.get("tokens", math.prod(shape)) != math.prod(shape):
+            raise ValueError(f"{whose} shape {shape} is not of {tokenizer['tokens']} tokens")
+
+
+def most_shape(modality: str, tokenizer: dict) -> tuple[int, ...]:
+    """Rows and columns of a unit, or the most of them where units differ, by a tokenizer's entry; () = it has none.
+
+    Earlier versions did not say it: their own pictures are square.
+    """
+    if "shape" in tokenizer:
+        return tuple(tokenizer["shape"])
+    side = math.isqrt(tokenizer.get("tokens", 0))
+    is_own = modality == "image" and not tokenizer["digest"].startswith("ids-")
+    return (side, side) if is_own and side and side**2 == tokenizer["tokens"] else ()
 
 
 def _check_lossy(lossy: dict) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from mot.batches import Batch, Tokens
+from mot.data import positions
+from mot.data.positions import ONE_AXIS, Rule
 from mot.errors import UserError
 
 
@@ -26,6 +28,7 @@ class Document(NamedTuple):
     alone: np.ndarray  # int32, sees and is seen by nothing but the tokens of the same number, a unit's; 0 = it is not
     given: np.ndarray  # bool, an input: clean and without a loss, whatever its stream learns
     own: np.ndarray  # bool, an id that predicts itself, where it is hidden, and not the next
+    place: np.ndarray  # int32 [n, 3], frame, row and column in its unit; 0 where a unit has none
     values: dict[int, np.ndarray]  # of a stream of vectors: float32 [n_s, P], in document order
 
 
@@ -34,6 +37,7 @@ class Field(NamedTuple):
 
     usual: float  # what it is where nothing is said
     dtype: type
+    shape: tuple[int, ...] = ()  # of what each token has of it
 
 
 FIELDS = {
@@ -45,15 +49,16 @@ FIELDS = {
     "alone": Field(0, np.int32),
     "given": Field(False, bool),
     "own": Field(False, bool),
+    "place": Field(0, np.int32, (3,)),
 }
 
 
 def document(
     source: int, doc_id: int, token, stream, values: Mapping[int, np.ndarray] | None = None, **fields
 ) -> Document:
-    """A document. `fields` are those of FIELDS that are not as usual, `[n]` each; `values` its vectors, by stream."""
+    """A document. `fields` are those of FIELDS that are not as usual, of n tokens; `values` its vectors, by stream."""
     n = len(token)
-    usual = {name: np.full(n, field.usual, field.dtype) for name, field in FIELDS.items()}
+    usual = {name: np.full((n, *field.shape), field.usual, field.dtype) for name, field in FIELDS.items()}
     given = {name: np.asarray(x, FIELDS[name].dtype) for name, x in fields.items()}
     vectors = {s: np.asarray(x, np.float32) for s, x in (values or {}).items()}
     return Document(
@@ -243,14 +248,18 @@ def _longest_within(cuts: np.ndarray, begin: int, room: np.ndarray) -> tuple[int
 
 
 def pack(
-    rows: Sequence[Sequence[Document]], streams: Sequence[str], budgets: Sequence[int], latents: Sequence[int] = ()
+    rows: Sequence[Sequence[Document]],
+    streams: Sequence[str],
+    budgets: Sequence[int],
+    latents: Sequence[int] = (),
+    rule: Rule = ONE_AXIS,
 ) -> Batch:
     """A batch of numpy arrays, a row for each list of documents; raises `ValueError` if they do not fit.
 
-    `latents` has the number of features of each stream's tokens, 0 for ids.
+    `latents` has the number of features of each stream's tokens, 0 for ids; `rule` says how RoPE counts.
     """
     latents = latents or [0] * len(streams)
-    packed = [_row(documents, budgets, np.array(latents) > 0) for documents in rows]
+    packed = [_row(documents, budgets, np.array(latents) > 0, rule) for documents in rows]
     batch = {field: np.stack([row[field] for row in packed]) for field in packed[0]}
     ends = np.cumsum(budgets)
     return {
@@ -269,11 +278,13 @@ def _values(documents: Sequence[Document], stream: int, budget: int, width: int)
     return np.pad(vectors, ((0, budget - len(vectors)), (0, 0)))
 
 
-def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.ndarray) -> dict[str, np.ndarray]:
+def _row(
+    documents: Sequence[Document], budgets: Sequence[int], is_latent: np.ndarray, rule: Rule
+) -> dict[str, np.ndarray]:
     """The fields of `Tokens` for one row, all but `value`; streams lie end to end."""
 
-    def join(field, dtype):
-        return np.concatenate([np.zeros(0, dtype), *(getattr(d, field) for d in documents)], dtype=dtype)
+    def join(field, dtype, *shape):
+        return np.concatenate([np.zeros((0, *shape), dtype), *(getattr(d, field) for d in documents)], dtype=dtype)
 
     sizes = np.array([len(d.token) for d in documents], np.int64)
     firsts = np.cumsum(sizes) - sizes  # each document's first token
@@ -290,7 +301,9 @@ def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.nd
     fields = {
         "token": join("token", np.int32),
         "position": np.arange(len(stream), dtype=np.int32),
-        "rope_position": _rope_positions(join("private", bool), unit, np.repeat(firsts, sizes))[:, None],
+        "rope_position": np.concatenate(
+            [np.zeros((0, rule.axes), np.int32), *(positions.of(d, rule) for d in documents)]
+        ),
         "segment": segment,
         "source": each([d.source for d in documents]),
         "doc_id": each([d.doc_id for d in documents]),
@@ -299,6 +312,7 @@ def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.nd
         "span": _unique_in_row(span, firsts, sizes),
         "private": join("private", bool),
         "noise": join("noise", np.float32),
+        "place": join("place", np.int32, 3)[:, 1:] if rule.has_places else np.zeros((len(stream), 0), np.int32),
     }
     own = is_latent[stream] | join("own", bool)
     fields["target"], fields["weight"] = _targets(documents, fields, join("weight", np.float32), own)
@@ -319,16 +333,6 @@ def _row(documents: Sequence[Document], budgets: Sequence[int], is_latent: np.nd
     padding[index] = False
     out["position"][padding] = len(stream) + np.arange(padding.sum())
     return out
-
-
-def _rope_positions(private: np.ndarray, unit: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """int32 positions in the document, whose first token is `first` of the row. Two copies of a unit have the same."""
-    n = np.arange(len(private))
-    public = np.cumsum(~private) - ~private  # that came before
-    begins = np.ones(len(n), bool)
-    begins[1:] = (private[1:] != private[:-1]) | (unit[1:] != unit[:-1]) | (first[1:] != first[:-1])
-    run = np.maximum.accumulate(np.where(begins, n, 0))
-    return (public - public[first] + np.where(private, n - run, 0)).astype(np.int32) if len(n) else n.astype(np.int32)
 
 
 def _unique_in_row(number: np.ndarray, firsts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from absl import flags
 from mot.batches import Batch
 from mot.config import Config
 from mot.console import unheard_by_workers
-from mot.data import roles
+from mot.data import positions, roles
 from mot.data.mixture import Mixture, Sources
 from mot.data.packing import Document, Piece, RowPlan, cut, pack
 from mot.errors import Hung, UserError
@@ -105,7 +105,7 @@ class Batches:
                     documents[-1].append(self._read(piece))
                 except ValueError as error:
                     left_out.append(self._left_out(piece.g, str(error)))
-        batch = pack(documents, self.names, self.budgets, self.latents)
+        batch = pack(documents, self.names, self.budgets, self.latents, positions.rule(self.config))
         return Packed(batch, self.plan.state | {"starts": list(self.mixture.starts)}, tuple(left_out))
 
     def _read(self, piece: Piece) -> Document:

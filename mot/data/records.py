@@ -13,6 +13,7 @@ Where `dataset.json` says that a tokenizer is `of` a modality, its spans are the
 """
 
 import errno
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -27,6 +28,7 @@ from mot.config.modalities import markers
 from mot.data import roles
 from mot.data.manifest import check_files, file_digest, files, read_json, representations
 from mot.data.packing import Document, document
+from mot.data.positions import places
 from mot.data.roles import Placement, Rule
 from mot.errors import UserError
 from mot.files import replacing
@@ -35,10 +37,28 @@ CHUNK = 1024  # documents that are checked at a time
 
 
 class Span(NamedTuple):
-    """A run of one modality: ids of its own tokenizer, from 0, or vectors, float16 or float32 `[n, P]`."""
+    """A run of one modality: ids of its own tokenizer, from 0, `[n]`, or vectors, float16 or float32 `[n, P]`.
+
+    What has rows keeps them: `[rows, columns]` in place of `[n]`, and of several frames `[frames, rows, columns]`.
+    """
 
     modality: str
     data: np.ndarray
+
+
+def shape_of(data: np.ndarray) -> tuple[int, ...]:
+    """The shape of a span's unit: (n,), (rows, columns) or (frames, rows, columns)."""
+    return data.shape[:-1] if data.dtype.kind == "f" else data.shape
+
+
+def count(data: np.ndarray) -> int:
+    """The tokens of a span."""
+    return math.prod(shape_of(data))
+
+
+def flat(data: np.ndarray) -> np.ndarray:
+    """`[n]` ids, or `[n, P]` vectors, row by row."""
+    return data.reshape(-1, data.shape[-1]) if data.dtype.kind == "f" else data.reshape(-1)
 
 
 class Record(NamedTuple):
@@ -75,9 +95,9 @@ def _span(plain) -> Span:
     if not isinstance(modality, str) or not isinstance(data, np.ndarray):
         raise ValueError("a span's modality is text and its data an array")
     if data.dtype.kind == "f":
-        if data.ndim != 2 or data.dtype.itemsize > 4 or not np.isfinite(data).all():
+        if not 2 <= data.ndim <= 4 or data.dtype.itemsize > 4 or not np.isfinite(data).all():
             raise ValueError(f"vectors {data.dtype} {list(data.shape)}; they must be float32 [n, P] and finite")
-    elif data.dtype.kind not in "iu" or data.ndim != 1:
+    elif data.dtype.kind not in "iu" or not 1 <= data.ndim <= (1 if modality == "text" else 3):
         raise ValueError(f"ids of dtype {data.dtype} and shape {data.shape} must be integers, [n]")
     if not data.size:
         raise ValueError("a span is empty")
@@ -91,6 +111,7 @@ class TokenLayout(NamedTuple):
     special: dict[str, int]  # <bos>, <eos> and the markers around other modalities' spans
     fixed: tuple[str, ...]  # modalities whose spans all have one length, so that their end is no news
     of: Mapping[str, str] = {}  # the modality of which another is a further representation
+    shapes: Mapping[str, tuple[int, ...]] = {}  # of these, where all units have one
     rules: tuple[Rule, ...] = ()  # which streams hold a unit; none: each of its representations appears once
 
 
@@ -134,12 +155,16 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
             runs.append(_Run(np.array([special[markers(base)[0]]]), text))
         for n, (number, is_input) in enumerate(shown):
             placement = layout.places[number]
-            ids = _ids(here[placement.modality], placement)
+            data = flat(here[placement.modality])
+            ids = _ids(data, placement)
             if placement.width:
-                values.setdefault(placement.stream, []).append(here[placement.modality])
+                values.setdefault(placement.stream, []).append(data)
+            shape = shape_of(here[placement.modality])
+            shape = shape if len(shape) > 1 else layout.shapes.get(placement.modality, ())
             # A number like no other of the document: that of the unit's first span where it appears once.
             unit = (1 + spans[0] + n * len(kinds)) * (base != "text")
-            runs.append(_Run(ids, placement.stream, unit=unit, given=is_input))
+            lies = places(shape if base != "text" else (), len(ids))
+            runs.append(_Run(ids, placement.stream, unit=unit, given=is_input, place=lies))
         if base != "text":
             is_news = not (placement.width or placement.modality in layout.fixed)  # no vector predicts an id
             runs.append(_Run(np.array([special[markers(base)[1]]]), text, weight=is_news))
@@ -150,6 +175,7 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
         return np.repeat([getattr(run, field) for run in runs], sizes)
 
     fields = {name: each(name) for name in ("weight", "unit", "given")}
+    fields["place"] = np.concatenate([places((), len(run.token)) if run.place is None else run.place for run in runs])
     vectors = {s: np.concatenate(parts) for s, parts in values.items()}
     return document(source, doc_id, np.concatenate([run.token for run in runs]), each("stream"), vectors, **fields)
 
@@ -162,6 +188,7 @@ class _Run(NamedTuple):
     weight: float = 1
     unit: int = 0
     given: bool = False
+    place: np.ndarray | None = None  # of a unit
 
 
 def _ids(data: np.ndarray, placement: Placement) -> np.ndarray:
@@ -180,7 +207,7 @@ def atoms(record: Record, modalities: Sequence[str], cuts: Sequence[np.ndarray])
     """`[A, 2]` modality and tokens of each sentence and medium. `cuts` says where each span may be cut."""
     rows = []
     for (modality, data), inner in zip(record.spans, cuts, strict=True):
-        sizes = np.diff([0, *inner, len(data)])
+        sizes = np.diff([0, *inner, count(data)])
         rows += [(modalities.index(modality), size) for size in sizes]
     return np.array(rows, np.int32).reshape(-1, 2)
 
@@ -325,11 +352,12 @@ class Dataset:
             tokenizer = self.about["tokenizers"].get(modality, {})
             ids, width, tokens = (tokenizer.get(key, 0) for key in ("ids", "width", "tokens"))
             of_vectors = data.dtype.kind == "f"
-            fits = data.shape[1] == width if of_vectors else 0 <= data.min() <= data.max() < ids
-            if modality not in self.modalities or not fits or len(data) != (tokens or len(data)):
-                needed = f"{tokens or len(data)} " + (f"vectors of {width} features" if width else f"of {ids} ids")
-                found = f"vectors of {data.shape[1]} features" if of_vectors else f"of {data.dtype}"
-                raise ValueError(f"its {modality!r:.60} are {len(data)} {found}, no {needed}")
+            fits = data.shape[-1] == width if of_vectors else 0 <= data.min() <= data.max() < ids
+            n = count(data)
+            if modality not in self.modalities or not fits or n != (tokens or n):
+                needed = f"{tokens or n} " + (f"vectors of {width} features" if width else f"of {ids} ids")
+                found = f"vectors of {data.shape[-1]} features" if of_vectors else f"of {data.dtype}"
+                raise ValueError(f"its {modality!r:.60} are {n} {found}, no {needed}")
         units([span.modality for span in record.spans], self.of)
         return record
 

@@ -12,7 +12,7 @@ from mot.config import Config, reads
 from mot.config.modalities import of_either_form
 from mot.config.objectives import OF_VECTORS
 from mot.data import embedded, folding, roles, seqio_bridge
-from mot.data.manifest import BYTES, SPLITS, files, read_json, representations
+from mot.data.manifest import BYTES, SPLITS, files, most_shape, read_json, representations
 from mot.data.mixture import Source, Sources
 from mot.data.packing import Document
 from mot.data.records import Dataset, TokenLayout, load_array, render
@@ -249,9 +249,10 @@ def _records(config: Config) -> tuple[Sources, Sources]:
     for n, (name, (about, datasets, bytes_, identity)) in enumerate(opened.items()):
         places = roles.placements(config.streams, about["modalities"])
         fixed = tuple(m for m in about["tokenizers"] if alike[m])
+        shapes = {m: most_shape(m, about["tokenizers"][m]) for m in fixed}
         rules = roles.rules(config.data.roles, name, config.streams, places)
         special = about["tokenizers"]["text"]["special"]
-        layout = TokenLayout(places, special, fixed, representations(about), rules)
+        layout = TokenLayout(places, special, fixed, representations(about), shapes, rules)
         for split, sources in by_split.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
         stream = next(stream for stream in config.streams.values() if stream.holds == "text")

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,7 +52,13 @@ def encoded(model: LoadedModel, requests: Sequence[Request]) -> list[list[tuple[
 
 
 def samples(
-    model: LoadedModel, requests: Sequence[Request], settings: Settings, length: int, seed: int, grid: bool
+    model: LoadedModel,
+    requests: Sequence[Request],
+    settings: Settings,
+    length: int,
+    sizes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    grid: bool,
 ) -> tuple[dict[str, bytes], dict]:
     """Files by name, and the record, whose documents have their name, how many parts were given, and their content."""
     prompts = encoded(model, requests)
@@ -70,6 +76,7 @@ def samples(
             media=media,
             opens=opened.stream_of(model.config, opens) if opens else "",
             length=length,
+            sizes=sizes,
         )
         for i, row in zip(alike, rows, strict=True):
             found[i] = _document(model, f"document-{i}", prompts[i], row, requests[i])

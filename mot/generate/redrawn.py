@@ -1,5 +1,6 @@
 """Held-out media, and others that a run draws in their place."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from mot.config.options import Settings
 from mot.data import layout
 from mot.generate import opened
 from mot.generate.opened import LoadedModel
+from mot.generate.sampling import NO_SIZES
 from mot.measures.likelihood import too_long
 
 
@@ -18,10 +20,17 @@ class Redrawn(NamedTuple):
     generated: list[np.ndarray]
 
 
-def media(model: LoadedModel, modality: str, most: int, settings: Settings, length: int) -> dict[str, Redrawn]:
+def media(
+    model: LoadedModel,
+    modality: str,
+    most: int,
+    settings: Settings,
+    length: int,
+    sizes: Mapping[str, tuple[int, ...]] = NO_SIZES,
+) -> dict[str, Redrawn]:
     """By source, the first unit of a modality of at most `most` held-out documents, in a drawn order.
 
-    `length`: tokens of a unit that has no fixed length.
+    `length` and `sizes`: of units that have no fixed length, as in `Sampler`.
     """
     stream = opened.stream_of(model.config, modality)
     found = {}
@@ -30,7 +39,8 @@ def media(model: LoadedModel, modality: str, most: int, settings: Settings, leng
         if not real:
             continue
         title = f"drawing {modality} of {source.name}"
-        rows = opened.rows(model, prompts, settings, title, 0, text=0, media=1, opens=stream, length=length)
+        how = dict(text=0, media=1, opens=stream, length=length, sizes=sizes)
+        rows = opened.rows(model, prompts, settings, title, 0, **how)
         drawn = [row.parts[0].data for row in rows]
         found[source.name] = Redrawn(real, [data for data in drawn if len(data)])  # one of any length may be empty
     return found

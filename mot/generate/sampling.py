@@ -5,9 +5,11 @@ from noise, or of masked ids by unmasking, with its clean result written into th
 pass it as padding. Text whose documents are masked as wholes has no cache: all of a row is unmasked together.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ from mot import batches
 from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.config.options import Settings
-from mot.data import packing
+from mot.data import packing, positions, records
 from mot.data.layout import Format, Medium, Stretch, document
 from mot.data.packing import pack
 from mot.errors import UserError
@@ -30,6 +32,7 @@ from mot.objectives import diffusion, masked
 SLOTS = 64  # a cache's length is a multiple of this, and a prompt's of PROMPT: few shapes, few compilations
 PROMPT = 8
 NONE = -1  # no id
+NO_SIZES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 DOCUMENT, APART = 1, 2  # segments: a row's document; a unit that sees nothing but itself, for guidance
 
 
@@ -44,7 +47,8 @@ class DecodingState:
 
     cache: Cache
     h_BD: jax.Array  # the last token's state, of which the next id is chosen
-    place_B: jax.Array  # position and RoPE position of the next token
+    place_B: jax.Array  # position of the next token
+    rope_B: jax.Array  # where RoPE takes it to lie, where it is text
 
 
 class Allowed(NamedTuple):
@@ -78,6 +82,7 @@ class Sampler:
             )
         config = _without_training(config)
         self.params, self.config, self.format, self.further = params, config, format, further
+        self.rule = positions.rule(config)
         learned = [m for m in format.media if config.streams[m.stream].is_drawn]
         self.drawn = tuple({m.opens: m for m in reversed(learned)}.values())[::-1]  # the first that a marker opens
         if self.writes_at_once:
@@ -88,11 +93,11 @@ class Sampler:
 
         self._prefill = compiled(_prefill, "slots")
         # A donated state's cache is written in place.
-        self._feed = compiled(_feed, "stream", donate_argnames="state")
+        self._feed = compiled(_marker, "stream", donate_argnames="state")
         self._read = compiled(_read, "stream", donate_argnames="state")
         self._ids = compiled(_ids, "stream", "settings", "limit", donate_argnames="state")
-        self._vectors = compiled(_vectors, "stream", "settings", "tokens", donate_argnames="state")
-        self._unmasked_unit = compiled(_unmasked_unit, "stream", "settings", "tokens", donate_argnames="state")
+        self._vectors = compiled(_vectors, "stream", "settings", donate_argnames="state")
+        self._unmasked_unit = compiled(_unmasked_unit, "stream", "settings", donate_argnames="state")
         self._unmasked_text = compiled(_unmasked_text, "stream", "settings", "room")
 
     def __call__(
@@ -105,32 +110,35 @@ class Sampler:
         length: int = 0,
         seed: int = 0,
         first: int = 0,
+        sizes: Mapping[str, tuple[int, ...]] = NO_SIZES,
     ) -> list[Generated]:
         """What follows each prompt: at most `text` tokens and `media` units, first one of stream `opens` if given.
 
-        Units of no fixed length get at most `length` ids, or so many vectors. Row i depends on first + i, its prompt
-        and the arguments, and on no other row. Raises `UserError` for what this model cannot do, and where its logits
-        are not finite.
+        Units of no fixed length get at most `length` ids, or so many vectors; where they have rows, `sizes` says, by
+        stream, how many rows and columns. Row i depends on first + i, its prompt and the arguments, and no other row.
+        Raises `UserError` for what this model cannot do, and where its logits are not finite.
         """
-        self._check(prompts, settings, media, opens, length)
+        self._check(prompts, settings, media, opens, length, sizes)
         keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(first + jnp.arange(len(prompts)))
         if self.writes_at_once:
             return self._written(prompts, keys_B, settings, text)
         rows = [_Row(prompt, text, media, self.format.medium(opens)) for prompt in prompts]
         batch = _prompts(prompts, self.config, self.format, opens)
-        longest = max([self._tokens_of(m, length) for m in self.drawn] or [0])
+        longest = max([self._tokens_of(m, length, sizes) for m in self.drawn] or [0])
         slots = sum(t.token.shape[1] for t in batch.values()) + text + media * (longest + 2) + max(longest, 1)
         state = self._prefill(self.params, batch, slots=-(-slots // SLOTS) * SLOTS)
         while not all(row.ended or row.full for row in rows):
             state = self._text(state, rows, keys_B, settings, text)
             for medium in self.drawn:
                 if any(row.unit == medium for row in rows):
-                    state = self._unit(state, rows, keys_B, settings, medium, length)
+                    tokens = _unit_length(medium, length, sizes)
+                    state = self._unit(state, rows, keys_B, settings, medium, tokens, _unit_shape(medium, sizes))
         return [Generated(row.parts, row.ended) for row in rows]
 
-    def _tokens_of(self, medium: Medium, length: int) -> int:
+    def _tokens_of(self, medium: Medium, length: int, sizes: Mapping[str, tuple[int, ...]]) -> int:
         """The most tokens of a unit: what is drawn, and its other representations."""
-        return sum(m.tokens or length for m in self.format.media if m.opens == medium.opens)
+        drawn = _unit_length(medium, length, sizes)
+        return sum(drawn if m == medium else m.tokens or length for m in self.format.media if m.opens == medium.opens)
 
     def _written(self, prompts, keys_B, settings: Settings, room: int) -> list[Generated]:
         """What follows each prompt up to its <eos>, of `room` tokens of text that are unmasked together."""
@@ -160,7 +168,9 @@ class Sampler:
         stops_V[[self.format.eos, *(m.opens for m in self.format.media)]] = True
         left_B = np.array([row.text for row in rows])
         allowed = Allowed(on_B, left_B, np.stack([self._text_ids(row.media) for row in rows]), stops_V)
-        ids, state = self._choose(state, allowed, keys_B, self.format.text, settings, limit)
+        ids, state = self._choose(
+            state, allowed, keys_B, self.format.text, settings, limit, _text_lies(limit, self.rule)
+        )
         opened = np.full(len(rows), NONE)
         for i, row in enumerate(rows):
             if on_B[i]:
@@ -177,18 +187,29 @@ class Sampler:
         return allowed_V
 
     def _unit(
-        self, state: DecodingState, rows: list["_Row"], keys_B, settings: Settings, medium: Medium, length: int
+        self,
+        state: DecodingState,
+        rows: list["_Row"],
+        keys_B,
+        settings: Settings,
+        medium: Medium,
+        tokens: int,
+        shape: tuple[int, ...],
     ) -> DecodingState:
         """One image or clip, in the rows that have opened it, and its closing marker."""
         on_B = np.array([row.unit == medium for row in rows])
         stream = self.config.streams[medium.stream]
         draw = self._unit_of_vectors if stream.latent else self._unit_of_masked if stream.masks else self._unit_of_ids
-        units, state = draw(state, on_B, keys_B, settings, medium, medium.tokens or length)
+        units, state = draw(state, on_B, keys_B, settings, medium, self._lies(medium.stream, shape, tokens))
         for row, is_on, unit in zip(rows, on_B, units, strict=True):
             if is_on:
-                row.take_unit(medium, np.asarray(unit))
+                data = np.asarray(unit)
+                row.take_unit(medium, data.reshape(*shape, *data.shape[1:]) if medium.is_of_any_size else data)
         state = self._read_again(state, on_B, medium, units)
         return self._mark(state, np.where(on_B, medium.closes, NONE))
+
+    def _lies(self, stream: str, shape: Sequence[int], tokens: int) -> "_Lies":
+        return _unit_lies(shape, tokens, list(self.config.streams).index(stream), self.rule)
 
     def _read_again(self, state: DecodingState, on_B, medium: Medium, units) -> DecodingState:
         """Other representations of the units that were drawn, which the rows read; rows of one length at a time."""
@@ -198,47 +219,49 @@ class Sampler:
             for i, stretches in found.items():
                 for one in stretches[n : n + 1]:
                     alike.setdefault((one.stream, len(one.data)), []).append(i)
-            for (name, _), rows in alike.items():
+            for (name, tokens), rows in alike.items():
                 data = np.zeros((len(on_B), *found[rows[0]][n].data.shape))
                 data[rows] = [found[i][n].data for i in rows]
                 is_here_B = np.isin(np.arange(len(on_B)), rows)
-                state = self._read(self.params, state, data, is_here_B, stream=name)
+                lies = self._lies(name, self.format.medium(name).shape, tokens)
+                state = self._read(self.params, state, data, is_here_B, lies, stream=name)
         return state
 
-    def _unit_of_vectors(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
+    def _unit_of_vectors(self, state, on_B, keys_B, settings, medium: Medium, lies: "_Lies"):
         """`[B, tokens, P]`, and the state."""
         name = medium.stream
         vectors_BTP, finite_B, state = self._vectors(
-            self.params, state, on_B, keys_B, stream=name, tokens=tokens, settings=settings
+            self.params, state, on_B, keys_B, lies, stream=name, settings=settings
         )
         _refuse_not_finite(on_B & ~np.asarray(finite_B), f"vectors of {name}")
         return vectors_BTP, state
 
-    def _unit_of_masked(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
+    def _unit_of_masked(self, state, on_B, keys_B, settings, medium: Medium, lies: "_Lies"):
         """Each row's ids `[tokens]`, of the stream's own tokenizer, and the state."""
         name = medium.stream
         ids_BT, finite_B, state = self._unmasked_unit(
-            self.params, state, on_B, keys_B, stream=name, tokens=tokens, settings=settings
+            self.params, state, on_B, keys_B, lies, stream=name, settings=settings
         )
         _refuse_not_finite(on_B & ~np.asarray(finite_B), f"logits of {name}")
         return np.asarray(ids_BT) - self.config.streams[name].first_id, state
 
-    def _unit_of_ids(self, state, on_B, keys_B, settings, medium: Medium, tokens: int):
+    def _unit_of_ids(self, state, on_B, keys_B, settings, medium: Medium, lies: "_Lies"):
         """Each row's ids, of the stream's own tokenizer, and the state."""
+        tokens = len(lies.inside)
         stream = self.config.streams[medium.stream]
         allowed_V, stops_V = np.zeros((2, self.config.vocab), bool)
         allowed_V[stream.first_id : stream.first_id + stream.ids] = True
-        if not medium.tokens:
+        if not medium.tokens and not medium.shape:
             allowed_V[medium.closes] = stops_V[medium.closes] = True
         rows = len(on_B)
         allowed = Allowed(on_B, np.full(rows, tokens), np.tile(allowed_V, (rows, 1)), stops_V)
-        chosen, state = self._choose(state, allowed, keys_B, medium.stream, settings, tokens)
+        chosen, state = self._choose(state, allowed, keys_B, medium.stream, settings, tokens, lies)
         return [np.array([i - stream.first_id for i in ids if i != medium.closes], int) for ids in chosen], state
 
-    def _choose(self, state, allowed: Allowed, keys_B, stream: str, settings: Settings, limit: int):
+    def _choose(self, state, allowed: Allowed, keys_B, stream: str, settings: Settings, limit: int, lies: "_Lies"):
         """Each row's ids of one stream, and the state."""
         chosen_BT, finite_B, state = self._ids(
-            self.params, state, allowed, keys_B, stream=stream, settings=settings, limit=limit
+            self.params, state, allowed, keys_B, lies, stream=stream, settings=settings, limit=limit
         )
         _refuse_not_finite(allowed.on_B & ~np.asarray(finite_B), f"logits of {stream}")
         return [[int(i) for i in ids if i >= 0] for ids in np.asarray(chosen_BT)], state
@@ -247,9 +270,9 @@ class Sampler:
         """A marker fed to the rows that have one."""
         if (ids == NONE).all():
             return state
-        return self._feed(self.params, state, ids, ids != NONE, stream=self.format.text)
+        return self._feed(self.params, state, ids, ids != NONE, _text_lies(1, self.rule), stream=self.format.text)
 
-    def _check(self, prompts, settings, media, opens, length):
+    def _check(self, prompts, settings, media, opens, length, sizes):
         if settings.solver not in diffusion.SOLVERS:
             raise UserError(
                 f"solver {settings.solver!r} is unknown; allowed: {', '.join(diffusion.SOLVERS)}; choose one"
@@ -263,7 +286,13 @@ class Sampler:
                     f"and this one was trained with streams.{medium.stream}.{section}.drop_rate = 0; write guidance 1, "
                     "or train with drop_rate=0.1"
                 )
-            if not medium.tokens and not length:
+            size = sizes.get(medium.stream, ())
+            if medium.is_of_any_size and not _fits(size, medium.shape):
+                raise UserError(
+                    f"size {list(size)}: units of {medium.stream} have any number of rows and columns of tokens up to "
+                    f"{list(medium.shape)}; say how many"
+                )
+            if not medium.tokens and not medium.shape and not length:
                 raise UserError(f"{medium.stream} have no fixed length; say how many tokens at most (length)")
         if opens and self.format.medium(opens) not in self.drawn:
             if self.format.medium(opens):
@@ -279,13 +308,49 @@ class Sampler:
         for i, prompt in enumerate(prompts):
             used = dict.fromkeys(names, 0)
             for part in prompt:
-                used[part.stream] += len(part.data) // self.config.streams[part.stream].entry.fold
+                used[part.stream] += records.count(np.asarray(part.data)) // self.config.streams[part.stream].entry.fold
             for name, n in used.items():
                 if n > (budget := self.config.streams[name].budget):
                     raise UserError(
                         f"prompt {i + 1} has {n} tokens of {name}, and the model's rows at most {budget} "
                         f"(streams.{name}.budget); shorten it"
                     )
+
+
+class _Lies(NamedTuple):
+    """Where the tokens of a phase lie, beyond the text before it."""
+
+    inside: np.ndarray  # int32 [T, A], for RoPE
+    shifted: np.ndarray  # int32 [A], by axis: 1 where they lie after that text, 0 where they begin at 0
+    ends: np.ndarray  # int32 [T + 1]: where text goes on after so many of them
+    place: np.ndarray  # int32 [T, 2], rows and columns in the unit; [T, 0] where the device reads none
+
+
+def _text_lies(tokens: int, rule: positions.Rule) -> _Lies:
+    n = np.arange(tokens + 1, dtype=np.int32)
+    inside = np.repeat(n[:-1, None], rule.axes, axis=1)
+    return _Lies(inside, np.ones(rule.axes, np.int32), n, np.zeros((tokens, 2 * rule.has_places), np.int32))
+
+
+def _unit_lies(shape: Sequence[int], tokens: int, stream: int, rule: positions.Rule) -> _Lies:
+    """Where the tokens of a unit lie, by its rows and columns."""
+    place = positions.places(shape, tokens)
+    inside, after = positions.unit(place, stream, rule)
+    read = place[:, 1:] if rule.has_places else place[:, :0]
+    return _Lies(inside, positions.shifted(rule), np.append(0, after).astype(np.int32), read)
+
+
+def _unit_length(medium: Medium, length: int, sizes: Mapping[str, tuple[int, ...]]) -> int:
+    """Tokens of a unit, at most."""
+    return medium.tokens or (math.prod(sizes[medium.stream]) if medium.is_of_any_size else length)
+
+
+def _unit_shape(medium: Medium, sizes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    return sizes[medium.stream] if medium.is_of_any_size else medium.shape
+
+
+def _fits(size: Sequence[int], most: Sequence[int]) -> bool:
+    return len(size) == len(most) and all(1 <= side <= m for side, m in zip(size, most, strict=True))
 
 
 def _without_training(config: Config) -> Config:
@@ -344,7 +409,8 @@ def _prompts(prompts: Sequence[Sequence[Stretch]], config: Config, format: Forma
     documents = [d._replace(span=np.ones_like(d.span)) if is_block else d for d in documents]
     used = np.max([np.bincount(d.stream, minlength=len(names)) for d in documents], axis=0)
     budgets = [int(-(-n // PROMPT) * PROMPT) for n in used]
-    batch = pack([[d] for d in documents], names, budgets, [s.features for s in config.streams.values()])
+    latents = [s.features for s in config.streams.values()]
+    batch = pack([[d] for d in documents], names, budgets, latents, positions.rule(config))
     return {name: tokens for name, tokens in batch.items() if tokens.token.shape[1]}
 
 
@@ -370,7 +436,18 @@ def _prefill(params: dict, batch: Batch, *, config: Config, slots: int) -> Decod
         is_last_BC = tokens.position == cache.used[:, None] - 1
         return jnp.where(is_last_BC[..., None], h_RD.reshape(*is_last_BC.shape, -1), 0).sum(1)
 
-    return DecodingState(cache, sum(last_state(h_RD, tokens) for h_RD, tokens in output.hidden), cache.used)
+    h_BD = sum(last_state(h_RD, tokens) for h_RD, tokens in output.hidden)
+    return DecodingState(cache, h_BD, cache.used, _text_goes_on(batch))
+
+
+def _text_goes_on(batch: Batch) -> jax.Array:
+    """`[B]`: where RoPE takes the next token to lie, if it is text. A prompt ends with text: a marker, if no word."""
+
+    def last(tokens):
+        is_text_BC = (tokens.segment != 0) & (tokens.unit == 0)
+        return jnp.where(is_text_BC, tokens.rope_position[..., 0], -1).max(1)
+
+    return 1 + jnp.stack([last(tokens) for tokens in batch.values()]).max(0)
 
 
 def _step(params: dict, state: DecodingState, tokens: Tokens, stream: str, config: Config) -> transformer.Output:
@@ -378,25 +455,34 @@ def _step(params: dict, state: DecodingState, tokens: Tokens, stream: str, confi
     return transformer.forward(params, {stream: tokens}, config, causal=True, cache=state.cache)
 
 
-def _tokens(state: DecodingState, on_B, T: int, **fields: Any) -> Tokens:
-    """The next T tokens of each row that is `on`; padding in the others."""
-    here_BT = jnp.broadcast_to(on_B[:, None], (len(on_B), T))
+def _tokens(state: DecodingState, on_B, lies: _Lies, **fields: Any) -> Tokens:
+    """The next tokens of each row that is `on`, where they lie; padding in the others."""
+    B, T = len(on_B), len(lies.inside)
+    here_BT = jnp.broadcast_to(on_B[:, None], (B, T))
     place_BT = state.place_B[:, None] + jnp.arange(T)[None]
-    zeros_BT = jnp.zeros((len(on_B), T), jnp.int32)
+    zeros_BT = jnp.zeros((B, T), jnp.int32)
     usual = dict.fromkeys(Tokens.__dataclass_fields__, zeros_BT)
-    usual |= dict(position=place_BT, rope_position=place_BT[..., None], segment=jnp.where(here_BT, DOCUMENT, 0))
+    usual |= dict(position=place_BT, segment=jnp.where(here_BT, DOCUMENT, 0))
+    usual |= dict(rope_position=state.rope_B[:, None, None] * lies.shifted[None, None] + lies.inside[None])
+    usual |= dict(place=jnp.broadcast_to(lies.place, (B, *lies.place.shape)))
     usual |= dict(private=zeros_BT > 0, noise=zeros_BT.astype(jnp.float32), value=jnp.zeros((*zeros_BT.shape, 0)))
     return Tokens(**(usual | fields))
 
 
-def _feed(params: dict, state: DecodingState, id_B, on_B, *, stream: str, config: Config) -> DecodingState:
-    """One id more in the rows that are `on`."""
-    output = _step(params, state, _tokens(state, on_B, 1, token=jnp.asarray(id_B)[:, None]), stream, config)
+def _feed(params: dict, state: DecodingState, id_B, on_B, lies: _Lies, *, stream: str, config: Config) -> DecodingState:
+    """One id more in the rows that are `on`; where text goes on after it is not moved."""
+    output = _step(params, state, _tokens(state, on_B, lies, token=jnp.asarray(id_B)[:, None]), stream, config)
     h_BD = jnp.where(on_B[:, None], output.hidden[0][0], state.h_BD)
-    return DecodingState(caches.keep(output.cache), h_BD, state.place_B + on_B)
+    return DecodingState(caches.keep(output.cache), h_BD, state.place_B + on_B, state.rope_B)
 
 
-def _read(params: dict, state: DecodingState, data, on_B, *, stream: str, config: Config) -> DecodingState:
+def _marker(params: dict, state: DecodingState, id_B, on_B, lies: _Lies, *, stream: str, config: Config):
+    """The state with a marker in the rows that are `on`, after which text goes on."""
+    state = _feed(params, state, id_B, on_B, lies, stream=stream, config=config)
+    return state.replace(rope_B=state.rope_B + on_B * lies.ends[-1])
+
+
+def _read(params: dict, state: DecodingState, data, on_B, lies: _Lies, *, stream: str, config: Config) -> DecodingState:
     """A whole unit more, ids from 0 `[B, T]` or clean vectors `[B, T, P]`, in the rows that are `on`."""
     T, s = data.shape[1], config.streams[stream]
     unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), T))  # a span like no other
@@ -405,8 +491,8 @@ def _read(params: dict, state: DecodingState, data, on_B, *, stream: str, config
         if s.latent
         else dict(token=data.astype(jnp.int32) + s.first_id)
     )
-    output = _step(params, state, _tokens(state, on_B, T, unit=unit_BT, **fields), stream, config)
-    return DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * T)
+    output = _step(params, state, _tokens(state, on_B, lies, unit=unit_BT, **fields), stream, config)
+    return _after_unit(state, output, on_B, lies)
 
 
 def _ids(
@@ -414,6 +500,7 @@ def _ids(
     state: DecodingState,
     allowed: Allowed,
     keys_B,
+    lies: _Lies,
     *,
     stream: str,
     settings: Settings,
@@ -437,14 +524,17 @@ def _ids(
         id_B = choose_ids(jnp.where(allowed.allowed_BV, logits_BV, -jnp.inf), keys, settings)
         ids_BT = ids_BT.at[:, n].set(jnp.where(on_B, id_B, -1))
         on_B &= finite_B & ~allowed.stops_V[id_B]
-        state = _feed(params, state, id_B, on_B, stream=stream, config=config)
+        one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, n, 1), (lies.inside, lies.place))
+        lies_now = lies._replace(inside=one[0], place=one[1])
+        state = _feed(params, state, id_B, on_B, lies_now, stream=stream, config=config)
         return n + 1, state, on_B & (n + 1 < allowed.left_B), finite_B, ids_BT
 
     on_B = allowed.on_B
     ids_BT = jnp.full((len(on_B), limit), -1, jnp.int32)
     start = (0, state, on_B & (allowed.left_B > 0), jnp.ones_like(on_B), ids_BT)
+    first_B, rope_B = state.place_B, state.rope_B
     _, state, _, finite_B, ids_BT = jax.lax.while_loop(some_row_is_on, choose_and_feed, start)
-    return ids_BT, finite_B, state
+    return ids_BT, finite_B, state.replace(rope_B=rope_B + jnp.asarray(lies.ends)[state.place_B - first_B])
 
 
 def choose_ids(logits_BV, keys_B, settings: Settings) -> jax.Array:
@@ -464,10 +554,12 @@ def choose_ids(logits_BV, keys_B, settings: Settings) -> jax.Array:
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
-def _unit_tokens(state: DecodingState, on_B, T: int, **fields: Any) -> Tokens:
+def _unit_tokens(state: DecodingState, on_B, lies: _Lies, **fields: Any) -> Tokens:
     """`_tokens` of a unit, which sees itself both ways."""
-    unit_BT = jnp.broadcast_to(state.place_B[:, None] + (1 << 20), (len(on_B), T))  # a span like no other
-    return _tokens(state, on_B, T, unit=unit_BT, span=unit_BT, **fields)
+    unit_BT = jnp.broadcast_to(
+        state.place_B[:, None] + (1 << 20), (len(on_B), len(lies.inside))
+    )  # a span like no other
+    return _tokens(state, on_B, lies, unit=unit_BT, span=unit_BT, **fields)
 
 
 def _guided(predict: Callable[[Tokens], jax.Array], seen: Tokens, settings: Settings) -> jax.Array:
@@ -480,9 +572,10 @@ def _guided(predict: Callable[[Tokens], jax.Array], seen: Tokens, settings: Sett
 
 
 def _vectors(
-    params: dict, state: DecodingState, on_B, keys_B, *, stream: str, tokens: int, settings: Settings, config: Config
+    params: dict, state: DecodingState, on_B, keys_B, lies: _Lies, *, stream: str, settings: Settings, config: Config
 ) -> tuple[jax.Array, jax.Array, DecodingState]:
     """A unit of vectors `[B, tokens, P]` solved from noise; which rows are finite; the state with the clean unit."""
+    tokens = len(lies.inside)
     shape = (tokens, config.streams[stream].latent)
     objective = config.streams[stream].objective
     keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
@@ -490,7 +583,7 @@ def _vectors(
     def noise(n):
         return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (shape[0] * shape[1],)))(keys)
 
-    unit_tokens = partial(_unit_tokens, state, on_B, tokens)
+    unit_tokens = partial(_unit_tokens, state, on_B, lies)
 
     def predict(value_BTP, t):
         noise_BT = jnp.full(value_BTP.shape[:2], t, jnp.float32)
@@ -505,16 +598,22 @@ def _vectors(
     value_BTP, _ = jax.lax.scan(solver_step, noise(0).reshape(-1, *shape), jnp.arange(settings.steps))
     output = _step(params, state, unit_tokens(value=value_BTP), stream, config)
     finite_B = jnp.isfinite(value_BTP).all((1, 2))
-    return value_BTP, finite_B, DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * tokens)
+    return value_BTP, finite_B, _after_unit(state, output, on_B, lies)
+
+
+def _after_unit(state: DecodingState, output: transformer.Output, on_B, lies: _Lies) -> DecodingState:
+    """The state with the unit that was placed last, after which a marker comes."""
+    place_B, rope_B = state.place_B + on_B * len(lies.inside), state.rope_B + on_B * lies.ends[-1]
+    return DecodingState(caches.keep(output.cache), state.h_BD, place_B, rope_B)
 
 
 def _unmasked_unit(
-    params: dict, state: DecodingState, on_B, keys_B, *, stream: str, tokens: int, settings: Settings, config: Config
+    params: dict, state: DecodingState, on_B, keys_B, lies: _Lies, *, stream: str, settings: Settings, config: Config
 ) -> tuple[jax.Array, jax.Array, DecodingState]:
     """A unit of ids `[B, tokens]`, all hidden at first; which rows are finite; the state with the unit."""
-    s = config.streams[stream]
+    s, tokens = config.streams[stream], len(lies.inside)
     head_DV = transformer.head(params, config)
-    unit_tokens = partial(_unit_tokens, state, on_B, tokens)
+    unit_tokens = partial(_unit_tokens, state, on_B, lies)
 
     def logits(seen: Tokens) -> jax.Array:
         return _logits(_step(params, state, seen, stream, config).hidden[0][0].reshape(*seen.token.shape, -1), head_DV)
@@ -528,7 +627,7 @@ def _unmasked_unit(
     keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
     ids_BT, finite_B = _unmasked(predict, hidden_BT, choose, keys, settings, s.masking.distribution, config.mask_id)
     output = _step(params, state, unit_tokens(token=ids_BT), stream, config)
-    return ids_BT, finite_B, DecodingState(caches.keep(output.cache), state.h_BD, state.place_B + on_B * tokens)
+    return ids_BT, finite_B, _after_unit(state, output, on_B, lies)
 
 
 def _unmasked_text(

@@ -14,6 +14,7 @@ import numpy as np
 
 from mot.batches import Batch
 from mot.config import Config
+from mot.data import positions
 from mot.data.packing import Document, pack
 from mot.errors import UserError
 from mot.model import transformer
@@ -113,13 +114,14 @@ def batched(documents: Sequence[Document], config: Config):
     size = min(len(rows), max(config.data.batch // config.optim.accumulate, 1))  # as many as a step has at once
     names = [list(config.streams)[s] for s in streams]
     latents = [config.streams[name].features for name in names]
+    rule = positions.of_streams(positions.rule(config), streams)
     place = np.zeros(len(config.streams), np.uint8)
     place[streams] = np.arange(len(streams))
     for first in range(0, len(rows), size):
         own = rows[first : first + size]
         own = own + [[]] * (size - len(own))
         packed = [[_numbered(documents[i], i, place) for i in row] for row in own]
-        yield pack(packed, names, budgets, latents)
+        yield pack(packed, names, budgets, latents, rule)
 
 
 def _numbered(d: Document, number: int, place: np.ndarray) -> Document:

@@ -139,9 +139,23 @@ def _stream(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Arra
     if not stream.latent:
         return _lookup(params, tokens.token, config).reshape(*tokens.token.shape, -1)
     x_RD = entries.enter(params["latent"][name], tokens, stream, config)
+    if stream.place_table:
+        x_RD += _placed(params["latent"][name], tokens.place, x_RD.dtype)
     if stream.diffuses and not by_norm(stream):
         x_RD += time_features(params["latent"][name], tokens.noise).astype(x_RD.dtype)
     return x_RD.reshape(*tokens.token.shape, -1).astype(jnp.float32)
+
+
+def _placed(weights: dict, place, dtype) -> jax.Array:
+    """`x_RD`, the sum of learned tables' entries for each token's row and column, `place` `[B, C, 2]`.
+
+    Such a sum holds BAGEL's table (2505.14683), whose sines are of a row or of a column, and serves pictures of any
+    size (2307.06304). Looked up by a product, so that its gradient is one too.
+    """
+    tables = (weights["rows"], weights["columns"])
+    at = place.reshape(-1, 2)
+    chosen = [jax.nn.one_hot(at[:, i], len(table_VD), dtype=dtype) for i, table_VD in enumerate(tables)]
+    return sum(ops.linear(one_RV, table_VD) for one_RV, table_VD in zip(chosen, tables, strict=True))
 
 
 def _condition(params: dict, tokens: Tokens, name: str) -> jax.Array:

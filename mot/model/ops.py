@@ -1,9 +1,11 @@
 """The small operations of a block. Float32 islands (norm statistics, rotation angles) are visible in the code."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.custom_vjp
@@ -56,16 +58,20 @@ def _last_axes(w, x) -> jax.Array:
     return w.reshape((1,) * (x.ndim - w.ndim) + w.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rope(x_BCNH, position_BC1, theta: float) -> jax.Array:
-    """Rotary position embedding (2104.09864), halves paired as in Llama; angles in float32."""
-    return _rotate(x_BCNH, position_BC1, theta)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def rope(x_BCNH, position, theta: float, axes: tuple[int, ...] = ()) -> jax.Array:
+    """Rotary position embedding (2104.09864), halves paired as in Llama; angles in float32.
+
+    `position` is `[B, C, A]`. Pair i turns by the integer on the axis `axes[i]` (`axes_of_pairs`); (): A is 1.
+    """
+    return _rotate(x_BCNH, position, theta, axes)
 
 
-def _rotate(x_BCNH, position_BC1, theta: float, direction: int = 1) -> jax.Array:
+def _rotate(x_BCNH, position, theta: float, axes: tuple[int, ...], direction: int = 1) -> jax.Array:
     half = x_BCNH.shape[-1] // 2
     frequency = direction * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (position_BC1.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
+    position = position[..., np.array(axes)] if axes else position
+    angle = (position.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = x_BCNH[..., :half].astype(jnp.float32), x_BCNH[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BCNH.dtype)
@@ -73,9 +79,21 @@ def _rotate(x_BCNH, position_BC1, theta: float, direction: int = 1) -> jax.Array
 
 # A rotation's transpose is the rotation back; derived from the code above it would be four padded arrays and their sum.
 rope.defvjp(
-    lambda x_BCNH, position_BC1, theta: (_rotate(x_BCNH, position_BC1, theta), position_BC1),
-    lambda theta, position_BC1, g_BCNH: (_rotate(g_BCNH, position_BC1, theta, direction=-1), None),
+    lambda x_BCNH, position, theta, axes: (_rotate(x_BCNH, position, theta, axes), position),
+    lambda theta, axes, position, g_BCNH: (_rotate(g_BCNH, position, theta, axes, direction=-1), None),
 )
+
+
+def axes_of_pairs(sections: Sequence[int], interleaved: bool) -> tuple[int, ...]:
+    """The axis (0 time, 1 row, 2 column) by which each pair of a head turns; `sections` has how many turn by each.
+
+    One axis after another (Qwen2-VL, 2409.12191), or in turn, until an axis has its pairs: as in Qwen3-VL (2511.21631),
+    where rows and columns have as many, and time no fewer. () for no sections.
+    """
+    if not interleaved:
+        return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
+    rounds = range(max(sections, default=0))
+    return tuple(axis for turn in rounds for axis, count in enumerate(sections) if turn < count)
 
 
 @jax.custom_vjp

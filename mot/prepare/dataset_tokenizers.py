@@ -193,6 +193,8 @@ def about(folder: Path) -> dict:
             entries[modality] |= {"tokens": tokens}
         if of := tokenizers.further.get(modality):
             entries[modality] |= {"of": of}
+        if shape := getattr(tokenizer, "shape", ()):
+            entries[modality] |= {"shape": list(shape)}
     return entries
 
 

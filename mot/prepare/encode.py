@@ -10,7 +10,7 @@ from mot.config.modalities import TEXT, row_of
 from mot.config.options import DROP_DOCUMENT, DROP_MEDIUM
 from mot.data.records import Record, Span, atoms, units
 from mot.prepare import codecs
-from mot.prepare.codecs import text
+from mot.prepare.codecs import image, text
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.left_out import Bad
 from mot.prepare.raw import Part, Raw, parts_of
@@ -49,6 +49,8 @@ def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DR
             continue
         if part.is_same and modality not in tokenizers.further:
             raise ValueError(f"its {modality} are given as another form of a part; say so: --also MEDIUM={modality}")
+        if getattr(tokenizers.media.get(modality), "native", False):
+            del remarks[image.CROPPED]  # a picture is kept whole
         seen[modality] += 1
         seen.update({f"{modality}: {remark}": n for remark, n in remarks.items()})
         made, inner = spans_of(part.kind, content, tokenizers)
@@ -56,7 +58,7 @@ def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DR
             raise ValueError(
                 f"more than {LARGEST:,} bytes when it is decoded, which is the most; make several documents of it"
             )
-        if len(made[0].data):
+        if made[0].data.size:
             spans += made
             cuts += [inner, *[np.zeros(0, np.int64)] * (len(made) - 1)]
     if not spans:

@@ -1,12 +1,13 @@
 """A tokenizer's file: an .npz of its fields, without pickle, the same bytes for the same content.
 
 A tokenizer is a dataclass of whole numbers, floats, truth values and arrays; its class says what file it is in FORMAT.
+A field that is as usual (its default) is not stored: so a class may have fields that files of earlier versions lack.
 """
 
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,19 @@ def load(kind: type, file: Path) -> Any:
 
 
 def to_bytes(tokenizer: Any) -> bytes:
-    arrays = {stored: np.asarray(getattr(tokenizer, field.name)) for field, stored in _fields(type(tokenizer))}
+    values = [(getattr(tokenizer, field.name), field, stored) for field, stored in _fields(type(tokenizer))]
+    arrays = {stored: np.asarray(x) for x, field, stored in values if field.default is MISSING or x != field.default}
     return pack(tokenizer.FORMAT, arrays)
 
 
 def from_bytes(kind: type, content: bytes) -> Any:
     """What `to_bytes` made of a tokenizer of this class; raises `ValueError` for anything else."""
-    arrays = unpack(content, kind.FORMAT, [stored for _, stored in _fields(kind)])
+    names = [stored for field, stored in _fields(kind) if field.default is MISSING]
+    arrays = unpack(content, kind.FORMAT, names, [stored for _, stored in _fields(kind) if stored not in names])
     values = {}
     for field, stored in _fields(kind):
+        if stored not in arrays:
+            continue
         array = arrays[stored]
         if field.type is not np.ndarray and (array.shape or array.dtype != np.dtype(field.type)):
             raise ValueError(f"its {stored} is {array.dtype}; {field.type.__name__} is needed")
@@ -66,8 +71,11 @@ def pack(format: str, arrays: Mapping[str, np.ndarray]) -> bytes:
     return out.getvalue()
 
 
-def unpack(content: bytes, format: str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """What `pack` wrote; raises `ValueError` for anything else, also where a single bit differs."""
+def unpack(content: bytes, format: str, names: Sequence[str], usual: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """What `pack` wrote; raises `ValueError` for anything else, also where a single bit differs.
+
+    Arrays of the names `usual` may be absent.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -77,7 +85,8 @@ def unpack(content: bytes, format: str, names: Sequence[str]) -> dict[str, np.nd
                 return np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
 
             found = str(read("format"))
-            arrays = {name: read(name) for name in names if found == format}
+            there = [name for name in usual if f"{name}.npy" in archive.namelist()]
+            arrays = {name: read(name) for name in (*names, *there) if found == format}
     except Exception as error:  # a damaged archive or header raises any of a dozen kinds
         raise ValueError(f"it is no tokenizer of this project: {type(error).__name__}: {error}") from error
     if found != format:

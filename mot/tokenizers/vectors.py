@@ -4,6 +4,7 @@ Nothing is learned but constants: patches as in Transfusion (Zhou et al. 2024) w
 and points of the pen as in sketch-rnn (Ha and Eck 2017).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,11 +21,12 @@ FAINTEST = 1e-3  # the least that a band's levels are taken to vary, of its whol
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """Pictures of `side` x `side` pixels in patches of `patch` x `patch`, row by row."""
+    """Pictures of `side` x `side` pixels in patches of `patch` x `patch`, row by row; `native`: no side is longer."""
 
     FORMAT: ClassVar[str] = "mot image vectors 1"
     side: int
     patch: int
+    native: bool = False
 
     def __post_init__(self):
         image.check(self.side, self.patch)
@@ -34,18 +36,31 @@ class ImageVectors:
         return 3 * self.patch**2
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of a picture, or the most of them."""
+        return (self.side // self.patch,) * 2
+
+    @property
     def tokens(self) -> int:
-        """Of a picture; each has so many."""
-        return (self.side // self.patch) ** 2
+        """Of a picture, where each has so many; else 0."""
+        return 0 if self.native else math.prod(self.shape)
 
     def encode(self, picture: np.ndarray) -> np.ndarray:
-        """float32 `[tokens, width]`, -1 to 1, of the square in the middle of a picture uint8 `[H, W, 3]`."""
-        return image.patches(picture, self.side, self.patch).astype(np.float32) / 127.5 - 1
+        """float32 `[tokens, width]`, -1 to 1, of the square in the middle of a picture uint8 `[H, W, 3]`.
 
-    def decode(self, x_CP: np.ndarray) -> np.ndarray:
-        """The picture uint8 `[side, side, 3]`; what lies outside -1 to 1 is clipped."""
-        x_CP = _vectors(x_CP, self.width, self.tokens, "a picture")
-        return image.assembled(_rounded((x_CP + 1) * 127.5), self.side, self.patch)
+        Of a `native` one `[rows, columns, width]`, of all of it.
+        """
+        if not self.native:
+            return image.patches(picture, self.side, self.patch).astype(np.float32) / 127.5 - 1
+        found, shape = image.native_patches(picture, self.side, self.patch)
+        return (found.astype(np.float32) / 127.5 - 1).reshape(*shape, -1)
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """The picture uint8 `[side, side, 3]`, or `[height, width, 3]`; what lies outside -1 to 1 is clipped."""
+        x = np.asarray(x)
+        x_CP = _vectors(x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x, self.width, self.tokens, "a picture")
+        shape = image.checked_shape(x.shape[:-1], self)
+        return image.assembled(_rounded((x_CP + 1) * 127.5), shape, self.patch)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """How documents are written, read off the data that a run was trained on."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from tests.support import vectors
 def test_embedded_documents_are_written_so(setting, tokens):
     c = resolve(setting.get_config("size=smoke"), embedded.faults)
     format = layout.of(c)
-    assert format == Format("text", 1, 2, (0, 1, 2, 3, 4), (Medium("image", 3, 4, tokens),))
+    side = math.isqrt(tokens)
+    assert format == Format("text", 1, 2, (0, 1, 2, 3, 4), (Medium("image", 3, 4, tokens, (side, side)),))
     drawn, read = (source.documents for source in embedded.load(c)[0].all[1:])
     pixels = embedded.labelled(embedded.load(c)[0])[0][0]
     image = Stretch("image", embedded.patches(pixels) if tokens == embedded.PATCHES else pixels)

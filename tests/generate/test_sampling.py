@@ -15,7 +15,7 @@ import pytest
 from configs import archs, base
 from mot.config import Config, resolve
 from mot.config.options import Settings
-from mot.data import layout, records, roles
+from mot.data import layout, positions, records, roles
 from mot.data.layout import Format, Medium, Stretch
 from mot.data.packing import document, pack
 from mot.errors import UserError
@@ -69,10 +69,12 @@ class Case(NamedTuple):
     opens: str = ""
     length: int = 0
     few: int = joint.FEW  # queries that attend otherwise than by chunks
+    size: tuple[int, ...] = ()  # rows and columns of units of any size
 
 
 GUIDED = GREEDY._replace(guidance=2.0)
 both = vectors("x", width=24, time="add", copies="both")
+PLACED = written(0, 0)._replace(media=(Medium("image", 3, 4, 0, (3, 4)), Medium("sound", 5, 6, 0)))
 CASES = {
     "ids": Case(build("mot", ids(9), tied=True), 20),
     "merged": Case(build("dense", vectors(drop_rate=0.1), norm="post"), 6, settings=GUIDED),
@@ -82,6 +84,20 @@ CASES = {
     ),
     "prefix": Case(
         build("mot_ffn", vectors("ddpm", drop_rate=0.1), blocks="prefix"), 5, settings=GUIDED, opens="image"
+    ),
+    "places": Case(
+        build(
+            "mot",
+            vectors(width=24) | dict(place_table=4, rope_gap=7),
+            ids(5, rope_seconds=0.5),
+            layers=1,
+            rope_sections=(2, 1, 1),
+            rope_per_second=3.0,
+        ),
+        19,
+        PLACED,
+        length=5,
+        size=(2, 3),
     ),
     "token_choice": Case(build("moe_tc4", vectors(), kv_heads=1, layers=1), 2),
     "expert_choice": Case(build("moe_ec4", ids(9)), 5),
@@ -121,7 +137,8 @@ def prompts(case):
 
     def unit(medium):
         n, stream = medium.tokens or 4, case.config.streams[medium.stream]
-        data = rng.standard_normal((n, stream.latent)) if stream.latent else rng.integers(0, stream.ids, n)
+        shape = (1, 4) if medium.shape else (n,)
+        data = rng.standard_normal((*shape, stream.latent)) if stream.latent else rng.integers(0, stream.ids, shape)
         return Stretch(medium.stream, data.astype(np.float32) if stream.latent else data)
 
     first, last = case.format.media[0], case.format.media[-1]
@@ -139,7 +156,13 @@ class Token(NamedTuple):
     private: bool = False
     noise: float = 0.0
     alone: bool = False
+    place: tuple[int, ...] = (0, 0, 0)
     value: np.ndarray | None = None
+
+
+def at(i, columns):
+    """Frame, row and column of a unit's token; 0 where it has no rows."""
+    return (0, *divmod(i, columns)) if columns else (0, 0, 0)
 
 
 class Writer:
@@ -166,16 +189,18 @@ class Writer:
             return np.array([getattr(t, name) for t in tokens])
 
         stream = [names.index(t.stream) for t in tokens]
-        fields = {name: field(name) for name in ("unit", "span", "private", "noise", "alone")}
+        fields = {name: field(name) for name in ("unit", "span", "private", "noise", "alone", "place")}
         row = [document(0, 0, field("id"), stream, values, weight=np.zeros(len(tokens)), **fields)]
-        return pack([row], names, [ROOM] * len(names), latents)
+        return pack([row], names, [ROOM] * len(names), latents, positions.rule(self.config))
 
     def unit(self, name, data, number):
         """A clean unit; where training keeps two copies, behind a noised one, which must make no difference."""
         stream = self.config.streams[name]
         if not stream.latent:
             return [Token(name, int(i) + stream.first_id, number) for i in data]
-        clean = [Token(name, 0, number, number, value=x) for x in data]
+        columns = data.shape[1] if data.ndim == 3 else 0  # of a unit with rows
+        data = data.reshape(-1, stream.latent)
+        clean = [Token(name, 0, number, number, place=at(i, columns), value=x) for i, x in enumerate(data)]
         noised = [t._replace(span=500 + number, private=True, noise=0.5, value=t.value + 1) for t in clean]
         return noised * (stream.copies == 2) + clean
 
@@ -186,7 +211,9 @@ class Writer:
         return max(allowed, key=lambda i: logits_V[i])
 
     def draw(self, tokens, medium, number, key):
-        name, stream, n = medium.stream, self.config.streams[medium.stream], medium.tokens or self.case.length
+        name, stream = medium.stream, self.config.streams[medium.stream]
+        n = medium.tokens or (math.prod(self.case.size) if medium.shape else self.case.length)
+        columns = self.case.size[1] if medium.shape else 0
         if not stream.latent:
             allowed, data = [*range(stream.first_id, stream.first_id + stream.ids)], []
             while len(data) < n:
@@ -205,7 +232,10 @@ class Writer:
         settings, both = self.case.settings, stream.copies == 2
 
         def answer(x, t, alone):
-            mine = [Token(name, 0, number, 500 + number, both, float(t), alone, np.asarray(value)) for value in x]
+            mine = [
+                Token(name, 0, number, 500 + number, both, float(t), alone, at(i, columns), np.asarray(value))
+                for i, value in enumerate(x)
+            ]
             found = self.run(tokens + mine).latents[name]
             end = sum(t.stream == name for t in tokens + mine)
             return found[0, end - n : end]
@@ -218,7 +248,7 @@ class Writer:
         with jax.disable_jit():  # `predict` is no program but many
             for t, s, e in zip(levels[:-1], levels[1:], noises, strict=True):
                 x = diffusion.step(predict, x, t, s, stream.objective, settings.solver, e)
-        return np.asarray(x)
+        return np.asarray(x).reshape(*self.case.size, -1) if columns else np.asarray(x)
 
     def __call__(self, prompt, row, text, media):
         """What a row's sampler must generate, greedily, with seed 0."""
@@ -274,7 +304,7 @@ def test_a_cached_row_is_what_the_whole_document_says(name, monkeypatch):
     case, sampler = made(name)
     monkeypatch.setattr(joint, "FEW", case.few)
     given = prompts(case)
-    got = sampler(given, case.settings, TEXT, MEDIA, case.opens, case.length, first=5)
+    got = sampler(given, case.settings, TEXT, MEDIA, case.opens, case.length, first=5, sizes={"image": case.size})
     write = whole(name)
     for i, prompt in enumerate(given):
         assert_alike(got[i], write(prompt, 5 + i, TEXT, MEDIA))
@@ -496,11 +526,18 @@ def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place():
     def row(dtype, *shape):
         return jax.ShapeDtypeStruct((2, *shape), dtype)
 
-    state = sampling.DecodingState(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"))
+    state = sampling.DecodingState(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"), row("i4"))
     allowed = sampling.Allowed(row(bool), row("i4"), row(bool, V), np.zeros(V, bool))
     random_keys = jax.random.split(jax.random.key(0), 2)
     lowered = sampler._ids.lower(
-        sampler.params, state, allowed, random_keys, stream="text", settings=GREEDY, limit=TEXT
+        sampler.params,
+        state,
+        allowed,
+        random_keys,
+        sampling._text_lies(TEXT, sampler.rule),
+        stream="text",
+        settings=GREEDY,
+        limit=TEXT,
     )
     program = lowered.compile()
     keys = state.cache.kv[0][0]

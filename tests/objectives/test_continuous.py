@@ -161,11 +161,14 @@ def oracle(c, flat, batch):
     o = dict(
         layers=m.layers, eps=m.norm_eps, theta=m.rope_theta, norm=m.norm, qk_norm=m.qk_norm, time=time, walls=walls
     )
+    if m.rope_sections:
+        o["sections"] = (m.rope_sections, m.rope_interleaved)
     stream = np.repeat(np.arange(len(batch)), [t.token.shape[1] for t in batch.values()])
     ends = np.cumsum([0, *(t.token.shape[1] for t in batch.values())])
-    names = ("token", "position", "segment", "span", "private", "noise", "rope_position")
+    names = ("token", "position", "segment", "span", "private", "noise", "rope_position", "place")
     row = {n: x[0] for n, x in zip(names, join(batch, *names), strict=True)}
-    row |= {"stream": stream, "rope_position": row["rope_position"][:, 0], "value": {}}
+    where = row["rope_position"] if m.rope_sections else row["rope_position"][:, 0]
+    row |= {"stream": stream, "rope_position": where, "value": {}}
     for i, (name, t) in enumerate(batch.items()):
         if s[name].latent:
             row["value"][name] = jnp.zeros((c.length, s[name].latent)).at[ends[i] : ends[i + 1]].set(t.value[0])
@@ -194,6 +197,7 @@ SAME = dict(image=dict(time="add"), sound=dict(time="norm"))
             "mot_attn_ffn",
             dict(scan=True, remat="dots"),
         ),  # norms of one tower, of which one group is modulated
+        ("mot", dict(layers=1, table=3, rope_sections=(2, 1, 1), **SAME)),
     ],
 )
 def test_grouped_streams_equal_the_per_token_oracle(arch, choices):

@@ -42,12 +42,50 @@ def layer(x, scale, bias, eps):
     return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
 
 
-def rope(x, position, theta):
+def rope(x, position, theta, sections=(), interleaved=False):
+    """x [T, N, H]; position [T], or with sections [T, 3], of which each pair of a head reads one."""
     half = x.shape[-1] // 2
-    angle = np.asarray(position, np.float64)[:, None, None] * theta ** (-np.arange(half) / half)
+    position = np.asarray(position, np.float64)
+    angle = np.zeros((len(position), 1, half))
+    for i in range(half):
+        of_pair = position[:, axis_of_pair(i, sections, interleaved)] if sections else position
+        angle[:, 0, i] = of_pair * theta ** (-i / half)
     a, b = x[..., :half], x[..., half:]
     cos, sin = (jnp.asarray(f(angle), jnp.float32) * jnp.ones_like(a) for f in (np.cos, np.sin))
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+def axis_of_pair(i, sections, interleaved):
+    """0 time, 1 row, 2 column. Interleaved as Qwen3-VL does it: rows and columns take every third pair of the first."""
+    if not interleaved:
+        return 0 if i < sections[0] else 1 if i < sections[0] + sections[1] else 2
+    return next((axis for axis in (1, 2) if i % 3 == axis and i < 3 * sections[axis]), 0)
+
+
+def rope_positions(unit, private, place, gap, step, reset, used):
+    """[n, 3] by one copy of a unit, or one word, after the other. gap, step: of each token's stream; used: by axis."""
+    found = []
+    following = 0  # where a word would lie now
+    while len(found) < len(unit):
+        first = last = len(found)
+        while (
+            unit[first]
+            and last + 1 < len(unit)
+            and (unit[last + 1], private[last + 1]) == (unit[first], private[first])
+        ):
+            last += 1
+        inside = []
+        for i in range(first, last + 1):
+            has_rows = place[first : last + 1].any()
+            time = int((place[i][0] if has_rows else i - first) * step[i])
+            inside.append([time, *(place[i][1:] if has_rows else [0 if reset else time] * 2)])
+        start = following + gap[first] * bool(unit[first])
+        from_start = [True, not reset or not unit[first], not reset or not unit[first]]
+        at = [[x + start * moved for x, moved in zip(three, from_start, strict=True)] for three in inside]
+        found += at
+        if not private[first]:
+            following = 1 + max(three[axis] for three in at for axis in range(3) if used[axis] and from_start[axis])
+    return np.array(found)
 
 
 def time_features(flat, stream, noise):
@@ -100,7 +138,8 @@ def states(flat, row, towers, streams, o):
     layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of
     streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; where they
     are, activation (geglu), offset (of norms) and scaled (embeddings); where towers are by layer also places, each
-    layer's stack and its number in it.
+    layer's stack and its number in it. With sections rope_position is [T, 3], and place [T, 2] is added by tables
+    where a stream has some.
     """
     by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
     places = o.get("places") or [("main", i) for i in range(o["layers"])]
@@ -131,6 +170,8 @@ def states(flat, row, towers, streams, o):
                 x[s] = x[s] * np.sqrt(x[s].shape[1])
             continue
         x[s] = entry(flat, s, row["value"][s], row.get("unit"), o)
+        if f"latent/{s}/rows" in flat:
+            x[s] = x[s] + flat[f"latent/{s}/rows"][row["place"][:, 0]] + flat[f"latent/{s}/columns"][row["place"][:, 1]]
         if time[s] == "add":
             x[s] = x[s] + time_features(flat, s, row["noise"])
         if time[s] == "norm":
@@ -156,7 +197,7 @@ def states(flat, row, towers, streams, o):
                 y = rms_norm(y, w("attn", s, f"{name}_norm"))
             if name != "v" and o["qk_norm"] == "layer":
                 y = layer(y, w("attn", s, f"{name}_norm"), w("attn", s, f"{name}_norm_bias"), o["eps"])
-            return y if name == "v" else rope(y, row["rope_position"], o["theta"])
+            return y if name == "v" else rope(y, row["rope_position"], o["theta"], *o.get("sections", ()))
 
         def attend(x, w=w, project=project):
             q, k, v = ({s: project(x[s], name, s) for s in streams} for name in "qkv")

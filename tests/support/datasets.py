@@ -18,6 +18,7 @@ SMALL = Recipe(
     text_ids=300,
     image_side=8,
     image_patch=2,
+    image_aspect="square",
     ids=(),
     image_ids=12,
     audio_rate=8000,

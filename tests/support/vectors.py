@@ -4,7 +4,7 @@ import numpy as np
 
 from configs import archs, base
 from mot.config import resolve
-from mot.data import packing, roles
+from mot.data import packing, positions, roles
 from mot.model import params
 
 BOS, EOS, OPEN, CLOSE, WORDS, IDS = 0, 1, 2, 3, 4, 12
@@ -14,15 +14,17 @@ FEATURES = (0, 3, 2)
 NOISED = dict(max_noise=0.5, drop_rate=0.5, time_distribution="uniform")
 
 
-def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=None, **model):
-    """A ConfigDict of text, image and sound; `width` is images' own."""
+def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=None, table=0, **model):
+    """A ConfigDict of text, image and sound; `width` is images' own, `table` the rows of their tables of places."""
     c = base.get_config()
     c.streams = dict(
         text=base.stream("text", 16, 24, budget=budgets[0], max_tokens=24, ids=IDS),
         image=base.stream("image", width, 24, dict(time="norm", copies="both", max_noise=0.5) | (image or {})),
         sound=base.stream("sound", 16, 24, dict(time="add") | NOISED | (sound or {})),
     )
-    c.streams.image.update(budget=budgets[1], max_tokens=24, latent=3, objective="flow", loss_weight=5.0)
+    c.streams.image.update(
+        place_table=table, budget=budgets[1], max_tokens=24, latent=3, objective="flow", loss_weight=5.0
+    )
     c.streams.sound.update(budget=budgets[2], max_tokens=9, latent=2, objective="x", loss_weight=0.5)
     c.model.update(dict(layers=2, heads=4, kv_heads=2, head_size=8) | model)
     archs.choose(c, arch)
@@ -64,7 +66,9 @@ def document(doc_id, parts, source=0):
     ends = [[EOS], [0], [0], [1.0]]
     token, stream, unit, weight = (a + b for a, b in zip((token, stream, unit, weight), ends, strict=True))
     values = {s: np.concatenate(x) for s, x in values.items()}
-    return packing.document(source, doc_id, token, stream, values, weight=weight, unit=unit)
+    place = np.zeros((len(token), 3), int)
+    place[np.array(stream) == PARTS["I"]] = np.tile(positions.places((2, 2), 4), (parts.count("I"), 1))
+    return packing.document(source, doc_id, token, stream, values, weight=weight, unit=unit, place=place)
 
 
 def assign(c, d, number=0):
@@ -74,7 +78,8 @@ def assign(c, d, number=0):
 def pack(c, rows):
     """Rows of documents that have their roles."""
     streams = c.streams.values()
-    return packing.pack(rows, list(c.streams), [s.budget for s in streams], [s.features for s in streams])
+    latents = [s.features for s in streams]
+    return packing.pack(rows, list(c.streams), [s.budget for s in streams], latents, positions.rule(c))
 
 
 def alone_at(c, d, alone=True):

@@ -175,11 +175,12 @@ def fits_column(column) -> bool:
 
 
 def fit(form: str, pictures: Iterable[np.ndarray], recipe) -> ImageTokenizer | ImageVectors:
+    native = recipe.image_aspect == "native"
     if form == VECTORS:
-        return ImageVectors(recipe.image_side, recipe.image_patch)
+        return ImageVectors(recipe.image_side, recipe.image_patch, native)
     asked = recipe.image_ids
     ids = asked or MODALITIES["image"].usual_ids
-    return fit_image(pictures, recipe.image_side, recipe.image_patch, ids, fewer=not asked)
+    return fit_image(pictures, recipe.image_side, recipe.image_patch, ids, not asked, native)
 
 
 def box(content: np.ndarray, tokenizer: ImageTokenizer | ImageVectors | None, room: Room) -> Box:
