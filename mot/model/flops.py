@@ -56,9 +56,9 @@ def _of_resampler(matrices: params.Table, stream: str, config: Config) -> int:
 
 
 def _is_matrix(path: str, spec: params.Spec) -> bool:
-    """Does a parameter multiply, as all do but norms' scales, biases, learned queries and tables of places?"""
+    """Does a parameter multiply, as all do but norms' scales, biases, learned queries and tables?"""
     _, component, _, weight = params.parse(path)
-    if component == "norm" or "norm" in weight or params.is_added(path) or {"query", "place"} & {*spec.axes}:
+    if component == "norm" or "norm" in weight or params.is_added(path) or {"query", "place"} & set(spec.axes):
         return params.is_modulation(path)
     return True
 
