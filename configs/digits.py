@@ -50,3 +50,23 @@ def build(arch: str, name: str, size: dict, image: dict, setting: str, more: dic
     c.data.update(sources={source: "embedded" for source in data["shares"]}, shares=data["shares"])
     c.run.update(name=f"{setting}-{arch}-{name}", eval_batches=2 if name == "smoke" else 4, keep=4)
     return c
+
+
+def language(c: ConfigDict, frozen: str) -> None:
+    """A first stage: the manual, and captions before their digits, which so teach nothing; `frozen` does not train."""
+    _only(c, dict(manual=13, drawn=7))
+    c.optim.freeze = frozen
+
+
+def reading(c: ConfigDict, run: str, frozen: str) -> None:
+    """A later stage: digits before their captions, from another run's weights, of which `frozen` stays as it is."""
+    c.streams.text.update(budget=CAPTIONED["text"], max_tokens=CAPTIONED["max_tokens"])
+    _only(c, dict(read=1))
+    c.init.run = run
+    c.optim.freeze = frozen
+
+
+def _only(c: ConfigDict, shares: dict[str, int]) -> None:
+    """These sources alone."""
+    c.data.sources = {source: "embedded" for source in shares}
+    c.data.shares = shares

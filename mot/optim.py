@@ -19,7 +19,7 @@ FROZEN = Rule(match="", lr=0.0, decay=0.0)
 def rules(config: Config) -> dict[str, Rule | None]:
     """What decides for each parameter, by path: `optim.freeze`, else the first rule that matches, or None.
 
-    `base_rules` never decay a bias.
+    `base_rules` never decay a bias or a gate.
     """
     frozen = {path for paths in frozen_by(config).values() for path in paths}
 
@@ -32,7 +32,7 @@ def rules(config: Config) -> dict[str, Rule | None]:
         if rule := first(config.optim.rules, path):
             return rule
         rule = first(config.optim.base_rules, path)
-        return replace(rule, decay=0.0) if rule and params.is_added(path) else rule
+        return replace(rule, decay=0.0) if rule and (params.is_added(path) or params.is_gate(path)) else rule
 
     return {path: rule_for(path) for path in params.table(config)}
 

@@ -37,7 +37,57 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # Masked ids.
+    Mutation(
+        "masked: a hidden id's loss is not divided by its ratio",
+        "mot/objectives/masked.py",
+        "1 / jnp.where(learns_BT, tokens.noise, 1)",
+        "jnp.where(learns_BT, 1.0, 1)",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "masked: a hidden id is shown",
+        "mot/objectives/masked.py",
+        "token=jnp.where(hides_BC, mask_id, tokens.token)",
+        "token=tokens.token",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "masked: shifted, a token learns of itself",
+        "mot/objectives/masked.py",
+        "    if masking.shift:",
+        "    if False:",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "masked: which ids are hidden follows from their place in the row",
+        "mot/objectives/masked.py",
+        "batches.place_in_unit(tokens).reshape(-1)",
+        "tokens.position.reshape(-1)",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "roles: a masked picture that is read is hidden, too",
+        "mot/data/roles.py",
+        "most = stream.masking.before_text if stream.masks",
+        "most = 1.0 if stream.masks",
+        "tests/objectives/test_masked.py",
+    ),
+    Mutation(
+        "sampling: the ids that the model is least sure of stay",
+        "mot/generate/sampling.py",
+        "jnp.where(hidden_BT, -sure_BT, jnp.inf)",
+        "jnp.where(hidden_BT, sure_BT, jnp.inf)",
+        "tests/generate/test_unmasking.py",
+    ),
     # The model.
+    Mutation(
+        "a cross-attention shows the picture of another document",
+        "mot/model/crossing.py",
+        "seen_BC = jnp.where((segment_BC == t.segment) & (t.segment != 0), unit_BC, 0)",
+        "seen_BC = jnp.where(t.segment != 0, unit_BC, 0)",
+        "tests/model/test_crossing.py",
+    ),
     Mutation(
         "a resampler does not tell the vectors of a token apart",
         "mot/model/entries.py",
@@ -234,6 +284,13 @@ MUTATIONS = (
         "for maps in every for component in COMPONENTS)",
         'for maps in every for component in ("attn", "norm"))',
         "tests/model/test_transformer.py::test_grouped_streams_equal_a_per_token_masked_select",
+    ),
+    Mutation(
+        "balance: a loss is scaled away from the target",
+        "mot/objectives/balance.py",
+        'Z_M * own_M / jnp.where(own_M > 0, balance["target"], 1)',
+        'Z_M / own_M * balance["target"]',
+        "tests/objectives/test_balance.py",
     ),
     Mutation(
         "towers by depth: every layer has the towers of the first",
@@ -647,6 +704,13 @@ MUTATIONS = (
         "runs = [*before, unit, _marker(medium.opens, format, is_news)]",
         "tests/data/test_layout.py",
     ),
+    Mutation(
+        "roles: what is drawn stands before what is read",
+        "mot/data/roles.py",
+        "            return rule.appearances\n",
+        "            return rule.appearances[::-1]\n",
+        "tests/data/test_roles.py",
+    ),
     # Measures beyond the loss.
     Mutation(
         "likelihood: neighbours in a row take experts' places",
@@ -1053,6 +1117,28 @@ MUTATIONS = (
         "rate_ME = load_ME / np.maximum(tokens_M, 1)[:, None]",
         "rate_ME = load_ME / 1.0",
         "tests/measures/test_experts.py",
+    ),
+    # What is contrasted.
+    Mutation(
+        "contrast: places without a pair are negatives",
+        "mot/objectives/contrastive.py",
+        "compared_IJ = sides.there_I[:, None] & sides.there_I[None]",
+        "compared_IJ = sides.there_I[:, None] | sides.there_I[None]",
+        "tests/objectives/test_contrastive.py",
+    ),
+    Mutation(
+        "contrast: a microbatch adds its part of the loss once more",
+        "mot/objectives/contrastive.py",
+        "return total - lax.stop_gradient(total)",
+        "return total",
+        "tests/objectives/test_contrastive.py",
+    ),
+    Mutation(
+        "contrast: the first unit of a part sees its caption",
+        "mot/data/roles.py",
+        "mine = (d.stream == stream) & (d.unit > 0)",
+        "mine = (d.stream == stream) & (d.unit > 1)",
+        "tests/objectives/test_contrastive.py",
     ),
 )
 

@@ -16,6 +16,7 @@ from mot.checkpoint import Position
 from mot.config import load, schema
 from mot.data import manifest, mixture, packing, roles
 from mot.model import flops, params, router
+from mot.objectives import contrastive
 from mot.runs import log, peak
 from mot.runs.goodput import Clock
 from mot.train import evaluate
@@ -125,6 +126,8 @@ def test_every_key_of_metrics_is_documented_and_no_other():
     some |= {"load_BME": np.ones((L, M, E)), "tokens_BM": np.ones((L, M)), "wanted_BM": np.ones((L, M))}
     sums = {"loss_sum": np.ones((M, O)), "weight": np.ones((M, O)), "routing": {"ffn/text": router.Report(**some)}}
     sums |= {"spread": {"image": {"std": 1.0, "rank": 2.0, "count": 1.0}}}
+    told = dict.fromkeys(["loss", "accuracy/text/image", "temperature", "bias", "gap"], 1.0)
+    sums |= {"contrastive": contrastive.OfPairs(2.0, 1.0, told)}
     measured = {"loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "sums": sums, "ok": True}
     measured |= {"grad_norms": {"text": 1.0, "embed": 1.0}, "grad_norm_limit": 1.0}
     kept, machine = Kept(), peak.Peak(1.0, 512, 1.0, "")

@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.attn, c.ffn = ({t: base.moe() for t in ("text", generated[0])} for _ in range(2))
     c.data.roles = (dict(streams="seen", place="first", source=""), dict(streams="image", place="", source=""))
     c.objective.per = "modality"
-    c.run.name = f"cosmos3-{c.run.name.removeprefix('cosmos3-dense-')}"
+    c.run.name = f"cosmos3-{arg['size']}" if arg["data"] == "embedded" else f"cosmos3-{c.run.name}"
     return c.lock()
 
 

@@ -18,7 +18,7 @@ from configs import base, records, sizes
 
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"],
-    "cpu": sizes.LAPTOP["demo"] | dict(rows=8, steps=800, warmup=40, every=100, lr=4e-3),
+    "cpu": sizes.LAPTOP["demo"] | dict(rows=4, steps=400, warmup=40, every=100, lr=4e-3),
 }
 LENGTHS = {"smoke": 64, "cpu": 256}  # tokens of a row
 TEXT = {"masked": dict(objective="masked", masking=dict(by="document")), "next_token": {}}
@@ -33,10 +33,8 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = SIZES[arg["size"]]
     c = records.build(arg["data"], "dense", arg["size"], size, str(LENGTHS[arg["size"]]))
-    length = LENGTHS[arg["size"]]
-    c.streams.text = base.stream(
-        "text", size["width"], size["ffn"], ids=c.streams.text.ids, max_tokens=length // 2, **TEXT[arg["text"]]
-    )
+    c.streams.text = base.stream("text", size["width"], size["ffn"], ids=c.streams.text.ids, **TEXT[arg["text"]])
+    c.data.max_skipped = 10_000  # of books: sentences longer than a row
     c.data.blocks = "document" if arg["text"] == "masked" else "units"
     c.run.name = "-".join(["llada", arg["size"], *["next"] * (arg["text"] == "next_token")])
     return c.lock()

@@ -30,6 +30,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_towers, {"streams", "towers"}),
         (_depth, {"towers", "model"}),
         (_stop_gradients, {"streams", "towers"}),
+        (_crossed, {"streams", "towers", "model"}),
         (_model, {"model"}),
         (_rope, {"model", "streams"}),
         (_experts, {"streams", "towers", "attn", "ffn"}),
@@ -38,8 +39,8 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
         (_mesh, {"mesh", "attn", "ffn"}),
         (_slices, {"mesh", "data", "optim"}),
         (_rules, {"mesh"}),
-        (_objective, {"objective"}),
-        (_contrastive, {"objective", "streams", "data"}),
+        (_objective, {"objective", "streams"}),
+        (_contrastive, {"objective", "streams", "data", "model"}),
         (_data, {"data"}),
         (_budgets, {"streams", "data"}),
         (_blocks, {"streams", "data"}),
@@ -70,6 +71,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Stream": dict.fromkeys(("width", "ffn"), ABOVE_0)
     | dict.fromkeys(("budget", "max_tokens", "first_id", "latent", "loss_weight"), AT_LEAST_0)
     | {"place_table": Range(most=4096), "rope_seconds": Range(most=3600), "rope_gap": Range(most=10**6)}
+    | {"cross_every": AT_LEAST_0}
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
         "time": ("add", "norm"),
@@ -141,7 +143,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Mesh": dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices", "buffer"), ABOVE_0)
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
     "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
-    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality")},
+    "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality"), "common_target": FRACTION},
     "Contrastive": dict.fromkeys(("weight", "temperature"), ABOVE_0)
     | dict.fromkeys(("width", "pairs"), AT_LEAST_0)
     | {"kind": ("", "infonce", "sigmoid")},
@@ -477,6 +479,37 @@ def _stop_gradients(c: "Sections") -> Iterator[Fault]:
             )
 
 
+def _crossed(c: "Sections") -> Iterator[Fault]:
+    """Streams that are seen by cross-attention alone pass through no layer, so they have no tower."""
+    for name in c.crossed:
+        s, path = c.streams[name], f"streams.{name}"
+        if not s.latent or s.objective != NONE:
+            yield Fault(
+                f"{path}.cross_every",
+                f"{s.cross_every}, but latent is {s.latent} and objective {s.objective!r}; what is seen by "
+                "cross-attention alone is vectors that are inputs; write objective='none', or cross_every=0",
+            )
+        if s.cross_every > c.model.layers:
+            yield Fault(
+                f"{path}.cross_every",
+                f"{s.cross_every}, but model.layers is {c.model.layers}; no layer would see it; lower it",
+            )
+        for other in [other for other in c.streams if other not in c.crossed]:
+            if _are_unlike(s.width, c.streams[other].width):
+                yield Fault(
+                    f"{path}.width",
+                    f"{s.width}, but streams.{other}.width is {c.streams[other].width}; who sees by cross-attention "
+                    "has the width of what is seen; set both alike",
+                )
+        own = [x for x in ("attn", "ffn", "norm") if name in depth.towers(c.component(x).written.get(name, ""))]
+        if own:
+            yield Fault(
+                ", ".join(f"towers.{component}.{name}" for component in own),
+                f"{name!r}, but its tokens pass through no layer (cross_every = {s.cross_every}); map it to the "
+                "tower of another stream, as arch=dense does",
+            )
+
+
 def _are_unlike(a: int, b: int) -> bool:
     """Do two numbers in range differ? What is out of range is said already."""
     return a != b and a > 0 and b > 0
@@ -692,6 +725,13 @@ def _endless(text: str) -> str:
 
 def _objective(c: "Sections") -> Iterator[Fault]:
     yield from within("objective", c.objective, VALUES["Objective"])
+    centred = [name for name, s in c.streams.items() if s.diffuses and s.diffusion.loss_centre]
+    if c.objective.common_target and centred:
+        yield Fault(
+            "objective.common_target",
+            f"{c.objective.common_target}, but streams.{centred[0]}.diffusion.loss_centre scales that loss already; "
+            "write 0.0 for either",
+        )
 
 
 POOLS = ("mean", "last")  # of a part's states; beside these, a token's id
@@ -720,6 +760,12 @@ def _contrastive(c: "Sections") -> Iterator[Fault]:
     for name, pool in term.pools.items():
         if name in c.streams and pool not in POOLS:
             yield from _pool(f"{path}.pool", name, pool, c.streams[name])
+    if len(streams) == 1 and not c.model.dropout:
+        yield Fault(
+            f"{path}.streams",
+            f"{term.streams!r} alone, whose parts pass twice and differ in dropout, but model.dropout is 0; write 0.3 "
+            "(2104.08821), or name two streams",
+        )
     known = [c.streams[name] for name in streams if name in c.streams]
     if not term.width and len({s.width for s in known}) > 1:
         yield Fault(

@@ -33,7 +33,7 @@ EVALUATIONS = {  # of `mot evaluate --what`, and what each tells
     "loss": "held-out losses",
     "bits": "held-out bits a token, and of text a byte",
     "ranking": "which of an --answers file's candidates is likeliest",
-    "retrieval": "which caption belongs to an image, and which image to a caption",
+    "retrieval": "which caption belongs to an image, and which image to a caption; of text, which half to which",
     "conditioning": "what its own prompt is worth to a unit, beside another document's",
     "labels": "what a linear probe tells of vectors from their states",
     "judged": "how many digits are drawn, and read, as a classifier reads them",

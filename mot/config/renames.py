@@ -29,6 +29,7 @@ ADDED = {
     "run.trackers": "",
     "run.role": "fit",
     "streams.*.entry": {"kind": "linear", "fold": 1, "queries": 0, "layers": 0},
+    "streams.*.cross_every": 0,
     "model.dropout": 0.0,
     "model.activation": "swiglu",
     "model.norm_offset": False,
@@ -57,6 +58,7 @@ ADDED = {
         "bias": -10.0,
         "skip_equal": False,
     },
+    "objective.common_target": 0.0,
     "optim.ema_end": 0.0,
     "streams.*.prediction": {
         "targets": "ema",

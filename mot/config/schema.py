@@ -108,6 +108,8 @@ class Stream:
     masking: Masking  # of ids whose objective is masked; others ignore it
     prediction: Prediction  # of latents whose objective is latent; others ignore it
     entry: Entry  # how its vectors enter; ids ignore it
+    cross_every: int  # 0 = its tokens are part of the joint attention. n: they are not; before every n-th layer the
+    # tokens after a unit see it by a cross-attention whose gates begin at 0 (Flamingo)
     representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
     # modality's name
 
@@ -302,6 +304,8 @@ class Objective:
     per: str  # what a loss is divided by: the weight of all tokens (Chameleon), or of its modality's (Transfusion)
     chunk: int  # tokens of a row whose logits exist at once
     contrastive: Contrastive  # a term beside that of the tokens
+    common_target: float  # decay of the running means by which each modality's loss is scaled to that of all; 0 = not
+    # at all (`objectives/balance.py`)
 
 
 @dataclass(frozen=True)
@@ -394,9 +398,10 @@ class Optim:
     freeze: (
         str  # streams or modalities, with commas between: nothing that they use trains; `text.ffn` freezes that part
     )
-    # alone (attn, ffn, norm, embed, head, latent)
+    # alone (attn, ffn, norm, embed, head, latent, cross)
     rules: tuple[Rule, ...]  # your own rules; they come before base_rules, and the first that matches counts
-    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias
+    base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias or
+    # a gate
 
 
 @dataclass(frozen=True)
@@ -507,6 +512,11 @@ class Sections:
     def mask_id(self) -> int:
         """The id that stands for a hidden one: the first after those of all streams, where any is masked."""
         return max((s.first_id + s.ids for s in self.streams.values() if not s.latent), default=0)
+
+    @property
+    def crossed(self) -> tuple[str, ...]:
+        """The streams that are seen by cross-attention alone."""
+        return tuple(name for name, stream in self.streams.items() if stream.cross_every)
 
     @property
     def vocab(self) -> int:

@@ -432,13 +432,15 @@ def _prefill(params: dict, batch: Batch, *, config: Config, slots: int) -> Decod
     rows = next(iter(batch.values())).token.shape[0]
     output = transformer.forward(params, batch, config, causal=True, cache=caches.empty(config, rows, slots))
     cache = caches.keep(output.cache)
+    # A row is longer than its cache by what is seen by cross-attention alone.
+    place_B = sum((tokens.segment != 0).sum(1, dtype=jnp.int32) for tokens in batch.values())
 
     def last_state(h_RD, tokens):
-        is_last_BC = tokens.position == cache.used[:, None] - 1
+        is_last_BC = tokens.position == place_B[:, None] - 1
         return jnp.where(is_last_BC[..., None], h_RD.reshape(*is_last_BC.shape, -1), 0).sum(1)
 
     h_BD = sum(last_state(h_RD, tokens) for h_RD, tokens in output.hidden)
-    return DecodingState(cache, h_BD, cache.used, _text_goes_on(batch))
+    return DecodingState(cache, h_BD, place_B, _text_goes_on(batch))
 
 
 def _text_goes_on(batch: Batch) -> jax.Array:
@@ -700,7 +702,7 @@ def _unmasked(
         chosen_BT = choose_ids(logits_BTV.reshape(B * T, -1), keys.reshape(-1), settings).reshape(B, T)
         sure_BT = jnp.take_along_axis(jax.nn.log_softmax(logits_BTV), chosen_BT[..., None], axis=-1)[..., 0]
         done = (n % steps + 1) / steps
-        left_B = jnp.floor(inside_BT.sum(1) * masked.left(done, distribution))
+        left_B = jnp.floor(inside_BT.sum(1) * masked.left(done, distribution) + 1e-4)  # 6 cos(pi / 3) is 3, not 2
         order_BT = jnp.argsort(jnp.where(hidden_BT, -sure_BT, jnp.inf), axis=1)
         rank_BT = batches.inverse(order_BT)
         stays_BT = hidden_BT & (rank_BT < (hidden_BT.sum(1) - left_B)[:, None])

@@ -211,13 +211,14 @@ def make_embed(params: dict, config: Config) -> Embed:
 
 
 def _embeddings(params: dict, batch: Batch, count: int, stream: str, config: Config) -> jax.Array:
-    asked = config
-    if stream not in config.objective.contrastive.pools:  # its states are asked for all the same
-        term = dataclasses.replace(config.objective.contrastive, kind="infonce", streams=stream, pool="mean")
-        asked = dataclasses.replace(config, objective=dataclasses.replace(config.objective, contrastive=term))
-    h_BCD = transformer.forward(params, batch, asked).states[stream]
-    pool = asked.objective.contrastive.pools[stream]
-    return contrastive.by_number(params, h_BCD, batch[stream], count, stream, pool, asked)
+    output = transformer.forward(params, batch, config)
+    pool = config.objective.contrastive.pools.get(stream, "mean")
+    if stream in output.states:
+        h_BCD = output.states[stream]
+    else:  # of a model of text alone
+        h_RD, tokens = output.hidden[0]
+        h_BCD = h_RD.reshape(*tokens.token.shape, -1)
+    return contrastive.by_number(params, h_BCD, batch[stream], count, stream, pool, config)
 
 
 def by_embeddings(pools: Sequence[Pool], embed: Embed, source: str) -> dict[str, Figure]:

@@ -9,12 +9,24 @@ from mot.config import Config
 
 
 @struct.dataclass
+class Crossed:
+    """What is kept of a stream that is seen by cross-attention alone (`crossing.py`)."""
+
+    k: jax.Array  # [L, B, C, K, H], of all its cross-attentions
+    v: jax.Array
+    unit: jax.Array  # [B, C]
+    last: jax.Array  # [B], the unit that later tokens see; 0 = none
+    segment: jax.Array  # [B], of that unit
+
+
+@struct.dataclass
 class Cache:
     """Slots of each row. The next tokens overwrite what lies past `used`."""
 
     kv: tuple[tuple[jax.Array, jax.Array], ...]  # by layer, k and v `[B, K, S, H]`
     info: Info  # each `[B, S]`; segment 0 = nothing there
     used: jax.Array  # [B]
+    crossed: dict[str, Crossed] = struct.field(default_factory=dict)  # by stream
 
 
 def empty(config: Config, rows: int, slots: int) -> Cache:

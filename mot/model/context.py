@@ -8,7 +8,7 @@ import jax
 
 from mot.batches import Info, Tokens
 from mot.config import Config, Experts
-from mot.model.caches import Cache
+from mot.model.caches import Cache, Crossed
 
 
 class Group(NamedTuple):
@@ -36,6 +36,14 @@ class JointRow(NamedTuple):
     k_back: jax.Array | None
 
 
+class Seen(NamedTuple):
+    """What layers see of a stream by cross-attention alone."""
+
+    weights: dict  # of its cross-attentions, each with a leading axis of them
+    kept: Crossed | None  # None: there is nothing of the stream
+    units: list[jax.Array] | None  # by group: the unit that each token sees, [B, C]; 0 = none
+
+
 class Context(NamedTuple):
     """What every layer sees alike, but for `towers`, `key`, `kv` and `dropout`, the layer's own inside it."""
 
@@ -49,9 +57,8 @@ class Context(NamedTuple):
     multipliers: Mapping[str, float] = MappingProxyType({})  # by `component/tower/weight`, where they are not 1
     towers: Mapping[str, Mapping[str, str]] = MappingProxyType({})  # of this layer: component -> stream -> tower
     kv: tuple[jax.Array, jax.Array] | None = None  # the cache's keys and values of this layer
-    dropout: list[jax.Array] | None = (
-        None  # by group: a key for each token, [R]; in a layer that layer's own. None: off
-    )
+    crossed: Mapping[str, Seen] = MappingProxyType({})  # by stream
+    dropout: list[jax.Array] | None = None  # by group: a key for each token, [R]; None: nothing is dropped
 
     def tower(self, component: str, group: Group) -> str:
         """The tower that serves a group in this layer."""

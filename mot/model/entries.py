@@ -13,11 +13,19 @@ from mot.config import Config, Stream
 from mot.model import attention, experts, ops
 
 
-def enter(weights: dict, tokens: Tokens, stream: Stream, config: Config) -> jax.Array:
-    """The residual `x_RD` of a stream's vectors, in the model's dtype; padding enters as 0."""
+def enter(weights: dict, tokens: Tokens, stream: Stream, config: Config, whole: bool = False) -> jax.Array:
+    """The residual `x_RD` of a stream's vectors, in the model's dtype; padding enters as 0.
+
+    The tokens are in parts of rows (`sharding.split_context`), unless rows are `whole`.
+    """
     value_BCP = jnp.where((tokens.segment != 0)[..., None], tokens.value, 0).astype(config.model.dtype)
     if stream.entry.kind == "resampler":
-        return _resampler(weights, value_BCP, tokens, stream, config)
+        # A part of a row may hold a part of a unit only.
+        rules = config.mesh.rules
+        rows = (value_BCP, tokens) if whole else sharding.join_context((value_BCP, tokens), rules)
+        x_BCD = _resampler(weights, *rows, stream, config)
+        x_BCD = x_BCD if whole else sharding.split_context(x_BCD, rules)
+        return x_BCD.reshape(-1, x_BCD.shape[-1])
     x_RD = ops.linear(value_BCP.reshape(-1, stream.features), weights["in"])
     return _second_layer(weights, x_RD, config) if stream.entry.kind == "mlp" else x_RD
 
@@ -39,9 +47,6 @@ def _resampler(weights: dict, value_BCP, tokens: Tokens, stream: Stream, config:
     Vectors and queries have the place of what they stand for in the unit, by RoPE; one query begins each fold.
     """
     m = config.model
-    rules = config.mesh.rules
-    # A part of a row (`context`) may hold a part of a unit only.
-    value_BCP, tokens = sharding.join_context((value_BCP, tokens), rules)
     B, C, P = value_BCP.shape
     R = stream.entry.fold
     place_BC = jnp.minimum(batches.place_in_unit(tokens), stream.entry.queries - 1)
@@ -57,9 +62,7 @@ def _resampler(weights: dict, value_BCP, tokens: Tokens, stream: Stream, config:
         y_RD = _attend(w, x_RD, vectors_RD, (unit_BC, seen), places, config)
         x_RD = x_RD + y_RD
         x_RD = x_RD + experts.gated_ffn(w, _norm(x_RD, w["ffn_norm"], config), config)
-    x_RD = _norm(x_RD, weights["out_norm"], config)
-    x_BCD = sharding.split_context(x_RD.reshape(B, C, -1), rules)
-    return x_BCD.reshape(B * C, -1)
+    return _norm(x_RD, weights["out_norm"], config).reshape(B, C, -1)
 
 
 def _norm(x_RD, scale_D, config: Config) -> jax.Array:
@@ -83,18 +86,21 @@ def _attend(w: dict, x_RD, vectors_RD, units: tuple, places: tuple, config: Conf
     return ops.linear(o_BCNH.reshape(len(x_RD), -1), experts.flat_out(w["wo"]))
 
 
-def within_units(q_BCNH, k_BSKH, v_BSKH, q_unit_BC, k_unit_BS, config: Config) -> jax.Array:
-    """Attention of queries to the keys of their unit, `[B, C, N, H]`; of unit 0 they see nothing and get 0."""
+def within_units(q_BCNH, k_BSKH, v_BSKH, q_unit_BC, k_unit_BS, config: Config, of_rows: str = "batch") -> jax.Array:
+    """Attention of queries to the keys of their unit, `[B, C, N, H]`; of unit 0 they see nothing and get 0.
+
+    Keys are of whole rows. Queries are too, or `of_rows` says that they are in parts: sharding.ROWS.
+    """
     rules = config.mesh.rules
     m = config.model
     backend = m.attention if m.attention in attention.BACKENDS else "chunked"  # kernels want whole rows
-    heads = sharding.spec(("batch", None, "heads"), rules)
-    rows = sharding.spec(("batch",), rules)
+    heads, q_heads = (sharding.spec((axis, None, "heads"), rules) for axis in ("batch", of_rows))
+    rows, q_rows = (sharding.spec((axis,), rules) for axis in ("batch", of_rows))
 
     def on_each_device(q_BCNH, k_BSKH, v_BSKH, q_unit_BC, k_unit_BS):
         return attention.attend(q_BCNH, k_BSKH, v_BSKH, _info(q_unit_BC), _info(k_unit_BS), backend)
 
-    return sharding.shard_map(on_each_device, (heads, heads, heads, rows, rows), heads)(
+    return sharding.shard_map(on_each_device, (q_heads, heads, heads, q_rows, rows), q_heads)(
         q_BCNH, k_BSKH, v_BSKH, q_unit_BC, k_unit_BS
     )
 

@@ -37,7 +37,7 @@ def matmul_weights(config: Config) -> dict[str, int]:
 def _multiplies(path: str, spec: params.Spec) -> bool:
     if path.startswith("predictor/"):
         return params.is_hidden(spec)
-    return (path.startswith("latent/") or _in_block(path)) and _is_matrix(path, spec)
+    return path.startswith(("latent/", "cross/", "blocks/")) and _is_matrix(path, spec)
 
 
 def _of_resampler(matrices: params.Table, stream: str, config: Config) -> int:
@@ -56,9 +56,10 @@ def _of_resampler(matrices: params.Table, stream: str, config: Config) -> int:
 
 
 def _is_matrix(path: str, spec: params.Spec) -> bool:
-    """Does a parameter multiply, as all do but norms' scales, biases, learned queries and tables?"""
+    """Does a parameter multiply, as all do but norms' scales, biases, gates, learned queries and tables of places?"""
     _, component, _, weight = params.parse(path)
-    if component == "norm" or "norm" in weight or params.is_added(path) or {"query", "place"} & set(spec.axes):
+    is_read = {"query", "place"} & {*spec.axes} or params.is_added(path) or params.is_gate(path)
+    if component == "norm" or "norm" in weight or is_read:
         return params.is_modulation(path)
     return True
 
@@ -105,6 +106,9 @@ def _serves(path: str, stream: str, config: Config) -> bool:
     """Does a token of the stream meet this parameter?"""
     if params.is_modulation(path) and not params.by_norm(config.streams[stream]):
         return False  # a norm may serve streams that have a noise level, and others
+    _, component, tower, weight = params.parse(path)
+    if component == "cross":  # keys and values are of what is seen, the rest of all who see it
+        return stream == tower if weight in ("wk", "wv", "seen_norm") else stream not in config.crossed
     return stream in params.users(path, config)
 
 
@@ -118,10 +122,12 @@ def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> flo
     """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs.
 
     Where a stream predicts states, a pass more sees whole units, forward alone where these are an average's. What is
-    hidden of units counts as if it were there, and the predictor's attention, within units, does not.
+    hidden of units counts as if it were there, and the predictor's attention, within units, does not. Where parts of
+    one stream are contrasted, all is passed twice. The product of a batch's embeddings does not count.
     """
-    matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
-    of_pairs = pairs * attention_per_pair(config)
+    times = 2 if len(config.objective.contrastive.pools) == 1 else 1
+    matmuls = times * sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
+    of_pairs = times * pairs * attention_per_pair(config)
     predicting = {name: s.prediction.targets for name, s in config.streams.items() if s.predicts}
     if not predicting:
         return FORWARD_AND_BACKWARD * (matmuls + of_pairs)
@@ -145,9 +151,13 @@ def full_step(config: Config) -> float:
     """
     T = config.length if all(s.budget for s in config.streams.values()) else config.data.length
     tokens = {name: s.budget or T / len(config.streams) for name, s in config.streams.items()}
-    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in config.streams.items() if s.latent or s.masks == "unit"}
-    later |= {name: (T - 1) / 2 for name, s in config.streams.items() if s.masks == "document"}
-    pairs = T * (T + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
+    apart = sum(tokens[name] for name in config.crossed)
+    joint = {name: s for name, s in config.streams.items() if name not in config.crossed}
+    later = {name: max(s.max_tokens - 1, 0) / 2 for name, s in joint.items() if s.latent or s.masks == "unit"}
+    later |= {name: (T - apart - 1) / 2 for name, s in joint.items() if s.masks == "document"}
+    pairs = (T - apart) * (T - apart + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
+    of_unit = {name: config.streams[name].max_tokens or tokens[name] for name in config.crossed}
+    pairs += sum((T - apart) * n * layers_share(name, config) for name, n in of_unit.items())
     return config.data.batch * train_step(config, tokens, pairs)
 
 
@@ -207,6 +217,40 @@ def _pays(budget: float) -> Check:
             yield f"run.flops: {budget:g}; pays for {steps} steps, and {MOST_STEPS:.0g} is the most; lower it"
 
     return check
+
+
+def layers_share(stream: str, config: Config) -> float:
+    """Of a stream that is seen by cross-attention: the share of the layers that have one."""
+    L = max(config.model.layers, 1)
+    return L // max(config.streams[stream].cross_every, 1) / L
+
+
+def pairs(batch: "Batch", config: Config) -> int:
+    """How many pairs of a host batch see each other in a layer, on average over layers: also by cross-attention."""
+    total = visible_pairs({name: t for name, t in batch.items() if name not in config.crossed})
+    for stream in config.crossed:
+        total += crossed_pairs(batch, stream, config) * layers_share(stream, config)
+    return round(total)
+
+
+def crossed_pairs(batch: "Batch", stream: str, config: Config) -> int:
+    """How many tokens of a host batch see how many of the stream's by a cross-attention: each the last unit before."""
+    import numpy as np
+
+    B = batch[stream].position.shape[0]
+    T = sum(t.position.shape[1] for t in batch.values())
+    rows = np.arange(B)[:, None]
+    unit_BT, segment_BT, seen_BT = np.zeros((3, B, T), int)
+    unit_BT[rows, batch[stream].position] = batch[stream].unit * (batch[stream].segment != 0)
+    for name, t in batch.items():
+        segment_BT[rows, t.position] = t.segment
+        seen_BT[rows, t.position] = name not in config.crossed
+    last_BT = np.maximum.accumulate(np.where(unit_BT > 0, np.arange(T)[None], -1), axis=1)
+    there_BT = (seen_BT > 0) & (last_BT >= 0) & (segment_BT > 0)
+    there_BT &= np.take_along_axis(segment_BT, last_BT, axis=1) == segment_BT
+    sizes_BU = np.stack([np.bincount(row, minlength=unit_BT.max() + 1) for row in unit_BT])
+    of_last_BT = np.take_along_axis(unit_BT, last_BT, axis=1)
+    return int(np.where(there_BT, np.take_along_axis(sizes_BU, of_last_BT, axis=1), 0).sum())
 
 
 def visible_pairs(batch: "Batch") -> int:

@@ -10,7 +10,7 @@ import jax
 from mot import sharding
 from mot.batches import Tokens
 from mot.config import Model
-from mot.model import dropout, experts, joint, ops
+from mot.model import crossing, dropout, experts, joint, ops
 from mot.model.context import Context, towers
 
 Reports = dict[str, experts.Report]  # by `component/tower`
@@ -25,6 +25,7 @@ def block(
 
     Returns the residuals, the reports of its routers by `component/tower`, and with a cache its keys and values.
     """
+    xs = crossing.cross(xs, number, context)
     context = _inside(context, number, stack)
     ys, attention_reports, kv = attention(_pre_norm(xs, w, "attn", context), w["attn"], context)
     xs = _add(xs, _post_norm(ys, w, "attn", context), "attn", context)

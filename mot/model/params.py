@@ -32,7 +32,7 @@ class Path(NamedTuple):
 
     stack: str  # of layers that are alike, as `config.stacks` names it; "" outside the blocks
     component: str  # one of PARTS; of the final norm it is norm
-    tower: str  # of latents, and of what is contrasted, their stream; of embedding and head the component once more
+    tower: str  # of what is a stream's own (BY_STREAM) the stream; of embedding and head the component once more
     weight: str
 
 
@@ -42,7 +42,7 @@ def parse(path: str) -> Path:
             return Path(stack, component, tower, weight)
         case ["final_norm", tower, weight]:
             return Path("", "norm", tower, weight)
-        case ["latent" | "contrast" as component, stream, weight]:
+        case ["latent" | "contrast" | "cross" as component, stream, weight]:
             return Path("", component, stream, weight)
         case ["predictor", stream, *_, weight]:
             return Path("", "predictor", stream, weight)
@@ -60,6 +60,8 @@ def table(config: Config) -> Table:
         layers = config.stacks.count(stack)
         for path, spec in _layer(config, stack):
             rows[f"blocks/{stack}/{path}"] = spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
+    for name in config.crossed:
+        rows |= {f"cross/{name}/{weight}": spec for weight, spec in _cross(name, config)}
     for tower in _towers(config.last_norms):
         rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
     for name, stream in config.streams.items():
@@ -105,10 +107,10 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
     finite  wide    embedding, latents' in, queries of a        as at the base       1
                     resampler, time to width, ada, and the
                     token for what is hidden
-    wide    wide    q, k, v, o, w1, w2, w3, of experts and of   fan-in ** -0.5       1 / r
-                    a resampler too, in_2, the hidden layer of
-                    causal routers, and what enters and leaves
-                    a predictor
+    wide    wide    q, k, v, o, w1, w2, w3, of experts, of a    fan-in ** -0.5       1 / r
+                    resampler and of cross-attention too, in_2,
+                    the hidden layer of causal routers, and
+                    what enters and leaves a predictor
     wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
                     too), gate of shared experts                * r ** -0.5
     finite  finite  the MLP of noise levels                     as ever              1
@@ -141,8 +143,8 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
         return spec._replace(std=spec.std * r**-0.5, lr=1 / r)
     _, component, _, weight = parse(path)
     spec = spec._replace(lr=r**-0.5 if by_muon(path, spec, config) else 1 / r)
-    if component == "latent":
-        return spec  # an entry has its own depth, and no multiplier
+    if component in ("latent", "cross"):
+        return spec  # an entry has its own depth, a cross-attention its gates: neither has a multiplier
     if weight == "wq" and o.base_head_size:
         return spec._replace(multiplier=(o.base_head_size / config.model.head_size) ** 0.5)
     if outs == {"embed"} and o.base_layers and parse(path).component != "predictor":
@@ -218,7 +220,7 @@ def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
     yield "in", Spec((D, narrow), ("embed", "narrow"), scale(D))
     yield "hidden", Spec((1, narrow), ("token", "narrow"), 0.02)
     yield "out", Spec((narrow, D), ("narrow", "embed"), scale(narrow))
-    yield "final_norm", Spec((narrow,), ("narrow",))
+    yield "final_norm", _scale(config, narrow, "narrow")
     for path, spec in _layer(own, "main"):
         layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
         yield f"blocks/main/{path}", spec._replace(**layers)
@@ -234,6 +236,17 @@ def _resampler(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     for weight, spec in (*norms, *matrices, *_swiglu(config, D, stream.ffn)):
         yield weight, spec._replace(shape=(e.layers, *spec.shape), axes=("layer", *spec.axes))
     yield "out_norm", _scale(config, D, "embed")
+
+
+def _cross(stream: str, config: Config) -> Iterator[tuple[str, Spec]]:
+    """The cross-attentions by which others see a stream, `[L // n, ...]`, with their FFNs and both gates (Flamingo)."""
+    s = config.streams[stream]
+    D, layers = s.width, config.model.layers // max(s.cross_every, 1)
+    norms = ((f"{name}_norm", _scale(config, D, "embed")) for name in ("seen", "attn", "ffn"))
+    gates = ((f"{name}_gate", Spec((1,), ("gate",), None, 0.0)) for name in ("attn", "ffn"))
+    matrices = ((name, spec) for name, spec in _attention(config, D) if name in QKVO)
+    for weight, spec in (*norms, *gates, *matrices, *_swiglu(config, D, s.ffn)):
+        yield weight, spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
 
 
 WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
@@ -365,6 +378,12 @@ def is_added(path: str) -> bool:
     return parse(path).weight.endswith("_bias")
 
 
+def is_gate(path: str) -> bool:
+    """Is it a cross-attention's gate, whose tanh multiplies what is added?"""
+    _, component, _, weight = parse(path)
+    return component == "cross" and weight.endswith("_gate")
+
+
 def is_causal(path: str) -> bool:
     return parse(path).weight.startswith(f"{CAUSAL}_")
 
@@ -430,8 +449,8 @@ def of_report(reported: str) -> tuple[str, str]:
     return name, f"sparse_{first}" if first else "sparse"
 
 
-PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "predictor", "contrast")
-BY_STREAM = ("latent", "predictor", "contrast")  # those that are a stream's own, whatever towers it shares
+PARTS = ("attn", "ffn", "norm", "embed", "head", "latent", "predictor", "contrast", "cross")
+BY_STREAM = ("latent", "predictor", "contrast", "cross")  # those that are a stream's own, whatever towers it shares
 
 
 def part(path: str) -> str:
@@ -440,11 +459,14 @@ def part(path: str) -> str:
 
 
 def users(path: str, config: Config) -> list[str]:
-    """The streams whose tokens pass through a parameter; embedding and head are of all that have ids."""
+    """The streams whose tokens pass through a parameter; embedding and head are of all that have ids.
+
+    A cross-attention is of the stream that is seen: it is there for it.
+    """
     stack, component, tower, _ = parse(path)
     if component in COMPONENTS:
         served = config.towers_in(stack)[component] if stack else config.last_norms
-        return [s for s, name in served.items() if name == tower]
+        return [s for s, name in served.items() if name == tower and s not in config.crossed]
     if component in BY_STREAM:
         return [tower] if tower in config.streams else []  # scale and bias of a contrastive loss are no stream's
     return [name for name, stream in config.streams.items() if not stream.latent]

@@ -38,6 +38,6 @@ def predict(params: dict, name: str, state_BCD, tokens: Tokens, is_target_BC, co
     row = joint.join([group], rules, None)
     context = Context(own, [group], [None], row, None, False, None, parameters.multipliers(own))
     (x_RD,), _, _ = transformer.stack(partial(layers.block, context=context), weights["blocks"], [x_RD], own, False)
-    h_RD = ops.rms_norm(x_RD, weights["final_norm"], config.model.norm_eps)
+    h_RD = ops.rms_norm(x_RD, weights["final_norm"], config.model.norm_eps, config.model.norm_offset)
     y_RD = ops.linear(h_RD, weights["out"]).astype(jnp.float32)
     return sharding.join_context(y_RD.reshape(*group.tokens.token.shape, -1), rules)

@@ -19,7 +19,7 @@ from mot import batches, sharding
 from mot.batches import Batch, Tokens
 from mot.config import COMPONENTS, Config
 from mot.config.depth import Segment, segments
-from mot.model import caches, dropout, embed, joint, layers, ops
+from mot.model import caches, crossing, dropout, embed, joint, layers, ops
 from mot.model import params as parameters
 from mot.model.caches import Cache
 from mot.model.context import Context, Group
@@ -76,9 +76,7 @@ def forward(
     tokens see those of the cache too. `dropped` is the key of `model.dropout`, without which nothing is dropped: with
     another key the same documents lose other parts, as SimCSE wants (2104.08821).
     """
-    xs, context = enter(params, batch, config, key, causal, cache)
-    if dropped is not None and config.model.dropout:
-        context = context._replace(dropout=dropout.keys(batch, context.groups, dropped, config.mesh.rules))
+    xs, context = enter(params, batch, config, key, causal, cache, dropped)
     block = partial(layers.block, context=context)
     xs, routing, kv = stack(block, params["blocks"], xs, config, cache is not None)
     hidden, latents, states = [], {}, {}
@@ -94,17 +92,29 @@ def forward(
 
 
 def enter(
-    params: dict, batch: Batch, config: Config, key: jax.Array | None, causal: bool, cache: Cache | None
+    params: dict,
+    batch: Batch,
+    config: Config,
+    key: jax.Array | None,
+    causal: bool,
+    cache: Cache | None,
+    dropped: jax.Array | None = None,
 ) -> tuple[list[jax.Array], Context]:
     """What enters the first layer: the groups' residuals, and what every layer sees; arguments as in `forward`."""
-    T = batches.length(batch) if cache is None else None  # what follows a cache has positions of a longer row
-    groups = [merge(batch, streams, config, T) for streams in alike(config, batch)]
+    apart = crossing.apart(batch, config)
+    T = batches.length(apart.joint) if cache is None else None  # what follows a cache has positions of a longer row
+    groups = [merge(apart.joint, streams, config, T) for streams in alike(config, apart.joint)]
+    crossed, kept = crossing.see(params, batch, apart, groups, config, cache)
     xs, conditions = zip(*(embed.embed(params, group, config) for group in groups), strict=True)
     row = joint.join(groups, config.mesh.rules, T)
     if cache is not None:
-        cache = cache.replace(info=caches.place_info(cache, row.q))
+        cache = cache.replace(info=caches.place_info(cache, row.q), crossed=kept)
+    keys = None
+    if dropped is not None and config.model.dropout:
+        keys = dropout.keys(apart.joint, groups, dropped, config.mesh.rules)
     multipliers = parameters.multipliers(config)
-    return list(xs), Context(config, groups, list(conditions), row, key, causal, cache, multipliers)
+    context = Context(config, groups, list(conditions), row, key, causal, cache, multipliers)
+    return list(xs), context._replace(crossed=crossed, dropout=keys)
 
 
 def head(params: dict, config: Config) -> jax.Array:

@@ -122,7 +122,8 @@ def loss(
     if s.prediction.sigreg:
         key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"sigreg"))
         statistic = sigreg(target_BCD, is_real_BC, s.prediction.slices, jax.random.fold_in(key, step))
-        total += s.prediction.sigreg * s.loss_weight * statistic / config.optim.accumulate
+        part = s.prediction.sigreg * s.loss_weight * statistic / config.optim.accumulate
+        total += jnp.where((tokens.weight > 0).any(), part, 0)  # of a batch, or a measure, without these units: nothing
     sums = summed(l_BC, tokens, modality(tokens, name, config), config, sources)
     return total, sums, spread(target_BCD, is_real_BC)
 

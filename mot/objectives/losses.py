@@ -62,6 +62,7 @@ def loss(
     config: Config,
     sources: int,
     means: dict[str, jax.Array] | None = None,
+    again: transformer.Output | None = None,
     slopes: Sides | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array | dict[str, Sums]]]:
     """The sum over modalities m of lambda_m * sum(w * l) / Z_m, and its parts.
@@ -70,8 +71,9 @@ def loss(
     scalar and `{"loss_sum": [M, O], "weight": [M, O], "streams": ...}`: sums of w * l (nats of ids, squared errors of
     vectors) and of w, by modality and source; and both by stream of vectors that are noised. Of streams whose states
     are predicted `spread` has `latent.spread` of these. A contrastive term comes beside them, and what is told of it as
-    `contrastive`. It needs the whole batch: of a microbatch, `slopes` are the term's gradients by its pairs' embeddings
-    (`contrastive.ahead`), with which it adds 0 and its part of the gradient.
+    `contrastive`; where its partners come of another pass, that is `again`. It needs the whole batch: of a microbatch,
+    `slopes` are the term's gradients by its pairs' embeddings (`contrastive.ahead`), with which it adds 0 and its part
+    of the gradient.
     """
     total, sums = next_token.loss(output.hidden, transformer.head(params, config), Z_M, config, sources)
     by_stream = {}
@@ -92,7 +94,7 @@ def loss(
     sums |= {"streams": by_stream} | ({"spread": spreads} if spreads else {})
     if not config.objective.contrastive.kind:
         return total, sums
-    sides = contrastive.sides(params, (output, output), noised.batch, config)
+    sides = contrastive.sides(params, (output, again or output), noised.batch, config)
     if slopes is not None:
         return total + contrastive.pulled(sides, slopes), sums
     term, told = contrastive.judge(params["contrast"], sides, config)
@@ -137,7 +139,7 @@ def routed_tokens(batch: Batch, config: Config) -> dict[str, jax.Array]:
             for tower, experts in config.component(component).experts.items():
                 if experts.experts and tower in served.values():
                     name = parameters.report(f"{component}/{tower}", stack)
-                    result[name] = sum(real[s] for s in real if served[s] == tower)
+                    result[name] = sum(real[s] for s in real if served[s] == tower and s not in config.crossed)
     return result
 
 

@@ -23,9 +23,9 @@ class Diverged(UserError):
     """Too many steps in a row were not finite."""
 
 
-def counted(batch: Batch) -> np.ndarray:
+def counted(batch: Batch, config: Config) -> np.ndarray:
     """What `Log` counts of a host batch: the tokens of each stream, and the pairs that see each other."""
-    return np.array([*((tokens.segment != 0).sum() for tokens in batch.values()), flops.visible_pairs(batch)])
+    return np.array([*((tokens.segment != 0).sum() for tokens in batch.values()), flops.pairs(batch, config)])
 
 
 class Dispatched(NamedTuple):

@@ -235,7 +235,7 @@ def loop(job: Job, state: State, signals: Signals, trace: profile.Trace | None =
             trace.before(step, pending)
         log.left_out(packed.left_out)
         batch = sharding.to_global(packed.batch, config, job.mesh)
-        counts = sharding.sum_over_processes(counted(packed.batch), config, job.mesh)
+        counts = sharding.sum_over_processes(counted(packed.batch, config), config, job.mesh)
         idle = pending.idle()
         signals.unsaved = True
         state, measured = step(state, batch)  # dispatched; the device is busy while the host goes on

@@ -9,6 +9,7 @@ from flax import struct
 from mot import optim, sharding
 from mot.config import Config
 from mot.model import params
+from mot.objectives import balance
 from mot.train import guard
 
 
@@ -20,6 +21,10 @@ class State:
     updates: jax.Array  # steps applied; skipped ones are not
     means: dict  # running mean of the loss of each stream that is centred
     norms: dict = struct.field(default_factory=dict)  # of the last gradients applied; {} where optim.skip_above is 0
+    balance: dict = struct.field(default_factory=dict)  # running means of losses; {} where objective.common_target is 0
+
+
+KEPT = ("means", "norms", "balance")  # of the state what some runs alone have, in order
 
 
 def init_state(config: Config) -> State:
@@ -28,7 +33,8 @@ def init_state(config: Config) -> State:
     trained, _ = params.split(weights, optim.trainable(config))
     ema = weights if config.optim.ema else {}
     opt = optim.make(config).init(trained)
-    return State(weights, opt, ema, jnp.zeros((), jnp.int32), _centred(config), guard.first_norms(config))
+    kept = (_centred(config), guard.first_norms(config), balance.first(config))
+    return State(weights, opt, ema, jnp.zeros((), jnp.int32), *kept)
 
 
 def _centred(config: Config) -> dict:
@@ -56,9 +62,8 @@ def state_shardings(config: Config, mesh: jax.sharding.Mesh) -> State:
         return places.get(path, everywhere)
 
     opt = jax.tree_util.tree_map_with_path(with_parameter, shapes.opt)
-    means = jax.tree.map(lambda _: everywhere, shapes.means)
-    norms = jax.tree.map(lambda _: everywhere, shapes.norms)
-    return State(weights, opt, weights if config.optim.ema else {}, everywhere, means, norms)
+    kept = (jax.tree.map(lambda _: everywhere, getattr(shapes, name)) for name in KEPT)
+    return State(weights, opt, weights if config.optim.ema else {}, everywhere, *kept)
 
 
 def abstract(config: Config, mesh: jax.sharding.Mesh) -> State:
@@ -79,7 +84,7 @@ def with_shardings(shapes, shardings):
 def trees(state: State) -> dict:
     """The state as checkpoint items."""
     opt = {"optax": state.opt, "updates": state.updates}
-    opt |= {name: kept for name in ("means", "norms") if (kept := getattr(state, name))}
+    opt |= {name: kept for name in KEPT if (kept := getattr(state, name))}
     items = {"params": state.params, "opt": opt}
     return items | ({"ema": state.ema} if state.ema else {})
 
@@ -87,5 +92,5 @@ def trees(state: State) -> dict:
 def of_trees(items: dict) -> State:
     """The state of checkpoint items; undoes `trees`."""
     opt = items["opt"]
-    kept = (opt.get(name, {}) for name in ("means", "norms"))
+    kept = (opt.get(name, {}) for name in KEPT)
     return State(items["params"], opt["optax"], items.get("ema", {}), opt["updates"], *kept)

@@ -12,11 +12,12 @@ from mot.batches import Batch
 from mot.config import Config
 from mot.model import params, transformer
 from mot.model.router import Report
-from mot.objectives import contrastive, losses
+from mot.objectives import balance, contrastive, losses
 from mot.objectives.contrastive import Sides
 from mot.train import guard
 from mot.train.state import State, state_shardings
 
+AGAIN = 1  # what the key of dropout becomes another by
 Step = Callable[[State, Batch], tuple[State, dict]]
 
 
@@ -81,8 +82,9 @@ def make_gradients(config: Config, sources: int) -> Callable:
     ) -> tuple:
         weights = params.merge(trained, frozen)
         noised = losses.noised(microbatch, config, state.updates, state.ema or weights)
-        output = transformer.forward(weights, noised.batch, config, key, dropped=dropout_key(config, state))
-        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, slopes)
+        output, again = _passes(weights, noised.batch, config, key, state)
+        Z_M = balance.scaled(Z_M, state.balance, config)
+        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, again, slopes)
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
 
@@ -109,10 +111,9 @@ def make_gradients(config: Config, sources: int) -> Callable:
         weights = params.merge(trained, frozen)
 
         def embed(batch_and_key):
-            noised = losses.noised(batch_and_key[0], config, state.updates, state.ema or weights).batch
-            dropped = dropout_key(config, state)
-            output = transformer.forward(weights, noised, config, batch_and_key[1], dropped=dropped)
-            return contrastive.sides(weights, (output, output), noised, config)
+            microbatch, key = batch_and_key
+            noised = losses.noised(microbatch, config, state.updates, state.ema or weights).batch
+            return contrastive.sides(weights, _passes(weights, noised, config, key, state), noised, config)
 
         term, told, of_heads, slopes = contrastive.ahead(weights["contrast"], jax.lax.map(embed, parts), config)
 
@@ -126,6 +127,16 @@ def make_gradients(config: Config, sources: int) -> Callable:
         return (total + term, sums | {"contrastive": told}), grads
 
     return gradients
+
+
+def _passes(weights: dict, batch: Batch, config: Config, key, state: State) -> tuple[transformer.Output, ...]:
+    """A pass of a batch; and where parts of one stream are their own partners, another with other dropout (2104.08821),
+    else the same."""
+    dropped = dropout_key(config, state)
+    output = transformer.forward(weights, batch, config, key, dropped=dropped)
+    if len(config.objective.contrastive.pools) != 1:
+        return output, output
+    return output, transformer.forward(weights, batch, config, key, dropped=jax.random.fold_in(dropped, AGAIN))
 
 
 def _make_update(config: Config) -> Callable:
@@ -150,7 +161,8 @@ def _make_update(config: Config) -> Callable:
         ema = averages(state.ema, weights, state.updates) if o.ema else {}
         means = running_means(state.means, sums["streams"])
         norms = guard.with_norm(state.norms, grad_norm, state.updates)
-        return State(weights, opt, ema, state.updates + 1, means, norms)
+        to_target = balance.after(state.balance, sums["loss_sum"], sums["weight"], config)
+        return State(weights, opt, ema, state.updates + 1, means, norms, to_target)
 
     return update
 

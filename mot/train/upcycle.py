@@ -34,8 +34,9 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
 
     Each layer comes from the same layer, each tower from the one that serves its first stream, each expert from the
     source's FFN (or QKV and O), or from its slice of it in turn where experts are narrower. What the source lacks, as a
-    router, begins as always, and so do causal routers. `init.noise` times a matrix's own root mean square is added to
-    every copy but the first. Where `init.match` names some parameters, the others begin as always.
+    router, begins as always, and so do causal routers, and ids that come after all of the source's. `init.noise` times
+    a matrix's own root mean square is added to every copy but the first. Where `init.match` names some parameters, the
+    others begin as always.
     Raises `UserError` where shapes, the block's options or the multipliers of a transfer do not fit, and where nothing
     matches, or nothing that matches is in the source.
     """
@@ -97,10 +98,28 @@ def _outside(path: str, spec: params.Spec, fresh: jax.Array, source: _Source, ta
     if origin not in source.arrays:
         return fresh
     value = source.arrays[origin]
-    if value.shape != spec.shape:
-        raise _Unfit(f"{path}: {spec.shape}, but the source's {origin} is {value.shape}")
     _refuse_other_multiplier(spec, source.specs[origin], source.config, target)
-    return value
+    if value.shape == spec.shape:
+        return value
+    if "vocab" not in spec.axes or not _keeps_ids(source.config, target):
+        raise _Unfit(f"{path}: {spec.shape}, but the source's {origin} is {value.shape}")
+    return _of_ids(value, fresh, spec.axes.index("vocab"), path, origin)
+
+
+def _keeps_ids(source: Config, target: Config) -> bool:
+    """Do the ids of all streams of both stand for the same? Then one vocabulary is the other with more at its end."""
+    both = [(source.streams[name], stream) for name, stream in target.streams.items() if name in source.streams]
+    return all((a.first_id, a.ids) == (b.first_id, b.ids) for a, b in both)
+
+
+def _of_ids(value: jax.Array, fresh: jax.Array, axis: int, path: str, origin: str) -> jax.Array:
+    """A parameter of another vocabulary: ids that both have are the source's, those that are new begin as always."""
+    kept = [slice(None)] * fresh.ndim
+    kept[axis] = slice(min(value.shape[axis], fresh.shape[axis]))
+    part = value[tuple(kept)]
+    if part.shape != fresh[tuple(kept)].shape:
+        raise _Unfit(f"{path}: {fresh.shape}, but the source's {origin} is {value.shape}")
+    return fresh.at[tuple(kept)].set(part)
 
 
 def _outer(path: str, source: Config) -> str:

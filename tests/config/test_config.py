@@ -75,6 +75,7 @@ TABLE = [
         "streams.image.ffn: 32, but it shares its FFN tower with text",
         "set both alike or untie towers.ffn.image",
     ),
+    (set_("objective.common_target", 1.0), "objective.common_target: 1.0; must be at least 0 and below 1", "lower it"),
     (set_("towers.attn.image", "0-2 image"), "towers.attn.image: '0-2 image'; a tower is named by a stream", "choose"),
     (set_("towers.attn.image", "0:2 image 2:4 text"), "towers.attn.image: '0:2 image 2:4 text' is neither", "mend it"),
     (

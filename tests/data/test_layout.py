@@ -80,7 +80,7 @@ def test_what_cannot_be_decoded_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("setting", [digits, transfusion])
-@pytest.mark.parametrize("source", embedded.SOURCES)
+@pytest.mark.parametrize("source", embedded.SOURCES[: embedded.ALWAYS])
 def test_a_document_is_taken_apart_and_made_again_and_what_is_scored_weighs_as_it_is_learnt(setting, source):
     c = resolve(setting.get_config("size=smoke"), embedded.faults)
     format = layout.of(c)

@@ -25,9 +25,10 @@ from tests.support.devices import devices
 PARTS = ["tIt", "It", "tI", "t", "tI", "tS", "ItI", "tIS", "It", "tI", "It", "tI"]
 
 
-def make(kind="infonce", batch=4, arch="mot", accumulate=1, **term):
+def make(kind="infonce", batch=4, arch="mot", accumulate=1, dropout=0.0, **term):
     """Captions and images that are inputs alone; sounds beside them."""
-    c = vectors.tree(arch, budgets=(40, 24, 9), image=dict(copies="noised"), sound=dict(drop_rate=0.0))
+    inputs = dict(image=dict(copies="noised"), sound=dict(drop_rate=0.0))
+    c = vectors.tree(arch, budgets=(40, 24, 9), dropout=dropout, **inputs)
     c.streams.image.update(objective="none", width=16)
     c.objective.contrastive = base.contrastive(kind, **(dict(width=8, pairs=4) | term))
     c.data.batch = batch
@@ -140,6 +141,26 @@ def test_devices_and_microbatches_change_nothing_leaf_by_leaf(kind):
     assert_alike(one, gradients(c, found, 8))
     two_parts = dataclasses.replace(c, optim=dataclasses.replace(c.optim, accumulate=4))
     assert_alike(one, gradients(two_parts, found, 2))
+
+
+def test_a_part_is_paired_with_itself_in_a_pass_of_other_dropout():
+    c = make(batch=8, streams="text", dropout=0.3, width=0)
+    assert [path for path in params.table(c) if "contrast" in path] == ["contrast/scale"]
+    found = batch(c)
+    one = gradients(c, found, 1)
+    _, told, grads = one
+    assert told.pairs == 16  # every document has text
+    assert told.left_out == 0
+    assert told.sums["gap"] / told.pairs > 0.01  # with one dropout for both there is none
+    assert set(told.sums) == {"loss", "temperature", "gap", "accuracy/text/text"}
+    assert np.abs(grads["embed/tokens"]).max() > 0
+    two_parts = dataclasses.replace(c, optim=dataclasses.replace(c.optim, accumulate=4))
+    again = gradients(two_parts, found, 2)
+    np.testing.assert_allclose(one[0], again[0], rtol=1e-6)
+    for path, want in grads.items():
+        assert np.abs(again[2][path] - want).max() <= 3e-5 * max(np.abs(want).max(), 1e-6), path
+    with pytest.raises(ConfigError, match=r"parts pass twice and differ in dropout, but model.dropout is 0; write 0.3"):
+        make(streams="text")
 
 
 @pytest.mark.slow

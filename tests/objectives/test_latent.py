@@ -226,6 +226,16 @@ def test_loss_and_gradients_equal_the_oracle(form, copies):
     np.testing.assert_allclose(np.asarray(sums["weight"]).sum(), Z, rtol=1e-6)
 
 
+def test_what_has_no_weight_has_no_loss_and_no_sigreg():
+    """As where the gradients of one modality are measured by themselves."""
+    c, judged = made("own")
+    batch = {name: t.replace(weight=0 * t.weight) for name, t in vectors.batch(c, 1).items()}
+    weights = vectors.weights(c)
+    (loss, _), (grads, _) = judged(weights, weights, batch)
+    assert loss == 0
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads))
+
+
 def _directions(c, slices):
     key = jax.random.fold_in(jax.random.key(c.model.seed), zlib.crc32(b"sigreg"))
     D = c.streams["image"].width

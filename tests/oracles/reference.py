@@ -130,16 +130,43 @@ def entry(flat, stream, value, unit, o):
     return found
 
 
+def last_unit(row, m):
+    """[T, T]: which tokens of stream m each other token sees: those of its document's last unit before it."""
+    T = len(row["position"])
+    seen = np.zeros((T, T), bool)
+    for q in range(T):
+        mine = (row["stream"] == m) & (row["segment"] == row["segment"][q]) & (row["segment"] != 0)
+        before = np.flatnonzero(mine & (row["position"] < row["position"][q]))
+        if row["stream"][q] != m and len(before):
+            last = before[row["position"][before].argmax()]
+            seen[q] = mine & (row["unit"] == row["unit"][last])
+    return seen
+
+
+def cross(flat, x, media, seen, stream, number, o):
+    """Every stream's states [T, D] past a gated cross-attention to what each token sees of media [T, D], and FFN."""
+    w = {path.split("/")[-1]: y[number] for path, y in flat.items() if path.startswith(f"cross/{stream}/")}
+    k, v = (jnp.einsum("td,dnh->tnh", rms(media, w["seen_norm"], o["eps"]), w[name]) for name in ("wk", "wv"))
+    result = {}
+    for s, y in x.items():
+        q = jnp.einsum("td,dnh->tnh", rms(y, w["attn_norm"], o["eps"]), w["wq"])
+        y = y + jnp.tanh(w["attn_gate"][0]) * jnp.einsum("tnh,nhd->td", attention(q, k, v, seen), w["wo"])
+        h = rms(y, w["ffn_norm"], o["eps"])
+        result[s] = y + jnp.tanh(w["ffn_gate"][0]) * ((jax.nn.silu(h @ w["w1"]) * (h @ w["w3"])) @ w["w2"])
+    return result
+
+
 def states(flat, row, towers, streams, o):
     """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
 
     flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
     [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by layer; o:
     layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of
-    streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; where they
-    are, activation (geglu), offset (of norms) and scaled (embeddings); where towers are by layer also places, each
-    layer's stack and its number in it. With sections rope_position is [T, 3], and place [T, 2] is added by tables
-    where a stream has some.
+    streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; crossed, by
+    stream that is no part of the joint attention the number of layers from one cross-attention to the next (row: unit);
+    where they are, activation (geglu), offset (of norms) and scaled (embeddings); where towers are by layer also
+    places, each layer's stack and its number in it. With sections rope_position is [T, 3], and place [T, 2] is added by
+    tables where a stream has some.
     """
     by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
     places = o.get("places") or [("main", i) for i in range(o["layers"])]
@@ -161,7 +188,9 @@ def states(flat, row, towers, streams, o):
             return 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
         return jax.nn.silu(x)
 
-    see = visible(row["position"], row["segment"], row["span"], row["private"])
+    crossed = o.get("crossed", {})
+    joint = np.where(np.isin(row["stream"], [streams.index(s) for s in crossed]), 0, row["segment"])
+    see = visible(row["position"], joint, row["span"], row["private"])
     x, condition = {}, {}
     for s in streams:
         if s not in row.get("value", {}):
@@ -176,6 +205,7 @@ def states(flat, row, towers, streams, o):
             x[s] = x[s] + time_features(flat, s, row["noise"])
         if time[s] == "norm":
             condition[s] = time_features(flat, s, row["noise"])
+    x_0 = dict(x)
     for i in range(o["layers"]):
 
         def w(component, s, name, i=i):
@@ -191,7 +221,7 @@ def states(flat, row, towers, streams, o):
 
         def project(x, name, s, w=w):
             y = jnp.einsum("td,dnh->tnh", x, w("attn", s, f"w{name}"))
-            if f"blocks/main/attn/{towers['attn'][s]}/{name}_bias" in flat:
+            if f"blocks/{places[0][0]}/attn/{by_layer[0]['attn'][s]}/{name}_bias" in flat:
                 y = y + w("attn", s, f"{name}_bias")[None]
             if name != "v" and o["qk_norm"] == "rms":
                 y = rms_norm(y, w("attn", s, f"{name}_norm"))
@@ -218,6 +248,9 @@ def states(flat, row, towers, streams, o):
 
             return {s: (gate(s) * (x[s] @ w("ffn", s, "w3"))) @ w("ffn", s, "w2") for s in streams}
 
+        for s, every in crossed.items():
+            if (i + 1) % every == 0:
+                x = cross(flat, x, x_0[s], last_unit(row, streams.index(s)), s, i // every, o)
         for f, name in ((attend, "attn"), (ffn, "ffn")):
             ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
             kept = o["kept"][i][name] if "kept" in o else 1
@@ -457,3 +490,20 @@ def blocks(count, columns, draws, p):
         if context - more:
             targets = more
     return context - targets, targets
+
+
+def masked_terms(token, hidden, ratio, weight, shift=False):
+    """What ids learn of which are hidden, one by one: (place that predicts, id, factor of its -log p)."""
+    terms = []
+    for i in range(len(token)):
+        if hidden[i]:
+            terms.append((i - 1 if shift else i, int(token[i]), float(weight[i]) / float(ratio[i])))
+    return terms
+
+
+def surest(logits, hidden, count):
+    """The places `count` of the `hidden` ones whose likeliest id has the highest probability, and all likeliest ids."""
+    probability = np.exp(logits - logits.max(-1, keepdims=True))
+    probability = probability / probability.sum(-1, keepdims=True)
+    places = sorted((i for i in range(len(hidden)) if hidden[i]), key=lambda i: (-probability[i].max(), i))
+    return places[:count], logits.argmax(-1)

@@ -7,6 +7,8 @@ from configs.recipes import bagel
 from mot import batches
 from mot.config import resolve
 from mot.data import embedded, pipeline, sources
+from tests.support import recipes
+from tests.support.training import rows
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +37,24 @@ def test_a_picture_that_is_read_is_not_drawn(batch):
 def test_its_losses_weigh_as_published(batch):
     c, _ = batch
     assert (c.streams["text"].loss_weight, c.streams["image"].loss_weight, c.objective.per) == (0.25, 1.0, "modality")
+
+
+def test_two_steps_in_which_every_tower_learns(tmp_path):
+    """Also that of text through what it reads: pictures have no loss there."""
+    last = rows(recipes.two_steps("bagel", tmp_path))[-1]
+    assert {key for key in last if key.startswith("loss/")} >= {"loss/text", "loss/image", "loss/text/read"}
+    assert last["grad_norm/text"] > 0
+    assert last["grad_norm/image"] > 0
+    assert "grad_norm/seen" not in last
+
+
+def test_without_rules_a_picture_is_drawn_before_it_is_read_wherever_it_lies():
+    """What the rules change: then `read` learns to draw without a word, and twice as many tokens are read."""
+    tree = bagel.get_config("size=smoke")
+    tree.unlock()
+    tree.data.roles = ()
+    c = resolve(tree, embedded.faults)
+    batch = pipeline.Batches(sources.open_(c)[0], c, 0, 1)[0].batch
+    assert {int(x) for x in batch["image"].source[batch["image"].segment > 0]} == {
+        int(x) for x in batch["seen"].source[batch["seen"].segment > 0]
+    }

@@ -10,7 +10,8 @@ from mot import batches
 from mot.config import resolve
 from mot.data import budgets, embedded, pipeline, sources
 from mot.prepare import job
-from tests.support import datasets, media
+from tests.support import datasets, media, recipes
+from tests.support.training import rows
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +65,9 @@ def test_a_picture_before_which_nothing_stands_is_an_input(dataset):
             for segment in set(segments[segments > 0]):
                 begins = [t.position[row][t.segment[row] == segment].min() for t in (batch["text"], seen)]
                 assert begins[1] - begins[0] == 2, "<bos> and the marker alone come before it"
+
+
+def test_two_steps_in_which_all_that_is_generated_has_a_loss(dataset, tmp_path):
+    last = rows(recipes.two_steps("cosmos3", tmp_path, f"data={dataset}"))[-1]
+    assert {f"loss/{m}" for m in ("text", "image", "audio", "action")} <= last.keys()
+    assert last["grad_norm/action"] > 0

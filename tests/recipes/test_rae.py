@@ -10,7 +10,7 @@ from configs.recipes import rae
 from mot.config import resolve
 from mot.data import budgets, pipeline, sources
 from mot.prepare import job
-from tests.support import datasets
+from tests.support import datasets, recipes
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +49,7 @@ def test_one_form_of_a_picture_is_drawn(dataset, draws, width):
     packed = pipeline.Batches(training, c, 0, 1)[0]
     assert not packed.left_out
     assert packed.batch[name].value.std() > 0
+
+
+def test_two_steps(dataset, tmp_path):
+    recipes.two_steps("rae", tmp_path, f"data={dataset}", "tokens=4")

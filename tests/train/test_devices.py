@@ -90,7 +90,7 @@ def test_faults_6_other_meshes_restore_the_same_bits_and_see_the_same_stream(tmp
     splits = [(8, {}), (4, {"fsdp": 2}), (2, {"context": 2}), (8, {"fsdp": 4, "context": 2})]
     trained = []
     counted = loop.counted  # which sees what each step trains on, and nothing else
-    monkeypatch.setattr(loop, "counted", lambda batch: trained.append(batch) or counted(batch))
+    monkeypatch.setattr(loop, "counted", lambda batch, c: trained.append(batch) or counted(batch, c))
 
     def make(axes, steps):
         settings = dict(run__steps=steps, run__keep=9, run__save_every=1, run__eval_every=9, data__batch=8)

@@ -1,0 +1,78 @@
+"""LLM2Vec's three steps on a text, each from the one before, and the halves of passages that its embeddings find."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mot import batches
+from mot.data.pipeline import Batches
+from mot.model import params
+from mot.train import loop, restore
+from tests.support import recipes
+from tests.support.commands import succeeds
+from tests.support.training import rows
+
+BOOKS = "books.train.txt"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llm2vec")
+    rng = np.random.default_rng(0)
+    words = ["sun", "moon", "rain", "hill", "road", "bird", "tree", "stone"]
+    passages = (" ".join(rng.choice(words, rng.integers(40, 60))) + "." for _ in range(150))
+    (folder / "book.txt").write_text("\n\n".join(passages), encoding="utf-8")
+    return recipes.prepared(folder / "book", folder / "book.txt", separator="\n\n")
+
+
+def test_three_steps_each_from_the_one_before(data, tmp_path):
+    asked = [f"data={data}", f"runs={tmp_path}"]
+    paths = {
+        step: recipes.two_steps("llm2vec", tmp_path, *asked, f"step={step}") for step in ("text", "mntp", "simcse")
+    }
+    last = rows(paths["simcse"])[-1]
+    assert last["contrastive/temperature"] == pytest.approx(0.05)  # fixed
+    assert last["contrastive/gap"] > 0  # two passes with other dropout
+    assert "loss/text" not in last
+    assert "loss/text" in rows(paths["mntp"])[-1]
+    succeeds("evaluate", paths["text"], "--what=retrieval", "--pool=8", f"--out={tmp_path / 'o.json'}")
+    found = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))["retrieval"]["figures"]
+    assert found["first/second/book/recall_1"]["chance"] == 1 / 8
+
+
+def test_a_step_has_what_the_one_before_learnt_and_sees_both_ways(data, tmp_path):
+    asked = [f"data={data}", f"runs={tmp_path}"]
+    text = recipes.two_steps("llm2vec", tmp_path, *asked, "step=text")
+    c = recipes.config("llm2vec", tmp_path, *asked, "step=mntp")
+    c, training, _ = restore.open_data(c)
+    tokens = Batches(training, c, 0, 1)[0].batch["text"]
+    seen = batches.visible(tokens.info, tokens.info)[0]
+    same = (tokens.segment[0][:, None] == tokens.segment[0]) & (tokens.segment[0] > 0)[:, None]
+    np.testing.assert_array_equal(seen, same)
+    before = params.paths(jax.device_get(restore.load(text)[2]))
+    first = dataclasses.replace(
+        c, run=dataclasses.replace(c.run, steps=2), optim=dataclasses.replace(c.optim, lr=1e-12, end_lr=1e-12)
+    )
+    after = params.paths(jax.device_get(restore.load(loop.run(first, devices=jax.devices()[:1]))[2]))
+    ids = before["embed/tokens"].shape[0]
+    assert after["embed/tokens"].shape[0] == ids + 1  # the hidden token's id is new
+    np.testing.assert_allclose(after["embed/tokens"][:ids], before["embed/tokens"], atol=1e-6)
+    np.testing.assert_allclose(after["blocks/main/ffn/text/w1"], before["blocks/main/ffn/text/w1"], atol=1e-6)
+
+
+@pytest.mark.slow
+@recipes.needs(BOOKS)
+def test_embeddings_find_more_halves_after_the_last_step(tmp_path):
+    prepared = recipes.prepared(tmp_path / "books", recipes.SHARED / BOOKS, text_ids=1024, separator="\n\n")
+    found = {}
+    for step in ("text", "mntp", "simcse"):
+        config = f"configs/recipes/llm2vec.py:size=cpu,data={prepared},runs={tmp_path},step={step}"
+        out, _ = succeeds("train", f"--config={config}", f"--config.run.root={tmp_path}")
+        file = tmp_path / f"{step}.json"
+        succeeds("evaluate", out.split()[0], "--what=retrieval", "--pool=100", f"--out={file}")
+        figures = json.loads(file.read_text(encoding="utf-8"))["retrieval"]["figures"]
+        found[step] = figures["first/second/books/recall_1"]["value"]
+    assert found["simcse"] > found["text"]
