@@ -45,13 +45,6 @@ ADDED = {
     "optim.base_width": 0,
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
-    "model.rope_sections": (),
-    "model.rope_interleaved": False,
-    "model.rope_reset": False,
-    "model.rope_per_second": 0.0,
-    "streams.*.place_table": 0,
-    "streams.*.rope_seconds": 0.0,
-    "streams.*.rope_gap": 0,
     "streams.*.representation": "",
     "data.roles": (),
     "objective.contrastive": {
@@ -93,6 +86,13 @@ ADDED = {
         before_text=0.0,
         drop_rate=0.0,
     ),
+    "model.rope_sections": (),
+    "model.rope_interleaved": False,
+    "model.rope_reset": False,
+    "model.rope_per_second": 0.0,
+    "streams.*.place_table": 0,
+    "streams.*.rope_seconds": 0.0,
+    "streams.*.rope_gap": 0,
 }
 
 

@@ -133,8 +133,13 @@ def _layout(config: Config, source: str) -> TokenLayout:
     special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
     rules = roles.rules(config.data.roles, source, config.streams, placed)
     held = [form for form in FORMS if any(p.modality == form for p in placed)]
-    shapes = {s.holds: shape(s) for s in config.streams.values() if s.holds in FORMS}
-    return TokenLayout(placed, special, tuple(FORMS), dict.fromkeys(held[1:], held[0]), rules, shapes)
+    shapes = {stream.holds: shape(stream) for stream in config.streams.values() if stream.holds in FORMS}
+    return TokenLayout(placed, special, tuple(FORMS), dict.fromkeys(held[1:], held[0]), shapes, rules)
+
+
+def shape(stream: Stream) -> tuple[int, int]:
+    """Rows and columns of a digit's tokens: its pixels, or its patches where they are vectors."""
+    return (SIDE // PATCH,) * 2 if stream.latent else (SIDE, SIDE)
 
 
 def _digit(pixels: np.ndarray, layout: TokenLayout) -> tuple[Span, ...]:
@@ -219,8 +224,3 @@ def levels(vectors: np.ndarray) -> np.ndarray:
     n = SIDE // PATCH
     by_row = (vectors * DEVIATION + MEAN).reshape(n, n, PATCH, PATCH).swapaxes(1, 2).reshape(PIXELS)
     return by_row.round().clip(0, LEVELS - 1).astype(int)
-
-
-def shape(stream: Stream) -> tuple[int, int]:
-    """Rows and columns of a digit's tokens: its pixels, or its patches where they are vectors."""
-    return (SIDE // PATCH,) * 2 if stream.latent else (SIDE, SIDE)

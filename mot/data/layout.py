@@ -58,9 +58,9 @@ def of(config: Config) -> Format:
     """The format of the data that a run was trained on."""
     if is_embedded(config):
         special = dict(zip(text.SPECIAL, range(len(text.SPECIAL)), strict=True))
-        shapes = {s.holds: embedded.shape(s) for s in config.streams.values() if s.holds != "text"}
-        of_streams = {holds: math.prod(shape) for holds, shape in shapes.items()}
-        return _format(config, special, of_streams | {"text": 0}, shapes)
+        shapes = {s.holds: embedded.shape(s) for s in config.streams.values() if s.modality != "text"}
+        tokens = {name: math.prod(shape) for name, shape in shapes.items()}
+        return _format(config, special, tokens | {"text": 0}, shapes)
     abouts = []
     for address in config.data.sources.values():
         if seqio_bridge.is_address(address):
@@ -121,8 +121,8 @@ def document(
             vectors.setdefault(names.index(stretch.stream), []).append(x)
         else:
             ids = data.reshape(-1) + stream.first_id
-        place = unit_places(data, medium)[:: stream.entry.fold if stream.latent else 1]
         learns_ids = is_scored and not stream.latent and stream.objective != "none"
+        place = unit_places(data, medium)[:: stream.entry.fold]
         unit = _Run(ids, stretch.stream, (number + 1) * (medium is not None), learns_ids, place)
         if medium:
             is_news = is_scored and not (stream.latent or medium.tokens)  # where a unit ends
@@ -177,8 +177,7 @@ def stretches(d: Document, config: Config, format: Format) -> list[Stretch]:
     for begin, end in zip(begins, [*begins[1:], len(d.token)], strict=True):
         s = int(d.stream[begin])
         if s in taken:
-            x = d.values[s][taken[s] : taken[s] + end - begin]
-            x = folding.undone(x, config.streams[names[s]].entry.fold)
+            x = folding.undone(d.values[s][taken[s] : taken[s] + end - begin], config.streams[names[s]].entry.fold)
             data = _with_rows(x, d.place[begin:end], names[s], format)
             taken[s] += end - begin
         else:

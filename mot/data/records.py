@@ -111,8 +111,8 @@ class TokenLayout(NamedTuple):
     special: dict[str, int]  # <bos>, <eos> and the markers around other modalities' spans
     fixed: tuple[str, ...]  # modalities whose spans all have one length, so that their end is no news
     of: Mapping[str, str] = {}  # the modality of which another is a further representation
+    shapes: Mapping[str, tuple[int, ...]] = {}  # of these, where all units have one
     rules: tuple[Rule, ...] = ()  # which streams hold a unit; none: each of its representations appears once
-    shapes: Mapping[str, tuple[int, ...]] = {}  # rows and columns of the spans of a modality, where all have the same
 
 
 def units(spans: Sequence[str], of: Mapping[str, str]) -> list[tuple[int, ...]]:
@@ -155,14 +155,16 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
             runs.append(_Run(np.array([special[markers(base)[0]]]), text))
         for n, (number, is_input) in enumerate(shown):
             placement = layout.places[number]
-            data = here[placement.modality]
-            ids = _ids(flat(data), placement)
+            data = flat(here[placement.modality])
+            ids = _ids(data, placement)
             if placement.width:
-                values.setdefault(placement.stream, []).append(flat(data))
+                values.setdefault(placement.stream, []).append(data)
+            shape = shape_of(here[placement.modality])
+            shape = shape if len(shape) > 1 else layout.shapes.get(placement.modality, ())
             # A number like no other of the document: that of the unit's first span where it appears once.
             unit = (1 + spans[0] + n * len(kinds)) * (base != "text")
-            shape = shape_of(data) if len(shape_of(data)) > 1 else layout.shapes.get(placement.modality, ())
-            runs.append(_Run(ids, placement.stream, unit=unit, given=is_input, shape=shape))
+            lies = places(shape if base != "text" else (), len(ids))
+            runs.append(_Run(ids, placement.stream, unit=unit, given=is_input, place=lies))
         if base != "text":
             is_news = not (placement.width or placement.modality in layout.fixed)  # no vector predicts an id
             runs.append(_Run(np.array([special[markers(base)[1]]]), text, weight=is_news))
@@ -173,8 +175,8 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
         return np.repeat([getattr(run, field) for run in runs], sizes)
 
     fields = {name: each(name) for name in ("weight", "unit", "given")}
+    fields["place"] = np.concatenate([places((), len(run.token)) if run.place is None else run.place for run in runs])
     vectors = {s: np.concatenate(parts) for s, parts in values.items()}
-    fields["place"] = np.concatenate([places(run.shape, len(run.token)) for run in runs])
     return document(source, doc_id, np.concatenate([run.token for run in runs]), each("stream"), vectors, **fields)
 
 
@@ -186,7 +188,7 @@ class _Run(NamedTuple):
     weight: float = 1
     unit: int = 0
     given: bool = False
-    shape: tuple[int, ...] = ()  # its rows and columns
+    place: np.ndarray | None = None  # of a unit
 
 
 def _ids(data: np.ndarray, placement: Placement) -> np.ndarray:

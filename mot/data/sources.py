@@ -252,7 +252,7 @@ def _records(config: Config) -> tuple[Sources, Sources]:
         shapes = {m: most_shape(m, about["tokenizers"][m]) for m in fixed}
         rules = roles.rules(config.data.roles, name, config.streams, places)
         special = about["tokenizers"]["text"]["special"]
-        layout = TokenLayout(places, special, fixed, representations(about), rules, shapes)
+        layout = TokenLayout(places, special, fixed, representations(about), shapes, rules)
         for split, sources in by_split.items():
             sources.append(Records(name, n, datasets[split], layout, len(config.streams)))
         stream = next(stream for stream in config.streams.values() if stream.holds == "text")

@@ -177,9 +177,6 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     if not stream.latent:
         return
     P, D = stream.features, stream.width
-    if stream.place_table:
-        for table in ("rows", "columns"):
-            yield table, Spec((stream.place_table, D), ("place", "embed"), scale(D))
     if stream.entry.kind == "linear":
         yield "in", Spec((P, D), ("latent", "embed"), scale(P))
     elif stream.entry.kind == "mlp":  # its hidden units are as many as its tokens are wide
@@ -189,6 +186,9 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
         yield "in_2_bias", Spec((D,), ("embed",), None, 0.0)
     else:
         yield from _resampler(stream, config)
+    if stream.place_table:
+        for table in ("rows", "columns"):
+            yield table, Spec((stream.place_table, D), ("place", "embed"), scale(D))
     if stream.diffuses:
         adds = stream.diffusion.time == "add"
         yield "out", Spec((D, P), ("embed", "latent"), scale(D))

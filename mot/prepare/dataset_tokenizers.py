@@ -191,10 +191,10 @@ def about(folder: Path) -> dict:
         entries[modality] = {"digest": digest, "files": [_about_file(file) for file in own]} | size
         if tokens := getattr(tokenizer, "tokens", 0):
             entries[modality] |= {"tokens": tokens}
-        if shape := getattr(tokenizer, "shape", ()):
-            entries[modality] |= {"shape": list(shape)}
         if of := tokenizers.further.get(modality):
             entries[modality] |= {"of": of}
+        if shape := getattr(tokenizer, "shape", ()):
+            entries[modality] |= {"shape": list(shape)}
     return entries
 
 

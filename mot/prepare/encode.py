@@ -47,10 +47,10 @@ def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DR
                 raise
             dropped.append(Bad(raw.id, str(error), modality))
             continue
-        if getattr(tokenizers.media.get(modality), "native", False):
-            del remarks[image.CROPPED]  # a picture is kept whole
         if part.is_same and modality not in tokenizers.further:
             raise ValueError(f"its {modality} are given as another form of a part; say so: --also MEDIUM={modality}")
+        if getattr(tokenizers.media.get(modality), "native", False):
+            del remarks[image.CROPPED]  # a picture is kept whole
         seen[modality] += 1
         seen.update({f"{modality}: {remark}": n for remark, n in remarks.items()})
         made, inner = spans_of(part.kind, content, tokenizers)

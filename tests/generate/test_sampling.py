@@ -94,7 +94,7 @@ CASES = {
             rope_sections=(2, 1, 1),
             rope_per_second=3.0,
         ),
-        0,
+        19,
         PLACED,
         length=5,
         size=(2, 3),

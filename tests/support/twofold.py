@@ -57,7 +57,7 @@ def record(parts, seed=0, of=MODALITIES[1:]):
 def layout(c, source="a"):
     placed = roles.placements(c.streams, MODALITIES)
     special = {mark: i for i, mark in enumerate(special_tokens(MODALITIES))}
-    return TokenLayout(placed, special, (), OF, roles.rules(c.data.roles, source, c.streams, placed))
+    return TokenLayout(placed, special, (), OF, rules=roles.rules(c.data.roles, source, c.streams, placed))
 
 
 class Dataset:

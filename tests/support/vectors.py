@@ -78,8 +78,8 @@ def assign(c, d, number=0):
 def pack(c, rows):
     """Rows of documents that have their roles."""
     streams = c.streams.values()
-    features = [s.features for s in streams]
-    return packing.pack(rows, list(c.streams), [s.budget for s in streams], features, positions.rule(c))
+    latents = [s.features for s in streams]
+    return packing.pack(rows, list(c.streams), [s.budget for s in streams], latents, positions.rule(c))
 
 
 def alone_at(c, d, alone=True):
