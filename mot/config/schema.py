@@ -516,7 +516,7 @@ class Sections:
     @property
     def crossed(self) -> tuple[str, ...]:
         """The streams that are seen by cross-attention alone."""
-        return tuple(name for name, stream in self.streams.items() if stream.cross_every)
+        return tuple(name for name, stream in self.streams.items() if stream.cross_every > 0)
 
     @property
     def vocab(self) -> int:
