@@ -59,8 +59,8 @@ def test_a_gradient_goes_through_the_pairs_of_parts_alone(tmp_path):
 
 def test_numbers_are_two_digits_and_their_names():
     c = recipes.config("clip", "runs")
-    for split, size in zip(embedded.load(c), embedded.SIZES, strict=True):
-        numbers = split.all[3]
+    for split, size in zip(embedded.load(c), embedded.NUMBERS, strict=True):
+        numbers = split.all[-1]
         assert numbers.name == "numbers"
         assert numbers.count == size
         d = numbers.documents[0]
