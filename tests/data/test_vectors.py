@@ -204,7 +204,7 @@ def test_documents_of_vectors_make_valid_batches(made):
         (
             {"image": dict(latent=0, ids=7, first_id=9000, objective="next_token")},
             "streams.image: it has 7 ids; image of all are vectors of 12 features; write latent=12, ids=0, first_id=0, "
-            "objective='flow' (or x, ddpm, none)",
+            "objective='flow' (or x, ddpm, latent, none)",
         ),
         ({"action": dict(latent=4)}, "streams.action.latent: 4; action of all have 3 features; write 3"),
         ({"latents": dict(latent=4)}, "streams.latents.latent: 4; latents of all have 5 features; write 5"),

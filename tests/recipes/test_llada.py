@@ -42,9 +42,8 @@ def test_two_steps_a_bound_in_bits_and_text_in_blocks(data, tmp_path):
 def test_documents_see_all_of_themselves_and_all_but_their_begin_may_be_hidden(data, tmp_path):
     """The system's point, read off a batch; by next token nothing is hidden and nothing sees what follows."""
     for text, hides in (("masked", True), ("next_token", False)):
-        c = recipes.config(
-            "llada", tmp_path, f"data={data}", f"text={text}", data__length="64", streams__text__budget="64"
-        )
+        room = dict(data__length="64", streams__text__budget="64", streams__text__max_tokens="64")
+        c = recipes.config("llada", tmp_path, f"data={data}", f"text={text}", **room)
         tokens = Batches(sources.open_(c)[0], c, 0, 1)[0].batch
         batches.check(tokens)
         tokens = tokens["text"]
