@@ -1,6 +1,6 @@
 """LLM2Vec in small (2404.05961): a model of text becomes one of embeddings, in three steps, each from the one before.
 
-mot data prepare ../shared/data/books.train.txt --out=data/books --text-ids=1024 --separator="\\n\\n"
+mot data prepare ../shared/data/passages.train.txt --out=data/books --text-ids=1024 --separator="\\n\\n"
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=text       it predicts the next token
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=mntp       sees both ways, 20 % hidden
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=simcse     tells passages apart
@@ -25,7 +25,7 @@ BEFORE = {"mntp": "text", "simcse": "mntp"}  # the step from which one begins
 ARGUMENTS = {
     "size": base.Argument("cpu", SIZES),
     "step": base.Argument("text", FEWER),
-    "data": base.Argument("data/books", about=records.OWN),
+    "data": base.Argument("data/passages", about=records.OWN),
     "runs": base.Argument("runs", about="the folder of the run of the step before"),
 }
 
