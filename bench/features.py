@@ -7,6 +7,7 @@ keeps the WIDTH directions of greatest variance: features say less of a patch's 
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -38,7 +39,9 @@ def main() -> None:
     arrays = {name: given[name] for name in given.files if len(given[name]) == len(given["images"])}
     if "label_names" in given.files:
         arrays["name"] = given["label_names"][given["labels"]]
-    np.savez(sys.argv[2], **arrays, features=features(given["images"]))
+    file = Path(sys.argv[2])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, **arrays, features=features(given["images"]))
 
 
 if __name__ == "__main__":

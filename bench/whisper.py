@@ -7,6 +7,7 @@ Each sound is cut, or filled with silence, to SECONDS (Whisper: 30). The other a
 
 import itertools
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -28,7 +29,9 @@ def main() -> None:
     n = len(given["offsets"]) - 1
     arrays = {name: given[name] for name in given.files if given[name].shape[:1] == (n,) or name == "label_names"}
     made = frames(given["audio"], given["offsets"], int(given["sample_rate"]))
-    np.savez(sys.argv[2], latents=made, **arrays)
+    file = Path(sys.argv[2])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, latents=made, **arrays)
 
 
 if __name__ == "__main__":

@@ -133,6 +133,13 @@ def untying(found, groups: Groups, slopes: Slopes) -> Answer:
     return Answer(question, told, how, numbers, maps=[heat] if heat else [])
 
 
+def towers_by_depth(found, groups: Groups, slopes: Slopes) -> Answer:
+    numbers = _of_slopes(slopes, groups)
+    question = "In which layers must a modality have its own: at both ends, between these, or in all?"
+    heat = _heat(slopes, groups, ("dense", "mot_ends", "mot_middle", "mot"))
+    return Answer(question, _ranking(numbers), HOW_SLOPES, numbers, maps=[heat] if heat else [])
+
+
 def _ratios(groups: Groups, before: str, after: str, modality: str) -> list[float]:
     """Of each seed, which share of one architecture's steps another needs for its loss; [] where one is a bound."""
     if before not in groups or after not in groups:
@@ -598,6 +605,7 @@ def short(n: float) -> str:
 ASKED: dict[str, Callable[[Sequence[TrainedRun], Groups, Slopes], Answer]] = {
     "archs": archs,
     "untying": untying,
+    "towers_by_depth": towers_by_depth,
     "leave_one_out": leave_one_out,
     "routing": routing,
     "mixture": mixture,
