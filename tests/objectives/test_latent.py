@@ -45,7 +45,7 @@ def made(form="ema", copies="noised"):
     c = resolve(tree(form, copies))
 
     def loss(weights, whole, batch):
-        given = losses.noised(batch, c, STEP, weights if form == "own" else whole)
+        given = losses.noised(batch, c, STEP, weights, whole)
         output = transformer.forward(weights, given.batch, c)
         return losses.loss(weights, output, given, losses.totals(batch, c), c, 2)
 
@@ -328,6 +328,20 @@ def test_a_steps_average_sees_and_comes_to_rest():
     row = metrics.of_step(after[2], c.modalities, ["a", "b"])
     assert 0 < row["states/image/std"] <= 1
     assert "grad_norm/predictor" in row
+
+
+def test_own_states_are_the_models_though_it_has_an_average():
+    """An average that is kept to be evaluated has no part in it, and SIGReg has its gradient."""
+    c = resolve(tree("own"), optim.uncovered)
+    weights, batch = vectors.weights(c), vectors.batch(c)
+    start = jax.eval_shape(lambda: init_state(c))
+    opt = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start.opt)
+    step = compiled(make_step(c, 2))
+    norms = [
+        float(step(State(weights, opt, jax.tree.map(lambda x: by * x, weights), 0, {}), batch)[1]["grad_norm"])
+        for by in (1.0, 1.5)
+    ]
+    assert norms[0] == norms[1] > 0
 
 
 def test_a_run_without_it_has_none_of_it():
