@@ -748,6 +748,12 @@ def _contrastive(c: "Sections") -> Iterator[Fault]:
     for name in [name for name in streams if name not in c.streams]:
         remedy = meant(name, c.streams) or "choose one"
         yield Fault(f"{path}.streams", f"{name!r}: no such stream; allowed: {', '.join(c.streams)}; {remedy}")
+    for name in [name for name in streams if name in c.crossed]:
+        yield Fault(
+            f"{path}.streams",
+            f"{name!r}, but streams.{name}.cross_every is {c.streams[name].cross_every}: it passes through no layer, "
+            "and has no states to contrast; write cross_every=0, or name another stream",
+        )
     if not 1 <= len(set(streams)) == len(streams) <= 2:
         yield Fault(
             f"{path}.streams",

@@ -126,14 +126,15 @@ def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> flo
     one stream are contrasted, all is passed twice. The product of a batch's embeddings does not count.
     """
     times = 2 if len(config.objective.contrastive.pools) == 1 else 1
-    matmuls = times * sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
-    of_pairs = times * pairs * attention_per_pair(config)
+    matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
+    of_pairs = pairs * attention_per_pair(config)
     predicting = {name: s.prediction.targets for name, s in config.streams.items() if s.predicts}
     if not predicting:
-        return FORWARD_AND_BACKWARD * (matmuls + of_pairs)
+        return times * FORWARD_AND_BACKWARD * (matmuls + of_pairs)
     predictors = sum(2 * tokens[name] * _of_predictor(name, config) for name in predicting)
     trunk = matmuls - predictors + of_pairs
-    passes = FORWARD_AND_BACKWARD + (FORWARD_AND_BACKWARD if "own" in predicting.values() else 1)
+    passes = times * FORWARD_AND_BACKWARD
+    passes += sum(FORWARD_AND_BACKWARD if whose == "own" else 1 for whose in set(predicting.values()))
     return passes * trunk + FORWARD_AND_BACKWARD * predictors
 
 

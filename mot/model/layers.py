@@ -108,6 +108,7 @@ def attention(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.
 
 def projected(xs: list[jax.Array], w: dict, number: jax.Array | int, context: Context, stack: str) -> list[joint.QKV]:
     """Each group's q, k and v as the attention of layer `number` takes them, for who looks at them; as in `block`."""
+    xs = crossing.cross(xs, number, context)
     context = _inside(context, number, stack)
     return _projected(_pre_norm(xs, w, "attn", context), w["attn"], context)[0]
 

@@ -20,13 +20,13 @@ def predict(params: dict, name: str, state_BCD, tokens: Tokens, is_target_BC, co
     """`[B, C, D]` float32: what is predicted of the states of a stream's tokens.
 
     `state_BCD` are the states of those that were seen, whose segment is not 0. In place of each target stands one
-    learned token, with the target's position; what is neither is padding.
+    learned token, with the target's position; what is neither is padding. A clean copy of a unit is another unit.
     """
     own = parameters.predictor(config, name)
     weights = params["predictor"][name]
     rules = config.mesh.rules
     is_seen_BC = tokens.segment != 0
-    unit_BC = jnp.where(is_seen_BC | is_target_BC, tokens.unit, 0)
+    unit_BC = jnp.where(is_seen_BC | is_target_BC, 2 * tokens.unit - tokens.private, 0)
     alone = tokens.replace(segment=unit_BC, span=unit_BC, private=jnp.zeros_like(is_seen_BC))
     group = transformer.merge({name: alone}, (name,), own, batches.length({name: alone}))
     state_BCD, seen_BC1 = sharding.split_context((state_BCD, is_seen_BC[..., None]), rules)

@@ -75,13 +75,19 @@ class _Documents(NamedTuple):
 
 
 def _begins(tokens: Tokens) -> jax.Array:
-    """`[B, C]`: is it the first token that the stream has of its document?"""
+    """`[B, C]`: is it the first token that is seen of its document in the stream?"""
+    return _first(tokens.segment != 0, tokens.source, tokens.doc_id)
+
+
+def _first(real_BC, source_BC, doc_id_BC) -> jax.Array:
+    """`[B, C]`: is it the first real token of its document? What is hidden amid it is padding that has its number."""
 
     def differs(x_BC):
         return jnp.pad(x_BC[:, 1:] != x_BC[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
-    real_BC = tokens.segment != 0
-    return real_BC & (differs(tokens.source) | differs(tokens.doc_id) | differs(real_BC))
+    before_BC = jnp.cumsum(real_BC, axis=1) - real_BC  # real tokens
+    of_others_BC = lax.cummax(jnp.where(differs(source_BC) | differs(doc_id_BC), before_BC, 0), axis=1)
+    return real_BC & (before_BC == of_others_BC)
 
 
 def _documents(tokens: Tokens, X: int) -> _Documents:
@@ -127,8 +133,8 @@ def _pooled(tokens: Tokens, pool: str) -> jax.Array:
     if pool == "mean":
         return real_BC
     if pool == "last":
-        ends_BC = jnp.pad(_begins(tokens)[:, 1:] | (tokens.segment[:, 1:] == 0), ((0, 0), (0, 1)), constant_values=True)
-        return real_BC & ends_BC
+        backwards = (x_BC[:, ::-1] for x_BC in (real_BC, tokens.source, tokens.doc_id))
+        return _first(*backwards)[:, ::-1]
     return real_BC & (tokens.token == int(pool))
 
 

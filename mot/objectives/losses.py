@@ -31,11 +31,14 @@ class Noised(NamedTuple):
     step: jax.Array | int
 
 
-def noised(batch: Batch, config: Config, step: jax.Array | int, params: dict | None = None) -> Noised:
+def noised(
+    batch: Batch, config: Config, step: jax.Array | int, params: dict | None = None, average: dict | None = None
+) -> Noised:
     """Noise levels and noise, and what is hidden, from (unit_seed, step) alone, wherever a unit is packed.
 
-    `params` are those that see whole units, of which a stream with objective latent predicts the states: a forward pass
-    of its own. Without them there are no such targets.
+    `params` are the model's own, and `average` those of `optim.ema`, if there is one. A stream with objective latent
+    predicts the states that either has of whole units, as `prediction.targets` says: a forward pass of its own. Without
+    them there are no such targets.
     """
     key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"noise"))
     key = jax.random.fold_in(key, step)
@@ -46,10 +49,12 @@ def noised(batch: Batch, config: Config, step: jax.Array | int, params: dict | N
             result[name], targets[name] = denoising.noised(tokens, config.streams[name], key)
         elif config.streams[name].masks:
             result[name] = masked.hidden(tokens, config.streams[name], config.mask_id, key)
-    predicting = [name for name in batch if config.streams[name].predicts]
-    if predicting and params is not None:
-        whole = transformer.forward(params, result, config).latents
-        targets |= {name: latent.targets(whole[name], config.streams[name]) for name in predicting}
+    predicting = {name: config.streams[name].prediction.targets for name in batch if config.streams[name].predicts}
+    for whose in dict.fromkeys(predicting.values()) if params is not None else ():
+        seeing = average if whose == "ema" and average else params
+        whole = transformer.forward(seeing, result, config).latents
+        own = [name for name in predicting if predicting[name] == whose]
+        targets |= {name: latent.targets(whole[name], config.streams[name]) for name in own}
     result |= {name: latent.hidden(batch[name], config.streams[name], key) for name in predicting}
     return Noised(result, targets, step)
 

@@ -166,7 +166,7 @@ def _make_parts(config: Config, sources: int) -> Callable[[State, Batch], tuple]
 
         def of_microbatch(batch_and_key) -> list[losses.TokenLosses]:
             microbatch, key = batch_and_key
-            noised = losses.noised(microbatch, config, state.updates, state.ema or state.params)
+            noised = losses.noised(microbatch, config, state.updates, state.params, state.ema)
             dropped = dropout_key(config, state)
             output = transformer.forward(state.params, noised.batch, config, key, dropped=dropped)
             return losses.by_token(state.params, output, noised, Z_M, config)

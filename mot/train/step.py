@@ -81,7 +81,7 @@ def make_gradients(config: Config, sources: int) -> Callable:
         trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State, slopes: Sides | None
     ) -> tuple:
         weights = params.merge(trained, frozen)
-        noised = losses.noised(microbatch, config, state.updates, state.ema or weights)
+        noised = losses.noised(microbatch, config, state.updates, weights, state.ema)
         output, again = _passes(weights, noised.batch, config, key, state)
         Z_M = balance.scaled(Z_M, state.balance, config)
         total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, again, slopes)
@@ -112,7 +112,7 @@ def make_gradients(config: Config, sources: int) -> Callable:
 
         def embed(batch_and_key):
             microbatch, key = batch_and_key
-            noised = losses.noised(microbatch, config, state.updates, state.ema or weights).batch
+            noised = losses.noised(microbatch, config, state.updates, weights, state.ema).batch
             return contrastive.sides(weights, _passes(weights, noised, config, key, state), noised, config)
 
         term, told, of_heads, slopes = contrastive.ahead(weights["contrast"], jax.lax.map(embed, parts), config)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mot.batches import Info
+from mot.config import resolve
 from mot.measures import attention, states
 from mot.model import params
 from tests.oracles import reference
@@ -134,6 +135,19 @@ def test_streams_of_vectors_and_experts_of_attention_are_looked_at_too():
     c = examples.make("learned_mot", attention="reference")
     found, _ = told(c, examples.weights(c), examples.batch(rows=2))
     assert np.isfinite([*found.values()]).all()
+
+
+def test_queries_and_keys_are_those_after_a_cross_attention():
+    c = vectors.tree("dense", image={"copies": "noised"}, layers=1, attention="reference")
+    c.streams.image.update(objective="none", cross_every=1)
+    c = resolve(c)
+    flat = params.paths(vectors.weights(c))
+    shut, opened = (
+        told(c, params.nest({p: 0 * x + gate if params.is_gate(p) else x for p, x in flat.items()}), vectors.batch(c))
+        for gate in (0.0, 5.0)
+    )
+    name = "attention/text/sound/0"
+    assert abs(shut[0][name] - opened[0][name]) > 1e-3
 
 
 def test_what_is_never_seen_is_absent():

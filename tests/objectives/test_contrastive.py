@@ -240,6 +240,25 @@ def test_what_has_no_partner_is_left_out_and_counted():
     assert metrics.contrastive({"contrastive": told}) == {"contrastive/pairs": 0.0, "contrastive/left_out": 4.0}
 
 
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_what_is_hidden_of_a_part_makes_no_other_part_of_it(pool):
+    """As where the states of hidden tokens are predicted: these are padding amid what is seen."""
+    c = make(pool=pool)
+    found = batch(c)
+    hides = np.arange(found["image"].segment.shape[1]) % 3 == 1
+    found["image"] = found["image"].replace(segment=np.where(hides, 0, found["image"].segment))
+    states = states_of(c, found)
+    heads = vectors.weights(c)["contrast"]
+    paired = sides(c, heads, states, found)
+    whole = [p for p in reference.parts(states, fields(found), c.objective.contrastive.pools).values() if len(p) == 2]
+    assert paired.there_I.sum() == len(whole) == 6
+    assert paired.left_out == 2
+    want = np.stack([p["image"] for p in whole]) @ heads["image"]["out"]
+    want /= np.linalg.norm(want, axis=1, keepdims=True)
+    got = paired.key_IY[np.flatnonzero(paired.there_I)]
+    np.testing.assert_allclose(np.sort(got, 0), np.sort(want, 0), rtol=1e-4, atol=1e-6)
+
+
 def test_padding_may_hold_anything():
     c = make("sigmoid")
     found = batch(c)
@@ -324,6 +343,8 @@ def test_faults_are_told_together():
         make(streams="text,image,sound")
     with pytest.raises(ConfigError, match="a batch of one pair has no negatives"):
         make(batch=1, pairs=1)
+    with pytest.raises(ConfigError, match="it passes through no layer, and has no states to contrast"):
+        resolve(vectors_seen_apart())
     with pytest.raises(ConfigError, match="both streams are of vectors; ids alone are compared"):
         make(streams="image,sound", skip_equal=True)
 
@@ -345,3 +366,10 @@ def test_equal_captions_are_known_by_their_ids_in_order():
     swapped.token[1, 1:3] = [7, 6]
     a, b = (np.asarray(contrastive._hashed(x, documents_, False))[4] for x in (text, swapped))
     assert a != b
+
+
+def vectors_seen_apart():
+    c = vectors.tree("dense", budgets=(40, 24, 9), image=dict(copies="noised"))
+    c.streams.image.update(objective="none", cross_every=1)
+    c.objective.contrastive = base.contrastive("infonce", width=8, pairs=4)
+    return c

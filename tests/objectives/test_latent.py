@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import base
 from mot import batches, optim
 from mot.config import ConfigError, resolve
 from mot.data import packing
-from mot.model import flops, params, transformer
+from mot.model import flops, params, predictor, transformer
 from mot.objectives import latent, losses
 from mot.runs import metrics
 from mot.train.state import State, init_state
@@ -45,7 +46,7 @@ def made(form="ema", copies="noised"):
     c = resolve(tree(form, copies))
 
     def loss(weights, whole, batch):
-        given = losses.noised(batch, c, STEP, weights if form == "own" else whole)
+        given = losses.noised(batch, c, STEP, weights, whole)
         output = transformer.forward(weights, given.batch, c)
         return losses.loss(weights, output, given, losses.totals(batch, c), c, 2)
 
@@ -186,7 +187,8 @@ def oracle(c, flat, whole_flat, batch):
     o = dict(layers=p.layers, eps=m.norm_eps, theta=m.rope_theta, norm=m.norm, qk_norm=m.qk_norm)
     unit = np.asarray(batch["image"].unit[0])
     position = np.asarray(batch["image"].rope_position[0, :, 0])
-    predicted = reference.predicted(flat, "image", context, seen["image"], weight > 0, unit, position, o)
+    copy = np.asarray(batch["image"].private[0]) == (c.streams["image"].copies == 2)
+    predicted = reference.predicted(flat, "image", context, seen["image"] & copy, weight > 0, unit, position, o)
     total = 0.0
     for t, y in predicted.items():
         want = whole[t]
@@ -263,6 +265,17 @@ def test_nothing_hidden_reaches_the_prediction():
     assert felt[seen].mean() > 0.5  # but for units of which nothing is a target
 
 
+def test_a_clean_copy_tells_the_predictor_nothing():
+    c = resolve(tree("ema", "both"))
+    weights, image = vectors.weights(c), losses.noised(vectors.batch(c), c, STEP).batch["image"]
+    is_target = np.asarray(image.weight > 0)
+    state = np.random.default_rng(0).standard_normal((*is_target.shape, 12)).astype("f")
+    of = jax.jit(lambda state: predictor.predict(weights, "image", state, image, is_target, c))
+    found = [np.asarray(of(np.where(image.private[..., None], state, by * state)))[is_target] for by in (1, 5)]
+    assert len(found[0]) > 0
+    np.testing.assert_array_equal(*found)
+
+
 # --- SIGReg and collapse ---------------------------------------------------------------------------------------------
 
 
@@ -330,6 +343,18 @@ def test_a_steps_average_sees_and_comes_to_rest():
     assert "grad_norm/predictor" in row
 
 
+def test_own_states_are_the_models_though_it_has_an_average():
+    """An average that is kept to be evaluated has no part in it, and SIGReg has its gradient."""
+    c = resolve(tree("own"), optim.uncovered)
+    weights, batch = vectors.weights(c), vectors.batch(c)
+    start = jax.eval_shape(lambda: init_state(c))
+    opt = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start.opt)
+    step = compiled(make_step(c, 2))
+    longer = jax.tree.map(lambda x: 1.5 * x, weights)
+    norms = [step(State(weights, opt, average, 0, {}), batch)[1]["grad_norm"] for average in (weights, longer)]
+    assert norms[0] == norms[1] > 0
+
+
 def test_a_run_without_it_has_none_of_it():
     c = vectors.make()
     batch = vectors.batch(c)
@@ -351,6 +376,9 @@ def test_parameters_and_flops_of_the_predictor_are_counted():
     assert flops.train_step(c, tokens, 0) == 2 * 10 * (4 * trunk + 3 * matrices)
     own = resolve(tree("own"))
     assert flops.train_step(own, tokens, 0) == 2 * 10 * (6 * trunk + 3 * matrices)
+    twice = tree(dropout=0.1)  # what is contrasted with itself passes once more; the predictor and whole units do not
+    twice.objective.contrastive = base.contrastive("infonce", streams="text")
+    assert flops.train_step(resolve(twice), tokens, 0) == 2 * 10 * (7 * trunk + 3 * matrices)
     assert params.users("predictor/image/blocks/main/attn/image/wq", c) == ["image"]
     assert params.part("predictor/image/final_norm") == "predictor"
 
