@@ -22,7 +22,7 @@ from mot.console import announce, phase
 from mot.data import budgets, embedded, pipeline, preview, seqio_bridge, sources
 from mot.data.manifest import SPLITS, read_json
 from mot.data.mixture import Sources
-from mot.data.records import Dataset, Record
+from mot.data.records import Dataset, Record, count
 from mot.errors import UserError
 from mot.files import replacing
 from mot.prepare import codecs, dataset_tokenizers, job, seqio_export
@@ -177,7 +177,7 @@ def _as_text(record: Record, tokenizers: Tokenizers) -> str:
     wide = max(8, *(1 + len(modality) for modality, _ in record.spans))
     for modality, data in record.spans:
         shown = repr(tokenizers.decode(modality, data)) if modality == TEXT else f"{np.ravel(data)[:8]} ..."
-        lines.append(f"  {modality:{wide}}{len(data):6} tokens  {shown}")
+        lines.append(f"  {modality:{wide}}{count(data):6} tokens  {shown}")
     return "\n".join(lines)
 
 

@@ -248,7 +248,8 @@ def _distances(model: LoadedModel, options, given: distances.Features | Callable
     for modality in opened.draws(model.config, model.format):
         of_modality = given or _of_digits(model)
         for source, media in redrawn.media(model, modality, draws, settings, length, sizes).items():
-            decoded = [[model.codec.decode(modality, data) for data in side] for side in media]
+            held = model.config.streams[opened.stream_of(model.config, modality)].holds
+            decoded = [[model.codec.decode(held, data) for data in side] for side in media]
             found = _features(of_modality, decoded, options.features or "the digits' classifier")
             figures |= {f"{modality}/{source}/{name}": figure for name, figure in distances.figures(found).items()}
     return Found(figures, {"features": options.features or "digits", "draws": draws} | settings._asdict())

@@ -124,10 +124,10 @@ def usual_length(config: Config, format: layout.Format) -> int:
 
 
 def usual_sizes(config: Config, format: layout.Format) -> dict[str, tuple[int, int]]:
-    """Rows and columns of units of any size, by stream: a square of about the tokens of the data's mean."""
+    """Rows and columns of drawn units of any size, by stream: a square of about the tokens of the data's mean."""
     sizes = {}
     for medium, mean in _means(config, format):
-        if medium.is_of_any_size:
+        if medium in _sized(format, config):
             side = min(round(mean**0.5), *medium.shape)
             sizes[medium.stream] = max((side, side), sizes.get(medium.stream, (1, 1)))
     return sizes
@@ -139,9 +139,9 @@ def _means(config: Config, format: layout.Format) -> Iterator[tuple[layout.Mediu
     for address in config.data.sources.values() if open_ else ():
         training = read_json(remote.local(address, whole=False))["splits"]["train"]
         for medium in open_:
-            modality = config.streams[medium.stream].modality
-            if n := training["spans"].get(modality, 0):
-                yield medium, training["tokens"][modality] / n
+            held = config.streams[medium.stream].holds
+            if n := training["spans"].get(held, 0):
+                yield medium, training["tokens"][held] / n
 
 
 def _sizes(o: Options, format: layout.Format, tokenizers: Mapping, config: Config) -> dict[str, tuple[int, int]]:
@@ -149,17 +149,22 @@ def _sizes(o: Options, format: layout.Format, tokenizers: Mapping, config: Confi
     if o.size is None:
         return {}
     width, height = map(int, o.size.split("x"))
-    sized = {m.stream: _patch(tokenizers, m, config) for m in format.media if m.is_of_any_size}
+    sized = {m.stream: _patch(tokenizers, m, config) for m in _sized(format, config)}
     return {stream: (height // patch, width // patch) for stream, patch in sized.items()}
 
 
 def _patch(tokenizers: Mapping, medium: layout.Medium, config: Config) -> int:
-    return getattr(tokenizers.get(config.streams[medium.stream].modality), "patch", 1)
+    return getattr(tokenizers.get(config.streams[medium.stream].holds), "patch", 1)
+
+
+def _sized(format: layout.Format, config: Config) -> list[layout.Medium]:
+    """The media that are drawn in any size."""
+    return [m for m in format.media if m.is_of_any_size and config.streams[m.stream].is_drawn]
 
 
 def _size_faults(o: Options, config: Config, format: layout.Format) -> Iterator[str]:
     """What is wrong with a size that is written as one."""
-    sized = [m for m in format.media if m.is_of_any_size]
+    sized = _sized(format, config)
     if not sized:
         yield f"--size={o.size}: units of this run have no size to choose; leave it out"
     tokenizers = codecs.of(config).tokenizers if sized else {}

@@ -119,6 +119,8 @@ def faults(config):
             return
         yield from embedded.faults(config)
         yield from folding.unit_faults(config, dict.fromkeys(embedded.FORMS, embedded.PATCHES))
+        for key, stream in config.streams.items():
+            yield from _table_faults(key, stream, embedded.shape(stream))
         return
     abouts = {}
     for name, address in addresses.items():
@@ -221,6 +223,17 @@ def _stream_faults(key, stream, name, about, ids: bool):
         yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {n} ids; write {n}"
     if 0 < stream.max_tokens < (fixed := tokenizer.get("tokens", 0) // stream.entry.fold):
         yield f"streams.{key}.max_tokens: {stream.max_tokens}; {modality} of {name} has {fixed} tokens; raise it"
+    yield from _table_faults(key, stream, most_shape(modality, tokenizer))
+
+
+def _table_faults(key, stream, shape):
+    """A row or column beyond a learned table would have no entry, and nobody would say so."""
+    longest = max(shape[-2:], default=0)
+    if 0 < stream.place_table < longest:
+        yield (
+            f"streams.{key}.place_table: {stream.place_table}; its units have up to {longest} rows or columns; raise "
+            "it, or write 0"
+        )
 
 
 def _absent(config, abouts):

@@ -15,9 +15,10 @@ from mot.data import embedded, sources
 from mot.data.manifest import check_files, files, read_json
 from mot.errors import UserError
 from mot.prepare import dataset_tokenizers, media
+from mot.prepare.codecs import files as files_of
 from mot.prepare.codecs import image
 from mot.prepare.dataset_tokenizers import Tokenizers
-from mot.prepare.encode import opened, spans_of
+from mot.prepare.encode import encoded, opened, spans_of
 from mot.prepare.inputs import inside, short
 from mot.prepare.raw import MAX_LINE, Part, filled, ids_part, kind_and_value, parsed, representations, text
 from mot.prepare.templates import READY, modality_of
@@ -47,18 +48,18 @@ def of(config: Config) -> Codec:
     """That of a run's data; raises `UserError` where tokenizers are not as they were."""
     if sources.is_embedded(config):
         return _digits(config)
-    media, abouts = {}, []
+    media, further, abouts = {}, {}, []
     for address in config.data.sources.values():
         folder = sources.local(address)
         abouts.append(read_json(folder))
         listed = [file for file in files(abouts[-1]) if file[0].startswith("tokenizers/")]
         check_files(folder, listed, digests=True)
         tokenizers = dataset_tokenizers.load(folder / "tokenizers")
-        media = tokenizers.media | media
+        media, further = tokenizers.media | media, tokenizers.further | further
     for modality, tokens in sources.unit_lengths(abouts).items():
         if isinstance(tokenizer := media.get(modality), GivenIds):
             media[modality] = GivenIds(tokenizer.ids, tokens)
-    return _records(Tokenizers(tokenizers.text, media))
+    return _records(Tokenizers(tokenizers.text, media, further))
 
 
 def _records(tokenizers: Tokenizers) -> Codec:
@@ -70,8 +71,11 @@ def _records(tokenizers: Tokenizers) -> Codec:
         alike = [name for name in wanted if modalities.row_of(name) == modalities.row_of(kind)]
         if not alike:
             return {}
-        content = tokenizers.decode(kind, data)
-        return {name: tokenizers.media[name].encode(content) for name in alike}
+        # As its file would be read: a sound's tokens give a spectrogram, of which no tokenizer makes others.
+        found = files_of(kind, tokenizers.media[kind], tokenizers.decode(kind, data), seed=0)
+        row = modalities.row_of(kind)
+        content = opened(Part(row, next(iter(found.values()))))
+        return {name: encoded(tokenizers.media[name], content) for name in alike}
 
     def encode(part: Part) -> np.ndarray:
         return forms(part)[0][1]

@@ -98,9 +98,20 @@ def samples(
 
 def _document(model: LoadedModel, name: str, prompt, row, request: Request) -> Continuation:
     kinds = {stream: s.holds for stream, s in model.config.streams.items()}
-    parts = [*prompt, *((kinds[part.stream], part.data) for part in row.parts)]
+    given = _given(prompt)
+    parts = [*given, *((kinds[part.stream], part.data) for part in row.parts)]
     content = [(kind, model.codec.decode(kind, data) if len(data) else None) for kind, data in parts]
-    return Continuation(name, len(prompt), content, row.ended, "" if row.ended else _limit(request))
+    return Continuation(name, len(given), content, row.ended, "" if row.ended else _limit(request))
+
+
+def _given(prompt: Sequence[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+    """A prompt's parts, each once: its other form, ids or vectors, is made of the same medium."""
+    found: list[tuple[str, np.ndarray]] = []
+    for kind, data in prompt:
+        before = found[-1][0] if found else ""
+        if kind == before or row_of(kind) != row_of(before):
+            found.append((kind, data))
+    return found
 
 
 def _limit(request: Request) -> str:

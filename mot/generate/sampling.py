@@ -21,7 +21,7 @@ from mot import batches
 from mot.batches import Batch, Tokens
 from mot.config import Config
 from mot.config.options import Settings
-from mot.data import packing, positions, records
+from mot.data import folding, packing, positions, records
 from mot.data.layout import Format, Medium, Stretch, document, unit_places
 from mot.data.packing import pack
 from mot.errors import UserError
@@ -198,7 +198,7 @@ class Sampler:
         on_B = np.array([row.unit == medium for row in rows])
         stream = self.config.streams[medium.stream]
         draw = self._unit_of_vectors if stream.latent else self._unit_of_masked if stream.masks else self._unit_of_ids
-        lies = self._lies(medium.stream, shape, tokens)
+        lies = self._lies(medium.stream, positions.places(shape, tokens))
         units, state = draw(state, on_B, keys_B, settings, medium, lies)
         if medium.is_of_any_size:
             units = [np.asarray(unit).reshape(*shape, *np.shape(unit)[1:]) for unit in units]
@@ -208,8 +208,8 @@ class Sampler:
         state = self._read_again(state, on_B, medium, units)
         return self._mark(state, np.where(on_B, medium.closes, NONE))
 
-    def _lies(self, stream: str, shape: tuple[int, ...], tokens: int) -> "Lies":
-        return unit_lies(shape, tokens, list(self.config.streams).index(stream), self.rule)
+    def _lies(self, stream: str, place: np.ndarray) -> "Lies":
+        return unit_lies(place, list(self.config.streams).index(stream), self.rule)
 
     def _read_again(self, state: DecodingState, on_B, medium: Medium, units) -> DecodingState:
         """Other representations of the units that were drawn, which the rows read; rows of one shape at a time."""
@@ -220,12 +220,13 @@ class Sampler:
                 for one in stretches[n : n + 1]:
                     alike.setdefault((one.stream, np.shape(one.data)), []).append(i)
             for (name, _), rows in alike.items():
-                of = [records.flat(np.asarray(found[i][n].data)) for i in rows]
+                fold = self.config.streams[name].entry.fold
+                of = [folding.data(records.flat(np.asarray(found[i][n].data)), fold) for i in rows]
                 data = np.zeros((len(on_B), *of[0].shape))
                 data[rows] = of
                 is_here_B = np.isin(np.arange(len(on_B)), rows)
                 place = unit_places(np.asarray(found[rows[0]][n].data), self.format.medium(name))
-                lies = self._lies(name, positions.shape_of(place), len(of[0]))
+                lies = self._lies(name, place[::fold])
                 state = self._read(self.params, state, data, is_here_B, lies, stream=name)
         return state
 
@@ -334,9 +335,8 @@ def text_lies(tokens: int, rule: positions.Rule) -> Lies:
     return Lies(inside, np.ones(rule.axes, np.int32), n, np.zeros((tokens, 2 * rule.has_places), np.int32))
 
 
-def unit_lies(shape: Sequence[int], tokens: int, stream: int, rule: positions.Rule) -> Lies:
-    """Where the tokens of a unit lie, by its rows and columns."""
-    place = positions.places(shape, tokens)
+def unit_lies(place: np.ndarray, stream: int, rule: positions.Rule) -> Lies:
+    """Where the tokens of a unit lie, by their frame, row and column, `[n, 3]`."""
     inside, after = positions.unit(place, stream, rule)
     read = place[:, 1:] if rule.has_places else place[:, :0]
     return Lies(inside, positions.shifted(rule), np.append(0, after).astype(np.int32), read)

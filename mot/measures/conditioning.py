@@ -14,6 +14,7 @@ from mot.config import Config
 from mot.data import layout
 from mot.data.layout import Format, Stretch
 from mot.data.mixture import Source
+from mot.data.records import count
 from mot.measures.figures import Figure, resampled, share
 from mot.measures.likelihood import Score, too_long
 
@@ -82,8 +83,8 @@ def _tokens(d: Prompted, config: Config) -> np.ndarray:
     names = list(config.streams)
     counts = np.zeros(len(names), int)
     for stretch in (*d.prompt, *d.unit):
-        counts[names.index(stretch.stream)] += len(stretch.data)
-    counts[0] += 2 + 2 * len(d.prompt + d.unit)
+        counts[names.index(stretch.stream)] += count(stretch.data) // config.streams[stretch.stream].entry.fold
+    counts[[s.holds for s in config.streams.values()].index("text")] += 2 + 2 * len(d.prompt + d.unit)
     return counts
 
 

@@ -80,8 +80,13 @@ def spans_of(kind: str, content: Any, tokenizers: Tokenizers) -> tuple[list[Span
     modality = modality_of(kind)
     data, inner = span(kind, content, tokenizers)
     others = [name for name in tokenizers.further if name != modality and row_of(name) == modality]
-    encoded = [(name, tokenizers.media[name]) for name in others]
-    return [Span(modality, data), *(Span(name, _narrow(t.encode(content), t)) for name, t in encoded)], inner
+    made = [(name, tokenizers.media[name]) for name in others]
+    return [Span(modality, data), *(Span(name, _narrow(encoded(t, content), t)) for name, t in made)], inner
+
+
+def encoded(tokenizer: Any, content: Any) -> np.ndarray:
+    """What a medium's tokenizer makes of what its codec has read."""
+    return tokenizer.encode(*content) if isinstance(content, tuple) else tokenizer.encode(content)
 
 
 def span(kind: str, content: Any, tokenizers: Tokenizers) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +103,7 @@ def span(kind: str, content: Any, tokenizers: Tokenizers) -> tuple[np.ndarray, n
         has = "ids of one's own" if isinstance(tokenizer, GivenIds) else "what a tokenizer of mot takes"
         raise ValueError(f"its {modality} is not like that of other documents, which is {has} (--ids)")
     try:
-        data = tokenizer.encode(*content) if isinstance(content, tuple) else tokenizer.encode(content)
+        data = encoded(tokenizer, content)
     except ValueError as error:
         raise ValueError(f"{modality}: {error}" if isinstance(tokenizer, GivenIds) else str(error)) from None
     return _narrow(data, tokenizer), np.zeros(0, np.int64)

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from configs import records as records_config
-from mot.config import resolve
+from configs import transfusion
+from mot.config import ConfigError, resolve
 from mot.data import manifest, sources
 from mot.data.records import Dataset
 from mot.errors import UserError
-from mot.prepare import dataset_tokenizers
+from mot.generate import codecs
+from mot.prepare import dataset_tokenizers, encode
+from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.job import prepare
+from mot.tokenizers import audio, vectors
 from tests.support.datasets import write_inputs
 
 
@@ -76,3 +80,24 @@ def test_a_form_of_nothing_is_told(tmp_path):
         prepare(dataclasses.replace(recipe, also=("image=latents",), held_out=0.0), tmp_path / "out", 1, 0)
     with pytest.raises(UserError, match="say so: --also MEDIUM=latents"):
         prepare(dataclasses.replace(recipe, held_out=0.0), tmp_path / "other", 1, 0)
+
+
+def test_a_sound_is_kept_and_drawn_as_ids_and_as_vectors():
+    rate = 8000
+    wave = np.sin(np.arange(rate // 4) * 0.3 + np.cumsum(np.linspace(0, 0.5, rate // 4)))
+    media = {"audio": audio.fit_audio([(wave, rate)], rate, ids=4)}
+    media["audio_vectors"] = vectors.fit_audio([(wave, rate)], rate)
+    tokenizers = Tokenizers(None, media, {"audio_vectors": "audio"})
+    spans, _ = encode.spans_of("audio", (wave, rate), tokenizers)
+    assert [(span.modality, len(span.data)) for span in spans] == [("audio", 13), ("audio_vectors", 13)]
+    made = codecs._records(tokenizers).others("audio", spans[0].data, ["audio_vectors"])
+    assert {name: data.shape for name, data in made.items()} == {"audio_vectors": spans[1].data.shape}
+
+
+def test_a_learned_table_has_an_entry_for_every_row():
+    c = transfusion.get_config("arch=mot,size=smoke")
+    c.unlock().streams.image.place_table = 3
+    with pytest.raises(ConfigError, match="place_table: 3; its units have up to 4 rows or columns"):
+        resolve(c, sources.faults)
+    c.streams.image.place_table = 4
+    resolve(c, sources.faults)
