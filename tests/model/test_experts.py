@@ -430,10 +430,11 @@ def test_the_losses_of_routers_are_in_the_objective(arch):
     """Of token choice balance and the z-loss; of experts' choice imitation, whose gradient alone counts."""
     c, batch = examples.make(arch), examples.batch()
     weights = examples.weights(c)
-    hidden, _, routing, _ = jax.jit(lambda: transformer.forward(weights, batch, c))()
+    output = jax.jit(lambda: transformer.forward(weights, batch, c))()
+    routing = output.routing
     got = losses.routing(routing, losses.routed_tokens(batch, c), c)
     r = routing["ffn/text"]
     assert (np.asarray(r.imitation_B).sum() > 0) == (arch == "moe_ec4")
     want = (0.01 * r.balance_B.sum() + 1e-3 * r.z_B.sum()) / r.tokens_BM[0].sum() if arch == "moe_tc4" else 0
     np.testing.assert_allclose(got, want, rtol=1e-6)
-    assert len(hidden) == 1
+    assert len(output.hidden) == 1

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from mot import batches
-from mot.config import Objective
 from mot.model import flops, params, transformer
 from mot.objectives import losses, next_token
 from mot.plan import hlo
@@ -18,7 +17,7 @@ from tests.support import examples, vectors
 def test_counted_flops_equal_the_compilers(arch, choices):
     """An unrolled model whose attention makes the whole matrix and whose loss is one chunk: all pairs are computed."""
     c = examples.make(arch, **choices, attention="reference")
-    c = dataclasses.replace(c, objective=Objective(1e-4, "all", chunk=48))
+    c = dataclasses.replace(c, objective=dataclasses.replace(c.objective, z_loss=1e-4, chunk=48))
     batch = examples.batch()
 
     def loss(weights):

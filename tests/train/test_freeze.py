@@ -95,7 +95,7 @@ def test_all_that_a_modality_uses_is_frozen_whoever_shares_it(arch):
 
 def test_a_modality_of_vectors_has_its_ends_and_a_part_is_frozen_alone():
     tree = vectors.tree("mot", sound=None)
-    tree.streams.sound.update(modality="image", loss_weight=5.0)
+    tree.streams.sound.update(modality="image", representation="heard", loss_weight=5.0)
     tree.optim.freeze = "image,text.norm"
     found, c = frozen(tree)
 

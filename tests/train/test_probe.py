@@ -134,8 +134,8 @@ def test_a_run_without_experts_says_so(tmp_path, own):
 
 
 def one_modality(tree):
-    for stream in tree["streams"].values():
-        stream["modality"] = "text"
+    for name, stream in tree["streams"].items():
+        stream.update(modality="text", representation=name)
     return tree
 
 
