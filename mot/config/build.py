@@ -50,8 +50,9 @@ def resolve(tree: ConfigDict | Mapping, *more: Check) -> Config:
         values |= _in_order(values, broken)
     sections = Sections(**values)
     faults += checks.faults(sections, broken)
-    # What cannot be counted on where towers or experts have a fault: the table of parameters.
+    # What cannot be counted on where towers, experts or a number of layers have a fault: the table of parameters.
     unreadable = broken | ({"towers", "attn", "ffn"} & {fault.section for fault in faults})
+    unreadable |= {fault.section for fault in faults if fault.key.endswith(".layers")}
     beyond = [fault for check in more if not check.reads & unreadable for fault in check(sections)]
     if faults or beyond:
         raise ConfigError([*faults, *beyond])

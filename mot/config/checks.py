@@ -62,6 +62,7 @@ WORD = r"[a-z][a-z0-9_]{0,63}"  # a name of a stream or a modality
 LONGEST_PATTERN, MOST_REPEATS, MOST_WAYS = 200, 3, 64
 MOST_RULES = 100
 
+LAYERS = Range(most=10_000, above=True)
 # By class of `schema.py` and key: what the value may be, whatever the others are. `mot config` shows it.
 VALUES: dict[str, dict[str, Allowed]] = {
     "Run": dict.fromkeys(("steps", "eval_every", "eval_batches", "save_every", "keep"), ABOVE_0)
@@ -91,11 +92,11 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "before_text": Range(most=1),
         "drop_rate": FRACTION,
     },
-    "Prediction": dict.fromkeys(("columns", "blocks", "layers", "width", "ffn", "slices"), ABOVE_0)
+    "Prediction": dict.fromkeys(("columns", "blocks", "width", "ffn", "slices"), ABOVE_0)
     | dict.fromkeys(("least_block", "most_block"), Range(most=1, above=True, below=True))
     | dict.fromkeys(("least_context", "most_context"), Range(most=1, above=True))
     | dict.fromkeys(("least_aspect", "most_aspect"), ABOVE_0)
-    | {"targets": ("ema", "own"), "sigreg": FRACTION},
+    | {"targets": ("ema", "own"), "sigreg": FRACTION, "layers": LAYERS},
     "Entry": {
         "kind": {
             "linear": "a matrix",
@@ -104,10 +105,10 @@ VALUES: dict[str, dict[str, Allowed]] = {
         },
         "fold": ABOVE_0,
         "queries": AT_LEAST_0,
-        "layers": AT_LEAST_0,
+        "layers": LAYERS._replace(above=False),
     },
     "Model": {
-        "layers": Range(most=10_000, above=True),
+        "layers": LAYERS,
         "dense_layers": AT_LEAST_0,
         "sparse_every": ABOVE_0,
         "heads": ABOVE_0,

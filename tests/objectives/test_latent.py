@@ -387,6 +387,8 @@ def test_parameters_and_flops_of_the_predictor_are_counted():
     ("changes", "says"),
     [
         (dict(blocks=0), "streams.image.prediction.blocks: 0; must be above 0"),
+        (dict(layers=0), "streams.image.prediction.layers: 0; must be above 0 and at most 10,000; raise it"),
+        (dict(layers=10_001), "streams.image.prediction.layers: 10001; must be above 0 and at most 10,000; lower it"),
         (dict(least_block=0.0), "streams.image.prediction.least_block: 0.0; must be above 0 and below 1; raise it"),
         (dict(most_block=1.0), "streams.image.prediction.most_block: 1.0; must be above 0 and below 1; lower it"),
         (dict(least_block=0.5), "least_block: 0.5, above streams.image.prediction.most_block = 0.2; exchange them"),
