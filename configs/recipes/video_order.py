@@ -4,12 +4,14 @@ Which order frames stand in is a signal of its own (Shuffle and Learn, 1603.0856
 and columns, and RoPE reads all three (2409.12191). By the chain rule films in order and reversed hold as many bits, so
 a gap between their losses is the model's; shuffled ones of n different frames hold at most log2(n!) more.
 
-mot data prepare ../shared/data/omniglot_video16_32.npz --content video:bits --video-frames 8 --video-patch 8 \\
-  --video-ids 128 --out data/order/ordered
-mot data prepare ../shared/data/omniglot_video16_32.npz --content video:bits --video-frames 8 --video-patch 8 \\
-  --like data/order/ordered --video-order reversed --out data/order/reversed
-mot data prepare ../shared/data/omniglot_video16_32.npz --content video:bits --video-frames 8 --video-patch 8 \\
-  --like data/order/ordered --video-order shuffled --out data/order/shuffled
+mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \\
+  --content video:bits --video-frames 8 --video-patch 8 --video-ids 128 --out data/order/ordered
+mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \\
+  --content video:bits --video-frames 8 --video-patch 8 --like data/order/ordered \\
+  --video-order reversed --out data/order/reversed
+mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \\
+  --content video:bits --video-frames 8 --video-patch 8 --like data/order/ordered \\
+  --video-order shuffled --out data/order/shuffled
 mot train --config=configs/recipes/video_order.py:data=data/order/ordered
 mot train --config=configs/recipes/video_order.py:data=data/order/reversed
 mot train --config=configs/recipes/video_order.py:data=data/order/shuffled

@@ -56,7 +56,7 @@ def compiled_and_counted(arch, width=16, **choices):
 
     def loss(weights):
         output = transformer.forward(weights, batch, c)
-        given = losses.Noised(batch, {name: tokens.value for name, tokens in batch.items()})
+        given = losses.Noised(batch, {name: tokens.value for name, tokens in batch.items()}, 0)
         return losses.loss(weights, output, given, losses.totals(batch, c), c, 2)[0]
 
     shapes = jax.eval_shape(lambda: params.init(params.table(c), 0))

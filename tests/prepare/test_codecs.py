@@ -156,7 +156,7 @@ def test_every_reader_finds_a_new_modality(heat, tmp_path):
     np.savez(tmp_path / "a.npz", caption=np.array(["a", "b"]), heat=np.ones((2, 5)))
     assert [part[0] for part in good(tmp_path / "a.npz")[1]] == ["text", "heat"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no image, .*, video or heat map \(.*\.npy,.* \.heat\.npy\) and"):
+    with pytest.raises(ValueError, match=r"no image, .*, chunk of actions or heat map \(.*\.npy, \.heat\.npy\) and"):
         good(tmp_path / "empty", format="folder")
     with pytest.raises(
         ValueError, match="the kind one of text, image, audio, action, latents, video, fast, heat or a modality"
@@ -205,9 +205,8 @@ def test_every_row_has_a_file_with_all_that_is_called():
 # Where a modality's name may stand as itself, and why.
 BY_NAME = {
     "mot.data.embedded": "the embedded digits are images",
-    "mot.generate.codecs": "the embedded digits are images",
-    "mot.data.layout": "the embedded digits are images",
     "mot.data.manifest": "an earlier version did not keep the width of latents",
+    "mot.prepare.reordered": "films alone have frames in time",
     "mot.prepare.seqio_export": "chosen.json keeps the width of latents, of which seqio has none",
 }
 

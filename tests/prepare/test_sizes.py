@@ -1,7 +1,6 @@
 """Pictures of any size: from files to patches, batches, training, samples and back to pictures."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,26 +15,14 @@ from mot.data.pipeline import Batches
 from mot.data.records import Dataset
 from mot.prepare import dataset_tokenizers, job
 from tests.support.commands import run, succeeds
-from tests.support.datasets import SMALL
-
-SIZES = [(8, 4), (2, 8), (4, 4), (6, 2), (3, 7), (20, 10)]  # height, width
-
-
-def write(folder, documents=36):
-    folder.mkdir()
-    rng, lines = np.random.default_rng(0), []
-    for i in range(documents):
-        Image.fromarray(rng.integers(0, 256, (*SIZES[i % 6], 3), np.uint8)).save(folder / f"{i}.png")
-        lines.append(json.dumps({"id": f"{i}", "content": [{"text": f"Picture {i} is"}, {"image": f"{i}.png"}]}))
-    (folder / "all.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return dataclasses.replace(SMALL, inputs=(str(folder / "all.jsonl"),), image_aspect="native")
+from tests.support.datasets import of_any_size
 
 
 @pytest.fixture(scope="module", params=["ids", "vectors"])
 def made(tmp_path_factory, request):
     """A dataset of pictures of any size up to 8 pixels, in patches of 2."""
     folder = tmp_path_factory.mktemp("sizes")
-    recipe = write(folder / "in")
+    recipe = of_any_size(folder / "in")
     recipe = dataclasses.replace(recipe, vectors=("image",) * (request.param == "vectors"))
     return folder, job.prepare(recipe, folder / "all", 1, 0).about
 

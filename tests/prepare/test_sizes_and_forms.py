@@ -12,15 +12,15 @@ from mot.measures import conditioning
 from mot.prepare import job
 from mot.prepare.raw import Part
 from mot.runs import rundir
-from tests.prepare.test_sizes import write
 from tests.support.commands import succeeds
+from tests.support.datasets import of_any_size
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with a dataset `all` and a run of it, `runs/both`."""
     folder = tmp_path_factory.mktemp("both")
-    job.prepare(dataclasses.replace(write(folder / "in"), also=("image=vectors",)), folder / "all", 1, 0)
+    job.prepare(dataclasses.replace(of_any_size(folder / "in"), also=("image=vectors",)), folder / "all", 1, 0)
     values = {"run.root": folder / "runs", "run.name": "both", "run.steps": 2, "run.eval_every": 2}
     values |= {"run.eval_batches": 1, "data.batch": 4, "optim.warmup": 1, "model.layers": 1}
     values |= {"model.rope_sections": "(2, 1, 1)", "model.head_size": 8}

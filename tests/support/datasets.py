@@ -69,3 +69,17 @@ def contents(folder):
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != "recipe.json"
     }
+
+
+OF_ANY_SIZE = [(8, 4), (2, 8), (4, 4), (6, 2), (3, 7), (20, 10)]  # height, width
+
+
+def of_any_size(folder, documents=36):
+    """The recipe of captioned pictures of any size, which are written into a new folder."""
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), []
+    for i in range(documents):
+        Image.fromarray(rng.integers(0, 256, (*OF_ANY_SIZE[i % 6], 3), np.uint8)).save(folder / f"{i}.png")
+        lines.append(json.dumps({"id": f"{i}", "content": [{"text": f"Picture {i} is"}, {"image": f"{i}.png"}]}))
+    (folder / "all.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return dataclasses.replace(SMALL, inputs=(str(folder / "all.jsonl"),), image_aspect="native")
