@@ -61,6 +61,20 @@ def _patches_do_not_fit(recipe, name: str = "image") -> Iterator[str]:
         yield f"--{name}-side={side} is no multiple of --{name}-patch={patch}; change one"
 
 
+LETTER = (6, 12)  # pixels of the cell, width and height, in which `--image-render` draws a letter
+
+
+def _image_faults(recipe) -> Iterator[str]:
+    yield from _patches_do_not_fit(recipe)
+    columns, side = recipe.image_render, recipe.image_side
+    if columns > 0 and (recipe.image_aspect != "native" or side < columns * LETTER[0]):
+        yield (
+            f"--image-render={columns}, --image-aspect={recipe.image_aspect}, --image-side={side}: a line of {columns} "
+            f"letters is {columns * LETTER[0]} pixels long and would be cut or shrunk; write --image-aspect native, "
+            f"--image-side {columns * LETTER[0]}"
+        )
+
+
 MODALITIES: dict[str, Modality] = {
     TEXT: Modality(
         suffixes=("txt", "text", "caption"),
@@ -97,7 +111,7 @@ MODALITIES: dict[str, Modality] = {
                 170,
             ),
         ),
-        faults=_patches_do_not_fit,
+        faults=_image_faults,
     ),
     "audio": Modality(
         suffixes=("wav", "flac", "ogg", "oga", "opus", "mp3"),

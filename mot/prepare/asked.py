@@ -162,6 +162,9 @@ def _ids_faults(recipe):
             yield f"{option}, --vectors={name}: each says what {name} is kept as; give one"
 
 
+MOST_JOINED = 10**8  # documents: their numbers are held in memory
+
+
 def _join_faults(recipe) -> Iterator[str]:
     """What is wrong with a recipe's `join`, whatever the documents."""
     said = f"--join={','.join(recipe.join)}"
@@ -179,8 +182,10 @@ def _join_faults(recipe) -> Iterator[str]:
         yield f"{said}: plain text has no fields; leave one out"
     if not recipe.content:
         yield f"{said}: nothing says what documents hold; write --content, as 'image:images|audio:2.audio'"
-    if recipe.join_documents < 0:
-        yield f"--join-documents={recipe.join_documents}; must be 0 (every row once) or more; raise it"
+    if not 0 <= recipe.join_documents <= MOST_JOINED:
+        yield f"--join-documents={recipe.join_documents}; must be 0 (every row once) to {MOST_JOINED:,}; change it"
+    if recipe.join_seed < 0:
+        yield f"--join-seed={recipe.join_seed}; must be 0 or more; raise it"
     try:
         far = [place for place in places(parse(recipe.content)) if place.side >= inputs]
     except UserError as error:  # of a template, which is told where templates are judged

@@ -6,10 +6,10 @@ from functools import cache
 
 import numpy as np
 
-from mot.config.modalities import TEXT
+from mot.config.modalities import LETTER, TEXT
 from mot.prepare.raw import Part, Raw
 
-WIDTH, HEIGHT = 6, 12  # pixels of a letter's cell: that of Pillow's default bitmap font, with a row of paper below
+WIDTH, HEIGHT = LETTER  # of Pillow's default bitmap font, with a row of paper below
 
 
 def documents(raws: Iterable[Raw], columns: int) -> Iterator[Raw]:

@@ -250,6 +250,10 @@ def test_a_tokenizer_of_ones_own_gets_the_special_tokens(made, tmp_path):
     ("change", "why"),
     [
         (dict(text_ids=10), "--text-ids=10; must be 300 or more"),
+        (
+            dict(image_render=2),
+            "--image-render=2, --image-aspect=square, --image-side=8: a line of 2 letters is 12 pixels",
+        ),
         (dict(image_side=9), "--image-side=9 is no multiple of --image-patch=2"),
         (dict(held_out=1.0), "--held-out=1.0; must be a fraction"),
         (dict(markers=("text",)), "--markers=text: 'text' has no markers; name modalities other than text"),

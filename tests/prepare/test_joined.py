@@ -147,6 +147,10 @@ def test_a_bad_row_is_one_bad_document(tmp_path):
         (dict(join=(), join_documents=3, join_seed=2), ["--join-documents=3: is for --join", "--join-seed=2: is for"]),
         (dict(inputs=("a.npz",), content=("image:images",)), ["--join=labels: 1 input; two or more"]),
         (dict(join=("a", "b", "c")), ["--join=a,b,c: 3 fields of 2 inputs"]),
+        (
+            dict(join_documents=10**12, join_seed=-5),
+            ["--join-documents=1000000000000; must be 0", "--join-seed=-5; must be"],
+        ),
         (dict(content=(), join_documents=-1), ["nothing says what documents hold", "--join-documents=-1; must be 0"]),
         (dict(content=("text:3.name",)), ["--content text:3.name: there are 2 inputs"]),
         (dict(content=("action:xy+2.pen",)), ["--content action:xy+2.pen: its fields are of several inputs"]),
