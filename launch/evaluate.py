@@ -218,7 +218,9 @@ def _labels(model: LoadedModel, options, _) -> Found:
                 modality = model.config.streams[stream].modality
                 figures |= {f"{modality}/{asked.name}/{name}": figure for name, figure in found.items()}
     if not figures:
-        raise UserError("--what=labels: no document has one stretch of vectors and one of text; leave it out")
+        raise UserError(
+            "--what=labels: no document has one stretch of vectors that have states, and one of text; leave it out"
+        )
     return Found(figures)
 
 

@@ -15,6 +15,7 @@ from mot.measures import labels
 from mot.measures.labels import Labelled
 from mot.model import params, transformer
 from mot.objectives import losses
+from tests.support import recipes
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,16 @@ def test_units_have_the_digit_that_their_text_names(digits):
     sevens = sum(embedded._digits()[1][d.doc_id] == 7 for d in source.documents)
     assert len(units) == len(said) == 60 - sevens
     assert set(said) <= set("012345689")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage", "has"), [("flamingo", "see", False), ("llava", "align", True), ("bagel", "", True)]
+)
+def test_what_is_seen_by_cross_attention_alone_has_no_states(tmp_path, recipe, stage, has):
+    c = recipes.config(recipe, tmp_path, *[f"stage={stage}"] * bool(stage))
+    vectors = next(name for name, s in c.streams.items() if s.latent)
+    assert labels.has_states(vectors, c) == has
+    assert not labels.has_states("text", c)
 
 
 def test_states_are_the_means_of_a_unit_that_stands_alone(digits):
