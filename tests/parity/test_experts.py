@@ -78,7 +78,8 @@ def test_token_choice_equals_a_published_block(name, how):
     expected = {path.split("/")[4] for path in params.table(c) if path.startswith("blocks/sparse/ffn/text/")}
     assert set(weights) == expected
     groups = [transformer.merge(batch, list(c.streams), c, length(batch))]
-    context = Context(c, groups, [None], join(groups, c.mesh.rules, length(batch)), None, False, None)
+    row = join(groups, c.mesh.rules, length(batch))
+    context = Context(c, groups, [None], row, None, False, None, towers=c.towers_in(c.stacks[-1]))
     (y_RD,), _ = layers.feed_forward([jnp.asarray(padded.reshape(-1, 16))], {"text": weights}, context)
     with torch.no_grad():
         theirs = block(torch.tensor(x_BTD)).numpy()
