@@ -1,6 +1,5 @@
 """One device's losses and gradients on every mesh; what cannot be split is refused before anything is allocated."""
 
-import math
 import socket
 import subprocess
 
@@ -19,7 +18,7 @@ from mot.runs import rundir
 from mot.train import loop, state
 from tests.conftest import ROOT
 from tests.support import commands, examples, vectors
-from tests.support.devices import devices
+from tests.support.devices import same_on_meshes
 from tests.support.training import ENV, TRAIN, rows, smoke
 
 SINGLE = ("data=2", "fsdp=2", "expert=2", "context=2", "tensor=2")
@@ -72,19 +71,8 @@ def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(kind, arch, meshes)
     base = resolve(tree)
     batch = examples.batch(rows=8) if kind == "ids" else vectors.batch(base)
     weights = examples.weights(base)
-    want, want_grads = jax.jit(loss_of(base))(weights, batch)
-    for text in meshes:
-        axes = {axis: int(n) for axis, n in (part.split("=") for part in text.split(","))}
-        tree.mesh.update(dict(data=0, fsdp=1, expert=1, context=1, tensor=1) | axes)
-        c = resolve(tree)
-        with devices(math.prod(axes.values())):
-            mesh = sharding.make_mesh(c)
-        with jax.set_mesh(mesh):
-            places = state.state_shardings(c, mesh).params
-            step = jax.jit(loss_of(c), out_shardings=(None, places))
-            got, grads = step(jax.device_put(weights, places), sharding.to_global(batch, c, mesh))
-        assert float(got) == pytest.approx(float(want), rel=1e-5), text
-        assert examples.leaf_error(jax.device_get(grads), want_grads) < 1e-5, text
+    axes = [{axis: int(n) for axis, n in (part.split("=") for part in text.split(","))} for text in meshes]
+    same_on_meshes(tree, loss_of, batch, weights, axes)
 
 
 # --- every rung, without its memory ----------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ model draws what a sum makes at once, or thinks first.
 from ml_collections import ConfigDict
 
 from configs import archs, base, digits, records, sizes
+from configs.transfusion import FEATURES, PATCHES
 
-PATCHES, FEATURES, PIXELS, LEVELS = 16, 4, 64, 17  # of an embedded digit, drawn in patches and read as grey levels
+PIXELS, LEVELS = 64, 17  # of an embedded digit as it is read: grey levels
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"],
     "cpu": sizes.LAPTOP["demo"] | dict(steps=800, warmup=40, every=200, lr=4e-3),

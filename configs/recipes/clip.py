@@ -14,12 +14,12 @@ found first at step 100 and 91 % at step 200, where size=cpu ends. The gap betwe
 from ml_collections import ConfigDict
 
 from configs import archs, base, records, sizes
+from configs.transfusion import FEATURES, PATCHES
 
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"],
     "cpu": dict(width=96, layers=3, heads=3, head_size=32, ffn=256, rows=16, steps=200, warmup=20, every=50, lr=2e-3),
 }
-PATCHES, FEATURES = 16, 4  # of an embedded digit, of which a number has two
 NUMBERS, TEXT = 8, 12  # of a row; tokens of a number's name with its markers
 ARGUMENTS = {
     "size": base.Argument("cpu", SIZES),

@@ -13,13 +13,9 @@ later tokens read. Both streams of pictures hold the same patches: `data.roles` 
 from ml_collections import ConfigDict
 
 from configs import archs, base, digits, records, sizes
+from configs.recipes.bagel import RUNGS, SIZES
+from configs.transfusion import FEATURES, PATCHES
 
-PATCHES, FEATURES = 16, 4  # of an embedded digit
-SIZES = {
-    "smoke": sizes.LAPTOP["smoke"],
-    "cpu": sizes.LAPTOP["demo"] | dict(steps=800, warmup=40, every=200, lr=4e-3),
-}
-RUNGS = sizes.LAPTOP | sizes.TINY | sizes.TRANSFUSION
 ARGUMENTS = {
     "size": base.Argument("cpu", RUNGS | SIZES),
     "data": base.Argument("embedded", about=f"embedded, or {records.OWN}"),

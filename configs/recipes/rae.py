@@ -16,8 +16,8 @@ from math import sqrt
 from ml_collections import ConfigDict
 
 from configs import archs, base, digits, records, sizes
+from configs.transfusion import FEATURES, PATCHES
 
-PATCHES, FEATURES = 16, 4  # of an embedded digit: without other data its own patches are drawn
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"],
     "cpu": sizes.LAPTOP["demo"] | dict(steps=400, warmup=20, every=100, length=512, lr=4e-3),

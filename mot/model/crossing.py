@@ -118,16 +118,12 @@ def _keys_and_values(params: dict, tokens: Tokens, stream: str, config: Config) 
     x_RD = entries.enter(params["latent"][stream], tokens, config.streams[stream], config, whole=True)
 
     def of_layer(wk_DKH, wv_DKH, scale_D):
-        normed_RD = _norm(x_RD, scale_D, config)
+        normed_RD = entries.norm(x_RD, scale_D, config)
         heads = (ops.linear(normed_RD, experts.flat_in(w_DKH)) for w_DKH in (wk_DKH, wv_DKH))
         return [y_RA.reshape(B, C, -1, config.model.head_size) for y_RA in heads]
 
     each = [of_layer(*w) for w in zip(weights["wk"], weights["wv"], weights["seen_norm"], strict=True)]
     return tuple(jnp.stack(x) for x in zip(*each, strict=True))
-
-
-def _norm(x_RD, scale_D, config: Config) -> jax.Array:
-    return ops.rms_norm(x_RD, scale_D, config.model.norm_eps, config.model.norm_offset)
 
 
 def cross(xs: list[jax.Array], number: jax.Array | int, context: Context) -> list[jax.Array]:
@@ -155,14 +151,14 @@ def _through(xs: list[jax.Array], seen: Seen, place: jax.Array | int, context: C
     done = []
     for i, (x_RD, group) in enumerate(zip(xs, context.groups, strict=True)):
         if kept is not None:
-            h_RD = _norm(x_RD, w["attn_norm"], config)
+            h_RD = entries.norm(x_RD, w["attn_norm"], config)
             q_RA = ops.linear(h_RD, experts.flat_in(w["wq"]))
             q_BCNH = q_RA.reshape(*group.tokens.token.shape, -1, config.model.head_size)
             of_unit = (seen.units[i], kept.unit)
             o_BCNH = entries.within_units(q_BCNH, kept.k[place], kept.v[place], *of_unit, config, sharding.ROWS)
             y_RD = ops.linear(o_BCNH.reshape(len(x_RD), -1), experts.flat_out(w["wo"]))
             x_RD = x_RD + _gated(y_RD, w["attn_gate"])
-        y_RD = experts.gated_ffn(w, _norm(x_RD, w["ffn_norm"], config), config)
+        y_RD = experts.gated_ffn(w, entries.norm(x_RD, w["ffn_norm"], config), config)
         x_RD = x_RD + _gated(y_RD, w["ffn_gate"])
         done.append(sharding.constrain(x_RD, (sharding.ROWS, None), config.mesh.rules))
     return done

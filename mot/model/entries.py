@@ -61,11 +61,12 @@ def _resampler(weights: dict, value_BCP, tokens: Tokens, stream: Stream, config:
         w = {name: x[i] for name, x in weights.items() if name not in ("in", "queries", "out_norm")}
         y_RD = _attend(w, x_RD, vectors_RD, (unit_BC, seen), places, config)
         x_RD = x_RD + y_RD
-        x_RD = x_RD + experts.gated_ffn(w, _norm(x_RD, w["ffn_norm"], config), config)
-    return _norm(x_RD, weights["out_norm"], config).reshape(B, C, -1)
+        x_RD = x_RD + experts.gated_ffn(w, norm(x_RD, w["ffn_norm"], config), config)
+    return norm(x_RD, weights["out_norm"], config).reshape(B, C, -1)
 
 
-def _norm(x_RD, scale_D, config: Config) -> jax.Array:
+def norm(x_RD, scale_D, config: Config) -> jax.Array:
+    """By RMSNorm, as the model norms."""
     return ops.rms_norm(x_RD, scale_D, config.model.norm_eps, config.model.norm_offset)
 
 
@@ -78,7 +79,7 @@ def _attend(w: dict, x_RD, vectors_RD, units: tuple, places: tuple, config: Conf
         y_RA = ops.linear(x_RD, experts.flat_in(w[name]))
         return y_RA.reshape(B, -1, y_RA.shape[1] // m.head_size, m.head_size)
 
-    normed_RD, seen_RD = _norm(x_RD, w["queries_norm"], config), _norm(vectors_RD, w["vectors_norm"], config)
+    normed_RD, seen_RD = norm(x_RD, w["queries_norm"], config), norm(vectors_RD, w["vectors_norm"], config)
     q_BCNH = ops.rope(heads(normed_RD, "wq"), places[0][..., None], m.rope_theta)
     k_BSKH, v_BSKH = (jnp.concatenate([heads(seen_RD, name), heads(normed_RD, name)], axis=1) for name in ("wk", "wv"))
     k_BSKH = ops.rope(k_BSKH, places[1][..., None], m.rope_theta)

@@ -7,16 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import sharding
 from mot.config import ConfigError, resolve
 from mot.data import folding
 from mot.model import entries, flops, params, transformer
 from mot.objectives import losses
 from mot.plan import hlo
-from mot.train import state
 from tests.oracles import reference
 from tests.support import examples, vectors
-from tests.support.devices import devices
+from tests.support.devices import same_on_meshes
 
 ENTRIES = {
     "linear": dict(fold=2),
@@ -82,18 +80,7 @@ def test_every_mesh_gives_one_devices_gradients(entry, arch):
     c.data.batch = 2
     one = resolve(c)
     rows, w = batch(one), vectors.weights(one)
-    want, want_grads = jax.jit(loss_of(one))(w, rows)
-    for axes in (dict(context=2, tensor=2), dict(fsdp=2)):
-        c.mesh.update(dict(data=0, fsdp=1, expert=1, context=1, tensor=1) | axes)
-        split = resolve(c)
-        with devices(math.prod(axes.values())):
-            mesh = sharding.make_mesh(split)
-        with jax.set_mesh(mesh):
-            places = state.state_shardings(split, mesh).params
-            step = jax.jit(loss_of(split), out_shardings=(None, places))
-            got, grads = step(jax.device_put(w, places), sharding.to_global(rows, split, mesh))
-        np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=str(axes))
-        assert examples.leaf_error(jax.device_get(grads), want_grads) < 1e-5, axes
+    same_on_meshes(c, loss_of, rows, w, (dict(context=2, tensor=2), dict(fsdp=2)))
 
 
 @pytest.mark.parametrize("entry", ["mlp", "resampler"])
