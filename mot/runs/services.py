@@ -27,6 +27,7 @@ class About(NamedTuple):
     group: str
     config: Mapping
     folder: Path  # the run's own
+    starts: int  # how often it was opened before
 
 
 class Opened(NamedTuple):
@@ -60,7 +61,7 @@ def open_wandb(about: About) -> Opened:
         x_transaction_log_flush_interval=1.0,
     )
     folder = _own_folder(about, "wandb")
-    has = _in_files(folder / "wandb", about.id)
+    has = _in_files(folder / "wandb", about)
     opened = wandb.init(
         project=os.environ.get("WANDB_PROJECT") or PROJECT,
         id=about.id,
@@ -84,23 +85,26 @@ def open_wandb(about: About) -> Opened:
     return Opened(log, opened.finish, where, has)
 
 
-def _in_files(folder: Path, id: str) -> dict[str, int]:
+def _in_files(folder: Path, about: About) -> dict[str, int]:
     """The newest step of each kind in the files of earlier starts that were offline: a kill costs W&B its last rows.
 
-    Of those that were online W&B has more than lies here, and of those that were sent and removed, too.
+    Of those that were online W&B has more than lies here, and of those that were sent and removed, too. Where the files
+    of all starts are here, a kind of which they hold no row is at -1.
     """
-    starts = sorted(folder.glob(f"*run-*-{id}"), key=lambda start: start.name.removeprefix("offline-"), reverse=True)
+    starts = sorted(folder.glob(f"*run-*-{about.id}"), key=lambda start: start.name.removeprefix("offline-"))
     newest: dict[str, int] = {}
-    for start in starts:
+    for start in reversed(starts):
         if not start.name.startswith("offline-"):
-            break
+            return newest
         with contextlib.suppress(Exception):  # what cannot be read tells nothing
-            for record in reversed(wandb_records(start / f"run-{id}.wandb")):
+            for record in reversed(wandb_records(start / f"run-{about.id}.wandb")):
                 if len(newest) == len(CURVES):
                     return newest
                 row = wandb_row(record)
                 for kind in {kind_of(tag) for tag in row.keys() - {"step"}}:
                     newest.setdefault(kind, int(row["step"]))
+    if 0 < about.starts <= len(starts):
+        return dict.fromkeys(CURVES, -1) | newest
     return newest
 
 

@@ -47,7 +47,7 @@ def catch_up(path: Path, say: Callable[[str], None]) -> None:
     rows = rundir.read_metrics(path)
     lacking = []
     for name in names(config["run"]["trackers"]):
-        _, sent = _remembered(_file(path, name))
+        _, sent, _ = _remembered(_file(path, name))
         if any(row["kind"] != "event" and row["step"] > sent.get(row["kind"], -1) for row in rows):
             lacking.append(Tracker(name, path, config, rows, say))
     for tracker in lacking:
@@ -70,9 +70,10 @@ class Tracker:
         self.say = say
         self.file = _file(path, name)
         self.sources = len(config["data"]["sources"])
-        self.id, self.sent = _remembered(self.file)  # sent: the newest step of each kind that the tracker was given
+        # sent: the newest step of each kind that the tracker was given
+        id, self.sent, starts = _remembered(self.file)
         run = config["run"]
-        self.about = About(self.id, run["name"], as_path(run["root"]).name, without_secrets(config), path)
+        self.about = About(id, run["name"], as_path(run["root"]).name, without_secrets(config), path, starts)
         self.lock = threading.Lock()  # of the two that follow
         self.waiting: deque[tuple[str, int, dict]] = deque()
         self.missed: dict[str, int] = {}  # the newest step of each kind that metrics.jsonl alone holds
@@ -139,6 +140,8 @@ class Tracker:
         self._remember()  # a start after this one goes on with the same run, whatever becomes of this one
         with self._asked():
             tracker = OPENERS[self.name](self.about)
+        self.about = self.about._replace(starts=self.about.starts + 1)
+        self._remember()
         try:
             if not self.failing:
                 self.say(f"{self.name}: {provenance.hidden(tracker.where)}")
@@ -215,20 +218,25 @@ class Tracker:
         """A full disk is told by who writes metrics there; what could not be kept is kept after the next row."""
         with contextlib.suppress(OSError):
             make_folder(self.file.parent)
-            write_atomically(self.file, json.dumps({"id": self.id, "sent": self.sent}))
+            known = {"id": self.about.id, "sent": self.sent, "starts": self.about.starts}
+            write_atomically(self.file, json.dumps(known))
 
 
 def _file(path: Path, name: str) -> Path:
     return path / "trackers" / f"{name}.json"
 
 
-def _remembered(file: Path) -> tuple[str, dict[str, int]]:
-    """The id by which a tracker knows a run, and what it was given; new ones where there is none that can be read."""
+def _remembered(file: Path) -> tuple[str, dict[str, int], int]:
+    """The id by which a tracker knows a run, what it was given, and how often it was opened.
+
+    A new id where there is nothing that can be read. An older file does not tell how often: 0.
+    """
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
-        return str(known["id"]), {kind: int(known["sent"][kind]) for kind in ("train", "eval") if kind in known["sent"]}
+        sent = {kind: int(known["sent"][kind]) for kind in ("train", "eval") if kind in known["sent"]}
+        return str(known["id"]), sent, int(known.get("starts", 0))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return uuid.uuid4().hex[:8], {}
+        return uuid.uuid4().hex[:8], {}, 0
 
 
 def without_secrets(tree: Any) -> Any:

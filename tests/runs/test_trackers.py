@@ -9,7 +9,7 @@ import pytest
 from configs import digits
 from mot.config import ConfigError, resolve
 from mot.errors import UserError
-from mot.runs import rundir, trackers
+from mot.runs import rundir, services, trackers
 from mot.runs.writer import Writer
 from mot.train import ensemble, loop
 from tests.support.trackers import Hanging, installed
@@ -87,6 +87,20 @@ def test_what_a_tracker_lost_is_sent_again(fake, path):
     fake.has = {"train": 6, "eval": 6}
     written(path, range(8, 11), resumed_at=7).close()  # of step 7 the file alone has a row
     assert fake.places() == places(10)
+
+
+@pytest.mark.parametrize(
+    ("starts", "has"),
+    [(0, {}), (1, {"train": -1, "eval": -1}), (2, {})],
+    ids=["never kept", "killed early", "sent and removed"],
+)
+def test_where_a_kill_cost_wandb_all_rows_its_files_say_so(tmp_path, starts, has):
+    """W&B writes rows some seconds after it took them, and its files hold nothing before."""
+    start = tmp_path / "offline-run-20260101_000000-abc"
+    start.mkdir()
+    (start / "run-abc.wandb").write_bytes(b"")
+    about = services.About("abc", "one", "sweep", {}, tmp_path, starts)
+    assert services._in_files(tmp_path, about) == has
 
 
 def test_a_row_that_went_out_as_the_process_was_killed_is_not_sent_again(fake, path):
