@@ -196,7 +196,8 @@ def _conditioning(model: LoadedModel, options, _) -> Found:
 
 
 def _labels(model: LoadedModel, options, _) -> Found:
-    """Of units whose document says what they show: a digit of the embedded data, elsewhere all of its text."""
+    """Of units whose document says what they show: a digit of the embedded data, elsewhere all of its text; and of
+    units without a text from several sources, which of them they are from."""
     is_embedded = "embedded" in model.config.data.sources.values()
 
     def label(words) -> str:
@@ -204,22 +205,26 @@ def _labels(model: LoadedModel, options, _) -> Found:
         digit = embedded.named(said) if is_embedded else None
         return ("" if digit is None else str(digit)) if is_embedded else said
 
-    figures: dict[str, Figure] = {}
     shares = model.config.data.shares
-    for learnt, asked in zip(model.training.all, model.held_out.all, strict=True):
-        if not shares.get(asked.name):
-            continue
-        with phase(f"{asked.name}: what a probe tells of states; their program is compiled the first time"):
-            sides = [labels.labelled(side, model.config, model.format, label) for side in (learnt, asked)]
-            for stream in sides[0].keys() & sides[1].keys():
+    both = [[source for source in side.all if shares.get(source.name)] for side in (model.training, model.held_out)]
+    of_sources = {
+        learnt.name: [labels.labelled(side, model.config, model.format, label) for side in (learnt, asked)]
+        for learnt, asked in zip(*both, strict=True)
+    }
+    of_sources["source"] = [labels.by_source(side, model.config, model.format) for side in both]
+    figures: dict[str, Figure] = {}
+    for name, sides in of_sources.items():
+        for stream in sides[0].keys() & sides[1].keys():
+            with phase(f"{name}: what a probe tells of states; their program is compiled the first time"):
                 found = labels.probed(
                     model.sampler.params, model.config, model.format, stream, *(side[stream] for side in sides)
                 )
-                modality = model.config.streams[stream].modality
-                figures |= {f"{modality}/{asked.name}/{name}": figure for name, figure in found.items()}
+            modality = model.config.streams[stream].modality
+            figures |= {f"{modality}/{name}/{key}": figure for key, figure in found.items()}
     if not figures:
         raise UserError(
-            "--what=labels: no document has one stretch of vectors that have states, and one of text; leave it out"
+            "--what=labels: no document has one unit that has states and one stretch of text, and no two sources have "
+            "documents of a unit alone; leave it out"
         )
     return Found(figures)
 

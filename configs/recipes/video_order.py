@@ -15,8 +15,11 @@ mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.
 mot train --config=configs/recipes/video_order.py:data=data/order/ordered
 mot train --config=configs/recipes/video_order.py:data=data/order/reversed
 mot train --config=configs/recipes/video_order.py:data=data/order/shuffled
+mot train --config=configs/recipes/video_order.py:data=data/order/ordered+data/order/reversed+data/order/shuffled
+mot evaluate runs/order-mixed-cpu --what=labels
 
-The held-out figure is `loss/video` of each run, in nats a token.
+The held-out figure is `loss/video` of each run, in nats a token. Of the last run, which sees all three, a linear probe
+tells from a film's states which order it is in (chance 1/3).
 """
 
 from pathlib import Path
@@ -41,7 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(SIZES, arg["size"])
     c = records.build(arg["data"], arg["arch"], arg["size"], size, str(size["length"]))
-    c.run.name = f"order-{Path(arg['data']).name}-{arg['size']}"
+    name = "mixed" if "+" in arg["data"] else Path(arg["data"]).name
+    c.run.name = f"order-{name}-{arg['size']}"
     quarter = c.model.head_size // 8
     c.model.rope_sections = (2 * quarter, quarter, quarter)  # of H / 2 pairs: time, row, column
     return c.lock()

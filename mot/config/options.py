@@ -35,7 +35,7 @@ EVALUATIONS = {  # of `mot evaluate --what`, and what each tells
     "ranking": "which of an --answers file's candidates is likeliest",
     "retrieval": "which caption belongs to an image, and which image to a caption; of text, which half to which",
     "conditioning": "what its own prompt is worth to a unit, beside another document's",
-    "labels": "what a linear probe tells of vectors from their states",
+    "labels": "what a linear probe tells of units from their states",
     "judged": "how many digits are drawn, and read, as a classifier reads them",
     "distances": "how far what is drawn lies from what is held out, by --features",
 }

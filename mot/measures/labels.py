@@ -1,7 +1,7 @@
-"""How well a linear probe tells what a unit of vectors shows from the states that a model has of it (1610.01644).
+"""How well a linear probe tells what a unit shows from the states that a model has of it (1610.01644).
 
 A unit stands alone after <bos>, whole and clean; the mean of its last states is what is probed. Its label is what the
-text of its document says.
+text of its document says, or of documents without text the source that it is from.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from mot.data.mixture import Source
 from mot.errors import UserError
 from mot.measures.figures import Figure, share
 from mot.measures.likelihood import batched
-from mot.measures.retrieval import pairs
+from mot.measures.retrieval import pairs, singles
 from mot.model import params as parameters
 from mot.model import transformer
 
@@ -36,8 +36,7 @@ class Labelled(NamedTuple):
 
 
 def labelled(source: Source, config: Config, format: Format, label: Callable[[Stretch], str]) -> dict[str, Labelled]:
-    """The units of a source by stream of vectors: of documents with one stretch of it and one of text that has a label,
-    which is "" where it has none."""
+    """The units of a source by stream: of documents with one stretch of it and one of text, whose label is not ""."""
     found: dict[str, tuple[list, list]] = {}
     for number, pair in enumerate(pairs(source, config, format)):
         if number == MOST:
@@ -50,21 +49,38 @@ def labelled(source: Source, config: Config, format: Format, label: Callable[[St
     return {name: Labelled(units, np.array(labels)) for name, (units, labels) in found.items()}
 
 
+def by_source(sources: Iterable[Source], config: Config, format: Format) -> dict[str, Labelled]:
+    """The units of several sources by stream, of documents that hold one unit and nothing else: their label is the
+    name of their source. Streams of one source alone are left out."""
+    found: dict[str, tuple[list, list]] = {}
+    for source in sources:
+        for number, unit in enumerate(singles(source, config, format)):
+            if number == MOST:
+                break
+            if has_states(unit.stream, config):
+                units, labels = found.setdefault(unit.stream, ([], []))
+                units.append(unit)
+                labels.append(source.name)
+    return {name: Labelled(units, np.array(labels)) for name, (units, labels) in found.items() if len(set(labels)) > 1}
+
+
 def has_states(stream: str, config: Config) -> bool:
-    """Has each vector of a stream a last state? What is seen by cross-attention alone, folded or resampled has none."""
+    """Has each token of a unit a last state? What is seen by cross-attention alone, folded or resampled has none."""
     s = config.streams[stream]
-    return bool(s.latent) and stream not in config.crossed and s.entry.fold == 1 and s.entry.kind != "resampler"
+    own = stream not in config.crossed and s.entry.fold == 1 and s.entry.kind != "resampler"
+    return own and s.modality != "text"
 
 
 def probed(params: dict, config: Config, format: Format, stream: str, learnt: Labelled, asked: Labelled) -> dict:
     """How often a probe that learns from some units is right about others: of the model's states, of those of the same
-    model with its initial parameters, and of the vectors themselves where all units are as long."""
+    model with its initial parameters, and of vectors themselves where all units are as long."""
     untrained = jax.jit(lambda: parameters.init(parameters.table(config), config.model.seed))()
     found = {}
     for name, weights in (("trained", params), ("untrained", untrained)):
         states = make_states(weights, config, format)
         found[name] = _right(*(states(x.units, stream) for x in (learnt, asked)), learnt.labels, asked.labels)
-    if len({len(unit.data) for x in (learnt, asked) for unit in x.units}) == 1:
+    lengths = {len(unit.data) for x in (learnt, asked) for unit in x.units}
+    if config.streams[stream].latent and len(lengths) == 1:
         flat = [np.stack([unit.data.ravel() for unit in x.units]) for x in (learnt, asked)]
         found["input"] = _right(*flat, learnt.labels, asked.labels)
     return found
@@ -101,17 +117,10 @@ def make_states(params: dict, config: Config, format: Format) -> Callable[[Itera
 
 def _means(params: dict, batch: Batch, count: int, stream: str, config: Config) -> jax.Array:
     """`[n, D]`: of each document that a batch holds, by its number; 0 of others."""
-    s = config.streams[stream]
-    # A model that predicts states gives its own; so is any other asked.
-    seen = dataclasses.replace(s, objective="latent", prediction=dataclasses.replace(s.prediction, **OWN))
-    config = dataclasses.replace(config, streams=config.streams | {stream: seen})
-    h_BCD = transformer.forward(params, batch, config).latents[stream]
+    h_BCD = transformer.forward(params, batch, config, asked=(stream,)).states[stream]
     real_BC = batch[stream].segment != 0
     place_R = jnp.where(real_BC, batch[stream].doc_id, count).reshape(-1)
     h_RD = jnp.where(real_BC[..., None], h_BCD, 0).reshape(len(place_R), -1)
     total = jnp.zeros((count + 1, h_RD.shape[1])).at[place_R].add(h_RD)
     number = jnp.zeros((count + 1, 1)).at[place_R].add(1.0)
     return (total / jnp.maximum(number, 1))[:count]
-
-
-OWN = dict(targets="own", sigreg=0.5)  # a prediction that needs no average

@@ -4,6 +4,7 @@ By conditional log-likelihood; by embeddings where the model was trained to cont
 and of text alone, where the halves of a passage belong together.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -51,16 +52,26 @@ FIRST, SECOND = "first", "second"  # half of a passage
 
 def pairs(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[dict[str, Stretch]]:
     """The documents of a source, in a drawn order, that have one stretch of each of two modalities and fit a row."""
-    for i in np.random.default_rng(seed).permutation(source.count):
-        if np.count_nonzero(source.lengths(i)) != 2 or too_long(source.lengths(i), config):
-            continue
-        try:
-            found = layout.stretches(source.read(i), config, format)
-        except ValueError:  # it is damaged
-            continue
+    for found in _of_two_streams(source, config, format, seed):
         if len(found) == 2 and found[0].stream != found[1].stream:
             by_stream = {stretch.stream: stretch for stretch in found}
             yield {stream: by_stream[stream] for stream in config.streams if stream in by_stream}
+
+
+def singles(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[Stretch]:
+    """The units of a source, in a drawn order, that are all of their document but text's markers, and fit a row."""
+    for found in _of_two_streams(source, config, format, seed):
+        if len(found) == 1:
+            yield found[0]
+
+
+def _of_two_streams(source: Source, config: Config, format: Format, seed: int) -> Iterator[list[Stretch]]:
+    """The stretches of each document that has tokens of two streams, in a drawn order."""
+    for i in np.random.default_rng(seed).permutation(source.count):
+        if np.count_nonzero(source.lengths(i)) != 2 or too_long(source.lengths(i), config):
+            continue
+        with contextlib.suppress(ValueError):  # it is damaged
+            yield layout.stretches(source.read(i), config, format)
 
 
 def parts(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[dict[str, Part]]:

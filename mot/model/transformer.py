@@ -6,7 +6,7 @@ enters by the norms travels apart from one that has none: its tokens alone are m
 layers that are alike are a stack of their own, and a tower serves several groups where these share it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class Output(NamedTuple):
     routing: dict[str, Report]  # by `component/tower` with experts, as `params.report` calls it; each field with a
     # leading axis of the layers of its stack
     cache: Cache | None  # with these tokens in it, not yet kept
-    states: dict[str, jax.Array]  # normed last states [B, C, D] of the streams that are contrasted
+    states: dict[str, jax.Array]  # normed last states [B, C, D] of streams that are contrasted or asked for
 
 
 def alike(config: Config, present: Sequence[str] | None = None) -> list[tuple[str, ...]]:
@@ -69,25 +69,27 @@ def forward(
     causal: bool = False,
     cache: Cache | None = None,
     dropped: jax.Array | None = None,
+    asked: Collection[str] = (),
 ) -> Output:
     """The model's last hidden states, what it predicts of vectors, and what its routers did.
 
     `key` is of the routers' jitter, `causal` as in `router.route`. With a cache the batch may lack streams, and its
     tokens see those of the cache too. `dropped` is the key of `model.dropout`, without which nothing is dropped: with
-    another key the same documents lose other parts, as SimCSE wants (2104.08821).
+    another key the same documents lose other parts, as SimCSE wants (2104.08821). Of the streams `asked` for the last
+    states are told.
     """
     xs, context = enter(params, batch, config, key, causal, cache, dropped)
     block = partial(layers.block, context=context)
     xs, routing, kv = stack(block, params["blocks"], xs, config, cache is not None)
     hidden, latents, states = [], {}, {}
-    contrasted = config.objective.contrastive.pools
+    asked = {*config.objective.contrastive.pools, *asked}
     for x_RD, group in zip(xs, context.groups, strict=True):
         scale_D = params["final_norm"][config.last_norms[group.streams[0]]]["scale"]
         h_RD = ops.rms_norm(x_RD, scale_D, config.model.norm_eps, config.model.norm_offset)
         of_ids, of_vectors = embed.unembed(params, h_RD, group, config)
         hidden += of_ids
         latents |= of_vectors
-        states |= embed.states(h_RD, group, contrasted, config)
+        states |= embed.states(h_RD, group, asked, config)
     return Output(hidden, latents, routing, None if context.cache is None else context.cache.replace(kv=kv), states)
 
 

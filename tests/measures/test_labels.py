@@ -53,6 +53,18 @@ def test_what_is_seen_by_cross_attention_alone_has_no_states(tmp_path, recipe, s
     assert not labels.has_states("text", c)
 
 
+def test_units_alone_have_the_name_of_their_source(digits):
+    c, format, source = digits
+    units = [Stretch("image", d.values[1]) for d in source.documents[:3]]
+    words = layout.document([Stretch("text", np.arange(3))], c, format)
+    alone = [*(layout.document([unit], c, format) for unit in units), words]
+    sources = [InMemory(name, i, alone[i : i + 3], np.array([1, 16])) for i, name in enumerate("ab")]
+    units, said = labels.by_source([*sources, source], c, format)["image"]
+    assert said.tolist() == ["a"] * 3 + ["b"] * 2, "what has words is not alone, and words are no unit"
+    assert len(units) == 5
+    assert not labels.by_source(sources[:1], c, format), "one source alone tells nothing"
+
+
 def test_states_are_the_means_of_a_unit_that_stands_alone(digits):
     c, format, source = digits
     weights = jax.jit(lambda: params.init(params.table(c), 1))()
