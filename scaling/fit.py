@@ -31,6 +31,7 @@ from .runs import TrainedRun
 PARAMETERS = ("active", "total", "blocks")
 TOGETHER = 0.999  # the squared correlation of size and tokens from which on they cannot be told apart
 ALIKE = 0.02  # sizes that differ by less are one
+NO_DIFFERENCE = 1e-9  # of the least loss: a term that falls by less over all points is rounding
 LEAST_PLACES = 3  # sizes, and lengths, that tell an exponent: E + A N^-alpha has three numbers
 
 
@@ -178,7 +179,7 @@ def fitted(given: Measured, resamples: int = bootstrap.RESAMPLES) -> Fit:
     if why := unfit(points, form):
         return Fit(given, form, None, why)
     law = laws.fit(points, form)
-    if why := untold(law, form):
+    if why := untold(law, form, points):
         return Fit(given, form, None, why)
     if unsure := bootstrap.lacking(given.cell):
         return Fit(given, form, law, "", unsure=unsure)
@@ -236,11 +237,13 @@ def alike(values: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def untold(law: Law, form: Form) -> str:
-    """Why a law that was fitted is none: a term is not there, or its exponent ran to a bound."""
-    terms = [("parameters", law.A, law.alpha)] + ([("tokens", law.B, law.beta)] if form != laws.SIZE else [])
-    for what, size, exponent in terms:
-        if size <= 0:
+def untold(law: Law, form: Form, points: Points) -> str:
+    """Why a law that was fitted is none: a term makes no difference, or its exponent ran to a bound."""
+    terms = [("parameters", points.n, law.A, law.alpha)]
+    if form != laws.SIZE:
+        terms.append(("tokens", points.d, law.B, law.beta))
+    for what, of_P, size, exponent in terms:
+        if size * np.ptp(of_P**-exponent) < NO_DIFFERENCE * points.loss.min():
             return f"the losses do not fall with {what}"
         if not laws.LEAST * 1.01 < exponent < laws.MOST / 1.01:
             return f"the losses do not tell the exponent of {what}: {exponent:.3g} is a bound of the fit"

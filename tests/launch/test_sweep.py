@@ -329,7 +329,15 @@ def test_rows_are_retried_once_and_then_named(tmp_path):
 
 def test_every_row_is_shown_until_it_has_ended(tmp_path):
     seen = []
-    sweeping.sweep(tmp_path, ["a", "slow"], show=lambda known: seen.append({k: s.name for k, s in known.items()}))
+    held = tmp_path / sweeping.HELD
+    held.touch()  # the slow row, until the other was seen to end before it
+
+    def show(known):
+        seen.append({name: state.name for name, state in known.items()})
+        if seen[-1] == {"a": "done", "slow": "running"}:
+            held.unlink(missing_ok=True)
+
+    sweeping.sweep(tmp_path, ["a", "slow"], show=show)
     assert seen[0] == {"a": "waiting", "slow": "waiting"}
     assert {"a": "done", "slow": "running"} in seen
     assert seen[-1] == {"a": "done", "slow": "done"}

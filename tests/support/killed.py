@@ -45,7 +45,7 @@ def arguments(root: Path, steps: int = STEPS) -> list[str]:
 
 def start(root: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", RUN, *arguments(root)]
-    env = ENV | {"JAX_NUM_CPU_DEVICES": str(len(jax.local_devices()))}
+    env = ENV | os.environ | {"JAX_NUM_CPU_DEVICES": str(len(jax.local_devices()))}  # a bucket's address came later
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

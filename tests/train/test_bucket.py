@@ -28,12 +28,11 @@ def in_bucket(bucket, tmp_path_factory):
     root = files.as_path(f"{bucket}/{tmp_path_factory.mktemp('root').name}")
     path = root / killed.NAME
     process = killed.start(root)
-    for _ in range(600):
-        if files.numbered(path / "checkpoints", holding=manifest.MANIFEST):
-            break
+    while process.poll() is None and not files.numbered(path / "checkpoints", holding=manifest.MANIFEST):
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    said = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, said
     assert not (path / "checkpoints" / str(killed.STEPS)).is_dir()
     killed.finish(root)
     return path
