@@ -1,12 +1,15 @@
 """Features of pictures, made by a fixed encoder without weights from elsewhere, for `configs/recipes/rae.py`.
 
 python -m bench.features PICTURES.npz FEATURES.npz   of `images` uint8 [n, H, W]; adds `features` and a `name` of each
+mot evaluate RUN --what distances --features bench/features.py:pooled   in the folder with encoder.npz
 
 The encoder is PCA, whitened, of what surrounds each patch: WINDOW x WINDOW pixels around PATCH x PATCH of them. It
-keeps the WIDTH directions of greatest variance: features say less of a patch's noise and more of its surroundings.
+keeps the WIDTH directions of greatest variance: features say less of a patch's noise and more of its surroundings. It
+is kept beside its features, in encoder.npz, so that what a run drew as pixels is compared in the same space.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +26,26 @@ def windows(images: np.ndarray) -> np.ndarray:
     return every[:, ::PATCH, ::PATCH].reshape(len(images), -1, WINDOW * WINDOW)
 
 
-def features(images: np.ndarray) -> np.ndarray:
-    """float32 `[n, tokens, WIDTH]` of pictures `[n, H, W]`: of mean 0 and variance 1 over those it is learnt of."""
+def learnt(images: np.ndarray) -> dict[str, np.ndarray]:
+    """The encoder of pictures `[n, H, W]`: features have mean 0 and variance 1 over those that it is learnt of."""
     x = windows(images[:LEARNT_OF]).reshape(-1, WINDOW * WINDOW)
     mean = x.mean(0)
     values, vectors = np.linalg.eigh(np.cov(x - mean, rowvar=False))
-    directions = vectors[:, -WIDTH:] / np.sqrt(values[-WIDTH:])
-    return ((windows(images) - mean) @ directions).astype(np.float32)
+    return {"mean": mean, "directions": vectors[:, -WIDTH:] / np.sqrt(values[-WIDTH:])}
+
+
+def features(images: np.ndarray, encoder: Mapping[str, np.ndarray]) -> np.ndarray:
+    """float32 `[n, tokens, WIDTH]` of pictures `[n, H, W]`."""
+    return ((windows(images) - encoder["mean"]) @ encoder["directions"]).astype(np.float32)
+
+
+def pooled(media: list[np.ndarray]) -> np.ndarray:
+    """`[n, WIDTH]`: the mean over a picture's tokens of its features, of pictures `[H, W]` or of features as drawn."""
+    x = np.stack(media)
+    if x.shape[-1] != WIDTH:
+        with np.load("encoder.npz", allow_pickle=False) as encoder:
+            x = features(x.reshape(len(x), *x.shape[1:3]), encoder)
+    return x.mean(1)
 
 
 def main() -> None:
@@ -41,7 +57,9 @@ def main() -> None:
         arrays["name"] = given["label_names"][given["labels"]]
     file = Path(sys.argv[2])
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, **arrays, features=features(given["images"]))
+    encoder = learnt(given["images"])
+    np.savez(file, **arrays, features=features(given["images"], encoder))
+    np.savez(file.with_name("encoder.npz"), **encoder)
 
 
 if __name__ == "__main__":

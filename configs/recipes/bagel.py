@@ -1,8 +1,8 @@
 """BAGEL in small (2505.14683): one picture in two forms, drawn as latents and read as patches, and a thought before it.
 
-mot train --config=configs/recipes/bagel.py                        embedded digits: captioned, to be read, and sums
-mot train --config=configs/recipes/bagel.py:size=smoke
-mot train --config=configs/recipes/bagel.py:data=data/mine,size=demo   prepared with --also image=vectors
+mot train --config=configs/recipes/bagel.py:size=cpu     embedded digits: captioned, to be read, and sums
+
+Pictures of your own (`data=data/mine,size=demo`) are prepared with `--also image=vectors`.
 
 A picture that is drawn stands in its row three times: as noised latents, which learn and which nobody else sees; as
 clean latents; as what later words understand it by. A picture that is only read stands there once, as the last of

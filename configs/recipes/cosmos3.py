@@ -1,8 +1,8 @@
 """Cosmos 3 in small: one tower reads, the other generates pictures, sound and actions by flow, in one attention.
 
-mot train --config=configs/recipes/cosmos3.py                        embedded digits: to be read, and to be drawn
-mot train --config=configs/recipes/cosmos3.py:size=smoke
-mot train --config=configs/recipes/cosmos3.py:data=data/mine,size=demo   prepared with --vectors=image --vectors=audio
+mot train --config=configs/recipes/cosmos3.py:size=cpu     embedded digits: to be read, and to be drawn
+
+Media of your own (`data=data/mine,size=demo`) are prepared with `--vectors=image --vectors=audio`.
 
 A picture that nothing comes before is an input: it goes through the stream `seen`, which shares text's parameters.
 Pictures that follow something are generated, and so are sounds and actions: their streams share a tower of their own (a

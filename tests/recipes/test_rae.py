@@ -17,7 +17,12 @@ from tests.support import datasets, recipes
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rae")
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8)).astype(np.uint8)
-    np.savez(folder / "in.npz", images=images, name=np.array(["one", "two"] * 20), features=features.features(images))
+    np.savez(
+        folder / "in.npz",
+        images=images,
+        name=np.array(["one", "two"] * 20),
+        features=features.features(images, features.learnt(images)),
+    )
     recipe = dataclasses.replace(
         datasets.SMALL,
         inputs=(str(folder / "in.npz"),),
@@ -32,7 +37,8 @@ def dataset(tmp_path_factory):
 
 
 def test_features_are_white():
-    x = features.features(np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8))
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8)).astype(np.uint8)
+    x = features.features(images, features.learnt(images))
     assert x.shape == (50, 4, features.WIDTH)
     np.testing.assert_allclose(np.cov(x.reshape(-1, features.WIDTH), rowvar=False), np.eye(features.WIDTH), atol=1e-3)
 

@@ -1,6 +1,7 @@
 """Recipes as a user trains them: two steps in the tests' own process, or as a command; and the data that they need."""
 
 import dataclasses
+import re
 import shlex
 from pathlib import Path
 
@@ -60,10 +61,19 @@ def checked(run: Path) -> Path:
 
 
 def of_docstring(name: str) -> list[list[str]]:
-    """The commands of a recipe's docstring, in words, files of ../shared/data where they lie."""
-    text = load.run(load.SHIPPED / "recipes" / f"{name}.py", name)["__doc__"].replace("\\\n", " ")
-    lines = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("mot ")]
-    return [[str(SHARED / word) if (SHARED / word).is_file() else word for word in line] for line in lines]
+    """The commands of a recipe's docstring, in words, files of ../shared/data where they lie.
+
+    What a command is for stands three blanks or more after it.
+    """
+    text = load.run(load.SHIPPED / "recipes" / f"{name}.py", name)["__doc__"]
+    lines = re.sub(r" *\\\n *", " ", text).splitlines()
+    words = [shlex.split(line.split("   ")[0]) for line in lines if line.startswith(("mot ", "python "))]
+    return [[_found(word) for word in line] for line in words]
+
+
+def _found(word: str) -> str:
+    file = SHARED / word.removeprefix("../shared/data/")
+    return str(file) if file.is_file() else word
 
 
 def prepared(out: Path, *inputs: Path, **options) -> str:

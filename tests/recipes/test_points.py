@@ -1,0 +1,90 @@
+"""What each recipe shows at size=cpu: the commands of its docstring, as they stand there, and what came of them.
+
+They take about an hour together. A recipe's own test has what needs no training.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DATA, ROOT
+from tests.support import commands, recipes
+from tests.support.devices import devices
+from tests.support.training import rows
+
+
+def last(name: str) -> dict:
+    """The last held-out losses of a run."""
+    return rows(Path("runs") / name, "eval")[-1]
+
+
+def figures(name: str, kind: str) -> dict[str, dict]:
+    """What `mot evaluate --what KIND` found of a run."""
+    (file,) = (Path("runs") / name / "evaluations").glob(f"*/{kind}.json")
+    return json.loads(file.read_text(encoding="utf-8"))["figures"]
+
+
+def asynchronous():
+    before, after = last("asynchronous-base-cpu"), last("asynchronous-added-cpu")
+    first = rows(Path("runs/asynchronous-added-cpu"), "eval")[0]
+    assert after["loss/text/manual"] == before["loss/text/manual"]
+    assert after["loss/image"] < 0.5 * first["loss/image"]
+
+
+def clip():
+    """Of a hundred; the bar is 60 %."""
+    for way in ("text/image", "image/text"):
+        assert figures("clip-cpu", "retrieval")[f"{way}/numbers/recall_1"]["low"] > 0.6
+
+
+def siglip():
+    for way in ("text/image", "image/text"):
+        assert figures("siglip-cpu", "retrieval")[f"{way}/numbers/recall_1"]["low"] > 0.6
+
+
+def flamingo():
+    """Of ten captions."""
+    assert figures("flamingo-see-cpu", "retrieval")["image/text/read/recall_1"]["low"] > 0.3
+
+
+def llava():
+    assert figures("llava-all-cpu", "retrieval")["image/text/read/recall_1"]["low"] > 0.3
+
+
+def lmfusion():
+    """Frozen, the text's loss stays to the bit; the pictures' falls, and captions are best read where text learns."""
+    text, frozen, slow = (last(f"lmfusion-{name}-cpu") for name in ("text", "fusion", "slow"))
+    assert frozen["loss/text/manual"] == text["loss/text/manual"]
+    assert frozen["loss/image"] < 0.5 * text["loss/image"]
+    assert slow["loss/text/read"] < 0.5 * frozen["loss/text/read"]
+
+
+def whisper():
+    assert figures("whisper-cpu", "retrieval")["latents/text/spoken/recall_1"]["low"] > 0.8
+
+
+POINTS: dict[str, Callable[[], None]] = {
+    point.__name__: point for point in (asynchronous, clip, flamingo, llava, lmfusion, siglip, whisper)
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POINTS)
+def test_it_shows_its_point(name, tmp_path, monkeypatch, optimised):
+    if not recipes.SHARED.is_dir() and any(
+        "../shared/data" in word for line in recipes.of_docstring(name) for word in line
+    ):
+        pytest.skip(f"needs {DATA}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for program, *words in recipes.of_docstring(name):
+        if program == "mot":
+            with devices(1):
+                commands.succeeds(*words)
+        else:
+            subprocess.run([sys.executable, *words], check=True)
+    POINTS[name]()
