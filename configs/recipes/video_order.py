@@ -30,7 +30,7 @@ from configs import archs, base, records, sizes
 
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"] | dict(length=512),
-    "cpu": dict(width=64, layers=2, heads=2, head_size=32, ffn=176, rows=8, steps=300, warmup=30, every=100, lr=4e-3)
+    "cpu": dict(width=64, layers=2, heads=2, head_size=32, ffn=176, rows=8, steps=1500, warmup=50, every=300, lr=4e-3)
     | dict(length=560),
 }
 ARGUMENTS = {
