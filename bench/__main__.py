@@ -43,13 +43,14 @@ V = 4096
 ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round begins
 
 
-def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256, latent=0):
+def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256, latent=0, scan=False):
     c = base.get_config()
     half = dict(budget=T // 2, max_tokens=T // 2)
     vectors = dict(latent=latent, objective="flow")
     kinds = dict(ids=V // 2), vectors if latent else dict(first_id=V // 2, ids=V // 2)
     c.streams = {name: base.stream(name, D, F, **half, **kind) for name, kind in zip(STREAMS, kinds, strict=True)}
     c.model.update(layers=layers, heads=HEADS, kv_heads=HEADS, head_size=D // HEADS, dtype=dtype, attention=how)
+    c.model.scan = scan
     archs.choose(c, arch)
     c.objective.chunk = chunk
     c.data.update(batch=B, sources=dict(random="embedded"), shares=dict(random=1))
@@ -217,7 +218,11 @@ def expert_layers(experts, active, width):
     """A step's program over two layers with experts of that width: MiB of temporaries, seconds to compile."""
     c = configuration("dense", layers=2)
     chosen = Experts(**base.moe(experts, active=active, width=width))
-    c = dataclasses.replace(c, ffn={STREAMS[0]: chosen})
+    return compiling(dataclasses.replace(c, ffn={STREAMS[0]: chosen}))
+
+
+def compiling(c):
+    """A step's program: MiB of temporaries, seconds to compile."""
     shapes = jax.eval_shape(lambda: init_state(c))
     host = batch(4)
     lowered = jax.jit(make_step(c, 1), donate_argnums=0).lower(shapes, host)
@@ -305,6 +310,17 @@ def main():
         ids = stepper(configuration(arch), several)
         add(f"{arch} step with flow images / with ids", f"{ratio(in_turn(flow, ids)):.3f}", "at most 1.05")
         del flow, ids
+
+    for scan in (False, True):
+        ends, middle, mot = (stepper(configuration(x, scan=scan), several) for x in ("mot_ends", "mot_middle", "mot"))
+        seconds = in_turn(ends, middle, mot)
+        how = "one scan a stretch of layers" if scan else "unrolled"
+        told = f"{ratio(seconds, 0, 2):.3f}, {ratio(seconds, 1, 2):.3f}"
+        add(f"mot_ends and mot_middle step / mot step, {how}", told, "at most 1.03")
+        del ends, middle, mot
+    for arch in ("mot", "mot_ends"):
+        few, many = (compiling(configuration(arch, layers=n, scan=True))[1] for n in (6, 24))
+        add(f"seconds to compile {arch} of 24 layers / of 6, scan", f"{many / few:.2f}", "about 1")
 
     dense, alone = (stepper(configuration("dense"), one, mesh=x) for x in (mesh, one_device))
     eager = torch_stepper(half=False)

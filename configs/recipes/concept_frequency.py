@@ -1,14 +1,15 @@
 """Concept frequency (2404.04125): what is known of a concept grows with the logarithm of how often it was seen.
 
-python -c "from configs.recipes import concept_frequency as c; c.plant('data/concepts')"         n1.jsonl, n2.jsonl, ...
-mot data prepare data/concepts/n1.jsonl --content text:text --text-ids 400 --held-out 0.25 --out data/concepts/n1
-mot data prepare data/concepts/n2.jsonl --content text:text --like data/concepts/n1 --held-out 0.25 \\
-    --out data/concepts/n2
+python -c "from configs.recipes import concept_frequency as c; c.plant('data/concepts')"     all.jsonl, n1.jsonl, ...
+mot data prepare data/concepts/all.jsonl --content text:text --text-ids 400 --out data/concepts/all
+mot data prepare data/concepts/n1.jsonl --content text:text --like data/concepts/all --held-out 0.25 \\
+    --out data/concepts/n1
 mot train --config=configs/recipes/concept_frequency.py:data=data/concepts,size=cpu
 
-The third command once for each of n2 to n64. A concept is an invented name with three properties that nothing else
-tells. Captions of a file name concepts which are seen as often as it says: its share of the mixture. The held-out loss
-of each source is then that of concepts seen 1, 2, 4, ... times as often. `planted=no` gives all concepts one share.
+The third command once for each of n1 to n64: all have the ids of one tokenizer. A concept is an invented name with
+three properties that nothing else tells. Captions of a file name concepts which are seen as often as it says: its share
+of the mixture. The held-out loss of each source is then that of concepts seen 1, 2, 4, ... times as often. `planted=no`
+gives all concepts one share.
 """
 
 import json
@@ -27,7 +28,7 @@ PROPERTIES = (  # words of each
 )
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"] | dict(rows=4),
-    "cpu": sizes.LAPTOP["smoke"] | dict(width=64, heads=4, ffn=176, rows=4, steps=300, warmup=20, every=100, lr=3e-3),
+    "cpu": sizes.LAPTOP["smoke"] | dict(width=64, heads=4, ffn=176, rows=4, steps=100, warmup=20, every=50, lr=3e-3),
 }
 ARGUMENTS = {
     "size": base.Argument("cpu", SIZES),
@@ -67,8 +68,10 @@ def captions() -> dict[int, list[str]]:
 
 
 def plant(folder: str) -> None:
-    """Writes the captions of each count, to be prepared."""
+    """Writes the captions of each count, and all of them, of which the tokenizer is learnt; to be prepared."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for count, lines in captions().items():
-        rows = [json.dumps({"id": f"n{count}-{i}", "text": line}) for i, line in enumerate(lines)]
-        (Path(folder) / f"n{count}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    files = {f"n{count}": lines for count, lines in captions().items()}
+    files["all"] = [line for lines in files.values() for line in lines]
+    for name, lines in files.items():
+        rows = [json.dumps({"id": f"{name}-{i}", "text": line}) for i, line in enumerate(lines)]
+        (Path(folder) / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -22,9 +22,9 @@ from configs import base, records, sizes
 
 WALLS = {"on": "the flow of actions does not train the backbone (2505.23705)", "off": "it does, as in pi0 (2410.24164)"}
 SIZES = {
-    "smoke": sizes.LAPTOP["smoke"],
+    "smoke": sizes.LAPTOP["smoke"] | dict(length=256),
     "cpu": sizes.LAPTOP["demo"]
-    | dict(width=64, layers=3, heads=4, head_size=16, ffn=176, rows=8, steps=400, every=100, lr=2e-3),
+    | dict(width=64, layers=3, heads=4, head_size=16, ffn=176, rows=4, steps=800, every=200, lr=2e-3, length=512),
 }
 ARGUMENTS = {
     "data": base.Argument("data", about=records.OWN),
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     size = sizes.choose(SIZES, arg["size"])
     # pi0's times, mostly noise, and pi0.5's way of telling the expert of them: by its norms.
     flow = dict(objective="flow", diffusion=dict(time="norm", time_distribution="beta", drop_rate=0.1))
-    c = records.build(arg["data"], "loo_action", arg["size"], size, "256", flow).unlock()
+    c = records.build(arg["data"], "loo_action", arg["size"], size, str(size["length"]), flow).unlock()
     expert = c.streams.action
     expert.update(width=size["width"] // 2, ffn=size["ffn"] // 2)
     for name in [name for name in c.streams if c.streams[name].latent and name != "action"]:

@@ -5,8 +5,8 @@ mot data prepare digits.npz --content 'text:name|image:images|latents:features' 
     --image-side 28 --image-patch 4 --out data/digits
 mot train --config=configs/recipes/rae.py:data=data/digits               draws features
 mot train --config=configs/recipes/rae.py:data=data/digits,draws=pixels   the control: the same patches' pixels
-mot evaluate runs/rae-latents-digits-dense-cpu --what distances --features bench/features.py:pooled
-mot evaluate runs/rae-pixels-digits-dense-cpu --what distances --features bench/features.py:pooled
+mot evaluate runs/rae-latents-digits-mot-cpu --what distances --features bench/features.py:pooled
+mot evaluate runs/rae-pixels-digits-mot-cpu --what distances --features bench/features.py:pooled
 
 The latents are supplied, the model predicts the data (x), and times are moved towards noise by the dimension of a
 picture: shift = sqrt(tokens * features / 4096), at least 1 here (after 2403.03206).

@@ -28,12 +28,13 @@ def needs(*names: str):
 
 
 def file_and_arg(name: str, *arguments: str) -> str:
-    """`configs/recipes/NAME.py:size=smoke` and what else it is told, as `data=FOLDER`."""
-    return f"{load.RECIPES}/{name}.py:{','.join(['size=smoke', *arguments])}"
+    """`configs/recipes/NAME.py:size=smoke` and what else it is told, as `data=FOLDER`, or another size."""
+    size = [] if any(x.startswith("size=") for x in arguments) else ["size=smoke"]
+    return f"{load.RECIPES}/{name}.py:{','.join([*size, *arguments])}"
 
 
 def config(name: str, root: Path, *arguments: str, **overrides) -> Config:
-    """A recipe's configuration at size=smoke, judged as the command judges it; `run__steps=4` changes a value."""
+    """A recipe's configuration, judged as the command judges it; `run__steps=4` changes a value."""
     changed = {key.replace("__", "."): str(value) for key, value in overrides.items()}
     return flags.build(load.read(file_and_arg(name, *arguments), {"run.root": str(root)} | changed))
 
