@@ -42,18 +42,12 @@ def labelled(source: Source, config: Config, format: Format, label: Callable[[St
     for number, pair in enumerate(pairs(source, config, format)):
         if number == MOST:
             break
-        for name in [name for name in pair if has_states(name, config) and format.text in pair]:
+        for name in [name for name in pair if config.has_states(name) and format.text in pair]:
             if said := label(pair[format.text]):
                 units, labels = found.setdefault(name, ([], []))
                 units.append(pair[name])
                 labels.append(said)
     return {name: Labelled(units, np.array(labels)) for name, (units, labels) in found.items()}
-
-
-def has_states(stream: str, config: Config) -> bool:
-    """Has each vector of a stream a last state? What is seen by cross-attention alone, folded or resampled has none."""
-    s = config.streams[stream]
-    return bool(s.latent) and stream not in config.crossed and s.entry.fold == 1 and s.entry.kind != "resampler"
 
 
 def probed(params: dict, config: Config, format: Format, stream: str, learnt: Labelled, asked: Labelled) -> dict:
