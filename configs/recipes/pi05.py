@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     size = sizes.choose(SIZES, arg["size"])
     # pi0's times, mostly noise, and pi0.5's way of telling the expert of them: by its norms.
     flow = dict(objective="flow", diffusion=dict(time="norm", time_distribution="beta", drop_rate=0.1))
-    c = records.build(arg["data"], "loo_action", arg["size"], size, "256", flow).unlock()
+    c = records.build(arg["data"], "loo_action", arg["size"], size, "256", flow, needs="action").unlock()
     expert = c.streams.action
     expert.update(width=size["width"] // 2, ffn=size["ffn"] // 2)
     for name in [name for name in c.streams if c.streams[name].latent and name != "action"]:

@@ -40,7 +40,7 @@ ARGUMENTS = {
 def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(SIZES, arg["size"])
-    c = records.build(arg["data"], arg["arch"], arg["size"], size, str(size["length"]))
+    c = records.build(arg["data"], arg["arch"], arg["size"], size, str(size["length"]), needs="video")
     c.run.name = f"order-{Path(arg['data']).name}-{arg['size']}"
     quarter = c.model.head_size // 8
     c.model.rope_sections = (2 * quarter, quarter, quarter)  # of H / 2 pairs: time, row, column
