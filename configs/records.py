@@ -35,8 +35,10 @@ def get_config(arg: str = "") -> ConfigDict:
     return build(arg["data"], arg["arch"], arg["size"], size, arg["length"]).lock()
 
 
-def build(data: str, arch: str, name: str, size: dict, length: str, diffuses: dict | None = None) -> ConfigDict:
-    """Prepared datasets at a size; `diffuses` is what streams of vectors have beside theirs."""
+def build(
+    data: str, arch: str, name: str, size: dict, length: str, diffuses: dict | None = None, needs: str = "text"
+) -> ConfigDict:
+    """Prepared datasets at a size; `diffuses` is what streams of vectors have beside theirs, `needs` a modality."""
     if not length.isdecimal() or not int(length):
         raise ValueError(f"length={length}: must be a number of tokens, 1 or more")
     given = [_named(part) for part in _datasets(data)]
@@ -44,10 +46,13 @@ def build(data: str, arch: str, name: str, size: dict, length: str, diffuses: di
     names = [own or _name(folder) for own, folder in given]
     if len(set(names)) < len(names):
         raise ValueError(f"data={data}: two datasets of one name; rename a folder")
+    tokenizers = _tokenizers(folders)
+    if needs not in tokenizers:
+        raise ValueError(f"data={data}: it has {', '.join(tokenizers)}, and no {needs}; prepare data that has it")
     c = base.get_config()
     sizes.apply(c, size)
     c.streams, next_id = ConfigDict(), 0
-    for modality, tokenizer in _tokenizers(folders).items():
+    for modality, tokenizer in tokenizers.items():
         if width := tokenizer.get("width"):
             kind = dict(latent=width, objective="flow") | (diffuses or {})
         else:

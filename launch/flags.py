@@ -16,7 +16,7 @@ from mot import optim
 from mot.config import Config
 from mot.config.load import arguments, asked, file_of, run
 from mot.config.names import key_like, keys_named
-from mot.errors import UserError
+from mot.errors import UserError, shortened
 from mot.files import is_address
 from mot.model import flops
 
@@ -35,7 +35,9 @@ class Parser(argparse.ArgumentParser):
         what, _, rest = message.partition("unrecognized arguments: ")
         if not what:
             message += self.near(rest.split()[0].partition("=")[0])
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` shows its options\n")  # without all of its usage
+        self.exit(
+            2, f"{self.prog}: {shortened(message)}; `{self.prog} --help` shows its options\n"
+        )  # without all of its usage
 
     def takes_value(self, argument: str) -> bool:
         """Is this an option whose value is the next argument?"""
@@ -89,16 +91,16 @@ def parse(p: Parser, argv: list[str] | None) -> tuple[argparse.Namespace, dict[s
     argv = _with_config(p, sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(argv):
         _add_arguments(p, argv)
-    options, rest = p.parse_known_args(argv)
-    overrides = {}
+    # argparse takes a word with a space in it for no option, as "--config.towers.ffn.image=0:4 image, 4:8 text".
+    changes = [argument for argument in argv if OVERRIDE.match(argument)]
+    options, rest = p.parse_known_args([argument for argument in argv if not OVERRIDE.match(argument)])
     for argument, following in itertools.zip_longest(rest, rest[1:], fillvalue=""):
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or not equals or not key:
-            p.error(_unknown(p, argument, following))
-        overrides[key] = value
-    return options, overrides
+        p.error(_unknown(p, argument, following))
+    written = (change.removeprefix("--config.").partition("=") for change in changes)
+    return options, {key: value for key, _, value in written}
 
 
+OVERRIDE = re.compile(r"--config\.[^=]+=")
 CONFIG = re.compile(r"(?!-)[^=:]+\.py(:.*)?", re.DOTALL)
 
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from mot.errors import HUNG, Hung, UserError
+from mot.errors import HUNG, Hung, UserError, shortened
 from mot.files import cache_folder
 
 DEBUG = "MOT_DEBUG"
@@ -252,7 +252,7 @@ def _silence() -> None:
 
 
 def _say(message: str) -> None:
-    print(f"mot: {message}", file=sys.stderr, flush=True)
+    print(f"mot: {shortened(message)}", file=sys.stderr, flush=True)
 
 
 # --- what errors mean ------------------------------------------------------------------------------------------------

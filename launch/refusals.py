@@ -180,6 +180,16 @@ def _of_the_run(what: Sequence[str], options: Any, config: Config) -> None:
             "--features is missing: distances need features, and there is a classifier of the embedded digits alone; "
             "name an .npz of arrays real and generated, or FILE.py:NAME"
         )
+    if "labels" in what and not any(map(config.has_states, config.streams)):
+        raise UserError("--what=labels: no stream of this run is of units that have states; leave it out")
+    by_likelihood = ["ranking", "conditioning"]
+    if len(config.streams) > 1 and len(config.objective.contrastive.pools) < 2:
+        by_likelihood.append("retrieval")
+    if config.data.blocks == "document" and (without := [kind for kind in what if kind in by_likelihood]):
+        raise UserError(
+            f"--what={without[0]}: needs likelihoods, and this run has none: data.blocks is 'document', where all "
+            "tokens see later ones; leave it out, or train with 'units' or 'prefix'"
+        )
     if options.steps is not None and (use := _not_there(config).get("steps")):
         raise UserError(f"--steps={options.steps}: is for {use}, and this run has none; leave it out")
 

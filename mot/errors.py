@@ -34,6 +34,16 @@ class Damaged(UserError):
     """A file of a run directory that is not what was written."""
 
 
+LONGEST = 500  # characters of one value that a message shows
+# What is quoted, numbers in parentheses, and words.
+_VALUE = re.compile(rf"""(?<!\w)'[^'\n]*'|(?<!\w)"[^"\n]*"|\([-+\d., ]+\)|\S{{{LONGEST},}}""")
+
+
+def shortened(message: str) -> str:
+    """A message that shows the first characters alone of a value that is very long."""
+    return _VALUE.sub(lambda found: found[0] if len(found[0]) < LONGEST else f"{found[0][:77]}...", message)
+
+
 _OBJECT = re.compile(r"(Error opening )?<[^<>]* at 0x[0-9a-fA-F]+>:?\s*")  # of Python, with its address
 
 

@@ -40,7 +40,7 @@ def build(name: str, term: dict, size: str, data: str, arch: str) -> ConfigDict:
     if data == "embedded":
         c = _numbers(chosen, arch)
     else:
-        c = records.build(data, arch, size, chosen, "512", inputs)
+        c = records.build(data, arch, size, chosen, "512", inputs, needs="image")
         c.streams.text.update(inputs)
         c.streams.image.update(inputs)
     c.objective.contrastive = term

@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     step, name = arg["step"], arg["size"]
     size = sizes.choose(SIZES, name)
     fewer = FEWER[step]
-    size |= dict(steps=max(size["steps"] // fewer, 2), lr=size["lr"] / fewer)
+    size = size | dict(steps=max(size["steps"] // fewer, 2), lr=size["lr"] / fewer)
     c = records.build(arg["data"], "dense", name, size, str(LENGTHS[name]))
     text = dict(ids=c.streams.text.ids, max_tokens=LENGTHS[name] // 2)
     if step == "mntp":

@@ -38,7 +38,8 @@ def get_config(arg: str = "") -> ConfigDict:
     size = sizes.choose(SIZES, arg["size"])
     # pi0's times, mostly noise, and pi0.5's way of telling the expert of them: by its norms.
     flow = dict(objective="flow", diffusion=dict(time="norm", time_distribution="beta", drop_rate=0.1))
-    c = records.build(arg["data"], "loo_action", arg["size"], size, str(size["length"]), flow).unlock()
+    length = str(size["length"])
+    c = records.build(arg["data"], "loo_action", arg["size"], size, length, flow, needs="action").unlock()
     expert = c.streams.action
     expert.update(width=size["width"] // 2, ffn=size["ffn"] // 2)
     for name in [name for name in c.streams if c.streams[name].latent and name != "action"]:

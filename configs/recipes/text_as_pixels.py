@@ -27,7 +27,7 @@ from configs import base, records, sizes
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"] | dict(length=512),
     "cpu": dict(width=96, layers=3, heads=3, head_size=32, ffn=256, rows=8, steps=0, warmup=1, every=0, lr=4e-3)
-    | dict(length=1024, flops=1e12),
+    | dict(length=1024, flops=6e12),
 }
 ARGUMENTS = {
     "size": base.Argument("cpu", SIZES),

@@ -43,7 +43,7 @@ ARGUMENTS = {
 def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(SIZES, arg["size"])
-    c = records.build(arg["data"], arg["arch"], arg["size"], size, str(size["length"]))
+    c = records.build(arg["data"], arg["arch"], arg["size"], size, str(size["length"]), needs="video")
     name = "mixed" if "+" in arg["data"] else Path(arg["data"]).name
     c.run.name = f"order-{name}-{arg['size']}"
     quarter = c.model.head_size // 8

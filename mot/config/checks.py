@@ -87,7 +87,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "by": ("unit", "document"),
         "distribution": {"uniform": "all alike (LLaDA)", "cosine": "mostly high ones (MaskGIT, 2202.04200)"},
         "least": Range(most=1, above=True, below=True),
-        "most": Range(most=1, above=True),
+        "most": Range(0.01, 1),  # of ratios near 0 nothing would be hidden, and nothing learnt
         "weighting": {"elbo": "1 / t: a bound of the likelihood (LLaDA)", "even": "1 / the mean of t (MaskGIT, BERT)"},
         "before_text": Range(most=1),
         "drop_rate": FRACTION,
@@ -405,7 +405,7 @@ def _ranges(component: str, stream: str, c: "Sections") -> Iterator[Fault]:
         yield Fault(key, f"{tower!r}; a tower is named by a stream: {', '.join(c.streams)}; choose one")
     expected = 0
     for first, end, _ in ranges:
-        if first != expected:
+        if first < end and first != expected:
             what = "layers in two ranges" if first < expected else "layers in no range"
             between = f"{min(first, expected)}:{max(first, expected)}"
             yield Fault(key, f"{written!r} has {what}, {between}; each begins where the one before ends; mend it")
@@ -418,7 +418,9 @@ def _depth(c: "Sections") -> Iterator[Fault]:
     """Ranges of layers end where the model does."""
     for component in ("attn", "ffn", "norm"):
         for stream, written in c.component(component).written.items():
-            if (ranges := depth.ranges(written)) and ranges[-1].end != c.model.layers:
+            ranges = depth.ranges(written) or ()
+            are_ranges = all(first < end for first, end, _ in ranges)  # else it is said already
+            if ranges and are_ranges and ranges[-1].end != c.model.layers:
                 beyond = "go past the depth" if ranges[-1].end > c.model.layers else "leave layers out"
                 yield Fault(
                     f"towers.{component}.{stream}",
@@ -571,12 +573,13 @@ def _experts(c: "Sections") -> Iterator[Fault]:
     for component in ("attn", "ffn"):
         experts = c.component(component).experts
         towers = c.component(component).towers
-        for tower in [tower for tower in experts if tower not in towers]:
+        is_known = set(towers) <= set(c.streams)  # what is no tower is said already
+        for tower in [tower for tower in experts if is_known and tower not in towers]:
             yield Fault(
                 f"{component}.{tower}",
                 f"no such tower; towers.{component} names {', '.join(towers)}; remove the key",
             )
-        for tower in [tower for tower in towers if tower not in experts]:
+        for tower in [tower for tower in towers if is_known and tower not in experts]:
             yield Fault(f"{component}.{tower}", "missing; every tower needs its experts; base.moe() is a single set")
         for tower, e in experts.items():
             path = f"{component}.{tower}"

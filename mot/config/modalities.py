@@ -5,7 +5,7 @@ of `mot data prepare` read this table. Rows stand in the order in which a docume
 is first. A modality of ids that somebody's own tokenizer made (`--ids`) has no row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,6 +59,12 @@ def _patches_do_not_fit(recipe, name: str = "image") -> Iterator[str]:
     side, patch = (getattr(recipe, f"{name}_{what}") for what in ("side", "patch"))
     if patch > 0 and side % patch:
         yield f"--{name}-side={side} is no multiple of --{name}-patch={patch}; change one"
+
+
+def _fast_faults(recipe) -> Iterator[str]:
+    if recipe.fast_points == 1:
+        least, most = FAST_POINTS
+        yield f"--fast-points=1; must be 0 (chunks as they are), or from {least} to {most}; change it"
 
 
 LETTER = (6, 12)  # pixels of the cell, width and height, in which `--image-render` draws a letter
@@ -191,6 +197,7 @@ MODALITIES: dict[str, Modality] = {
             Option("fast_scale", "how finely FAST rounds a chunk's coefficients", 10, 1, 10_000),
             Option("fast_ids", "ids of pieces of chunks", None, *FAST_IDS),
         ),
+        faults=_fast_faults,
     ),
 }
 
@@ -227,6 +234,11 @@ def given() -> tuple[str, ...]:
 def of_either_form() -> dict[str, str]:
     """Those that are kept as vectors where --vectors says so, and what these are."""
     return {name: row.as_vectors for name, row in MODALITIES.items() if len(row.forms) > 1}
+
+
+def form_of(name: str, vectors: Collection[str]) -> str:
+    """What the tokens of a modality are, where `vectors` are those that --vectors names."""
+    return VECTORS if name in vectors else MODALITIES[name].forms[0]
 
 
 def other_form(name: str, form: str) -> str:

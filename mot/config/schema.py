@@ -518,6 +518,12 @@ class Sections:
         """The streams that are seen by cross-attention alone."""
         return tuple(name for name, stream in self.streams.items() if stream.cross_every > 0)
 
+    def has_states(self, stream: str) -> bool:
+        """Has each token of a unit a last state? What is folded, resampled or crossed (`crossed`) has none."""
+        s = self.streams[stream]
+        own = not s.cross_every and s.entry.fold == 1 and s.entry.kind != "resampler"
+        return own and s.modality != "text"
+
     @property
     def vocab(self) -> int:
         """V, the number of ids: those of all streams, and `mask_id` where any is masked."""

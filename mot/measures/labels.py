@@ -41,7 +41,7 @@ def labelled(source: Source, config: Config, format: Format, label: Callable[[St
     for number, pair in enumerate(pairs(source, config, format)):
         if number == MOST:
             break
-        for name in [name for name in pair if has_states(name, config) and format.text in pair]:
+        for name in [name for name in pair if config.has_states(name) and format.text in pair]:
             if said := label(pair[format.text]):
                 units, labels = found.setdefault(name, ([], []))
                 units.append(pair[name])
@@ -57,18 +57,11 @@ def by_source(sources: Iterable[Source], config: Config, format: Format) -> dict
         for number, unit in enumerate(singles(source, config, format)):
             if number == MOST:
                 break
-            if has_states(unit.stream, config):
+            if config.has_states(unit.stream):
                 units, labels = found.setdefault(unit.stream, ([], []))
                 units.append(unit)
                 labels.append(source.name)
     return {name: Labelled(units, np.array(labels)) for name, (units, labels) in found.items() if len(set(labels)) > 1}
-
-
-def has_states(stream: str, config: Config) -> bool:
-    """Has each token of a unit a last state? What is seen by cross-attention alone, folded or resampled has none."""
-    s = config.streams[stream]
-    own = stream not in config.crossed and s.entry.fold == 1 and s.entry.kind != "resampler"
-    return own and s.modality != "text"
 
 
 def probed(params: dict, config: Config, format: Format, stream: str, learnt: Labelled, asked: Labelled) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from mot.config import modalities
+from mot.config.allowed import meant
 from mot.config.modalities import MAX_IDS, MODALITIES, TEXT
 from mot.config.options import ANY
 from mot.data.manifest import special_tokens
@@ -21,6 +22,9 @@ SEQIO = (
     "tokenizer",
     "ids",
     "join",
+    "also",
+    "vectors",
+    "markers",
 )  # options for files, of which a seqio task has its own
 
 
@@ -125,14 +129,20 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
 def _also_faults(recipe):
     """`image=vectors`, `image=latents`; whether documents have them is seen later."""
     of: dict[str, str] = {}
-    for given in recipe.also:
+    known = [*modalities.media(), *dict(recipe.ids)]
+    for given in dict.fromkeys(recipe.also):
         base, _, form = given.partition("=")
         both = modalities.of_either_form()
         is_form = form in (modalities.IDS, modalities.VECTORS)
         if not MODALITY.fullmatch(base) or not MODALITY.fullmatch(form) or base in (TEXT, form) or form == TEXT:
             yield f"--also {given}: write MEDIUM=WHAT, as --also image=vectors, or --also image=latents"
+        elif unknown := [name for name in (base, form)[: 1 if is_form else 2] if not recipe.like and name not in known]:
+            near = meant(unknown[0], known) or "choose one, or declare it by --ids"
+            yield f"--also {given}: {unknown[0]!r} is no modality; allowed: {', '.join(known)}; {near}"
         elif is_form and base not in both:
             yield f"--also {given}: {base} has one form; those of {', '.join(both)} are ids and vectors; leave it out"
+        elif is_form and not recipe.like and form == modalities.form_of(base, recipe.vectors):
+            yield f"--also {given}: {base} are {form} as it is; {_other(base, form)}"
         elif form in of:
             yield f"--also {given}: {form} are {of[form]}'s already; give it to one of them"
         elif not is_form:
@@ -140,6 +150,12 @@ def _also_faults(recipe):
     for form, base in of.items():
         if base in of:
             yield f"--also {base}={form}: {base} itself is another form of {of[base]}; write --also {of[base]}={form}"
+
+
+def _other(base: str, form: str) -> str:
+    """What to write where a modality has the form already that is asked for beside its own."""
+    other = modalities.VECTORS if form == modalities.IDS else modalities.IDS
+    return f"write --also {base}={other}, or leave it out"
 
 
 def _ids_faults(recipe):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS, media, of_either_form, other_form, row_of
+from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS, form_of, media, of_either_form, other_form, row_of
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.files import write_atomically
@@ -99,7 +99,7 @@ def _form(name: str, recipe, like: Path | None) -> str:
         return VECTORS if name in chosen(like).vectors else IDS
     if row_of(name) != name:
         return name.removeprefix(f"{row_of(name)}_")
-    return VECTORS if name in recipe.vectors else MODALITIES[name].forms[0]
+    return form_of(name, recipe.vectors)
 
 
 def _has(folder: Path, name: str) -> bool:
@@ -181,7 +181,7 @@ def _tell_fewer(name: str, recipe, ids: int, console: Console) -> None:
     """Says so where nobody asked for a number of ids, and there are fewer than usual."""
     usual = MODALITIES[row_of(name)].usual_ids
     if ids < usual and getattr(recipe, f"{row_of(name)}_ids", None) is None:
-        why = f"the usual {usual} are more than the first documents yield (--{name}-ids)"
+        why = f"the usual {usual} are more than the first documents yield (--{row_of(name)}-ids)"
         console.print(f"{name}: {ids} ids; {why}", soft_wrap=True)
 
 

@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from threadpoolctl import threadpool_limits
 
 from mot.config import modalities
+from mot.config.allowed import nearest
 from mot.config.modalities import Option
 from mot.console import unheard_by_workers
 from mot.data.manifest import FORMAT, INDEX, SPLITS, file_digest, read_json
@@ -124,11 +125,13 @@ def prepare(recipe: Recipe, out: Path, workers: int, max_skipped: int) -> Summar
         if (out / "dataset.json").exists():
             return Summary(read_json(out), 0)
         (out / ".work").mkdir(exist_ok=True)
-        sides = _sides(recipe, out, read, ids)
-        fit.choose(recipe, out / "tokenizers", read, sides)
+        with _cleared_where_refused(out):  # documents that yield no tokenizers
+            sides = _sides(recipe, out, read, ids)
+            fit.choose(recipe, out / "tokenizers", read, sides)
         notes = Notes()
         written = _blocks(Worker(recipe, sides, out), read, notes, workers, max_skipped)
         lines = [*_warned_of_sides(recipe.held_out, sides, out, written), *_warned_of_media(written)]
+        lines += _warned_of_markers(recipe)
         about = finish(told(recipe), out, written, _noted(recipe, out, notes, lines))
     return Summary(about, sum(split["documents"] for split in about["splits"].values()))
 
@@ -154,6 +157,13 @@ def _warned_of_sides(fraction: float, sides: Sides, out: Path, written: Sequence
             f"{len(np.unique(hashes)):,} distinct documents of {n:,}; {100 * held_out / n:.0f} % are held out, "
             f"{100 * fraction:g} % were asked for: equal documents are on one side"
         )
+
+
+def _warned_of_markers(recipe) -> Iterator[str]:
+    """Warns where a name is that of no modality here: another dataset's of --ids, or misspelt."""
+    for name in recipe.markers:
+        if name not in modalities.media() and (near := nearest(name, modalities.media())):
+            yield f"--markers={name} is no modality of mot's own; if {near} was meant, prepare it again with that"
 
 
 def _warned_of_media(written: Sequence["Written"]) -> Iterator[str]:
@@ -228,6 +238,25 @@ def claimed(out: Path, recipe: dict) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _cleared_where_refused(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        _clear(out)
+        raise
+
+
+def _clear(out: Path) -> None:
+    """Leaves nothing of what was begun in a folder but the list of bad documents, if there is one."""
+    for name in ("tokenizers", ".work", *SPLITS):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("recipe.json", ".lock"):
+        (out / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds the list
+        out.rmdir()
+
+
+@contextlib.contextmanager
 def _out_told(out: Path) -> Iterator[None]:
     """Raises `UserError` where the system refuses the folder, but for a full disk."""
     try:
@@ -242,7 +271,7 @@ def _known(out: Path) -> dict:
     """The recipe by which a folder was begun; empty where there is nothing yet."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file; nothing was overwritten; choose another --out")
-    if not out.exists() or (out.is_dir() and not set(os.listdir(out)) - {".lock"}):
+    if not out.exists() or (out.is_dir() and not set(os.listdir(out)) - {".lock", left_out.NAME}):
         return {}
     try:
         known = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
@@ -460,6 +489,7 @@ def finish(source: dict, out: Path, written: Sequence[Written], noted: dict | No
     if not splits["train"]["documents"]:
         documents = [one for one in bad if not one.medium]
         held_out = splits["held_out"]["documents"]
+        _clear(out)
         raise UserError(
             f"no document is left to train on ({len(documents)} were bad, {held_out} are held out)"
             f"{first_of(documents, out / left_out.NAME)}"

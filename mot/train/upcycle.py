@@ -60,7 +60,10 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
         except _Unfit as error:
             faults.append(str(error))
     if faults:
-        raise UserError("init.run: the model there does not fit this one:\n  " + "\n  ".join(dict.fromkeys(faults)))
+        raise UserError(
+            f"init.run: the model of {target.init.run} does not fit this one; name a run of this one's sizes, or "
+            "match by init.match what fits:\n  " + "\n  ".join(dict.fromkeys(faults))
+        )
     if all(result[path] is fresh[path] for path in chosen):
         raise UserError(
             f"init.match: {target.init.match!r} matches {', '.join(chosen[:3])}, and {target.init.run} has no such "

@@ -167,6 +167,22 @@ def test_a_number_that_is_whole_may_be_written_as_a_float():
     assert (type(steps), steps) == (int, 1000)
 
 
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("0:1 image, 1:x text", "is neither a tower's name nor ranges of layers"),
+        ("", "''; a tower is named by a stream: text, image"),
+        ("0:1 image, 1:2 imaeg", "'imaeg'; a tower is named by a stream: text, image"),
+        ("2:0 image", "has a range without a layer, 2:0"),
+        ("0:1 image, 0:2 text", "has layers in two ranges, 0:1"),
+    ],
+)
+def test_towers_that_are_badly_written_are_one_fault(written, says):
+    (fault,) = faults(set_("towers.ffn.image", written))
+    assert fault.startswith("towers.ffn.image: ")
+    assert says in fault
+
+
 def test_all_faults_come_at_once():
     changes = [
         set_("optim.lr", -1.0),

@@ -111,6 +111,32 @@ def test_all_faults_of_a_command_line_come_at_once(capsys, monkeypatch):
         assert key in message, message
 
 
+@pytest.mark.parametrize("command", ["config", "evaluate"])
+def test_an_override_may_hold_spaces(capsys, monkeypatch, command):
+    """argparse alone takes it for a key, or a run directory."""
+    monkeypatch.chdir(ROOT)
+    file = SMOKE.removeprefix("--config=") if command == "config" else SMOKE
+    assert cli.main([command, file, "--config.towers.norm.image=0:1 image, 1:2 sound"]) == 2
+    assert "towers.norm.image: 'sound'; a tower is named by a stream" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run.name=/" + "x" * 2000],
+        ["towers.ffn.image=" + "0:1 image, " * 200],
+        ["model.rope_sections=(" + "1," * 800 + ")"],
+        ["x" * 2000 + "=1"],
+    ],
+)
+def test_a_message_does_not_repeat_all_of_a_very_long_value(capsys, monkeypatch, words):
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["config", SMOKE.removeprefix("--config="), *(f"--config.{word}" for word in words)]) == 2
+    message = capsys.readouterr().err
+    assert "... " in message or "...;" in message
+    assert len(message) < 700
+
+
 def test_flags_that_are_no_overrides_are_refused():
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", SMOKE, "--steps=3"])

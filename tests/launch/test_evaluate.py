@@ -1,7 +1,9 @@
 """`mot evaluate --what`: what it prints, writes and refuses, of runs on digits in ids and in vectors."""
 
+import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,13 +11,15 @@ import pytest
 from PIL import Image
 
 from configs import digits, transfusion
-from launch import answers, evaluate
+from launch import answers, evaluate, refusals
 from mot.config import resolve
 from mot.data import embedded, layout, sources
 from mot.data.manifest import file_digest
+from mot.errors import UserError
 from mot.generate import codecs
 from mot.runs import rundir
 from mot.train import loop
+from tests.support import recipes
 from tests.support.commands import run, succeeds
 from tests.support.training import rows
 
@@ -212,6 +216,20 @@ def test_bad_commands_are_told_before_work_starts(ids, argv, says):
     assert (code, out) == (2, "")
     assert len(said.strip().splitlines()) == 1
     assert re.search(says.replace("?", r"\?").replace("{", r"\{"), said), said
+
+
+@pytest.mark.parametrize("kind", ["ranking", "conditioning", "retrieval"])
+def test_a_run_whose_tokens_see_later_ones_has_no_likelihoods(kind):
+    c = resolve(digits.get_config("size=smoke"))
+    c = dataclasses.replace(c, data=dataclasses.replace(c.data, blocks="document"))
+    with pytest.raises(UserError, match=f"--what={kind}: needs likelihoods, and this run has none: data.blocks is"):
+        refusals._of_the_run(["loss", kind], SimpleNamespace(steps=None, features=None), c)
+
+
+def test_a_run_whose_units_have_no_states_has_no_labels(tmp_path):
+    c = recipes.config("flamingo", tmp_path, "stage=see")
+    with pytest.raises(UserError, match="--what=labels: no stream of this run is of units that have states"):
+        refusals._of_the_run(["labels"], SimpleNamespace(steps=None, features=None), c)
 
 
 def test_a_pool_that_is_too_large_is_told(ids):

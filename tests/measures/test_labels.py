@@ -49,8 +49,8 @@ def test_units_have_the_digit_that_their_text_names(digits):
 def test_what_is_seen_by_cross_attention_alone_has_no_states(tmp_path, recipe, stage, has):
     c = recipes.config(recipe, tmp_path, *[f"stage={stage}"] * bool(stage))
     vectors = next(name for name, s in c.streams.items() if s.latent)
-    assert labels.has_states(vectors, c) == has
-    assert not labels.has_states("text", c)
+    assert c.has_states(vectors) == has
+    assert not c.has_states("text")
 
 
 def test_units_alone_have_the_name_of_their_source(digits):

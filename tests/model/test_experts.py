@@ -329,7 +329,7 @@ def test_parts_come_from_another_run_by_their_paths_and_the_rest_is_new():
     tree.init.match = "^embed"
     np.testing.assert_array_equal(upcycle.weights(dense, weights, resolve(tree))["embed"]["tokens"], grown[taken[0]])
     tree.init.match = "/text/"
-    with pytest.raises(UserError, match=r"model.layers: 3, the source has 2"):
+    with pytest.raises(UserError, match=r"does not fit this one; name a run .*\n  model.layers: 3, the source has 2"):
         upcycle.weights(dense, weights, resolve(tree))
 
 

@@ -307,7 +307,8 @@ def test_the_mask_is_one_id_more():
     [
         (dict(image=dict(least=0.0)), "streams.image.masking.least: 0.0; must be above 0 and below 1"),
         (dict(image=dict(least=1.0)), "streams.image.masking.least: 1.0; must be above 0 and below 1"),
-        (dict(image=dict(most=0.0)), "streams.image.masking.most: 0.0; must be above 0"),
+        (dict(image=dict(most=0.0)), "streams.image.masking.most: 0.0; must be at least 0.01"),
+        (dict(image=dict(least=1e-30, most=1e-30)), "streams.image.masking.most: 1e-30; must be at least 0.01"),
         (dict(image=dict(least=0.5, most=0.2)), "streams.image.masking.least: 0.5 is above"),
         (dict(image=dict(shift=True)), "streams.image.masking.shift: True, but"),
         (dict(text={}), "streams.text.masking.by: 'unit', but text has no units"),

@@ -78,6 +78,11 @@ def test_inspect_shows_a_packed_batch(folder, capsys):
         (["prepare", "IN", "--out", "x", "--max-skipped", "-1"], "--max-skipped=-1; must be 0 or more"),
         (["prepare", "IN", "--out", "x", "--sample", str(10**20)], "at most 2147483648; lower it"),
         (["prepare", "IN", "--out", "x", "--action-points=1"], "--action-points=1; must be 2 or more; raise it"),
+        (
+            ["prepare", "IN", "--out", "x", "--fast-points=1"],
+            "--fast-points=1; must be 0 (chunks as they are), or from 2",
+        ),
+        (["prepare", "IN", "--out", "x", "--also=image=ids"], "image are ids as it is; write --also image=vectors"),
         (["inspect"], "give a dataset's folder, or --config=FILE:arg"),
         (["inspect", "OUT", "--config=x"], "give a dataset's folder, or --config=FILE:arg"),
     ],

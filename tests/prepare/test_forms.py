@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from configs import records as records_config
 from configs import transfusion
@@ -13,11 +14,11 @@ from mot.data import manifest, sources
 from mot.data.records import Dataset
 from mot.errors import UserError
 from mot.generate import codecs
-from mot.prepare import dataset_tokenizers, encode
+from mot.prepare import dataset_tokenizers, encode, fit
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.job import prepare
 from mot.tokenizers import audio, vectors
-from tests.support.datasets import write_inputs
+from tests.support.datasets import SMALL, write_inputs
 
 
 def test_a_picture_is_kept_as_ids_and_as_patches(tmp_path):
@@ -60,16 +61,24 @@ def test_a_picture_is_kept_as_ids_and_as_patches(tmp_path):
         assert not (d.stream == list(config.streams).index("image")).any()
 
 
+def test_fewer_ids_than_usual_name_the_option_of_the_medium(capsys):
+    fit._tell_fewer("image_ids", dataclasses.replace(SMALL, image_ids=None), 3, Console(stderr=True))
+    assert "(--image-ids)" in capsys.readouterr().err
+
+
 def test_a_form_of_nothing_is_told(tmp_path):
     recipe = write_inputs(tmp_path / "in", 12)
     for also, says in (
         ("image=ids", "image are ids as it is; write --also image=vectors"),
         ("image=latents", "the first documents have no latents"),
         ("action=vectors", "action has one form"),
+        ("image=vidoe", "'vidoe' is no modality; allowed: .*; did you mean 'video'"),
+        ("imaeg=vectors", "'imaeg' is no modality; allowed: .*; did you mean 'image'"),
         ("image", "write MEDIUM=WHAT"),
     ):
-        with pytest.raises(UserError, match=says):
-            prepare(dataclasses.replace(recipe, also=(also,)), tmp_path / "out", 1, 0)
+        with pytest.raises(UserError, match=says):  # also where it is said twice
+            prepare(dataclasses.replace(recipe, also=(also, also)), tmp_path / "out", 1, 0)
+        assert not (tmp_path / "out").exists()
     np.save(tmp_path / "in" / "a.npy", np.zeros((2, 3), np.float32))
     content = [{"text": "a"}, {"latents": "a.npy"}]
     lines = [json.dumps({"content": [*content, {"image": "0.png"}]})] + [

@@ -209,6 +209,27 @@ def test_a_text_tokenizer_has_the_markers_of_datasets_that_will_be_like_it(tmp_p
         job.prepare(depth, tmp_path / "depth", 1, 0)
 
 
+def test_a_marker_that_may_be_misspelt_is_told(tmp_path):
+    book = dataclasses.replace(write_inputs(tmp_path / "in"), markers=("vidoe", "depth"))
+    warned = job.prepare(book, tmp_path / "out", 1, 0).about["warnings"]
+    assert [line for line in warned if "--markers" in line] == [
+        "--markers=vidoe is no modality of mot's own; if video was meant, prepare it again with that"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.fast.npy"])
+def test_documents_that_are_all_bad_leave_nothing_but_their_list(tmp_path, name):
+    """A .npy of latents is found bad where blocks are made, one of actions where tokenizers are learnt."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("an array", encoding="utf-8")
+    (tmp_path / "in" / name).write_bytes(b"junk")
+    alone = dataclasses.replace(SMALL, inputs=(str(tmp_path / "in"),), format="folder")
+    for _ in range(2):  # and the same folder is taken again
+        with pytest.raises(UserError, match=f"what is bad, the first:\n  {name}: not a .npy file"):
+            job.prepare(alone, tmp_path / "out", 1, 1)
+        assert [file.name for file in (tmp_path / "out").iterdir()] == ["left_out.jsonl"]
+
+
 def test_a_dataset_like_another_has_its_tokenizers(made, tmp_path):
     _, out, _ = made
     (tmp_path / "other.txt").write_text("Quite another text. " * 30, encoding="utf-8")

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from configs import sizes
 from mot import batches
 from mot.data.pipeline import Batches
+from mot.errors import UserError
 from mot.model import params
 from mot.train import loop, restore
 from tests.support import recipes
@@ -26,6 +28,23 @@ def data(tmp_path_factory):
     passages = (" ".join(rng.choice(words, rng.integers(40, 60))) + "." for _ in range(150))
     (folder / "book.txt").write_text("\n\n".join(passages), encoding="utf-8")
     return recipes.prepared(folder / "book", folder / "book.txt", separator="\n\n")
+
+
+def test_a_recipe_that_is_read_twice_is_the_same(data, tmp_path):
+    """A command reads it twice, and sizes are those of all recipes."""
+    asked = (f"data={data}", "step=simcse")
+    first = recipes.config("llm2vec", tmp_path, *asked, optim__end_lr=0)
+    assert recipes.config("llm2vec", tmp_path, *asked, optim__end_lr=0) == first
+    assert first.optim.lr == sizes.LAPTOP["smoke"]["lr"] / 4 == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [("clip", "image"), ("siglip", "image"), ("pi05", "action"), ("video_order", "video"), ("whisper", "audio")],
+)
+def test_a_recipe_says_what_its_data_lack(data, tmp_path, name, needs):
+    with pytest.raises(UserError, match=f"data={data}: it has text, and no {needs}; prepare data that has it"):
+        recipes.config(name, tmp_path, f"data={data}")
 
 
 def test_three_steps_each_from_the_one_before(data, tmp_path):
