@@ -288,8 +288,8 @@ MUTATIONS = (
     Mutation(
         "balance: a loss is scaled away from the target",
         "mot/objectives/balance.py",
-        'Z_M * own_M / jnp.where(own_M > 0, balance["target"], 1)',
-        'Z_M / own_M * balance["target"]',
+        'balance["target"] / jnp.where(own_M > 0, own_M, 1)',
+        'jnp.where(own_M > 0, own_M, 1) / balance["target"]',
         "tests/objectives/test_balance.py",
     ),
     Mutation(

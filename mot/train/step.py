@@ -83,8 +83,8 @@ def make_gradients(config: Config, sources: int) -> Callable:
         weights = params.merge(trained, frozen)
         noised = losses.noised(microbatch, config, state.updates, weights, state.ema)
         output, again = _passes(weights, noised.batch, config, key, state)
-        Z_M = balance.scaled(Z_M, state.balance, config)
-        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, again, slopes)
+        factor_M = balance.factors(state.balance, config)
+        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, again, slopes, factor_M)
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
 
