@@ -49,7 +49,11 @@ def places(config: Config) -> int:
 
 
 def sides(params: dict, outputs: tuple[Output, Output], batch: Batch, config: Config) -> Sides:
-    """The pairs of some rows. `outputs` are of the pass for the first part and for the last; mostly they are one."""
+    """The pairs of some rows. `outputs` are of the pass for the first part and for the last; mostly they are one.
+
+    Ids of the batch are those of its documents, also where they are hidden from the model: by them a token stands for
+    its part, and parts are equal.
+    """
     pools = config.objective.contrastive.pools
     names = [*pools] * (3 - len(pools))  # one stream is both
     X = places(config)

@@ -29,6 +29,12 @@ class Noised(NamedTuple):
     batch: Batch
     target: dict[str, jax.Array]  # by stream, [B, C, P]; [B, C, D] of one whose states are predicted
     step: jax.Array | int
+    ids: dict[str, jax.Array] = {}  # by stream that is masked, [B, C]: its documents' own
+
+    @property
+    def unmasked(self) -> Batch:
+        """The batch with the ids of its documents, also where the model sees the mask's."""
+        return self.batch | {name: self.batch[name].replace(token=ids_BC) for name, ids_BC in self.ids.items()}
 
 
 def noised(
@@ -56,7 +62,7 @@ def noised(
         own = [name for name in predicting if predicting[name] == whose]
         targets |= {name: latent.targets(whole[name], config.streams[name]) for name in own}
     result |= {name: latent.hidden(batch[name], config.streams[name], key) for name in predicting}
-    return Noised(result, targets, step)
+    return Noised(result, targets, step, {name: batch[name].token for name in batch if config.streams[name].masks})
 
 
 def loss(
@@ -103,7 +109,7 @@ def loss(
     sums |= {"streams": by_stream} | ({"spread": spreads} if spreads else {})
     if not config.objective.contrastive.kind:
         return total, sums
-    sides = contrastive.sides(params, (output, again or output), noised.batch, config)
+    sides = contrastive.sides(params, (output, again or output), noised.unmasked, config)
     if slopes is not None:
         return total + contrastive.pulled(sides, slopes), sums
     term, told = contrastive.judge(params["contrast"], sides, config)

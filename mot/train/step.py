@@ -112,8 +112,9 @@ def make_gradients(config: Config, sources: int) -> Callable:
 
         def embed(batch_and_key):
             microbatch, key = batch_and_key
-            noised = losses.noised(microbatch, config, state.updates, weights, state.ema).batch
-            return contrastive.sides(weights, _passes(weights, noised, config, key, state), noised, config)
+            noised = losses.noised(microbatch, config, state.updates, weights, state.ema)
+            outputs = _passes(weights, noised.batch, config, key, state)
+            return contrastive.sides(weights, outputs, noised.unmasked, config)
 
         term, told, of_heads, slopes = contrastive.ahead(weights["contrast"], jax.lax.map(embed, parts), config)
 
