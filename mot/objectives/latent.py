@@ -119,7 +119,7 @@ def loss(
     l_BC = of_tokens(name, params, state_BCD, tokens, target_BCD, config)
     m = config.modalities.index(s.modality)
     total = (1 - s.prediction.sigreg) * scales(Z_M, config)[m] * l_BC.sum()
-    is_real_BC = tokens.unit != 0
+    is_real_BC = (tokens.unit != 0) & ~tokens.private  # of a unit in two copies, whose states are alike, the clean one
     if s.prediction.sigreg:
         key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"sigreg"))
         statistic = sigreg(target_BCD, is_real_BC, s.prediction.slices, jax.random.fold_in(key, step))

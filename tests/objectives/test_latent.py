@@ -295,6 +295,19 @@ def test_sigreg_is_low_for_a_gaussian_alone():
         assert statistic(worse) > 5 * good
 
 
+def test_a_unit_in_two_copies_counts_once(monkeypatch):
+    """N states that lie there twice would make SIGReg, which grows with their number, twice as strong."""
+    c = resolve(tree("own", "both"))
+    tokens = vectors.batch(c)["image"]
+    assert tokens.private.any()
+    states = np.random.default_rng(0).standard_normal((*tokens.unit.shape, 12)).astype("f")
+    monkeypatch.setattr(latent, "of_tokens", lambda *_: jnp.zeros(tokens.unit.shape))
+    target = jnp.asarray(np.where(tokens.private[..., None], np.nan, states))  # what is not counted may hold anything
+    total, _, spread = latent.loss("image", {}, target, tokens, target, jnp.ones(3), c, 2, STEP, jnp.ones(3))
+    assert np.isfinite(total)
+    assert 0.5 < spread["std"] < 1.5
+
+
 def test_spread_tells_alike_states_from_others():
     rng = np.random.default_rng(0)
     real = np.arange(50)[None] < 40
