@@ -327,11 +327,12 @@ def test_off_it_leaves_no_trace():
 
 def test_faults_are_told_together():
     with pytest.raises(ConfigError) as found:
-        make("infonse", weight=0.0, pairs=-1)
+        make("infonse", weight=0.0, pairs=-1, temperature=0.005)
     assert "objective.contrastive.kind: 'infonse'; allowed: '', infonce, sigmoid; did you mean 'infonce'?" in str(
         found.value
     )
-    assert len(found.value.faults) >= 3
+    assert "objective.contrastive.temperature: 0.005; must be 0.01 or more; raise it" in str(found.value)
+    assert len(found.value.faults) >= 4
     with pytest.raises(ConfigError) as found:
         make(streams="text,picture", pool="max,12")
     told = str(found.value)
