@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from configs import base
 from mot import batches, optim
 from mot.config import ConfigError, resolve
-from mot.data import packing
+from mot.data import packing, sources
 from mot.model import flops, params, predictor, transformer
 from mot.objectives import latent, losses
 from mot.runs import metrics
@@ -416,6 +416,24 @@ def test_bad_predictions_are_named_once(changes, says):
         resolve(t)
     (fault,) = caught.value.faults
     assert says in fault
+
+
+def test_blocks_are_cut_along_the_datas_rows():
+    def told(columns, shape, **more):
+        t = tree()
+        t.streams.image.prediction.columns = columns
+        about = dict(tokenizers=dict(image=dict(width=3, shape=shape, digest="x", **more)))
+        found = sources._stream_faults("image", resolve(t).streams["image"], "photos", about, ids=True)
+        return [fault for fault in found if "columns" in fault]
+
+    assert told(4, (6, 4), tokens=24) == told(1, (6, 4), tokens=24) == told(1, (6, 4)) == told(5, ()) == []
+    (fault,) = told(2, (6, 4), tokens=24)
+    assert fault == ("streams.image.prediction.columns: 2; a row of its units has 4 tokens; write 4, or 1 (a sequence)")
+    (fault,) = told(4, (6, 4))
+    assert "its units have rows of their own, of up to 4 tokens" in fault
+    assert any(
+        "prediction.columns: 2; a row of its units has 4 tokens" in fault for fault in sources.faults(resolve(tree()))
+    )
 
 
 def test_an_average_is_needed_where_its_states_are_predicted():
