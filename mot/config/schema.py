@@ -295,6 +295,11 @@ class Contrastive:
         streams, given = names(self.streams), names(self.pool)
         return dict(zip(streams, given * len(streams), strict=False)) if self.kind else {}
 
+    @property
+    def weighs(self) -> bool:
+        """Is the term part of the loss? A measure may leave it out, of a batch whose parts lie apart nonetheless."""
+        return bool(self.kind) and self.weight > 0
+
 
 @dataclass(frozen=True)
 class Objective:

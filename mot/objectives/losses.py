@@ -107,7 +107,7 @@ def loss(
         sums = jax.tree.map(jnp.add, sums, part_sums)
         by_stream[name] = jax.tree.map(jnp.sum, part_sums)
     sums |= {"streams": by_stream} | ({"spread": spreads} if spreads else {})
-    if not config.objective.contrastive.kind:
+    if not config.objective.contrastive.weighs:
         return total, sums
     sides = contrastive.sides(params, (output, again or output), noised.unmasked, config)
     if slopes is not None:

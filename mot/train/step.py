@@ -97,7 +97,7 @@ def make_gradients(config: Config, sources: int) -> Callable:
         if n == 1:
             return value_and_grad(trained, frozen, batch, Z_M, routed, key, state, None)
         parts = microbatches(batch, key, n)
-        if config.objective.contrastive.kind:
+        if config.objective.contrastive.weighs:
             return contrasted(value_and_grad, state, trained, frozen, parts, Z_M, routed)
 
         def of_microbatch(batch_and_key):
@@ -135,7 +135,8 @@ def _passes(weights: dict, batch: Batch, config: Config, key, state: State) -> t
     else the same."""
     dropped = dropout_key(config, state)
     output = transformer.forward(weights, batch, config, key, dropped=dropped)
-    if len(config.objective.contrastive.pools) != 1:
+    term = config.objective.contrastive
+    if not term.weighs or len(term.pools) != 1:
         return output, output
     return output, transformer.forward(weights, batch, config, key, dropped=jax.random.fold_in(dropped, AGAIN))
 
