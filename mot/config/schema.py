@@ -273,6 +273,9 @@ class Init:
     noise: float  # is added to every copy but the first, relative to the matrix's root mean square
 
 
+TOKENS_OF_A_PAIR = 8  # of the smaller budget, where nobody says how many pairs a row has
+
+
 @dataclass(frozen=True)
 class Contrastive:
     """Which parts of a document belong together, among all those of a batch (`objectives/contrastive.py`)."""
@@ -522,6 +525,15 @@ class Sections:
     def crossed(self) -> tuple[str, ...]:
         """The streams that are seen by cross-attention alone."""
         return tuple(name for name, stream in self.streams.items() if stream.cross_every > 0)
+
+    @property
+    def contrasted_pairs(self) -> int:
+        """X, the most pairs of a row that a contrastive term compares; 0 without a term."""
+        term = self.objective.contrastive
+        budgets = [
+            self.streams[name].budget for name in term.pools if name in self.streams
+        ]  # it may not be checked yet
+        return (term.pairs or max(min(budgets) // TOKENS_OF_A_PAIR, 1)) if budgets else 0
 
     @property
     def vocab(self) -> int:

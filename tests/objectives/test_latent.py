@@ -18,6 +18,7 @@ from mot.data import packing, sources
 from mot.model import flops, params, predictor, transformer
 from mot.objectives import latent, losses
 from mot.runs import metrics
+from mot.runs.log import counted
 from mot.train.state import State, init_state
 from mot.train.step import make_step
 from tests.oracles import reference
@@ -387,6 +388,8 @@ def test_parameters_and_flops_of_the_predictor_are_counted():
     tokens = {"text": 0, "image": 10, "sound": 0}
     trunk = flops.matmul_weights(c)["image"] - matrices
     assert flops.train_step(c, tokens, 0) == 2 * 10 * (4 * trunk + 3 * matrices)
+    # Its layer's scores and weighted values, forward and twice as much backward.
+    assert flops.train_step(c, tokens, 0, {"image": 50}) == 2 * 10 * (4 * trunk + 3 * matrices) + 3 * 2 * 2 * A * 50
     own = resolve(tree("own"))
     assert flops.train_step(own, tokens, 0) == 2 * 10 * (6 * trunk + 3 * matrices)
     twice = tree(dropout=0.1)  # what is contrasted with itself passes once more; the predictor and whole units do not
@@ -394,6 +397,17 @@ def test_parameters_and_flops_of_the_predictor_are_counted():
     assert flops.train_step(resolve(twice), tokens, 0) == 2 * 10 * (7 * trunk + 3 * matrices)
     assert params.users("predictor/image/blocks/main/attn/image/wq", c) == ["image"]
     assert params.part("predictor/image/final_norm") == "predictor"
+
+
+def test_the_predictors_pairs_are_those_within_a_copy_of_a_unit():
+    c = resolve(tree("ema", "both"))
+    batch = vectors.batch(c)
+    image, want = batch["image"], 0
+    for row in range(len(image.unit)):
+        unit, private = image.unit[row], image.private[row]
+        want += ((unit[:, None] == unit) & (private[:, None] == private) & (unit > 0)).sum()
+    assert flops.within_units(batch, c) == {"image": want}
+    assert counted(batch, c).tolist()[-3:] == [flops.pairs(batch, c), 0, want]
 
 
 @pytest.mark.parametrize(
