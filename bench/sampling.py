@@ -9,7 +9,7 @@ import numpy as np
 
 from mot.data import positions
 from mot.data.packing import document, pack
-from mot.generate import sampling
+from mot.generate import decoding, sampling
 from mot.model import caches, params, transformer
 
 NEW = 512  # tokens
@@ -23,15 +23,15 @@ def cached(c, weights, rows: int):
     keys = jax.random.split(jax.random.key(0), rows)
     nothing = np.zeros(c.vocab, bool)
     settings = dict(stream=stream, settings=sampling.Settings(), limit=NEW)
-    lies = sampling.text_lies(NEW, positions.rule(c))
-    run = jax.jit(lambda *x: sampling._ids(*x, config=c, **settings), donate_argnums=1)
+    lies = decoding.text_lies(NEW, positions.rule(c))
+    run = jax.jit(lambda *x: decoding.ids(*x, config=c, **settings), donate_argnums=1)
     D = ids.width
     slots = -(-(NEW + 1) // sampling.SLOTS) * sampling.SLOTS
 
     def once():
         h_BD = jax.random.normal(jax.random.key(1), (rows, D))
-        state = sampling.DecodingState(caches.empty(c, rows, slots), h_BD, *jnp.zeros((2, rows), jnp.int32))
-        choices = sampling.Allowed(np.ones(rows, bool), np.full(rows, NEW), allowed, nothing)
+        state = decoding.DecodingState(caches.empty(c, rows, slots), h_BD, *jnp.zeros((2, rows), jnp.int32))
+        choices = decoding.Allowed(np.ones(rows, bool), np.full(rows, NEW), allowed, nothing)
         ids, _, _ = run(weights, state, choices, keys, lies)
         return np.asarray(ids)
 

@@ -74,8 +74,8 @@ MUTATIONS = (
         "tests/objectives/test_masked.py",
     ),
     Mutation(
-        "sampling: the ids that the model is least sure of stay",
-        "mot/generate/sampling.py",
+        "unmasking: the ids that the model is least sure of stay",
+        "mot/generate/unmasking.py",
         "jnp.where(hidden_BT, -sure_BT, jnp.inf)",
         "jnp.where(hidden_BT, sure_BT, jnp.inf)",
         "tests/generate/test_unmasking.py",
@@ -288,8 +288,8 @@ MUTATIONS = (
     Mutation(
         "balance: a loss is scaled away from the target",
         "mot/objectives/balance.py",
-        'Z_M * own_M / jnp.where(own_M > 0, balance["target"], 1)',
-        'Z_M / own_M * balance["target"]',
+        'balance["target"] / jnp.where(own_M > 0, own_M, 1)',
+        'jnp.where(own_M > 0, own_M, 1) / balance["target"]',
         "tests/objectives/test_balance.py",
     ),
     Mutation(
@@ -684,15 +684,15 @@ MUTATIONS = (
     ),
     # Generation.
     Mutation(
-        "sampling: the nucleus lacks the id that crosses its edge",
-        "mot/generate/sampling.py",
+        "decoding: the nucleus lacks the id that crosses its edge",
+        "mot/generate/decoding.py",
         "(before_BV < settings.top_p)",
         "(before_BV + jax.nn.softmax(sorted_BV) < settings.top_p)",
         "tests/generate/test_sampling.py::test_ids_are_drawn_among_the_likeliest",
     ),
     Mutation(
-        "sampling: rows draw by their place in the batch",
-        "mot/generate/sampling.py",
+        "decoding: rows draw by their place in the batch",
+        "mot/generate/decoding.py",
         "keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)\n        id_B",
         "keys = jax.random.split(keys_B[0], len(keys_B))\n        id_B",
         "tests/generate/test_sampling.py::test_a_row_depends_on_its_number_prompt_and_seed_alone",

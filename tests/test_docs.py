@@ -134,7 +134,7 @@ def test_every_key_of_metrics_is_documented_and_no_other():
     names = tuple(c.data.sources)
     logged = log.Log(c, names, Position(left_out={names[0]: 1}), kept, print, machine, Clock({}, 0.0))
     row = logged.advance({}, 0.0, 0.0)
-    trained = logged.write(log.Dispatched(1, measured, np.array([9, 9, 99]), row, {}), 1.0)
+    trained = logged.write(log.Dispatched(1, measured, np.array([9, 9, 99, 0]), row, {}), 1.0)
     sources = mixture.Sources(tuple(mixture.InMemory(name, 0, (), np.ones(2)) for name in names), np.ones(1), "")
     logged.write_evaluation(evaluate.report(c, sources, np.ones(O), lambda causal: sums))
     evaluated = kept.rows[-1]

@@ -145,9 +145,9 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
     "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
     "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality"), "common_target": FRACTION},
-    "Contrastive": dict.fromkeys(("weight", "temperature"), ABOVE_0)
-    | dict.fromkeys(("width", "pairs"), AT_LEAST_0)
-    | {"kind": ("", "infonce", "sigmoid")},
+    "Contrastive": dict.fromkeys(("width", "pairs"), AT_LEAST_0)
+    | {"kind": ("", "infonce", "sigmoid"), "weight": ABOVE_0}
+    | {"temperature": Range(least=0.01)},  # each step keeps it from falling lower (`contrastive.clamped`)
     "Data": {
         "batch": ABOVE_0,
         "seed": AT_LEAST_0,

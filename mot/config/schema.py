@@ -100,7 +100,7 @@ class Stream:
     place_table: int  # of latents: the rows, and columns, of learned tables that are added to a token by its row and
     # column in its unit; 0 = none
     rope_seconds: float  # from one frame of a unit to the next, or from token to token where a unit has no rows; 0 = a
-    # frame, or token, is one position
+    # frame, or token, is one position. Layers of a sound lie one after another: a later one's seconds run on
     rope_gap: int  # positions of RoPE that are left free before each of its units (Cosmos 3)
     objective: str  # what its tokens learn: a row of `mot.config.objectives`
     loss_weight: float  # lambda: its modality's loss is multiplied by it
@@ -234,7 +234,8 @@ class Model:
     dispatch: str  # how experts' matrices are multiplied: blocked is for CPU, einsum for reading; ragged; TPU: gmm;
     # GPU: triton, mosaic
     seed: int  # decides initial values, noise, jitter and dropout
-    dropout: float  # in training, the share of what each branch adds to the residual that is dropped; 0 = none
+    dropout: float  # in training, the share of what attention and FFN add to the residual that is dropped; 0 = none.
+    # Cross-attention, a resampler and a predictor drop nothing
     activation: str  # what gates the hidden units of FFNs
     norm_offset: bool  # norms multiply by 1 + w, w beginning at 0 (Gemma), in place of w beginning at 1
     embed_scale: bool  # what the embedding gives is multiplied by sqrt(width) (Gemma); a tied head is not
@@ -273,6 +274,9 @@ class Init:
     noise: float  # is added to every copy but the first, relative to the matrix's root mean square
 
 
+TOKENS_OF_A_PAIR = 8  # of the smaller budget, where nobody says how many pairs a row has
+
+
 @dataclass(frozen=True)
 class Contrastive:
     """Which parts of a document belong together, among all those of a batch (`objectives/contrastive.py`)."""
@@ -294,6 +298,11 @@ class Contrastive:
         """What stands for a part, by stream; empty without a term."""
         streams, given = names(self.streams), names(self.pool)
         return dict(zip(streams, given * len(streams), strict=False)) if self.kind else {}
+
+    @property
+    def weighs(self) -> bool:
+        """Is the term part of the loss? A measure may leave it out, of a batch whose parts lie apart nonetheless."""
+        return bool(self.kind) and self.weight > 0
 
 
 @dataclass(frozen=True)
@@ -398,7 +407,7 @@ class Optim:
     freeze: (
         str  # streams or modalities, with commas between: nothing that they use trains; `text.ffn` freezes that part
     )
-    # alone (attn, ffn, norm, embed, head, latent, cross)
+    # alone (attn, ffn, norm, embed, head, latent, predictor, contrast, cross)
     rules: tuple[Rule, ...]  # your own rules; they come before base_rules, and the first that matches counts
     base_rules: tuple[Rule, ...]  # rules for the parameters that none of `rules` matches; they never decay a bias or
     # a gate
@@ -523,6 +532,15 @@ class Sections:
         s = self.streams[stream]
         own = not s.cross_every and s.entry.fold == 1 and s.entry.kind != "resampler"
         return own and s.modality != "text"
+
+    @property
+    def contrasted_pairs(self) -> int:
+        """X, the most pairs of a row that a contrastive term compares; 0 without a term."""
+        term = self.objective.contrastive
+        budgets = [
+            self.streams[name].budget for name in term.pools if name in self.streams
+        ]  # it may not be checked yet
+        return (term.pairs or max(min(budgets) // TOKENS_OF_A_PAIR, 1)) if budgets else 0
 
     @property
     def vocab(self) -> int:

@@ -69,7 +69,7 @@ Draw = Callable[[Room], Box]  # a part of a document, as large as there is room 
 
 
 def documents(rendered: Sequence[tuple[str, Sequence[Draw]]], file: Path, title: str, width: int = WIDTH) -> None:
-    """A page of documents, PNG, `width` pixels wide: of each its id and its parts in order, from left to right.
+    """A page of documents, PNG, `width` pixels wide: of each its name and its parts in order, from left to right.
 
     A page's length is bounded; its last line says how many documents it leaves out.
     """
@@ -78,11 +78,12 @@ def documents(rendered: Sequence[tuple[str, Sequence[Draw]]], file: Path, title:
     drawn = []
     height = 2 * MARGIN + len(heads) * _line(12) + GAP
     for name, parts in rendered:
+        lines = _wrapped(name, room, POINTS) or [""]
         placed, needed = _arranged(parts, room)
-        needed += _line(POINTS) + 2 * GAP
+        needed += len(lines) * _line(POINTS) + 2 * GAP
         if height + needed + 2 * _line(POINTS) > LONGEST:
             break
-        drawn.append((name, placed, height))
+        drawn.append((lines, placed, height))
         height += needed
     left_out = len(rendered) - len(drawn)
     note = "no documents" if not rendered else f"... and {left_out} more documents" if left_out else ""
@@ -91,11 +92,12 @@ def documents(rendered: Sequence[tuple[str, Sequence[Draw]]], file: Path, title:
     page = _Page(width, height)
     for i, line in enumerate(heads):
         page.text(MARGIN, MARGIN + i * _line(12), line, 12, weight="bold")
-    for name, placed, top in drawn:
+    for lines, placed, top in drawn:
         page.rule(top - GAP // 2)
-        page.text(MARGIN, top, _fit(name, room, POINTS), POINTS, weight="bold")
+        for i, line in enumerate(lines):
+            page.text(MARGIN, top + i * _line(POINTS), line, POINTS, weight="bold")
         for box, x, y in placed:
-            page.box(box, MARGIN + x, top + _line(POINTS) + GAP // 2 + y)
+            page.box(box, MARGIN + x, top + len(lines) * _line(POINTS) + GAP // 2 + y)
     page.text(MARGIN, height - MARGIN - _line(POINTS), note, POINTS, color=FAINT)
     page.save(file)
 
@@ -262,7 +264,8 @@ def _fit(text: str, width: float, points: float) -> str:
 
 def _wrapped(text: str, width: float, points: float) -> list[str]:
     """Three lines at most; what does not fit is cut off."""
-    return textwrap.wrap(legible(text), int(width / _advance(points)), max_lines=3, placeholder=" ...")
+    characters = int(width / _advance(points))
+    return textwrap.wrap(legible(text), characters, max_lines=3, placeholder=" ...", break_on_hyphens=False)
 
 
 def _is_in_font(character: str) -> bool:

@@ -121,6 +121,7 @@ def faults(config):
         yield from folding.unit_faults(config, dict.fromkeys(embedded.FORMS, embedded.PATCHES))
         for key, stream in config.streams.items():
             yield from _table_faults(key, stream, embedded.shape(stream))
+            yield from _column_faults(key, stream, embedded.shape(stream), is_of_any_size=False)
         return
     abouts = {}
     for name, address in addresses.items():
@@ -223,7 +224,9 @@ def _stream_faults(key, stream, name, about, ids: bool):
         yield f"streams.{key}.ids: {stream.ids}; the {modality} tokenizer of {name} has {n} ids; write {n}"
     if 0 < stream.max_tokens < (fixed := tokenizer.get("tokens", 0) // stream.entry.fold):
         yield f"streams.{key}.max_tokens: {stream.max_tokens}; {modality} of {name} has {fixed} tokens; raise it"
-    yield from _table_faults(key, stream, most_shape(modality, tokenizer))
+    shape = most_shape(modality, tokenizer)
+    yield from _table_faults(key, stream, shape)
+    yield from _column_faults(key, stream, shape, is_of_any_size="tokens" not in tokenizer)
 
 
 def _table_faults(key, stream, shape):
@@ -233,6 +236,23 @@ def _table_faults(key, stream, shape):
         yield (
             f"streams.{key}.place_table: {stream.place_table}; its units have up to {longest} rows or columns; raise "
             "it, or write 0"
+        )
+
+
+def _column_faults(key, stream, shape, is_of_any_size: bool):
+    """Blocks of rows that are cut elsewhere than the data's are no blocks of the picture. A sequence has no rows."""
+    columns = stream.prediction.columns
+    if not stream.predicts or columns == 1 or not shape:
+        return
+    if is_of_any_size:
+        yield (
+            f"streams.{key}.prediction.columns: {columns}; its units have rows of their own, of up to {shape[-1]} "
+            "tokens, and are hidden in blocks of one length alone; write 1 (a sequence), or prepare them in one size"
+        )
+    elif columns != shape[-1]:
+        yield (
+            f"streams.{key}.prediction.columns: {columns}; a row of its units has {shape[-1]} tokens; write "
+            f"{shape[-1]}, or 1 (a sequence)"
         )
 
 

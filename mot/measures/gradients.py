@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mot.batches import Batch
-from mot.config import Config, Experts
+from mot.config import Config, Experts, Sections
 from mot.model import params
 from mot.objectives.sums import modality
 
@@ -32,8 +32,12 @@ def of_modality(batch: Batch, m: jax.Array | int, config: Config) -> Batch:
     return {name: alone(name, tokens) for name, tokens in batch.items()}
 
 
-def without_routers(config: Config) -> Config:
-    """The configuration without the routers' own losses and a contrastive term, which are of no one modality."""
+def without_routers(config: Config) -> Sections:
+    """The configuration without the routers' own losses and a contrastive term, which are of no one modality.
+
+    What a term contrasts lies apart in the batch, as segments amid others: attention must know, so it stays there, with
+    a weight of 0. The result is not checked: `config` was.
+    """
 
     def plain(experts: Experts) -> Experts:
         balance = "none" if experts.balance == "loss" else experts.balance
@@ -41,10 +45,10 @@ def without_routers(config: Config) -> Config:
         return dataclasses.replace(experts, balance=balance, balance_rate=rate, z_loss=0.0)
 
     attn, ffn = ({name: plain(e) for name, e in group.items()} for group in (config.attn, config.ffn))
-    objective = dataclasses.replace(
-        config.objective, contrastive=dataclasses.replace(config.objective.contrastive, kind="")
-    )
-    return dataclasses.replace(config, attn=attn, ffn=ffn, objective=objective)
+    term = dataclasses.replace(config.objective.contrastive, weight=0.0)
+    objective = dataclasses.replace(config.objective, contrastive=term)
+    as_it_is = {field.name: getattr(config, field.name) for field in dataclasses.fields(Sections)}
+    return Sections(**as_it_is | dict(attn=attn, ffn=ffn, objective=objective))
 
 
 def users(path: str, config: Config) -> list[int]:

@@ -51,8 +51,11 @@ FIRST, SECOND = "first", "second"  # half of a passage
 
 
 def pairs(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[dict[str, Stretch]]:
-    """The documents of a source, in a drawn order, that have one stretch of each of two modalities and fit a row."""
-    for found in _of_two_streams(source, config, format, seed):
+    """The documents of a source, in a drawn order, that have one stretch of each of two modalities and fit a row.
+
+    Of a unit that lies in several streams (`data.roles`) it is the one that is read, and not learnt.
+    """
+    for found in _of_two_modalities(source, config, format, seed):
         if len(found) == 2 and found[0].stream != found[1].stream:
             by_stream = {stretch.stream: stretch for stretch in found}
             yield {stream: by_stream[stream] for stream in config.streams if stream in by_stream}
@@ -60,18 +63,31 @@ def pairs(source: Source, config: Config, format: Format, seed: int = 0) -> Iter
 
 def singles(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[Stretch]:
     """The units of a source, in a drawn order, that are all of their document but text's markers, and fit a row."""
-    for found in _of_two_streams(source, config, format, seed):
+    for found in _of_two_modalities(source, config, format, seed):
         if len(found) == 1:
             yield found[0]
 
 
-def _of_two_streams(source: Source, config: Config, format: Format, seed: int) -> Iterator[list[Stretch]]:
-    """The stretches of each document that has tokens of two streams, in a drawn order."""
+def _of_two_modalities(source: Source, config: Config, format: Format, seed: int) -> Iterator[list[Stretch]]:
+    """The stretches of each document that has tokens of two modalities, in a drawn order; of each unit one."""
+    streams = config.streams.values()
     for i in np.random.default_rng(seed).permutation(source.count):
-        if np.count_nonzero(source.lengths(i)) != 2 or too_long(source.lengths(i), config):
+        lengths = source.lengths(i)
+        if len({s.modality for s, n in zip(streams, lengths, strict=True) if n}) != 2 or too_long(lengths, config):
             continue
         with contextlib.suppress(ValueError):  # it is damaged
-            yield layout.stretches(source.read(i), config, format)
+            yield _read(layout.stretches(source.read(i), config, format), config)
+
+
+def _read(stretches: Sequence[Stretch], config: Config) -> list[Stretch]:
+    """Of each unit one representation: that of a stream that is an input alone, else the last, which text follows."""
+    found: list[Stretch] = []
+    for stretch in stretches:
+        if not stretch.is_same:
+            found.append(stretch)
+        elif config.streams[found[-1].stream].objective != "none":
+            found[-1] = stretch._replace(is_same=False)
+    return found
 
 
 def parts(source: Source, config: Config, format: Format, seed: int = 0) -> Iterator[dict[str, Part]]:

@@ -6,6 +6,7 @@ experts as a token meets `active` of them, routers that imitate not at all.
 
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
@@ -118,29 +119,52 @@ def attention_per_pair(config: Config) -> int:
     return 4 * m.layers * m.heads * m.head_size
 
 
-def train_step(config: Config, tokens: Mapping[str, float], pairs: float) -> float:
+NONE: Mapping[str, float] = MappingProxyType({})
+
+
+def train_step(
+    config: Config,
+    tokens: Mapping[str, float],
+    pairs: float,
+    within: Mapping[str, float] = NONE,
+    contrasted: float = 0,
+) -> float:
     """Model FLOPs of a step over `tokens` of each stream with `pairs` visible (query, key) pairs.
 
-    Where a stream predicts states, a pass more sees whole units, forward alone where these are an average's. What is
-    hidden of units counts as if it were there, and the predictor's attention, within units, does not. Where parts of
-    one stream are contrasted, all is passed twice. The product of a batch's embeddings does not count.
+    Where a stream predicts states, a pass more sees whole units, forward alone where these are an average's, and
+    `within` has the pairs of tokens of one unit, which its predictor sees. What is hidden of units counts as if it were
+    there. Where parts of one stream are contrasted, all is passed twice; `contrasted` pairs of parts are projected, and
+    each is compared with all.
     """
     times = 2 if len(config.objective.contrastive.pools) == 1 else 1
     matmuls = sum(2 * tokens[stream] * weights for stream, weights in matmul_weights(config).items())
     of_pairs = pairs * attention_per_pair(config)
+    beside = FORWARD_AND_BACKWARD * _of_contrast(config, contrasted)
     predicting = {name: s.prediction.targets for name, s in config.streams.items() if s.predicts}
     if not predicting:
-        return times * FORWARD_AND_BACKWARD * (matmuls + of_pairs)
+        return times * FORWARD_AND_BACKWARD * (matmuls + of_pairs) + beside
     predictors = sum(2 * tokens[name] * _of_predictor(name, config) for name in predicting)
     trunk = matmuls - predictors + of_pairs
     passes = times * FORWARD_AND_BACKWARD
     passes += sum(FORWARD_AND_BACKWARD if whose == "own" else 1 for whose in set(predicting.values()))
-    return passes * trunk + FORWARD_AND_BACKWARD * predictors
+    predictors += sum(n * attention_per_pair(params.predictor(config, name)) for name, n in within.items())
+    return passes * trunk + FORWARD_AND_BACKWARD * predictors + beside
 
 
 def _of_predictor(stream: str, config: Config) -> int:
     specs = {p: s for p, s in params.table(config).items() if p.startswith(f"predictor/{stream}/")}
     return sum(math.prod(spec.shape) for path, spec in specs.items() if _multiplies(path, spec))
+
+
+def _of_contrast(config: Config, contrasted: float) -> float:
+    """Forward FLOPs of so many pairs: both parts are projected, and every first part meets every last one."""
+    term = config.objective.contrastive
+    if not contrasted:
+        return 0
+    sides = [*term.pools] * (3 - len(term.pools))  # one stream is both
+    widths = [config.streams[name].width for name in sides if name in config.streams]  # it may not be checked yet
+    projected = sum(2 * contrasted * D * term.width for D in widths)
+    return projected + 2 * contrasted**2 * (term.width or max(widths, default=0))
 
 
 def full_step(config: Config) -> float:
@@ -159,7 +183,16 @@ def full_step(config: Config) -> float:
     pairs = (T - apart) * (T - apart + 1) / 2 + sum(tokens[name] * mean for name, mean in later.items())
     of_unit = {name: config.streams[name].max_tokens or tokens[name] for name in config.crossed}
     pairs += sum((T - apart) * n * layers_share(name, config) for name, n in of_unit.items())
-    return config.data.batch * train_step(config, tokens, pairs)
+    B = config.data.batch
+    within = {name: B * n for name, n in most_within(config, tokens).items()}
+    tokens = {name: B * n for name, n in tokens.items()}
+    return train_step(config, tokens, B * pairs, within, B * config.contrasted_pairs)
+
+
+def most_within(config: Config, tokens: Mapping[str, float]) -> dict[str, float]:
+    """By stream that predicts states: the pairs within units of so many tokens, whose units are the longest."""
+    predicting = {name: s for name, s in config.streams.items() if s.predicts}
+    return {name: tokens[name] * (s.max_tokens or tokens[name]) / s.copies for name, s in predicting.items()}
 
 
 MOST_STEPS = 1e9
@@ -252,6 +285,33 @@ def crossed_pairs(batch: "Batch", stream: str, config: Config) -> int:
     sizes_BU = np.stack([np.bincount(row, minlength=unit_BT.max() + 1) for row in unit_BT])
     of_last_BT = np.take_along_axis(unit_BT, last_BT, axis=1)
     return int(np.where(there_BT, np.take_along_axis(sizes_BU, of_last_BT, axis=1), 0).sum())
+
+
+def within_units(batch: "Batch", config: Config) -> dict[str, int]:
+    """By stream that predicts states: how many pairs of tokens of a host batch are of one copy of a unit."""
+    import numpy as np
+
+    def pairs(t) -> int:
+        unit_BC = np.where(np.asarray(t.segment) != 0, 2 * t.unit - t.private, 0)
+        return sum(int((np.bincount(row)[1:] ** 2).sum()) for row in unit_BC)
+
+    return {name: pairs(batch[name]) for name, s in config.streams.items() if s.predicts}
+
+
+def contrasted(batch: "Batch", config: Config) -> int:
+    """How many pairs of parts of a host batch a contrastive term compares."""
+    import numpy as np
+
+    if not config.contrasted_pairs:
+        return 0
+
+    def documents(t, row: int) -> set:
+        is_real_C = np.asarray(t.segment)[row] != 0
+        return {*zip(t.source[row][is_real_C].tolist(), t.doc_id[row][is_real_C].tolist(), strict=True)}
+
+    sides = [batch[name] for name in config.objective.contrastive.pools]
+    rows = range(sides[0].segment.shape[0])
+    return sum(min(len(set.intersection(*(documents(t, r) for t in sides))), config.contrasted_pairs) for r in rows)
 
 
 def visible_pairs(batch: "Batch") -> int:

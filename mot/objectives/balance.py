@@ -1,8 +1,9 @@
 """One target for the losses of all modalities (2603.03276): each is scaled to it by its own running mean.
 
 Nats and squared errors differ in size, and change at other times; scaled, each modality's loss stays near the target,
-which is the running mean of the losses of all, weighed by lambda. (`diffusion.loss_centre` scales one stream's loss to
-a number that is given.)
+which is the running mean of the losses of all, weighed by lambda. What regularises a loss, as SIGReg does, is scaled
+with it: its weight is relative to that loss. (`diffusion.loss_centre` scales one stream's loss to a number that is
+given.)
 """
 
 import jax
@@ -20,12 +21,12 @@ def first(config: Config) -> Balance:
     return {"target": jnp.zeros(()), "own": {m: jnp.zeros(()) for m in config.modalities}}
 
 
-def scaled(Z_M, balance: Balance, config: Config) -> jax.Array:
-    """What each modality's loss is divided by: Z times its own mean over the target; Z where there is none yet."""
+def factors(balance: Balance, config: Config) -> jax.Array:
+    """What each modality's loss is multiplied by `[M]`: the target over its own mean; 1 where there is none yet."""
     if not balance:
-        return Z_M
+        return jnp.ones(len(config.modalities))
     own_M = jnp.stack([balance["own"][m] for m in config.modalities])
-    return jnp.where(own_M > 0, Z_M * own_M / jnp.where(own_M > 0, balance["target"], 1), Z_M)
+    return jnp.where(own_M > 0, balance["target"] / jnp.where(own_M > 0, own_M, 1), 1)
 
 
 def after(balance: Balance, loss_sum_MO, weight_MO, config: Config) -> Balance:

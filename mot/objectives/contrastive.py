@@ -18,7 +18,6 @@ from mot.config import Config
 from mot.model import ops
 from mot.model.transformer import Output
 
-TOKENS = 8  # of the smaller budget, for each pair of a row where nobody says how many there are
 LARGEST_SCALE = math.log(100)  # 2103.00020, section 2.5
 LEAST = 1e-12  # of a squared length
 FAR = -1e30  # the logit of what is not compared: finite, so that no gradient is NaN
@@ -42,17 +41,15 @@ class OfPairs(NamedTuple):
     sums: dict[str, jax.Array]  # by name in metrics, before it is divided by `pairs`
 
 
-def places(config: Config) -> int:
-    """X, the most pairs of a row."""
-    term = config.objective.contrastive
-    return term.pairs or max(min(config.streams[name].budget for name in term.pools) // TOKENS, 1)
-
-
 def sides(params: dict, outputs: tuple[Output, Output], batch: Batch, config: Config) -> Sides:
-    """The pairs of some rows. `outputs` are of the pass for the first part and for the last; mostly they are one."""
+    """The pairs of some rows. `outputs` are of the pass for the first part and for the last; mostly they are one.
+
+    Ids of the batch are those of its documents, also where they are hidden from the model: by them a token stands for
+    its part, and parts are equal.
+    """
     pools = config.objective.contrastive.pools
     names = [*pools] * (3 - len(pools))  # one stream is both
-    X = places(config)
+    X = config.contrasted_pairs
     documents = _documents(batch[names[-1]], X)
     of_sides = [
         _embedded(params, output.states[name], batch[name], documents, name, config)

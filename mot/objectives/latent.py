@@ -107,22 +107,23 @@ def targets(state_BCD, stream: Stream) -> jax.Array:
 
 
 def loss(
-    name: str, params: dict, state_BCD, tokens: Tokens, target_BCD, Z_M, config: Config, sources: int, step
+    name: str, params: dict, state_BCD, tokens: Tokens, target_BCD, Z_M, config: Config, sources: int, step, factor_M
 ) -> tuple[jax.Array, Sums, dict[str, jax.Array]]:
     """The part of `losses.loss` that is of a stream whose states are predicted, its sums, and its targets' spread.
 
     1 - sigreg times the prediction's loss, and sigreg times SIGReg, which weighs as much however often the step
-    accumulates. The prediction's alone is reported.
+    accumulates, and is scaled by the modality's factor as the prediction is (Z_M has it): else states that are nearly
+    alike, whose small loss is scaled up, would gain by becoming all alike. The prediction's alone is reported.
     """
     s = config.streams[name]
     l_BC = of_tokens(name, params, state_BCD, tokens, target_BCD, config)
     m = config.modalities.index(s.modality)
     total = (1 - s.prediction.sigreg) * scales(Z_M, config)[m] * l_BC.sum()
-    is_real_BC = tokens.unit != 0
+    is_real_BC = (tokens.unit != 0) & ~tokens.private  # of a unit in two copies, whose states are alike, the clean one
     if s.prediction.sigreg:
         key = jax.random.fold_in(jax.random.key(config.model.seed), zlib.crc32(b"sigreg"))
         statistic = sigreg(target_BCD, is_real_BC, s.prediction.slices, jax.random.fold_in(key, step))
-        part = s.prediction.sigreg * s.loss_weight * statistic / config.optim.accumulate
+        part = s.prediction.sigreg * s.loss_weight * factor_M[m] * statistic / config.optim.accumulate
         total += jnp.where((tokens.weight > 0).any(), part, 0)  # of a batch, or a measure, without these units: nothing
     sums = summed(l_BC, tokens, modality(tokens, name, config), config, sources)
     return total, sums, spread(target_BCD, is_real_BC)

@@ -29,6 +29,12 @@ class Noised(NamedTuple):
     batch: Batch
     target: dict[str, jax.Array]  # by stream, [B, C, P]; [B, C, D] of one whose states are predicted
     step: jax.Array | int
+    ids: dict[str, jax.Array] = {}  # by stream that is masked, [B, C]: its documents' own
+
+    @property
+    def unmasked(self) -> Batch:
+        """The batch with the ids of its documents, also where the model sees the mask's."""
+        return self.batch | {name: self.batch[name].replace(token=ids_BC) for name, ids_BC in self.ids.items()}
 
 
 def noised(
@@ -56,7 +62,7 @@ def noised(
         own = [name for name in predicting if predicting[name] == whose]
         targets |= {name: latent.targets(whole[name], config.streams[name]) for name in own}
     result |= {name: latent.hidden(batch[name], config.streams[name], key) for name in predicting}
-    return Noised(result, targets, step)
+    return Noised(result, targets, step, {name: batch[name].token for name in batch if config.streams[name].masks})
 
 
 def loss(
@@ -69,24 +75,28 @@ def loss(
     means: dict[str, jax.Array] | None = None,
     again: transformer.Output | None = None,
     slopes: Sides | None = None,
+    factor_M: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array | dict[str, Sums]]]:
-    """The sum over modalities m of lambda_m * sum(w * l) / Z_m, and its parts.
+    """The sum over modalities m of factor_m * lambda_m * sum(w * l) / Z_m, and its parts.
 
-    `means` are running means by stream, of those that are centred: their loss weighs `loss_centre` / mean. Returns the
-    scalar and `{"loss_sum": [M, O], "weight": [M, O], "streams": ...}`: sums of w * l (nats of ids, squared errors of
-    vectors) and of w, by modality and source; and both by stream of vectors that are noised. Of streams whose states
-    are predicted `spread` has `latent.spread` of these. A contrastive term comes beside them, and what is told of it as
+    `means` are running means by stream, of those that are centred: their loss weighs `loss_centre` / mean. `factor_M`
+    scales modalities to a common target, with what regularises their losses (`balance.factors`). Returns the scalar and
+    `{"loss_sum": [M, O], "weight": [M, O], "streams": ...}`: sums of w * l (nats of ids, squared errors of vectors) and
+    of w, by modality and source; and both by stream of vectors that are noised. Of streams whose states are predicted
+    `spread` has `latent.spread` of these. A contrastive term comes beside them, and what is told of it as
     `contrastive`; where its partners come of another pass, that is `again`. It needs the whole batch: of a microbatch,
     `slopes` are the term's gradients by its pairs' embeddings (`contrastive.ahead`), with which it adds 0 and its part
     of the gradient.
     """
+    factor_M = jnp.ones_like(Z_M) if factor_M is None else factor_M
+    Z_M = Z_M / factor_M
     total, sums = next_token.loss(output.hidden, transformer.head(params, config), Z_M, config, sources)
     by_stream = {}
     spreads = {}
     for name, prediction_BCP in output.latents.items():
         judged = (noised.batch[name], noised.target[name], Z_M, config, sources)
         if config.streams[name].predicts:
-            part, part_sums, spreads[name] = latent.loss(name, params, prediction_BCP, *judged, noised.step)
+            part, part_sums, spreads[name] = latent.loss(name, params, prediction_BCP, *judged, noised.step, factor_M)
             total += part
             sums = jax.tree.map(jnp.add, sums, part_sums)
             continue
@@ -97,9 +107,9 @@ def loss(
         sums = jax.tree.map(jnp.add, sums, part_sums)
         by_stream[name] = jax.tree.map(jnp.sum, part_sums)
     sums |= {"streams": by_stream} | ({"spread": spreads} if spreads else {})
-    if not config.objective.contrastive.kind:
+    if not config.objective.contrastive.weighs:
         return total, sums
-    sides = contrastive.sides(params, (output, again or output), noised.batch, config)
+    sides = contrastive.sides(params, (output, again or output), noised.unmasked, config)
     if slopes is not None:
         return total + contrastive.pulled(sides, slopes), sums
     term, told = contrastive.judge(params["contrast"], sides, config)

@@ -186,6 +186,9 @@ def _of_model(config: Config, topology: Topology, mesh: jax.sharding.Mesh) -> di
     """The figures that need no compiler."""
     rows = config.data.batch
     tokens = {name: rows * s.budget for name, s in config.streams.items()}
+    step = flops.train_step(
+        config, tokens, pairs(config), flops.most_within(config, tokens), rows * config.contrasted_pairs
+    )
     table = params.table(config)
     towers: dict[str, int] = defaultdict(int)
     for path, spec in table.items():
@@ -206,7 +209,7 @@ def _of_model(config: Config, topology: Topology, mesh: jax.sharding.Mesh) -> di
         parameters=flops.total_parameters(config),
         active=flops.active_parameters(config),
         towers=dict(towers),
-        flops_per_token=flops.train_step(config, tokens, pairs(config)) / sum(tokens.values()),
+        flops_per_token=step / sum(tokens.values()),
         assumed=ROW + (SLICES if config.mesh.slices > 1 else ""),
         memory_of_chip=topology.memory,
     )
@@ -266,7 +269,7 @@ def _work(config: Config, topology: Topology, program: hlo.Program, tokens: dict
     counted = sum(m.total for m in outside) + sum(k.flops * k.at.times for k in grouped)
     of_pair = flops.FORWARD_AND_BACKWARD * flops.attention_per_pair(config) / devices
     seen_again = RECOMPUTED_ATTENTION if config.model.remat in RECOMPUTING else 0
-    formula = flops.train_step(config, tokens, 0) / devices
+    formula = flops.train_step(config, tokens, 0, contrasted=config.data.batch * config.contrasted_pairs) / devices
     computed = sum(m.total * m.passes for m in outside) + of_pair * attention_work(config) * (ATTENTION + seen_again)
     computed += sum(k.flops * k.at.times for k in grouped)
     wire = sum(c.wire for c in program.collectives)

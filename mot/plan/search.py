@@ -137,7 +137,8 @@ def _flops(config: Config) -> float:
     counts = {name: config.data.batch * stream.budget for name, stream in config.streams.items()}
     seen = ATTENTION + (RECOMPUTED_ATTENTION if config.model.remat in RECOMPUTING else 0)
     attention = flops.FORWARD_AND_BACKWARD * attention_work(config) * flops.attention_per_pair(config) * seen
-    return flops.train_step(config, counts, 0) + recomputed(config, counts) + attention
+    further = flops.most_within(config, counts), config.data.batch * config.contrasted_pairs
+    return flops.train_step(config, counts, 0, *further) + recomputed(config, counts) + attention
 
 
 def _sent(config: Config, topology: Topology) -> float:

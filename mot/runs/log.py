@@ -24,8 +24,10 @@ class Diverged(UserError):
 
 
 def counted(batch: Batch, config: Config) -> np.ndarray:
-    """What `Log` counts of a host batch: the tokens of each stream, and the pairs that see each other."""
-    return np.array([*((tokens.segment != 0).sum() for tokens in batch.values()), flops.pairs(batch, config)])
+    """What `Log` counts of a host batch: the tokens of each stream, and what else its FLOPs follow from."""
+    tokens = ((tokens.segment != 0).sum() for tokens in batch.values())
+    further = (flops.pairs(batch, config), flops.contrasted(batch, config), *flops.within_units(batch, config).values())
+    return np.array([*tokens, *further])
 
 
 class Dispatched(NamedTuple):
@@ -171,7 +173,9 @@ class Log:
         for name, n in tokens.items():
             modality = streams[name].modality
             position.tokens[modality] = position.tokens.get(modality, 0) + n
-        work = flops.train_step(self.config, tokens, int(counts[-1]))
+        pairs, contrasted, *within = counts[len(streams) :].tolist()
+        predicting = (name for name, s in streams.items() if s.predicts)
+        work = flops.train_step(self.config, tokens, pairs, dict(zip(predicting, within, strict=True)), contrasted)
         position.flops += work
         row = {"flops": position.flops, "step_flops": work, "step_tokens": sum(tokens.values())}
         row |= {f"tokens/{m}": n for m, n in position.tokens.items()}

@@ -83,8 +83,8 @@ def make_gradients(config: Config, sources: int) -> Callable:
         weights = params.merge(trained, frozen)
         noised = losses.noised(microbatch, config, state.updates, weights, state.ema)
         output, again = _passes(weights, noised.batch, config, key, state)
-        Z_M = balance.scaled(Z_M, state.balance, config)
-        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, again, slopes)
+        factor_M = balance.factors(state.balance, config)
+        total, sums = losses.loss(weights, output, noised, Z_M, config, sources, state.means, again, slopes, factor_M)
         of_routers = losses.routing(output.routing, routed, config) if output.routing else 0.0
         return total + of_routers, sums | {"routing": {name: _over_rows(x) for name, x in output.routing.items()}}
 
@@ -97,7 +97,7 @@ def make_gradients(config: Config, sources: int) -> Callable:
         if n == 1:
             return value_and_grad(trained, frozen, batch, Z_M, routed, key, state, None)
         parts = microbatches(batch, key, n)
-        if config.objective.contrastive.kind:
+        if config.objective.contrastive.weighs:
             return contrasted(value_and_grad, state, trained, frozen, parts, Z_M, routed)
 
         def of_microbatch(batch_and_key):
@@ -112,8 +112,9 @@ def make_gradients(config: Config, sources: int) -> Callable:
 
         def embed(batch_and_key):
             microbatch, key = batch_and_key
-            noised = losses.noised(microbatch, config, state.updates, weights, state.ema).batch
-            return contrastive.sides(weights, _passes(weights, noised, config, key, state), noised, config)
+            noised = losses.noised(microbatch, config, state.updates, weights, state.ema)
+            outputs = _passes(weights, noised.batch, config, key, state)
+            return contrastive.sides(weights, outputs, noised.unmasked, config)
 
         term, told, of_heads, slopes = contrastive.ahead(weights["contrast"], jax.lax.map(embed, parts), config)
 
@@ -134,7 +135,8 @@ def _passes(weights: dict, batch: Batch, config: Config, key, state: State) -> t
     else the same."""
     dropped = dropout_key(config, state)
     output = transformer.forward(weights, batch, config, key, dropped=dropped)
-    if len(config.objective.contrastive.pools) != 1:
+    term = config.objective.contrastive
+    if not term.weighs or len(term.pools) != 1:
         return output, output
     return output, transformer.forward(weights, batch, config, key, dropped=jax.random.fold_in(dropped, AGAIN))
 

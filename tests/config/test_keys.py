@@ -10,6 +10,7 @@ from launch import cli
 from mot.config import ConfigError, checks, resolve, schema
 from mot.config.allowed import Range
 from mot.config.keys import comments, keys
+from mot.model import params
 from tests.support import examples
 
 
@@ -20,6 +21,11 @@ def test_every_key_says_what_it_is_for():
     assert not [path for path, key in named.items() if not key.comment and not path.startswith(tuple(silent))]
     both_lines = "nothing, all but projections' results, whole blocks; offload: these too, and what enters each block"
     assert both_lines in named["model.remat"].comment
+
+
+def test_every_part_that_can_be_frozen_is_named():
+    _, _, named = comments()["Optim"]["freeze"].rpartition("(")
+    assert tuple(named.rstrip(")").split(", ")) == params.PARTS
 
 
 def test_what_is_shown_as_allowed_is_what_is_checked():

@@ -201,6 +201,19 @@ def test_a_spectrogram_s_axes_tell_seconds_and_kilohertz(tmp_path, monkeypatch):
     assert words.count("8 kHz") == 1
 
 
+def test_a_documents_name_goes_on_in_a_further_line(tmp_path, monkeypatch):
+    said = listened(monkeypatch)
+    name = "d: 1 part given; as asked: no further text (--max-text=0), media 1 at most (--max-media=1)"
+    file = tmp_path / "page.png"
+    sizes = []
+    for wide in (preview.WIDTH, 400):
+        said.clear()
+        preview.documents([(name, [part("text", "a word")])], file, "title", wide)
+        sizes.append(size(file)[1])
+        assert name in " ".join(words for _, _, words in said)
+    assert sizes[1] > sizes[0]
+
+
 def test_what_the_font_lacks_is_a_dot_and_no_box():
     assert preview.legible("a\ufffd\x00\u6f22b") == "a\u00b7\u00b7\u00b7b"
 

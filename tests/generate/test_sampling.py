@@ -19,7 +19,7 @@ from mot.data import layout, positions, records, roles
 from mot.data.layout import Format, Medium, Stretch
 from mot.data.packing import document, pack
 from mot.errors import UserError
-from mot.generate import sampling
+from mot.generate import decoding, sampling
 from mot.generate.sampling import Generated
 from mot.model import caches, joint, params, transformer
 from mot.objectives import diffusion
@@ -353,7 +353,7 @@ def test_ids_are_drawn_among_the_likeliest(temperature, k, p):
     keys = jax.random.split(jax.random.key(1), (3, n))
 
     def choose(x_V, keys):
-        return sampling.choose_ids(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
+        return decoding.choose_ids(jnp.broadcast_to(x_V[None], (n, 12)), keys, settings)
 
     drawn = np.asarray(jax.jit(jax.vmap(choose))(logits_BV, keys))
     for logits_V, ids in zip(logits_BV, drawn, strict=True):
@@ -526,15 +526,15 @@ def test_a_prompt_makes_no_logits_and_the_cache_is_written_in_place():
     def row(dtype, *shape):
         return jax.ShapeDtypeStruct((2, *shape), dtype)
 
-    state = sampling.DecodingState(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"), row("i4"))
-    allowed = sampling.Allowed(row(bool), row("i4"), row(bool, V), np.zeros(V, bool))
+    state = decoding.DecodingState(jax.eval_shape(lambda: caches.empty(c, 2, S)), row("f4", D), row("i4"), row("i4"))
+    allowed = decoding.Allowed(row(bool), row("i4"), row(bool, V), np.zeros(V, bool))
     random_keys = jax.random.split(jax.random.key(0), 2)
     lowered = sampler._ids.lower(
         sampler.params,
         state,
         allowed,
         random_keys,
-        sampling.text_lies(TEXT, sampler.rule),
+        decoding.text_lies(TEXT, sampler.rule),
         stream="text",
         settings=GREEDY,
         limit=TEXT,

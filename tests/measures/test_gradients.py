@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
 from mot.config import resolve
 from mot.data.packing import document, pack
 from mot.measures import gradients
-from mot.model import params, transformer
+from mot.model import joint, params, transformer
 from mot.objectives import losses
 from tests.support import examples, vectors
 
@@ -140,6 +141,32 @@ def test_routers_own_losses_are_left_out_and_nothing_else():
     assert c.ffn["text"].balance_rate > 0
     assert (plain.ffn["text"].balance, plain.ffn["text"].balance_rate, plain.ffn["text"].z_loss) == ("none", 0, 0)
     assert params.table(plain) == params.table(c)
+
+
+def test_a_contrastive_term_is_left_out_and_attention_knows_of_its_parts(monkeypatch):
+    """They are segments amid others, which kernels that take intervals of keys must be told."""
+    tree = examples.tree("dense", layers=1)
+    tree.objective.contrastive = base.contrastive("infonce", width=0, pairs=2)
+    c = resolve(tree)
+    plain = gradients.without_routers(c)
+    assert params.table(plain) == params.table(c)
+    batch = examples.batch(rows=2, spans=False)
+    told, attend = [], joint.attention.attend
+
+    def listening(*arguments):
+        told.append(arguments[-1])
+        return attend(*arguments)
+
+    monkeypatch.setattr(joint.attention, "attend", listening)
+
+    def sums(weights):
+        output = transformer.forward(weights, batch, plain)
+        return losses.loss(weights, output, losses.Noised(batch, {}, 0), losses.totals(batch, c), plain, 2)[1]
+
+    found = jax.eval_shape(sums, vectors.weights(c))
+    assert "contrastive" not in found
+    assert told
+    assert all(told)
 
 
 def test_only_targets_of_the_modality_weigh():

@@ -10,13 +10,15 @@ import pytest
 from configs import base
 from mot import batches
 from mot.config import resolve
+from mot.config.modalities import markers
 from mot.data import layout, mixture
 from mot.data.layout import Format, Medium, Stretch
+from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.measures import retrieval
 from mot.model import transformer
 from mot.objectives import contrastive
-from tests.support import examples, vectors
+from tests.support import examples, twofold, vectors
 
 FORMAT = Format("text", 0, 1, (0, 1, 2, 3), (Medium("image", 2, 3, 4),))
 C = examples.make()
@@ -54,6 +56,19 @@ def test_documents_of_one_modality_or_more_stretches_are_passed_over():
     made = [[words], [picture], [words, picture, words], [picture, picture], [words, picture]]
     documents = tuple(layout.document(parts, C, FORMAT, ends=True) for parts in made)
     assert len(list(retrieval.pairs(mixture.InMemory("s", 0, documents, np.ones(2)), C, FORMAT))) == 1
+
+
+def test_of_a_unit_in_two_streams_the_one_that_is_read_is_taken():
+    c = twofold.make([twofold.rule("drawn,seen")], names=("seen", "drawn"))
+    ids = {mark: i for i, mark in enumerate(special_tokens(twofold.MODALITIES))}
+    media = tuple(Medium(name, *(ids[mark] for mark in markers("image")), 0) for name in ("drawn", "seen"))
+    format = Format("text", ids["<bos>"], ids["<eos>"], tuple(ids.values()), media)
+    records = [twofold.record(parts, i) for i, parts in enumerate(("tI", "It", "II"))]
+    found = list(retrieval.pairs(twofold.source(c, records), c, format))
+    assert [tuple(pair) for pair in found] == [("text", "seen")] * 2
+    seen = {span.data.tobytes() for r in records[:2] for span in r.spans if span.modality == "image_vectors"}
+    assert {pair["seen"].data.tobytes() for pair in found} == seen
+    assert not any(pair["seen"].is_same for pair in found)
 
 
 def test_no_pool_holds_a_side_twice():

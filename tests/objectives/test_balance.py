@@ -7,7 +7,7 @@ import pytest
 
 from mot import checkpoint, optim, sharding
 from mot.config import resolve
-from mot.objectives import balance
+from mot.objectives import balance, latent
 from mot.train import restore, state
 from mot.train.step import make_step
 from tests.support import examples, vectors
@@ -40,7 +40,7 @@ def test_means_and_factors_are_those_of_plain_numbers():
     losses = [(4.0, 0.5, None), (3.0, 0.25, 2.0), (None, 0.2, 1.5)]
     found, factors = balance.first(c), []
     for of_step in losses:
-        factors.append(1 / np.asarray(balance.scaled(jnp.ones(3), found, c)))
+        factors.append(np.asarray(balance.factors(found, c)))
         weight_MO = np.array([[0, 0] if x is None else [3.0, 1.0] for x in of_step], np.float32)
         loss_MO = np.array([[0, 0] if x is None else [2 * x, 2 * x] for x in of_step], np.float32)
         found = balance.after(found, jnp.asarray(loss_MO), jnp.asarray(weight_MO), c)
@@ -82,6 +82,23 @@ def test_the_second_steps_losses_are_scaled_to_the_target(trained):
     np.testing.assert_allclose(now.balance["own"]["image"], DECAY * first[1] + (1 - DECAY) * second[1], rtol=1e-5)
 
 
+def test_what_keeps_states_apart_is_scaled_with_their_prediction(monkeypatch):
+    """Three times the loss of a modality is three times its SIGReg, too: what it weighs beside the loss stays."""
+    tree = vectors.tree("mot", layers=1)
+    tree.streams.image.objective = "latent"
+    tree.streams.image.prediction.update(targets="own", sigreg=0.5, slices=4)
+    c = resolve(tree)
+    tokens = vectors.batch(c)["image"]
+    states = jnp.asarray(np.random.default_rng(0).standard_normal((*tokens.unit.shape, 4)), jnp.float32)
+    monkeypatch.setattr(latent, "of_tokens", lambda *_: jnp.asarray(tokens.weight))
+
+    def loss(factor):
+        factor_M = jnp.where(jnp.arange(3) == c.modalities.index("image"), factor, 1.0)
+        return latent.loss("image", {}, states, tokens, states, jnp.ones(3) / factor_M, c, 2, 0, factor_M)[0]
+
+    np.testing.assert_allclose(loss(3.0), 3 * loss(1.0), rtol=1e-6)
+
+
 def test_accumulation_equals_the_whole_batch(trained):
     batch, whole = trained
     parts = steps(make(accumulate=2), batch)
@@ -93,8 +110,7 @@ def test_accumulation_equals_the_whole_batch(trained):
 def test_without_a_target_nothing_is_kept_and_nothing_changes():
     c = make(0.0)
     assert balance.first(c) == {}
-    Z_M = jnp.array([3.0, 2.0, 1.0])
-    assert balance.scaled(Z_M, {}, c) is Z_M
+    assert (balance.factors({}, c) == 1).all()
     assert "balance" not in state.trees(jax.eval_shape(lambda: state.init_state(c)))["opt"]
 
 

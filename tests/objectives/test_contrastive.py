@@ -13,7 +13,7 @@ from configs import base
 from mot import batches, optim, sharding
 from mot.config import ConfigError, resolve
 from mot.data import roles
-from mot.model import params, transformer
+from mot.model import flops, params, transformer
 from mot.objectives import contrastive, losses
 from mot.runs import metrics
 from mot.train.state import init_state
@@ -293,6 +293,23 @@ def test_it_learns_and_its_heads_stay_within_bounds():
     assert {"contrastive/gap", "contrastive/pairs", "contrastive/left_out"} <= row.keys()
 
 
+def test_flops_of_the_product_and_the_projections_are_counted():
+    c = make()
+    found = batch(c)
+    assert flops.contrasted(found, c) == 6  # as in `test_what_has_no_partner_is_left_out_and_counted`
+    assert flops.contrasted(found, make(pairs=1)) == 4
+    tokens = {name: t.token.size for name, t in found.items()}
+    more = flops.train_step(c, tokens, 0, contrasted=6) - flops.train_step(c, tokens, 0)
+    assert more == 3 * (2 * 6 * 16 * 8 * 2 + 2 * 6 * 6 * 8)  # both sides, 16 to 8 wide, and their 36 cosines
+    unprojected = make(width=0)
+    more = flops.train_step(unprojected, tokens, 0, contrasted=6) - flops.train_step(unprojected, tokens, 0)
+    assert more == 3 * 2 * 6 * 6 * 16
+    without = dataclasses.replace(
+        c, objective=dataclasses.replace(c.objective, contrastive=make("").objective.contrastive)
+    )
+    assert flops.full_step(c) - flops.full_step(without) == 3 * (2 * 16 * 16 * 8 * 2 + 2 * 16 * 16 * 8)  # 4 rows of 4
+
+
 def test_scale_and_bias_do_not_decay():
     table = params.table(make("sigmoid"))
     assert {path for path, spec in table.items() if not spec.decay} == {"contrast/scale", "contrast/bias"}
@@ -327,11 +344,12 @@ def test_off_it_leaves_no_trace():
 
 def test_faults_are_told_together():
     with pytest.raises(ConfigError) as found:
-        make("infonse", weight=0.0, pairs=-1)
+        make("infonse", weight=0.0, pairs=-1, temperature=0.005)
     assert "objective.contrastive.kind: 'infonse'; allowed: '', infonce, sigmoid; did you mean 'infonce'?" in str(
         found.value
     )
-    assert len(found.value.faults) >= 3
+    assert "objective.contrastive.temperature: 0.005; must be 0.01 or more; raise it" in str(found.value)
+    assert len(found.value.faults) >= 4
     with pytest.raises(ConfigError) as found:
         make(streams="text,picture", pool="max,12")
     told = str(found.value)

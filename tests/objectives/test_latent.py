@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from configs import base
 from mot import batches, optim
 from mot.config import ConfigError, resolve
-from mot.data import packing
+from mot.data import packing, sources
 from mot.model import flops, params, predictor, transformer
 from mot.objectives import latent, losses
 from mot.runs import metrics
+from mot.runs.log import counted
 from mot.train.state import State, init_state
 from mot.train.step import make_step
 from tests.oracles import reference
@@ -295,6 +296,19 @@ def test_sigreg_is_low_for_a_gaussian_alone():
         assert statistic(worse) > 5 * good
 
 
+def test_a_unit_in_two_copies_counts_once(monkeypatch):
+    """N states that lie there twice would make SIGReg, which grows with their number, twice as strong."""
+    c = resolve(tree("own", "both"))
+    tokens = vectors.batch(c)["image"]
+    assert tokens.private.any()
+    states = np.random.default_rng(0).standard_normal((*tokens.unit.shape, 12)).astype("f")
+    monkeypatch.setattr(latent, "of_tokens", lambda *_: jnp.zeros(tokens.unit.shape))
+    target = jnp.asarray(np.where(tokens.private[..., None], np.nan, states))  # what is not counted may hold anything
+    total, _, spread = latent.loss("image", {}, target, tokens, target, jnp.ones(3), c, 2, STEP, jnp.ones(3))
+    assert np.isfinite(total)
+    assert 0.5 < spread["std"] < 1.5
+
+
 def test_spread_tells_alike_states_from_others():
     rng = np.random.default_rng(0)
     real = np.arange(50)[None] < 40
@@ -374,6 +388,8 @@ def test_parameters_and_flops_of_the_predictor_are_counted():
     tokens = {"text": 0, "image": 10, "sound": 0}
     trunk = flops.matmul_weights(c)["image"] - matrices
     assert flops.train_step(c, tokens, 0) == 2 * 10 * (4 * trunk + 3 * matrices)
+    # Its layer's scores and weighted values, forward and twice as much backward.
+    assert flops.train_step(c, tokens, 0, {"image": 50}) == 2 * 10 * (4 * trunk + 3 * matrices) + 3 * 2 * 2 * A * 50
     own = resolve(tree("own"))
     assert flops.train_step(own, tokens, 0) == 2 * 10 * (6 * trunk + 3 * matrices)
     twice = tree(dropout=0.1)  # what is contrasted with itself passes once more; the predictor and whole units do not
@@ -381,6 +397,17 @@ def test_parameters_and_flops_of_the_predictor_are_counted():
     assert flops.train_step(resolve(twice), tokens, 0) == 2 * 10 * (7 * trunk + 3 * matrices)
     assert params.users("predictor/image/blocks/main/attn/image/wq", c) == ["image"]
     assert params.part("predictor/image/final_norm") == "predictor"
+
+
+def test_the_predictors_pairs_are_those_within_a_copy_of_a_unit():
+    c = resolve(tree("ema", "both"))
+    batch = vectors.batch(c)
+    image, want = batch["image"], 0
+    for row in range(len(image.unit)):
+        unit, private = image.unit[row], image.private[row]
+        want += ((unit[:, None] == unit) & (private[:, None] == private) & (unit > 0)).sum()
+    assert flops.within_units(batch, c) == {"image": want}
+    assert counted(batch, c).tolist()[-3:] == [flops.pairs(batch, c), 0, want]
 
 
 @pytest.mark.parametrize(
@@ -403,6 +430,24 @@ def test_bad_predictions_are_named_once(changes, says):
         resolve(t)
     (fault,) = caught.value.faults
     assert says in fault
+
+
+def test_blocks_are_cut_along_the_datas_rows():
+    def told(columns, shape, **more):
+        t = tree()
+        t.streams.image.prediction.columns = columns
+        about = dict(tokenizers=dict(image=dict(width=3, shape=shape, digest="x", **more)))
+        found = sources._stream_faults("image", resolve(t).streams["image"], "photos", about, ids=True)
+        return [fault for fault in found if "columns" in fault]
+
+    assert told(4, (6, 4), tokens=24) == told(1, (6, 4), tokens=24) == told(1, (6, 4)) == told(5, ()) == []
+    (fault,) = told(2, (6, 4), tokens=24)
+    assert fault == ("streams.image.prediction.columns: 2; a row of its units has 4 tokens; write 4, or 1 (a sequence)")
+    (fault,) = told(4, (6, 4))
+    assert "its units have rows of their own, of up to 4 tokens" in fault
+    assert any(
+        "prediction.columns: 2; a row of its units has 4 tokens" in fault for fault in sources.faults(resolve(tree()))
+    )
 
 
 def test_an_average_is_needed_where_its_states_are_predicted():

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs import base
 from mot import batches
 from mot.config import ConfigError, resolve
 from mot.data import packing, roles
 from mot.model import params, transformer
 from mot.objectives import losses, masked
 from tests.oracles import reference
-from tests.support import examples
+from tests.support import examples, vectors
 
 BOS, EOS, OPEN, CLOSE = range(4)
 SIZES = {"t": 3, "I": 4}
@@ -292,6 +293,27 @@ def test_the_sums_are_over_all_that_may_be_hidden():
     np.testing.assert_array_equal(again.token, noised.batch["image"].token)
     other = losses.noised(batch, PICTURES, 2).batch["image"]
     assert (np.asarray(other.token) != np.asarray(again.token)).any()
+
+
+def test_what_is_hidden_is_contrasted_by_its_own_ids(monkeypatch):
+    """An id that stands for its part does so also where the model does not see it; so do ids that are compared."""
+    word = examples.IDS + 3
+    tree = examples.tree("dense", attention="reference")
+    tree.streams.image.objective = "masked"
+    tree.streams.image.masking.update(least=0.999, most=1.0)
+    tree.objective.contrastive = base.contrastive("infonce", pool=f"mean,{word}", skip_equal=True, width=0, pairs=2)
+    c = resolve(tree)
+    batch = packed(c, "tI", "tI")
+    image = batch["image"]
+    batch["image"] = image.replace(token=np.where(image.segment != 0, word, image.token))
+    noised = losses.noised(batch, c, 5)
+    assert (np.asarray(noised.batch["image"].token)[image.segment != 0] == c.mask_id).all()
+    states = {name: np.ones((*t.token.shape, 16), "f") for name, t in batch.items()}
+    output = transformer.Output([], {}, {}, None, states)
+    monkeypatch.setattr(losses.next_token, "loss", lambda *_: (0.0, {}))
+    told = losses.loss(vectors.weights(c), output, noised, losses.totals(batch, c), c, 1)[1]["contrastive"]
+    assert told.pairs == 2
+    np.testing.assert_allclose(told.sums["loss"], 0, atol=1e-6)  # equal images are no negatives of each other
 
 
 # --- configurations --------------------------------------------------------------------------------------------------

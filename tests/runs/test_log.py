@@ -68,7 +68,7 @@ def measured(ok=True, loss=2.0, runs=()):
     }
 
 
-COUNTS = np.array([30, 20, 400])
+COUNTS = np.array([30, 20, 400, 0])
 P = len(optim.trained(examples.make()))
 BATCH = examples.batch()
 
