@@ -85,7 +85,8 @@ def prompt(parts: Sequence[tuple[str, np.ndarray]], config: Config) -> list[Stre
         is_same = grouped and kind not in grouped[-1] and modality_of[kind] == modality_of[next(iter(grouped[-1]))]
         grouped[-1:] = [grouped[-1] | {kind: data}] if is_same else [*grouped[-1:], {kind: data}]
     kinds = [modality_of[next(iter(unit))] for unit in grouped]
-    place = roles.places(np.unique([*kinds, ""], return_inverse=True)[1][: len(kinds)], np.zeros(len(kinds), int))
+    followed = np.unique([*kinds, ""], return_inverse=True)[1]  # "": what is to come, of no modality that is there
+    place = roles.places(followed, np.zeros(len(followed), int))[: len(kinds)]
     return [s for unit, p in zip(grouped, place, strict=True) for s in _stretches(unit, roles.PLACES[p], config)]
 
 

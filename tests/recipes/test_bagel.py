@@ -7,6 +7,7 @@ from configs.recipes import bagel
 from mot import batches
 from mot.config import resolve
 from mot.data import embedded, pipeline, sources
+from mot.generate import opened
 from tests.support import recipes
 from tests.support.training import rows
 
@@ -58,3 +59,13 @@ def test_without_rules_a_picture_is_drawn_before_it_is_read_wherever_it_lies():
     assert {int(x) for x in batch["image"].source[batch["image"].segment > 0]} == {
         int(x) for x in batch["seen"].source[batch["seen"].segment > 0]
     }
+
+
+def test_a_prompt_is_read_where_training_reads_it():
+    """A picture with which a prompt begins goes through what is read alone, one after words through both."""
+    c = resolve(bagel.get_config("size=smoke"), embedded.faults)
+    picture = [("image_ids", np.zeros(64, int)), ("image_vectors", np.zeros((16, 4)))]
+    words = [("text", np.arange(3))]
+    assert [s.stream for s in opened.prompt(picture, c)] == ["seen"]
+    assert [s.stream for s in opened.prompt([*words, *picture], c)] == ["text", "image", "seen"]
+    assert [s.stream for s in opened.prompt([*picture, *words], c)] == ["seen", "text"]
