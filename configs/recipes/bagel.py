@@ -1,6 +1,7 @@
 """BAGEL in small (2505.14683): one picture in two forms, drawn as latents and read as patches, and a thought before it.
 
 mot train --config=configs/recipes/bagel.py:size=cpu     embedded digits: captioned, to be read, and sums
+mot evaluate runs/bagel-mot_role-cpu --what=judged --draws=100
 
 Pictures of your own (`data=data/mine,size=demo`) are prepared with `--also image=vectors`.
 

@@ -1,6 +1,7 @@
 """Cosmos 3 in small: one tower reads, the other generates pictures, sound and actions by flow, in one attention.
 
 mot train --config=configs/recipes/cosmos3.py:size=cpu     embedded digits: to be read, and to be drawn
+mot evaluate runs/cosmos3-cpu --what=judged --draws=100
 
 Media of your own (`data=data/mine,size=demo`) are prepared with `--vectors=image --vectors=audio`.
 

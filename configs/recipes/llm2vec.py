@@ -1,6 +1,6 @@
 """LLM2Vec in small (2404.05961): a model of text becomes one of embeddings, in three steps, each from the one before.
 
-mot data prepare ../shared/data/books.train.txt --separator="\\n\\n" --text-ids=1024 --max-tokens=126 \\
+mot data prepare ../shared/data/books.train.txt --separator="\\n\\n" --text-ids=1024 --max-tokens=256 \\
     --out=data/passages
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=text       it predicts the next token
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=mntp       sees both ways, 20 % hidden
@@ -18,9 +18,9 @@ from configs import base, records, sizes
 
 SIZES = {
     "smoke": sizes.LAPTOP["smoke"],
-    "cpu": dict(width=96, layers=3, heads=3, head_size=32, ffn=256, rows=16, steps=400, warmup=20, every=100, lr=3e-3),
+    "cpu": dict(width=96, layers=3, heads=3, head_size=32, ffn=256, rows=8, steps=400, warmup=20, every=100, lr=3e-3),
 }
-LENGTHS = {"smoke": 128, "cpu": 256}  # tokens of a row
+LENGTHS = {"smoke": 128, "cpu": 512}  # tokens of a row
 FEWER = {"text": 1, "mntp": 2, "simcse": 4}  # of a step's steps, and times a lower rate
 BEFORE = {"mntp": "text", "simcse": "mntp"}  # the step from which one begins
 ARGUMENTS = {

@@ -6,12 +6,12 @@ model predicts these. A picture that is read, with text after it, is never hidde
 steps in place of 64: in each the ids that the model is surest of stay.
 
 mot train --config=configs/recipes/show_o.py:size=cpu
-mot sample runs/show-o-cpu --n=100 --steps=8
+mot evaluate runs/show-o-cpu --what=judged --draws=100 --steps=8
 mot train --config=configs/recipes/show_o.py:size=cpu,pictures=next_token     the same model, id after id
 
 Measured at size=cpu, dense, 800 steps, about 5 CPU-minutes: with guidance 2 and 8 steps it draws 100 of 100 digits as
-asked, by a classifier that is right on 98.8 % of real ones (`mot evaluate --what=judged --draws=100 --steps=8`), and
-names 23 of 100 held-out ones. By next token, in 64 steps, configs/digits.py:arch=dense,size=draw draws 42 of 50.
+asked, by a classifier that is right on 98.8 % of real ones, and names 23 of 100 held-out ones. By next token, in 64
+steps, configs/digits.py:arch=dense,size=draw draws 42 of 50.
 """
 
 from ml_collections import ConfigDict

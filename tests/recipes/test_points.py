@@ -63,12 +63,54 @@ def lmfusion():
     assert slow["loss/text/read"] < 0.5 * frozen["loss/text/read"]
 
 
+def jepa():
+    """A probe of predicted states tells the digits better than one of flow's, or of initial weights'."""
+    ema, flow = (figures(f"jepa-{form}-cpu", "labels") for form in ("ema", "flow"))
+    assert ema["image/read/trained"]["value"] > 0.85
+    assert ema["image/read/trained"]["low"] > ema["image/read/untrained"]["value"]
+    assert ema["image/read/trained"]["value"] > flow["image/read/trained"]["value"]
+
+
+def llada():
+    """An upper bound of the bits, but far from knowing nothing."""
+    bound = figures("llada-cpu", "bits")["bits_per_byte/books"]["value"]
+    assert last("llada-cpu-next")["bits_per_byte/books"] < bound < 4.0
+
+
+def cosmos3():
+    judged = figures("cosmos3-cpu", "judged")
+    assert judged["image/drawn"]["low"] > 0.8
+    assert judged["text/read"]["low"] > 0.4
+
+
+def bagel():
+    assert figures("bagel-mot_role-cpu", "judged")["image/drawn"]["low"] > 0.8
+
+
+def show_o():
+    assert figures("show-o-cpu", "judged")["image/drawn"]["low"] > 0.8
+
+
 def whisper():
     assert figures("whisper-cpu", "retrieval")["latents/text/spoken/recall_1"]["low"] > 0.8
 
 
 POINTS: dict[str, Callable[[], None]] = {
-    point.__name__: point for point in (asynchronous, clip, flamingo, llava, lmfusion, siglip, whisper)
+    point.__name__: point
+    for point in (
+        asynchronous,
+        bagel,
+        clip,
+        cosmos3,
+        flamingo,
+        jepa,
+        llada,
+        llava,
+        lmfusion,
+        show_o,
+        siglip,
+        whisper,
+    )
 }
 
 
