@@ -5,6 +5,7 @@ mot data prepare ../shared/data/books.train.txt --separator="\\n\\n" --text-ids=
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=text       it predicts the next token
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=mntp       sees both ways, 20 % hidden
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=simcse     tells passages apart
+mot evaluate runs/llm2vec-cpu-text --what=retrieval --pool=100
 mot evaluate runs/llm2vec-cpu-simcse --what=retrieval --pool=100
 
 A hidden token is predicted by the token before it, as in the first step. In the last step each passage is passed twice

@@ -48,16 +48,8 @@ class Sampler:
     def __init__(
         self, params: dict, config: Config, format: Format, further: Callable[[str, np.ndarray], list[Stretch]] = _none
     ):
-        """`further` are the other representations that follow a unit drawn in a stream, which the model reads then.
-
-        Raises `UserError` for a model that cannot continue a document.
-        """
+        """`further` are the other representations that follow a unit drawn in a stream, which the model reads then."""
         self.writes_at_once = config.streams[format.text].masks == "document"
-        if config.data.blocks == "document" and not self.writes_at_once:
-            raise UserError(
-                "data.blocks: 'document'; this model's tokens all see later ones, so it continues no document; train "
-                "with 'units' or 'prefix', or text with objective='masked'"
-            )
         config = _without_training(config)
         self.params, self.config, self.format, self.further = params, config, format, further
         self.rule = positions.rule(config)
@@ -254,6 +246,11 @@ class Sampler:
         return self._feed(self.params, state, ids, ids != NONE, text_lies(1, self.rule), stream=self.format.text)
 
     def _check(self, prompts, settings, media, opens, length, sizes):
+        if self.config.data.blocks == "document" and not self.writes_at_once:
+            raise UserError(
+                "data.blocks: 'document'; this model's tokens all see later ones, so it continues no document; train "
+                "with 'units' or 'prefix', or text with objective='masked'"
+            )
         if settings.solver not in diffusion.SOLVERS:
             raise UserError(
                 f"solver {settings.solver!r} is unknown; allowed: {', '.join(diffusion.SOLVERS)}; choose one"

@@ -455,7 +455,7 @@ def test_what_cannot_be_done_is_told(name, how, says):
 def test_a_model_that_sees_later_tokens_continues_nothing():
     c = build("mot", ids(9), blocks="document")
     with pytest.raises(UserError, match=r"data.blocks: 'document'; this model's tokens all see later ones"):
-        sampling.Sampler({}, c, written(4))
+        sampling.Sampler({}, c, written(4))([[]])
 
 
 def test_a_stream_that_is_only_read_is_not_drawn():

@@ -148,4 +148,4 @@ def test_what_cannot_be_drawn_is_refused():
         Sampler(weights, WHOLE, FORMAT)([[]], GREEDY, opens="image")
     silent = dataclasses.replace(PICTURES, data=dataclasses.replace(PICTURES.data, blocks="document"))
     with pytest.raises(UserError, match="text with objective='masked'"):
-        Sampler(weights, silent, FORMAT)
+        Sampler(weights, silent, FORMAT)([[]], GREEDY)

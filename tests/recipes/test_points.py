@@ -16,6 +16,8 @@ from tests.support import commands, recipes
 from tests.support.devices import devices
 from tests.support.training import rows
 
+WAYS = ("first/second", "second/first")
+
 
 def last(name: str) -> dict:
     """The last held-out losses of a run."""
@@ -87,6 +89,21 @@ def bagel():
     assert figures("bagel-mot_role-cpu", "judged")["image/drawn"]["low"] > 0.8
 
 
+def llm2vec():
+    """Of a hundred halves of passages, both ways."""
+    before, after = (figures(f"llm2vec-cpu-{step}", "retrieval") for step in ("text", "simcse"))
+    found = [[x[f"{way}/passages/recall_1"]["value"] for way in WAYS] for x in (before, after)]
+    assert sum(found[1]) > 1.2 * sum(found[0])
+
+
+def mio():
+    """The bar: each paired direction beats its control on 100 held-out documents."""
+    found = figures("mio-dense-cpu", "conditioning")
+    signs = {name.removesuffix("/p"): figure["value"] for name, figure in found.items() if name.endswith("/p")}
+    assert len(signs) == 11
+    assert max(signs.values()) < 0.05, signs
+
+
 def show_o():
     assert figures("show-o-cpu", "judged")["image/drawn"]["low"] > 0.8
 
@@ -106,7 +123,9 @@ POINTS: dict[str, Callable[[], None]] = {
         jepa,
         llada,
         llava,
+        llm2vec,
         lmfusion,
+        mio,
         show_o,
         siglip,
         whisper,
