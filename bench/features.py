@@ -40,11 +40,12 @@ def features(images: np.ndarray, encoder: Mapping[str, np.ndarray]) -> np.ndarra
 
 
 def pooled(media: list[np.ndarray]) -> np.ndarray:
-    """`[n, WIDTH]`: the mean over a picture's tokens of its features, of pictures `[H, W]` or of features as drawn."""
+    """`[n, WIDTH]`: the mean over a picture's tokens of its features, of pictures `[H, W, 1 or 3]` or of features as
+    drawn."""
     x = np.stack(media)
     if x.shape[-1] != WIDTH:
         with np.load("encoder.npz", allow_pickle=False) as encoder:
-            x = features(x.reshape(len(x), *x.shape[1:3]), encoder)
+            x = features(x.mean(-1), encoder)
     return x.mean(1)
 
 

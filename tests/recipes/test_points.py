@@ -108,6 +108,20 @@ def show_o():
     assert figures("show-o-cpu", "judged")["image/drawn"]["low"] > 0.8
 
 
+def rae():
+    """Drawn features lie nearer to held-out ones than those of drawn pixels do."""
+    drawn = {name: figures(f"rae-{name}-digits-mot-cpu", "distances") for name in ("latents", "pixels")}
+    assert drawn["latents"]["image/digits/frechet"]["value"] < drawn["pixels"]["image/digits/frechet"]["value"]
+
+
+def video_order():
+    """In nats a token; and the share of films whose order a probe tells."""
+    loss = {order: last(f"order-{order}-cpu")["loss/video"] for order in ("ordered", "shuffled")}
+    assert loss["ordered"] < loss["shuffled"] - 0.2
+    probe = figures("order-mixed-cpu", "labels")
+    assert probe["video/source/trained"]["low"] > probe["video/source/untrained"]["value"]
+
+
 def whisper():
     assert figures("whisper-cpu", "retrieval")["latents/text/spoken/recall_1"]["low"] > 0.8
 
@@ -126,8 +140,10 @@ POINTS: dict[str, Callable[[], None]] = {
         llm2vec,
         lmfusion,
         mio,
+        rae,
         show_o,
         siglip,
+        video_order,
         whisper,
     )
 }
