@@ -33,6 +33,6 @@ def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(SIZES, arg["size"])
     inputs = dict(objective="none", entry=dict(kind="mlp"))
-    c = records.build(arg["data"], "mot", arg["size"], size, str(LENGTH), inputs, needs="audio")
+    c = records.build(arg["data"], "mot", arg["size"], size, str(LENGTH), inputs, needs="latents")
     c.run.name = f"whisper-{arg['size']}"
     return c.lock()
