@@ -17,7 +17,7 @@ from launch.process import guarded
 from mot import checkpoint, sharding
 from mot.config import Config, Masking, load
 from mot.console import phase
-from mot.data import embedded, layout
+from mot.data import captions, embedded, layout
 from mot.data.layout import Format
 from mot.data.manifest import file_digest
 from mot.errors import UserError, reason
@@ -177,6 +177,8 @@ def _conditioning(model: LoadedModel, options, _) -> Found:
     figures: dict[str, Figure] = {}
     notes = []
     for source in model.held_out.all:
+        if not model.config.data.shares.get(source.name):
+            continue
         for (given, unit), documents in conditioning.by_direction(source, most, model.config, model.format).items():
             direction = (
                 f"{'+'.join(dict.fromkeys(modality[stream] for stream in given))}/{modality[unit[0]]}/{source.name}"
@@ -199,11 +201,11 @@ def _labels(model: LoadedModel, options, _) -> Found:
     """Of units whose document says what they show: a digit of the embedded data, elsewhere all of its text; and of
     units without a text from several sources, which of them they are from."""
     is_embedded = "embedded" in model.config.data.sources.values()
+    names = {caption: str(embedded.named(caption)) for caption in captions.all_captions()}
 
     def label(words) -> str:
         said = model.codec.decode("text", words.data).strip()
-        digit = embedded.named(said) if is_embedded else None
-        return ("" if digit is None else str(digit)) if is_embedded else said
+        return names.get(said, "") if is_embedded else said
 
     shares = model.config.data.shares
     both = [[source for source in side.all if shares.get(source.name)] for side in (model.training, model.held_out)]
@@ -215,6 +217,8 @@ def _labels(model: LoadedModel, options, _) -> Found:
     figures: dict[str, Figure] = {}
     for name, sides in of_sources.items():
         for stream in sides[0].keys() & sides[1].keys():
+            if len(set(sides[0][stream].labels.tolist())) < 2:
+                continue  # there is nothing to tell
             with phase(f"{name}: what a probe tells of states; their program is compiled the first time"):
                 found = labels.probed(
                     model.sampler.params, model.config, model.format, stream, *(side[stream] for side in sides)
@@ -223,8 +227,8 @@ def _labels(model: LoadedModel, options, _) -> Found:
             figures |= {f"{modality}/{name}/{key}": figure for key, figure in found.items()}
     if not figures:
         raise UserError(
-            "--what=labels: no document has one unit that has states and one stretch of text, and no two sources have "
-            "documents of a unit alone; leave it out"
+            "--what=labels: no source has documents of one unit that has states and one stretch of text, which differ "
+            "in what the text says, and no two sources have documents of a unit alone; leave it out"
         )
     return Found(figures)
 

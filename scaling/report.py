@@ -334,7 +334,8 @@ def _title(groups, slopes) -> str:
 
 def _begins(groups) -> str:
     """Where the curves of losses begin, which is the part that slopes are read from."""
-    last = sorted({run.series("train", "loss")[0][-1] for group in groups.values() for run in group})
+    logged = [run.series("train", "loss")[0] for group in groups.values() for run in group]
+    last = sorted({steps[-1] for steps in logged if len(steps)})  # a run that contrasts alone has no such loss
     return " or ".join(f"{-(-int(step) // 4):,}" for step in last)
 
 
@@ -616,7 +617,7 @@ def _samples(groups) -> list[dict]:
 
 def _spread_out(folders: list[Path]) -> list[Path]:
     """Of folders named by their step, those nearest to STAGES steps that are evenly spaced over all of them."""
-    steps = [int(folder.name) for folder in folders]
+    steps = [_step(folder) for folder in folders]
     even = np.linspace(steps[0], steps[-1], STAGES)
     return [folders[i] for i in sorted({int(np.abs(np.array(steps) - step).argmin()) for step in even})]
 

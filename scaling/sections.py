@@ -94,8 +94,8 @@ def evaluations(groups: Groups) -> Section | None:
         return None
     return Section(
         "Beyond the loss",
-        "What mot evaluate --what found: likelihood ranking, retrieval, distances, and what a classifier says. "
-        "Brackets hold 95 % intervals over questions, queries or samples; chance is what a guess would give.",
+        "What mot evaluate --what found: likelihood ranking, retrieval, linear probes, distances and what a classifier "
+        "says. Brackets hold 95 % intervals over questions, queries or samples; chance is what a guess would give.",
         {},
         ("run", "step", "figure", "value", "chance"),
         rows,

@@ -1,7 +1,7 @@
-"""Modalities one after another: a new one joins a trained model, of which nothing changes (Zipper, 2405.18669).
+r"""Modalities one after another: a new one joins a trained model, of which nothing changes (Zipper, 2405.18669).
 
 mot train --config=configs/recipes/asynchronous.py:stage=base,size=cpu
-mot train --config=configs/recipes/asynchronous.py:stage=added,size=cpu \\
+mot train --config=configs/recipes/asynchronous.py:stage=added,size=cpu \
     --config.init.run=runs/asynchronous-base-cpu
 
 stage=base is a MoT of text and of digits as ids. stage=added brings a third stream, the same digits as patches of real

@@ -1,8 +1,8 @@
-"""Concept frequency (2404.04125): what is known of a concept grows with the logarithm of how often it was seen.
+r"""Concept frequency (2404.04125): what is known of a concept grows with the logarithm of how often it was seen.
 
 python -c "from configs.recipes import concept_frequency as c; c.plant('data/concepts')"     all.jsonl, n1.jsonl, ...
 mot data prepare data/concepts/all.jsonl --content text:text --text-ids 400 --out data/concepts/all
-mot data prepare data/concepts/n1.jsonl --content text:text --like data/concepts/all --held-out 0.25 \\
+mot data prepare data/concepts/n1.jsonl --content text:text --like data/concepts/all --held-out 0.25 \
     --out data/concepts/n1
 mot train --config=configs/recipes/concept_frequency.py:data=data/concepts,size=cpu
 

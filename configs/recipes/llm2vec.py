@@ -1,6 +1,6 @@
-"""LLM2Vec in small (2404.05961): a model of text becomes one of embeddings, in three steps, each from the one before.
+r"""LLM2Vec in small (2404.05961): a model of text becomes one of embeddings, in three steps, each from the one before.
 
-mot data prepare ../shared/data/books.train.txt --separator="\\n\\n" --text-ids=1024 --max-tokens=256 \\
+mot data prepare ../shared/data/books.train.txt --separator="\n\n" --text-ids=1024 --max-tokens=256 \
     --out=data/passages
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=text       it predicts the next token
 mot train --config=configs/recipes/llm2vec.py:size=cpu,step=mntp       sees both ways, 20 % hidden

@@ -1,25 +1,27 @@
-"""MIO (2409.17692): text, pictures, speech and films as ids of one vocabulary, and any of them from any other.
+r"""MIO (2409.17692): text, pictures, speech and films as ids of one vocabulary, and any of them from any other.
 
 A picture is few ids, a sound its ids in each layer of a residual codebook, layer by layer, a film its frames' ids in
 time. One decoder learns them by next token in four stages, which are other mixtures from a step on: alignment (pairs
 with text), interleaved (documents of several media), speech-enhanced (more speech), and all, with chains of visual
 thought: documents that draw a picture before they answer.
 
-mot data prepare books.train.txt books.val.txt --format text --separator '\\n\\n' --text-ids 512 --sample 3000 \\
-  --markers image,audio,video --out data/mio/books
-mot data prepare mnist10k_28.npz fsdd_8k.npz --join labels --join-documents 12000 --like data/mio/books \\
-  --image-side 30 --image-patch 5 --image-ids 256 --audio-rate 8000 --audio-layers 2 --audio-ids 64 \\
-  --content "image:images|audio:2.audio" --content "audio:2.audio|image:images" \\
-  --content "image:images|text:{labels}|audio:2.audio" --content "audio:2.audio|text:{labels}|image:images" \\
+mot data prepare ../shared/data/books.train.txt ../shared/data/books.val.txt --format text \
+  --separator '\n\n' --text-ids 512 --sample 3000 --markers image,audio,video --out data/mio/books
+mot data prepare ../shared/data/mnist10k_28.npz ../shared/data/fsdd_8k.npz --join labels \
+  --join-documents 12000 --like data/mio/books --image-side 30 --image-patch 5 --image-ids 256 \
+  --audio-rate 8000 --audio-layers 2 --audio-ids 64 \
+  --content "image:images|audio:2.audio" --content "audio:2.audio|image:images" \
+  --content "image:images|text:{labels}|audio:2.audio" --content "audio:2.audio|text:{labels}|image:images" \
   --out data/mio/interleaved
-mot data prepare mnist10k_28.npz --like data/mio/interleaved --content "text:{labels}|image:images" \\
+mot data prepare ../shared/data/mnist10k_28.npz --like data/mio/interleaved --content "text:{labels}|image:images" \
   --content "image:images|text:{labels}" --out data/mio/pictures
-mot data prepare fsdd_8k.npz --like data/mio/interleaved --content "text:{labels}|audio:audio" \\
+mot data prepare ../shared/data/fsdd_8k.npz --like data/mio/interleaved --content "text:{labels}|audio:audio" \
   --content "audio:audio|text:{labels}" --out data/mio/speech
-mot data prepare omniglot_video16_32.npz omniglot.jsonl --like data/mio/books --video-ids 128 \\
-  --content "text:caption|video:bits" --content "video:bits|text:caption" --out data/mio/films
-mot data prepare mnist10k_28.npz fsdd_8k.npz --join labels --join-seed 1 --join-documents 6000 \\
-  --like data/mio/interleaved --content "audio:2.audio|image:images|text:{labels}" --out data/mio/thoughts
+mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl --like data/mio/books \
+  --video-ids 128 --content "text:caption|video:bits" --content "video:bits|text:caption" --out data/mio/films
+mot data prepare ../shared/data/mnist10k_28.npz ../shared/data/fsdd_8k.npz --join labels \
+  --join-seed 1 --join-documents 6000 --like data/mio/interleaved \
+  --content "audio:2.audio|image:images|text:{labels}" --out data/mio/thoughts
 mot train --config=configs/recipes/mio.py:size=cpu
 mot evaluate runs/mio-dense-cpu --what conditioning
 

@@ -1,12 +1,12 @@
-"""pi0.5 with knowledge insulation (2504.16054, 2505.23705): pictures and captions of characters to strokes of a pen.
+r"""pi0.5 with knowledge insulation (2504.16054, 2505.23705): pictures and captions of characters to strokes of a pen.
 
 A backbone reads text and pictures, and learns actions as FAST's ids (2501.09747) by next token. An action expert, a
 tower of another width that shares the heads, learns chunks by flow. The wall keeps the expert's gradient out of the
 backbone, which FAST's ids alone teach what actions need. A document has one of the two forms: neither sees the other.
 
-mot data prepare ../shared/data/omniglot_images.npz ../shared/data/omniglot_strokes.npz --join row_number \\
-    --vectors image --image-side 32 --image-patch 8 --action-points 32 --fast-points 32 --fast-ids 512 --text-ids 512 \\
-    --content "text:{caption}, {duration_ms} ms|image:images_32|fast:2.xy_centi+2.pen_up" \\
+mot data prepare ../shared/data/omniglot_images.npz ../shared/data/omniglot_strokes.npz --join row_number \
+    --vectors image --image-side 32 --image-patch 8 --action-points 32 --fast-points 32 --fast-ids 512 --text-ids 512 \
+    --content "text:{caption}, {duration_ms} ms|image:images_32|fast:2.xy_centi+2.pen_up" \
     --content "text:{caption}, {duration_ms} ms|image:images_32|action:2.xy_centi+2.pen_up" --out data/strokes
 mot train --config=configs/recipes/pi05.py:data=data/strokes
 mot train --config=configs/recipes/pi05.py:data=data/strokes,wall=off

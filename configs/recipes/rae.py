@@ -1,7 +1,7 @@
-"""Semantic latents (RAE, 2510.11690): a picture is drawn as features that an encoder makes of it, not as its pixels.
+r"""Semantic latents (RAE, 2510.11690): a picture is drawn as features that an encoder makes of it, not as its pixels.
 
 python -m bench.features ../shared/data/mnist10k_28.npz digits.npz
-mot data prepare digits.npz --content 'text:name|image:images|latents:features' --also image=latents --vectors=image \\
+mot data prepare digits.npz --content 'text:name|image:images|latents:features' --also image=latents --vectors=image \
     --image-side 28 --image-patch 4 --out data/digits
 mot train --config=configs/recipes/rae.py:data=data/digits               draws features
 mot train --config=configs/recipes/rae.py:data=data/digits,draws=pixels   the control: the same patches' pixels

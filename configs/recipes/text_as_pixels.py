@@ -1,4 +1,4 @@
-"""Text as pixels (PIXEL, 2207.06991; decoded here): the same books as text, and as pictures of their lines.
+r"""Text as pixels (PIXEL, 2207.06991; decoded here): the same books as text, and as pictures of their lines.
 
 Each line is a picture of one row of letters in Pillow's default font, as long as the line is (`--image-aspect native`),
 of patches of half a letter. The patches that occur are few, so each is an id of its own and nothing is lost: a line's
@@ -6,8 +6,8 @@ patches and its letters say the same, and both models are judged in bits for eac
 column tells the model of pictures what stands below what.
 
 head -c 2000000 ../shared/data/books.train.txt > books.txt
-mot data prepare books.txt --format text --separator '\\n\\n' --text-ids 512 --held-out 0.05 --out data/pixels/text
-mot data prepare books.txt --format text --separator '\\n\\n' --image-render 48 --image-aspect native --image-patch 6 \\
+mot data prepare books.txt --format text --separator '\n\n' --text-ids 512 --held-out 0.05 --out data/pixels/text
+mot data prepare books.txt --format text --separator '\n\n' --image-render 48 --image-aspect native --image-patch 6 \
   --image-side 288 --held-out 0.05 --out data/pixels/lines
 mot train --config=configs/recipes/text_as_pixels.py:data=data/pixels/text
 mot train --config=configs/recipes/text_as_pixels.py:data=data/pixels/lines

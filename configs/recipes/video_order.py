@@ -1,16 +1,16 @@
-"""Video order: the same films in order, reversed and shuffled, and what a model of their ids makes of it.
+r"""Video order: the same films in order, reversed and shuffled, and what a model of their ids makes of it.
 
 Which order frames stand in is a signal of its own (Shuffle and Learn, 1603.08561). A film is one unit of frames, rows
 and columns, and RoPE reads all three (2409.12191). By the chain rule films in order and reversed hold as many bits, so
 a gap between their losses is the model's; shuffled ones of n different frames hold at most log2(n!) more.
 
-mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \\
+mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \
   --content video:bits --video-frames 8 --video-patch 8 --video-ids 128 --out data/order/ordered
-mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \\
-  --content video:bits --video-frames 8 --video-patch 8 --like data/order/ordered \\
+mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \
+  --content video:bits --video-frames 8 --video-patch 8 --like data/order/ordered \
   --video-order reversed --out data/order/reversed
-mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \\
-  --content video:bits --video-frames 8 --video-patch 8 --like data/order/ordered \\
+mot data prepare ../shared/data/omniglot_video16_32.npz ../shared/data/omniglot.jsonl \
+  --content video:bits --video-frames 8 --video-patch 8 --like data/order/ordered \
   --video-order shuffled --out data/order/shuffled
 mot train --config=configs/recipes/video_order.py:data=data/order/ordered
 mot train --config=configs/recipes/video_order.py:data=data/order/reversed
