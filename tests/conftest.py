@@ -20,6 +20,7 @@ import pytest  # noqa: E402
 
 from tests.support.bucket import NAME, served  # noqa: E402
 from tests.support.devices import devices  # noqa: E402
+from tests.support.once import once  # noqa: E402
 
 # Tracing makes many small objects, and what collects them walks all modules each time: a seventh of the time.
 gc.set_threshold(100_000, 50, 50)
@@ -43,6 +44,13 @@ _ran, _skipped = set(), set()
 def four_devices():
     """What a test sees that does not ask for more."""
     with devices(4):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def made_once():
+    """Runs of one configuration share their programs, and their embedded data."""
+    with once():
         yield
 
 

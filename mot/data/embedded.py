@@ -6,9 +6,10 @@ words, then the image of what it makes), `thought` (a sum, what it makes, and th
 digits are, as "seven three", and both: one of a hundred numbers).
 """
 
+import functools
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -83,12 +84,13 @@ def load(config: Config) -> tuple[Sources, Sources]:
     lengths = np.concatenate([text.byte_lengths(tokenizer), np.zeros(config.vocab - TEXT_IDS, int)])
     names = SOURCES if set(SOURCES[ALWAYS:]) & set(config.data.sources) else SOURCES[:ALWAYS]
     layouts = [_layout(config, source) for source in names]
+    words = _spans(tokenizer)
     splits = []
     for held_out in (False, True):
         texts = [s for s in sections if _held_out(s.encode()) == held_out]
         pieces = [piece for s in texts for piece in text.split(tokenizer, s, config.streams["text"].max_tokens - 2)]
         chosen = [i for i in range(len(images)) if _held_out(images[i].tobytes()) == held_out]
-        captions = [Span("text", np.array(tokenizer.encode(_caption(i, labels[i])).ids)) for i in chosen]
+        captions = [words(_caption(i, labels[i])) for i in chosen]
         digits = [_digit(images[i], layouts[1]) for i in chosen]
         spans = [[(Span("text", np.array(ids)),) for ids in pieces]]
         spans.append([(caption, *digit) for caption, digit in zip(captions, digits, strict=True)])
@@ -96,7 +98,7 @@ def load(config: Config) -> tuple[Sources, Sources]:
         ids_of = [range(len(pieces)), chosen, chosen]
         if names != SOURCES[:ALWAYS]:
             pairs = np.random.default_rng(held_out).choice(chosen, (NUMBERS[held_out], 2)).tolist()
-            spans += _further(tokenizer, dict(zip(chosen, digits, strict=True)), labels, pairs)
+            spans += _further(words, dict(zip(chosen, digits, strict=True)), labels, pairs)
             ids_of += [chosen, chosen, range(len(pairs))]
         documents = [
             tuple(_document(s, i, one, layouts[s]) for i, one in zip(ids_of[s], spans[s], strict=True))
@@ -110,18 +112,19 @@ def load(config: Config) -> tuple[Sources, Sources]:
 
 
 def _further(
-    tokenizer: Tokenizer, digit_of: dict[int, list[Span]], labels: np.ndarray, pairs: list[list[int]]
+    words: Callable[[str], Span], digit_of: dict[int, list[Span]], labels: np.ndarray, pairs: list[list[int]]
 ) -> list[list[tuple[Span, ...]]]:
     """The documents of `summed`, `thought` and `numbers`, as spans."""
-
-    def words(said: str) -> Span:
-        return Span("text", np.array(tokenizer.encode(said).ids))
-
     sums, thoughts = (
         [(words(sum_of(i, labels[i], thinks)), *digit) for i, digit in digit_of.items()] for thinks in (False, True)
     )
     numbers = [(words(f"{NAMES[labels[i]]} {NAMES[labels[j]]}"), *digit_of[i], *digit_of[j]) for i, j in pairs]
     return [sums, thoughts, numbers]
+
+
+def _spans(tokenizer: Tokenizer) -> Callable[[str], Span]:
+    """Words as a span. Few captions and sums differ, of thousands: each is encoded once."""
+    return functools.cache(lambda said: Span("text", np.array(tokenizer.encode(said).ids)))
 
 
 def _streams(config: Config) -> list[Stream]:

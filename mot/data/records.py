@@ -142,7 +142,7 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
     special, kinds = layout.special, [span.modality for span in record.spans]
     grouped = units(kinds, layout.of)
     bases = [kinds[spans[0]] for spans in grouped]
-    place = roles.places(np.unique(bases, return_inverse=True)[1], np.zeros(len(bases), int))
+    place = _places_of(tuple(bases))
     text = next(p.stream for p in layout.places if p.modality == "text")
     runs = [_Run(np.array([special["<bos>"]]), text)]
     values: dict[int, list[np.ndarray]] = {}
@@ -178,6 +178,12 @@ def render(record: Record, layout: TokenLayout, source: int, doc_id: int) -> Doc
     fields["place"] = np.concatenate([places((), len(run.token)) if run.place is None else run.place for run in runs])
     vectors = {s: np.concatenate(parts) for s, parts in values.items()}
     return document(source, doc_id, np.concatenate([run.token for run in runs]), each("stream"), vectors, **fields)
+
+
+@lru_cache(maxsize=1024)  # documents of few kinds are many
+def _places_of(bases: tuple[str, ...]) -> tuple[int, ...]:
+    """`roles.places` of the units of one document, whose modalities these are."""
+    return tuple(roles.places(np.unique(bases, return_inverse=True)[1], np.zeros(len(bases), int)).tolist())
 
 
 class _Run(NamedTuple):

@@ -85,7 +85,7 @@ def make_evaluate(
     evaluation by raising.
     """
     batches, bytes_O = held_out(config, sources, mesh, say)
-    of_batch = jax.jit(make_sums(config, len(sources.names)), static_argnames="causal")
+    of_batch = jitted(config, len(sources.names))
 
     def evaluate(params: dict) -> dict:
         return report(config, sources, bytes_O, lambda causal: total(of_batch, params, batches, causal, between))
@@ -117,6 +117,11 @@ def held_out(
     if not predicts and not config.objective.contrastive.kind:
         raise UserError("the held-out batches hold nothing to predict; prepare data with a larger --held-out")
     return [sharding.to_global(p.batch, config, mesh) for p in packed], bytes_O
+
+
+def jitted(config: Config, sources: int) -> Sums:
+    """`make_sums` as an evaluation compiles it."""
+    return jax.jit(make_sums(config, sources), static_argnames="causal")
 
 
 def make_sums(config: Config, sources: int) -> Sums:

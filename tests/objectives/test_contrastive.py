@@ -99,8 +99,8 @@ def test_it_is_the_slow_loss_with_its_gradient(kind, pool, skip_equal):
         pools = c.objective.contrastive.pools
         return reference.contrastive(states, fields(found), pools, weights, kind, skip_equal)
 
-    (got, told), got_grads = jax.value_and_grad(ours, (0, 1), has_aux=True)(states, heads)
-    want, want_grads = jax.value_and_grad(theirs, (0, 1))(states, heads)
+    (got, told), got_grads = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(states, heads)
+    want, want_grads = jax.jit(jax.value_and_grad(theirs, (0, 1)))(states, heads)
     np.testing.assert_allclose(got, want, rtol=2e-6)
     assert examples.leaf_error(got_grads, want_grads) < 2e-5
     np.testing.assert_allclose(told.sums["loss"] / told.pairs, got, rtol=1e-6)

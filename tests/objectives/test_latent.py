@@ -172,10 +172,11 @@ def sizes(batch):
     return [(i, t.token.shape[1]) for i, t in enumerate(batch.values())]
 
 
-def oracle(c, flat, whole_flat, batch):
-    """The first row's part of the loss that is of images, as it is before it is divided by Z."""
+def oracle(c, flat, whole_flat, batch, given):
+    """The first row's part of the loss that is of images, as it is before it is divided by Z. `given` is the batch as
+    the model has it, for its masks, which other tests hold.
+    """
     p = c.streams["image"].prediction
-    given = losses.noised(batch, c, STEP)  # for its masks, which other tests hold
     image = given.batch["image"]
     real = {name: np.asarray(t.segment[0] != 0) for name, t in batch.items()}
     seen = real | {"image": np.asarray(image.segment[0] != 0)}
@@ -212,13 +213,16 @@ def test_loss_and_gradients_equal_the_oracle(form, copies):
     p = c.streams["image"].prediction
     Z = float(batch["image"].weight.sum())
     directions = _directions(c, p.slices) if p.sigreg else None
+    given = jax.device_get(losses.noised(batch, c, STEP))
 
+    @compiled
+    @jax.value_and_grad
     def want(weights):
-        total, states = oracle(c, params.paths(weights), params.paths(whole), batch)
+        total, states = oracle(c, params.paths(weights), params.paths(whole), batch, given)
         result = 5.0 * (1 - p.sigreg) * total / Z
         return result + (5.0 * p.sigreg * reference.sigreg(states, directions) if p.sigreg else 0)
 
-    wanted, wanted_grads = jax.value_and_grad(want)(weights)
+    wanted, wanted_grads = want(weights)
     np.testing.assert_allclose(loss, wanted, rtol=2e-4)
     found, other = params.paths(grads), params.paths(wanted_grads)
     for path, g in other.items():
