@@ -31,14 +31,14 @@ def main(argv: list[str] | None = None) -> int:
         _tell_unused()
         paths = ensemble.run(configs, profiled=options.profile, accept=accept)
         print(*paths, sep="\n")
-        tell_next(paths)
+        tell_next(paths, config)
         return 0
     if options.distributed is None:  # else each process has what its user gave it
         cores.take(config)
     _tell_unused()
     path = loop.run(config, profiled=options.profile, accept=accept)
     print(path)
-    tell_next([path], further(config, path, options.config, overrides, paid=bool(tree.run.flops)))
+    tell_next([path], config, further(config, path, options.config, overrides, paid=bool(tree.run.flops)))
     return 0
 
 
@@ -67,16 +67,14 @@ def further(
     return what, flags.command("train", f"--config={file_and_arg}", *options)
 
 
-def tell_next(paths: Sequence[Path], *more: tuple[str, str]) -> None:
+def tell_next(paths: Sequence[Path], config: Config, *more: tuple[str, str]) -> None:
     """What can be done with runs that have ended, in lines to paste; of `more`, what each is, and its line."""
     if not sharding.is_first_process():
         return
-    lines = [
-        ("held-out losses of its newest checkpoint", flags.command("evaluate", str(paths[0]))),
-        ("what it draws and writes", flags.command("sample", str(paths[0]))),
-        ("a page about it, beside other runs", flags.command("report", *map(str, paths))),
-        *more,
-    ]
+    lines = [("held-out losses of its newest checkpoint", flags.command("evaluate", str(paths[0])))]
+    if any(s.is_drawn for s in config.streams.values()):
+        lines.append(("what it draws and writes", flags.command("sample", str(paths[0]))))
+    lines += [("a page about it, beside other runs", flags.command("report", *map(str, paths))), *more]
     print("next:", *(f"  {line}  # {what}" for what, line in lines), sep="\n", file=sys.stderr)
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -688,3 +689,18 @@ def test_without_a_dense_run_the_command_tells_losses(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "held-out text" in told
     assert "No run here can be compared with a dense one" in told
+
+
+def test_of_a_step_that_was_sampled_twice_the_newest_samples_are_shown(tmp_path):
+    folders = [tmp_path / name for name in ("2", "50-2")]
+    assert report._spread_out(folders) == folders
+
+
+def test_a_run_without_a_loss_of_tokens_begins_no_curve():
+    """One that contrasts alone."""
+
+    def run(*steps):
+        return SimpleNamespace(series=lambda kind, key: (np.array(steps), np.zeros(len(steps))))
+
+    assert report._begins({"a": [run(1, 2, 8)], "b": [run()]}) == "2"
+    assert report._begins({"b": [run()]}) == ""
