@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.recipes import text_as_pixels as recipe
 from tests.conftest import DATA, ROOT
 from tests.support import commands, recipes
 from tests.support.devices import devices
@@ -114,6 +115,13 @@ def rae():
     assert drawn["latents"]["image/digits/frechet"]["value"] < drawn["pixels"]["image/digits/frechet"]["value"]
 
 
+def text_as_pixels():
+    """Both are judged in bits a byte, and text is ahead."""
+    split = json.loads(Path("data/pixels/lines/dataset.json").read_text(encoding="utf-8"))["splits"]["held_out"]
+    lines = recipe.bits_per_byte(last("pixels-lines-cpu"), split)
+    assert last("pixels-text-cpu")["bits_per_byte/text"] < lines < 7.5
+
+
 def video_order():
     """In nats a token; and the share of films whose order a probe tells."""
     loss = {order: last(f"order-{order}-cpu")["loss/video"] for order in ("ordered", "shuffled")}
@@ -143,6 +151,7 @@ POINTS: dict[str, Callable[[], None]] = {
         rae,
         show_o,
         siglip,
+        text_as_pixels,
         video_order,
         whisper,
     )
@@ -157,6 +166,9 @@ def test_it_shows_its_point(name, tmp_path, monkeypatch, optimised):
     ):
         pytest.skip(f"needs {DATA}")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bench").symlink_to(ROOT / "bench")  # as in the repository's root
+    if name == "text_as_pixels":  # what its docstring takes by `head`
+        Path("books.txt").write_bytes((recipes.SHARED / "books.train.txt").read_bytes()[:2_000_000])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for program, *words in recipes.of_docstring(name):
         if program == "mot":
