@@ -20,6 +20,7 @@ from mot.console import phase
 from mot.data import captions, embedded, layout
 from mot.data.layout import Format
 from mot.data.manifest import file_digest
+from mot.data.mixture import Source, Sources
 from mot.errors import UserError, reason
 from mot.files import make_folder, write_atomically
 from mot.generate import codecs, digits, judge, opened, redrawn
@@ -176,9 +177,7 @@ def _conditioning(model: LoadedModel, options, _) -> Found:
     modality = {name: s.modality for name, s in model.config.streams.items()}
     figures: dict[str, Figure] = {}
     notes = []
-    for source in model.held_out.all:
-        if not model.config.data.shares.get(source.name):
-            continue
+    for source in _trained_on(model.held_out, model.config):
         for (given, unit), documents in conditioning.by_direction(source, most, model.config, model.format).items():
             direction = (
                 f"{'+'.join(dict.fromkeys(modality[stream] for stream in given))}/{modality[unit[0]]}/{source.name}"
@@ -197,6 +196,12 @@ def _conditioning(model: LoadedModel, options, _) -> Found:
     return Found(figures, {"documents": most}, tuple(notes))
 
 
+def _trained_on(side: Sources, config: Config) -> list[Source]:
+    """The sources that a run reads documents of, in any of its stages."""
+    shares = [config.data.shares, *(stage.shares for stage in config.data.stages)]
+    return [source for source in side.all if any(of_stage.get(source.name) for of_stage in shares)]
+
+
 def _labels(model: LoadedModel, options, _) -> Found:
     """Of units whose document says what they show: a digit of the embedded data, elsewhere all of its text; and of
     units without a text from several sources, which of them they are from."""
@@ -207,8 +212,7 @@ def _labels(model: LoadedModel, options, _) -> Found:
         said = model.codec.decode("text", words.data).strip()
         return names.get(said, "") if is_embedded else said
 
-    shares = model.config.data.shares
-    both = [[source for source in side.all if shares.get(source.name)] for side in (model.training, model.held_out)]
+    both = [_trained_on(side, model.config) for side in (model.training, model.held_out)]
     of_sources = {
         learnt.name: [labels.labelled(side, model.config, model.format, label) for side in (learnt, asked)]
         for learnt, asked in zip(*both, strict=True)

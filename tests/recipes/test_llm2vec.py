@@ -38,7 +38,7 @@ def test_a_recipe_that_is_read_twice_is_the_same(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "needs"),
-    [("clip", "image"), ("siglip", "image"), ("pi05", "action"), ("video_order", "video"), ("whisper", "audio")],
+    [("clip", "image"), ("siglip", "image"), ("pi05", "action"), ("video_order", "video"), ("whisper", "latents")],
 )
 def test_a_recipe_says_what_its_data_lack(data, tmp_path, name, needs):
     with pytest.raises(UserError, match=f"data={data}: it has text, and no {needs}; prepare data that has it"):
