@@ -218,7 +218,7 @@ def _write(
 ) -> list[str]:
     """Writes the run; its config.json, which makes it one, comes last. Gives what is to be told."""
     one = sharding.one_device()
-    budgeted, training, _ = restore.open_data(config)
+    config, training, _ = restore.open_data(config)  # with the budgets of its rows
     position = Position(data=training.digest, tokenizers=dict(training.tokenizers))
     with phase("writing the checkpoint"), jax.set_mesh(one):
         arrays = {}
@@ -232,10 +232,10 @@ def _write(
         state, _ = restore.start(config, out, one)
         told = []
         if stored:
-            apart = prompt.compare(folder, stored, state.params, budgeted)
+            apart = prompt.compare(folder, stored, state.params, config)
             told.append(f"the logits stored beside the weights are those of the run's (apart: {apart:.1g})")
         ids = prompt.ids_of(tokenizer)
         named = {path.replace("/", "."): rest for path, rest in beyond.items()}
-        prompt.write(out, ids, prompt.logits(state.params, budgeted, ids), **named)
+        prompt.write(out, ids, prompt.logits(state.params, config, ids), **named)
     write_atomically(out / "config.json", written.sealed(rundir.anchored(rundir.plain(config))))
     return told

@@ -169,7 +169,7 @@ def planned(shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, list[
 
 def write(folder: Path, plan: Mapping[str, Sequence[str]], tensor: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Writes the files of a plan, one at a time, and their index; `tensor` gives each as float32 by its name."""
-    with progress(f"writing {folder}", len(shapes)) as advance:
+    with progress("writing the weights", len(shapes)) as advance:
         for file, names in plan.items():
             held = {}
             for name in names:

@@ -29,8 +29,9 @@ def imported(texts, tmp_path_factory):
 
 def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported):
     theirs = published.tensors()
-    _, position, weights = restore.load(imported.path)
+    config, position, weights = restore.load(imported.path)
     assert position.step == 0
+    assert restore.open_data(config)[0] == config, "it has budgets, which evaluation and sampling need"
     flat = params.paths(weights)
     q = np.stack([theirs[f"model.layers.{i}.self_attn.q_proj.weight"] for i in range(2)])
     np.testing.assert_array_equal(flat["blocks/main/attn/text/wq"], q.transpose(0, 2, 1).reshape(2, 16, 4, 4))
