@@ -88,6 +88,10 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         judged_data(p, options)
     if command == "plan" and options.topology:
         chips.parse(options.topology)
+    if command == "import":
+        flags.refuse_absent(options.path, "folder")
+    if command == "export":
+        refusals.exports(options)
     if command == "train":
         accepted(options.accept)
     if command == "train" and options.runs is not None:
@@ -793,6 +797,40 @@ def report() -> flags.Parser:
     return p
 
 
+def import_() -> flags.Parser:
+    p = flags.parser(
+        "import",
+        "Brings a published model of text into a run directory; other runs begin from it.",
+        "mot import qwen --data data/texts --out runs/qwen",
+    )
+    p.add_argument(
+        "path",
+        type=flags.of_this_machine,
+        metavar="PATH",
+        help="a folder in Hugging Face's layout: config.json, tokenizer.json, model.safetensors or shards and index",
+    )
+    p.add_argument(
+        "--data", required=True, metavar="FOLDER", help="a dataset of text that was prepared with its tokenizer.json"
+    )
+    p.add_argument("--out", type=flags.of_this_machine, required=True, metavar="RUN", help="the new run directory")
+    return p
+
+
+def export() -> flags.Parser:
+    p = flags.parser(
+        "export",
+        "Writes a run's weights, tokenizer and a model card as others read them. The run must be of a family that they "
+        "know.",
+        "mot export runs/qwen-further --format hf --out exported/qwen",
+    )
+    p.add_argument("run", type=as_path, help="a run directory")
+    p.add_argument("--format", choices=("hf",), default="hf", help="Hugging Face's layout; default %(default)s")
+    p.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    p.add_argument("--out", type=flags.of_this_machine, required=True, metavar="DIR", help="the new folder")
+    _number(p, "--shard-mb", 4000, "megabytes of a file of weights at most, but for a larger tensor")
+    return p
+
+
 def coords() -> flags.Parser:
     p = flags.parser(
         "coords",
@@ -916,6 +954,8 @@ PARSERS = {
     "diff": diff_checkpoints,
     "prepare": prepare,
     "inspect": inspect,
+    "import": import_,
+    "export": export,
     "report": report,
     "plan": plan,
     "launch": launch,

@@ -19,6 +19,8 @@ COMMANDS = {
     "sample": "pictures, text and interleaved documents from a run",
     "checkpoint": "list, verify, show or compare the checkpoints of runs",
     "data": "prepare a dataset from your files, or inspect one",
+    "import": "a published model of text (Hugging Face) into a run directory",
+    "export": "a run's weights, tokenizer and card as Hugging Face's transformers read them",
     "config": "show a configuration: every key, what it is for, what it may be, its default",
     "report": "one page about runs or a sweep: what it asked is answered first; --watch renews it",
     "launch": "run a command here, on Slurm, GKE, TPU VMs or by SkyPilot; follow it",

@@ -85,6 +85,15 @@ def beginning(config: Config) -> None:
         raise UserError(f"init.run: {error}") from None
 
 
+def exports(options: Any) -> None:
+    """Of `mot export`."""
+    if not 1 <= options.shard_mb <= 1_000_000:
+        raise UserError(f"--shard-mb={options.shard_mb}; must be from 1 to 1,000,000; give a number of that range")
+    flags.refuse_absent(options.run, "run directory")
+    written.read_config(options.run)
+    written.saved(options.run, options.step)
+
+
 OF_EVALUATIONS = {  # an option of `mot evaluate`, and the kinds that it is for
     "answers": ("ranking",),
     "pool": ("retrieval",),

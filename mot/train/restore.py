@@ -160,7 +160,8 @@ def start(
 ) -> tuple[State, Position]:
     """What a checkpoint (by default the newest) holds; where there is none, a new state.
 
-    That has the parameters `first`, where they are given. `step` 0 is the state before the first step. `accept` are
+    That has the parameters `first`, where they are given. `step` 0 is the state before the first step, which an
+    imported run has saved, and no other. `accept` are
     kinds of `options.ACCEPTED`. The step's files are verified, unless they were just before.
 
     Raises `Damaged` where a checkpoint is not what was written, `UserError` where it holds other arrays.
@@ -170,7 +171,7 @@ def start(
     if step is None:
         step = checkpoint.newest(path / "checkpoints", say_once)
         verified = True
-    if step:
+    if step or (step == 0 and step in checkpoint.steps(path / "checkpoints")):  # step 0: weights that were imported
         return _restored(path, step, make, shardings, verified, accept)
     state = make()
     if first is not None:

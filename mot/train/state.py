@@ -29,7 +29,11 @@ KEPT = ("means", "norms", "balance")  # of the state what some runs alone have, 
 
 def init_state(config: Config) -> State:
     """Call under `jit`."""
-    weights = params.init(params.table(config), config.model.seed)
+    return state_of(params.init(params.table(config), config.model.seed), config)
+
+
+def state_of(weights: dict, config: Config) -> State:
+    """The state before the first step, with these parameters."""
     trained, _ = params.split(weights, optim.trainable(config))
     ema = weights if config.optim.ema else {}
     opt = optim.make(config).init(trained)

@@ -1,0 +1,28 @@
+"""Brings a published model of text into a run directory: weights and tokenizer of a folder in Hugging Face's layout."""
+
+import sys
+
+from launch import arguments, flags
+from launch.process import guarded
+from mot.interop import importing
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = arguments.import_().parse_args(argv)
+    done = importing.run(options.path, options.data, options.out)
+    print(f"{done.path}: a {done.family} of {done.parameters:,} parameters, as step 0")
+    for line in done.told:
+        print(line)
+    given = done.overrides | {"init.run": str(done.path), "run.name": f"{done.path.name}-further"}
+    changes = [f"--config.{key}={value}" for key, value in given.items()]
+    lines = [
+        ("what it writes", flags.command("sample", str(done.path), "--text", "Once upon a time")),
+        ("its held-out loss on these data", flags.command("evaluate", str(done.path))),
+        ("another run begins from it", flags.command("train", f"--config={done.config_file}", *changes)),
+    ]
+    print("next:", *(f"  {line}  # {what}" for what, line in lines), sep="\n", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,170 @@
+"""From a run to a folder in Hugging Face's layout: config.json, safetensors, the tokenizer, a model card."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mot.checkpoint import Position, made_by
+from mot.config import Config
+from mot.console import phase
+from mot.errors import UserError
+from mot.files import make_folder, remove
+from mot.interop import families, prompt, shards
+from mot.interop.families import FAMILIES, Row, rows_of
+from mot.interop.transforms import TRANSFORMS
+from mot.model import params
+from mot.prepare import dataset_tokenizers
+from mot.runs import rundir
+from mot.train import restore
+
+
+class Exported(NamedTuple):
+    """What became of an export."""
+
+    family: str
+    step: int
+    files: int
+    told: list[str]
+
+
+def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
+    """Writes `out`, whole or not at all; files of weights have at most so many bytes.
+
+    Raises `UserError` where the run is of no family, and where `out` exists.
+    """
+    config = rundir.config_of(path)
+    name = families.of_ours(config, str(path))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
+    tokenizer = _tokenizer(config)
+    with phase("reading the checkpoint"):
+        config, position, weights = restore.load(path, step)
+    config, training, _ = restore.open_data(config)
+    restore.refuse_other_data(path, position, training)
+    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    kept = prompt.read(path) if position.step == 0 else {}
+    beyond = {key.replace(".", "/"): rest for key, rest in kept.items() if key not in ("ids", "logits")}
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    make_folder(partial)
+    try:
+        tensor, shapes = _tensors(_on_host(weights), rows_of(FAMILIES[name], config), beyond)
+        plan = shards.planned(shapes, most)
+        shards.write(partial, plan, tensor, shapes)
+        _read_back(partial, tensor, shapes)
+        told = []
+        with phase("the logits of a prompt"):
+            if kept:
+                apart = prompt.compare(path, kept, weights, plain)
+                told.append(f"the logits are those that the import stored (apart: {apart:.1g})")
+            ids = kept["ids"] if kept else prompt.ids_of(tokenizer)
+            prompt.write(partial, ids, prompt.logits(weights, plain, ids))
+        rows = shapes[rows_of(FAMILIES[name], config)["embed/tokens"].theirs][0]
+        _write_rest(partial, path, name, config, position, tokenizer, rows)
+        if out.exists():
+            out.rmdir()  # it is empty
+        os.rename(partial, out)
+    except BaseException:
+        remove(partial)
+        raise
+    return Exported(name, position.step, len(plan), told)
+
+
+def _tokenizer(config: Config) -> Tokenizer:
+    """That of the run's datasets, which are tokenised alike."""
+    address = next(iter(config.data.sources.values()))
+    if not (Path(address) / "dataset.json").is_file():
+        raise UserError(
+            f"data.sources: {address!r}; the tokenizer is taken from a prepared dataset of this machine, and there is "
+            "none; copy it there"
+        )
+    return dataset_tokenizers.load_text(Path(address) / "tokenizers")
+
+
+def _on_host(weights: dict) -> dict[str, np.ndarray]:
+    return {path: np.asarray(x) for path, x in params.paths(weights).items()}  # on a CPU without a copy
+
+
+def _tensors(
+    arrays: Mapping[str, np.ndarray], rows: Mapping[str, Row], beyond: Mapping[str, np.ndarray]
+) -> tuple[Callable[[str], np.ndarray], dict[str, tuple[int, ...]]]:
+    """A function that makes a tensor of theirs by its name, and the shapes of all, layer after layer."""
+    place: dict[str, tuple[str, Row, int | None]] = {}
+    layers = next(x.shape[0] for path, x in arrays.items() if path.startswith(families.BLOCK))
+    for path, row in rows.items():
+        if "{layer}" not in row.theirs:
+            place[row.theirs] = (path, row, None)
+    for layer in range(layers):
+        for path, row in rows.items():
+            if "{layer}" in row.theirs:
+                place[row.theirs.format(layer=layer)] = (path, row, layer)
+
+    def tensor(name: str) -> np.ndarray:
+        path, row, layer = place[name]
+        x = TRANSFORMS[row.transform].to_theirs(arrays[path] if layer is None else arrays[path][layer])
+        return np.concatenate([x, beyond[path]]) if path in beyond else x
+
+    def shape(path: str, row: Row, layer: int | None) -> tuple[int, ...]:
+        ours = arrays[path].shape if layer is None else arrays[path].shape[1:]
+        first, *rest = TRANSFORMS[row.transform].shape(ours)
+        return (first + len(beyond.get(path, ())), *rest)
+
+    return tensor, {name: shape(*where) for name, where in place.items()}
+
+
+def _read_back(folder: Path, tensor: Callable[[str], np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `UserError` where the files do not give back what was written, bit for bit."""
+    found = shards.headers(folder)
+    wrong = found.keys() ^ shapes.keys()
+    wrong |= {name for name, x in shards.tensors(found, "reading it back") if not np.array_equal(x, tensor(name))}
+    if wrong:
+        raise UserError(f"{folder}: {sorted(wrong)[0]} came back changed; nothing was exported; look at the disk")
+
+
+def _write_rest(
+    folder: Path, path: Path, name: str, config: Config, position: Position, tokenizer: Tokenizer, rows: int
+) -> None:
+    special = dataset_tokenizers.special(tokenizer)
+    about = families.about_theirs(name, config, rows, special)
+    marks = {f"{mark}_token": f"<{mark}>" for mark in ("bos", "eos", "pad") if f"<{mark}>" in special}
+    as_theirs = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length} | marks
+    for file, content in (("config.json", about), ("tokenizer_config.json", as_theirs)):
+        (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "README.md").write_text(card(path, name, config, position), encoding="utf-8")
+
+
+def card(path: Path, name: str, config: Config, position: Position) -> str:
+    """The model card: what it is, what it was trained on, and its held-out figures."""
+    rows = [row for row in rundir.read_metrics(path) if row["kind"] == "eval" and row["step"] <= position.step]
+    newest = max(rows, key=lambda row: row["step"], default={})
+    figures = {key: x for key, x in newest.items() if key.startswith(("loss", "bits_per_byte")) and type(x) is float}
+    tokens = sum(position.tokens.values())
+    averaged = f", averaged with decay {config.optim.ema:g}" if config.optim.ema else ""
+    begun = f"\nIt began with the weights of `{Path(config.init.run).name}`." if config.init.run else ""
+    count = f"{params.count(params.table(config)):,}"
+    lines = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [mot, " + name + "]\n---\n",
+        f"# {config.run.name}\n",
+        f"A {name} of {count} parameters: step {position.step} of a run of mot{averaged}.{begun}",
+        "\n| | |\n|---|---|",
+        *(f"| data | {source} ({config.data.shares.get(source, 0):g}) |" for source in config.data.sources),
+        f"| digest of the data | {position.data} |",
+        f"| tokens trained on | {tokens:,} |",
+        f"| model FLOPs | {position.flops:.4g} |",
+    ]
+    if figures:
+        lines += [f"\nHeld out, at step {newest['step']}:\n", "| figure | value |", "|---|---|"]
+        lines += [f"| {key} | {value:.4f} |" for key, value in sorted(figures.items())]
+    else:
+        lines.append("\nThe run has no held-out evaluation of this step or an earlier one.")
+    made = made_by(path / "checkpoints" / str(position.step))
+    of = f", commit {made['commit'][:12]}" if made.get("commit") else ""  # and no name of a machine
+    lines.append(f"\nThe checkpoint was made {made.get('time')} by mot {made.get('version')}{of}.")
+    lines.append(f"`{prompt.NAME}` has the logits of a fixed prompt: `ids` [T], `logits` [T, V], float32.\n")
+    return "\n".join(lines)

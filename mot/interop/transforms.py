@@ -1,0 +1,37 @@
+"""How a tensor of theirs lies in ours: each transform with its inverse, and what shape theirs must have.
+
+Torch's matrices are [out, in]; ours are [in, out], with heads as axes of their own. By RoPE both turn the first half of
+a head against the second, and Gemma's norms hold w of 1 + w as `model.norm_offset` does: nothing else is converted.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+class Transform(NamedTuple):
+    shape: Callable[[Shape], Shape]  # of theirs, by that of ours
+    to_ours: Callable[[np.ndarray, Shape], np.ndarray]  # and the shape that ours has
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+def _turned(ins: int) -> Transform:
+    """A matrix whose first `ins` axes of ours are summed over."""
+
+    def shape(ours: Shape) -> Shape:
+        return math.prod(ours[ins:]), math.prod(ours[:ins])
+
+    return Transform(shape, lambda x, ours: x.T.reshape(ours), lambda x: x.reshape(shape(x.shape)[::-1]).T)
+
+
+TRANSFORMS = {
+    "same": Transform(lambda ours: ours, lambda x, _: x, lambda x: x),
+    "transpose": _turned(1),  # [F, D] to [D, F]
+    "split_heads": _turned(1),  # [N H, D] to [D, N, H]
+    "join_heads": _turned(2),  # [D, N H] to [N, H, D]
+    "split_bias": Transform(lambda ours: (math.prod(ours),), lambda x, ours: x.reshape(ours), lambda x: x.reshape(-1)),
+}

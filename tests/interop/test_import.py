@@ -1,0 +1,118 @@
+"""`mot import` and `mot export` without torch: a run that others begin from, and refusals that leave nothing behind."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from launch import flags
+from mot.config import load
+from mot.interop import exporting, importing
+from mot.model import params
+from mot.train import restore
+from tests.support import published
+from tests.support.commands import run
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return published.write(tmp_path_factory.mktemp("published") / "texts")
+
+
+@pytest.fixture(scope="module")
+def imported(texts, tmp_path_factory):
+    root = tmp_path_factory.mktemp("imported")
+    folder = published.save(root / "hf", published.tensors(), tokenizer=texts / "tokenizer.json")
+    return importing.run(folder, str(texts / "data"), root / "run")
+
+
+def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported):
+    theirs = published.tensors()
+    config, position, weights = restore.load(imported.path)
+    assert position.step == 0
+    assert restore.open_data(config)[0] == config, "it has budgets, which evaluation and sampling need"
+    flat = params.paths(weights)
+    q = np.stack([theirs[f"model.layers.{i}.self_attn.q_proj.weight"] for i in range(2)])
+    np.testing.assert_array_equal(flat["blocks/main/attn/text/wq"], q.transpose(0, 2, 1).reshape(2, 16, 4, 4))
+    new = flat["embed/tokens"][published.IDS :]
+    assert len(new) == 5, "mot's special tokens"
+    np.testing.assert_allclose(new, theirs["model.embed_tokens.weight"].mean(0)[None].repeat(5, 0), atol=1e-6)
+    given = imported.overrides | {"init.run": str(imported.path)}
+    begun = restore.upcycled(flags.build(load.read(imported.config_file, given)))
+    for path, x in params.paths(begun).items():
+        np.testing.assert_array_equal(x, flat[path], err_msg=path)
+
+
+def test_an_export_is_whole_or_absent_and_has_a_card(imported, tmp_path):
+    out = tmp_path / "hf"
+    done = exporting.run(imported.path, None, out, 10_000)
+    assert (done.family, done.step) == ("llama", 0)
+    assert done.files > 2
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["vocab_size"] == published.IDS + 5
+    assert Tokenizer.from_file(str(out / "tokenizer.json")).get_vocab_size() == published.IDS + 5
+    assert "A llama of 13,680 parameters: step 0" in (out / "README.md").read_text(encoding="utf-8")
+    code, _, err = run("export", imported.path, f"--out={out}")
+    assert code == 2
+    assert "exists; nothing was overwritten" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_logits_that_are_not_the_weights_own_are_refused(imported, texts, tmp_path):
+    out = tmp_path / "hf"
+    exporting.run(imported.path, None, out, 10**9)
+    with np.load(out / "prompt.npz") as arrays:
+        changed = {name: arrays[name] for name in arrays.files}
+    changed["logits"] = changed["logits"] + 1
+    np.savez(out / "prompt.npz", **changed)
+    code, _, err = run("import", out, f"--data={texts / 'data'}", f"--out={tmp_path / 'run'}")
+    assert code == 2
+    assert "the logits of a fixed prompt are" in err
+    assert not (tmp_path / "run").exists()
+
+
+def small_tokenizer(folder):
+    file = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_tokens(["<one>"])
+    tokenizer.save(str(file))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda x, _: x.pop("model.norm.weight"), "model.norm.weight is missing"),
+        (lambda x, _: x.update(extra=np.zeros(1)), "extra has dtype F64"),
+        (lambda x, _: x.update(extra=np.zeros(1, "f")), "extra is in no table of this family"),
+        (
+            lambda x, _: x.update({"model.layers.1.mlp.up_proj.weight": np.zeros((24, 15), "f")}),
+            "model.layers.1.mlp.up_proj.weight has shape [24, 15]; must be [24, 16]",
+        ),
+        (
+            lambda x, _: x.update({n: x[n][:-1] for n in ("model.embed_tokens.weight", "lm_head.weight")}),
+            f"has ids up to {published.IDS - 1}, and the embedding has {published.IDS - 1} rows",
+        ),
+        (lambda _, about: about.update(hidden_size=15), "head_size: 3"),
+        (lambda _, about: about.update(sliding_windows=4), "sliding_windows: 4; it is not known what it changes"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(spoil, says, texts, tmp_path):
+    arrays, about = published.tensors(), dict(published.ABOUT)
+    spoil(arrays, about)
+    folder = published.save(tmp_path / "hf", arrays, about, texts / "tokenizer.json")
+    code, _, err = run("import", folder, f"--data={texts / 'data'}", f"--out={tmp_path / 'run'}")
+    assert code == 2, err
+    assert says in err
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+def test_another_tokenizer_than_the_datas_and_none(texts, tmp_path):
+    folder = published.save(tmp_path / "hf", published.tensors(), tokenizer=texts / "tokenizer.json")
+    small_tokenizer(folder)
+    code, _, err = run("import", folder, f"--data={texts / 'data'}", f"--out={tmp_path / 'run'}")
+    assert code == 2
+    assert "its text tokenizer is another one" in err
+    (folder / "tokenizer.json").unlink()
+    code, _, err = run("import", folder, f"--data={texts / 'data'}", f"--out={tmp_path / 'run'}")
+    assert code == 2
+    assert "has no tokenizer.json; save it there" in err

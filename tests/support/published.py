@@ -1,0 +1,71 @@
+"""Texts, their tokenizer, and the dataset that was prepared with it: what a published model is imported with."""
+
+import json
+import shutil
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from mot.tokenizers import text
+from tests.support.commands import succeeds
+
+IDS = 300  # of the tokenizer, without the five special tokens of mot's
+
+
+def write(folder):
+    """`tokenizer.json` and the dataset `data` in a new folder."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    words = ["one fox", "two dogs", "the quick", "a lazy day", "brown", "jumps", "over"]
+    texts = [" ".join(rng.choice(words, 30)) + "." for _ in range(40)]
+    text.train(texts, IDS, special=("<unk>",)).save(str(folder / "tokenizer.json"))
+    (folder / "all.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    arguments = [folder / "all.txt", "--format=text", "--separator=\n\n", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *arguments, f"--tokenizer={folder / 'tokenizer.json'}", f"--out={folder / 'data'}")
+    return folder
+
+
+ABOUT = dict(
+    architectures=["LlamaForCausalLM"],
+    model_type="llama",
+    hidden_act="silu",
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    vocab_size=IDS,
+    max_position_embeddings=64,
+)
+
+
+def tensors():
+    """Random ones of the Llama that ABOUT describes."""
+    D, F, N, K = 16, 24, 16, 8  # of all heads
+    shapes = {"model.embed_tokens.weight": (IDS, D), "model.norm.weight": (D,), "lm_head.weight": (IDS, D)}
+    attention = {"q": (N, D), "k": (K, D), "v": (K, D), "o": (D, N)}
+    mlp = {"gate": (F, D), "up": (F, D), "down": (D, F)}
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{x}_proj.weight": shape for x, shape in attention.items()}
+        shapes |= {f"{at}.mlp.{x}_proj.weight": shape for x, shape in mlp.items()}
+        shapes |= {f"{at}.{x}_layernorm.weight": (D,) for x in ("input", "post_attention")}
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def save(folder, arrays, about=ABOUT, tokenizer=None):
+    """A folder as save_pretrained writes it, in two shards."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(about), encoding="utf-8")
+    names = sorted(arrays)
+    files = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, own in files.items():
+        save_file({name: arrays[name] for name in own}, folder / file)
+    weight_map = {name: file for file, own in files.items() for name in own}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    if tokenizer:
+        shutil.copy(tokenizer, folder / "tokenizer.json")
+    return folder
