@@ -27,7 +27,7 @@ def steepest(slope):
 
 
 @pytest.mark.parametrize("widths", [(64, 256), WIDER])
-@pytest.mark.parametrize("arch", ["dense", "mot", "moe_tc4"])
+@pytest.mark.parametrize("arch", [pytest.param("dense", marks=pytest.mark.slow), "mot", "moe_tc4"])
 def test_with_mup_every_block_is_flat_in_width(arch, widths):
     assert steepest(slopes(arch, "mup", widths)) < FLAT
 

@@ -21,6 +21,7 @@ def test_two_steps_of_what_it_is_compared_with(form, tmp_path):
     recipes.two_steps("jepa", tmp_path, f"form={form}")
 
 
+@pytest.mark.slow  # its gradient, and what a run says of a collapse, are tested by themselves
 def test_sigreg_keeps_states_apart_where_nothing_else_does(tmp_path):
     """Forty steps of predicting its own states: without SIGReg these become all alike, and the run says so."""
     last = {}

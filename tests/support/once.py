@@ -31,6 +31,7 @@ def of_program(config, sources, *mesh):
     """All that a step's or an evaluation's program depends on, also what tests set and replace."""
     plain = rundir.plain(config)
     plain["run"] = {"steps": config.run.steps}
+    del plain["init"]  # where weights come from
     return json.dumps(plain), sources, mesh, jax.config.read("jax_disable_most_optimizations"), step.make_gradients
 
 

@@ -123,8 +123,10 @@ def test_faults_6_other_meshes_restore_the_same_bits_and_see_the_same_stream(tmp
                 np.testing.assert_array_equal(getattr(trained[step][name], field), getattr(tokens, field), field)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_other_devices(tmp_path):
-    """From two devices to eight, split otherwise, and back to one, by the same command but for its mesh."""
+    """From two devices to eight, split otherwise, and back to one, by the same command but for its mesh: as above, by
+    the command."""
     schedule = "--config.optim.schedule=constant"
     for number, steps, *flags in ((2, 1), (8, 2, "--config.mesh.fsdp=4", "--config.mesh.context=2"), (1, 3)):
         longer = train(tmp_path, "run", schedule, f"--config.run.steps={steps}", *flags)

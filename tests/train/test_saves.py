@@ -37,7 +37,11 @@ def failing(monkeypatch, times, number=errno.ENOSPC, part="_copy"):
 
 @pytest.mark.parametrize(
     ("number", "part"),
-    [(errno.ENOSPC, "_copy"), (errno.EACCES, "_copy"), (errno.EIO, "_commit")],
+    [
+        (errno.ENOSPC, "_copy"),
+        pytest.param(errno.EACCES, "_copy", marks=pytest.mark.slow),
+        (errno.EIO, "_commit"),
+    ],
     ids=["disk full", "no permission", "failing file system"],
 )
 def test_three_saves_fail_and_the_fourth_works(tmp_path, monkeypatch, one_device, capfd, number, part):
