@@ -20,7 +20,6 @@ from mot.console import phase
 from mot.data import captions, embedded, layout
 from mot.data.layout import Format
 from mot.data.manifest import file_digest
-from mot.data.mixture import Source, Sources
 from mot.errors import UserError, reason
 from mot.files import make_folder, write_atomically
 from mot.generate import codecs, digits, judge, opened, redrawn
@@ -129,7 +128,7 @@ def _retrieval(model: LoadedModel, options, _) -> Found:
     modality = {name: s.modality for name, s in model.config.streams.items()}
     figures: dict[str, Figure] = {}
     notes = []
-    for source in model.held_out.all:
+    for source in model.held_out.read_by(model.config.data):
         by_streams: dict[tuple[str, str], list[retrieval.Pool]] = {}
         try:
             for pool in retrieval.pools(source, size, most, model.config, model.format):
@@ -155,7 +154,7 @@ def _by_embeddings(model: LoadedModel, size: int, most: int, of: Callable, asked
     embed = retrieval.make_embed(model.sampler.params, model.config)
     figures: dict[str, Figure] = {}
     notes = []
-    for source in [source for source in model.held_out.all if source.name in model.config.data.sources]:
+    for source in model.held_out.read_by(model.config.data):
         try:
             pools = retrieval.pools(source, size, most, model.config, model.format, of=of)
         except UserError as error:
@@ -177,7 +176,7 @@ def _conditioning(model: LoadedModel, options, _) -> Found:
     modality = {name: s.modality for name, s in model.config.streams.items()}
     figures: dict[str, Figure] = {}
     notes = []
-    for source in _trained_on(model.held_out, model.config):
+    for source in model.held_out.read_by(model.config.data):
         for (given, unit), documents in conditioning.by_direction(source, most, model.config, model.format).items():
             direction = (
                 f"{'+'.join(dict.fromkeys(modality[stream] for stream in given))}/{modality[unit[0]]}/{source.name}"
@@ -196,12 +195,6 @@ def _conditioning(model: LoadedModel, options, _) -> Found:
     return Found(figures, {"documents": most}, tuple(notes))
 
 
-def _trained_on(side: Sources, config: Config) -> list[Source]:
-    """The sources that a run reads documents of, in any of its stages."""
-    shares = [config.data.shares, *(stage.shares for stage in config.data.stages)]
-    return [source for source in side.all if any(of_stage.get(source.name) for of_stage in shares)]
-
-
 def _labels(model: LoadedModel, options, _) -> Found:
     """Of units whose document says what they show: a digit of the embedded data, elsewhere all of its text; and of
     units without a text from several sources, which of them they are from."""
@@ -212,7 +205,7 @@ def _labels(model: LoadedModel, options, _) -> Found:
         said = model.codec.decode("text", words.data).strip()
         return names.get(said, "") if is_embedded else said
 
-    both = [_trained_on(side, model.config) for side in (model.training, model.held_out)]
+    both = [side.read_by(model.config.data) for side in (model.training, model.held_out)]
     of_sources = {
         learnt.name: [labels.labelled(side, model.config, model.format, label) for side in (learnt, asked)]
         for learnt, asked in zip(*both, strict=True)

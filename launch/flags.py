@@ -2,7 +2,6 @@
 
 import argparse
 import glob
-import itertools
 import re
 import shlex
 import shutil
@@ -94,8 +93,8 @@ def parse(p: Parser, argv: list[str] | None) -> tuple[argparse.Namespace, dict[s
     # argparse takes a word with a space in it for no option, as "--config.towers.ffn.image=0:4 image, 4:8 text".
     changes = [argument for argument in argv if OVERRIDE.match(argument)]
     options, rest = p.parse_known_args([argument for argument in argv if not OVERRIDE.match(argument)])
-    for argument, following in itertools.zip_longest(rest, rest[1:], fillvalue=""):
-        p.error(_unknown(p, argument, following))
+    if rest:
+        p.error(_unknown(p, rest[0], rest[1] if len(rest) > 1 else ""))
     written = (change.removeprefix("--config.").partition("=") for change in changes)
     return options, {key: value for key, _, value in written}
 

@@ -82,6 +82,11 @@ class Sources(NamedTuple):
     def names(self) -> tuple[str, ...]:
         return tuple(source.name for source in self.all)
 
+    def read_by(self, data: Data) -> list[Source]:
+        """Those of which a run reads documents, in any of its stages."""
+        shares = [data.shares, *(stage.shares for stage in data.stages)]
+        return [source for source in self.all if any(of_stage.get(source.name) for of_stage in shares)]
+
     def name_of(self, source: int, doc_id: int) -> str:
         """The own id of a document of the source of that number, for messages."""
         return self.all[source].name_of(doc_id)

@@ -34,7 +34,7 @@ def media(
     """
     stream = opened.stream_of(model.config, modality)
     found = {}
-    for source in model.held_out.all:
+    for source in model.held_out.read_by(model.config.data):
         prompts, real = _held_out(model, source, stream, most)
         if not real:
             continue

@@ -22,6 +22,7 @@ from mot.data.packing import document, pack
 from mot.model import params, transformer
 from tests.support import examples
 from tests.support.arrays import in_document_order
+from tests.support.networks import shaken
 
 SIZES = dict(
     hidden_size=16,
@@ -35,15 +36,6 @@ SIZES = dict(
     tie_word_embeddings=False,
 )
 BUDGETS = (24, 24)
-
-
-def shaken(network):
-    """Random weights, also where the library initialises ones and zeros."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))
-    return network.eval().float()
 
 
 def ours(network, c):

@@ -27,6 +27,7 @@ from mot.model import params, transformer
 from mot.train import restore
 from tests.support import published
 from tests.support.commands import succeeds
+from tests.support.networks import shaken
 
 SIZES = dict(
     hidden_size=16,
@@ -54,13 +55,9 @@ def texts(tmp_path_factory):
 
 
 def saved(name, folder, texts):
-    """A model of random weights, also where the library initialises ones and zeros; and its folder."""
+    """A model of random weights, whose folder is written."""
     of, config, most = CASES[name]
-    torch.manual_seed(0)
-    model = of(config).eval().float()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn_like(weight))
+    model = shaken(of(config))
     model.save_pretrained(folder, max_shard_size=most)
     shutil.copy(texts / "tokenizer.json", folder)
     return model
