@@ -27,7 +27,7 @@ def imported(texts, tmp_path_factory):
     return importing.run(folder, str(texts / "data"), root / "run")
 
 
-def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported):
+def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported, texts):
     theirs = published.tensors()
     config, position, weights = restore.load(imported.path)
     assert position.step == 0
@@ -38,8 +38,8 @@ def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported):
     new = flat["embed/tokens"][published.IDS :]
     assert len(new) == 5, "mot's special tokens"
     np.testing.assert_allclose(new, theirs["model.embed_tokens.weight"].mean(0)[None].repeat(5, 0), atol=1e-6)
-    given = imported.overrides | {"init.run": str(imported.path)}
-    begun = restore.upcycled(flags.build(load.read(imported.config_file, given)))
+    file = f"configs/records.py:data={texts / 'data'},arch=dense,init={imported.path}"
+    begun = restore.upcycled(flags.build(load.read(file, {})))
     for path, x in params.paths(begun).items():
         np.testing.assert_array_equal(x, flat[path], err_msg=path)
 
