@@ -33,7 +33,8 @@ import sys, time
 from pathlib import Path
 from mot.interop import shards
 began = time.perf_counter()
-kept = dict(shards.tensors(shards.headers(Path(sys.argv[1])), "reading"))
+found = shards.headers(Path(sys.argv[1]))
+kept = {name: x.astype("float32") for name, x in shards.tensors(found, "reading")}
 print(time.perf_counter() - began)
 """
 # The memory at the end of each phase, and the most so far; `VmHWM` is the most of a process.

@@ -128,7 +128,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def tensors(found: Mapping[str, Header], title: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor as float32, file by file, with a line of progress."""
+    """Each tensor as it is stored, file by file, with a line of progress."""
     by_file: dict[Path, list[str]] = {}
     for name, header in found.items():
         by_file.setdefault(header.file, []).append(name)
@@ -136,7 +136,7 @@ def tensors(found: Mapping[str, Header], title: str) -> Iterator[tuple[str, np.n
         for file, names in by_file.items():
             with _opened(file) as opened:
                 for name in names:
-                    yield name, opened.get_tensor(name).astype(np.float32, copy=False)
+                    yield name, opened.get_tensor(name)
                     advance()
 
 
