@@ -73,7 +73,7 @@ def make(folder: Path, texts: Path) -> float:
     def tensor(name: str) -> np.ndarray:
         return np.resize(noise, shapes[name])
 
-    plan = shards.planned(shapes, 2 * SHARD)  # it counts float32
+    plan = shards.planned(shapes, SHARD, itemsize=2)
     shards.write(folder, plan, tensor, shapes)
     (folder / "config.json").write_text(json.dumps(about), encoding="utf-8")
     shutil.copy(texts / "tokenizer.json", folder)
