@@ -13,7 +13,7 @@ from mot import optim
 from mot.config import load, resolve
 from mot.errors import UserError
 from mot.files import write_atomically
-from mot.plan import chips, process, search
+from mot.plan import chips, process
 from mot.runs import rundir
 
 ARCHS = ("dense", "mot", "moe_ec4", "mot_moe")
@@ -52,14 +52,14 @@ class Entry:
         return self.rung not in THOROUGH or self.arch not in ("dense", "mot")
 
     def overrides(self) -> dict[str, str]:
-        """Devices along fsdp, the rest along data, and microbatches of at most `ROWS` rows on each."""
+        """Devices along fsdp, in two groups where that sends less, and microbatches of at most `ROWS` rows on each."""
         chip, sides = chips.parse(self.topology)
         devices = math.prod(sides) * chip.devices
         rows = load.read(self.config, {}).data.batch // devices
         most = max(ROWS * chip.memory // chips.CHIPS["v5p"].memory, 1)
         parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= most)
-        fsdp = min(devices, search.PLANE) if len(sides) == 3 else devices
-        return {"mesh.fsdp": str(fsdp), "optim.accumulate": str(parts)}
+        groups = 1 if chip.scatters_over(devices) else 2
+        return {"mesh.fsdp": str(devices // groups), "mesh.data": str(groups), "optim.accumulate": str(parts)}
 
 
 def entries() -> list[Entry]:
