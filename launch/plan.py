@@ -94,8 +94,8 @@ def _measured(plan, row) -> None:
     if plan.places > 1:
         row(
             "[yellow]experts' buffers[/yellow]",
-            f"{plan.places:g} places for each row that balanced experts get; empty ones are not multiplied, nor counted "
-            "so, but take memory and its bandwidth",
+            f"{plan.places:g} places for each row that balanced experts get: what is in empty ones is not multiplied, "
+            "and not counted as FLOPs, but takes memory and its bandwidth",
         )
     parts = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in plan.spent.items() if seconds)
     row("step at peak, ms", f"{plan.roofline['step'] * 1e3:.1f}, by what binds its operations: {parts}")

@@ -28,14 +28,16 @@ TRIED = 8  # candidates at most, where the first do not fit
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 BYTES_OF_STATE = 12  # of a weight: itself and two moments, float32
 COPIES_OF_LOGITS = 3  # the logits, their softmax, its gradient
-UNSAVED = 2.5  # bytes that all activations take, to those of projections alone
-# What the compiler takes, to what is counted here, by least squares of the ratio to 64 compiled steps: all rungs and
-# architectures of docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`. They are 0.82 to 1.28 of the
-# estimate, and 10 % off in the mean square.
-SAVED = 1.4  # of what layers keep for the backward pass
+# Memory that the compiler takes, to what is counted here. By least squares of the ratio to 64 compiled steps: all rungs
+# and architectures of docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`; they are 0.82 to 1.28 of the
+# estimate, and 10 % off in the mean square. `dots` and `none` are of 94m and 443m MoT on v5p.
 LIVE = 6.0  # of the projections of one layer, as its backward pass runs
 GRADIENTS = 1.4  # of all gradients, float32
 GATHERED = 1.75  # of one layer's weights, whole, float32
+KEPT = {"block": 1.4, "offload": 1.4, "dots": 2.4, "none": 4.2}  # of a layer's input, or of its projections
+# What is sent along `tensor`, to all-reduces of the residual in bfloat16: partial sums are float32, and apart for each
+# matrix. Compiled: 43.5 GB for 14.5 (443m MoT, v6e:8x8, tensor 2, libtpu 0.0.42).
+PARTIAL_SUMS = 3
 NOT_HIDDEN = 0.2  # of the shorter of computing and sending, what the longer does not hide
 
 
@@ -61,7 +63,7 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     `UserError` where none does.
     """
     found = []
-    for variant in _variants(config, len(topology.devices)):
+    for variant in _variants(config, topology):
         held, seconds = estimate(variant, topology)
         if held <= ROOM * topology.memory:
             found.append(Candidate(variant, seconds, held))
@@ -73,15 +75,17 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     return sorted(found, key=lambda c: (c.seconds, c.bytes))
 
 
-def _variants(config: Config, devices: int) -> Iterator[Config]:
-    m = config.mesh
+def _variants(config: Config, topology: Topology) -> Iterator[Config]:
+    m, devices = config.mesh, len(topology.devices)
+    scattered = topology.chip.scatters_over(devices // m.slices)
     for tensor, context, parts, remat in itertools.product(TENSOR, CONTEXT, PARTS, REMAT):
         left, rest = divmod(devices, tensor * context * m.expert)
         if rest or config.data.batch % parts:
             continue
-        for data in (n for n in range(1, left + 1) if left % n == 0 and n % m.slices == 0):
-            if data not in (m.slices, 2 * m.slices, left):
-                continue  # between them lie meshes that are neither the least memory nor the least sent
+        # Memory is least with the fewest groups, and so is what is sent, but where gradients over a whole slice are
+        # all-reduced: with two groups they are not.
+        groups = {m.slices, left} | ({2 * m.slices} if left == devices and not scattered else set())
+        for data in sorted(n for n in groups if left % n == 0 and n % m.slices == 0):
             changed = dataclasses.replace(
                 config,
                 mesh=dataclasses.replace(m, data=data, fsdp=left // data, context=context, tensor=tensor),
@@ -115,21 +119,20 @@ def _memory(config: Config) -> float:
     devices_along_rows = mesh.data * mesh.fsdp * mesh.expert
     rows = max(config.data.batch / config.optim.accumulate / devices_along_rows, 1)
     logits = COPIES_OF_LOGITS * FLOAT32 * rows * config.objective.chunk * config.vocab / mesh.tensor
-    kept, projected = _activations(config)
+    c = config.model
+    entering, projected = _activations(config)
+    kept = KEPT[c.remat] * c.layers * (entering if c.remat in RECOMPUTING else projected)
     # The loss is done with before the last layer's backward pass begins.
-    return state + layer + SAVED * config.model.layers * kept + max(LIVE * projected, logits)
+    return state + layer + kept + max(LIVE * projected, logits)
 
 
 def _activations(config: Config) -> tuple[float, float]:
-    """Bytes of a device that a layer keeps of a microbatch for the backward pass, and those of its projections."""
+    """Bytes that a layer's input of a microbatch takes on a device, and its projections."""
     c = config.model
     width, hidden = _widths(config)
     heads = (c.heads + 2 * c.kv_heads) * c.head_size / config.mesh.tensor
     tokens = _tokens(config) / config.optim.accumulate
-    entering = BFLOAT16 * width * tokens
-    projected = BFLOAT16 * (2 * width + heads + 2 * hidden / config.mesh.tensor) * tokens
-    kept = {"block": entering, "offload": entering, "dots": projected, "none": UNSAVED * projected}[c.remat]
-    return kept, projected
+    return BFLOAT16 * width * tokens, BFLOAT16 * (2 * width + heads + 2 * hidden / config.mesh.tensor) * tokens
 
 
 def _seconds(config: Config, topology: Topology) -> float:
@@ -163,7 +166,9 @@ def _sent(config: Config, topology: Topology) -> float:
     data = 2 * FLOAT32 * weights / mesh.fsdp * _others(mesh.data) * microbatches  # an all-reduce of gradients
     # Two all-reduces of the residual a layer and direction, and again where the forward pass is made again.
     crossings = 12 if c.remat in RECOMPUTING else 8
-    tensor = crossings * BFLOAT16 * _tokens(config) * _widths(config)[0] * c.layers * _others(mesh.tensor)
+    tensor = (
+        PARTIAL_SUMS * crossings * BFLOAT16 * _tokens(config) * _widths(config)[0] * c.layers * _others(mesh.tensor)
+    )
     keys_and_values = 2 * c.kv_heads * c.head_size / mesh.tensor
     # Each device's keys and values go to all others of a row: forward, again in the backward pass, and their gradients.
     context = 3 * BFLOAT16 * keys_and_values * _tokens(config) * c.layers * (mesh.context - 1)

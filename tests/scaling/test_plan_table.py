@@ -60,7 +60,7 @@ def _plan(config, fits=True, seconds=1.0):
     common |= dict(flops_per_token=1.0, assumed=forecast.ROW, memory_of_chip=100 * GIB, fits=fits)
     if not fits:
         return forecast.Forecast(**common, trouble="too large")
-    roofline = dict(compute=seconds, memory=0.5, interconnect=0.1, max=seconds, sum=seconds + 0.6)
+    roofline = dict(compute=seconds, memory=0.5, interconnect=0.1, network=0.0, overlapped=seconds, step=seconds + 0.6)
     measured = dict(memory={"peak": 50 * GIB, "temporaries": 10 * GIB}, matmul_flops=101.0, formula_flops=100.0)
     measured |= dict(collectives={"all-gather": dict(number=2, bytes=3, wire=4e9)}, roofline=roofline)
     return forecast.Forecast(
