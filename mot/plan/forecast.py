@@ -321,7 +321,7 @@ def _work(config: Config, topology: Topology, program: hlo.Program, tokens: dict
         ],
         kernels=_kernels(program),
         places=room if any(map(_is_grouped, program.kernels)) else 1.0,
-        collectives=_by_kind(program),
+        collectives=by_kind(program),
         collectives_by_source=_by_source(program),
         uncounted_loops=sorted({at.source for at in program.endless}),
         roofline=whole | {"overlapped": overlapped, "step": step},
@@ -341,7 +341,7 @@ def _kernels(program: hlo.Program) -> list[dict]:
     return [dict(name=name, times=n, flops=each, source=source) for (name, each, source), n in times.items()]
 
 
-def _by_kind(program: hlo.Program) -> dict[str, dict]:
+def by_kind(program: hlo.Program) -> dict[str, dict]:
     rows: dict[str, dict] = {}
     for c in program.collectives:
         row = rows.setdefault(_kind(c), {"number": 0, "bytes": 0, "wire": 0})
