@@ -1,5 +1,6 @@
 """The search for a mesh, and the table of all rungs: which candidates there are, and what is compiled again."""
 
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from mot import optim
 from mot.config import load, resolve
 from mot.errors import UserError
+from mot.model import flops
 from mot.plan import best, chips, forecast, ladder, process, search
+from tests.conftest import ROOT
 
 GIB = 2**30
 
@@ -52,6 +55,32 @@ def test_recomputing_costs_time_and_saves_memory():
             of[c.config.model.remat] = c
     assert of["block"].seconds > of["dots"].seconds
     assert of["block"].bytes < of["dots"].bytes < of["none"].bytes
+
+
+def test_two_groups_send_less_where_gradients_over_a_whole_slice_are_reduced_whole():
+    """By hand, without what is not hidden: gathers 4 bytes a parameter, gradients 4 or 8."""
+
+    def sent(name, devices):
+        found = search.candidates(rung("7b"), slice_(name, devices))
+        alike = [c for c in found if c.config.mesh.tensor == c.config.mesh.context == c.config.optim.accumulate == 1]
+        topology = slice_(name, devices)
+        return {c.config.mesh.data: search._sent(c.config, topology) for c in alike if c.config.model.remat == "block"}
+
+    parameters = flops.total_parameters(rung("7b"))
+    v5p, tpu7x = sent("v5p:4x4x4", 64), sent("tpu7x:4x4x4", 128)
+    assert v5p[1] == pytest.approx((4 + 8) * parameters * 63 / 64, rel=1e-3)
+    assert v5p[2] == pytest.approx(((4 + 4) * 31 / 32 + 8 / 32 / 2) * parameters, rel=1e-3)
+    assert tpu7x[1] == pytest.approx((4 + 4) * parameters * 127 / 128, rel=1e-3)
+    assert 2 not in tpu7x
+
+
+def test_estimates_of_memory_are_near_the_compilers():
+    """Of all rows of the table that is in the documentation."""
+    rows = json.loads((ROOT / "docs" / "reference" / "plan.json").read_text(encoding="utf-8"))["plans"]
+    for row in rows:
+        entry = ladder.Entry(*(row[x.name] for x in dataclasses.fields(ladder.Entry)))
+        config = resolve(load.read(entry.config, entry.overrides()), optim.uncovered)
+        assert 0.7 < row["memory"]["peak"] / search._memory(config) < 1.35, entry
 
 
 def _plan(config, fits=True, seconds=1.0):
@@ -151,6 +180,18 @@ def test_an_older_plan_stays_until_it_has_a_successor(two_entries, tmp_path, mon
     assert seen[0] == [True, True]
     assert len(seen[1]) == 2
     assert "older" not in file.read_text(encoding="utf-8")
+
+
+def test_a_plan_whose_step_was_bounded_in_another_way_is_dropped(two_entries, tmp_path, monkeypatch):
+    assert ladder.main(tmp_path) == 0
+    file = tmp_path / "plan.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["plans"]
+    rows[0]["roofline"] = {"max": 1.0, "sum": 1.6}
+    file.write_text(json.dumps({"plans": rows}), encoding="utf-8")
+    assert ladder.main(tmp_path) == 0
+    assert [entry.arch for entry in two_entries] == ["dense", "mot", "dense"]
+    page = (tmp_path / "plan.md").read_text(encoding="utf-8")
+    assert "2 of 2 are compiled" in page
 
 
 def test_a_compiler_that_was_killed_leaves_a_line_in_the_table(two_entries, tmp_path, monkeypatch):
