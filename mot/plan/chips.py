@@ -12,7 +12,9 @@ if TYPE_CHECKING:  # slices are named without JAX, which takes seconds to import
     import jax
 
 GIB = 2**30
-SCATTERED = 4  # devices of a slice, up to which every chip's gradients are reduce-scattered over all of it
+# Of `Chip.scatters_over`; libtpu 0.0.42, for one matmul's gradient and for 7B's.
+SMALL = 4  # devices of a slice
+ALONG = 64  # devices
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,21 @@ class Chip:
     axes: int = 3  # of the torus
     most: int = 0  # chips in one slice
     closed: int = 4  # sides that are multiples of it are rings; on a torus of three axes all or none
-    scatters: bool = False  # gradients that lie over a whole slice are reduce-scattered, not all-reduced
+    scatters: bool = False  # gradients are reduce-scattered along any number of devices
     devices: int = 1  # of a chip, as JAX counts
     options: tuple[tuple[str, str], ...] = ()  # for the compiler
 
-    def scatters_over(self, devices: int) -> bool:
-        """Are gradients that lie over a whole slice of so many devices reduce-scattered?"""
-        return self.scatters or devices <= SCATTERED
+    def scatters_over(self, devices: int, slice: int) -> bool:
+        """Are gradients along so many of a slice's devices reduce-scattered? Else they are all-reduced: twice as much.
+
+        All chips' are on `SMALL` slices, and on others along a part of them up to `ALONG`, of most sizes.
+        """
+        return self.scatters or slice <= SMALL or devices <= min(slice // 2, ALONG)
 
 
 # Sources: the maker's pages at docs.cloud.google.com/tpu; v4's links are six of 50 GB/s each way (2304.01433). Networks
 # are told in Gbit/s a chip: 25 (v5e: 6.4 Tbit/s for 256), 50 (v5p), 100 (v6e, tpu7x). v4's is not told, and taken as
-# v5p's. `scatters` is what libtpu 0.0.42 makes of a matmul's gradient, on slices of `SCATTERED` to 512 chips.
+# v5p's.
 CHIPS = {
     # "megacore": the chip's two cores are one device, as on machines that have it.
     "v4": Chip(275e12, int(30.75 * GIB), 1200e9, 600e9, 6.25e9, most=4096, options=(("chip_config_name", "megacore"),)),

@@ -52,13 +52,13 @@ class Entry:
         return self.rung not in THOROUGH or self.arch not in ("dense", "mot")
 
     def overrides(self) -> dict[str, str]:
-        """Devices along fsdp, in two groups where that sends less, and microbatches of at most `ROWS` rows on each."""
+        """Devices along fsdp, in as few groups as send least, and microbatches of at most `ROWS` rows on each."""
         chip, sides = chips.parse(self.topology)
         devices = math.prod(sides) * chip.devices
         rows = load.read(self.config, {}).data.batch // devices
         most = max(ROWS * chip.memory // chips.CHIPS["v5p"].memory, 1)
         parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= most)
-        groups = 1 if chip.scatters_over(devices) else 2
+        groups = next(n for n in range(1, devices) if devices % n == 0 and chip.scatters_over(devices // n, devices))
         return {"mesh.fsdp": str(devices // groups), "mesh.data": str(groups), "optim.accumulate": str(parts)}
 
 
@@ -121,7 +121,7 @@ HEAD = """# Plans
 Rungs of every architecture, compiled for TPUs that were not there: `make plan` (`mot plan --ladder`) writes this page
 and `plan.json`, which has every figure. {versions}. {made} of {wanted} are compiled; `make plan` goes on with the rest.
 
-Each step is the one that `mot train` runs, all devices along `fsdp`, or two halves of them where that sends less.
+Each step is the one that `mot train` runs, all devices along `fsdp`, or groups of up to 64 where that sends less.
 Memory, matmuls and what is sent are the compiler's. The step's time is at peak figures: each operation takes as long
 as the most of its matmuls, its memory traffic and what is waited for on the links, one operation after another.
 "Overlapped" is the least if all of these overlapped. {assumed}. "Matmuls" is what the program multiplies outside
