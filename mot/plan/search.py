@@ -39,7 +39,7 @@ KEPT = {"block": 1.4, "offload": 1.4, "dots": 2.4, "none": 4.2}  # of a layer's 
 # matrix. Compiled: 43.5 GB for 14.5 (443m MoT, v6e:8x8, tensor 2, libtpu 0.0.42).
 PARTIAL_SUMS = 3
 # Traffic of operations that wait for memory, to the bytes of all projections: norms, activations, layouts. Compiled:
-# 33.6 to 35.1 with `block` (443m MoT and 7B MoT on v5p, 7B MoT on v6e), 44 with `dots`, 48 with `none`.
+# 34 to 35 with `block` for MoT and 27 to 29 for dense (7B on v5p and v6e, 443m), 44 with `dots`, 48 with `none`.
 PASSES = {"block": 34, "offload": 34, "dots": 44, "none": 48}
 
 
