@@ -356,11 +356,12 @@ def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
         )
     first_end = first.first_id + first.ids
     second_end = second.first_id + second.ids
-    if both_ids and first.first_id < second_end and second.first_id < first_end:
+    inside = first.first_id < second.first_id and second_end <= first_end and not (first.masks or second.masks)
+    if both_ids and first.first_id < second_end and second.first_id < first_end and not inside:
         yield Fault(
             f"streams.{b}.first_id",
             f"ids {second.first_id}..{second_end - 1} overlap streams.{a}'s {first.first_id}..{first_end - 1}; move "
-            "first_id to a free range",
+            "first_id to a free range, or so that all of them lie among the others, which no masked stream's may",
         )
 
 

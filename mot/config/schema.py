@@ -94,7 +94,8 @@ class Stream:
     ffn: int  # F, the hidden size of its FFN
     budget: int  # C, its places in each row; 0 = its part of data.length, as the mixture divides it
     max_tokens: int  # its most tokens in one document: longer ones are cut between sentences and spans; 0 = the budget
-    first_id: int  # the first of its ids in the one vocabulary; 0 for latents
+    first_id: int  # the first of its ids in the one vocabulary; 0 for latents. A range may lie inside another one, as
+    # images' in Chameleon's text: its ids are then of this stream alone
     ids: int  # the number of its ids; 0 for latents
     latent: int  # P, the features of a token; 0 = its tokens are ids
     place_table: int  # of latents: the rows, and columns, of learned tables that are added to a token by its row and
