@@ -144,7 +144,7 @@ def stream(
                 ffn=176,
             )
             | (prediction or {}),
-            entry=dict(kind="linear", fold=1, queries=0, layers=0) | (entry or {}),
+            entry=dict(kind="linear", fold=1, queries=0, layers=0, bias=False) | (entry or {}),
             cross_every=0,
         )
         | changes

@@ -75,7 +75,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"cross_every": AT_LEAST_0}
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
-        "time": ("add", "norm"),
+        "time": ("add", "norm", "mlp"),
         "copies": ("noised", "both"),
         "time_distribution": ("uniform", "logit_normal", "beta"),
         "shift": ABOVE_0,
@@ -280,6 +280,8 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
         )
     yield from choice(path, s, "objective", *OF_VECTORS)
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
+    if s.diffuses and s.diffusion.time == "mlp" and s.width % 2:
+        yield Fault(f"{path}.width", f"{s.width}, but {path}.diffusion.time is 'mlp': half are sines; make it even")
     yield from _entry(path, s)
 
 
@@ -298,6 +300,8 @@ def _entry(path: str, s: "Stream") -> Iterator[Fault]:
             f"{path}.entry.queries, layers",
             f"{e.queries}, {e.layers}, but {path}.entry.kind is {e.kind!r}; write 0, 0, or kind='resampler'",
         )
+    if e.bias and e.kind != "linear":
+        yield Fault(f"{path}.entry.bias", f"True, but {path}.entry.kind is {e.kind!r}; write False, or kind='linear'")
     if (resampled or e.fold > 1) and s.objective != NONE:
         yield Fault(
             f"{path}.entry",

@@ -29,6 +29,7 @@ ADDED = {
     "run.trackers": "",
     "run.role": "fit",
     "streams.*.entry": {"kind": "linear", "fold": 1, "queries": 0, "layers": 0},
+    "streams.*.entry.bias": False,
     "streams.*.cross_every": 0,
     "model.dropout": 0.0,
     "model.activation": "swiglu",

@@ -27,7 +27,8 @@ class ConfigError(UserError):
 class Diffusion:
     """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
-    time: str  # how the noise level t enters: added to the inputs, or as scales and shifts of the norms
+    time: str  # how the noise level t enters: added to the inputs, as scales and shifts of the norms, or beside the
+    # inputs into two layers (pi0)
     copies: str  # noised: later tokens see the noised unit (Transfusion), or what latent leaves of it. both: they see
     # a clean copy of it alone
     time_distribution: str  # the distribution of t in training
@@ -83,6 +84,7 @@ class Entry:
     fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
     queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
     layers: int  # of a resampler: its layers; 0 for the others
+    bias: bool  # of linear: its matrix has a bias, and so has the one by which what is predicted leaves
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """How tokens enter the stack and leave it: ids by the embedding, vectors by their entry, with their noise level."""
 
+import math
 from collections.abc import Collection
 from functools import partial
 
@@ -15,6 +16,7 @@ from mot.model.context import Group
 from mot.model.params import WAVES, by_norm
 
 QUICKEST = 1000.0  # radians that the quickest wave turns from data to noise: 2006.11239's thousand steps
+PERIODS = (4e-3, 4.0)  # of pi0's quickest and slowest wave, in noise levels
 
 
 def embed(params: dict, group: Group, config: Config) -> tuple[jax.Array, jax.Array | None]:
@@ -42,7 +44,9 @@ def unembed(params: dict, h_RD, group: Group, config: Config) -> tuple[list[tupl
     predicted = {}
     for s, tokens in group.by_stream.items():
         if config.streams[s].diffuses:
-            y_RP = ops.linear(rows[s], params["latent"][s]["out"]).astype(jnp.float32)
+            weights = params["latent"][s]
+            y_RP = ops.linear(rows[s], weights["out"]).astype(jnp.float32)
+            y_RP = entries.plus(y_RP, weights["out_bias"]) if config.streams[s].entry.bias else y_RP
             y_BCP = y_RP.reshape(*tokens.token.shape, -1)
             predicted[s] = sharding.join_context(y_BCP, config.mesh.rules)
         elif config.streams[s].predicts:
@@ -141,7 +145,9 @@ def _stream(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Arra
     x_RD = entries.enter(params["latent"][name], tokens, stream, config)
     if stream.place_table:
         x_RD += _placed(params["latent"][name], tokens.place, x_RD.dtype)
-    if stream.diffuses and not by_norm(stream):
+    if stream.diffuses and stream.diffusion.time == "mlp":
+        x_RD = _with_time(params["latent"][name], x_RD, tokens.noise)
+    elif stream.diffuses and not by_norm(stream):
         x_RD += time_features(params["latent"][name], tokens.noise).astype(x_RD.dtype)
     return x_RD.reshape(*tokens.token.shape, -1).astype(jnp.float32)
 
@@ -161,6 +167,21 @@ def _placed(weights: dict, place, dtype) -> jax.Array:
 def _condition(params: dict, tokens: Tokens, name: str) -> jax.Array:
     """What modulates the norms of a stream's tokens, `[B, C, Y]`; 0 for clean tokens."""
     return time_features(params["latent"][name], tokens.noise).reshape(*tokens.token.shape, -1)
+
+
+def _with_time(weights: dict, x_RD, t_BC) -> jax.Array:
+    """`x_RD` of vectors and their noise levels, side by side through two layers (pi0, 2410.24164, appendix B).
+
+    Half of a level's features are sines, half cosines. They are 0 where it is 0, as `time_features` are.
+    """
+    t_R1 = t_BC.reshape(-1, 1).astype(jnp.float32)
+    shortest, longest = PERIODS
+    period_Y = shortest * (longest / shortest) ** jnp.linspace(0, 1, x_RD.shape[1] // 2)
+    angle_RY = t_R1 * (2 * math.pi / period_Y)[None]
+    waves_RD = jnp.where(t_R1 > 0, jnp.concatenate([jnp.sin(angle_RY), jnp.cos(angle_RY)], axis=1), 0)
+    both_RF = jnp.concatenate([x_RD, waves_RD.astype(x_RD.dtype)], axis=1)
+    hidden_RF = jax.nn.silu(entries.plus(ops.linear(both_RF, weights["time_in"]), weights["time_in_bias"]))
+    return entries.plus(ops.linear(hidden_RF, weights["time_out"]), weights["time_out_bias"])
 
 
 def time_features(weights: dict, t_BC) -> jax.Array:

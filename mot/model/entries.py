@@ -27,17 +27,20 @@ def enter(weights: dict, tokens: Tokens, stream: Stream, config: Config, whole: 
         x_BCD = x_BCD if whole else sharding.split_context(x_BCD, rules)
         return x_BCD.reshape(-1, x_BCD.shape[-1])
     x_RD = ops.linear(value_BCP.reshape(-1, stream.features), weights["in"])
-    return _second_layer(weights, x_RD, config) if stream.entry.kind == "mlp" else x_RD
+    if stream.entry.kind == "mlp":
+        return _second_layer(weights, x_RD, config)
+    return plus(x_RD, weights["in_bias"]) if stream.entry.bias else x_RD
 
 
 def _second_layer(weights: dict, x_RF, config: Config) -> jax.Array:
     """GELU and another matrix, both with biases (LLaVA-1.5, 2310.03744)."""
     x_RF = sharding.constrain(x_RF, (sharding.ROWS, "mlp"), config.mesh.rules)
-    hidden_RF = jax.nn.gelu(_plus(x_RF, weights["in_bias"]), approximate=False)
-    return _plus(ops.linear(hidden_RF, weights["in_2"]), weights["in_2_bias"])
+    hidden_RF = jax.nn.gelu(plus(x_RF, weights["in_bias"]), approximate=False)
+    return plus(ops.linear(hidden_RF, weights["in_2"]), weights["in_2_bias"])
 
 
-def _plus(x_RD, bias_D) -> jax.Array:
+def plus(x_RD, bias_D) -> jax.Array:
+    """With a bias, in the dtype of x."""
     return x_RD + bias_D[None].astype(x_RD.dtype)
 
 

@@ -179,6 +179,8 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     P, D = stream.features, stream.width
     if stream.entry.kind == "linear":
         yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+        if stream.entry.bias:
+            yield "in_bias", Spec((D,), ("embed",), None, 0.0)
     elif stream.entry.kind == "mlp":  # its hidden units are as many as its tokens are wide
         yield "in", Spec((P, D), ("latent", "mlp"), scale(P))
         yield "in_bias", Spec((D,), ("mlp",), None, 0.0)
@@ -192,6 +194,14 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     if stream.diffuses:
         adds = stream.diffusion.time == "add"
         yield "out", Spec((D, P), ("embed", "latent"), scale(D))
+        if stream.entry.bias:
+            yield "out_bias", Spec((P,), ("latent",), None, 0.0)
+        if stream.diffusion.time == "mlp":
+            yield "time_in", Spec((2 * D, D), ("embed", "mlp"), scale(2 * D))
+            yield "time_in_bias", Spec((D,), ("mlp",), None, 0.0)
+            yield "time_out", Spec((D, D), ("mlp", "embed"), scale(D))
+            yield "time_out_bias", Spec((D,), ("embed",), None, 0.0)
+            return
         yield "time_in", Spec((WAVES, TIME), ("wave", "time"), scale(WAVES))
         yield "time_out", Spec((TIME, D if adds else ADA), ("time", "embed" if adds else "ada"), scale(TIME))
 

@@ -175,7 +175,11 @@ def oracle(c, flat, batch):
     towers = {x: getattr(c.towers, x) for x in ("attn", "ffn", "norm")}
     found = reference.states(flat, row, towers, list(batch), o)
     mine = {name: found[name][ends[i] : ends[i + 1]] for i, name in enumerate(batch)}
-    return {n: x @ flat[f"latent/{n}/out"] if s[n].diffuses else x for n, x in mine.items()}
+
+    def bias(name):
+        return flat.get(f"latent/{name}/out_bias", np.zeros(1))[None]
+
+    return {n: x @ flat[f"latent/{n}/out"] + bias(n) if s[n].diffuses else x for n, x in mine.items()}
 
 
 def ours(c, weights, batch):
@@ -198,6 +202,7 @@ SAME = dict(image=dict(time="add"), sound=dict(time="norm"))
             dict(scan=True, remat="dots"),
         ),  # norms of one tower, of which one group is modulated
         ("mot", dict(layers=1, table=3, rope_sections=(2, 1, 1), **SAME)),
+        ("mot", dict(width=12, layers=1, image=dict(time="mlp", copies="noised"), bias=True)),
     ],
 )
 def test_grouped_streams_equal_the_per_token_oracle(arch, choices):

@@ -14,7 +14,7 @@ FEATURES = (0, 3, 2)
 NOISED = dict(max_noise=0.5, drop_rate=0.5, time_distribution="uniform")
 
 
-def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=None, table=0, **model):
+def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=None, table=0, bias=False, **model):
     """A ConfigDict of text, image and sound; `width` is images' own, `table` the rows of their tables of places."""
     c = base.get_config()
     c.streams = dict(
@@ -22,6 +22,7 @@ def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=
         image=base.stream("image", width, 24, dict(time="norm", copies="both", max_noise=0.5) | (image or {})),
         sound=base.stream("sound", 16, 24, dict(time="add") | NOISED | (sound or {})),
     )
+    c.streams.image.entry.bias = bias
     c.streams.image.update(
         place_table=table, budget=budgets[1], max_tokens=24, latent=3, objective="flow", loss_weight=5.0
     )
