@@ -28,6 +28,8 @@ class Diffusion:
     """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
     time: str  # how the noise level t enters: added to the inputs, or as scales and shifts of the norms
+    time_features: str  # what tells the noise level: a small network of two matrices, or DiT's with biases
+    time_of_clean: bool  # clean vectors are told that their level is 0 (BAGEL), and not nothing, as text is
     copies: str  # noised: later tokens see the noised unit (Transfusion), or what latent leaves of it. both: they see
     # a clean copy of it alone
     time_distribution: str  # the distribution of t in training
@@ -80,6 +82,8 @@ class Entry:
     """How a stream's vectors enter the model (`model/entries.py`); ids ignore it."""
 
     kind: str  # what makes a token's residual of its vectors
+    bias: bool  # of linear: it adds a bias, and so does the matrix by which what is predicted leaves
+    gelu: str  # of mlp: the form of its GELU
     fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
     queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
     layers: int  # of a resampler: its layers; 0 for the others
