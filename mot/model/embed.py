@@ -171,7 +171,7 @@ def time_features(weights: dict, t_BC, d: Diffusion, config: Config) -> jax.Arra
     They are 0 where the level is 0, unless `time_of_clean`: clean tokens are conditioned on nothing, like text.
     """
     t_R1 = t_BC.reshape(-1, 1).astype(jnp.float32)
-    angle_RY = t_R1 * _radians(d.time_features)[None]
+    angle_RY = t_R1 * _radians(d.time_features)
     waves_RY = jnp.concatenate([jnp.cos(angle_RY), jnp.sin(angle_RY)], axis=1)
     x_RF = ops.linear(waves_RY, weights["time_in"])
     if d.time_features == "dit":
@@ -185,8 +185,8 @@ def time_features(weights: dict, t_BC, d: Diffusion, config: Config) -> jax.Arra
 
 
 def _radians(kind: str) -> jax.Array:
-    """How far each wave turns from data to noise, float32 `[half the waves]`."""
+    """How far each wave turns from data to noise, float32 `[1, half the waves]`."""
     half = WAVES[kind] // 2
     if kind == "small":
-        return QUICKEST ** jnp.linspace(0, 1, half)
-    return SLOWEST ** (jnp.arange(half, dtype=jnp.float32) / half)  # DiT's, of levels up to 1 and not to 1000
+        return QUICKEST ** jnp.linspace(0, 1, half)[None]
+    return SLOWEST ** (jnp.arange(half, dtype=jnp.float32) / half)[None]  # DiT's, of levels up to 1 and not to 1000

@@ -166,14 +166,15 @@ def cross(flat, x, media, seen, stream, number, o):
 def states(flat, row, towers, streams, o):
     """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
 
-    flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
-    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by layer; o:
-    layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, clean, the streams
-    whose clean vectors have a level, walls, pairs of streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; crossed, by
-    stream that is no part of the joint attention the number of layers from one cross-attention to the next (row: unit);
-    where they are, activation (geglu), offset (of norms) and scaled (embeddings); where towers are by layer also
-    places, each layer's stack and its number in it. With sections rope_position is [T, 3], and place [T, 2] is added by
-    tables where a stream has some.
+    flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors
+    noise [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by
+    layer; o: layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, clean,
+    the streams whose clean vectors have a level, walls, pairs of streams (queries, keys), and of dropout kept, by
+    layer and branch the factor [T, D] of what is added; crossed, by stream that is no part of the joint attention
+    the number of layers from one cross-attention to the next (row: unit); where they are, activation (geglu),
+    offset (of norms) and scaled (embeddings); where towers are by layer also places, each layer's stack and its
+    number in it. With sections rope_position is [T, 3], and place [T, 2] is added by tables where a stream has
+    some.
     """
     by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
     places = o.get("places") or [("main", i) for i in range(o["layers"])]
