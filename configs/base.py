@@ -107,6 +107,8 @@ def stream(
             representation="",
             diffusion=dict(
                 time="norm",
+                time_features="small",
+                time_of_clean=False,
                 copies="noised",
                 time_distribution="logit_normal",
                 shift=1.0,
@@ -144,7 +146,7 @@ def stream(
                 ffn=176,
             )
             | (prediction or {}),
-            entry=dict(kind="linear", fold=1, queries=0, layers=0, bias=False) | (entry or {}),
+            entry=dict(kind="linear", bias=False, gelu="exact", fold=1, queries=0, layers=0) | (entry or {}),
             cross_every=0,
         )
         | changes

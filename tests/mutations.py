@@ -189,8 +189,8 @@ MUTATIONS = (
     Mutation(
         "embedding: what is clean is conditioned on its noise level",
         "mot/model/embed.py",
-        'return jnp.where(t_R1 > 0, ops.linear(hidden_RF, weights["time_out"]), 0)',
-        'return ops.linear(hidden_RF, weights["time_out"])',
+        "return y_RY if d.time_of_clean else jnp.where(t_R1 > 0, y_RY, 0)",
+        "return y_RY",
         "tests/objectives/test_continuous.py::test_grouped_streams_equal_the_per_token_oracle[mot-choices0]",
     ),
     Mutation(

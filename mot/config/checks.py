@@ -76,6 +76,10 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
         "time": ("add", "norm", "mlp"),
+        "time_features": {
+            "small": "64 waves, the quickest of 1000 radians from data to noise, and 256 hidden units",
+            "dit": "256 waves, the quickest of 1 radian, as many hidden units as a token is wide, biases (2212.09748)",
+        },
         "copies": ("noised", "both"),
         "time_distribution": ("uniform", "logit_normal", "beta"),
         "shift": ABOVE_0,
@@ -103,6 +107,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
             "mlp": "two layers with GELU between (LLaVA-1.5, 2310.03744)",
             "resampler": "learned queries that attend to a unit's vectors (Flamingo, 2204.14198)",
         },
+        "gelu": {"exact": "by erf (LLaVA)", "tanh": "by tanh (BAGEL)"},
         "fold": ABOVE_0,
         "queries": AT_LEAST_0,
         "layers": LAYERS._replace(above=False),
@@ -280,8 +285,14 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
         )
     yield from choice(path, s, "objective", *OF_VECTORS)
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
-    if s.diffuses and s.diffusion.time == "mlp" and s.width % 2:
-        yield Fault(f"{path}.width", f"{s.width}, but {path}.diffusion.time is 'mlp': half are sines; make it even")
+    if s.diffuses and s.diffusion.time == "mlp":
+        if s.width % 2:
+            yield Fault(f"{path}.width", f"{s.width}, but {path}.diffusion.time is 'mlp': half are sines; make it even")
+        if s.diffusion.time_features != "small":
+            yield Fault(
+                f"{path}.diffusion.time_features",
+                f"{s.diffusion.time_features!r}, but {path}.diffusion.time is 'mlp', which has its own; write 'small'",
+            )
     yield from _entry(path, s)
 
 
@@ -301,7 +312,16 @@ def _entry(path: str, s: "Stream") -> Iterator[Fault]:
             f"{e.queries}, {e.layers}, but {path}.entry.kind is {e.kind!r}; write 0, 0, or kind='resampler'",
         )
     if e.bias and e.kind != "linear":
-        yield Fault(f"{path}.entry.bias", f"True, but {path}.entry.kind is {e.kind!r}; write False, or kind='linear'")
+        yield Fault(
+            f"{path}.entry.bias",
+            f"True, but {path}.entry.kind is {e.kind!r}; mlp has biases as it is, a resampler none; write False, or "
+            "kind='linear'",
+        )
+    if e.gelu == "tanh" and e.kind != "mlp":
+        yield Fault(
+            f"{path}.entry.gelu",
+            f"'tanh', but {path}.entry.kind is {e.kind!r}, which has none; write 'exact', or kind='mlp'",
+        )
     if (resampled or e.fold > 1) and s.objective != NONE:
         yield Fault(
             f"{path}.entry",

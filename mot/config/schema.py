@@ -28,7 +28,10 @@ class Diffusion:
     """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
     time: str  # how the noise level t enters: added to the inputs, as scales and shifts of the norms, or beside the
-    # inputs into two layers (pi0)
+    # inputs, with which its waves go through two layers (pi0)
+    time_features: str  # what tells the noise level: a small network of two matrices, or DiT's with biases; mlp has its
+    # own
+    time_of_clean: bool  # clean vectors are told that their level is 0 (BAGEL), and not nothing, as text is
     copies: str  # noised: later tokens see the noised unit (Transfusion), or what latent leaves of it. both: they see
     # a clean copy of it alone
     time_distribution: str  # the distribution of t in training
@@ -81,10 +84,11 @@ class Entry:
     """How a stream's vectors enter the model (`model/entries.py`); ids ignore it."""
 
     kind: str  # what makes a token's residual of its vectors
+    bias: bool  # of linear: it adds a bias, and so does the matrix by which what is predicted leaves
+    gelu: str  # of mlp: the form of its GELU
     fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
     queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
     layers: int  # of a resampler: its layers; 0 for the others
-    bias: bool  # of linear: its matrix has a bias, and so has the one by which what is predicted leaves
 
 
 @dataclass(frozen=True)

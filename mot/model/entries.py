@@ -1,4 +1,4 @@
-"""How vectors become residuals: by a matrix, by two layers, or by a resampler's queries (`streams.*.entry`).
+"""How vectors become residuals: by a matrix, by two layers, or by a resampler's queries (`streams.*.entry`); and back.
 
 A token may carry several vectors of the data side by side (`entry.fold`). The first two read them as one long vector. A
 resampler takes them apart: a unit's tokens are learned queries that attend to all vectors of the unit.
@@ -28,19 +28,25 @@ def enter(weights: dict, tokens: Tokens, stream: Stream, config: Config, whole: 
         return x_BCD.reshape(-1, x_BCD.shape[-1])
     x_RD = ops.linear(value_BCP.reshape(-1, stream.features), weights["in"])
     if stream.entry.kind == "mlp":
-        return _second_layer(weights, x_RD, config)
+        return _second_layer(weights, x_RD, stream.entry.gelu, config)
     return plus(x_RD, weights["in_bias"]) if stream.entry.bias else x_RD
 
 
-def _second_layer(weights: dict, x_RF, config: Config) -> jax.Array:
+def _second_layer(weights: dict, x_RF, gelu: str, config: Config) -> jax.Array:
     """GELU and another matrix, both with biases (LLaVA-1.5, 2310.03744)."""
     x_RF = sharding.constrain(x_RF, (sharding.ROWS, "mlp"), config.mesh.rules)
-    hidden_RF = jax.nn.gelu(plus(x_RF, weights["in_bias"]), approximate=False)
+    hidden_RF = jax.nn.gelu(plus(x_RF, weights["in_bias"]), approximate=gelu == "tanh")
     return plus(ops.linear(hidden_RF, weights["in_2"]), weights["in_2_bias"])
 
 
+def leave(weights: dict, h_RD, stream: Stream) -> jax.Array:
+    """What is predicted of a stream's vectors, float32 `[R, P]`."""
+    y_RP = ops.linear(h_RD, weights["out"]).astype(jnp.float32)
+    return plus(y_RP, weights["out_bias"]) if stream.entry.bias else y_RP
+
+
 def plus(x_RD, bias_D) -> jax.Array:
-    """With a bias, in the dtype of x."""
+    """With a bias, in x's dtype."""
     return x_RD + bias_D[None].astype(x_RD.dtype)
 
 

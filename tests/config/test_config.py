@@ -48,6 +48,12 @@ def inside(tree):
     set_("streams.image.ids", 5)(tree)
 
 
+def beside(tree):
+    """The image's noise level goes beside its vectors through layers."""
+    tree.streams.image.update(latent=4, ids=0, first_id=0, objective="flow")
+    tree.streams.image.diffusion.time = "mlp"
+
+
 RULE = dict(match=".*", lr=1.0, decay=0.0)
 TABLE = [
     # change, the fault's beginning, what it must also say
@@ -76,6 +82,12 @@ TABLE = [
         lambda t: (inside(t), set_("streams.image.objective", "masked")(t)),
         "streams.image.first_id: ids 4..8 overlap streams.text's 0..11",
         "no masked stream's may",
+    ),
+    (lambda t: (beside(t), set_("streams.image.width", 15)(t)), "streams.image.width: 15, but", "make it even"),
+    (
+        lambda t: (beside(t), set_("streams.image.diffusion.time_features", "dit")(t)),
+        "streams.image.diffusion.time_features: 'dit', but",
+        "write 'small'",
     ),
     (drop("towers", "attn", "image"), "towers.attn.image: missing", "every stream needs a tower"),
     (set_("towers.ffn.sound", "sound"), "towers.ffn.sound: 'sound'; no such stream", "allowed: text, image"),

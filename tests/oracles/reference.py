@@ -88,13 +88,17 @@ def rope_positions(unit, private, place, gap, step, reset, used):
     return np.array(found)
 
 
-def time_features(flat, stream, noise):
-    """[T, features] of noise levels; 0 where there is none."""
-    angle = noise[:, None] * (1000.0 ** jnp.linspace(0, 1, 32))[None]
+def time_features(flat, stream, noise, o):
+    """[T, features] of noise levels; 0 where there is none, unless the stream is one of o["clean"]."""
+    w = {path.split("/")[-1]: x for path, x in flat.items() if path.startswith(f"latent/{stream}/time_")}
+    dit = "time_in_bias" in w
+    radians = np.exp(-np.log(10000) * np.arange(128) / 128) if dit else 1000.0 ** jnp.linspace(0, 1, 32)
+    angle = noise[:, None] * radians[None]
     waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
-    hidden = waves @ flat[f"latent/{stream}/time_in"]
+    hidden = waves @ w["time_in"] + (w["time_in_bias"][None] if dit else 0)
     hidden = hidden / (1 + jnp.exp(-hidden))
-    return jnp.where(noise[:, None] > 0, hidden @ flat[f"latent/{stream}/time_out"], 0)
+    found = hidden @ w["time_out"] + (w["time_out_bias"][None] if dit else 0)
+    return found if stream in o.get("clean", ()) else jnp.where(noise[:, None] > 0, found, 0)
 
 
 def with_time(flat, stream, x, noise):
@@ -115,7 +119,10 @@ def entry(flat, stream, value, unit, o):
     w = {path.split("/")[-1]: x for path, x in flat.items() if path.startswith(f"latent/{stream}/")}
     if "in_2" in w:
         hidden = value @ w["in"] + w["in_bias"][None]
-        hidden = hidden * (1 + jax.scipy.special.erf(hidden / np.sqrt(2))) / 2
+        if stream in o.get("tanh", ()):
+            hidden = hidden * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))) / 2
+        else:
+            hidden = hidden * (1 + jax.scipy.special.erf(hidden / np.sqrt(2))) / 2
         return hidden @ w["in_2"] + w["in_2_bias"][None]
     if "queries" not in w:
         return value @ w["in"] + (w["in_bias"][None] if "in_bias" in w else 0)
@@ -169,14 +176,15 @@ def cross(flat, x, media, seen, stream, number, o):
 def states(flat, row, towers, streams, o):
     """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
 
-    flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
-    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by layer; o:
-    layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of
-    streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; crossed, by
-    stream that is no part of the joint attention the number of layers from one cross-attention to the next (row: unit);
-    where they are, activation (geglu), offset (of norms) and scaled (embeddings); where towers are by layer also
-    places, each layer's stack and its number in it. With sections rope_position is [T, 3], and place [T, 2] is added by
-    tables where a stream has some.
+    flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors
+    noise [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by
+    layer; o: layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, clean,
+    the streams whose clean vectors have a level, walls, pairs of streams (queries, keys), and of dropout kept, by
+    layer and branch the factor [T, D] of what is added; crossed, by stream that is no part of the joint attention
+    the number of layers from one cross-attention to the next (row: unit); where they are, activation (geglu),
+    offset (of norms) and scaled (embeddings); where towers are by layer also places, each layer's stack and its
+    number in it. With sections rope_position is [T, 3], and place [T, 2] is added by tables where a stream has
+    some.
     """
     by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
     places = o.get("places") or [("main", i) for i in range(o["layers"])]
@@ -212,11 +220,11 @@ def states(flat, row, towers, streams, o):
         if f"latent/{s}/rows" in flat:
             x[s] = x[s] + flat[f"latent/{s}/rows"][row["place"][:, 0]] + flat[f"latent/{s}/columns"][row["place"][:, 1]]
         if time[s] == "add":
-            x[s] = x[s] + time_features(flat, s, row["noise"])
+            x[s] = x[s] + time_features(flat, s, row["noise"], o)
         if time[s] == "mlp":
             x[s] = with_time(flat, s, x[s], row["noise"])
         if time[s] == "norm":
-            condition[s] = time_features(flat, s, row["noise"])
+            condition[s] = time_features(flat, s, row["noise"], o)
     x_0 = dict(x)
     for i in range(o["layers"]):
 
