@@ -35,6 +35,20 @@ def pictures(folder, texts):
     succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
 
 
+def codes(folder, special, ids):
+    """`tokenizer.json` with these special tokens first, and the dataset `data` of text and ready ids of images."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    words = ["one fox", "two dogs", "the quick", "a lazy day", "brown", "jumps", "over"]
+    texts = [" ".join(rng.choice(words, 8)) + "." for _ in range(40)]
+    text.train(texts, IDS, special=special).save(str(folder / "tokenizer.json"))
+    rows = [{"text": one, "ids": rng.integers(0, ids, 9).tolist(), "modality": "image"} for one in texts]
+    (folder / "all.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    arguments = [folder / "all.jsonl", f"--ids=image={ids}", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *arguments, f"--tokenizer={folder / 'tokenizer.json'}", f"--out={folder / 'data'}")
+    return folder
+
+
 ABOUT = dict(
     architectures=["LlamaForCausalLM"],
     model_type="llama",

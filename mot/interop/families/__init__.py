@@ -22,15 +22,18 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import text
+from mot.interop.families import chameleon, text
 from mot.interop.families.rows import Piece as Piece
 from mot.interop.families.rows import Row as Row
 from mot.interop.families.rows import Said as Said
+from mot.interop.families.rows import order_of_ids as order_of_ids
 from mot.interop.families.rows import pieces as pieces
 from mot.interop.families.rows import shape_of as shape_of
 from mot.model import params
 
-FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text)
+FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon}
+# Those with tensors outside of our model, without which an export would not be whole.
+OUTSIDE = ("chameleon",)
 ADD = "the docstring of mot/interop/families has the steps to add one"
 
 
