@@ -24,7 +24,6 @@ from mot.prepare import dataset_tokenizers
 from mot.runs import rundir
 from mot.train import restore
 
-
 OF_IDS = ("embed/tokens", "head/out")  # parameters that have a row or a column for each id
 
 

@@ -123,9 +123,9 @@ def _refuse_other_codes(data: str, said: families.Said, name: str) -> None:
         entry = read_dataset(Path(data))["tokenizers"].get(stream)
         if entry is not None and (entry.get("ids") != len(ids) or not is_ready(entry)):
             raise UserError(
-                f"--data {data}: its {stream} has {entry.get('ids', 0)} ids of a tokenizer of mot's, or of another one; "
-                f"a {name} has {len(ids)} codes of its own: make the {stream} codes with its tokenizer, and prepare them "
-                f"with --ids {stream}={len(ids)}"
+                f"--data {data}: its {stream} has not the {len(ids)} codes of a {name}'s own {stream} tokenizer, but "
+                f"{entry.get('ids', 0)} ids of another one; make them with that, and prepare them with --ids "
+                f"{stream}={len(ids)}"
             )
 
 
@@ -245,8 +245,8 @@ def _told_of_aside(aside: Mapping[str, Header]) -> list[str]:
     numbers = sum(math.prod(header.shape) for header in aside.values())
     parts = sorted({".".join(name.split(".")[:3]) for name in aside})
     return [
-        f"{len(aside)} tensors of {numbers:,} numbers are outside of this model ({', '.join(parts)}); they are kept for "
-        "an export"
+        f"{len(aside)} tensors of {numbers:,} numbers are outside of this model ({', '.join(parts)}); they are kept "
+        "for an export"
     ]
 
 

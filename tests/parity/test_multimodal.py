@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 from transformers import AutoConfig, ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig
 
 from mot.data.packing import document, pack
-from mot.interop import families, prompt
+from mot.interop import families
 from mot.interop.transforms import TRANSFORMS
 from mot.model import params, transformer
 from mot.train import restore

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mot.tokenizers import text
 from tests.support.commands import succeeds
@@ -93,3 +93,8 @@ def save(folder, arrays, about=ABOUT, tokenizer=None):
     if tokenizer:
         shutil.copy(tokenizer, folder / "tokenizer.json")
     return folder
+
+
+def read(folder):
+    """The tensors of such a folder."""
+    return {name: x for file in sorted(folder.glob("*.safetensors")) for name, x in load_file(file).items()}

@@ -19,6 +19,7 @@ NORM_EPS = 1e-5  # of the LayerNorms, whatever the file says of the others
 MODEL = dict(qk_norm="layer", activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
 USUAL = dict(rms_norm_eps=NORM_EPS, rope_theta=10_000.0, tie_word_embeddings=False, swin_norm=False)
 ONLY = text.ONLY | {"hidden_act": ("silu",), "rms_norm_eps": (NORM_EPS,), "swin_norm": (False, True)}
+KNOWN = {field.theirs for field in text.FIELDS} - {"rms_norm_eps"}
 # That of shards is of how it was trained; the others are of images as pixels.
 IGNORED = {"model_parallel_size", "vq_config", "vocabulary_map", "image_token_id"}
 OUTSIDE = ("model.vqmodel.",)
@@ -32,7 +33,7 @@ NORMS = tuple(
 
 def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     given = flat(about)
-    refuse(unsaid(given, {field.theirs for field in text.FIELDS} | IGNORED, ONLY), where)
+    refuse(unsaid(given, KNOWN | IGNORED, ONLY), where)
     given = USUAL | {key: value for key, value in given.items() if value is not None}
     given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
     if all(type(given.get(k)) is int for k in ("hidden_size", "num_attention_heads")):
