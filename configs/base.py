@@ -105,6 +105,7 @@ def stream(
             objective="next_token",
             loss_weight=1.0,
             representation="",
+            ends_prefix=False,
             diffusion=dict(
                 time="norm",
                 time_features="small",

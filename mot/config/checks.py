@@ -938,6 +938,12 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
             )
+        if s.ends_prefix and not (s.latent and s.objective == NONE and c.data.blocks == "prefix"):
+            yield Fault(
+                f"streams.{name}.ends_prefix",
+                f"True, but its objective is {s.objective!r}, {s.latent} its latent and data.blocks {c.data.blocks!r}; "
+                "write False, or make it vectors that are read (objective='none') of data.blocks='prefix'",
+            )
         if s.masks == "document" and c.data.blocks != "document":
             yield Fault(
                 "data.blocks",

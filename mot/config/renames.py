@@ -50,6 +50,7 @@ ADDED = {
     "optim.base_head_size": 0,
     "optim.base_layers": 0,
     "streams.*.representation": "",
+    "streams.*.ends_prefix": False,
     "data.roles": (),
     "objective.contrastive": {
         "kind": "",

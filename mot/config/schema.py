@@ -117,6 +117,8 @@ class Stream:
     entry: Entry  # how its vectors enter; ids ignore it
     cross_every: int  # 0 = its tokens are part of the joint attention. n: they are not; before every n-th layer the
     # tokens after a unit see it by a cross-attention whose gates begin at 0 (Flamingo)
+    ends_prefix: bool  # of vectors that are read, with data.blocks=prefix: the prefix ends before its units, which see
+    # it and are seen by what follows, as a robot's state in pi0
     representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
     # modality's name
 

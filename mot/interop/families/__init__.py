@@ -22,7 +22,8 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import chameleon, text
+from mot.interop.families import chameleon, pi0, text
+from mot.interop.families.fields import merged as merged
 from mot.interop.families.rows import Piece as Piece
 from mot.interop.families.rows import Row as Row
 from mot.interop.families.rows import Said as Said
@@ -31,9 +32,15 @@ from mot.interop.families.rows import pieces as pieces
 from mot.interop.families.rows import shape_of as shape_of
 from mot.model import params
 
-FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon}
+FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon, "pi0": pi0}
 # Those with tensors outside of our model, without which an export would not be whole.
-OUTSIDE = ("chameleon",)
+OUTSIDE = ("chameleon", "pi0")
+# Those whose embedding is described within another part of a config.json.
+NESTED = {"pi0": ("vlm_config", "text_config")}
+# Tensors outside of our model that must have as many rows as the embedding has.
+OF_IDS = {"pi0": (f"{pi0.EXPERT}lm_head.weight",)}
+# How names of tensors may be written otherwise: patterns, and what we call what they match.
+ALIASES = {"pi0": pi0.ALIASES}
 ADD = "the docstring of mot/interop/families has the steps to add one"
 
 
@@ -74,7 +81,9 @@ def rows_of(name: str, config: Config) -> tuple[Row, ...]:
 
 def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int]) -> dict[str, Any]:
     """The `config.json` of a configuration that is of a family; `ids` are the rows of its embedding."""
-    about = {"model_type": name, "vocab_size": ids, "max_position_embeddings": config.length}
-    about |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}
-    about |= {"dtype": "float32", "torch_dtype": "float32"}
-    return about | FAMILIES[name].about(name, config)
+    of_text = {"vocab_size": ids, "max_position_embeddings": config.length}
+    of_text |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}
+    for key in reversed(NESTED.get(name, ())):
+        of_text = {key: of_text}
+    about = {"model_type": name, "dtype": "float32", "torch_dtype": "float32"}
+    return merged(about | of_text, FAMILIES[name].about(name, config))

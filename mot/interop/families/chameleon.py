@@ -48,7 +48,7 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     codes = _codes(about.get("vocabulary_map"), where)
     values |= {f"streams.image.{key}": values[f"streams.text.{key}"] for key in ("width", "ffn")}
     values["streams.image.first_id"] = min(codes)
-    return Said("dense", values, OUTSIDE, {"image": codes})
+    return Said("dense", values, OUTSIDE, ids={"image": codes})
 
 
 def _codes(vocabulary: Any, where: str) -> tuple[int, ...]:

@@ -66,6 +66,15 @@ def unsaid(given: Mapping[str, Any], known: Collection[str], only: Mapping[str, 
     return found
 
 
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of both, also of configurations within them; the second's where both have one."""
+    found = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
+
 def refuse(faults: Sequence[str], where: str) -> None:
     """Raises `UserError` with all that cannot be said of a config.json, if anything."""
     if faults:

@@ -28,6 +28,7 @@ class Said(NamedTuple):
     arch: str  # of configs/archs.py: the family's own
     values: Mapping[str, Any]  # of our configuration, by dotted key; a stream may be one that the data lack
     outside: tuple[str, ...] = ()  # how names of tensors begin that no parameter of ours is, and that are kept aside
+    needs: Mapping[str, int] = {}  # streams of vectors that data must have, and their features
     ids: Mapping[str, tuple[int, ...]] = {}  # of streams whose ids lie amid text's: their id for each of the stream's
 
 
