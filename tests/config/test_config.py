@@ -83,6 +83,11 @@ TABLE = [
         "streams.image.first_id: ids 4..8 overlap streams.text's 0..11",
         "no masked stream's may",
     ),
+    (
+        lambda t: (beside(t), set_("streams.image.ends_prefix", True)(t)),
+        "streams.image.ends_prefix: True, but its objective is 'flow', 4 its latent and data.blocks 'units'",
+        "write False",
+    ),
     (lambda t: (beside(t), set_("streams.image.width", 15)(t)), "streams.image.width: 15, but", "make it even"),
     (
         lambda t: (beside(t), set_("streams.image.diffusion.time_features", "dit")(t)),
