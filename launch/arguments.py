@@ -800,7 +800,7 @@ def report() -> flags.Parser:
 def import_() -> flags.Parser:
     p = flags.parser(
         "import",
-        "Brings a published model of text into a run directory; other runs begin from it.",
+        "Brings a published model into a run directory; other runs begin from it.",
         "mot import qwen --data data/texts --out runs/qwen",
     )
     p.add_argument(
@@ -810,7 +810,13 @@ def import_() -> flags.Parser:
         help="a folder in Hugging Face's layout: config.json, tokenizer.json, model.safetensors or shards and index",
     )
     p.add_argument(
-        "--data", required=True, metavar="FOLDER", help="a dataset of text that was prepared with its tokenizer.json"
+        "--data", required=True, metavar="FOLDER", help="a dataset whose text was prepared with its tokenizer.json"
+    )
+    p.add_argument(
+        "--arch",
+        default="",
+        help="of configs/archs.py, as mot or moe_tc4: its weights go where that one needs them; default its own: "
+        "dense for a decoder of text",
     )
     p.add_argument("--out", type=flags.of_this_machine, required=True, metavar="RUN", help="the new run directory")
     return p
