@@ -691,7 +691,7 @@ def _experts_of(path: str, e: "Experts", component: str) -> Iterator[Fault]:
             f"{path}.balance_rate",
             f"{e.balance_rate}, but {path}.balance is 'none'; write 0.0, or choose loss or bias",
         )
-    if e.balance != "bias" and e.balance_loss:
+    if e.balance != "bias" and e.balance_loss > 0:
         yield Fault(
             f"{path}.balance_loss",
             f"{e.balance_loss}, but {path}.balance is {e.balance!r}; it is a loss beside a bias; write 0.0, or 'bias'",
