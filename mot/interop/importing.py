@@ -22,7 +22,7 @@ from mot.data.manifest import special_tokens
 from mot.errors import UserError, reason
 from mot.files import make_folder, remove, write_atomically
 from mot.interop import families, prompt, shards
-from mot.interop.families import Piece, Row
+from mot.interop.families import Piece, Row, Said
 from mot.interop.shards import Header
 from mot.interop.transforms import TRANSFORMS
 from mot.model import flops, params
@@ -55,7 +55,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     name, said = families.of_theirs(about, str(folder / "config.json"))
     tokenizer, ids = _tokenizer(folder, data)
     found = shards.headers(folder)
-    own = _config(data, said.arch, said.values, about, out)
+    own = _config(data, said.arch, said, about, out)
     vocab = _rows_of_embedding(found, families.rows_of(name, own))
     pieces = families.pieces(families.rows_of(name, own), own, vocab)
     _check(found, pieces, own, folder)
@@ -67,9 +67,9 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     stored = prompt.read(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
-    target = _config(data, arch or said.arch, said.values, about, out)
+    target = _config(data, arch or said.arch, said, about, out)
     weights, beyond = _read(found, pieces, own)
-    told = _told(own, vocab)
+    told = _told(own, vocab, said)
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
@@ -108,13 +108,17 @@ def _tokenizer(folder: Path, data: str) -> tuple[Tokenizer, int]:
     return ours, ids
 
 
-def _config(data: str, arch: str, values: Mapping[str, Any], about: Mapping[str, Any], out: Path) -> Config:
-    """That of an architecture on the data, with the sizes and the block of a family."""
+def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Path) -> Config:
+    """That of an architecture on the data, with the sizes and the block of a family.
+
+    Its rows are no longer than a window of the family's attention, which then changes nothing.
+    """
+    values = said.values
     sizes = load.run(load.SHIPPED / "sizes.py", "sizes.py")["LAPTOP"]["small"]
     keys = dict(width="streams.text.width", ffn="streams.text.ffn", layers="model.layers", heads="model.heads")
     sizes = sizes | {key: values[dotted] for key, dotted in keys.items()}
     longest = about.get("max_position_embeddings")
-    length = min(longest, LENGTH) if type(longest) is int and longest > 0 else LENGTH
+    length = min(n for n in (longest, said.window, LENGTH) if type(n) is int and n > 0)
     try:
         tree = load.run(load.SHIPPED / CONFIG, CONFIG)["build"](data, arch, "small", sizes, str(length))
     except ValueError as error:
@@ -202,9 +206,14 @@ def _of_ids(x_VD: np.ndarray, ids: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([x_VD, new]), x_VD[:0]
 
 
-def _told(config: Config, vocab: int) -> list[str]:
+def _told(config: Config, vocab: int, said: Said) -> list[str]:
     text_ids = config.streams["text"].ids
     told = []
+    if said.window:
+        told.append(
+            f"its attention looks back {said.window} tokens; rows of {config.data.length} are no longer, so this run "
+            "has no window and computes the same; longer rows would not"
+        )
     if text_ids < vocab:
         told.append(
             f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; they are kept for an export"

@@ -25,6 +25,7 @@ class Said(NamedTuple):
 
     arch: str  # of configs/archs.py: the family's own
     values: Mapping[str, Any]  # of our configuration, by dotted key
+    window: int = 0  # how many tokens its attention looks back, itself included; 0 = all of a row
 
 
 class Piece(NamedTuple):
