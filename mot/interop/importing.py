@@ -24,7 +24,7 @@ from mot.errors import UserError, reason
 from mot.files import make_folder, remove, write_atomically
 from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
-from mot.interop.families import Piece, Row
+from mot.interop.families import Piece, Row, Said
 from mot.interop.shards import Header
 from mot.interop.transforms import TRANSFORMS
 from mot.model import flops, params
@@ -77,7 +77,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
     target = _config(data, arch or said.arch, said, about, out)
     weights, beyond = _read(found, pieces, own, order)
-    told = _told(own, vocab) + _told_of_aside(aside, said)
+    told = _told(own, vocab, said) + _told_of_aside(aside, said)
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
@@ -118,7 +118,7 @@ def _tokenizer(folder: Path, data: str) -> tuple[Tokenizer, int]:
     return ours, ids
 
 
-def _refuse_lacking(data: str, said: families.Said, name: str) -> None:
+def _refuse_lacking(data: str, said: Said, name: str) -> None:
     """`UserError` where the data lack vectors that a family reads or makes, or have others."""
     known = read_dataset(Path(data))["tokenizers"]
     there = {stream: entry.get("width", 0) for stream, entry in known.items() if stream in said.needs}
@@ -131,7 +131,7 @@ def _refuse_lacking(data: str, said: families.Said, name: str) -> None:
         )
 
 
-def _refuse_other_codes(data: str, said: families.Said, name: str) -> None:
+def _refuse_other_codes(data: str, said: Said, name: str) -> None:
     """`UserError` where ids of the data, which a family has codes for, are not those codes."""
     for stream, ids in said.ids.items():
         entry = read_dataset(Path(data))["tokenizers"].get(stream)
@@ -143,14 +143,17 @@ def _refuse_other_codes(data: str, said: families.Said, name: str) -> None:
             )
 
 
-def _config(data: str, arch: str, said: families.Said, about: Mapping[str, Any], out: Path) -> Config:
-    """That of an architecture on the data, with the sizes and the block of a family."""
+def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Path) -> Config:
+    """That of an architecture on the data, with the sizes and the block of a family.
+
+    Its rows are no longer than a window of the family's attention, which then changes nothing.
+    """
     values = said.values
     sizes = load.run(load.SHIPPED / "sizes.py", "sizes.py")["LAPTOP"]["small"]
     keys = dict(width="streams.text.width", ffn="streams.text.ffn", layers="model.layers", heads="model.heads")
     sizes = sizes | {key: values[dotted] for key, dotted in keys.items()}
     longest = about.get("max_position_embeddings")
-    length = min(longest, LENGTH) if type(longest) is int and longest > 0 else LENGTH
+    length = min(n for n in (longest, said.window, LENGTH) if type(n) is int and n > 0)
     try:
         tree = load.run(load.SHIPPED / CONFIG, CONFIG)["build"](data, arch, "small", sizes, str(length))
     except ValueError as error:
@@ -240,9 +243,14 @@ def _of_ids(x_VD: np.ndarray, ids: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([x_VD, new]), x_VD[:0]
 
 
-def _told(config: Config, vocab: int) -> list[str]:
+def _told(config: Config, vocab: int, said: Said) -> list[str]:
     text_ids = config.streams["text"].ids
     told = []
+    if said.window:
+        told.append(
+            f"its attention looks back {said.window} tokens; rows of {config.data.length} are no longer, so this run "
+            "has no window and computes the same; longer rows would not"
+        )
     if text_ids < vocab:
         told.append(
             f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; they are kept for an export"
@@ -254,7 +262,7 @@ def _told(config: Config, vocab: int) -> list[str]:
     return told
 
 
-def _told_of_aside(aside: Mapping[str, Header], said: families.Said) -> list[str]:
+def _told_of_aside(aside: Mapping[str, Header], said: Said) -> list[str]:
     if not aside:
         return []
     numbers = sum(math.prod(header.shape) for header in aside.values())

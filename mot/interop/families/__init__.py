@@ -41,6 +41,12 @@ NESTED = {"pi0": ("vlm_config", "text_config")}
 OF_IDS = {"pi0": (f"{pi0.EXPERT}lm_head.weight",)}
 # How names of tensors may be written otherwise: patterns, and what we call what they match.
 ALIASES = {"pi0": pi0.ALIASES}
+# What lacks more than a line of a table, and why.
+REFUSED = {
+    "deepseek_v2": "its attention compresses keys and values into latents (MLA), which the model has not",
+    "deepseek_v3": "its attention compresses keys and values into latents (MLA), which the model has not; its router "
+    "is there: score='sigmoid', groups, active_groups, weight_scale, and balance='bias' with balance_loss",
+}
 ADD = "the docstring of mot/interop/families has the steps to add one"
 
 
@@ -50,6 +56,10 @@ def of_theirs(about: Mapping[str, Any], where: str) -> tuple[str, Said]:
     Raises `UserError` for a family that is not in the table, and for what cannot be said of it.
     """
     name = about.get("model_type")
+    if isinstance(name, str) and name in REFUSED:
+        raise UserError(
+            f"{where}: model_type {name!r} cannot be said: {REFUSED[name]}; known are {', '.join(FAMILIES)}"
+        )
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
             f"{where}: model_type {name!r} is no family that is known; known are {', '.join(FAMILIES)}; {ADD}"

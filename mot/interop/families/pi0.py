@@ -17,7 +17,7 @@ from mot.interop.families.fields import flat, refuse, typed, unsaid
 from mot.interop.families.rows import Row, Said
 
 GEMMA = text.FAMILIES["gemma"]
-MODEL = GEMMA.model | dict(norm="pre", rope_sections=(), tied=True)
+MODEL = GEMMA.model | dict(tied=True)
 VLM, EXPERT = "paligemma_with_expert.paligemma.model.", "paligemma_with_expert.gemma_expert."
 OUTSIDE = (f"{VLM}vision_tower.", f"{EXPERT}lm_head.")
 # As lerobot writes them: within another model, and the embedding as the head that it is tied to.
@@ -55,9 +55,13 @@ OF_STREAMS = {
 
 def _tower(theirs: str, ours: str) -> tuple[Row, ...]:
     """The tensors of a Gemma whose names begin so, as those of one of our towers."""
-    inside = [row for row in text.DECODER if row.theirs.startswith("model.")]
+    inside = [row for row in (*text.ENDS, *text.DECODER, *text.FFN) if row.theirs.startswith("model.")]
     return tuple(
-        Row(theirs + row.theirs.removeprefix("model."), row.ours.replace("/text/", f"/{ours}/"), row.transform)
+        Row(
+            theirs + row.theirs.removeprefix("model."),
+            row.ours.replace("/text/", f"/{ours}/").format(stack="main"),
+            row.transform,
+        )
         for row in inside
     )
 
