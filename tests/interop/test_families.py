@@ -112,10 +112,11 @@ def test_a_configuration_of_no_family_is_one_message():
         families.of_ours(resolve(of_text(qk_norm="layer")), "run")
     tree = of_text()
     tree.ffn.text.update(experts=4, active=2, groups=2, active_groups=2)
-    with pytest.raises(UserError, match=r"why it is no qwen3_moe:\n  ffn\.text\.groups: 2; must be 1\n"):
+    with pytest.raises(UserError, match=r"why it is no qwen3:\n  ffn\.text\.experts: it has experts; must be 0"):
         families.of_ours(resolve(tree), "run")
+    assert [*families.FAMILIES["qwen3_moe"].faults("qwen3_moe", resolve(tree))] == ["ffn.text.groups: 2; must be 1"]
     tree.ffn.text.update(groups=1, active_groups=1, balance="bias")
-    with pytest.raises(UserError, match=r"a qwen3_moe has nothing like blocks/sparse/ffn/text/router_bias"):
+    with pytest.raises(UserError, match="no family of published models"):  # none has the router's bias
         families.of_ours(resolve(tree), "run")
 
 

@@ -156,7 +156,7 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     if "head_dim" not in given and all(type(given.get(k)) is int for k in ("hidden_size", "num_attention_heads")):
         given["head_dim"] = given["hidden_size"] // max(given["num_attention_heads"], 1)
     values = {field.ours: typed(field, given.get(field.theirs), where) for field in FIELDS} | stretched | experts
-    return Said("dense", values | {f"model.{key}": value for key, value in family.model.items()}, window or 0)
+    return Said("dense", values | {f"model.{key}": value for key, value in family.model.items()}, window=window or 0)
 
 
 def rows(name: str, config: Config) -> tuple[Row, ...]:
