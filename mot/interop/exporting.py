@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -49,6 +49,8 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
     aside = kept.of_run(path, name) if name in families.OUTSIDE else None
     with phase("reading the checkpoint"):
         config, position, weights = restore.load(path, step)
+    for one, other in families.copies(name, config).items():
+        _refuse_unequal(params.paths(weights), one, other, name, path)
     config, training, _ = restore.open_data(config)
     restore.refuse_other_data(path, position, training)
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
@@ -85,6 +87,14 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
         remove(partial)
         raise
     return Exported(name, position.step, len(plan), told)
+
+
+def _refuse_unequal(arrays: Mapping[str, Any], one: str, other: str, name: str, path: Path) -> None:
+    if not np.array_equal(arrays[one], arrays[other]):
+        raise UserError(
+            f"{path}: {one} is not {other}; a {name} has one for both, and training moved them apart; freeze both (a "
+            "rule of optim.rules) in a run to export"
+        )
 
 
 def _tokenizer(config: Config) -> Tokenizer:

@@ -40,9 +40,9 @@ class GivenVectors:
     tokens = 0  # any number
 
     def encode(self, x_CP: np.ndarray) -> np.ndarray:
-        """Floats `[n, width]` as they are; raises `ValueError` for vectors of another width."""
-        if x_CP.shape[1] != self.width:
-            raise ValueError(f"latents of {x_CP.shape[1]} features, where the first ones had {self.width}")
+        """Floats `[n, width]`, or `[rows, columns, width]`, as they are; raises `ValueError` for others."""
+        if x_CP.shape[-1] != self.width:
+            raise ValueError(f"latents of {x_CP.shape[-1]} features, where the first ones had {self.width}")
         return x_CP
 
     def decode(self, x_CP: np.ndarray) -> np.ndarray:
