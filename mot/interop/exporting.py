@@ -49,8 +49,7 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
     aside = kept.of_run(path, name) if name in families.OUTSIDE else None
     with phase("reading the checkpoint"):
         config, position, weights = restore.load(path, step)
-    for one, other in families.copies(name, config).items():
-        _refuse_unequal(params.paths(weights), one, other, name, path)
+    refuse_unequal(params.paths(weights), families.copies(name, config), name, path)
     config, training, _ = restore.open_data(config)
     restore.refuse_other_data(path, position, training)
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
@@ -89,12 +88,14 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
     return Exported(name, position.step, len(plan), told)
 
 
-def _refuse_unequal(arrays: Mapping[str, Any], one: str, other: str, name: str, path: Path) -> None:
-    if not np.array_equal(arrays[one], arrays[other]):
-        raise UserError(
-            f"{path}: {one} is not {other}; a {name} has one for both, and training moved them apart; freeze both (a "
-            "rule of optim.rules) in a run to export"
-        )
+def refuse_unequal(arrays: Mapping[str, Any], copies: Mapping[str, str], name: str, path: Path) -> None:
+    """`UserError` where what a family has once is not the same in both towers of ours."""
+    for one, other in copies.items():
+        if not np.array_equal(arrays[one], arrays[other]):
+            raise UserError(
+                f"{path}: {one} is not {other}; a {name} has one for both, and training moved them apart; freeze both "
+                "in a run to export (a rule of optim.rules with lr=0.0)"
+            )
 
 
 def _tokenizer(config: Config) -> Tokenizer:
