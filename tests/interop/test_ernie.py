@@ -51,7 +51,7 @@ def test_experts_of_images_follow_those_of_text():
     assert (piece.ours, piece.index) == ("blocks/sparse_1/ffn/latents/w3", (1, 1))
     assert families.shape_of(pieces["model.layers.1.mlp.moe_statics.e_score_correction_bias"]) == (2, 4)
     assert "model.layers.0.mlp.gate_proj.weight" in pieces
-    about = families.about_theirs(NAME, c, 12, {})
+    about = families.about_theirs(NAME, c, 12, {}, "float32")
     assert families.of_theirs(about, "config.json")[1].values == families.of_theirs(ABOUT, "config.json")[1].values
     changed = config(**{"ffn.latents.active": 3})
     with pytest.raises(UserError, match=rf"why it is no {NAME}:\n  ffn\.latents\.active: 3; must be 2"):

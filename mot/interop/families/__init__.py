@@ -101,11 +101,11 @@ def copies(name: str, config: Config) -> dict[str, str]:
     return {path: path.replace(copy, of) for path in params.table(config) if copy and copy in path}
 
 
-def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int]) -> dict[str, Any]:
+def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int], dtype: str) -> dict[str, Any]:
     """The `config.json` of a configuration that is of a family; `ids` are the rows of its embedding."""
     of_text = {"vocab_size": ids, "max_position_embeddings": config.length}
     of_text |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}
     for key in reversed(NESTED.get(name, ())):
         of_text = {key: of_text}
-    about = {"model_type": name, "dtype": "float32", "torch_dtype": "float32"}
+    about = {"model_type": name, "dtype": dtype, "torch_dtype": dtype}
     return merged(about | of_text, FAMILIES[name].about(name, config))
