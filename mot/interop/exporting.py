@@ -58,7 +58,7 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
         pieces = families.pieces(rows, config, vocab)
         shapes = {theirs: families.shape_of(own) for theirs, own in pieces.items()}
         tensor = _tensors(_on_host(weights), pieces, beyond)
-        plan = shards.planned(shapes, most)
+        plan = shards.planned(shapes, most, families.stem(name))
         shards.write(partial, plan, tensor, shapes)
         _read_back(partial, tensor, shapes)
         told = []

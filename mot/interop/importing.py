@@ -36,7 +36,8 @@ DEEP = 12  # layers that compile faster as a loop
 CONFIG = "records.py"  # of configs: what an imported run is a run of
 # No optimiser's moments lie in an imported checkpoint: in its own configuration norms alone train. A run that begins
 # from it by init.run trains what its own configuration says.
-FROZEN = ("attn", "ffn", "embed", "head")
+FROZEN = ("attn", "ffn")
+ENDS = {True: ("latent",), False: ("embed", "head")}  # of a stream, by whether it has vectors
 
 
 class Imported(NamedTuple):
@@ -58,6 +59,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     own = _config(data, said.arch, said.values, about, out)
     vocab = _rows_of_embedding(found, families.rows_of(name, own))
     pieces = families.pieces(families.rows_of(name, own), own, vocab)
+    told = _leave_out(found, said.left_out)
     _check(found, pieces, own, folder)
     if ids > vocab:
         raise UserError(
@@ -69,7 +71,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
     target = _config(data, arch or said.arch, said.values, about, out)
     weights, beyond = _read(found, pieces, own)
-    told = _told(own, vocab)
+    told += _told(own, vocab)
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
@@ -120,16 +122,46 @@ def _config(data: str, arch: str, values: Mapping[str, Any], about: Mapping[str,
     except ValueError as error:
         raise UserError(str(error)) from None
     tree.model.scan = sizes["layers"] >= DEEP
-    tree.update_from_flattened_dict(values)
+    tree.update_from_flattened_dict(_named(values, tree.streams, data))
     tree.run.update(root=str(out.parent), name=out.name)
-    parts = [f"{stream}.{part}" for stream in tree.streams for part in FROZEN]
+    parts = [f"{name}.{part}" for name, s in tree.streams.items() for part in (*FROZEN, *ENDS[s.latent > 0])]
     tree.optim.freeze = ",".join(part for part in parts if not (part.endswith(".head") and tree.model.tied))
     return flops.resolve_with_steps(tree, sources.faults, optim.uncovered)
+
+
+def _named(values: Mapping[str, Any], streams: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """The keys with the name of the data's stream of vectors, where they are of one."""
+    if not any("{vectors}" in key for key in values):
+        return dict(values)
+    found = [name for name, stream in streams.items() if stream.latent]
+    if len(found) != 1:
+        raise UserError(
+            f"--data {data}: its vectors are {', '.join(found) or 'none'}; this model draws pictures as vectors of one "
+            "kind; prepare text with latents, as the autoencoder of its pictures makes them (docs/howto/own-data.md)"
+        )
+    if streams[found[0]].latent != (width := values.get("streams.{vectors}.latent", streams[found[0]].latent)):
+        raise UserError(
+            f"--data {data}: its {found[0]} have {streams[found[0]].latent} features, and this model's {width}; prepare "
+            "latents of the autoencoder that belongs to it, cut into tokens as it does"
+        )
+    return {key.format(vectors=found[0]): value for key, value in values.items()}
 
 
 def _rows_of_embedding(found: dict[str, Header], rows: Sequence[Row]) -> int:
     name = next(row.theirs for row in rows if row.ours == "embed/tokens")
     return found[name].shape[0] if name in found and found[name].shape else 0
+
+
+def _leave_out(found: dict[str, Header], left_out: Mapping[str, str]) -> list[str]:
+    """Takes the tensors away that no model of ours has, and says of each kind how many these are."""
+    told = []
+    for prefix, what in left_out.items():
+        names = [name for name in found if name.startswith(prefix)]
+        for name in names:
+            del found[name]
+        if names:
+            told.append(f"left out, {what}: {len(names)} tensors, as {names[0]}; an export will lack them")
+    return told
 
 
 def _check(found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: Config, folder: Path) -> None:

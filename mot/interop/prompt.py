@@ -8,6 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mot.config import Config
+from mot.data import positions
 from mot.data.packing import document, pack
 from mot.errors import UserError, reason
 from mot.files import replacing
@@ -26,7 +27,8 @@ def ids_of(tokenizer: Tokenizer) -> np.ndarray:
 
 def logits(weights: dict, config: Config, ids: np.ndarray) -> np.ndarray:
     """float32 `[T, V]` of a text alone."""
-    batch = pack([[document(0, 0, ids, np.zeros(len(ids)))]], ("text",), (len(ids),))
+    rule = positions.of_streams(positions.rule(config), [list(config.streams).index("text")])
+    batch = pack([[document(0, 0, ids, np.zeros(len(ids)))]], ("text",), (len(ids),), rule=rule)
     return np.asarray(jax.jit(partial(_logits, batch=batch, config=config))(weights))
 
 

@@ -14,6 +14,7 @@ A module has, each with the family's name first:
 * `rows(name, config)`: its tensors (`Row`) of a configuration.
 * `faults(name, config)`: why a configuration is not of the family, in words; nothing where it is.
 * `about(name, config)`: the `config.json` of a configuration, but for what all have: ids, rows of the embedding, dtype.
+* `STEM`, where its files are not called as transformers calls them.
 """
 
 from collections.abc import Mapping
@@ -22,15 +23,16 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import text
+from mot.interop.families import cosmos3, text
 from mot.interop.families.rows import Piece as Piece
 from mot.interop.families.rows import Row as Row
 from mot.interop.families.rows import Said as Said
 from mot.interop.families.rows import pieces as pieces
 from mot.interop.families.rows import shape_of as shape_of
+from mot.interop.shards import STEMS
 from mot.model import params
 
-FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text)
+FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"Cosmos3OmniTransformer": cosmos3}
 ADD = "the docstring of mot/interop/families has the steps to add one"
 
 
@@ -39,7 +41,7 @@ def of_theirs(about: Mapping[str, Any], where: str) -> tuple[str, Said]:
 
     Raises `UserError` for a family that is not in the table, and for what cannot be said of it.
     """
-    name = about.get("model_type")
+    name = about.get("model_type", about.get("_class_name"))  # diffusers writes the latter
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
             f"{where}: model_type {name!r} is no family that is known; known are {', '.join(FAMILIES)}; {ADD}"
@@ -67,6 +69,11 @@ def of_ours(config: Config, where: str) -> str:
 def rows_of(name: str, config: Config) -> tuple[Row, ...]:
     """The tensors of a family that a configuration has."""
     return FAMILIES[name].rows(name, config)
+
+
+def stem(name: str) -> str:
+    """What the names of a family's files begin with: one of `shards.STEMS`."""
+    return getattr(FAMILIES[name], "STEM", STEMS[0])
 
 
 def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class Said(NamedTuple):
     """What a config.json says in our words."""
 
     arch: str  # of configs/archs.py: the family's own
-    values: Mapping[str, Any]  # of our configuration, by dotted key
+    values: Mapping[str, Any]  # of our configuration, by dotted key; {vectors} in it is the data's stream of vectors
+    left_out: Mapping[str, str] = {}  # what tensors are whose names begin so, which no model of ours has
 
 
 class Piece(NamedTuple):
