@@ -519,6 +519,15 @@ def evaluate() -> flags.Parser:
         help="of distances: an .npz of arrays real and generated [N, D]; or FILE.py:NAME, a function from a list of "
         "decoded media to features [N, D], a program that is run: name only such as you trust",
     )
+    p.add_argument("--tasks", metavar="TASK[,TASK]", help="of harness: which; `lm-eval ls tasks` lists them")
+    p.add_argument(
+        "--task-folder",
+        type=flags.of_this_machine,
+        metavar="FOLDER",
+        help="of harness: tasks of your own, in lm-eval's YAML; functions that it names are run: only those you trust",
+    )
+    p.add_argument("--shots", type=int, help="of harness: examples before a question; default what the task says")
+    p.add_argument("--limit", type=int, help="of harness: documents of a task at most; default all")
     p.add_argument("--out", type=flags.of_this_machine, metavar="FILE.json", help="also all figures, as JSON")
     _add_fetch(p)
     return p
