@@ -103,8 +103,7 @@ def _tensors(
         return np.concatenate([x, beyond[piece.ours]]) if piece.ours in beyond else x
 
     def tensor(name: str) -> np.ndarray:
-        parts = [part(piece) for piece in pieces[name]]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return families.joined([part(piece) for piece in pieces[name]], pieces[name])
 
     return tensor
 

@@ -204,18 +204,28 @@ def _read(
     weights = _begun(specs, {piece.ours for own in pieces.values() for piece in own}, text_ids, config.model.seed)
     beyond: dict[str, np.ndarray] = {}
     for name, whole in shards.tensors(found, "reading the weights"):
-        first = 0
-        for piece in pieces[name]:
-            n = piece.shape_of_theirs[0]
-            x = whole if len(pieces[name]) == 1 else whole[first : first + n]
-            first += n
+        own = pieces[name]
+        for piece, x in zip(own, families.parts(whole, own), strict=True):
             target = weights[piece.ours][piece.index]
             if "vocab" in (axes := specs[piece.ours].axes):
                 x, rest = _of_ids(x, text_ids)
                 beyond |= {piece.ours: rest} if len(rest) else {}
                 target = target[(slice(None),) * axes.index("vocab") + (slice(text_ids),)]
             target[...] = TRANSFORMS[piece.transform].to_ours(x, target.shape)
+        _refuse_changed(name, whole, own, weights)
     return weights, beyond
+
+
+def _refuse_changed(name: str, whole: np.ndarray, own: list[Piece], weights: Mapping[str, np.ndarray]) -> None:
+    """`UserError` where a tensor is not the sum that its family says it is."""
+    if not TRANSFORMS[own[0].transform].is_added:
+        return
+    read = [TRANSFORMS[piece.transform].to_theirs(weights[piece.ours][piece.index]) for piece in own]
+    if not np.array_equal(families.joined(read, own), whole):
+        raise UserError(
+            f"{name} is no table whose first half of features is the column's and whose second half is the row's; it "
+            "was trained, or is of another model"
+        )
 
 
 def _begun(specs: params.Table, given: Collection[str], text_ids: int, seed: int) -> dict[str, np.ndarray]:

@@ -23,16 +23,19 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import cosmos3, text
+from mot.interop.families import bagel, cosmos3, text
 from mot.interop.families.rows import Piece as Piece
 from mot.interop.families.rows import Row as Row
 from mot.interop.families.rows import Said as Said
+from mot.interop.families.rows import joined as joined
+from mot.interop.families.rows import parts as parts
 from mot.interop.families.rows import pieces as pieces
 from mot.interop.families.rows import shape_of as shape_of
 from mot.interop.shards import STEMS
 from mot.model import params
 
-FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"Cosmos3OmniTransformer": cosmos3}
+FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text)
+FAMILIES |= {"bagel": bagel, "Cosmos3OmniTransformer": cosmos3}
 ADD = "the docstring of mot/interop/families has the steps to add one"
 
 

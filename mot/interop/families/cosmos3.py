@@ -52,7 +52,7 @@ ONLY = {
 ASIDE = {"base_fps", "enable_fps_modulation", "sound_gen", "sound_dim", "sound_latent_fps", "action_gen", "action_dim"}
 ASIDE |= {"num_embodiment_domains", "latent_channel", "latent_patch_size", "_class_name", "_diffusers_version"}
 MODEL = mixtures.MODEL | dict(qkv_bias=False, rope_interleaved=True)
-DRAWN = mixtures.DRAWN | {"diffusion.time_of_clean": False}
+DRAWN = mixtures.DRAWN | {"diffusion.time_of_clean": False, "place_table": 0}
 LEFT_OUT = {"audio_": "of sound", "action_": "of actions"}
 
 TEXT = {
@@ -100,19 +100,13 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     values |= {"streams.{vectors}.width": values["streams.text.width"]}
     values |= {"streams.{vectors}.ffn": values["streams.text.ffn"]}
     values |= {"model.rope_sections": tuple(sections), "model.rope_reset": reset}
-    return Said("mot", values | _wanted(), LEFT_OUT)
+    return Said("mot", values | mixtures.dotted(MODEL, DRAWN), LEFT_OUT)
 
 
 def _are_sections(sections: Any) -> bool:
     """Do they take their pairs in turn as `ops.axes_of_pairs` has it?"""
     fits = isinstance(sections, list | tuple) and len(sections) == 3 and all(type(n) is int for n in sections)
     return fits and sections[0] >= sections[1] == sections[2] >= 0
-
-
-def _wanted() -> dict[str, Any]:
-    """The keys that make the family, whatever its sizes."""
-    values = {f"model.{key}": value for key, value in MODEL.items()}
-    return values | {f"streams.{{vectors}}.{key}": value for key, value in DRAWN.items()}
 
 
 def rows(name: str, config: Config) -> tuple[Row, ...]:
@@ -129,11 +123,9 @@ def rows(name: str, config: Config) -> tuple[Row, ...]:
 
 
 def faults(name: str, config: Config) -> Iterator[str]:
-    yield from mixtures.faults(config, _wanted())
+    yield from mixtures.faults(config, mixtures.dotted(MODEL, DRAWN))
     if not _are_sections(config.model.rope_sections):
         yield f"model.rope_sections: {config.model.rope_sections}; must be (a, b, b) with a no less than b"
-    if (pictures := mixtures.drawn(config)) and config.streams[pictures].place_table:
-        yield f"streams.{pictures}.place_table: {config.streams[pictures].place_table}; must be 0"
 
 
 def about(name: str, config: Config) -> dict[str, Any]:

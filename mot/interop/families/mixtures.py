@@ -57,6 +57,12 @@ def ends(stream: str, names: Mapping[str, str]) -> Iterator[Row]:
         yield Row(f"{theirs}.bias", f"latent/{stream}/{weight}_bias", "same")
 
 
+def dotted(model: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of `model` and of the stream that is drawn, as `Said` has them."""
+    values = {f"model.{key}": value for key, value in model.items()}
+    return values | {f"streams.{{vectors}}.{key}": value for key, value in drawn.items()}
+
+
 def drawn(config: Config) -> str:
     """The stream of latents that flow draws; "" where there is none, or several."""
     found = [name for name, stream in config.streams.items() if stream.diffuses]
