@@ -32,6 +32,8 @@ ARGUMENTS = {
     "length": base.Argument("1024", about="tokens of a row"),
     "init": base.Argument("", about="a run, whose sizes and weights it begins with"),
 }
+# Keys of a stream that say what the model is.
+OF_STREAM = ("width", "ffn", "first_id", "objective", "entry", "diffusion", "place_table")
 # Keys of `model` that say how it is computed, and not what.
 COMPUTE = ("scan", "remat", "dtype", "attention", "dispatch", "seed", "dropout")
 
@@ -47,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = build(arg["data"], arg["arch"], arg["size"], size | of_run, arg["length"])
     c.model.update({key: value for key, value in model.items() if key in c.model and key not in COMPUTE})
     for name in c.streams.keys() & streams.keys():
-        c.streams[name].update({key: streams[name][key] for key in ("width", "ffn")})
+        c.streams[name].update({key: streams[name][key] for key in OF_STREAM if key in streams[name]})
     c.init.run = arg["init"]
     return c.lock()
 

@@ -75,7 +75,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"cross_every": AT_LEAST_0}
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
-        "time": ("add", "norm"),
+        "time": ("add", "norm", "mlp"),
         "time_features": {
             "small": "64 waves, the quickest of 1000 radians from data to noise, and 256 hidden units",
             "dit": "256 waves, the quickest of 1 radian, as many hidden units as a token is wide, biases (2212.09748)",
@@ -107,7 +107,6 @@ VALUES: dict[str, dict[str, Allowed]] = {
             "mlp": "two layers with GELU between (LLaVA-1.5, 2310.03744)",
             "resampler": "learned queries that attend to a unit's vectors (Flamingo, 2204.14198)",
         },
-        "gelu": {"exact": "by erf (LLaVA)", "tanh": "by tanh (BAGEL)"},
         "fold": ABOVE_0,
         "queries": AT_LEAST_0,
         "layers": LAYERS._replace(above=False),
@@ -286,6 +285,14 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
         )
     yield from choice(path, s, "objective", *OF_VECTORS)
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
+    if s.diffuses and s.diffusion.time == "mlp":
+        if s.width % 2:
+            yield Fault(f"{path}.width", f"{s.width}, but {path}.diffusion.time is 'mlp': half are sines; make it even")
+        if s.diffusion.time_features != "small":
+            yield Fault(
+                f"{path}.diffusion.time_features",
+                f"{s.diffusion.time_features!r}, but {path}.diffusion.time is 'mlp', which has its own; write 'small'",
+            )
     yield from _entry(path, s)
 
 
@@ -309,11 +316,6 @@ def _entry(path: str, s: "Stream") -> Iterator[Fault]:
             f"{path}.entry.bias",
             f"True, but {path}.entry.kind is {e.kind!r}; mlp has biases as it is, a resampler none; write False, or "
             "kind='linear'",
-        )
-    if e.gelu == "tanh" and e.kind != "mlp":
-        yield Fault(
-            f"{path}.entry.gelu",
-            f"'tanh', but {path}.entry.kind is {e.kind!r}, which has none; write 'exact', or kind='mlp'",
         )
     if (resampled or e.fold > 1) and s.objective != NONE:
         yield Fault(
@@ -373,11 +375,12 @@ def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
         )
     first_end = first.first_id + first.ids
     second_end = second.first_id + second.ids
-    if both_ids and first.first_id < second_end and second.first_id < first_end:
+    inside = first.first_id < second.first_id and second_end <= first_end and not (first.masks or second.masks)
+    if both_ids and first.first_id < second_end and second.first_id < first_end and not inside:
         yield Fault(
             f"streams.{b}.first_id",
             f"ids {second.first_id}..{second_end - 1} overlap streams.{a}'s {first.first_id}..{first_end - 1}; move "
-            "first_id to a free range",
+            "first_id to a free range, or so that all of them lie among the others, which no masked stream's may",
         )
 
 

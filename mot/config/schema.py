@@ -27,8 +27,10 @@ class ConfigError(UserError):
 class Diffusion:
     """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
-    time: str  # how the noise level t enters: added to the inputs, or as scales and shifts of the norms
-    time_features: str  # what tells the noise level: a small network of two matrices, or DiT's with biases
+    time: str  # how the noise level t enters: added to the inputs, as scales and shifts of the norms, or beside the
+    # inputs, with which its waves go through two layers (pi0)
+    time_features: str  # what tells the noise level: a small network of two matrices, or DiT's with biases; mlp has its
+    # own
     time_of_clean: bool  # clean vectors are told that their level is 0 (BAGEL), and not nothing, as text is
     copies: str  # noised: later tokens see the noised unit (Transfusion), or what latent leaves of it. both: they see
     # a clean copy of it alone
@@ -83,7 +85,6 @@ class Entry:
 
     kind: str  # what makes a token's residual of its vectors
     bias: bool  # of linear: it adds a bias, and so does the matrix by which what is predicted leaves
-    gelu: str  # of mlp: the form of its GELU
     fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
     queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
     layers: int  # of a resampler: its layers; 0 for the others
@@ -98,7 +99,8 @@ class Stream:
     ffn: int  # F, the hidden size of its FFN
     budget: int  # C, its places in each row; 0 = its part of data.length, as the mixture divides it
     max_tokens: int  # its most tokens in one document: longer ones are cut between sentences and spans; 0 = the budget
-    first_id: int  # the first of its ids in the one vocabulary; 0 for latents
+    first_id: int  # the first of its ids in the one vocabulary; 0 for latents. A range may lie inside another one, as
+    # images' in Chameleon's text: its ids are then of this stream alone
     ids: int  # the number of its ids; 0 for latents
     latent: int  # P, the features of a token; 0 = its tokens are ids
     place_table: int  # of latents: the rows, and columns, of learned tables that are added to a token by its row and

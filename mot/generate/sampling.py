@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mot import batches
 from mot.batches import Batch
 from mot.config import Config
 from mot.config.options import Settings
@@ -147,9 +148,7 @@ class Sampler:
 
     def _text_ids(self, media: int) -> np.ndarray:
         """`[V]` bool: text, its end, and the markers of units, where a row may still open so many."""
-        text = self.config.streams[self.format.text]
-        allowed_V = np.zeros(self.config.vocab, bool)
-        allowed_V[text.first_id : text.first_id + text.ids] = True
+        allowed_V = batches.ids_of(self.format.text, self.config)
         allowed_V[list(self.format.special)] = False
         allowed_V[[self.format.eos, *(m.opens for m in self.drawn if media)]] = True
         return allowed_V
@@ -222,8 +221,7 @@ class Sampler:
         """Each row's ids, of the stream's own tokenizer, and the state."""
         tokens = len(lies.inside)
         stream = self.config.streams[medium.stream]
-        allowed_V, stops_V = np.zeros((2, self.config.vocab), bool)
-        allowed_V[stream.first_id : stream.first_id + stream.ids] = True
+        allowed_V, stops_V = batches.ids_of(medium.stream, self.config), np.zeros(self.config.vocab, bool)
         if not medium.tokens and not medium.shape:
             allowed_V[medium.closes] = stops_V[medium.closes] = True
         rows = len(on_B)

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -15,6 +15,7 @@ from mot.config import Config
 from mot.console import phase
 from mot.errors import UserError
 from mot.files import make_folder, remove
+from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece
 from mot.interop.transforms import TRANSFORMS
@@ -22,6 +23,8 @@ from mot.model import params
 from mot.prepare import dataset_tokenizers
 from mot.runs import rundir
 from mot.train import restore
+
+OF_IDS = ("embed/tokens", "head/out")  # parameters that have a row or a column for each id
 
 
 class Exported(NamedTuple):
@@ -43,32 +46,38 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
     tokenizer = _tokenizer(config)
+    aside = kept.of_run(path, name, name in families.NEEDED) if name in families.OUTSIDE else None
     with phase("reading the checkpoint"):
         config, position, weights = restore.load(path, step)
     config, training, _ = restore.open_data(config)
     restore.refuse_other_data(path, position, training)
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
-    kept = prompt.read(path) if position.step == 0 else {}
-    beyond = {key.replace(".", "/"): rest for key, rest in kept.items() if key not in ("ids", "logits")}
+    stored = prompt.read(path) if position.step == 0 else {}
+    beyond = {key.replace(".", "/"): rest for key, rest in stored.items() if key not in ("ids", "logits")}
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     make_folder(partial)
     try:
         rows = families.rows_of(name, config)
         vocab = config.vocab + max(map(len, beyond.values()), default=0)
         pieces = families.pieces(rows, config, vocab)
+        outside = kept.tensors(aside) if aside else {}
+        order = None
+        if aside:
+            order = families.order_of_ids(families.of_theirs(kept.about(aside), str(aside))[1], config, config.vocab)
         shapes = {theirs: families.shape_of(own) for theirs, own in pieces.items()}
-        tensor = _tensors(_on_host(weights), pieces, beyond)
+        shapes |= {theirs: x.shape for theirs, x in outside.items()}
+        tensor = _tensors(_on_host(weights), pieces, beyond, outside, order)
         plan = shards.planned(shapes, most, families.stem(name))
         shards.write(partial, plan, tensor, shapes)
         _read_back(partial, tensor, shapes)
         told = []
         with phase("the logits of a prompt"):
-            if kept:
-                apart = prompt.compare(path, kept, weights, plain)
+            if stored:
+                apart = prompt.compare(path, stored, weights, plain)
                 told.append(f"the logits are those that the import stored (apart: {apart:.1g})")
-            ids = kept["ids"] if kept else prompt.ids_of(tokenizer)
-            prompt.write(partial, ids, prompt.logits(weights, plain, ids))
-        _write_rest(partial, path, name, config, position, tokenizer, vocab)
+            ids = stored["ids"] if stored else prompt.ids_of(tokenizer)
+            prompt.write(partial, ids, prompt.of_theirs(prompt.logits(weights, plain, ids), order))
+        _write_rest(partial, path, name, config, position, tokenizer, vocab, aside)
         if out.exists():
             out.rmdir()  # it is empty
         os.rename(partial, out)
@@ -94,15 +103,23 @@ def _on_host(weights: dict) -> dict[str, np.ndarray]:
 
 
 def _tensors(
-    arrays: Mapping[str, np.ndarray], pieces: Mapping[str, list[Piece]], beyond: Mapping[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray],
+    pieces: Mapping[str, list[Piece]],
+    beyond: Mapping[str, np.ndarray],
+    outside: Mapping[str, np.ndarray],
+    order: np.ndarray | None,
 ) -> Callable[[str], np.ndarray]:
-    """A function that makes a tensor of theirs by its name."""
+    """A function that makes a tensor of theirs by its name; `order` is that of `families.order_of_ids`."""
 
     def part(piece: Piece) -> np.ndarray:
         x = TRANSFORMS[piece.transform].to_theirs(arrays[piece.ours][piece.index])
+        if order is not None and piece.ours in OF_IDS:
+            x = x[np.argsort(order)]
         return np.concatenate([x, beyond[piece.ours]]) if piece.ours in beyond else x
 
     def tensor(name: str) -> np.ndarray:
+        if name in outside:
+            return outside[name]
         return families.joined([part(piece) for piece in pieces[name]], pieces[name])
 
     return tensor
@@ -118,16 +135,37 @@ def _read_back(folder: Path, tensor: Callable[[str], np.ndarray], shapes: Mappin
 
 
 def _write_rest(
-    folder: Path, path: Path, name: str, config: Config, position: Position, tokenizer: Tokenizer, rows: int
+    folder: Path,
+    path: Path,
+    name: str,
+    config: Config,
+    position: Position,
+    tokenizer: Tokenizer,
+    rows: int,
+    aside: Path | None,
 ) -> None:
     special = dataset_tokenizers.special(tokenizer)
     about = families.about_theirs(name, config, rows, special)
+    if not aside:
+        about |= families.about_alone(name, config)
+    else:
+        about = merged(kept.about(aside), about)
+        kept.copy_processors(aside, folder)
     marks = {f"{mark}_token": f"<{mark}>" for mark in ("bos", "eos", "pad") if f"<{mark}>" in special}
     as_theirs = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length} | marks
     for file, content in (("config.json", about), ("tokenizer_config.json", as_theirs)):
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "README.md").write_text(card(path, name, config, position), encoding="utf-8")
+
+
+def merged(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json as it was kept, with what ours says of it."""
+    found = dict(theirs)
+    for key, value in ours.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found
 
 
 def card(path: Path, name: str, config: Config, position: Position) -> str:

@@ -4,6 +4,7 @@ All is judged before anything is written: the configuration, the names, shapes a
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,13 @@ from mot.data.manifest import read_json as read_dataset
 from mot.data.manifest import special_tokens
 from mot.errors import UserError, reason
 from mot.files import make_folder, remove, write_atomically
+from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece, Row
 from mot.interop.shards import Header
 from mot.interop.transforms import TRANSFORMS
 from mot.model import flops, params
+from mot.prepare.dataset_tokenizers import is_ready
 from mot.runs import provenance, rundir, written
 from mot.tokenizers import text
 from mot.train import restore, upcycle
@@ -56,27 +59,32 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     name, said = families.of_theirs(about, str(folder / "config.json"))
     tokenizer, ids = _tokenizer(folder, data)
     found = shards.headers(folder)
-    own = _config(data, said.arch, said.values, about, out)
+    own = _config(data, said.arch, said, about, out)
+    _refuse_other_codes(data, said, name)
     vocab = _rows_of_embedding(found, families.rows_of(name, own))
     pieces = families.pieces(families.rows_of(name, own), own, vocab)
-    told = _leave_out(found, said.left_out)
+    outside = sorted(tensor for tensor in found if tensor.startswith(said.outside))
+    aside = {tensor: found.pop(tensor) for tensor in outside}
     _check(found, pieces, own, folder)
     if ids > vocab:
         raise UserError(
             f"{folder / 'tokenizer.json'} has ids up to {ids - 1}, and the embedding has {vocab} rows; must have a row "
             "for each id; take the tokenizer that belongs to the weights"
         )
-    stored = prompt.read(folder)
+    order = families.order_of_ids(said, own, vocab)
+    stored = prompt.of_ours(prompt.read(folder), order)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
-    target = _config(data, arch or said.arch, said.values, about, out)
-    weights, beyond = _read(found, pieces, own)
-    told += _told(own, vocab)
+    target = _config(data, arch or said.arch, said, about, out)
+    weights, beyond = _read(found, pieces, own, order)
+    told = _told(own, vocab) + _told_of_aside(aside)
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
     make_folder(out)
     try:
+        if name in families.OUTSIDE:
+            kept.write(out, folder, about, aside)
         told += _write(out, target, weights, tokenizer, stored, beyond, folder)
     except BaseException:
         remove(out)
@@ -110,8 +118,21 @@ def _tokenizer(folder: Path, data: str) -> tuple[Tokenizer, int]:
     return ours, ids
 
 
-def _config(data: str, arch: str, values: Mapping[str, Any], about: Mapping[str, Any], out: Path) -> Config:
+def _refuse_other_codes(data: str, said: families.Said, name: str) -> None:
+    """`UserError` where ids of the data, which a family has codes for, are not those codes."""
+    for stream, ids in said.ids.items():
+        entry = read_dataset(Path(data))["tokenizers"].get(stream)
+        if entry is not None and (entry.get("ids") != len(ids) or not is_ready(entry)):
+            raise UserError(
+                f"--data {data}: its {stream} has not the {len(ids)} codes of a {name}'s own {stream} tokenizer, but "
+                f"{entry.get('ids', 0)} ids of another one; make them with that, and prepare them with --ids "
+                f"{stream}={len(ids)}"
+            )
+
+
+def _config(data: str, arch: str, said: families.Said, about: Mapping[str, Any], out: Path) -> Config:
     """That of an architecture on the data, with the sizes and the block of a family."""
+    values = said.values
     sizes = load.run(load.SHIPPED / "sizes.py", "sizes.py")["LAPTOP"]["small"]
     keys = dict(width="streams.text.width", ffn="streams.text.ffn", layers="model.layers", heads="model.heads")
     sizes = sizes | {key: values[dotted] for key, dotted in keys.items()}
@@ -122,7 +143,9 @@ def _config(data: str, arch: str, values: Mapping[str, Any], about: Mapping[str,
     except ValueError as error:
         raise UserError(str(error)) from None
     tree.model.scan = sizes["layers"] >= DEEP
-    tree.update_from_flattened_dict(_named(values, tree.streams, data))
+    there = {f"streams.{name}." for name in tree.streams} | {"model.", "data."}
+    values = _named(said.values, tree.streams, data)
+    tree.update_from_flattened_dict({key: x for key, x in values.items() if key.startswith(tuple(there))})
     tree.run.update(root=str(out.parent), name=out.name)
     parts = [f"{name}.{part}" for name, s in tree.streams.items() for part in (*FROZEN, *ENDS[s.latent > 0])]
     tree.optim.freeze = ",".join(part for part in parts if not (part.endswith(".head") and tree.model.tied))
@@ -141,8 +164,8 @@ def _named(values: Mapping[str, Any], streams: Mapping[str, Any], data: str) -> 
         )
     if streams[found[0]].latent != (width := values.get("streams.{vectors}.latent", streams[found[0]].latent)):
         raise UserError(
-            f"--data {data}: its {found[0]} have {streams[found[0]].latent} features, and this model's {width}; prepare "
-            "latents of the autoencoder that belongs to it, cut into tokens as it does"
+            f"--data {data}: its {found[0]} have {streams[found[0]].latent} features, and this model's {width}; "
+            "prepare latents of the autoencoder that belongs to it, cut into tokens as it does"
         )
     return {key.format(vectors=found[0]): value for key, value in values.items()}
 
@@ -150,18 +173,6 @@ def _named(values: Mapping[str, Any], streams: Mapping[str, Any], data: str) -> 
 def _rows_of_embedding(found: dict[str, Header], rows: Sequence[Row]) -> int:
     name = next(row.theirs for row in rows if row.ours == "embed/tokens")
     return found[name].shape[0] if name in found and found[name].shape else 0
-
-
-def _leave_out(found: dict[str, Header], left_out: Mapping[str, str]) -> list[str]:
-    """Takes the tensors away that no model of ours has, and says of each kind how many these are."""
-    told = []
-    for prefix, what in left_out.items():
-        names = [name for name in found if name.startswith(prefix)]
-        for name in names:
-            del found[name]
-        if names:
-            told.append(f"left out, {what}: {len(names)} tensors, as {names[0]}; an export will lack them")
-    return told
 
 
 def _check(found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: Config, folder: Path) -> None:
@@ -192,12 +203,12 @@ def _check(found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: 
 
 
 def _read(
-    found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: Config
+    found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: Config, order: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The parameters by path, and rows of theirs for which the tokenizer has no id, by path as well.
 
-    What the family does not have, as the ends of another modality, begins as always. A tensor is in memory beside them
-    at a time.
+    What the family does not have, as the ends of another modality, begins as always. `order` is that of
+    `families.order_of_ids`. A tensor is in memory beside them at a time.
     """
     specs = params.table(config)
     text_ids = config.streams["text"].ids
@@ -208,7 +219,7 @@ def _read(
         for piece, x in zip(own, families.parts(whole, own), strict=True):
             target = weights[piece.ours][piece.index]
             if "vocab" in (axes := specs[piece.ours].axes):
-                x, rest = _of_ids(x, text_ids)
+                x, rest = _of_ids(x if order is None else x[order], text_ids)
                 beyond |= {piece.ours: rest} if len(rest) else {}
                 target = target[(slice(None),) * axes.index("vocab") + (slice(text_ids),)]
             target[...] = TRANSFORMS[piece.transform].to_ours(x, target.shape)
@@ -256,6 +267,17 @@ def _told(config: Config, vocab: int) -> list[str]:
     if others := config.vocab - text_ids:
         told.append(f"{others} ids of other modalities are new; their rows begin at random")
     return told
+
+
+def _told_of_aside(aside: Mapping[str, Header]) -> list[str]:
+    if not aside:
+        return []
+    numbers = sum(math.prod(header.shape) for header in aside.values())
+    parts = sorted({".".join(name.split(".")[:3]) for name in aside})
+    return [
+        f"{len(aside)} tensors of {numbers:,} numbers are outside of this model ({', '.join(parts)}); they are kept "
+        "for an export"
+    ]
 
 
 def _write(

@@ -60,6 +60,24 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def of_ours(stored: dict[str, np.ndarray], order: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What lies beside their weights, in the order of our ids (`families.order_of_ids`)."""
+    if not stored or order is None or stored["logits"].shape[1] < len(order):
+        return stored
+    logits = stored["logits"].copy()
+    logits[:, : len(order)] = stored["logits"][:, order]
+    return stored | {"logits": logits}
+
+
+def of_theirs(logits: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """Logits of ours `[T, V]` in the order of their ids."""
+    if order is None:
+        return logits
+    found = logits.copy()
+    found[:, order] = logits[:, : len(order)]
+    return found
+
+
 def compare(folder: Path, stored: dict[str, np.ndarray], weights: dict, config: Config) -> float:
     """How far the logits of these weights are from those stored beside others, relative to the largest of these.
 

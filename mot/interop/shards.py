@@ -22,6 +22,7 @@ STEMS = ("model", "diffusion_pytorch_model", "ema")  # of files' names: transfor
 DTYPES = ("F32", "F16", "BF16")  # which float32 holds exactly
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NO_PICKLE = "a pickle can run code, and is never opened; save the model as safetensors (save_pretrained does)"
+SINGLE = f"{STEMS[0]}.safetensors"
 INDEX = ".safetensors.index.json"
 FILE = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 LARGEST_JSON = 2**26  # bytes; an index of 100,000 tensors has a tenth

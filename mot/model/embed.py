@@ -15,6 +15,7 @@ from mot.model.context import Group
 from mot.model.params import WAVES, by_norm
 
 QUICKEST = 1000.0  # radians that the quickest wave turns from data to noise: 2006.11239's thousand steps
+PERIODS = (4e-3, 4.0)  # of the quickest and the slowest wave beside vectors, in noise levels
 SLOWEST = 1e-4  # and those that the slowest of `dit` would turn, were it one more (2212.09748)
 
 
@@ -142,7 +143,9 @@ def _stream(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Arra
     x_RD = entries.enter(params["latent"][name], tokens, stream, config)
     if stream.place_table:
         x_RD += _placed(params["latent"][name], tokens.place, x_RD.dtype)
-    if stream.diffuses and not by_norm(stream):
+    if stream.diffuses and stream.diffusion.time == "mlp":
+        x_RD = _with_time(params["latent"][name], x_RD, tokens.noise, stream.diffusion, config)
+    elif stream.diffuses and not by_norm(stream):
         x_RD += time_features(params["latent"][name], tokens.noise, stream.diffusion, config).astype(x_RD.dtype)
     return x_RD.reshape(*tokens.token.shape, -1).astype(jnp.float32)
 
@@ -163,6 +166,22 @@ def _condition(params: dict, tokens: Tokens, name: str, config: Config) -> jax.A
     """What modulates the norms of a stream's tokens, `[B, C, Y]`; 0 for clean tokens, as `time_features` has it."""
     features_RY = time_features(params["latent"][name], tokens.noise, config.streams[name].diffusion, config)
     return features_RY.reshape(*tokens.token.shape, -1)
+
+
+def _with_time(weights: dict, x_RD, t_BC, d: Diffusion, config: Config) -> jax.Array:
+    """`x_RD` of vectors and their noise levels' waves, side by side through two layers (pi0, 2410.24164, appendix B).
+
+    Half of the waves are sines, half cosines. They are 0 where the level is 0, unless `time_of_clean`.
+    """
+    t_R1 = t_BC.reshape(-1, 1).astype(jnp.float32)
+    shortest, longest = PERIODS
+    angle_RY = t_R1 * (2 * jnp.pi / (shortest * (longest / shortest) ** jnp.linspace(0, 1, x_RD.shape[1] // 2)))[None]
+    waves_RD = jnp.concatenate([jnp.sin(angle_RY), jnp.cos(angle_RY)], axis=1)
+    waves_RD = waves_RD if d.time_of_clean else jnp.where(t_R1 > 0, waves_RD, 0)
+    both_RF = jnp.concatenate([x_RD, waves_RD.astype(x_RD.dtype)], axis=1)
+    hidden_RF = entries.plus(ops.linear(both_RF, weights["time_in"]), weights["time_in_bias"])
+    hidden_RF = sharding.constrain(jax.nn.silu(hidden_RF), (sharding.ROWS, "mlp"), config.mesh.rules)
+    return entries.plus(ops.linear(hidden_RF, weights["time_out"]), weights["time_out_bias"])
 
 
 def time_features(weights: dict, t_BC, d: Diffusion, config: Config) -> jax.Array:

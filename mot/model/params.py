@@ -199,8 +199,15 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
 
 
 def _time(stream: Stream) -> Iterator[tuple[str, Spec]]:
-    """The two layers that read a noise level's waves."""
+    """The two layers that read a noise level's waves, alone or beside the vectors."""
     features, axis = (ADA, "ada") if by_norm(stream) else (stream.width, "embed")
+    if stream.diffusion.time == "mlp":
+        D = stream.width
+        yield "time_in", Spec((2 * D, D), ("embed", "mlp"), scale(2 * D))
+        yield "time_in_bias", Spec((D,), ("mlp",), None, 0.0)
+        yield "time_out", Spec((D, D), ("mlp", "embed"), scale(D))
+        yield "time_out_bias", Spec((D,), ("embed",), None, 0.0)
+        return
     if stream.diffusion.time_features == "small":
         yield "time_in", Spec((WAVES["small"], TIME), ("wave", "time"), scale(WAVES["small"]))
         yield "time_out", Spec((TIME, features), ("time", axis), scale(TIME))

@@ -42,6 +42,18 @@ def drop(*keys):
     return change
 
 
+def inside(tree):
+    """The image's ids lie among the text's."""
+    set_("streams.image.first_id", 4)(tree)
+    set_("streams.image.ids", 5)(tree)
+
+
+def beside(tree):
+    """The image's noise level goes beside its vectors through layers."""
+    tree.streams.image.update(latent=4, ids=0, first_id=0, objective="flow")
+    tree.streams.image.diffusion.time = "mlp"
+
+
 RULE = dict(match=".*", lr=1.0, decay=0.0)
 TABLE = [
     # change, the fault's beginning, what it must also say
@@ -66,6 +78,17 @@ TABLE = [
     (set_("streams.image.budget", 5), "streams.image.budget: 5 tokens do not hold", "at least 8"),
     (set_("streams.image.width", 32), "streams.image.width: 32, but streams.text.width is 16", "set both alike"),
     (set_("streams.image.first_id", 5), "streams.image.first_id: ids 5..16 overlap streams.text's 0..11", "free range"),
+    (
+        lambda t: (inside(t), set_("streams.image.objective", "masked")(t)),
+        "streams.image.first_id: ids 4..8 overlap streams.text's 0..11",
+        "no masked stream's may",
+    ),
+    (lambda t: (beside(t), set_("streams.image.width", 15)(t)), "streams.image.width: 15, but", "make it even"),
+    (
+        lambda t: (beside(t), set_("streams.image.diffusion.time_features", "dit")(t)),
+        "streams.image.diffusion.time_features: 'dit', but",
+        "write 'small'",
+    ),
     (drop("towers", "attn", "image"), "towers.attn.image: missing", "every stream needs a tower"),
     (set_("towers.ffn.sound", "sound"), "towers.ffn.sound: 'sound'; no such stream", "allowed: text, image"),
     (set_("towers.norm.image", "video"), "towers.norm.image: 'video'", "named by a stream: text, image"),

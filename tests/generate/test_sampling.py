@@ -471,6 +471,13 @@ def test_a_stream_that_is_only_read_is_not_drawn():
     assert not opens(sampler)
 
 
+def test_text_draws_no_id_of_a_range_inside_its_own():
+    inside = build("dense", ids(9))
+    streams = inside.streams | {"image": dataclasses.replace(inside.streams["image"], first_id=5)}
+    allowed_V = sampling.Sampler({}, dataclasses.replace(inside, streams=streams), written(4))._text_ids(0)
+    assert not allowed_V[5:].any()
+
+
 def test_what_training_alone_needs_is_left_out():
     tree = build("moe_tc4", vectors(), kv_heads=1, layers=1, remat="dots")
     limited = {tower: dataclasses.replace(sets, capacity=1.5) for tower, sets in tree.ffn.items()}

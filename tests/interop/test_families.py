@@ -81,7 +81,7 @@ def test_a_configuration_has_the_family_that_it_says(model, name):
 def test_a_configuration_of_no_family_is_one_message():
     with pytest.raises(UserError, match=r"streams: text \(next_token\), image \(next_token\); it must have text alone"):
         families.of_ours(examples.make("mot"), "run")
-    tree = of_text(qk_norm="layer", norm="post")
+    tree = of_text(norm="post")
     with pytest.raises(UserError, match=r"model\.norm: 'post'; must be 'pre'"):
         families.of_ours(resolve(tree), "run")
     with pytest.raises(

@@ -216,6 +216,7 @@ DIT = dict(time="add", time_features="dit")
                 entry=dict(bias=True),
             ),
         ),
+        ("mot", dict(layers=1, width=12, image=dict(time="mlp"))),
     ],
 )
 def test_grouped_streams_equal_the_per_token_oracle(arch, choices):

@@ -107,3 +107,14 @@ def test_an_absent_modality_gives_zero_and_stays_finite():
 def test_modality_of_ids():
     c = examples.make()
     np.testing.assert_array_equal(batches.modality_of_ids(jnp.array([0, 11, 12, 23]), c), [0, 0, 1, 1])
+
+
+def test_ids_of_a_range_inside_another_are_of_the_inner_stream():
+    tree = examples.tree()
+    tree.streams.image.update(first_id=4, ids=5)
+    c = resolve(tree)
+    assert c.vocab == 12
+    is_image = np.isin(np.arange(12), range(4, 9))
+    np.testing.assert_array_equal(batches.modality_of_ids(jnp.arange(12), c), is_image)
+    np.testing.assert_array_equal(batches.ids_of("image", c), is_image)
+    np.testing.assert_array_equal(batches.ids_of("text", c), ~is_image)

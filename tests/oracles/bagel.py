@@ -96,14 +96,19 @@ def layer(w, at, x, is_latent, position, see, o):
     def mlp(tower):
         y = rms(x, w[f"{at}.post_attention_layernorm{tower}.weight"], o["eps"])
         gate = linear(y, w, f"{at}.mlp{tower}.gate_proj")
-        return linear(gate * torch.sigmoid(gate) * linear(y, w, f"{at}.mlp{tower}.up_proj"), w, f"{at}.mlp{tower}.down_proj")
+        return linear(
+            gate * torch.sigmoid(gate) * linear(y, w, f"{at}.mlp{tower}.up_proj"), w, f"{at}.mlp{tower}.down_proj"
+        )
 
     return x + towers(mlp)
 
 
 def states(w, row, o):
-    """Normed last states [T, D]. row: token [T] (of latents any), is_latent [T], latent [T, P], level [T], place [T, 2],
-    position [T], see [T, T]; o: layers, head_size, theta, eps and side, of the table of places."""
+    """Normed last states [T, D].
+
+    row: token [T] (of latents any), is_latent [T], latent [T, P], level [T], place [T, 2], position [T], see [T, T]; o:
+    layers, head_size, theta, eps and side, of the table of places.
+    """
     text = w["language_model.model.embed_tokens.weight"][row["token"]]
     latent = linear(row["latent"], w, "vae2llm") + time_features(w, row["level"])
     latent = latent + w["latent_pos_embed.pos_embed"][row["place"][:, 0] * o["side"] + row["place"][:, 1]]

@@ -101,6 +101,16 @@ def time_features(flat, stream, noise, o):
     return found if stream in o.get("clean", ()) else jnp.where(noise[:, None] > 0, found, 0)
 
 
+def with_time(flat, stream, x, noise):
+    """[T, D] of vectors beside their noise levels, each wave with its period from 0.004 to 4, through two layers."""
+    w = {path.split("/")[-1]: y for path, y in flat.items() if path.startswith(f"latent/{stream}/time")}
+    n = x.shape[1] // 2
+    angle = 2 * np.pi * noise[:, None] / (0.004 * 1000 ** (np.arange(n) / (n - 1)))[None]
+    waves = jnp.where(noise[:, None] > 0, jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1), 0)
+    hidden = jnp.concatenate([x, waves], axis=1) @ w["time_in"] + w["time_in_bias"][None]
+    return hidden / (1 + jnp.exp(-hidden)) @ w["time_out"] + w["time_out_bias"][None]
+
+
 def entry(flat, stream, value, unit, o):
     """[C, D] of what a stream's vectors [C, R * P] become: by a matrix, two layers, or a resampler, unit by unit.
 
@@ -109,10 +119,7 @@ def entry(flat, stream, value, unit, o):
     w = {path.split("/")[-1]: x for path, x in flat.items() if path.startswith(f"latent/{stream}/")}
     if "in_2" in w:
         hidden = value @ w["in"] + w["in_bias"][None]
-        if stream in o.get("tanh", ()):
-            hidden = hidden * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))) / 2
-        else:
-            hidden = hidden * (1 + jax.scipy.special.erf(hidden / np.sqrt(2))) / 2
+        hidden = hidden * (1 + jax.scipy.special.erf(hidden / np.sqrt(2))) / 2
         return hidden @ w["in_2"] + w["in_2_bias"][None]
     if "queries" not in w:
         return value @ w["in"] + (w["in_bias"][None] if "in_bias" in w else 0)
@@ -211,6 +218,8 @@ def states(flat, row, towers, streams, o):
             x[s] = x[s] + flat[f"latent/{s}/rows"][row["place"][:, 0]] + flat[f"latent/{s}/columns"][row["place"][:, 1]]
         if time[s] == "add":
             x[s] = x[s] + time_features(flat, s, row["noise"], o)
+        if time[s] == "mlp":
+            x[s] = with_time(flat, s, x[s], row["noise"])
         if time[s] == "norm":
             condition[s] = time_features(flat, s, row["noise"], o)
     x_0 = dict(x)

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mot.tokenizers import text
 from tests.support.commands import succeeds
@@ -43,6 +43,20 @@ def latents(folder, texts, features):
     np.savez(folder / "all.npz", text=["one fox", "two dogs"] * 10, latents=drawn)
     asked = [folder / "all.npz", "--content=text:{text}|latents:latents", "--held-out=0.2", "--workers=1"]
     succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
+
+
+def codes(folder, special, ids):
+    """`tokenizer.json` with these special tokens first, and the dataset `data` of text and ready ids of images."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    words = ["one fox", "two dogs", "the quick", "a lazy day", "brown", "jumps", "over"]
+    texts = [" ".join(rng.choice(words, 8)) + "." for _ in range(40)]
+    text.train(texts, IDS, special=special).save(str(folder / "tokenizer.json"))
+    rows = [{"text": one, "ids": rng.integers(0, ids, 9).tolist(), "modality": "image"} for one in texts]
+    (folder / "all.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    arguments = [folder / "all.jsonl", f"--ids=image={ids}", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *arguments, f"--tokenizer={folder / 'tokenizer.json'}", f"--out={folder / 'data'}")
+    return folder
 
 
 ABOUT = dict(
@@ -89,3 +103,8 @@ def save(folder, arrays, about=ABOUT, tokenizer=None):
     if tokenizer:
         shutil.copy(tokenizer, folder / "tokenizer.json")
     return folder
+
+
+def read(folder):
+    """The tensors of such a folder."""
+    return {name: x for file in sorted(folder.glob("*.safetensors")) for name, x in load_file(file).items()}

@@ -14,6 +14,7 @@ A module has, each with the family's name first:
 * `rows(name, config)`: its tensors (`Row`) of a configuration.
 * `faults(name, config)`: why a configuration is not of the family, in words; nothing where it is.
 * `about(name, config)`: the `config.json` of a configuration, but for what all have: ids, rows of the embedding, dtype.
+* `alone(config)`, of those whose outside is not needed: what config.json says where no other one was kept.
 * `STEM`, where its files are not called as transformers calls them.
 """
 
@@ -23,19 +24,23 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import bagel, cosmos3, text
+from mot.interop.families import bagel, chameleon, cosmos3, text
 from mot.interop.families.rows import Piece as Piece
 from mot.interop.families.rows import Row as Row
 from mot.interop.families.rows import Said as Said
 from mot.interop.families.rows import joined as joined
+from mot.interop.families.rows import order_of_ids as order_of_ids
 from mot.interop.families.rows import parts as parts
 from mot.interop.families.rows import pieces as pieces
 from mot.interop.families.rows import shape_of as shape_of
 from mot.interop.shards import STEMS
 from mot.model import params
 
-FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text)
+FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon}
 FAMILIES |= {"bagel": bagel, "Cosmos3OmniTransformer": cosmos3}
+# Those with tensors outside of our model; without them an export of NEEDED would not be whole.
+NEEDED = ("chameleon",)
+OUTSIDE = (*NEEDED, "bagel", "Cosmos3OmniTransformer")
 ADD = "the docstring of mot/interop/families has the steps to add one"
 
 
@@ -72,6 +77,11 @@ def of_ours(config: Config, where: str) -> str:
 def rows_of(name: str, config: Config) -> tuple[Row, ...]:
     """The tensors of a family that a configuration has."""
     return FAMILIES[name].rows(name, config)
+
+
+def about_alone(name: str, config: Config) -> dict[str, Any]:
+    """What config.json says beside that, where nobody kept the publisher's."""
+    return FAMILIES[name].alone(config) if name in OUTSIDE and name not in NEEDED else {}
 
 
 def stem(name: str) -> str:

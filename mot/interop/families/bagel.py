@@ -1,9 +1,9 @@
-"""BAGEL (2505.14683) as its public repository writes it: text, and pictures that are drawn as latents of FLUX's encoder.
+"""BAGEL (2505.14683) as its public repository writes it: text, and pictures that are drawn as latents of FLUX.1's VAE.
 
 A picture's latent `[channels, height, width]` becomes tokens of `latent_patch_size` by as many of its pixels, whose
 features lie row, column, channel. A whole picture has one place of RoPE. What it reads pictures by (`vit_model`,
-`connector`, `vit_pos_embed`) is left out. Two things are otherwise here, of the data and not of the weights: there the
-markers around a picture see it and have its place, and each of its copies has markers of its own.
+`connector`, `vit_pos_embed`) is outside of our model. Two things are otherwise here, of the data and not of the
+weights: there the markers around a picture see all of it and have its place, and each of its copies has its own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,11 +45,7 @@ ONLY_OF_ALL = {"visual_gen": (True,), "interpolate_pos": (False,), "quantization
 ASIDE = {"vit_config", "vae_config", "connector_act", "vit_max_num_patch_per_side", "visual_und", "timestep_shift"}
 MODEL = mixtures.MODEL | dict(qkv_bias=True, rope_interleaved=False, rope_reset=False)
 DRAWN = mixtures.DRAWN | {"diffusion.time_of_clean": True, "rope_gap": 0}
-LEFT_OUT = {
-    "vit_model.": "of the encoder of what it reads",
-    "connector.": "of how what it reads enters",
-    "vit_pos_embed.": "of where what it reads lies",
-}
+OUTSIDE = ("vit_model.", "connector.", "vit_pos_embed.")  # by which it reads pictures
 
 AT = "language_model.model.layers.{layer}"
 TEXT = {
@@ -96,7 +92,7 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     values |= {"streams.{vectors}.ffn": values["streams.text.ffn"]}
     values |= {"streams.{vectors}.latent": channels * side**2, "streams.{vectors}.place_table": table}
     values |= {"streams.{vectors}.diffusion.copies": "both"}
-    return Said("mot", values | mixtures.dotted(MODEL, DRAWN), LEFT_OUT)
+    return Said("mot", values | mixtures.dotted(MODEL, DRAWN), OUTSIDE)
 
 
 def rows(name: str, config: Config) -> tuple[Row, ...]:
@@ -128,13 +124,17 @@ def faults(name: str, config: Config) -> Iterator[str]:
 
 
 def about(name: str, config: Config) -> dict[str, Any]:
-    """Latents are said to be cut 2 by 2, as the publisher's are, where their features allow it."""
     stream = config.streams[mixtures.drawn(config)]
     values = {"streams.text.width": stream.width, "streams.text.ffn": stream.ffn}
     llm = {f.theirs: values.get(f.ours, getattr(config.model, f.ours.rpartition(".")[2], None)) for f in FIELDS}
     llm |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "layer_module": "Qwen2MoTDecoderLayer"}
     llm |= {"hidden_act": "silu", "qk_norm": True, "tie_word_embeddings": False}
-    side = 1 if stream.latent % 4 else 2
     found = {"architectures": ["BagelForConditionalGeneration"], "llm_config": llm, "visual_gen": True}
-    found |= {"visual_und": False, "max_latent_size": stream.place_table, "latent_patch_size": side}
-    return found | {"vae_config": {"z_channels": stream.latent // side**2, "downsample": 8}, "interpolate_pos": False}
+    return found | {"max_latent_size": stream.place_table, "interpolate_pos": False}
+
+
+def alone(config: Config) -> dict[str, Any]:
+    """Nothing reads pictures. Latents are said to be cut 2 by 2, as the publisher's are, where their features allow."""
+    P = config.streams[mixtures.drawn(config)].latent
+    side = 1 if P % 4 else 2
+    return {"visual_und": False, "latent_patch_size": side, "vae_config": {"z_channels": P // side**2, "downsample": 8}}

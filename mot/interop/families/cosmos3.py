@@ -53,7 +53,7 @@ ASIDE = {"base_fps", "enable_fps_modulation", "sound_gen", "sound_dim", "sound_l
 ASIDE |= {"num_embodiment_domains", "latent_channel", "latent_patch_size", "_class_name", "_diffusers_version"}
 MODEL = mixtures.MODEL | dict(qkv_bias=False, rope_interleaved=True)
 DRAWN = mixtures.DRAWN | {"diffusion.time_of_clean": False, "place_table": 0}
-LEFT_OUT = {"audio_": "of sound", "action_": "of actions"}
+OUTSIDE = ("audio_", "action_")  # of sound and of actions
 
 TEXT = {
     "wq": "self_attn.to_q",
@@ -100,7 +100,7 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     values |= {"streams.{vectors}.width": values["streams.text.width"]}
     values |= {"streams.{vectors}.ffn": values["streams.text.ffn"]}
     values |= {"model.rope_sections": tuple(sections), "model.rope_reset": reset}
-    return Said("mot", values | mixtures.dotted(MODEL, DRAWN), LEFT_OUT)
+    return Said("mot", values | mixtures.dotted(MODEL, DRAWN), OUTSIDE)
 
 
 def _are_sections(sections: Any) -> bool:
@@ -129,12 +129,17 @@ def faults(name: str, config: Config) -> Iterator[str]:
 
 
 def about(name: str, config: Config) -> dict[str, Any]:
-    """Latents are said to be cut 2 by 2, as the publisher's are, where their features allow it."""
     stream = config.streams[mixtures.drawn(config)]
     values = {"streams.text.width": stream.width, "streams.text.ffn": stream.ffn}
     values |= {"streams.{vectors}.latent": stream.latent, "streams.{vectors}.rope_gap": stream.rope_gap}
     found = {f.theirs: values.get(f.ours, getattr(config.model, f.ours.rpartition(".")[2], None)) for f in FIELDS}
     found |= {"_class_name": name, "rope_axes_dim": list(config.model.rope_sections)}
     found |= {"unified_3d_mrope_reset_spatial_ids": config.model.rope_reset, "hidden_act": "silu"}
-    side = 1 if stream.latent % 4 else 2
-    return found | {"latent_patch_size": side, "latent_channel": stream.latent // side**2, "timestep_scale": 0.001}
+    return found | {"timestep_scale": 0.001}
+
+
+def alone(config: Config) -> dict[str, Any]:
+    """Latents are said to be cut 2 by 2, as the publisher's are, where their features allow it."""
+    P = config.streams[mixtures.drawn(config)].latent
+    side = 1 if P % 4 else 2
+    return {"latent_patch_size": side, "latent_channel": P // side**2, "sound_gen": False, "action_gen": False}

@@ -27,8 +27,10 @@ class Said(NamedTuple):
     """What a config.json says in our words."""
 
     arch: str  # of configs/archs.py: the family's own
-    values: Mapping[str, Any]  # of our configuration, by dotted key; {vectors} in it is the data's stream of vectors
-    left_out: Mapping[str, str] = {}  # what tensors are whose names begin so, which no model of ours has
+    values: Mapping[str, Any]  # of our configuration, by dotted key; a stream may be one that the data lack, and
+    # {vectors} is the data's stream of vectors
+    outside: tuple[str, ...] = ()  # how names of tensors begin that no parameter of ours is, and that are kept aside
+    ids: Mapping[str, tuple[int, ...]] = {}  # of streams whose ids lie amid text's: their id for each of the stream's
 
 
 class Piece(NamedTuple):
@@ -73,6 +75,20 @@ def _add(
     for expert in range(shape[0]):
         piece = Piece(row.ours, (*at, expert), shape[1:], row.transform)
         found.setdefault(row.theirs.format(layer=layer, expert=expert), []).append(piece)
+
+
+def order_of_ids(said: Said, config: Config, vocab: int) -> np.ndarray | None:
+    """`[V]`: the row of their embedding that each of ours is, where some lie elsewhere; `vocab` is how many they have.
+
+    A stream's ids lie together in both, in the order of its own in ours.
+    """
+    moved = {stream: ids for stream, ids in said.ids.items() if stream in config.streams}
+    if not moved:
+        return None
+    order = np.arange(vocab)
+    for ids in moved.values():
+        order[min(ids) : min(ids) + len(ids)] = ids
+    return order
 
 
 def shape_of(pieces: list[Piece]) -> Shape:

@@ -114,12 +114,17 @@ def faults(name: str, config: Config) -> Iterator[str]:
         kinds = ", ".join(f"{name} ({s.objective})" for name, s in config.streams.items())
         yield f"streams: {kinds}; it must have text alone"
         return
-    for component, sets in (("attn", config.attn), ("ffn", config.ffn)):
-        if any(experts.experts for experts in sets.values()):
-            yield f"{component}.text.experts: it has experts; must be 0"
     if config.streams["text"].objective != "next_token":
         yield f"streams.text.objective: {config.streams['text'].objective!r}; must be 'next_token'"
-    for key, wanted in (FAMILIES[name].model | dict(norm="pre", rope_sections=())).items():
+    yield from unlike(config, FAMILIES[name].model | dict(norm="pre", rope_sections=()))
+
+
+def unlike(config: Config, model: Mapping[str, Any]) -> Iterator[str]:
+    """Why a configuration is no decoder without experts that has these values of `model`."""
+    for component, sets in (("attn", config.attn), ("ffn", config.ffn)):
+        for tower in (tower for tower, experts in sets.items() if experts.experts):
+            yield f"{component}.{tower}.experts: it has experts; must be 0"
+    for key, wanted in model.items():
         if (value := getattr(config.model, key)) != wanted:
             yield f"model.{key}: {value!r}; must be {wanted!r}"
     if config.data.blocks == "document":
@@ -130,7 +135,12 @@ def faults(name: str, config: Config) -> Iterator[str]:
 
 def about(name: str, config: Config) -> dict[str, Any]:
     family = FAMILIES[name]
+    return fields_of(config) | {"architectures": [family.architecture], "hidden_act": family.activation}
+
+
+def fields_of(config: Config) -> dict[str, Any]:
+    """What FIELDS and RoPE are of a configuration."""
     values = {"streams.text.width": config.streams["text"].width, "streams.text.ffn": config.streams["text"].ffn}
     found = {f.theirs: values.get(f.ours, getattr(config.model, f.ours.rpartition(".")[2], None)) for f in FIELDS}
-    found |= {"architectures": [family.architecture], "hidden_act": family.activation, "attention_dropout": 0.0}
-    return found | {"rope_parameters": {"rope_type": "default", "rope_theta": config.model.rope_theta}}
+    rope = {"rope_type": "default", "rope_theta": config.model.rope_theta}
+    return found | {"attention_dropout": 0.0, "rope_parameters": rope}

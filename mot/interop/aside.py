@@ -1,0 +1,74 @@
+"""What a published folder has beside the model that ours is: kept in the run as it was, and put back by an export.
+
+`aside/` of a run that was imported has the folder's config.json, its files for image processors, and as float32 the
+tensors that no parameter of ours is, such as an image tokenizer's.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mot.errors import UserError
+from mot.files import make_folder
+from mot.interop import shards
+from mot.interop.shards import Header
+from mot.runs import rundir
+
+FOLDER = "aside"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+MOST_RUNS = 100  # of which each began with the weights of the next; more go in a circle
+
+
+def write(run: Path, theirs: Path, about: Mapping, found: Mapping[str, Header]) -> None:
+    """Keeps in a run these tensors of a folder of theirs, and its config.json, which is `about`."""
+    folder = run / FOLDER
+    make_folder(folder)
+    (folder / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    for name in PROCESSORS:
+        if (theirs / name).is_file():
+            shutil.copyfile(theirs / name, folder / name)
+    if found:
+        held = dict(shards.tensors(found, "keeping what is outside of the model"))
+        shards.write(folder, {shards.SINGLE: sorted(held)}, held.__getitem__, {n: x.shape for n, x in held.items()})
+
+
+def of_run(run: Path, family: str, is_needed: bool) -> Path | None:
+    """Where it lies for a run: in itself, or in a run with whose weights it, or such a one, began.
+
+    Where no such run is there None, or `UserError` where it `is_needed`.
+    """
+    at: Path | str = run
+    for _ in range(MOST_RUNS):
+        if not (Path(at) / "config.json").is_file():
+            break
+        if (Path(at) / FOLDER).is_dir():
+            return Path(at) / FOLDER
+        at = rundir.config_of(Path(at)).init.run
+    if not is_needed:
+        return None
+    raise UserError(
+        f"{run}: a published {family} has more than this model, which `mot import` keeps in {FOLDER}/ of a run, and "
+        f"neither this run nor one with whose weights it began has that{f' ({at})' if at else ''}; begin with the "
+        "weights of an imported run (init.run), and leave that where it is"
+    )
+
+
+def about(folder: Path) -> dict:
+    """The config.json that was kept."""
+    return shards.read_json(folder / "config.json")
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """What was kept, by its name; nothing is there where the family's tensors are all ours."""
+    if not (folder / shards.SINGLE).is_file():
+        return {}
+    return dict(shards.tensors(shards.headers(folder), "reading what is outside of the model"))
+
+
+def copy_processors(folder: Path, out: Path) -> None:
+    for name in PROCESSORS:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
