@@ -35,7 +35,7 @@ def write(run: Path, theirs: Path, about: Mapping, found: Mapping[str, Header]) 
         shards.write(folder, {shards.SINGLE: sorted(held)}, held.__getitem__, {n: x.shape for n, x in held.items()})
 
 
-def of_run(run: Path, family: str, is_needed: bool) -> Path | None:
+def of_run(run: Path, family: str, is_needed: bool = True) -> Path | None:
     """Where it lies for a run: in itself, or in a run with whose weights it, or such a one, began.
 
     Where no such run is there None, or `UserError` where it `is_needed`.

@@ -24,7 +24,6 @@ FIELDS = (
     Field("rms_norm_eps", "model.norm_eps", float),
     Field("rope_theta", "model.rope_theta", float),
     Field("patch_latent_dim", "streams.{vectors}.latent", int),
-    Field("unified_3d_mrope_temporal_modality_margin", "streams.{vectors}.rope_gap", int),
 )
 USUAL = dict(
     hidden_size=4096,
@@ -36,9 +35,9 @@ USUAL = dict(
     rms_norm_eps=1e-6,
     rope_theta=5e6,
     patch_latent_dim=192,
-    unified_3d_mrope_temporal_modality_margin=15_000,
 )
 SECTIONS = [24, 20, 20]
+RESET, GAP = "unified_3d_mrope_reset_spatial_ids", "unified_3d_mrope_temporal_modality_margin"
 ONLY = {
     "attention_bias": (False,),
     "attention_dropout": (0,),
@@ -89,17 +88,19 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     scaling = given.pop("rope_scaling", None)
     sections = scaling.get("mrope_section", SECTIONS) if isinstance(scaling, Mapping) else SECTIONS
     sections = given.pop("rope_axes_dim", sections)
-    reset = given.pop("unified_3d_mrope_reset_spatial_ids", True)
+    reset, gap = given.pop(RESET, True), given.pop(GAP, 15_000)
     faults = unsaid(given, {field.theirs for field in FIELDS} | ASIDE, ONLY)
     if not _are_sections(sections):
         faults.append(f"rope_axes_dim: {sections!r:.80}; allowed: [a, b, b] with a no less than b")
     if type(reset) is not bool:
-        faults.append(f"unified_3d_mrope_reset_spatial_ids: {reset!r:.80}; allowed: True or False")
+        faults.append(f"{RESET}: {reset!r:.80}; allowed: True or False")
+    if type(gap) is not int or gap < 0:
+        faults.append(f"{GAP}: {gap!r:.80}; allowed: whole numbers of 0 or more")
     refuse(faults, where)
     values = {field.ours: typed(field, (USUAL | given).get(field.theirs), where) for field in FIELDS}
     values |= {"streams.{vectors}.width": values["streams.text.width"]}
     values |= {"streams.{vectors}.ffn": values["streams.text.ffn"]}
-    values |= {"model.rope_sections": tuple(sections), "model.rope_reset": reset}
+    values |= {"model.rope_sections": tuple(sections), "model.rope_reset": reset, "streams.{vectors}.rope_gap": gap}
     return Said("mot", values | mixtures.dotted(MODEL, DRAWN), OUTSIDE)
 
 
@@ -131,11 +132,10 @@ def faults(name: str, config: Config) -> Iterator[str]:
 def about(name: str, config: Config) -> dict[str, Any]:
     stream = config.streams[mixtures.drawn(config)]
     values = {"streams.text.width": stream.width, "streams.text.ffn": stream.ffn}
-    values |= {"streams.{vectors}.latent": stream.latent, "streams.{vectors}.rope_gap": stream.rope_gap}
+    values |= {"streams.{vectors}.latent": stream.latent}
     found = {f.theirs: values.get(f.ours, getattr(config.model, f.ours.rpartition(".")[2], None)) for f in FIELDS}
     found |= {"_class_name": name, "rope_axes_dim": list(config.model.rope_sections)}
-    found |= {"unified_3d_mrope_reset_spatial_ids": config.model.rope_reset, "hidden_act": "silu"}
-    return found | {"timestep_scale": 0.001}
+    return found | {RESET: config.model.rope_reset, GAP: stream.rope_gap, "hidden_act": "silu", "timestep_scale": 0.001}
 
 
 def alone(config: Config) -> dict[str, Any]:
