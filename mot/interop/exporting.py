@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import ml_dtypes
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -25,6 +27,7 @@ from mot.runs import rundir
 from mot.train import restore
 
 OF_IDS = ("embed/tokens", "head/out")  # parameters that have a row or a column for each id
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class Exported(NamedTuple):
@@ -36,8 +39,8 @@ class Exported(NamedTuple):
     told: list[str]
 
 
-def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
-    """Writes `out`, whole or not at all; files of weights have at most so many bytes.
+def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float32") -> Exported:
+    """Writes `out`, whole or not at all; files of weights have at most so many bytes. `dtype` is one of DTYPES.
 
     Raises `UserError` where the run is of no family, and where `out` exists.
     """
@@ -66,8 +69,9 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
             order = families.order_of_ids(families.of_theirs(kept.about(aside), str(aside))[1], config, config.vocab)
         shapes = {theirs: families.shape_of(own) for theirs, own in pieces.items()}
         shapes |= {theirs: x.shape for theirs, x in outside.items()}
-        tensor = _tensors(_on_host(weights), pieces, beyond, outside, order)
-        plan = shards.planned(shapes, most, families.stem(name))
+        number = np.dtype(DTYPES[dtype])
+        tensor = _tensors(_on_host(weights), pieces, beyond, outside, order, number)
+        plan = shards.planned(shapes, most, number.itemsize, families.stem(name))
         shards.write(partial, plan, tensor, shapes)
         _read_back(partial, tensor, shapes)
         told = []
@@ -75,9 +79,10 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
             if stored:
                 apart = prompt.compare(path, stored, weights, plain)
                 told.append(f"the logits are those that the import stored (apart: {apart:.1g})")
+            weights = jax.tree.map(lambda x: np.asarray(x).astype(number).astype(np.float32), weights)
             ids = stored["ids"] if stored else prompt.ids_of(tokenizer)
             prompt.write(partial, ids, prompt.of_theirs(prompt.logits(weights, plain, ids), order))
-        _write_rest(partial, path, name, config, position, tokenizer, vocab, aside)
+        _write_rest(partial, path, name, config, position, tokenizer, vocab, dtype, aside)
         if out.exists():
             out.rmdir()  # it is empty
         os.rename(partial, out)
@@ -108,6 +113,7 @@ def _tensors(
     beyond: Mapping[str, np.ndarray],
     outside: Mapping[str, np.ndarray],
     order: np.ndarray | None,
+    number: np.dtype,
 ) -> Callable[[str], np.ndarray]:
     """A function that makes a tensor of theirs by its name; `order` is that of `families.order_of_ids`."""
 
@@ -119,8 +125,8 @@ def _tensors(
 
     def tensor(name: str) -> np.ndarray:
         if name in outside:
-            return outside[name]
-        return families.joined([part(piece) for piece in pieces[name]], pieces[name])
+            return outside[name].astype(number, copy=False)
+        return families.joined([part(piece) for piece in pieces[name]], pieces[name]).astype(number, copy=False)
 
     return tensor
 
@@ -142,10 +148,11 @@ def _write_rest(
     position: Position,
     tokenizer: Tokenizer,
     rows: int,
+    dtype: str,
     aside: Path | None,
 ) -> None:
     special = dataset_tokenizers.special(tokenizer)
-    about = families.about_theirs(name, config, rows, special)
+    about = families.about_theirs(name, config, rows, special, dtype)
     if not aside:
         about |= families.about_alone(name, config)
     else:

@@ -122,7 +122,7 @@ def test_latents_keep_their_rows_and_columns(tmp_path):
     rows = [{"content": [{"text": "a"}, {"latents": f"{i}.npy"}]} for i in range(5)]
     (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     recipe = dataclasses.replace(SMALL, inputs=(str(tmp_path / "all.jsonl"),), held_out=0.0)
-    about = prepare(recipe, tmp_path / "out", 1, 0).about
+    about = prepare(recipe, tmp_path / "out", 1, 1).about
     entry = about["tokenizers"]["latents"]
     assert (entry["width"], entry["shape"], entry.get("tokens")) == (5, [3, 3], None)
     bad = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8")
