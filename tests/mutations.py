@@ -168,8 +168,8 @@ MUTATIONS = (
     Mutation(
         "router: the balance loss counts padding",
         "mot/model/router.py",
-        "mean_p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1)",
-        "mean_p_BE = p_BCE.sum(1)",
+        "    p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1)",
+        "    p_BE = p_BCE.sum(1)",
         "tests/model/test_router.py::test_the_balance_loss_is_one_where_all_is_even_and_more_where_it_is_not",
     ),
     Mutation(

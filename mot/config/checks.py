@@ -120,8 +120,14 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "head_size": ABOVE_0,
         "norm": ("pre", "post"),
         "norm_eps": ABOVE_0,
-        "qk_norm": ("none", "rms", "layer"),
+        "qk_norm": {
+            "none": "no norm",
+            "rms": "RMSNorm of each head",
+            "rms_flat": "RMSNorm of all heads' features at once (OLMoE)",
+            "layer": "LayerNorm of each head (Chameleon)",
+        },
         "rope_theta": ABOVE_0,
+        "rope_features": AT_LEAST_0,
         "rope_per_second": Range(most=10**6),
         "remat": ("none", "dots", "block", "offload"),
         "dtype": ("float32", "bfloat16"),
@@ -131,6 +137,19 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "dropout": FRACTION,
         "activation": {"swiglu": "SiLU (2002.05202)", "geglu": "GELU by tanh (Gemma)"},
     },
+    "RopeScaling": {
+        "kind": {
+            "": "none",
+            "linear": "all, alike",
+            "llama3": "long ones, by a ramp in their turns (Llama 3.1)",
+            "yarn": "long ones, by a ramp in their number (2309.00071)",
+        },
+        "factor": Range(1, 1e6),
+        "length": AT_LEAST_0,
+        "least_turns": AT_LEAST_0,
+        "most_turns": AT_LEAST_0,
+        "amplitude": ABOVE_0,
+    },
     "Experts": {
         "experts": AT_LEAST_0,
         "active": ABOVE_0,
@@ -138,10 +157,19 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "shared": AT_LEAST_0,
         "router": {name: router.about for name, router in ROUTERS.items()},
         "score": ("softmax", "sigmoid"),
+        "weight_scale": ABOVE_0,
+        "groups": ABOVE_0,
+        "active_groups": ABOVE_0,
         "capacity": AT_LEAST_0,
         "overflow": ("earliest", "highest"),
-        "balance": ("none", "loss", "bias"),
+        "balance": {
+            "none": "nothing",
+            "loss": "a loss of each row and layer (2101.03961)",
+            "pooled": "a loss over all rows and layers together, times `active` (transformers)",
+            "bias": "a bias of the choice that no gradient moves (2408.15664)",
+        },
         "balance_rate": AT_LEAST_0,
+        "balance_loss": AT_LEAST_0,
         "z_loss": AT_LEAST_0,
         "jitter": FRACTION,
     },
@@ -558,12 +586,20 @@ def _rope(c: "Sections") -> Iterator[Fault]:
     """Which pairs turn by which axis, and what seconds and gaps mean."""
     m = c.model
     counts = m.rope_sections
-    if counts and (len(counts) != len(ROPE_AXES) or min(counts) < 0 or sum(counts) != m.head_size // 2):
+    if m.rope_features > 0 and (m.rope_features % 2 or m.rope_features > m.head_size):
+        yield Fault(
+            "model.rope_features",
+            f"{m.rope_features}; must be even, as RoPE turns pairs, and at most model.head_size = {m.head_size}; 0 "
+            "turns all; change it",
+        )
+    elif counts and (len(counts) != len(ROPE_AXES) or min(counts) < 0 or sum(counts) != m.rope_pairs):
+        of = "model.rope_features" if m.rope_features else "model.head_size"
         yield Fault(
             "model.rope_sections",
             f"{counts}; must be () or three numbers of 0 or more, of pairs that turn by {', '.join(ROPE_AXES)}, "
-            f"which fill half of model.head_size = {m.head_size}: {m.head_size // 2} in all; change them",
+            f"which fill half of {of} = {2 * m.rope_pairs}: {m.rope_pairs} in all; change them",
         )
+    yield from _rope_scaling(c)
     for key in ("rope_interleaved", "rope_reset"):
         if getattr(m, key) and not counts:
             yield Fault(f"model.{key}", "True, but model.rope_sections is (): there is one axis; write False")
@@ -587,6 +623,34 @@ def _rope(c: "Sections") -> Iterator[Fault]:
                 f"streams.{name}.place_table",
                 f"{s.place_table}, but its tokens are ids; tables are for latents; write 0",
             )
+
+
+def _rope_scaling(c: "Sections") -> Iterator[Fault]:
+    """What each kind of scaling needs, and what means nothing to it."""
+    s = c.model.rope_scaling
+    path = "model.rope_scaling"
+    yield from within(path, s, VALUES["RopeScaling"])
+    by_turns = s.kind in ("llama3", "yarn")
+    if by_turns and not (s.length > 0 and 0 < s.least_turns < s.most_turns):
+        yield Fault(
+            f"{path}.length, least_turns, most_turns",
+            f"{s.length}, {s.least_turns}, {s.most_turns}, but kind is {s.kind!r}; length must be above 0, and "
+            "least_turns above 0 and below most_turns; base.rope_scaling() has the published ones",
+        )
+    if not by_turns and (s.length or s.least_turns or s.most_turns):
+        yield Fault(
+            f"{path}.length, least_turns, most_turns",
+            f"{s.length}, {s.least_turns}, {s.most_turns}, but kind is {s.kind!r}, which reads none; write 0, 0.0, 0.0",
+        )
+    if not s.kind and (s.factor != 1 or s.amplitude != 1):
+        yield Fault(
+            f"{path}.factor, amplitude",
+            f"{s.factor}, {s.amplitude}, but kind is '': nothing is stretched; write 1.0, 1.0, or choose a kind",
+        )
+    if s.kind == "yarn" and c.model.rope_theta <= 1:
+        yield Fault(
+            "model.rope_theta", f"{c.model.rope_theta}, but {path}.kind is 'yarn', which needs one above 1; raise it"
+        )
 
 
 def _experts(c: "Sections") -> Iterator[Fault]:
@@ -645,6 +709,30 @@ def _experts_of(path: str, e: "Experts", component: str) -> Iterator[Fault]:
         yield Fault(
             f"{path}.balance_rate",
             f"{e.balance_rate}, but {path}.balance is 'none'; write 0.0, or choose loss or bias",
+        )
+    if e.balance != "bias" and e.balance_loss > 0:
+        yield Fault(
+            f"{path}.balance_loss",
+            f"{e.balance_loss}, but {path}.balance is {e.balance!r}; it is a loss beside a bias; write 0.0, or 'bias'",
+        )
+    yield from _expert_groups(path, e)
+
+
+def _expert_groups(path: str, e: "Experts") -> Iterator[Fault]:
+    """Groups are of equal size, two experts or more, and those of which a token chooses hold all that it chooses."""
+    if e.groups < 1 or e.active_groups < 1:
+        return  # said already
+    size = e.experts // e.groups
+    if e.groups > 1 and (e.experts % e.groups or size < 2):
+        yield Fault(
+            f"{path}.groups",
+            f"{e.groups}; must be 1, or divide {path}.experts = {e.experts} into groups of two or more; change either",
+        )
+    elif e.active_groups > e.groups or (e.groups > 1 and e.active > e.active_groups * size):
+        yield Fault(
+            f"{path}.active_groups",
+            f"{e.active_groups}; must be at most {path}.groups = {e.groups}, and hold {path}.active = {e.active} "
+            f"experts, of which a group has {size}; change it",
         )
 
 
@@ -939,6 +1027,12 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 "data.blocks",
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
+            )
+        if s.ends_prefix and not (s.latent and s.objective == NONE and c.data.blocks == "prefix"):
+            yield Fault(
+                f"streams.{name}.ends_prefix",
+                f"True, but its objective is {s.objective!r}, {s.latent} its latent and data.blocks {c.data.blocks!r}; "
+                "write False, or make it vectors that are read (objective='none') of data.blocks='prefix'",
             )
         if s.masks == "document" and c.data.blocks != "document":
             yield Fault(

@@ -53,6 +53,7 @@ class Modality(NamedTuple):
     markers: tuple[str, ...] = ()  # what encloses it among text; () = <name> and </name>
     options: tuple[Option, ...] = ()
     faults: Callable[[Any], Iterator[str]] = _none  # what is wrong with its options together
+    codec: str = ""  # the row whose codec opens it; "" = it has its own
 
 
 def _patches_do_not_fit(recipe, name: str = "image") -> Iterator[str]:
@@ -161,6 +162,22 @@ MODALITIES: dict[str, Modality] = {
         paths=("latents",),
         max_bytes=256 * 2**20 + NPY_HEADER,
         forms=(VECTORS,),
+    ),
+    "state": Modality(
+        suffixes=("state.npy",),
+        fields=(),  # they are asked for: a table may well have a state of something else
+        called="a robot's state",
+        max_bytes=16 * 2**20 + NPY_HEADER,
+        forms=(VECTORS,),
+        codec="latents",
+    ),
+    "chunk": Modality(
+        suffixes=("chunk.npy",),
+        fields=(),
+        called="a chunk of a robot's actions",
+        max_bytes=16 * 2**20 + NPY_HEADER,
+        forms=(VECTORS,),
+        codec="latents",
     ),
     "video": Modality(
         suffixes=("video.gif", "video.webp", "video.png"),

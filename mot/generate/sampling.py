@@ -20,7 +20,7 @@ from mot import batches
 from mot.batches import Batch
 from mot.config import Config
 from mot.config.options import Settings
-from mot.data import folding, packing, positions, records
+from mot.data import folding, packing, positions, records, roles
 from mot.data.layout import Format, Medium, Stretch, document, unit_places
 from mot.data.packing import pack
 from mot.errors import UserError
@@ -359,12 +359,19 @@ def _prompts(prompts: Sequence[Sequence[Stretch]], config: Config, format: Forma
     is_block = config.data.blocks == "document" or (config.data.blocks == "prefix" and opens)
     documents = [document(prompt, config, format, opens) for prompt in prompts]
     documents = [_with_room(d, room, names.index(format.text), config.mask_id) if room else d for d in documents]
-    documents = [d._replace(span=np.ones_like(d.span)) if is_block else d for d in documents]
+    documents = [_as_block(d, config) if is_block else d for d in documents]
     used = np.max([np.bincount(d.stream, minlength=len(names)) for d in documents], axis=0)
     budgets = [int(-(-n // PROMPT) * PROMPT) for n in used]
     features = [s.features for s in config.streams.values()]
     batch = pack([[d] for d in documents], names, budgets, features, positions.rule(config))
     return {name: tokens for name, tokens in batch.items() if tokens.token.shape[1]}
+
+
+def _as_block(d: packing.Document, config: Config) -> packing.Document:
+    """The document as one block, or its prefix as one."""
+    n = len(d.token)
+    end = roles.prefix_of(d, list(config.streams.values()), n) if config.data.blocks == "prefix" else n
+    return d._replace(span=np.where(np.arange(n) < end, 1 + d.span.max(), d.span))
 
 
 def _with_room(d: packing.Document, room: int, text: int, mask_id: int) -> packing.Document:

@@ -6,7 +6,7 @@ tensors that no parameter of ours is, such as an image tokenizer's.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +61,14 @@ def about(folder: Path) -> dict:
     return shards.read_json(folder / "config.json")
 
 
-def tensors(folder: Path) -> dict[str, np.ndarray]:
-    """What was kept, by its name; nothing is there where the family's tensors are all ours."""
+def tensors(folder: Path, of_ids: Collection[str], vocab: int) -> dict[str, np.ndarray]:
+    """What was kept, by its name; those `of_ids` get rows of zeros for ids that are new."""
     if not (folder / shards.SINGLE).is_file():
         return {}
-    return dict(shards.tensors(shards.headers(folder), "reading what is outside of the model"))
+    found = dict(shards.tensors(shards.headers(folder), "reading what is outside of the model"))
+    for name in found.keys() & set(of_ids):
+        found[name] = np.pad(found[name], ((0, max(vocab - len(found[name]), 0)), (0, 0)))
+    return found
 
 
 def copy_processors(folder: Path, out: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_dtypes
@@ -63,7 +63,7 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
         rows = families.rows_of(name, config)
         vocab = config.vocab + max(map(len, beyond.values()), default=0)
         pieces = families.pieces(rows, config, vocab)
-        outside = kept.tensors(aside) if aside else {}
+        outside = kept.tensors(aside, families.OF_IDS.get(name, ()), vocab) if aside else {}
         order = None
         if aside:
             order = families.order_of_ids(families.of_theirs(kept.about(aside), str(aside))[1], config, config.vocab)
@@ -156,7 +156,7 @@ def _write_rest(
     if not aside:
         about |= families.about_alone(name, config)
     else:
-        about = merged(kept.about(aside), about)
+        about = families.merged(kept.about(aside), about)
         kept.copy_processors(aside, folder)
     marks = {f"{mark}_token": f"<{mark}>" for mark in ("bos", "eos", "pad") if f"<{mark}>" in special}
     as_theirs = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length} | marks
@@ -164,15 +164,6 @@ def _write_rest(
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "README.md").write_text(card(path, name, config, position), encoding="utf-8")
-
-
-def merged(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json as it was kept, with what ours says of it."""
-    found = dict(theirs)
-    for key, value in ours.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = merged(found[key], value) if both else value
-    return found
 
 
 def card(path: Path, name: str, config: Config, position: Position) -> str:

@@ -27,7 +27,7 @@ from mot.errors import UserError, reason
 from mot.files import make_folder, remove, write_atomically
 from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
-from mot.interop.families import Piece, Row
+from mot.interop.families import Piece, Row, Said
 from mot.interop.shards import Header
 from mot.interop.transforms import TRANSFORMS
 from mot.model import flops, params
@@ -44,8 +44,7 @@ DEEP = 12  # layers that compile faster as a loop
 CONFIG = "records.py"  # of configs: what an imported run is a run of
 # No optimiser's moments lie in an imported checkpoint: in its own configuration norms alone train. A run that begins
 # from it by init.run trains what its own configuration says.
-FROZEN = ("attn", "ffn")
-ENDS = {True: ("latent",), False: ("embed", "head")}  # of a stream, by whether it has vectors
+FROZEN = ("attn", "ffn")  # of every stream; of ids also embedding and head
 
 
 class Imported(NamedTuple):
@@ -63,7 +62,8 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     about = shards.read_json(folder / "config.json")
     name, said = families.of_theirs(about, str(folder / "config.json"))
     tokenizer, ids = _tokenizer(folder, data)
-    found = shards.headers(folder)
+    found = shards.renamed(shards.headers(folder), families.ALIASES.get(name, ()))
+    _refuse_lacking(data, said, name)
     own = _config(data, said.arch, said, about, out)
     _refuse_other_codes(data, said, name)
     vocab = _rows_of_embedding(found, families.rows_of(name, own))
@@ -82,7 +82,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
     target = _config(data, arch or said.arch, said, about, out)
     weights, beyond = _read(found, pieces, own, order)
-    told = _told(own, vocab) + _told_of_aside(aside)
+    told = _told(own, vocab, said) + _told_of_aside(aside, said)
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
@@ -123,7 +123,20 @@ def _tokenizer(folder: Path, data: str) -> tuple[Tokenizer, int]:
     return ours, ids
 
 
-def _refuse_other_codes(data: str, said: families.Said, name: str) -> None:
+def _refuse_lacking(data: str, said: Said, name: str) -> None:
+    """`UserError` where the data lack vectors that a family reads or makes, or have others."""
+    known = read_dataset(Path(data))["tokenizers"]
+    there = {stream: entry.get("width", 0) for stream, entry in known.items() if stream in said.needs}
+    if there != dict(said.needs):
+        needed = ", ".join(f"{stream} of {width} features" for stream, width in said.needs.items())
+        has = ", ".join(f"{stream} of {width}" for stream, width in there.items()) or "none of these"
+        raise UserError(
+            f"--data {data}: a {name} has text, {needed}, and these data have {has}; prepare data that have them, as "
+            f"--content {'|'.join(f'{stream}:{stream}' for stream in (*said.needs, 'text'))}"
+        )
+
+
+def _refuse_other_codes(data: str, said: Said, name: str) -> None:
     """`UserError` where ids of the data, which a family has codes for, are not those codes."""
     for stream, ids in said.ids.items():
         entry = read_dataset(Path(data))["tokenizers"].get(stream)
@@ -135,14 +148,17 @@ def _refuse_other_codes(data: str, said: families.Said, name: str) -> None:
             )
 
 
-def _config(data: str, arch: str, said: families.Said, about: Mapping[str, Any], out: Path) -> Config:
-    """That of an architecture on the data, with the sizes and the block of a family."""
+def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Path) -> Config:
+    """That of an architecture on the data, with the sizes and the block of a family.
+
+    Its rows are no longer than a window of the family's attention, which then changes nothing.
+    """
     values = said.values
     sizes = load.run(load.SHIPPED / "sizes.py", "sizes.py")["LAPTOP"]["small"]
     keys = dict(width="streams.text.width", ffn="streams.text.ffn", layers="model.layers", heads="model.heads")
     sizes = sizes | {key: values[dotted] for key, dotted in keys.items()}
     longest = about.get("max_position_embeddings")
-    length = min(longest, LENGTH) if type(longest) is int and longest > 0 else LENGTH
+    length = min(n for n in (longest, said.window, LENGTH) if type(n) is int and n > 0)
     try:
         tree = load.run(load.SHIPPED / CONFIG, CONFIG)["build"](data, arch, "small", sizes, str(length))
     except ValueError as error:
@@ -152,8 +168,9 @@ def _config(data: str, arch: str, said: families.Said, about: Mapping[str, Any],
     values = _named(said.values, tree.streams, data)
     tree.update_from_flattened_dict({key: x for key, x in values.items() if key.startswith(tuple(there))})
     tree.run.update(root=str(out.parent), name=out.name)
-    parts = [f"{name}.{part}" for name, s in tree.streams.items() for part in (*FROZEN, *ENDS[s.latent > 0])]
-    tree.optim.freeze = ",".join(part for part in parts if not (part.endswith(".head") and tree.model.tied))
+    of_ids = ("embed",) if tree.model.tied else ("embed", "head")
+    frozen = {name: FROZEN + (() if stream.latent else of_ids) for name, stream in tree.streams.items()}
+    tree.optim.freeze = ",".join(f"{stream}.{part}" for stream, parts in frozen.items() for part in parts)
     return flops.resolve_with_steps(tree, sources.faults, optim.uncovered)
 
 
@@ -287,9 +304,14 @@ def _of_ids(x_VD: np.ndarray, ids: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([x_VD, new]), x_VD[:0]
 
 
-def _told(config: Config, vocab: int) -> list[str]:
+def _told(config: Config, vocab: int, said: Said) -> list[str]:
     text_ids = config.streams["text"].ids
     told = []
+    if said.window:
+        told.append(
+            f"its attention looks back {said.window} tokens; rows of {config.data.length} are no longer, so this run "
+            "has no window and computes the same; longer rows would not"
+        )
     if text_ids < vocab:
         told.append(
             f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; they are kept for an export"
@@ -301,11 +323,11 @@ def _told(config: Config, vocab: int) -> list[str]:
     return told
 
 
-def _told_of_aside(aside: Mapping[str, Header]) -> list[str]:
+def _told_of_aside(aside: Mapping[str, Header], said: Said) -> list[str]:
     if not aside:
         return []
     numbers = sum(math.prod(header.shape) for header in aside.values())
-    parts = sorted({".".join(name.split(".")[:3]) for name in aside})
+    parts = [start.rstrip(".") for start in said.outside if any(name.startswith(start) for name in aside)]
     return [
         f"{len(aside)} tensors of {numbers:,} numbers are outside of this model ({', '.join(parts)}); they are kept "
         "for an export"

@@ -34,6 +34,7 @@ class Header(NamedTuple):
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    name: str  # that it has in the file
 
 
 def library() -> Any:
@@ -121,7 +122,18 @@ def _listed(index: Path) -> dict[str, Path]:
 def _headers(file: Path) -> dict[str, Header]:
     with _opened(file) as opened:
         parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-        return {name: Header(file, tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+        return {name: Header(file, tuple(part.get_shape()), part.get_dtype(), name) for name, part in parts.items()}
+
+
+def renamed(found: Mapping[str, Header], aliases: Sequence[tuple[str, str]]) -> dict[str, Header]:
+    """The tensors by the names that their own become, pattern after pattern; one that two would have keeps its own."""
+    result: dict[str, Header] = {}
+    for name, header in found.items():
+        new = name
+        for pattern, ours in aliases:
+            new = re.sub(pattern, ours, new)
+        result[name if new in result else new] = header
+    return result
 
 
 @contextmanager
@@ -144,7 +156,7 @@ def tensors(found: Mapping[str, Header], title: str) -> Iterator[tuple[str, np.n
         for file, names in by_file.items():
             with _opened(file) as opened:
                 for name in names:
-                    yield name, opened.get_tensor(name)
+                    yield name, opened.get_tensor(found[name].name)
                     advance()
 
 

@@ -158,13 +158,18 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
     q, k = (_qk_norm(x_RNH, tower, name, m) for x_RNH, name in zip(heads[:2], ("q", "k"), strict=True))
     q, k, v = (x_RNH.reshape(B, C, -1, m.head_size) for x_RNH in (q, k, heads[2]))
     axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved)
-    q, k = (ops.rope(x_BCNH, tokens.rope_position, m.rope_theta, axes) for x_BCNH in (q, k))
+    how = (m.rope_theta, axes, m.rope_pairs, m.rope_scaling)
+    q, k = (ops.rope(x_BCNH, tokens.rope_position, *how) for x_BCNH in (q, k))
     return q, k, v
 
 
 def _qk_norm(x_RNH, tower: dict, name: str, m: Model) -> jax.Array:
     if m.qk_norm == "rms":
         return ops.rms_norm(x_RNH, tower[f"{name}_norm"], m.norm_eps, m.norm_offset)
+    if m.qk_norm == "rms_flat":
+        flat_RA = x_RNH.reshape(x_RNH.shape[0], -1)
+        scale_A = tower[f"{name}_norm"].reshape(-1)
+        return ops.rms_norm(flat_RA, scale_A, m.norm_eps, m.norm_offset).reshape(x_RNH.shape)
     if m.qk_norm == "layer":
         return ops.layer_norm(x_RNH, tower[f"{name}_norm"], tower[f"{name}_norm_bias"], m.norm_eps)
     return x_RNH

@@ -357,6 +357,9 @@ def _attention(config: Config, D: int) -> Iterator[tuple[str, Spec]]:
             yield f"{x}_bias", Spec((heads, H), (axis, "head"), None, 0.0)
     if m.qk_norm == "rms":
         yield from ((f"{x}_norm", _scale(config, H, "head")) for x in "qk")
+    if m.qk_norm == "rms_flat":
+        for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
+            yield f"{x}_norm", _scale(config, H, "head")._replace(shape=(heads, H), axes=(axis, "head"))
     if m.qk_norm == "layer":
         for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
             yield f"{x}_norm", Spec((heads, H), (axis, "head"))

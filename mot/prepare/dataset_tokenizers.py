@@ -108,7 +108,7 @@ class ChosenTokenizers(NamedTuple):
 
 
 def write_chosen(folder: Path, found: ChosenTokenizers) -> None:
-    widths = {name: found.widths.get(name, 0) for name in modalities.given()}
+    widths = {name: found.widths.get(name, 0) for name in modalities.given() if name in ("latents", *found.modalities)}
     rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
     rest |= {"of": found.of} if found.of else {}
     rest |= {"shapes": found.shapes} if found.shapes else {}

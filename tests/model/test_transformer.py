@@ -36,6 +36,7 @@ def oracle_states(c, flat, batch):
         ("mot_ffn", {"qk_norm": "none", "attention": "reference"}),
         pytest.param("mot_attn_ffn", {"tied": True}, marks=pytest.mark.slow),
         ("loo_image", {"scan": True}),
+        ("mot_ffn", {"qk_norm": "rms_flat"}),
         ("mot", {"activation": "geglu", "norm_offset": True, "embed_scale": True, "qkv_bias": True, "tied": True}),
     ],
 )

@@ -242,6 +242,9 @@ def states(flat, row, towers, streams, o):
                 y = y + w("attn", s, f"{name}_bias")[None]
             if name != "v" and o["qk_norm"] == "rms":
                 y = rms_norm(y, w("attn", s, f"{name}_norm"))
+            if name != "v" and o["qk_norm"] == "rms_flat":
+                flat_scale = w("attn", s, f"{name}_norm").reshape(-1)
+                y = rms_norm(y.reshape(len(y), -1), flat_scale).reshape(y.shape)
             if name != "v" and o["qk_norm"] == "layer":
                 y = layer(y, w("attn", s, f"{name}_norm"), w("attn", s, f"{name}_norm_bias"), o["eps"])
             return y if name == "v" else rope(y, row["rope_position"], o["theta"], *o.get("sections", ()))
@@ -293,7 +296,7 @@ def cross_entropy(h, head, target, scale, z_loss):
 def choices(score, liked, real, position, o):
     """Of one row: which (token, expert) pairs are wanted and which find a place, `[C, E]` bool. Loops over tokens.
 
-    score, liked [C, E] numpy; o: router, active, capacity, wins.
+    score, liked [C, E] numpy; o: router, active, capacity, overflow, groups, active_groups.
     """
     C, E = score.shape
     tokens = [t for t in range(C) if real[t]]
@@ -305,8 +308,12 @@ def choices(score, liked, real, position, o):
             ]:
                 wanted[t, e] = True
         return wanted, wanted
+    size = E // o["groups"]
     for t in tokens:
-        for e in sorted(range(E), key=lambda e, t=t: (-liked[t, e], e))[: o["active"]]:
+        best = [sum(sorted(liked[t, g * size : g * size + size])[-2:]) for g in range(o["groups"])]
+        groups = sorted(range(o["groups"]), key=lambda g, best=best: (-best[g], g))[: o["active_groups"]]
+        allowed = [e for e in range(E) if e // size in groups]
+        for e in sorted(allowed, key=lambda e, t=t: (-liked[t, e], e))[: o["active"]]:
             wanted[t, e] = True
     if not o["capacity"]:
         return wanted, wanted
@@ -328,6 +335,7 @@ def routed(x, w, wanted, found, o):
     weight = scores(x, w, o)
     if o["normalise"]:
         weight = weight / jnp.where(wanted.any(1), jnp.where(wanted, weight, 0).sum(1), 1)[:, None]
+    weight = weight * o["weight_scale"]
     y = jnp.zeros_like(x)
     for e in range(wanted.shape[1]):
         hidden = jax.nn.silu(x @ w["w1"][e]) * (x @ w["w3"][e])

@@ -1,14 +1,23 @@
 """Tiny models of several modalities, of the publisher's own classes, saved by them, imported, and exported."""
 
 import json
+import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig
+from transformers import (
+    AutoConfig,
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonVQVAEConfig,
+    PI0Config,
+    PI0ForConditionalGeneration,
+)
 
+from mot.data import roles
 from mot.data.packing import document, pack
 from mot.interop import families
 from mot.interop.transforms import TRANSFORMS
@@ -80,12 +89,33 @@ def compare_gradients(name, config, gradient, model):
     assert seen > 20
 
 
+PI0_NAMES = (
+    (r"^paligemma_with_expert\.paligemma\.model\.language_model\.model\.", "model.vlm.language_model."),
+    (r"^paligemma_with_expert\.paligemma\.model\.", "model.vlm."),
+    (r"^paligemma_with_expert\.gemma_expert\.model\.", "model.dit."),
+    (r"^(state_proj|action_in_proj|action_time)", r"embed_action_time.\1"),
+)
+
+
+def compare_pi0_gradients(config, gradient, theirs):
+    flat, seen = params.paths(gradient), 0
+    for key, (piece,) in families.pieces(families.rows_of("pi0", config), config, config.vocab).items():
+        for pattern, new in PI0_NAMES:
+            key = re.sub(pattern, new, key)
+        found = TRANSFORMS[piece.transform].to_theirs(np.asarray(flat[piece.ours][piece.index]))
+        wanted = 0 * theirs[key].detach().numpy() if theirs[key].grad is None else theirs[key].grad.numpy()
+        n = min(len(found), len(wanted))
+        np.testing.assert_allclose(found[:n], wanted[:n], atol=1e-4, err_msg=key)
+        seen += theirs[key].grad is not None
+    return seen
+
+
 @pytest.mark.parametrize("swin", [False, True])
 def test_chameleon(swin, tmp_path, codes):
     model = chameleon(tmp_path / "hf", codes, swin)
     run, back = tmp_path / "run", tmp_path / "back"
     out, _ = succeeds("import", tmp_path / "hf", f"--data={codes / 'data'}", f"--out={run}")
-    assert "are outside of this model (model.vqmodel.encoder, model.vqmodel.post_quant_conv" in out
+    assert "are outside of this model (model.vqmodel); they are kept for an export" in out
     config, position, weights = restore.load(run)
     assert (position.step, config.model.norm) == (0, "post" if swin else "pre")
     assert (config.streams["image"].first_id, config.streams["image"].ids, config.vocab) == (FIRST, CODES, IDS)
@@ -134,3 +164,96 @@ def test_chameleon(swin, tmp_path, codes):
     assert "the logits stored beside the weights are those of the run's" in out
     for path, x in params.paths(restore.load(tmp_path / "again")[2]).items():
         np.testing.assert_array_equal(x, params.paths(weights)[path], err_msg=path)
+
+
+HEADS = dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=8, rms_norm_eps=1e-6)
+VISION = dict(
+    hidden_size=12,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=28,
+    patch_size=14,
+    vision_use_head=False,
+)
+
+
+def pi0(folder, texts):
+    """A model of random weights, whose folder is written; each of two images is four patches."""
+    of_text = dict(model_type="gemma", hidden_size=16, intermediate_size=24, vocab_size=published.IDS, **HEADS)
+    vision = dict(model_type="siglip_vision_model", vocab_size=published.IDS, **VISION)
+    config = PI0Config(
+        vlm_config=dict(
+            model_type="paligemma",
+            text_config=of_text,
+            vision_config=vision,
+            projection_dim=16,
+            image_token_id=published.IDS,
+        ),
+        dit_config=dict(model_type="gemma", hidden_size=12, intermediate_size=20, **HEADS),
+        chunk_size=5,
+        max_state_dim=4,
+        max_action_dim=3,
+    )
+    model = shaken(PI0ForConditionalGeneration(config))
+    model.save_pretrained(folder, max_shard_size="20KB")
+    shutil.copy(texts / "tokenizer.json", folder)
+    return model
+
+
+def test_pi0(tmp_path, codes):
+    model, data = pi0(tmp_path / "hf", codes), published.robot(tmp_path / "robot", codes) / "data"
+    run, back = tmp_path / "run", tmp_path / "back"
+    out, _ = succeeds("import", tmp_path / "hf", f"--data={data}", f"--out={run}")
+    assert "vision_tower" in out
+    config, position, weights = restore.load(run)
+    assert position.step == 0
+    names = list(config.streams)
+
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, published.IDS, 6)
+    pixels = torch.tensor(rng.standard_normal((1, 2, 3, 28, 28)).astype("f"))
+    with torch.no_grad():
+        features = model.model.vlm.vision_tower(pixels[0]).last_hidden_state.reshape(8, 12)
+    state, noise, actions = (rng.standard_normal(shape).astype("f") for shape in ((1, 4), (5, 3), (5, 3)))
+    t, g = np.float32(0.7), rng.standard_normal((5, 3)).astype("f")
+    their_ids = torch.tensor([published.IDS] * 8 + ids.tolist())[None]
+    velocity = model(
+        state=torch.tensor(state),
+        noise=torch.tensor(noise)[None],
+        actions=torch.tensor(actions)[None],
+        timestep=torch.tensor([t]),
+        input_ids=their_ids,
+        pixel_values=pixels,
+        pixel_attention_mask=torch.ones((1, 2), dtype=torch.bool),
+        attention_mask=torch.ones_like(their_ids),
+    ).logits[0]
+    (velocity * torch.tensor(g)).sum().backward()
+
+    stream = np.repeat([names.index(s) for s in ("latents", "text", "state", "chunk")], [8, 6, 1, 5])
+    unit = np.repeat([1, 2, 0, 3, 4], [4, 4, 6, 1, 5])
+    token = np.zeros(20, int)
+    token[8:14] = ids
+    noised = t * noise + (1 - t) * actions
+    values = {names.index("latents"): features.numpy(), names.index("state"): state, names.index("chunk"): noised}
+    d = roles.assign(document(0, 0, token, stream, values, unit=unit), list(config.streams.values()), "prefix", 0)
+    d = d._replace(noise=d.noise * t)
+    sizes = {"text": 6, "latents": 8, "state": 1, "chunk": 5}
+    widths = [config.streams[name].latent for name in names]
+    batch = pack([[d]], names, [sizes[name] for name in names], widths)
+
+    def dot(w):
+        found = transformer.forward(w, batch, config).latents["chunk"][0]
+        return (found * g).sum(), found
+
+    (_, found), gradient = jax.jit(jax.value_and_grad(dot, has_aux=True))(weights)
+    assert np.abs(velocity.detach().numpy()).max() > 0.5
+    np.testing.assert_allclose(found, velocity.detach().numpy(), atol=1e-4)
+    theirs = {f"{key}": x for key, x in model.named_parameters()}
+    seen = compare_pi0_gradients(config, gradient, theirs)
+    assert seen > 40
+
+    succeeds("export", run, f"--out={back}", "--format=hf", "--shard-mb=1")
+    again = PI0ForConditionalGeneration.from_pretrained(back)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key][: len(tensor)], tensor), key

@@ -59,6 +59,19 @@ def codes(folder, special, ids):
     return folder
 
 
+def robot(folder, texts, latents=12, state=4, actions=3):
+    """The dataset `data` of pictures' features, text, states and chunks of actions, all of so many features."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    sizes = dict(latents=(20, 8, latents), state=(20, state), chunk=(20, 5, actions))
+    arrays = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    np.savez(folder / "all.npz", text=["one fox", "two dogs"] * 10, **arrays)
+    asked = [folder / "all.npz", "--content=latents:latents|text:text|state:state|chunk:chunk", "--held-out=0.2"]
+    asked += ["--workers=1", f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}"]
+    succeeds("data", "prepare", *asked)
+    return folder
+
+
 ABOUT = dict(
     architectures=["LlamaForCausalLM"],
     model_type="llama",

@@ -24,7 +24,8 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import bagel, chameleon, cosmos3, text
+from mot.interop.families import bagel, chameleon, cosmos3, pi0, text
+from mot.interop.families.fields import merged as merged
 from mot.interop.families.rows import Piece as Piece
 from mot.interop.families.rows import Row as Row
 from mot.interop.families.rows import Said as Said
@@ -36,11 +37,23 @@ from mot.interop.families.rows import shape_of as shape_of
 from mot.interop.shards import STEMS
 from mot.model import params
 
-FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon}
+FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon, "pi0": pi0}
 FAMILIES |= {"bagel": bagel, "Cosmos3OmniTransformer": cosmos3}
 # Those with tensors outside of our model; without them an export of NEEDED would not be whole.
-NEEDED = ("chameleon",)
+NEEDED = ("chameleon", "pi0")
 OUTSIDE = (*NEEDED, "bagel", "Cosmos3OmniTransformer")
+# Those whose embedding is described within another part of a config.json.
+NESTED = {"pi0": ("vlm_config", "text_config"), "bagel": ("llm_config",)}
+# Tensors outside of our model that must have as many rows as the embedding has.
+OF_IDS = {"pi0": (f"{pi0.EXPERT}lm_head.weight",)}
+# How names of tensors may be written otherwise: patterns, and what we call what they match.
+ALIASES = {"pi0": pi0.ALIASES}
+# What lacks more than a line of a table, and why.
+REFUSED = {
+    "deepseek_v2": "its attention compresses keys and values into latents (MLA), which the model has not",
+    "deepseek_v3": "its attention compresses keys and values into latents (MLA), which the model has not; its router "
+    "is there: score='sigmoid', groups, active_groups, weight_scale, and balance='bias' with balance_loss",
+}
 ADD = "the docstring of mot/interop/families has the steps to add one"
 
 
@@ -50,6 +63,10 @@ def of_theirs(about: Mapping[str, Any], where: str) -> tuple[str, Said]:
     Raises `UserError` for a family that is not in the table, and for what cannot be said of it.
     """
     name = about.get("model_type", about.get("_class_name"))  # diffusers writes the latter
+    if isinstance(name, str) and name in REFUSED:
+        raise UserError(
+            f"{where}: model_type {name!r} cannot be said: {REFUSED[name]}; known are {', '.join(FAMILIES)}"
+        )
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
             f"{where}: model_type {name!r} is no family that is known; known are {', '.join(FAMILIES)}; {ADD}"
@@ -91,7 +108,9 @@ def stem(name: str) -> str:
 
 def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int], dtype: str) -> dict[str, Any]:
     """The `config.json` of a configuration that is of a family; `ids` are the rows of its embedding."""
-    about = {"model_type": name, "vocab_size": ids, "max_position_embeddings": config.length}
-    about |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}
-    about |= {"dtype": dtype, "torch_dtype": dtype}
-    return about | FAMILIES[name].about(name, config)
+    of_text = {"vocab_size": ids, "max_position_embeddings": config.length}
+    of_text |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}
+    for key in reversed(NESTED.get(name, ())):
+        of_text = {key: of_text}
+    about = {"model_type": name, "dtype": dtype, "torch_dtype": dtype}
+    return merged(about | of_text, FAMILIES[name].about(name, config))

@@ -11,7 +11,7 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import text
+from mot.interop.families import rope, text
 from mot.interop.families.fields import flat, refuse, typed, unsaid
 from mot.interop.families.rows import Row, Said
 
@@ -25,7 +25,7 @@ IGNORED = {"model_parallel_size", "vq_config", "vocabulary_map", "image_token_id
 OUTSIDE = ("model.vqmodel.",)
 NAME = "IMGIMG"
 NORMS = tuple(
-    Row(f"model.layers.{{layer}}.self_attn.{x}_norm.{theirs}", f"{text.BLOCK}/attn/text/{x}_norm{ours}", "same")
+    Row(f"model.layers.{{layer}}.self_attn.{x}_norm.{theirs}", f"blocks/main/attn/text/{x}_norm{ours}", "same")
     for x in "qk"
     for theirs, ours in (("weight", ""), ("bias", "_bias"))
 )
@@ -33,7 +33,8 @@ NORMS = tuple(
 
 def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     given = flat(about)
-    refuse(unsaid(given, KNOWN | IGNORED, ONLY), where)
+    stretched, faults = rope.said(given.pop("rope_scaling", None))
+    refuse(faults + unsaid(given, KNOWN | IGNORED, ONLY), where)
     given = USUAL | {key: value for key, value in given.items() if value is not None}
     given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
     if all(type(given.get(k)) is int for k in ("hidden_size", "num_attention_heads")):
@@ -43,12 +44,12 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
         )
         given["head_dim"] = size
     values = {field.ours: typed(field, given.get(field.theirs), where) for field in text.FIELDS}
-    values |= {f"model.{key}": value for key, value in MODEL.items()}
+    values |= stretched | {f"model.{key}": value for key, value in MODEL.items()}
     values["model.norm"] = "post" if given["swin_norm"] else "pre"
     codes = _codes(about.get("vocabulary_map"), where)
     values |= {f"streams.image.{key}": values[f"streams.text.{key}"] for key in ("width", "ffn")}
     values["streams.image.first_id"] = min(codes)
-    return Said("dense", values, OUTSIDE, {"image": codes})
+    return Said("dense", values, OUTSIDE, ids={"image": codes})
 
 
 def _codes(vocabulary: Any, where: str) -> tuple[int, ...]:
@@ -90,7 +91,7 @@ def faults(name: str, config: Config) -> Iterator[str]:
         yield f"model.norm_eps: {m.norm_eps!r}; must be {NORM_EPS!r}"
     if m.head_size * m.heads != width:
         yield f"model.head_size: {m.head_size}; must be the width over the heads, {width} / {m.heads}"
-    yield from text.unlike(config, MODEL | dict(rope_sections=()))
+    yield from text.unlike(config, MODEL)
 
 
 def about(name: str, config: Config) -> dict[str, Any]:

@@ -34,15 +34,17 @@ IGNORED = {
 
 
 def flat(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with those of `rope_parameters` among them, as transformers 5 writes what was `rope_theta`."""
+    """The fields with `rope_theta` and `rope_scaling` among them, which transformers 5 writes as `rope_parameters`."""
     given = dict(about)
     rope = given.pop("rope_parameters", None)
     if rope is None:
         return given
-    if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
+    if not isinstance(rope, Mapping):
         return given | {"rope_scaling": rope}
-    extra = {key: value for key, value in rope.items() if key not in ("rope_type", "rope_theta", "type")}
-    return given | {"rope_theta": rope.get("rope_theta", given.get("rope_theta"))} | extra
+    given |= {"rope_theta": rope.get("rope_theta", given.get("rope_theta"))}
+    if rope.get("rope_type", "default") != "default":
+        return given | {"rope_scaling": rope}
+    return given | {key: value for key, value in rope.items() if key not in ("rope_type", "rope_theta", "type")}
 
 
 def unsaid(given: Mapping[str, Any], known: Collection[str], only: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -66,16 +68,30 @@ def unsaid(given: Mapping[str, Any], known: Collection[str], only: Mapping[str, 
     return found
 
 
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of both, also of configurations within them; the second's where both have one."""
+    found = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
+
 def refuse(faults: Sequence[str], where: str) -> None:
     """Raises `UserError` with all that cannot be said of a config.json, if anything."""
     if faults:
         raise UserError(f"{where}: this model cannot be said:\n  " + "\n  ".join(faults))
 
 
+def is_number(value: Any) -> bool:
+    """Is it a finite number above 0?"""
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
 def typed(field: Field, value: Any, where: str) -> Any:
     """A field's value; raises `UserError` for one of another type, and where it is absent."""
-    is_number = type(value) in (int, float) and math.isfinite(value) and value > 0
-    if not (type(value) is bool if field.kind is bool else is_number and type(value) in (int, field.kind)):
+    fits = type(value) is bool if field.kind is bool else is_number(value) and type(value) in (int, field.kind)
+    if not fits:
         what = {int: "a whole number above 0", float: "a number above 0", bool: "true or false"}[field.kind]
         raise UserError(f"{where}: {field.theirs} is {value!r:.80}; must be {what}; repair the file")
     return field.kind(value)

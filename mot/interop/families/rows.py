@@ -30,7 +30,9 @@ class Said(NamedTuple):
     values: Mapping[str, Any]  # of our configuration, by dotted key; a stream may be one that the data lack, and
     # {vectors} is the data's stream of vectors
     outside: tuple[str, ...] = ()  # how names of tensors begin that no parameter of ours is, and that are kept aside
+    needs: Mapping[str, int] = {}  # streams of vectors that data must have, and their features
     ids: Mapping[str, tuple[int, ...]] = {}  # of streams whose ids lie amid text's: their id for each of the stream's
+    window: int = 0  # how many tokens its attention looks back, itself included; 0 = all of a row
 
 
 class Piece(NamedTuple):

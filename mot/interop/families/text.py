@@ -1,10 +1,12 @@
 """Decoders of text in one tower, as transformers writes them: a line of FAMILIES for each `model_type`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mot.config import Config
-from mot.interop.families.fields import Field, flat, refuse, typed, unsaid
+from mot.interop.families import moe, rope
+from mot.interop.families.fields import Field, flat, is_number, refuse, typed, unsaid
+from mot.interop.families.moe import Moe
 from mot.interop.families.rows import Row, Said
 from mot.model import params
 
@@ -14,7 +16,9 @@ class Family(NamedTuple):
     activation: str  # their name of it
     model: Mapping[str, Any]  # keys of our `model` that make the family
     usual: Mapping[str, Any]  # what its class takes for fields that config.json lacks
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...]  # of every layer, but for its FFN
+    moe: Moe | None = None  # None: it has no experts
+    windows: bool = False  # a `sliding_window` counts by itself
 
 
 FIELDS = (
@@ -36,7 +40,6 @@ ONLY = {
     "use_sliding_window": (False,),
     "use_bidirectional_attention": (False,),
     "partial_rotary_factor": (1,),
-    "rope_scaling": (),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
     "query_pre_attn_scalar": (),
@@ -44,36 +47,76 @@ ONLY = {
     "auto_map": (),
     "pretraining_tp": (1,),
 }
-OF_WINDOWS = {"max_window_layers", "sliding_window"}  # use_sliding_window switches them on
+OF_WINDOWS = {"max_window_layers", "sliding_window"}  # use_sliding_window switches them on, but for `Family.windows`
 
-BLOCK = "blocks/main"
-DECODER = (
+ENDS = (
     Row("model.embed_tokens.weight", "embed/tokens", "same"),
+    Row("model.norm.weight", "final_norm/text/scale", "same"),
+    Row("lm_head.weight", "head/out", "transpose"),  # of models that are not tied
+)
+BLOCK = "blocks/{stack}"
+ATTENTION = (
     Row("model.layers.{layer}.self_attn.q_proj.weight", f"{BLOCK}/attn/text/wq", "split_heads"),
     Row("model.layers.{layer}.self_attn.k_proj.weight", f"{BLOCK}/attn/text/wk", "split_heads"),
     Row("model.layers.{layer}.self_attn.v_proj.weight", f"{BLOCK}/attn/text/wv", "split_heads"),
     Row("model.layers.{layer}.self_attn.o_proj.weight", f"{BLOCK}/attn/text/wo", "join_heads"),
+)
+NORMS = (
+    Row("model.layers.{layer}.input_layernorm.weight", f"{BLOCK}/norm/text/attn", "same"),
+    Row("model.layers.{layer}.post_attention_layernorm.weight", f"{BLOCK}/norm/text/ffn", "same"),
+)
+POST_NORMS = (
+    Row("model.layers.{layer}.post_attention_layernorm.weight", f"{BLOCK}/norm/text/attn", "same"),
+    Row("model.layers.{layer}.post_feedforward_layernorm.weight", f"{BLOCK}/norm/text/ffn", "same"),
+)
+FFN = (
     Row("model.layers.{layer}.mlp.gate_proj.weight", f"{BLOCK}/ffn/text/w1", "transpose"),
     Row("model.layers.{layer}.mlp.up_proj.weight", f"{BLOCK}/ffn/text/w3", "transpose"),
     Row("model.layers.{layer}.mlp.down_proj.weight", f"{BLOCK}/ffn/text/w2", "transpose"),
-    Row("model.layers.{layer}.input_layernorm.weight", f"{BLOCK}/norm/text/attn", "same"),
-    Row("model.layers.{layer}.post_attention_layernorm.weight", f"{BLOCK}/norm/text/ffn", "same"),
-    Row("model.norm.weight", "final_norm/text/scale", "same"),
-    Row("lm_head.weight", "head/out", "transpose"),  # of models that are not tied
 )
 BIASES = tuple(
     Row(f"model.layers.{{layer}}.self_attn.{x}_proj.bias", f"{BLOCK}/attn/text/{x}_bias", "split_bias") for x in "qkv"
 )
-QK_NORMS = tuple(
-    Row(f"model.layers.{{layer}}.self_attn.{x}_norm.weight", f"{BLOCK}/attn/text/{x}_norm", "same") for x in "qk"
+# The scales of a norm over all heads are [N H]; of each head they are [H], and lie alike.
+QK_NORMS, FLAT_QK_NORMS = (
+    tuple(Row(f"model.layers.{{layer}}.self_attn.{x}_norm.weight", f"{BLOCK}/attn/text/{x}_norm", how) for x in "qk")
+    for how in ("same", "split_bias")
 )
-LLAMA = dict(qk_norm="none", activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
+DECODER = (*ATTENTION, *NORMS)
+LLAMA = dict(norm="pre", qk_norm="none", activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
 USUAL = dict(rms_norm_eps=1e-6, rope_theta=10_000.0, tie_word_embeddings=False)
+OLMO = USUAL | dict(rms_norm_eps=1e-5)
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", "silu", LLAMA, USUAL, DECODER),
+    "mistral": Family("MistralForCausalLM", "silu", LLAMA, USUAL | dict(sliding_window=4096), DECODER, windows=True),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        "silu",
+        LLAMA,
+        USUAL | dict(rms_norm_eps=1e-5, rope_theta=1e6),
+        DECODER,
+        moe.MIXTRAL,
+        windows=True,
+    ),
     "qwen2": Family("Qwen2ForCausalLM", "silu", LLAMA | dict(qkv_bias=True), USUAL, (*DECODER, *BIASES)),
+    "qwen2_moe": Family(
+        "Qwen2MoeForCausalLM", "silu", LLAMA | dict(qkv_bias=True), USUAL, (*DECODER, *BIASES), moe.QWEN2
+    ),
     "qwen3": Family(
         "Qwen3ForCausalLM", "silu", LLAMA | dict(qk_norm="rms"), USUAL | dict(head_dim=128), (*DECODER, *QK_NORMS)
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM", "silu", LLAMA | dict(qk_norm="rms"), USUAL, (*DECODER, *QK_NORMS), moe.QWEN3
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        "silu",
+        LLAMA | dict(norm="post", qk_norm="rms_flat"),
+        OLMO,
+        (*ATTENTION, *POST_NORMS, *FLAT_QK_NORMS),
+    ),
+    "olmoe": Family(
+        "OlmoeForCausalLM", "silu", LLAMA | dict(qk_norm="rms_flat"), OLMO, (*DECODER, *FLAT_QK_NORMS), moe.OLMOE
     ),
     "gemma": Family(
         "GemmaForCausalLM",
@@ -89,44 +132,69 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     family = FAMILIES[name]
     given = flat(about)
     layer_types = given.pop("layer_types", None)
+    stretched, faults = rope.said(given.pop("rope_scaling", None))
     only = ONLY | dict.fromkeys(("hidden_act", "hidden_activation"), (family.activation,))
-    faults = unsaid(given, {field.theirs for field in FIELDS} | OF_WINDOWS, only)
+    known = {field.theirs for field in FIELDS} | OF_WINDOWS
+    experts: dict[str, Any] = {}
+    if family.moe:
+        experts, more = moe.said(family.moe, given)
+        faults += more
+        known |= moe.fields(family.moe)
+        only = only | family.moe.only
+    faults += unsaid(given, known, only)
     if layer_types is not None and not (
         isinstance(layer_types, list) and {*map(str, layer_types)} <= {"full_attention"}
     ):
         faults.append(f"layer_types: {layer_types!r:.80}; allowed: 'full_attention' alone")
+    # Where it is null there is no window, and where it is absent the class has its own.
+    window = (dict(family.usual) | given).get("sliding_window") if family.windows else None
+    if window is not None and not (type(window) is int and is_number(window)):
+        faults.append(f"sliding_window: {window!r:.80}; must be a whole number above 0, or null")
     refuse(faults, where)
     given = dict(family.usual) | {key: value for key, value in given.items() if value is not None}
     given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
     if "head_dim" not in given and all(type(given.get(k)) is int for k in ("hidden_size", "num_attention_heads")):
         given["head_dim"] = given["hidden_size"] // max(given["num_attention_heads"], 1)
-    values = {field.ours: typed(field, given.get(field.theirs), where) for field in FIELDS}
-    return Said("dense", values | {f"model.{key}": value for key, value in family.model.items()})
+    values = {field.ours: typed(field, given.get(field.theirs), where) for field in FIELDS} | stretched | experts
+    return Said("dense", values | {f"model.{key}": value for key, value in family.model.items()}, window=window or 0)
 
 
 def rows(name: str, config: Config) -> tuple[Row, ...]:
     """A tied model has no head."""
-    return tuple(row for row in FAMILIES[name].rows if not (row.ours == "head/out" and config.model.tied))
+    family = FAMILIES[name]
+    found = [row for row in ENDS if not (row.ours == "head/out" and config.model.tied)]
+    for stack in dict.fromkeys(config.stacks):
+        is_sparse = config.sparse[config.stacks.index(stack)]
+        ffn = family.moe.rows if family.moe and is_sparse else FFN
+        found += [row._replace(ours=row.ours.format(stack=stack)) for row in (*family.rows, *ffn)]
+    return tuple(found)
 
 
 def faults(name: str, config: Config) -> Iterator[str]:
+    family = FAMILIES[name]
     if list(config.streams) != ["text"]:
         kinds = ", ".join(f"{name} ({s.objective})" for name, s in config.streams.items())
         yield f"streams: {kinds}; it must have text alone"
         return
+    if family.moe:
+        yield from moe.faults(family.moe, config)
+    yield from unlike(config, family.model, () if family.moe else ("ffn",))
     if config.streams["text"].objective != "next_token":
         yield f"streams.text.objective: {config.streams['text'].objective!r}; must be 'next_token'"
-    yield from unlike(config, FAMILIES[name].model | dict(norm="pre", rope_sections=()))
 
 
-def unlike(config: Config, model: Mapping[str, Any]) -> Iterator[str]:
-    """Why a configuration is no decoder without experts that has these values of `model`."""
-    for component, sets in (("attn", config.attn), ("ffn", config.ffn)):
-        for tower in (tower for tower, experts in sets.items() if experts.experts):
-            yield f"{component}.{tower}.experts: it has experts; must be 0"
-    for key, wanted in model.items():
+def unlike(config: Config, model: Mapping[str, Any], without: Sequence[str] = ("ffn",)) -> Iterator[str]:
+    """Why a configuration has not these values of `model`, or experts in attention or what else is `without` them."""
+    for component in ("attn", *without):
+        for tower, experts in config.component(component).experts.items():
+            if experts.experts:
+                yield f"{component}.{tower}.experts: it has experts; must be 0"
+    for key, wanted in (model | dict(rope_sections=(), rope_features=0)).items():
         if (value := getattr(config.model, key)) != wanted:
             yield f"model.{key}: {value!r}; must be {wanted!r}"
+    scaling = config.model.rope_scaling
+    if scaling.amplitude != 1 and scaling.kind != "yarn":
+        yield f"model.rope_scaling.amplitude: {scaling.amplitude}; of {scaling.kind!r} it must be 1.0"
     if config.data.blocks == "document":
         yield "data.blocks: 'document'; its tokens see later ones"
     if any(spec.multiplier != 1 for spec in params.table(config).values()):
@@ -135,12 +203,15 @@ def unlike(config: Config, model: Mapping[str, Any]) -> Iterator[str]:
 
 def about(name: str, config: Config) -> dict[str, Any]:
     family = FAMILIES[name]
-    return fields_of(config) | {"architectures": [family.architecture], "hidden_act": family.activation}
+    found = fields_of(config) | {"architectures": [family.architecture], "hidden_act": family.activation}
+    if family.windows:
+        found |= {"sliding_window": None}
+    return found | (moe.about(family.moe, config) if family.moe else {})
 
 
 def fields_of(config: Config) -> dict[str, Any]:
     """What FIELDS and RoPE are of a configuration."""
     values = {"streams.text.width": config.streams["text"].width, "streams.text.ffn": config.streams["text"].ffn}
     found = {f.theirs: values.get(f.ours, getattr(config.model, f.ours.rpartition(".")[2], None)) for f in FIELDS}
-    rope = {"rope_type": "default", "rope_theta": config.model.rope_theta}
-    return found | {"attention_dropout": 0.0, "rope_parameters": rope}
+    found |= {"rope_parameters": rope.about(config.model.rope_theta, config.model.rope_scaling)}
+    return found | {"attention_dropout": 0.0}

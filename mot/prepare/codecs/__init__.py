@@ -39,7 +39,7 @@ def of(kind: str) -> ModuleType:
     kind = row_of(kind)
     if kind not in MODALITIES:
         raise ValueError(f"no modality {kind!r} that mot opens; there are {', '.join(MODALITIES)}")
-    return importlib.import_module(f"mot.prepare.codecs.{kind}")
+    return importlib.import_module(f"mot.prepare.codecs.{MODALITIES[kind].codec or kind}")
 
 
 def max_bytes(kind: str) -> int:
