@@ -177,6 +177,7 @@ def test_cosmos3(more, data, tmp_path):
 BAGEL = dict(layers=2, head_size=8, theta=5000.0, eps=1e-6, side=4)
 BAGEL |= dict(width=32, ffn=24, heads=4, kv_heads=2, features=FEATURES, ids=published.IDS)
 AFTER = 3  # ids of text after a picture
+CHANGED = {"llm_config", "vocab_size"}  # of a config.json: mot has ids of its own
 # What reads pictures, which no model of ours has.
 READS = {"vit_model.vision_model.embeddings.patch_embedding.weight": (5, 3), "connector.fc1.bias": (32,)}
 
@@ -249,7 +250,7 @@ def test_bagel(data, tmp_path):
     about, tensors = bagel_folder(tmp_path / "hf", data)
     run = tmp_path / "run"
     out, _ = succeeds("import", tmp_path / "hf", f"--data={data / 'pictures' / 'data'}", f"--out={run}")
-    assert "2 tensors of 47 numbers are outside of this model (connector.fc1.bias, vit_model" in out
+    assert "2 tensors of 47 numbers are outside of this model (" in out
     config, _, weights = restore.load(run)
     batch, (batch["latents"], target) = noised(config, AFTER)
     n = ROWS * COLUMNS
@@ -264,7 +265,5 @@ def test_bagel(data, tmp_path):
     succeeds("export", run, f"--out={tmp_path / 'back'}", "--format=hf", "--shard-mb=1")
     is_back(safetensors.torch.load_file(tmp_path / "back" / "ema.safetensors"), tensors)
     found = json.loads((tmp_path / "back" / "config.json").read_text(encoding="utf-8"))
-    assert {key: found[key] for key in about if key != "llm_config"} == {
-        k: about[k] for k in about if k != "llm_config"
-    }
-    assert found["llm_config"] | about["llm_config"] == found["llm_config"]
+    for part, own in ((found, about), (found["llm_config"], about["llm_config"])):
+        assert {key: part[key] for key in own.keys() - CHANGED} == {key: own[key] for key in own.keys() - CHANGED}

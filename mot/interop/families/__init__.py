@@ -106,7 +106,9 @@ def stem(name: str) -> str:
     return getattr(FAMILIES[name], "STEM", STEMS[0])
 
 
-def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int], dtype: str) -> dict[str, Any]:
+def about_theirs(
+    name: str, config: Config, ids: int, special: Mapping[str, int], dtype: str = "float32"
+) -> dict[str, Any]:
     """The `config.json` of a configuration that is of a family; `ids` are the rows of its embedding."""
     of_text = {"vocab_size": ids, "max_position_embeddings": config.length}
     of_text |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}
