@@ -104,6 +104,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Entry": {
         "kind": {
             "linear": "a matrix",
+            "none": "nothing: vectors as wide as a token enter as they are",
             "mlp": "two layers with GELU between (LLaVA-1.5, 2310.03744)",
             "resampler": "learned queries that attend to a unit's vectors (Flamingo, 2204.14198)",
         },
@@ -338,6 +339,12 @@ def _entry(path: str, s: "Stream") -> Iterator[Fault]:
         yield Fault(
             f"{path}.entry.queries, layers",
             f"{e.queries}, {e.layers}, but {path}.entry.kind is {e.kind!r}; write 0, 0, or kind='resampler'",
+        )
+    if e.kind == "none" and s.features != s.width:
+        yield Fault(
+            f"{path}.entry.kind",
+            f"'none', but a token carries {s.features} numbers, and {path}.width is {s.width}; make them alike, or "
+            "write 'linear'",
         )
     if e.bias and e.kind != "linear":
         yield Fault(
@@ -600,7 +607,7 @@ def _rope(c: "Sections") -> Iterator[Fault]:
             f"which fill half of {of} = {2 * m.rope_pairs}: {m.rope_pairs} in all; change them",
         )
     yield from _rope_scaling(c)
-    for key in ("rope_interleaved", "rope_reset"):
+    for key in ("rope_interleaved", "rope_time_last", "rope_reset"):
         if getattr(m, key) and not counts:
             yield Fault(f"model.{key}", "True, but model.rope_sections is (): there is one axis; write False")
     if m.rope_reset and counts and not counts[0]:

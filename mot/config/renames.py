@@ -99,6 +99,7 @@ ADDED = {
     "model.rope_scaling": dict(kind="", factor=1.0, length=0, least_turns=0.0, most_turns=0.0, amplitude=1.0),
     "model.rope_sections": (),
     "model.rope_interleaved": False,
+    "model.rope_time_last": False,
     "model.rope_reset": False,
     "model.rope_per_second": 0.0,
     "streams.*.place_table": 0,

@@ -253,6 +253,7 @@ class Model:
     rope_sections: tuple[int, ...]  # how many of a head's pairs turn by time, by row and by column (Qwen2-VL); () = all
     # turn by a token's one place
     rope_interleaved: bool  # time, row and column take pairs in turn (Qwen3-VL), not one after another
+    rope_time_last: bool  # time has the last pairs, those of the longest waves, and not the first (ERNIE 4.5)
     rope_reset: bool  # rows and columns count from 0 in each unit (Cosmos 3), not from where the unit begins
     rope_per_second: float  # positions of RoPE in a second, for streams that have rope_seconds; 0 = there are none
     tied: bool  # the embedding is also the head

@@ -1,7 +1,7 @@
 """What a published folder has beside the model that ours is: kept in the run as it was, and put back by an export.
 
-`aside/` of a run that was imported has the folder's config.json, its files for image processors, and as float32 the
-tensors that no parameter of ours is, such as an image tokenizer's.
+`aside/` of a run that was imported has the folder's config.json, its files for image processors, and the tensors that
+no parameter of ours is, such as an image tokenizer's.
 """
 
 import json

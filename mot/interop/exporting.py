@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
@@ -26,8 +26,8 @@ from mot.prepare import dataset_tokenizers
 from mot.runs import rundir
 from mot.train import restore
 
-OF_IDS = ("embed/tokens", "head/out")  # parameters that have a row or a column for each id
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+OF_IDS = ("embed/tokens", "head/out")  # parameters that have a row or a column for each id
 
 
 class Exported(NamedTuple):
@@ -52,6 +52,7 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
     aside = kept.of_run(path, name, name in families.NEEDED) if name in families.OUTSIDE else None
     with phase("reading the checkpoint"):
         config, position, weights = restore.load(path, step)
+    refuse_unequal(params.paths(weights), families.copies(name, config), name, path)
     config, training, _ = restore.open_data(config)
     restore.refuse_other_data(path, position, training)
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
@@ -90,6 +91,16 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
         remove(partial)
         raise
     return Exported(name, position.step, len(plan), told)
+
+
+def refuse_unequal(arrays: Mapping[str, Any], copies: Mapping[str, str], name: str, path: Path) -> None:
+    """`UserError` where what a family has once is not the same in both towers of ours."""
+    for one, other in copies.items():
+        if not np.array_equal(arrays[one], arrays[other]):
+            raise UserError(
+                f"{path}: {one} is not {other}; a {name} has one for both, and training moved them apart; freeze both "
+                "in a run to export (a rule of optim.rules with lr=0.0)"
+            )
 
 
 def _tokenizer(config: Config) -> Tokenizer:

@@ -82,6 +82,8 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
     target = _config(data, arch or said.arch, said, about, out)
     weights, beyond = _read(found, pieces, own, order)
+    for path, other in families.copies(name, own).items():
+        weights[path][...] = weights[other]
     told = _told(own, vocab, said) + _told_of_aside(aside, said)
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
@@ -164,9 +166,9 @@ def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Pat
     except ValueError as error:
         raise UserError(str(error)) from None
     tree.model.scan = sizes["layers"] >= DEEP
-    there = {f"streams.{name}." for name in tree.streams} | {"model.", "data."}
     values = _named(said.values, tree.streams, data)
-    tree.update_from_flattened_dict({key: x for key, x in values.items() if key.startswith(tuple(there))})
+    absent = {key for key in values if key.startswith("streams.") and key.split(".")[1] not in tree.streams}
+    tree.update_from_flattened_dict({key: x for key, x in values.items() if key not in absent})
     tree.run.update(root=str(out.parent), name=out.name)
     of_ids = ("embed",) if tree.model.tied else ("embed", "head")
     frozen = {name: FROZEN + (() if stream.latent else of_ids) for name, stream in tree.streams.items()}

@@ -47,12 +47,27 @@ def _half(first: bool) -> Transform:
     return Transform(lambda ours: (ours[0] ** 2, ours[1]), to_ours, to_theirs, is_added=True)
 
 
+def _in_pairs() -> Transform:
+    """A matrix of heads whose features 2 i and 2 i + 1 turn together, where ours has the first and the second half."""
+    heads = _turned(1)
+
+    def parted(x: np.ndarray, pairs: Shape) -> np.ndarray:
+        return x.reshape(*x.shape[:2], *pairs).swapaxes(-1, -2).reshape(x.shape)
+
+    def to_ours(x: np.ndarray, ours: Shape) -> np.ndarray:
+        return parted(heads.to_ours(x, ours), (-1, 2))
+
+    return Transform(heads.shape, to_ours, lambda x: heads.to_theirs(parted(x, (2, x.shape[-1] // 2))))
+
+
 TRANSFORMS = {
     "same": Transform(lambda ours: ours, lambda x, _: x, lambda x: x),
     "transpose": _turned(1),  # [F, D] to [D, F]
     "split_heads": _turned(1),  # [N H, D] to [D, N, H]
+    "split_pairs": _in_pairs(),
     "join_heads": _turned(2),  # [D, N H] to [N, H, D]
     "rows": _half(first=False),
     "columns": _half(first=True),
+    "row": Transform(lambda ours: (1, *ours), lambda x, ours: x.reshape(ours), lambda x: x[None]),
     "split_bias": Transform(lambda ours: (math.prod(ours),), lambda x, ours: x.reshape(ours), lambda x: x.reshape(-1)),
 }

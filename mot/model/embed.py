@@ -140,7 +140,7 @@ def _stream(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Arra
     stream = config.streams[name]
     if not stream.latent:
         return _lookup(params, tokens.token, config).reshape(*tokens.token.shape, -1)
-    x_RD = entries.enter(params["latent"][name], tokens, stream, config)
+    x_RD = entries.enter(entries.of(params, name), tokens, stream, config)
     if stream.place_table:
         x_RD += _placed(params["latent"][name], tokens.place, x_RD.dtype)
     if stream.diffuses and stream.diffusion.time == "mlp":

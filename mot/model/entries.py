@@ -26,6 +26,8 @@ def enter(weights: dict, tokens: Tokens, stream: Stream, config: Config, whole: 
         x_BCD = _resampler(weights, *rows, stream, config)
         x_BCD = x_BCD if whole else sharding.split_context(x_BCD, rules)
         return x_BCD.reshape(-1, x_BCD.shape[-1])
+    if stream.entry.kind == "none":
+        return value_BCP.reshape(-1, stream.features)
     x_RD = ops.linear(value_BCP.reshape(-1, stream.features), weights["in"])
     if stream.entry.kind == "mlp":
         return _second_layer(weights, x_RD, config)
@@ -37,6 +39,11 @@ def _second_layer(weights: dict, x_RF, config: Config) -> jax.Array:
     x_RF = sharding.constrain(x_RF, (sharding.ROWS, "mlp"), config.mesh.rules)
     hidden_RF = jax.nn.gelu(plus(x_RF, weights["in_bias"]), approximate=False)
     return plus(ops.linear(hidden_RF, weights["in_2"]), weights["in_2_bias"])
+
+
+def of(params: dict, stream: str) -> dict:
+    """The parameters by which a stream's vectors enter and leave; there may be none."""
+    return params.get("latent", {}).get(stream, {})
 
 
 def leave(weights: dict, h_RD, stream: Stream) -> jax.Array:

@@ -157,7 +157,7 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
         heads = [x_RNH + bias_1NH for x_RNH, bias_1NH in zip(heads, biases, strict=True)]
     q, k = (_qk_norm(x_RNH, tower, name, m) for x_RNH, name in zip(heads[:2], ("q", "k"), strict=True))
     q, k, v = (x_RNH.reshape(B, C, -1, m.head_size) for x_RNH in (q, k, heads[2]))
-    axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved)
+    axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved, m.rope_time_last)
     how = (m.rope_theta, axes, m.rope_pairs, m.rope_scaling)
     q, k = (ops.rope(x_BCNH, tokens.rope_position, *how) for x_BCNH in (q, k))
     return q, k, v

@@ -117,16 +117,19 @@ def stretched(pairs: int, theta: float, scaling: RopeScaling) -> np.ndarray:
     return (kept + (1 - kept) / scaling.factor).astype(np.float32)
 
 
-def axes_of_pairs(sections: Sequence[int], interleaved: bool) -> tuple[int, ...]:
+def axes_of_pairs(sections: Sequence[int], interleaved: bool, time_last: bool = False) -> tuple[int, ...]:
     """The axis (0 time, 1 row, 2 column) by which each pair of a head turns; `sections` has how many turn by each.
 
     One axis after another (Qwen2-VL, 2409.12191), or in turn, until an axis has its pairs: as in Qwen3-VL (2511.21631),
-    where rows and columns have as many, and time no fewer. () for no sections.
+    where rows and columns have as many, and time no fewer. With `time_last` time has the last pairs, after those of
+    rows and columns (ERNIE 4.5). () for no sections.
     """
+    counts = dict(enumerate(sections))
+    last = [0] * counts.pop(0, 0) if time_last else []
     if not interleaved:
-        return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
-    rounds = range(max(sections, default=0))
-    return tuple(axis for turn in rounds for axis, count in enumerate(sections) if turn < count)
+        return (*(axis for axis, count in counts.items() for _ in range(count)), *last)
+    rounds = range(max(counts.values(), default=0))
+    return (*(axis for turn in rounds for axis, count in counts.items() if turn < count), *last)
 
 
 @jax.custom_vjp

@@ -181,6 +181,8 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
         yield "in", Spec((P, D), ("latent", "embed"), scale(P))
         if stream.entry.bias:
             yield "in_bias", Spec((D,), ("embed",), None, 0.0)
+    elif stream.entry.kind == "none":
+        pass  # they are residuals already
     elif stream.entry.kind == "mlp":  # its hidden units are as many as its tokens are wide
         yield "in", Spec((P, D), ("latent", "mlp"), scale(P))
         yield "in_bias", Spec((D,), ("mlp",), None, 0.0)

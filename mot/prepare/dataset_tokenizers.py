@@ -108,7 +108,9 @@ class ChosenTokenizers(NamedTuple):
 
 
 def write_chosen(folder: Path, found: ChosenTokenizers) -> None:
-    widths = {name: found.widths.get(name, 0) for name in modalities.given() if name in ("latents", *found.modalities)}
+    # Those that were always there are kept also where the documents have none.
+    kept = [name for name in modalities.given() if name in found.modalities or not MODALITIES[name].codec]
+    widths = {name: found.widths.get(name, 0) for name in kept}
     rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
     rest |= {"of": found.of} if found.of else {}
     rest |= {"shapes": found.shapes} if found.shapes else {}

@@ -50,16 +50,24 @@ def test_rope_is_a_rotation_by_position_and_its_gradient_the_rotation_back():
 
 
 @pytest.mark.parametrize(
-    ("sections", "interleaved"), [((1, 2, 1), False), ((0, 3, 1), False), ((2, 1, 1), True), ((4, 0, 0), True)]
+    ("sections", "how"),
+    [
+        ((1, 2, 1), (False,)),
+        ((0, 3, 1), (False,)),
+        ((2, 1, 1), (True,)),
+        ((4, 0, 0), (True,)),
+        ((1, 2, 1), (False, True)),
+        ((2, 1, 1), (True, True)),
+    ],
 )
-def test_rope_by_sections_turns_each_pair_by_its_own_axis(sections, interleaved):
+def test_rope_by_sections_turns_each_pair_by_its_own_axis(sections, how):
     """Against the oracle pair by pair; Qwen3-VL's own sections are (24, 20, 20) of 64 pairs."""
     rng = np.random.default_rng(0)
     x, g = rng.standard_normal((2, 1, 9, 4, 8)).astype("f")
     position = rng.integers(0, 50, (1, 9, 3))
-    axes = ops.axes_of_pairs(sections, interleaved)
+    axes = ops.axes_of_pairs(sections, *how)
     y, back = jax.vjp(lambda x: ops.rope(x, position, 1e4, axes), x)
-    want, want_back = jax.vjp(lambda x: reference.rope(x[0], position[0], 1e4, sections, interleaved)[None], x)
+    want, want_back = jax.vjp(lambda x: reference.rope(x[0], position[0], 1e4, sections, *how)[None], x)
     np.testing.assert_allclose(y, want, atol=1e-5)
     np.testing.assert_allclose(back(g)[0], want_back(g)[0], atol=1e-5)
     same = np.repeat(position[..., :1], 3, axis=-1)
@@ -101,9 +109,9 @@ def test_long_wavelengths_are_stretched_and_short_ones_are_not(kind):
 
 
 def test_pairs_are_dealt_out_as_published():
-    for sections, interleaved in (((16, 24, 24), False), ((24, 20, 20), True)):
-        want = [reference.axis_of_pair(i, sections, interleaved) for i in range(64)]
-        assert list(ops.axes_of_pairs(sections, interleaved)) == want
+    for sections, *how in (((16, 24, 24), False), ((24, 20, 20), True), ((20, 22, 22), True, True)):
+        want = [reference.axis_of_pair(i, sections, *how) for i in range(64)]
+        assert list(ops.axes_of_pairs(sections, *how)) == want
     assert ops.axes_of_pairs((0, 2, 3), True) == (1, 2, 1, 2, 2)
     assert ops.axes_of_pairs((), False) == ()
 

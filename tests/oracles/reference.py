@@ -42,21 +42,26 @@ def layer(x, scale, bias, eps):
     return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
 
 
-def rope(x, position, theta, sections=(), interleaved=False):
+def rope(x, position, theta, sections=(), interleaved=False, time_last=False):
     """x [T, N, H]; position [T], or with sections [T, 3], of which each pair of a head reads one."""
     half = x.shape[-1] // 2
     position = np.asarray(position, np.float64)
     angle = np.zeros((len(position), 1, half))
     for i in range(half):
-        of_pair = position[:, axis_of_pair(i, sections, interleaved)] if sections else position
+        of_pair = position[:, axis_of_pair(i, sections, interleaved, time_last)] if sections else position
         angle[:, 0, i] = of_pair * theta ** (-i / half)
     a, b = x[..., :half], x[..., half:]
     cos, sin = (jnp.asarray(f(angle), jnp.float32) * jnp.ones_like(a) for f in (np.cos, np.sin))
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
-def axis_of_pair(i, sections, interleaved):
-    """0 time, 1 row, 2 column. Interleaved as Qwen3-VL does it: rows and columns take every third pair of the first."""
+def axis_of_pair(i, sections, interleaved, time_last=False):
+    """0 time, 1 row, 2 column. Interleaved as Qwen3-VL does it: rows and columns take every third pair of the first; or
+    as ERNIE 4.5 does: every second, of as many rows as columns, before those of time."""
+    if time_last and i >= sections[1] + sections[2]:
+        return 0
+    if time_last:
+        return 1 + (i % 2 if interleaved else i >= sections[1])
     if not interleaved:
         return 0 if i < sections[0] else 1 if i < sections[0] + sections[1] else 2
     return next((axis for axis in (1, 2) if i % 3 == axis and i < 3 * sections[axis]), 0)

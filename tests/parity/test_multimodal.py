@@ -13,11 +13,13 @@ from transformers import (
     ChameleonConfig,
     ChameleonForConditionalGeneration,
     ChameleonVQVAEConfig,
+    Ernie4_5_VLMoeConfig,
+    Ernie4_5_VLMoeForConditionalGeneration,
     PI0Config,
     PI0ForConditionalGeneration,
 )
 
-from mot.data import roles
+from mot.data import positions, roles
 from mot.data.packing import document, pack
 from mot.interop import families
 from mot.interop.transforms import TRANSFORMS
@@ -257,3 +259,104 @@ def test_pi0(tmp_path, codes):
     again = PI0ForConditionalGeneration.from_pretrained(back)
     for key, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[key][: len(tensor)], tensor), key
+
+
+def ernie(folder, texts):
+    """A model of random weights, whose folder is written: three layers, of which two have experts by modality."""
+    rope = dict(rope_type="default", rope_theta=5000.0, mrope_section=[1, 1, 2])
+    text = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1)
+    text |= dict(moe_num_experts=4, moe_k=2, moe_num_shared_experts=2, moe_intermediate_size=[12, 8])
+    vision = dict(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, patch_size=4)
+    config = Ernie4_5_VLMoeConfig(
+        text_config=text | dict(vocab_size=published.IDS, rope_parameters=rope), vision_config=vision
+    )
+    model = shaken(Ernie4_5_VLMoeForConditionalGeneration(config))
+    model.save_pretrained(folder, max_shard_size="20KB")
+    shutil.copy(texts / "tokenizer.json", folder)
+    return model
+
+
+def compare_ernie_gradients(config, gradient, theirs):
+    """Experts' are stacked in the class, gate and up in one, and the FFN of both modalities is twice in ours."""
+    flat, seen = params.paths(gradient), 0
+    for copy, of in families.copies("ernie4_5_vl_moe", config).items():
+        flat[of] = flat[of] + flat[copy]
+    for key, pieces in families.pieces(families.rows_of("ernie4_5_vl_moe", config), config, config.vocab).items():
+        found = [TRANSFORMS[p.transform].to_theirs(np.asarray(flat[p.ours][p.index])) for p in pieces]
+        found, key = np.concatenate(found), key.replace("model.", "model.language_model.", 1)
+        expert = re.fullmatch(r"(.*\.mlp)\.experts\.(\d+)\.(\w+)_proj\.weight", key)
+        if expert:
+            block, number, which = expert[1], int(expert[2]), expert[3]
+            moe = "text_moe" if number < 4 else "vision_moe"
+            if which == "down":
+                wanted = theirs[f"{block}.{moe}.experts.down_proj"].grad[number % 4]
+            else:
+                wanted = theirs[f"{block}.{moe}.experts.gate_up_proj"].grad[number % 4].chunk(2)[which == "up"]
+        elif "moe_statics" in key:
+            continue  # no gradient moves it
+        elif ".mlp.gate." in key:
+            moe = "vision_moe" if key.endswith("_1") else "text_moe"
+            wanted = theirs[re.sub(r"gate\.weight.*", f"{moe}.gate.weight", key)].grad.T
+        else:
+            wanted = theirs[key].grad
+        n = min(len(found), len(wanted))
+        np.testing.assert_allclose(found[:n], wanted.numpy()[:n], atol=1e-4, err_msg=key)
+        seen += 1
+    return seen
+
+
+def test_ernie(tmp_path, codes):
+    """Text and an image of two rows and three columns, whose features are given."""
+    model, data = ernie(tmp_path / "hf", codes), published.pictured(tmp_path / "pictured", codes, 16) / "data"
+    run, back = tmp_path / "run", tmp_path / "back"
+    out, _ = succeeds("import", tmp_path / "hf", f"--data={data}", f"--out={run}")
+    assert "are outside of this model (model.vision_model, model.resampler_model)" in out
+    config, position, weights = restore.load(run)
+    assert (position.step, config.stacks) == (0, ("main", "sparse_1", "sparse_1"))
+    assert {tower: e.width for tower, e in config.ffn.items()} == {"text": 12, "latents": 8}
+
+    rng = np.random.default_rng(1)
+    stream = np.repeat([0, 1, 0], [4, 6, 5])
+    ids = np.where(stream == 0, rng.integers(0, published.IDS, 15), 0)
+    image = rng.standard_normal((6, 16)).astype("f")
+    place = np.zeros((15, 3), int)
+    place[stream == 1] = positions.places((2, 3), 6)
+    d = document(0, 0, ids, stream, {1: image}, unit=stream, place=place)
+    batch = pack([[d]], ["text", "latents"], [9, 6], [0, 16], positions.rule(config))
+    at = np.concatenate([batch["text"].rope_position[0], batch["latents"].rope_position[0]])
+    at = at[np.argsort(np.concatenate([batch["text"].position[0], batch["latents"].position[0]]))]
+    assert at[3:11].tolist() == [[3, 3, 3], [4, 4, 4], [4, 4, 5], [4, 4, 6], [4, 5, 4], [4, 5, 5], [4, 5, 6], [7, 7, 7]]
+    learns = np.flatnonzero((stream[:-1] == 0) & (stream[1:] == 0))
+
+    def loss(w):
+        ((h_RD, _),) = transformer.forward(w, batch, config).hidden
+        logits_TV = (h_RD @ transformer.head(w, config))[:, : published.IDS]
+        rows = np.searchsorted(np.flatnonzero(stream == 0), learns)
+        return -jax.nn.log_softmax(logits_TV[rows])[np.arange(len(learns)), ids[learns + 1]].mean(), logits_TV
+
+    (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
+    embeds = model.get_input_embeddings()(torch.tensor(ids)[None])
+    embeds = torch.where(torch.tensor(stream)[None, :, None] == 1, 0.0, embeds)
+    whole = np.zeros((15, 16), "f")
+    whole[stream == 1] = image
+    states = model.model.language_model(
+        inputs_embeds=embeds + torch.tensor(whole)[None],
+        position_ids=torch.tensor(at.T)[:, None],
+        moe_mm_token_type_ids=torch.tensor(stream)[None],
+    ).last_hidden_state
+    their_logits = model.lm_head(states)[0]
+    their_loss = torch.nn.functional.cross_entropy(their_logits[learns], torch.tensor(ids[learns + 1]))
+    their_loss.backward()
+    assert np.abs(their_logits.detach().numpy()).max() > 1
+    np.testing.assert_allclose(logits, their_logits.detach().numpy()[stream == 0], atol=1e-4)
+    np.testing.assert_allclose(value, their_loss.item(), atol=1e-5)
+    assert compare_ernie_gradients(config, gradient, dict(model.named_parameters())) > 60
+
+    succeeds("export", run, f"--out={back}", "--format=hf", "--shard-mb=1")
+    again = Ernie4_5_VLMoeForConditionalGeneration.from_pretrained(back)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key][: len(tensor)], tensor), key
+    stored = np.load(back / "prompt.npz")
+    with torch.no_grad():
+        now = again.eval()(input_ids=torch.tensor(stored["ids"])[None].long()).logits[0].numpy()
+    np.testing.assert_allclose(stored["logits"], now, atol=1e-4)

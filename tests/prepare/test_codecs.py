@@ -159,7 +159,8 @@ def test_every_reader_finds_a_new_modality(heat, tmp_path):
     with pytest.raises(ValueError, match=r"no image, .*, chunk of actions or heat map \(.*\.npy, \.heat\.npy\) and"):
         good(tmp_path / "empty", format="folder")
     with pytest.raises(
-        ValueError, match="the kind one of text, image, audio, action, latents, video, fast, heat or a modality"
+        ValueError,
+        match="the kind one of text, image, audio, action, latents, state, chunk, video, fast, heat or a modality",
     ):
         good(lists, content=["warmth:heat"])
 

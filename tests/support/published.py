@@ -72,6 +72,16 @@ def robot(folder, texts, latents=12, state=4, actions=3):
     return folder
 
 
+def pictured(folder, texts, features):
+    """The dataset `data` of text and of pictures' features, `[2, 3, features]`."""
+    folder.mkdir()
+    latents = np.random.default_rng(0).standard_normal((20, 2, 3, features)).astype(np.float32)
+    np.savez(folder / "all.npz", text=["one fox", "two dogs"] * 10, latents=latents)
+    asked = [folder / "all.npz", "--content=latents:latents|text:text", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
+    return folder
+
+
 ABOUT = dict(
     architectures=["LlamaForCausalLM"],
     model_type="llama",

@@ -24,7 +24,7 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import bagel, chameleon, cosmos3, pi0, text
+from mot.interop.families import bagel, chameleon, cosmos3, ernie, pi0, text
 from mot.interop.families.fields import merged as merged
 from mot.interop.families.rows import Piece as Piece
 from mot.interop.families.rows import Row as Row
@@ -38,12 +38,14 @@ from mot.interop.shards import STEMS
 from mot.model import params
 
 FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon, "pi0": pi0}
-FAMILIES |= {"bagel": bagel, "Cosmos3OmniTransformer": cosmos3}
+FAMILIES |= {"ernie4_5_vl_moe": ernie, "bagel": bagel, "Cosmos3OmniTransformer": cosmos3}
 # Those with tensors outside of our model; without them an export of NEEDED would not be whole.
-NEEDED = ("chameleon", "pi0")
+NEEDED = ("chameleon", "pi0", "ernie4_5_vl_moe")
 OUTSIDE = (*NEEDED, "bagel", "Cosmos3OmniTransformer")
 # Those whose embedding is described within another part of a config.json.
-NESTED = {"pi0": ("vlm_config", "text_config"), "bagel": ("llm_config",)}
+NESTED = {"pi0": ("vlm_config", "text_config"), "ernie4_5_vl_moe": ("text_config",), "bagel": ("llm_config",)}
+# Parameters of ours that a family has once for two towers: what stands in the path of one, and of the other.
+COPIES = {"ernie4_5_vl_moe": ernie.COPIES}
 # Tensors outside of our model that must have as many rows as the embedding has.
 OF_IDS = {"pi0": (f"{pi0.EXPERT}lm_head.weight",)}
 # How names of tensors may be written otherwise: patterns, and what we call what they match.
@@ -79,11 +81,14 @@ def of_ours(config: Config, where: str) -> str:
     reasons: dict[str, list[str]] = {}
     for name, module in FAMILIES.items():
         reasons[name] = [*module.faults(name, config)]
-        if not reasons[name] and (extra := params.table(config).keys() ^ {row.ours for row in rows_of(name, config)}):
+        ours = {row.ours for row in rows_of(name, config)} if not reasons[name] else set()
+        ours |= copies(name, config).keys() if ours else set()
+        if not reasons[name] and (extra := params.table(config).keys() ^ ours):
             reasons[name] = [f"a {name} has nothing like {', '.join(sorted(extra)[:3])}"]
         if not reasons[name]:
             return name
-    nearest = min(reasons, key=lambda name: len(reasons[name]))
+    # One of other streams is far, however many of its reasons are told.
+    nearest = min(reasons, key=lambda name: (reasons[name][0].startswith("streams:"), len(reasons[name])))
     listed = "\n  ".join(reasons[nearest])
     raise UserError(
         f"{where}: no family of published models that is known says this model; why it is no {nearest}:\n  {listed}\n"
@@ -104,6 +109,12 @@ def about_alone(name: str, config: Config) -> dict[str, Any]:
 def stem(name: str) -> str:
     """What the names of a family's files begin with: one of `shards.STEMS`."""
     return getattr(FAMILIES[name], "STEM", STEMS[0])
+
+
+def copies(name: str, config: Config) -> dict[str, str]:
+    """Parameters of ours that must equal another one, by path, and that one's path."""
+    copy, of = COPIES.get(name, ("", ""))
+    return {path: path.replace(copy, of) for path in params.table(config) if copy and copy in path}
 
 
 def about_theirs(

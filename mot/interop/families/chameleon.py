@@ -78,14 +78,12 @@ def rows(name: str, config: Config) -> tuple[Row, ...]:
 
 def faults(name: str, config: Config) -> Iterator[str]:
     streams = list(config.streams)
-    if streams not in (["text"], ["text", "image"]):
-        yield f"streams: {', '.join(streams)}; it must have text, and image or nothing else"
+    if streams not in (["text"], ["text", "image"]) or config.vocab != config.streams["text"].ids:
+        yield f"streams: {', '.join(streams)}; it must have text, and nothing else or image, with ids amid text's"
         return
     for stream, s in config.streams.items():
         if s.objective not in ("next_token", "none"):
             yield f"streams.{stream}.objective: {s.objective!r}; must be 'next_token' or 'none'"
-    if "image" in streams and config.vocab != config.streams["text"].ids:
-        yield "streams.image.first_id: its ids are not among those of text"
     m, width = config.model, config.streams["text"].width
     if m.norm_eps != NORM_EPS:
         yield f"model.norm_eps: {m.norm_eps!r}; must be {NORM_EPS!r}"

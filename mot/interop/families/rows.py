@@ -21,6 +21,7 @@ class Row(NamedTuple):
     theirs: str
     ours: str  # the path of a parameter
     transform: str  # of transforms.TRANSFORMS
+    first: int = 0  # the number that the first expert has in their name
 
 
 class Said(NamedTuple):
@@ -76,7 +77,7 @@ def _add(
         return
     for expert in range(shape[0]):
         piece = Piece(row.ours, (*at, expert), shape[1:], row.transform)
-        found.setdefault(row.theirs.format(layer=layer, expert=expert), []).append(piece)
+        found.setdefault(row.theirs.format(layer=layer, expert=row.first + expert), []).append(piece)
 
 
 def order_of_ids(said: Said, config: Config, vocab: int) -> np.ndarray | None:

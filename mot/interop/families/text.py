@@ -189,7 +189,7 @@ def unlike(config: Config, model: Mapping[str, Any], without: Sequence[str] = ("
         for tower, experts in config.component(component).experts.items():
             if experts.experts:
                 yield f"{component}.{tower}.experts: it has experts; must be 0"
-    for key, wanted in (model | dict(rope_sections=(), rope_features=0)).items():
+    for key, wanted in (dict(rope_sections=(), rope_features=0) | model).items():
         if (value := getattr(config.model, key)) != wanted:
             yield f"model.{key}: {value!r}; must be {wanted!r}"
     scaling = config.model.rope_scaling
