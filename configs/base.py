@@ -147,7 +147,7 @@ def stream(
                 ffn=176,
             )
             | (prediction or {}),
-            entry=dict(kind="linear", bias=False, gelu="exact", fold=1, queries=0, layers=0) | (entry or {}),
+            entry=dict(kind="linear", bias=False, fold=1, queries=0, layers=0) | (entry or {}),
             cross_every=0,
         )
         | changes

@@ -34,7 +34,7 @@ ARGUMENTS = {
     "init": base.Argument("", about="a run, whose sizes and weights it begins with"),
 }
 # Keys of a stream that say what the model is.
-OF_STREAM = ("width", "ffn", "first_id", "objective", "entry", "diffusion", "place_table", "ends_prefix")
+OF_STREAM = ("width", "ffn", "first_id", "objective", "entry", "diffusion", "place_table", "rope_gap", "ends_prefix")
 # Keys of `model` that say how it is computed, and not what.
 COMPUTE = ("scan", "remat", "dtype", "attention", "dispatch", "seed", "dropout")
 

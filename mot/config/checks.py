@@ -108,7 +108,6 @@ VALUES: dict[str, dict[str, Allowed]] = {
             "mlp": "two layers with GELU between (LLaVA-1.5, 2310.03744)",
             "resampler": "learned queries that attend to a unit's vectors (Flamingo, 2204.14198)",
         },
-        "gelu": {"exact": "by erf (LLaVA)", "tanh": "by tanh (BAGEL)"},
         "fold": ABOVE_0,
         "queries": AT_LEAST_0,
         "layers": LAYERS._replace(above=False),
@@ -352,11 +351,6 @@ def _entry(path: str, s: "Stream") -> Iterator[Fault]:
             f"{path}.entry.bias",
             f"True, but {path}.entry.kind is {e.kind!r}; mlp has biases as it is, a resampler none; write False, or "
             "kind='linear'",
-        )
-    if e.gelu == "tanh" and e.kind != "mlp":
-        yield Fault(
-            f"{path}.entry.gelu",
-            f"'tanh', but {path}.entry.kind is {e.kind!r}, which has none; write 'exact', or kind='mlp'",
         )
     if (resampled or e.fold > 1) and s.objective != NONE:
         yield Fault(

@@ -85,7 +85,6 @@ class Entry:
 
     kind: str  # what makes a token's residual of its vectors
     bias: bool  # of linear: it adds a bias, and so does the matrix by which what is predicted leaves
-    gelu: str  # of mlp: the form of its GELU
     fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
     queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
     layers: int  # of a resampler: its layers; 0 for the others

@@ -35,10 +35,10 @@ def write(run: Path, theirs: Path, about: Mapping, found: Mapping[str, Header]) 
         shards.write(folder, {shards.SINGLE: sorted(held)}, held.__getitem__, {n: x.shape for n, x in held.items()})
 
 
-def of_run(run: Path, family: str) -> Path:
+def of_run(run: Path, family: str, is_needed: bool = True) -> Path | None:
     """Where it lies for a run: in itself, or in a run with whose weights it, or such a one, began.
 
-    Raises `UserError` where no such run is there.
+    Where no such run is there None, or `UserError` where it `is_needed`.
     """
     at: Path | str = run
     for _ in range(MOST_RUNS):
@@ -47,6 +47,8 @@ def of_run(run: Path, family: str) -> Path:
         if (Path(at) / FOLDER).is_dir():
             return Path(at) / FOLDER
         at = rundir.config_of(Path(at)).init.run
+    if not is_needed:
+        return None
     raise UserError(
         f"{run}: a published {family} has more than this model, which `mot import` keeps in {FOLDER}/ of a run, and "
         f"neither this run nor one with whose weights it began has that{f' ({at})' if at else ''}; begin with the "

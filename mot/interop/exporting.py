@@ -49,7 +49,7 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
     tokenizer = _tokenizer(config)
-    aside = kept.of_run(path, name) if name in families.OUTSIDE else None
+    aside = kept.of_run(path, name, name in families.NEEDED) if name in families.OUTSIDE else None
     with phase("reading the checkpoint"):
         config, position, weights = restore.load(path, step)
     refuse_unequal(params.paths(weights), families.copies(name, config), name, path)
@@ -72,7 +72,7 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
         shapes |= {theirs: x.shape for theirs, x in outside.items()}
         number = np.dtype(DTYPES[dtype])
         tensor = _tensors(_on_host(weights), pieces, beyond, outside, order, number)
-        plan = shards.planned(shapes, most, number.itemsize)
+        plan = shards.planned(shapes, most, number.itemsize, families.stem(name))
         shards.write(partial, plan, tensor, shapes)
         _read_back(partial, tensor, shapes)
         told = []
@@ -136,9 +136,8 @@ def _tensors(
 
     def tensor(name: str) -> np.ndarray:
         if name in outside:
-            return outside[name].astype(number)
-        parts = [part(piece) for piece in pieces[name]]
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(number, copy=False)
+            return outside[name].astype(number, copy=False)
+        return families.joined([part(piece) for piece in pieces[name]], pieces[name]).astype(number, copy=False)
 
     return tensor
 
@@ -165,7 +164,9 @@ def _write_rest(
 ) -> None:
     special = dataset_tokenizers.special(tokenizer)
     about = families.about_theirs(name, config, rows, special, dtype)
-    if aside:
+    if not aside:
+        about |= families.about_alone(name, config)
+    else:
         about = families.merged(kept.about(aside), about)
         kept.copy_processors(aside, folder)
     marks = {f"{mark}_token": f"<{mark}>" for mark in ("bos", "eos", "pad") if f"<{mark}>" in special}

@@ -166,6 +166,7 @@ def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Pat
     except ValueError as error:
         raise UserError(str(error)) from None
     tree.model.scan = sizes["layers"] >= DEEP
+    values = _named(said.values, tree.streams, data)
     absent = {key for key in values if key.startswith("streams.") and key.split(".")[1] not in tree.streams}
     tree.update_from_flattened_dict({key: x for key, x in values.items() if key not in absent})
     tree.run.update(root=str(out.parent), name=out.name)
@@ -173,6 +174,24 @@ def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Pat
     frozen = {name: FROZEN + (() if stream.latent else of_ids) for name, stream in tree.streams.items()}
     tree.optim.freeze = ",".join(f"{stream}.{part}" for stream, parts in frozen.items() for part in parts)
     return flops.resolve_with_steps(tree, sources.faults, optim.uncovered)
+
+
+def _named(values: Mapping[str, Any], streams: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """The keys with the name of the data's stream of vectors, where they are of one."""
+    if not any("{vectors}" in key for key in values):
+        return dict(values)
+    found = [name for name, stream in streams.items() if stream.latent]
+    if len(found) != 1:
+        raise UserError(
+            f"--data {data}: its vectors are {', '.join(found) or 'none'}; this model draws pictures as vectors of one "
+            "kind; prepare text with latents, as the autoencoder of its pictures makes them (docs/howto/own-data.md)"
+        )
+    if streams[found[0]].latent != (width := values.get("streams.{vectors}.latent", streams[found[0]].latent)):
+        raise UserError(
+            f"--data {data}: its {found[0]} have {streams[found[0]].latent} features, and this model's {width}; "
+            "prepare latents of the autoencoder that belongs to it, cut into tokens as it does"
+        )
+    return {key.format(vectors=found[0]): value for key, value in values.items()}
 
 
 def _rows_of_embedding(found: dict[str, Header], rows: Sequence[Row]) -> int:
@@ -221,17 +240,15 @@ def _read(
     beyond: dict[str, np.ndarray] = {}
 
     def place(name: str, whole: np.ndarray) -> None:
-        first = 0
-        for piece in pieces[name]:
-            n = piece.shape_of_theirs[0]
-            x = whole if len(pieces[name]) == 1 else whole[first : first + n]
-            first += n
+        own = pieces[name]
+        for piece, x in zip(own, families.parts(whole, own), strict=True):
             target = weights[piece.ours][piece.index]
             if "vocab" in (axes := specs[piece.ours].axes):
                 x, rest = _of_ids(x if order is None else x[order], text_ids)
                 beyond.update({piece.ours: rest} if len(rest) else {})
                 target = target[(slice(None),) * axes.index("vocab") + (slice(text_ids),)]
             _copy(TRANSFORMS[piece.transform].to_ours(x, target.shape), target)
+        _refuse_changed(name, whole, own, weights)
 
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(THREADS) as threads:  # numpy copies without Python's lock
@@ -242,6 +259,18 @@ def _read(
         while waiting:
             waiting.popleft().result()
     return weights, beyond
+
+
+def _refuse_changed(name: str, whole: np.ndarray, own: list[Piece], weights: Mapping[str, np.ndarray]) -> None:
+    """`UserError` where a tensor is not the sum that its family says it is."""
+    if not TRANSFORMS[own[0].transform].is_added:
+        return
+    read = [TRANSFORMS[piece.transform].to_theirs(weights[piece.ours][piece.index]) for piece in own]
+    if not np.array_equal(families.joined(read, own), whole.astype(np.float32)):
+        raise UserError(
+            f"{name} is no table whose first half of features is the column's and whose second half is the row's; it "
+            "was trained, or is of another model"
+        )
 
 
 def _copy(x: np.ndarray, target: np.ndarray) -> None:

@@ -30,14 +30,14 @@ def enter(weights: dict, tokens: Tokens, stream: Stream, config: Config, whole: 
         return value_BCP.reshape(-1, stream.features)
     x_RD = ops.linear(value_BCP.reshape(-1, stream.features), weights["in"])
     if stream.entry.kind == "mlp":
-        return _second_layer(weights, x_RD, stream.entry.gelu, config)
+        return _second_layer(weights, x_RD, config)
     return plus(x_RD, weights["in_bias"]) if stream.entry.bias else x_RD
 
 
-def _second_layer(weights: dict, x_RF, gelu: str, config: Config) -> jax.Array:
+def _second_layer(weights: dict, x_RF, config: Config) -> jax.Array:
     """GELU and another matrix, both with biases (LLaVA-1.5, 2310.03744)."""
     x_RF = sharding.constrain(x_RF, (sharding.ROWS, "mlp"), config.mesh.rules)
-    hidden_RF = jax.nn.gelu(plus(x_RF, weights["in_bias"]), approximate=gelu == "tanh")
+    hidden_RF = jax.nn.gelu(plus(x_RF, weights["in_bias"]), approximate=False)
     return plus(ops.linear(hidden_RF, weights["in_2"]), weights["in_2_bias"])
 
 

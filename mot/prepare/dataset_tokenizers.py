@@ -1,6 +1,7 @@
 """The tokenizers of a dataset, as they lie in its folder `tokenizers`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ def load(folder: Path) -> Tokenizers:
             if name in choice.ids:
                 media[name] = GivenIds(choice.ids[name])
             elif name in choice.widths:
-                media[name] = GivenVectors(choice.widths[name])
+                media[name] = GivenVectors(choice.widths[name], tuple(choice.shapes.get(name, ())))
             else:
                 media[name] = archive.load(codecs.of(name).TOKENIZERS[choice.form(name)], folder / file_names(name)[0])
     except ValueError as error:
@@ -98,6 +99,7 @@ class ChosenTokenizers(NamedTuple):
     lossy: dict  # what the text tokenizer loses, {} = nothing
     encodes: bool = True  # False: text is a seqio vocabulary's
     of: dict[str, str] = {}  # further representations of another modality's units, and of which
+    shapes: dict[str, Sequence[int]] = {}  # of vectors that are given with rows and columns, the most of these
 
     def form(self, modality: str) -> str:
         """Of what a tokenizer of ours makes: ids or vectors; a modality's other form is called by it."""
@@ -111,6 +113,7 @@ def write_chosen(folder: Path, found: ChosenTokenizers) -> None:
     widths = {name: found.widths.get(name, 0) for name in kept}
     rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
     rest |= {"of": found.of} if found.of else {}
+    rest |= {"shapes": found.shapes} if found.shapes else {}
     write_atomically(folder / CHOSEN, json.dumps({"modalities": found.modalities} | widths | rest))
 
 
@@ -127,6 +130,7 @@ def chosen(folder: Path) -> ChosenTokenizers:
             content.get("lossy", {}),
             content.get("encodes", True),
             dict(content.get("of", {})),
+            dict(content.get("shapes", {})),
         )
         _check(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -149,6 +153,9 @@ def _check(found: ChosenTokenizers) -> None:
     for name, width in found.widths.items():
         if type(width) is not int or width < 0:
             raise ValueError(f"{name} of {width!r:.60} features")
+    for name, shape in found.shapes.items():
+        if name not in found.widths or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError(f"{name} of {shape!r:.60} rows and columns")
     learnt = {name: MODALITIES[name].forms for name in ours if MODALITIES[name].learns_from}
     may_be = {name for name, forms in learnt.items() if VECTORS in forms}
     must_be = {name for name in may_be if IDS not in learnt[name]}

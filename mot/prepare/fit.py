@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -19,6 +19,7 @@ from mot.prepare.raw import Part, Raw, parts_of
 from mot.prepare.sides import Sides, first_documents, is_held_out, kinds_named, kinds_of
 from mot.prepare.templates import READY, modality_of
 from mot.tokenizers import text
+from mot.tokenizers.given import GivenVectors
 
 CORPUS = 64 << 20  # characters that a text tokenizer learns from at most
 
@@ -41,7 +42,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     names = _modalities(recipe, first, ids)
     of = _also(recipe, names, like)
     names += [name for name in of if name not in names]
-    of_vectors, widths, lossy = [], {}, {}
+    of_vectors, widths, shapes, lossy = [], {}, {}, {}
     for name in (name for name in names if name not in ids):
         form = _form(name, recipe, like)
         if form == VECTORS and file_names(name) and name not in of:
@@ -54,7 +55,9 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
                 if name == TEXT:
                     lossy = _learn_text(recipe, folder, first.corpus, names, console)
                 else:
-                    widths[name] = _learn(name, form, recipe, first.media[name], folder, console)
+                    made = _learn(name, form, recipe, first.media[name], folder, console)
+                    widths[name] = made.width if form == VECTORS else 0
+                    shapes |= {name: made.shape} if isinstance(made, GivenVectors) and made.shape else {}
         except UserError:
             raise
         except ValueError as error:
@@ -73,7 +76,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     if lossy:
         console.print(f"warning: {text.told(lossy)}", markup=False, soft_wrap=True)
     ready = {name: ids[name] for name in names if name in ids}
-    found = ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy, of=of)
+    found = ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy, of=of, shapes=shapes)
     dataset_tokenizers.write_chosen(folder, found)
 
 
@@ -167,14 +170,13 @@ def _learn_text(recipe, folder: Path, corpus: Sequence[str], names: Sequence[str
     return lossy
 
 
-def _learn(name: str, form: str, recipe, contents: Iterator, folder: Path, console: Console) -> int:
-    """Writes a tokenizer of media; the width of its vectors, 0 where it has ids."""
+def _learn(name: str, form: str, recipe, contents: Iterator, folder: Path, console: Console) -> Any:
+    """Writes a tokenizer of media, and gives it."""
     made = codecs.of(name).fit(form, contents, recipe)
     dataset_tokenizers.save(made, folder, name)
-    if form == VECTORS:
-        return made.width
-    _tell_fewer(name, recipe, made.ids, console)
-    return 0
+    if form != VECTORS:
+        _tell_fewer(name, recipe, made.ids, console)
+    return made
 
 
 def _tell_fewer(name: str, recipe, ids: int, console: Console) -> None:

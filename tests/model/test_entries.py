@@ -20,7 +20,6 @@ ENTRIES = {
     "linear": dict(fold=2),
     "mlp": dict(kind="mlp", fold=2),
     "biased": dict(bias=True, fold=2),
-    "tanh": dict(kind="mlp", gelu="tanh", fold=2),
     "resampler": dict(kind="resampler", fold=2, queries=2, layers=2),
 }
 
@@ -51,7 +50,6 @@ def test_an_entry_equals_the_oracle(entry):
         * (tokens.segment != 0)[..., None]
     )
     o = dict(eps=c.model.norm_eps, theta=c.model.rope_theta)
-    o["tanh"] = [name for name, s in c.streams.items() if s.entry.gelu == "tanh"]
 
     def ours(w):
         x_RD = entries.enter(w["latent"]["image"], tokens, c.streams["image"], c)
@@ -146,7 +144,6 @@ def entry_weights(c):
         ("mlp", {"layers": 3}, r"0, 3, but streams\.image\.entry\.kind is 'mlp'; write 0, 0"),
         ("mlp", {"fold": 0}, r"streams\.image\.entry\.fold: 0; must be above 0"),
         ("mlp", {"bias": True}, r"streams\.image\.entry\.bias: True, but .* is 'mlp'; .* write False"),
-        ("linear", {"gelu": "tanh"}, r"streams\.image\.entry\.gelu: 'tanh', but .* is 'linear'"),
         ("mlp", {"kind": "conv"}, r"streams\.image\.entry\.kind: 'conv'; allowed: linear, none, mlp, resampler"),
         ("linear", {"kind": "none"}, r"kind: 'none', but a token carries 6 numbers, and streams\.image\.width is 16"),
     ],

@@ -124,10 +124,7 @@ def entry(flat, stream, value, unit, o):
     w = {path.split("/")[-1]: x for path, x in flat.items() if path.startswith(f"latent/{stream}/")}
     if "in_2" in w:
         hidden = value @ w["in"] + w["in_bias"][None]
-        if stream in o.get("tanh", ()):
-            hidden = hidden * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))) / 2
-        else:
-            hidden = hidden * (1 + jax.scipy.special.erf(hidden / np.sqrt(2))) / 2
+        hidden = hidden * (1 + jax.scipy.special.erf(hidden / np.sqrt(2))) / 2
         return hidden @ w["in_2"] + w["in_2_bias"][None]
     if "queries" not in w:
         return value @ w["in"] + (w["in_bias"][None] if "in_bias" in w else 0)

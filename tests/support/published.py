@@ -35,6 +35,16 @@ def pictures(folder, texts):
     succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
 
 
+def latents(folder, texts, features):
+    """The dataset `data` of pictures that are described and then drawn, as latents of 2 by 3, of as many features."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((20, 2, 3, features)).astype(np.float32)
+    np.savez(folder / "all.npz", text=["one fox", "two dogs"] * 10, latents=drawn)
+    asked = [folder / "all.npz", "--content=text:{text}|latents:latents", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
+
+
 def codes(folder, special, ids):
     """`tokenizer.json` with these special tokens first, and the dataset `data` of text and ready ids of images."""
     folder.mkdir()

@@ -14,6 +14,8 @@ A module has, each with the family's name first:
 * `rows(name, config)`: its tensors (`Row`) of a configuration.
 * `faults(name, config)`: why a configuration is not of the family, in words; nothing where it is.
 * `about(name, config)`: the `config.json` of a configuration, but for what all have: ids, rows of the embedding, dtype.
+* `alone(config)`, of those whose outside is not needed: what config.json says where no other one was kept.
+* `STEM`, where its files are not called as transformers calls them.
 """
 
 from collections.abc import Mapping
@@ -22,22 +24,26 @@ from typing import Any
 
 from mot.config import Config
 from mot.errors import UserError
-from mot.interop.families import chameleon, ernie, pi0, text
+from mot.interop.families import bagel, chameleon, cosmos3, ernie, pi0, text
 from mot.interop.families.fields import merged as merged
 from mot.interop.families.rows import Piece as Piece
 from mot.interop.families.rows import Row as Row
 from mot.interop.families.rows import Said as Said
+from mot.interop.families.rows import joined as joined
 from mot.interop.families.rows import order_of_ids as order_of_ids
+from mot.interop.families.rows import parts as parts
 from mot.interop.families.rows import pieces as pieces
 from mot.interop.families.rows import shape_of as shape_of
+from mot.interop.shards import STEMS
 from mot.model import params
 
 FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon, "pi0": pi0}
-FAMILIES |= {"ernie4_5_vl_moe": ernie}
-# Those with tensors outside of our model, without which an export would not be whole.
-OUTSIDE = ("chameleon", "pi0", "ernie4_5_vl_moe")
+FAMILIES |= {"ernie4_5_vl_moe": ernie, "bagel": bagel, "Cosmos3OmniTransformer": cosmos3}
+# Those with tensors outside of our model; without them an export of NEEDED would not be whole.
+NEEDED = ("chameleon", "pi0", "ernie4_5_vl_moe")
+OUTSIDE = (*NEEDED, "bagel", "Cosmos3OmniTransformer")
 # Those whose embedding is described within another part of a config.json.
-NESTED = {"pi0": ("vlm_config", "text_config"), "ernie4_5_vl_moe": ("text_config",)}
+NESTED = {"pi0": ("vlm_config", "text_config"), "ernie4_5_vl_moe": ("text_config",), "bagel": ("llm_config",)}
 # Parameters of ours that a family has once for two towers: what stands in the path of one, and of the other.
 COPIES = {"ernie4_5_vl_moe": ernie.COPIES}
 # Tensors outside of our model that must have as many rows as the embedding has.
@@ -58,7 +64,7 @@ def of_theirs(about: Mapping[str, Any], where: str) -> tuple[str, Said]:
 
     Raises `UserError` for a family that is not in the table, and for what cannot be said of it.
     """
-    name = about.get("model_type")
+    name = about.get("model_type", about.get("_class_name"))  # diffusers writes the latter
     if isinstance(name, str) and name in REFUSED:
         raise UserError(
             f"{where}: model_type {name!r} cannot be said: {REFUSED[name]}; known are {', '.join(FAMILIES)}"
@@ -95,13 +101,25 @@ def rows_of(name: str, config: Config) -> tuple[Row, ...]:
     return FAMILIES[name].rows(name, config)
 
 
+def about_alone(name: str, config: Config) -> dict[str, Any]:
+    """What config.json says beside that, where nobody kept the publisher's."""
+    return FAMILIES[name].alone(config) if name in OUTSIDE and name not in NEEDED else {}
+
+
+def stem(name: str) -> str:
+    """What the names of a family's files begin with: one of `shards.STEMS`."""
+    return getattr(FAMILIES[name], "STEM", STEMS[0])
+
+
 def copies(name: str, config: Config) -> dict[str, str]:
     """Parameters of ours that must equal another one, by path, and that one's path."""
     copy, of = COPIES.get(name, ("", ""))
     return {path: path.replace(copy, of) for path in params.table(config) if copy and copy in path}
 
 
-def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int], dtype: str) -> dict[str, Any]:
+def about_theirs(
+    name: str, config: Config, ids: int, special: Mapping[str, int], dtype: str = "float32"
+) -> dict[str, Any]:
     """The `config.json` of a configuration that is of a family; `ids` are the rows of its embedding."""
     of_text = {"vocab_size": ids, "max_position_embeddings": config.length}
     of_text |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}

@@ -14,7 +14,8 @@ class Row(NamedTuple):
     """A tensor of theirs, and the parameter of ours that it is, or a layer of, or an expert of a layer.
 
     {layer} in their name is the number of a layer in the whole model, {expert} that of an expert. Where several rows
-    have one name, the tensor holds what they say one after the other, along its first axis.
+    have one name, the tensor holds what they say one after the other, along its first axis, or their sum
+    (`Transform.is_added`).
     """
 
     theirs: str
@@ -27,7 +28,8 @@ class Said(NamedTuple):
     """What a config.json says in our words."""
 
     arch: str  # of configs/archs.py: the family's own
-    values: Mapping[str, Any]  # of our configuration, by dotted key; a stream may be one that the data lack
+    values: Mapping[str, Any]  # of our configuration, by dotted key; a stream may be one that the data lack, and
+    # {vectors} is the data's stream of vectors
     outside: tuple[str, ...] = ()  # how names of tensors begin that no parameter of ours is, and that are kept aside
     needs: Mapping[str, int] = {}  # streams of vectors that data must have, and their features
     ids: Mapping[str, tuple[int, ...]] = {}  # of streams whose ids lie amid text's: their id for each of the stream's
@@ -95,4 +97,22 @@ def order_of_ids(said: Said, config: Config, vocab: int) -> np.ndarray | None:
 def shape_of(pieces: list[Piece]) -> Shape:
     """That of the tensor of theirs which these pieces are."""
     first, *others = (piece.shape_of_theirs for piece in pieces)
-    return (first[0] + sum(shape[0] for shape in others), *first[1:])
+    return first if _are_added(pieces) else (first[0] + sum(shape[0] for shape in others), *first[1:])
+
+
+def parts(x: np.ndarray, pieces: list[Piece]) -> list[np.ndarray]:
+    """What of a tensor of theirs each of its pieces is made of."""
+    if _are_added(pieces):
+        return [x] * len(pieces)
+    return np.split(x, np.cumsum([piece.shape_of_theirs[0] for piece in pieces])[:-1])
+
+
+def joined(parts: list[np.ndarray], pieces: list[Piece]) -> np.ndarray:
+    """The tensor of theirs whose pieces were turned to these; undoes `parts`."""
+    if len(parts) == 1:
+        return parts[0]
+    return sum(parts[1:], parts[0]) if _are_added(pieces) else np.concatenate(parts)
+
+
+def _are_added(pieces: list[Piece]) -> bool:
+    return TRANSFORMS[pieces[0].transform].is_added
