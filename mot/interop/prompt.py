@@ -32,7 +32,7 @@ def logits(weights: dict, config: Config, ids: np.ndarray) -> np.ndarray:
 
 def _logits(weights: dict, batch, config: Config) -> jax.Array:
     ((h_RD, _),) = transformer.forward(weights, batch, config).hidden
-    return h_RD.astype("float32") @ transformer.head(weights, config)
+    return transformer.logits(h_RD.astype("float32"), transformer.head(weights, config), config)
 
 
 def write(folder: Path, ids: np.ndarray, logits: np.ndarray, **more: np.ndarray) -> None:

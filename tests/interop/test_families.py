@@ -10,6 +10,8 @@ from tests.support import examples
 from tests.support.published import ABOUT
 
 MIXTRAL = dict(model_type="mixtral", num_local_experts=4, num_experts_per_tok=2)
+GEMMA2 = dict(norm="both", qk_norm="none", activation="geglu", norm_offset=True, embed_scale=True, tied=True)
+GEMMA2 |= dict(attention_cap=50.0, logits_cap=30.0, query_size=6)
 QWEN = dict(model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12)
 
 
@@ -57,6 +59,14 @@ def test_fields_become_keys_and_absent_ones_are_what_the_class_takes():
         ({"use_sliding_window": True}, r"use_sliding_window: True; allowed: False"),
         ({"layer_types": ["sliding_attention"]}, r"layer_types: .*; allowed: 'full_attention' alone"),
         ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping: 50\.0; allowed: null"),
+        (
+            {"model_type": "gemma2", "hidden_act": None, "attn_logit_softcapping": "high"},
+            r"attn_logit_softcapping: 'high'; must be a number above 0, or null",
+        ),
+        (
+            {"model_type": "gemma2", "hidden_act": None, "layer_types": ["linear_attention"]},
+            r"layer_types: .*; allowed: 'full_attention' and 'sliding_attention'",
+        ),
         ({"attention_bias": True}, r"attention_bias: True; allowed: False"),
         ({"hidden_act": "relu"}, r"hidden_act: 'relu'; allowed: 'silu'"),
         ({"num_experts": 8}, r"num_experts: 8; it is not known what it changes; remove it from config\.json"),
@@ -88,6 +98,8 @@ def of_text(arch="dense", **model):
         (dict(), "qwen3"),
         (dict(qk_norm="none", activation="geglu", norm_offset=True, embed_scale=True, tied=True), "gemma"),
         (dict(qk_norm="rms_flat", norm="post"), "olmo2"),
+        (GEMMA2, "gemma2"),
+        (GEMMA2 | dict(attention_cap=0.0, query_size=8), "gemma2"),
     ],
 )
 def test_a_configuration_has_the_family_that_it_says(model, name):
@@ -112,10 +124,11 @@ def test_a_configuration_of_no_family_is_one_message():
         families.of_ours(resolve(of_text(qk_norm="layer")), "run")
     tree = of_text()
     tree.ffn.text.update(experts=4, active=2, groups=2, active_groups=2)
-    with pytest.raises(UserError, match=r"why it is no qwen3_moe:\n  ffn\.text\.groups: 2; must be 1\n"):
+    with pytest.raises(UserError, match=r"why it is no qwen3:\n  ffn\.text\.experts: it has experts; must be 0"):
         families.of_ours(resolve(tree), "run")
+    assert [*families.FAMILIES["qwen3_moe"].faults("qwen3_moe", resolve(tree))] == ["ffn.text.groups: 2; must be 1"]
     tree.ffn.text.update(groups=1, active_groups=1, balance="bias")
-    with pytest.raises(UserError, match=r"a qwen3_moe has nothing like blocks/sparse/ffn/text/router_bias"):
+    with pytest.raises(UserError, match="no family of published models"):  # none has the router's bias
         families.of_ours(resolve(tree), "run")
 
 
