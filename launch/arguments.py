@@ -519,6 +519,15 @@ def evaluate() -> flags.Parser:
         help="of distances: an .npz of arrays real and generated [N, D]; or FILE.py:NAME, a function from a list of "
         "decoded media to features [N, D], a program that is run: name only such as you trust",
     )
+    p.add_argument("--tasks", metavar="TASK[,TASK]", help="of harness: which; `lm-eval ls tasks` lists them")
+    p.add_argument(
+        "--task-folder",
+        type=flags.of_this_machine,
+        metavar="FOLDER",
+        help="of harness: tasks of your own, in lm-eval's YAML; functions that it names are run: only those you trust",
+    )
+    p.add_argument("--shots", type=int, help="of harness: examples before a question; default what the task says")
+    p.add_argument("--limit", type=int, help="of harness: documents of a task at most; default all")
     p.add_argument("--out", type=flags.of_this_machine, metavar="FILE.json", help="also all figures, as JSON")
     _add_fetch(p)
     return p
@@ -833,6 +842,9 @@ def export() -> flags.Parser:
     p.add_argument("--format", choices=("hf",), default="hf", help="Hugging Face's layout; default %(default)s")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
     p.add_argument("--out", type=flags.of_this_machine, required=True, metavar="DIR", help="the new folder")
+    p.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights; default %(default)s"
+    )
     _number(p, "--shard-mb", 4000, "megabytes of a file of weights at most, but for a larger tensor")
     return p
 
