@@ -136,7 +136,7 @@ def test_a_configuration_of_no_family_is_one_message():
 def test_stretched_wavelengths_there_and_back(kind):
     length = 0 if kind in ("", "linear") else 64
     scaling = rope_scaling(kind, 4.0 if kind else 1.0, length=length)
-    about = families.about_theirs("llama", resolve(of_text(qk_norm="none", rope_scaling=scaling)), 12, {})
+    about = families.about_theirs("llama", resolve(of_text(qk_norm="none", rope_scaling=scaling)), 12, {}, "float32")
     assert about["rope_parameters"]["rope_type"] == kind or "default"
     found = families.of_theirs(about, "config.json")[1].values
     assert found == found | {f"model.rope_scaling.{key}": scaling[key] for key in ("kind", "factor") if kind}
@@ -153,7 +153,7 @@ def test_layers_with_experts_there_and_back(layers, dense, every):
     tree.ffn.text.update(experts=4, active=2, normalise=True, balance="pooled", balance_rate=0.02)
     config = resolve(tree)
     assert families.of_ours(config, "run") == "qwen3_moe"
-    about = families.about_theirs("qwen3_moe", config, 12, {})
+    about = families.about_theirs("qwen3_moe", config, 12, {}, "float32")
     values = families.of_theirs(about, "config.json")[1].values
     assert (values["model.dense_layers"], values["model.sparse_every"]) == (dense, every)
     assert {
