@@ -132,6 +132,22 @@ def test_a_configuration_of_no_family_is_one_message():
         families.of_ours(resolve(tree), "run")
 
 
+@pytest.mark.parametrize(
+    ("fields", "window"),
+    [
+        (dict(model_type="mistral"), 4096),
+        (dict(model_type="mistral", sliding_window=None), 0),
+        (dict(model_type="mistral", sliding_window=9), 9),
+        (MIXTRAL, 0),
+        (dict(model_type="gemma2", hidden_act=None), 4096),
+        (dict(model_type="gemma2", hidden_act=None, layer_types=["full_attention"] * 2), 0),
+        (dict(model_type="qwen2", sliding_window=4096), 0),
+    ],
+)
+def test_how_far_back_attention_looks(fields, window):
+    assert families.of_theirs(ABOUT | fields, "config.json")[1].window == window
+
+
 @pytest.mark.parametrize("kind", ["", "linear", "llama3", "yarn"])
 def test_stretched_wavelengths_there_and_back(kind):
     length = 0 if kind in ("", "linear") else 64
