@@ -27,8 +27,9 @@ def ids_of(tokenizer: Tokenizer) -> np.ndarray:
 def logits(weights: dict, config: Config, ids: np.ndarray) -> np.ndarray:
     """float32 `[T, V]` of a text alone."""
     # A compiled program copies the weights of all layers on a CPU before it uses one. Op by op, from the host's memory,
-    # it is one matrix at a time.
-    config = replace(config, model=replace(config.model, scan=False))
+    # it is one matrix at a time. Blocks of experts' rows would be a loop in Python: 106 s for 64 experts in 4 layers,
+    # and 0.3 s where XLA has the loop.
+    config = replace(config, model=replace(config.model, scan=False, dispatch="ragged"))
     weights = jax.tree.map(np.asarray, weights)
     batch = pack([[document(0, 0, ids, np.zeros(len(ids)))]], ("text",), (len(ids),))
     with jax.disable_jit():
