@@ -224,9 +224,6 @@ def get_config() -> ConfigDict:
         heads=8,
         kv_heads=8,
         head_size=64,
-        norm="pre",
-        norm_eps=1e-5,
-        qk_norm="rms",
         tied=False,
         scan=False,  # accelerators want True
         remat="none",
@@ -235,7 +232,10 @@ def get_config() -> ConfigDict:
         dispatch="blocked",  # accelerators want ragged
         seed=0,
     )
-    # geglu, norm_offset and embed_scale make Gemma's block, qkv_bias Qwen2's
+    c.model.update(norm="pre", norm_eps=1e-5, qk_norm="rms")
+    # geglu, norm_offset and embed_scale make Gemma's block, with norm="both", caps and query_size Gemma 2's; qkv_bias
+    # Qwen2's
+    c.model.update(query_size=0, attention_cap=0.0, logits_cap=0.0)
     c.model.update(dropout=0.0, activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
     c.model.update(rope_theta=10_000.0, rope_features=0, rope_scaling=rope_scaling(), rope_sections=())
     c.model.update(rope_interleaved=False, rope_time_last=False, rope_reset=False, rope_per_second=0.0)

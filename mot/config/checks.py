@@ -55,6 +55,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
 
 # Whole matrices, pairs of chunks; kernels for TPU (splash) and GPU (`kernels.py`).
 ATTENTION = ("chunked", "reference", "splash", "triton", "mosaic", "cudnn")
+CAPPED = ("chunked", "reference")  # those that know `model.attention_cap`
 NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"  # of a run
 WORD = r"[a-z][a-z0-9_]{0,63}"  # a name of a stream or a modality
 # Of a regular expression, which a config.json from elsewhere may hold: Python tries every way in which one can match.
@@ -119,7 +120,11 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "heads": ABOVE_0,
         "kv_heads": ABOVE_0,
         "head_size": ABOVE_0,
-        "norm": ("pre", "post"),
+        "norm": {
+            "pre": "x + f(norm(x))",
+            "post": "x + norm(f(x)), the MoT paper's (Swin) form",
+            "both": "x + norm(f(norm(x))) (Gemma 2)",
+        },
         "norm_eps": ABOVE_0,
         "qk_norm": {
             "none": "no norm",
@@ -130,6 +135,9 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "rope_theta": ABOVE_0,
         "rope_features": AT_LEAST_0,
         "rope_per_second": Range(most=10**6),
+        "query_size": AT_LEAST_0,
+        "attention_cap": AT_LEAST_0,
+        "logits_cap": AT_LEAST_0,
         "remat": ("none", "dots", "block", "offload"),
         "dtype": ("float32", "bfloat16"),
         "attention": ATTENTION,
@@ -584,6 +592,12 @@ def _model(c: "Sections") -> Iterator[Fault]:
         )
     if m.head_size > 0 and m.head_size % 2:
         yield Fault("model.head_size", f"{m.head_size}; RoPE turns pairs, so it must be even; add or take one")
+    if m.attention_cap > 0 and m.attention in ATTENTION and m.attention not in CAPPED:
+        yield Fault(
+            "model.attention",
+            f"{m.attention!r}, whose kernel has no cap, but model.attention_cap is {m.attention_cap}; write "
+            f"{' or '.join(map(repr, CAPPED))}, or a cap of 0.0",
+        )
 
 
 ROPE_AXES = ("time", "row", "column")  # of model.rope_sections

@@ -244,7 +244,7 @@ class Model:
     heads: int  # N, the number of query heads
     kv_heads: int  # K, the number of key and value heads; N is a multiple of it
     head_size: int  # H, the features of a head; even, for RoPE
-    norm: str  # pre: x + f(norm(x)). post: x + norm(f(x)), the MoT paper's (Swin) form
+    norm: str  # where norms stand: before attention and FFN, after them, or both
     norm_eps: float  # is added to the mean square in a norm
     qk_norm: str  # the norm of queries and keys, before they turn
     rope_theta: float  # base of RoPE's wavelengths
@@ -261,6 +261,9 @@ class Model:
     remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks; offload: these too, and
     # what enters each block waits in the host's memory
     dtype: str  # the dtype of compute; parameters are float32
+    query_size: int  # scores are divided by its root (Gemma 2's query_pre_attn_scalar); 0 = by that of head_size
+    attention_cap: float  # c: scores of the joint attention become c tanh(score / c) (Gemma 2); 0 = they stay
+    logits_cap: float  # the same of the logits of ids
     attention: str  # the backend of attention: chunked and reference work everywhere; TPU: splash; GPU: triton, mosaic,
     # cudnn
     dispatch: str  # how experts' matrices are multiplied: blocked is for CPU, einsum for reading; ragged; TPU: gmm;

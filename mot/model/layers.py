@@ -44,11 +44,13 @@ def _inside(context: Context, number: jax.Array | int, stack: str) -> Context:
 
 def _pre_norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """x + f(norm(x)): what f reads."""
-    return _norm(xs, w["norm"], name, context) if context.config.model.norm == "pre" else xs
+    return xs if context.config.model.norm == "post" else _norm(xs, w["norm"], name, context)
 
 
 def _post_norm(ys: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """x + norm(f(x)): what is added."""
+    if context.config.model.norm == "both":  # noise levels enter by the first
+        return _norm(ys, w["norm"], f"{name}_post", context._replace(conditions=[None] * len(ys)))
     return _norm(ys, w["norm"], name, context) if context.config.model.norm == "post" else ys
 
 
@@ -160,6 +162,8 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
     axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved, m.rope_time_last)
     how = (m.rope_theta, axes, m.rope_pairs, m.rope_scaling)
     q, k = (ops.rope(x_BCNH, tokens.rope_position, *how) for x_BCNH in (q, k))
+    if m.query_size:  # who attends divides by the root of the head's size
+        q = q * (m.head_size / m.query_size) ** 0.5
     return q, k, v
 
 

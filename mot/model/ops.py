@@ -144,6 +144,11 @@ permute.defvjp(
 )
 
 
+def capped(x, cap: float) -> jax.Array:
+    """cap * tanh(x / cap), which is x where that is small beside the cap (Gemma 2, 2408.00118, 2.2); of 0: x."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
 def gated(gate_RF, up_RF, activation: str) -> jax.Array:
     """f(gate) * up (2002.05202): f is silu of swiglu, and of geglu gelu, by tanh as Gemma has it."""
     f = {"swiglu": jax.nn.silu, "geglu": partial(jax.nn.gelu, approximate=True)}[activation]

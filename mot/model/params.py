@@ -320,6 +320,8 @@ def _layer(config: Config, stack: str) -> Iterator[tuple[str, Spec]]:
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
             yield f"norm/{tower}/{branch}", _scale(config, D, "embed")
+            if config.model.norm == "both":
+                yield f"norm/{tower}/{branch}_post", _scale(config, D, "embed")
             if any(t == tower and by_norm(config.streams[s]) for s, t in maps["norm"].items()):
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 

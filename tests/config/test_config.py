@@ -75,6 +75,11 @@ TABLE = [
     (set_("model.norm", "middle"), "model.norm: 'middle'", "allowed: pre, post"),
     (set_("model.remat", "all"), "model.remat: 'all'", "allowed: none, dots, block, offload"),
     (set_("model.attention", "flash"), "model.attention: 'flash'", "chunked, reference, splash, triton, mosaic, cudnn"),
+    (
+        lambda t: (set_("model.attention_cap", 50.0)(t), set_("model.attention", "splash")(t)),
+        "model.attention: 'splash', whose kernel has no cap, but model.attention_cap is 50.0",
+        "write 'chunked' or 'reference'",
+    ),
     (set_("model.rope_features", 5), "model.rope_features: 5; must be even", "at most model.head_size = 8"),
     (set_("model.rope_features", 10), "model.rope_features: 10; must be even", "at most model.head_size = 8"),
     (set_("model.rope_scaling.kind", "ntk"), "model.rope_scaling.kind: 'ntk'", "allowed: '', linear, llama3, yarn"),

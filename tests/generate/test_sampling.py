@@ -101,6 +101,20 @@ CASES = {
     ),
     "token_choice": Case(build("moe_tc4", vectors(), kv_heads=1, layers=1), 2),
     "expert_choice": Case(build("moe_ec4", ids(9)), 5),
+    "capped": Case(
+        build(
+            "dense",
+            ids(9),
+            norm="both",
+            qk_norm="rms_flat",
+            attention_cap=0.5,
+            query_size=3,
+            rope_features=4,
+            layers=1,
+        ),
+        0,
+        few=8,
+    ),
 }
 
 

@@ -10,6 +10,8 @@ from tests.support import examples
 from tests.support.published import ABOUT
 
 MIXTRAL = dict(model_type="mixtral", num_local_experts=4, num_experts_per_tok=2)
+GEMMA2 = dict(norm="both", qk_norm="none", activation="geglu", norm_offset=True, embed_scale=True, tied=True)
+GEMMA2 |= dict(attention_cap=50.0, logits_cap=30.0, query_size=6)
 QWEN = dict(model_type="qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12)
 
 
@@ -57,6 +59,14 @@ def test_fields_become_keys_and_absent_ones_are_what_the_class_takes():
         ({"use_sliding_window": True}, r"use_sliding_window: True; allowed: False"),
         ({"layer_types": ["sliding_attention"]}, r"layer_types: .*; allowed: 'full_attention' alone"),
         ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping: 50\.0; allowed: null"),
+        (
+            {"model_type": "gemma2", "hidden_act": None, "attn_logit_softcapping": "high"},
+            r"attn_logit_softcapping: 'high'; must be a number above 0, or null",
+        ),
+        (
+            {"model_type": "gemma2", "hidden_act": None, "layer_types": ["linear_attention"]},
+            r"layer_types: .*; allowed: 'full_attention' and 'sliding_attention'",
+        ),
         ({"attention_bias": True}, r"attention_bias: True; allowed: False"),
         ({"hidden_act": "relu"}, r"hidden_act: 'relu'; allowed: 'silu'"),
         ({"num_experts": 8}, r"num_experts: 8; it is not known what it changes; remove it from config\.json"),
@@ -88,6 +98,8 @@ def of_text(arch="dense", **model):
         (dict(), "qwen3"),
         (dict(qk_norm="none", activation="geglu", norm_offset=True, embed_scale=True, tied=True), "gemma"),
         (dict(qk_norm="rms_flat", norm="post"), "olmo2"),
+        (GEMMA2, "gemma2"),
+        (GEMMA2 | dict(attention_cap=0.0, query_size=8), "gemma2"),
     ],
 )
 def test_a_configuration_has_the_family_that_it_says(model, name):
@@ -118,6 +130,22 @@ def test_a_configuration_of_no_family_is_one_message():
     tree.ffn.text.update(groups=1, active_groups=1, balance="bias")
     with pytest.raises(UserError, match="no family of published models"):  # none has the router's bias
         families.of_ours(resolve(tree), "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "window"),
+    [
+        (dict(model_type="mistral"), 4096),
+        (dict(model_type="mistral", sliding_window=None), 0),
+        (dict(model_type="mistral", sliding_window=9), 9),
+        (MIXTRAL, 0),
+        (dict(model_type="gemma2", hidden_act=None), 4096),
+        (dict(model_type="gemma2", hidden_act=None, layer_types=["full_attention"] * 2), 0),
+        (dict(model_type="qwen2", sliding_window=4096), 0),
+    ],
+)
+def test_how_far_back_attention_looks(fields, window):
+    assert families.of_theirs(ABOUT | fields, "config.json")[1].window == window
 
 
 @pytest.mark.parametrize("kind", ["", "linear", "llama3", "yarn"])

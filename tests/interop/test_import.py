@@ -45,6 +45,31 @@ def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported, tex
         np.testing.assert_array_equal(x, flat[path], err_msg=path)
 
 
+def test_a_run_that_begins_from_one_with_experts_takes_them(texts, tmp_path):
+    """Mixtral's, whose files have each expert apart; an architecture with experts of its own keeps these."""
+    theirs = published.tensors()
+    rng = np.random.default_rng(1)
+    for layer in range(2):
+        for name, at in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+            dense = theirs.pop(f"model.layers.{layer}.mlp.{name}_proj.weight")
+            for expert in range(3):
+                x = rng.standard_normal(dense.shape).astype(np.float32)
+                theirs[f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{at}.weight"] = x
+        theirs[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = rng.standard_normal((3, 16)).astype(np.float32)
+    about = published.ABOUT | dict(model_type="mixtral", num_local_experts=3, num_experts_per_tok=2, sliding_window=16)
+    folder = published.save(tmp_path / "hf", theirs, about, texts / "tokenizer.json")
+    done = importing.run(folder, str(texts / "data"), tmp_path / "run")
+    assert done.family == "mixtral"
+    assert done.told[0].startswith("its attention looks back 16 tokens; rows of 16 are no longer")
+    file = f"configs/records.py:data={texts / 'data'},arch=dense,init={done.path}"
+    config = flags.build(load.read(file, {}))
+    assert (config.ffn["text"].experts, config.ffn["text"].normalise, config.ffn["text"].balance) == (3, True, "pooled")
+    begun = params.paths(restore.upcycled(config))
+    x = theirs["model.layers.1.block_sparse_moe.experts.2.w2.weight"]
+    np.testing.assert_array_equal(begun["blocks/sparse/ffn/text/w2"][1, 2], x.T)
+    assert load.read(file.replace("dense", "moe_tc4"), {}).ffn.text.experts == 4
+
+
 def test_an_export_is_whole_or_absent_and_has_a_card(imported, tmp_path):
     out = tmp_path / "hf"
     done = exporting.run(imported.path, None, out, 10_000)

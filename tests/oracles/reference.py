@@ -19,13 +19,14 @@ def visible(position, segment, span, private):
     return see
 
 
-def attention(q, k, v, see):
-    """One row: q [T, N, H], k and v [S, K, H], see [T, S]."""
+def attention(q, k, v, see, cap=0.0):
+    """One row: q [T, N, H], k and v [S, K, H], see [T, S]; scores are capped where there is a cap."""
     N, K = q.shape[1], k.shape[1]
     heads = []
     for n in range(N):
         kn, vn = k[:, n * K // N], v[:, n * K // N]
-        score = jnp.where(see, q[:, n] @ kn.T / np.sqrt(q.shape[-1]), -jnp.inf)
+        score = q[:, n] @ kn.T / np.sqrt(q.shape[-1])
+        score = jnp.where(see, cap * jnp.tanh(score / cap) if cap else score, -jnp.inf)
         score = jnp.where(see.any(1)[:, None], score, 0.0)
         p = jax.nn.softmax(score, axis=-1) * see
         heads.append(p @ vn)
@@ -252,7 +253,10 @@ def states(flat, row, towers, streams, o):
                 y = rms_norm(y.reshape(len(y), -1), flat_scale).reshape(y.shape)
             if name != "v" and o["qk_norm"] == "layer":
                 y = layer(y, w("attn", s, f"{name}_norm"), w("attn", s, f"{name}_norm_bias"), o["eps"])
-            return y if name == "v" else rope(y, row["rope_position"], o["theta"], *o.get("sections", ()))
+            if name == "v":
+                return y
+            y = rope(y, row["rope_position"], o["theta"], *o.get("sections", ()))
+            return y * (y.shape[-1] / o["query_size"]) ** 0.5 if name == "q" and o.get("query_size") else y
 
         def attend(x, w=w, project=project):
             q, k, v = ({s: project(x[s], name, s) for s in streams} for name in "qkv")
@@ -264,7 +268,7 @@ def states(flat, row, towers, streams, o):
                     return jax.lax.stop_gradient(y) if b in shut else y
 
                 mine = [select({b: one(b, y) for b, y in ys.items()}) for ys in (k, v)]
-                mixed[s] = attention(q[s], *mine, see)
+                mixed[s] = attention(q[s], *mine, see, o.get("cap", 0.0))
             return {s: jnp.einsum("tnh,nhd->td", mixed[s], w("attn", s, "wo")) for s in streams}
 
         def ffn(x, w=w):
@@ -277,7 +281,11 @@ def states(flat, row, towers, streams, o):
             if (i + 1) % every == 0:
                 x = cross(flat, x, x_0[s], last_unit(row, streams.index(s)), s, i // every, o)
         for f, name in ((attend, "attn"), (ffn, "ffn")):
-            ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
+            ys = f(x if o["norm"] == "post" else norm(x, name))
+            if o["norm"] == "post":
+                ys = norm(ys, name)
+            if o["norm"] == "both":
+                ys = {s: rms_norm(ys[s], w("norm", s, f"{name}_post")) for s in streams}
             kept = o["kept"][i][name] if "kept" in o else 1
             x = {s: x[s] + kept * ys[s] for s in streams}
     return {s: rms_norm(x[s], flat[f"final_norm/{by_layer[-1]['norm'][s]}/scale"]) for s in streams}
@@ -290,9 +298,10 @@ def hidden(flat, row, towers, streams, o):
     return sum(jnp.where(mask, ys[s], 0) for mask, s in zip(masks, streams, strict=True))
 
 
-def cross_entropy(h, head, target, scale, z_loss):
-    """sum(scale * (l + z * lse^2)) with all logits at once, and l."""
+def cross_entropy(h, head, target, scale, z_loss, cap=0.0):
+    """sum(scale * (l + z * lse^2)) with all logits at once, and l; logits are capped where there is a cap."""
     logits = h.astype(jnp.float32) @ head
+    logits = cap * jnp.tanh(logits / cap) if cap else logits
     lse = jnp.log(jnp.exp(logits).sum(-1))
     nats = lse - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     return jnp.where(scale > 0, scale * (nats + z_loss * lse**2), 0).sum(), nats

@@ -10,6 +10,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
     LlamaConfig,
@@ -74,6 +76,20 @@ CASES = {
         "1GB",
     ),
     "mistral": (MistralForCausalLM, MistralConfig(**SIZES, vocab_size=IDS, sliding_window=32), "1GB"),
+    "gemma2": (
+        Gemma2ForCausalLM,
+        Gemma2Config(
+            **SIZES,
+            vocab_size=IDS,
+            head_dim=8,
+            query_pre_attn_scalar=5,
+            attn_logit_softcapping=0.7,
+            final_logit_softcapping=3.0,
+            sliding_window=32,
+            attn_implementation="eager",
+        ),
+        "1GB",
+    ),
     "mixtral": (
         MixtralForCausalLM,
         MixtralConfig(**SIZES, vocab_size=IDS, num_local_experts=4, num_experts_per_tok=2),
@@ -122,7 +138,7 @@ def loss(weights, config, ids):
     """Mean cross entropy of a text's next ids, and the logits."""
     batch = pack([[document(0, 0, ids, np.zeros(len(ids)))]], ("text",), (len(ids),))
     ((h_RD, _),) = transformer.forward(weights, batch, config).hidden
-    logits_TV = h_RD @ transformer.head(weights, config)
+    logits_TV = transformer.logits(h_RD, transformer.head(weights, config), config)
     logits_TV = logits_TV[:, : published.IDS]  # of ids that both have
     log_p = jax.nn.log_softmax(logits_TV[:-1])
     return -log_p[np.arange(len(ids) - 1), ids[1:]].mean(), logits_TV
@@ -147,7 +163,7 @@ def gradients(model, folder):
 def test_logits_gradients_and_tensors_there_and_back(name, tmp_path, texts):
     model = saved(name, tmp_path / "hf", texts)
     out, _ = succeeds("import", tmp_path / "hf", f"--data={texts / 'data'}", f"--out={tmp_path / 'run'}")
-    assert ("its attention looks back 32 tokens" in out) == (name == "mistral")
+    assert ("its attention looks back 32 tokens" in out) == (name in ("mistral", "gemma2"))
     config, position, weights = restore.load(tmp_path / "run")
     assert position.step == 0
     ids = np.random.default_rng(1).integers(0, published.IDS, 24).astype(np.int32)

@@ -1,6 +1,7 @@
 """Decoders of text in one tower, as transformers writes them: a line of FAMILIES for each `model_type`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mot.config import Config
@@ -18,7 +19,8 @@ class Family(NamedTuple):
     usual: Mapping[str, Any]  # what its class takes for fields that config.json lacks
     rows: tuple[Row, ...]  # of every layer, but for its FFN
     moe: Moe | None = None  # None: it has no experts
-    windows: bool = False  # a `sliding_window` counts by itself
+    windows: str = ""  # where a `sliding_window` counts: in all layers, or in those that `layer_types` names
+    own: Mapping[str, str] = MappingProxyType({})  # fields that are our key; null is 0, which is none
 
 
 FIELDS = (
@@ -65,6 +67,12 @@ NORMS = (
     Row("model.layers.{layer}.input_layernorm.weight", f"{BLOCK}/norm/text/attn", "same"),
     Row("model.layers.{layer}.post_attention_layernorm.weight", f"{BLOCK}/norm/text/ffn", "same"),
 )
+BOTH_NORMS = (
+    Row("model.layers.{layer}.input_layernorm.weight", f"{BLOCK}/norm/text/attn", "same"),
+    Row("model.layers.{layer}.post_attention_layernorm.weight", f"{BLOCK}/norm/text/attn_post", "same"),
+    Row("model.layers.{layer}.pre_feedforward_layernorm.weight", f"{BLOCK}/norm/text/ffn", "same"),
+    Row("model.layers.{layer}.post_feedforward_layernorm.weight", f"{BLOCK}/norm/text/ffn_post", "same"),
+)
 POST_NORMS = (
     Row("model.layers.{layer}.post_attention_layernorm.weight", f"{BLOCK}/norm/text/attn", "same"),
     Row("model.layers.{layer}.post_feedforward_layernorm.weight", f"{BLOCK}/norm/text/ffn", "same"),
@@ -83,12 +91,17 @@ QK_NORMS, FLAT_QK_NORMS = (
     for how in ("same", "split_bias")
 )
 DECODER = (*ATTENTION, *NORMS)
-LLAMA = dict(norm="pre", qk_norm="none", activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
+PLAIN = dict(norm="pre", qk_norm="none", activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
+LLAMA = PLAIN | dict(attention_cap=0.0, logits_cap=0.0, query_size=0)
+GEMMA = dict(activation="geglu", norm_offset=True, embed_scale=True)
 USUAL = dict(rms_norm_eps=1e-6, rope_theta=10_000.0, tie_word_embeddings=False)
 OLMO = USUAL | dict(rms_norm_eps=1e-5)
+OF_GEMMA = USUAL | dict(head_dim=256, tie_word_embeddings=True)
+OF_GEMMA2 = OF_GEMMA | dict(sliding_window=4096, query_pre_attn_scalar=256)
+OF_GEMMA2 |= dict(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", "silu", LLAMA, USUAL, DECODER),
-    "mistral": Family("MistralForCausalLM", "silu", LLAMA, USUAL | dict(sliding_window=4096), DECODER, windows=True),
+    "mistral": Family("MistralForCausalLM", "silu", LLAMA, USUAL | dict(sliding_window=4096), DECODER, windows="all"),
     "mixtral": Family(
         "MixtralForCausalLM",
         "silu",
@@ -96,7 +109,7 @@ FAMILIES = {
         USUAL | dict(rms_norm_eps=1e-5, rope_theta=1e6),
         DECODER,
         moe.MIXTRAL,
-        windows=True,
+        windows="all",
     ),
     "qwen2": Family("Qwen2ForCausalLM", "silu", LLAMA | dict(qkv_bias=True), USUAL, (*DECODER, *BIASES)),
     "qwen2_moe": Family(
@@ -121,9 +134,22 @@ FAMILIES = {
     "gemma": Family(
         "GemmaForCausalLM",
         "gelu_pytorch_tanh",
-        LLAMA | dict(activation="geglu", norm_offset=True, embed_scale=True),
-        USUAL | dict(head_dim=256, tie_word_embeddings=True),
+        LLAMA | GEMMA,
+        OF_GEMMA,
         DECODER,
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        "gelu_pytorch_tanh",
+        PLAIN | GEMMA | dict(norm="both"),
+        OF_GEMMA2,
+        (*ATTENTION, *BOTH_NORMS),
+        windows="layers",
+        own={
+            "query_pre_attn_scalar": "model.query_size",
+            "attn_logit_softcapping": "model.attention_cap",
+            "final_logit_softcapping": "model.logits_cap",
+        },
     ),
 }
 
@@ -134,7 +160,7 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     layer_types = given.pop("layer_types", None)
     stretched, faults = rope.said(given.pop("rope_scaling", None))
     only = ONLY | dict.fromkeys(("hidden_act", "hidden_activation"), (family.activation,))
-    known = {field.theirs for field in FIELDS} | OF_WINDOWS
+    known = {field.theirs for field in FIELDS} | OF_WINDOWS | family.own.keys()
     experts: dict[str, Any] = {}
     if family.moe:
         experts, more = moe.said(family.moe, given)
@@ -142,21 +168,45 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
         known |= moe.fields(family.moe)
         only = only | family.moe.only
     faults += unsaid(given, known, only)
-    if layer_types is not None and not (
-        isinstance(layer_types, list) and {*map(str, layer_types)} <= {"full_attention"}
-    ):
-        faults.append(f"layer_types: {layer_types!r:.80}; allowed: 'full_attention' alone")
-    # Where it is null there is no window, and where it is absent the class has its own.
-    window = (dict(family.usual) | given).get("sliding_window") if family.windows else None
-    if window is not None and not (type(window) is int and is_number(window)):
-        faults.append(f"sliding_window: {window!r:.80}; must be a whole number above 0, or null")
-    refuse(faults, where)
+    window, more = _window(family, given, layer_types)
+    own, further = _own(family, given)
+    refuse([*faults, *more, *further], where)
     given = dict(family.usual) | {key: value for key, value in given.items() if value is not None}
     given.setdefault("num_key_value_heads", given.get("num_attention_heads"))
     if "head_dim" not in given and all(type(given.get(k)) is int for k in ("hidden_size", "num_attention_heads")):
         given["head_dim"] = given["hidden_size"] // max(given["num_attention_heads"], 1)
-    values = {field.ours: typed(field, given.get(field.theirs), where) for field in FIELDS} | stretched | experts
-    return Said("dense", values | {f"model.{key}": value for key, value in family.model.items()}, window=window or 0)
+    values = {field.ours: typed(field, given.get(field.theirs), where) for field in FIELDS}
+    values |= own | stretched | experts
+    return Said("dense", values | {f"model.{key}": value for key, value in family.model.items()}, window=window)
+
+
+def _window(family: Family, given: Mapping[str, Any], layer_types: Any) -> tuple[int, list[str]]:
+    """How many tokens its attention looks back, 0 for all, and what cannot be said of it.
+
+    Where the field is null there is no window, and where it is absent the class has its own.
+    """
+    kinds = ["full_attention", "sliding_attention"] if family.windows == "layers" else ["full_attention"]
+    if layer_types is not None and not (isinstance(layer_types, list) and {*map(str, layer_types)} <= {*kinds}):
+        allowed = " and ".join(map(repr, kinds))
+        return 0, [f"layer_types: {layer_types!r:.80}; allowed: {allowed}" + " alone" * (len(kinds) == 1)]
+    window = (dict(family.usual) | given).get("sliding_window")
+    none_named = family.windows == "layers" and layer_types is not None and "sliding_attention" not in layer_types
+    if not family.windows or window is None or none_named:
+        return 0, []
+    if type(window) is not int or window < 1:
+        return 0, [f"sliding_window: {window!r:.80}; must be a whole number above 0, or null"]
+    return window, []
+
+
+def _own(family: Family, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values of the family's own fields by dotted key, and those that are no numbers."""
+    found = {key: (dict(family.usual) | given).get(key) for key in family.own}
+    faults = [
+        f"{key}: {value!r:.80}; must be a number above 0, or null"
+        for key, value in found.items()
+        if value is not None and not is_number(value)
+    ]
+    return {ours: found[key] or 0 for key, ours in family.own.items()}, faults
 
 
 def rows(name: str, config: Config) -> tuple[Row, ...]:
@@ -204,8 +254,13 @@ def unlike(config: Config, model: Mapping[str, Any], without: Sequence[str] = ("
 def about(name: str, config: Config) -> dict[str, Any]:
     family = FAMILIES[name]
     found = fields_of(config) | {"architectures": [family.architecture], "hidden_act": family.activation}
-    if family.windows:
+    found |= {key: getattr(config.model, ours.rpartition(".")[2]) or None for key, ours in family.own.items()}
+    if "query_pre_attn_scalar" in found and not config.model.query_size:
+        found |= {"query_pre_attn_scalar": config.model.head_size}
+    if family.windows == "all":
         found |= {"sliding_window": None}
+    if family.windows == "layers":  # its class wants a window, also where no layer has one
+        found |= {"sliding_window": config.length, "layer_types": ["full_attention"] * config.model.layers}
     return found | (moe.about(family.moe, config) if family.moe else {})
 
 
