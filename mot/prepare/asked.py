@@ -1,5 +1,6 @@
 """The options of `mot data prepare`, judged before anything heavy is imported or a document is read."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 
 from mot.config import modalities
 from mot.config.allowed import meant
-from mot.config.modalities import MAX_IDS, MODALITIES, TEXT
+from mot.config.modalities import MAX_IDS, MODALITIES, TEXT, VECTORS
 from mot.config.options import ANY
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
@@ -25,6 +26,7 @@ SEQIO = (
     "also",
     "vectors",
     "markers",
+    *(option for row in MODALITIES.values() for option in row.networks.values()),
 )  # options for files, of which a seqio task has its own
 
 
@@ -43,11 +45,25 @@ def judge(options) -> SimpleNamespace:
     read.separator = _separator(read)
     read.markers = tuple(name.strip() for name in read.markers.split(",") if name.strip())
     read.join = tuple(field.strip() for field in read.join.split(",") if field.strip())
+    _fill_unsaid(read)
     if told := [*told, *faults(read, read.out, read.workers, read.max_skipped)]:
         raise UserError("nothing was prepared:\n  " + "\n  ".join(told))
     if not read.like:  # which may declare modalities
         parse(declared(read.content, dict(read.ids)))
     return read
+
+
+def _fill_unsaid(read: SimpleNamespace) -> None:
+    """What follows from other options where nobody says it."""
+    for name, row in MODALITIES.items():
+        forms = [form for form in row.networks if modalities.network_of(read, name, form)]
+        if forms == [VECTORS]:
+            read.vectors = [*read.vectors, name]
+        for option in row.options:
+            if option.unsaid and not forms and not getattr(read, option.name):
+                setattr(read, option.name, option.unsaid)
+    if read.workers is None:  # a network takes all cores itself, or the accelerator
+        read.workers = 1 if modalities.networks_of(read) else os.cpu_count() or 1
 
 
 def _ids(given: str) -> tuple[str, int] | None:
@@ -85,7 +101,7 @@ def unescaped(separator: str) -> str:
 
 def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
     """What is wrong with a recipe, whatever the documents."""
-    options = [option for row in MODALITIES.values() for option in row.options if not option.choices]
+    options = [x for row in MODALITIES.values() for x in row.options if not isinstance(x.default, str)]
     ranges = {option.name: (option.least, option.most) for option in options}
     ranges |= {name: (least, MOST) for name, least in LEAST.items()}
     for name, (least, most) in ranges.items():
@@ -105,6 +121,9 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
             yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
     for row in MODALITIES.values():
         yield from row.faults(recipe)
+    for folder in modalities.networks_of(recipe):
+        if not Path(folder).is_dir():
+            yield f"{folder} is no folder; name the folder of a network, with its config.json and safetensors"
     if not 0 <= recipe.held_out < 1:
         remedy = "raise it" if recipe.held_out < 0 else "lower it"
         yield f"--held-out={recipe.held_out}; must be a fraction, from 0 to below 1; {remedy}"

@@ -7,7 +7,18 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS, form_of, media, of_either_form, other_form, row_of
+from mot.config.modalities import (
+    IDS,
+    MODALITIES,
+    TEXT,
+    VECTORS,
+    form_of,
+    media,
+    network_of,
+    of_either_form,
+    other_form,
+    row_of,
+)
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.files import write_atomically
@@ -18,7 +29,8 @@ from mot.prepare.left_out import Bad, first_of
 from mot.prepare.raw import Part, Raw, parts_of
 from mot.prepare.sides import Sides, first_documents, is_held_out, kinds_named, kinds_of
 from mot.prepare.templates import READY, modality_of
-from mot.tokenizers import text
+from mot.tokenizers import networked, text
+from mot.tokenizers.networked import Known
 
 CORPUS = 64 << 20  # characters that a text tokenizer learns from at most
 
@@ -41,13 +53,20 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     names = _modalities(recipe, first, ids)
     of = _also(recipe, names, like)
     names += [name for name in of if name not in names]
-    of_vectors, widths, lossy = [], {}, {}
+    of_vectors, widths, lossy, networks = [], {}, {}, {}
     for name in (name for name in names if name not in ids):
         form = _form(name, recipe, like)
         if form == VECTORS and file_names(name) and name not in of:
             of_vectors.append(name)
+        if like and name in chosen(like).networks:
+            networks[name] = chosen(like).networks[name]
+            continue
         if like and _copied(like, folder, name):
             lossy = chosen(like).lossy
+            continue
+        if address := network_of(recipe, row_of(name), form):
+            with console.status(f"opening {address}", spinner=spinner(console)):
+                networks[name] = _network(address, row_of(name), form, recipe)
             continue
         try:
             with console.status(f"learning the {name} tokenizer", spinner=spinner(console)):
@@ -73,8 +92,23 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     if lossy:
         console.print(f"warning: {text.told(lossy)}", markup=False, soft_wrap=True)
     ready = {name: ids[name] for name in names if name in ids}
-    found = ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy, of=of)
+    found = ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy, of=of, networks=networks)
     dataset_tokenizers.write_chosen(folder, found)
+
+
+def _network(folder: str, name: str, form: str, recipe) -> Known:
+    """What a dataset keeps of a network; raises `UserError` where it makes something else."""
+    options = {"image": {"side": recipe.image_side}, "audio": {"layers": recipe.audio_layers}}[name]
+    found = networked.known(folder, options, recipe.audio_order)
+    makes = IDS if found.is_of_ids else VECTORS
+    if (found.medium, makes) != (name, form):
+        option = MODALITIES[found.medium].networks.get(makes)
+        remedy = f"--{option.replace('_', '-')} takes it" if option else "nothing takes it"
+        asked = MODALITIES[name].networks[form].replace("_", "-")
+        raise UserError(
+            f"--{asked}={folder}: its network makes {makes} of {found.medium}, not {form} of {name}; {remedy}"
+        )
+    return found
 
 
 def _also(recipe, names: Sequence[str], like: Path | None) -> dict[str, str]:
@@ -95,8 +129,8 @@ def _also(recipe, names: Sequence[str], like: Path | None) -> dict[str, str]:
 
 def _form(name: str, recipe, like: Path | None) -> str:
     """What the tokens of a modality are: as the dataset has it whose tokenizer is taken, as asked for, or as usual."""
-    if like and _has(like, name):
-        return VECTORS if name in chosen(like).vectors else IDS
+    if like and (_has(like, name) or name in chosen(like).networks):
+        return chosen(like).form(name)
     if row_of(name) != name:
         return name.removeprefix(f"{row_of(name)}_")
     return form_of(name, recipe.vectors)
