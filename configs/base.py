@@ -222,7 +222,7 @@ def get_config() -> ConfigDict:
     # geglu, norm_offset and embed_scale make Gemma's block, qkv_bias Qwen2's
     c.model.update(dropout=0.0, activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
     c.model.update(rope_sections=(), rope_interleaved=False, rope_reset=False, rope_per_second=0.0)
-    c.init = dict(run="", step=0, state="weights", match="", noise=0.0)  # upcycling: begin from another run's weights
+    c.init = dict(run="", step=0, state="weights", match="", noise=0.0, deeper="", wider="")  # of another run
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")
     c.mesh.rules.update(heads="tensor", kv_heads="tensor", head="", mlp="tensor", expert="expert")

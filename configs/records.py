@@ -2,6 +2,7 @@
 
 mot train --config=configs/records.py:data=data/photos,arch=mot           text and images, a small model
 mot train --config=configs/records.py:data=data/photos+data/books,size=smoke,length=512
+mot train --config=configs/records.py:data=data/photos,arch=mot,init=runs/qwen
 
 size=smoke (two steps) takes some 13 s on two AVX2 cores with an empty cache; the cost of the others is not measured.
 The loss depends on the data: that of ids begins near the logarithm of all ids, of every modality together.
@@ -9,6 +10,9 @@ The loss depends on the data: that of ids begins near the logarithm of all ids, 
 Several datasets must share their tokenizers (`mot data prepare --like`); `NAME@FOLDER` gives one another name than its
 folder's. `--config.data.shares.books=0.5` changes how much of each is read; `length` is a row's, divided among the
 streams as the mixture divides.
+
+`init` names a run, as `mot import` makes one: its layers, widths and block are taken, and its weights (init.run).
+`size` decides the batch and the schedule then.
 """
 
 import json
@@ -26,13 +30,44 @@ ARGUMENTS = {
     "arch": archs.ARGUMENT,
     "size": base.Argument("demo", sizes.LAPTOP),
     "length": base.Argument("1024", about="tokens of a row"),
+    "init": base.Argument("", about="a run, whose sizes and weights it begins with"),
 }
+# Keys of `model` that say how it is computed, and not what.
+COMPUTE = ("scan", "remat", "dtype", "attention", "dispatch", "seed", "dropout")
 
 
 def get_config(arg: str = "") -> ConfigDict:
     arg = base.parse(arg, ARGUMENTS)
     size = sizes.choose(sizes.LAPTOP, arg["size"])
-    return build(arg["data"], arg["arch"], arg["size"], size, arg["length"]).lock()
+    if not arg["init"]:
+        return build(arg["data"], arg["arch"], arg["size"], size, arg["length"]).lock()
+    streams, model = _run(arg["init"])
+    first = streams.get("text") or next(iter(streams.values()))
+    of_run = {key: first[key] for key in ("width", "ffn")} | {k: model[k] for k in ("layers", "heads", "head_size")}
+    c = build(arg["data"], arg["arch"], arg["size"], size | of_run, arg["length"])
+    c.model.update({key: value for key, value in model.items() if key in c.model and key not in COMPUTE})
+    for name in c.streams.keys() & streams.keys():
+        c.streams[name].update({key: streams[name][key] for key in ("width", "ffn")})
+    c.init.run = arg["init"]
+    return c.lock()
+
+
+def _run(folder: str) -> tuple[dict, dict]:
+    """The streams and the model of a run's config.json."""
+    try:
+        opened = fsspec.open if "://" in folder else open
+        with opened(f"{folder}/config.json", "rb") as file:
+            config = json.load(file)
+        streams, model = config["streams"], config["model"]
+        numbers = [stream[key] for stream in streams.values() for key in ("width", "ffn")]
+        numbers += [model[key] for key in ("layers", "heads", "head_size")]
+        if not streams or not all(type(n) is int for n in numbers):
+            raise TypeError("its sizes are no numbers")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(
+            f"init={folder}: no run's config.json can be read there ({error!r}); name a run directory"
+        ) from error
+    return streams, model
 
 
 def build(

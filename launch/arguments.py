@@ -518,6 +518,15 @@ def evaluate() -> flags.Parser:
         help="of distances: an .npz of arrays real and generated [N, D]; or FILE.py:NAME, a function from a list of "
         "decoded media to features [N, D], a program that is run: name only such as you trust",
     )
+    p.add_argument("--tasks", metavar="TASK[,TASK]", help="of harness: which; `lm-eval ls tasks` lists them")
+    p.add_argument(
+        "--task-folder",
+        type=flags.of_this_machine,
+        metavar="FOLDER",
+        help="of harness: tasks of your own, in lm-eval's YAML; functions that it names are run: only those you trust",
+    )
+    p.add_argument("--shots", type=int, help="of harness: examples before a question; default what the task says")
+    p.add_argument("--limit", type=int, help="of harness: documents of a task at most; default all")
     p.add_argument("--out", type=flags.of_this_machine, metavar="FILE.json", help="also all figures, as JSON")
     _add_fetch(p)
     return p
@@ -806,7 +815,7 @@ def report() -> flags.Parser:
 def import_() -> flags.Parser:
     p = flags.parser(
         "import",
-        "Brings a published model of text into a run directory; other runs begin from it.",
+        "Brings a published model into a run directory; other runs begin from it.",
         "mot import qwen --data data/texts --out runs/qwen",
     )
     p.add_argument(
@@ -816,7 +825,13 @@ def import_() -> flags.Parser:
         help="a folder in Hugging Face's layout: config.json, tokenizer.json, model.safetensors or shards and index",
     )
     p.add_argument(
-        "--data", required=True, metavar="FOLDER", help="a dataset of text that was prepared with its tokenizer.json"
+        "--data", required=True, metavar="FOLDER", help="a dataset whose text was prepared with its tokenizer.json"
+    )
+    p.add_argument(
+        "--arch",
+        default="",
+        help="of configs/archs.py, as mot or moe_tc4: its weights go where that one needs them; default its own: "
+        "dense for a decoder of text",
     )
     p.add_argument("--out", type=flags.of_this_machine, required=True, metavar="RUN", help="the new run directory")
     return p

@@ -117,6 +117,14 @@ def _ranking(model: LoadedModel, options, questions: list[ranking.Question]) -> 
     return Found(found, {"answers": options.answers.name, "digest": file_digest(options.answers)[:16]})
 
 
+def _harness(model: LoadedModel, options, _) -> Found:
+    from mot.generate import harness  # of an extra
+
+    tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
+    found = harness.figures(model, tasks, options.task_folder, options.shots, options.limit)
+    return Found(found, {"tasks": options.tasks, "shots": options.shots, "limit": options.limit})
+
+
 def _retrieval(model: LoadedModel, options, _) -> Found:
     """By embeddings of what was contrasted, and of text alone; else by likelihood."""
     contrasted = len(model.config.objective.contrastive.pools) > 1
@@ -314,6 +322,7 @@ def _questions(options, config: Config, format: Format) -> list[ranking.Question
 
 ASKED = {"ranking": _questions, "distances": _given_features}
 MEASURES = {"ranking": _ranking, "retrieval": _retrieval, "conditioning": _conditioning, "labels": _labels}
+MEASURES |= {"harness": _harness}
 MEASURES |= {"judged": _judged, "distances": _distances}
 
 

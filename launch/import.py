@@ -1,4 +1,4 @@
-"""Brings a published model of text into a run directory: weights and tokenizer of a folder in Hugging Face's layout."""
+"""Brings a published model into a run directory: weights and tokenizer of a folder in Hugging Face's layout."""
 
 import sys
 
@@ -9,16 +9,18 @@ from mot.interop import importing
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments.import_().parse_args(argv)
-    done = importing.run(options.path, options.data, options.out)
-    print(f"{done.path}: a {done.family} of {done.parameters:,} parameters, as step 0")
+    done = importing.run(options.path, options.data, options.out, options.arch)
+    print(f"{done.path}: a {done.family} of {done.parameters:,} parameters, as step 0 ({done.arch})")
     for line in done.told:
         print(line)
-    given = done.overrides | {"init.run": str(done.path), "run.name": f"{done.path.name}-further"}
-    changes = [f"--config.{key}={value}" for key, value in given.items()]
+    begun = f"configs/records.py:data={options.data},arch={done.arch},init={done.path}"
     lines = [
         ("what it writes", flags.command("sample", str(done.path), "--text", "Once upon a time")),
         ("its held-out loss on these data", flags.command("evaluate", str(done.path))),
-        ("another run begins from it", flags.command("train", f"--config={done.config_file}", *changes)),
+        (
+            "another run begins from it",
+            flags.command("train", f"--config={begun}", f"--config.run.name={done.path.name}-further"),
+        ),
     ]
     print("next:", *(f"  {line}  # {what}" for what, line in lines), sep="\n", file=sys.stderr)
     return 0

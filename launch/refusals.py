@@ -3,6 +3,7 @@
 `launch.arguments.check` asks; whoever computes later checks what only it can know.
 """
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -102,9 +103,13 @@ OF_EVALUATIONS = {  # an option of `mot evaluate`, and the kinds that it is for
     "draws": ("judged", "distances"),
     "steps": ("judged", "distances"),
     "features": ("distances",),
+    "tasks": ("harness",),
+    "task_folder": ("harness",),
+    "shots": ("harness",),
+    "limit": ("harness",),
 }
 EVALUATION_RANGES = {"pool": (2, 1000), "pools": (1, 10_000), "documents": (2, 100_000), "draws": (2, 100_000)}
-EVALUATION_RANGES |= {"steps": RANGES["steps"]}
+EVALUATION_RANGES |= {"steps": RANGES["steps"], "shots": (0, 1000), "limit": (1, 10**9)}
 WITHOUT_SAMPLES = ("loss", "bits")
 
 
@@ -120,6 +125,8 @@ def evaluation(options: Any, overrides: dict[str, str], config: Config | None) -
             raise UserError(f"--{name}={value}; must be from {least} to {most:,}; give a number of that range")
     if "ranking" in what:
         _answers(options.answers)
+    if "harness" in what:
+        _harness(options)
     if options.features is not None:
         _features(options.features)
     if options.out is not None:
@@ -164,6 +171,19 @@ def _answers(file: Path | None) -> None:
         raise UserError(f"--answers={file}: is a folder; name a file of JSON lines in it")
 
 
+def _harness(options: Any) -> None:
+    if not options.tasks:
+        raise UserError(
+            "--tasks is missing: the harness needs tasks, as --tasks=hellaswag; `lm-eval ls tasks` lists them"
+        )
+    if options.task_folder is not None and not options.task_folder.is_dir():
+        raise UserError(
+            f"--task-folder={options.task_folder}: there is no such folder; name one that has tasks in YAML"
+        )
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("the package lm-eval is not installed; `pip install lm-eval`, or mot's extra eval")
+
+
 def _features(said: str) -> None:
     name, colon, function = said.partition(":")
     flags.refuse_absent(Path(name), "file", "--features=")
@@ -191,7 +211,7 @@ def _of_the_run(what: Sequence[str], options: Any, config: Config) -> None:
         )
     if "labels" in what and not any(map(config.has_states, config.streams)):
         raise UserError("--what=labels: no stream of this run is of units that have states; leave it out")
-    by_likelihood = ["ranking", "conditioning"]
+    by_likelihood = ["ranking", "conditioning", "harness"]
     if len(config.streams) > 1 and len(config.objective.contrastive.pools) < 2:
         by_likelihood.append("retrieval")
     if config.data.blocks == "document" and (without := [kind for kind in what if kind in by_likelihood]):

@@ -53,6 +53,7 @@ LIGHT |= {"scipy"}  # where it is used: Sobol points of a search
 KNOWS = {
     "mot.data.seqio_bridge": {"tensorflow", "seqio", "sentencepiece"},
     "mot.runs.services": {"wandb", "trackio"},
+    "mot.generate.harness": {"lm_eval"},
 }
 
 
@@ -86,6 +87,7 @@ def test_imports_run_one_way(path):
             assert FLOOR[there] < FLOOR[room], f"{me} imports {other}, which is not on a lower floor"
         assert room != "configs" or other.split(".")[0] in LIGHT, f"{me} imports {other}"
         heavy = {"torch", "tensorflow", "transformers", "diffusers", "seqio", "sentencepiece", "wandb", "trackio"}
+        heavy |= {"lm_eval"}
         assert other.split(".")[0] not in heavy - KNOWS.get(me, set()), f"{me} imports {other}"
 
 

@@ -143,7 +143,8 @@ VALUES: dict[str, dict[str, Allowed]] = {
     },
     "Mesh": dict.fromkeys(("fsdp", "expert", "context", "tensor", "slices", "buffer"), ABOVE_0)
     | {"data": AT_LEAST_0, "exchange": ("gather", "all_to_all")},
-    "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0) | {"state": ("weights", "all")},
+    "Init": dict.fromkeys(("step", "noise"), AT_LEAST_0)
+    | {"state": ("weights", "all"), "deeper": ("", "stack", "identity"), "wider": ("", "clone")},
     "Objective": {"z_loss": AT_LEAST_0, "chunk": ABOVE_0, "per": ("all", "modality"), "common_target": FRACTION},
     "Contrastive": dict.fromkeys(("width", "pairs"), AT_LEAST_0)
     | {"kind": ("", "infonce", "sigmoid"), "weight": ABOVE_0}
@@ -683,6 +684,13 @@ def _init(c: "Sections") -> Iterator[Fault]:
         yield Fault(
             "init.match", f"{c.init.match!r}, but init.run is ''; name the run that they come from, or write ''"
         )
+    for key in ("deeper", "wider"):
+        if (rule := getattr(c.init, key)) in VALUES["Init"][key][1:] and (c.init.state == "all" or not c.init.run):
+            yield Fault(
+                f"init.{key}",
+                f"{rule!r}, but init.run is {c.init.run!r} and init.state {c.init.state!r}; name a run whose weights "
+                "grow, or write ''",
+            )
     yield from pattern("init.match", c.init.match)
 
 

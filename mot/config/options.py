@@ -37,6 +37,7 @@ EVALUATIONS = {  # of `mot evaluate --what`, and what each tells
     "conditioning": "what its own prompt is worth to a unit, beside another document's",
     "labels": "what a linear probe tells of units from their states",
     "judged": "how many digits are drawn, and read, as a classifier reads them",
+    "harness": "what lm-eval's tasks find",
     "distances": "how far what is drawn lies from what is held out, by --features",
 }
 ANY = "any"  # of --draw: the model decides

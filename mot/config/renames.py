@@ -36,6 +36,8 @@ ADDED = {
     "model.embed_scale": False,
     "model.qkv_bias": False,
     "init.state": "weights",
+    "init.deeper": "",
+    "init.wider": "",
     "init.match": "",
     "optim.skip_above": 0.0,
     "optim.name": "adamw",

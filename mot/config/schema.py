@@ -265,13 +265,17 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Init:
-    """Where the first parameters come from (`train/upcycle.py`)."""
+    """Where the first parameters come from (`train/upcycle.py`, `train/growth.py`)."""
 
     run: str  # a run directory whose weights this run begins with; "" = random weights
     step: int  # of its checkpoint; 0 = the newest
     state: str  # what is taken: weights, or all (optimiser, place in the data, metrics), to go on as another run
     match: str  # a regular expression: parameters whose path holds a match come from there, the rest is new; "" = all
     noise: float  # is added to every copy but the first, relative to the matrix's root mean square
+    deeper: (
+        str  # how a source with fewer layers gives more: stack (2405.15319), identity (2401.02415); "" = it must not
+    )
+    wider: str  # how a narrower source gives wider matrices: clone (2409.12903); "" = it must not
 
 
 TOKENS_OF_A_PAIR = 8  # of the smaller budget, where nobody says how many pairs a row has

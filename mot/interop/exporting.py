@@ -16,7 +16,7 @@ from mot.console import phase
 from mot.errors import UserError
 from mot.files import make_folder, remove
 from mot.interop import families, prompt, shards
-from mot.interop.families import FAMILIES, Row, rows_of
+from mot.interop.families import Piece
 from mot.interop.transforms import TRANSFORMS
 from mot.model import params
 from mot.prepare import dataset_tokenizers
@@ -53,7 +53,11 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     make_folder(partial)
     try:
-        tensor, shapes = _tensors(_on_host(weights), rows_of(FAMILIES[name], config), beyond)
+        rows = families.rows_of(name, config)
+        vocab = config.vocab + max(map(len, beyond.values()), default=0)
+        pieces = families.pieces(rows, config, vocab)
+        shapes = {theirs: families.shape_of(own) for theirs, own in pieces.items()}
+        tensor = _tensors(_on_host(weights), pieces, beyond)
         plan = shards.planned(shapes, most)
         shards.write(partial, plan, tensor, shapes)
         _read_back(partial, tensor, shapes)
@@ -64,8 +68,7 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
                 told.append(f"the logits are those that the import stored (apart: {apart:.1g})")
             ids = kept["ids"] if kept else prompt.ids_of(tokenizer)
             prompt.write(partial, ids, prompt.logits(weights, plain, ids))
-        rows = shapes[rows_of(FAMILIES[name], config)["embed/tokens"].theirs][0]
-        _write_rest(partial, path, name, config, position, tokenizer, rows)
+        _write_rest(partial, path, name, config, position, tokenizer, vocab)
         if out.exists():
             out.rmdir()  # it is empty
         os.rename(partial, out)
@@ -91,30 +94,19 @@ def _on_host(weights: dict) -> dict[str, np.ndarray]:
 
 
 def _tensors(
-    arrays: Mapping[str, np.ndarray], rows: Mapping[str, Row], beyond: Mapping[str, np.ndarray]
-) -> tuple[Callable[[str], np.ndarray], dict[str, tuple[int, ...]]]:
-    """A function that makes a tensor of theirs by its name, and the shapes of all, layer after layer."""
-    place: dict[str, tuple[str, Row, int | None]] = {}
-    layers = next(x.shape[0] for path, x in arrays.items() if path.startswith(families.BLOCK))
-    for path, row in rows.items():
-        if "{layer}" not in row.theirs:
-            place[row.theirs] = (path, row, None)
-    for layer in range(layers):
-        for path, row in rows.items():
-            if "{layer}" in row.theirs:
-                place[row.theirs.format(layer=layer)] = (path, row, layer)
+    arrays: Mapping[str, np.ndarray], pieces: Mapping[str, list[Piece]], beyond: Mapping[str, np.ndarray]
+) -> Callable[[str], np.ndarray]:
+    """A function that makes a tensor of theirs by its name."""
+
+    def part(piece: Piece) -> np.ndarray:
+        x = TRANSFORMS[piece.transform].to_theirs(arrays[piece.ours][piece.index])
+        return np.concatenate([x, beyond[piece.ours]]) if piece.ours in beyond else x
 
     def tensor(name: str) -> np.ndarray:
-        path, row, layer = place[name]
-        x = TRANSFORMS[row.transform].to_theirs(arrays[path] if layer is None else arrays[path][layer])
-        return np.concatenate([x, beyond[path]]) if path in beyond else x
+        parts = [part(piece) for piece in pieces[name]]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def shape(path: str, row: Row, layer: int | None) -> tuple[int, ...]:
-        ours = arrays[path].shape if layer is None else arrays[path].shape[1:]
-        first, *rest = TRANSFORMS[row.transform].shape(ours)
-        return (first + len(beyond.get(path, ())), *rest)
-
-    return tensor, {name: shape(*where) for name, where in place.items()}
+    return tensor
 
 
 def _read_back(folder: Path, tensor: Callable[[str], np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -4,7 +4,7 @@ All is judged before anything is written: the configuration, the names, shapes a
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,22 +21,22 @@ from mot.data.manifest import read_json as read_dataset
 from mot.data.manifest import special_tokens
 from mot.errors import UserError, reason
 from mot.files import make_folder, remove, write_atomically
-from mot.interop import prompt, shards
-from mot.interop.families import FAMILIES, Row, of_theirs, rows_of
+from mot.interop import families, prompt, shards
+from mot.interop.families import Piece, Row
 from mot.interop.shards import Header
 from mot.interop.transforms import TRANSFORMS
 from mot.model import flops, params
 from mot.runs import provenance, rundir, written
 from mot.tokenizers import text
-from mot.train import restore
+from mot.train import restore, upcycle
 from mot.train.state import state_of, trees
 
-LENGTH = (
-    1024  # tokens of a row, at most: the run's own configuration says so, and a run that begins from it has its own
-)
+LENGTH = 1024  # tokens of a row, at most: the run's own configuration says so; one that begins from it has its own
+DEEP = 12  # layers that compile faster as a loop
+CONFIG = "records.py"  # of configs: what an imported run is a run of
 # No optimiser's moments lie in an imported checkpoint: in its own configuration norms alone train. A run that begins
 # from it by init.run trains what its own configuration says.
-FROZEN = ("text.attn", "text.ffn", "text.embed", "text.head")
+FROZEN = ("attn", "ffn", "embed", "head")
 
 
 class Imported(NamedTuple):
@@ -44,22 +44,21 @@ class Imported(NamedTuple):
 
     path: Path
     family: str
+    arch: str
     parameters: int
-    overrides: dict[str, str]  # of configs/records.py, with which a run can begin from this one
-    config_file: str
     told: list[str]
 
 
-def run(folder: Path, data: str, out: Path) -> Imported:
-    """Raises `UserError`, with nothing written, where something does not fit."""
+def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
+    """Imports as `arch`, or as the family's own; raises `UserError`, with nothing written, where something is unfit."""
     about = shards.read_json(folder / "config.json")
-    name, values = of_theirs(about, str(folder / "config.json"))
+    name, said = families.of_theirs(about, str(folder / "config.json"))
     tokenizer, ids = _tokenizer(folder, data)
     found = shards.headers(folder)
-    file, overrides = _asked(data, values, about)
-    config = _config(file, overrides, out)
-    rows = rows_of(FAMILIES[name], config)
-    vocab = _check(found, rows, config, folder)
+    own = _config(data, said.arch, said.values, about, out)
+    vocab = _rows_of_embedding(found, families.rows_of(name, own))
+    pieces = families.pieces(families.rows_of(name, own), own, vocab)
+    _check(found, pieces, own, folder)
     if ids > vocab:
         raise UserError(
             f"{folder / 'tokenizer.json'} has ids up to {ids - 1}, and the embedding has {vocab} rows; must have a row "
@@ -68,31 +67,31 @@ def run(folder: Path, data: str, out: Path) -> Imported:
     stored = prompt.read(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
-    weights, beyond = _read(found, rows, config)
-    told = _told(config.vocab, vocab)
+    target = _config(data, arch or said.arch, said.values, about, out)
+    weights, beyond = _read(found, pieces, own)
+    told = _told(own, vocab)
+    if target != own:
+        weights = params.paths(upcycle.weights(own, params.nest(weights), target))
+        told += upcycle.told(own, target)
     make_folder(out)
     try:
-        count = params.count(params.table(config))
-        told += _write(out, config, weights, tokenizer, stored, beyond, folder)
+        told += _write(out, target, weights, tokenizer, stored, beyond, folder)
     except BaseException:
         remove(out)
         raise
-    return Imported(out, name, count, overrides, file, told)
+    return Imported(out, name, arch or said.arch, params.count(params.table(target)), told)
 
 
 def _tokenizer(folder: Path, data: str) -> tuple[Tokenizer, int]:
-    """The dataset's tokenizer, which must be the folder's with mot's special tokens, and the ids of the folder's."""
+    """The text tokenizer of the dataset, which must be the folder's with mot's special tokens, and the folder's ids."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(
             f"{folder} has no tokenizer.json; save it there: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
         )
     about = read_dataset(Path(data))["tokenizers"]
-    if list(about) != ["text"]:
-        raise UserError(
-            f"--data {data}: it has {', '.join(about)}; an imported model has text alone; name a dataset of text, and "
-            "let a run on the other one begin from the imported run (init.run)"
-        )
+    if "text" not in about:
+        raise UserError(f"--data {data}: it has {', '.join(about)}, and no text; name a dataset that has")
     try:
         content = file.read_text(encoding="utf-8")
         theirs = Tokenizer.from_str(content)
@@ -109,44 +108,39 @@ def _tokenizer(folder: Path, data: str) -> tuple[Tokenizer, int]:
     return ours, ids
 
 
-def _asked(data: str, values: Mapping[str, Any], about: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """The configuration's file with its arguments, and what is changed of it."""
+def _config(data: str, arch: str, values: Mapping[str, Any], about: Mapping[str, Any], out: Path) -> Config:
+    """That of an architecture on the data, with the sizes and the block of a family."""
+    sizes = load.run(load.SHIPPED / "sizes.py", "sizes.py")["LAPTOP"]["small"]
+    keys = dict(width="streams.text.width", ffn="streams.text.ffn", layers="model.layers", heads="model.heads")
+    sizes = sizes | {key: values[dotted] for key, dotted in keys.items()}
     longest = about.get("max_position_embeddings")
     length = min(longest, LENGTH) if type(longest) is int and longest > 0 else LENGTH
-    file = f"configs/records.py:data={data},arch=dense,size=small,length={length}"
-    return file, {key: str(value) for key, value in values.items()}
-
-
-def _config(file: str, overrides: dict[str, str], out: Path) -> Config:
-    tree = load.read(file, overrides)
+    try:
+        tree = load.run(load.SHIPPED / CONFIG, CONFIG)["build"](data, arch, "small", sizes, str(length))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    tree.model.scan = sizes["layers"] >= DEEP
+    tree.update_from_flattened_dict(values)
     tree.run.update(root=str(out.parent), name=out.name)
-    tree.optim.freeze = ",".join(part for part in FROZEN if not (part == "text.head" and tree.model.tied))
+    parts = [f"{stream}.{part}" for stream in tree.streams for part in FROZEN]
+    tree.optim.freeze = ",".join(part for part in parts if not (part.endswith(".head") and tree.model.tied))
     return flops.resolve_with_steps(tree, sources.faults, optim.uncovered)
 
 
-def _names(row: Row, config: Config) -> list[str]:
-    """The names of a row's tensors: one, or one of each layer."""
-    layers = range(config.model.layers) if "{layer}" in row.theirs else (0,)
-    return [row.theirs.format(layer=layer) for layer in layers]
+def _rows_of_embedding(found: dict[str, Header], rows: Sequence[Row]) -> int:
+    name = next(row.theirs for row in rows if row.ours == "embed/tokens")
+    return found[name].shape[0] if name in found and found[name].shape else 0
 
 
-def _check(found: dict[str, Header], rows: Mapping[str, Row], config: Config, folder: Path) -> int:
-    """The rows of the embedding; `UserError` where names or shapes are not the family's."""
-    specs = params.table(config)
-    embedding = found.get(rows["embed/tokens"].theirs)
-    vocab = embedding.shape[0] if embedding and embedding.shape else 0
-    wanted: dict[str, tuple[int, ...]] = {}
-    for path, row in rows.items():
-        spec = specs[path]
-        ours = tuple(vocab if axis == "vocab" else n for axis, n in zip(spec.axes, spec.shape, strict=True))
-        ours = ours[1:] if "{layer}" in row.theirs else ours
-        wanted |= dict.fromkeys(_names(row, config), TRANSFORMS[row.transform].shape(ours))
+def _check(found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: Config, folder: Path) -> None:
+    """`UserError` where names or shapes are not the family's."""
     # Old checkpoints have RoPE's wavelengths, and tied ones a second copy of the embedding.
     idle = {
         name
         for name in found
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.model.tied)
     }
+    wanted = {name: families.shape_of(own) for name, own in pieces.items()}
     faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     faults += [f"{name} is in no table of this family" for name in found.keys() - wanted.keys() - idle]
     faults += [
@@ -163,32 +157,41 @@ def _check(found: dict[str, Header], rows: Mapping[str, Row], config: Config, fo
         )
     for name in idle:
         del found[name]
-    return vocab
 
 
 def _read(
-    found: dict[str, Header], rows: Mapping[str, Row], config: Config
+    found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: Config
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The parameters by path, and rows of theirs for which the tokenizer has no id, by path as well.
 
-    A tensor is in memory beside them at a time.
+    What the family does not have, as the ends of another modality, begins as always. A tensor is in memory beside them
+    at a time.
     """
     specs = params.table(config)
-    weights = {path: np.empty(specs[path].shape, np.float32) for path in rows}
-    place = {
-        name: (path, row, layer if "{layer}" in row.theirs else None)
-        for path, row in rows.items()
-        for layer, name in enumerate(_names(row, config))
-    }
+    text_ids = config.streams["text"].ids
+    weights = _begun(specs, {piece.ours for own in pieces.values() for piece in own}, text_ids, config.model.seed)
     beyond: dict[str, np.ndarray] = {}
-    for name, x in shards.tensors(found, "reading the weights"):
-        path, row, layer = place[name]
-        if "vocab" in specs[path].axes:
-            x, rest = _of_ids(x, config.vocab)
-            beyond |= {path: rest} if len(rest) else {}
-        target = weights[path] if layer is None else weights[path][layer]
-        target[...] = TRANSFORMS[row.transform].to_ours(x, target.shape)
+    for name, whole in shards.tensors(found, "reading the weights"):
+        first = 0
+        for piece in pieces[name]:
+            n = piece.shape_of_theirs[0]
+            x = whole if len(pieces[name]) == 1 else whole[first : first + n]
+            first += n
+            target = weights[piece.ours][piece.index]
+            if "vocab" in (axes := specs[piece.ours].axes):
+                x, rest = _of_ids(x, text_ids)
+                beyond |= {piece.ours: rest} if len(rest) else {}
+                target = target[(slice(None),) * axes.index("vocab") + (slice(text_ids),)]
+            target[...] = TRANSFORMS[piece.transform].to_ours(x, target.shape)
     return weights, beyond
+
+
+def _begun(specs: params.Table, given: Collection[str], text_ids: int, seed: int) -> dict[str, np.ndarray]:
+    """Room for what will be read, and initial values of what a family does not have, ids of other modalities too."""
+    read = {path for path in given if "vocab" not in specs[path].axes or text_ids in specs[path].shape}
+    others = {path: spec for path, spec in specs.items() if path not in read}
+    fresh = params.paths(jax.jit(lambda: params.init(others, seed))()) if others else {}
+    return {path: np.array(fresh[path]) if path in fresh else np.empty(specs[path].shape, np.float32) for path in specs}
 
 
 def _of_ids(x_VD: np.ndarray, ids: int) -> tuple[np.ndarray, np.ndarray]:
@@ -199,12 +202,18 @@ def _of_ids(x_VD: np.ndarray, ids: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([x_VD, new]), x_VD[:0]
 
 
-def _told(ids: int, vocab: int) -> list[str]:
-    if ids < vocab:
-        return [f"{vocab - ids} rows of the embedding belong to no id of the tokenizer; they are kept for an export"]
-    if ids > vocab:
-        return [f"{ids - vocab} special tokens of mot's are new; their rows begin as the mean of all others"]
-    return []
+def _told(config: Config, vocab: int) -> list[str]:
+    text_ids = config.streams["text"].ids
+    told = []
+    if text_ids < vocab:
+        told.append(
+            f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; they are kept for an export"
+        )
+    if text_ids > vocab:
+        told.append(f"{text_ids - vocab} special tokens of mot's are new; their rows begin as the mean of all others")
+    if others := config.vocab - text_ids:
+        told.append(f"{others} ids of other modalities are new; their rows begin at random")
+    return told
 
 
 def _write(

@@ -18,7 +18,7 @@ from mot.data import positions
 from mot.data.packing import Document, pack
 from mot.errors import UserError
 from mot.model import transformer
-from mot.objectives import losses, next_token
+from mot.objectives import losses, masked, next_token
 
 MULTIPLE = 128  # tokens of a stream in a row: kernels take such, and few shapes are compiled
 
@@ -66,23 +66,47 @@ def make(params: dict, config: Config) -> Score:
 
     On one device. A document must fit a row (`too_long`). Raises `UserError` where a likelihood is not finite.
     """
-    refuse(config)
-    config = _as_generated(config)
-    nats = jax.jit(partial(_nats, config=config))
+    sums = _sums(params, config, _nats)
 
     def score(documents: Sequence[Document]) -> np.ndarray:
-        total = np.zeros(len(documents))
+        return -sums(documents)[0]
+
+    return score
+
+
+def with_greedy(params: dict, config: Config) -> Callable[[Sequence[Document]], tuple[np.ndarray, np.ndarray]]:
+    """As `make`, and bool `[n]`: is every id that has weight the likeliest one there?"""
+    sums = _sums(params, config, _nats_and_misses)
+
+    def score(documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
+        nats, misses = sums(documents)
+        return -nats, misses == 0
+
+    return score
+
+
+def _sums(params: dict, config: Config, of_batch: Callable) -> Callable[[Sequence[Document]], np.ndarray]:
+    """`documents -> [k, n]` float64: the sums by document of what `of_batch` gives by token, `[k, B, T]`."""
+    refuse(config)
+    config = _as_generated(config)
+    by_token = jax.jit(partial(of_batch, config=config))
+
+    def sums(documents: Sequence[Document]) -> np.ndarray:
+        total = None
         for batch in batched(documents, config):
-            found_BT, number_BT = jax.device_get(nats(params, batch))
-            np.add.at(total, number_BT, found_BT.astype(np.float64))  # padding adds 0 to the first
+            found, number_BT = jax.device_get(by_token(params, batch))
+            total = np.zeros((len(found), len(documents))) if total is None else total
+            for kind, found_BT in enumerate(found):
+                np.add.at(total[kind], number_BT, found_BT.astype(np.float64))  # padding adds 0 to the first
+        total = np.zeros((2, 0)) if total is None else total
         if not np.isfinite(total).all():
             raise UserError(
                 "likelihoods are not finite (NaN or infinity); the checkpoint is of a run that has diverged; take an "
                 "earlier --step"
             )
-        return -total
+        return total
 
-    return score
+    return sums
 
 
 def _as_generated(config: Config) -> Config:
@@ -95,12 +119,24 @@ def _as_generated(config: Config) -> Config:
     return dataclasses.replace(config, model=model, attn=dropless(config.attn), ffn=dropless(config.ffn))
 
 
-def _nats(params: dict, batch: Batch, config: Config) -> tuple[jax.Array, jax.Array]:
-    """-log p of each target that has weight, 0 of others, and the number of its document; both `[B, T]`."""
+def _nats(params: dict, batch: Batch, config: Config) -> tuple[list[jax.Array], jax.Array]:
+    """-log p of each target that has weight, 0 of others, and the number of its document; all `[B, T]`."""
+    nats_BT, tokens, _ = _of_tokens(params, batch, config)
+    return [nats_BT], tokens.doc_id
+
+
+def _nats_and_misses(params: dict, batch: Batch, config: Config) -> tuple[list[jax.Array], jax.Array]:
+    """As `_nats`, and whether a target that has weight is not the likeliest id."""
+    nats_BT, tokens, hidden = _of_tokens(params, batch, config)
+    likeliest_BT = next_token.likeliest(hidden, transformer.head(params, config), config)
+    return [nats_BT, (masked.weights(tokens, config) > 0) & (likeliest_BT != tokens.target)], tokens.doc_id
+
+
+def _of_tokens(params: dict, batch: Batch, config: Config) -> tuple:
     output = transformer.forward(params, batch, config, causal=True)
     Z_M = losses.totals(batch, config)
     _, nats_BT, tokens, _ = next_token.of_tokens(output.hidden, transformer.head(params, config), Z_M, config)
-    return nats_BT, tokens.doc_id
+    return nats_BT, tokens, output.hidden
 
 
 def batched(documents: Sequence[Document], config: Config):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from mot import batches
 from mot.batches import Tokens
@@ -34,3 +35,15 @@ def of_tokens(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Conf
     total, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, o.z_loss, o.chunk, Rules(config.mesh.rules))
     weighted_BT = jnp.where(weight_BT > 0, weight_BT * nats_BT, 0)
     return total, weighted_BT, tokens, m_BT
+
+
+def likeliest(hidden: list[tuple[jax.Array, Tokens]], head_DV: jax.Array, config: Config) -> jax.Array:
+    """The likeliest next id after each token of ids, int32 `[B, T]`; `objective.chunk` tokens' logits at a time."""
+    B = hidden[0][1].token.shape[0]
+    h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
+    h_RD = h_BTD.reshape(-1, h_BTD.shape[-1])
+
+    def of_token(h_D: jax.Array) -> jax.Array:
+        return jnp.argmax((h_D @ head_DV).astype(jnp.float32), -1)
+
+    return lax.map(of_token, h_RD, batch_size=config.objective.chunk).reshape(B, -1)

@@ -16,7 +16,7 @@ from mot.data.mixture import Sources
 from mot.errors import Damaged, UserError
 from mot.files import as_path
 from mot.runs import rundir, written
-from mot.train import upcycle
+from mot.train import growth, upcycle
 from mot.train.state import State, init_state, of_trees, state_shardings, trees, with_shardings
 
 
@@ -131,6 +131,7 @@ def upcycled(config: Config) -> dict:
     """The parameters that `init.run` gives a run."""
     with phase(f"the {beginning(config)}", sharding.is_first_process()):
         source, _, trained = load(as_path(config.init.run), config.init.step or None)
+        source, trained = growth.grown(source, trained, config)
         weights = upcycle.weights(source, trained, config)
     for line in upcycle.told(source, config) if sharding.is_first_process() else []:
         say_once(line)

@@ -52,7 +52,9 @@ def weights(source: Config, trained: dict, target: Config) -> dict:
             continue
         in_block = bool(params.parse(path).stack)
         if in_block and target.model.layers != source.model.layers:
-            faults.append(f"model.layers: {target.model.layers}, the source has {source.model.layers}")
+            faults.append(
+                f"model.layers: {target.model.layers}, the source has {source.model.layers} (init.deeper adds some)"
+            )
             break
         copy = _in_block if in_block else _outside
         try:

@@ -10,14 +10,15 @@ from tests.support.published import ABOUT
 
 
 def test_fields_become_keys_and_absent_ones_are_what_the_class_takes():
-    name, values = families.of_theirs(ABOUT, "config.json")
-    assert name == "llama"
+    name, said = families.of_theirs(ABOUT, "config.json")
+    values = said.values
+    assert (name, said.arch) == ("llama", "dense")
     assert values["model.head_size"] == 4
     assert values["model.rope_theta"] == 10_000.0
     assert values["streams.text.width"] == 16
     gemma = {k: v for k, v in ABOUT.items() if k != "tie_word_embeddings"}
     gemma |= {"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh", "rope_parameters": {"rope_theta": 7}}
-    _, values = families.of_theirs(gemma, "config.json")
+    values = families.of_theirs(gemma, "config.json")[1].values
     assert values["model.head_size"] == 256
     assert values["model.rope_theta"] == 7.0
     assert values["model.tied"] is True
@@ -71,7 +72,7 @@ def test_a_configuration_has_the_family_that_it_says(model, name):
     config = resolve(of_text(**model))
     assert families.of_ours(config, "run") == name
     about = families.about_theirs(name, config, 12, {"<bos>": 1})
-    values = families.of_theirs(about, "config.json")[1]
+    values = families.of_theirs(about, "config.json")[1].values
     assert values["model.layers"] == 2
     assert {key: values[f"model.{key}"] for key in model} == model
     assert about["bos_token_id"] == 1
@@ -83,7 +84,9 @@ def test_a_configuration_of_no_family_is_one_message():
     tree = of_text(qk_norm="layer", norm="post")
     with pytest.raises(UserError, match=r"model\.norm: 'post'; must be 'pre'"):
         families.of_ours(resolve(tree), "run")
-    with pytest.raises(UserError, match=r"no family has model\.qk_norm='layer'.*\n.*known are llama"):
+    with pytest.raises(
+        UserError, match=r"why it is no llama:\n  model\.qk_norm: 'layer'; must be 'none'\nknown are llama"
+    ):
         families.of_ours(resolve(of_text(qk_norm="layer")), "run")
     tree = of_text()
     tree.ffn.text.update(experts=2, active=1)

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer
 
 from launch import flags
 from mot.config import load
-from mot.interop import exporting, importing
+from mot.errors import UserError
+from mot.interop import exporting, importing, prompt
 from mot.model import params
 from mot.train import restore
 from tests.support import published
@@ -27,7 +28,7 @@ def imported(texts, tmp_path_factory):
     return importing.run(folder, str(texts / "data"), root / "run")
 
 
-def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported):
+def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported, texts):
     theirs = published.tensors()
     config, position, weights = restore.load(imported.path)
     assert position.step == 0
@@ -38,8 +39,8 @@ def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported):
     new = flat["embed/tokens"][published.IDS :]
     assert len(new) == 5, "mot's special tokens"
     np.testing.assert_allclose(new, theirs["model.embed_tokens.weight"].mean(0)[None].repeat(5, 0), atol=1e-6)
-    given = imported.overrides | {"init.run": str(imported.path)}
-    begun = restore.upcycled(flags.build(load.read(imported.config_file, given)))
+    file = f"configs/records.py:data={texts / 'data'},arch=dense,init={imported.path}"
+    begun = restore.upcycled(flags.build(load.read(file, {})))
     for path, x in params.paths(begun).items():
         np.testing.assert_array_equal(x, flat[path], err_msg=path)
 
@@ -69,6 +70,35 @@ def test_logits_that_are_not_the_weights_own_are_refused(imported, texts, tmp_pa
     assert code == 2
     assert "the logits of a fixed prompt are" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_model_becomes_both_towers_of_a_mixture(texts, tmp_path):
+    published.pictures(tmp_path / "pictures", texts)
+    folder = published.save(tmp_path / "hf", published.tensors(), tokenizer=texts / "tokenizer.json")
+    data = str(tmp_path / "pictures" / "data")
+    dense = importing.run(folder, data, tmp_path / "dense")
+    mixture = importing.run(folder, data, tmp_path / "mot", "mot")
+    assert mixture.parameters > dense.parameters
+    assert "12 ids of other modalities are new; their rows begin at random" in mixture.told
+    logits = {}
+    for run_ in (dense, mixture):
+        config, _, weights = restore.load(run_.path)
+        logits[run_.arch] = prompt.logits(weights, config, np.arange(7, dtype=np.int32))
+        flat = params.paths(weights)
+    np.testing.assert_array_equal(logits["mot"], logits["dense"])
+    np.testing.assert_array_equal(flat["blocks/main/attn/image/wq"], flat["blocks/main/attn/text/wq"])
+    assert np.ptp(flat["embed/tokens"][published.IDS + 7 :]) > 0, "ids of pictures begin at random"
+    code, _, err = run("import", folder, f"--data={data}", f"--out={tmp_path / 'other'}", "--arch=mott")
+    assert code == 2
+    assert "arch=mott: no such architecture" in err
+    assert not (tmp_path / "other").exists()
+
+
+def test_sizes_of_a_run_that_is_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"streams": {"text": {"width": "8"}}, "model": {}}', encoding="utf-8")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match=r"init=.*no run's config\.json can be read there"):
+            load.read(f"configs/records.py:data=x,init={folder}", {})
 
 
 def small_tokenizer(folder):

@@ -20,8 +20,7 @@ from transformers import (
 )
 
 from mot.data.packing import document, pack
-from mot.interop import prompt
-from mot.interop.families import FAMILIES, rows_of
+from mot.interop import families, prompt
 from mot.interop.transforms import TRANSFORMS
 from mot.model import params, transformer
 from mot.train import restore
@@ -93,13 +92,13 @@ def test_logits_gradients_and_tensors_there_and_back(name, tmp_path, texts):
     np.testing.assert_allclose(ours, value.item(), atol=1e-5)
     gradients = dict(model.named_parameters())
     flat = params.paths(gradient)
-    for path, row in rows_of(FAMILIES[name], config).items():
-        for layer in range(config.model.layers) if "{layer}" in row.theirs else [None]:
-            found = np.asarray(flat[path] if layer is None else flat[path][layer])
-            found = TRANSFORMS[row.transform].to_theirs(found)
-            wanted = gradients[row.theirs.format(layer=layer)].grad.numpy()
-            n = min(len(found), len(wanted))  # ids that both have
-            np.testing.assert_allclose(found[:n], wanted[:n], atol=1e-4, err_msg=path)
+    rows = families.rows_of(name, config)
+    for theirs_name, own in families.pieces(rows, config, config.vocab).items():
+        parts = [TRANSFORMS[x.transform].to_theirs(np.asarray(flat[x.ours][x.index])) for x in own]
+        found = np.concatenate(parts)
+        wanted = gradients[theirs_name].grad.numpy()
+        n = min(len(found), len(wanted))  # ids that both have
+        np.testing.assert_allclose(found[:n], wanted[:n], atol=1e-4, err_msg=theirs_name)
     back = tmp_path / "back"
     out, _ = succeeds("export", tmp_path / "run", f"--out={back}", "--format=hf", "--shard-mb=1")
     assert "the logits are those that the import stored" in out

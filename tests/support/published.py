@@ -25,6 +25,16 @@ def write(folder):
     return folder
 
 
+def pictures(folder, texts):
+    """The dataset `data` of pictures that are described, with the tokenizer of `texts`."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    np.savez(folder / "all.npz", text=["one fox", "two dogs"] * 10, image=rng.integers(0, 256, (20, 8, 8, 3), np.uint8))
+    asked = [folder / "all.npz", "--content=text:{text}|image:image", "--image-side=8", "--image-patch=2"]
+    asked += ["--image-ids=12", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
+
+
 ABOUT = dict(
     architectures=["LlamaForCausalLM"],
     model_type="llama",

@@ -1,0 +1,81 @@
+"""Fields of a `config.json`: which are keys of ours, which change nothing, and which cannot be said."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mot.errors import UserError
+
+
+class Field(NamedTuple):
+    """A field of config.json, and the key of our configuration that it is."""
+
+    theirs: str
+    ours: str
+    kind: type
+
+
+# Of every family: what changes nothing of what the model computes of its tokens.
+IGNORED = {
+    "architectures",
+    "model_type",
+    "vocab_size",
+    "max_position_embeddings",
+    "_name_or_path",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "initializer_range",
+}
+
+
+def flat(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with those of `rope_parameters` among them, as transformers 5 writes what was `rope_theta`."""
+    given = dict(about)
+    rope = given.pop("rope_parameters", None)
+    if rope is None:
+        return given
+    if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
+        return given | {"rope_scaling": rope}
+    extra = {key: value for key, value in rope.items() if key not in ("rope_type", "rope_theta", "type")}
+    return given | {"rope_theta": rope.get("rope_theta", given.get("rope_theta"))} | extra
+
+
+def unsaid(given: Mapping[str, Any], known: Collection[str], only: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What of the fields cannot be said: each with its value, and what is allowed.
+
+    `known` are fields that are said or change nothing, `only` those that have some values alone. A field may be null or
+    absent, and one that nobody knows may be empty or false.
+    """
+    found = []
+    for key, value in given.items():
+        if key in known or key in IGNORED or value is None:
+            continue
+        if key not in only:
+            if value not in (False, "", [], {}):
+                found.append(
+                    f"{key}: {value!r:.80}; it is not known what it changes; remove it from config.json if nothing"
+                )
+        elif value not in only[key]:
+            allowed = " or ".join(map(repr, only[key])) or "null, or none at all"
+            found.append(f"{key}: {value!r:.80}; allowed: {allowed}")
+    return found
+
+
+def refuse(faults: Sequence[str], where: str) -> None:
+    """Raises `UserError` with all that cannot be said of a config.json, if anything."""
+    if faults:
+        raise UserError(f"{where}: this model cannot be said:\n  " + "\n  ".join(faults))
+
+
+def typed(field: Field, value: Any, where: str) -> Any:
+    """A field's value; raises `UserError` for one of another type, and where it is absent."""
+    is_number = type(value) in (int, float) and math.isfinite(value) and value > 0
+    if not (type(value) is bool if field.kind is bool else is_number and type(value) in (int, field.kind)):
+        what = {int: "a whole number above 0", float: "a number above 0", bool: "true or false"}[field.kind]
+        raise UserError(f"{where}: {field.theirs} is {value!r:.80}; must be {what}; repair the file")
+    return field.kind(value)
