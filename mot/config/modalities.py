@@ -56,6 +56,7 @@ class Modality(NamedTuple):
     markers: tuple[str, ...] = ()  # what encloses it among text; () = <name> and </name>
     options: tuple[Option, ...] = ()
     networks: Mapping[str, str] = {}  # by form, the option that names a folder with a network that makes it
+    opened_with: tuple[tuple[str, str], ...] = ()  # what such a network is told, and the option that says it
     faults: Callable[[Any], Iterator[str]] = _none  # what is wrong with its options together
 
 
@@ -194,6 +195,7 @@ MODALITIES: dict[str, Modality] = {
             Option("image_latents", "a folder of a network that makes vectors of images: latents or features", ""),
         ),
         networks={IDS: "image_tokens", VECTORS: "image_latents"},
+        opened_with=(("side", "image_side"),),
         faults=_image_faults,
     ),
     "audio": Modality(
@@ -228,6 +230,7 @@ MODALITIES: dict[str, Modality] = {
             Option("audio_tokens", "a folder of a network that makes ids of sounds: a codec", ""),
         ),
         networks={IDS: "audio_tokens"},
+        opened_with=(("layers", "audio_layers"), ("order", "audio_order")),
         faults=_audio_faults,
     ),
     "action": Modality(

@@ -98,8 +98,7 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
 
 def _network(folder: str, name: str, form: str, recipe) -> Known:
     """What a dataset keeps of a network; raises `UserError` where it makes something else."""
-    options = {"image": {"side": recipe.image_side}, "audio": {"layers": recipe.audio_layers}}[name]
-    found = networked.known(folder, options, recipe.audio_order)
+    found = networked.known(folder, **{key: getattr(recipe, option) for key, option in MODALITIES[name].opened_with})
     makes = IDS if found.is_of_ids else VECTORS
     if (found.medium, makes) != (name, form):
         option = MODALITIES[found.medium].networks.get(makes)

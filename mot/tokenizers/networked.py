@@ -41,8 +41,8 @@ class Known(NamedTuple):
     decodes: bool  # has it a way back?
 
 
-def known(folder: str, options: dict[str, int], order: str = LAYERS) -> Known:
-    """Of the network in a folder, which is opened; raises `UserError` where it cannot be."""
+def known(folder: str, order: str = LAYERS, **options: int) -> Known:
+    """Of the network in a folder, which is opened with `options` of it; raises `UserError` where it cannot be."""
     network = _opened(folder, tuple(sorted(options.items())))
     told = {name: getattr(network, name) for name in Known._fields if hasattr(network, name)}
     return Known(**told, folder=folder, options=options, order=order, decodes=network.decode is not None)
