@@ -38,7 +38,7 @@ OPENERS: dict[str, Callable[..., Network]] = {"config.json": _published}
 
 
 def opened(folder: str | Path, **options: int) -> Network:
-    """The network of a folder; `options`, where they are not 0: `side` of pictures, pixels, and `layers` of codes.
+    """The network of a folder; `options`: `side` of pictures, pixels, or `layers` of codes; 0 = as it says itself.
 
     Raises `UserError` where there is none, or it cannot be opened so.
     """
@@ -47,7 +47,7 @@ def opened(folder: str | Path, **options: int) -> Network:
         raise UserError(f"{folder} is no folder; name the folder of a network, with its {' or '.join(OPENERS)}")
     for file, opener in OPENERS.items():
         if (folder / file).is_file():
-            return opener(folder, **{name: value for name, value in options.items() if value})
+            return opener(folder, **options)
     if (folder / "model_index.json").is_file():
         raise UserError(f"{folder} holds a whole pipeline; name the folder of its network alone, as {folder / 'vae'}")
     raise UserError(f"{folder} has no {' or '.join(OPENERS)}; name a folder as save_pretrained writes it")

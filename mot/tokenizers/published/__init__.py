@@ -38,7 +38,7 @@ WHOLE = {
 
 
 def open_(folder: Path, **options: int) -> Network:
-    """The network of a folder; `side` of pictures or `layers` of codes, if one is given.
+    """The network of a folder; `side` of pictures or `layers` of codes, 0 = as it says itself.
 
     Raises `UserError` where the folder holds none that is known, its files are not as they should be, or do not fit
     each other, and where a package is missing.
@@ -46,8 +46,9 @@ def open_(folder: Path, **options: int) -> Network:
     part = _part(folder)
     row = ROWS[part.kind]
     if unfit := [name for name in options if name != row.option]:
-        has = "side" if row.option == "side" else "layers of codes"
-        raise UserError(f"{folder}: a {row.name} has no {unfit[0]} to choose, but {has}; leave it out")
+        of_pictures = ("image", "--image-tokens or --image-latents")
+        medium, takes = of_pictures if row.option == "side" else ("audio", "--audio-tokens")
+        raise UserError(f"{folder}: {row.name} is a network of {medium}, and has no {unfit[0]}; give it as {takes}")
     return row.opened(loaded(row, part, folder), **options)
 
 

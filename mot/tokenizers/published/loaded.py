@@ -19,6 +19,8 @@ UNREAD = (
     "_attn_implementation",
     "_attn_implementation_internal",
 )
+# Keys that say who wrote a config.json, or how the weights are stored: saved again, it is the same network.
+UNDECIDING = ("transformers_version", "_diffusers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 # What diffusers' attention was called in the first autoencoders' files, and is now.
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -64,12 +66,14 @@ def loaded(row: Row, part: Part, folder: Path) -> Loaded:
     taken = weights.tensors(folder, row.own)
     processor = _processor(folder)
     # Before they are renamed: of what the files hold.
-    digest = weights.digest([row.name, part.about, processor], taken)
+    deciding = {key: value for key, value in part.about.items() if key not in (*UNREAD, *UNDECIDING)}
+    digest = weights.digest([row.name, deciding, processor], taken)
+    about = {key: value for key, value in part.about.items() if key not in UNREAD}
     floats = {name: x.float() if x.is_floating_point() else x for name, x in taken.items()}
     build = _of_diffusers if row.library == "diffusers" else _of_transformers
     try:
         with _quiet():
-            model, config, odd = build(row.name, _readable(part.about), floats)
+            model, config, odd = build(row.name, about, floats)
     except UserError:
         raise
     except Exception as error:  # configurations and weights that do not fit raise of every kind
@@ -119,10 +123,6 @@ def _renamed(name: str) -> str:
     head, dot, tail = name.rpartition(".attentions.0.")
     part, _, kind = tail.partition(".")
     return f"{head}{dot}{RENAMED[part]}.{kind}" if dot and part in RENAMED else name
-
-
-def _readable(about: dict) -> dict:
-    return {key: value for key, value in about.items() if key not in UNREAD}
 
 
 @contextlib.contextmanager
