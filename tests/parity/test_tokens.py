@@ -321,7 +321,8 @@ def test_a_dataset_of_pictures_and_back(tmp_path):
     seen = 0
     for record in map(Dataset(tmp_path / "out", "train").__getitem__, range(about["splits"]["train"]["documents"])):
         for data in (span.data for span in record.spans if span.modality == "image"):
-            picture = np.asarray(Image.open(tmp_path / "in" / f"{re.search(r'doc(\d+)', record.id)[1]}.png"))
+            (number,) = re.findall(r":doc(\d+)", record.id)
+            picture = np.asarray(Image.open(tmp_path / "in" / f"{number}.png"))
             assert np.array_equal(data, network.encode([image.square(picture, 16)])[0])
             shown = tokenizers.decode("image", data)
             assert shown.shape == (16, 16, 3)
