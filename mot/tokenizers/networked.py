@@ -107,10 +107,11 @@ class Networked:
         return image.square(content, self.known.side) if self.known.side else content
 
     def encode_all(self, prepared: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Ids `[tokens]` or float32 `[tokens, width]` of each; the network runs on bounded batches of one shape."""
+        """Ids `[tokens]` or float32 `[tokens, width]` of each; the network runs on bounded batches."""
         network = self.open()
         found: list[np.ndarray] = [np.zeros(0)] * len(prepared)
-        for batch in _batches([x.shape for x in prepared], PIXELS if self.known.side else SAMPLES):
+        most = SAMPLES if self.known.medium == "audio" else PIXELS
+        for batch in _batches([x.shape for x in prepared], most):
             for i, made in zip(batch, network.encode([prepared[i] for i in batch]), strict=True):
                 found[i] = _by_frame(made, self.known.layers) if self.known.order == FRAMES else made
         return found
@@ -165,7 +166,7 @@ def _sound(wave: np.ndarray, of: int, rate: int) -> np.ndarray:
 
 
 def _batches(shapes: Sequence[tuple[int, ...]], most: int) -> list[list[int]]:
-    """Which go together: those of one shape, in order, of so many numbers at most."""
+    """Which go together: those of one shape, in order, of so many pixels or samples at most."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for i, shape in enumerate(shapes):
         by_shape.setdefault(shape, []).append(i)
