@@ -2,6 +2,10 @@
 
 A piece keeps its id. What sentencepiece never finds in a text (control, unknown, unused and byte pieces) is not found
 here either, though a text may spell it. Format: sentencepiece_model.proto of google/sentencepiece.
+
+Ids are sentencepiece's own but for these: a second accent on one letter, where the model's normalisation knows the two
+together and not the three, is lost; of a bpe model that begins texts with a space, a text that is a user-defined piece
+and nothing else has no space before it; and pieces of exactly equal score may be chosen otherwise.
 """
 
 import re
@@ -15,6 +19,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types
 UNIGRAM, BPE = 1, 2  # types of models
 KINDS = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
 SPACE = "\u2581"
+BREAK = "\U000e0001"  # a control character, which no accent joins, and which nothing maps
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -163,7 +168,11 @@ def _apart(model: Model) -> str:
 
 def _normalizers(model: Model) -> Iterator[Any]:
     if model.charsmap:
-        yield normalizers.Precompiled(model.charsmap)
+        mapped = normalizers.Precompiled(model.charsmap)
+        if lost := _before_lost_marks(mapped):
+            yield normalizers.Replace(Regex(f"(?<=[{lost}])(?=[\\p{{M}}\u200c\u200d])"), BREAK)
+        yield mapped
+        yield normalizers.Replace(BREAK, "")
     if model.joins_spaces:
         yield normalizers.Replace(Regex("^ +| +$"), "")
         yield normalizers.Replace(Regex(" {2,}"), " ")
@@ -174,6 +183,22 @@ def _normalizers(model: Model) -> Iterator[Any]:
     elif model.begins_with_space:
         yield normalizers.Prepend(SPACE)
     yield normalizers.Replace(" ", SPACE)
+
+
+def _before_lost_marks(mapped: normalizers.Precompiled) -> str:
+    """Characters that are mapped, and with which the library would lose an accent that follows: it maps both as one.
+
+    sentencepiece maps what it knows together, and keeps the rest. In the library a character and its accents, where
+    they are less than six bytes, become what the first of them are mapped to.
+    """
+    accents = [chr(code) for code in range(0x300, 0x370)]
+
+    def loses(c: str) -> bool:
+        alone = mapped.normalize_str(c)
+        return alone != c and all(mapped.normalize_str(c + accent) == alone for accent in accents)
+
+    characters = (chr(code) for code in range(0x80, 0x10000) if not 0xD800 <= code < 0xE000)
+    return re.escape("".join(c for c in characters if loses(c)))
 
 
 def _decoders(model: Model) -> Iterator[Any]:
