@@ -85,6 +85,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         return None
     if command == "prepare":
         judged_data(p, options)
+        for folder in modalities.networks_of(options):
+            flags.refuse_absent(Path(folder), "folder of a network")
     if command == "plan" and options.topology:
         chips.parse(options.topology)
     if command == "import":

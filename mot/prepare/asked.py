@@ -121,9 +121,6 @@ def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
             yield f"--out={out} lies in the input {given}, and would be read as part of it; choose another"
     for row in MODALITIES.values():
         yield from row.faults(recipe)
-    for folder in modalities.networks_of(recipe):
-        if not Path(folder).is_dir():
-            yield f"{folder} is no folder; name the folder of a network, with its config.json and safetensors"
     if not 0 <= recipe.held_out < 1:
         remedy = "raise it" if recipe.held_out < 0 else "lower it"
         yield f"--held-out={recipe.held_out}; must be a fraction, from 0 to below 1; {remedy}"

@@ -211,7 +211,6 @@ def test_what_is_kept_of_a_network_is_judged(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        (dict(image_tokens="nowhere"), "nowhere is no folder; name the folder of a network"),
         (dict(image_ids=12), "--image-ids=12: --image-tokens decides this; leave it out"),
         (dict(image_patch=2), "--image-patch=2: --image-tokens decides this"),
         (dict(image_aspect="native"), "--image-aspect=native: --image-tokens decides this"),
@@ -259,8 +258,10 @@ def test_folders_of_nothing_that_is_known_are_told(tmp_path):
     (tmp_path / "empty" / "model_index.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"holds a whole pipeline; name the folder of its network alone"):
         networks.opened(tmp_path / "empty")
-    with pytest.raises(UserError, match="is no folder"):
-        networks.opened(tmp_path / "nowhere")
+    recipe = dataclasses.replace(write_inputs(tmp_path / "in"), **IMAGE, image_tokens=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="nowhere is no folder; name the folder of a network"):
+        job.prepare(recipe, tmp_path / "out", 1, 0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_datasets_of_other_networks_differ_in_their_digest(tmp_path):
