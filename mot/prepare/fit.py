@@ -53,20 +53,16 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     names = _modalities(recipe, first, ids)
     of = _also(recipe, names, like)
     names += [name for name in of if name not in names]
-    of_vectors, widths, lossy, networks = [], {}, {}, {}
+    networks = _networks(recipe, [name for name in names if name not in ids], like, console)
+    of_vectors, widths, lossy = [], {}, {}
     for name in (name for name in names if name not in ids):
         form = _form(name, recipe, like)
         if form == VECTORS and file_names(name) and name not in of:
             of_vectors.append(name)
-        if like and name in chosen(like).networks:
-            networks[name] = chosen(like).networks[name]
+        if name in networks:
             continue
         if like and _copied(like, folder, name):
             lossy = chosen(like).lossy
-            continue
-        if address := network_of(recipe, row_of(name), form):
-            with console.status(f"opening {address}", spinner=spinner(console)):
-                networks[name] = _network(address, row_of(name), form, recipe)
             continue
         try:
             with console.status(f"learning the {name} tokenizer", spinner=spinner(console)):
@@ -94,6 +90,18 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     ready = {name: ids[name] for name in names if name in ids}
     found = ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy, of=of, networks=networks)
     dataset_tokenizers.write_chosen(folder, found)
+
+
+def _networks(recipe, names: Sequence[str], like: Path | None, console: Console) -> dict[str, Known]:
+    """Of the modalities whose tokens networks make: another dataset's, or those that the recipe names."""
+    found = dict(chosen(like).networks) if like else {}
+    found = {name: known for name, known in found.items() if name in names}
+    for name in (name for name in names if name not in found and not (like and _has(like, name))):
+        form = _form(name, recipe, like)
+        if folder := network_of(recipe, row_of(name), form):
+            with console.status(f"opening {folder}", spinner=spinner(console)):
+                found[name] = _network(folder, row_of(name), form, recipe)
+    return found
 
 
 def _network(folder: str, name: str, form: str, recipe) -> Known:

@@ -113,7 +113,7 @@ def _class(library: Any, name: str) -> Any:
     """Raises `UserError` where the library that is installed cannot give it."""
     try:
         return getattr(library, name)
-    except (AttributeError, ImportError) as error:
+    except Exception as error:  # it imports what it needs now, and wraps what that raises
         raise UserError(
             f"{library.__name__} {library.__version__} has no {name} ({reason(error)}); install another version of it"
         ) from None
