@@ -51,19 +51,26 @@ ABOUT = dict(
 )
 
 
-def tensors():
-    """Random ones of the Llama that ABOUT describes."""
-    D, F, N, K = 16, 24, 16, 8  # of all heads
-    shapes = {"model.embed_tokens.weight": (IDS, D), "model.norm.weight": (D,), "lm_head.weight": (IDS, D)}
+def shapes(about=ABOUT):
+    """Of every tensor of a Llama, by its name."""
+    D, F, V = about["hidden_size"], about["intermediate_size"], about["vocab_size"]
+    head = D // about["num_attention_heads"]
+    N, K = D, head * about["num_key_value_heads"]  # of all heads
+    found = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,), "lm_head.weight": (V, D)}
     attention = {"q": (N, D), "k": (K, D), "v": (K, D), "o": (D, N)}
     mlp = {"gate": (F, D), "up": (F, D), "down": (D, F)}
-    for layer in range(2):
+    for layer in range(about["num_hidden_layers"]):
         at = f"model.layers.{layer}"
-        shapes |= {f"{at}.self_attn.{x}_proj.weight": shape for x, shape in attention.items()}
-        shapes |= {f"{at}.mlp.{x}_proj.weight": shape for x, shape in mlp.items()}
-        shapes |= {f"{at}.{x}_layernorm.weight": (D,) for x in ("input", "post_attention")}
+        found |= {f"{at}.self_attn.{x}_proj.weight": shape for x, shape in attention.items()}
+        found |= {f"{at}.mlp.{x}_proj.weight": shape for x, shape in mlp.items()}
+        found |= {f"{at}.{x}_layernorm.weight": (D,) for x in ("input", "post_attention")}
+    return found
+
+
+def tensors():
+    """Random ones of the Llama that ABOUT describes."""
     rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes().items()}
 
 
 def save(folder, arrays, about=ABOUT, tokenizer=None):
