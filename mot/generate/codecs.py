@@ -64,6 +64,16 @@ def of(config: Config) -> Codec:
     return _records(Tokenizers(tokenizers.text, media, further))
 
 
+def open_networks(codec: Codec) -> None:
+    """Raises `UserError` where a network that makes a modality's tokens is missing, or is not what it was.
+
+    Else this would be told when something has been drawn. Who decodes nothing needs none of them.
+    """
+    for tokenizer in codec.tokenizers.values():
+        if isinstance(tokenizer, Networked):
+            tokenizer.open()
+
+
 def _records(tokenizers: Tokenizers) -> Codec:
     def forms(part: Part) -> list[tuple[str, np.ndarray]]:
         spans = tokenised(part.kind, opened(part), tokenizers)
@@ -88,9 +98,6 @@ def _records(tokenizers: Tokenizers) -> Codec:
             say_once(f"{modality}: {folder} has no way back from what it makes; what is drawn is kept as a .npy file")
         return tokenizers.decode(modality, data)
 
-    for tokenizer in tokenizers.media.values():
-        if isinstance(tokenizer, Networked):
-            tokenizer.open()  # before anything is drawn: it must be what it was
     named = {TEXT: tokenizers.text} | tokenizers.media
     return Codec(tokenizers.modalities, encode, decode, named, forms, others)
 

@@ -34,7 +34,8 @@ def judge(options) -> SimpleNamespace:
     """The options of `mot data prepare`, their `ids` and `separator` read; raises `UserError` where they are wrong."""
     read = SimpleNamespace(**vars(options))
     if read.seqio and (unfit := [flag for flag in SEQIO if getattr(read, flag)]):
-        raise UserError(f"--{unfit[0]} is for files; --seqio={read.seqio} brings its own; give one of the two")
+        flag = f"--{unfit[0].replace('_', '-')}"
+        raise UserError(f"{flag} is for files; --seqio={read.seqio} brings its own; give one of the two")
     counts = [_ids(given) for given in read.ids]
     told = [
         f"--ids {given}: write NAME=COUNT, as --ids depth=64: a modality whose ids are 0 to COUNT - 1"
@@ -57,7 +58,7 @@ def _fill_unsaid(read: SimpleNamespace) -> None:
     """What follows from other options where nobody says it."""
     for name, row in MODALITIES.items():
         forms = [form for form in row.networks if modalities.network_of(read, name, form)]
-        if forms == [VECTORS]:
+        if forms == [VECTORS] and f"{name}={VECTORS}" not in read.also:
             read.vectors = [*read.vectors, name]
         for option in row.options:
             if option.unsaid and not forms and not getattr(read, option.name):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import arguments
 from mot.data.manifest import read_json
 from mot.data.records import Dataset
 from mot.errors import UserError
@@ -233,6 +234,22 @@ def test_options_that_do_not_fit_are_told(tmp_path, monkeypatch, changes, why):
     recipe = dataclasses.replace(SMALL, **IMAGE | {"image_tokens": "vq"} | changes)
     faults = list(asked.faults(recipe, tmp_path / "out", 1, 0))
     assert len([fault for fault in faults if why in fault]) == 1, faults
+
+
+def test_what_nobody_says_follows_from_the_networks():
+    def judged(*options):
+        p = arguments.prepare()
+        return arguments.judged_data(p, p.parse_args(["photos", "--out", "out", *options]))
+
+    plain, ids, latents = judged(), judged("--image-tokens", "vq"), judged("--image-latents", "vae")
+    assert (plain.image_side, plain.audio_layers, plain.vectors) == (32, 1, [])
+    assert (ids.image_side, ids.workers, ids.vectors) == (0, 1, [])
+    assert (latents.image_side, latents.vectors) == (0, ["image"])
+    both = judged("--image-latents", "vae", "--also", "image=vectors", "--image-side", "64")
+    assert both.vectors == []
+    with pytest.raises(UserError, match="--image-tokens is for files; --seqio=task brings its own"):
+        p = arguments.prepare()
+        arguments.judged_data(p, p.parse_args(["--seqio", "task", "--out", "out", "--image-tokens", "vq"]))
 
 
 @pytest.mark.parametrize(
