@@ -101,12 +101,12 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(tmp_path, batches, monke
 
     def interrupted(self, prepared):
         if len(batches) == 2:
-            raise KeyboardInterrupt
+            raise MemoryError
         return run(self, prepared)
 
     with monkeypatch.context() as m:
         m.setattr(networked.Networked, "encode_all", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(MemoryError):
             job.prepare(recipe, tmp_path / "out", 1, 0)
     job.prepare(recipe, tmp_path / "out", 1, 0)
     assert len(batches) == calls, "a finished block is not encoded again"
@@ -247,9 +247,10 @@ def test_what_nobody_says_follows_from_the_networks():
     assert (latents.image_side, latents.vectors) == (0, ["image"])
     both = judged("--image-latents", "vae", "--also", "image=vectors", "--image-side", "64")
     assert both.vectors == []
+    p = arguments.prepare()
+    of_a_task = p.parse_args(["--seqio", "task", "--out", "out", "--image-tokens", "vq"])
     with pytest.raises(UserError, match="--image-tokens is for files; --seqio=task brings its own"):
-        p = arguments.prepare()
-        arguments.judged_data(p, p.parse_args(["--seqio", "task", "--out", "out", "--image-tokens", "vq"]))
+        arguments.judged_data(p, of_a_task)
 
 
 @pytest.mark.parametrize(
