@@ -98,6 +98,7 @@ def encodec(**more):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # of so small networks more cost time
 
 
 def saved(model, folder):

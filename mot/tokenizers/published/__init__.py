@@ -56,6 +56,8 @@ def _part(folder: Path) -> Part:
     """What config.json says of the network, in which row that is, and what else it says."""
     whole = weights.read_json(folder / "config.json")
     kind = whole.get("model_type", whole.get("_class_name"))
+    if not isinstance(kind, str):
+        raise UserError(f"{folder / 'config.json'} has no model_type or _class_name; name a folder as it was saved")
     if kind in WHOLE:
         key, kind = WHOLE[kind]
         about = whole.get(key)
@@ -65,7 +67,5 @@ def _part(folder: Path) -> Part:
     if kind in ROWS:
         return Part(kind, whole, whole)
     known = [*ROWS, *WHOLE]
-    near = meant(kind, known) if isinstance(kind, str) else ""
-    raise UserError(
-        f"{folder / 'config.json'} is of {kind!r:.80}; known are {', '.join(known)}; {near or 'name a folder of one'}"
-    )
+    near = meant(kind, known) or "name a folder of one"
+    raise UserError(f"{folder / 'config.json'} is of {kind!r:.80}; known are {', '.join(known)}; {near}")
