@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that help and a typing error are answered bef
 
 import itertools
 import math
-import os
 import re
 import sys
 from collections import Counter
@@ -86,6 +85,8 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         return None
     if command == "prepare":
         judged_data(p, options)
+        for folder in modalities.networks_of(options):
+            flags.refuse_absent(Path(folder), "folder of a network")
     if command == "plan" and options.topology:
         chips.parse(options.topology)
     if command == "import":
@@ -693,7 +694,7 @@ def prepare() -> flags.Parser:
     _number(p, "--max-tokens", 8192, "tokens of a record; longer documents become several")
     _number(p, "--sample", 10000, "documents that the tokenizers learn from")
     _number(p, "--shard", 4096, "documents in a shard")
-    _number(p, "--workers", os.cpu_count() or 1, "processes")
+    p.add_argument("--workers", type=int, help="processes; default: one for each core, or one that runs networks")
     _number(p, "--max-skipped", 100, "bad documents, before it stops")
     p.add_argument(
         "--seqio",
@@ -718,7 +719,11 @@ def _tokenizer_arguments(p) -> None:
     p.add_argument(
         "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
     )
-    p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
+    p.add_argument(
+        "--tokenizer",
+        default="",
+        help="a tokenizer.json for text, or a SentencePiece .model; default: trained on these documents",
+    )
     p.add_argument(
         "--markers",
         default="",
@@ -761,7 +766,10 @@ def _option(p, option: Option, row: Modality) -> None:
     default = "%(default)s"
     if option.default is None:
         default = f"{row.usual_ids}, or as many as the documents yield"
-    given = dict(choices=option.choices) if option.choices else dict(type=type(option.default or 0))
+    if option.default == "":
+        default = "none"
+    kind = int if option.default is None else type(option.default)
+    given = dict(choices=option.choices) if option.choices else dict(type=kind)
     flag = f"--{option.name.replace('_', '-')}"
     p.add_argument(flag, default=option.default, help=f"{option.about}; default {default}", **given)
 

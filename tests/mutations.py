@@ -37,6 +37,42 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # Tokenizers that others made.
+    Mutation(
+        "networks: what was tokenised goes to another document",
+        "mot/prepare/encode.py",
+        "for (document, i), data in zip(places, made, strict=True):",
+        "for (document, i), data in zip(places, made[::-1], strict=True):",
+        "tests/prepare/test_networks.py",
+    ),
+    Mutation(
+        "networks: batches know no bound",
+        "mot/prepare/encode.py",
+        "if not 0 < size < AT_ONCE:",
+        "if not size:",
+        "tests/prepare/test_networks.py",
+    ),
+    Mutation(
+        "networks: another network is not noticed",
+        "mot/tokenizers/networked.py",
+        "if network.digest != self.known.digest:",
+        "if False:",
+        "tests/prepare/test_networks.py tests/generate/test_networks.py",
+    ),
+    Mutation(
+        "networks: layers come back as if frames were layers",
+        "mot/tokenizers/networked.py",
+        ".reshape(-1, layers).T.reshape(-1)",
+        ".reshape(layers, -1).T.reshape(-1)",
+        "tests/prepare/test_networks.py",
+    ),
+    Mutation(
+        "pieces: a text that spells a control piece is one",
+        "mot/tokenizers/pieces.py",
+        "if model.kind == UNIGRAM and (apart := _apart(model)):",
+        "if False and (apart := _apart(model)):",
+        "tests/tokenizers/test_pieces.py",
+    ),
     # Masked ids.
     Mutation(
         "masked: a hidden id's loss is not divided by its ratio",

@@ -15,8 +15,9 @@ from mot.errors import UserError
 from mot.files import replacing, write_atomically
 from mot.prepare import codecs
 from mot.prepare.templates import MODALITY, READY
-from mot.tokenizers import archive, text
+from mot.tokenizers import archive, networked, text
 from mot.tokenizers.given import GivenIds, GivenVectors
+from mot.tokenizers.networked import Known, Networked
 
 CHOSEN = "chosen.json"  # written last: the folder is complete
 
@@ -72,6 +73,8 @@ def load(folder: Path) -> Tokenizers:
         for name in choice.modalities[1:]:
             if name in choice.ids:
                 media[name] = GivenIds(choice.ids[name])
+            elif name in choice.networks:
+                media[name] = networked.tokenizer(choice.networks[name])
             elif name in choice.widths:
                 media[name] = GivenVectors(choice.widths[name], tuple(choice.shapes.get(name, ())))
             else:
@@ -100,6 +103,7 @@ class ChosenTokenizers(NamedTuple):
     encodes: bool = True  # False: text is a seqio vocabulary's
     of: dict[str, str] = {}  # further representations of another modality's units, and of which
     shapes: dict[str, Sequence[int]] = {}  # of vectors that are given with rows and columns, the most of these
+    networks: dict[str, Known] = {}  # modalities whose tokens a network makes that lies elsewhere
 
     def form(self, modality: str) -> str:
         """Of what a tokenizer of ours makes: ids or vectors; a modality's other form is called by it."""
@@ -114,6 +118,7 @@ def write_chosen(folder: Path, found: ChosenTokenizers) -> None:
     rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
     rest |= {"of": found.of} if found.of else {}
     rest |= {"shapes": found.shapes} if found.shapes else {}
+    rest |= {"networks": {name: known._asdict() for name, known in found.networks.items()}} if found.networks else {}
     write_atomically(folder / CHOSEN, json.dumps({"modalities": found.modalities} | widths | rest))
 
 
@@ -131,6 +136,7 @@ def chosen(folder: Path) -> ChosenTokenizers:
             content.get("encodes", True),
             dict(content.get("of", {})),
             dict(content.get("shapes", {})),
+            {name: networked.read(told) for name, told in content.get("networks", {}).items()},
         )
         _check(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -161,6 +167,9 @@ def _check(found: ChosenTokenizers) -> None:
     must_be = {name for name in may_be if IDS not in learnt[name]}
     if not must_be <= set(found.vectors) <= may_be:
         raise ValueError(f"vectors {found.vectors!r:.60}, of the modalities {names!r:.60}")
+    for name, known in found.networks.items():
+        if name not in names or row_of(name) != known.medium or known.is_of_ids != (found.form(name) == IDS):
+            raise ValueError(f"a network of {name!r:.60}, which makes {known.medium!r:.60}")
     for name, count in found.ids.items():
         if name not in names or not MODALITY.fullmatch(name) or type(count) is not int:
             raise ValueError(f"{count!r:.60} ids of {name!r:.60}")
@@ -193,10 +202,14 @@ def about(folder: Path) -> dict:
     if lossy := chosen(folder).lossy:
         entries[TEXT]["lossy"] = lossy
     for modality, tokenizer in tokenizers.media.items():
-        own = [] if isinstance(tokenizer, GivenIds) else [folder / name for name in file_names(modality)]
+        is_elsewhere = isinstance(tokenizer, GivenIds | Networked)
+        own = [] if is_elsewhere else [folder / name for name in file_names(modality)]
         size = {"ids": tokenizer.ids} if hasattr(tokenizer, "ids") else {"width": tokenizer.width}
         # What has no file is known by its size.
         digest = file_digest(own[0])[:16] if own else "-".join(map(str, *size.items()))
+        if isinstance(tokenizer, Networked):
+            digest = tokenizer.digest
+            size |= {"network": {"folder": tokenizer.known.folder, "digest": tokenizer.known.digest}}
         entries[modality] = {"digest": digest, "files": [_about_file(file) for file in own]} | size
         if tokens := getattr(tokenizer, "tokens", 0):
             entries[modality] |= {"tokens": tokens}
