@@ -20,14 +20,19 @@ from mot.tokenizers.learned.nets import shape_of, shaped
 from mot.tokenizers.networks import Network
 
 FORMAT = "mot learned tokenizer 1"
-ABOUT, WEIGHTS = "mot-tokenizer.json", "weights.npz"
+ABOUT, WEIGHTS, PICTURE = "mot-tokenizer.json", "weights.npz", "reconstructions.png"
 ALWAYS = ("kind", "width", "blocks", "steps", "batch", "lr", "patience", "seed")
 LARGEST = 1 << 31  # bytes of the weights
 SHORTEST = 64  # frames to which a sound is filled; else the next power of two
 
 
-def save(folder: Path, settings: Settings, fitted: training.Fitted, figures: dict, more: dict[str, bytes]) -> None:
-    """Writes a new folder, whole or not at all; `more` are further files by name. Equal weights give equal bytes."""
+def save(
+    folder: Path, settings: Settings, fitted: training.Fitted, figures: dict, drawn: Callable[[Network], bytes]
+) -> Network:
+    """Writes a new folder, whole or not at all, and opens it. Equal weights give equal bytes.
+
+    `drawn` makes the PNG of what the network gives back.
+    """
     weights = archive.pack(FORMAT, fitted.arrays)
     names = (*ALWAYS, *OF_MEDIUM[settings.medium], *KINDS[settings.kind].sizes)
     about = {
@@ -38,16 +43,17 @@ def save(folder: Path, settings: Settings, fitted: training.Fitted, figures: dic
         "weights": hashlib.sha256(weights).hexdigest(),
     }
     about["digest"] = digest_of(about)
-    text = json.dumps(about, indent=1) + "\n"
-    partial_ = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    make_folder(partial_)
+    half_written = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    make_folder(half_written)
     try:
-        for name, content in (more | {WEIGHTS: weights, ABOUT: text.encode()}).items():
-            (partial_ / name).write_bytes(content)
-        os.rename(partial_, folder)
+        (half_written / WEIGHTS).write_bytes(weights)
+        (half_written / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (half_written / PICTURE).write_bytes(drawn(open_(half_written)))
+        os.rename(half_written, folder)
     except BaseException:
-        remove(partial_)
+        remove(half_written)
         raise
+    return open_(folder)
 
 
 def open_(folder: Path | str) -> Network:

@@ -43,33 +43,38 @@ class Scalars(nnx.Module):
     def train(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         bounded = self.bounded(z)
         rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)  # the gradient passes straight through
-        return rounded / self._half(), jnp.zeros(())
+        return rounded / self._half(z), jnp.zeros(())
 
     def learn(self, z: jax.Array, mask: jax.Array, key: jax.Array) -> None:
         """Its levels are fixed."""
 
     def bounded(self, z: jax.Array) -> jax.Array:
         """Features that round to one of L whole numbers around 0, from -(L // 2) on (2309.15505, appendix A.1)."""
-        levels = jnp.array(self.levels, jnp.float32)
+        levels = along(z, self.levels)
         reach = levels / 2 - SHORT
         shift = jnp.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels has no middle one
         return jnp.tanh(z + jnp.arctanh(shift / reach)) * reach - shift
 
     def encode(self, z: jax.Array) -> jax.Array:
         """int32 `[..., 1]` of features `[..., width]`."""
-        places = jnp.round(self.bounded(z)).astype(jnp.int32) + jnp.array(self.levels) // 2
-        return (places * self._strides()).sum(-1, keepdims=True)
+        places = jnp.round(self.bounded(z)).astype(jnp.int32) + along(z, self.levels) // 2
+        return (places * self._strides(z)).sum(-1, keepdims=True)
 
     def decode(self, ids: jax.Array) -> jax.Array:
         """float32 `[..., given]`, about -1 to 1, of ids `[..., 1]`."""
-        levels = jnp.array(self.levels)
-        return (ids // self._strides() % levels - levels // 2) / self._half()
+        levels = along(ids, self.levels)
+        return (ids // self._strides(ids) % levels - levels // 2) / self._half(ids)
 
-    def _strides(self) -> jax.Array:
-        return jnp.array([math.prod(self.levels[:i]) for i in range(self.width)])
+    def _strides(self, like: jax.Array) -> jax.Array:
+        return along(like, [math.prod(self.levels[:i]) for i in range(self.width)])
 
-    def _half(self) -> jax.Array:
-        return (jnp.array(self.levels) // 2).astype(jnp.float32)
+    def _half(self, like: jax.Array) -> jax.Array:
+        return (along(like, self.levels) // 2).astype(jnp.float32)
+
+
+def along(x: jax.Array, features) -> jax.Array:
+    """Numbers by feature with as many axes as `x`, whose last is of features."""
+    return jnp.reshape(jnp.asarray(features), (1,) * (x.ndim - 1) + (-1,))
 
 
 class Codebooks(nnx.Module):
@@ -166,15 +171,14 @@ class Gaussians(nnx.Module):
         return drawn, DIVERGENCE * divergence
 
     def learn(self, z: jax.Array, mask: jax.Array, key: jax.Array) -> None:
-        """The constants as a moving average of a batch's: at the end they are those of the trained encoder."""
-        means = z[..., : self.given].reshape(-1, self.given)
-        self.mean_P[...] = DECAY * self.mean_P[...] + (1 - DECAY) * means.mean(0)
-        spread_P = jnp.sqrt(jnp.square(means - self.mean_P[...]).mean(0))
-        self.scale_P[...] = DECAY * self.scale_P[...] + (1 - DECAY) * spread_P
+        """The constants as moving averages over batches: at the end they are those of the trained encoder."""
+        means_RP = z[..., : self.given].reshape(-1, self.given)
+        self.mean_P[...] = DECAY * self.mean_P[...] + (1 - DECAY) * means_RP.mean(0)
+        self.scale_P[...] = DECAY * self.scale_P[...] + (1 - DECAY) * means_RP.std(0)
 
     def encode(self, z: jax.Array) -> jax.Array:
         """float32 `[..., given]`, about of mean 0 and variance 1, of `[..., width]`."""
-        return (z[..., : self.given] - self.mean_P[...]) / self.scale_P[...]
+        return (z[..., : self.given] - along(z, self.mean_P[...])) / along(z, self.scale_P[...])
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        return latents * self.scale_P[...] + self.mean_P[...]
+        return latents * along(latents, self.scale_P[...]) + along(latents, self.mean_P[...])

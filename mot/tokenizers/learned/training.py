@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from scipy.signal import resample_poly
 
 from mot.config.tokenizer import EVALUATIONS, Settings
 from mot.errors import UserError
@@ -68,8 +69,14 @@ def frames(wave: np.ndarray, of: int, settings: Settings) -> np.ndarray:
     return np.rint(audio.levels(wave, of, settings.rate, settings.frame) * 255).astype(np.uint8)
 
 
+def resampled(wave: np.ndarray, of: int, rate: int) -> np.ndarray:
+    """float32 `[samples]` at `rate`, of a clip of `of` samples a second."""
+    common = math.gcd(of, rate)
+    return wave if of == rate else resample_poly(wave, rate // common, of // common).astype(np.float32)
+
+
 def fit(settings: Settings, train: Examples, held_out: Examples, tell: Callable[[int, Quality | None], None]) -> Fitted:
-    """The weights that are best on what is held out; `tell` hears of each step, and of the quality where it is measured.
+    """The weights that are best on what is held out; `tell` hears of each step, and of each measurement.
 
     The same settings and examples give the same weights on the same kind of machine. Raises `UserError` where the
     examples do not yield a codebook of so many ids.
