@@ -33,7 +33,8 @@ import sys, time
 from pathlib import Path
 from mot.interop import shards
 began = time.perf_counter()
-kept = dict(shards.tensors(shards.headers(Path(sys.argv[1])), "reading"))
+found = shards.headers(Path(sys.argv[1]))
+kept = {name: x.astype("float32") for name, x in shards.tensors(found, "reading")}
 print(time.perf_counter() - began)
 """
 # The memory at the end of each phase, and the most so far; `VmHWM` is the most of a process.
@@ -72,7 +73,7 @@ def make(folder: Path, texts: Path) -> float:
     def tensor(name: str) -> np.ndarray:
         return np.resize(noise, shapes[name])
 
-    plan = shards.planned(shapes, 2 * SHARD)  # it counts float32
+    plan = shards.planned(shapes, SHARD, itemsize=2)
     shards.write(folder, plan, tensor, shapes)
     (folder / "config.json").write_text(json.dumps(about), encoding="utf-8")
     shutil.copy(texts / "tokenizer.json", folder)

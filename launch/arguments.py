@@ -848,6 +848,9 @@ def export() -> flags.Parser:
     p.add_argument("--format", choices=("hf",), default="hf", help="Hugging Face's layout; default %(default)s")
     p.add_argument("--step", type=int, help="which checkpoint; default the newest")
     p.add_argument("--out", type=flags.of_this_machine, required=True, metavar="DIR", help="the new folder")
+    p.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights; default %(default)s"
+    )
     _number(p, "--shard-mb", 4000, "megabytes of a file of weights at most, but for a larger tensor")
     return p
 

@@ -9,7 +9,7 @@ from mot.interop import exporting
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments.export().parse_args(argv)
-    done = exporting.run(options.run, options.step, options.out, options.shard_mb * 10**6)
+    done = exporting.run(options.run, options.step, options.out, options.shard_mb * 10**6, options.dtype)
     print(f"{options.out}: step {done.step} as a {done.family}, {done.files} files of weights")
     for line in done.told:
         print(line)

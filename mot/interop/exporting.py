@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import ml_dtypes
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -23,6 +25,8 @@ from mot.prepare import dataset_tokenizers
 from mot.runs import rundir
 from mot.train import restore
 
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
 
 class Exported(NamedTuple):
     """What became of an export."""
@@ -33,8 +37,8 @@ class Exported(NamedTuple):
     told: list[str]
 
 
-def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
-    """Writes `out`, whole or not at all; files of weights have at most so many bytes.
+def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float32") -> Exported:
+    """Writes `out`, whole or not at all; files of weights have at most so many bytes. `dtype` is one of DTYPES.
 
     Raises `UserError` where the run is of no family, and where `out` exists.
     """
@@ -57,8 +61,9 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
         vocab = config.vocab + max(map(len, beyond.values()), default=0)
         pieces = families.pieces(rows, config, vocab)
         shapes = {theirs: families.shape_of(own) for theirs, own in pieces.items()}
-        tensor = _tensors(_on_host(weights), pieces, beyond)
-        plan = shards.planned(shapes, most)
+        stored = np.dtype(DTYPES[dtype])
+        tensor = _tensors(_on_host(weights), pieces, beyond, stored)
+        plan = shards.planned(shapes, most, stored.itemsize)
         shards.write(partial, plan, tensor, shapes)
         _read_back(partial, tensor, shapes)
         told = []
@@ -66,9 +71,10 @@ def run(path: Path, step: int | None, out: Path, most: int) -> Exported:
             if kept:
                 apart = prompt.compare(path, kept, weights, plain)
                 told.append(f"the logits are those that the import stored (apart: {apart:.1g})")
+            weights = jax.tree.map(lambda x: np.asarray(x).astype(stored).astype(np.float32), weights)
             ids = kept["ids"] if kept else prompt.ids_of(tokenizer)
             prompt.write(partial, ids, prompt.logits(weights, plain, ids))
-        _write_rest(partial, path, name, config, position, tokenizer, vocab)
+        _write_rest(partial, path, name, config, position, tokenizer, vocab, dtype)
         if out.exists():
             out.rmdir()  # it is empty
         os.rename(partial, out)
@@ -94,7 +100,10 @@ def _on_host(weights: dict) -> dict[str, np.ndarray]:
 
 
 def _tensors(
-    arrays: Mapping[str, np.ndarray], pieces: Mapping[str, list[Piece]], beyond: Mapping[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray],
+    pieces: Mapping[str, list[Piece]],
+    beyond: Mapping[str, np.ndarray],
+    stored: np.dtype,
 ) -> Callable[[str], np.ndarray]:
     """A function that makes a tensor of theirs by its name."""
 
@@ -104,7 +113,7 @@ def _tensors(
 
     def tensor(name: str) -> np.ndarray:
         parts = [part(piece) for piece in pieces[name]]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(stored, copy=False)
 
     return tensor
 
@@ -119,10 +128,10 @@ def _read_back(folder: Path, tensor: Callable[[str], np.ndarray], shapes: Mappin
 
 
 def _write_rest(
-    folder: Path, path: Path, name: str, config: Config, position: Position, tokenizer: Tokenizer, rows: int
+    folder: Path, path: Path, name: str, config: Config, position: Position, tokenizer: Tokenizer, rows: int, dtype: str
 ) -> None:
     special = dataset_tokenizers.special(tokenizer)
-    about = families.about_theirs(name, config, rows, special)
+    about = families.about_theirs(name, config, rows, special, dtype)
     marks = {f"{mark}_token": f"<{mark}>" for mark in ("bos", "eos", "pad") if f"<{mark}>" in special}
     as_theirs = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length} | marks
     for file, content in (("config.json", about), ("tokenizer_config.json", as_theirs)):

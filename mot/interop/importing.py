@@ -4,7 +4,11 @@ All is judged before anything is written: the configuration, the names, shapes a
 """
 
 import dataclasses
+import math
+import os
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +36,8 @@ from mot.train import restore, upcycle
 from mot.train.state import state_of, trees
 
 LENGTH = 1024  # tokens of a row, at most: the run's own configuration says so; one that begins from it has its own
+BLOCK = 2**16  # numbers that are copied at once
+THREADS = min(os.cpu_count() or 1, 4)
 DEEP = 12  # layers that compile faster as a loop
 CONFIG = "records.py"  # of configs: what an imported run is a run of
 # No optimiser's moments lie in an imported checkpoint: in its own configuration norms alone train. A run that begins
@@ -164,14 +170,15 @@ def _read(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The parameters by path, and rows of theirs for which the tokenizer has no id, by path as well.
 
-    What the family does not have, as the ends of another modality, begins as always. A tensor is in memory beside them
-    at a time.
+    What the family does not have, as the ends of another modality, begins as always. Some tensors are in memory beside
+    them, one for each thread that turns them.
     """
     specs = params.table(config)
     text_ids = config.streams["text"].ids
     weights = _begun(specs, {piece.ours for own in pieces.values() for piece in own}, text_ids, config.model.seed)
     beyond: dict[str, np.ndarray] = {}
-    for name, whole in shards.tensors(found, "reading the weights"):
+
+    def place(name: str, whole: np.ndarray) -> None:
         first = 0
         for piece in pieces[name]:
             n = piece.shape_of_theirs[0]
@@ -180,10 +187,28 @@ def _read(
             target = weights[piece.ours][piece.index]
             if "vocab" in (axes := specs[piece.ours].axes):
                 x, rest = _of_ids(x, text_ids)
-                beyond |= {piece.ours: rest} if len(rest) else {}
+                beyond.update({piece.ours: rest} if len(rest) else {})
                 target = target[(slice(None),) * axes.index("vocab") + (slice(text_ids),)]
-            target[...] = TRANSFORMS[piece.transform].to_ours(x, target.shape)
+            _copy(TRANSFORMS[piece.transform].to_ours(x, target.shape), target)
+
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(THREADS) as threads:  # numpy copies without Python's lock
+        for name, whole in shards.tensors(found, "reading the weights"):
+            waiting.append(threads.submit(place, name, whole))
+            if len(waiting) > THREADS:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
     return weights, beyond
+
+
+def _copy(x: np.ndarray, target: np.ndarray) -> None:
+    """`target[...] = x`, in blocks that a cache holds: of a matrix that is turned four times as fast."""
+    slowest = int(np.argmax(x.strides)) if x.ndim else 0
+    x, target = np.moveaxis(np.atleast_1d(x), slowest, 0), np.moveaxis(np.atleast_1d(target), slowest, 0)
+    n = max(BLOCK * len(x) // max(x.size, 1), 1)
+    for first in range(0, len(x), n):
+        target[first : first + n] = x[first : first + n].astype(np.float32)
 
 
 def _begun(specs: params.Table, given: Collection[str], text_ids: int, seed: int) -> dict[str, np.ndarray]:
@@ -191,14 +216,22 @@ def _begun(specs: params.Table, given: Collection[str], text_ids: int, seed: int
     read = {path for path in given if "vocab" not in specs[path].axes or text_ids in specs[path].shape}
     others = {path: spec for path, spec in specs.items() if path not in read}
     fresh = params.paths(jax.jit(lambda: params.init(others, seed))()) if others else {}
-    return {path: np.array(fresh[path]) if path in fresh else np.empty(specs[path].shape, np.float32) for path in specs}
+    return {path: np.array(fresh[path]) if path in fresh else _room(specs[path].shape) for path in specs}
+
+
+def _room(shape: Sequence[int]) -> np.ndarray:
+    """A float32 array that JAX takes on a CPU as it lies, and does not copy: at a multiple of its 64 bytes."""
+    held = np.empty(4 * math.prod(shape) + 64, np.uint8)
+    first = -held.ctypes.data % 64
+    return held[first : first + 4 * math.prod(shape)].view(np.float32).reshape(shape)
 
 
 def _of_ids(x_VD: np.ndarray, ids: int) -> tuple[np.ndarray, np.ndarray]:
     """A row for each of our ids, new ones the mean of theirs, and those that are left."""
     if ids <= len(x_VD):
         return x_VD[:ids], x_VD[ids:]
-    new = np.broadcast_to(x_VD.mean(0), (ids - len(x_VD), x_VD.shape[1]))
+    mean = x_VD.mean(0, dtype=np.float32)
+    new = np.broadcast_to(mean, (ids - len(x_VD), x_VD.shape[1]))
     return np.concatenate([x_VD, new]), x_VD[:0]
 
 
@@ -229,22 +262,17 @@ def _write(
     one = sharding.one_device()
     config, training, _ = restore.open_data(config)  # with the budgets of its rows
     position = Position(data=training.digest, tokenizers=dict(training.tokenizers))
-    with phase("writing the checkpoint"), jax.set_mesh(one):
-        arrays = {}
-        for path in list(weights):
-            arrays[path] = jax.device_put(weights.pop(path), sharding.replicated(one))
+    told = []
+    with phase("the logits of a prompt"), jax.set_mesh(one):
+        arrays = {path: jax.device_put(weights.pop(path), sharding.replicated(one)) for path in list(weights)}
         state = state_of(params.nest(arrays), config)
-        del arrays
-        checkpoint.save(out / "checkpoints", 0, trees(state), dataclasses.asdict(position), 1, provenance.made_by())
-        del state
-    with phase("reading it back, and the logits of a prompt"):
-        state, _ = restore.start(config, out, one)
-        told = []
         if stored:
             apart = prompt.compare(folder, stored, state.params, config)
             told.append(f"the logits stored beside the weights are those of the run's (apart: {apart:.1g})")
         ids = prompt.ids_of(tokenizer)
         named = {path.replace("/", "."): rest for path, rest in beyond.items()}
         prompt.write(out, ids, prompt.logits(state.params, config, ids), **named)
+    with phase("writing the checkpoint"), jax.set_mesh(one):
+        checkpoint.save(out / "checkpoints", 0, trees(state), dataclasses.asdict(position), 1, provenance.made_by())
     write_atomically(out / "config.json", written.sealed(rundir.anchored(rundir.plain(config))))
     return told

@@ -1,6 +1,6 @@
 """Logits of a fixed prompt, stored beside weights: whoever reads them elsewhere sees whether they are the same."""
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -26,13 +26,14 @@ def ids_of(tokenizer: Tokenizer) -> np.ndarray:
 
 def logits(weights: dict, config: Config, ids: np.ndarray) -> np.ndarray:
     """float32 `[T, V]` of a text alone."""
+    # A compiled program copies the weights of all layers on a CPU before it uses one. Op by op, from the host's memory,
+    # it is one matrix at a time.
+    config = replace(config, model=replace(config.model, scan=False))
+    weights = jax.tree.map(np.asarray, weights)
     batch = pack([[document(0, 0, ids, np.zeros(len(ids)))]], ("text",), (len(ids),))
-    return np.asarray(jax.jit(partial(_logits, batch=batch, config=config))(weights))
-
-
-def _logits(weights: dict, batch, config: Config) -> jax.Array:
-    ((h_RD, _),) = transformer.forward(weights, batch, config).hidden
-    return h_RD.astype("float32") @ transformer.head(weights, config)
+    with jax.disable_jit():
+        ((h_RD, _),) = transformer.forward(weights, batch, config).hidden
+        return np.asarray(h_RD.astype("float32") @ transformer.head(weights, config))
 
 
 def write(folder: Path, ids: np.ndarray, logits: np.ndarray, **more: np.ndarray) -> None:

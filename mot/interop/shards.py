@@ -128,7 +128,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def tensors(found: Mapping[str, Header], title: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor as float32, file by file, with a line of progress."""
+    """Each tensor as it is stored, file by file, with a line of progress."""
     by_file: dict[Path, list[str]] = {}
     for name, header in found.items():
         by_file.setdefault(header.file, []).append(name)
@@ -136,7 +136,7 @@ def tensors(found: Mapping[str, Header], title: str) -> Iterator[tuple[str, np.n
         for file, names in by_file.items():
             with _opened(file) as opened:
                 for name in names:
-                    yield name, opened.get_tensor(name).astype(np.float32, copy=False)
+                    yield name, opened.get_tensor(name)
                     advance()
 
 
@@ -151,12 +151,12 @@ def progress(title: str, total: int) -> Iterator[Any]:
         yield lambda: bar.advance(task)
 
 
-def planned(shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, list[str]]:
-    """Which float32 tensors, in order, go to which file, of at most so many bytes each but for one larger tensor."""
+def planned(shapes: Mapping[str, tuple[int, ...]], most: int, itemsize: int = 4) -> dict[str, list[str]]:
+    """Which tensors, in order, go to which file, of at most so many bytes each but for one larger tensor."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, shape in shapes.items():
-        bytes_ = 4 * int(np.prod(shape))
+        bytes_ = itemsize * int(np.prod(shape))
         if groups[-1] and size + bytes_ > most:
             groups.append([])
             size = 0
@@ -168,16 +168,17 @@ def planned(shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, list[
 
 
 def write(folder: Path, plan: Mapping[str, Sequence[str]], tensor: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Writes the files of a plan, one at a time, and their index; `tensor` gives each as float32 by its name."""
+    """Writes the files of a plan, one at a time, and their index; `tensor` gives each by its name."""
+    total = 0
     with progress("writing the weights", len(shapes)) as advance:
         for file, names in plan.items():
             held = {}
             for name in names:
                 held[name] = np.ascontiguousarray(tensor(name))
+                total += held[name].nbytes
                 advance()
             library().numpy.save_file(held, folder / file, metadata={"format": "pt"})
     if len(plan) > 1:
-        total = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
         index = {"metadata": {"total_size": total}}
         index["weight_map"] = {name: file for file, names in plan.items() for name in names}
         (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -196,9 +197,11 @@ def _by_segment(blocks: dict, found: list[Segment]) -> Iterator[dict]:
 
 def _split(weights: dict, sizes: list[int]) -> Iterator[dict]:
     """The weights of as many layers, then of the next ones. Not `x[a:b]`, whose transpose pads each gradient to all
-    layers and adds them up."""
+    layers and adds them up. Of arrays on the host, which nothing compiles, they are views."""
     leaves, tree = jax.tree.flatten(weights)
-    for parts in zip(*(lax.split(leaf, sizes) for leaf in leaves), strict=True):
+    ends = np.cumsum(sizes)[:-1]
+    each = (np.split(x, ends) if isinstance(x, np.ndarray) else lax.split(x, sizes) for x in leaves)
+    for parts in zip(*each, strict=True):
         yield tree.unflatten(parts)
 
 

@@ -71,7 +71,7 @@ def of_text(arch="dense", **model):
 def test_a_configuration_has_the_family_that_it_says(model, name):
     config = resolve(of_text(**model))
     assert families.of_ours(config, "run") == name
-    about = families.about_theirs(name, config, 12, {"<bos>": 1})
+    about = families.about_theirs(name, config, 12, {"<bos>": 1}, "float32")
     values = families.of_theirs(about, "config.json")[1].values
     assert values["model.layers"] == 2
     assert {key: values[f"model.{key}"] for key in model} == model

@@ -59,6 +59,20 @@ def test_an_export_is_whole_or_absent_and_has_a_card(imported, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
 
 
+def test_weights_in_bfloat16_come_back_rounded(imported, texts, tmp_path):
+    done = exporting.run(imported.path, None, tmp_path / "hf", 10**9, "bfloat16")
+    whole = exporting.run(imported.path, None, tmp_path / "whole", 10**9)
+    assert done.files == whole.files == 1
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("hf", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert json.loads((tmp_path / "hf" / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
+    again = importing.run(tmp_path / "hf", str(texts / "data"), tmp_path / "run")
+    assert any("the logits stored beside the weights are those of the run's" in line for line in again.told)
+    before, after = (params.paths(restore.load(path)[2]) for path in (imported.path, again.path))
+    for path, x in before.items():
+        np.testing.assert_array_equal(after[path], np.asarray(x).astype("bfloat16").astype("float32"), err_msg=path)
+
+
 def test_logits_that_are_not_the_weights_own_are_refused(imported, texts, tmp_path):
     out = tmp_path / "hf"
     exporting.run(imported.path, None, out, 10**9)

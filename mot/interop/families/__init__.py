@@ -69,9 +69,9 @@ def rows_of(name: str, config: Config) -> tuple[Row, ...]:
     return FAMILIES[name].rows(name, config)
 
 
-def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int]) -> dict[str, Any]:
+def about_theirs(name: str, config: Config, ids: int, special: Mapping[str, int], dtype: str) -> dict[str, Any]:
     """The `config.json` of a configuration that is of a family; `ids` are the rows of its embedding."""
     about = {"model_type": name, "vocab_size": ids, "max_position_embeddings": config.length}
     about |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}
-    about |= {"dtype": "float32", "torch_dtype": "float32"}
+    about |= {"dtype": dtype, "torch_dtype": dtype}
     return about | FAMILIES[name].about(name, config)
