@@ -117,7 +117,7 @@ def test_codes_move_as_the_slow_average_does():
     mask[3, 2:] = 0
     books.counts_LK[...] = books.counts_LK[...].at[1, 4].set(0)  # dead, unless it is chosen
     codes, counts, sums = (np.array(x[...], np.float64) for x in (books.codes_LKP, books.counts_LK, books.sums_LKP))
-    books.learn(jnp.asarray(z), jnp.asarray(mask), jax.random.key(0))
+    books.learn(jnp.asarray(z), books.encode(jnp.asarray(z)), jnp.asarray(mask), jax.random.key(0))
     left = [row.astype(np.float64) for row in z.reshape(-1, 3)]
     real = mask.reshape(-1) > 0
     for layer in range(2):
@@ -139,8 +139,9 @@ def test_codes_move_as_the_slow_average_does():
 def test_codebooks_pass_gradients_and_draw_the_encoder_to_its_codes():
     books = random_codebooks()
     z = jnp.asarray(np.random.default_rng(1).normal(0, 1, (7, 3)), jnp.float32)
-    seen, loss = books.train(z, None)
-    np.testing.assert_allclose(seen, books.decode(books.encode(z)), atol=1e-6)
+    seen, loss, ids = books.train(z, None)
+    np.testing.assert_array_equal(ids, books.encode(z))
+    np.testing.assert_allclose(seen, books.decode(ids), atol=1e-6)
     assert float(loss) == pytest.approx(0.25 * float(jnp.square(z - seen).mean()))
     np.testing.assert_allclose(jax.grad(lambda z: books.train(z, None)[0].sum())(z), 1)
 

@@ -1,7 +1,8 @@
 """What stands between an encoder and a decoder: finite scalars, codebooks, or Gaussians.
 
-Each is a module that takes `width` features of a token and gives `given` features to the decoder. `train` is the way
-through it while it is trained: what the decoder sees, and a loss. `learn` then changes what no gradient changes.
+Each is a module that takes `width` features of a token and gives `given` features to the decoder. `train` is the
+way through it while it is trained: what the decoder sees, a loss, and tokens. `learn` then changes what no gradient
+changes.
 `encode` makes tokens, and `decode` makes of tokens what the decoder sees.
 """
 
@@ -40,12 +41,12 @@ class Scalars(nnx.Module):
         self.width = self.given = len(self.levels)
         self.ids = math.prod(self.levels)
 
-    def train(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def train(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         bounded = self.bounded(z)
         rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)  # the gradient passes straight through
-        return rounded / self._half(z), jnp.zeros(())
+        return rounded / self._half(z), jnp.zeros(()), self.encode(z)
 
-    def learn(self, z: jax.Array, mask: jax.Array, key: jax.Array) -> None:
+    def learn(self, z: jax.Array, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> None:
         """Its levels are fixed."""
 
     def bounded(self, z: jax.Array) -> jax.Array:
@@ -90,21 +91,21 @@ class Codebooks(nnx.Module):
         self.counts_LK = Constant(jnp.ones((self.layers, self.ids)))
         self.sums_LKP = Constant(jnp.asarray(codes_LKP, jnp.float32))
 
-    def train(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = jax.lax.stop_gradient(self.decode(self.encode(z)))
+    def train(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        ids = self.encode(jax.lax.stop_gradient(z))
+        found = jax.lax.stop_gradient(self.decode(ids))
         loss = COMMITMENT * jnp.square(z - found).mean()
-        return z + jax.lax.stop_gradient(found - z), loss
+        return z + jax.lax.stop_gradient(found - z), loss, ids
 
-    def learn(self, z: jax.Array, mask: jax.Array, key: jax.Array) -> None:
+    def learn(self, z: jax.Array, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> None:
         """Moves codes towards the mean of the rows that chose them; rows of the batch take the place of dead ones."""
         left_RP = z.reshape(-1, self.width)
         weight_R = mask.reshape(-1)
         layers = []
         for i, key_of_layer in enumerate(jax.random.split(key, self.layers)):
-            codes_KP = self.codes_LKP[i]
-            ids_R = nearest(left_RP, codes_KP)
+            ids_R = tokens[..., i].reshape(-1)
             layers.append(moved(left_RP, weight_R, ids_R, self.counts_LK[i], self.sums_LKP[i], key_of_layer))
-            left_RP = left_RP - codes_KP[ids_R]
+            left_RP = left_RP - self.codes_LKP[i][ids_R]
         counts, sums = zip(*layers, strict=True)
         self.counts_LK[...] = jnp.stack(counts)
         self.sums_LKP[...] = jnp.stack(sums)
@@ -139,9 +140,10 @@ def moved(
 
     A row counts as its weight says: 1, or 0 where there is nothing.
     """
-    chosen_RK = jax.nn.one_hot(ids_R, len(counts_K)) * weight_R[:, None]
-    counts_K = DECAY * counts_K + (1 - DECAY) * chosen_RK.sum(0)
-    sums_KP = DECAY * sums_KP + (1 - DECAY) * chosen_RK.T @ x_RP
+    chosen_K = jnp.zeros_like(counts_K).at[ids_R].add(weight_R)
+    total_KP = jnp.zeros_like(sums_KP).at[ids_R].add(x_RP * weight_R[:, None])
+    counts_K = DECAY * counts_K + (1 - DECAY) * chosen_K
+    sums_KP = DECAY * sums_KP + (1 - DECAY) * total_KP
     even = weight_R.sum() / len(counts_K)
     is_dead_K = counts_K < DEAD * even
     taken_K = jax.random.choice(key, len(x_RP), (len(counts_K),), p=weight_R / weight_R.sum())
@@ -163,14 +165,14 @@ class Gaussians(nnx.Module):
         self.mean_P = Constant(jnp.zeros(features))
         self.scale_P = Constant(jnp.ones(features))
 
-    def train(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def train(self, z: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         mean, log_variance = jnp.split(z, 2, axis=-1)
         log_variance = jnp.clip(log_variance, -WIDEST, WIDEST)
         divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean()
         drawn = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
-        return drawn, DIVERGENCE * divergence
+        return drawn, DIVERGENCE * divergence, mean
 
-    def learn(self, z: jax.Array, mask: jax.Array, key: jax.Array) -> None:
+    def learn(self, z: jax.Array, tokens: jax.Array, mask: jax.Array, key: jax.Array) -> None:
         """The constants as moving averages over batches: at the end they are those of the trained encoder."""
         means_RP = z[..., : self.given].reshape(-1, self.given)
         self.mean_P[...] = DECAY * self.mean_P[...] + (1 - DECAY) * means_RP.mean(0)

@@ -135,15 +135,15 @@ def _step(graph, optimiser, settings: Settings, weights, constants, moments, byt
     def loss(weights):
         model = nnx.merge(graph, weights, constants)
         z = model.encoder(x, mask) * mask
-        seen, more = model.quantiser.train(z, of_noise)
+        seen, more, tokens = model.quantiser.train(z, of_noise)
         error = jnp.square(model.decoder(seen, mask) - x) * mask
-        return error.sum() / (mask.sum() * x.shape[-1]) + more, z
+        return error.sum() / (mask.sum() * x.shape[-1]) + more, (z, tokens)
 
-    gradient, z = jax.grad(loss, has_aux=True)(weights)
+    gradient, (z, tokens) = jax.grad(loss, has_aux=True)(weights)
     updates, moments = optimiser.update(gradient, moments, weights)
     weights = optax.apply_updates(weights, updates)
     model = nnx.merge(graph, weights, constants)
-    model.quantiser.learn(z, mask, of_codes)
+    model.quantiser.learn(z, tokens, mask, of_codes)
     return weights, nnx.split(model, nnx.Param, ...)[2], moments
 
 
