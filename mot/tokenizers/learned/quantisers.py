@@ -1,8 +1,7 @@
 """What stands between an encoder and a decoder: finite scalars, codebooks, or Gaussians.
 
-Each is a module that takes `width` features of a token and gives `given` features to the decoder. `train` is the
-way through it while it is trained: what the decoder sees, a loss, and tokens. `learn` then changes what no gradient
-changes.
+Each is a module that takes `width` features of a token and gives `given` features to the decoder. `train` is the way
+through it while it is trained: what the decoder sees, a loss, and tokens. `learn` then changes what no gradient does.
 `encode` makes tokens, and `decode` makes of tokens what the decoder sees.
 """
 
