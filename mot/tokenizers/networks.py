@@ -33,8 +33,17 @@ def _published(folder: Path, **options: int) -> Network:
     return published.open_(folder, **options)
 
 
+def _learned(folder: Path, **options: int) -> Network:
+    from mot.tokenizers import learned
+
+    if asked := {name: value for name, value in options.items() if value}:
+        told = ", ".join(f"{name} {value}" for name, value in asked.items())
+        raise UserError(f"{folder} was asked for {told}; what `mot tokenizer train` wrote has its own; leave that out")
+    return learned.open_(folder)
+
+
 # By the file of a folder that tells whose it is, the first that is there: what opens it.
-OPENERS: dict[str, Callable[..., Network]] = {"config.json": _published}
+OPENERS: dict[str, Callable[..., Network]] = {"mot-tokenizer.json": _learned, "config.json": _published}
 
 
 def opened(folder: str | Path, **options: int) -> Network:
