@@ -67,7 +67,9 @@ def of_sounds(given, settings: Settings) -> None:
     levels = [(fitted.decode(fitted.encode(x, rate)).T / audio.RANGE + 1) * 255 for x in sides[1]]
     errors = [np.square(a - b) for a, b in zip(levels, held_out, strict=True)]
     error = audio.RANGE / 255 * math.sqrt(np.concatenate(errors).mean())
-    print(f"{settings.layers} layers of {fitted.ids // settings.layers} ids; {len(held_out)} clips held out")
+    print(
+        f"{settings.layers} layers of {fitted.ids // settings.layers} ids; {len(held_out)} clips held out", flush=True
+    )
     print(f"k-means: {error:.3f} dB", flush=True)
     run(settings, training.windows(train), training.windows(held_out))
 

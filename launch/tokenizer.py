@@ -63,14 +63,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read(options, settings: Settings) -> Read:
     """Raises `UserError` where fewer than two units of the medium can be read."""
-
     inputs = [Path(path) for path in options.inputs]
     form = readers.detect(inputs) if options.format == "auto" else options.format
     # A folder's pictures need no captions here, which `mot data prepare` asks for unless it is told.
-    content = options.content or ([f"{settings.medium}:{settings.medium}"] if form == "folder" else [])
+    templates = options.content or ([f"{settings.medium}:{settings.medium}"] if form == "folder" else [])
 
     def documents() -> Iterator[Raw]:
-        return itertools.islice(readers.read(inputs, form, content), options.sample)
+        return itertools.islice(readers.read(inputs, form, templates), options.sample)
 
     sides = Sides(held_out_below(documents(), options.held_out, DROP_DOCUMENT, {}))
     made: dict[bool, list[np.ndarray]] = {False: [], True: []}
@@ -80,11 +79,11 @@ def _read(options, settings: Settings) -> Read:
         try:
             if raw.bad:
                 raise ValueError(raw.bad)
-            is_shown = is_held_out(raw, sides)
+            is_out = is_held_out(raw, sides)
             for part in (part for part in raw.parts if part.kind == settings.medium):
                 content = opened(part)
-                made[is_shown].append(_bytes(content, settings))
-                if is_shown and len(shown) < SHOWN[settings.medium]:
+                made[is_out].append(_bytes(content, settings))
+                if is_out and len(shown) < SHOWN[settings.medium]:
                     shown.append(_original(content, settings))
         except ValueError as error:
             bad.append(f"{raw.id}: {error}")

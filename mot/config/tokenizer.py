@@ -39,7 +39,7 @@ class Settings(NamedTuple):
     blocks: int = 3  # residual blocks of the encoder, and of the decoder
     steps: int = 3000
     batch: int = 64
-    lr: float = 3e-3
+    lr: float = 2e-3
     patience: int = 8  # evaluations without a gain, of EVALUATIONS, before training ends
     seed: int = 0
 

@@ -252,6 +252,12 @@ def test_the_best_weights_are_kept_and_training_ends_where_nothing_is_gained(mon
     assert found.held_out.decibels == max(decibels for _, decibels in measured)
 
 
+def test_a_training_that_diverges_says_so():
+    diverging = KINDS["kl"]._replace(lr=float("inf"), steps=2)
+    with pytest.raises(UserError, match="--lr=inf: training diverged before step 1; lower it"):
+        training.fit(diverging, examples("kl"), examples("kl"), lambda *_: None)
+
+
 def test_what_lies_beyond_the_end_of_a_sound_changes_nothing():
     settings = KINDS["rvq"]
     graph, state = begun(settings, training.beginnings(settings, examples("rvq")))

@@ -79,7 +79,7 @@ def fit(settings: Settings, train: Examples, held_out: Examples, tell: Callable[
     """The weights that are best on what is held out; `tell` hears of each step, and of each measurement.
 
     The same settings and examples give the same weights on the same kind of machine. Raises `UserError` where the
-    examples do not yield a codebook of so many ids.
+    examples do not yield a codebook of so many ids, and where training diverges.
     """
     graph, state = begun(settings, beginnings(settings, train))
     weights, constants = nnx.split_state(state, nnx.Param, ...)
@@ -99,10 +99,12 @@ def fit(settings: Settings, train: Examples, held_out: Examples, tell: Callable[
             continue
         found = measure((weights, constants), held_out)
         tell(number, found)
+        if not math.isfinite(found.decibels):
+            raise UserError(f"--lr={settings.lr:g}: training diverged before step {number}; lower it")
         worn = 0 if best is None or _gain(found, best.held_out, settings) > GAIN else worn + 1
         if best is None or _gain(found, best.held_out, settings) > 0:
             best = Fitted(arrays_of(weights, constants), found, number, number)
-        if worn >= settings.patience or not np.isfinite(found.decibels):
+        if worn >= settings.patience:
             break
     return best._replace(steps=number)
 
@@ -219,7 +221,7 @@ def quality(coder: tuple[Callable, Callable], states, examples: Examples, settin
     error = np.square(np.rint(back) - examples.bytes, dtype=np.float64) * examples.mask
     mean = error.sum() / (examples.mask.sum(dtype=np.float64) * error.shape[-1])
     if settings.medium == "image":
-        decibels = 10 * math.log10(255**2 / max(mean, 1e-9))
+        decibels = 10 * math.log10(255**2 / max(mean, 1e-9)) if math.isfinite(mean) else math.nan
     else:
         decibels = audio.RANGE / 255 * math.sqrt(mean)
     if settings.kind == "kl":
