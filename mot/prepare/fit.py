@@ -31,7 +31,7 @@ from mot.prepare.sides import Sides, first_documents, is_held_out, kinds_named, 
 from mot.prepare.templates import READY, modality_of
 from mot.tokenizers import networked, text
 from mot.tokenizers.given import GivenVectors
-from mot.tokenizers.networks import Known
+from mot.tokenizers.networked import Known
 
 CORPUS = 64 << 20  # characters that a text tokenizer learns from at most
 

@@ -205,6 +205,7 @@ def test_every_row_has_a_file_with_all_that_is_called():
 
 # Where a modality's name may stand as itself, and why.
 BY_NAME = {
+    "launch.tokenizer": "of a picture and of a sound other things are drawn and measured",
     "mot.data.embedded": "the embedded digits are images",
     "mot.data.manifest": "an earlier version did not keep the width of latents",
     "mot.prepare.reordered": "films alone have frames in time",
