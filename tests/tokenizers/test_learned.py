@@ -200,12 +200,12 @@ def test_a_trained_network_is_opened_as_it_was(kind, opened):
     back = network.decode(tokens[0])
     if kind == "rvq":
         count = -(-len(units[0]) // 160)
-        assert (tokens[0].shape, network.rate, network.shape) == ((3 * count,), 8000, ())
+        assert (tokens[0].shape, network.rate, network.shape, network.side) == ((3 * count,), 8000, (), 0)
         np.testing.assert_array_equal(tokens[0].reshape(3, -1) // 8, np.arange(3)[:, None].repeat(count, 1))
         assert (back.shape, back.dtype) == ((160 * count,), np.float32)
         assert 0.1 < np.abs(back).max() <= 1
     else:
-        assert (network.shape, network.rate) == ((4, 4), 0)
+        assert (network.shape, network.rate, network.side) == ((4, 4), 0, 16)
         assert tokens[0].shape == ((16, 3) if kind == "kl" else (16,))
         assert (back.shape, back.dtype) == ((16, 16, 3), np.uint8)
         error = np.mean([(network.decode(t).astype(float) - x) ** 2 for t, x in zip(tokens, units, strict=True)])

@@ -78,6 +78,7 @@ def open_(folder: Path | str) -> Network:
         shape=shape,
         layers=settings.layers if settings.kind == "rvq" else 1,
         rate=settings.rate if settings.medium == "audio" else 0,
+        side=settings.side if settings.medium == "image" else 0,
         encode=partial(coded, settings),
         decode=partial(back, settings),
     )
