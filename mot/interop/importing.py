@@ -78,8 +78,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
         )
     order = families.order_of_ids(said, own, vocab)
     stored = prompt.of_ours(prompt.read(folder), order)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
+    shards.refuse_taken(out)
     target = _config(data, arch or said.arch, said, about, out)
     weights, beyond = _read(found, pieces, own, order)
     for path, other in families.copies(name, own).items():

@@ -111,6 +111,25 @@ def test_logits_that_are_not_the_weights_own_are_refused(imported, texts, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        (dict(ids=np.array([1.5]), logits=np.ones((1, 9), "f")), "it has no ids and logits"),
+        (dict(ids=np.array([1]), logits=np.full((1, 9), "a")), "it has no ids and logits"),
+        (dict(ids=np.array([1]), logits=np.ones((1, 0), "f")), "1 ids, and logits"),
+        (dict(ids=np.ones(9, int), logits=np.ones((9, 9), "f")), "9 ids, and logits"),
+        (dict(logits=np.ones((1, 9), "f")), "ids is not a file in the archive"),
+    ],
+)
+def test_a_file_that_is_no_prompts_is_refused(arrays, says, tmp_path):
+    np.savez(tmp_path / prompt.NAME, **arrays)
+    with pytest.raises(UserError, match=f"{prompt.NAME} cannot be read .*{says}"):
+        prompt.read(tmp_path)
+    np.savez_compressed(tmp_path / prompt.NAME, ids=np.array([1]), logits=np.ones((1, 9), "f"))
+    with pytest.raises(UserError, match="it is compressed"):
+        prompt.read(tmp_path)
+
+
 def test_a_text_model_becomes_both_towers_of_a_mixture(texts, tmp_path):
     published.pictures(tmp_path / "pictures", texts)
     folder = published.save(tmp_path / "hf", published.tensors(), tokenizer=texts / "tokenizer.json")
