@@ -96,8 +96,8 @@ def order_of_ids(said: Said, config: Config, vocab: int) -> np.ndarray | None:
         if (min(ids), len(ids)) != (ours.first_id, ours.ids) or max(ids) >= vocab:
             raise UserError(
                 f"ids {min(ids)} to {max(ids)} are those of {stream}'s codes in config.json (vocabulary_map); the "
-                f"model has {ours.first_id} to {ours.first_id + ours.ids - 1}, and the embedding {vocab} rows; take the "
-                "config.json that belongs to the weights"
+                f"model has {ours.first_id} to {ours.first_id + ours.ids - 1}, and the embedding {vocab} rows; take "
+                "the config.json that belongs to the weights"
             )
         order[min(ids) : min(ids) + len(ids)] = ids
     return order
