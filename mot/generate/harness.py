@@ -114,10 +114,7 @@ def figures(
     `folder` has tasks of the user's own, whose functions are run. Raises `UserError` for tasks that are not known, and
     where the harness cannot load or judge one.
     """
-    try:
-        manager = TaskManager(include_path=str(folder) if folder else None)
-    except Exception as error:  # of YAML, of every kind
-        raise UserError(f"--task-folder={folder}: lm-eval cannot read its tasks ({reason(error)}); mend them") from None
+    manager = TaskManager(include_path=str(folder) if folder else None)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise UserError(
             f"--tasks={','.join(tasks)}: {unknown[0]!r} is no task of lm-eval's; `lm-eval ls tasks` lists them, and "
