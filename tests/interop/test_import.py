@@ -181,6 +181,10 @@ def small_tokenizer(folder):
             f"has ids up to {published.IDS - 1}, and the embedding has {published.IDS - 1} rows",
         ),
         (lambda _, about: about.update(hidden_size=15), "head_size: 3"),
+        (
+            lambda _, about: about.update(model_type="mixtral", num_local_experts=10**6, num_experts_per_tok=2),
+            "config.json describes 2,000,000 experts in 2 layers, and the files have 21 tensors",
+        ),
         (lambda _, about: about.update(sliding_windows=4), "sliding_windows: 4; it is not known what it changes"),
     ],
 )

@@ -63,8 +63,8 @@ def pieces(rows: Iterable[Row], config: Config, vocab: int) -> dict[str, list[Pi
         else:
             _add(found, row, specs[row.ours], (), vocab)
     for layer, own in inside.items():
+        place = config.stacks[:layer].count(config.stacks[layer])  # among the layers of its stack
         for row in own:
-            place = config.stacks[:layer].count(config.stacks[layer])  # among the layers of its stack
             _add(found, row, specs[row.ours], (place,), vocab, layer)
     return found
 
