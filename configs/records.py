@@ -24,6 +24,8 @@ import fsspec
 from ml_collections import ConfigDict
 
 from configs import archs, base, sizes
+from mot.files import as_path
+from mot.runs import written
 
 OWN = "folders or addresses of datasets that `mot data prepare` wrote, joined by +"
 ARGUMENTS = {
@@ -62,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def _run(folder: str) -> tuple[dict, dict, str, dict]:
     """The streams, the model, `data.blocks` and the experts of a run's config.json."""
     try:
+        written.config_as_written(as_path(folder))  # so every value has been judged
         opened = fsspec.open if "://" in folder else open
         with opened(f"{folder}/config.json", "rb") as file:
             config = json.load(file)
@@ -74,7 +77,7 @@ def _run(folder: str) -> tuple[dict, dict, str, dict]:
             raise TypeError("its sizes are no numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
-            f"init={folder}: no run's config.json can be read there ({error!r}); name a run directory"
+            f"init={folder}: no run's config.json can be read there ({error}); name a run directory"
         ) from error
     return streams, model, blocks, experts
 

@@ -66,6 +66,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     _refuse_lacking(data, said, name)
     own = _config(data, said.arch, said, about, out)
     _refuse_other_codes(data, said, name)
+    _refuse_more_experts(found, own, folder)
     vocab = _rows_of_embedding(found, families.rows_of(name, own))
     pieces = families.pieces(families.rows_of(name, own), own, vocab)
     outside = sorted(tensor for tensor in found if tensor.startswith(said.outside))
@@ -78,8 +79,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
         )
     order = families.order_of_ids(said, own, vocab)
     stored = prompt.of_ours(prompt.read(folder), order)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
+    shards.refuse_taken(out)
     target = _config(data, arch or said.arch, said, about, out)
     weights, beyond = _read(found, pieces, own, order)
     for path, other in families.copies(name, own).items():
@@ -174,6 +174,16 @@ def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Pat
     frozen = {name: FROZEN + (() if stream.latent else of_ids) for name, stream in tree.streams.items()}
     tree.optim.freeze = ",".join(f"{stream}.{part}" for stream, parts in frozen.items() for part in parts)
     return flops.resolve_with_steps(tree, sources.faults, optim.uncovered)
+
+
+def _refuse_more_experts(found: Mapping[str, Header], config: Config, folder: Path) -> None:
+    """`UserError` where there are more experts than tensors, before a name is made for each of theirs."""
+    most = max(experts.experts for experts in config.ffn.values())
+    if (count := most * sum(config.sparse)) > len(found):
+        raise UserError(
+            f"{folder}: config.json describes {count:,} experts in {sum(config.sparse)} layers, and the files have "
+            f"{len(found)} tensors; name a whole model of one version"
+        )
 
 
 def _named(values: Mapping[str, Any], streams: Mapping[str, Any], data: str) -> dict[str, Any]:

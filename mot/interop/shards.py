@@ -52,6 +52,8 @@ def library() -> Any:
 def read_json(file: Path) -> dict:
     """Raises `UserError` where it is absent, too large, or no object."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")  # a pipe would be waited for, a device never ends
         if file.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has {file.stat().st_size:,} bytes")
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -62,6 +64,14 @@ def read_json(file: Path) -> dict:
             f"{file} cannot be read ({reason(error)}); name a folder as save_pretrained writes it"
         ) from None
     return content
+
+
+def refuse_taken(out: Path) -> None:
+    """Raises `UserError` unless `out` is the name of a folder that is new, or empty."""
+    if not out.name:
+        raise UserError(f"--out {out}: has no name of its own; name a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
 
 
 def headers(folder: Path) -> dict[str, Header]:

@@ -12,6 +12,7 @@ from PIL import Image
 from launch import tokenizer
 from mot.config.tokenizer import Settings, faults
 from mot.errors import UserError
+from mot.files import digest_of
 from mot.tokenizers import audio, image
 from mot.tokenizers.learned import folder, open_, quantisers, training
 from mot.tokenizers.learned.nets import begun
@@ -294,6 +295,12 @@ def test_tokens_that_are_none_are_refused(opened):
     assert network.decode(np.array([3, 3, 9])).shape == (320,)  # what further layers lack adds nothing
 
 
+def resealed(about, **changes):
+    """What a folder says of itself, with changes, and a digest that fits."""
+    changed = json.loads(about) | changes
+    return json.dumps(changed | {"digest": digest_of(changed)}).encode()
+
+
 def test_a_damaged_folder_is_refused(opened, tmp_path):
     path, _ = opened("fsq")
     about = (path / folder.ABOUT).read_text(encoding="utf-8")
@@ -303,6 +310,11 @@ def test_a_damaged_folder_is_refused(opened, tmp_path):
         (folder.ABOUT, about.encode()[:-9], "damaged or foreign"),
         (folder.ABOUT, changed.encode(), "is not as 'mot learned tokenizer 1' was written"),
         (folder.ABOUT, b"[]", "damaged or foreign"),
+        (folder.ABOUT, b"[" * 100_000, "damaged or foreign"),
+        (folder.ABOUT, b" " * 2**21, "it has more than 1048576 bytes"),
+        (folder.ABOUT, resealed(about, settings=[]), "is not as 'mot learned tokenizer 1' was written"),
+        (folder.ABOUT, resealed(about, weights=None), "is not as 'mot learned tokenizer 1' was written"),
+        (folder.ABOUT, resealed(about, settings={"kind": "fsq", "width": 10**9}), "--width=1000000000; must be from 8"),
         (folder.WEIGHTS, weights[:-1], "its digest is another one"),
         (folder.WEIGHTS, None, "No such file"),
         (folder.ABOUT, None, "name a folder that `mot tokenizer train` has written"),
