@@ -13,7 +13,7 @@ streams as the mixture divides.
 
 `init` names a run, as `mot import` makes one: its layers, widths, block and experts are taken, and its weights
 (init.run).
-`size` decides the batch and the schedule then.
+`size` decides the batch and the schedule then, at a peak rate of 1e-4 at most.
 """
 
 import json
@@ -24,8 +24,6 @@ import fsspec
 from ml_collections import ConfigDict
 
 from configs import archs, base, sizes
-from mot.files import as_path
-from mot.runs import written
 
 OWN = "folders or addresses of datasets that `mot data prepare` wrote, joined by +"
 ARGUMENTS = {
@@ -37,6 +35,7 @@ ARGUMENTS = {
 }
 # Keys of a stream that say what the model is.
 OF_STREAM = ("width", "ffn", "first_id", "objective", "entry", "diffusion", "place_table", "rope_gap", "ends_prefix")
+FURTHER = 1e-4  # the peak rate of a run that begins with trained weights; a size's own would undo them
 # Keys of `model` that say how it is computed, and not what.
 COMPUTE = ("scan", "remat", "dtype", "attention", "dispatch", "seed", "dropout")
 
@@ -58,13 +57,13 @@ def get_config(arg: str = "") -> ConfigDict:
             if towers[name]["experts"] and not c[component][name].experts:  # else the architecture's own
                 c[component][name].update({k: x for k, x in towers[name].items() if k in c[component][name]})
     c.data.blocks, c.init.run = blocks, arg["init"]
+    c.optim.lr = min(c.optim.lr, FURTHER)
     return c.lock()
 
 
 def _run(folder: str) -> tuple[dict, dict, str, dict]:
     """The streams, the model, `data.blocks` and the experts of a run's config.json."""
     try:
-        written.config_as_written(as_path(folder))  # so every value has been judged
         opened = fsspec.open if "://" in folder else open
         with opened(f"{folder}/config.json", "rb") as file:
             config = json.load(file)
@@ -77,7 +76,7 @@ def _run(folder: str) -> tuple[dict, dict, str, dict]:
             raise TypeError("its sizes are no numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
-            f"init={folder}: no run's config.json can be read there ({error}); name a run directory"
+            f"init={folder}: no run's config.json can be read there ({error!r}); name a run directory"
         ) from error
     return streams, model, blocks, experts
 

@@ -326,7 +326,7 @@ def _told(config: Config, vocab: int, said: Said) -> list[str]:
         )
     if text_ids < vocab:
         told.append(
-            f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; they are kept for an export"
+            f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; an export of this run has them"
         )
     if text_ids > vocab:
         told.append(f"{text_ids - vocab} special tokens of mot's are new; their rows begin as the mean of all others")

@@ -59,6 +59,8 @@ def read(folder: Path) -> dict[str, np.ndarray]:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in arrays.zip.infolist()):
                 raise ValueError("it is compressed")  # and might unfold to any size
             found = {name: arrays[name] for name in arrays.files}
+        if not {"ids", "logits"} <= found.keys():
+            raise ValueError("it has no ids and logits")
         ids, logits_ = found["ids"], found["logits"]
         if ids.dtype.kind not in "iu" or logits_.dtype.kind != "f" or ids.ndim != 1 or logits_.ndim != 2:
             raise ValueError("it has no ids and logits")

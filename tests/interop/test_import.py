@@ -118,7 +118,7 @@ def test_logits_that_are_not_the_weights_own_are_refused(imported, texts, tmp_pa
         (dict(ids=np.array([1]), logits=np.full((1, 9), "a")), "it has no ids and logits"),
         (dict(ids=np.array([1]), logits=np.ones((1, 0), "f")), "1 ids, and logits"),
         (dict(ids=np.ones(9, int), logits=np.ones((9, 9), "f")), "9 ids, and logits"),
-        (dict(logits=np.ones((1, 9), "f")), "ids is not a file in the archive"),
+        (dict(logits=np.ones((1, 9), "f")), "it has no ids and logits"),
     ],
 )
 def test_a_file_that_is_no_prompts_is_refused(arrays, says, tmp_path):

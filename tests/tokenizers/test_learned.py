@@ -13,6 +13,7 @@ from launch import tokenizer
 from mot.config.tokenizer import Settings, faults
 from mot.errors import UserError
 from mot.files import digest_of
+from mot.prepare import readers
 from mot.tokenizers import audio, image
 from mot.tokenizers.learned import folder, open_, quantisers, training
 from mot.tokenizers.learned.nets import begun
@@ -377,6 +378,16 @@ def test_the_command_writes_a_folder_whole(tmp_path, capsys):
     below = shown[68 + 2 : 68 + 64 : 4, 2:64:4]
     np.testing.assert_array_equal(below, network.decode(network.encode(originals[:1])[0]))
     assert f"held out: PSNR {figures['psnr']:.2f} dB" in capsys.readouterr().out
+
+
+def test_a_folder_is_read_as_a_dataset_reads_it_where_it_has_captions(tmp_path):
+    alone = written(tmp_path / "alone", 2)
+    captioned = written(tmp_path / "captioned", 2)
+    for file in list(captioned.iterdir()):
+        file.with_suffix(".txt").write_text("a caption", encoding="utf-8")
+    for folder_, templates, kinds in ((alone, ["image:image"], ["image"]), (captioned, [], ["text", "image"])):
+        assert tokenizer._usual([folder_], "folder", "image") == templates
+        assert [part.kind for part in next(readers.read([folder_], "folder", templates)).parts] == kinds
 
 
 def test_inputs_that_do_not_serve_are_told_and_nothing_is_written(tmp_path):
