@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from mot.checkpoint import Position, made_by
 from mot.config import Config
 from mot.console import phase
 from mot.errors import UserError
-from mot.files import make_folder, remove
 from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece
@@ -58,9 +56,7 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
     stored = prompt.read(path) if position.step == 0 else {}
     beyond = _beyond(path, stored, config)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    make_folder(partial)
-    try:
+    with shards.whole(out) as partial:
         rows = families.rows_of(name, config)
         vocab = config.vocab + max(map(len, beyond.values()), default=0)
         pieces = families.pieces(rows, config, vocab)
@@ -82,12 +78,6 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
             ids = stored["ids"] if stored else prompt.ids_of(tokenizer)
             prompt.write(partial, ids, prompt.of_theirs(prompt.logits(weights, plain, ids), order))
         _write_rest(partial, path, name, config, position, tokenizer, vocab, dtype, aside)
-        if out.exists():
-            out.rmdir()  # it is empty
-        os.rename(partial, out)
-    except BaseException:
-        remove(partial)
-        raise
     return Exported(name, position.step, len(plan), told)
 
 

@@ -24,7 +24,7 @@ from mot.data import sources
 from mot.data.manifest import read_json as read_dataset
 from mot.data.manifest import special_tokens
 from mot.errors import UserError, reason
-from mot.files import make_folder, remove, write_atomically
+from mot.files import write_atomically
 from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece, Row, Said
@@ -88,14 +88,10 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
-    make_folder(out)
-    try:
+    with shards.whole(out) as partial:
         if name in families.OUTSIDE:
-            kept.write(out, folder, about, aside)
-        told += _write(out, target, weights, tokenizer, stored, beyond, folder)
-    except BaseException:
-        remove(out)
-        raise
+            kept.write(partial, folder, about, aside)
+        told += _write(partial, target, weights, tokenizer, stored, beyond, folder)
     return Imported(out, name, arch or said.arch, params.count(params.table(target)), told)
 
 
