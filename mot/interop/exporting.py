@@ -46,7 +46,7 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
     name = families.of_ours(config, str(path))
     shards.refuse_taken(out)
     tokenizer = _tokenizer(config)
-    aside = kept.of_run(path, name, name in families.NEEDED) if name in families.OUTSIDE else None
+    aside = kept.of_run(path, name, families.needs_aside(name)) if families.keeps_aside(name) else None
     said = kept.said(aside, name) if aside else None
     with phase("reading the checkpoint"):
         config, position, weights = restore.load(path, step)
@@ -60,7 +60,7 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
         rows = families.rows_of(name, config)
         vocab = config.vocab + max(map(len, beyond.values()), default=0)
         pieces = families.pieces(rows, config, vocab)
-        outside = kept.tensors(aside, families.OF_IDS.get(name, ()), vocab) if aside else {}
+        outside = kept.tensors(aside, families.rows_aside(name), vocab) if aside else {}
         order = families.order_of_ids(said, config, config.vocab) if said else None
         shapes = {theirs: families.shape_of(own) for theirs, own in pieces.items()}
         shapes |= {theirs: x.shape for theirs, x in outside.items()}

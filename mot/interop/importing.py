@@ -62,7 +62,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     about = shards.read_json(folder / "config.json")
     name, said = families.of_theirs(about, str(folder / "config.json"))
     tokenizer, ids = _tokenizer(folder, data)
-    found = shards.renamed(shards.headers(folder), families.ALIASES.get(name, ()))
+    found = shards.renamed(shards.headers(folder), families.aliases(name))
     _refuse_lacking(data, said, name)
     own = _config(data, said.arch, said, about, out)
     _refuse_other_codes(data, said, name)
@@ -89,7 +89,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
     with shards.whole(out) as partial:
-        if name in families.OUTSIDE:
+        if families.keeps_aside(name):
             kept.write(partial, folder, about, aside)
         told += _write(partial, target, weights, tokenizer, stored, beyond, folder)
     return Imported(out, name, arch or said.arch, params.count(params.table(target)), told)

@@ -84,5 +84,5 @@ def test_names_as_others_write_them_become_ours():
         f"{inside}model.layers.0.input_layernorm.weight": f"{inside}model.layers.0.input_layernorm.weight",
     }
     found = {name: shards.Header(Path("x"), (1,), "F32", name) for name in other}
-    renamed = shards.renamed(found, families.ALIASES["pi0"])
+    renamed = shards.renamed(found, families.aliases("pi0"))
     assert {header.name: name for name, header in renamed.items()} == other

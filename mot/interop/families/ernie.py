@@ -30,6 +30,7 @@ OUTSIDE = ("model.vision_model.", "model.resampler_model.")
 TOWERS = ("text", "latents")  # of experts, as their tensors have them
 EXPERTS = dict(router="token", score="softmax", normalise=True, balance="bias", capacity=0.0, shared_gate=False)
 EXPERTS |= dict(weight_scale=1.0, groups=1)
+NESTED = ("text_config",)
 # The FFN that all tokens pass, for images as for text.
 COPIES = ("/ffn/latents/shared_", "/ffn/text/shared_")
 LAYER = "model.layers.{layer}.mlp"
