@@ -17,6 +17,7 @@ UNROUTED = {
     "mot_middle": "dense where mot_ends is mot, and mot where it is dense",
     "mot_role": "streams that are inputs only go with text, each that is generated apart (BAGEL, 2505.14683; Cosmos 3)",
     "loo_<stream>": "that stream apart, all others together (the paper's leave-one-out)",
+    "loo_<stream>+<stream>": "these streams apart, in one tower, all others together",
 }
 ROUTED = {
     "moe_ec4": "4 FFNs, each chooses a quarter of a row's tokens: the MoT paper's baseline, which sees LATER tokens",
@@ -98,10 +99,11 @@ def towers(
         "mot_middle": (apart_between,) * 3,
         "mot_role": (by_role,) * 3,
     }
-    for s in streams:
-        rest = [x for x in streams if x != s]
-        one_out = {x: s if x == s else rest[0] for x in streams}
-        presets[f"loo_{s}"] = (one_out, one_out, one_out)
+    several = arch.removeprefix("loo_").split("+")
+    for out in [*([s] for s in streams), *([several] if {*several} < {*streams} else [])]:
+        first_out, first_in = (next((s for s in streams if (s in out) is gone), "") for gone in (True, False))
+        left_out = {s: first_out if s in out else first_in for s in streams}
+        presets[f"loo_{'+'.join(out)}"] = (left_out, left_out, left_out)
     if arch not in presets:
         remedy = meant(arch, [*presets, *others]) or "; choose one"
         raise ValueError(f"arch={arch}: no such architecture; allowed: {', '.join([*presets, *others])}{remedy}")

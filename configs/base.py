@@ -105,8 +105,11 @@ def stream(
             objective="next_token",
             loss_weight=1.0,
             representation="",
+            ends_prefix=False,
             diffusion=dict(
                 time="norm",
+                time_features="small",
+                time_of_clean=False,
                 copies="noised",
                 time_distribution="logit_normal",
                 shift=1.0,
@@ -144,7 +147,7 @@ def stream(
                 ffn=176,
             )
             | (prediction or {}),
-            entry=dict(kind="linear", fold=1, queries=0, layers=0) | (entry or {}),
+            entry=dict(kind="linear", bias=False, fold=1, queries=0, layers=0) | (entry or {}),
             cross_every=0,
         )
         | changes
@@ -163,15 +166,29 @@ def moe(experts: int = 0, **changes) -> dict:
             router="token",  # "expert" looks at LATER tokens of the row: no model to generate from, but see causal_loss
             score="softmax",
             normalise=False,
+            weight_scale=1.0,
+            groups=1,
+            active_groups=1,
             capacity=0.0,
             overflow="earliest",
             balance="none",
             balance_rate=0.0,
+            balance_loss=0.0,
             z_loss=0.0,
             jitter=0.0,
         )
         | changes
     )
+
+
+def rope_scaling(kind: str = "", factor: float = 1.0, **changes) -> dict:
+    """How RoPE's wavelengths are stretched: not at all, all alike (linear), or long ones (llama3, yarn).
+
+    The numbers of turns are Llama 3.1's, and of yarn those of 2309.00071, which also has the amplitude.
+    """
+    least, most = {"llama3": (1.0, 4.0), "yarn": (1.0, 32.0)}.get(kind, (0.0, 0.0))
+    amplitude = 0.1 * math.log(factor) + 1 if kind == "yarn" else 1.0
+    return dict(kind=kind, factor=factor, length=0, least_turns=least, most_turns=most, amplitude=amplitude) | changes
 
 
 def contrastive(kind: str = "", **changes) -> dict:
@@ -207,10 +224,6 @@ def get_config() -> ConfigDict:
         heads=8,
         kv_heads=8,
         head_size=64,
-        norm="pre",
-        norm_eps=1e-5,
-        qk_norm="rms",
-        rope_theta=10_000.0,
         tied=False,
         scan=False,  # accelerators want True
         remat="none",
@@ -219,9 +232,13 @@ def get_config() -> ConfigDict:
         dispatch="blocked",  # accelerators want ragged
         seed=0,
     )
-    # geglu, norm_offset and embed_scale make Gemma's block, qkv_bias Qwen2's
+    c.model.update(norm="pre", norm_eps=1e-5, qk_norm="rms")
+    # geglu, norm_offset and embed_scale make Gemma's block, with norm="both", caps and query_size Gemma 2's; qkv_bias
+    # Qwen2's
+    c.model.update(query_size=0, attention_cap=0.0, logits_cap=0.0)
     c.model.update(dropout=0.0, activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
-    c.model.update(rope_sections=(), rope_interleaved=False, rope_reset=False, rope_per_second=0.0)
+    c.model.update(rope_theta=10_000.0, rope_features=0, rope_scaling=rope_scaling(), rope_sections=())
+    c.model.update(rope_interleaved=False, rope_time_last=False, rope_reset=False, rope_per_second=0.0)
     c.init = dict(run="", step=0, state="weights", match="", noise=0.0, deeper="", wider="")  # of another run
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")

@@ -11,8 +11,9 @@ Several datasets must share their tokenizers (`mot data prepare --like`); `NAME@
 folder's. `--config.data.shares.books=0.5` changes how much of each is read; `length` is a row's, divided among the
 streams as the mixture divides.
 
-`init` names a run, as `mot import` makes one: its layers, widths and block are taken, and its weights (init.run).
-`size` decides the batch and the schedule then.
+`init` names a run, as `mot import` makes one: its layers, widths, block and experts are taken, and its weights
+(init.run).
+`size` decides the batch and the schedule then, at a peak rate of 1e-4 at most.
 """
 
 import json
@@ -32,6 +33,9 @@ ARGUMENTS = {
     "length": base.Argument("1024", about="tokens of a row"),
     "init": base.Argument("", about="a run, whose sizes and weights it begins with"),
 }
+# Keys of a stream that say what the model is.
+OF_STREAM = ("width", "ffn", "first_id", "objective", "entry", "diffusion", "place_table", "rope_gap", "ends_prefix")
+FURTHER = 1e-4  # the peak rate of a run that begins with trained weights; a size's own would undo them
 # Keys of `model` that say how it is computed, and not what.
 COMPUTE = ("scan", "remat", "dtype", "attention", "dispatch", "seed", "dropout")
 
@@ -41,33 +45,40 @@ def get_config(arg: str = "") -> ConfigDict:
     size = sizes.choose(sizes.LAPTOP, arg["size"])
     if not arg["init"]:
         return build(arg["data"], arg["arch"], arg["size"], size, arg["length"]).lock()
-    streams, model = _run(arg["init"])
+    streams, model, blocks, experts = _run(arg["init"])
     first = streams.get("text") or next(iter(streams.values()))
     of_run = {key: first[key] for key in ("width", "ffn")} | {k: model[k] for k in ("layers", "heads", "head_size")}
     c = build(arg["data"], arg["arch"], arg["size"], size | of_run, arg["length"])
     c.model.update({key: value for key, value in model.items() if key in c.model and key not in COMPUTE})
     for name in c.streams.keys() & streams.keys():
-        c.streams[name].update({key: streams[name][key] for key in ("width", "ffn")})
-    c.init.run = arg["init"]
+        c.streams[name].update({key: streams[name][key] for key in OF_STREAM if key in streams[name]})
+    for component, towers in experts.items():
+        for name in c[component].keys() & towers.keys():
+            if towers[name]["experts"] and not c[component][name].experts:  # else the architecture's own
+                c[component][name].update({k: x for k, x in towers[name].items() if k in c[component][name]})
+    c.data.blocks, c.init.run = blocks, arg["init"]
+    c.optim.lr = min(c.optim.lr, FURTHER)
     return c.lock()
 
 
-def _run(folder: str) -> tuple[dict, dict]:
-    """The streams and the model of a run's config.json."""
+def _run(folder: str) -> tuple[dict, dict, str, dict]:
+    """The streams, the model, `data.blocks` and the experts of a run's config.json."""
     try:
         opened = fsspec.open if "://" in folder else open
         with opened(f"{folder}/config.json", "rb") as file:
             config = json.load(file)
-        streams, model = config["streams"], config["model"]
+        streams, model, blocks = config["streams"], config["model"], config["data"]["blocks"]
         numbers = [stream[key] for stream in streams.values() for key in ("width", "ffn")]
         numbers += [model[key] for key in ("layers", "heads", "head_size")]
+        experts = {component: config[component] for component in ("attn", "ffn")}
+        numbers += [tower["experts"] for towers in experts.values() for tower in towers.values()]
         if not streams or not all(type(n) is int for n in numbers):
             raise TypeError("its sizes are no numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
             f"init={folder}: no run's config.json can be read there ({error!r}); name a run directory"
         ) from error
-    return streams, model
+    return streams, model, blocks, experts
 
 
 def build(

@@ -5,7 +5,6 @@ Nothing heavy is imported here, so that help and a typing error are answered bef
 
 import itertools
 import math
-import os
 import re
 import sys
 from collections import Counter
@@ -34,6 +33,10 @@ from mot.config.options import (
     VARIED,
     Settings,
 )
+from mot.config.tokenizer import EVALUATIONS as TOKENIZER_MEASURED
+from mot.config.tokenizer import KINDS, OF_MEDIUM
+from mot.config.tokenizer import Settings as TokenizerSettings
+from mot.config.tokenizer import faults as tokenizer_faults
 from mot.config.varied import flat, put, varies
 from mot.data.manifest import SPLITS
 from mot.errors import UserError
@@ -86,10 +89,14 @@ def check(command: str, argv: Sequence[str]) -> int | None:
         return None
     if command == "prepare":
         judged_data(p, options)
+        for folder in modalities.networks_of(options):
+            flags.refuse_absent(Path(folder), "folder of a network")
     if command == "plan" and options.topology:
         chips.parse(options.topology)
     if command == "import":
         flags.refuse_absent(options.path, "folder")
+    if command == "tokenizer":
+        tokenizer_settings(options)
     if command == "export":
         refusals.exports(options)
     if command == "train":
@@ -693,7 +700,7 @@ def prepare() -> flags.Parser:
     _number(p, "--max-tokens", 8192, "tokens of a record; longer documents become several")
     _number(p, "--sample", 10000, "documents that the tokenizers learn from")
     _number(p, "--shard", 4096, "documents in a shard")
-    _number(p, "--workers", os.cpu_count() or 1, "processes")
+    p.add_argument("--workers", type=int, help="processes; default: one for each core, or one that runs networks")
     _number(p, "--max-skipped", 100, "bad documents, before it stops")
     p.add_argument(
         "--seqio",
@@ -718,7 +725,11 @@ def _tokenizer_arguments(p) -> None:
     p.add_argument(
         "--like", default="", help="a dataset whose tokenizers are used, whatever the options below say of those"
     )
-    p.add_argument("--tokenizer", default="", help="a tokenizer.json for text; default: trained on these documents")
+    p.add_argument(
+        "--tokenizer",
+        default="",
+        help="a tokenizer.json for text, or a SentencePiece .model; default: trained on these documents",
+    )
     p.add_argument(
         "--markers",
         default="",
@@ -761,7 +772,10 @@ def _option(p, option: Option, row: Modality) -> None:
     default = "%(default)s"
     if option.default is None:
         default = f"{row.usual_ids}, or as many as the documents yield"
-    given = dict(choices=option.choices) if option.choices else dict(type=type(option.default or 0))
+    if option.default == "":
+        default = "none"
+    kind = int if option.default is None else type(option.default)
+    given = dict(choices=option.choices) if option.choices else dict(type=kind)
     flag = f"--{option.name.replace('_', '-')}"
     p.add_argument(flag, default=option.default, help=f"{option.about}; default {default}", **given)
 
@@ -847,6 +861,84 @@ def export() -> flags.Parser:
     )
     _number(p, "--shard-mb", 4000, "megabytes of a file of weights at most, but for a larger tensor")
     return p
+
+
+def tokenizer() -> flags.Parser:
+    p = flags.parser(
+        "tokenizer",
+        "Trains a tokenizer of pictures or sounds: a network that makes ids or vectors of them, and pictures or sounds "
+        "of these.",
+        "mot tokenizer train photos/ --kind fsq --out tokenizers/photos",
+    )
+    p.add_argument("action", choices=("train",), help="what to do")
+    p.add_argument("inputs", nargs="+", help="files or folders, as `mot data prepare` takes them")
+    kinds = "; ".join(f"{name}: {kind.about}" for name, kind in KINDS.items())
+    p.add_argument("--kind", choices=KINDS, required=True, help=kinds)
+    p.add_argument("--out", type=flags.of_this_machine, required=True, metavar="DIR", help="the new folder")
+    p.add_argument(
+        "--format", choices=("auto", *FORMATS), default="auto", help="default %(default)s, by the files' names"
+    )
+    p.add_argument(
+        "--content",
+        action="append",
+        type=typed,
+        default=[],
+        help='what a row holds, as "image:images"; with that of `mot data prepare` the same documents are held out',
+    )
+    _number(p, "--held-out", 0.05, "fraction of documents held out, one at least, where the files name no split")
+    _number(p, "--sample", 50_000, "documents at most, the first")
+    usual = TokenizerSettings("fsq")
+    levels = ",".join(map(str, usual.levels))
+    p.add_argument("--levels", help=f"of fsq: levels of each feature, whose product is the ids; default {levels}")
+    for name, about in SIZES.items():
+        default = getattr(usual, name)
+        shown = about if name == "hop" else f"{about}; default {default:g}"
+        p.add_argument(f"--{name}", type=type(default), help=shown)
+    return p
+
+
+SIZES = {  # options of `mot tokenizer train` that are numbers, and what each is
+    "side": "of pictures: pixels to which they are brought",
+    "patch": "of pictures: pixels of a token's side",
+    "rate": "of sounds: samples a second",
+    "hop": "of sounds: samples of a token; default 20 ms",
+    "ids": "of vq and rvq: codes of a codebook",
+    "layers": "of rvq: codebooks",
+    "features": "of kl: features of a token's vector",
+    "width": "channels of the network",
+    "blocks": "residual blocks of its encoder, and of its decoder",
+    "steps": "of training at most",
+    "batch": "pictures or pieces of sounds a step",
+    "lr": "the greatest rate",
+    "patience": f"measurements without a gain, of {TOKENIZER_MEASURED} in all, after which training ends",
+    "seed": "another seed begins with other weights",
+}
+
+
+def tokenizer_settings(options) -> TokenizerSettings:
+    """What a command line of `mot tokenizer train` asks for; raises `UserError` where it cannot be had."""
+    kind = KINDS[options.kind]
+    said = {name: value for name in ("levels", *SIZES) if (value := getattr(options, name)) is not None}
+    others = {name for names in OF_MEDIUM.values() for name in names} | {n for k in KINDS.values() for n in k.sizes}
+    if odd := [name for name in said if name in others - {*OF_MEDIUM[kind.medium], *kind.sizes}]:
+        raise UserError(f"--{odd[0]}={said[odd[0]]}: is not for --kind {options.kind}; leave it out")
+    if "levels" in said:
+        words = said["levels"].split(",")
+        if not all(re.fullmatch(r"\d{1,4}", word, re.ASCII) for word in words):
+            raise UserError(f"--levels={options.levels}: must be whole numbers with commas between, as 8,5,5,5")
+        said["levels"] = tuple(map(int, words))
+    settings = TokenizerSettings(options.kind, **said)
+    faults = [*tokenizer_faults(settings)]
+    if not 0 < options.held_out < 1:
+        faults.append(f"--held-out={options.held_out}; must be above 0 and below 1; 0.05 is usual")
+    if options.sample < 2:
+        faults.append(f"--sample={options.sample}; must be 2 or more; raise it")
+    if options.out.exists() or options.out.is_symlink():
+        faults.append(f"--out {options.out}: exists; nothing was overwritten; name a new folder")
+    if faults:
+        raise UserError("nothing was trained:\n  " + "\n  ".join(faults))
+    refusals.folder(options.out.parent, "--out")
+    return settings
 
 
 def coords() -> flags.Parser:
@@ -978,6 +1070,7 @@ PARSERS = {
     "plan": plan,
     "launch": launch,
     "coords": coords,
+    "tokenizer": tokenizer,
 }
 
 

@@ -281,6 +281,7 @@ LESS = {
     "demo": "a smaller size, as --config=configs/digits.py:size=smoke",
     "sample": "fewer rows (--n), shorter ones (--max-text, --max-media)",
     "data": "fewer --workers, a smaller --sample or --shard",
+    "tokenizer": "a smaller --batch, --width or --sample",
     "plan": "--quick, or a machine with more memory",
 }
 

@@ -122,6 +122,14 @@ def modality_of_ids(ids, config: Config) -> jax.Array:
     return result
 
 
+def ids_of(stream: str, config: Config) -> np.ndarray:
+    """`[V]` bool: the ids of a stream, without those of another one's range that lies inside its own."""
+    mine_V = np.zeros(config.vocab, bool)
+    for name, s in config.streams.items():  # a range inside another comes after it
+        mine_V[s.first_id : s.first_id + s.ids] = name == stream
+    return mine_V
+
+
 def modality_of_tokens(tokens: Tokens, stream: str, config: Config) -> jax.Array:
     """`[B, C]`: the index, in `config.modalities`, of the modality of each token of a stream."""
     s = config.streams[stream]

@@ -37,6 +37,42 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # Tokenizers that others made.
+    Mutation(
+        "networks: what was tokenised goes to another document",
+        "mot/prepare/encode.py",
+        "for (document, i), data in zip(places, made, strict=True):",
+        "for (document, i), data in zip(places, made[::-1], strict=True):",
+        "tests/prepare/test_networks.py",
+    ),
+    Mutation(
+        "networks: batches know no bound",
+        "mot/prepare/encode.py",
+        "if not 0 < size < AT_ONCE:",
+        "if not size:",
+        "tests/prepare/test_networks.py",
+    ),
+    Mutation(
+        "networks: another network is not noticed",
+        "mot/tokenizers/networked.py",
+        "if network.digest != self.known.digest:",
+        "if False:",
+        "tests/prepare/test_networks.py tests/generate/test_networks.py",
+    ),
+    Mutation(
+        "networks: layers come back as if frames were layers",
+        "mot/tokenizers/networked.py",
+        ".reshape(-1, layers).T.reshape(-1)",
+        ".reshape(layers, -1).T.reshape(-1)",
+        "tests/prepare/test_networks.py",
+    ),
+    Mutation(
+        "pieces: a text that spells a control piece is one",
+        "mot/tokenizers/pieces.py",
+        "if model.kind == UNIGRAM and (apart := _apart(model)):",
+        "if False and (apart := _apart(model)):",
+        "tests/tokenizers/test_pieces.py",
+    ),
     # Masked ids.
     Mutation(
         "masked: a hidden id's loss is not divided by its ratio",
@@ -159,6 +195,62 @@ MUTATIONS = (
         "tests/model/test_router.py::test_capacity_is_the_stated_floor",
     ),
     Mutation(
+        "router: groups are chosen by their best expert alone",
+        "mot/model/routers/token.py",
+        "BEST = 2 ",
+        "BEST = 1 ",
+        "tests/model/test_router.py::test_routing_equals_a_loop_over_tokens",
+    ),
+    Mutation(
+        "router: a pooled balance loss is of each layer",
+        "mot/objectives/losses.py",
+        "jnp.maximum(own, 1) * jnp.maximum(rows, 1)",
+        "jnp.maximum(own, 1) * jnp.maximum(rows, 1) / 3",
+        "tests/model/test_experts.py::test_a_loss_beside_a_bias_is_that_of_rows_and_a_pooled_one_is_of_all_layers",
+    ),
+    Mutation(
+        "router: weights are not scaled",
+        "mot/model/routers/token.py",
+        "    if spec.weight_scale != 1:\n",
+        "    if False:\n",
+        "tests/model/test_router.py::test_routing_equals_a_loop_over_tokens",
+    ),
+    Mutation(
+        "rope: short wavelengths are stretched and long ones are not",
+        "mot/model/ops.py",
+        "kept + (1 - kept) / scaling.factor",
+        "1 - kept + kept / scaling.factor",
+        "tests/model/test_ops.py",
+    ),
+    Mutation(
+        "attention: the way back forgets the cap",
+        "mot/model/flash.py",
+        "            if cap:\n",
+        "            if False:\n",
+        "tests/model/test_attention.py::test_backends_equal_the_oracle_forward_and_gradient",
+    ),
+    Mutation(
+        "cross-entropy: the way back forgets the cap",
+        "mot/objectives/cross_entropy.py",
+        "        if cap:\n",
+        "        if False:\n",
+        "tests/objectives/test_losses.py::test_chunked_loss_equals_unchunked_also_with_a_tail",
+    ),
+    Mutation(
+        "norms: what follows a branch has the scale of what goes before it",
+        "mot/model/layers.py",
+        """f"{name}_post", context""",
+        "name, context",
+        "tests/model/test_transformer.py::test_grouped_streams_equal_a_per_token_masked_select",
+    ),
+    Mutation(
+        "import: a null window is the class's own",
+        "mot/interop/families/text.py",
+        """(dict(family.usual) | given).get("sliding_window")""",
+        """(given.get("sliding_window") or family.usual.get("sliding_window"))""",
+        "tests/interop/test_families.py",
+    ),
+    Mutation(
         "router: of equal scores later tokens come first",
         "mot/model/router.py",
         "    position_BC1 = position_BC[..., None].astype(jnp.uint32)\n",
@@ -168,8 +260,8 @@ MUTATIONS = (
     Mutation(
         "router: the balance loss counts padding",
         "mot/model/router.py",
-        "mean_p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1)",
-        "mean_p_BE = p_BCE.sum(1)",
+        "    p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1)",
+        "    p_BE = p_BCE.sum(1)",
         "tests/model/test_router.py::test_the_balance_loss_is_one_where_all_is_even_and_more_where_it_is_not",
     ),
     Mutation(
@@ -189,8 +281,8 @@ MUTATIONS = (
     Mutation(
         "embedding: what is clean is conditioned on its noise level",
         "mot/model/embed.py",
-        'return jnp.where(t_R1 > 0, ops.linear(hidden_RF, weights["time_out"]), 0)',
-        'return ops.linear(hidden_RF, weights["time_out"])',
+        "return y_RY if d.time_of_clean else jnp.where(t_R1 > 0, y_RY, 0)",
+        "return y_RY",
         "tests/objectives/test_continuous.py::test_grouped_streams_equal_the_per_token_oracle[mot-choices0]",
     ),
     Mutation(

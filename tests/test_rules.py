@@ -86,7 +86,8 @@ def test_imports_run_one_way(path):
         if room is not None and (there := room_of(other)) not in (None, room):
             assert FLOOR[there] < FLOOR[room], f"{me} imports {other}, which is not on a lower floor"
         assert room != "configs" or other.split(".")[0] in LIGHT, f"{me} imports {other}"
-        heavy = {"torch", "tensorflow", "transformers", "seqio", "sentencepiece", "wandb", "trackio"} | {"lm_eval"}
+        heavy = {"torch", "tensorflow", "transformers", "diffusers", "seqio", "sentencepiece", "wandb", "trackio"}
+        heavy |= {"lm_eval"}
         assert other.split(".")[0] not in heavy - KNOWS.get(me, set()), f"{me} imports {other}"
 
 
@@ -227,7 +228,7 @@ def test_the_shape_check_finds_a_wrong_name():
 
 def test_the_core_is_free_of_heavy_frameworks():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    heavy = re.compile(r"torch|tensorflow|transformers|libtpu|seqio|jax\[(tpu|cuda)", re.IGNORECASE)
+    heavy = re.compile(r"torch|tensorflow|transformers|diffusers|libtpu|seqio|jax\[(tpu|cuda)", re.IGNORECASE)
     light = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert not [x for x in light if heavy.match(x)]
     assert len([x for extra in project["optional-dependencies"].values() for x in extra if heavy.match(x)]) >= 4

@@ -39,6 +39,7 @@ SOME = [
     pytest.param("vectors", "dense", ("fsdp=2,context=2",), marks=pytest.mark.slow),
     ("vectors", "mot", ("context=2,tensor=2",)),
     ("states", "mot", ("context=2,fsdp=2",)),
+    ("published", "moe_tc4", ("context=2,tensor=2", "fsdp=2,expert=2")),
 ]
 ALL = [("ids", arch, SINGLE + PAIRS) for arch in ("dense", "mot", "moe_ec4", "moe_tc4", "mot_moe")]
 
@@ -56,20 +57,25 @@ def loss_of(c):
 
 @pytest.mark.parametrize(("kind", "arch", "meshes"), [*SOME, *(pytest.param(*x, marks=pytest.mark.slow) for x in ALL)])
 def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(kind, arch, meshes):
-    """Of ids, of vectors, or of predicted states; on as many devices as a mesh has."""
-    tree = examples.tree(arch) if kind == "ids" else vectors.tree(arch, budgets=(36, 24, 12))
+    """Of ids, of vectors, of predicted states, or of what published models have; on as many devices as a mesh has."""
+    is_ids = kind in ("ids", "published")
+    tree = examples.tree(arch) if is_ids else vectors.tree(arch, budgets=(36, 24, 12))
+    if kind == "published":  # Gemma 2's block, OLMoE's norm of queries, a router of DeepSeek-V3's kind
+        tree.model.update(norm="both", qk_norm="rms_flat", attention_cap=0.7, logits_cap=2.0, query_size=3)
+        chosen = dict(active=2, groups=2, active_groups=2, score="sigmoid", weight_scale=2.0)
+        tree.ffn.text.update(balance="pooled", balance_rate=0.1, **chosen)
     if kind == "states":  # of images, whose hidden parts' are predicted, the model's own
         tree.streams.image.objective = "latent"
         prediction = dict(targets="own", sigreg=0.1, slices=4, columns=2, layers=1, width=8, ffn=12)
         tree.streams.image.prediction.update(prediction)
-    tree.data.batch = 8 if kind == "ids" else 4
+    tree.data.batch = 8 if is_ids else 4
     tree.model.scan = True
     # With others (0; on JAX 0.12 also 1 and 4) rounding on one mesh swaps two tokens whose scores are nearly equal.
     tree.model.seed = 3
     for experts in (*tree.attn.values(), *tree.ffn.values()):
         experts.experts = 4 if experts.experts else 0
     base = resolve(tree)
-    batch = examples.batch(rows=8) if kind == "ids" else vectors.batch(base)
+    batch = examples.batch(rows=8) if is_ids else vectors.batch(base)
     weights = examples.weights(base)
     axes = [{axis: int(n) for axis, n in (part.split("=") for part in text.split(","))} for text in meshes]
     same_on_meshes(tree, loss_of, batch, weights, axes)

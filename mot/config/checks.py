@@ -55,6 +55,7 @@ def faults(c: "Sections", broken: set[str]) -> Iterator[Fault]:
 
 # Whole matrices, pairs of chunks; kernels for TPU (splash) and GPU (`kernels.py`).
 ATTENTION = ("chunked", "reference", "splash", "triton", "mosaic", "cudnn")
+CAPPED = ("chunked", "reference")  # those that know `model.attention_cap`
 NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"  # of a run
 WORD = r"[a-z][a-z0-9_]{0,63}"  # a name of a stream or a modality
 # Of a regular expression, which a config.json from elsewhere may hold: Python tries every way in which one can match.
@@ -75,7 +76,11 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | {"cross_every": AT_LEAST_0}
     | {"objective": {name: f"for {row.of}, {row.about}" for name, row in OBJECTIVES.items()} | {NONE: "inputs only"}},
     "Diffusion": {
-        "time": ("add", "norm"),
+        "time": ("add", "norm", "mlp"),
+        "time_features": {
+            "small": "64 waves, the quickest of 1000 radians from data to noise, and 256 hidden units",
+            "dit": "256 waves, the quickest of 1 radian, as many hidden units as a token is wide, biases (2212.09748)",
+        },
         "copies": ("noised", "both"),
         "time_distribution": ("uniform", "logit_normal", "beta"),
         "shift": ABOVE_0,
@@ -100,6 +105,7 @@ VALUES: dict[str, dict[str, Allowed]] = {
     "Entry": {
         "kind": {
             "linear": "a matrix",
+            "none": "nothing: vectors as wide as a token enter as they are",
             "mlp": "two layers with GELU between (LLaVA-1.5, 2310.03744)",
             "resampler": "learned queries that attend to a unit's vectors (Flamingo, 2204.14198)",
         },
@@ -114,11 +120,24 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "heads": ABOVE_0,
         "kv_heads": ABOVE_0,
         "head_size": ABOVE_0,
-        "norm": ("pre", "post"),
+        "norm": {
+            "pre": "x + f(norm(x))",
+            "post": "x + norm(f(x)), the MoT paper's (Swin) form",
+            "both": "x + norm(f(norm(x))) (Gemma 2)",
+        },
         "norm_eps": ABOVE_0,
-        "qk_norm": ("none", "rms", "layer"),
+        "qk_norm": {
+            "none": "no norm",
+            "rms": "RMSNorm of each head",
+            "rms_flat": "RMSNorm of all heads' features at once (OLMoE)",
+            "layer": "LayerNorm of each head (Chameleon)",
+        },
         "rope_theta": ABOVE_0,
+        "rope_features": AT_LEAST_0,
         "rope_per_second": Range(most=10**6),
+        "query_size": AT_LEAST_0,
+        "attention_cap": AT_LEAST_0,
+        "logits_cap": AT_LEAST_0,
         "remat": ("none", "dots", "block", "offload"),
         "dtype": ("float32", "bfloat16"),
         "attention": ATTENTION,
@@ -127,6 +146,19 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "dropout": FRACTION,
         "activation": {"swiglu": "SiLU (2002.05202)", "geglu": "GELU by tanh (Gemma)"},
     },
+    "RopeScaling": {
+        "kind": {
+            "": "none",
+            "linear": "all, alike",
+            "llama3": "long ones, by a ramp in their turns (Llama 3.1)",
+            "yarn": "long ones, by a ramp in their number (2309.00071)",
+        },
+        "factor": Range(1, 1e6),
+        "length": AT_LEAST_0,
+        "least_turns": AT_LEAST_0,
+        "most_turns": AT_LEAST_0,
+        "amplitude": ABOVE_0,
+    },
     "Experts": {
         "experts": AT_LEAST_0,
         "active": ABOVE_0,
@@ -134,10 +166,19 @@ VALUES: dict[str, dict[str, Allowed]] = {
         "shared": AT_LEAST_0,
         "router": {name: router.about for name, router in ROUTERS.items()},
         "score": ("softmax", "sigmoid"),
+        "weight_scale": ABOVE_0,
+        "groups": ABOVE_0,
+        "active_groups": ABOVE_0,
         "capacity": AT_LEAST_0,
         "overflow": ("earliest", "highest"),
-        "balance": ("none", "loss", "bias"),
+        "balance": {
+            "none": "nothing",
+            "loss": "a loss of each row and layer (2101.03961)",
+            "pooled": "a loss over all rows and layers together, times `active` (transformers)",
+            "bias": "a bias of the choice that no gradient moves (2408.15664)",
+        },
         "balance_rate": AT_LEAST_0,
+        "balance_loss": AT_LEAST_0,
         "z_loss": AT_LEAST_0,
         "jitter": FRACTION,
     },
@@ -281,6 +322,14 @@ def _vectors(path: str, s: "Stream") -> Iterator[Fault]:
         )
     yield from choice(path, s, "objective", *OF_VECTORS)
     yield from within(f"{path}.diffusion", s.diffusion, VALUES["Diffusion"])
+    if s.diffuses and s.diffusion.time == "mlp":
+        if s.width % 2:
+            yield Fault(f"{path}.width", f"{s.width}, but {path}.diffusion.time is 'mlp': half are sines; make it even")
+        if s.diffusion.time_features != "small":
+            yield Fault(
+                f"{path}.diffusion.time_features",
+                f"{s.diffusion.time_features!r}, but {path}.diffusion.time is 'mlp', which has its own; write 'small'",
+            )
     yield from _entry(path, s)
 
 
@@ -298,6 +347,18 @@ def _entry(path: str, s: "Stream") -> Iterator[Fault]:
         yield Fault(
             f"{path}.entry.queries, layers",
             f"{e.queries}, {e.layers}, but {path}.entry.kind is {e.kind!r}; write 0, 0, or kind='resampler'",
+        )
+    if e.kind == "none" and s.features != s.width:
+        yield Fault(
+            f"{path}.entry.kind",
+            f"'none', but a token carries {s.features} numbers, and {path}.width is {s.width}; make them alike, or "
+            "write 'linear'",
+        )
+    if e.bias and e.kind != "linear":
+        yield Fault(
+            f"{path}.entry.bias",
+            f"True, but {path}.entry.kind is {e.kind!r}; mlp has biases as it is, a resampler none; write False, or "
+            "kind='linear'",
         )
     if (resampled or e.fold > 1) and s.objective != NONE:
         yield Fault(
@@ -357,11 +418,12 @@ def _pair(a: str, b: str, streams: Mapping[str, "Stream"]) -> Iterator[Fault]:
         )
     first_end = first.first_id + first.ids
     second_end = second.first_id + second.ids
-    if both_ids and first.first_id < second_end and second.first_id < first_end:
+    inside = first.first_id < second.first_id and second_end <= first_end and not (first.masks or second.masks)
+    if both_ids and first.first_id < second_end and second.first_id < first_end and not inside:
         yield Fault(
             f"streams.{b}.first_id",
             f"ids {second.first_id}..{second_end - 1} overlap streams.{a}'s {first.first_id}..{first_end - 1}; move "
-            "first_id to a free range",
+            "first_id to a free range, or so that all of them lie among the others, which no masked stream's may",
         )
 
 
@@ -530,6 +592,12 @@ def _model(c: "Sections") -> Iterator[Fault]:
         )
     if m.head_size > 0 and m.head_size % 2:
         yield Fault("model.head_size", f"{m.head_size}; RoPE turns pairs, so it must be even; add or take one")
+    if m.attention_cap > 0 and m.attention in ATTENTION and m.attention not in CAPPED:
+        yield Fault(
+            "model.attention",
+            f"{m.attention!r}, whose kernel has no cap, but model.attention_cap is {m.attention_cap}; write "
+            f"{' or '.join(map(repr, CAPPED))}, or a cap of 0.0",
+        )
 
 
 ROPE_AXES = ("time", "row", "column")  # of model.rope_sections
@@ -539,13 +607,21 @@ def _rope(c: "Sections") -> Iterator[Fault]:
     """Which pairs turn by which axis, and what seconds and gaps mean."""
     m = c.model
     counts = m.rope_sections
-    if counts and (len(counts) != len(ROPE_AXES) or min(counts) < 0 or sum(counts) != m.head_size // 2):
+    if m.rope_features > 0 and (m.rope_features % 2 or m.rope_features > m.head_size):
+        yield Fault(
+            "model.rope_features",
+            f"{m.rope_features}; must be even, as RoPE turns pairs, and at most model.head_size = {m.head_size}; 0 "
+            "turns all; change it",
+        )
+    elif counts and (len(counts) != len(ROPE_AXES) or min(counts) < 0 or sum(counts) != m.rope_pairs):
+        of = "model.rope_features" if m.rope_features else "model.head_size"
         yield Fault(
             "model.rope_sections",
             f"{counts}; must be () or three numbers of 0 or more, of pairs that turn by {', '.join(ROPE_AXES)}, "
-            f"which fill half of model.head_size = {m.head_size}: {m.head_size // 2} in all; change them",
+            f"which fill half of {of} = {2 * m.rope_pairs}: {m.rope_pairs} in all; change them",
         )
-    for key in ("rope_interleaved", "rope_reset"):
+    yield from _rope_scaling(c)
+    for key in ("rope_interleaved", "rope_time_last", "rope_reset"):
         if getattr(m, key) and not counts:
             yield Fault(f"model.{key}", "True, but model.rope_sections is (): there is one axis; write False")
     if m.rope_reset and counts and not counts[0]:
@@ -568,6 +644,34 @@ def _rope(c: "Sections") -> Iterator[Fault]:
                 f"streams.{name}.place_table",
                 f"{s.place_table}, but its tokens are ids; tables are for latents; write 0",
             )
+
+
+def _rope_scaling(c: "Sections") -> Iterator[Fault]:
+    """What each kind of scaling needs, and what means nothing to it."""
+    s = c.model.rope_scaling
+    path = "model.rope_scaling"
+    yield from within(path, s, VALUES["RopeScaling"])
+    by_turns = s.kind in ("llama3", "yarn")
+    if by_turns and not (s.length > 0 and 0 < s.least_turns < s.most_turns):
+        yield Fault(
+            f"{path}.length, least_turns, most_turns",
+            f"{s.length}, {s.least_turns}, {s.most_turns}, but kind is {s.kind!r}; length must be above 0, and "
+            "least_turns above 0 and below most_turns; base.rope_scaling() has the published ones",
+        )
+    if not by_turns and (s.length or s.least_turns or s.most_turns):
+        yield Fault(
+            f"{path}.length, least_turns, most_turns",
+            f"{s.length}, {s.least_turns}, {s.most_turns}, but kind is {s.kind!r}, which reads none; write 0, 0.0, 0.0",
+        )
+    if not s.kind and (s.factor != 1 or s.amplitude != 1):
+        yield Fault(
+            f"{path}.factor, amplitude",
+            f"{s.factor}, {s.amplitude}, but kind is '': nothing is stretched; write 1.0, 1.0, or choose a kind",
+        )
+    if s.kind == "yarn" and c.model.rope_theta <= 1:
+        yield Fault(
+            "model.rope_theta", f"{c.model.rope_theta}, but {path}.kind is 'yarn', which needs one above 1; raise it"
+        )
 
 
 def _experts(c: "Sections") -> Iterator[Fault]:
@@ -626,6 +730,30 @@ def _experts_of(path: str, e: "Experts", component: str) -> Iterator[Fault]:
         yield Fault(
             f"{path}.balance_rate",
             f"{e.balance_rate}, but {path}.balance is 'none'; write 0.0, or choose loss or bias",
+        )
+    if e.balance != "bias" and e.balance_loss > 0:
+        yield Fault(
+            f"{path}.balance_loss",
+            f"{e.balance_loss}, but {path}.balance is {e.balance!r}; it is a loss beside a bias; write 0.0, or 'bias'",
+        )
+    yield from _expert_groups(path, e)
+
+
+def _expert_groups(path: str, e: "Experts") -> Iterator[Fault]:
+    """Groups are of equal size, two experts or more, and those of which a token chooses hold all that it chooses."""
+    if e.groups < 1 or e.active_groups < 1:
+        return  # said already
+    size = e.experts // e.groups
+    if e.groups > 1 and (e.experts % e.groups or size < 2):
+        yield Fault(
+            f"{path}.groups",
+            f"{e.groups}; must be 1, or divide {path}.experts = {e.experts} into groups of two or more; change either",
+        )
+    elif e.active_groups > e.groups or (e.groups > 1 and e.active > e.active_groups * size):
+        yield Fault(
+            f"{path}.active_groups",
+            f"{e.active_groups}; must be at most {path}.groups = {e.groups}, and hold {path}.active = {e.active} "
+            f"experts, of which a group has {size}; change it",
         )
 
 
@@ -920,6 +1048,12 @@ def _blocks(c: "Sections") -> Iterator[Fault]:
                 "data.blocks",
                 f"'document', but streams.{name}.diffusion.copies is 'both'; what comes before a unit "
                 "would see its clean copy, and the noised one that: it would read its answer; write 'noised'",
+            )
+        if s.ends_prefix and not (s.latent and s.objective == NONE and c.data.blocks == "prefix"):
+            yield Fault(
+                f"streams.{name}.ends_prefix",
+                f"True, but its objective is {s.objective!r}, {s.latent} its latent and data.blocks {c.data.blocks!r}; "
+                "write False, or make it vectors that are read (objective='none') of data.blocks='prefix'",
             )
         if s.masks == "document" and c.data.blocks != "document":
             yield Fault(

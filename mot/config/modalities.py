@@ -5,7 +5,7 @@ of `mot data prepare` read this table. Rows stand in the order in which a docume
 is first. A modality of ids that somebody's own tokenizer made (`--ids`) has no row.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ AUDIO_RATES = (8000, 48000)  # samples a second of a tokenizer of sound
 ACTION_POINTS = (2, 4096)  # of a drawing
 FAST_POINTS = (2, 4096)  # of a chunk of actions
 FAST_IDS = (2, 1 << 16)
+AUDIO_LAYERS = 16  # codebooks of mot's own tokenizer of sound at most
+LAYERS, FRAMES = "layers", "frames"  # how a sound's ids of several codebooks follow one another
 MAX_IDS = 1 << 24  # of a modality that somebody's own tokenizer made
 NPY_HEADER = 64 * 2**10  # bytes of a .npy's header
 
@@ -29,6 +31,7 @@ class Option(NamedTuple):
     least: int = 1
     most: int = 2**31
     choices: tuple[str, ...] = ()
+    unsaid: int = 0  # what 0 stands for where no network of the row decides
 
 
 def _none(recipe: Any) -> Iterator[str]:
@@ -52,7 +55,10 @@ class Modality(NamedTuple):
     is_sampled: bool = False  # an array of it needs to be told its samples a second
     markers: tuple[str, ...] = ()  # what encloses it among text; () = <name> and </name>
     options: tuple[Option, ...] = ()
+    networks: Mapping[str, str] = {}  # by form, the option that names a folder with a network that makes it
+    opened_with: tuple[tuple[str, str], ...] = ()  # what such a network is told, and the option that says it
     faults: Callable[[Any], Iterator[str]] = _none  # what is wrong with its options together
+    codec: str = ""  # the row whose codec opens it; "" = it has its own
 
 
 def _patches_do_not_fit(recipe, name: str = "image") -> Iterator[str]:
@@ -71,6 +77,15 @@ LETTER = (6, 12)  # pixels of the cell, width and height, in which `--image-rend
 
 
 def _image_faults(recipe) -> Iterator[str]:
+    yield from _network_faults(recipe, "image", ("image_ids", "image_patch", "image_aspect", "image_render"))
+    if is_own(recipe, "image"):
+        yield from _own_image_faults(recipe)
+
+
+def _own_image_faults(recipe) -> Iterator[str]:
+    """Of pictures in mot's own patches."""
+    if not recipe.image_side:
+        yield "--image-side=0: patches of mot's own need a side; say it, as --image-side 32"
     yield from _patches_do_not_fit(recipe)
     columns, side = recipe.image_render, recipe.image_side
     if columns > 0 and (recipe.image_aspect != "native" or side < columns * LETTER[0]):
@@ -79,6 +94,60 @@ def _image_faults(recipe) -> Iterator[str]:
             f"letters is {columns * LETTER[0]} pixels long and would be cut or shrunk; write --image-aspect native, "
             f"--image-side {columns * LETTER[0]}"
         )
+
+
+def _audio_faults(recipe) -> Iterator[str]:
+    yield from _network_faults(recipe, "audio", ("audio_ids", "audio_rate"))
+    if not is_own(recipe, "audio"):
+        return
+    if not 1 <= recipe.audio_layers <= AUDIO_LAYERS:
+        remedy = "lower it" if recipe.audio_layers else "raise it"
+        yield f"--audio-layers={recipe.audio_layers}; must be from 1 to {AUDIO_LAYERS}; {remedy}"
+    if recipe.audio_order != LAYERS:
+        yield f"--audio-order={recipe.audio_order}: is for --audio-tokens alone; leave it out"
+
+
+def _network_faults(recipe, name: str, own: Collection[str]) -> Iterator[str]:
+    """Of the options that name networks, and of mot's `own` options where networks leave nothing for them to do."""
+    row = MODALITIES[name]
+    asked = {form: option for form, option in row.networks.items() if getattr(recipe, option)}
+    kept = kept_forms(recipe, name)
+    for form, option in asked.items():
+        flag = f"--{option.replace('_', '-')}={getattr(recipe, option)}"
+        if form not in kept and len(asked) > 1:
+            yield f"{flag}: {name} are kept as {' and '.join(kept)}; write --also {name}={form}, or leave one out"
+        elif form not in kept:
+            yield f"{flag}: {name} are kept as {' and '.join(kept)}; write --vectors {name}, or leave it out"
+    if is_own(recipe, name):
+        return
+    usual = {option.name: option.default for option in row.options}
+    for option in own:
+        if (value := getattr(recipe, option)) != usual[option]:
+            decides = " and ".join(f"--{network.replace('_', '-')}" for network in asked.values())
+            yield f"--{option.replace('_', '-')}={value}: {decides} decides this; leave it out"
+
+
+def kept_forms(recipe, name: str) -> list[str]:
+    """The forms, ids and vectors, in which a recipe keeps a modality."""
+    forms = [form_of(name, recipe.vectors)]
+    return forms + [form for form in MODALITIES[name].forms if f"{name}={form}" in recipe.also and form not in forms]
+
+
+def network_of(recipe, name: str, form: str) -> str:
+    """The folder of the network that makes a form of a modality; "" where it is mot's own tokenizer."""
+    row = MODALITIES.get(name)
+    return getattr(recipe, row.networks[form]) if row and form in row.networks else ""
+
+
+def networks_of(recipe) -> list[str]:
+    """All folders of networks that a recipe names."""
+    named = [getattr(recipe, option) for row in MODALITIES.values() for option in row.networks.values()]
+    return [folder for folder in named if folder]
+
+
+def is_own(recipe, name: str) -> bool:
+    """Does a tokenizer of mot's own make some form of a modality?"""
+    return not all(network_of(recipe, name, form) for form in kept_forms(recipe, name))
 
 
 MODALITIES: dict[str, Modality] = {
@@ -100,7 +169,14 @@ MODALITIES: dict[str, Modality] = {
         is_listed=True,
         markers=("<boi>", "<eoi>"),
         options=(
-            Option("image_side", "pixels to which images are brought", 32, most=IMAGE_SIDE),
+            Option(
+                "image_side",
+                "pixels to which images are brought; 0: 32, or a network's own side",
+                0,
+                0,
+                IMAGE_SIDE,
+                unsaid=32,
+            ),
             Option(
                 "image_aspect",
                 "square: the square in the middle; native: whole images, with sides of image-side at most",
@@ -116,7 +192,11 @@ MODALITIES: dict[str, Modality] = {
                 0,
                 170,
             ),
+            Option("image_tokens", "a folder of a network that makes ids of images: a VQ model", ""),
+            Option("image_latents", "a folder of a network that makes vectors of images: latents or features", ""),
         ),
+        networks={IDS: "image_tokens", VECTORS: "image_latents"},
+        opened_with=(("side", "image_side"),),
         faults=_image_faults,
     ),
     "audio": Modality(
@@ -136,11 +216,23 @@ MODALITIES: dict[str, Modality] = {
             Option("audio_ids", "codes of sounds; of several layers, of each", None, 2),
             Option(
                 "audio_layers",
-                "codebooks: each of what those before leave; a sound has the ids of one after those of another",
-                1,
-                most=16,
+                "codebooks: each of what those before leave; 0: 1, or as many as a network gives unasked",
+                0,
+                0,
+                256,
+                unsaid=1,
             ),
+            Option(
+                "audio_order",
+                "ids of several codebooks of a network: layers, those of one after those of another; frames, together",
+                LAYERS,
+                choices=(LAYERS, FRAMES),
+            ),
+            Option("audio_tokens", "a folder of a network that makes ids of sounds: a codec", ""),
         ),
+        networks={IDS: "audio_tokens"},
+        opened_with=(("layers", "audio_layers"), ("order", "audio_order")),
+        faults=_audio_faults,
     ),
     "action": Modality(
         suffixes=("action.npy",),
@@ -161,6 +253,22 @@ MODALITIES: dict[str, Modality] = {
         paths=("latents",),
         max_bytes=256 * 2**20 + NPY_HEADER,
         forms=(VECTORS,),
+    ),
+    "state": Modality(
+        suffixes=("state.npy",),
+        fields=(),  # they are asked for: a table may well have a state of something else
+        called="a robot's state",
+        max_bytes=16 * 2**20 + NPY_HEADER,
+        forms=(VECTORS,),
+        codec="latents",
+    ),
+    "chunk": Modality(
+        suffixes=("chunk.npy",),
+        fields=(),
+        called="a chunk of a robot's actions",
+        max_bytes=16 * 2**20 + NPY_HEADER,
+        forms=(VECTORS,),
+        codec="latents",
     ),
     "video": Modality(
         suffixes=("video.gif", "video.webp", "video.png"),

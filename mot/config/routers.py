@@ -34,14 +34,14 @@ ROUTERS = {
         causal=_unless_scores_decide,
         serves_all=True,
         fixed={},
-        usual=dict(shared=0, score="softmax", capacity=0, balance="loss", jitter=0),
+        usual=dict(shared=0, score="softmax", capacity=0, balance="loss", jitter=0, groups=1),
     ),
     "expert": Router(
         "experts choose tokens, active * tokens / experts each, and so look at later ones of the row",
         "ec",
         causal=_never,
         serves_all=False,
-        fixed=dict(capacity=0.0, normalise=False, balance="none"),
+        fixed=dict(capacity=0.0, normalise=False, weight_scale=1.0, groups=1, active_groups=1, balance="none"),
         usual=dict(shared=0, score="sigmoid", capacity=0, balance="none", jitter=0),
     ),
 }

@@ -27,7 +27,11 @@ class ConfigError(UserError):
 class Diffusion:
     """How a stream of latents is noised and weighed (`objectives/diffusion.py`). t is the noise level: 0 = data."""
 
-    time: str  # how the noise level t enters: added to the inputs, or as scales and shifts of the norms
+    time: str  # how the noise level t enters: added to the inputs, as scales and shifts of the norms, or beside the
+    # inputs, with which its waves go through two layers (pi0)
+    time_features: str  # what tells the noise level: a small network of two matrices, or DiT's with biases; mlp has its
+    # own
+    time_of_clean: bool  # clean vectors are told that their level is 0 (BAGEL), and not nothing, as text is
     copies: str  # noised: later tokens see the noised unit (Transfusion), or what latent leaves of it. both: they see
     # a clean copy of it alone
     time_distribution: str  # the distribution of t in training
@@ -80,6 +84,7 @@ class Entry:
     """How a stream's vectors enter the model (`model/entries.py`); ids ignore it."""
 
     kind: str  # what makes a token's residual of its vectors
+    bias: bool  # of linear: it adds a bias, and so does the matrix by which what is predicted leaves
     fold: int  # vectors of the data that one token carries, side by side: a unit takes so many times fewer tokens
     queries: int  # of a resampler: its learned queries, which are a unit's tokens; 0 for the others
     layers: int  # of a resampler: its layers; 0 for the others
@@ -94,7 +99,8 @@ class Stream:
     ffn: int  # F, the hidden size of its FFN
     budget: int  # C, its places in each row; 0 = its part of data.length, as the mixture divides it
     max_tokens: int  # its most tokens in one document: longer ones are cut between sentences and spans; 0 = the budget
-    first_id: int  # the first of its ids in the one vocabulary; 0 for latents
+    first_id: int  # the first of its ids in the one vocabulary; 0 for latents. A range may lie inside another one, as
+    # images' in Chameleon's text: its ids are then of this stream alone
     ids: int  # the number of its ids; 0 for latents
     latent: int  # P, the features of a token; 0 = its tokens are ids
     place_table: int  # of latents: the rows, and columns, of learned tables that are added to a token by its row and
@@ -110,6 +116,8 @@ class Stream:
     entry: Entry  # how its vectors enter; ids ignore it
     cross_every: int  # 0 = its tokens are part of the joint attention. n: they are not; before every n-th layer the
     # tokens after a unit see it by a cross-attention whose gates begin at 0 (Flamingo)
+    ends_prefix: bool  # of vectors that are read, with data.blocks=prefix: the prefix ends before its units, which see
+    # it and are seen by what follows, as a robot's state in pi0
     representation: str  # which representation of its modality's units it holds, as datasets name it; "" = the
     # modality's name
 
@@ -190,19 +198,40 @@ class Experts:
     router: str  # who chooses whom: a row of `mot.config.routers`
     score: str  # what turns a router's logits into weights
     normalise: bool  # make a token's weights add up to 1
+    weight_scale: float  # a token's weights are multiplied by it, after `normalise` (DeepSeek-V3); 1 = not at all
+    groups: int  # the experts lie in so many groups of equal size, and a token chooses of some (DeepSeek-V3); 1 = all
+    active_groups: int  # of how many groups a token chooses: those whose two best experts it scores highest
     capacity: float  # 0 = dropless; else an expert takes at most capacity * active * tokens of the row / experts
     overflow: str  # who keeps a place where capacity is short: the earliest tokens, or those of highest score, which
     # LOOKS AT LATER ONES. Either way capacity counts the row's real tokens, also later ones: that they are there
     # counts, not what they are.
-    balance: str  # what keeps loads even: nothing, a loss, or a bias of the choice that no gradient moves
+    balance: str  # what keeps loads even
     balance_rate: float  # the loss's weight, or the bias's step
+    balance_loss: float  # of bias alone: the weight of the loss by rows that is added beside it (DeepSeek-V3); 0 = none
     z_loss: float  # weight of the router's z-loss, log(sum exp)^2 of its logits
     jitter: float  # in training the router's input is multiplied by a random number from 1 - jitter to 1 + jitter
+
+    @property
+    def row_balance(self) -> float:
+        """The weight of the balance loss that is a row's own."""
+        return self.balance_rate if self.balance == "loss" else self.balance_loss
 
     @property
     def causal(self) -> bool:
         """True if no token's result depends on what later tokens are."""
         return not self.experts or (self.router in ROUTERS and ROUTERS[self.router].causal(self))
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How RoPE's wavelengths are stretched, for rows longer than those of a model's first training (`model/ops.py`)."""
+
+    kind: str  # which wavelengths are stretched
+    factor: float  # by how much
+    length: int  # of llama3 and yarn: the tokens of a row in the first training; 0 for the others
+    least_turns: float  # of llama3 and yarn: pairs that turn fewer times in such a row are stretched in full, ...
+    most_turns: float  # ... those that turn more often not at all, and those between in part; 0 for the others
+    amplitude: float  # what turns of queries and keys is multiplied by it: YaRN's 0.1 log(factor) + 1; 1 = not at all
 
 
 @dataclass(frozen=True)
@@ -215,13 +244,16 @@ class Model:
     heads: int  # N, the number of query heads
     kv_heads: int  # K, the number of key and value heads; N is a multiple of it
     head_size: int  # H, the features of a head; even, for RoPE
-    norm: str  # pre: x + f(norm(x)). post: x + norm(f(x)), the MoT paper's (Swin) form
+    norm: str  # where norms stand: before attention and FFN, after them, or both
     norm_eps: float  # is added to the mean square in a norm
-    qk_norm: str  # the norm of queries and keys, by head
+    qk_norm: str  # the norm of queries and keys, before they turn
     rope_theta: float  # base of RoPE's wavelengths
-    rope_sections: tuple[int, ...]  # how many of a head's H / 2 pairs turn by time, by row and by column (Qwen2-VL); ()
-    # = all turn by a token's one place
+    rope_features: int  # the first so many features of a head turn, and the others do not; 0 = all turn
+    rope_scaling: RopeScaling  # of the joint attention; a resampler's has none
+    rope_sections: tuple[int, ...]  # how many of a head's pairs turn by time, by row and by column (Qwen2-VL); () = all
+    # turn by a token's one place
     rope_interleaved: bool  # time, row and column take pairs in turn (Qwen3-VL), not one after another
+    rope_time_last: bool  # time has the last pairs, those of the longest waves, and not the first (ERNIE 4.5)
     rope_reset: bool  # rows and columns count from 0 in each unit (Cosmos 3), not from where the unit begins
     rope_per_second: float  # positions of RoPE in a second, for streams that have rope_seconds; 0 = there are none
     tied: bool  # the embedding is also the head
@@ -229,6 +261,9 @@ class Model:
     remat: str  # what backward recomputes: nothing, all but projections' results, whole blocks; offload: these too, and
     # what enters each block waits in the host's memory
     dtype: str  # the dtype of compute; parameters are float32
+    query_size: int  # scores are divided by its root (Gemma 2's query_pre_attn_scalar); 0 = by that of head_size
+    attention_cap: float  # c: scores of the joint attention become c tanh(score / c) (Gemma 2); 0 = they stay
+    logits_cap: float  # the same of the logits of ids
     attention: str  # the backend of attention: chunked and reference work everywhere; TPU: splash; GPU: triton, mosaic,
     # cudnn
     dispatch: str  # how experts' matrices are multiplied: blocked is for CPU, einsum for reading; ragged; TPU: gmm;
@@ -240,6 +275,11 @@ class Model:
     norm_offset: bool  # norms multiply by 1 + w, w beginning at 0 (Gemma), in place of w beginning at 1
     embed_scale: bool  # what the embedding gives is multiplied by sqrt(width) (Gemma); a tied head is not
     qkv_bias: bool  # queries, keys and values have biases (Qwen2)
+
+    @property
+    def rope_pairs(self) -> int:
+        """How many pairs of a head's features turn."""
+        return (self.rope_features or self.head_size) // 2
 
     @property
     def rope_axes(self) -> int:

@@ -106,10 +106,11 @@ def assign(d: Document, streams: Sequence[Stream], blocks: str, number: int) -> 
     A unit of a stream that diffuses is noised, in place (Transfusion, 2408.11039), or in a private copy before its
     clean one (BAGEL, 2505.14683), unless it is `given`. Units of other streams of vectors, and ids of streams without
     an objective, are inputs. `blocks`: every unit of vectors sees itself both ways; `prefix` joins all that precedes
-    the last noised unit (pi0, 2410.24164), `document` everything (LLM2Vec, 2404.05961); ids inside a block are inputs,
-    but for those that may be hidden: a unit of ids that are masked (Show-o, 2408.12528) has the role of one of vectors
-    that is noised in place, and a document's (LLaDA, 2502.09992) lie in its block. `number` is the document's place in
-    the stream of documents: with it, which units are trained alone (2207.12598) changes.
+    the last noised unit (pi0, 2410.24164) and a stream that `ends_prefix`, `document` everything (LLM2Vec, 2404.05961);
+    ids inside a block are inputs, but for those that may be hidden: a unit of ids that are masked (Show-o, 2408.12528)
+    has the role of one of vectors that is noised in place, and a document's (LLaDA, 2502.09992) lie in its block.
+    `number` is the document's place in the stream of documents: with it, which units are trained alone (2207.12598)
+    changes.
     """
     weight = d.weight
     of_units = np.array([bool(s.latent) or s.masks == "unit" for s in streams])[d.stream]
@@ -125,13 +126,19 @@ def assign(d: Document, streams: Sequence[Stream], blocks: str, number: int) -> 
         noise=np.zeros(len(of_units), np.float32),
     )
     if blocks != "units":
-        inside = np.arange(len(of_units)) < (prefix if blocks == "prefix" else len(of_units))
+        inside = np.arange(len(of_units)) < (prefix_of(d, streams, prefix) if blocks == "prefix" else len(of_units))
         d = d._replace(
             span=np.where(inside, 1 + max(d.unit.max(), d.span.max()), d.span),
             weight=np.where(inside & ~of_units, 0, d.weight),
         )
     d = _documents_masked(d, weight, streams)
     return _noised(d, [b for b in noised if b >= prefix], streams, number) if noised else d
+
+
+def prefix_of(d: Document, streams: Sequence[Stream], end: int) -> int:
+    """Where the block ends that precedes token `end`: there, or before the first unit that ends it."""
+    ends = np.array([s.ends_prefix for s in streams])[d.stream[:end]]
+    return int(ends.argmax()) if ends.any() else end
 
 
 def _documents_masked(d: Document, weight: np.ndarray, streams: Sequence[Stream]) -> Document:

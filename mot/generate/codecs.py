@@ -11,6 +11,7 @@ from PIL import Image
 from mot.config import Config, modalities
 from mot.config.modalities import TEXT
 from mot.config.options import EXAMPLE
+from mot.console import say_once
 from mot.data import embedded, sources
 from mot.data.manifest import check_files, files, read_json
 from mot.errors import UserError
@@ -18,11 +19,12 @@ from mot.prepare import dataset_tokenizers, media
 from mot.prepare.codecs import files as files_of
 from mot.prepare.codecs import image
 from mot.prepare.dataset_tokenizers import Tokenizers
-from mot.prepare.encode import encoded, opened, spans_of
+from mot.prepare.encode import encoded, opened, tokenised
 from mot.prepare.inputs import inside, short
 from mot.prepare.raw import MAX_LINE, Part, filled, ids_part, kind_and_value, parsed, representations, text
 from mot.prepare.templates import READY, modality_of
 from mot.tokenizers.given import GivenIds
+from mot.tokenizers.networked import Networked, has_no_way_back
 
 
 class Codec(NamedTuple):
@@ -62,14 +64,24 @@ def of(config: Config) -> Codec:
     return _records(Tokenizers(tokenizers.text, media, further))
 
 
+def open_networks(codec: Codec) -> None:
+    """Raises `UserError` where a network that makes a modality's tokens is missing, or is not what it was.
+
+    Else this would be told when something has been drawn. Who decodes nothing needs none of them.
+    """
+    for tokenizer in codec.tokenizers.values():
+        if isinstance(tokenizer, Networked):
+            tokenizer.open()
+
+
 def _records(tokenizers: Tokenizers) -> Codec:
     def forms(part: Part) -> list[tuple[str, np.ndarray]]:
-        spans, _ = spans_of(part.kind, opened(part), tokenizers)
+        spans = tokenised(part.kind, opened(part), tokenizers)
         return [(s.modality, s.data.astype(np.float32 if s.data.dtype.kind == "f" else np.int64)) for s in spans]
 
     def others(kind: str, data: np.ndarray, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         alike = [name for name in wanted if modalities.row_of(name) == modalities.row_of(kind)]
-        if not alike:
+        if not alike or has_no_way_back(tokenizers.media[kind]):
             return {}
         # As its file would be read: a sound's tokens give a spectrogram, of which no tokenizer makes others.
         found = files_of(kind, tokenizers.media[kind], tokenizers.decode(kind, data), seed=0)
@@ -80,8 +92,14 @@ def _records(tokenizers: Tokenizers) -> Codec:
     def encode(part: Part) -> np.ndarray:
         return forms(part)[0][1]
 
+    def decode(modality: str, data: np.ndarray) -> Any:
+        if has_no_way_back(tokenizers.media.get(modality)):
+            folder = tokenizers.media[modality].known.folder
+            say_once(f"{modality}: {folder} has no way back from what it makes; what is drawn is kept as a .npy file")
+        return tokenizers.decode(modality, data)
+
     named = {TEXT: tokenizers.text} | tokenizers.media
-    return Codec(tokenizers.modalities, encode, tokenizers.decode, named, forms, others)
+    return Codec(tokenizers.modalities, encode, decode, named, forms, others)
 
 
 def _digits(config: Config) -> Codec:

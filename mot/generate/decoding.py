@@ -158,7 +158,7 @@ def ids(
 
     def choose_and_feed(carry):
         n, state, on_B, finite_B, ids_BT = carry
-        logits_BV = jnp.matmul(state.h_BD, head_DV.astype(state.h_BD.dtype), preferred_element_type=jnp.float32)
+        logits_BV = transformer.logits(state.h_BD, head_DV, config)
         finite_B &= ~on_B | jnp.isfinite(logits_BV).all(1)
         keys = jax.vmap(jax.random.fold_in)(keys_B, state.place_B)
         id_B = choose_ids(jnp.where(allowed.allowed_BV, logits_BV, -jnp.inf), keys, settings)

@@ -13,7 +13,7 @@ from mot.config.options import Settings
 from mot.data import preview
 from mot.errors import UserError
 from mot.generate import opened, pictures, sounds
-from mot.generate.codecs import Codec, tokens
+from mot.generate.codecs import Codec, open_networks, tokens
 from mot.generate.opened import LoadedModel
 from mot.prepare import codecs, inputs, raw
 
@@ -61,6 +61,7 @@ def samples(
     grid: bool,
 ) -> tuple[dict[str, bytes], dict]:
     """Files by name, and the record, whose documents have their name, how many parts were given, and their content."""
+    open_networks(model.codec)
     prompts = encoded(model, requests)
     found: list = [None] * len(requests)
     for limits in dict.fromkeys((r.opens, r.text, r.media) for r in requests):

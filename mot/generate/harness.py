@@ -114,7 +114,7 @@ def figures(
     `folder` has tasks of the user's own, whose functions are run. Raises `UserError` for tasks that are not known, and
     where the harness cannot load or judge one.
     """
-    manager = TaskManager(include_path=str(folder) if folder else None)
+    manager = _manager(tasks, folder)
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise UserError(
             f"--tasks={','.join(tasks)}: {unknown[0]!r} is no task of lm-eval's; `lm-eval ls tasks` lists them, and "
@@ -129,6 +129,15 @@ def figures(
     except Exception as error:  # of a task's dataset, template or function, which have errors of every kind
         raise UserError(f"--tasks={','.join(tasks)}: lm-eval ended with {reason(error)}; mend the task") from error
     return _figures(found)
+
+
+def _manager(tasks: Sequence[str], folder: Path | None) -> TaskManager:
+    """With the harness' own tasks, thousands of files, where some are asked for that the folder has not."""
+    if folder:
+        own = TaskManager(include_path=str(folder), include_defaults=False)
+        if {*tasks} <= {*own.all_tasks}:
+            return own
+    return TaskManager(include_path=str(folder) if folder else None)
 
 
 def _figures(found: Mapping[str, Any]) -> dict[str, Figure]:

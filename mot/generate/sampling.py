@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mot import batches
 from mot.batches import Batch
 from mot.config import Config
 from mot.config.options import Settings
-from mot.data import folding, packing, positions, records
+from mot.data import folding, packing, positions, records, roles
 from mot.data.layout import Format, Medium, Stretch, document, unit_places
 from mot.data.packing import pack
 from mot.errors import UserError
@@ -147,9 +148,7 @@ class Sampler:
 
     def _text_ids(self, media: int) -> np.ndarray:
         """`[V]` bool: text, its end, and the markers of units, where a row may still open so many."""
-        text = self.config.streams[self.format.text]
-        allowed_V = np.zeros(self.config.vocab, bool)
-        allowed_V[text.first_id : text.first_id + text.ids] = True
+        allowed_V = batches.ids_of(self.format.text, self.config)
         allowed_V[list(self.format.special)] = False
         allowed_V[[self.format.eos, *(m.opens for m in self.drawn if media)]] = True
         return allowed_V
@@ -222,8 +221,7 @@ class Sampler:
         """Each row's ids, of the stream's own tokenizer, and the state."""
         tokens = len(lies.inside)
         stream = self.config.streams[medium.stream]
-        allowed_V, stops_V = np.zeros((2, self.config.vocab), bool)
-        allowed_V[stream.first_id : stream.first_id + stream.ids] = True
+        allowed_V, stops_V = batches.ids_of(medium.stream, self.config), np.zeros(self.config.vocab, bool)
         if not medium.tokens and not medium.shape:
             allowed_V[medium.closes] = stops_V[medium.closes] = True
         rows = len(on_B)
@@ -361,12 +359,19 @@ def _prompts(prompts: Sequence[Sequence[Stretch]], config: Config, format: Forma
     is_block = config.data.blocks == "document" or (config.data.blocks == "prefix" and opens)
     documents = [document(prompt, config, format, opens) for prompt in prompts]
     documents = [_with_room(d, room, names.index(format.text), config.mask_id) if room else d for d in documents]
-    documents = [d._replace(span=np.ones_like(d.span)) if is_block else d for d in documents]
+    documents = [_as_block(d, config) if is_block else d for d in documents]
     used = np.max([np.bincount(d.stream, minlength=len(names)) for d in documents], axis=0)
     budgets = [int(-(-n // PROMPT) * PROMPT) for n in used]
     features = [s.features for s in config.streams.values()]
     batch = pack([[d] for d in documents], names, budgets, features, positions.rule(config))
     return {name: tokens for name, tokens in batch.items() if tokens.token.shape[1]}
+
+
+def _as_block(d: packing.Document, config: Config) -> packing.Document:
+    """The document as one block, or its prefix as one."""
+    n = len(d.token)
+    end = roles.prefix_of(d, list(config.streams.values()), n) if config.data.blocks == "prefix" else n
+    return d._replace(span=np.where(np.arange(n) < end, 1 + d.span.max(), d.span))
 
 
 def _with_room(d: packing.Document, room: int, text: int, mask_id: int) -> packing.Document:

@@ -34,9 +34,8 @@ def unit(
     whole = partial(decoding.unit_tokens, state, on_B, lies)
 
     def logits(seen: Tokens) -> jax.Array:
-        return _logits(
-            decoding.step(params, state, seen, stream, config).hidden[0][0].reshape(*seen.token.shape, -1), head_DV
-        )
+        h_RD = decoding.step(params, state, seen, stream, config).hidden[0][0]
+        return transformer.logits(h_RD.reshape(*seen.token.shape, -1), head_DV, config)
 
     def predict(ids_BT):
         return decoding.guided(logits, whole(token=ids_BT, private=ids_BT >= 0), settings)
@@ -69,17 +68,13 @@ def text(
         for h_RD, of_group in output.hidden:
             h_BTD = h_BTD.at[rows, of_group.position].set(h_RD.reshape(*of_group.position.shape, -1))
         h_BCD = h_BTD[rows, tokens.position]
-        return _logits(jnp.roll(h_BCD, 1, axis=1) if masking.shift else h_BCD, head_DV)
+        return transformer.logits(jnp.roll(h_BCD, 1, axis=1) if masking.shift else h_BCD, head_DV, config)
 
     is_hidden_BC = tokens.token == config.mask_id
     block = min(settings.block or room, room)
     block_BC = jnp.where(is_hidden_BC, (jnp.cumsum(is_hidden_BC, axis=1) - 1) // block, -1)
     choose = Unmasking(allowed_V, block_BC, -(-room // block))
     return unmasked(predict, tokens.token, choose, keys_B, settings, masking.distribution, config.mask_id)
-
-
-def _logits(h_BTD, head_DV) -> jax.Array:
-    return jnp.matmul(h_BTD, head_DV.astype(h_BTD.dtype), preferred_element_type=jnp.float32)
 
 
 class Unmasking(NamedTuple):

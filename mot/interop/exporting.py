@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
@@ -16,7 +15,7 @@ from mot.checkpoint import Position, made_by
 from mot.config import Config
 from mot.console import phase
 from mot.errors import UserError
-from mot.files import make_folder, remove
+from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece
 from mot.interop.transforms import TRANSFORMS
@@ -26,6 +25,7 @@ from mot.runs import rundir
 from mot.train import restore
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+OF_IDS = ("embed/tokens", "head/out")  # parameters that have a row or a column for each id
 
 
 class Exported(NamedTuple):
@@ -44,44 +44,63 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
     """
     config = rundir.config_of(path)
     name = families.of_ours(config, str(path))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
+    shards.refuse_taken(out)
     tokenizer = _tokenizer(config)
+    aside = kept.of_run(path, name, families.needs_aside(name)) if families.keeps_aside(name) else None
+    said = kept.said(aside, name) if aside else None
     with phase("reading the checkpoint"):
         config, position, weights = restore.load(path, step)
+    refuse_unequal(params.paths(weights), families.copies(name, config), name, path)
     config, training, _ = restore.open_data(config)
     restore.refuse_other_data(path, position, training)
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
-    kept = prompt.read(path) if position.step == 0 else {}
-    beyond = {key.replace(".", "/"): rest for key, rest in kept.items() if key not in ("ids", "logits")}
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    make_folder(partial)
-    try:
+    stored = prompt.read(path) if position.step == 0 else {}
+    beyond = _beyond(path, stored, config)
+    with shards.whole(out) as partial:
         rows = families.rows_of(name, config)
         vocab = config.vocab + max(map(len, beyond.values()), default=0)
         pieces = families.pieces(rows, config, vocab)
+        outside = kept.tensors(aside, families.rows_aside(name), vocab) if aside else {}
+        order = families.order_of_ids(said, config, config.vocab) if said else None
         shapes = {theirs: families.shape_of(own) for theirs, own in pieces.items()}
-        stored = np.dtype(DTYPES[dtype])
-        tensor = _tensors(_on_host(weights), pieces, beyond, stored)
-        plan = shards.planned(shapes, most, stored.itemsize)
+        shapes |= {theirs: x.shape for theirs, x in outside.items()}
+        number = np.dtype(DTYPES[dtype])
+        tensor = _tensors(_on_host(weights), pieces, beyond, outside, order, number)
+        plan = shards.planned(shapes, most, number.itemsize, families.stem(name))
         shards.write(partial, plan, tensor, shapes)
         _read_back(partial, tensor, shapes)
         told = []
         with phase("the logits of a prompt"):
-            if kept:
-                apart = prompt.compare(path, kept, weights, plain)
+            if stored:
+                apart = prompt.compare(path, stored, weights, plain)
                 told.append(f"the logits are those that the import stored (apart: {apart:.1g})")
-            weights = jax.tree.map(lambda x: np.asarray(x).astype(stored).astype(np.float32), weights)
-            ids = kept["ids"] if kept else prompt.ids_of(tokenizer)
-            prompt.write(partial, ids, prompt.logits(weights, plain, ids))
-        _write_rest(partial, path, name, config, position, tokenizer, vocab, dtype)
-        if out.exists():
-            out.rmdir()  # it is empty
-        os.rename(partial, out)
-    except BaseException:
-        remove(partial)
-        raise
+            weights = jax.tree.map(lambda x: np.asarray(x).astype(number).astype(np.float32), weights)
+            ids = stored["ids"] if stored else prompt.ids_of(tokenizer)
+            prompt.write(partial, ids, prompt.of_theirs(prompt.logits(weights, plain, ids), order))
+        _write_rest(partial, path, name, config, position, tokenizer, vocab, dtype, aside)
     return Exported(name, position.step, len(plan), told)
+
+
+def refuse_unequal(arrays: Mapping[str, Any], copies: Mapping[str, str], name: str, path: Path) -> None:
+    """`UserError` where what a family has once is not the same in both towers of ours."""
+    for one, other in copies.items():
+        if not np.array_equal(arrays[one], arrays[other]):
+            raise UserError(
+                f"{path}: {one} is not {other}; a {name} has one for both, and training moved them apart; freeze both "
+                "in a run to export (a rule of optim.rules with lr=0.0)"
+            )
+
+
+def _beyond(path: Path, stored: Mapping[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
+    """Rows `[n, D]` of theirs that belong to no id, by the path of the parameter, as an import stored them."""
+    beyond = {key.replace(".", "/"): rest for key, rest in stored.items() if key not in ("ids", "logits")}
+    for name, rest in beyond.items():
+        if name not in OF_IDS or rest.dtype != np.float32 or rest.shape[1:] != (config.streams["text"].width,):
+            raise UserError(
+                f"{path / prompt.NAME}: {name} is {rest.dtype} {list(rest.shape)}; must be float32 rows of "
+                f"{' or '.join(OF_IDS)}; import the model again"
+            )
+    return beyond
 
 
 def _tokenizer(config: Config) -> Tokenizer:
@@ -103,17 +122,22 @@ def _tensors(
     arrays: Mapping[str, np.ndarray],
     pieces: Mapping[str, list[Piece]],
     beyond: Mapping[str, np.ndarray],
-    stored: np.dtype,
+    outside: Mapping[str, np.ndarray],
+    order: np.ndarray | None,
+    number: np.dtype,
 ) -> Callable[[str], np.ndarray]:
-    """A function that makes a tensor of theirs by its name."""
+    """A function that makes a tensor of theirs by its name; `order` is that of `families.order_of_ids`."""
 
     def part(piece: Piece) -> np.ndarray:
         x = TRANSFORMS[piece.transform].to_theirs(arrays[piece.ours][piece.index])
+        if order is not None and piece.ours in OF_IDS:
+            x = x[np.argsort(order)]
         return np.concatenate([x, beyond[piece.ours]]) if piece.ours in beyond else x
 
     def tensor(name: str) -> np.ndarray:
-        parts = [part(piece) for piece in pieces[name]]
-        return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(stored, copy=False)
+        if name in outside:
+            return outside[name].astype(number, copy=False)
+        return families.joined([part(piece) for piece in pieces[name]], pieces[name]).astype(number, copy=False)
 
     return tensor
 
@@ -128,10 +152,23 @@ def _read_back(folder: Path, tensor: Callable[[str], np.ndarray], shapes: Mappin
 
 
 def _write_rest(
-    folder: Path, path: Path, name: str, config: Config, position: Position, tokenizer: Tokenizer, rows: int, dtype: str
+    folder: Path,
+    path: Path,
+    name: str,
+    config: Config,
+    position: Position,
+    tokenizer: Tokenizer,
+    rows: int,
+    dtype: str,
+    aside: Path | None,
 ) -> None:
     special = dataset_tokenizers.special(tokenizer)
     about = families.about_theirs(name, config, rows, special, dtype)
+    if not aside:
+        about |= families.about_alone(name, config)
+    else:
+        about = families.merged(kept.about(aside), about)
+        kept.copy_processors(aside, folder)
     marks = {f"{mark}_token": f"<{mark}>" for mark in ("bos", "eos", "pad") if f"<{mark}>" in special}
     as_theirs = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.length} | marks
     for file, content in (("config.json", about), ("tokenizer_config.json", as_theirs)):

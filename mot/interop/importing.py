@@ -24,12 +24,14 @@ from mot.data import sources
 from mot.data.manifest import read_json as read_dataset
 from mot.data.manifest import special_tokens
 from mot.errors import UserError, reason
-from mot.files import make_folder, remove, write_atomically
+from mot.files import write_atomically
+from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
-from mot.interop.families import Piece, Row
+from mot.interop.families import Piece, Row, Said
 from mot.interop.shards import Header
 from mot.interop.transforms import TRANSFORMS
 from mot.model import flops, params
+from mot.prepare.dataset_tokenizers import is_ready
 from mot.runs import provenance, rundir, written
 from mot.tokenizers import text
 from mot.train import restore, upcycle
@@ -42,7 +44,7 @@ DEEP = 12  # layers that compile faster as a loop
 CONFIG = "records.py"  # of configs: what an imported run is a run of
 # No optimiser's moments lie in an imported checkpoint: in its own configuration norms alone train. A run that begins
 # from it by init.run trains what its own configuration says.
-FROZEN = ("attn", "ffn", "embed", "head")
+FROZEN = ("attn", "ffn")  # of every stream; of ids also embedding and head
 
 
 class Imported(NamedTuple):
@@ -60,31 +62,36 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     about = shards.read_json(folder / "config.json")
     name, said = families.of_theirs(about, str(folder / "config.json"))
     tokenizer, ids = _tokenizer(folder, data)
-    found = shards.headers(folder)
-    own = _config(data, said.arch, said.values, about, out)
+    found = shards.renamed(shards.headers(folder), families.aliases(name))
+    _refuse_lacking(data, said, name)
+    own = _config(data, said.arch, said, about, out)
+    _refuse_other_codes(data, said, name)
+    _refuse_more_experts(found, own, folder)
     vocab = _rows_of_embedding(found, families.rows_of(name, own))
     pieces = families.pieces(families.rows_of(name, own), own, vocab)
+    outside = sorted(tensor for tensor in found if tensor.startswith(said.outside))
+    aside = {tensor: found.pop(tensor) for tensor in outside}
     _check(found, pieces, own, folder)
     if ids > vocab:
         raise UserError(
             f"{folder / 'tokenizer.json'} has ids up to {ids - 1}, and the embedding has {vocab} rows; must have a row "
             "for each id; take the tokenizer that belongs to the weights"
         )
-    stored = prompt.read(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
-    target = _config(data, arch or said.arch, said.values, about, out)
-    weights, beyond = _read(found, pieces, own)
-    told = _told(own, vocab)
+    order = families.order_of_ids(said, own, vocab)
+    stored = prompt.of_ours(prompt.read(folder), order)
+    shards.refuse_taken(out)
+    target = _config(data, arch or said.arch, said, about, out)
+    weights, beyond = _read(found, pieces, own, order)
+    for path, other in families.copies(name, own).items():
+        weights[path][...] = weights[other]
+    told = _told(own, vocab, said) + _told_of_aside(aside, said)
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
-    make_folder(out)
-    try:
-        told += _write(out, target, weights, tokenizer, stored, beyond, folder)
-    except BaseException:
-        remove(out)
-        raise
+    with shards.whole(out) as partial:
+        if families.keeps_aside(name):
+            kept.write(partial, folder, about, aside)
+        told += _write(partial, target, weights, tokenizer, stored, beyond, folder)
     return Imported(out, name, arch or said.arch, params.count(params.table(target)), told)
 
 
@@ -114,23 +121,83 @@ def _tokenizer(folder: Path, data: str) -> tuple[Tokenizer, int]:
     return ours, ids
 
 
-def _config(data: str, arch: str, values: Mapping[str, Any], about: Mapping[str, Any], out: Path) -> Config:
-    """That of an architecture on the data, with the sizes and the block of a family."""
+def _refuse_lacking(data: str, said: Said, name: str) -> None:
+    """`UserError` where the data lack vectors that a family reads or makes, or have others."""
+    known = read_dataset(Path(data))["tokenizers"]
+    there = {stream: entry.get("width", 0) for stream, entry in known.items() if stream in said.needs}
+    if there != dict(said.needs):
+        needed = ", ".join(f"{stream} of {width} features" for stream, width in said.needs.items())
+        has = ", ".join(f"{stream} of {width}" for stream, width in there.items()) or "none of these"
+        raise UserError(
+            f"--data {data}: a {name} has text, {needed}, and these data have {has}; prepare data that have them, as "
+            f"--content {'|'.join(f'{stream}:{stream}' for stream in (*said.needs, 'text'))}"
+        )
+
+
+def _refuse_other_codes(data: str, said: Said, name: str) -> None:
+    """`UserError` where ids of the data, which a family has codes for, are not those codes."""
+    for stream, ids in said.ids.items():
+        entry = read_dataset(Path(data))["tokenizers"].get(stream)
+        if entry is not None and (entry.get("ids") != len(ids) or not is_ready(entry)):
+            raise UserError(
+                f"--data {data}: its {stream} has not the {len(ids)} codes of a {name}'s own {stream} tokenizer, but "
+                f"{entry.get('ids', 0)} ids of another one; make them with that, and prepare them with --ids "
+                f"{stream}={len(ids)}"
+            )
+
+
+def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Path) -> Config:
+    """That of an architecture on the data, with the sizes and the block of a family.
+
+    Its rows are no longer than a window of the family's attention, which then changes nothing.
+    """
+    values = said.values
     sizes = load.run(load.SHIPPED / "sizes.py", "sizes.py")["LAPTOP"]["small"]
     keys = dict(width="streams.text.width", ffn="streams.text.ffn", layers="model.layers", heads="model.heads")
     sizes = sizes | {key: values[dotted] for key, dotted in keys.items()}
     longest = about.get("max_position_embeddings")
-    length = min(longest, LENGTH) if type(longest) is int and longest > 0 else LENGTH
+    length = min(n for n in (longest, said.window, LENGTH) if type(n) is int and n > 0)
     try:
         tree = load.run(load.SHIPPED / CONFIG, CONFIG)["build"](data, arch, "small", sizes, str(length))
     except ValueError as error:
         raise UserError(str(error)) from None
     tree.model.scan = sizes["layers"] >= DEEP
-    tree.update_from_flattened_dict(values)
+    values = _named(said.values, tree.streams, data)
+    absent = {key for key in values if key.startswith("streams.") and key.split(".")[1] not in tree.streams}
+    tree.update_from_flattened_dict({key: x for key, x in values.items() if key not in absent})
     tree.run.update(root=str(out.parent), name=out.name)
-    parts = [f"{stream}.{part}" for stream in tree.streams for part in FROZEN]
-    tree.optim.freeze = ",".join(part for part in parts if not (part.endswith(".head") and tree.model.tied))
+    of_ids = ("embed",) if tree.model.tied else ("embed", "head")
+    frozen = {name: FROZEN + (() if stream.latent else of_ids) for name, stream in tree.streams.items()}
+    tree.optim.freeze = ",".join(f"{stream}.{part}" for stream, parts in frozen.items() for part in parts)
     return flops.resolve_with_steps(tree, sources.faults, optim.uncovered)
+
+
+def _refuse_more_experts(found: Mapping[str, Header], config: Config, folder: Path) -> None:
+    """`UserError` where there are more experts than tensors, before a name is made for each of theirs."""
+    most = max(experts.experts for experts in config.ffn.values())
+    if (count := most * sum(config.sparse)) > len(found):
+        raise UserError(
+            f"{folder}: config.json describes {count:,} experts in {sum(config.sparse)} layers, and the files have "
+            f"{len(found)} tensors; name a whole model of one version"
+        )
+
+
+def _named(values: Mapping[str, Any], streams: Mapping[str, Any], data: str) -> dict[str, Any]:
+    """The keys with the name of the data's stream of vectors, where they are of one."""
+    if not any("{vectors}" in key for key in values):
+        return dict(values)
+    found = [name for name, stream in streams.items() if stream.latent]
+    if len(found) != 1:
+        raise UserError(
+            f"--data {data}: its vectors are {', '.join(found) or 'none'}; this model draws pictures as vectors of one "
+            "kind; prepare text with latents, as the autoencoder of its pictures makes them (docs/howto/own-data.md)"
+        )
+    if streams[found[0]].latent != (width := values.get("streams.{vectors}.latent", streams[found[0]].latent)):
+        raise UserError(
+            f"--data {data}: its {found[0]} have {streams[found[0]].latent} features, and this model's {width}; "
+            "prepare latents of the autoencoder that belongs to it, cut into tokens as it does"
+        )
+    return {key.format(vectors=found[0]): value for key, value in values.items()}
 
 
 def _rows_of_embedding(found: dict[str, Header], rows: Sequence[Row]) -> int:
@@ -166,12 +233,12 @@ def _check(found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: 
 
 
 def _read(
-    found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: Config
+    found: dict[str, Header], pieces: Mapping[str, list[Piece]], config: Config, order: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The parameters by path, and rows of theirs for which the tokenizer has no id, by path as well.
 
-    What the family does not have, as the ends of another modality, begins as always. Some tensors are in memory beside
-    them, one for each thread that turns them.
+    What the family does not have, as the ends of another modality, begins as always. `order` is that of
+    `families.order_of_ids`. Some tensors are in memory beside them, one for each thread that turns them.
     """
     specs = params.table(config)
     text_ids = config.streams["text"].ids
@@ -179,17 +246,15 @@ def _read(
     beyond: dict[str, np.ndarray] = {}
 
     def place(name: str, whole: np.ndarray) -> None:
-        first = 0
-        for piece in pieces[name]:
-            n = piece.shape_of_theirs[0]
-            x = whole if len(pieces[name]) == 1 else whole[first : first + n]
-            first += n
+        own = pieces[name]
+        for piece, x in zip(own, families.parts(whole, own), strict=True):
             target = weights[piece.ours][piece.index]
             if "vocab" in (axes := specs[piece.ours].axes):
-                x, rest = _of_ids(x, text_ids)
+                x, rest = _of_ids(x if order is None else x[order], text_ids)
                 beyond.update({piece.ours: rest} if len(rest) else {})
                 target = target[(slice(None),) * axes.index("vocab") + (slice(text_ids),)]
             _copy(TRANSFORMS[piece.transform].to_ours(x, target.shape), target)
+        _refuse_changed(name, whole, own, weights)
 
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(THREADS) as threads:  # numpy copies without Python's lock
@@ -200,6 +265,18 @@ def _read(
         while waiting:
             waiting.popleft().result()
     return weights, beyond
+
+
+def _refuse_changed(name: str, whole: np.ndarray, own: list[Piece], weights: Mapping[str, np.ndarray]) -> None:
+    """`UserError` where a tensor is not the sum that its family says it is."""
+    if not TRANSFORMS[own[0].transform].is_added:
+        return
+    read = [TRANSFORMS[piece.transform].to_theirs(weights[piece.ours][piece.index]) for piece in own]
+    if not np.array_equal(families.joined(read, own), whole.astype(np.float32)):
+        raise UserError(
+            f"{name} is no table whose first half of features is the column's and whose second half is the row's; it "
+            "was trained, or is of another model"
+        )
 
 
 def _copy(x: np.ndarray, target: np.ndarray) -> None:
@@ -235,18 +312,34 @@ def _of_ids(x_VD: np.ndarray, ids: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([x_VD, new]), x_VD[:0]
 
 
-def _told(config: Config, vocab: int) -> list[str]:
+def _told(config: Config, vocab: int, said: Said) -> list[str]:
     text_ids = config.streams["text"].ids
     told = []
+    if said.window:
+        told.append(
+            f"its attention looks back {said.window} tokens; rows of {config.data.length} are no longer, so this run "
+            "has no window and computes the same; longer rows would not"
+        )
     if text_ids < vocab:
         told.append(
-            f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; they are kept for an export"
+            f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; an export of this run has them"
         )
     if text_ids > vocab:
         told.append(f"{text_ids - vocab} special tokens of mot's are new; their rows begin as the mean of all others")
     if others := config.vocab - text_ids:
         told.append(f"{others} ids of other modalities are new; their rows begin at random")
     return told
+
+
+def _told_of_aside(aside: Mapping[str, Header], said: Said) -> list[str]:
+    if not aside:
+        return []
+    numbers = sum(math.prod(header.shape) for header in aside.values())
+    parts = [start.rstrip(".") for start in said.outside if any(name.startswith(start) for name in aside)]
+    return [
+        f"{len(aside)} tensors of {numbers:,} numbers are outside of this model ({', '.join(parts)}); they are kept "
+        "for an export"
+    ]
 
 
 def _write(

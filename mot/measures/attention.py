@@ -15,7 +15,7 @@ from mot import batches, sharding
 from mot.batches import Info
 from mot.config import Config
 from mot.measures import states
-from mot.model import layers
+from mot.model import layers, ops
 from mot.model.context import Context, Group
 from mot.model.flash import UNSEEN
 from mot.model.joint import end_to_end
@@ -41,7 +41,7 @@ def watch(context: Context) -> states.Watch:
     def see(layer: states.Layer):
         qkv = layers.projected(layer.before, layer.weights, layer.number, context, layer.stack)
         q_BTNH, k_BTKH = (_whole([part[i] for part in qkv], rules) for i in (0, 1))
-        return shares(q_BTNH, k_BTKH, info, stream_BT, len(config.streams))
+        return shares(q_BTNH, k_BTKH, info, stream_BT, len(config.streams), config.model.attention_cap)
 
     def tell(found: Mass, _) -> Mass:
         return Mass(found.mass_LKMM, found.uniform_MM[0], found.queries_M[0])  # these two are the same in all layers
@@ -64,7 +64,7 @@ def _streams(group: Group, context: Context) -> jax.Array:
     return stream_BC if group.order is None else batches.in_order(stream_BC, group.order)
 
 
-def shares(q_BTNH, k_BTKH, info: Info, stream_BT, streams: int) -> Mass:
+def shares(q_BTNH, k_BTKH, info: Info, stream_BT, streams: int, cap: float = 0.0) -> Mass:
     """The mass of one layer (no leading axis L), of tokens in any order; scores as in `attention.attend`."""
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
@@ -77,6 +77,7 @@ def shares(q_BTNH, k_BTKH, info: Info, stream_BT, streams: int) -> Mass:
         seen_BQS = batches.visible(q_info, info)
         any_BQ = seen_BQS.any(-1)
         s_BKGQS = jnp.einsum("BQKGH,BSKH->BKGQS", q_BQKGH, k_BTKH, preferred_element_type=jnp.float32) * H**-0.5
+        s_BKGQS = ops.capped(s_BKGQS, cap)
         seen_B11QS = seen_BQS[:, None, None]
         p_BKGQS = jnp.where(seen_B11QS, jax.nn.softmax(jnp.where(seen_B11QS, s_BKGQS, UNSEEN), axis=-1), 0)
         even_BQS = seen_BQS / jnp.maximum(seen_BQS.sum(-1, keepdims=True), 1)

@@ -40,9 +40,9 @@ def without_routers(config: Config) -> Sections:
     """
 
     def plain(experts: Experts) -> Experts:
-        balance = "none" if experts.balance == "loss" else experts.balance
-        rate = 0.0 if experts.balance == "loss" else experts.balance_rate
-        return dataclasses.replace(experts, balance=balance, balance_rate=rate, z_loss=0.0)
+        by_loss = experts.balance in ("loss", "pooled")
+        balance = dict(balance="none", balance_rate=0.0) if by_loss else {}
+        return dataclasses.replace(experts, **balance, balance_loss=0.0, z_loss=0.0)
 
     attn, ffn = ({name: plain(e) for name, e in group.items()} for group in (config.attn, config.ffn))
     term = dataclasses.replace(config.objective.contrastive, weight=0.0)

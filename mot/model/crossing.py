@@ -115,7 +115,7 @@ def _keys_and_values(params: dict, tokens: Tokens, stream: str, config: Config) 
     """Of a stream's tokens, for each cross-attention: `[L, B, C, K, H]` each."""
     weights = params["cross"][stream]
     B, C = tokens.token.shape
-    x_RD = entries.enter(params["latent"][stream], tokens, config.streams[stream], config, whole=True)
+    x_RD = entries.enter(entries.of(params, stream), tokens, config.streams[stream], config, whole=True)
 
     def of_layer(wk_DKH, wv_DKH, scale_D):
         normed_RD = entries.norm(x_RD, scale_D, config)

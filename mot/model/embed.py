@@ -9,12 +9,14 @@ from jax import lax
 
 from mot import sharding
 from mot.batches import Tokens
-from mot.config import Config
+from mot.config import Config, Diffusion
 from mot.model import entries, ops
 from mot.model.context import Group
 from mot.model.params import WAVES, by_norm
 
 QUICKEST = 1000.0  # radians that the quickest wave turns from data to noise: 2006.11239's thousand steps
+PERIODS = (4e-3, 4.0)  # of the quickest and the slowest wave beside vectors, in noise levels
+SLOWEST = 1e-4  # and those that the slowest of `dit` would turn, were it one more (2212.09748)
 
 
 def embed(params: dict, group: Group, config: Config) -> tuple[jax.Array, jax.Array | None]:
@@ -28,7 +30,7 @@ def embed(params: dict, group: Group, config: Config) -> tuple[jax.Array, jax.Ar
     x_RD = _without_padding(_merge(embedded, group, config), group, config)
     if not by_norm(config.streams[group.streams[0]]):  # a group's streams are alike in this
         return x_RD, None
-    conditions = [_condition(params, tokens, s) for s, tokens in group.by_stream.items()]
+    conditions = [_condition(params, tokens, s, config) for s, tokens in group.by_stream.items()]
     return x_RD, _without_padding(_merge(conditions, group, config), group, config)
 
 
@@ -42,7 +44,7 @@ def unembed(params: dict, h_RD, group: Group, config: Config) -> tuple[list[tupl
     predicted = {}
     for s, tokens in group.by_stream.items():
         if config.streams[s].diffuses:
-            y_RP = ops.linear(rows[s], params["latent"][s]["out"]).astype(jnp.float32)
+            y_RP = entries.leave(params["latent"][s], rows[s], config.streams[s])
             y_BCP = y_RP.reshape(*tokens.token.shape, -1)
             predicted[s] = sharding.join_context(y_BCP, config.mesh.rules)
         elif config.streams[s].predicts:
@@ -138,11 +140,13 @@ def _stream(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Arra
     stream = config.streams[name]
     if not stream.latent:
         return _lookup(params, tokens.token, config).reshape(*tokens.token.shape, -1)
-    x_RD = entries.enter(params["latent"][name], tokens, stream, config)
+    x_RD = entries.enter(entries.of(params, name), tokens, stream, config)
     if stream.place_table:
         x_RD += _placed(params["latent"][name], tokens.place, x_RD.dtype)
-    if stream.diffuses and not by_norm(stream):
-        x_RD += time_features(params["latent"][name], tokens.noise).astype(x_RD.dtype)
+    if stream.diffuses and stream.diffusion.time == "mlp":
+        x_RD = _with_time(params["latent"][name], x_RD, tokens.noise, stream.diffusion, config)
+    elif stream.diffuses and not by_norm(stream):
+        x_RD += time_features(params["latent"][name], tokens.noise, stream.diffusion, config).astype(x_RD.dtype)
     return x_RD.reshape(*tokens.token.shape, -1).astype(jnp.float32)
 
 
@@ -158,18 +162,50 @@ def _placed(weights: dict, place, dtype) -> jax.Array:
     return sum(ops.linear(one_RV, table_VD) for one_RV, table_VD in zip(chosen, tables, strict=True))
 
 
-def _condition(params: dict, tokens: Tokens, name: str) -> jax.Array:
-    """What modulates the norms of a stream's tokens, `[B, C, Y]`; 0 for clean tokens."""
-    return time_features(params["latent"][name], tokens.noise).reshape(*tokens.token.shape, -1)
+def _condition(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Array:
+    """What modulates the norms of a stream's tokens, `[B, C, Y]`; 0 for clean tokens, as `time_features` has it."""
+    features_RY = time_features(params["latent"][name], tokens.noise, config.streams[name].diffusion, config)
+    return features_RY.reshape(*tokens.token.shape, -1)
 
 
-def time_features(weights: dict, t_BC) -> jax.Array:
-    """float32 `[R, features]` of noise levels: sines and cosines (1706.03762), then two layers.
+def _with_time(weights: dict, x_RD, t_BC, d: Diffusion, config: Config) -> jax.Array:
+    """`x_RD` of vectors and their noise levels' waves, side by side through two layers (pi0, 2410.24164, appendix B).
 
-    They are 0 where the level is 0: clean tokens are conditioned on nothing, like text.
+    Half of the waves are sines, half cosines. They are 0 where the level is 0, unless `time_of_clean`.
     """
     t_R1 = t_BC.reshape(-1, 1).astype(jnp.float32)
-    angle_RY = t_R1 * QUICKEST ** jnp.linspace(0, 1, WAVES // 2)[None]
+    shortest, longest = PERIODS
+    angle_RY = t_R1 * (2 * jnp.pi / (shortest * (longest / shortest) ** jnp.linspace(0, 1, x_RD.shape[1] // 2)))[None]
+    waves_RD = jnp.concatenate([jnp.sin(angle_RY), jnp.cos(angle_RY)], axis=1)
+    waves_RD = waves_RD if d.time_of_clean else jnp.where(t_R1 > 0, waves_RD, 0)
+    both_RF = jnp.concatenate([x_RD, waves_RD.astype(x_RD.dtype)], axis=1)
+    hidden_RF = entries.plus(ops.linear(both_RF, weights["time_in"]), weights["time_in_bias"])
+    hidden_RF = sharding.constrain(jax.nn.silu(hidden_RF), (sharding.ROWS, "mlp"), config.mesh.rules)
+    return entries.plus(ops.linear(hidden_RF, weights["time_out"]), weights["time_out_bias"])
+
+
+def time_features(weights: dict, t_BC, d: Diffusion, config: Config) -> jax.Array:
+    """float32 `[R, features]` of noise levels: sines and cosines (1706.03762), then two layers.
+
+    They are 0 where the level is 0, unless `time_of_clean`: clean tokens are conditioned on nothing, like text.
+    """
+    t_R1 = t_BC.reshape(-1, 1).astype(jnp.float32)
+    angle_RY = t_R1 * _radians(d.time_features)
     waves_RY = jnp.concatenate([jnp.cos(angle_RY), jnp.sin(angle_RY)], axis=1)
-    hidden_RF = jax.nn.silu(ops.linear(waves_RY, weights["time_in"]))
-    return jnp.where(t_R1 > 0, ops.linear(hidden_RF, weights["time_out"]), 0)
+    x_RF = ops.linear(waves_RY, weights["time_in"])
+    if d.time_features == "dit":
+        x_RF = sharding.constrain(
+            entries.plus(x_RF, weights["time_in_bias"]), (sharding.ROWS, "mlp"), config.mesh.rules
+        )
+    y_RY = ops.linear(jax.nn.silu(x_RF), weights["time_out"])
+    if d.time_features == "dit":
+        y_RY = entries.plus(y_RY, weights["time_out_bias"])
+    return y_RY if d.time_of_clean else jnp.where(t_R1 > 0, y_RY, 0)
+
+
+def _radians(kind: str) -> jax.Array:
+    """How far each wave turns from data to noise, float32 `[1, half the waves]`."""
+    half = WAVES[kind] // 2
+    if kind == "small":
+        return QUICKEST ** jnp.linspace(0, 1, half)[None]
+    return SLOWEST ** (jnp.arange(half, dtype=jnp.float32) / half)[None]  # DiT's, of levels up to 1 and not to 1000

@@ -1,4 +1,4 @@
-"""How vectors become residuals: by a matrix, by two layers, or by a resampler's queries (`streams.*.entry`).
+"""How vectors become residuals: by a matrix, by two layers, or by a resampler's queries (`streams.*.entry`); and back.
 
 A token may carry several vectors of the data side by side (`entry.fold`). The first two read them as one long vector. A
 resampler takes them apart: a unit's tokens are learned queries that attend to all vectors of the unit.
@@ -26,18 +26,34 @@ def enter(weights: dict, tokens: Tokens, stream: Stream, config: Config, whole: 
         x_BCD = _resampler(weights, *rows, stream, config)
         x_BCD = x_BCD if whole else sharding.split_context(x_BCD, rules)
         return x_BCD.reshape(-1, x_BCD.shape[-1])
+    if stream.entry.kind == "none":
+        return value_BCP.reshape(-1, stream.features)
     x_RD = ops.linear(value_BCP.reshape(-1, stream.features), weights["in"])
-    return _second_layer(weights, x_RD, config) if stream.entry.kind == "mlp" else x_RD
+    if stream.entry.kind == "mlp":
+        return _second_layer(weights, x_RD, config)
+    return plus(x_RD, weights["in_bias"]) if stream.entry.bias else x_RD
 
 
 def _second_layer(weights: dict, x_RF, config: Config) -> jax.Array:
     """GELU and another matrix, both with biases (LLaVA-1.5, 2310.03744)."""
     x_RF = sharding.constrain(x_RF, (sharding.ROWS, "mlp"), config.mesh.rules)
-    hidden_RF = jax.nn.gelu(_plus(x_RF, weights["in_bias"]), approximate=False)
-    return _plus(ops.linear(hidden_RF, weights["in_2"]), weights["in_2_bias"])
+    hidden_RF = jax.nn.gelu(plus(x_RF, weights["in_bias"]), approximate=False)
+    return plus(ops.linear(hidden_RF, weights["in_2"]), weights["in_2_bias"])
 
 
-def _plus(x_RD, bias_D) -> jax.Array:
+def of(params: dict, stream: str) -> dict:
+    """The parameters by which a stream's vectors enter and leave; there may be none."""
+    return params.get("latent", {}).get(stream, {})
+
+
+def leave(weights: dict, h_RD, stream: Stream) -> jax.Array:
+    """What is predicted of a stream's vectors, float32 `[R, P]`."""
+    y_RP = ops.linear(h_RD, weights["out"]).astype(jnp.float32)
+    return plus(y_RP, weights["out_bias"]) if stream.entry.bias else y_RP
+
+
+def plus(x_RD, bias_D) -> jax.Array:
+    """With a bias, in x's dtype."""
     return x_RD + bias_D[None].astype(x_RD.dtype)
 
 

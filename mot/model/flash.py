@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mot.batches import Info, visible
+from mot.model import ops
 
 CHUNK = 128  # 64 measured 1.1 to 1.2 times slower on CPU, at 12 heads of 64
 FAR = jnp.iinfo(jnp.int32).max
@@ -20,12 +21,12 @@ UNSEEN = -1e30  # added to a masked score; finite, so that no difference is NaN
 LEAST = -1e20
 
 
-def attend(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info) -> jax.Array:
+def attend(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, cap: float = 0.0) -> jax.Array:
     """`attention.attend` of clean arrays, `[B, T, N, H]`."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BUKQH, k_BWKJH, v_BWKJH = (_tiles(x, K) for x in (q_BTNH, k_BSKH, v_BSKH))
-    o_BUKQH = _flash(q_BUKQH, k_BWKJH, v_BWKJH, chunks(q_info), chunks(k_info))
+    o_BUKQH = _flash(q_BUKQH, k_BWKJH, v_BWKJH, chunks(q_info), chunks(k_info), cap)
     o_BUKGJH = o_BUKQH.reshape(*o_BUKQH.shape[:3], N // K, -1, H)
     return o_BUKGJH.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
 
@@ -103,12 +104,12 @@ def _bias(q: Info, k: Info, groups: int) -> jax.Array:
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def _flash(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info) -> jax.Array:
-    return _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _flash(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info, cap: float) -> jax.Array:
+    return _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info, cap)[0]
 
 
-def _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info):
+def _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info, cap: float):
     """Online softmax over the listed chunks (FlashAttention-2, 2307.08691); keeps the log-sum-exp for the way back."""
     B, U, K, Q, H = q_BUKQH.shape
     J = q_info.position.shape[2]
@@ -123,7 +124,8 @@ def _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info):
         def one_key_chunk(n, carry):
             m_KQ1, l_KQ1, acc_KQH = carry
             j = lists[b, i, n]
-            s_KQJ = _dot("KQH,KJH->KQJ", q_KQH, _tile(k_BWKJH, b, j)) * H**-0.5 + bias_WQJ[j, None]
+            score_KQJ = ops.capped(_dot("KQH,KJH->KQJ", q_KQH, _tile(k_BWKJH, b, j)) * H**-0.5, cap)
+            s_KQJ = score_KQJ + bias_WQJ[j, None]
             new_m_KQ1 = jnp.maximum(m_KQ1, s_KQJ.max(-1, keepdims=True))
             p_KQJ = jnp.exp(s_KQJ - new_m_KQ1)
             shrink_KQ1 = jnp.exp(m_KQ1 - new_m_KQ1)
@@ -140,7 +142,7 @@ def _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info):
     return o_BUKQH, (q_BUKQH, k_BWKJH, v_BWKJH, q_info, k_info, o_BUKQH, lse_BUKQ)
 
 
-def _flash_backward(residuals, g_BUKQH):
+def _flash_backward(cap: float, residuals, g_BUKQH):
     """Scores are made again tile by tile, once, a key chunk at a time; dq is gathered over the key chunks.
 
     Keys come first in a tile here, so that no product needs its left side transposed.
@@ -167,9 +169,12 @@ def _flash_backward(residuals, g_BUKQH):
             i = lists[b, j, n]
             q_KQH, g_KQH = _tile(q_BUKQH, b, i), _tile(g_BUKQH, b, i)
             lse_K1Q, delta_K1Q = _tile(lse_BUKQ, b, i)[:, None], _tile(delta_BUKQ, b, i)[:, None]
-            s_KJQ = _dot("KJH,KQH->KJQ", k_KJH, q_KQH) * H**-0.5 + bias_UJQ[i, None]
-            p_KJQ = jnp.exp(s_KJQ - lse_K1Q)
-            ds_KJQ = (p_KJQ * (_dot("KJH,KQH->KJQ", v_KJH, g_KQH) - delta_K1Q)).astype(dtype)
+            score_KJQ = ops.capped(_dot("KJH,KQH->KJQ", k_KJH, q_KQH) * H**-0.5, cap)
+            p_KJQ = jnp.exp(score_KJQ + bias_UJQ[i, None] - lse_K1Q)
+            ds_KJQ = p_KJQ * (_dot("KJH,KQH->KJQ", v_KJH, g_KQH) - delta_K1Q)
+            if cap:
+                ds_KJQ *= 1 - (score_KJQ / cap) ** 2
+            ds_KJQ = ds_KJQ.astype(dtype)
             dq_KHQ = _tile(dq_BUKHQ, b, i) + _dot("KHJ,KJQ->KHQ", k_KHJ, ds_KJQ)
             return (
                 _with_tile(dq_BUKHQ, dq_KHQ, b, i),

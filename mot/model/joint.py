@@ -86,10 +86,11 @@ def attend_with_cache(
     q_BTNH, k_BTKH, v_BTKH = (_permuted(x, row.order, row.back) for x in map(end_to_end, zip(*parts, strict=True)))
     kv = tuple(caches.place(x, new, cache.used) for x, new in zip(kv, (k_BTKH, v_BTKH), strict=True))
     if q_BTNH.shape[1] <= FEW:
-        o_BTNH = attend_few(q_BTNH, *kv, row.q, cache.info)
+        o_BTNH = attend_few(q_BTNH, *kv, row.q, cache.info, config.model.attention_cap)
     else:  # kernels want whole rows
         backend = config.model.attention if config.model.attention in BACKENDS else "chunked"
-        o_BTNH = attention.attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, backend)
+        cap = config.model.attention_cap
+        o_BTNH = attention.attend(q_BTNH, *(x.swapaxes(1, 2) for x in kv), row.q, cache.info, backend, cap=cap)
     return split(_permuted(o_BTNH, row.back, row.order), [q_BCNH.shape[1] for q_BCNH, *_ in parts]), kv
 
 
@@ -117,7 +118,8 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, row: JointRow, config: Config) -> jax.Array:
     def on_each_device(q_BTNH, k_BTKH, v_BTKH, row):
         q_BTNH = _permuted(q_BTNH, row.order, row.back)
         k_BSKH, v_BSKH = (_permuted(_gather_rows(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
-        o_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, config.model.attention, private, alone)
+        how = (config.model.attention, private, alone, config.model.attention_cap)
+        o_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, *how)
         return _permuted(o_BTNH, row.back, row.order)
 
     inputs = (heads, heads, heads, JointRow(parts, rows, parts, parts, rows, rows))

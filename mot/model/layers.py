@@ -44,11 +44,13 @@ def _inside(context: Context, number: jax.Array | int, stack: str) -> Context:
 
 def _pre_norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """x + f(norm(x)): what f reads."""
-    return _norm(xs, w["norm"], name, context) if context.config.model.norm == "pre" else xs
+    return xs if context.config.model.norm == "post" else _norm(xs, w["norm"], name, context)
 
 
 def _post_norm(ys: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:
     """x + norm(f(x)): what is added."""
+    if context.config.model.norm == "both":  # noise levels enter by the first
+        return _norm(ys, w["norm"], f"{name}_post", context._replace(conditions=[None] * len(ys)))
     return _norm(ys, w["norm"], name, context) if context.config.model.norm == "post" else ys
 
 
@@ -157,14 +159,21 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
         heads = [x_RNH + bias_1NH for x_RNH, bias_1NH in zip(heads, biases, strict=True)]
     q, k = (_qk_norm(x_RNH, tower, name, m) for x_RNH, name in zip(heads[:2], ("q", "k"), strict=True))
     q, k, v = (x_RNH.reshape(B, C, -1, m.head_size) for x_RNH in (q, k, heads[2]))
-    axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved)
-    q, k = (ops.rope(x_BCNH, tokens.rope_position, m.rope_theta, axes) for x_BCNH in (q, k))
+    axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved, m.rope_time_last)
+    how = (m.rope_theta, axes, m.rope_pairs, m.rope_scaling)
+    q, k = (ops.rope(x_BCNH, tokens.rope_position, *how) for x_BCNH in (q, k))
+    if m.query_size:  # who attends divides by the root of the head's size
+        q = q * (m.head_size / m.query_size) ** 0.5
     return q, k, v
 
 
 def _qk_norm(x_RNH, tower: dict, name: str, m: Model) -> jax.Array:
     if m.qk_norm == "rms":
         return ops.rms_norm(x_RNH, tower[f"{name}_norm"], m.norm_eps, m.norm_offset)
+    if m.qk_norm == "rms_flat":
+        flat_RA = x_RNH.reshape(x_RNH.shape[0], -1)
+        scale_A = tower[f"{name}_norm"].reshape(-1)
+        return ops.rms_norm(flat_RA, scale_A, m.norm_eps, m.norm_offset).reshape(x_RNH.shape)
     if m.qk_norm == "layer":
         return ops.layer_norm(x_RNH, tower[f"{name}_norm"], tower[f"{name}_norm_bias"], m.norm_eps)
     return x_RNH

@@ -1,11 +1,14 @@
 """The small operations of a block. Float32 islands (norm statistics, rotation angles) are visible in the code."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mot.config import RopeScaling
 
 
 @jax.custom_vjp
@@ -58,42 +61,75 @@ def _last_axes(w, x) -> jax.Array:
     return w.reshape((1,) * (x.ndim - w.ndim) + w.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def rope(x_BCNH, position, theta: float, axes: tuple[int, ...] = ()) -> jax.Array:
-    """Rotary position embedding (2104.09864), halves paired as in Llama; angles in float32.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def rope(
+    x_BCNH, position, theta: float, axes: tuple[int, ...] = (), pairs: int = 0, scaling: RopeScaling | None = None
+) -> jax.Array:
+    """Rotary position embedding (2104.09864), halves of what turns paired as in Llama; angles in float32.
 
-    `position` is `[B, C, A]`. Pair i turns by the integer on the axis `axes[i]` (`axes_of_pairs`); (): A is 1.
+    `position` is `[B, C, A]`. Pair i turns by the integer on the axis `axes[i]` (`axes_of_pairs`); (): A is 1. Of a
+    head the first 2 * `pairs` features turn, and the others stay; 0: all turn.
     """
-    return _rotate(x_BCNH, position, theta, axes)
+    return _rotate(x_BCNH, position, theta, axes, pairs, scaling)
 
 
-def _rotate(x_BCNH, position, theta: float, axes: tuple[int, ...], direction: int = 1) -> jax.Array:
-    half = x_BCNH.shape[-1] // 2
+def _rotate(
+    x_BCNH, position, theta: float, axes: tuple[int, ...], pairs: int, scaling: RopeScaling | None, direction: int = 1
+) -> jax.Array:
+    half = pairs or x_BCNH.shape[-1] // 2
     frequency = direction * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling and scaling.kind:
+        frequency = frequency * stretched(half, theta, scaling)
     position = position[..., np.array(axes)] if axes else position
     angle = (position.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    a, b = x_BCNH[..., :half].astype(jnp.float32), x_BCNH[..., half:].astype(jnp.float32)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BCNH.dtype)
+    if scaling and scaling.amplitude != 1:
+        cos, sin = cos * scaling.amplitude, sin * scaling.amplitude
+    a, b = (x_BCNH[..., first : first + half].astype(jnp.float32) for first in (0, half))
+    rest = [x_BCNH[..., 2 * half :].astype(jnp.float32)] if 2 * half < x_BCNH.shape[-1] else []
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1).astype(x_BCNH.dtype)
 
 
 # A rotation's transpose is the rotation back; derived from the code above it would be four padded arrays and their sum.
 rope.defvjp(
-    lambda x_BCNH, position, theta, axes: (_rotate(x_BCNH, position, theta, axes), position),
-    lambda theta, axes, position, g_BCNH: (_rotate(g_BCNH, position, theta, axes, direction=-1), None),
+    lambda x_BCNH, position, *how: (_rotate(x_BCNH, position, *how), position),
+    lambda *args: (_rotate(args[-1], args[-2], *args[:-2], direction=-1), None),
 )
 
 
-def axes_of_pairs(sections: Sequence[int], interleaved: bool) -> tuple[int, ...]:
+def stretched(pairs: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+    """What the frequency of each pair is multiplied by: 1 / factor where it is stretched in full, 1 where not at all.
+
+    Llama 3.1's ramp is linear in how often a pair turns in a row of the first training; YaRN's (2309.00071, 3.2) in the
+    pair's number, between the whole numbers around the pairs that turn as often as it says.
+    """
+    kept = np.zeros(pairs)
+    if scaling.kind == "llama3":
+        turns = scaling.length * theta ** (-np.arange(pairs) / pairs) / (2 * np.pi)
+        kept = np.clip((turns - scaling.least_turns) / (scaling.most_turns - scaling.least_turns), 0, 1)
+    elif scaling.kind == "yarn":
+        first, last = (
+            pairs * math.log(scaling.length / (2 * math.pi * turns)) / math.log(theta)
+            for turns in (scaling.most_turns, scaling.least_turns)
+        )
+        first, last = max(math.floor(first), 0), min(math.ceil(last), 2 * pairs - 1)
+        kept = 1 - np.clip((np.arange(pairs) - first) / max(last - first, 1e-3), 0, 1)
+    return (kept + (1 - kept) / scaling.factor).astype(np.float32)
+
+
+def axes_of_pairs(sections: Sequence[int], interleaved: bool, time_last: bool = False) -> tuple[int, ...]:
     """The axis (0 time, 1 row, 2 column) by which each pair of a head turns; `sections` has how many turn by each.
 
     One axis after another (Qwen2-VL, 2409.12191), or in turn, until an axis has its pairs: as in Qwen3-VL (2511.21631),
-    where rows and columns have as many, and time no fewer. () for no sections.
+    where rows and columns have as many, and time no fewer. With `time_last` time has the last pairs, after those of
+    rows and columns (ERNIE 4.5). () for no sections.
     """
+    counts = dict(enumerate(sections))
+    last = [0] * counts.pop(0, 0) if time_last else []
     if not interleaved:
-        return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
-    rounds = range(max(sections, default=0))
-    return tuple(axis for turn in rounds for axis, count in enumerate(sections) if turn < count)
+        return (*(axis for axis, count in counts.items() for _ in range(count)), *last)
+    rounds = range(max(counts.values(), default=0))
+    return (*(axis for turn in rounds for axis, count in counts.items() if turn < count), *last)
 
 
 @jax.custom_vjp
@@ -106,6 +142,11 @@ permute.defvjp(
     lambda x_BTNH, order_BT, back_BT: (permute(x_BTNH, order_BT, back_BT), (order_BT, back_BT)),
     lambda orders, g_BTNH: (permute(g_BTNH, orders[1], orders[0]), None, None),
 )
+
+
+def capped(x, cap: float) -> jax.Array:
+    """cap * tanh(x / cap), which is x where that is small beside the cap (Gemma 2, 2408.00118, 2.2); of 0: x."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def gated(gate_RF, up_RF, activation: str) -> jax.Array:

@@ -113,7 +113,7 @@ def _transferred(path: str, spec: Spec, config: Config) -> Spec:
                     what enters and leaves a predictor
     wide    finite  untied head, latents' out, routers (causal  fan-in ** -0.5       1 / r
                     too), gate of shared experts                * r ** -0.5
-    finite  finite  the MLP of noise levels                     as ever              1
+    finite  finite  the small MLP of noise levels               as ever              1
     vectors         norms', queries' and keys' scales, biases   as ever              1
 
     A tied embedding is one from finite to wide, and its logits are multiplied by 1 / r (table 8). With
@@ -179,6 +179,10 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     P, D = stream.features, stream.width
     if stream.entry.kind == "linear":
         yield "in", Spec((P, D), ("latent", "embed"), scale(P))
+        if stream.entry.bias:
+            yield "in_bias", Spec((D,), ("embed",), None, 0.0)
+    elif stream.entry.kind == "none":
+        pass  # they are residuals already
     elif stream.entry.kind == "mlp":  # its hidden units are as many as its tokens are wide
         yield "in", Spec((P, D), ("latent", "mlp"), scale(P))
         yield "in_bias", Spec((D,), ("mlp",), None, 0.0)
@@ -190,10 +194,31 @@ def _ends(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
         for table in ("rows", "columns"):
             yield table, Spec((stream.place_table, D), ("place", "embed"), scale(D))
     if stream.diffuses:
-        adds = stream.diffusion.time == "add"
         yield "out", Spec((D, P), ("embed", "latent"), scale(D))
-        yield "time_in", Spec((WAVES, TIME), ("wave", "time"), scale(WAVES))
-        yield "time_out", Spec((TIME, D if adds else ADA), ("time", "embed" if adds else "ada"), scale(TIME))
+        if stream.entry.bias:
+            yield "out_bias", Spec((P,), ("latent",), None, 0.0)
+        yield from _time(stream)
+
+
+def _time(stream: Stream) -> Iterator[tuple[str, Spec]]:
+    """The two layers that read a noise level's waves, alone or beside the vectors."""
+    features, axis = (ADA, "ada") if by_norm(stream) else (stream.width, "embed")
+    if stream.diffusion.time == "mlp":
+        D = stream.width
+        yield "time_in", Spec((2 * D, D), ("embed", "mlp"), scale(2 * D))
+        yield "time_in_bias", Spec((D,), ("mlp",), None, 0.0)
+        yield "time_out", Spec((D, D), ("mlp", "embed"), scale(D))
+        yield "time_out_bias", Spec((D,), ("embed",), None, 0.0)
+        return
+    if stream.diffusion.time_features == "small":
+        yield "time_in", Spec((WAVES["small"], TIME), ("wave", "time"), scale(WAVES["small"]))
+        yield "time_out", Spec((TIME, features), ("time", axis), scale(TIME))
+        return
+    D, waves = stream.width, WAVES["dit"]
+    yield "time_in", Spec((waves, D), ("wave", "mlp"), scale(waves))
+    yield "time_in_bias", Spec((D,), ("mlp",), None, 0.0)
+    yield "time_out", Spec((D, features), ("mlp", axis), scale(D))
+    yield "time_out_bias", Spec((features,), (axis,), None, 0.0)
 
 
 def predictor(config: Sections, name: str) -> Sections:
@@ -249,7 +274,8 @@ def _cross(stream: str, config: Config) -> Iterator[tuple[str, Spec]]:
         yield weight, spec._replace(shape=(layers, *spec.shape), axes=("layer", *spec.axes))
 
 
-WAVES, TIME = 64, 256  # sines and cosines of a noise level; hidden units that read them
+WAVES = {"small": 64, "dit": 256}  # sines and cosines of a noise level, by `diffusion.time_features`
+TIME = 256  # hidden units that read the small one's
 ADA = 64  # features of which norms' scales and shifts are made: few, as each token makes its own
 
 
@@ -294,6 +320,8 @@ def _layer(config: Config, stack: str) -> Iterator[tuple[str, Spec]]:
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
             yield f"norm/{tower}/{branch}", _scale(config, D, "embed")
+            if config.model.norm == "both":
+                yield f"norm/{tower}/{branch}_post", _scale(config, D, "embed")
             if any(t == tower and by_norm(config.streams[s]) for s, t in maps["norm"].items()):
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 
@@ -333,6 +361,9 @@ def _attention(config: Config, D: int) -> Iterator[tuple[str, Spec]]:
             yield f"{x}_bias", Spec((heads, H), (axis, "head"), None, 0.0)
     if m.qk_norm == "rms":
         yield from ((f"{x}_norm", _scale(config, H, "head")) for x in "qk")
+    if m.qk_norm == "rms_flat":
+        for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
+            yield f"{x}_norm", _scale(config, H, "head")._replace(shape=(heads, H), axes=(axis, "head"))
     if m.qk_norm == "layer":
         for x, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
             yield f"{x}_norm", Spec((heads, H), (axis, "head"))

@@ -40,6 +40,13 @@ class Choice(NamedTuple):
     weight_RX: jax.Array  # float32; carries the router's gradient
 
 
+class Pooled(NamedTuple):
+    """What a balance loss over rows and layers together needs of a row: sums over its real tokens."""
+
+    wanted_BE: jax.Array  # choices of each expert
+    score_BE: jax.Array  # each expert's scores, normalised
+
+
 class Report(NamedTuple):
     """A row's routing: sums over its real tokens, which add up over rows and microbatches."""
 
@@ -51,6 +58,7 @@ class Report(NamedTuple):
     z_B: jax.Array  # log(sum exp)^2 of the logits (2202.08906)
     lost_B: jax.Array  # choices that found a place and overflowed a buffer between devices
     imitation_B: jax.Array  # cross-entropy of the causal router with the experts' choice, mean over experts
+    pooled: Pooled | None = None  # where the balance loss is pooled
 
 
 class Chosen(NamedTuple):
@@ -161,7 +169,8 @@ def _report(chosen: Chosen, traffic: Traffic, spec: Experts, modalities: int) ->
     wanted_BME = by_modality(chosen.wanted_BCE)
     p_BCE = score_BCE / jnp.maximum(score_BCE.sum(-1, keepdims=True), TINY)
     real_B = jnp.maximum(real_BC.sum(1), 1).astype(jnp.float32)
-    mean_p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1) / real_B[:, None]
+    p_BE = jnp.where(real_BC[..., None], p_BCE, 0).sum(1)
+    mean_p_BE = p_BE / real_B[:, None]
     share_BE = lax.stop_gradient(wanted_BME.sum(1)) / (real_B * spec.active)[:, None]
     return Report(
         tokens_BM=own_BCM.sum(1).astype(jnp.float32),
@@ -172,4 +181,5 @@ def _report(chosen: Chosen, traffic: Traffic, spec: Experts, modalities: int) ->
         z_B=total(jax.nn.logsumexp(chosen.logits_BCE, axis=-1) ** 2),
         lost_B=jnp.zeros(real_BC.shape[0]),
         imitation_B=total(imitation_BC),
+        pooled=Pooled(lax.stop_gradient(wanted_BME.sum(1)), p_BE) if spec.balance == "pooled" else None,
     )

@@ -129,6 +129,12 @@ def head(params: dict, config: Config) -> jax.Array:
     return head_DV if multiplier == 1 else head_DV * multiplier
 
 
+def logits(h_RD, head_DV, config: Config) -> jax.Array:
+    """float32 `[R, V]` of last hidden states, as `forward` gives them, and `head`."""
+    logits_RV = jnp.matmul(h_RD, head_DV.astype(h_RD.dtype), preferred_element_type=jnp.float32)
+    return ops.capped(logits_RV, config.model.logits_cap)
+
+
 # --- the stack of layers -------------------------------------------------------------------------------------------
 
 # (xs, weights, number) -> (xs, reports by `component/tower`, keys and values); `stack` takes one that is also told the

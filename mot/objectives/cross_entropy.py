@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from mot import sharding
+from mot.model import ops
 
 
 class Rules(dict):
@@ -17,20 +18,23 @@ class Rules(dict):
         return hash(tuple(self.items()))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def cross_entropy(
-    h_BTD, head_DV, target_BT, scale_BT, z_loss: float, chunk: int, rules: Rules
+    h_BTD, head_DV, target_BT, scale_BT, z_loss: float, chunk: int, rules: Rules, cap: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
     """sum(scale * (l + z_loss * lse^2)) and l `[B, T]`, the cross-entropy of `h @ head` with the targets, in float32.
 
+    With a `cap` these logits are capped (`ops.capped`).
     Logits exist for `chunk` tokens of each row at a time. The gradient is made in the forward pass, where the logits
     are at hand, as a scalar loss allows: three matmuls in all instead of four. l carries no gradient, nor does scale.
     Of several devices each has its own rows and its own part of the vocabulary; the head's gradient is added up once.
     """
-    return _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, rules, grad=False)[0]
+    return _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, rules, cap, grad=False)[0]
 
 
-def _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss: float, chunk: int, rules: Rules, grad: bool):
+def _cross_entropy(
+    h_BTD, head_DV, target_BT, scale_BT, z_loss: float, chunk: int, rules: Rules, cap: float, grad: bool
+):
     """The loss and l; and with `grad` the gradients of hidden states and head, else None."""
     rows, head = (sharding.spec(axes, rules) for axes in ((sharding.ROWS,), ("embed", "vocab")))
     of_rows, of_vocab, of_width = (
@@ -40,7 +44,9 @@ def _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss: float, chunk: in
     def on_each_device(h_BTD, head_DV, target_BT, scale_BT):
         w_DV = sharding.all_gather(head_DV, of_width, 0, h_BTD.dtype)
         first = lax.axis_index(of_vocab) * w_DV.shape[1] if of_vocab else 0
-        loss, nats_BT, dh_BTD, dw_DV = _chunks(h_BTD, w_DV, target_BT - first, scale_BT, z_loss, chunk, of_vocab, grad)
+        loss, nats_BT, dh_BTD, dw_DV = _chunks(
+            h_BTD, w_DV, target_BT - first, scale_BT, z_loss, chunk, cap, of_vocab, grad
+        )
 
         def add(x, names):
             return lax.psum(x, names) if names else x
@@ -57,7 +63,9 @@ def _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss: float, chunk: in
     return (loss, nats_BT), (dh_BTD, dw_DV.astype(head_DV.dtype)) if grad else None
 
 
-def _chunks(h_BTD, w_DV, target_BT, scale_BT, z_loss: float, chunk: int, of_vocab: tuple[str, ...], grad: bool):
+def _chunks(
+    h_BTD, w_DV, target_BT, scale_BT, z_loss: float, chunk: int, cap: float, of_vocab: tuple[str, ...], grad: bool
+):
     """One device's loss, l and gradients, where `w_DV` is its part of the vocabulary, split over axes `of_vocab`."""
     B, T, D = h_BTD.shape
     chunk = min(chunk, T)
@@ -80,7 +88,7 @@ def _chunks(h_BTD, w_DV, target_BT, scale_BT, z_loss: float, chunk: int, of_voca
             return lax.dynamic_slice_in_dim(x, n * chunk, chunk, axis=1).reshape(B * chunk, *x.shape[2:])
 
         h_RD, target_R, scale_R = rows(h_BTD), rows(target_BT), rows(scale_BT)
-        logits_RV = jnp.matmul(h_RD, w_DV, preferred_element_type=jnp.float32)
+        logits_RV = ops.capped(jnp.matmul(h_RD, w_DV, preferred_element_type=jnp.float32), cap)
         max_R = logits_RV.max(-1)
         max_R = lax.pmax(max_R, of_vocab) if of_vocab else max_R
         lse_R = max_R + jnp.log(add(jnp.exp(logits_RV - max_R[:, None]).sum(-1)))
@@ -93,7 +101,10 @@ def _chunks(h_BTD, w_DV, target_BT, scale_BT, z_loss: float, chunk: int, of_voca
         slope_R = jnp.where(scale_R > 0, scale_R, 0)
         p_RV = jnp.exp(logits_RV - lse_R[:, None]) * (1 + 2 * z_loss * lse_R)[:, None]
         is_target_RV = jnp.arange(V)[None] == target_R[:, None]
-        dlogits_RV = (slope_R[:, None] * (p_RV - is_target_RV)).astype(dtype)
+        dlogits_RV = slope_R[:, None] * (p_RV - is_target_RV)
+        if cap:
+            dlogits_RV *= 1 - (logits_RV / cap) ** 2
+        dlogits_RV = dlogits_RV.astype(dtype)
         dh_RD = add(jnp.matmul(dlogits_RV, w_DV.T, preferred_element_type=jnp.float32)).astype(dtype)
         dw_DV += jnp.matmul(h_RD.T, dlogits_RV, preferred_element_type=jnp.float32)
         return (loss, dw_DV), (nats_R.reshape(B, chunk), dh_RD.reshape(B, chunk, D))
@@ -107,11 +118,11 @@ def _chunks(h_BTD, w_DV, target_BT, scale_BT, z_loss: float, chunk: int, of_voca
     return loss, join(nats_UBC), join(dh_UBCD) if grad else None, dw_DV
 
 
-def _cross_entropy_forward(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, rules):
-    return _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, z_loss, chunk, rules, grad=True)
+def _cross_entropy_forward(h_BTD, head_DV, target_BT, scale_BT, *how):
+    return _cross_entropy(h_BTD, head_DV, target_BT, scale_BT, *how, grad=True)
 
 
-def _cross_entropy_backward(z_loss, chunk, rules, residuals, cotangents):
+def _cross_entropy_backward(z_loss, chunk, rules, cap, residuals, cotangents):
     dh_BTD, dw_DV = residuals
     return (cotangents[0] * dh_BTD).astype(dh_BTD.dtype), cotangents[0] * dw_DV, None, None
 

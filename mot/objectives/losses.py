@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mot.batches import Batch, Tokens
-from mot.config import Config
+from mot.config import Config, Experts
 from mot.model import params as parameters
 from mot.model import transformer
 from mot.model.router import Report
@@ -162,7 +162,7 @@ def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Co
     """The routers' loss: summed over layers, and a mean over the tower's tokens of the global batch.
 
     It is balance (2101.03961) and z-loss (2202.08906) with their weights. The causal routers' imitation adds 0 and its
-    gradient, which reaches these routers alone.
+    gradient, which reaches these routers alone. A pooled balance loss (`_pooled`) is no sum over layers.
     """
     result = jnp.zeros((), jnp.float32)
     for name, report in reports.items():
@@ -170,7 +170,32 @@ def routing(reports: dict[str, Report], tokens: dict[str, jax.Array], config: Co
         experts = config.component(component).experts[tower]
         imitation = report.imitation_B.sum()
         total = experts.z_loss * report.z_B.sum() + (imitation - lax.stop_gradient(imitation))
-        if experts.balance == "loss":
-            total += experts.balance_rate * report.balance_B.sum()
+        if experts.balance == "loss" or experts.balance_loss:
+            total += experts.row_balance * report.balance_B.sum()
         result += total / jnp.maximum(tokens[name], 1)
+    for component, tower, experts in _with_pooled_balance(config):
+        own = [name for name in reports if parameters.of_report(name)[0] == f"{component}/{tower}"]
+        layers = [reports[name].tokens_BM.shape[0] for name in own]
+        rows = sum(n * tokens[name] for n, name in zip(layers, own, strict=True))
+        result += experts.balance_rate * _pooled([reports[name] for name in own], rows, experts.experts)
     return result
+
+
+def _with_pooled_balance(config: Config) -> list[tuple[str, str, Experts]]:
+    """Component, tower and experts of the routers whose balance loss is pooled."""
+    every = [(x, tower, e) for x in ("attn", "ffn") for tower, e in config.component(x).experts.items()]
+    return [(x, tower, e) for x, tower, e in every if e.experts and e.balance == "pooled"]
+
+
+def _pooled(reports: list[Report], rows: jax.Array, experts: int) -> jax.Array:
+    """E times the sum over experts of f * P, as transformers' `load_balancing_loss_func` has it.
+
+    f is an expert's share of tokens, of which each counts as often as it chooses, and P its mean score, both over all
+    rows and layers of a tower: `active` where all is even. A microbatch has an f and a P of its own, and weighs as many
+    tokens as it has of the `rows` of all, which count a token once for each layer.
+    """
+    wanted_E, score_E = (
+        sum(of.sum((0, 1)) for of in parts) for parts in zip(*(r.pooled for r in reports), strict=True)
+    )
+    own = sum(r.tokens_BM.sum() for r in reports)
+    return experts * (wanted_E * score_E).sum() / (jnp.maximum(own, 1) * jnp.maximum(rows, 1))

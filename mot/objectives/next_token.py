@@ -32,7 +32,8 @@ def of_tokens(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Conf
     weight_BT = masked.weights(tokens, config)
     scale_BT = weight_BT * scales(Z_M, config)[m_BT]
     o = config.objective
-    total, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, o.z_loss, o.chunk, Rules(config.mesh.rules))
+    how = (o.z_loss, o.chunk, Rules(config.mesh.rules), config.model.logits_cap)
+    total, nats_BT = cross_entropy(h_BTD, head_DV, tokens.target, scale_BT, *how)
     weighted_BT = jnp.where(weight_BT > 0, weight_BT * nats_BT, 0)
     return total, weighted_BT, tokens, m_BT
 

@@ -1,5 +1,6 @@
 """The options of `mot data prepare`, judged before anything heavy is imported or a document is read."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 
 from mot.config import modalities
 from mot.config.allowed import meant
-from mot.config.modalities import MAX_IDS, MODALITIES, TEXT
+from mot.config.modalities import MAX_IDS, MODALITIES, TEXT, VECTORS
 from mot.config.options import ANY
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
@@ -25,6 +26,7 @@ SEQIO = (
     "also",
     "vectors",
     "markers",
+    *(option for row in MODALITIES.values() for option in row.networks.values()),
 )  # options for files, of which a seqio task has its own
 
 
@@ -32,7 +34,8 @@ def judge(options) -> SimpleNamespace:
     """The options of `mot data prepare`, their `ids` and `separator` read; raises `UserError` where they are wrong."""
     read = SimpleNamespace(**vars(options))
     if read.seqio and (unfit := [flag for flag in SEQIO if getattr(read, flag)]):
-        raise UserError(f"--{unfit[0]} is for files; --seqio={read.seqio} brings its own; give one of the two")
+        flag = f"--{unfit[0].replace('_', '-')}"
+        raise UserError(f"{flag} is for files; --seqio={read.seqio} brings its own; give one of the two")
     counts = [_ids(given) for given in read.ids]
     told = [
         f"--ids {given}: write NAME=COUNT, as --ids depth=64: a modality whose ids are 0 to COUNT - 1"
@@ -43,11 +46,25 @@ def judge(options) -> SimpleNamespace:
     read.separator = _separator(read)
     read.markers = tuple(name.strip() for name in read.markers.split(",") if name.strip())
     read.join = tuple(field.strip() for field in read.join.split(",") if field.strip())
+    _fill_unsaid(read)
     if told := [*told, *faults(read, read.out, read.workers, read.max_skipped)]:
         raise UserError("nothing was prepared:\n  " + "\n  ".join(told))
     if not read.like:  # which may declare modalities
         parse(declared(read.content, dict(read.ids)))
     return read
+
+
+def _fill_unsaid(read: SimpleNamespace) -> None:
+    """What follows from other options where nobody says it."""
+    for name, row in MODALITIES.items():
+        forms = [form for form in row.networks if modalities.network_of(read, name, form)]
+        if forms == [VECTORS] and f"{name}={VECTORS}" not in read.also:
+            read.vectors = [*read.vectors, name]
+        for option in row.options:
+            if option.unsaid and not forms and not getattr(read, option.name):
+                setattr(read, option.name, option.unsaid)
+    if read.workers is None:  # a network takes all cores itself, or the accelerator
+        read.workers = 1 if modalities.networks_of(read) else os.cpu_count() or 1
 
 
 def _ids(given: str) -> tuple[str, int] | None:
@@ -85,7 +102,7 @@ def unescaped(separator: str) -> str:
 
 def faults(recipe, out: Path, workers: int, max_skipped: int) -> Iterator[str]:
     """What is wrong with a recipe, whatever the documents."""
-    options = [option for row in MODALITIES.values() for option in row.options if not option.choices]
+    options = [x for row in MODALITIES.values() for x in row.options if not isinstance(x.default, str)]
     ranges = {option.name: (option.least, option.most) for option in options}
     ranges |= {name: (least, MOST) for name, least in LEAST.items()}
     for name, (least, most) in ranges.items():

@@ -1,6 +1,7 @@
 """The tokenizers of a dataset, as they lie in its folder `tokenizers`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from mot.errors import UserError
 from mot.files import replacing, write_atomically
 from mot.prepare import codecs
 from mot.prepare.templates import MODALITY, READY
-from mot.tokenizers import archive, text
+from mot.tokenizers import archive, networked, text
 from mot.tokenizers.given import GivenIds, GivenVectors
+from mot.tokenizers.networked import Known, Networked
 
 CHOSEN = "chosen.json"  # written last: the folder is complete
 
@@ -71,8 +73,10 @@ def load(folder: Path) -> Tokenizers:
         for name in choice.modalities[1:]:
             if name in choice.ids:
                 media[name] = GivenIds(choice.ids[name])
+            elif name in choice.networks:
+                media[name] = networked.tokenizer(choice.networks[name])
             elif name in choice.widths:
-                media[name] = GivenVectors(choice.widths[name])
+                media[name] = GivenVectors(choice.widths[name], tuple(choice.shapes.get(name, ())))
             else:
                 media[name] = archive.load(codecs.of(name).TOKENIZERS[choice.form(name)], folder / file_names(name)[0])
     except ValueError as error:
@@ -98,6 +102,8 @@ class ChosenTokenizers(NamedTuple):
     lossy: dict  # what the text tokenizer loses, {} = nothing
     encodes: bool = True  # False: text is a seqio vocabulary's
     of: dict[str, str] = {}  # further representations of another modality's units, and of which
+    shapes: dict[str, Sequence[int]] = {}  # of vectors that are given with rows and columns, the most of these
+    networks: dict[str, Known] = {}  # modalities whose tokens a network makes that lies elsewhere
 
     def form(self, modality: str) -> str:
         """Of what a tokenizer of ours makes: ids or vectors; a modality's other form is called by it."""
@@ -106,9 +112,13 @@ class ChosenTokenizers(NamedTuple):
 
 
 def write_chosen(folder: Path, found: ChosenTokenizers) -> None:
-    widths = {name: found.widths.get(name, 0) for name in modalities.given()}
+    # Those that were always there are kept also where the documents have none.
+    kept = [name for name in modalities.given() if name in found.modalities or not MODALITIES[name].codec]
+    widths = {name: found.widths.get(name, 0) for name in kept}
     rest = {"vectors": found.vectors, "lossy": found.lossy, "ids": found.ids}
     rest |= {"of": found.of} if found.of else {}
+    rest |= {"shapes": found.shapes} if found.shapes else {}
+    rest |= {"networks": {name: known._asdict() for name, known in found.networks.items()}} if found.networks else {}
     write_atomically(folder / CHOSEN, json.dumps({"modalities": found.modalities} | widths | rest))
 
 
@@ -125,6 +135,8 @@ def chosen(folder: Path) -> ChosenTokenizers:
             content.get("lossy", {}),
             content.get("encodes", True),
             dict(content.get("of", {})),
+            dict(content.get("shapes", {})),
+            {name: networked.read(told) for name, told in content.get("networks", {}).items()},
         )
         _check(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -147,11 +159,17 @@ def _check(found: ChosenTokenizers) -> None:
     for name, width in found.widths.items():
         if type(width) is not int or width < 0:
             raise ValueError(f"{name} of {width!r:.60} features")
+    for name, shape in found.shapes.items():
+        if name not in found.widths or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError(f"{name} of {shape!r:.60} rows and columns")
     learnt = {name: MODALITIES[name].forms for name in ours if MODALITIES[name].learns_from}
     may_be = {name for name, forms in learnt.items() if VECTORS in forms}
     must_be = {name for name in may_be if IDS not in learnt[name]}
     if not must_be <= set(found.vectors) <= may_be:
         raise ValueError(f"vectors {found.vectors!r:.60}, of the modalities {names!r:.60}")
+    for name, known in found.networks.items():
+        if name not in names or row_of(name) != known.medium or known.is_of_ids != (found.form(name) == IDS):
+            raise ValueError(f"a network of {name!r:.60}, which makes {known.medium!r:.60}")
     for name, count in found.ids.items():
         if name not in names or not MODALITY.fullmatch(name) or type(count) is not int:
             raise ValueError(f"{count!r:.60} ids of {name!r:.60}")
@@ -184,10 +202,14 @@ def about(folder: Path) -> dict:
     if lossy := chosen(folder).lossy:
         entries[TEXT]["lossy"] = lossy
     for modality, tokenizer in tokenizers.media.items():
-        own = [] if isinstance(tokenizer, GivenIds) else [folder / name for name in file_names(modality)]
+        is_elsewhere = isinstance(tokenizer, GivenIds | Networked)
+        own = [] if is_elsewhere else [folder / name for name in file_names(modality)]
         size = {"ids": tokenizer.ids} if hasattr(tokenizer, "ids") else {"width": tokenizer.width}
         # What has no file is known by its size.
         digest = file_digest(own[0])[:16] if own else "-".join(map(str, *size.items()))
+        if isinstance(tokenizer, Networked):
+            digest = tokenizer.digest
+            size |= {"network": {"folder": tokenizer.known.folder, "digest": tokenizer.known.digest}}
         entries[modality] = {"digest": digest, "files": [_about_file(file) for file in own]} | size
         if tokens := getattr(tokenizer, "tokens", 0):
             entries[modality] |= {"tokens": tokens}

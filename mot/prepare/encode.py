@@ -1,7 +1,7 @@
 """A document to records: its media opened, everything tokenised, its places to be cut noted."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,27 @@ from mot.prepare.left_out import Bad
 from mot.prepare.raw import Part, Raw, parts_of
 from mot.prepare.templates import READY, modality_of
 from mot.tokenizers.given import GivenIds, GivenVectors
+from mot.tokenizers.networked import Networked
 
 LARGEST = 256 << 20  # bytes of a document, decoded and tokenised
+
+
+AT_ONCE = 128 << 20  # bytes of media that wait for networks, which run on many at a time
+
+
+class Begun(NamedTuple):
+    """A document whose parts are opened and tokenised, but those that wait for a network."""
+
+    raw: Raw
+    spans: list[Span]  # of what waits, the picture or sound as the network takes it
+    cuts: list[np.ndarray]
+    missing: list[Bad]
+    seen: Counter[str]
+
+    def waiting(self, tokenizers: Tokenizers) -> list[int]:
+        """The places of spans that wait, or waited."""
+        media = tokenizers.media
+        return [i for i, span in enumerate(self.spans) if isinstance(media.get(span.modality), Networked)]
 
 
 class Made(NamedTuple):
@@ -30,6 +49,48 @@ class Made(NamedTuple):
 
 def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DROP_DOCUMENT) -> Made:
     """Records of at most `max_tokens` tokens; raises `ValueError` with what is wrong with the document."""
+    ((_, document),) = begun([raw], tokenizers, missing)
+    if isinstance(document, ValueError):
+        raise document
+    return ended(document, tokenizers, max_tokens)
+
+
+def begun(raws: Iterable[Raw], tokenizers: Tokenizers, missing: str) -> Iterator[tuple[Raw, Begun | ValueError]]:
+    """Each document, tokenised by networks, too, or what is wrong with it; of media AT_ONCE are held, and little more.
+
+    Raises `UserError` where a network is no longer what it was.
+    """
+    held: list[tuple[Raw, Begun | ValueError]] = []
+    size = 0
+    for raw in raws:
+        try:
+            document = _begun(raw, tokenizers, missing)
+            size += sum(document.spans[i].data.nbytes for i in document.waiting(tokenizers))
+            held.append((raw, document))
+        except ValueError as error:
+            held.append((raw, error))
+        if not 0 < size < AT_ONCE:
+            yield from _by_networks(held, tokenizers)
+            held, size = [], 0
+    yield from _by_networks(held, tokenizers)
+
+
+def _by_networks(held: Sequence[tuple[Raw, Begun | ValueError]], tokenizers: Tokenizers) -> Sequence[tuple]:
+    """The same, with what waited tokenised."""
+    waiting: dict[str, list[tuple[Begun, int]]] = {}
+    for _, document in held:
+        for i in document.waiting(tokenizers) if isinstance(document, Begun) else ():
+            waiting.setdefault(document.spans[i].modality, []).append((document, i))
+    for modality, places in waiting.items():
+        tokenizer = tokenizers.media[modality]
+        made = tokenizer.encode_all([document.spans[i].data for document, i in places])
+        for (document, i), data in zip(places, made, strict=True):
+            document.spans[i] = Span(modality, _narrow(data, tokenizer))
+    return held
+
+
+def _begun(raw: Raw, tokenizers: Tokenizers, missing: str) -> Begun:
+    """A document whose media wait for networks; raises `ValueError` with what is wrong with it."""
     if raw.bad and not (raw.rest and missing == DROP_MEDIUM):
         raise ValueError(raw.bad)
     spans = []
@@ -64,8 +125,17 @@ def records(raw: Raw, tokenizers: Tokenizers, max_tokens: int, missing: str = DR
     if not spans:
         raise ValueError(f"an empty document: {dropped[0].why}" if dropped else "an empty document")
     units([span.modality for span in spans], tokenizers.further)  # of which none lacks its first representation
-    record = Record(raw.id, tuple(spans))
-    return Made(cut(record, cuts, tokenizers.modalities, max_tokens, tokenizers.further), dropped, seen)
+    return Begun(raw, spans, cuts, dropped, seen)
+
+
+def ended(document: Begun, tokenizers: Tokenizers, max_tokens: int) -> Made:
+    """Records of at most `max_tokens` tokens; raises `ValueError` where a network made no numbers of a part."""
+    for span in (document.spans[i] for i in document.waiting(tokenizers)):
+        if not np.isfinite(span.data).all():
+            raise ValueError(f"its {span.modality} has features that are not finite as {span.data.dtype}")
+    record = Record(document.raw.id, tuple(document.spans))
+    cuts_ = cut(record, document.cuts, tokenizers.modalities, max_tokens, tokenizers.further)
+    return Made(cuts_, document.missing, document.seen)
 
 
 def opened(part: Part, remarks: Counter | None = None) -> Any:
@@ -80,8 +150,21 @@ def spans_of(kind: str, content: Any, tokenizers: Tokenizers) -> tuple[list[Span
     modality = modality_of(kind)
     data, inner = span(kind, content, tokenizers)
     others = [name for name in tokenizers.further if name != modality and row_of(name) == modality]
-    made = [(name, tokenizers.media[name]) for name in others]
-    return [Span(modality, data), *(Span(name, _narrow(encoded(t, content), t)) for name, t in made)], inner
+    return [Span(modality, data), *(Span(name, _data(tokenizers.media[name], content)) for name in others)], inner
+
+
+def tokenised(kind: str, content: Any, tokenizers: Tokenizers) -> list[Span]:
+    """A part that was opened, in each of its forms; raises `ValueError` where it cannot be."""
+    document = Begun(Raw("", ()), spans_of(kind, content, tokenizers)[0], [], [], Counter())
+    _by_networks([(document.raw, document)], tokenizers)
+    return document.spans
+
+
+def _data(tokenizer: Any, content: Any) -> np.ndarray:
+    """What a tokenizer makes of an opened medium, or that medium as a network takes it."""
+    if isinstance(tokenizer, Networked):
+        return tokenizer.prepared(*content) if isinstance(content, tuple) else tokenizer.prepared(content)
+    return _narrow(encoded(tokenizer, content), tokenizer)
 
 
 def encoded(tokenizer: Any, content: Any) -> np.ndarray:
@@ -103,10 +186,10 @@ def span(kind: str, content: Any, tokenizers: Tokenizers) -> tuple[np.ndarray, n
         has = "ids of one's own" if isinstance(tokenizer, GivenIds) else "what a tokenizer of mot takes"
         raise ValueError(f"its {modality} is not like that of other documents, which is {has} (--ids)")
     try:
-        data = encoded(tokenizer, content)
+        data = _data(tokenizer, content)
     except ValueError as error:
         raise ValueError(f"{modality}: {error}" if isinstance(tokenizer, GivenIds) else str(error)) from None
-    return _narrow(data, tokenizer), np.zeros(0, np.int64)
+    return data, np.zeros(0, np.int64)
 
 
 def _narrow(tokens: np.ndarray, tokenizer: Any) -> np.ndarray:

@@ -3,11 +3,22 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from mot.config.modalities import IDS, MODALITIES, TEXT, VECTORS, form_of, media, of_either_form, other_form, row_of
+from mot.config.modalities import (
+    IDS,
+    MODALITIES,
+    TEXT,
+    VECTORS,
+    form_of,
+    media,
+    network_of,
+    of_either_form,
+    other_form,
+    row_of,
+)
 from mot.data.manifest import special_tokens
 from mot.errors import UserError
 from mot.files import write_atomically
@@ -18,7 +29,9 @@ from mot.prepare.left_out import Bad, first_of
 from mot.prepare.raw import Part, Raw, parts_of
 from mot.prepare.sides import Sides, first_documents, is_held_out, kinds_named, kinds_of
 from mot.prepare.templates import READY, modality_of
-from mot.tokenizers import text
+from mot.tokenizers import networked, text
+from mot.tokenizers.given import GivenVectors
+from mot.tokenizers.networked import Known
 
 CORPUS = 64 << 20  # characters that a text tokenizer learns from at most
 
@@ -41,11 +54,14 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     names = _modalities(recipe, first, ids)
     of = _also(recipe, names, like)
     names += [name for name in of if name not in names]
-    of_vectors, widths, lossy = [], {}, {}
+    networks = _networks(recipe, [name for name in names if name not in ids], like, console)
+    of_vectors, widths, shapes, lossy = [], {}, {}, {}
     for name in (name for name in names if name not in ids):
         form = _form(name, recipe, like)
         if form == VECTORS and file_names(name) and name not in of:
             of_vectors.append(name)
+        if name in networks:
+            continue
         if like and _copied(like, folder, name):
             lossy = chosen(like).lossy
             continue
@@ -54,7 +70,9 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
                 if name == TEXT:
                     lossy = _learn_text(recipe, folder, first.corpus, names, console)
                 else:
-                    widths[name] = _learn(name, form, recipe, first.media[name], folder, console)
+                    made = _learn(name, form, recipe, first.media[name], folder, console)
+                    widths[name] = made.width if form == VECTORS else 0
+                    shapes |= {name: made.shape} if isinstance(made, GivenVectors) and made.shape else {}
         except UserError:
             raise
         except ValueError as error:
@@ -73,8 +91,36 @@ def choose(recipe, folder: Path, read: Callable[[], Iterator[Raw]], sides: Sides
     if lossy:
         console.print(f"warning: {text.told(lossy)}", markup=False, soft_wrap=True)
     ready = {name: ids[name] for name in names if name in ids}
-    found = ChosenTokenizers(tuple(names), widths, tuple(of_vectors), ready, lossy, of=of)
+    found = ChosenTokenizers(
+        tuple(names), widths, tuple(of_vectors), ready, lossy, of=of, shapes=shapes, networks=networks
+    )
     dataset_tokenizers.write_chosen(folder, found)
+
+
+def _networks(recipe, names: Sequence[str], like: Path | None, console: Console) -> dict[str, Known]:
+    """Of the modalities whose tokens networks make: another dataset's, or those that the recipe names."""
+    found = dict(chosen(like).networks) if like else {}
+    found = {name: known for name, known in found.items() if name in names}
+    for name in (name for name in names if name not in found and not (like and _has(like, name))):
+        form = _form(name, recipe, like)
+        if folder := network_of(recipe, row_of(name), form):
+            with console.status(f"opening {folder}", spinner=spinner(console)):
+                found[name] = _network(folder, row_of(name), form, recipe)
+    return found
+
+
+def _network(folder: str, name: str, form: str, recipe) -> Known:
+    """What a dataset keeps of a network; raises `UserError` where it makes something else."""
+    found = networked.known(folder, **{key: getattr(recipe, option) for key, option in MODALITIES[name].opened_with})
+    makes = IDS if found.is_of_ids else VECTORS
+    if (found.medium, makes) != (name, form):
+        option = MODALITIES[found.medium].networks.get(makes)
+        remedy = f"--{option.replace('_', '-')} takes it" if option else "nothing takes it"
+        asked = MODALITIES[name].networks[form].replace("_", "-")
+        raise UserError(
+            f"--{asked}={folder}: its network makes {makes} of {found.medium}, not {form} of {name}; {remedy}"
+        )
+    return found
 
 
 def _also(recipe, names: Sequence[str], like: Path | None) -> dict[str, str]:
@@ -95,8 +141,8 @@ def _also(recipe, names: Sequence[str], like: Path | None) -> dict[str, str]:
 
 def _form(name: str, recipe, like: Path | None) -> str:
     """What the tokens of a modality are: as the dataset has it whose tokenizer is taken, as asked for, or as usual."""
-    if like and _has(like, name):
-        return VECTORS if name in chosen(like).vectors else IDS
+    if like and (_has(like, name) or name in chosen(like).networks):
+        return chosen(like).form(name)
     if row_of(name) != name:
         return name.removeprefix(f"{row_of(name)}_")
     return form_of(name, recipe.vectors)
@@ -167,14 +213,13 @@ def _learn_text(recipe, folder: Path, corpus: Sequence[str], names: Sequence[str
     return lossy
 
 
-def _learn(name: str, form: str, recipe, contents: Iterator, folder: Path, console: Console) -> int:
-    """Writes a tokenizer of media; the width of its vectors, 0 where it has ids."""
+def _learn(name: str, form: str, recipe, contents: Iterator, folder: Path, console: Console) -> Any:
+    """Writes a tokenizer of media, and gives it."""
     made = codecs.of(name).fit(form, contents, recipe)
     dataset_tokenizers.save(made, folder, name)
-    if form == VECTORS:
-        return made.width
-    _tell_fewer(name, recipe, made.ids, console)
-    return 0
+    if form != VECTORS:
+        _tell_fewer(name, recipe, made.ids, console)
+    return made
 
 
 def _tell_fewer(name: str, recipe, ids: int, console: Console) -> None:

@@ -89,6 +89,7 @@ ADDED = {"also": (), "audio_layers": 1, "video_frames": 4, "video_side": 32, "vi
 ADDED |= {"join": (), "join_documents": 0, "join_seed": 0, "markers": ()}
 ADDED |= {"image_aspect": "square", "image_render": 0, "video_order": "ordered"}
 ADDED |= {"fast_points": 0, "fast_scale": 10, "fast_ids": None}
+ADDED |= {"image_tokens": "", "image_latents": "", "audio_tokens": "", "audio_order": modalities.LAYERS}
 
 
 def told(recipe) -> dict:
@@ -194,7 +195,8 @@ def _listing(recipe) -> list:
     """
     listed = []
     like = [Path(recipe.like) / "tokenizers"] if recipe.like else []
-    for given in [*map(Path, recipe.inputs), *like, *([Path(recipe.tokenizer)] if recipe.tokenizer else [])]:
+    named = [recipe.tokenizer] if recipe.tokenizer else []
+    for given in [*map(Path, recipe.inputs), *like, *map(Path, [*named, *modalities.networks_of(recipe)])]:
         files = sorted(p for p in given.rglob("*") if p.is_file()) if given.is_dir() else [given]
         listed += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files if p.exists()]
     # One digest: a folder may hold millions.
@@ -298,17 +300,23 @@ class Worker(NamedTuple):
     sides: Sides
     out: Path
 
-    def work(self, block: int, raws: Sequence[Raw], tokenizers: Tokenizers) -> Written:
-        """Tokenises a block and writes its shards, if an earlier process has not done so."""
+    def work(
+        self, block: int, raws: Sequence[Raw], tokenizers: Tokenizers, told: Callable[[int], None] = lambda n: None
+    ) -> Written:
+        """Tokenises a block and writes its shards, if an earlier process has not done so; `told` of documents done."""
         if (known := _done(self.out, block)) is not None:
+            told(len(raws))
             return known
         records = {split: [] for split in SPLITS}
         bad = []
         seen = Counter()
         hashes = []
-        for raw in raws:
+        for raw, begun in encode.begun(raws, tokenizers, self.recipe.missing):
+            told(1)
             try:
-                made = encode.records(raw, tokenizers, self.recipe.max_tokens, self.recipe.missing)
+                if isinstance(begun, ValueError):
+                    raise begun
+                made = encode.ended(begun, tokenizers, self.recipe.max_tokens)
                 held_out, hash_ = decided(raw, self.sides, self.recipe.missing)
                 records["held_out" if held_out else "train"] += made.records
                 bad += made.missing
@@ -333,9 +341,9 @@ def _blocks(
     written: list[Written] = []
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(escape(out.name), total=total)
-        for documents, block in _in_order(worker, _blocks_of(read(notes), recipe.shard), processes):
+        blocks = _blocks_of(read(notes), recipe.shard)
+        for block in _in_order(worker, blocks, processes, lambda n: progress.advance(task, n)):
             written.append(block)
-            progress.update(task, advance=documents)
             bad = [one for w in written for one in w.left_out if not one.medium]
             if len(bad) > max_skipped:
                 _tell_left_out(out, written)
@@ -346,19 +354,24 @@ def _blocks(
     return written
 
 
-def _in_order(worker: Worker, blocks: Iterator[list[Raw]], processes: int) -> Iterator[tuple[int, Written]]:
-    """What becomes of each block, and its documents; few blocks are in flight at a time."""
+def _in_order(
+    worker: Worker, blocks: Iterator[list[Raw]], processes: int, told: Callable[[int], None]
+) -> Iterator[Written]:
+    """What becomes of each block, few of which are in flight at a time; `told` of documents done."""
     if processes == 1:  # here
         tokenizers = _alone(worker)
         for number, raws in enumerate(blocks):
-            yield len(raws), worker.work(number, raws, tokenizers)
+            yield worker.work(number, raws, tokenizers, told)
         return
     context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(worker,))
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(worker, processes))
     waiting: deque[tuple[int, Future]] = deque()
 
     def first():
-        return (waiting[0][0], waiting.popleft()[1].result())
+        documents, future = waiting.popleft()
+        written = future.result()
+        told(documents)
+        return written
 
     try:
         for number, raws in enumerate(blocks):
@@ -381,8 +394,10 @@ def _in_order(worker: Worker, blocks: Iterator[list[Raw]], processes: int) -> It
 _process: tuple[Worker, Tokenizers] | None = None
 
 
-def _begin(worker: Worker) -> None:
+def _begin(worker: Worker, processes: int) -> None:
     global _process
+    # Read where torch is first imported: its processes together take all cores, once.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # nobody is left to work for
     _process = worker, _alone(worker)
@@ -396,7 +411,8 @@ def _work(block: int, raws: Sequence[Raw]) -> Written:
 def _alone(worker: Worker) -> Tokenizers:
     """The dataset's tokenizers, in a process that keeps to one core."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threadpool_limits(1)  # small products on two threads take up to a hundred times as long
+    # Small products on two threads take up to a hundred times as long. A network has threads of its own.
+    threadpool_limits(1, user_api="blas")
     return dataset_tokenizers.load(worker.out / "tokenizers")
 
 

@@ -17,13 +17,12 @@ from typing import ClassVar
 import numpy as np
 from scipy.signal import resample_poly
 
-from mot.config.modalities import AUDIO_RATES
+from mot.config.modalities import AUDIO_LAYERS, AUDIO_RATES
 from mot.tokenizers import codebook
 from mot.tokenizers.archive import STORED
 
 BANDS = 40
 RANGE = 80  # dB: what is fainter than a clip's loudest by more is silence, as in Whisper (Radford et al. 2022)
-LAYERS = 16  # at most
 READ = (1000, 768000)  # and of a clip: what is far outside would be resampled to any size
 
 
@@ -43,9 +42,9 @@ class AudioTokenizer:
         if self.codes.ndim == 2:
             codebook.check(self.codes, BANDS)
             return
-        if self.codes.dtype != np.int16 or self.codes.ndim != 3 or not 2 <= len(self.codes) <= LAYERS:
+        if self.codes.dtype != np.int16 or self.codes.ndim != 3 or not 2 <= len(self.codes) <= AUDIO_LAYERS:
             shape = f"{self.codes.dtype} {list(self.codes.shape)}"
-            raise ValueError(f"codes are {shape}; they must be int16 [2 to {LAYERS} layers, ids, {BANDS}]")
+            raise ValueError(f"codes are {shape}; they must be int16 [2 to {AUDIO_LAYERS} layers, ids, {BANDS}]")
         codebook.check(self.codes[0].clip(0, 255).astype(np.uint8), BANDS)
         for layer_KP in self.codes:
             codebook.check_signed(layer_KP, BANDS)

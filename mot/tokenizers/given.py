@@ -34,16 +34,24 @@ class GivenIds:
 
 @dataclass(frozen=True)
 class GivenVectors:
-    """Vectors of `width` features."""
+    """Vectors of `width` features, in rows and columns where `shape` has the most of them."""
 
     width: int
+    shape: tuple[int, ...] = ()
     tokens = 0  # any number
 
-    def encode(self, x_CP: np.ndarray) -> np.ndarray:
-        """Floats `[n, width]` as they are; raises `ValueError` for vectors of another width."""
-        if x_CP.shape[1] != self.width:
-            raise ValueError(f"latents of {x_CP.shape[1]} features, where the first ones had {self.width}")
-        return x_CP
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """Floats `[n, width]`, or `[rows, columns, width]` where there is a shape, as they are; `ValueError` for
+        others."""
+        if x.shape[-1] != self.width:
+            raise ValueError(f"latents of {x.shape[-1]} features, where the first ones had {self.width}")
+        if x.ndim != (3 if self.shape else 2):
+            first = "[rows, columns, P]" if self.shape else "[n, P]"
+            raise ValueError(f"latents {list(x.shape)}, where the first ones were {first}")
+        if any(n > most for n, most in zip(x.shape, self.shape, strict=False)):
+            rows, columns = self.shape
+            raise ValueError(f"latents {list(x.shape)}, where the first ones had {rows} x {columns} at most (--sample)")
+        return x
 
-    def decode(self, x_CP: np.ndarray) -> np.ndarray:
-        return x_CP
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        return x

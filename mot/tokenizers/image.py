@@ -95,12 +95,16 @@ def check(side: int, patch: int) -> None:
 
 def patches(image: np.ndarray, side: int, patch: int) -> np.ndarray:
     """uint8 `[tokens, 3 * patch**2]`, row by row, of the square in the middle."""
+    return _apart(square(image, side), patch)
+
+
+def square(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 `[side, side, 3]`: the square in the middle of a picture uint8 `[H, W, 3]`."""
     height, width = _size(image)
-    square = min(height, width)
-    left, top = (width - square) // 2, (height - square) // 2
-    box = (left, top, left + square, top + square)
-    pixels = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS, box))
-    return _apart(pixels, patch)
+    least = min(height, width)
+    left, top = (width - least) // 2, (height - least) // 2
+    box = (left, top, left + least, top + least)
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS, box))
 
 
 def native_patches(image: np.ndarray, side: int, patch: int) -> tuple[np.ndarray, tuple[int, int]]:

@@ -6,6 +6,7 @@ digits the bands come back within 1.3 dB, root mean square; with the filterbank'
 """
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,13 @@ UPDATES, ROUNDS, MOMENTUM = 50, 60, 0.99
 AT_ONCE = 1500  # tokens, so that memory does not grow with a sound's length
 LOUDEST = 0.9  # of full scale, where the spectrogram says 0 dB
 TINY = 1e-30
+
+
+class Sound(NamedTuple):
+    """What needs no phase made up: a network has given the samples themselves."""
+
+    wave: np.ndarray  # float32 [samples], -1 to 1
+    rate: int  # samples a second
 
 
 def wave(decibels: np.ndarray, rate: int, hop: int, seed: int = 0) -> np.ndarray:

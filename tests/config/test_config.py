@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from configs import chameleon, digits, transfusion
+from configs.base import rope_scaling
 from mot import optim
 from mot.config import ConfigError, Sections, checks, differences, reads, resolve
 from mot.config.load import read
@@ -42,6 +43,18 @@ def drop(*keys):
     return change
 
 
+def inside(tree):
+    """The image's ids lie among the text's."""
+    set_("streams.image.first_id", 4)(tree)
+    set_("streams.image.ids", 5)(tree)
+
+
+def beside(tree):
+    """The image's noise level goes beside its vectors through layers."""
+    tree.streams.image.update(latent=4, ids=0, first_id=0, objective="flow")
+    tree.streams.image.diffusion.time = "mlp"
+
+
 RULE = dict(match=".*", lr=1.0, decay=0.0)
 TABLE = [
     # change, the fault's beginning, what it must also say
@@ -62,10 +75,57 @@ TABLE = [
     (set_("model.norm", "middle"), "model.norm: 'middle'", "allowed: pre, post"),
     (set_("model.remat", "all"), "model.remat: 'all'", "allowed: none, dots, block, offload"),
     (set_("model.attention", "flash"), "model.attention: 'flash'", "chunked, reference, splash, triton, mosaic, cudnn"),
+    (
+        lambda t: (set_("model.attention_cap", 50.0)(t), set_("model.attention", "splash")(t)),
+        "model.attention: 'splash', whose kernel has no cap, but model.attention_cap is 50.0",
+        "write 'chunked' or 'reference'",
+    ),
+    (set_("model.rope_features", 5), "model.rope_features: 5; must be even", "at most model.head_size = 8"),
+    (set_("model.rope_features", 10), "model.rope_features: 10; must be even", "at most model.head_size = 8"),
+    (set_("model.rope_scaling.kind", "ntk"), "model.rope_scaling.kind: 'ntk'", "allowed: '', linear, llama3, yarn"),
+    (
+        set_("model.rope_scaling.factor", 2.0),
+        "model.rope_scaling.factor, amplitude: 2.0, 1.0, but kind is ''",
+        "choose a kind",
+    ),
+    (
+        set_("model.rope_scaling", rope_scaling("llama3", 8.0)),
+        "model.rope_scaling.length, least_turns, most_turns: 0, 1.0, 4.0, but kind is 'llama3'",
+        "length must be above 0",
+    ),
+    (
+        set_("model.rope_scaling", rope_scaling("linear", 8.0, length=4)),
+        "model.rope_scaling.length, least_turns, most_turns: 4, 0.0, 0.0, but kind is 'linear'",
+        "which reads none",
+    ),
+    (
+        lambda t: (
+            set_("model.rope_theta", 1.0)(t),
+            set_("model.rope_scaling", rope_scaling("yarn", 4.0, length=8))(t),
+        ),
+        "model.rope_theta: 1.0, but model.rope_scaling.kind is 'yarn'",
+        "above 1",
+    ),
     (set_("model.dtype", "float16"), "model.dtype: 'float16'", "allowed: float32, bfloat16"),
     (set_("streams.image.budget", 5), "streams.image.budget: 5 tokens do not hold", "at least 8"),
     (set_("streams.image.width", 32), "streams.image.width: 32, but streams.text.width is 16", "set both alike"),
     (set_("streams.image.first_id", 5), "streams.image.first_id: ids 5..16 overlap streams.text's 0..11", "free range"),
+    (
+        lambda t: (inside(t), set_("streams.image.objective", "masked")(t)),
+        "streams.image.first_id: ids 4..8 overlap streams.text's 0..11",
+        "no masked stream's may",
+    ),
+    (
+        lambda t: (beside(t), set_("streams.image.ends_prefix", True)(t)),
+        "streams.image.ends_prefix: True, but its objective is 'flow', 4 its latent and data.blocks 'units'",
+        "write False",
+    ),
+    (lambda t: (beside(t), set_("streams.image.width", 15)(t)), "streams.image.width: 15, but", "make it even"),
+    (
+        lambda t: (beside(t), set_("streams.image.diffusion.time_features", "dit")(t)),
+        "streams.image.diffusion.time_features: 'dit', but",
+        "write 'small'",
+    ),
     (drop("towers", "attn", "image"), "towers.attn.image: missing", "every stream needs a tower"),
     (set_("towers.ffn.sound", "sound"), "towers.ffn.sound: 'sound'; no such stream", "allowed: text, image"),
     (set_("towers.norm.image", "video"), "towers.norm.image: 'video'", "named by a stream: text, image"),
@@ -108,7 +168,7 @@ TABLE = [
         "untie towers.ffn.image",
     ),
     (set_("ffn.text.router", "foo"), "ffn.text.router: 'foo'; allowed: token, expert", "choose one"),
-    (set_("attn.text.balance", "q"), "attn.text.balance: 'q'; allowed: none, loss, bias", "choose one"),
+    (set_("attn.text.balance", "q"), "attn.text.balance: 'q'; allowed: none, loss, pooled, bias", "choose one"),
     (set_("ffn.text.capacity", -1.0), "ffn.text.capacity: -1.0; must be 0 or more", "raise it"),
     (set_("run.steps", 50), "run.steps: 50 is less than optim.warmup = 100", "raise steps or lower warmup"),
     (set_("optim.lr", -1e-3), "optim.lr: -0.001", "above 0"),

@@ -147,6 +147,10 @@ def test_leave_one_out_of_three_streams_leaves_each_out(tmp_path):
     assert names == ["dense-seed0", "loo_image-seed0", "loo_sound-seed0", "loo_text-seed0", "mot-seed0"]
     maps = {row["run.name"]: load.read(row["config"], {}).towers.ffn.to_dict() for row in rows}
     assert maps["loo_image-seed0"] == {"image": "image", "text": "text", "sound": "text"}
+    two_out = load.read(f"{tmp_path}/three.py:size=smoke,arch=loo_image+sound", {}).towers
+    assert two_out.ffn.to_dict() == two_out.norm.to_dict() == {"image": "image", "text": "text", "sound": "image"}
+    with pytest.raises(ValueError, match=r"arch=loo_image\+film: no such architecture"):
+        load.read(f"{tmp_path}/three.py:size=smoke,arch=loo_image+film", {})
     two = sweeps.leave_one_out("size=smoke,seeds=1")
     assert [row["run.name"] for row in two] == ["dense-seed0", "mot-seed0"]
 

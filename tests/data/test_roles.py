@@ -147,6 +147,23 @@ def test_a_prefix_block_joins_all_before_the_last_noised_unit():
     np.testing.assert_array_equal(vectors.assign(c, plain).weight, plain.weight)
 
 
+def test_a_unit_that_ends_the_prefix_is_a_block_of_its_own():
+    c = changed(NEVER, "prefix", image=dict(objective="none", ends_prefix=True))
+    d, row = fields(c, "tIS")
+    image, sound = (np.flatnonzero(d.stream == s) for s in (IMAGE, SOUND))
+    prefix = np.arange(image[0])
+    assert len(set(row["span"][prefix])) == 1
+    assert len({row["span"][0], row["span"][image[0]], row["span"][sound[0]], 0}) == 4
+    assert len(set(row["span"][image])) == len(set(row["span"][sound])) == 1
+    assert (row["span"][image[-1] + 1 : sound[0]] == 0).all(), "markers between them"
+    assert (row["weight"][: sound[0]] == 0).all()
+    info = batches.Info(*(row[name][None] for name in ("position", "segment", "span", "private")))
+    sees = np.asarray(batches.visible(info, info))[0]
+    assert not sees[np.ix_(prefix, image)].any(), "the prefix does not see what ends it"
+    assert sees[np.ix_(image, np.append(prefix, image))].all()
+    assert sees[np.ix_(sound, np.arange(sound[-1] + 1))].all()
+
+
 def test_the_document_override_joins_all_and_ids_are_inputs():
     c = changed(IN_PLACE, "document")
     d, row = fields(c, "tISt")

@@ -101,6 +101,20 @@ CASES = {
     ),
     "token_choice": Case(build("moe_tc4", vectors(), kv_heads=1, layers=1), 2),
     "expert_choice": Case(build("moe_ec4", ids(9)), 5),
+    "capped": Case(
+        build(
+            "dense",
+            ids(9),
+            norm="both",
+            qk_norm="rms_flat",
+            attention_cap=0.5,
+            query_size=3,
+            rope_features=4,
+            layers=1,
+        ),
+        0,
+        few=8,
+    ),
 }
 
 
@@ -469,6 +483,13 @@ def test_a_stream_that_is_only_read_is_not_drawn():
 
     assert opens(made("merged")[1])
     assert not opens(sampler)
+
+
+def test_text_draws_no_id_of_a_range_inside_its_own():
+    inside = build("dense", ids(9))
+    streams = inside.streams | {"image": dataclasses.replace(inside.streams["image"], first_id=5)}
+    allowed_V = sampling.Sampler({}, dataclasses.replace(inside, streams=streams), written(4))._text_ids(0)
+    assert not allowed_V[5:].any()
 
 
 def test_what_training_alone_needs_is_left_out():

@@ -45,6 +45,31 @@ def test_the_checkpoint_of_step_0_is_read_and_others_begin_from_it(imported, tex
         np.testing.assert_array_equal(x, flat[path], err_msg=path)
 
 
+def test_a_run_that_begins_from_one_with_experts_takes_them(texts, tmp_path):
+    """Mixtral's, whose files have each expert apart; an architecture with experts of its own keeps these."""
+    theirs = published.tensors()
+    rng = np.random.default_rng(1)
+    for layer in range(2):
+        for name, at in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+            dense = theirs.pop(f"model.layers.{layer}.mlp.{name}_proj.weight")
+            for expert in range(3):
+                x = rng.standard_normal(dense.shape).astype(np.float32)
+                theirs[f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{at}.weight"] = x
+        theirs[f"model.layers.{layer}.block_sparse_moe.gate.weight"] = rng.standard_normal((3, 16)).astype(np.float32)
+    about = published.ABOUT | dict(model_type="mixtral", num_local_experts=3, num_experts_per_tok=2, sliding_window=16)
+    folder = published.save(tmp_path / "hf", theirs, about, texts / "tokenizer.json")
+    done = importing.run(folder, str(texts / "data"), tmp_path / "run")
+    assert done.family == "mixtral"
+    assert done.told[0].startswith("its attention looks back 16 tokens; rows of 16 are no longer")
+    file = f"configs/records.py:data={texts / 'data'},arch=dense,init={done.path}"
+    config = flags.build(load.read(file, {}))
+    assert (config.ffn["text"].experts, config.ffn["text"].normalise, config.ffn["text"].balance) == (3, True, "pooled")
+    begun = params.paths(restore.upcycled(config))
+    x = theirs["model.layers.1.block_sparse_moe.experts.2.w2.weight"]
+    np.testing.assert_array_equal(begun["blocks/sparse/ffn/text/w2"][1, 2], x.T)
+    assert load.read(file.replace("dense", "moe_tc4"), {}).ffn.text.experts == 4
+
+
 def test_an_export_is_whole_or_absent_and_has_a_card(imported, tmp_path):
     out = tmp_path / "hf"
     done = exporting.run(imported.path, None, out, 10_000)
@@ -84,6 +109,25 @@ def test_logits_that_are_not_the_weights_own_are_refused(imported, texts, tmp_pa
     assert code == 2
     assert "the logits of a fixed prompt are" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        (dict(ids=np.array([1.5]), logits=np.ones((1, 9), "f")), "it has no ids and logits"),
+        (dict(ids=np.array([1]), logits=np.full((1, 9), "a")), "it has no ids and logits"),
+        (dict(ids=np.array([1]), logits=np.ones((1, 0), "f")), "1 ids, and logits"),
+        (dict(ids=np.ones(9, int), logits=np.ones((9, 9), "f")), "9 ids, and logits"),
+        (dict(logits=np.ones((1, 9), "f")), "it has no ids and logits"),
+    ],
+)
+def test_a_file_that_is_no_prompts_is_refused(arrays, says, tmp_path):
+    np.savez(tmp_path / prompt.NAME, **arrays)
+    with pytest.raises(UserError, match=f"{prompt.NAME} cannot be read .*{says}"):
+        prompt.read(tmp_path)
+    np.savez_compressed(tmp_path / prompt.NAME, ids=np.array([1]), logits=np.ones((1, 9), "f"))
+    with pytest.raises(UserError, match="it is compressed"):
+        prompt.read(tmp_path)
 
 
 def test_a_text_model_becomes_both_towers_of_a_mixture(texts, tmp_path):
@@ -137,6 +181,10 @@ def small_tokenizer(folder):
             f"has ids up to {published.IDS - 1}, and the embedding has {published.IDS - 1} rows",
         ),
         (lambda _, about: about.update(hidden_size=15), "head_size: 3"),
+        (
+            lambda _, about: about.update(model_type="mixtral", num_local_experts=10**6, num_experts_per_tok=2),
+            "config.json describes 2,000,000 experts in 2 layers, and the files have 21 tensors",
+        ),
         (lambda _, about: about.update(sliding_windows=4), "sliding_windows: 4; it is not known what it changes"),
     ],
 )

@@ -15,28 +15,30 @@ from tests.support.arrays import qkv, random_info
 BACKENDS = tuple(attention.BACKENDS)
 
 
-def oracle(q, k, v, info):
+def oracle(q, k, v, info, cap=0.0):
     rows = []
     for b in range(q.shape[0]):
         see = reference.visible(*(np.asarray(x)[b] for x in info))
-        rows.append(reference.attention(q[b], k[b], v[b], see))
+        rows.append(reference.attention(q[b], k[b], v[b], see, cap))
     return jnp.stack(rows)
 
 
 @pytest.mark.parametrize(
-    ("how", "T", "scrambled"),
+    ("how", "T", "scrambled", "cap"),
     [
-        ("reference", 24, True),
-        ("reference", 128, False),
-        pytest.param("reference", 300, True, marks=pytest.mark.slow),
-        ("reference", 512, True),
-        ("chunked", 24, True),
-        ("chunked", 128, False),
-        ("chunked", 300, True),
-        ("chunked", 512, True),
+        ("reference", 24, True, 0.0),
+        ("reference", 24, True, 0.8),
+        ("reference", 128, False, 0.0),
+        pytest.param("reference", 300, True, 0.0, marks=pytest.mark.slow),
+        ("reference", 512, True, 0.0),
+        ("chunked", 24, True, 0.0),
+        ("chunked", 128, False, 0.0),
+        ("chunked", 300, True, 0.0),
+        ("chunked", 300, True, 0.8),
+        ("chunked", 512, True, 0.0),
     ],
 )
-def test_backends_equal_the_oracle_forward_and_gradient(how, T, scrambled):
+def test_backends_equal_the_oracle_forward_and_gradient(how, T, scrambled, cap):
     info, (q, k, v) = random_info(T, T, scrambled=scrambled), qkv(T, T)
     g = jax.random.normal(jax.random.key(9), q.shape)
 
@@ -44,10 +46,10 @@ def test_backends_equal_the_oracle_forward_and_gradient(how, T, scrambled):
         return jax.value_and_grad(lambda *x: (f(*x) * g).sum(), (0, 1, 2))
 
     def ours(*qkv):
-        return attend(*qkv, info, info, how)
+        return attend(*qkv, info, info, how, cap=cap)
 
     def theirs(*qkv):
-        return oracle(*qkv, info)
+        return oracle(*qkv, info, cap)
 
     got, got_grads = jax.jit(forward(ours))(q, k, v)
     want, want_grads = jax.jit(forward(theirs))(q, k, v)

@@ -19,6 +19,7 @@ from tests.support.devices import same_on_meshes
 ENTRIES = {
     "linear": dict(fold=2),
     "mlp": dict(kind="mlp", fold=2),
+    "biased": dict(bias=True, fold=2),
     "resampler": dict(kind="resampler", fold=2, queries=2, layers=2),
 }
 
@@ -96,6 +97,18 @@ def test_what_padding_holds_changes_nothing(entry):
     jax.tree.map(np.testing.assert_array_equal, da, db)
 
 
+def test_vectors_as_wide_as_a_token_enter_as_they_are():
+    c = tree("linear")
+    c.streams.image.update(latent=8, width=16)
+    c.streams.image.entry.update(kind="none")
+    c = resolve(c)
+    assert not [path for path in params.table(c) if path.startswith("latent/image")]
+    value = np.random.default_rng(0).standard_normal((2, 12, 16)).astype("f")
+    tokens = batch(resolve(tree("linear")))["image"].replace(value=value)
+    got = entries.enter(entries.of({}, "image"), tokens, c.streams["image"], c)
+    np.testing.assert_array_equal(got, np.where((tokens.segment != 0)[..., None], value, 0).reshape(-1, 16))
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_counted_flops_of_an_entry_equal_the_compilers(entry):
     """Attention makes the whole matrix, and the gradient of the vectors is not asked for."""
@@ -130,7 +143,9 @@ def entry_weights(c):
         ("resampler", {"queries": 0}, r"image\.entry\.queries, layers: 0, 2, but .* each must be above 0"),
         ("mlp", {"layers": 3}, r"0, 3, but streams\.image\.entry\.kind is 'mlp'; write 0, 0"),
         ("mlp", {"fold": 0}, r"streams\.image\.entry\.fold: 0; must be above 0"),
-        ("mlp", {"kind": "conv"}, r"streams\.image\.entry\.kind: 'conv'; allowed: linear, mlp, resampler"),
+        ("mlp", {"bias": True}, r"streams\.image\.entry\.bias: True, but .* is 'mlp'; .* write False"),
+        ("mlp", {"kind": "conv"}, r"streams\.image\.entry\.kind: 'conv'; allowed: linear, none, mlp, resampler"),
+        ("linear", {"kind": "none"}, r"kind: 'none', but a token carries 6 numbers, and streams\.image\.width is 16"),
     ],
 )
 def test_an_entry_that_cannot_be_is_refused(entry, changes, says):

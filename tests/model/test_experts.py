@@ -438,3 +438,39 @@ def test_the_losses_of_routers_are_in_the_objective(arch):
     want = (0.01 * r.balance_B.sum() + 1e-3 * r.z_B.sum()) / r.tokens_BM[0].sum() if arch == "moe_tc4" else 0
     np.testing.assert_allclose(got, want, rtol=1e-6)
     assert len(output.hidden) == 1
+
+
+def test_a_loss_beside_a_bias_is_that_of_rows_and_a_pooled_one_is_of_all_layers():
+    """Over stacks, too; and two microbatches have each a loss of its own, of which the step's is the mean by tokens."""
+
+    def judged(rows, **balance):
+        tree = examples.tree("moe_tc4", layers=3)
+        tree.towers.norm.image = "0:2 text, 2:3 image"  # the last layer is a stack of its own
+        tree.ffn.text.update(z_loss=0.0, active=2, **balance)
+        c = resolve(tree)
+        weights, batch = examples.weights(c), examples.batch(rows=2)
+        tokens = losses.routed_tokens(batch, c)
+        part = jax.tree.map(lambda x: x[rows], batch)
+        routing = jax.jit(lambda part: transformer.forward(weights, part, c).routing)(part)
+        return losses.routing(routing, tokens, c), routing
+
+    both = slice(None)
+    for balance in (dict(balance="loss", balance_rate=0.3), dict(balance="bias", balance_rate=0.1, balance_loss=0.3)):
+        got, reports = judged(both, **balance)
+        want = sum(0.3 * r.balance_B.sum() / r.tokens_BM[0].sum() for r in reports.values())
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        assert got > 0.3 * 2.9, "about 1 a layer"
+
+    def pooled(rows):
+        got, reports = judged(rows, balance="pooled", balance_rate=0.3)
+        assert set(reports) == {"ffn/text", "ffn/text@2"}
+        wanted_E, score_E = (sum(np.asarray(r.pooled[i]).sum((0, 1)) for r in reports.values()) for i in (0, 1))
+        n = sum(float(r.tokens_BM.sum()) for r in reports.values())
+        return float(got), 0.3 * 4 * (wanted_E / n * score_E / n).sum(), n
+
+    got, want, _ = pooled(both)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert abs(got - 0.3 * 2) < 0.3, "about `active`, not times the layers"
+    parts = [pooled(slice(i, i + 1)) for i in range(2)]
+    total = sum(n for *_, n in parts)
+    np.testing.assert_allclose(sum(got for got, *_ in parts), sum(w * n / total for _, w, n in parts), rtol=1e-6)

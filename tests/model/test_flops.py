@@ -48,7 +48,8 @@ def test_only_sizes_differ_not_the_cost_of_a_token():
 def compiled_and_counted(arch, width=16, **choices):
     """FLOPs of a step of text, images and sounds: of the compiled program, and as counted.
 
-    The gradient of vectors that enter is not asked for, so their way in has two matmuls of three; the time's too.
+    The gradient of vectors that enter is not asked for, so their way in has two matmuls of three; the time's too, but
+    beside vectors.
     """
     c = vectors.make(arch, width, attention="reference", layers=1, dispatch="einsum", **choices)
     c = dataclasses.replace(c, objective=dataclasses.replace(c.objective, chunk=c.streams["text"].budget))
@@ -64,7 +65,9 @@ def compiled_and_counted(arch, width=16, **choices):
     text = jax.jit(jax.grad(loss), compiler_options=quick).lower(shapes).compile().as_text()
     tokens = {name: t.token.size for name, t in batch.items()}
     table = {p: np.prod(spec.shape) for p, spec in params.table(c).items()}
-    entering = sum(2 * tokens[n] * table[f"latent/{n}/{w}"] for n in ("image", "sound") for w in ("in", "time_in"))
+    beside = {n for n, s in c.streams.items() if s.diffuses and s.diffusion.time == "mlp"}
+    ways = [(n, w) for n in ("image", "sound") for w in ("in", "time_in") if w == "in" or n not in beside]
+    entering = sum(2 * tokens[n] * table[f"latent/{n}/{w}"] for n, w in ways)
     return hlo.read(text).flops, flops.train_step(c, tokens, 2 * c.length**2) - entering
 
 
@@ -75,6 +78,11 @@ UNROUTED = ("dense", "mot", "mot_ffn", "mot_attn_ffn", "loo_text", "loo_image", 
 def test_counted_flops_of_vectors_equal_the_compilers(arch, width):
     """Norms that text shares with images modulate images alone, whatever else the two share."""
     compiled, counted = compiled_and_counted(arch, width)
+    assert compiled == counted
+
+
+def test_counted_flops_of_levels_beside_vectors_equal_the_compilers():
+    compiled, counted = compiled_and_counted("mot", 12, image=dict(time="mlp"))
     assert compiled == counted
 
 

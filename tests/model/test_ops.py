@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.base import rope_scaling
+from mot.config import RopeScaling
 from mot.model import ops
 from tests.oracles import reference
 
@@ -48,26 +50,68 @@ def test_rope_is_a_rotation_by_position_and_its_gradient_the_rotation_back():
 
 
 @pytest.mark.parametrize(
-    ("sections", "interleaved"), [((1, 2, 1), False), ((0, 3, 1), False), ((2, 1, 1), True), ((4, 0, 0), True)]
+    ("sections", "how"),
+    [
+        ((1, 2, 1), (False,)),
+        ((0, 3, 1), (False,)),
+        ((2, 1, 1), (True,)),
+        ((4, 0, 0), (True,)),
+        ((1, 2, 1), (False, True)),
+        ((2, 1, 1), (True, True)),
+    ],
 )
-def test_rope_by_sections_turns_each_pair_by_its_own_axis(sections, interleaved):
+def test_rope_by_sections_turns_each_pair_by_its_own_axis(sections, how):
     """Against the oracle pair by pair; Qwen3-VL's own sections are (24, 20, 20) of 64 pairs."""
     rng = np.random.default_rng(0)
     x, g = rng.standard_normal((2, 1, 9, 4, 8)).astype("f")
     position = rng.integers(0, 50, (1, 9, 3))
-    axes = ops.axes_of_pairs(sections, interleaved)
+    axes = ops.axes_of_pairs(sections, *how)
     y, back = jax.vjp(lambda x: ops.rope(x, position, 1e4, axes), x)
-    want, want_back = jax.vjp(lambda x: reference.rope(x[0], position[0], 1e4, sections, interleaved)[None], x)
+    want, want_back = jax.vjp(lambda x: reference.rope(x[0], position[0], 1e4, sections, *how)[None], x)
     np.testing.assert_allclose(y, want, atol=1e-5)
     np.testing.assert_allclose(back(g)[0], want_back(g)[0], atol=1e-5)
     same = np.repeat(position[..., :1], 3, axis=-1)
     np.testing.assert_array_equal(ops.rope(x, same, 1e4, axes), ops.rope(x, same[..., :1], 1e4))
 
 
+def test_what_does_not_turn_stays_and_the_rest_turns_as_a_smaller_head():
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((2, 2, 9, 3, 12)).astype("f")
+    position = rng.integers(0, 50, (2, 9, 1))
+    y, back = jax.vjp(lambda x: ops.rope(x, position, 1e4, (), 4), x)
+    np.testing.assert_array_equal(y[..., :8], ops.rope(x[..., :8], position, 1e4))
+    np.testing.assert_array_equal(y[..., 8:], x[..., 8:])
+    np.testing.assert_array_equal(back(g)[0][..., 8:], g[..., 8:])
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_long_wavelengths_are_stretched_and_short_ones_are_not(kind):
+    """Transformers' own formulas are in tests/parity/test_rope.py."""
+    theta, pairs, length = 1e4, 64, 0 if kind == "linear" else 2048
+    scaling = RopeScaling(**rope_scaling(kind, 8.0, length=length))
+    kept = ops.stretched(pairs, theta, scaling)
+    if kind == "linear":
+        np.testing.assert_array_equal(kept, np.full(pairs, 0.125))
+    else:
+        turns = length * theta ** (-np.arange(pairs) / pairs) / (2 * np.pi)
+        np.testing.assert_array_equal(kept[turns > 1.3 * scaling.most_turns], 1)
+        np.testing.assert_array_equal(kept[turns < 0.8], 0.125)
+        assert (np.diff(kept) <= 0).all()
+        assert ((kept > 0.2) & (kept < 0.9)).sum() > 3
+    x = np.random.default_rng(0).standard_normal((1, 9, 2, 128)).astype("f")
+    position = jnp.arange(9).reshape(1, 9, 1) * 100
+    y, back = jax.vjp(lambda x: ops.rope(x, position, theta, (), 0, scaling), x)
+    if kind == "linear":
+        np.testing.assert_allclose(y, ops.rope(x, position / 8, theta), atol=1e-4)
+    amplitude = {"yarn": 0.1 * np.log(8) + 1}.get(kind, 1)
+    np.testing.assert_allclose(np.linalg.norm(y, axis=-1), amplitude * np.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(back(y)[0], amplitude**2 * x, atol=1e-5)
+
+
 def test_pairs_are_dealt_out_as_published():
-    for sections, interleaved in (((16, 24, 24), False), ((24, 20, 20), True)):
-        want = [reference.axis_of_pair(i, sections, interleaved) for i in range(64)]
-        assert list(ops.axes_of_pairs(sections, interleaved)) == want
+    for sections, *how in (((16, 24, 24), False), ((24, 20, 20), True), ((20, 22, 22), True, True)):
+        want = [reference.axis_of_pair(i, sections, *how) for i in range(64)]
+        assert list(ops.axes_of_pairs(sections, *how)) == want
     assert ops.axes_of_pairs((0, 2, 3), True) == (1, 2, 1, 2, 2)
     assert ops.axes_of_pairs((), False) == ()
 

@@ -27,6 +27,7 @@ SPECS = {
     "top2 normalised": spec(active=2, normalise=True),
     "all experts, sigmoid": spec(active=E, score="sigmoid"),
     "bias": spec(active=2, score="sigmoid", normalise=True, balance="bias"),
+    "groups": spec(score="sigmoid", weight_scale=2.5, groups=2, active_groups=1, balance="bias", balance_loss=0.1),
     "capacity, earliest": spec(active=2, capacity=0.7),
     "capacity, highest": spec(active=2, capacity=0.7, overflow="highest", normalise=True),
     "experts choose": spec(router="expert", score="sigmoid"),
@@ -103,9 +104,8 @@ G = np.random.default_rng(9).standard_normal((B, C, D)).astype("f")
 def truth(name):
     """For each kind of traffic: the loss, its gradients, and the wanted and found choices of each row."""
     s = SPECS[name]
-    o = dict(
-        router=s.router, active=s.active, capacity=s.capacity, overflow=s.overflow, score=s.score, normalise=s.normalise
-    )
+    read = ("router", "active", "capacity", "overflow", "score", "normalise", "weight_scale", "groups", "active_groups")
+    o = {key: getattr(s, key) for key in read}
     scores = jax.jit(lambda x, w: reference.scores(x, w, o))
 
     @jax.jit
@@ -325,6 +325,12 @@ def test_bad_sets_are_refused_with_the_numbers():
     assert "ffn.text.normalise: True with ffn.text.active = 1" in faults(normalise=True)
     assert "ffn.text.jitter: 1.0; must be at least 0 and below 1" in faults(jitter=1.0)
     assert "ffn.text.balance_rate: 0.1, but ffn.text.balance is 'none'" in faults(balance_rate=0.1)
+    assert "ffn.text.balance_loss: 0.1, but ffn.text.balance is 'loss'" in faults(balance="loss", balance_loss=0.1)
+    assert "ffn.text.groups: 3; must be 1, or divide ffn.text.experts = 4 into groups of two" in faults(groups=3)
+    assert "ffn.text.groups: 4; must be 1, or divide" in faults(groups=4)
+    assert "ffn.text.active_groups: 2; must be at most ffn.text.groups = 1" in faults(active_groups=2)
+    assert "and hold ffn.text.active = 3 experts, of which a group has 2" in faults(active=3, groups=2)
+    assert "ffn.text.weight_scale: 0.0; must be above 0" in faults(weight_scale=0.0)
 
 
 def test_bad_layers_are_refused():

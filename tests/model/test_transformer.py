@@ -18,6 +18,7 @@ def oracle_states(c, flat, batch):
     m = c.model
     o = dict(layers=m.layers, eps=m.norm_eps, theta=m.rope_theta, norm=m.norm, qk_norm=m.qk_norm)
     o |= dict(activation=m.activation, offset=int(m.norm_offset), scaled=m.embed_scale)
+    o |= dict(cap=m.attention_cap, query_size=m.query_size)
     towers = {x: getattr(c.towers, x) for x in ("attn", "ffn", "norm")}
     rows = []
     for b in range(tokens.token.shape[0]):
@@ -36,6 +37,8 @@ def oracle_states(c, flat, batch):
         ("mot_ffn", {"qk_norm": "none", "attention": "reference"}),
         pytest.param("mot_attn_ffn", {"tied": True}, marks=pytest.mark.slow),
         ("loo_image", {"scan": True}),
+        ("mot_ffn", {"qk_norm": "rms_flat"}),
+        ("mot", {"norm": "both", "attention_cap": 0.7, "query_size": 3}),
         ("mot", {"activation": "geglu", "norm_offset": True, "embed_scale": True, "qkv_bias": True, "tied": True}),
     ],
 )

@@ -161,6 +161,7 @@ def oracle(c, flat, batch):
     o = dict(
         layers=m.layers, eps=m.norm_eps, theta=m.rope_theta, norm=m.norm, qk_norm=m.qk_norm, time=time, walls=walls
     )
+    o["clean"] = [name for name, x in s.items() if x.diffusion.time_of_clean]
     if m.rope_sections:
         o["sections"] = (m.rope_sections, m.rope_interleaved)
     stream = np.repeat(np.arange(len(batch)), [t.token.shape[1] for t in batch.values()])
@@ -175,7 +176,12 @@ def oracle(c, flat, batch):
     towers = {x: getattr(c.towers, x) for x in ("attn", "ffn", "norm")}
     found = reference.states(flat, row, towers, list(batch), o)
     mine = {name: found[name][ends[i] : ends[i + 1]] for i, name in enumerate(batch)}
-    return {n: x @ flat[f"latent/{n}/out"] if s[n].diffuses else x for n, x in mine.items()}
+    return {n: _leaves(flat, n, x) if s[n].diffuses else x for n, x in mine.items()}
+
+
+def _leaves(flat, stream, x):
+    bias = flat.get(f"latent/{stream}/out_bias")
+    return x @ flat[f"latent/{stream}/out"] + (0 if bias is None else bias[None])
 
 
 def ours(c, weights, batch):
@@ -186,6 +192,8 @@ def ours(c, weights, batch):
 
 
 SAME = dict(image=dict(time="add"), sound=dict(time="norm"))
+# As BAGEL and Cosmos 3 have it.
+DIT = dict(time="add", time_features="dit")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +206,17 @@ SAME = dict(image=dict(time="add"), sound=dict(time="norm"))
             dict(scan=True, remat="dots"),
         ),  # norms of one tower, of which one group is modulated
         ("mot", dict(layers=1, table=3, rope_sections=(2, 1, 1), **SAME)),
+        (
+            "mot",
+            dict(
+                layers=1,
+                width=12,
+                image=DIT | dict(time_of_clean=True),
+                sound=DIT | dict(time="norm"),
+                entry=dict(bias=True),
+            ),
+        ),
+        ("mot", dict(layers=1, width=12, image=dict(time="mlp"))),
     ],
 )
 def test_grouped_streams_equal_the_per_token_oracle(arch, choices):

@@ -19,15 +19,15 @@ def example(T=23, B=2, D=8, V=19, dtype=jnp.float32):
     return h, jax.random.normal(b, (D, V)), jax.random.randint(c, (B, T), 0, V), scale
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 8, 23, 100])
-def test_chunked_loss_equals_unchunked_also_with_a_tail(chunk):
+@pytest.mark.parametrize(("chunk", "cap"), [(1, 0.0), (5, 0.0), (8, 0.0), (8, 1.5), (23, 0.0), (100, 0.0)])
+def test_chunked_loss_equals_unchunked_also_with_a_tail(chunk, cap):
     h, head, target, scale = example()
 
     def ours(h, head):
-        return cross_entropy(h, head, target, scale, 1e-2, chunk, Rules())
+        return cross_entropy(h, head, target, scale, 1e-2, chunk, Rules(), cap)
 
     def theirs(h, head):
-        return reference.cross_entropy(h, head, target, scale, 1e-2)
+        return reference.cross_entropy(h, head, target, scale, 1e-2, cap)
 
     (got, got_nats), got_grads = jax.value_and_grad(ours, (0, 1), has_aux=True)(h, head)
     (want, want_nats), want_grads = jax.value_and_grad(theirs, (0, 1), has_aux=True)(h, head)
@@ -107,3 +107,14 @@ def test_an_absent_modality_gives_zero_and_stays_finite():
 def test_modality_of_ids():
     c = examples.make()
     np.testing.assert_array_equal(batches.modality_of_ids(jnp.array([0, 11, 12, 23]), c), [0, 0, 1, 1])
+
+
+def test_ids_of_a_range_inside_another_are_of_the_inner_stream():
+    tree = examples.tree()
+    tree.streams.image.update(first_id=4, ids=5)
+    c = resolve(tree)
+    assert c.vocab == 12
+    is_image = np.isin(np.arange(12), range(4, 9))
+    np.testing.assert_array_equal(batches.modality_of_ids(jnp.arange(12), c), is_image)
+    np.testing.assert_array_equal(batches.ids_of("image", c), is_image)
+    np.testing.assert_array_equal(batches.ids_of("text", c), ~is_image)

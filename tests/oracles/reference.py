@@ -19,13 +19,14 @@ def visible(position, segment, span, private):
     return see
 
 
-def attention(q, k, v, see):
-    """One row: q [T, N, H], k and v [S, K, H], see [T, S]."""
+def attention(q, k, v, see, cap=0.0):
+    """One row: q [T, N, H], k and v [S, K, H], see [T, S]; scores are capped where there is a cap."""
     N, K = q.shape[1], k.shape[1]
     heads = []
     for n in range(N):
         kn, vn = k[:, n * K // N], v[:, n * K // N]
-        score = jnp.where(see, q[:, n] @ kn.T / np.sqrt(q.shape[-1]), -jnp.inf)
+        score = q[:, n] @ kn.T / np.sqrt(q.shape[-1])
+        score = jnp.where(see, cap * jnp.tanh(score / cap) if cap else score, -jnp.inf)
         score = jnp.where(see.any(1)[:, None], score, 0.0)
         p = jax.nn.softmax(score, axis=-1) * see
         heads.append(p @ vn)
@@ -42,21 +43,26 @@ def layer(x, scale, bias, eps):
     return x * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
 
 
-def rope(x, position, theta, sections=(), interleaved=False):
+def rope(x, position, theta, sections=(), interleaved=False, time_last=False):
     """x [T, N, H]; position [T], or with sections [T, 3], of which each pair of a head reads one."""
     half = x.shape[-1] // 2
     position = np.asarray(position, np.float64)
     angle = np.zeros((len(position), 1, half))
     for i in range(half):
-        of_pair = position[:, axis_of_pair(i, sections, interleaved)] if sections else position
+        of_pair = position[:, axis_of_pair(i, sections, interleaved, time_last)] if sections else position
         angle[:, 0, i] = of_pair * theta ** (-i / half)
     a, b = x[..., :half], x[..., half:]
     cos, sin = (jnp.asarray(f(angle), jnp.float32) * jnp.ones_like(a) for f in (np.cos, np.sin))
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
-def axis_of_pair(i, sections, interleaved):
-    """0 time, 1 row, 2 column. Interleaved as Qwen3-VL does it: rows and columns take every third pair of the first."""
+def axis_of_pair(i, sections, interleaved, time_last=False):
+    """0 time, 1 row, 2 column. Interleaved as Qwen3-VL does it: rows and columns take every third pair of the first; or
+    as ERNIE 4.5 does: every second, of as many rows as columns, before those of time."""
+    if time_last and i >= sections[1] + sections[2]:
+        return 0
+    if time_last:
+        return 1 + (i % 2 if interleaved else i >= sections[1])
     if not interleaved:
         return 0 if i < sections[0] else 1 if i < sections[0] + sections[1] else 2
     return next((axis for axis in (1, 2) if i % 3 == axis and i < 3 * sections[axis]), 0)
@@ -88,13 +94,27 @@ def rope_positions(unit, private, place, gap, step, reset, used):
     return np.array(found)
 
 
-def time_features(flat, stream, noise):
-    """[T, features] of noise levels; 0 where there is none."""
-    angle = noise[:, None] * (1000.0 ** jnp.linspace(0, 1, 32))[None]
+def time_features(flat, stream, noise, o):
+    """[T, features] of noise levels; 0 where there is none, unless the stream is one of o["clean"]."""
+    w = {path.split("/")[-1]: x for path, x in flat.items() if path.startswith(f"latent/{stream}/time_")}
+    dit = "time_in_bias" in w
+    radians = np.exp(-np.log(10000) * np.arange(128) / 128) if dit else 1000.0 ** jnp.linspace(0, 1, 32)
+    angle = noise[:, None] * radians[None]
     waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
-    hidden = waves @ flat[f"latent/{stream}/time_in"]
+    hidden = waves @ w["time_in"] + (w["time_in_bias"][None] if dit else 0)
     hidden = hidden / (1 + jnp.exp(-hidden))
-    return jnp.where(noise[:, None] > 0, hidden @ flat[f"latent/{stream}/time_out"], 0)
+    found = hidden @ w["time_out"] + (w["time_out_bias"][None] if dit else 0)
+    return found if stream in o.get("clean", ()) else jnp.where(noise[:, None] > 0, found, 0)
+
+
+def with_time(flat, stream, x, noise):
+    """[T, D] of vectors beside their noise levels, each wave with its period from 0.004 to 4, through two layers."""
+    w = {path.split("/")[-1]: y for path, y in flat.items() if path.startswith(f"latent/{stream}/time")}
+    n = x.shape[1] // 2
+    angle = 2 * np.pi * noise[:, None] / (0.004 * 1000 ** (np.arange(n) / (n - 1)))[None]
+    waves = jnp.where(noise[:, None] > 0, jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1), 0)
+    hidden = jnp.concatenate([x, waves], axis=1) @ w["time_in"] + w["time_in_bias"][None]
+    return hidden / (1 + jnp.exp(-hidden)) @ w["time_out"] + w["time_out_bias"][None]
 
 
 def entry(flat, stream, value, unit, o):
@@ -108,7 +128,7 @@ def entry(flat, stream, value, unit, o):
         hidden = hidden * (1 + jax.scipy.special.erf(hidden / np.sqrt(2))) / 2
         return hidden @ w["in_2"] + w["in_2_bias"][None]
     if "queries" not in w:
-        return value @ w["in"]
+        return value @ w["in"] + (w["in_bias"][None] if "in_bias" in w else 0)
     P, D = w["in"].shape
     R = value.shape[1] // P
     found = jnp.zeros((len(value), D))
@@ -159,14 +179,15 @@ def cross(flat, x, media, seen, stream, number, o):
 def states(flat, row, towers, streams, o):
     """One row's normed last hidden states [T, D] by stream: of every token, as if it were that stream's.
 
-    flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors noise
-    [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by layer; o:
-    layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, walls, pairs of
-    streams (queries, keys), and of dropout kept, by layer and branch the factor [T, D] of what is added; crossed, by
-    stream that is no part of the joint attention the number of layers from one cross-attention to the next (row: unit);
-    where they are, activation (geglu), offset (of norms) and scaled (embeddings); where towers are by layer also
-    places, each layer's stack and its number in it. With sections rope_position is [T, 3], and place [T, 2] is added by
-    tables where a stream has some.
+    flat: {path: array}; row: token, stream, position, segment, span, private, rope_position [T], and of vectors
+    noise [T] and value, a dict by stream of [T, P]; towers: component -> stream -> tower, or a list of them by
+    layer; o: layers, eps, theta, norm, qk_norm, and of vectors time, a dict by stream of add, norm or None, clean,
+    the streams whose clean vectors have a level, walls, pairs of streams (queries, keys), and of dropout kept, by
+    layer and branch the factor [T, D] of what is added; crossed, by stream that is no part of the joint attention
+    the number of layers from one cross-attention to the next (row: unit); where they are, activation (geglu),
+    offset (of norms) and scaled (embeddings); where towers are by layer also places, each layer's stack and its
+    number in it. With sections rope_position is [T, 3], and place [T, 2] is added by tables where a stream has
+    some.
     """
     by_layer = towers if isinstance(towers, list) else [towers] * o["layers"]
     places = o.get("places") or [("main", i) for i in range(o["layers"])]
@@ -202,9 +223,11 @@ def states(flat, row, towers, streams, o):
         if f"latent/{s}/rows" in flat:
             x[s] = x[s] + flat[f"latent/{s}/rows"][row["place"][:, 0]] + flat[f"latent/{s}/columns"][row["place"][:, 1]]
         if time[s] == "add":
-            x[s] = x[s] + time_features(flat, s, row["noise"])
+            x[s] = x[s] + time_features(flat, s, row["noise"], o)
+        if time[s] == "mlp":
+            x[s] = with_time(flat, s, x[s], row["noise"])
         if time[s] == "norm":
-            condition[s] = time_features(flat, s, row["noise"])
+            condition[s] = time_features(flat, s, row["noise"], o)
     x_0 = dict(x)
     for i in range(o["layers"]):
 
@@ -225,9 +248,15 @@ def states(flat, row, towers, streams, o):
                 y = y + w("attn", s, f"{name}_bias")[None]
             if name != "v" and o["qk_norm"] == "rms":
                 y = rms_norm(y, w("attn", s, f"{name}_norm"))
+            if name != "v" and o["qk_norm"] == "rms_flat":
+                flat_scale = w("attn", s, f"{name}_norm").reshape(-1)
+                y = rms_norm(y.reshape(len(y), -1), flat_scale).reshape(y.shape)
             if name != "v" and o["qk_norm"] == "layer":
                 y = layer(y, w("attn", s, f"{name}_norm"), w("attn", s, f"{name}_norm_bias"), o["eps"])
-            return y if name == "v" else rope(y, row["rope_position"], o["theta"], *o.get("sections", ()))
+            if name == "v":
+                return y
+            y = rope(y, row["rope_position"], o["theta"], *o.get("sections", ()))
+            return y * (y.shape[-1] / o["query_size"]) ** 0.5 if name == "q" and o.get("query_size") else y
 
         def attend(x, w=w, project=project):
             q, k, v = ({s: project(x[s], name, s) for s in streams} for name in "qkv")
@@ -239,7 +268,7 @@ def states(flat, row, towers, streams, o):
                     return jax.lax.stop_gradient(y) if b in shut else y
 
                 mine = [select({b: one(b, y) for b, y in ys.items()}) for ys in (k, v)]
-                mixed[s] = attention(q[s], *mine, see)
+                mixed[s] = attention(q[s], *mine, see, o.get("cap", 0.0))
             return {s: jnp.einsum("tnh,nhd->td", mixed[s], w("attn", s, "wo")) for s in streams}
 
         def ffn(x, w=w):
@@ -252,7 +281,11 @@ def states(flat, row, towers, streams, o):
             if (i + 1) % every == 0:
                 x = cross(flat, x, x_0[s], last_unit(row, streams.index(s)), s, i // every, o)
         for f, name in ((attend, "attn"), (ffn, "ffn")):
-            ys = f(norm(x, name)) if o["norm"] == "pre" else norm(f(x), name)
+            ys = f(x if o["norm"] == "post" else norm(x, name))
+            if o["norm"] == "post":
+                ys = norm(ys, name)
+            if o["norm"] == "both":
+                ys = {s: rms_norm(ys[s], w("norm", s, f"{name}_post")) for s in streams}
             kept = o["kept"][i][name] if "kept" in o else 1
             x = {s: x[s] + kept * ys[s] for s in streams}
     return {s: rms_norm(x[s], flat[f"final_norm/{by_layer[-1]['norm'][s]}/scale"]) for s in streams}
@@ -265,9 +298,10 @@ def hidden(flat, row, towers, streams, o):
     return sum(jnp.where(mask, ys[s], 0) for mask, s in zip(masks, streams, strict=True))
 
 
-def cross_entropy(h, head, target, scale, z_loss):
-    """sum(scale * (l + z * lse^2)) with all logits at once, and l."""
+def cross_entropy(h, head, target, scale, z_loss, cap=0.0):
+    """sum(scale * (l + z * lse^2)) with all logits at once, and l; logits are capped where there is a cap."""
     logits = h.astype(jnp.float32) @ head
+    logits = cap * jnp.tanh(logits / cap) if cap else logits
     lse = jnp.log(jnp.exp(logits).sum(-1))
     nats = lse - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     return jnp.where(scale > 0, scale * (nats + z_loss * lse**2), 0).sum(), nats
@@ -276,7 +310,7 @@ def cross_entropy(h, head, target, scale, z_loss):
 def choices(score, liked, real, position, o):
     """Of one row: which (token, expert) pairs are wanted and which find a place, `[C, E]` bool. Loops over tokens.
 
-    score, liked [C, E] numpy; o: router, active, capacity, wins.
+    score, liked [C, E] numpy; o: router, active, capacity, overflow, groups, active_groups.
     """
     C, E = score.shape
     tokens = [t for t in range(C) if real[t]]
@@ -288,8 +322,12 @@ def choices(score, liked, real, position, o):
             ]:
                 wanted[t, e] = True
         return wanted, wanted
+    size = E // o["groups"]
     for t in tokens:
-        for e in sorted(range(E), key=lambda e, t=t: (-liked[t, e], e))[: o["active"]]:
+        best = [sum(sorted(liked[t, g * size : g * size + size])[-2:]) for g in range(o["groups"])]
+        groups = sorted(range(o["groups"]), key=lambda g, best=best: (-best[g], g))[: o["active_groups"]]
+        allowed = [e for e in range(E) if e // size in groups]
+        for e in sorted(allowed, key=lambda e, t=t: (-liked[t, e], e))[: o["active"]]:
             wanted[t, e] = True
     if not o["capacity"]:
         return wanted, wanted
@@ -311,6 +349,7 @@ def routed(x, w, wanted, found, o):
     weight = scores(x, w, o)
     if o["normalise"]:
         weight = weight / jnp.where(wanted.any(1), jnp.where(wanted, weight, 0).sum(1), 1)[:, None]
+    weight = weight * o["weight_scale"]
     y = jnp.zeros_like(x)
     for e in range(wanted.shape[1]):
         hidden = jax.nn.silu(x @ w["w1"][e]) * (x @ w["w3"][e])

@@ -1,6 +1,7 @@
 """lm-eval's own code asks a run of mot: a local task, whose likelihoods are those of `mot evaluate --what ranking`."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from mot.data import layout
 from mot.data.layout import Stretch
+from mot.errors import UserError
 from mot.generate import harness, opened
 from mot.measures import likelihood, ranking
 from tests.support import published
@@ -116,9 +118,12 @@ def test_the_command_runs_a_task_of_ones_own(model, tasks):
     right = [int(np.argmax([next(nats) for _ in q["choices"]])) == q["answer"] for q in QUESTIONS]
     assert found["foxes/acc"]["value"] == pytest.approx(np.mean(right))
     assert found["foxes/acc"]["n"] == len(QUESTIONS)
-    code, _, err = run("evaluate", model.path, "--what=harness", "--tasks=nothing", f"--task-folder={tasks}")
-    assert code == 2
-    assert "'nothing' is no task of lm-eval's" in err
+
+
+def test_a_task_that_is_none(model, monkeypatch):
+    monkeypatch.setattr(harness, "TaskManager", partial(harness.TaskManager, include_defaults=False))
+    with pytest.raises(UserError, match="'nothing' is no task of lm-eval's"):
+        harness.figures(model, ["nothing"], None, None, None)
 
 
 def test_the_harness_without_tasks(model):

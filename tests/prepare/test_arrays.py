@@ -95,6 +95,15 @@ def test_latents_and_strings_in_arrays(tmp_path):
     found = read(npz(tmp_path / "b.npz", **fields))
     assert [r.parts[0].content for r in found] == ["a", "b"]
     assert latents.vectors(found[0].parts[1].content).shape == (3, 4)
+    fields = {"caption": np.array([b"a", b"b"]), "latents": RNG.normal(size=(2, 3, 5, 4)).astype(np.float16)}
+    found = read(npz(tmp_path / "c.npz", **fields))
+    assert latents.vectors(found[0].parts[1].content).shape == (3, 5, 4), "rows and columns"
+    fields = {"text": np.array(["a", "b"]), "pose": RNG.normal(size=(2, 7)), "acts": RNG.normal(size=(2, 5, 3))}
+    found = read(npz(tmp_path / "d.npz", **fields), content=["text:text|state:pose|chunk:acts"])
+    assert [(part.kind, latents.vectors(part.content).shape) for part in found[0].parts[1:]] == [
+        ("state", (1, 7)),
+        ("chunk", (5, 3)),
+    ]
 
 
 def test_paths_whose_columns_lie_in_several_arrays(tmp_path):

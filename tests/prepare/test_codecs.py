@@ -159,7 +159,8 @@ def test_every_reader_finds_a_new_modality(heat, tmp_path):
     with pytest.raises(ValueError, match=r"no image, .*, chunk of actions or heat map \(.*\.npy, \.heat\.npy\) and"):
         good(tmp_path / "empty", format="folder")
     with pytest.raises(
-        ValueError, match="the kind one of text, image, audio, action, latents, video, fast, heat or a modality"
+        ValueError,
+        match="the kind one of text, image, audio, action, latents, state, chunk, video, fast, heat or a modality",
     ):
         good(lists, content=["warmth:heat"])
 
@@ -204,6 +205,7 @@ def test_every_row_has_a_file_with_all_that_is_called():
 
 # Where a modality's name may stand as itself, and why.
 BY_NAME = {
+    "launch.tokenizer": "of a picture and of a sound other things are drawn and measured",
     "mot.data.embedded": "the embedded digits are images",
     "mot.data.manifest": "an earlier version did not keep the width of latents",
     "mot.prepare.reordered": "films alone have frames in time",

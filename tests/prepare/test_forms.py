@@ -18,6 +18,7 @@ from mot.prepare import dataset_tokenizers, encode, fit
 from mot.prepare.dataset_tokenizers import Tokenizers
 from mot.prepare.job import prepare
 from mot.tokenizers import audio, vectors
+from mot.tokenizers.given import GivenVectors
 from tests.support.datasets import SMALL, write_inputs
 
 
@@ -110,3 +111,30 @@ def test_a_learned_table_has_an_entry_for_every_row():
         resolve(c, sources.faults)
     c.streams.image.place_table = 4
     resolve(c, sources.faults)
+
+
+def test_latents_keep_their_rows_and_columns(tmp_path):
+    """As an autoencoder's have them: RoPE and tables of places read them, and others than the first ones are bad."""
+    rng = np.random.default_rng(0)
+    wanted = [rng.standard_normal((*shape, 5)).astype(np.float32) for shape in [(2, 3), (3, 2), (1, 1), (2, 3)]]
+    for i, x in enumerate([*wanted, np.zeros((4, 5), np.float32)]):
+        np.save(tmp_path / f"{i}.npy", x)
+    rows = [{"content": [{"text": "a"}, {"latents": f"{i}.npy"}]} for i in range(5)]
+    (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = dataclasses.replace(SMALL, inputs=(str(tmp_path / "all.jsonl"),), held_out=0.0)
+    about = prepare(recipe, tmp_path / "out", 1, 1).about
+    entry = about["tokenizers"]["latents"]
+    assert (entry["width"], entry["shape"], entry.get("tokens")) == (5, [3, 3], None)
+    bad = (tmp_path / "out" / "left_out.jsonl").read_text(encoding="utf-8")
+    assert "latents [4, 5], where the first ones were [rows, columns, P]" in bad
+    assert dataset_tokenizers.load(tmp_path / "out" / "tokenizers").media["latents"].shape == (3, 3)
+    dataset = Dataset(tmp_path / "out", "train")
+    found = [dataset[i].spans[1].data for i in range(dataset.count)]
+    assert sorted(x.tobytes() for x in found) == sorted(x.tobytes() for x in wanted)
+    assert {x.shape for x in found} == {x.shape for x in wanted}
+    c = records_config.get_config(f"data={tmp_path / 'out'},size=smoke,length=64").unlock()
+    c.data.sources.out, c.streams.latents.place_table = str(tmp_path / "out"), 2
+    with pytest.raises(ConfigError, match="place_table: 2; its units have up to 3 rows or columns"):
+        resolve(c, sources.faults)
+    with pytest.raises(ValueError, match="3 x 3 at most"):
+        GivenVectors(5, (3, 3)).encode(np.zeros((4, 1, 5), np.float32))

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mot.tokenizers import text
 from tests.support.commands import succeeds
@@ -33,6 +33,53 @@ def pictures(folder, texts):
     asked = [folder / "all.npz", "--content=text:{text}|image:image", "--image-side=8", "--image-patch=2"]
     asked += ["--image-ids=12", "--held-out=0.2", "--workers=1"]
     succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
+
+
+def latents(folder, texts, features):
+    """The dataset `data` of pictures that are described and then drawn, as latents of 2 by 3, of as many features."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((20, 2, 3, features)).astype(np.float32)
+    np.savez(folder / "all.npz", text=["one fox", "two dogs"] * 10, latents=drawn)
+    asked = [folder / "all.npz", "--content=text:{text}|latents:latents", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
+
+
+def codes(folder, special, ids):
+    """`tokenizer.json` with these special tokens first, and the dataset `data` of text and ready ids of images."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    words = ["one fox", "two dogs", "the quick", "a lazy day", "brown", "jumps", "over"]
+    texts = [" ".join(rng.choice(words, 8)) + "." for _ in range(40)]
+    text.train(texts, IDS, special=special).save(str(folder / "tokenizer.json"))
+    rows = [{"text": one, "ids": rng.integers(0, ids, 9).tolist(), "modality": "image"} for one in texts]
+    (folder / "all.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    arguments = [folder / "all.jsonl", f"--ids=image={ids}", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *arguments, f"--tokenizer={folder / 'tokenizer.json'}", f"--out={folder / 'data'}")
+    return folder
+
+
+def robot(folder, texts, latents=12, state=4, actions=3):
+    """The dataset `data` of pictures' features, text, states and chunks of actions, all of so many features."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    sizes = dict(latents=(20, 8, latents), state=(20, state), chunk=(20, 5, actions))
+    arrays = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    np.savez(folder / "all.npz", text=["one fox", "two dogs"] * 10, **arrays)
+    asked = [folder / "all.npz", "--content=latents:latents|text:text|state:state|chunk:chunk", "--held-out=0.2"]
+    asked += ["--workers=1", f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}"]
+    succeeds("data", "prepare", *asked)
+    return folder
+
+
+def pictured(folder, texts, features):
+    """The dataset `data` of text and of pictures' features, `[2, 3, features]`."""
+    folder.mkdir()
+    latents = np.random.default_rng(0).standard_normal((20, 2, 3, features)).astype(np.float32)
+    np.savez(folder / "all.npz", text=["one fox", "two dogs"] * 10, latents=latents)
+    asked = [folder / "all.npz", "--content=latents:latents|text:text", "--held-out=0.2", "--workers=1"]
+    succeeds("data", "prepare", *asked, f"--tokenizer={texts / 'tokenizer.json'}", f"--out={folder / 'data'}")
+    return folder
 
 
 ABOUT = dict(
@@ -86,3 +133,8 @@ def save(folder, arrays, about=ABOUT, tokenizer=None):
     if tokenizer:
         shutil.copy(tokenizer, folder / "tokenizer.json")
     return folder
+
+
+def read(folder):
+    """The tensors of such a folder."""
+    return {name: x for file in sorted(folder.glob("*.safetensors")) for name, x in load_file(file).items()}

@@ -14,8 +14,9 @@ FEATURES = (0, 3, 2)
 NOISED = dict(max_noise=0.5, drop_rate=0.5, time_distribution="uniform")
 
 
-def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=None, table=0, **model):
-    """A ConfigDict of text, image and sound; `width` is images' own, `table` the rows of their tables of places."""
+def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=None, table=0, entry=None, **model):
+    """A ConfigDict of text, image and sound; `width` is images' own, `table` the rows of their tables of places, and
+    `entry` how they enter."""
     c = base.get_config()
     c.streams = dict(
         text=base.stream("text", 16, 24, budget=budgets[0], max_tokens=24, ids=IDS),
@@ -25,6 +26,7 @@ def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=
     c.streams.image.update(
         place_table=table, budget=budgets[1], max_tokens=24, latent=3, objective="flow", loss_weight=5.0
     )
+    c.streams.image.entry.update(entry or {})
     c.streams.sound.update(budget=budgets[2], max_tokens=9, latent=2, objective="x", loss_weight=0.5)
     c.model.update(dict(layers=2, heads=4, kv_heads=2, head_size=8) | model)
     archs.choose(c, arch)

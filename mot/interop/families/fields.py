@@ -1,6 +1,6 @@
 """Fields of a `config.json`: which are keys of ours, which change nothing, and which cannot be said."""
 
-import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ class Field(NamedTuple):
     kind: type
 
 
+LARGEST = 2**20  # of widths, layers, heads and experts; no model that is known has so many
 # Of every family: what changes nothing of what the model computes of its tokens.
 IGNORED = {
     "architectures",
@@ -34,15 +35,17 @@ IGNORED = {
 
 
 def flat(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with those of `rope_parameters` among them, as transformers 5 writes what was `rope_theta`."""
+    """The fields with `rope_theta` and `rope_scaling` among them, which transformers 5 writes as `rope_parameters`."""
     given = dict(about)
     rope = given.pop("rope_parameters", None)
     if rope is None:
         return given
-    if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default":
+    if not isinstance(rope, Mapping):
         return given | {"rope_scaling": rope}
-    extra = {key: value for key, value in rope.items() if key not in ("rope_type", "rope_theta", "type")}
-    return given | {"rope_theta": rope.get("rope_theta", given.get("rope_theta"))} | extra
+    given |= {"rope_theta": rope.get("rope_theta", given.get("rope_theta"))}
+    if rope.get("rope_type", "default") != "default":
+        return given | {"rope_scaling": rope}
+    return given | {key: value for key, value in rope.items() if key not in ("rope_type", "rope_theta", "type")}
 
 
 def unsaid(given: Mapping[str, Any], known: Collection[str], only: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -66,16 +69,35 @@ def unsaid(given: Mapping[str, Any], known: Collection[str], only: Mapping[str, 
     return found
 
 
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of both, also of configurations within them; the second's where both have one."""
+    found = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = merged(found[key], value) if both else value
+    return found
+
+
 def refuse(faults: Sequence[str], where: str) -> None:
     """Raises `UserError` with all that cannot be said of a config.json, if anything."""
     if faults:
         raise UserError(f"{where}: this model cannot be said:\n  " + "\n  ".join(faults))
 
 
+def is_number(value: Any) -> bool:
+    """Is it a number above 0 that a float can be?"""
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
+
+
+def is_size(value: Any) -> bool:
+    """Is it a whole number from 1 to LARGEST?"""
+    return type(value) is int and 0 < value <= LARGEST
+
+
 def typed(field: Field, value: Any, where: str) -> Any:
     """A field's value; raises `UserError` for one of another type, and where it is absent."""
-    is_number = type(value) in (int, float) and math.isfinite(value) and value > 0
-    if not (type(value) is bool if field.kind is bool else is_number and type(value) in (int, field.kind)):
-        what = {int: "a whole number above 0", float: "a number above 0", bool: "true or false"}[field.kind]
-        raise UserError(f"{where}: {field.theirs} is {value!r:.80}; must be {what}; repair the file")
+    fits = {int: is_size(value), float: is_number(value), bool: type(value) is bool}[field.kind]
+    if not fits:
+        allowed = {int: f"a whole number from 1 to {LARGEST}", float: "a number above 0", bool: "true or false"}
+        raise UserError(f"{where}: {field.theirs} is {value!r:.80}; must be {allowed[field.kind]}; repair the file")
     return field.kind(value)

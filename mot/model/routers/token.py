@@ -28,10 +28,13 @@ def choose(traffic: Traffic, weights: dict, spec: Experts, causal: bool) -> Chos
     liked_BCE = lax.stop_gradient(score_BCE)
     if spec.balance == "bias":  # it decides who is chosen, and weighs nothing (2408.15664)
         liked_BCE = liked_BCE + lax.stop_gradient(weights[ROUTER_BIAS])[None, None]
-    expert_BCX = lax.top_k(liked_BCE, spec.active)[1]
+    choosable_BCE = liked_BCE if spec.groups == 1 else _of_best_groups(liked_BCE, spec)
+    expert_BCX = lax.top_k(choosable_BCE, spec.active)[1]
     weight_BCX = jnp.take_along_axis(score_BCE, expert_BCX, axis=-1)
     if spec.normalise:
         weight_BCX = weight_BCX / jnp.maximum(weight_BCX.sum(-1, keepdims=True), TINY)
+    if spec.weight_scale != 1:
+        weight_BCX = weight_BCX * spec.weight_scale
     wanted_BCE = (jax.nn.one_hot(expert_BCX, spec.experts, dtype=jnp.int32).sum(2) > 0) & traffic.real_BC[..., None]
     placed_BCE = wanted_BCE
     if spec.capacity and (spec.overflow == "earliest" or not causal):
@@ -39,6 +42,18 @@ def choose(traffic: Traffic, weights: dict, spec: Experts, causal: bool) -> Chos
     placed_BCX = jnp.take_along_axis(placed_BCE, expert_BCX, axis=-1)
     expert_BCX = jnp.where(placed_BCX, expert_BCX, spec.experts)
     return Chosen(expert_BCX, jnp.where(placed_BCX, weight_BCX, 0), wanted_BCE, placed_BCE, logits_BCE, score_BCE)
+
+
+BEST = 2  # experts of a group by which it is scored
+
+
+def _of_best_groups(liked_BCE, spec: Experts) -> jax.Array:
+    """-inf for experts outside of a token's best groups, which are those with the most liked experts (2412.19437)."""
+    liked_BCGX = liked_BCE.reshape(*liked_BCE.shape[:2], spec.groups, -1)
+    liked_BCG = lax.top_k(liked_BCGX, BEST)[0].sum(-1)
+    group_BCX = lax.top_k(liked_BCG, spec.active_groups)[1]
+    is_best_BCG = jax.nn.one_hot(group_BCX, spec.groups, dtype=jnp.int32).sum(2) > 0
+    return jnp.where(is_best_BCG[..., None], liked_BCGX, -jnp.inf).reshape(liked_BCE.shape)
 
 
 def _find_places(liked_BCE, wanted_BCE, traffic: Traffic, spec: Experts) -> jax.Array:

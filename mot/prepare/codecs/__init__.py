@@ -27,9 +27,10 @@ from typing import Any
 from mot.config.modalities import MODALITIES, NPY_HEADER, row_of
 from mot.data.preview import Box, Room
 from mot.prepare import media as media
-from mot.prepare.codecs import ids
+from mot.prepare.codecs import ids, latents
 from mot.prepare.templates import READY
 from mot.tokenizers.given import GivenIds
+from mot.tokenizers.networked import has_no_way_back
 
 
 def of(kind: str) -> ModuleType:
@@ -39,7 +40,7 @@ def of(kind: str) -> ModuleType:
     kind = row_of(kind)
     if kind not in MODALITIES:
         raise ValueError(f"no modality {kind!r} that mot opens; there are {', '.join(MODALITIES)}")
-    return importlib.import_module(f"mot.prepare.codecs.{kind}")
+    return importlib.import_module(f"mot.prepare.codecs.{MODALITIES[kind].codec or kind}")
 
 
 def max_bytes(kind: str) -> int:
@@ -64,4 +65,6 @@ def files(modality: str, tokenizer: Any, content: Any, seed: int) -> dict[str, b
 
 
 def _of_tokenizer(modality: str, tokenizer: Any) -> ModuleType:
-    return ids if isinstance(tokenizer, GivenIds) else of(modality)
+    if isinstance(tokenizer, GivenIds) or has_no_way_back(tokenizer):
+        return latents if hasattr(tokenizer, "width") else ids
+    return of(modality)

@@ -18,9 +18,11 @@ from mot.errors import reason
 from mot.prepare import columns
 from mot.prepare.media import Content, bytes_of
 from mot.prepare.raw import Part
-from mot.tokenizers import vectors, waveform
+from mot.tokenizers import audio, vectors, waveform
 from mot.tokenizers.audio import AudioTokenizer, fit_audio
+from mot.tokenizers.networked import Networked
 from mot.tokenizers.vectors import AudioVectors
+from mot.tokenizers.waveform import Sound
 
 TOKENIZERS = {IDS: AudioTokenizer, VECTORS: AudioVectors}
 ARRAYS = "integers or floats [n, samples], or [samples] with offsets [n + 1]"
@@ -185,13 +187,14 @@ def fit(form: str, clips: Iterable[tuple[np.ndarray, int]], recipe) -> AudioToke
     return fit_audio(clips, recipe.audio_rate, ids=ids, fewer=not asked, layers=recipe.audio_layers)
 
 
-def box(content: np.ndarray, tokenizer: AudioTokenizer | AudioVectors, room: Room) -> Box:
-    """A spectrogram `[bands, frames]`, whose axes tell seconds and frequencies."""
-    caption = f", {content.shape[1]} frames"
-    if not content.size:
+def box(content: np.ndarray | Sound, tokenizer: AudioTokenizer | AudioVectors | Networked, room: Room) -> Box:
+    """A spectrogram `[bands, frames]`, or that of a sound; its axes tell seconds and frequencies."""
+    is_sound = isinstance(content, Sound)
+    caption = f", {len(content.wave) / content.rate:.2f} s" if is_sound else f", {content.shape[1]} frames"
+    if not is_sound and not content.size:
         return Box(caption, (), picture(content, room))
     highest = tokenizer.rate / 2
-    seconds = tokenizer.hop / tokenizer.rate * content.shape[1]
+    seconds = (len(content.wave) if is_sound else tokenizer.hop * content.shape[1]) / tokenizer.rate
     left = preview.extent([f"{label} " for _, label in _frequencies(highest, 1)], preview.SMALL)[0]
     right = preview.extent(["00.00 s"], preview.SMALL)[0]
     pixels = picture(content, room._replace(width=room.width - left - right))
@@ -218,11 +221,20 @@ def _frequencies(highest: float, height: int) -> tuple[tuple[float, str], ...]:
     return tuple((share * height, f"{kilohertz:.2g}{unit.get(share, '')}") for share, kilohertz in frequencies.items())
 
 
-def picture(content: np.ndarray, room: Room) -> np.ndarray:
-    return preview.heat(content[::-1], "magma", room)
+def picture(content: np.ndarray | Sound, room: Room) -> np.ndarray:
+    decibels = _decibels(content) if isinstance(content, Sound) else content
+    return preview.heat(decibels[::-1], "magma", room)
 
 
-def files(content: np.ndarray, tokenizer: AudioTokenizer | AudioVectors, seed: int) -> dict[str, bytes]:
-    """What a spectrogram sounds like, a phase being made up by the seed, and its picture."""
-    wave = waveform.wave(content, tokenizer.rate, tokenizer.hop, seed)
+def _decibels(sound: Sound) -> np.ndarray:
+    """The spectrogram `[bands, frames]` of a sound, a frame for every 20 ms."""
+    return (audio.levels(sound.wave, sound.rate, sound.rate, sound.rate // 50).T - 1) * audio.RANGE
+
+
+def files(
+    content: np.ndarray | Sound, tokenizer: AudioTokenizer | AudioVectors | Networked, seed: int
+) -> dict[str, bytes]:
+    """The sound, or what a spectrogram sounds like, a phase being made up by the seed; and its picture."""
+    is_sound = isinstance(content, Sound)
+    wave = content.wave if is_sound else waveform.wave(content, tokenizer.rate, tokenizer.hop, seed)
     return {"wav": waveform.wav(wave, tokenizer.rate), "png": preview.png(picture(content, Room()))}

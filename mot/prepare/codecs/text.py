@@ -1,4 +1,6 @@
-"""Text to ids of a byte-level BPE that is trained on the first documents, or of a tokenizer.json, and back."""
+"""Text to ids and back, by a byte-level BPE that is trained on the first documents, or by a tokenizer that is given: a
+tokenizer.json or a SentencePiece model.
+"""
 
 import re
 import textwrap
@@ -15,7 +17,7 @@ from mot.data.preview import Box, Room
 from mot.errors import UserError, reason
 from mot.prepare import columns
 from mot.prepare.raw import Part
-from mot.tokenizers import text
+from mot.tokenizers import pieces, text
 
 ARRAYS = "integers (with an array of their names) or strings [n]"
 IS_RAGGED = False
@@ -47,13 +49,10 @@ def fits_column(column) -> bool:
 def fit(corpus: Sequence[str], recipe, special: Sequence[str]) -> tuple[Tokenizer, np.ndarray, dict]:
     """The tokenizer, with the bytes that each of its ids stands for, and what it loses of the corpus, {} = nothing.
 
-    Raises `UserError` where the recipe names a tokenizer.json that cannot be taken.
+    Raises `UserError` where the recipe names a tokenizer.json, or a SentencePiece model, that cannot be taken.
     """
     if recipe.tokenizer:
-        try:
-            content = Path(recipe.tokenizer).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--tokenizer={recipe.tokenizer}: {reason(error)}; name a tokenizer.json") from None
+        content = _given(Path(recipe.tokenizer))
     else:
         # Characters that UTF-8 cannot write are some document's fault, told in its turn.
         whole = [words.encode("utf-8", "ignore").decode() for words in corpus]
@@ -72,6 +71,16 @@ def fit(corpus: Sequence[str], recipe, special: Sequence[str]) -> tuple[Tokenize
         sizes = text.measured(made, corpus, sizes)
         lossy |= {"counted": round(text.counted(made, corpus, sizes), 4)}
     return made, sizes, lossy
+
+
+def _given(file: Path) -> str:
+    """A tokenizer.json, or a SentencePiece model as one."""
+    try:
+        return pieces.to_json(file.read_bytes()) if file.suffix == ".model" else file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--tokenizer={file}: {reason(error)}; name a tokenizer.json, or a .model of SentencePiece"
+        ) from None
 
 
 def encode(words: str, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
