@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from mot.batches import Info, visible
 from mot.errors import UserError
 from mot.model import kernels
-from tests.support.arrays import qkv, row
+from tests.support.arrays import qkv, row_of_units
 
 
 @pytest.fixture(autouse=True)
@@ -26,13 +27,13 @@ INFO = Info(*(jnp.ones((2, 128), dtype) for dtype in (int, int, int, bool)))
 @pytest.mark.parametrize("private", [False, True])
 def test_splash_without_its_extra_tells_what_to_install(private):
     with pytest.raises(UserError, match=r"tokamax's, and tokamax.* is not installed.*extra 'tpu'.*chunked"):
-        kernels.splash(*qkv(128, 128), INFO, INFO, private)
+        kernels.splash(*qkv(128, 128), INFO, INFO, private, False)
 
 
 @pytest.mark.parametrize("how", ["triton", "mosaic"])
 def test_gpu_attention_without_its_extra_tells_what_to_install(how):
     with pytest.raises(UserError, match=r"tokamax.* is not installed.*extra 'cuda'"):
-        kernels.gpu(*qkv(128, 128), INFO, INFO, False, False, how)
+        kernels.gpu(*qkv(128, 128), INFO, INFO, False, False, False, how)
 
 
 @pytest.mark.parametrize(("how", "extra"), [("gmm", "tpu"), ("triton", "cuda"), ("mosaic", "cuda")])
@@ -50,33 +51,62 @@ def test_importing_the_room_imports_none_of_the_libraries():
 # --- what a query sees, as numbers: these need no library ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_what_a_query_sees_is_an_interval(seed):
-    k = row(256, seed)
-    some = np.sort(np.random.default_rng(seed).choice(256, 100, replace=False))  # as a context shard has them
-    q = Info(*(x[some] for x in k))
-    first, last = kernels.first_seen(q, k)[:, None], kernels.last_seen(q, k)[:, None]
-    index = jnp.arange(256)[None]
-    got = (first <= index) & (index <= last) & (q.segment != 0)[:, None]
-    np.testing.assert_array_equal(got, visible(q, k))
+KINDS = [
+    pytest.param({}, id="plain"),
+    pytest.param(dict(alone=True), id="alone"),
+    pytest.param(dict(hidden=True), id="hidden"),
+    pytest.param(dict(private=True), id="private"),
+    pytest.param(dict(private=True, alone=True, hidden=True), id="all"),
+]
 
 
-@pytest.mark.parametrize(("bq", "bk"), [(32, 64), (1, 8)])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_block_is_left_out_only_where_nobody_sees_anybody(seed, bq, bk):
-    """Also with a unit alone: a segment amid another."""
-    T = 512
-    k = row(T, seed)
-    k = k._replace(segment=k.segment.at[72:80].set(9)) if seed % 2 else k
-    states = np.asarray(kernels.block_states(k, k, kernels.last_seen(k, k), bq, bk))
-    see = np.asarray(visible(k, k)).reshape(T // bq, bq, T // bk, bk).swapaxes(1, 2)
-    assert not see[states == 0].any()
-    assert (states == 0).sum() > 0.9 * (~see.any((2, 3))).sum() - 3 * (seed % 2) * states.shape[1]
-    # 2 leaves the threshold out, for the numbers of segments tell the rest.
-    same = np.asarray((k.segment[:, None] == k.segment[None]) & (k.segment != 0)[:, None])
-    same = same.reshape(T // bq, bq, T // bk, bk).swapaxes(1, 2)
-    np.testing.assert_array_equal(see[states == 2], same[states == 2])
-    assert (states == 2).any()
+def some_of(k, seed):
+    """Every token of a row, or as a context shard has them."""
+    if seed % 2 == 0:
+        return k
+    some = np.sort(np.random.default_rng(seed).choice(k.position.size, 128, replace=False))
+    return Info(*(x[some] for x in k))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(2))
+def test_queries_and_keys_have_intervals_of_each_other(seed, kind):
+    k = row_of_units(384, seed, **kind)
+    q = some_of(k, seed)
+    (first, last), (begin, end) = kernels.intervals(q, k)
+    query, key = jnp.arange(q.position.size)[:, None], jnp.arange(384)[None]
+    got = (first[:, None] <= key) & (key <= last[:, None]) & (begin[None] <= query) & (query <= end[None])
+    assert got.any(1).all()
+    np.testing.assert_array_equal(got & (q.segment != 0)[:, None], visible(q, k))
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(2))
+def test_what_splash_is_told_is_what_is_visible(seed, kind, parts):
+    """Numbers and integers say who sees whom, and a block without a mask needs none. Few blocks are in vain."""
+    S, bq, bk = 384, 32, 64
+    k = row_of_units(S, seed, **kind)
+    if parts:  # a run of another document is of the last one's alone unit
+        k = k._replace(segment=k.segment.at[8:12].set(10**4).at[300:304].set(10**4), span=k.span.at[8:12].set(0))
+    q = some_of(k, seed)
+    private = kind.get("private", False)
+    seen = kernels.told(q, k, private, parts, bq, bk)
+    same = np.asarray(seen.q_number[:, None] == seen.k_number[None])
+    got = same & np.asarray(seen.sees(seen.integer[:, None], jnp.arange(seen.k_number.size)[None]))
+    truth = np.asarray(visible(q, k))
+    np.testing.assert_array_equal(got.reshape(len(got), -1, S).any(1), truth)
+    assert got.sum() == truth.sum()  # nobody is seen twice
+
+    def blocks(x):
+        return x.reshape(-1, bq, seen.k_number.size // bk, bk).swapaxes(1, 2)
+
+    states = np.asarray(seen.states)
+    assert not blocks(got)[states == 0].any()
+    np.testing.assert_array_equal(blocks(got)[states == 2], blocks(same)[states == 2])
+    assert private or (states == 2).any()
+    if not parts:
+        assert (states > 0).sum() <= 1.1 * blocks(got).any((2, 3)).sum()
 
 
 @pytest.mark.parametrize(("T", "parts"), [(4096, 1), (48, 1), (1000, 1), (4096, 4), (1536, 3)])
@@ -92,7 +122,7 @@ def test_a_causal_rows_work_is_what_its_blocks_say(T, parts):
         return Info(pad(first + jnp.arange(n)), pad(jnp.ones(n, int)), *(jnp.zeros(n + more, x) for x in (int, bool)))
 
     q, k = info(T - mine, mine, more_T), info(0, T, more_S)
-    states_XY = kernels.block_states(q, k, kernels.last_seen(q, k), bq, bk)
+    states_XY = kernels.told(q, k, False, False, bq, bk).states
     assert kernels.causal_work(T, parts, 128) == int((states_XY > 0).sum()) * bq * bk
     assert kernels.causal_work(T, parts, 128) >= mine * (T - mine) + mine * (mine + 1) // 2
 
@@ -101,3 +131,11 @@ def test_blocks_divide_and_leave_enough():
     for T, least, bytes, want in ((4096, 3, 256, 1024), (2048, 3, 128, 512), (384, 3, 256, 128), (2176, 1, 256, 128)):
         assert kernels._block(T, least, bytes) == want
     assert kernels._block(4096, 1, 128 * 4) == 512  # float32: half
+
+
+def test_splash_refuses_rows_whose_indices_fit_no_integer():
+    info = Info(*(jax.ShapeDtypeStruct((1, 2**16), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
+    x = jax.ShapeDtypeStruct((1, 2**16, 1, 128), jnp.bfloat16)
+    with pytest.raises(UserError, match=r"at most 65,536 tokens, and these have 65,664; choose 'chunked'"):
+        longer = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, x.shape[1] + 128, *x.shape[2:]), x.dtype), (x, info))
+        jax.eval_shape(lambda x, info: kernels.splash(x, x, x, info, info, True, False), *longer)
