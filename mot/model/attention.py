@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mot.batches import Info, visible
 from mot.model import flash, kernels, ops
-from mot.model.flash import UNSEEN
+from mot.model.flash import FAR, UNSEEN
 
 FEW = 256  # queries; of so few the whole score matrix is small
 
@@ -25,7 +25,7 @@ def attend(
     q_info: Info,
     k_info: Info,
     backend: str = "chunked",
-    private: bool = True,
+    private: int = FAR,
     alone: bool = True,
     parts: bool = True,
     cap: float = 0.0,
@@ -37,8 +37,9 @@ def attend(
     capped (`ops.capped`), which no kernel does.
 
     Kernels want queries and keys sorted by position, and all keys of a row, of which queries are some. They do less
-    where it is known that no token is `private`, that none lies amid a segment that it is not of, as a unit trained
-    `alone` and padding in place of what is hidden do, or that no such segment has several `parts`: runs of tokens.
+    where it is known that at most so many tokens of a row are `private`, that none lies amid a segment that it is not
+    of, as a unit trained `alone` and padding in place of what is hidden do, or that no such segment has several
+    `parts`: runs of tokens.
     """
     if backend not in BACKENDS | KERNELS:
         raise ValueError(f"attention '{backend}' is unknown; allowed: {', '.join(BACKENDS | KERNELS)}")
@@ -81,7 +82,7 @@ def attend_few(q_BTNH, k_BKSH, v_BKSH, q_info: Info, k_info: Info, cap: float = 
 BACKENDS = {"reference": _reference, "chunked": flash.attend}
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool, alone: bool, parts: bool) -> jax.Array:
+def _splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, alone: bool, parts: bool) -> jax.Array:
     return kernels.splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private, parts)  # whatever is alone
 
 

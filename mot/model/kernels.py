@@ -5,8 +5,7 @@ Each such import stands in the function that needs it, with the reason beside it
 come sorted by position, keys as whole rows, so a key's index is its position; padding comes last.
 """
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -19,7 +18,6 @@ from mot.errors import UserError
 
 LANES = 128  # the width of a TPU's registers: block sizes are multiples of it
 FAR = jnp.iinfo(jnp.int32).max
-MOST = 2**16  # two indices below it fit one integer
 UNMASKED = -1e30  # a largest score above it saw a key; the kernels' own masked score is below -1e38
 
 
@@ -137,26 +135,22 @@ def intervals(q: Info, k: Info) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.
     return keys, queries
 
 
-def block_states(q: Info, first_T, last_T, seen_S, bq: int, bk: int, both: bool) -> jax.Array:
-    """`[U, W]`, of one row, in blocks of queries and keys: 0 nobody sees anybody, 1 a mask tells, 2 none is needed.
+def block_states(sees_T, first_T, last_T, seen_S, bq: int, bk: int) -> jax.Array:
+    """`[U, W]`, of one row, in blocks of queries and keys: 0 nobody sees anybody, 2 `last_T` hides no key, 1 else.
 
-    A query sees keys from `first_T` to `last_T`, of those that `seen_S` has. A mask tells the last, and the first where
-    it tells `both`. From bounds alone, so a 1 may be a 0. Padding counts for none of them.
+    Queries for which `sees_T` see keys from `first_T` to `last_T`, of those for which `seen_S`. From bounds alone, so a
+    1 may be a 0.
     """
-    sees_UQ = (q.segment != 0).reshape(-1, bq)
+    sees_UQ = sees_T.reshape(-1, bq)
 
-    def bounds(x_T):
-        x_UQ = x_T.reshape(-1, bq)
-        return jnp.where(sees_UQ, x_UQ, FAR).min(1)[:, None], jnp.where(sees_UQ, x_UQ, -1).max(1)[:, None]
+    def least(x_T):
+        return jnp.where(sees_UQ, x_T.reshape(-1, bq), FAR).min(1)[:, None]
 
-    (least_first_U1, most_first_U1), (least_last_U1, most_last_U1) = bounds(first_T), bounds(last_T)
+    most_last_U1 = jnp.where(sees_UQ, last_T.reshape(-1, bq), -1).max(1)[:, None]
     begin_1W = jnp.arange(0, seen_S.size, bk)[None]
     end_1W = begin_1W + bk - 1
-    some_UW = (least_first_U1 <= end_1W) & (most_last_U1 >= begin_1W) & seen_S.reshape(-1, bk).any(1)[None]
-    every_UW = least_last_U1 >= end_1W
-    if both:
-        every_UW &= most_first_U1 <= begin_1W
-    return jnp.where(some_UW, 1 + every_UW, 0).astype(jnp.int32)
+    some_UW = (least(first_T) <= end_1W) & (most_last_U1 >= begin_1W) & seen_S.reshape(-1, bk).any(1)[None]
+    return jnp.where(some_UW, 1 + (least(last_T) >= end_1W), 0).astype(jnp.int32)
 
 
 # --- TPU: splash attention -------------------------------------------------------------------------------------------
@@ -198,22 +192,16 @@ def causal_work(T: int, parts: int, bytes: int) -> int:
     return sum(-(-end // bk) for end in ends) * bq * bk
 
 
-def splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool, parts: bool) -> jax.Array:
-    """Attention on TPU, in memory linear in T. Where tokens may be private, keys and values of a row are there twice.
+def splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, parts: bool) -> jax.Array:
+    """Attention on TPU, in memory linear in T; at most `private` tokens of a row are private.
 
     Rows one after another, each with its own list of blocks. T and S that are no multiples of 128 are padded.
     The gradient of the queries is added up in their dtype, three sums of every third block of keys.
-    Raises `UserError` where tokens may be private in rows of more than `MOST` tokens.
     """
     T = q_BTNH.shape[1]
     S = k_BSKH.shape[1]
     H = q_BTNH.shape[-1]
     more_T, more_S = _whole_blocks(T, S)
-    if private and S + more_S > MOST:
-        raise UserError(
-            f"model.attention: 'splash' takes private tokens (diffusion.copies='both') in rows of at most {MOST:,} "
-            f"tokens, and these have {S:,}; choose 'chunked', or shorter rows"
-        )
 
     def longer(x, more):
         return jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
@@ -226,103 +214,174 @@ def splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool, pa
         return longer(x, more).swapaxes(1, 2)
 
     rows = (heads_first(q_BTNH, more_T), heads_first(k_BSKH, more_S), heads_first(v_BSKH, more_S), q_info, k_info)
-    o_BNTH = lax.map(lambda row: _splash_row(*row, private, parts), rows)
+    o_BNTH = lax.map(lambda row: _splash_row(*row, min(private, S), parts), rows)
     return o_BNTH.swapaxes(1, 2)[:, :T]
 
 
-def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: bool, parts: bool) -> jax.Array:
-    """One row, its heads first."""
-
-    def load():
-        # Private, because the public makers of kernels take either a mask known when they are called, or whole
-        # `[T, S]` masks; the kernels themselves take a threshold for each query and lists of blocks, computed.
-        from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel
-
-        return splash_attention_kernel
-
-    splash = _of_tokamax("tpu", load)
-    bq, bk = _blocks(q_NTH.shape[1], k_KSH.shape[1], q_NTH.shape[-1] * q_NTH.dtype.itemsize)
-    inner = next(b for b in (512, 384, 256, 128) if bk % b == 0)
-    config = splash.SplashConfig(
-        block_q=bq,
-        block_kv=bk,
-        block_kv_compute=inner,
-        block_q_dkv=bq,
-        block_kv_dkv=bk,
-        block_kv_dkv_compute=inner,
-        dq_reduction_steps=3,  # the only way that takes lists of blocks
-    )
-    seen = told(q_info, k_info, private, parts, bq, bk)
-    if private:
-        k_KSH, v_KSH = (jnp.concatenate([x, x], axis=1) for x in (k_KSH, v_KSH))
-    kernel = splash.SplashAttentionKernel(
-        # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
-        _schedule(splash.MaskInfo, seen.states, seen.integer, idle=1),
-        _schedule(splash.MaskInfo, seen.states.T, seen.integer, idle=0),
-        config=config,
-        is_mqa=False,
-        save_residuals=True,
-        mask_value=splash.base.DEFAULT_MASK_VALUE,
-        mask_function=seen.sees,
-        fwd_mask_sparsity=1.0,
-        dkv_mask_sparsity=1.0,
-    )
-    o_NTH, found = kernel(q_NTH, k_KSH, v_KSH, splash.SegmentIds(seen.q_number, seen.k_number))
-    # Of a query that sees nothing it made the mean of some values.
-    return jnp.where((found["max_logits"] > UNMASKED)[..., None], o_NTH, 0)
-
-
 class Told(NamedTuple):
-    """What splash knows of a row. A query sees keys of its number for which `sees(integer, index of the key)`."""
+    """What a call of splash is told: a query sees keys of its number, up to the last."""
 
     q_number: jax.Array  # [T]
-    k_number: jax.Array  # [S], or twice as many
-    integer: jax.Array  # [T]
-    sees: Callable[[jax.Array, jax.Array], jax.Array]
+    k_number: jax.Array  # [S]
+    last: jax.Array | None  # [T], an index; None: numbers say all
     states: jax.Array  # of blocks, as in `block_states`
 
 
-def told(q: Info, k: Info, private: bool, parts: bool, bq: int, bk: int) -> Told:
-    """Of one row. Where tokens may be private, keys stand there twice.
+class Picked(NamedTuple):
+    """Some tokens of a row, among all."""
 
-    Then the private ones are nobody's in the first half, and all others in the second, of which a query sees its span.
-    """
+    there: jax.Array  # [T] bool
+    place: jax.Array  # [T], among them
+    index: jax.Array  # [P], of each of them; 0 after the last
 
-    # Padding has a number on either side that the other side lacks.
-    def number(segment, none):
-        return jnp.where(segment != 0, segment, none)
 
-    span_first_T, last_T = (_of_queries(x_S, q) for x_S in own_span(k))
+def pick(there_T, most: int) -> Picked:
+    """At most so many tokens."""
+    place_T = jnp.cumsum(there_T, dtype=jnp.int32) - 1
+    index_P = jnp.nonzero(there_T, size=most, fill_value=0)[0]
+    return Picked(there_T, place_T, index_P.astype(jnp.int32))
+
+
+def _numbers(q_number, k_number) -> tuple[jax.Array, jax.Array]:
+    """Where they are 0, numbers that the other side lacks."""
+    return jnp.where(q_number != 0, q_number, -1), jnp.where(k_number != 0, k_number, -2)
+
+
+def told(q: Info, k: Info, parts: bool, bq: int, bk: int) -> Told:
+    """Of all queries of one row, and the keys that are not private."""
+    last_T = _of_queries(own_span(k)[1], q)
     first_T = jnp.zeros_like(last_T) if parts else _of_queries(_first_of_run(_host(k), True), q)
-    q_number_T = number(q.segment, -1)
-    if not private:
-        states_UW = block_states(q, first_T, last_T, k.segment != 0, bq, bk, both=False)
-        return Told(q_number_T, number(k.segment, -2), last_T, _up_to, states_UW)
-    halves = (jnp.where(k.private, 0, k.segment), jnp.where(k.private & (k.span != 0), k.segment, 0))
-    states_UW = block_states(q, first_T, last_T, halves[0] != 0, bq, bk, both=False)
-    again_UW = block_states(q, span_first_T, last_T, halves[1] != 0, bq, bk, both=True)
-    states_UW = jnp.concatenate([states_UW, again_UW], axis=1)
-    integer_T = span_first_T * MOST | last_T
-    return Told(q_number_T, number(jnp.concatenate(halves), -2), integer_T, _up_to_or_within(k.segment.size), states_UW)
+    numbers = _numbers(q.segment, jnp.where(k.private, 0, k.segment))
+    return Told(*numbers, last_T, block_states(q.segment != 0, first_T, last_T, numbers[1] > 0, bq, bk))
+
+
+def told_of_private(q: Info, k: Info, picked: tuple[Picked, Picked], bq: int, bk: int) -> Told:
+    """Of the private queries and keys of one row, picked. These see what is private in their span."""
+    first_S, last_S = (picked[1].place[x_S] for x_S in own_span(k))
+
+    def of_picked(x, tokens: Picked):
+        there_P = jnp.arange(tokens.index.size) < tokens.there.sum()
+        return jnp.where(there_P, x[tokens.index], 0)
+
+    first_P, last_P = (of_picked(_of_queries(x_S, q), picked[0]) for x_S in (first_S, last_S))
+    q_number_P = of_picked(_of_queries(first_S, q) + 1, picked[0])
+    numbers = _numbers(q_number_P, of_picked(first_S + 1, picked[1]))
+    return Told(*numbers, None, block_states(q_number_P != 0, first_P, last_P, numbers[1] > 0, bq, bk))
+
+
+def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: int, parts: bool) -> jax.Array:
+    """One row, its heads first.
+
+    The kernel compares one number of a query with one of a key, so what is private takes a call of its own.
+    """
+    bytes = q_NTH.shape[-1] * q_NTH.dtype.itemsize
+    everyone = told(q_info, k_info, parts, *_blocks(q_NTH.shape[1], k_KSH.shape[1], bytes))
+    own = picked = None
+    if private:
+        most = private + _whole_blocks(private, private)[1]
+        picked = tuple(pick(x.private & (x.segment != 0) & (x.span != 0), most) for x in (q_info, k_info))
+        own = told_of_private(q_info, k_info, picked, *_blocks(most, most, bytes))
+    return _joint_softmax(q_NTH, k_KSH, v_KSH, everyone, own, picked)
+
+
+@jax.custom_vjp
+def _joint_softmax(q_NTH, k_KSH, v_KSH, everyone: Told, own: Told | None, picked) -> jax.Array:
+    return _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone, own, picked)[0]
+
+
+def _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone: Told, own: Told | None, picked):
+    """Two softmaxes become one by their logarithms of sums, base 2. Of a query that sees nothing both are masked."""
+    o_NTH, log_NT = _Splash(q_NTH, everyone).forward(q_NTH, k_KSH, v_KSH)
+    if own is not None:
+        q, k = picked
+        kernel = _Splash(q_NTH, own)
+        own_NPH, own_NP = kernel.forward(q_NTH[:, q.index], k_KSH[:, k.index], v_KSH[:, k.index])
+        own_NT = jnp.where(q.there, own_NP[:, q.place], 2 * UNMASKED)
+        both_NT = jnp.logaddexp2(log_NT, own_NT)
+        shares = (jnp.exp2(x_NT - both_NT)[..., None] for x_NT in (log_NT, own_NT))
+        outputs = (o_NTH, own_NPH[:, q.place])
+        o_NTH = sum(x_NT1 * x_NTH.astype(jnp.float32) for x_NT1, x_NTH in zip(shares, outputs, strict=True))
+        o_NTH, log_NT = o_NTH.astype(q_NTH.dtype), both_NT
+    # Of a query that sees nothing the kernel makes the mean of some values.
+    o_NTH = jnp.where((log_NT > UNMASKED)[..., None], o_NTH, 0)
+    return o_NTH, (q_NTH, k_KSH, v_KSH, everyone, own, picked, o_NTH, log_NT)
+
+
+def _joint_softmax_backward(residuals, g_NTH):
+    q_NTH, k_KSH, v_KSH, everyone, own, picked, o_NTH, log_NT = residuals
+    g_NTH = jnp.where((log_NT > UNMASKED)[..., None], g_NTH, 0)
+    grads = _Splash(q_NTH, everyone).backward(q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH)
+    if own is not None:
+        q, k = picked
+        of_queries = (x[:, q.index] for x in (o_NTH, log_NT, g_NTH))
+        kernel = _Splash(q_NTH, own)
+        own_grads = kernel.backward(q_NTH[:, q.index], k_KSH[:, k.index], v_KSH[:, k.index], *of_queries)
+
+        def added(x, own, tokens: Picked):
+            return x + jnp.where(tokens.there[:, None], own[:, tokens.place], 0)
+
+        grads = tuple(map(added, grads, own_grads, (q, k, k)))
+    return *grads, None, None, None
+
+
+_joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward)
+
+
+class _Splash:
+    """The kernel, of one row."""
+
+    def __init__(self, q_NTH, told: Told):
+        def load():
+            # Private, because the public makers of kernels take either a mask known when they are called, or whole
+            # `[T, S]` masks; the kernels themselves take a threshold for each query and lists of blocks, computed. And
+            # the way back takes the logarithm of a sum over more keys than it is given.
+            from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel
+
+            return splash_attention_kernel
+
+        self.splash = _of_tokamax("tpu", load)
+        self.told = told
+        T, S = told.q_number.size, told.k_number.size
+        bq, bk = T // told.states.shape[0], S // told.states.shape[1]
+        inner = next(b for b in (512, 384, 256, 128) if bk % b == 0)
+        config = self.splash.SplashConfig(
+            block_q=bq,
+            block_kv=bk,
+            block_kv_compute=inner,
+            block_q_dkv=bq,
+            block_kv_dkv=bk,
+            block_kv_dkv_compute=inner,
+            dq_reduction_steps=3,  # the only way that takes lists of blocks
+        )
+        self.how = dict(
+            mask_value=self.splash.base.DEFAULT_MASK_VALUE,
+            is_mqa=False,
+            config=config,
+            mask_function=None if told.last is None else _up_to,
+            save_residuals=True,
+            fwd_mask_sparsity=1.0,
+        )
+        self.ids = self.splash.SegmentIds(told.q_number, told.k_number)
+
+    def forward(self, q, k, v) -> tuple[jax.Array, jax.Array]:
+        """The output, and the logarithm of the sum of powers of 2."""
+        # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
+        blocks = _schedule(self.splash.MaskInfo, self.told.states, self.told.last, idle=1)
+        o, found = self.splash._splash_attention_forward(blocks, q, k, v, self.ids, None, **self.how)
+        return o, found["logsumexp"]
+
+    def backward(self, q, k, v, o, log, g) -> tuple[jax.Array, jax.Array, jax.Array]:
+        blocks = _schedule(self.splash.MaskInfo, self.told.states.T, self.told.last, idle=0)
+        residuals = (q, k, v, self.ids, None, o, log, blocks)
+        grads = self.splash._splash_attention_bwd(**self.how, dkv_mask_sparsity=1.0, res=residuals, grads=(g, None))
+        return grads[2:5]
 
 
 def _up_to(last, index) -> jax.Array:
     return index <= last
 
 
-@cache
-def _up_to_or_within(S: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Up to the last in the first half of keys, and from the first to it in the second."""
-
-    def sees(integer, index):
-        last = integer & (MOST - 1)
-        first = lax.shift_right_logical(integer, MOST.bit_length() - 1)
-        return (index <= last) | ((index >= S + first) & (index <= S + last))
-
-    return sees
-
-
-def _schedule(MaskInfo, states, integer_T, idle: int):
+def _schedule(MaskInfo, states, last_T, idle: int):
     """The pairs of blocks to visit, row by row of `states`: every row is visited, one that needs none as `idle`."""
     first = jnp.arange(states.shape[1]) == 0
     visits = (states > 0) | (~(states > 0).any(1, keepdims=True) & first[None])
@@ -335,7 +394,7 @@ def _schedule(MaskInfo, states, integer_T, idle: int):
         block_mask=jnp.where(row < 0, 0, state),
         num_active_blocks=visits.sum(dtype=jnp.int32)[None],
         partial_mask_blocks=None,
-        q_sequence=integer_T,
+        q_sequence=last_T,
     )
 
 
@@ -345,7 +404,7 @@ QUERIES = 4096  # taken at once by kernels that make a mask of them and all keys
 
 
 def gpu(
-    q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool, alone: bool, parts: bool, kernel: str
+    q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, alone: bool, parts: bool, kernel: str
 ) -> jax.Array:
     """Attention on GPU by `triton`, `mosaic` (Hopper, Blackwell) or `cudnn`, in bfloat16.
 

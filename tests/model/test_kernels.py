@@ -25,7 +25,7 @@ def _absent(monkeypatch):
 INFO = Info(*(jnp.ones((2, 128), dtype) for dtype in (int, int, int, bool)))
 
 
-@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("private", [0, 64])
 def test_splash_without_its_extra_tells_what_to_install(private):
     with pytest.raises(UserError, match=r"tokamax's, and tokamax.* is not installed.*extra 'tpu'.*chunked"):
         kernels.splash(*qkv(128, 128), INFO, INFO, private, False)
@@ -34,7 +34,7 @@ def test_splash_without_its_extra_tells_what_to_install(private):
 @pytest.mark.parametrize("how", ["triton", "mosaic"])
 def test_gpu_attention_without_its_extra_tells_what_to_install(how):
     with pytest.raises(UserError, match=r"tokamax.* is not installed.*extra 'cuda'"):
-        kernels.gpu(*qkv(128, 128), INFO, INFO, False, False, False, how)
+        kernels.gpu(*qkv(128, 128), INFO, INFO, 0, False, False, how)
 
 
 @pytest.mark.parametrize(("how", "extra"), [("gmm", "tpu"), ("triton", "cuda"), ("mosaic", "cuda")])
@@ -85,48 +85,60 @@ def test_queries_and_keys_have_intervals_of_each_other(seed, kind):
 seen_by_rule = jax.jit(visible)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def told(q, k, private, parts):
-    """Which numbers are the same, for which indices the function is true, and what is known of blocks."""
-    seen = kernels.told(q, k, private, parts, BQ, BK)
-    return (
-        seen.q_number[:, None] == seen.k_number[None],
-        seen.sees(seen.integer[:, None], jnp.arange(seen.k_number.size)[None]),
-        seen.states,
-    )
+@partial(jax.jit, static_argnums=2)
+def told(q, k, parts):
+    """Which keys have a query's number, which it sees, and what is known of blocks."""
+    seen = kernels.told(q, k, parts, BQ, BK)
+    same = seen.q_number[:, None] == seen.k_number[None]
+    return same, same & (jnp.arange(S)[None] <= seen.last[:, None]), seen.states
+
+
+@jax.jit
+def told_of_private(q, k):
+    """Which private keys a private query sees, of all, and blocks of those that are picked."""
+    picked = tuple(kernels.pick(x.private & (x.segment != 0), 256) for x in (q, k))
+    seen = kernels.told_of_private(q, k, picked, BQ, BK)
+    same = seen.q_number[:, None] == seen.k_number[None]
+    there = picked[0].there[:, None] & picked[1].there[None]
+    return same[picked[0].place][:, picked[1].place] & there, same, seen.states
+
+
+def check_blocks(same, sees, states):
+    same, sees = (x.reshape(-1, BQ, x.shape[1] // BK, BK).swapaxes(1, 2) for x in (same, sees))
+    assert not sees[states == 0].any()
+    np.testing.assert_array_equal(sees[states == 2], same[states == 2])
+    assert (states > 0).sum() <= 1.3 * sees.any((2, 3)).sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 def test_what_splash_is_told_is_what_is_visible(seed, kind):
-    """A block without a mask needs none, and few are visited in vain."""
+    """By one of two calls. A block without a mask needs none, and few are visited in vain."""
     k = row_of_units(S, seed, **kind)
     q = some_of(k, seed)
-    same, inside, states = jax.tree.map(np.asarray, told(q, k, kind.get("private", False), False))
-    sees = same & inside
-    np.testing.assert_array_equal(sees.reshape(len(sees), -1, S).sum(1), seen_by_rule(q, k))
-    same, sees = blocks(same), blocks(sees)
-    assert not sees[states == 0].any()
-    np.testing.assert_array_equal(sees[states == 2], same[states == 2])
+    same, sees, states = jax.tree.map(np.asarray, told(q, k, False))
+    check_blocks(same, sees, states)
     assert (states == 2).any()
-    assert (states > 0).sum() <= 1.3 * sees.any((2, 3)).sum()
+    if "private" in kind:
+        own, same, states = jax.tree.map(np.asarray, told_of_private(q, k))
+        assert own.any()
+        assert not (sees & own).any()
+        check_blocks(same, same, states)
+        sees = sees | own
+    np.testing.assert_array_equal(sees, seen_by_rule(q, k))
 
 
 def test_splash_is_told_of_a_segment_of_several_parts():
-    """As those of one stream are where two parts are contrasted: the last stands where its document's text has ended."""
+    """As all units of one stream are where two parts are contrasted, also where they end the document."""
     k = row_of_units(S, 0)
     first, last = 40, int((k.segment != 0).sum()) - 4
     parts = k.segment.at[first : first + 4].set(10**4).at[last:].set(jnp.where(k.segment[last:] != 0, 10**4, 0))
     k = k._replace(segment=parts, span=k.span.at[first : first + 4].set(0))
-    same, inside, states = jax.tree.map(np.asarray, told(k, k, False, True))
+    _, sees, states = jax.tree.map(np.asarray, told(k, k, True))
     truth = np.asarray(seen_by_rule(k, k))
     assert truth[last, first]
-    np.testing.assert_array_equal(same & inside, truth)
-    assert not blocks(truth)[states == 0].any()
-
-
-def blocks(x):
-    return x.reshape(-1, BQ, x.shape[1] // BK, BK).swapaxes(1, 2)
+    np.testing.assert_array_equal(sees, truth)
+    assert not truth.reshape(-1, BQ, S // BK, BK).any((1, 3))[states == 0].any()
 
 
 @pytest.mark.parametrize(("T", "parts"), [(4096, 1), (48, 1), (1000, 1), (4096, 4), (1536, 3)])
@@ -142,7 +154,7 @@ def test_a_causal_rows_work_is_what_its_blocks_say(T, parts):
         return Info(pad(first + jnp.arange(n)), pad(jnp.ones(n, int)), *(jnp.zeros(n + more, x) for x in (int, bool)))
 
     q, k = info(T - mine, mine, more_T), info(0, T, more_S)
-    states_XY = kernels.told(q, k, False, False, bq, bk).states
+    states_XY = kernels.told(q, k, False, bq, bk).states
     assert kernels.causal_work(T, parts, 128) == int((states_XY > 0).sum()) * bq * bk
     assert kernels.causal_work(T, parts, 128) >= mine * (T - mine) + mine * (mine + 1) // 2
 
@@ -151,12 +163,3 @@ def test_blocks_divide_and_leave_enough():
     for T, least, bytes, want in ((4096, 3, 256, 1024), (2048, 3, 128, 512), (384, 3, 256, 128), (2176, 1, 256, 128)):
         assert kernels._block(T, least, bytes) == want
     assert kernels._block(4096, 1, 128 * 4) == 512  # float32: half
-
-
-def test_splash_refuses_private_tokens_in_rows_whose_indices_fit_no_integer():
-    def shape(*ends, dtype=jnp.int32):
-        return jax.ShapeDtypeStruct((1, 2**16 + 128, *ends), dtype)
-
-    x, info = shape(1, 128, dtype=jnp.bfloat16), Info(*[shape()] * 3, shape(dtype=bool))
-    with pytest.raises(UserError, match="at most 65,536 tokens, and these have 65,664; choose 'chunked'"):
-        jax.eval_shape(lambda x, info: kernels.splash(x, x, x, info, info, True, False), x, info)

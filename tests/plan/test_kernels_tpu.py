@@ -93,7 +93,7 @@ def test_splash_equals_the_reference(private, K):
     """Of two rows each has its own documents, spans and padding; the second form has private tokens, too."""
     info = two_rows(384, private)
     assert info.private.any() == private
-    compare(partial(kernels.splash, private=private, parts=False), *qkv(384, 384, K=K), info, info)
+    compare(partial(kernels.splash, private=200 * private, parts=False), *qkv(384, 384, K=K), info, info)
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
@@ -103,7 +103,7 @@ def test_splash_of_a_context_shard_whose_length_fits_no_block(private):
     inside = (info.span[0, 1:] == info.span[0, :-1]) & (info.span[0, 1:] != 0)
     start = 1 + int(jnp.argmax(inside & (jnp.arange(383) > 110)))  # a span reaches over the shard's edge
     part = Info(*(x[:, start : start + 200] for x in info))
-    compare(partial(kernels.splash, private=private, parts=False), *qkv(200, 384), part, info)
+    compare(partial(kernels.splash, private=200 * private, parts=False), *qkv(200, 384), part, info)
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
@@ -113,7 +113,7 @@ def test_splash_of_queries_that_see_nothing(private):
     k_info = two_rows(384, False)
     blind = (jnp.arange(384) == 70) | (jnp.arange(384) // 128 == 1)
     q_info = k_info._replace(segment=jnp.where(blind[None] & (k_info.segment != 0), 77, k_info.segment))
-    out, dq, _, _ = compare(partial(kernels.splash, private=private, parts=False), *qkv(384, 384), q_info, k_info)
+    out, dq, _, _ = compare(partial(kernels.splash, private=200 * private, parts=False), *qkv(384, 384), q_info, k_info)
     assert (out[:, np.asarray(blind)] == 0).all()
     assert (dq[:, np.asarray(blind)] == 0).all()
 
@@ -124,7 +124,7 @@ def test_splash_short_rows_a_unit_alone_and_the_rules_own_blocks():
     """Keys are padded to three blocks; a segment lies amid another."""
     info = two_rows(256, False)
     info = info._replace(segment=info.segment.at[:, 40:48].set(9), span=info.span.at[:, 40:48].set(99))
-    compare(partial(kernels.splash, private=False, parts=False), *qkv(256, 256), info, info)
+    compare(partial(kernels.splash, private=0, parts=False), *qkv(256, 256), info, info)
 
 
 # --- TPU: compiled for a v5p that is not there -----------------------------------------------------------------------
@@ -160,7 +160,7 @@ def attention(v5p, T, private, N=16, K=16, H=128):
     info = Info(*(jax.ShapeDtypeStruct((1, T), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
 
     def f(q, k, v, info):
-        return kernels.splash(q, k, v, info, info, private, False)
+        return kernels.splash(q, k, v, info, info, private * T // 4, False)
 
     return compiled(v5p, f, shape(N), shape(K), shape(K), info)
 
@@ -269,14 +269,14 @@ def lowered(f, *shapes):
 @pytest.mark.parametrize("rows", ["plain", "private", "parts"])
 @pytest.mark.parametrize("how", ["triton", "mosaic", "cudnn"])
 def test_gpu_attention_lowers_for_cuda_forward_and_backward(how, rows):
-    """No whole mask but of cuDNN and of parts; Triton's way back has one of 4,096 queries, intervals of keys one, too."""
+    """A whole mask with cuDNN and of parts alone; where keys have intervals, one of 4,096 queries."""
     B, T, N, K, H = 2, 8192, 8, 4, 128
     q, k = (jax.ShapeDtypeStruct((B, T, n, H), jnp.bfloat16) for n in (N, K))
     info = Info(*(jax.ShapeDtypeStruct((B, T), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
     whole = how == "cudnn" or rows == "parts"
 
     def f(q, k, v, info):
-        return kernels.gpu(q, k, v, info, info, rows == "private", rows == "private", rows == "parts", how)
+        return kernels.gpu(q, k, v, info, info, T // 4 * (rows == "private"), rows == "private", rows == "parts", how)
 
     def grad(*x):
         return jax.grad(lambda *x: f(*x).astype(jnp.float32).sum(), (0, 1, 2))(*x)
@@ -326,7 +326,7 @@ def test_what_gpu_attention_asks_its_kernel_for_is_what_is_visible(mode, monkeyp
         parts_of_one = (k_info.position // 8 == 5) | (k_info.position // 8 == 20)
         k_info = k_info._replace(segment=jnp.where(parts_of_one & (k_info.segment != 0), 99, k_info.segment))
         q_info = k_info._replace(segment=jnp.where(blind, 77, k_info.segment))
-    f = partial(kernels.gpu, private=units, alone=units, parts=parts, kernel="triton")
+    f = partial(kernels.gpu, private=200 * units, alone=units, parts=parts, kernel="triton")
     out, *_ = compare(f, *qkv(384, 384), q_info, k_info)
     assert (out[blind] == 0).all()
 
