@@ -227,21 +227,6 @@ class Told(NamedTuple):
     states: jax.Array  # of blocks, as in `block_states`
 
 
-class Picked(NamedTuple):
-    """Some tokens of a row, among all."""
-
-    there: jax.Array  # [T] bool
-    place: jax.Array  # [T], among them
-    index: jax.Array  # [P], of each of them; 0 after the last
-
-
-def pick(there_T, most: int) -> Picked:
-    """At most so many tokens."""
-    place_T = jnp.cumsum(there_T, dtype=jnp.int32) - 1
-    index_P = jnp.nonzero(there_T, size=most, fill_value=0)[0]
-    return Picked(there_T, place_T, index_P.astype(jnp.int32))
-
-
 def _numbers(q_number, k_number) -> tuple[jax.Array, jax.Array]:
     """Where they are 0, numbers that the other side lacks."""
     return jnp.where(q_number != 0, q_number, -1), jnp.where(k_number != 0, k_number, -2)
@@ -255,18 +240,26 @@ def told(q: Info, k: Info, parts: bool, bq: int, bk: int) -> Told:
     return Told(*numbers, last_T, block_states(q.segment != 0, first_T, last_T, numbers[1] > 0, bq, bk))
 
 
-def told_of_private(q: Info, k: Info, picked: tuple[Picked, Picked], bq: int, bk: int) -> Told:
-    """Of the private queries and keys of one row, picked. These see what is private in their span."""
-    first_S, last_S = (picked[1].place[x_S] for x_S in own_span(k))
+def private_tokens(x: Info, most: int) -> jax.Array:
+    """`[P]`, of one row: the indices of what is private, at most so many, then such as no token has."""
+    there_T = x.private & (x.segment != 0) & (x.span != 0)
+    index_P = jnp.nonzero(there_T, size=most, fill_value=there_T.size)[0]
+    return jnp.where(index_P < there_T.size, index_P, there_T.size + jnp.arange(most)).astype(jnp.int32)
 
-    def of_picked(x, tokens: Picked):
-        there_P = jnp.arange(tokens.index.size) < tokens.there.sum()
-        return jnp.where(there_P, x[tokens.index], 0)
 
-    first_P, last_P = (of_picked(_of_queries(x_S, q), picked[0]) for x_S in (first_S, last_S))
-    q_number_P = of_picked(_of_queries(first_S, q) + 1, picked[0])
-    numbers = _numbers(q_number_P, of_picked(first_S + 1, picked[1]))
-    return Told(*numbers, None, block_states(q_number_P != 0, first_P, last_P, numbers[1] > 0, bq, bk))
+def told_of_private(q: Info, k: Info, own: tuple[jax.Array, jax.Array], bq: int, bk: int) -> Told:
+    """Of the private queries and keys of one row, whose indices are `own`: they see what is private in their span."""
+    first_S, last_S = own_span(k)
+    index_P = own[1]
+
+    def of_queries(x_S):
+        return _of_queries(x_S, q).at[own[0]].get(mode="fill", fill_value=-1)
+
+    # A span's number is that of its first token, from 1; where it lies among the keys is counted.
+    numbers = _numbers(of_queries(first_S) + 1, first_S.at[index_P].get(mode="fill", fill_value=-1) + 1)
+    first_P = jnp.searchsorted(index_P, of_queries(first_S)).astype(jnp.int32)
+    last_P = jnp.searchsorted(index_P, of_queries(last_S)).astype(jnp.int32)
+    return Told(*numbers, None, block_states(numbers[0] > 0, first_P, last_P, numbers[1] > 0, bq, bk))
 
 
 def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: int, parts: bool) -> jax.Array:
@@ -276,51 +269,55 @@ def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: int, p
     """
     bytes = q_NTH.shape[-1] * q_NTH.dtype.itemsize
     everyone = told(q_info, k_info, parts, *_blocks(q_NTH.shape[1], k_KSH.shape[1], bytes))
-    own = picked = None
-    if private:
-        most = private + _whole_blocks(private, private)[1]
-        picked = tuple(pick(x.private & (x.segment != 0) & (x.span != 0), most) for x in (q_info, k_info))
-        own = told_of_private(q_info, k_info, picked, *_blocks(most, most, bytes))
-    return _joint_softmax(q_NTH, k_KSH, v_KSH, everyone, own, picked)
+    if not private:
+        return _joint_softmax(q_NTH, k_KSH, v_KSH, everyone, None, None)
+    most = private + _whole_blocks(private, private)[1]
+    own = tuple(private_tokens(x, most) for x in (q_info, k_info))
+    among_own = told_of_private(q_info, k_info, own, *_blocks(most, most, bytes))
+    return _joint_softmax(q_NTH, k_KSH, v_KSH, everyone, among_own, own)
 
 
 @jax.custom_vjp
-def _joint_softmax(q_NTH, k_KSH, v_KSH, everyone: Told, own: Told | None, picked) -> jax.Array:
-    return _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone, own, picked)[0]
+def _joint_softmax(q_NTH, k_KSH, v_KSH, everyone: Told, among_own: Told | None, own) -> jax.Array:
+    """Attention to everyone's keys, and of what is private (its indices are `own`) to its own."""
+    return _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone, among_own, own)[0]
 
 
-def _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone: Told, own: Told | None, picked):
+def _some(x, index_P) -> jax.Array:
+    """`[N, P, ...]` of `[N, T, ...]`; past the last index there is a token that nobody sees."""
+    return x.at[:, index_P].get(mode="clip", indices_are_sorted=True)
+
+
+_PLACED = dict(mode="drop", indices_are_sorted=True, unique_indices=True)
+
+
+def _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone: Told, among_own: Told | None, own):
     """Two softmaxes become one by their logarithms of sums, base 2. Of a query that sees nothing both are masked."""
-    o_NTH, log_NT = _Splash(q_NTH, everyone).forward(q_NTH, k_KSH, v_KSH)
+    o_NTH, log_NT = _Splash(everyone).forward(q_NTH, k_KSH, v_KSH)
     if own is not None:
-        q, k = picked
-        kernel = _Splash(q_NTH, own)
-        own_NPH, own_NP = kernel.forward(q_NTH[:, q.index], k_KSH[:, k.index], v_KSH[:, k.index])
-        own_NT = jnp.where(q.there, own_NP[:, q.place], 2 * UNMASKED)
-        both_NT = jnp.logaddexp2(log_NT, own_NT)
-        shares = (jnp.exp2(x_NT - both_NT)[..., None] for x_NT in (log_NT, own_NT))
-        outputs = (o_NTH, own_NPH[:, q.place])
-        o_NTH = sum(x_NT1 * x_NTH.astype(jnp.float32) for x_NT1, x_NTH in zip(shares, outputs, strict=True))
-        o_NTH, log_NT = o_NTH.astype(q_NTH.dtype), both_NT
+        q_P, k_P = own
+        own_NPH, own_NP = _Splash(among_own).forward(_some(q_NTH, q_P), _some(k_KSH, k_P), _some(v_KSH, k_P))
+        log_NP = _some(log_NT, q_P)
+        both_NP = jnp.logaddexp2(log_NP, own_NP)
+        joint_NPH = jnp.exp2(log_NP - both_NP)[..., None] * _some(o_NTH, q_P)
+        joint_NPH += jnp.exp2(own_NP - both_NP)[..., None] * own_NPH
+        o_NTH = o_NTH.at[:, q_P].set(joint_NPH.astype(o_NTH.dtype), **_PLACED)
+        log_NT = log_NT.at[:, q_P].set(both_NP, **_PLACED)
     # Of a query that sees nothing the kernel makes the mean of some values.
     o_NTH = jnp.where((log_NT > UNMASKED)[..., None], o_NTH, 0)
-    return o_NTH, (q_NTH, k_KSH, v_KSH, everyone, own, picked, o_NTH, log_NT)
+    return o_NTH, (q_NTH, k_KSH, v_KSH, everyone, among_own, own, o_NTH, log_NT)
 
 
 def _joint_softmax_backward(residuals, g_NTH):
-    q_NTH, k_KSH, v_KSH, everyone, own, picked, o_NTH, log_NT = residuals
+    q_NTH, k_KSH, v_KSH, everyone, among_own, own, o_NTH, log_NT = residuals
     g_NTH = jnp.where((log_NT > UNMASKED)[..., None], g_NTH, 0)
-    grads = _Splash(q_NTH, everyone).backward(q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH)
+    grads = _Splash(everyone).backward(q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH)
     if own is not None:
-        q, k = picked
-        of_queries = (x[:, q.index] for x in (o_NTH, log_NT, g_NTH))
-        kernel = _Splash(q_NTH, own)
-        own_grads = kernel.backward(q_NTH[:, q.index], k_KSH[:, k.index], v_KSH[:, k.index], *of_queries)
-
-        def added(x, own, tokens: Picked):
-            return x + jnp.where(tokens.there[:, None], own[:, tokens.place], 0)
-
-        grads = tuple(map(added, grads, own_grads, (q, k, k)))
+        q_P, k_P = own
+        places = (q_P, k_P, k_P, q_P, q_P, q_P)
+        of_own = map(_some, (q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH), places)
+        own_grads = _Splash(among_own).backward(*of_own)
+        grads = [x.at[:, index].add(more, **_PLACED) for x, more, index in zip(grads, own_grads, places, strict=False)]
     return *grads, None, None, None
 
 
@@ -330,7 +327,7 @@ _joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward)
 class _Splash:
     """The kernel, of one row."""
 
-    def __init__(self, q_NTH, told: Told):
+    def __init__(self, told: Told):
         def load():
             # Private, because the public makers of kernels take either a mask known when they are called, or whole
             # `[T, S]` masks; the kernels themselves take a threshold for each query and lists of blocks, computed. And

@@ -95,12 +95,12 @@ def told(q, k, parts):
 
 @jax.jit
 def told_of_private(q, k):
-    """Which private keys a private query sees, of all, and blocks of those that are picked."""
-    picked = tuple(kernels.pick(x.private & (x.segment != 0), 256) for x in (q, k))
-    seen = kernels.told_of_private(q, k, picked, BQ, BK)
+    """Which keys a query sees as private tokens, of all, and of those that are private with what is known of blocks."""
+    own = tuple(kernels.private_tokens(x, 256) for x in (q, k))
+    seen = kernels.told_of_private(q, k, own, BQ, BK)
     same = seen.q_number[:, None] == seen.k_number[None]
-    there = picked[0].there[:, None] & picked[1].there[None]
-    return same[picked[0].place][:, picked[1].place] & there, same, seen.states
+    everywhere = jnp.zeros((q.position.size, S), bool)
+    return everywhere.at[own[0][:, None], own[1][None]].set(same, mode="drop"), same, seen.states
 
 
 def check_blocks(same, sees, states):
