@@ -293,10 +293,10 @@ _PLACED = dict(mode="drop", indices_are_sorted=True, unique_indices=True)
 
 def _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone: Told, among_own: Told | None, own):
     """Two softmaxes become one by their logarithms of sums, base 2. Of a query that sees nothing both are masked."""
-    o_NTH, log_NT = _Splash(everyone).forward(q_NTH, k_KSH, v_KSH)
+    o_NTH, log_NT = _splash_forward(everyone, q_NTH, k_KSH, v_KSH)
     if own is not None:
         q_P, k_P = own
-        own_NPH, own_NP = _Splash(among_own).forward(_some(q_NTH, q_P), _some(k_KSH, k_P), _some(v_KSH, k_P))
+        own_NPH, own_NP = _splash_forward(among_own, _some(q_NTH, q_P), _some(k_KSH, k_P), _some(v_KSH, k_P))
         log_NP = _some(log_NT, q_P)
         both_NP = jnp.logaddexp2(log_NP, own_NP)
         joint_NPH = jnp.exp2(log_NP - both_NP)[..., None] * _some(o_NTH, q_P)
@@ -311,12 +311,12 @@ def _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone: Told, among_own: Told 
 def _joint_softmax_backward(residuals, g_NTH):
     q_NTH, k_KSH, v_KSH, everyone, among_own, own, o_NTH, log_NT = residuals
     g_NTH = jnp.where((log_NT > UNMASKED)[..., None], g_NTH, 0)
-    grads = _Splash(everyone).backward(q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH)
+    grads = _splash_backward(everyone, q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH)
     if own is not None:
         q_P, k_P = own
         places = (q_P, k_P, k_P, q_P, q_P, q_P)
         of_own = map(_some, (q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH), places)
-        own_grads = _Splash(among_own).backward(*of_own)
+        own_grads = _splash_backward(among_own, *of_own)
         grads = [x.at[:, index].add(more, **_PLACED) for x, more, index in zip(grads, own_grads, places, strict=False)]
     return *grads, None, None, None
 
@@ -324,54 +324,56 @@ def _joint_softmax_backward(residuals, g_NTH):
 _joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward)
 
 
-class _Splash:
-    """The kernel, of one row."""
+def _splash_forward(told: Told, q, k, v) -> tuple[jax.Array, jax.Array]:
+    """The output of some heads, and the logarithm of each query's sum, base 2."""
+    splash = _of_tokamax("tpu", _load_splash)
+    # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
+    blocks = _schedule(splash.MaskInfo, told.states, told.last, idle=1)
+    ids = splash.SegmentIds(told.q_number, told.k_number)
+    o, found = splash._splash_attention_forward(blocks, q, k, v, ids, None, **_splash_options(splash, told))
+    return o, found["logsumexp"]
 
-    def __init__(self, told: Told):
-        def load():
-            # Private, because the public makers of kernels take either a mask known when they are called, or whole
-            # `[T, S]` masks; the kernels themselves take a threshold for each query and lists of blocks, computed. And
-            # the way back takes the logarithm of a sum over more keys than it is given.
-            from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel
 
-            return splash_attention_kernel
+def _splash_backward(told: Told, q, k, v, o, log, g) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of q, k and v. The logarithm may be of a sum over more keys than these."""
+    splash = _of_tokamax("tpu", _load_splash)
+    blocks = _schedule(splash.MaskInfo, told.states.T, told.last, idle=0)
+    residuals = (q, k, v, splash.SegmentIds(told.q_number, told.k_number), None, o, log, blocks)
+    options = _splash_options(splash, told) | dict(dkv_mask_sparsity=1.0, res=residuals, grads=(g, None))
+    return splash._splash_attention_bwd(**options)[2:5]
 
-        self.splash = _of_tokamax("tpu", load)
-        self.told = told
-        T, S = told.q_number.size, told.k_number.size
-        bq, bk = T // told.states.shape[0], S // told.states.shape[1]
-        inner = next(b for b in (512, 384, 256, 128) if bk % b == 0)
-        config = self.splash.SplashConfig(
-            block_q=bq,
-            block_kv=bk,
-            block_kv_compute=inner,
-            block_q_dkv=bq,
-            block_kv_dkv=bk,
-            block_kv_dkv_compute=inner,
-            dq_reduction_steps=3,  # the only way that takes lists of blocks
-        )
-        self.how = dict(
-            mask_value=self.splash.base.DEFAULT_MASK_VALUE,
-            is_mqa=False,
-            config=config,
-            mask_function=None if told.last is None else _up_to,
-            save_residuals=True,
-            fwd_mask_sparsity=1.0,
-        )
-        self.ids = self.splash.SegmentIds(told.q_number, told.k_number)
 
-    def forward(self, q, k, v) -> tuple[jax.Array, jax.Array]:
-        """The output, and the logarithm of the sum of powers of 2."""
-        # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
-        blocks = _schedule(self.splash.MaskInfo, self.told.states, self.told.last, idle=1)
-        o, found = self.splash._splash_attention_forward(blocks, q, k, v, self.ids, None, **self.how)
-        return o, found["logsumexp"]
+def _load_splash():
+    # Private, because the public makers of kernels take either a mask known when they are called, or whole `[T, S]`
+    # masks; the kernels themselves take a threshold for each query and lists of blocks, computed. And theirs is the one
+    # way back for a softmax over the keys of two calls.
+    from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel
 
-    def backward(self, q, k, v, o, log, g) -> tuple[jax.Array, jax.Array, jax.Array]:
-        blocks = _schedule(self.splash.MaskInfo, self.told.states.T, self.told.last, idle=0)
-        residuals = (q, k, v, self.ids, None, o, log, blocks)
-        grads = self.splash._splash_attention_bwd(**self.how, dkv_mask_sparsity=1.0, res=residuals, grads=(g, None))
-        return grads[2:5]
+    return splash_attention_kernel
+
+
+def _splash_options(splash, told: Told) -> dict:
+    bq, bk = (
+        n // blocks for n, blocks in zip((told.q_number.size, told.k_number.size), told.states.shape, strict=True)
+    )
+    inner = next(b for b in (512, 384, 256, 128) if bk % b == 0)
+    config = splash.SplashConfig(
+        block_q=bq,
+        block_kv=bk,
+        block_kv_compute=inner,
+        block_q_dkv=bq,
+        block_kv_dkv=bk,
+        block_kv_dkv_compute=inner,
+        dq_reduction_steps=3,  # the only way that takes lists of blocks
+    )
+    return dict(
+        mask_value=splash.base.DEFAULT_MASK_VALUE,
+        is_mqa=False,
+        config=config,
+        mask_function=None if told.last is None else _up_to,
+        save_residuals=True,
+        fwd_mask_sparsity=1.0,
+    )
 
 
 def _up_to(last, index) -> jax.Array:
