@@ -13,7 +13,7 @@ streams as the mixture divides.
 
 `init` names a run, as `mot import` makes one: its layers, widths, block and experts are taken, and its weights
 (init.run).
-`size` decides the batch and the schedule then.
+`size` decides the batch and the schedule then, at a peak rate of 1e-4 at most.
 """
 
 import json
@@ -35,6 +35,7 @@ ARGUMENTS = {
 }
 # Keys of a stream that say what the model is.
 OF_STREAM = ("width", "ffn", "first_id", "objective", "entry", "diffusion", "place_table", "rope_gap", "ends_prefix")
+FURTHER = 1e-4  # the peak rate of a run that begins with trained weights; a size's own would undo them
 # Keys of `model` that say how it is computed, and not what.
 COMPUTE = ("scan", "remat", "dtype", "attention", "dispatch", "seed", "dropout")
 
@@ -56,6 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
             if towers[name]["experts"] and not c[component][name].experts:  # else the architecture's own
                 c[component][name].update({k: x for k, x in towers[name].items() if k in c[component][name]})
     c.data.blocks, c.init.run = blocks, arg["init"]
+    c.optim.lr = min(c.optim.lr, FURTHER)
     return c.lock()
 
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "checkpoint": "list, verify, show or compare the checkpoints of runs",
     "data": "prepare a dataset from your files, or inspect one",
     "tokenizer": "train a tokenizer of pictures or sounds: ids or vectors that a network makes",
-    "import": "a published model of text (Hugging Face) into a run directory",
+    "import": "a published model (Hugging Face) into a run directory",
     "export": "a run's weights, tokenizer and card as Hugging Face's transformers read them",
     "config": "show a configuration: every key, what it is for, what it may be, its default",
     "report": "one page about runs or a sweep: what it asked is answered first; --watch renews it",

@@ -91,9 +91,16 @@ def _measured(plan, row) -> None:
         row("", f"and {len(wide) - MOST} more, in --out's file")
     if plan.uncounted_loops:
         row("[yellow]loops of unknown length[/yellow]", f"{', '.join(plan.uncounted_loops)}: counted once")
-    parts = ", ".join(f"{name} {plan.roofline[name] * 1e3:.1f}" for name in ("compute", "memory", "interconnect"))
-    row("step, ms at least", f"{plan.roofline['max'] * 1e3:.1f} to {plan.roofline['sum'] * 1e3:.1f}: {parts}")
-    row("", f"{plan.binding} binds; MFU at most {plan.mfu_bound:.1%}, {_short(plan.tokens_per_day)} tokens a day")
+    if plan.places > 1:
+        row(
+            "[yellow]experts' buffers[/yellow]",
+            f"{plan.places:g} places for each row that balanced experts get: what is in empty ones is not multiplied, "
+            "and not counted as FLOPs, but takes memory and its bandwidth",
+        )
+    parts = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in plan.spent.items() if seconds)
+    row("step at peak, ms", f"{plan.roofline['step'] * 1e3:.1f}, by what binds its operations: {parts}")
+    row("", f"MFU at most {plan.mfu_bound:.1%}, {_short(plan.tokens_per_day)} tokens a day")
+    row("", f"{plan.roofline['overlapped'] * 1e3:.1f} if all of it overlapped")
     row("the run", f"{plan.days:.2f} days, {plan.chip_hours:,.0f} chip-hours at least")
     row("compiled in", f"{plan.compile_seconds:.0f} s, traced in {plan.tracing_seconds:.0f} s")
 

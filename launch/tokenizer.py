@@ -66,7 +66,7 @@ def _read(options, settings: Settings) -> Read:
     inputs = [Path(path) for path in options.inputs]
     form = readers.detect(inputs) if options.format == "auto" else options.format
     # A folder's pictures need no captions here, which `mot data prepare` asks for unless it is told.
-    templates = options.content or ([f"{settings.medium}:{settings.medium}"] if form == "folder" else [])
+    templates = options.content or _usual(inputs, form, settings.medium)
 
     def documents() -> Iterator[Raw]:
         return itertools.islice(readers.read(inputs, form, templates), options.sample)
@@ -99,6 +99,12 @@ def _read(options, settings: Settings) -> Read:
     gathered = training.windows if settings.medium == "audio" else lambda found: training.pictures(found, settings)
     counts = {"train": len(made[False]), "held_out": len(made[True])}
     return Read(gathered(made[False]), gathered(made[True]), shown, counts)
+
+
+def _usual(inputs: list[Path], form: str, medium: str) -> list[str]:
+    """As `mot data prepare` reads them, so that both hold out the same; a folder without captions by its media."""
+    first = next(readers.read(inputs, form), None) if form == "folder" else None
+    return [f"{medium}:{medium}"] if first and first.bad else []
 
 
 def _bytes(content, settings: Settings) -> np.ndarray:

@@ -54,12 +54,20 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
     types = (AxisType.Auto,) * len(MESH_AXES)
     if m.slices > 1:
         inner, outer = (data // m.slices, *others), (m.slices, *(1 for _ in others))
-        mesh = Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), MESH_AXES, axis_types=types)
+        mesh = Mesh(_arranged(mesh_utils.create_hybrid_device_mesh, inner, outer, devices), MESH_AXES, axis_types=types)
     else:
-        mesh = jax.make_mesh(wanted.axis_sizes, MESH_AXES, axis_types=types, devices=devices)
+        mesh = Mesh(_arranged(mesh_utils.create_device_mesh, wanted.axis_sizes, devices), MESH_AXES, axis_types=types)
     if faults := list(undivided(config, mesh)):
         raise UserError("; ".join(faults))
     return mesh
+
+
+def _arranged(create: Callable[..., np.ndarray], *arguments) -> np.ndarray:
+    """The devices of a mesh. Each axis takes whole sides of the torus, or else, where sizes do not allow it, parts."""
+    try:
+        return create(*arguments)
+    except NotImplementedError:
+        return create(*arguments, allow_split_physical_axes=True)
 
 
 def abstract(config: Config, devices: int) -> AbstractMesh:

@@ -13,7 +13,8 @@ import numpy as np
 
 from mot.errors import UserError
 from mot.files import make_folder
-from mot.interop import shards
+from mot.interop import families, shards
+from mot.interop.families import Said
 from mot.interop.shards import Header
 from mot.runs import rundir
 
@@ -30,9 +31,9 @@ def write(run: Path, theirs: Path, about: Mapping, found: Mapping[str, Header]) 
     for name in PROCESSORS:
         if (theirs / name).is_file():
             shutil.copyfile(theirs / name, folder / name)
-    if found:
-        held = dict(shards.tensors(found, "keeping what is outside of the model"))
-        shards.write(folder, {shards.SINGLE: sorted(held)}, held.__getitem__, {n: x.shape for n, x in held.items()})
+    held = dict(shards.tensors(found, "keeping what is outside of the model"))
+    # Also where there are none: a file that is lost is missed.
+    shards.write(folder, {shards.SINGLE: sorted(held)}, held.__getitem__, {n: x.shape for n, x in held.items()})
 
 
 def of_run(run: Path, family: str, is_needed: bool = True) -> Path | None:
@@ -61,12 +62,26 @@ def about(folder: Path) -> dict:
     return shards.read_json(folder / "config.json")
 
 
+def said(folder: Path, family: str) -> Said:
+    """What it says in our words; raises `UserError` where it is of another family than the run."""
+    name, found = families.of_theirs(about(folder), str(folder / "config.json"))
+    if name != family:
+        raise UserError(f"{folder} is of a {name}, and the run is a {family}; import the model again")
+    return found
+
+
 def tensors(folder: Path, of_ids: Collection[str], vocab: int) -> dict[str, np.ndarray]:
-    """What was kept, by its name; those `of_ids` get rows of zeros for ids that are new."""
-    if not (folder / shards.SINGLE).is_file():
-        return {}
+    """What was kept, by its name; those `of_ids` get rows of zeros for ids that are new.
+
+    Raises `UserError` where the file is missing or damaged.
+    """
     found = dict(shards.tensors(shards.headers(folder), "reading what is outside of the model"))
     for name in found.keys() & set(of_ids):
+        if found[name].ndim != 2:
+            raise UserError(
+                f"{folder}: {name} has shape {[*found[name].shape]}; must have a row for each id; import the model "
+                "again"
+            )
         found[name] = np.pad(found[name], ((0, max(vocab - len(found[name]), 0)), (0, 0)))
     return found
 

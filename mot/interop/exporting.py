@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from mot.checkpoint import Position, made_by
 from mot.config import Config
 from mot.console import phase
 from mot.errors import UserError
-from mot.files import make_folder, remove
 from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece
@@ -46,10 +44,10 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
     """
     config = rundir.config_of(path)
     name = families.of_ours(config, str(path))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
+    shards.refuse_taken(out)
     tokenizer = _tokenizer(config)
-    aside = kept.of_run(path, name, name in families.NEEDED) if name in families.OUTSIDE else None
+    aside = kept.of_run(path, name, families.needs_aside(name)) if families.keeps_aside(name) else None
+    said = kept.said(aside, name) if aside else None
     with phase("reading the checkpoint"):
         config, position, weights = restore.load(path, step)
     refuse_unequal(params.paths(weights), families.copies(name, config), name, path)
@@ -57,17 +55,13 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
     restore.refuse_other_data(path, position, training)
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
     stored = prompt.read(path) if position.step == 0 else {}
-    beyond = {key.replace(".", "/"): rest for key, rest in stored.items() if key not in ("ids", "logits")}
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    make_folder(partial)
-    try:
+    beyond = _beyond(path, stored, config)
+    with shards.whole(out) as partial:
         rows = families.rows_of(name, config)
         vocab = config.vocab + max(map(len, beyond.values()), default=0)
         pieces = families.pieces(rows, config, vocab)
-        outside = kept.tensors(aside, families.OF_IDS.get(name, ()), vocab) if aside else {}
-        order = None
-        if aside:
-            order = families.order_of_ids(families.of_theirs(kept.about(aside), str(aside))[1], config, config.vocab)
+        outside = kept.tensors(aside, families.rows_aside(name), vocab) if aside else {}
+        order = families.order_of_ids(said, config, config.vocab) if said else None
         shapes = {theirs: families.shape_of(own) for theirs, own in pieces.items()}
         shapes |= {theirs: x.shape for theirs, x in outside.items()}
         number = np.dtype(DTYPES[dtype])
@@ -84,12 +78,6 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
             ids = stored["ids"] if stored else prompt.ids_of(tokenizer)
             prompt.write(partial, ids, prompt.of_theirs(prompt.logits(weights, plain, ids), order))
         _write_rest(partial, path, name, config, position, tokenizer, vocab, dtype, aside)
-        if out.exists():
-            out.rmdir()  # it is empty
-        os.rename(partial, out)
-    except BaseException:
-        remove(partial)
-        raise
     return Exported(name, position.step, len(plan), told)
 
 
@@ -101,6 +89,18 @@ def refuse_unequal(arrays: Mapping[str, Any], copies: Mapping[str, str], name: s
                 f"{path}: {one} is not {other}; a {name} has one for both, and training moved them apart; freeze both "
                 "in a run to export (a rule of optim.rules with lr=0.0)"
             )
+
+
+def _beyond(path: Path, stored: Mapping[str, np.ndarray], config: Config) -> dict[str, np.ndarray]:
+    """Rows `[n, D]` of theirs that belong to no id, by the path of the parameter, as an import stored them."""
+    beyond = {key.replace(".", "/"): rest for key, rest in stored.items() if key not in ("ids", "logits")}
+    for name, rest in beyond.items():
+        if name not in OF_IDS or rest.dtype != np.float32 or rest.shape[1:] != (config.streams["text"].width,):
+            raise UserError(
+                f"{path / prompt.NAME}: {name} is {rest.dtype} {list(rest.shape)}; must be float32 rows of "
+                f"{' or '.join(OF_IDS)}; import the model again"
+            )
+    return beyond
 
 
 def _tokenizer(config: Config) -> Tokenizer:

@@ -24,7 +24,7 @@ from mot.data import sources
 from mot.data.manifest import read_json as read_dataset
 from mot.data.manifest import special_tokens
 from mot.errors import UserError, reason
-from mot.files import make_folder, remove, write_atomically
+from mot.files import write_atomically
 from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece, Row, Said
@@ -62,10 +62,11 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     about = shards.read_json(folder / "config.json")
     name, said = families.of_theirs(about, str(folder / "config.json"))
     tokenizer, ids = _tokenizer(folder, data)
-    found = shards.renamed(shards.headers(folder), families.ALIASES.get(name, ()))
+    found = shards.renamed(shards.headers(folder), families.aliases(name))
     _refuse_lacking(data, said, name)
     own = _config(data, said.arch, said, about, out)
     _refuse_other_codes(data, said, name)
+    _refuse_more_experts(found, own, folder)
     vocab = _rows_of_embedding(found, families.rows_of(name, own))
     pieces = families.pieces(families.rows_of(name, own), own, vocab)
     outside = sorted(tensor for tensor in found if tensor.startswith(said.outside))
@@ -78,8 +79,7 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
         )
     order = families.order_of_ids(said, own, vocab)
     stored = prompt.of_ours(prompt.read(folder), order)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
+    shards.refuse_taken(out)
     target = _config(data, arch or said.arch, said, about, out)
     weights, beyond = _read(found, pieces, own, order)
     for path, other in families.copies(name, own).items():
@@ -88,14 +88,10 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
-    make_folder(out)
-    try:
-        if name in families.OUTSIDE:
-            kept.write(out, folder, about, aside)
-        told += _write(out, target, weights, tokenizer, stored, beyond, folder)
-    except BaseException:
-        remove(out)
-        raise
+    with shards.whole(out) as partial:
+        if families.keeps_aside(name):
+            kept.write(partial, folder, about, aside)
+        told += _write(partial, target, weights, tokenizer, stored, beyond, folder)
     return Imported(out, name, arch or said.arch, params.count(params.table(target)), told)
 
 
@@ -174,6 +170,16 @@ def _config(data: str, arch: str, said: Said, about: Mapping[str, Any], out: Pat
     frozen = {name: FROZEN + (() if stream.latent else of_ids) for name, stream in tree.streams.items()}
     tree.optim.freeze = ",".join(f"{stream}.{part}" for stream, parts in frozen.items() for part in parts)
     return flops.resolve_with_steps(tree, sources.faults, optim.uncovered)
+
+
+def _refuse_more_experts(found: Mapping[str, Header], config: Config, folder: Path) -> None:
+    """`UserError` where there are more experts than tensors, before a name is made for each of theirs."""
+    most = max(experts.experts for experts in config.ffn.values())
+    if (count := most * sum(config.sparse)) > len(found):
+        raise UserError(
+            f"{folder}: config.json describes {count:,} experts in {sum(config.sparse)} layers, and the files have "
+            f"{len(found)} tensors; name a whole model of one version"
+        )
 
 
 def _named(values: Mapping[str, Any], streams: Mapping[str, Any], data: str) -> dict[str, Any]:
@@ -316,7 +322,7 @@ def _told(config: Config, vocab: int, said: Said) -> list[str]:
         )
     if text_ids < vocab:
         told.append(
-            f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; they are kept for an export"
+            f"{vocab - text_ids} rows of the embedding belong to no id of the tokenizer; an export of this run has them"
         )
     if text_ids > vocab:
         told.append(f"{text_ids - vocab} special tokens of mot's are new; their rows begin as the mean of all others")

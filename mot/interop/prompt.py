@@ -1,5 +1,6 @@
 """Logits of a fixed prompt, stored beside weights: whoever reads them elsewhere sees whether they are the same."""
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,10 +53,19 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     if not file.exists():
         return {}
     try:
+        if not file.is_file():
+            raise ValueError("it is no file")
         with np.load(file, allow_pickle=False) as arrays:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in arrays.zip.infolist()):
+                raise ValueError("it is compressed")  # and might unfold to any size
             found = {name: arrays[name] for name in arrays.files}
-        if found["ids"].ndim != 1 or found["logits"].ndim != 2 or len(found["ids"]) != len(found["logits"]):
-            raise ValueError("it has no logits of its ids")
+        if not {"ids", "logits"} <= found.keys():
+            raise ValueError("it has no ids and logits")
+        ids, logits_ = found["ids"], found["logits"]
+        if ids.dtype.kind not in "iu" or logits_.dtype.kind != "f" or ids.ndim != 1 or logits_.ndim != 2:
+            raise ValueError("it has no ids and logits")
+        if not 1 <= len(ids) <= LONGEST or len(logits_) != len(ids) or not logits_.size:
+            raise ValueError(f"{len(ids)} ids, and logits {list(logits_.shape)}; 1 to {LONGEST} have a row each")
     except Exception as error:  # numpy's reader has many
         raise UserError(
             f"{file} cannot be read ({reason(error)}); move it away to go on without a comparison"

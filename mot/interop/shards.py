@@ -4,6 +4,7 @@ Nothing is unpickled and no code of a folder is run: what is no safetensors is r
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mot.console import announce
 from mot.errors import UserError, reason
+from mot.files import make_folder, remove
 
 STEMS = ("model", "diffusion_pytorch_model", "ema")  # of files' names: transformers', diffusers', BAGEL's
 DTYPES = ("F32", "F16", "BF16")  # which float32 holds exactly
@@ -52,6 +54,8 @@ def library() -> Any:
 def read_json(file: Path) -> dict:
     """Raises `UserError` where it is absent, too large, or no object."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")  # a pipe would be waited for, a device never ends
         if file.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has {file.stat().st_size:,} bytes")
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -62,6 +66,29 @@ def read_json(file: Path) -> dict:
             f"{file} cannot be read ({reason(error)}); name a folder as save_pretrained writes it"
         ) from None
     return content
+
+
+def refuse_taken(out: Path) -> None:
+    """Raises `UserError` unless `out` is the name of a folder that is new, or empty."""
+    if not out.name:
+        raise UserError(f"--out {out}: has no name of its own; name a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: exists; nothing was overwritten; name a new folder")
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, which gets its name at the end; nothing is left of it where that fails."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    make_folder(partial)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()  # it is empty
+        os.rename(partial, out)
+    except BaseException:
+        remove(partial)
+        raise
 
 
 def headers(folder: Path) -> dict[str, Header]:

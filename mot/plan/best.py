@@ -41,7 +41,7 @@ def main(
         raise UserError(
             f"{topology.name}: none of the best {search.TRIED} candidates compiles; set config.mesh yourself"
         )
-    candidate, best = min(fitting, key=lambda pair: pair[1].roofline["max"]) if fitting else compiled[0]
+    candidate, best = min(fitting, key=lambda pair: pair[1].roofline["step"]) if fitting else compiled[0]
     if fitting:
         flags = [f"--config.{key}={value}" for key, value in overrides(candidate.config).items()]
         out.print("the fastest that fits: " + " ".join(flags), markup=False)
@@ -58,4 +58,4 @@ def overrides(config: Config) -> dict[str, str]:
 def _told(plan: forecast.Forecast) -> str:
     if not plan.fits:
         return f"does not fit: {plan.trouble}"
-    return f"{plan.roofline['max'] * 1e3:.1f} ms, {plan.binding} binds, {plan.memory['peak'] / 1e9:.1f} GB"
+    return f"{plan.roofline['step'] * 1e3:.1f} ms, {plan.binding} binds, {plan.memory['peak'] / 1e9:.1f} GB"

@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # slices are named without JAX, which takes seconds to import
     import jax
 
 GIB = 2**30
+# Of `Chip.scatters_over`; libtpu 0.0.42, for one matmul's gradient and for 7B's.
+SMALL = 4  # devices of a slice
+ALONG = 64  # devices
 
 
 @dataclass(frozen=True)
@@ -22,21 +25,32 @@ class Chip:
     memory: int  # bytes that the compiler has for programs: somewhat less than data sheets say
     bandwidth: float  # of memory, bytes a second
     links: float  # of all links to other chips, both ways together, bytes a second
+    network: float  # of the data centre's, between slices: bytes a second that it sends
     axes: int = 3  # of the torus
     most: int = 0  # chips in one slice
+    closed: int = 4  # sides that are multiples of it are rings; on a torus of three axes all or none
+    scatters: bool = False  # gradients are reduce-scattered along any number of devices
     devices: int = 1  # of a chip, as JAX counts
     options: tuple[tuple[str, str], ...] = ()  # for the compiler
 
+    def scatters_over(self, devices: int, slice: int) -> bool:
+        """Are gradients along so many of a slice's devices reduce-scattered? Else they are all-reduced: twice as much.
 
-# Sources: the makers' data sheets, as in docs.cloud.google.com/tpu and nvidia.com; v4's links are six of 50 GB/s each
-# way (2304.01433).
+        All chips' are on `SMALL` slices, and on others along a part of them up to `ALONG`, of most sizes.
+        """
+        return self.scatters or slice <= SMALL or devices <= min(slice // 2, ALONG)
+
+
+# Sources: the maker's pages at docs.cloud.google.com/tpu; v4's links are six of 50 GB/s each way (2304.01433). Networks
+# are told in Gbit/s a chip: 25 (v5e: 6.4 Tbit/s for 256), 50 (v5p), 100 (v6e, tpu7x). v4's is not told, and taken as
+# v5p's.
 CHIPS = {
     # "megacore": the chip's two cores are one device, as on machines that have it.
-    "v4": Chip(275e12, int(30.75 * GIB), 1200e9, 600e9, most=4096, options=(("chip_config_name", "megacore"),)),
-    "v5e": Chip(197e12, int(15.75 * GIB), 819e9, 400e9, axes=2, most=256),
-    "v5p": Chip(459e12, int(95.74 * GIB), 2765e9, 1200e9, most=8960),
-    "v6e": Chip(918e12, int(31.25 * GIB), 1638e9, 800e9, axes=2, most=256),
-    "tpu7x": Chip(2307e12, 2 * int(94.75 * GIB), 7380e9, 1200e9, most=9216, devices=2),
+    "v4": Chip(275e12, int(30.75 * GIB), 1200e9, 600e9, 6.25e9, most=4096, options=(("chip_config_name", "megacore"),)),
+    "v5e": Chip(197e12, int(15.75 * GIB), 819e9, 400e9, 3.125e9, axes=2, most=256, closed=16),
+    "v5p": Chip(459e12, int(95.74 * GIB), 2765e9, 1200e9, 6.25e9, most=8960),
+    "v6e": Chip(918e12, int(31.25 * GIB), 1638e9, 800e9, 12.5e9, axes=2, most=256, closed=16),
+    "tpu7x": Chip(2307e12, 2 * int(94.75 * GIB), 7380e9, 1200e9, 12.5e9, most=9216, devices=2, scatters=True),
 }
 EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4"
 
@@ -51,7 +65,7 @@ class Topology:
 
     @property
     def memory(self) -> int:
-        """Of one device, as are the next three."""
+        """Of one device, as are the next four."""
         return self.chip.memory // self.chip.devices
 
     @property
@@ -66,6 +80,11 @@ class Topology:
     def sends(self) -> float:
         """Bytes a second that it can send, every link busy: half of what goes both ways."""
         return self.chip.links / 2 / self.chip.devices
+
+    @property
+    def sends_between(self) -> float:
+        """Bytes a second that it can send to other slices."""
+        return self.chip.network / self.chip.devices
 
 
 def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
@@ -88,6 +107,21 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
     return chip, sides
 
 
+def wrap(name: str) -> tuple[bool, bool, bool]:
+    """Along which axes a slice's first and last chips are linked, so that a side is a ring.
+
+    v4, v5p and tpu7x: along all where the slice is of whole cubes of 4x4x4, which optical switches join. v5e and v6e:
+    along sides as long as the pod's. As in docs.cloud.google.com/tpu and in MaxText's table
+    (`utils/accelerator_to_spec_map.py`).
+    """
+    chip, sides = parse(name)
+    rings = [side % chip.closed == 0 for side in sides]
+    if chip.axes == 3:
+        rings = [all(rings)] * 3
+    first, second, third = [*rings, False][:3]
+    return first, second, third
+
+
 def topology(name: str, slices: int = 1) -> Topology:
     """The devices that the compiler sees in so many slices of that name; needs the extra `tpu`, but no TPU."""
     chip, sides = parse(name)
@@ -101,7 +135,9 @@ def topology(name: str, slices: int = 1) -> Topology:
             "pip install -e '.[tpu]'"
         ) from error
     host = (2, 2, 1) if all(n % 2 == 0 for n in sides[:2]) else (1, 1, 1)
-    options = dict(chip.options) | {"chips_per_host_bounds": host} | ({"num_slices": slices} if slices > 1 else {})
+    # Without `wrap` the compiler takes an environment variable's word, or else no slice has rings.
+    options = dict(chip.options) | {"chips_per_host_bounds": host, "wrap": wrap(name)}
+    options |= {"num_slices": slices} if slices > 1 else {}
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except RuntimeError as error:

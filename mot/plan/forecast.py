@@ -1,7 +1,6 @@
 """What a configuration will need and reach on TPUs that are not there: the real step, compiled ahead of time.
 
-Memory and what is computed and sent are the compiler's. The step's time is a bound from peak figures (a roofline): as
-if every unit ran at its peak, one after another (`sum`) or all at once (`max`).
+Memory and what is computed and sent are the compiler's. The step's time is from peak figures (`mot/plan/bound.py`).
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from mot import batches, sharding
 from mot.config import Config, checks
 from mot.model import flops, kernels, params
-from mot.plan import hlo
+from mot.plan import bound, hlo
 from mot.plan.chips import Topology
 from mot.train.state import abstract, state_shardings
 from mot.train.step import make_step
@@ -30,7 +29,6 @@ RECOMPUTED_ATTENTION = 2 / 6
 REMAT = checks.VALUES["Model"]["remat"]  # policies, from the one that keeps most to the one that keeps least
 RECOMPUTING = ("block", "offload")  # those that run a block forward once more
 ROW = "each row is one causal document, so that a token sees half of it"
-SLICES = "; what goes between slices is counted as if within one"
 LISTED = 8
 BYTES_OF_PARAMETER = 16  # in float32, with its gradient and both moments
 NEGLIGIBLE = 1e-3  # of all FLOPs: float32 matmuls that take less, as those of noise levels, are not listed
@@ -84,11 +82,13 @@ class Forecast:
     recomputed_flops: float = 0.0  # that the remat policy asks for
     float32_matmuls: list[dict] = field(default_factory=list)  # outside routers and losses
     kernels: list[dict] = field(default_factory=list)
+    places: float = 1.0  # of experts' buffers, for each row that balanced experts get
     collectives: dict[str, dict] = field(default_factory=dict)  # by kind
     collectives_by_source: list[dict] = field(default_factory=list)
     uncounted_loops: list[str] = field(default_factory=list)
-    roofline: dict[str, float] = field(default_factory=dict)  # seconds
-    binding: str = ""
+    roofline: dict[str, float] = field(default_factory=dict)  # seconds: of each unit's whole work, of the step
+    spent: dict[str, float] = field(default_factory=dict)  # seconds of the step, by what binds its operations
+    binding: str = ""  # what binds most of them
     mfu_bound: float = 0.0
     tokens_per_day: float = 0.0
     days: float = 0.0  # of the run's steps
@@ -210,7 +210,7 @@ def _of_model(config: Config, topology: Topology, mesh: jax.sharding.Mesh) -> di
         active=flops.active_parameters(config),
         towers=dict(towers),
         flops_per_token=step / sum(tokens.values()),
-        assumed=ROW + (SLICES if config.mesh.slices > 1 else ""),
+        assumed=ROW,
         memory_of_chip=topology.memory,
     )
 
@@ -262,25 +262,53 @@ def recomputed(config: Config, tokens: dict[str, int]) -> int:
     return sum(2 * n * (weights[name] - head[name] - last[name]) for name, n in tokens.items())
 
 
+def places(config: Config) -> float:
+    """Places in experts' buffers for each row that balanced experts get.
+
+    Where devices share experts a buffer has room for more: with `gather` for all rows of all of them. Kernels skip
+    places without a row; what is done element by element does not.
+    """
+    m = config.mesh
+    if m.expert == 1:
+        return 1.0
+    return float(m.expert) if m.exchange == "gather" else m.buffer
+
+
+def _is_grouped(kernel: hlo.Kernel) -> bool:
+    return "gmm" in kernel.name or "ragged" in kernel.name
+
+
+def _is_outside(matmul: hlo.Matmul) -> bool:
+    """Of attention, and of loops whose length is not known."""
+    return not (matmul.at.endless or matmul.at.within(*OF_ATTENTION))
+
+
+def _is_attention(operation: hlo.Operation) -> bool:
+    return any(not _is_grouped(k) and k.at.within(*OF_ATTENTION) for k in operation.kernels) or any(
+        m.at.within(*OF_ATTENTION) for m in operation.matmuls
+    )
+
+
 def _work(config: Config, topology: Topology, program: hlo.Program, tokens: dict[str, int], devices: int) -> dict:
-    """What a compiled step computes, moves and sends, and the time that peak figures bound it by."""
-    outside = [m for m in program.matmuls if not (m.at.endless or m.at.within(*OF_ATTENTION))]
-    grouped = [k for k in program.kernels if "gmm" in k.name or "ragged" in k.name]
-    counted = sum(m.total for m in outside) + sum(k.flops * k.at.times for k in grouped)
+    """What a compiled step computes, moves and sends, and the time that it takes at peak figures."""
+    outside = [m for m in program.matmuls if _is_outside(m)]
+    room = places(config)
+
+    def grouped(kernels):
+        return sum(k.flops * k.at.times for k in kernels if _is_grouped(k)) / room
+
+    def computed(operation):
+        return sum(m.total * m.passes for m in operation.matmuls if _is_outside(m)) + grouped(operation.kernels)
+
+    counted = sum(m.total for m in outside) + grouped(program.kernels)
     of_pair = flops.FORWARD_AND_BACKWARD * flops.attention_per_pair(config) / devices
     seen_again = RECOMPUTED_ATTENTION if config.model.remat in RECOMPUTING else 0
     formula = flops.train_step(config, tokens, 0, contrasted=config.data.batch * config.contrasted_pairs) / devices
-    computed = sum(m.total * m.passes for m in outside) + of_pair * attention_work(config) * (ATTENTION + seen_again)
-    computed += sum(k.flops * k.at.times for k in grouped)
-    wire = sum(c.wire for c in program.collectives)
+    attention = of_pair * attention_work(config) * (ATTENTION + seen_again)
+    whole, spent = bound.seconds(program, topology, computed, _is_attention, attention)
+    overlapped = max(whole.values())
+    step = max(sum(spent.values()), overlapped)
     narrow = config.model.dtype != "float32"  # else float32 is what was asked for
-    seconds = {
-        "compute": computed / topology.flops,
-        "memory": program.bytes / topology.bandwidth,
-        "interconnect": wire / topology.sends,
-    }
-    binding = max(seconds, key=seconds.get)
-    least = seconds[binding]
     total = sum(tokens.values())
     return dict(
         matmul_flops=counted,
@@ -292,15 +320,17 @@ def _work(config: Config, topology: Topology, program: hlo.Program, tokens: dict
             if narrow and m.dtype == "f32" and m.total > NEGLIGIBLE * counted and not m.at.within(*IN_FLOAT32)
         ],
         kernels=_kernels(program),
-        collectives=_by_kind(program),
+        places=room if any(map(_is_grouped, program.kernels)) else 1.0,
+        collectives=by_kind(program),
         collectives_by_source=_by_source(program),
         uncounted_loops=sorted({at.source for at in program.endless}),
-        roofline=seconds | {"max": least, "sum": sum(seconds.values())},
-        binding=binding,
-        mfu_bound=(formula + of_pair * pairs(config)) / topology.flops / least,
-        tokens_per_day=total / least * DAY,
-        days=config.run.steps * least / DAY,
-        chip_hours=config.run.steps * least / 3600 * topology.chips,
+        roofline=whole | {"overlapped": overlapped, "step": step},
+        spent=spent,
+        binding=max(spent, key=spent.get),
+        mfu_bound=(formula + of_pair * pairs(config)) / topology.flops / step,
+        tokens_per_day=total / step * DAY,
+        days=config.run.steps * step / DAY,
+        chip_hours=config.run.steps * step / 3600 * topology.chips,
     )
 
 
@@ -311,22 +341,26 @@ def _kernels(program: hlo.Program) -> list[dict]:
     return [dict(name=name, times=n, flops=each, source=source) for (name, each, source), n in times.items()]
 
 
-def _by_kind(program: hlo.Program) -> dict[str, dict]:
+def by_kind(program: hlo.Program) -> dict[str, dict]:
     rows: dict[str, dict] = {}
     for c in program.collectives:
-        row = rows.setdefault(c.kind, {"number": 0, "bytes": 0, "wire": 0})
+        row = rows.setdefault(_kind(c), {"number": 0, "bytes": 0, "wire": 0})
         row["number"] += c.at.times
         row["bytes"] += c.bytes * c.at.times
         row["wire"] += c.wire
     return dict(sorted(rows.items()))
 
 
+def _kind(collective: hlo.Collective) -> str:
+    return f"{collective.kind} between slices" if collective.between else collective.kind
+
+
 def _by_source(program: hlo.Program) -> list[dict]:
     rows: dict[tuple, dict] = {}
     for c in program.collectives:
-        key = c.kind, c.group, c.at.source
+        key = _kind(c), c.group, c.at.source
         row = rows.setdefault(
-            key, dict(kind=c.kind, group=c.group, source=c.at.source, shape=c.shape[:120], number=0, wire=0)
+            key, dict(kind=_kind(c), group=c.group, source=c.at.source, shape=c.shape[:120], number=0, wire=0)
         )
         row["number"] += c.at.times
         row["wire"] += c.wire
@@ -379,5 +413,10 @@ def remedies(config: Config, mesh: jax.sharding.Mesh, memory: dict[str, int] | N
         )
     else:
         of_activations.append(f"mesh.context={config.mesh.context * 2}: each device takes a part of a row")
+    if places(config) > config.mesh.buffer:
+        m = config.mesh
+        of_activations.insert(
+            0, f"mesh.exchange='all_to_all': experts' buffers for {m.buffer:g} times an even load, now {m.expert}"
+        )
     state_is_largest = memory is not None and memory["arguments"] > memory["temporaries"]
     return [shard, *of_activations] if state_is_largest else [*of_activations, shard]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mot.plan.hlo_text import Instruction, Module, arrays, bare, bits, group, size
+from mot.plan.hlo_text import CHANNEL, ENDS, STARTS, TARGET, Instruction, Module, arrays, bare, bits, group, size
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 # Operations that read and write nothing where they stand.
@@ -70,8 +70,10 @@ class Matmul:
 class Collective:
     kind: str
     bytes: int  # that a device gives, each time
-    group: int  # devices that take part
+    group: int  # devices, or slices, that take part
     shape: str
+    between: bool  # slices, over the data centre's network
+    hidden: bool  # the program goes on meanwhile
     at: Address
 
     @property
@@ -95,13 +97,37 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Program:
+class Operation:
+    """An instruction that stands in no fusion, with all that is fused into it. A core runs one after another."""
+
     matmuls: tuple[Matmul, ...]
     collectives: tuple[Collective, ...]
     kernels: tuple[Kernel, ...]
-    bytes: float  # read and written in main memory: an upper bound, as fast memory may hold what two share
+    bytes: float  # of all its runs
+
+
+@dataclass(frozen=True)
+class Program:
+    operations: tuple[Operation, ...]
     endless: tuple[Address, ...]  # loops whose number of turns the text does not tell
     sizes: tuple[tuple[int, str, Address], ...]  # of results: bytes, shape, place; largest first
+
+    @property
+    def matmuls(self) -> list[Matmul]:
+        return [m for operation in self.operations for m in operation.matmuls]
+
+    @property
+    def collectives(self) -> list[Collective]:
+        return [c for operation in self.operations for c in operation.collectives]
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        return [k for operation in self.operations for k in operation.kernels]
+
+    @property
+    def bytes(self) -> float:
+        """Read and written in main memory: an upper bound, as fast memory may hold what two operations share."""
+        return sum(operation.bytes for operation in self.operations)
 
     @property
     def flops(self) -> float:
@@ -115,7 +141,6 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\})|(?:(?:true|false)_computation=%?([\w.\-]+))")
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 
 def _turns(loop: Instruction, module: Module) -> int | None:
@@ -251,18 +276,41 @@ def devices(rest: str) -> int:
     return 2 if "source_target_pairs={{" in rest else 1
 
 
+_TO_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}')
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
+
+def _goes_on(instruction: Instruction, computation: str, module: Module) -> bool:
+    """Is it the further part of a collective that an earlier fusion began?"""
+    begun = module.begun.get(group(CHANNEL, instruction.rest), ())
+    return bool(begun) and instruction.opcode in COLLECTIVES and computation not in begun
+
+
 def _collective(
     instruction: Instruction, at: Callable[[], Address], computation: str, module: Module
 ) -> Collective | None:
+    if instruction.opcode == "send":
+        return _between_slices(instruction, at, module)
     kind = instruction.opcode.removesuffix("-start")
     group = devices(instruction.rest)
-    if kind not in COLLECTIVES or group == 1:
+    if kind not in COLLECTIVES or group == 1 or _goes_on(instruction, computation, module):
         return None
+    hidden = kind != instruction.opcode or computation in module.beside
     if kind == "all-reduce" and "reduce-scatter" in computation.replace("all-reduce-scatter", "reduce-scatter"):
         kind = "reduce-scatter"  # TPU writes one as an all-reduce and a slice of it in a fusion
     given = [module.shape(name) for name in instruction.operands]
     told = bare(f"({', '.join(given)})")
-    return Collective(kind, sum(map(size, given)), group, told, at())
+    return Collective(kind, sum(map(size, given)), group, told, False, hidden, at())
+
+
+def _between_slices(send: Instruction, at: Callable[[], Address], module: Module) -> Collective | None:
+    """What a device gives the host, which exchanges it with other slices' hosts over the data centre's network."""
+    slices = group(_TO_SLICES, send.rest)
+    if not slices:
+        return None  # a callback's
+    kind = group(_TRANSFER, send.rest).lower().replace("_", "-")
+    given = module.shape(send.operands[0])
+    return Collective(kind, size(given), slices.count(",") + 1, bare(given), True, False, at())
 
 
 # --- custom calls, and bytes -----------------------------------------------------------------------------------------
@@ -272,7 +320,7 @@ _ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?([\d.e+]+)')
 
 
 def _kernel(instruction: Instruction, at: Callable[[], Address], module: Module) -> Kernel | None:
-    target = group(_TARGET, instruction.rest)
+    target = group(TARGET, instruction.rest)
     if instruction.opcode != "custom-call" or target in PLUMBING or "Async" in target:
         return None
     name = _COUNT.sub("", instruction.name) if target == "tpu_custom_call" else target
@@ -283,7 +331,7 @@ def _kernel(instruction: Instruction, at: Callable[[], Address], module: Module)
 def _bytes(instruction: Instruction, module: Module) -> int:
     """Read and written in main memory by an instruction that stands in no fusion."""
     opcode = instruction.opcode
-    if opcode in MOVE_NOTHING or group(_TARGET, instruction.rest) in PLUMBING:
+    if opcode in MOVE_NOTHING or group(TARGET, instruction.rest) in PLUMBING:
         return 0
 
     def main(shape):
@@ -301,16 +349,19 @@ def _bytes(instruction: Instruction, module: Module) -> int:
         return 2 * out
     if opcode == "dynamic-update-slice":
         return 2 * of[1]
-    if opcode.endswith("-start"):
+    if opcode.endswith("-start") or opcode == "recv":
         return out  # a tuple of what it takes and what it gives
-    return sum(of) + out
+    return sum(of) + (0 if opcode == "send" else out)
 
 
 _INDEX = re.compile(r"^(\d+)\)")
 
 
 def _fusion_bytes(fusion: Instruction, of: Sequence[int], module: Module) -> int:
-    """What is only sliced is read as its slices, and what is updated in place is written as its update."""
+    """What is only sliced is read as its slices, and what is updated in place is written as its update.
+
+    What a fusion only hands on, or what an earlier fusion began to gather, is neither.
+    """
     body = group(_CALLED, fusion.rest)
     reads = sum(_read(body, n, whole, module) for n, whole in enumerate(of))
     out = size(fusion.shape, only_main=True)
@@ -327,6 +378,8 @@ def _read(body: str, n: int, whole: int, module: Module) -> int:
     for user in module.computations[body]:
         for place, name in enumerate(user.operands):
             if name not in names:
+                continue
+            if user.opcode == "tuple" or _goes_on(user, body, module) or group(TARGET, user.rest) == ENDS:
                 continue
             if user.opcode == "bitcast":
                 names.add(user.name)
@@ -345,6 +398,10 @@ def _written(i: Instruction, module: Module) -> int:
         i = module.by_name[i.operands[0]]
     if i.opcode == "tuple":
         return sum(_written(module.by_name[name], module) for name in i.operands)
+    if i.opcode == "parameter" or _goes_on(i, "", module) or group(TARGET, i.rest) == ENDS:
+        return 0
+    if group(TARGET, i.rest) == STARTS:
+        return sum(size(module.shape(name)) for name in i.operands)
     if i.opcode == "fusion" and (root := module.roots.get(group(_CALLED, i.rest))):
         return _written(root, module)
     return size(module.shape(i.operands[1])) if i.opcode == "dynamic-update-slice" else size(i.shape)
@@ -358,27 +415,52 @@ def read(text: str) -> Program:
     module = Module(text)
     times, unknown, callers = _times(module)
     fused = {group(_CALLED, i.rest) for i in module.by_name.values() if i.opcode == "fusion"}
-    matmuls, collectives, kernels, endless, sizes = [], [], [], [], {}
-    moved = 0.0
+    operations, endless, sizes = [], [], {}
     for computation, n in times.items():
+        if computation in fused:
+            continue
         for i in module.computations.get(computation, ()):
-            told = i.rest if "op_name" in i.rest else callers.get(computation, "")
 
-            def at(n=n, c=computation, told=told):
+            def at(told, n=n, c=computation):
                 return Address(n, c in unknown, group(_OP_NAME, told), module.frames(told))
 
-            if flops := _flops(i, module):
-                types = [next(arrays(module.shape(name)))[0] for name in i.operands[:2]]
-                matmuls.append(Matmul(max(types, key=bits), _passes(i.rest), flops, bare(i.shape), at()))
-            if found := _collective(i, at, computation, module):
-                collectives.append(found)
-            if found := _kernel(i, at, module):
-                kernels.append(found)
+            caller = callers.get(computation, "")
+            operations.append(_operation(i, computation, n, at, caller, module))
             if is_endless(i, module):
-                endless.append(at())
-            if computation not in fused:
-                moved += n * _bytes(i, module)
-                if i.opcode not in MOVE_NOTHING and (held := size(i.shape, only_main=True)) >= LARGE:
-                    sizes[bare(i.shape), i.opcode] = held, at()
-    largest = sorted(((held, shape, at) for (shape, _), (held, at) in sizes.items()), key=lambda x: x[:2], reverse=True)
-    return Program(tuple(matmuls), tuple(collectives), tuple(kernels), moved, tuple(endless), tuple(largest))
+                endless.append(at(i.rest))
+            listed = i.opcode not in MOVE_NOTHING and group(TARGET, i.rest) not in PLUMBING
+            if listed and (held := size(i.shape, only_main=True)) >= LARGE:
+                sizes.setdefault(bare(i.shape), (held, at(_told(i, caller))))
+    largest = sorted(((held, shape, at) for shape, (held, at) in sizes.items()), key=lambda x: x[:2], reverse=True)
+    did = tuple(o for o in operations if o.bytes or o.matmuls or o.collectives or o.kernels)
+    return Program(did, tuple(endless), tuple(largest))
+
+
+def _operation(
+    i: Instruction, computation: str, n: float, at: Callable[[str], Address], caller: str, module: Module
+) -> Operation:
+    matmuls, collectives, kernels = [], [], []
+    for part, where, calling in _parts(i, computation, caller, module):
+        place = functools.partial(at, _told(part, calling))
+        if flops := _flops(part, module):
+            types = [next(arrays(module.shape(name)))[0] for name in part.operands[:2]]
+            matmuls.append(Matmul(max(types, key=bits), _passes(part.rest), flops, bare(part.shape), place()))
+        if found := _collective(part, place, where, module):
+            collectives.append(found)
+        if found := _kernel(part, place, module):
+            kernels.append(found)
+    return Operation(tuple(matmuls), tuple(collectives), tuple(kernels), n * _bytes(i, module))
+
+
+def _told(i: Instruction, caller: str) -> str:
+    """Where an instruction's metadata stands: with it, or with what calls its computation."""
+    return i.rest if "op_name" in i.rest else caller
+
+
+def _parts(i: Instruction, computation: str, caller: str, module: Module) -> Iterator[tuple[Instruction, str, str]]:
+    """The instruction and all that is fused into it: each with its computation, and what calls that."""
+    yield i, computation, caller
+    if i.opcode == "fusion":
+        body = group(_CALLED, i.rest)
+        for part in module.computations.get(body, ()):
+            yield from _parts(part, body, i.rest, module)

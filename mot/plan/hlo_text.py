@@ -1,5 +1,6 @@
 """The text of a compiled program (optimised HLO), cut into instructions."""
 
+import functools
 import math
 import re
 from collections import defaultdict
@@ -18,6 +19,11 @@ class Instruction:
     rest: str  # what follows the operands
 
 
+TARGET = re.compile(r'custom_call_target="([^"]*)"')
+CHANNEL = re.compile(r"channel_id=(\d+)")
+# Of the calls in the first and the last fusion of a collective that runs beside matmuls: it is written in every fusion.
+STARTS, ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
+_CALLS = re.compile(r"calls=%?([\w.\-]+)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _ROW = re.compile(r"^(\d+) (.+)$")
@@ -62,6 +68,23 @@ class Module:
                 if self.roots.get(name) is last:
                     self.roots[name] = here[-1]
         self._frames: dict[int, tuple[str, ...]] = {0: ()}
+
+    @functools.cached_property
+    def begun(self) -> dict[str, set[str]]:
+        """The channels of collectives that are fused with matmuls, and the computations in which they begin."""
+        found = defaultdict(set)
+        for name, body in self.computations.items():
+            if any(group(TARGET, i.rest) == STARTS for i in body):
+                for channel in (group(CHANNEL, i.rest) for i in body):
+                    found[channel].add(name)
+        found.pop("", None)
+        return found
+
+    @functools.cached_property
+    def beside(self) -> set[str]:
+        """Computations that run while the program goes on."""
+        apart = {group(_CALLS, i.rest) for i in self.by_name.values() if i.opcode == "async-start"}
+        return apart.union(*self.begun.values())
 
     def shape(self, name: str) -> str:
         return self.by_name[name].shape if name in self.by_name else ""

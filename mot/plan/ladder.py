@@ -13,7 +13,7 @@ from mot import optim
 from mot.config import load, resolve
 from mot.errors import UserError
 from mot.files import write_atomically
-from mot.plan import chips, process, search
+from mot.plan import chips, process
 from mot.runs import rundir
 
 ARCHS = ("dense", "mot", "moe_ec4", "mot_moe")
@@ -52,14 +52,14 @@ class Entry:
         return self.rung not in THOROUGH or self.arch not in ("dense", "mot")
 
     def overrides(self) -> dict[str, str]:
-        """Devices along fsdp, the rest along data, and microbatches of at most `ROWS` rows on each."""
+        """Devices along fsdp, in as few groups as send least, and microbatches of at most `ROWS` rows on each."""
         chip, sides = chips.parse(self.topology)
         devices = math.prod(sides) * chip.devices
         rows = load.read(self.config, {}).data.batch // devices
         most = max(ROWS * chip.memory // chips.CHIPS["v5p"].memory, 1)
         parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= most)
-        fsdp = min(devices, search.PLANE) if len(sides) == 3 else devices
-        return {"mesh.fsdp": str(fsdp), "optim.accumulate": str(parts)}
+        groups = next(n for n in range(1, devices) if devices % n == 0 and chip.scatters_over(devices // n, devices))
+        return {"mesh.fsdp": str(devices // groups), "mesh.data": str(groups), "optim.accumulate": str(parts)}
 
 
 def entries() -> list[Entry]:
@@ -84,7 +84,7 @@ def main(folder: Path) -> int:
     out = Console(stderr=True)
     versions = chips.topology("v5p:2x2x1").versions
     wanted = {entry: digest(entry, versions) for entry in entries()}
-    # An older plan of an entry stays until it has a new one.
+    # An older plan of an entry stays until it has a new one, but for those that bound the step in another way.
     rows = {entry: row for entry, row in _known(folder / "plan.json").items() if entry in wanted}
     todo = [e for e, key in wanted.items() if e not in rows or rows[e]["digest"] != key or rows[e].get("failed")]
     with process.progress(out) as progress, ThreadPoolExecutor(AT_ONCE) as pool:
@@ -104,7 +104,8 @@ def _known(path: Path) -> dict[Entry, dict]:
         return {}
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["plans"]
-        return {Entry(*(row[x.name] for x in fields(Entry))): row for row in rows if row["digest"]}
+        rows = [row for row in rows if row["digest"] and not (row.get("fits") and "step" not in row["roofline"])]
+        return {Entry(*(row[x.name] for x in fields(Entry))): row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no plans ({error!r}); move it away, and all are compiled anew") from error
 
@@ -117,15 +118,16 @@ def compiled(entry: Entry) -> dict:
 
 HEAD = """# Plans
 
-Every rung of every architecture, compiled for TPUs that were not there: `make plan` (`mot plan --ladder`) writes this
-page and `plan.json`, which has every figure. {versions}.
+Rungs of every architecture, compiled for TPUs that were not there: `make plan` (`mot plan --ladder`) writes this page
+and `plan.json`, which has every figure. {versions}. {made} of {wanted} are compiled; `make plan` goes on with the rest.
 
-Each step is the one that `mot train` runs, 16 devices or all along `fsdp`. Memory, matmuls and what is sent are the
-compiler's. The step's time is a bound: matmuls, memory traffic and what is sent, each at its unit's peak, if all
-overlap ("at least") or none ("one by one"). {assumed}. "Matmuls" is what the program multiplies outside attention over
-the formula and the recomputation that the remat policy asks for. Rungs from 1 G parameters, and experts, are compiled
-with the least effort (`mot plan --quick`): it takes more memory. All figures are one device's; tpu7x has two devices a
-chip.
+Each step is the one that `mot train` runs, all devices along `fsdp`, or groups of up to 64 where that sends less.
+Memory, matmuls and what is sent are the compiler's. The step's time is at peak figures: each operation takes as long
+as the most of its matmuls, its memory traffic and what is waited for on the links, one operation after another.
+"Overlapped" is the least if all of these overlapped. {assumed}. "Matmuls" is what the program multiplies outside
+attention over the formula and the recomputation that the remat policy asks for. Rungs from 1 G parameters, and experts,
+are compiled with the least effort (`mot plan --quick`): it takes more memory. All figures are one device's; tpu7x has
+two devices a chip.
 """
 
 
@@ -139,7 +141,8 @@ def page(rows: list[dict]) -> str:
     made = [row for row in rows if "versions" in row]
     versions = ", ".join(f"{k} {v}" for k, v in made[0]["versions"].items()) if made else ""
     assumed = made[0]["assumed"].capitalize() if made else ""
-    parts = [HEAD.format(versions=versions.capitalize(), assumed=assumed)]
+    counts = {"made": len(made), "wanted": len(entries())}
+    parts = [HEAD.format(versions=versions.capitalize(), assumed=assumed, **counts)]
     for setting in RUNGS:
         parts += [f"\n## {setting}\n", *_table([row for row in rows if row["setting"] == setting])]
     return "\n".join([*parts, "\n## MoT over dense, on the same mesh\n", *_ratios(made), ""])
@@ -152,8 +155,8 @@ COLUMNS = (
     "parameters",
     "GB, of",
     "matmuls",
-    "ms at least",
-    "one by one",
+    "ms",
+    "overlapped",
     "binds",
     "MFU at most",
     "tokens a day",
@@ -180,8 +183,8 @@ def _table(rows):
             f"{row['parameters'] / 1e9:.2f} G",
             f"{row['memory']['peak'] / 1e9:.1f}, {row['memory_of_chip'] / 1e9:.0f}",
             f"{row['matmul_ratio']:.3f}",
-            f"{line['max'] * 1e3:.0f}",
-            f"{line['sum'] * 1e3:.0f}",
+            f"{line['step'] * 1e3:.0f}",
+            f"{line['overlapped'] * 1e3:.0f}",
             row["binding"],
             f"{row['mfu_bound']:.0%}",
             f"{row['tokens_per_day'] / 1e9:.1f} G",

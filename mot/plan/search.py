@@ -21,19 +21,26 @@ from mot.plan.forecast import ATTENTION, RECOMPUTED_ATTENTION, RECOMPUTING, atte
 
 REMAT = ("none", "dots", "block")
 TENSOR, CONTEXT, PARTS = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16)
-# Devices along fsdp on a torus of three axes: over a whole one the compiler makes gathers into all-reduces, which send
-# twice as much (libtpu 0.0.42, v5p:4x4x4 and 4x4x8, tpu7x:4x4x4; not 2x4x4 and below).
-PLANE = 16
 ROOM = 0.9  # of memory that an estimate may fill
 FINISHED = 4  # candidates that fit, of which the fastest is taken
 TRIED = 8  # candidates at most, where the first do not fit
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
-BYTES_OF_STATE = 16  # of a weight: itself, its gradient and two moments, float32
-COPIES_OF_A_LAYER = 3  # weights of the layer at hand and of the next one, gathered, and gradients
+BYTES_OF_STATE = 12  # of a weight: itself and two moments, float32
 COPIES_OF_LOGITS = 3  # the logits, their softmax, its gradient
-UNSAVED = 2.5  # bytes that all activations take, to those of projections alone
-NOT_HIDDEN = 0.2  # of the shorter of computing and sending, what the longer does not hide
+# Memory that the compiler takes, to what is counted here. By least squares of the ratio to 64 compiled steps: all rungs
+# and architectures of docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`; they are 0.82 to 1.28 of the
+# estimate, and 10 % off in the mean square. `dots` and `none` are of 94m and 443m MoT on v5p.
+LIVE = 6.0  # of the projections of one layer, as its backward pass runs
+GRADIENTS = 1.4  # of all gradients, float32
+GATHERED = 1.75  # of one layer's weights, whole, float32
+KEPT = {"block": 1.4, "offload": 1.4, "dots": 2.4, "none": 4.2}  # of a layer's input, or of its projections
+# What is sent along `tensor`, to all-reduces of the residual in bfloat16: partial sums are float32, and apart for each
+# matrix. Compiled: 43.5 GB for 14.5 (443m MoT, v6e:8x8, tensor 2, libtpu 0.0.42).
+PARTIAL_SUMS = 3
+# Traffic of operations that wait for memory, to the bytes of all projections: norms, activations, layouts. Compiled:
+# 34 to 35 with `block` for MoT and 27 to 29 for dense (7B on v5p and v6e, 443m), 44 with `dots`, 48 with `none`.
+PASSES = {"block": 34, "offload": 34, "dots": 44, "none": 48}
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     `UserError` where none does.
     """
     found = []
-    for variant in _variants(config, len(topology.devices)):
+    for variant in _variants(config, topology):
         held, seconds = estimate(variant, topology)
         if held <= ROOM * topology.memory:
             found.append(Candidate(variant, seconds, held))
@@ -70,15 +77,16 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     return sorted(found, key=lambda c: (c.seconds, c.bytes))
 
 
-def _variants(config: Config, devices: int) -> Iterator[Config]:
-    m = config.mesh
+def _variants(config: Config, topology: Topology) -> Iterator[Config]:
+    m, devices = config.mesh, len(topology.devices)
     for tensor, context, parts, remat in itertools.product(TENSOR, CONTEXT, PARTS, REMAT):
         left, rest = divmod(devices, tensor * context * m.expert)
         if rest or config.data.batch % parts:
             continue
-        for data in (n for n in range(1, left + 1) if left % n == 0 and n % m.slices == 0):
-            if data > 1 and data not in (m.slices, left // PLANE, left):
-                continue  # between them lie meshes that are neither the least memory nor the least sent
+        groups = [n for n in range(1, left + 1) if left % n == 0 and n % m.slices == 0]
+        scattered = [n for n in groups if topology.chip.scatters_over(left // n, devices // m.slices)]
+        # With the fewest groups memory is least; so is what is sent, of those whose gradients are reduce-scattered.
+        for data in sorted({*groups[:1], *scattered[:1], *groups[-1:]}):
             changed = dataclasses.replace(
                 config,
                 mesh=dataclasses.replace(m, data=data, fsdp=left // data, context=context, tensor=tensor),
@@ -103,33 +111,37 @@ def estimate(config: Config, topology: Topology) -> tuple[float, float]:
 
 
 def _memory(config: Config) -> float:
-    """Bytes of a device: the state, one layer's weights whole, a microbatch's activations, the logits of a chunk."""
+    """Bytes of a device: state, gradients, a layer's weights whole, what layers keep of a microbatch, one at work."""
     mesh = config.mesh
     weights = params.count(params.table(config))
-    state = BYTES_OF_STATE * weights / (mesh.fsdp * mesh.tensor * mesh.expert)
-    layer = COPIES_OF_A_LAYER * FLOAT32 * weights / config.model.layers / mesh.tensor
+    of_device = weights / (mesh.fsdp * mesh.tensor * mesh.expert)
+    state = (BYTES_OF_STATE + GRADIENTS * FLOAT32) * of_device
+    layer = GATHERED * FLOAT32 * weights / config.model.layers / mesh.tensor
     devices_along_rows = mesh.data * mesh.fsdp * mesh.expert
     rows = max(config.data.batch / config.optim.accumulate / devices_along_rows, 1)
     logits = COPIES_OF_LOGITS * FLOAT32 * rows * config.objective.chunk * config.vocab / mesh.tensor
-    return state + _activations(config) + logits + layer
+    c = config.model
+    entering, projected = _activations(config)
+    kept = KEPT[c.remat] * c.layers * (entering if c.remat in RECOMPUTING else projected)
+    # The loss is done with before the last layer's backward pass begins.
+    return state + layer + kept + max(LIVE * projected, logits)
 
 
-def _activations(config: Config) -> float:
-    """Bytes that a microbatch's layers keep on a device for the backward pass."""
+def _activations(config: Config) -> tuple[float, float]:
+    """Bytes that a layer's input of a microbatch takes on a device, and its projections."""
     c = config.model
     width, hidden = _widths(config)
     heads = (c.heads + 2 * c.kv_heads) * c.head_size / config.mesh.tensor
-    entering = BFLOAT16 * width
-    projected = BFLOAT16 * (2 * width + heads + 2 * hidden / config.mesh.tensor)
-    a_token = {"block": entering, "offload": entering, "dots": projected, "none": UNSAVED * projected}[c.remat]
-    return _tokens(config) / config.optim.accumulate * c.layers * a_token
+    tokens = _tokens(config) / config.optim.accumulate
+    return BFLOAT16 * width * tokens, BFLOAT16 * (2 * width + heads + 2 * hidden / config.mesh.tensor) * tokens
 
 
 def _seconds(config: Config, topology: Topology) -> float:
-    """Seconds of a step: what takes longer, computing or sending, and a part of the other that is not hidden."""
+    """Seconds of a step: matmuls, passes over memory, and sending, one after another as the compiler has them."""
     compute = _flops(config) / len(topology.devices) / topology.flops
-    send = _sent(config, topology) / topology.sends
-    return max(compute, send) + NOT_HIDDEN * min(compute, send)
+    projections = _activations(config)[1] * config.model.layers * config.optim.accumulate
+    passes = PASSES[config.model.remat] * projections / topology.bandwidth
+    return compute + passes + _sent(config, topology) / topology.sends
 
 
 def _flops(config: Config) -> float:
@@ -147,14 +159,17 @@ def _sent(config: Config, topology: Topology) -> float:
     c = config.model
     weights = params.count(params.table(config)) / mesh.tensor
     microbatches = config.optim.accumulate
-    # Each microbatch gathers a layer's weights twice, forward and backward, and scatters their gradients.
-    fsdp = (2 * BFLOAT16 + FLOAT32) * weights * _others(mesh.fsdp) * microbatches
-    if topology.chip.axes == 3 and mesh.fsdp == len(topology.devices) > 2 * PLANE:
-        fsdp *= 2  # gathers become all-reduces
+    # Each microbatch gathers a layer's weights twice, forward and backward, and scatters their gradients. Where the
+    # compiler does not, it reduces them whole, which sends twice as much.
+    scattered = topology.chip.scatters_over(mesh.fsdp, len(topology.devices) // mesh.slices)
+    gradients = FLOAT32 * (1 if scattered else 2)
+    fsdp = (2 * BFLOAT16 + gradients) * weights * _others(mesh.fsdp) * microbatches
     data = 2 * FLOAT32 * weights / mesh.fsdp * _others(mesh.data) * microbatches  # an all-reduce of gradients
     # Two all-reduces of the residual a layer and direction, and again where the forward pass is made again.
     crossings = 12 if c.remat in RECOMPUTING else 8
-    tensor = crossings * BFLOAT16 * _tokens(config) * _widths(config)[0] * c.layers * _others(mesh.tensor)
+    tensor = (
+        PARTIAL_SUMS * crossings * BFLOAT16 * _tokens(config) * _widths(config)[0] * c.layers * _others(mesh.tensor)
+    )
     keys_and_values = 2 * c.kv_heads * c.head_size / mesh.tensor
     # Each device's keys and values go to all others of a row: forward, again in the backward pass, and their gradients.
     context = 3 * BFLOAT16 * keys_and_values * _tokens(config) * c.layers * (mesh.context - 1)

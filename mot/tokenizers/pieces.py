@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from mot.errors import reason
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of pieces
 UNIGRAM, BPE = 1, 2  # types of models
 KINDS = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
@@ -41,6 +43,17 @@ class Model(NamedTuple):
 def to_json(content: bytes) -> str:
     """A `tokenizer.json` of a SentencePiece `.model`; raises `ValueError` for what is none, or of another kind."""
     model = read(content)
+    try:
+        return _tokenizer(model).to_str()
+    except BaseException as error:  # panics of the library's Rust are no `Exception`
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ValueError(
+            f"a SentencePiece model that the tokenizers library does not take ({reason(error)}); copy it again"
+        ) from None
+
+
+def _tokenizer(model: Model) -> Tokenizer:
     tokenizer = Tokenizer(_unigram(model) if model.kind == UNIGRAM else _bpe(model))
     tokenizer.normalizer = normalizers.Sequence(list(_normalizers(model)))
     if model.kind == UNIGRAM and (apart := _apart(model)):
@@ -53,7 +66,7 @@ def to_json(content: bytes) -> str:
     if model.kind == BPE:
         # No merge makes them: they are whole before anything is merged. A unigram model finds them by their scores.
         tokenizer.add_tokens([AddedToken(text, normalized=True) for text in _given(model)])
-    return tokenizer.to_str()
+    return tokenizer
 
 
 def read(content: bytes) -> Model:
@@ -67,7 +80,7 @@ def read(content: bytes) -> Model:
                 trainer = dict(_fields(value))
             elif field == 3:
                 normalizer = dict(_fields(value))
-    except (ValueError, IndexError, TypeError, AttributeError, struct.error):
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error):
         raise ValueError("no SentencePiece model; give a .model file of sentencepiece, or a tokenizer.json") from None
     kind = trainer.get(3, UNIGRAM)
     unknown = [piece for piece in pieces if piece.kind == UNKNOWN]
@@ -96,14 +109,14 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
 
     def number() -> int:
         nonlocal place
-        found = shift = 0
-        while True:
+        found = 0
+        for shift in range(0, 70, 7):  # protobuf's numbers have 64 bits
             byte = content[place]
             place += 1
             found |= (byte & 127) << shift
             if byte < 128:
                 return found
-            shift += 7
+        raise ValueError
 
     while place < len(content):
         key = number()

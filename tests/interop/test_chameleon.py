@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -108,6 +109,42 @@ def test_an_export_gives_back_every_tensor_and_field(imported):
 def test_what_cannot_be_said_is_refused(change, says):
     with pytest.raises(UserError, match=says):
         families.of_theirs(ABOUT | change, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(vocabulary_map={name: 9 + i for i, name in enumerate(NAMES)}), r"ids 9 to 13 are those of image's codes"),
+        (dict(model_type="llama", swin_norm=None, vq_config=None, vocabulary_map=None), r"is of a llama, and the run"),
+    ],
+)
+def test_what_was_kept_of_another_model_is_refused(change, says, imported, tmp_path):
+    done, _ = imported
+    shutil.copytree(done.path, tmp_path / "run")
+    file = tmp_path / "run" / aside.FOLDER / "config.json"
+    file.write_text(json.dumps(ABOUT | change), encoding="utf-8")
+    with pytest.raises(UserError, match=says):
+        exporting.run(tmp_path / "run", None, tmp_path / "out", 2**30)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_was_kept_and_lost_is_missed(imported, tmp_path):
+    done, _ = imported
+    shutil.copytree(done.path, tmp_path / "run")
+    (tmp_path / "run" / aside.FOLDER / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"aside has neither model\.safetensors"):
+        exporting.run(tmp_path / "run", None, tmp_path / "out", 2**30)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_ids_of_codes_for_which_the_embedding_has_no_row_are_refused(imported, tmp_path):
+    _, root = imported
+    shutil.copytree(root / "hf", tmp_path / "hf")
+    about = ABOUT | dict(vocabulary_map={name: published.IDS - 2 + i for i, name in enumerate(NAMES)})
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(UserError, match=r"ids 298 to 302 are those of image's codes.*the embedding 300 rows"):
+        importing.run(tmp_path / "hf", str(root / "codes" / "data"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_codes_than_the_models_own_are_refused(imported):

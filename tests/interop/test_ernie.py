@@ -73,8 +73,14 @@ def test_neighbours_that_turn_together_become_halves():
         (dict(mlp_layer_types=["sparse"] * 3), r"mlp_layer_types: .*; allowed: 'dense' first, then 'sparse', some of"),
         (dict(moe_intermediate_size=[12]), r"moe_intermediate_size: \[12\]; must be two whole numbers above 0"),
         (dict(rope_parameters=dict(mrope_section=[1, 2, 1])), r"mrope_section: \[1, 2, 1\]; allowed: as many rows"),
+        (dict(mlp_layer_types=5), r"mlp_layer_types: 5; allowed: 'dense' first, then 'sparse', some of"),
+        (dict(num_hidden_layers=10**12), r"mlp_layer_types: None; allowed"),
+        (
+            dict(rope_parameters=dict(mrope_section=["a", "a", 1])),
+            r"mrope_section: \['a', 'a', 1\]; allowed: as many rows",
+        ),
         (dict(num_hidden_layers=None), r"num_hidden_layers is None|mlp_layer_types: None"),
-        (dict(moe_k=0), r"moe_k is 0; must be a whole number above 0"),
+        (dict(moe_k=0), r"moe_k is 0; must be a whole number from 1"),
     ],
 )
 def test_what_cannot_be_said_is_refused_by_name(change, says):

@@ -111,6 +111,25 @@ def test_logits_that_are_not_the_weights_own_are_refused(imported, texts, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        (dict(ids=np.array([1.5]), logits=np.ones((1, 9), "f")), "it has no ids and logits"),
+        (dict(ids=np.array([1]), logits=np.full((1, 9), "a")), "it has no ids and logits"),
+        (dict(ids=np.array([1]), logits=np.ones((1, 0), "f")), "1 ids, and logits"),
+        (dict(ids=np.ones(9, int), logits=np.ones((9, 9), "f")), "9 ids, and logits"),
+        (dict(logits=np.ones((1, 9), "f")), "it has no ids and logits"),
+    ],
+)
+def test_a_file_that_is_no_prompts_is_refused(arrays, says, tmp_path):
+    np.savez(tmp_path / prompt.NAME, **arrays)
+    with pytest.raises(UserError, match=f"{prompt.NAME} cannot be read .*{says}"):
+        prompt.read(tmp_path)
+    np.savez_compressed(tmp_path / prompt.NAME, ids=np.array([1]), logits=np.ones((1, 9), "f"))
+    with pytest.raises(UserError, match="it is compressed"):
+        prompt.read(tmp_path)
+
+
 def test_a_text_model_becomes_both_towers_of_a_mixture(texts, tmp_path):
     published.pictures(tmp_path / "pictures", texts)
     folder = published.save(tmp_path / "hf", published.tensors(), tokenizer=texts / "tokenizer.json")
@@ -162,6 +181,10 @@ def small_tokenizer(folder):
             f"has ids up to {published.IDS - 1}, and the embedding has {published.IDS - 1} rows",
         ),
         (lambda _, about: about.update(hidden_size=15), "head_size: 3"),
+        (
+            lambda _, about: about.update(model_type="mixtral", num_local_experts=10**6, num_experts_per_tok=2),
+            "config.json describes 2,000,000 experts in 2 layers, and the files have 21 tensors",
+        ),
         (lambda _, about: about.update(sliding_windows=4), "sliding_windows: 4; it is not known what it changes"),
     ],
 )

@@ -51,8 +51,8 @@ def test_what_a_config_json_says_becomes_keys_of_four_streams():
             r"dit_config\.head_dim: 4; allowed: 8, as in vlm_config\.text_conf",
         ),
         (dict(dit_config=EXPERT | dict(attention_bias=True)), r"dit_config\.attention_bias: True; allowed: False"),
-        (dict(max_state_dim=None), r"max_state_dim is None; must be a whole number above 0"),
-        (dict(vlm_config=dict(text_config=TEXT)), r"hidden_size is None; must be a whole number above 0"),
+        (dict(max_state_dim=None), r"max_state_dim is None; must be a whole number from 1 to 1048576"),
+        (dict(vlm_config=dict(text_config=TEXT)), r"hidden_size is None; must be a whole number from 1"),
         (dict(adaptive_norm=True), r"adaptive_norm: True; it is not known what it changes"),
     ],
 )
@@ -84,5 +84,5 @@ def test_names_as_others_write_them_become_ours():
         f"{inside}model.layers.0.input_layernorm.weight": f"{inside}model.layers.0.input_layernorm.weight",
     }
     found = {name: shards.Header(Path("x"), (1,), "F32", name) for name in other}
-    renamed = shards.renamed(found, families.ALIASES["pi0"])
+    renamed = shards.renamed(found, families.aliases("pi0"))
     assert {header.name: name for name, header in renamed.items()} == other

@@ -1,7 +1,9 @@
 """Folders of safetensors: what is missing, damaged or foreign is one message, and nothing is unpickled."""
 
 import json
+import os
 import pickle
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -88,6 +90,21 @@ def test_a_file_that_is_cut_off_a_tensor_that_is_elsewhere_and_an_unknown_dtype(
     (folder / INDEX).unlink()
     save_file({"a": np.zeros(2, np.int8)}, folder / "model.safetensors")
     refuses(folder, "a has dtype I8; known are F32, F16, BF16")
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_what_is_no_file_is_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=f"{name} cannot be read .it is no file"):
+        shards.read_json(folder / name)
+
+
+def test_a_new_folder_has_a_name(folder):
+    for out in (".", "/", folder, folder / INDEX):
+        with pytest.raises(UserError, match=r"name a new folder"):
+            shards.refuse_taken(Path(out))
+    shards.refuse_taken(folder / "new")
 
 
 def test_files_are_planned_by_their_size():

@@ -123,6 +123,98 @@ def test_a_tpus_text():
     assert program.bytes == 4 * ((8 + 64) * 128 * 2 + (128 * 256 * 2 + 4 + 64 * 256 * 4) + 2 * 64 * 256 * 4)
 
 
+# A gather that runs beside two matmuls stands in four fusions: it starts, goes on twice, and ends.
+BESIDE = """HloModule m, is_scheduled=true
+
+%start (a.0: bf16[8,128]) -> (bf16[8,128], bf16[32,128], u32[]) {
+  %a.0 = bf16[8,128]{1,0} parameter(0)
+  %g.0 = bf16[32,128]{1,0} all-gather(%a.0), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %c.0 = (bf16[8,128]{1,0}, bf16[32,128]{1,0}, u32[]{:S(2)}) custom-call(%g.0), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (a.1: bf16[8,128], b.1: bf16[32,128], x.1: bf16[64,64], y.1: bf16[64,64]) -> (bf16[64,64], bf16[32,128]) {
+  %a.1 = bf16[8,128]{1,0} parameter(0)
+  %b.1 = bf16[32,128]{1,0} parameter(1)
+  %x.1 = bf16[64,64]{1,0} parameter(2)
+  %y.1 = bf16[64,64]{1,0} parameter(3)
+  %dot.1 = bf16[64,64]{1,0} dot(%x.1, %y.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %g.1 = bf16[32,128]{1,0} all-gather(%a.1), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %t.1 = (bf16[64,64]{1,0}, bf16[8,128]{1,0}, bf16[32,128]{1,0}) tuple(%dot.1, %a.1, %g.1)
+}
+
+%end (a.2: bf16[8,128], b.2: bf16[32,128]) -> bf16[32,128] {
+  %a.2 = bf16[8,128]{1,0} parameter(0)
+  %b.2 = bf16[32,128]{1,0} parameter(1)
+  %g.2 = bf16[32,128]{1,0} all-gather(%a.2), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %c.2 = bf16[32,128]{1,0} custom-call(%a.2, %b.2, %g.2), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p.0: bf16[8,128], p.1: bf16[64,64]) -> bf16[32,128] {
+  %p.0 = bf16[8,128]{1,0} parameter(0)
+  %p.1 = bf16[64,64]{1,0} parameter(1)
+  %s = (bf16[8,128]{1,0}, bf16[32,128]{1,0}, u32[]{:S(2)}) fusion(%p.0), kind=kCustom, calls=%start
+  %s.0 = bf16[8,128]{1,0} get-tuple-element(%s), index=0
+  %s.1 = bf16[32,128]{1,0} get-tuple-element(%s), index=1
+  %m = (bf16[64,64]{1,0}, bf16[8,128]{1,0}, bf16[32,128]{1,0}) fusion(%s.0, %s.1, %p.1, %p.1), kind=kOutput, calls=%beside
+  %m.0 = bf16[64,64]{1,0} get-tuple-element(%m), index=0
+  %n = (bf16[64,64]{1,0}, bf16[8,128]{1,0}, bf16[32,128]{1,0}) fusion(%s.0, %s.1, %m.0, %p.1), kind=kOutput, calls=%beside
+  %n.1 = bf16[8,128]{1,0} get-tuple-element(%n), index=1
+  %n.2 = bf16[32,128]{1,0} get-tuple-element(%n), index=2
+  ROOT %e = bf16[32,128]{1,0} fusion(%n.1, %n.2), kind=kCustom, calls=%end
+}
+"""  # noqa: E501
+
+
+def test_a_gather_beside_matmuls_counts_once():
+    program = hlo.read(BESIDE)
+    (found,) = program.collectives
+    assert (found.kind, found.group, found.wire, found.hidden) == ("all-gather", 4, 3 * 8 * 128 * 2, True)
+    assert program.flops == 2 * 2 * 64**3
+    gathered, multiplied = (8 + 32) * 128 * 2, 3 * 64 * 64 * 2
+    assert program.bytes == gathered + 2 * multiplied
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"), [("ALL_REDUCE", 2 * 2 / 3), ("REDUCE_SCATTER", 2 / 3), ("ALL_GATHER", 2), ("ALL_TO_ALL", 2 / 3)]
+)
+def test_what_goes_between_slices_is_counted(kind, share):
+    """Each device gives its host 64 KiB, and the hosts of three slices exchange them."""
+    sent = f'_xla_megascale_target="{{1,2,3}}x{{0:7}}",_xla_megascale_transfer_type="{kind}"'
+    buffer = "bf16[64,512]{1,0}"
+    program = hlo.read(f"""HloModule m
+
+ENTRY %main (p: bf16[64,512]) -> bf16[64,512] {{
+  %p = {buffer} parameter(0)
+  %a = token[] after-all()
+  %s = ({buffer}, u32[], token[]) send(%p, %a), channel_id=2, is_host_transfer=true, frontend_attributes={{{sent}}}
+  %r = ({buffer}, u32[], token[]) recv(%a), channel_id=1, is_host_transfer=true, frontend_attributes={{{sent}}}
+  %d = token[] send-done(%s), channel_id=2, is_host_transfer=true
+  %e = ({buffer}, token[]) recv-done(%r), channel_id=1, is_host_transfer=true
+  ROOT %o = {buffer} get-tuple-element(%e), index=0
+}}
+""")
+    (found,) = program.collectives
+    given = 64 * 512 * 2
+    assert (found.kind, found.group, found.between) == (kind.lower().replace("_", "-"), 3, True)
+    assert found.wire == pytest.approx(share * given)
+    assert program.bytes == 2 * given + 4  # read, written, and a number
+
+
+def test_a_buffer_that_is_allocated_and_then_updated_is_listed_once():
+    program = hlo.read("""HloModule m
+
+ENTRY %main (x: f32[1,1024]) -> f32[1024,1024] {
+  %x = f32[1,1024]{1,0} parameter(0)
+  %i = s32[] constant(0)
+  %b = f32[1024,1024]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %u = f32[1024,1024]{1,0} dynamic-update-slice(%b, %x, %i, %i), metadata={op_name="jit(f)/update"}
+}
+""")
+    assert [(held, shape, at.op_name) for held, shape, at in program.sizes] == [
+        (4 * 2**20, "f32[1024,1024]", "jit(f)/update")
+    ]
+
+
 @pytest.mark.parametrize(
     ("groups", "n"),
     [

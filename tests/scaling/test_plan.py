@@ -13,7 +13,7 @@ from launch import plan as command
 from launch.process import guarded
 from mot.errors import UserError
 from mot.model import flops
-from mot.plan import chips, forecast
+from mot.plan import bound, chips, forecast, hlo
 from tests.conftest import ROOT
 from tests.support import examples
 
@@ -55,15 +55,76 @@ def test_a_plan_by_hand():
     assert found.flops_per_token == pytest.approx((formula + attention) * 4 / (4 * 48))
     seconds = found.roofline
     assert seconds["compute"] == pytest.approx((6 * matmuls + grouped + attention * 7 / 6) / 459e12)
-    traffic = 4 * ((8 + 64) * 128 * 2 + (128 * 256 * 2 + 4 + 64 * 256 * 4) + 2 * 64 * 256 * 4)
-    assert seconds["memory"] == pytest.approx(traffic / 2765e9)
+    gathered, multiplied, kernel = (8 + 64) * 128 * 2, 128 * 256 * 2 + 4 + 64 * 256 * 4, 2 * 64 * 256 * 4
+    assert seconds["memory"] == pytest.approx(4 * (gathered + multiplied + kernel) / 2765e9)
     assert seconds["interconnect"] == pytest.approx(4 * 7 * 8 * 128 * 2 / 600e9)
-    parts = [seconds[name] for name in ("compute", "memory", "interconnect")]
-    assert (seconds["max"], seconds["sum"]) == (max(parts), sum(parts))
-    assert found.binding == "memory"
-    assert found.mfu_bound == pytest.approx((formula + attention) / 459e12 / seconds["max"])
-    assert found.tokens_per_day == pytest.approx(4 * 48 * 86_400 / seconds["max"])
-    assert found.chip_hours == pytest.approx(config.run.steps * seconds["max"] / 3600 * 4)
+    # One after another: the gather and the kernel wait for memory, the fusion for its matmul; the wire is hidden.
+    assert 6 * matmuls / 459e12 > 4 * multiplied / 2765e9
+    assert found.spent["memory"] == pytest.approx(4 * (gathered + kernel) / 2765e9)
+    assert found.spent["compute"] == pytest.approx((6 * matmuls + attention * 7 / 6) / 459e12)
+    assert found.spent["interconnect"] == found.spent["network"] == 0
+    assert seconds["step"] == pytest.approx(sum(found.spent.values()))
+    assert seconds["overlapped"] == seconds["memory"]
+    assert found.binding == "compute"
+    assert found.mfu_bound == pytest.approx((formula + attention) / 459e12 / seconds["step"])
+    assert found.tokens_per_day == pytest.approx(4 * 48 * 86_400 / seconds["step"])
+    assert found.chip_hours == pytest.approx(config.run.steps * seconds["step"] / 3600 * 4)
+
+
+def of(matmuls=(), collectives=(), bytes=0.0):
+    return hlo.Operation(tuple(matmuls), tuple(collectives), (), bytes)
+
+
+def test_operations_take_their_time_one_after_another():
+    """A matmul of 1 s that moves little, a pass of 2 s of traffic, a sum of 3 s on the wire, and 4 s between slices."""
+    at = hlo.Address(1, False, "", ())
+    v5p = topology()
+    operations = (
+        of([hlo.Matmul("bf16", 1, int(v5p.flops), "", at)], bytes=0.5 * v5p.bandwidth),
+        of(bytes=2 * v5p.bandwidth),
+        of(collectives=[hlo.Collective("all-reduce", int(3 * v5p.sends), 2, "", False, False, at)], bytes=8.0),
+        of(collectives=[hlo.Collective("all-reduce", int(4 * 6.25e9), 2, "", True, False, at)]),
+        of(collectives=[hlo.Collective("all-gather", int(5 * v5p.sends), 2, "", False, True, at)]),
+    )
+    whole, spent = bound.seconds(
+        hlo.Program(operations, (), ()), v5p, lambda o: sum(m.total for m in o.matmuls), lambda o: False, v5p.flops / 2
+    )
+    assert spent == pytest.approx({"compute": 1.5, "memory": 2, "interconnect": 3, "network": 4})
+    assert whole == pytest.approx({"compute": 1.5, "memory": 2.5, "interconnect": 8, "network": 4})
+
+
+@pytest.mark.parametrize(
+    ("mesh", "room"),
+    [(dict(expert=1), 1), (dict(expert=4), 4), (dict(expert=4, exchange="all_to_all", buffer=1.5), 1.5)],
+)
+def test_empty_places_of_experts_buffers_are_not_counted_as_multiplied(mesh, room):
+    """A kernel's estimate is of all places; balanced experts fill one of `room`."""
+    config = examples.make("mot")
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh))
+    found = forecast.plan(config, topology(), lambda config, topology: compiled())
+    assert found.matmul_flops == 4 * 2 * 64 * 128 * 256 + 4 * 1000 / room
+    assert found.places == room
+    crowded = forecast.plan(config, topology(), lambda config, topology: compiled(temporaries=200 * GIB))
+    assert any("all_to_all" in remedy for remedy in crowded.remedies) == (room == 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "rings"),
+    [
+        ("v5p:2x2x1", (False, False, False)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("v5p:4x4x4", (True, True, True)),
+        ("v5p:4x8x12", (True, True, True)),
+        ("v4:4x4x8", (True, True, True)),
+        ("tpu7x:4x4x4", (True, True, True)),
+        ("v5e:8x8", (False, False, False)),
+        ("v5e:8x16", (False, True, False)),
+        ("v6e:16x16", (True, True, False)),
+    ],
+)
+def test_which_sides_of_a_slice_are_rings(name, rings):
+    """As in MaxText's table."""
+    assert chips.wrap(name) == rings
 
 
 @pytest.mark.parametrize(("norm", "last"), [("post", 0), ("pre", 2 * 2 * 16 * 24)])
@@ -141,7 +202,7 @@ def test_the_command_ends_with_0_where_it_fits(absent, tmp_path, capsys):
     out = tmp_path / "plan.json"
     assert command.main([CONFIG, "--topology", "v5p:2x2x1", "--out", str(out)]) == 0
     told = capsys.readouterr().out
-    assert "binds; MFU at most" in told
+    assert "by what binds its operations" in told
     assert json.loads(out.read_text(encoding="utf-8"))["memory"]["peak"] == 20 * GIB
 
 
@@ -211,7 +272,7 @@ def test_a_mesh_that_does_not_fill_the_slice_is_refused(absent, capsys):
 
 def test_no_figure_of_a_chip_is_missing():
     for name, chip in chips.CHIPS.items():
-        assert min(chip.flops, chip.memory, chip.bandwidth, chip.links, chip.most) > 0, name
+        assert min(chip.flops, chip.memory, chip.bandwidth, chip.links, chip.network, chip.most) > 0, name
     with pytest.raises(UserError):
         chips.parse("cpu:1x1")
 

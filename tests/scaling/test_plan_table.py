@@ -1,5 +1,6 @@
 """The search for a mesh, and the table of all rungs: which candidates there are, and what is compiled again."""
 
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from mot import optim
 from mot.config import load, resolve
 from mot.errors import UserError
+from mot.model import flops
 from mot.plan import best, chips, forecast, ladder, process, search
+from tests.conftest import ROOT
 
 GIB = 2**30
 
@@ -34,6 +37,7 @@ def test_candidates_divide_and_come_fastest_first():
         assert m.data * m.fsdp * m.expert * m.context * m.tensor == 64
         assert rows % (m.data * m.fsdp * m.expert) == 0
         assert c.bytes <= 0.9 * topology.memory
+    assert (found[0].config.mesh.data, found[0].config.mesh.fsdp) == (2, 32)
     # A 7B's state alone takes far more than one chip has: it is split.
     assert all(c.config.mesh.fsdp * c.config.mesh.tensor >= 4 for c in found)
 
@@ -54,13 +58,37 @@ def test_recomputing_costs_time_and_saves_memory():
     assert of["block"].bytes < of["dots"].bytes < of["none"].bytes
 
 
+def test_two_groups_send_less_where_gradients_over_a_whole_slice_are_reduced_whole():
+    """By hand: gathers send 4 bytes a parameter, gradients 4 or 8, and those of two groups are added."""
+    config = rung("7b")
+    once = dataclasses.replace(config.optim, accumulate=1)
+
+    def sent(name, devices, data):
+        mesh = dataclasses.replace(config.mesh, data=data, fsdp=devices // data)
+        return search._sent(dataclasses.replace(config, mesh=mesh, optim=once), slice_(name, devices))
+
+    parameters = flops.total_parameters(config)
+    assert sent("v5p:4x4x4", 64, 1) == pytest.approx((4 + 8) * parameters * 63 / 64, rel=1e-3)
+    assert sent("v5p:4x4x4", 64, 2) == pytest.approx(((4 + 4) * 31 / 32 + 8 / 32 / 2) * parameters, rel=1e-3)
+    assert sent("tpu7x:4x4x4", 128, 1) == pytest.approx((4 + 4) * parameters * 127 / 128, rel=1e-3)
+
+
+def test_estimates_of_memory_are_near_the_compilers():
+    """Of all rows of the table that is in the documentation."""
+    rows = json.loads((ROOT / "docs" / "reference" / "plan.json").read_text(encoding="utf-8"))["plans"]
+    for row in rows:
+        entry = ladder.Entry(*(row[x.name] for x in dataclasses.fields(ladder.Entry)))
+        config = resolve(load.read(entry.config, entry.overrides()), optim.uncovered)
+        assert 0.7 < row["memory"]["peak"] / search._memory(config) < 1.35, entry
+
+
 def _plan(config, fits=True, seconds=1.0):
     common = dict(topology="v5p:2x2x1", chips=4, devices=4, mesh={"fsdp": 4}, name="x", remat=config.model.remat)
     common |= dict(rows=8, length=512, accumulate=1, versions={"jax": "0"}, parameters=10**9, active={}, towers={})
     common |= dict(flops_per_token=1.0, assumed=forecast.ROW, memory_of_chip=100 * GIB, fits=fits)
     if not fits:
         return forecast.Forecast(**common, trouble="too large")
-    roofline = dict(compute=seconds, memory=0.5, interconnect=0.1, max=seconds, sum=seconds + 0.6)
+    roofline = dict(compute=seconds, memory=0.5, interconnect=0.1, network=0.0, overlapped=seconds, step=seconds + 0.6)
     measured = dict(memory={"peak": 50 * GIB, "temporaries": 10 * GIB}, matmul_flops=101.0, formula_flops=100.0)
     measured |= dict(collectives={"all-gather": dict(number=2, bytes=3, wire=4e9)}, roofline=roofline)
     return forecast.Forecast(
@@ -151,6 +179,18 @@ def test_an_older_plan_stays_until_it_has_a_successor(two_entries, tmp_path, mon
     assert seen[0] == [True, True]
     assert len(seen[1]) == 2
     assert "older" not in file.read_text(encoding="utf-8")
+
+
+def test_a_plan_whose_step_was_bounded_in_another_way_is_dropped(two_entries, tmp_path, monkeypatch):
+    assert ladder.main(tmp_path) == 0
+    file = tmp_path / "plan.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["plans"]
+    rows[0]["roofline"] = {"max": 1.0, "sum": 1.6}
+    file.write_text(json.dumps({"plans": rows}), encoding="utf-8")
+    assert ladder.main(tmp_path) == 0
+    assert [entry.arch for entry in two_entries] == ["dense", "mot", "dense"]
+    page = (tmp_path / "plan.md").read_text(encoding="utf-8")
+    assert "2 of 2 are compiled" in page
 
 
 def test_a_compiler_that_was_killed_leaves_a_line_in_the_table(two_entries, tmp_path, monkeypatch):

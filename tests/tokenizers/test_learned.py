@@ -12,6 +12,8 @@ from PIL import Image
 from launch import tokenizer
 from mot.config.tokenizer import Settings, faults
 from mot.errors import UserError
+from mot.files import digest_of
+from mot.prepare import readers
 from mot.tokenizers import audio, image
 from mot.tokenizers.learned import folder, open_, quantisers, training
 from mot.tokenizers.learned.nets import begun
@@ -200,12 +202,12 @@ def test_a_trained_network_is_opened_as_it_was(kind, opened):
     back = network.decode(tokens[0])
     if kind == "rvq":
         count = -(-len(units[0]) // 160)
-        assert (tokens[0].shape, network.rate, network.shape) == ((3 * count,), 8000, ())
+        assert (tokens[0].shape, network.rate, network.shape, network.side) == ((3 * count,), 8000, (), 0)
         np.testing.assert_array_equal(tokens[0].reshape(3, -1) // 8, np.arange(3)[:, None].repeat(count, 1))
         assert (back.shape, back.dtype) == ((160 * count,), np.float32)
         assert 0.1 < np.abs(back).max() <= 1
     else:
-        assert (network.shape, network.rate) == ((4, 4), 0)
+        assert (network.shape, network.rate, network.side) == ((4, 4), 0, 16)
         assert tokens[0].shape == ((16, 3) if kind == "kl" else (16,))
         assert (back.shape, back.dtype) == ((16, 16, 3), np.uint8)
         error = np.mean([(network.decode(t).astype(float) - x) ** 2 for t, x in zip(tokens, units, strict=True)])
@@ -294,6 +296,12 @@ def test_tokens_that_are_none_are_refused(opened):
     assert network.decode(np.array([3, 3, 9])).shape == (320,)  # what further layers lack adds nothing
 
 
+def resealed(about, **changes):
+    """What a folder says of itself, with changes, and a digest that fits."""
+    changed = json.loads(about) | changes
+    return json.dumps(changed | {"digest": digest_of(changed)}).encode()
+
+
 def test_a_damaged_folder_is_refused(opened, tmp_path):
     path, _ = opened("fsq")
     about = (path / folder.ABOUT).read_text(encoding="utf-8")
@@ -303,6 +311,11 @@ def test_a_damaged_folder_is_refused(opened, tmp_path):
         (folder.ABOUT, about.encode()[:-9], "damaged or foreign"),
         (folder.ABOUT, changed.encode(), "is not as 'mot learned tokenizer 1' was written"),
         (folder.ABOUT, b"[]", "damaged or foreign"),
+        (folder.ABOUT, b"[" * 100_000, "damaged or foreign"),
+        (folder.ABOUT, b" " * 2**21, "it has more than 1048576 bytes"),
+        (folder.ABOUT, resealed(about, settings=[]), "is not as 'mot learned tokenizer 1' was written"),
+        (folder.ABOUT, resealed(about, weights=None), "is not as 'mot learned tokenizer 1' was written"),
+        (folder.ABOUT, resealed(about, settings={"kind": "fsq", "width": 10**9}), "--width=1000000000; must be from 8"),
         (folder.WEIGHTS, weights[:-1], "its digest is another one"),
         (folder.WEIGHTS, None, "No such file"),
         (folder.ABOUT, None, "name a folder that `mot tokenizer train` has written"),
@@ -365,6 +378,16 @@ def test_the_command_writes_a_folder_whole(tmp_path, capsys):
     below = shown[68 + 2 : 68 + 64 : 4, 2:64:4]
     np.testing.assert_array_equal(below, network.decode(network.encode(originals[:1])[0]))
     assert f"held out: PSNR {figures['psnr']:.2f} dB" in capsys.readouterr().out
+
+
+def test_a_folder_is_read_as_a_dataset_reads_it_where_it_has_captions(tmp_path):
+    alone = written(tmp_path / "alone", 2)
+    captioned = written(tmp_path / "captioned", 2)
+    for file in list(captioned.iterdir()):
+        file.with_suffix(".txt").write_text("a caption", encoding="utf-8")
+    for folder_, templates, kinds in ((alone, ["image:image"], ["image"]), (captioned, [], ["text", "image"])):
+        assert tokenizer._usual([folder_], "folder", "image") == templates
+        assert [part.kind for part in next(readers.read([folder_], "folder", templates)).parts] == kinds
 
 
 def test_inputs_that_do_not_serve_are_told_and_nothing_is_written(tmp_path):

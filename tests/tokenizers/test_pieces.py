@@ -93,6 +93,10 @@ def test_it_becomes_the_datasets_tokenizer_json(tmp_path):
         (model([*SPECIAL, *WORDS], bytes_=True), "falls back to bytes and has no piece for some"),
         (model([*SPECIAL, *WORDS], suffix=True), "whose spaces end words"),
         (field(1, b"\xff\xff"), "no SentencePiece model"),
+        (field(1, field(3, 1)), "no SentencePiece model"),
+        (b"\xff" * 2**23, "no SentencePiece model"),
+        (model([*SPECIAL, *WORDS]) + field(3, field(2, b"a")), "that the tokenizers library does not take"),
+        (model([*SPECIAL, *WORDS]) + field(3, field(2, 5)), "that the tokenizers library does not take"),
     ],
 )
 def test_files_that_are_no_model_are_told(tmp_path, content, why):

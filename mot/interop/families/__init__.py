@@ -14,8 +14,15 @@ A module has, each with the family's name first:
 * `rows(name, config)`: its tensors (`Row`) of a configuration.
 * `faults(name, config)`: why a configuration is not of the family, in words; nothing where it is.
 * `about(name, config)`: the `config.json` of a configuration, but for what all have: ids, rows of the embedding, dtype.
-* `alone(config)`, of those whose outside is not needed: what config.json says where no other one was kept.
-* `STEM`, where its files are not called as transformers calls them.
+
+A module that needs it has also
+* `OUTSIDE`: how names of tensors begin that no parameter of ours is, and that a run keeps aside;
+* `alone(config)`: what config.json says where none of those was kept; without it an export would not be whole;
+* `NESTED`: the keys of config.json within which the embedding is described;
+* `COPIES`: what stands in the paths of parameters of ours that must equal others, and in the paths of those;
+* `OF_IDS`: tensors outside of our model that must have as many rows as the embedding has;
+* `ALIASES`: patterns of names of tensors that are written otherwise, and what we call what they match;
+* `STEM`: what its files are called by, where that is not as transformers has it.
 """
 
 from collections.abc import Mapping
@@ -39,17 +46,6 @@ from mot.model import params
 
 FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon, "pi0": pi0}
 FAMILIES |= {"ernie4_5_vl_moe": ernie, "bagel": bagel, "Cosmos3OmniTransformer": cosmos3}
-# Those with tensors outside of our model; without them an export of NEEDED would not be whole.
-NEEDED = ("chameleon", "pi0", "ernie4_5_vl_moe")
-OUTSIDE = (*NEEDED, "bagel", "Cosmos3OmniTransformer")
-# Those whose embedding is described within another part of a config.json.
-NESTED = {"pi0": ("vlm_config", "text_config"), "ernie4_5_vl_moe": ("text_config",), "bagel": ("llm_config",)}
-# Parameters of ours that a family has once for two towers: what stands in the path of one, and of the other.
-COPIES = {"ernie4_5_vl_moe": ernie.COPIES}
-# Tensors outside of our model that must have as many rows as the embedding has.
-OF_IDS = {"pi0": (f"{pi0.EXPERT}lm_head.weight",)}
-# How names of tensors may be written otherwise: patterns, and what we call what they match.
-ALIASES = {"pi0": pi0.ALIASES}
 # What lacks more than a line of a table, and why.
 REFUSED = {
     "deepseek_v2": "its attention compresses keys and values into latents (MLA), which the model has not",
@@ -103,7 +99,27 @@ def rows_of(name: str, config: Config) -> tuple[Row, ...]:
 
 def about_alone(name: str, config: Config) -> dict[str, Any]:
     """What config.json says beside that, where nobody kept the publisher's."""
-    return FAMILIES[name].alone(config) if name in OUTSIDE and name not in NEEDED else {}
+    return FAMILIES[name].alone(config) if hasattr(FAMILIES[name], "alone") else {}
+
+
+def keeps_aside(name: str) -> bool:
+    """Has a family tensors that no parameter of ours is?"""
+    return hasattr(FAMILIES[name], "OUTSIDE")
+
+
+def needs_aside(name: str) -> bool:
+    """Would an export without them not be whole?"""
+    return keeps_aside(name) and not hasattr(FAMILIES[name], "alone")
+
+
+def rows_aside(name: str) -> tuple[str, ...]:
+    """Those of them that must have as many rows as the embedding has."""
+    return getattr(FAMILIES[name], "OF_IDS", ())
+
+
+def aliases(name: str) -> tuple[tuple[str, str], ...]:
+    """How names of its tensors may be written otherwise: patterns, and what we call what they match."""
+    return getattr(FAMILIES[name], "ALIASES", ())
 
 
 def stem(name: str) -> str:
@@ -113,7 +129,7 @@ def stem(name: str) -> str:
 
 def copies(name: str, config: Config) -> dict[str, str]:
     """Parameters of ours that must equal another one, by path, and that one's path."""
-    copy, of = COPIES.get(name, ("", ""))
+    copy, of = getattr(FAMILIES[name], "COPIES", ("", ""))
     return {path: path.replace(copy, of) for path in params.table(config) if copy and copy in path}
 
 
@@ -123,7 +139,7 @@ def about_theirs(
     """The `config.json` of a configuration that is of a family; `ids` are the rows of its embedding."""
     of_text = {"vocab_size": ids, "max_position_embeddings": config.length}
     of_text |= {f"{mark}_token_id": special.get(f"<{mark}>") for mark in ("bos", "eos", "pad")}
-    for key in reversed(NESTED.get(name, ())):
+    for key in reversed(getattr(FAMILIES[name], "NESTED", ())):
         of_text = {key: of_text}
     about = {"model_type": name, "dtype": dtype, "torch_dtype": dtype}
     return merged(about | of_text, FAMILIES[name].about(name, config))

@@ -45,6 +45,7 @@ ONLY_OF_ALL = {"visual_gen": (True,), "interpolate_pos": (False,), "quantization
 ASIDE = {"vit_config", "vae_config", "connector_act", "vit_max_num_patch_per_side", "visual_und", "timestep_shift"}
 MODEL = mixtures.MODEL | dict(qkv_bias=True, rope_interleaved=False, rope_reset=False)
 DRAWN = mixtures.DRAWN | {"diffusion.time_of_clean": True, "rope_gap": 0}
+NESTED = ("llm_config",)
 OUTSIDE = ("vit_model.", "connector.", "vit_pos_embed.")  # by which it reads pictures
 
 AT = "language_model.model.layers.{layer}"

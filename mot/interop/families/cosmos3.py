@@ -10,7 +10,7 @@ from typing import Any
 
 from mot.config import Config
 from mot.interop.families import mixtures
-from mot.interop.families.fields import Field, refuse, typed, unsaid
+from mot.interop.families.fields import LARGEST, Field, refuse, typed, unsaid
 from mot.interop.families.rows import Row, Said
 
 STEM = "diffusion_pytorch_model"
@@ -94,8 +94,8 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
         faults.append(f"rope_axes_dim: {sections!r:.80}; allowed: [a, b, b] with a no less than b")
     if type(reset) is not bool:
         faults.append(f"{RESET}: {reset!r:.80}; allowed: True or False")
-    if type(gap) is not int or gap < 0:
-        faults.append(f"{GAP}: {gap!r:.80}; allowed: whole numbers of 0 or more")
+    if type(gap) is not int or not 0 <= gap <= LARGEST:
+        faults.append(f"{GAP}: {gap!r:.80}; allowed: whole numbers from 0 to {LARGEST}")
     refuse(faults, where)
     values = {field.ours: typed(field, (USUAL | given).get(field.theirs), where) for field in FIELDS}
     values |= {"streams.{vectors}.width": values["streams.text.width"]}

@@ -13,7 +13,7 @@ from typing import Any
 
 from mot.config import Config
 from mot.interop.families import text
-from mot.interop.families.fields import Field, flat, refuse, typed, unsaid
+from mot.interop.families.fields import Field, flat, is_size, refuse, typed, unsaid
 from mot.interop.families.rows import Row, Said
 
 MODEL = dict(norm="pre", qk_norm="none", activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
@@ -30,6 +30,7 @@ OUTSIDE = ("model.vision_model.", "model.resampler_model.")
 TOWERS = ("text", "latents")  # of experts, as their tensors have them
 EXPERTS = dict(router="token", score="softmax", normalise=True, balance="bias", capacity=0.0, shared_gate=False)
 EXPERTS |= dict(weight_scale=1.0, groups=1)
+NESTED = ("text_config",)
 # The FFN that all tokens pass, for images as for text.
 COPIES = ("/ffn/latents/shared_", "/ffn/text/shared_")
 LAYER = "model.layers.{layer}.mlp"
@@ -42,14 +43,15 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     faults = unsaid(about, TOP, {}) + unsaid(given, {f.theirs for f in text.FIELDS} | IGNORED, ONLY)
     given = USUAL | given
     layers, kinds, sections = (given.get(key) for key in ("num_hidden_layers", "mlp_layer_types", "mrope_section"))
-    kinds = ["dense", *["sparse"] * (layers - 1)] if kinds is None and type(layers) is int else kinds
-    dense = kinds.count("dense") if isinstance(kinds, list) else 0
-    if kinds != ["dense"] * dense + ["sparse"] * (len(kinds or ()) - dense) or not 0 < dense < len(kinds):
+    kinds = ["dense", *["sparse"] * (layers - 1)] if kinds is None and is_size(layers) else kinds
+    listed = kinds if isinstance(kinds, list) else []
+    dense = listed.count("dense")
+    if listed != ["dense"] * dense + ["sparse"] * (len(listed) - dense) or not 0 < dense < len(listed):
         faults.append(f"mlp_layer_types: {kinds!r:.80}; allowed: 'dense' first, then 'sparse', some of each")
-    if not isinstance(sections, list) or len(sections) != 3 or sections[0] != sections[1]:
+    if not _are_sections(sections):
         faults.append(f"mrope_section: {sections!r:.80}; allowed: as many rows as columns, and time")
     widths = given.get("moe_intermediate_size", [1536, 512])
-    if not isinstance(widths, list) or len(widths) != 2 or not all(type(n) is int and n > 0 for n in widths):
+    if not isinstance(widths, list) or len(widths) != 2 or not all(map(is_size, widths)):
         faults.append(
             f"moe_intermediate_size: {widths!r:.80}; must be two whole numbers above 0, of text and of images"
         )
@@ -68,6 +70,12 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
         own = EXPERTS | dict(experts=experts, active=active, width=width, shared=shared * widths[0], balance_rate=1e-3)
         values |= {f"ffn.{tower}.{key}": x for key, x in own.items()}
     return Said("mot_ffn", values, OUTSIDE, needs={"latents": values["streams.text.width"]})
+
+
+def _are_sections(sections: Any) -> bool:
+    """Are they pairs of RoPE: of rows, as many of columns, and of time?"""
+    fits = isinstance(sections, list) and len(sections) == 3 and all(map(is_size, sections))
+    return fits and sections[0] == sections[1]
 
 
 def rows(name: str, config: Config) -> tuple[Row, ...]:

@@ -1,6 +1,6 @@
 """Fields of a `config.json`: which are keys of ours, which change nothing, and which cannot be said."""
 
-import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ class Field(NamedTuple):
     kind: type
 
 
+LARGEST = 2**20  # of widths, layers, heads and experts; no model that is known has so many
 # Of every family: what changes nothing of what the model computes of its tokens.
 IGNORED = {
     "architectures",
@@ -84,14 +85,19 @@ def refuse(faults: Sequence[str], where: str) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Is it a finite number above 0?"""
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
+    """Is it a number above 0 that a float can be?"""
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
+
+
+def is_size(value: Any) -> bool:
+    """Is it a whole number from 1 to LARGEST?"""
+    return type(value) is int and 0 < value <= LARGEST
 
 
 def typed(field: Field, value: Any, where: str) -> Any:
     """A field's value; raises `UserError` for one of another type, and where it is absent."""
-    fits = type(value) is bool if field.kind is bool else is_number(value) and type(value) in (int, field.kind)
+    fits = {int: is_size(value), float: is_number(value), bool: type(value) is bool}[field.kind]
     if not fits:
-        what = {int: "a whole number above 0", float: "a number above 0", bool: "true or false"}[field.kind]
-        raise UserError(f"{where}: {field.theirs} is {value!r:.80}; must be {what}; repair the file")
+        allowed = {int: f"a whole number from 1 to {LARGEST}", float: "a number above 0", bool: "true or false"}
+        raise UserError(f"{where}: {field.theirs} is {value!r:.80}; must be {allowed[field.kind]}; repair the file")
     return field.kind(value)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mot.config import Config
-from mot.interop.families.fields import is_number
+from mot.interop.families.fields import LARGEST, is_number, is_size
 from mot.interop.families.rows import Row
 
 
@@ -79,9 +79,9 @@ def said(of: Moe, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     numbers = {of.experts[0]: count} | {key: given.get(key) for key in (of.width, "num_experts_per_tok")}
     numbers |= {of.shared: given.get(of.shared)} if of.shared else {}
     faults = [
-        f"{key}: {value!r:.80}; must be a whole number above 0"
+        f"{key}: {value!r:.80}; must be a whole number from 1 to {LARGEST}"
         for key, value in numbers.items()
-        if type(value) is not int or value < 1
+        if not is_size(value)
     ]
     coefficient = given.get("router_aux_loss_coef")
     coefficient = of.coefficient if coefficient is None else coefficient
@@ -111,7 +111,7 @@ def _layers(of: Moe, given: Mapping[str, Any]) -> tuple[int, int]:
     step, without = 1 if step is None else step, without or []
     if of.every_layer:
         return 0, 1
-    if type(layers) is not int or type(step) is not int or step < 1 or not isinstance(without, list):
+    if not is_size(layers) or not is_size(step) or not isinstance(without, list):
         return 0, 0
     has = [layer not in without and (layer + 1) % step == 0 for layer in range(layers)]
     if not any(has) or not has[-1]:

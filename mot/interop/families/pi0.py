@@ -20,6 +20,8 @@ GEMMA = text.FAMILIES["gemma"]
 MODEL = GEMMA.model | dict(tied=True)
 VLM, EXPERT = "paligemma_with_expert.paligemma.model.", "paligemma_with_expert.gemma_expert."
 OUTSIDE = (f"{VLM}vision_tower.", f"{EXPERT}lm_head.")
+OF_IDS = (f"{EXPERT}lm_head.weight",)
+NESTED = ("vlm_config", "text_config")
 # As lerobot writes them: within another model, and the embedding as the head that it is tied to.
 ALIASES = (
     (r"^model\.", ""),

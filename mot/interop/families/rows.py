@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mot.config import Config
+from mot.errors import UserError
 from mot.interop.transforms import TRANSFORMS, Shape
 from mot.model import params
 
@@ -62,8 +63,8 @@ def pieces(rows: Iterable[Row], config: Config, vocab: int) -> dict[str, list[Pi
         else:
             _add(found, row, specs[row.ours], (), vocab)
     for layer, own in inside.items():
+        place = config.stacks[:layer].count(config.stacks[layer])  # among the layers of its stack
         for row in own:
-            place = config.stacks[:layer].count(config.stacks[layer])  # among the layers of its stack
             _add(found, row, specs[row.ours], (place,), vocab, layer)
     return found
 
@@ -83,13 +84,21 @@ def _add(
 def order_of_ids(said: Said, config: Config, vocab: int) -> np.ndarray | None:
     """`[V]`: the row of their embedding that each of ours is, where some lie elsewhere; `vocab` is how many they have.
 
-    A stream's ids lie together in both, in the order of its own in ours.
+    A stream's ids lie together in both, in the order of its own in ours. Raises `UserError` where they are other ids
+    than the configuration's, or have no row.
     """
     moved = {stream: ids for stream, ids in said.ids.items() if stream in config.streams}
     if not moved:
         return None
     order = np.arange(vocab)
-    for ids in moved.values():
+    for stream, ids in moved.items():
+        ours = config.streams[stream]
+        if (min(ids), len(ids)) != (ours.first_id, ours.ids) or max(ids) >= vocab:
+            raise UserError(
+                f"ids {min(ids)} to {max(ids)} are those of {stream}'s codes in config.json (vocabulary_map); the "
+                f"model has {ours.first_id} to {ours.first_id + ours.ids - 1}, and the embedding {vocab} rows; take "
+                "the config.json that belongs to the weights"
+            )
         order[min(ids) : min(ids) + len(ids)] = ids
     return order
 

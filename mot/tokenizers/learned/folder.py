@@ -23,6 +23,7 @@ FORMAT = "mot learned tokenizer 1"
 ABOUT, WEIGHTS, PICTURE = "mot-tokenizer.json", "weights.npz", "reconstructions.png"
 ALWAYS = ("kind", "width", "blocks", "steps", "batch", "lr", "patience", "seed")
 LARGEST = 1 << 31  # bytes of the weights
+LARGEST_ABOUT = 1 << 20  # bytes of what it is
 SHORTEST = 64  # frames to which a sound is filled; else the next power of two
 
 
@@ -78,6 +79,7 @@ def open_(folder: Path | str) -> Network:
         shape=shape,
         layers=settings.layers if settings.kind == "rvq" else 1,
         rate=settings.rate if settings.medium == "audio" else 0,
+        side=settings.side if settings.medium == "image" else 0,
         encode=partial(coded, settings),
         decode=partial(back, settings),
     )
@@ -86,11 +88,16 @@ def open_(folder: Path | str) -> Network:
 def _about(folder: Path) -> dict:
     file = folder / ABOUT
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")
+        if file.stat().st_size > LARGEST_ABOUT:
+            raise ValueError(f"it has more than {LARGEST_ABOUT} bytes")
         about = json.loads(file.read_text(encoding="utf-8"))
         is_ours = about["format"] == FORMAT and about["digest"] == digest_of(about)
+        is_ours &= isinstance(about["settings"], dict) and isinstance(about["weights"], str)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a folder that `mot tokenizer train` has written") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged or foreign ({error!r}); copy the folder again, or train it anew") from None
     if not is_ours:
         raise UserError(f"{file} is not as {FORMAT!r} was written; copy the folder again, or train it anew")
@@ -122,6 +129,8 @@ def _model(folder: Path, settings: Settings, digest: str) -> tuple[nnx.GraphDef,
     graph, state = shaped(settings, codes)
     shapes = {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")
         if file.stat().st_size > LARGEST:
             raise ValueError(f"it has more than {LARGEST} bytes")
         content = file.read_bytes()

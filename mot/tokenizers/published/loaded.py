@@ -114,6 +114,8 @@ def _class(library: Any, name: str) -> Any:
     try:
         return getattr(library, name)
     except Exception as error:  # it imports what it needs now, and wraps what that raises
+        while error.__cause__:
+            error = error.__cause__
         raise UserError(
             f"{library.__name__} {library.__version__} has no {name} ({reason(error)}); install another version of it"
         ) from None

@@ -31,6 +31,8 @@ def package(name: str) -> Any:
 def read_json(file: Path) -> dict:
     """Raises `UserError` where it is too large, or no object."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is no file")  # a pipe would be waited for, a device never ends
         if file.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has {file.stat().st_size:,} bytes")
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -1,0 +1,97 @@
+"""What the compiler makes of a matrix that lies along meshes of absent slices, against what a hand counts."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mot import sharding
+from mot.config import resolve
+from mot.model import ops
+from mot.plan import chips, forecast, hlo
+from tests.support import examples
+
+D, F = 4096, 8192
+GATHERED, SUMMED = 2 * D * F, 4 * D * F  # bytes: weights in bfloat16, their gradient in float32
+
+
+def mesh_of(name, **axes):
+    devices = chips.topology(name, axes.get("slices", 1)).devices
+    tree = examples.tree("dense")
+    tree.data.batch = len(devices)
+    config = resolve(tree)
+    return sharding.make_mesh(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **axes)), devices)
+
+
+def sent(mesh):
+    """Bytes that a device sends for one matmul and the gradient of its weights, which lie along `fsdp`."""
+    weights = NamedSharding(mesh, P("fsdp"))
+    w_DF = jax.ShapeDtypeStruct((D, F), jnp.float32, sharding=weights)
+    rows = NamedSharding(mesh, P(("data", "fsdp")))
+    x_RD = jax.ShapeDtypeStruct((128 * mesh.size, D), jnp.bfloat16, sharding=rows)
+
+    def loss(w_DF, x_RD):
+        return jnp.sum(jnp.tanh(ops.linear(x_RD, w_DF)).astype(jnp.float32))
+
+    def step(w_DF, x_RD):
+        return w_DF - jax.lax.with_sharding_constraint(jax.grad(loss)(w_DF, x_RD), weights)
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(step, out_shardings=weights).trace(w_DF, x_RD).lower(lowering_platforms=("tpu",))
+        text = lowered.compile(compiler_options=sharding.compiler_options(mesh)).as_text()
+    return {kind: row["wire"] for kind, row in forecast.by_kind(hlo.read(text)).items()}
+
+
+def others(n):
+    return (n - 1) / n
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "fsdp", "gradient"),
+    [
+        ("v5p:4x4x4", dict(data=2, fsdp=32), 32, "reduce-scatter"),  # half a side: a mesh of parts
+        ("v5p:4x4x4", dict(data=4, fsdp=16), 16, "reduce-scatter"),
+        ("v5p:4x4x4", dict(data=1, fsdp=64), 64, "all-reduce"),
+        ("v6e:16x16", dict(data=4, fsdp=64), 64, "reduce-scatter"),
+        ("v6e:16x16", dict(data=1, fsdp=256), 256, "all-reduce"),
+        ("tpu7x:4x4x4", dict(data=1, fsdp=128), 128, "reduce-scatter"),
+    ],
+)
+def test_a_matrix_is_gathered_and_its_gradient_summed(name, axes, fsdp, gradient):
+    """Gathers stay gathers, as on rings; gradients over all of a slice are reduced whole where `Chip` says so."""
+    found = sent(mesh_of(name, **axes))
+    data = axes["data"]
+    expected = {"all-gather": GATHERED * others(fsdp), gradient: SUMMED * others(fsdp)}
+    if gradient == "all-reduce":
+        expected[gradient] *= 2
+    elif data > 1:
+        expected["all-reduce"] = 2 * SUMMED / fsdp * others(data)
+    assert found == pytest.approx(expected, rel=0.01)
+    chip, _ = chips.parse(name)
+    assert chip.scatters_over(fsdp, fsdp * data) == (gradient == "reduce-scatter")
+
+
+def test_slices_sum_gradients_over_their_network():
+    """Two slices: each device sends its eighth of the gradient once."""
+    found = sent(mesh_of("v5p:2x2x2", slices=2, data=2, fsdp=8))
+    within = {"all-gather": GATHERED * others(8), "all-reduce": 2 * SUMMED * others(8)}
+    assert found == pytest.approx(within | {"all-reduce between slices": SUMMED / 8}, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["v6e:8x8", "v6e:16x16", "v5p:4x4x4", "v5p:8x8x8", "tpu7x:4x4x4"])
+def test_meshes_that_split_a_side_hold_every_device_once(name):
+    """And those that do not are as `jax.make_mesh` has them."""
+    devices = len(chips.topology(name).devices)
+    for data, context, tensor in itertools.product((1, 2, 8), (1, 2), (1, 2, 4)):
+        axes = dict(data=data, fsdp=devices // (data * context * tensor), context=context, tensor=tensor)
+        mesh = mesh_of(name, **axes)
+        assert len({device.id for device in mesh.devices.flat}) == devices
+        try:
+            whole = jax.make_mesh(mesh.axis_sizes, mesh.axis_names, mesh.axis_types, devices=list(mesh.devices.flat))
+        except NotImplementedError:
+            continue
+        assert (whole.devices == mesh.devices).all()
