@@ -92,7 +92,7 @@ def own_span(k: Info) -> tuple[jax.Array, jax.Array]:
     """`[S]` each, of one row's keys: the first and the last token of a token's span; without one, the token itself."""
     real_S = k.segment != 0
     index_S = jnp.arange(real_S.size, dtype=jnp.int32)
-    return tuple(jnp.where(real_S & (k.span != 0), x_S, index_S) for x_S in _run(k.span, real_S))
+    return tuple(jnp.where(k.span != 0, x_S, index_S) for x_S in _run(k.span, real_S))
 
 
 def _host(k: Info) -> jax.Array:
