@@ -102,9 +102,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg["shape"] != "paper":
         size = _twin(size, rung, arg["shape"])
         rung = f"{rung}-{arg['shape']}"
-    # The paper's objective. Pictures that precede their captions serve guidance, as there; drop takes kernels' linear
-    # masks, which know documents as intervals.
-    of_vectors = transfusion.of_images("ddpm", "noised", drop_rate=0.0) if setting == "transfusion" else None
+    # The paper's objective, and the unit trained alone now and then that its sampler's guidance wants.
+    of_vectors = transfusion.of_images("ddpm", "noised") if setting == "transfusion" else None
     if arg["data"] == "none":
         c = _planned(setting, arch, size, of_vectors)
         c.run.name = f"{setting}-{arch}-{rung}"

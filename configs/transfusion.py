@@ -49,12 +49,12 @@ def get_config(arg: str = "") -> ConfigDict:
     return c.lock()
 
 
-def of_images(predicts: str, copies: str, drop_rate: float = 0.1) -> dict:
+def of_images(predicts: str, copies: str) -> dict:
     """What a stream of images has beside its size: Transfusion's choices, but for `drop_rate` (guidance).
 
     The loss of images weighs 5, one that text follows keeps half of its signal.
     """
-    diffusion = dict(copies=copies, max_noise=0.5, drop_rate=drop_rate)
+    diffusion = dict(copies=copies, max_noise=0.5, drop_rate=0.1)
     if predicts == "ddpm":
         diffusion["time_distribution"] = "uniform"
     return dict(objective=predicts, loss_weight=5.0, diffusion=diffusion)

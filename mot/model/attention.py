@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from mot.batches import Info, visible
 from mot.model import flash, kernels, ops
-from mot.model.flash import UNSEEN
+from mot.model.flash import FAR, UNSEEN
 
 FEW = 256  # queries; of so few the whole score matrix is small
 
@@ -25,8 +25,9 @@ def attend(
     q_info: Info,
     k_info: Info,
     backend: str = "chunked",
-    private: bool = True,
+    private: int = FAR,
     alone: bool = True,
+    parts: bool = True,
     cap: float = 0.0,
 ) -> jax.Array:
     """Softmax attention of T queries over S keys; N query heads share K key/value heads, N a multiple of K.
@@ -35,8 +36,10 @@ def attend(
     the queries' dtype. A query that sees no key gives 0 and gradient 0. T and S may differ. With a `cap` scores are
     capped (`ops.capped`), which no kernel does.
 
-    Kernels want queries and keys sorted by position, and all keys of a row. They take memory linear in T where it is
-    known that no token is private and (GPU) that no segment lies amid another, as that of a unit trained alone does.
+    Kernels want queries and keys sorted by position, and all keys of a row, of which queries are some. They do less
+    where it is known that at most so many tokens of a row are `private`, that none lies amid a segment that it is not
+    of, as a unit trained `alone` and padding in place of what is hidden do, or that no such segment has several
+    `parts`: runs of tokens.
     """
     if backend not in BACKENDS | KERNELS:
         raise ValueError(f"attention '{backend}' is unknown; allowed: {', '.join(BACKENDS | KERNELS)}")
@@ -50,7 +53,8 @@ def attend(
         return clean(BACKENDS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, cap), q_info)
     if cap:
         raise ValueError(f"attention '{backend}' has no cap of scores; allowed: {', '.join(BACKENDS)}")
-    return clean(KERNELS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private=private, alone=alone), q_info)
+    known = dict(private=private, alone=alone, parts=parts)
+    return clean(KERNELS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, **known), q_info)
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, cap: float) -> jax.Array:
@@ -78,8 +82,8 @@ def attend_few(q_BTNH, k_BKSH, v_BKSH, q_info: Info, k_info: Info, cap: float = 
 BACKENDS = {"reference": _reference, "chunked": flash.attend}
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool, alone: bool) -> jax.Array:
-    return kernels.splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private)  # whatever is alone
+def _splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, alone: bool, parts: bool) -> jax.Array:
+    return kernels.splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private, parts)  # whatever is alone
 
 
 KERNELS = {kernel: partial(kernels.gpu, kernel=kernel) for kernel in ("triton", "mosaic", "cudnn")}

@@ -110,15 +110,15 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, row: JointRow, config: Config) -> jax.Array:
     parts = sharding.spec((sharding.ROWS,), rules)
     rows = sharding.spec(("batch",), rules)
     heads = sharding.spec((sharding.ROWS, None, "heads"), rules)
-    private = any(s.copies > 1 for s in config.streams.values())
+    private = sum(s.budget // s.copies for s in config.streams.values() if s.copies > 1)
     # What is hidden of a unit is padding amid its document.
     alone = any(s.predicts or s.drop_rate > 0 for s in config.streams.values())
-    alone |= len(config.objective.contrastive.pools) > 1
+    has_parts = len(config.objective.contrastive.pools) > 1  # of several units each
 
     def on_each_device(q_BTNH, k_BTKH, v_BTKH, row):
         q_BTNH = _permuted(q_BTNH, row.order, row.back)
         k_BSKH, v_BSKH = (_permuted(_gather_rows(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
-        how = (config.model.attention, private, alone, config.model.attention_cap)
+        how = (config.model.attention, private, alone, has_parts, config.model.attention_cap)
         o_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, *how)
         return _permuted(o_BTNH, row.back, row.order)
 

@@ -6,6 +6,7 @@ come sorted by position, keys as whole rows, so a key's index is its position; p
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,50 +70,87 @@ def _spare_the_command_line() -> None:
 
 
 # --- what a query sees, as numbers -----------------------------------------------------------------------------------
-# Without private tokens a query sees the keys of its segment up to one: itself, or the last of its span. Without a
-# unit trained alone a segment is an interval, too, and then so is what a query sees.
+# A query sees keys of its segment up to one: itself, or the last of its span; private ones only of its own span. Spans
+# are runs of tokens. So are segments, but for others that lie amid them, as units trained alone do: these have higher
+# numbers than the row's documents. Padding, also amid a run, is nobody's.
 
 
-def _differs(a) -> jax.Array:
-    """`[S - 1]`: is each element another than the one before it?"""
-    return a[1:] != a[:-1]
+def _first_of_run(number_S, real_S) -> jax.Array:
+    """`[S]`: where the run of equal numbers begins that a token lies in. Padding ends no run."""
+    S = number_S.size
+    before_S = jnp.append(-1, lax.cummax(jnp.where(real_S, jnp.arange(S), -1))[:-1])
+    begins_S = real_S & ((before_S < 0) | (number_S[before_S] != number_S))
+    return lax.cummax(jnp.where(begins_S, jnp.arange(S), 0)).astype(jnp.int32)
 
 
-def last_seen(q: Info, k: Info) -> jax.Array:
-    """`[T]`, of one row: the largest index of a key that a query may see."""
-    S = k.position.shape[0]
-    ends_S = jnp.append(_differs(k.span) | _differs(k.segment) | (k.span[:-1] == 0), True)
-    last_S = lax.cummin(jnp.where(ends_S, jnp.arange(S), S), reverse=True)
-    return last_S[jnp.minimum(q.position, S - 1)].astype(jnp.int32)
+def _run(number_S, real_S) -> tuple[jax.Array, jax.Array]:
+    """The first and the last token of the run of equal numbers that a token lies in."""
+    return _first_of_run(number_S, real_S), number_S.size - 1 - _first_of_run(number_S[::-1], real_S[::-1])[::-1]
 
 
-def first_seen(q: Info, k: Info) -> jax.Array:
-    """`[T]`, of one row: where the query's segment begins among the keys; for rows without a unit alone."""
-    S = k.position.shape[0]
-    begins_S = jnp.append(True, _differs(k.segment))
-    first_S = lax.cummax(jnp.where(begins_S, jnp.arange(S), 0))
-    return first_S[jnp.minimum(q.position, S - 1)].astype(jnp.int32)
+def own_span(k: Info) -> tuple[jax.Array, jax.Array]:
+    """`[S]` each, of one row's keys: the first and the last token of a token's span; without one, the token itself."""
+    real_S = k.segment != 0
+    index_S = jnp.arange(real_S.size, dtype=jnp.int32)
+    return tuple(jnp.where(k.span != 0, x_S, index_S) for x_S in _run(k.span, real_S))
 
 
-def block_states(q: Info, k: Info, last_T, bq: int, bk: int) -> jax.Array:
+def _host(k: Info) -> jax.Array:
+    """`[S]`: the document that a token lies amid, of padding the one that follows. Documents' numbers rise in a row."""
+    return lax.cummin(jnp.where(k.segment != 0, k.segment, FAR), reverse=True)
+
+
+def _of_queries(x_S, q: Info) -> jax.Array:
+    """`[T]`, of one row: what keys have, of the queries."""
+    return x_S[jnp.minimum(q.position, x_S.size - 1)]
+
+
+def intervals(q: Info, k: Info) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Of one row: the first and the last key of each query `[T]`, and the first and the last query of each key `[S]`.
+
+    Queries are some of the row's tokens. A query sees a key where both intervals hold. Who sees nobody has itself
+    there. Not for rows in which several runs that lie amid others are of one segment.
+    """
+    real_S = k.segment != 0
+    index_S = jnp.arange(real_S.size, dtype=jnp.int32)
+    host_S = _host(k)
+    amid_S = real_S & (k.segment != host_S)
+    span_first_S, span_last_S = own_span(k)
+    amid_first_S, amid_last_S = _run(k.segment, real_S)
+    first_S, last_S = _run(host_S, jnp.ones_like(real_S))
+    first_S = jnp.where(amid_S, amid_first_S, first_S)
+    last_S = jnp.minimum(jnp.where(amid_S, amid_last_S, last_S), span_last_S)
+    from_S = jnp.maximum(jnp.where(amid_S, amid_first_S, 0), jnp.where(k.private, span_first_S, 0))
+    to_S = jnp.where(amid_S, amid_last_S, real_S.size - 1)
+    to_S = jnp.where(k.private, jnp.minimum(to_S, span_last_S), to_S)
+
+    def seen(x_S):
+        return jnp.where(real_S, x_S, index_S)
+
+    keys = tuple(_of_queries(seen(x_S), q) for x_S in (first_S, last_S))
+    queries = (
+        jnp.searchsorted(q.position, seen(from_S)),
+        jnp.searchsorted(q.position, seen(to_S), side="right") - 1,
+    )
+    return keys, queries
+
+
+def block_states(sees_T, first_T, last_T, seen_S, bq: int, bk: int) -> jax.Array:
     """`[U, W]`, of one row, in blocks of queries and keys: 0 nobody sees anybody, 2 `last_T` hides no key, 1 else.
 
-    From bounds alone, so a 1 may be a 0. Padding counts for none of them.
+    Queries for which `sees_T` see keys from `first_T` to `last_T`, of those for which `seen_S`. From bounds alone, so a
+    1 may be a 0.
     """
-    q_segment_UQ = q.segment.reshape(-1, bq)
-    k_segment_WJ = k.segment.reshape(-1, bk)
+    sees_UQ = sees_T.reshape(-1, bq)
 
-    def bounds(values, segments):
-        return jnp.where(segments != 0, values, FAR).min(1), jnp.where(segments != 0, values, -1).max(1)
+    def least(x_T):
+        return jnp.where(sees_UQ, x_T.reshape(-1, bq), FAR).min(1)[:, None]
 
-    q_low_U, q_high_U = bounds(q_segment_UQ, q_segment_UQ)
-    k_low_W, k_high_W = bounds(k_segment_WJ, k_segment_WJ)
-    low_U, high_U = bounds(last_T.reshape(-1, bq), q_segment_UQ)
-    first_W = jnp.arange(k_low_W.size) * bk
-    meet_UW = (q_low_U[:, None] <= k_high_W[None]) & (k_low_W[None] <= q_high_U[:, None])
-    some_UW = meet_UW & (high_U[:, None] >= first_W[None])
-    every_UW = low_U[:, None] >= (first_W + bk - 1)[None]
-    return jnp.where(some_UW, 1 + every_UW, 0).astype(jnp.int32)
+    most_last_U1 = jnp.where(sees_UQ, last_T.reshape(-1, bq), -1).max(1)[:, None]
+    begin_1W = jnp.arange(0, seen_S.size, bk)[None]
+    end_1W = begin_1W + bk - 1
+    some_UW = (least(first_T) <= end_1W) & (most_last_U1 >= begin_1W) & seen_S.reshape(-1, bk).any(1)[None]
+    return jnp.where(some_UW, 1 + (least(last_T) >= end_1W), 0).astype(jnp.int32)
 
 
 # --- TPU: splash attention -------------------------------------------------------------------------------------------
@@ -154,12 +192,8 @@ def causal_work(T: int, parts: int, bytes: int) -> int:
     return sum(-(-end // bk) for end in ends) * bq * bk
 
 
-def _after_last(last, index) -> jax.Array:
-    return index <= last
-
-
-def splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool) -> jax.Array:
-    """Attention on TPU, in memory linear in T unless tokens may be private: then one row's `[T, S]` mask at a time.
+def splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, parts: bool) -> jax.Array:
+    """Attention on TPU, in memory linear in T; at most `private` tokens of a row are private.
 
     Rows one after another, each with its own list of blocks. T and S that are no multiples of 128 are padded.
     The gradient of the queries is added up in their dtype, three sums of every third block of keys.
@@ -180,22 +214,148 @@ def splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool) ->
         return longer(x, more).swapaxes(1, 2)
 
     rows = (heads_first(q_BTNH, more_T), heads_first(k_BSKH, more_S), heads_first(v_BSKH, more_S), q_info, k_info)
-    o_BNTH = lax.map(lambda row: _splash_row(*row, private), rows)
+    o_BNTH = lax.map(lambda row: _splash_row(*row, min(private, S), parts), rows)
     return o_BNTH.swapaxes(1, 2)[:, :T]
 
 
-def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: bool) -> jax.Array:
-    """One row, its heads first."""
+class Told(NamedTuple):
+    """What a call of splash is told: a query sees keys of its number, up to the last."""
 
-    def load():
-        # Private, because the public makers of kernels take either a mask known when they are called, or whole
-        # `[T, S]` masks; the kernels themselves take a threshold for each query and lists of blocks, computed.
-        from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel
+    q_number: jax.Array  # [T]
+    k_number: jax.Array  # [S]
+    last: jax.Array | None  # [T], an index; None: numbers say all
+    states: jax.Array  # of blocks, as in `block_states`
 
-        return splash_attention_kernel
 
-    splash = _of_tokamax("tpu", load)
-    bq, bk = _blocks(q_NTH.shape[1], k_KSH.shape[1], q_NTH.shape[-1] * q_NTH.dtype.itemsize)
+def _numbers(q_number, k_number) -> tuple[jax.Array, jax.Array]:
+    """Where they are 0, numbers that the other side lacks."""
+    return jnp.where(q_number != 0, q_number, -1), jnp.where(k_number != 0, k_number, -2)
+
+
+def told(q: Info, k: Info, parts: bool, bq: int, bk: int) -> Told:
+    """Of all queries of one row, and the keys that are not private."""
+    last_T = _of_queries(own_span(k)[1], q)
+    first_T = jnp.zeros_like(last_T) if parts else _of_queries(_first_of_run(_host(k), True), q)
+    numbers = _numbers(q.segment, jnp.where(k.private, 0, k.segment))
+    return Told(*numbers, last_T, block_states(q.segment != 0, first_T, last_T, numbers[1] > 0, bq, bk))
+
+
+def private_tokens(x: Info, most: int) -> jax.Array:
+    """`[P]`, of one row: the indices of what is private, at most so many, then such as no token has."""
+    there_T = x.private & (x.segment != 0) & (x.span != 0)
+    index_P = jnp.nonzero(there_T, size=most, fill_value=there_T.size)[0]
+    return jnp.where(index_P < there_T.size, index_P, there_T.size + jnp.arange(most)).astype(jnp.int32)
+
+
+def told_of_private(q: Info, k: Info, own: tuple[jax.Array, jax.Array], bq: int, bk: int) -> Told:
+    """Of the private queries and keys of one row, whose indices are `own`: they see what is private in their span."""
+    first_S, last_S = own_span(k)
+    index_P = own[1]
+
+    def of_queries(x_S):
+        return _of_queries(x_S, q).at[own[0]].get(mode="fill", fill_value=-1)
+
+    # A span's number is that of its first token, from 1; where it lies among the keys is counted.
+    numbers = _numbers(of_queries(first_S) + 1, first_S.at[index_P].get(mode="fill", fill_value=-1) + 1)
+    first_P = jnp.searchsorted(index_P, of_queries(first_S)).astype(jnp.int32)
+    last_P = jnp.searchsorted(index_P, of_queries(last_S)).astype(jnp.int32)
+    return Told(*numbers, None, block_states(numbers[0] > 0, first_P, last_P, numbers[1] > 0, bq, bk))
+
+
+def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: int, parts: bool) -> jax.Array:
+    """One row, its heads first.
+
+    The kernel compares one number of a query with one of a key, so what is private takes a call of its own.
+    """
+    bytes = q_NTH.shape[-1] * q_NTH.dtype.itemsize
+    everyone = told(q_info, k_info, parts, *_blocks(q_NTH.shape[1], k_KSH.shape[1], bytes))
+    if not private:
+        return _joint_softmax(q_NTH, k_KSH, v_KSH, everyone, None, None)
+    most = private + _whole_blocks(private, private)[1]
+    own = tuple(private_tokens(x, most) for x in (q_info, k_info))
+    among_own = told_of_private(q_info, k_info, own, *_blocks(most, most, bytes))
+    return _joint_softmax(q_NTH, k_KSH, v_KSH, everyone, among_own, own)
+
+
+@jax.custom_vjp
+def _joint_softmax(q_NTH, k_KSH, v_KSH, everyone: Told, among_own: Told | None, own) -> jax.Array:
+    """Attention to everyone's keys, and of what is private (its indices are `own`) to its own."""
+    return _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone, among_own, own)[0]
+
+
+def _some(x, index_P) -> jax.Array:
+    """`[N, P, ...]` of `[N, T, ...]`; past the last index there is a token that nobody sees."""
+    return x.at[:, index_P].get(mode="clip", indices_are_sorted=True)
+
+
+_PLACED = dict(mode="drop", indices_are_sorted=True, unique_indices=True)
+
+
+def _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone: Told, among_own: Told | None, own):
+    """Two softmaxes become one by their logarithms of sums, base 2. Of a query that sees nothing both are masked."""
+    o_NTH, log_NT = _splash_forward(everyone, q_NTH, k_KSH, v_KSH)
+    if own is not None:
+        q_P, k_P = own
+        own_NPH, own_NP = _splash_forward(among_own, _some(q_NTH, q_P), _some(k_KSH, k_P), _some(v_KSH, k_P))
+        log_NP = _some(log_NT, q_P)
+        both_NP = jnp.logaddexp2(log_NP, own_NP)
+        joint_NPH = jnp.exp2(log_NP - both_NP)[..., None] * _some(o_NTH, q_P)
+        joint_NPH += jnp.exp2(own_NP - both_NP)[..., None] * own_NPH
+        o_NTH = o_NTH.at[:, q_P].set(joint_NPH.astype(o_NTH.dtype), **_PLACED)
+        log_NT = log_NT.at[:, q_P].set(both_NP, **_PLACED)
+    # Of a query that sees nothing the kernel makes the mean of some values.
+    o_NTH = jnp.where((log_NT > UNMASKED)[..., None], o_NTH, 0)
+    return o_NTH, (q_NTH, k_KSH, v_KSH, everyone, among_own, own, o_NTH, log_NT)
+
+
+def _joint_softmax_backward(residuals, g_NTH):
+    q_NTH, k_KSH, v_KSH, everyone, among_own, own, o_NTH, log_NT = residuals
+    g_NTH = jnp.where((log_NT > UNMASKED)[..., None], g_NTH, 0)
+    grads = _splash_backward(everyone, q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH)
+    if own is not None:
+        q_P, k_P = own
+        places = (q_P, k_P, k_P, q_P, q_P, q_P)
+        of_own = map(_some, (q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH), places)
+        own_grads = _splash_backward(among_own, *of_own)
+        grads = [x.at[:, index].add(more, **_PLACED) for x, more, index in zip(grads, own_grads, places, strict=False)]
+    return *grads, None, None, None
+
+
+_joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward)
+
+
+def _splash_forward(told: Told, q, k, v) -> tuple[jax.Array, jax.Array]:
+    """The output of some heads, and the logarithm of each query's sum, base 2."""
+    splash = _of_tokamax("tpu", _load_splash)
+    # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
+    blocks = _schedule(splash.MaskInfo, told.states, told.last, idle=1)
+    ids = splash.SegmentIds(told.q_number, told.k_number)
+    o, found = splash._splash_attention_forward(blocks, q, k, v, ids, None, **_splash_options(splash, told))
+    return o, found["logsumexp"]
+
+
+def _splash_backward(told: Told, q, k, v, o, log, g) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of q, k and v. The logarithm may be of a sum over more keys than these."""
+    splash = _of_tokamax("tpu", _load_splash)
+    blocks = _schedule(splash.MaskInfo, told.states.T, told.last, idle=0)
+    residuals = (q, k, v, splash.SegmentIds(told.q_number, told.k_number), None, o, log, blocks)
+    options = _splash_options(splash, told) | dict(dkv_mask_sparsity=1.0, res=residuals, grads=(g, None))
+    return splash._splash_attention_bwd(**options)[2:5]
+
+
+def _load_splash():
+    # Private, because the public makers of kernels take either a mask known when they are called, or whole `[T, S]`
+    # masks; the kernels themselves take a threshold for each query and lists of blocks, computed. And theirs is the one
+    # way back for a softmax over the keys of two calls.
+    from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel
+
+    return splash_attention_kernel
+
+
+def _splash_options(splash, told: Told) -> dict:
+    bq, bk = (
+        n // blocks for n, blocks in zip((told.q_number.size, told.k_number.size), told.states.shape, strict=True)
+    )
     inner = next(b for b in (512, 384, 256, 128) if bk % b == 0)
     config = splash.SplashConfig(
         block_q=bq,
@@ -206,97 +366,82 @@ def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: bool) 
         block_kv_dkv_compute=inner,
         dq_reduction_steps=3,  # the only way that takes lists of blocks
     )
-    if private:
-        seen_UWQJ = visible(q_info, k_info).reshape(-1, bq, k_info.position.size // bk, bk).swapaxes(1, 2)
-        states_UW = seen_UWQJ.any((2, 3)).astype(jnp.int32) + seen_UWQJ.all((2, 3))
-        masks = (seen_UWQJ, seen_UWQJ.swapaxes(2, 3))
-        last_T = None
-        ids = None
-    else:
-        masks = (None, None)
-        last_T = last_seen(q_info, k_info)
-        states_UW = block_states(q_info, k_info, last_T, bq, bk)
-
-        # Padding has a number on either side that the other side lacks.
-        def number(x, none):
-            return jnp.where(x.segment != 0, x.segment, none)
-
-        ids = splash.SegmentIds(number(q_info, -1), number(k_info, -2))
-    numbers_UW = jnp.arange(states_UW.size, dtype=jnp.int32).reshape(states_UW.shape)
-    kernel = splash.SplashAttentionKernel(
-        # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
-        _schedule(splash.MaskInfo, states_UW, numbers_UW, masks[0], last_T, idle=1),
-        _schedule(splash.MaskInfo, states_UW.T, numbers_UW.T, masks[1], last_T, idle=0),
-        config=config,
-        is_mqa=False,
-        save_residuals=True,
+    return dict(
         mask_value=splash.base.DEFAULT_MASK_VALUE,
-        mask_function=None if private else _after_last,
+        is_mqa=False,
+        config=config,
+        mask_function=None if told.last is None else _up_to,
+        save_residuals=True,
         fwd_mask_sparsity=1.0,
-        dkv_mask_sparsity=1.0,
     )
-    o_NTH, found = kernel(q_NTH, k_KSH, v_KSH, ids)
-    # Of a query that sees nothing it made the mean of some values.
-    return jnp.where((found["max_logits"] > UNMASKED)[..., None], o_NTH, 0)
 
 
-def _schedule(MaskInfo, states, numbers, mask, last_T, idle):
+def _up_to(last, index) -> jax.Array:
+    return index <= last
+
+
+def _schedule(MaskInfo, states, last_T, idle: int):
     """The pairs of blocks to visit, row by row of `states`: every row is visited, one that needs none as `idle`."""
     first = jnp.arange(states.shape[1]) == 0
     visits = (states > 0) | (~(states > 0).any(1, keepdims=True) & first[None])
     row, column = jnp.nonzero(visits, size=visits.size, fill_value=-1)
     state = jnp.maximum(states[row, column], idle)
     return MaskInfo(
-        mask_next=None if mask is None else numbers[row, column],
+        mask_next=None,
         active_rows=row.astype(jnp.int32),
         active_cols=column.astype(jnp.int32),
         block_mask=jnp.where(row < 0, 0, state),
         num_active_blocks=visits.sum(dtype=jnp.int32)[None],
-        partial_mask_blocks=None if mask is None else lax.collapse(mask.astype(jnp.int8), 0, 2),
+        partial_mask_blocks=None,
         q_sequence=last_T,
     )
 
 
 # --- GPU -------------------------------------------------------------------------------------------------------------
 
-QUERIES = 4096  # that Triton's kernel takes at once: on the way back it makes a mask of them and all keys
+QUERIES = 4096  # taken at once by kernels that make a mask of them and all keys, as Triton's does on the way back
 
 
-def gpu(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: bool, alone: bool, kernel: str) -> jax.Array:
+def gpu(
+    q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, alone: bool, parts: bool, kernel: str
+) -> jax.Array:
     """Attention on GPU by `triton`, `mosaic` (Hopper, Blackwell) or `cudnn`, in bfloat16.
 
-    Where nothing is private and no unit alone, an interval of keys for each query: linear memory with the first two.
-    Else, and with cuDNN always, a mask `[B, 1, T, S]`. A query that sees nothing sees itself here, and is cleared
-    after: kernels make NaN of none.
+    By intervals, in linear memory: of keys for each query, and where something is private or alone also of queries for
+    each key, of which tokamax makes masks of `QUERIES` queries at a time (of all where no such part divides T). A mask
+    `[B, 1, T, S]` with cuDNN, and where `parts`. A query that sees nothing sees itself here, and is cleared after:
+    kernels make NaN of none.
     """
     T = q_BTNH.shape[1]
-    if kernel == "cudnn" or private or alone:
+    if kernel == "cudnn" or parts:
         mask_BTS = visible(q_info, k_info)
         sees_BT = mask_BTS.any(-1)
         mask_BTS |= ~sees_BT[..., None] & (q_info.position[..., None] == k_info.position[:, None])
         o_BTNH = _GPU[kernel](q_BTNH, k_BSKH, v_BSKH, mask_BTS[:, None], None)
     else:
-        first_BT, last_BT = jax.vmap(first_seen)(q_info, k_info), jax.vmap(last_seen)(q_info, k_info)
+        (first_BT, last_BT), (from_BS, to_BS) = jax.vmap(intervals)(q_info, k_info)
         sees_BT = q_info.segment != 0
-        first_BT = jnp.where(sees_BT, first_BT, q_info.position)
-        end_BT = jnp.where(sees_BT, last_BT, q_info.position) + 1
+        size = next((n for n in range(min(T, QUERIES), QUERIES // 4 - 1, -LANES) if T % n == 0), T)
 
-        def attend(q, first, end):
-            return _GPU[kernel](q, k_BSKH, v_BSKH, None, (first[:, None], end[:, None]))
+        def attend(begin, q, first, last):
+            seen = dict(k_start=first[:, None], k_end=last[:, None] + 1)
+            if private or alone:
+                seen |= dict(q_start=from_BS[:, None] - begin, q_end=to_BS[:, None] + 1 - begin)
+            return _GPU[kernel](q, k_BSKH, v_BSKH, None, seen)
 
-        if kernel == "triton" and T > QUERIES and T % QUERIES == 0:
+        if size < T and (kernel == "triton" or private or alone):
 
             def cut(x):
-                return jnp.moveaxis(x.reshape(x.shape[0], -1, QUERIES, *x.shape[2:]), 1, 0)
+                return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
-            o = lax.map(lambda part: attend(*part), (cut(q_BTNH), cut(first_BT), cut(end_BT)))
+            o = lax.map(lambda part: attend(*part), (jnp.arange(0, T, size), *map(cut, (q_BTNH, first_BT, last_BT))))
             o_BTNH = jnp.moveaxis(o, 0, 1).reshape(q_BTNH.shape)
         else:
-            o_BTNH = attend(q_BTNH, first_BT, end_BT)
+            o_BTNH = attend(0, q_BTNH, first_BT, last_BT)
     return jnp.where(sees_BT[..., None, None], o_BTNH, 0)
 
 
-def _tokamax_gpu(name: str, q_BTNH, k_BSKH, v_BSKH, mask, interval) -> jax.Array:
+def _tokamax_gpu(name: str, q_BTNH, k_BSKH, v_BSKH, mask, intervals) -> jax.Array:
     def load():
         # Private, because the public function chooses by the device that it finds, not by the one compiled for.
         from tokamax._src.ops.attention import base, pallas_mosaic_gpu, pallas_triton
@@ -307,11 +452,11 @@ def _tokamax_gpu(name: str, q_BTNH, k_BSKH, v_BSKH, mask, interval) -> jax.Array
         return base.Mask, {"triton": triton, "mosaic": mosaic}[name]
 
     Mask, Kernel = _of_tokamax("cuda", load)
-    seen = Mask(mask) if interval is None else Mask(k_start=interval[0], k_end=interval[1])
+    seen = Mask(mask) if intervals is None else Mask(**intervals)
     return Kernel()(q_BTNH, k_BSKH, v_BSKH, mask=seen)
 
 
-def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, interval) -> jax.Array:
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, mask, intervals) -> jax.Array:
     return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, implementation="cudnn")
 
 

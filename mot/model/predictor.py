@@ -27,7 +27,8 @@ def predict(params: dict, name: str, state_BCD, tokens: Tokens, is_target_BC, co
     rules = config.mesh.rules
     is_seen_BC = tokens.segment != 0
     unit_BC = jnp.where(is_seen_BC | is_target_BC, 2 * tokens.unit - tokens.private, 0)
-    alone = tokens.replace(segment=unit_BC, span=unit_BC, private=jnp.zeros_like(is_seen_BC))
+    index_BC = jnp.broadcast_to(jnp.arange(unit_BC.shape[1]), unit_BC.shape)  # the stream is the row
+    alone = tokens.replace(position=index_BC, segment=unit_BC, span=unit_BC, private=jnp.zeros_like(is_seen_BC))
     group = transformer.merge({name: alone}, (name,), own, batches.length({name: alone}))
     state_BCD, seen_BC1 = sharding.split_context((state_BCD, is_seen_BC[..., None]), rules)
     state_RD = state_BCD.reshape(-1, state_BCD.shape[-1]).astype(config.model.dtype)

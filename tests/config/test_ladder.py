@@ -94,7 +94,7 @@ def test_settings_have_their_objectives_and_norms():
     _, c = build(setting="transfusion", rung="760m")
     image = c.streams["image"]
     assert (image.latent, image.objective, image.loss_weight, image.copies) == (32, "ddpm", 5.0, 1)
-    assert (c.objective.per, c.model.norm, image.diffusion.drop_rate) == ("modality", "pre", 0.0)
+    assert (c.objective.per, c.model.norm, image.diffusion.drop_rate) == ("modality", "pre", 0.1)
     _, c = build(setting="chameleon_speech", rung="880m")
     assert list(c.streams) == ["text", "image", "speech"]
     assert [s.ids for s in c.streams.values()] == [65_536 - 8192 - 500, 8192, 500]

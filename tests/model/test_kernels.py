@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from mot.batches import Info, visible
 from mot.errors import UserError
 from mot.model import kernels
-from tests.support.arrays import qkv, row
+from tests.support.arrays import qkv, row_of_units
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +25,16 @@ def _absent(monkeypatch):
 INFO = Info(*(jnp.ones((2, 128), dtype) for dtype in (int, int, int, bool)))
 
 
-@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("private", [0, 64])
 def test_splash_without_its_extra_tells_what_to_install(private):
     with pytest.raises(UserError, match=r"tokamax's, and tokamax.* is not installed.*extra 'tpu'.*chunked"):
-        kernels.splash(*qkv(128, 128), INFO, INFO, private)
+        kernels.splash(*qkv(128, 128), INFO, INFO, private, False)
 
 
 @pytest.mark.parametrize("how", ["triton", "mosaic"])
 def test_gpu_attention_without_its_extra_tells_what_to_install(how):
     with pytest.raises(UserError, match=r"tokamax.* is not installed.*extra 'cuda'"):
-        kernels.gpu(*qkv(128, 128), INFO, INFO, False, False, how)
+        kernels.gpu(*qkv(128, 128), INFO, INFO, 0, False, False, how)
 
 
 @pytest.mark.parametrize(("how", "extra"), [("gmm", "tpu"), ("triton", "cuda"), ("mosaic", "cuda")])
@@ -50,33 +52,93 @@ def test_importing_the_room_imports_none_of_the_libraries():
 # --- what a query sees, as numbers: these need no library ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_what_a_query_sees_is_an_interval(seed):
-    k = row(256, seed)
-    some = np.sort(np.random.default_rng(seed).choice(256, 100, replace=False))  # as a context shard has them
-    q = Info(*(x[some] for x in k))
-    first, last = kernels.first_seen(q, k)[:, None], kernels.last_seen(q, k)[:, None]
-    index = jnp.arange(256)[None]
-    got = (first <= index) & (index <= last) & (q.segment != 0)[:, None]
-    np.testing.assert_array_equal(got, visible(q, k))
+S, BQ, BK = 384, 32, 64
+KINDS = [
+    pytest.param({}, id="plain"),
+    pytest.param(dict(alone=True), id="alone"),
+    pytest.param(dict(hidden=True), id="hidden"),
+    pytest.param(dict(private=True), id="private"),
+    pytest.param(dict(private=True, alone=True, hidden=True), id="all"),
+]
 
 
-@pytest.mark.parametrize(("bq", "bk"), [(32, 64), (1, 8)])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_block_is_left_out_only_where_nobody_sees_anybody(seed, bq, bk):
-    """Also with a unit alone: a segment amid another."""
-    T = 512
-    k = row(T, seed)
-    k = k._replace(segment=k.segment.at[72:80].set(9)) if seed % 2 else k
-    states = np.asarray(kernels.block_states(k, k, kernels.last_seen(k, k), bq, bk))
-    see = np.asarray(visible(k, k)).reshape(T // bq, bq, T // bk, bk).swapaxes(1, 2)
-    assert not see[states == 0].any()
-    assert (states == 0).sum() > 0.9 * (~see.any((2, 3))).sum() - 3 * (seed % 2) * states.shape[1]
-    # 2 leaves the threshold out, for the numbers of segments tell the rest.
-    same = np.asarray((k.segment[:, None] == k.segment[None]) & (k.segment != 0)[:, None])
-    same = same.reshape(T // bq, bq, T // bk, bk).swapaxes(1, 2)
-    np.testing.assert_array_equal(see[states == 2], same[states == 2])
+def some_of(k, seed):
+    """Every token of a row, or as a context shard has them."""
+    if seed % 2 == 0:
+        return k
+    some = np.sort(np.random.default_rng(seed).choice(S, 128, replace=False))
+    return Info(*(x[some] for x in k))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_queries_and_keys_have_intervals_of_each_other(seed, kind):
+    k = row_of_units(S, seed, **kind)
+    q = some_of(k, seed)
+    (first, last), (begin, end) = jax.tree.map(np.asarray, jax.jit(kernels.intervals)(q, k))
+    query, key = np.arange(q.position.size)[:, None], np.arange(S)[None]
+    got = (first[:, None] <= key) & (key <= last[:, None]) & (begin[None] <= query) & (query <= end[None])
+    assert got.any(1).all()  # kernels make NaN of a query that sees nothing
+    np.testing.assert_array_equal(got & (q.segment != 0)[:, None], seen_by_rule(q, k))
+
+
+seen_by_rule = jax.jit(visible)
+
+
+@partial(jax.jit, static_argnums=2)
+def told(q, k, parts):
+    """Which keys have a query's number, which it sees, and what is known of blocks."""
+    seen = kernels.told(q, k, parts, BQ, BK)
+    same = seen.q_number[:, None] == seen.k_number[None]
+    return same, same & (jnp.arange(S)[None] <= seen.last[:, None]), seen.states
+
+
+@jax.jit
+def told_of_private(q, k):
+    """Which keys a query sees as private tokens, of all, and of those that are private with what is known of blocks."""
+    own = tuple(kernels.private_tokens(x, 256) for x in (q, k))
+    seen = kernels.told_of_private(q, k, own, BQ, BK)
+    same = seen.q_number[:, None] == seen.k_number[None]
+    everywhere = jnp.zeros((q.position.size, S), bool)
+    return everywhere.at[own[0][:, None], own[1][None]].set(same, mode="drop"), same, seen.states
+
+
+def check_blocks(same, sees, states):
+    same, sees = (x.reshape(-1, BQ, x.shape[1] // BK, BK).swapaxes(1, 2) for x in (same, sees))
+    assert not sees[states == 0].any()
+    np.testing.assert_array_equal(sees[states == 2], same[states == 2])
+    assert (states > 0).sum() <= 1.3 * sees.any((2, 3)).sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_what_splash_is_told_is_what_is_visible(seed, kind):
+    """By one of two calls. A block without a mask needs none, and few are visited in vain."""
+    k = row_of_units(S, seed, **kind)
+    q = some_of(k, seed)
+    same, sees, states = jax.tree.map(np.asarray, told(q, k, False))
+    check_blocks(same, sees, states)
     assert (states == 2).any()
+    if "private" in kind:
+        own, same, states = jax.tree.map(np.asarray, told_of_private(q, k))
+        assert own.any()
+        assert not (sees & own).any()
+        check_blocks(same, same, states)
+        sees = sees | own
+    np.testing.assert_array_equal(sees, seen_by_rule(q, k))
+
+
+def test_splash_is_told_of_a_segment_of_several_parts():
+    """As all units of one stream are where two parts are contrasted, also where they end the document."""
+    k = row_of_units(S, 0)
+    first, last = 40, int((k.segment != 0).sum()) - 4
+    parts = k.segment.at[first : first + 4].set(10**4).at[last:].set(jnp.where(k.segment[last:] != 0, 10**4, 0))
+    k = k._replace(segment=parts, span=k.span.at[first : first + 4].set(0))
+    _, sees, states = jax.tree.map(np.asarray, told(k, k, True))
+    truth = np.asarray(seen_by_rule(k, k))
+    assert truth[last, first]
+    np.testing.assert_array_equal(sees, truth)
+    assert not truth.reshape(-1, BQ, S // BK, BK).any((1, 3))[states == 0].any()
 
 
 @pytest.mark.parametrize(("T", "parts"), [(4096, 1), (48, 1), (1000, 1), (4096, 4), (1536, 3)])
@@ -92,7 +154,7 @@ def test_a_causal_rows_work_is_what_its_blocks_say(T, parts):
         return Info(pad(first + jnp.arange(n)), pad(jnp.ones(n, int)), *(jnp.zeros(n + more, x) for x in (int, bool)))
 
     q, k = info(T - mine, mine, more_T), info(0, T, more_S)
-    states_XY = kernels.block_states(q, k, kernels.last_seen(q, k), bq, bk)
+    states_XY = kernels.told(q, k, False, bq, bk).states
     assert kernels.causal_work(T, parts, 128) == int((states_XY > 0).sum()) * bq * bk
     assert kernels.causal_work(T, parts, 128) >= mine * (T - mine) + mine * (mine + 1) // 2
 

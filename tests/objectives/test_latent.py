@@ -281,6 +281,24 @@ def test_a_clean_copy_tells_the_predictor_nothing():
     np.testing.assert_array_equal(*found)
 
 
+def test_the_predictors_row_is_its_stream_as_kernels_want_it(monkeypatch):
+    """They take a key's position for its index."""
+    c = resolve(tree())
+    weights, image = vectors.weights(c), vectors.batch(c)["image"]
+    rows = []
+    join = predictor.joint.join
+    monkeypatch.setattr(predictor.joint, "join", lambda *x: rows.append(join(*x)) or rows[-1])
+
+    @jax.jit
+    def position(state):
+        predictor.predict(weights, "image", state, image, image.weight > 0, c)
+        return rows[-1].k.position
+
+    found = position(jnp.zeros((*image.token.shape, 12)))
+    assert (np.asarray(image.position[0]) != np.asarray(found[0])).any()
+    np.testing.assert_array_equal(found, np.broadcast_to(np.arange(found.shape[1]), found.shape))
+
+
 # --- SIGReg and collapse ---------------------------------------------------------------------------------------------
 
 

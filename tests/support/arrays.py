@@ -39,6 +39,36 @@ def row(T, seed):
     return Info(jnp.arange(T), jnp.asarray(segment), jnp.asarray(span * (segment != 0)), jnp.zeros(T, bool))
 
 
+def row_of_units(T, seed, private=False, alone=False, hidden=False):
+    """Documents of text and units as they are packed: padding last.
+
+    Units have a `private` copy before the clean one, some of them are a segment of their own (`alone`), and padding
+    stands where parts of them are `hidden`.
+    """
+    rng = np.random.default_rng(seed)
+    runs = []  # (tokens, document, unit, private, alone)
+    document, unit, left = 1, 0, T - rng.integers(1, T // 8)
+    while left > 0:
+        n = int(rng.integers(1, 24))
+        runs.append((n, document, 0, False, False))
+        if rng.random() < 0.8:
+            unit += 1
+            n = int(rng.integers(1, 40))
+            apart = alone and rng.random() < 0.4
+            runs += [(n, document, unit, True, apart)] * private + [(n, document, unit, False, apart and not private)]
+        document += rng.random() < 0.5
+        left = T - sum(run[0] for run in runs)
+    documents = document
+    fields = np.zeros((4, T), int)
+    x = np.repeat(np.array(runs), [run[0] for run in runs], axis=0)[: T - T // 16]
+    _, document, unit, is_private, apart = x.T
+    segment = np.where(apart, documents + unit, document)
+    segment[(unit > 0) & (rng.random(len(x)) < 0.3 * hidden)] = 0
+    fields[:, : len(x)] = np.arange(len(x)), segment, np.where(is_private, 10**4 + unit, unit), is_private
+    _, segment, span, is_private = map(jnp.asarray, fields)
+    return Info(jnp.arange(T), segment, span, is_private.astype(bool))
+
+
 def in_document_order(hidden):
     """All groups' states `[B, T, D]` by position."""
     B = hidden[0][1].token.shape[0]
