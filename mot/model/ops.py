@@ -13,8 +13,9 @@ from mot.config import RopeScaling
 
 @jax.custom_vjp
 def linear(x_RD, w_DF) -> jax.Array:
-    """`x @ w` in the dtype of x: operands in that dtype, accumulation in float32, the weight's gradient in float32.
+    """`x @ w` in the dtype of x: operands in that dtype, accumulation in float32.
 
+    The weight's gradient is in the weight's dtype, in which devices add up what each has of it (`optim.reduce_dtype`).
     Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate.
     """
     return _matmul(x_RD, w_DF.astype(x_RD.dtype)).astype(x_RD.dtype)
@@ -28,7 +29,8 @@ def _linear_forward(x_RD, w_DF):
 def _linear_backward(residuals, g_RF):
     x_RD, w_DF, like = residuals
     g_RF = g_RF.astype(x_RD.dtype)
-    return _matmul(g_RF, w_DF.T).astype(x_RD.dtype), _matmul(x_RD.T, g_RF).astype(like.dtype)
+    dw_DF = jnp.matmul(x_RD.T, g_RF, preferred_element_type=like.dtype)
+    return _matmul(g_RF, w_DF.T).astype(x_RD.dtype), dw_DF
 
 
 _matmul = partial(jnp.matmul, preferred_element_type=jnp.float32)

@@ -52,6 +52,7 @@ def _cross_entropy(
             return lax.psum(x, names) if names else x
 
         if grad:
+            dw_DV = dw_DV.astype(head_DV.dtype)  # in which devices add it up
             dw_DV = lax.psum_scatter(dw_DV, of_width, scatter_dimension=0, tiled=True) if of_width else dw_DV
             dw_DV = add(dw_DV, tuple(name for name in of_rows if name not in of_width))
         return add(loss, of_rows), nats_BT, dh_BTD, dw_DV
@@ -60,7 +61,7 @@ def _cross_entropy(
     loss, nats_BT, dh_BTD, dw_DV = sharding.shard_map(on_each_device, (rows, head, rows, rows), outputs)(
         h_BTD, head_DV, target_BT, scale_BT
     )
-    return (loss, nats_BT), (dh_BTD, dw_DV.astype(head_DV.dtype)) if grad else None
+    return (loss, nats_BT), (dh_BTD, dw_DV) if grad else None
 
 
 def _chunks(
@@ -123,8 +124,8 @@ def _cross_entropy_forward(h_BTD, head_DV, target_BT, scale_BT, *how):
 
 
 def _cross_entropy_backward(z_loss, chunk, rules, cap, residuals, cotangents):
-    dh_BTD, dw_DV = residuals
-    return (cotangents[0] * dh_BTD).astype(dh_BTD.dtype), cotangents[0] * dw_DV, None, None
+    dh_BTD, dw_DV = ((cotangents[0] * x).astype(x.dtype) for x in residuals)
+    return dh_BTD, dw_DV, None, None
 
 
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -162,9 +162,10 @@ def _sent(config: Config, topology: Topology) -> float:
     # Each microbatch gathers a layer's weights twice, forward and backward, and scatters their gradients. Where the
     # compiler does not, it reduces them whole, which sends twice as much.
     scattered = topology.chip.scatters_over(mesh.fsdp, len(topology.devices) // mesh.slices)
-    gradients = FLOAT32 * (1 if scattered else 2)
+    number = BFLOAT16 if config.optim.reduce_dtype == "bfloat16" else FLOAT32
+    gradients = number * (1 if scattered else 2)
     fsdp = (2 * BFLOAT16 + gradients) * weights * _others(mesh.fsdp) * microbatches
-    data = 2 * FLOAT32 * weights / mesh.fsdp * _others(mesh.data) * microbatches  # an all-reduce of gradients
+    data = 2 * number * weights / mesh.fsdp * _others(mesh.data) * microbatches  # an all-reduce of gradients
     # Two all-reduces of the residual a layer and direction, and again where the forward pass is made again.
     crossings = 12 if c.remat in RECOMPUTING else 8
     tensor = (

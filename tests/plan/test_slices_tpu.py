@@ -27,7 +27,7 @@ def mesh_of(name, **axes):
     return sharding.make_mesh(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **axes)), devices)
 
 
-def sent(mesh):
+def sent(mesh, dtype=jnp.float32):
     """Bytes that a device sends for one matmul and the gradient of its weights, which lie along `fsdp`."""
     weights = NamedSharding(mesh, P("fsdp"))
     w_DF = jax.ShapeDtypeStruct((D, F), jnp.float32, sharding=weights)
@@ -35,7 +35,7 @@ def sent(mesh):
     x_RD = jax.ShapeDtypeStruct((128 * mesh.size, D), jnp.bfloat16, sharding=rows)
 
     def loss(w_DF, x_RD):
-        return jnp.sum(jnp.tanh(ops.linear(x_RD, w_DF)).astype(jnp.float32))
+        return jnp.sum(jnp.tanh(ops.linear(x_RD, w_DF.astype(dtype))).astype(jnp.float32))
 
     def step(w_DF, x_RD):
         return w_DF - jax.lax.with_sharding_constraint(jax.grad(loss)(w_DF, x_RD), weights)
@@ -73,6 +73,22 @@ def test_a_matrix_is_gathered_and_its_gradient_summed(name, axes, fsdp, gradient
     assert found == pytest.approx(expected, rel=0.01)
     chip, _ = chips.parse(name)
     assert chip.scatters_over(fsdp, fsdp * data) == (gradient == "reduce-scatter")
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "gradient"),
+    [
+        ("v5p:4x4x4", dict(data=4, fsdp=16), "reduce-scatter"),
+        ("v6e:16x16", dict(data=1, fsdp=256), "all-reduce"),
+    ],
+)
+def test_a_gradient_in_bfloat16_is_half_the_bytes(name, axes, gradient):
+    """What a device makes of it for itself is summed in bfloat16, not first rounded afterwards."""
+    mesh = mesh_of(name, **axes)
+    whole, half = sent(mesh), sent(mesh, jnp.bfloat16)
+    assert half["all-gather"] == pytest.approx(whole["all-gather"], rel=0.01)
+    assert half[gradient] == pytest.approx(whole[gradient] / 2, rel=0.01)
+    assert half.keys() == whole.keys()
 
 
 def test_slices_sum_gradients_over_their_network():
