@@ -8,6 +8,7 @@ device must see its own share: attention, experts, the loss.
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -140,17 +141,30 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+# Options of TPU's compiler. Weights are gathered whole before their matmul: else XLA sends them in pieces between
+# partial matmuls, which makes the program longer and slower to compile.
+WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+# Gathers begin early and go on beside matmuls.
+BESIDE = {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true", "xla_enable_async_all_gather": "true"}
+# libtpu 0.0.42 aborts where a gather runs along a part of the slice.
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"
+NO_OFFLOAD = {f"{_OFFLOAD}_{kind}": "false" for kind in ("all_gather", "all_reduce", "reduce_scatter")}
+OPTIONS = {
+    "TPU v5": WHOLE | BESIDE,
+    "TPU v5p": WHOLE | BESIDE,
+    "TPU v6 lite": WHOLE | BESIDE,
+    "TPU v6e": WHOLE | BESIDE,
+    "TPU7x": WHOLE | NO_OFFLOAD,
+}  # by `jax.Device.device_kind`, which has two names for some
+
+
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """Options for the programs of this mesh. On TPU weights are gathered whole before their matmul. Else XLA sends them
-    in pieces between partial matmuls, which makes the program longer and slower to compile."""
+    """Options for the programs of this mesh: none but on TPU, and none that `LIBTPU_INIT_ARGS` or `XLA_FLAGS` name."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return {}
-    options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-    if device.device_kind == "TPU7x":  # libtpu 0.0.42 aborts where a gather runs along a part of the slice
-        offload = "xla_tpu_enable_sparse_core_collective_offload"
-        options |= {f"{offload}_{kind}": "false" for kind in ("all_gather", "all_reduce", "reduce_scatter")}
-    return options
+    given = re.findall(r"--(\w+)", " ".join(os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")))
+    return {name: value for name, value in OPTIONS.get(device.device_kind, WHOLE).items() if name not in given}
 
 
 # --- logical axes ----------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def _attend(qkv: list[joint.QKV], context: Context) -> tuple[list[jax.Array], KV
 
 def _project_in(tower: dict, x_RD, rules: dict[str, str]) -> list[jax.Array]:
     """q, k and v with their heads laid flat, `[R, A]` each."""
-    flat = [ops.linear(x_RD, experts.flat_in(tower[name])) for name in ("wq", "wk", "wv")]
+    flat = ops.linears(x_RD, [experts.flat_in(tower[name]) for name in ("wq", "wk", "wv")], "heads", rules)
     return [sharding.constrain(y_RA, (sharding.ROWS, "heads"), rules) for y_RA in flat]
 
 

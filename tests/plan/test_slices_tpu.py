@@ -98,6 +98,36 @@ def test_slices_sum_gradients_over_their_network():
     assert found == pytest.approx(within | {"all-reduce between slices": SUMMED / 8}, rel=0.01)
 
 
+def test_partial_sums_along_tensor_are_bfloat16_and_one_for_matrices_of_one_input():
+    """Megatron's two all-reduces of an FFN (1909.08053, 3): of its result, and of its input's gradient."""
+    mesh = mesh_of("v6e:8x8", tensor=2, fsdp=32)
+    rules = examples.make("dense").mesh.rules
+    rows = 128
+    x_RD = jax.ShapeDtypeStruct((rows * 32, D), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
+    shapes = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, sharding.spec(axes, rules)))
+        for name, shape, axes in (
+            ("w1", (D, F), ("embed", "mlp")),
+            ("w3", (D, F), ("embed", "mlp")),
+            ("w2", (F, D), ("mlp", "embed")),
+        )
+    }
+
+    def loss(w, x_RD):
+        gate_RF, up_RF = ops.linears(x_RD, [w["w1"], w["w3"]], "mlp", rules)
+        y_RD = ops.linear(ops.gated(gate_RF, up_RF, "swiglu"), w["w2"])
+        return jnp.sum(jnp.tanh(sharding.constrain(y_RD, (sharding.ROWS, None), rules)).astype(jnp.float32))
+
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(loss, (0, 1))).trace(shapes, x_RD).lower(lowering_platforms=("tpu",))
+        program = hlo.read(lowered.compile(compiler_options=sharding.compiler_options(mesh)).as_text())
+    sums = [c for c in program.collectives if c.kind == "all-reduce" and c.group == 2]
+    assert sum(c.bytes * c.at.times for c in sums) == 2 * 2 * rows * D
+    gathers = [c for c in program.collectives if c.kind == "all-gather"]
+    assert gathers
+    assert not any("f32" in c.shape for c in gathers + sums)
+
+
 @pytest.mark.parametrize("name", ["v6e:8x8", "v6e:16x16", "v5p:4x4x4", "v5p:8x8x8", "tpu7x:4x4x4"])
 def test_meshes_that_split_a_side_hold_every_device_once(name):
     """And those that do not are as `jax.make_mesh` has them."""
