@@ -144,7 +144,12 @@ def machine_memory() -> int:
 # Options of TPU's compiler. Weights are gathered whole before their matmul: else XLA sends them in pieces between
 # partial matmuls, which makes the program longer and slower to compile.
 WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-# Gathers begin early and go on beside matmuls.
+# Gathers begin early and go on beside matmuls. MaxText's recipes for v5p and v6e have five options for this
+# (CF_FOR_ALL_GATHER in its benchmarks/xla_flags_library.py), of which libtpu 0.0.42 has all but these two by default.
+# Compiled at full effort, FFNs of four of 7B's layers: 16 of 24 gathers. What is waited for on the links falls from
+# 7.1 to 4.9 ms (v5p, fsdp 16) and from 16.2 to 12.6 (v6e, fsdp 256), for 0 and 0.55 GB more temporaries, and up to a
+# quarter more of the compiler's time. Not taken, as nothing changed: the recipes' DATA_PARALLEL_OVERLAP, asynchronous
+# all-reduces and reduce-scatters; and xla_tpu_scoped_vmem_limit_kib=98304: 0.1 ms of 150 for five times that time.
 BESIDE = {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true", "xla_enable_async_all_gather": "true"}
 # libtpu 0.0.42 aborts where a gather runs along a part of the slice.
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"

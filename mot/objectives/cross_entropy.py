@@ -106,7 +106,7 @@ def _chunks(
         if cap:
             dlogits_RV *= 1 - (logits_RV / cap) ** 2
         dlogits_RV = dlogits_RV.astype(dtype)
-        dh_RD = add(jnp.matmul(dlogits_RV, w_DV.T, preferred_element_type=jnp.float32)).astype(dtype)
+        dh_RD = add(jnp.matmul(dlogits_RV, w_DV.T, preferred_element_type=dtype))
         dw_DV += jnp.matmul(h_RD.T, dlogits_RV, preferred_element_type=jnp.float32)
         return (loss, dw_DV), (nats_R.reshape(B, chunk), dh_RD.reshape(B, chunk, D))
 

@@ -128,6 +128,36 @@ def test_partial_sums_along_tensor_are_bfloat16_and_one_for_matrices_of_one_inpu
     assert not any("f32" in c.shape for c in gathers + sums)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(jax.config, forecast.EFFORT), reason="JAX 0.12 has no such setting")
+@pytest.mark.parametrize(("effort", "least"), [(0.0, 0.5), (-1.0, 0.0)])
+def test_gathers_go_on_beside_matmuls_with_full_effort(effort, least):
+    """Of two layers' FFNs of 7B, forward and backward: most bytes that are gathered, or with the least effort none."""
+    mesh = mesh_of("v5p:4x4x4", data=4, fsdp=16)
+    split = NamedSharding(mesh, P(None, "fsdp"))
+    x_RD = jax.ShapeDtypeStruct((2**14 * 64, D), jnp.bfloat16, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
+    w = [jax.ShapeDtypeStruct((2, *s), jnp.float32, sharding=split) for s in ((D, 11008), (D, 11008), (11008, D))]
+
+    @jax.checkpoint
+    def layer(x_RD, w):
+        hidden_RF = ops.gated(ops.linear(x_RD, w[0]), ops.linear(x_RD, w[1]), "swiglu")
+        return x_RD + ops.linear(hidden_RF, w[2]), None
+
+    def loss(w, x_RD):
+        return jnp.sum(jnp.tanh(jax.lax.scan(layer, x_RD, w)[0].astype(jnp.float32)))
+
+    before = getattr(jax.config, forecast.EFFORT)
+    jax.config.update(forecast.EFFORT, effort)
+    try:
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(jax.grad(loss)).trace(w, x_RD).lower(lowering_platforms=("tpu",))
+            text = lowered.compile(compiler_options=sharding.compiler_options(mesh)).as_text()
+    finally:
+        jax.config.update(forecast.EFFORT, before)
+    gathered = forecast.by_kind(hlo.read(text))["all-gather"]
+    assert least * gathered["wire"] <= gathered["meanwhile"] <= 2 * least * gathered["wire"]
+
+
 @pytest.mark.parametrize("name", ["v6e:8x8", "v6e:16x16", "v5p:4x4x4", "v5p:8x8x8", "tpu7x:4x4x4"])
 def test_meshes_that_split_a_side_hold_every_device_once(name):
     """And those that do not are as `jax.make_mesh` has them."""
