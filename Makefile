@@ -5,6 +5,7 @@ PARITY := .venv-parity
 SEQIO := .venv-seqio
 TRACKERS := .venv-trackers
 PLAN := .venv-plan
+CUDA := .venv-cuda
 DOCS := .venv-docs
 
 # An environment is made anew where what decides it has changed, and not where a fresh checkout has changed the times of
@@ -15,11 +16,14 @@ HASH := $(shell $(PYTHON) -c 'import hashlib, os, sys; \
 DONE := .done-$(HASH)
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
+# An environment for what this machine has: NVIDIA's GPUs, TPUs (older or newer ones), or a CPU alone.
+DEVICE := $(if $(wildcard /dev/nvidia0),$(CUDA),$(if $(wildcard /dev/accel0 /dev/vfio/0),$(PLAN),$(VENV)))
+
 # Tests that need more than $(VENV), and have a target of their own.
 APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers
 
 .PHONY: demo test test-slow test-parity test-seqio test-trackers test-plan test-plan-slow test-slurm mutations soak \
-  notebooks environments hash plan docs lint format bench constraints clean
+  notebooks environments hash plan docs lint format bench bench-device constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
@@ -91,6 +95,10 @@ format: $(VENV)/$(DONE)
 bench: $(PARITY)/$(DONE)
 	$(PARITY)/bin/python -m bench.__main__
 
+# What this machine's accelerators reach, in at most 10 minutes; installing apart.
+bench-device: $(DEVICE)/$(DONE)
+	$(DEVICE)/bin/python -m bench.device
+
 # After changing dependencies: one resolution for all extras and Pythons, without an index address.
 constraints: $(VENV)/$(DONE)
 	$(VENV)/bin/python -m pip install --quiet uv
@@ -130,6 +138,12 @@ $(PLAN)/$(DONE):
 	$(PLAN)/bin/python $(INSTALL) -e '.[dev,tpu]'
 	touch $@
 
+$(CUDA)/$(DONE):
+	$(PYTHON) -m venv --clear $(CUDA)
+	@echo 'pip installs into $(CUDA), with CUDA: some minutes, some GB'
+	$(CUDA)/bin/python $(INSTALL) -e '.[dev,cuda]'
+	touch $@
+
 # The builder of pages alone: neither mot nor JAX.
 $(DOCS)/$(DONE):
 	$(PYTHON) -m venv --clear $(DOCS)
@@ -138,4 +152,4 @@ $(DOCS)/$(DONE):
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(DOCS) build .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(CUDA) $(DOCS) build .cache

@@ -1,10 +1,10 @@
 """What an accelerator reaches, beside what the plan bounds it by: `make bench-device`.
 
-Matmul peak and bandwidth; training steps of dense, MoT and experts at three rungs of the ladder that fit, with compiling
-and memory; attention by backend and mask; grouped matmuls by the number of experts. On a CPU: tiny rungs.
+Matmul peak and bandwidth; training steps of dense, MoT and experts at three rungs of the ladder that fit, with
+compiling and memory; attention by backend and mask; grouped matmuls by the number of experts. On a CPU: tiny rungs.
 
-Parts come in the order of what they are worth. Each begins only where time is left for it, and what was left out is told.
-Results appear in OUT after every part: device.json, device.md, device.png.
+Parts come in the order of what they are worth. Each begins only where time is left for it, and what was left out is
+told. OUT/device.json is written after each part, OUT/device.md and OUT/device.png at the end.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from rich.console import Console
 
 from bench.device import page
 from bench.device.asked import Worker
-from bench.device.machine import ARCHS
 from bench.device.kernels import attention_backends, dispatch_kinds
+from bench.device.machine import ARCHS
 from launch.process import guarded
 from mot.errors import UserError
 from mot.files import write_atomically
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     results = {"started": provenance.now(), "minutes": options.minutes, "rows": [], "left_out": []}
     measure(results, options.smoke, time.monotonic() + 60 * options.minutes - CLOSING, options.out, out)
     page.write(results, options.out)
-    page.show(results, Console())
+    page.show(results)
     out.print(f"{options.out}: device.json, device.md, device.png")
     return int(not any("failed" not in row for row in results["rows"]))
 
@@ -62,11 +62,12 @@ def measure(results: dict, smoke: bool, deadline: float, folder: Path, out: Cons
         if "failed" in machine:
             raise UserError(f"the devices cannot be used: {machine['failed']}")
         results["machine"] = machine
+        results["rows"] += too_large(machine)
         todo = list(parts(machine, smoke))
         with process.progress(out) as progress:
             task = progress.add_task("", total=len(todo))
             for part in todo:
-                name = told(part)
+                name = page.told(part)
                 progress.update(task, description=f"{name}, {max(deadline - time.monotonic(), 0):.0f} s left")
                 start = time.monotonic()
                 if deadline - start < took.get(part["part"], FIRST):
@@ -74,7 +75,7 @@ def measure(results: dict, smoke: bool, deadline: float, folder: Path, out: Cons
                 else:
                     for row in rows(part, worker, results, deadline):
                         results["rows"].append(row)
-                        progress.console.print(f"{name}: {page.line(row)}", markup=False, highlight=False)
+                        progress.console.print(page.line(row), markup=False, highlight=False)
                     took[part["part"]] = max(took.get(part["part"], 0), time.monotonic() - start)
                 results["seconds"] = time.monotonic() - began
                 write_atomically(folder / "device.json", json.dumps(results, indent=1) + "\n")
@@ -90,8 +91,9 @@ def parts(machine: dict, smoke: bool) -> Iterator[dict]:
     own, *others = attention_backends(machine["platform"])
 
     def steps(rungs: list[dict], archs: tuple[str, ...]) -> Iterator[dict]:
-        for rung in rungs:
-            yield from ({"part": "step", **rung, "arch": arch, "smoke": smoke} for arch in archs)
+        for of in rungs:
+            step = {"part": "step", "rung": of["rung"], "rows": of["rows"], "smoke": smoke}
+            yield from (step | {"arch": arch} for arch in archs if arch not in of["too_large"])
 
     yield {"part": "peak", "smoke": smoke}
     yield from steps(order[:1], ARCHS[:2])
@@ -106,8 +108,12 @@ def parts(machine: dict, smoke: bool) -> Iterator[dict]:
     yield from steps(order[2:], ARCHS)
 
 
-def told(part: dict) -> str:
-    return " ".join(str(part[key]) for key in ("part", "rung", "arch", "backend", "kind") if key in part)
+def too_large(machine: dict) -> Iterator[dict]:
+    """A row for each architecture that does not fit at a rung where others do."""
+    for of in machine["rungs"]:
+        for arch, held in of["too_large"].items():
+            told = f"does not fit: one row takes about {held / 1e9:.0f} GB of {machine['memory'] / 1e9:.0f} GB"
+            yield {"part": "step", "rung": of["rung"], "arch": arch, "failed": told}
 
 
 def rows(part: dict, worker: Worker, results: dict, deadline: float) -> Iterator[dict]:

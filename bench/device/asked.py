@@ -9,10 +9,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from bench.device.worker import END
 from mot.plan import process
 
+GPU_MEMORY = "0.92"  # that JAX takes, where the user has not said it: its own choice is three quarters
 WAIT = 10  # seconds in which a process that is done may end
 
 
@@ -27,7 +29,8 @@ class Worker:
         `time.monotonic`) passes, a row that says so is the last."""
         if self.running is None:
             self._begin()
-        print(json.dumps(part), file=self.running.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended, which its lines tell
+            print(json.dumps(part), file=self.running.stdin, flush=True)
         while True:
             try:
                 line = self.lines.get(timeout=max(deadline - time.monotonic(), 0))
@@ -48,7 +51,8 @@ class Worker:
             return
         if kill:
             self.running.kill()
-        self.running.stdin.close()
+        with suppress(BrokenPipeError):
+            self.running.stdin.close()
         try:
             self.running.wait(WAIT)
         except subprocess.TimeoutExpired:
@@ -58,8 +62,9 @@ class Worker:
         self.running = None
 
     def _begin(self) -> None:
-        self.said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self.said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115, until `end`
         env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # compiling is measured
+        env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": GPU_MEMORY} | env
         command = [sys.executable, "-m", "bench.device.worker"]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said)
         self.running = subprocess.Popen(command, env=env, encoding="utf-8", **pipes)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -78,21 +78,26 @@ def found(smoke: bool) -> Iterator[dict]:
 
 
 def rungs(smoke: bool) -> list[dict]:
-    """The largest rungs that fit with every architecture, smallest first, and how many rows of a device do."""
+    """The largest rungs of which dense and MoT fit, smallest first: the rows of a device, the same for all
+    architectures that fit, and the bytes that those which do not would take with one row."""
     names = RUNGS.get(platform(), PUBLISHED)
-    names = names[:1] if smoke else names
-    fitting = [{"rung": name, "rows": rows} for name in names if (rows := _rows(name, smoke))]
-    return fitting[-LARGEST:]
-
-
-def _rows(rung: str, smoke: bool) -> int:
-    """A power of two; 0 where not one row fits."""
-    most = 1 if smoke else MOST_ROWS.get(platform(), MOST_ROWS_OF_OTHERS)
     room = search.ROOM * memory()
-    for rows in (2**n for n in range(most.bit_length() - 1, -1, -1)):
-        if all(estimate(configuration(rung, arch, rows, smoke)) <= room for arch in ARCHS):
-            return rows
-    return 0
+    found = []
+    for rung in names[:1] if smoke else names:
+        least = {arch: estimate(configuration(rung, arch, 1, smoke)) for arch in ARCHS}
+        fitting = [arch for arch, held in least.items() if held <= room]
+        if {*ARCHS[:2]} <= {*fitting}:
+            large = {arch: held for arch, held in least.items() if arch not in fitting}
+            found.append({"rung": rung, "rows": _rows(rung, fitting, room, smoke), "too_large": large})
+    return found[-LARGEST:]
+
+
+def _rows(rung: str, archs: Sequence[str], room: float, smoke: bool) -> int:
+    """The most rows with which all architectures fit: a power of two."""
+    rows = 1 if smoke else MOST_ROWS.get(platform(), MOST_ROWS_OF_OTHERS)
+    while rows > 1 and any(estimate(configuration(rung, arch, rows, smoke)) > room for arch in archs):
+        rows //= 2
+    return rows
 
 
 def estimate(config: Config) -> float:
