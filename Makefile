@@ -17,7 +17,7 @@ DONE := .done-$(HASH)
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
 # An environment for what this machine has: NVIDIA's GPUs, TPUs (older or newer ones), or a CPU alone.
-DEVICE := $(if $(wildcard /dev/nvidia0),$(CUDA),$(if $(wildcard /dev/accel0 /dev/vfio/0),$(PLAN),$(VENV)))
+DEVICE := $(if $(wildcard /dev/nvidia[0-9]*),$(CUDA),$(if $(wildcard /dev/accel0 /dev/vfio/0),$(PLAN),$(VENV)))
 
 # Tests that need more than $(VENV), and have a target of their own.
 APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers

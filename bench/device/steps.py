@@ -9,10 +9,10 @@ import numpy as np
 
 from bench import timing
 from bench.device import machine
+from bench.rows import filled
 from mot import sharding
 from mot.batches import Batch
 from mot.config import Config
-from mot.data.packing import document, pack
 from mot.errors import UserError, reason
 from mot.model import flops, kernels
 from mot.plan import forecast
@@ -69,7 +69,7 @@ def told(error: Exception) -> str:
 def _measured(config: Config, smoke: bool, peak: float | None) -> dict:
     kernels.refuse_absent(config, machine.platform())
     mesh = sharding.make_mesh(config, machine.devices())
-    host = batch_of(config)
+    host = filled(config)
     program = _compiled(config, host, mesh)
     seconds = _seconds(program.run, config, host, mesh, smoke)
     tokens = {name: config.data.batch * s.budget for name, s in config.streams.items()}
@@ -80,18 +80,6 @@ def _measured(config: Config, smoke: bool, peak: float | None) -> dict:
     row |= {"tracing": program.tracing, "compiling": program.compiling}
     row |= {"estimated": machine.estimate(config), "used": machine.peak_memory()}
     return row | _planned(config, program, peak) | _shares(work, seconds, peak)
-
-
-def batch_of(config: Config) -> Batch:
-    """Rows of one document that fills them: runs of random ids, of one stream after another."""
-    rng = np.random.default_rng(0)
-    streams = list(config.streams.values())
-    runs = 8  # of each stream in a row
-    sizes = [s.budget // runs for s in streams] * runs
-    stream = np.repeat(np.tile(np.arange(len(streams)), runs), sizes)
-    first, ids = (np.array([getattr(s, name) for s in streams])[stream] for name in ("first_id", "ids"))
-    rows = [[document(0, n, first + rng.integers(0, ids), stream)] for n in range(config.data.batch)]
-    return pack(rows, list(config.streams), [s.budget for s in streams])
 
 
 def _compiled(config: Config, host: Batch, mesh: jax.sharding.Mesh) -> Program:
