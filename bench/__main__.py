@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from bench import data, probes, processes, sampling, saves, search
+from bench import data, growth, probes, processes, sampling, saves, search
 from bench.timing import in_turn, mesh_of, ratio, stepper
 from configs import archs, base, digits
 from launch import cores, process
@@ -349,6 +349,8 @@ def main():
     for figure, (value, bar) in search.figures().items():
         add(figure, value, bar)
     for figure, (value, bar) in probes.figures().items():
+        add(figure, value, bar)
+    for figure, (value, bar) in growth.figures().items():
         add(figure, value, bar)
     share, equal = counted_flops()
     add("counted FLOPs / compiler's", f"{share:.4f}", "0.98 to 1.02")

@@ -11,11 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 from rich.table import Table
 
@@ -108,8 +110,21 @@ def compiling(layers: Sequence[int] = LAYERS) -> Iterator[Growth]:
 def _compiled(config: Config) -> jax.stages.Compiled:
     state = jax.eval_shape(lambda: init_state(config))
     step = jax.jit(make_step(config, 1), donate_argnums=0).lower(state, batches.abstract(config))
-    with jax.enable_compilation_cache(False):
+    with _without_cache():
         return step.compile()
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """Programs are compiled, and not read. JAX asks once alone whether it may read them, unless it is reset."""
+    kept = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+        compilation_cache.reset_cache()
 
 
 def memory(lengths: Sequence[int] = LENGTHS) -> Iterator[Growth]:
