@@ -24,6 +24,7 @@ from launch.process import guarded
 from mot.errors import UserError
 from mot.files import write_atomically
 from mot.plan import process
+from mot.plan.search import ROOM
 from mot.runs import provenance
 
 CLOSING = 5.0  # seconds that are kept for the page and its picture
@@ -112,7 +113,8 @@ def too_large(machine: dict) -> Iterator[dict]:
     """A row for each architecture that does not fit at a rung where others do."""
     for of in machine["rungs"]:
         for arch, held in of["too_large"].items():
-            told = f"does not fit: one row takes about {held / 1e9:.0f} GB of {machine['memory'] / 1e9:.0f} GB"
+            room = ROOM * machine["memory"]
+            told = f"does not fit: one row takes about {held / 1e9:.0f} GB, and {room / 1e9:.0f} GB may be filled"
             yield {"part": "step", "rung": of["rung"], "arch": arch, "failed": told}
 
 

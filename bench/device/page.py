@@ -85,6 +85,12 @@ def _done(results: dict, part: str) -> list[dict]:
     return [row for row in of_part(results, part) if "failed" not in row]
 
 
+def _done_steps(results: dict) -> list[dict]:
+    """In the order of sizes, not in that of their worth."""
+    rungs = [of["rung"] for of in results["machine"]["rungs"]]
+    return sorted(_done(results, "step"), key=lambda row: (rungs.index(row["rung"]), ARCHS.index(row["arch"])))
+
+
 def _peaks(results: dict) -> Table:
     published = results["machine"]["published"] or {}
     rows = []
@@ -98,7 +104,7 @@ def _peaks(results: dict) -> Table:
 def _steps(results: dict) -> Table:
     columns = ("rung", "architecture", "rows", "ms", "bound, ms", "binds", "MFU", "at most", "tokens/s", "kernels")
     rows = []
-    for row in _done(results, "step"):
+    for row in _done_steps(results):
         size = f"{row['rows']} x {row['length']}"
         times = _fixed(row["seconds"], 1e3), _fixed(row.get("bound"), 1e3), row.get("binding", NONE)
         kernels = row["attention"] if row["arch"] in ("dense", "mot") else f"{row['attention']}, {row['dispatch']}"
@@ -115,7 +121,7 @@ def _memory(results: dict) -> Table:
     columns = ("rung", "architecture", "parameters", "traced, s", "compiled, s", "GB used", "GB compiled")
     columns += ("GB estimated", "matmuls")
     rows = []
-    for row in _done(results, "step"):
+    for row in _done_steps(results):
         bytes_ = row["used"], row.get("memory", {}).get("peak"), row["estimated"]
         gigabytes = (_fixed(n, 1e-9) for n in bytes_)
         times = f"{row['tracing']:.1f}", f"{row['compiling']:.1f}"
@@ -209,7 +215,7 @@ def picture(results: dict) -> Figure:
     machine = results["machine"]
     drawn.suptitle(f"{machine['devices']} x {machine['device_kind']}, jax {machine['jax']}", x=0.01, ha="left")
     steps, attention, experts = drawn.subplots(1, 3, width_ratios=(1.3, 1.3, 1))
-    _draw_steps(steps, [row for row in _done(results, "step") if mfu(row)], machine)
+    _draw_steps(steps, [row for row in _done_steps(results) if mfu(row)], machine)
     _draw_attention(attention, _done(results, "attention"))
     _draw_experts(experts, _done(results, "grouped"))
     for axis in (steps, attention, experts):
@@ -250,8 +256,6 @@ def _legend(axis: Axes, columns: int, place: str = "upper left") -> None:
 
 
 def _draw_steps(axis: Axes, rows: list[dict], machine: dict) -> None:
-    rungs = [of["rung"] for of in machine["rungs"]]
-    rows = sorted(rows, key=lambda row: (rungs.index(row["rung"]), ARCHS.index(row["arch"])))
     bars = _draw_bars(axis, {(row["arch"], row["rung"]): 100 * mfu(row) for row in rows}, COLOURS)
     label = "the plan's bound"
     for row in rows:

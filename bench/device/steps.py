@@ -47,7 +47,7 @@ def step(rung: str, arch: str, rows: int, smoke: bool, peak: float | None) -> It
         attention, dispatch = left[0]
         try:
             config = machine.configuration(rung, arch, rows, smoke, attention=attention, dispatch=dispatch)
-            yield _measured(config, smoke, peak) | {"rows": rows, "failures": failures}
+            yield _measured(config, smoke, peak, failures) | {"rows": rows, "failures": failures}
             return
         except Exception as error:  # a library's, of any kind: the next attempt may work
             failures.append(f"{rows} rows, {attention}, {dispatch}: {told(error)}")
@@ -66,7 +66,7 @@ def told(error: Exception) -> str:
     return "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {reason(error)}"
 
 
-def _measured(config: Config, smoke: bool, peak: float | None) -> dict:
+def _measured(config: Config, smoke: bool, peak: float | None, failures: list[str]) -> dict:
     kernels.refuse_absent(config, machine.platform())
     mesh = sharding.make_mesh(config, machine.devices())
     host = filled(config)
@@ -79,7 +79,12 @@ def _measured(config: Config, smoke: bool, peak: float | None) -> dict:
     row |= {"parameters": flops.total_parameters(config), "remat": config.model.remat}
     row |= {"tracing": program.tracing, "compiling": program.compiling}
     row |= {"estimated": machine.estimate(config), "used": machine.peak_memory()}
-    return row | _planned(config, program, peak) | _shares(work, seconds, peak)
+    row |= _shares(work, seconds, peak)
+    try:
+        row |= _planned(config, program, peak)
+    except Exception as error:  # its reader's, of a text that it does not know: the step is measured all the same
+        failures.append(f"the plan cannot read this program: {told(error)}")
+    return row
 
 
 def _compiled(config: Config, host: Batch, mesh: jax.sharding.Mesh) -> Program:

@@ -150,7 +150,7 @@ def test_a_process_that_ends_or_hangs_is_told_and_another_begins():
 
 
 def test_half_the_rows_are_tried_where_memory_does_not_do(monkeypatch):
-    def measured(config, smoke, peak):
+    def measured(config, smoke, peak, failures):
         if config.data.batch > len(machine.devices()):
             raise RuntimeError("RESOURCE_EXHAUSTED: 5 GB")
         return {}
@@ -162,7 +162,7 @@ def test_half_the_rows_are_tried_where_memory_does_not_do(monkeypatch):
 
 
 def test_other_kernels_are_tried_where_one_does_not_work(monkeypatch):
-    def measured(config, smoke, peak):
+    def measured(config, smoke, peak, failures):
         if config.model.attention == "splash":
             raise NotImplementedError("no such layout")
         return {}
@@ -174,6 +174,28 @@ def test_other_kernels_are_tried_where_one_does_not_work(monkeypatch):
     monkeypatch.setitem(steps.KERNELS, "cpu", (("splash", "gmm"),))
     with pytest.raises(UserError, match="no such layout"):
         next(steps.step("0.3m", "mot", 1, True, None))
+
+
+def test_a_program_that_the_plan_cannot_read_is_timed_all_the_same(monkeypatch):
+    def unreadable(*_):
+        raise ValueError("no such operation")
+
+    one = jax.devices()[:1]
+    monkeypatch.setattr(machine, "devices", lambda: one)
+    monkeypatch.setattr(steps.forecast, "plan", unreadable)
+    (row,) = steps.step("0.3m", "dense", 1, True, 1e11)
+    assert row["failures"] == ["the plan cannot read this program: ValueError: no such operation"]
+    assert row["seconds"] > 0
+    assert "bound" not in row
+    results = {"rows": [{"part": "step", "rung": "0.3m", "arch": "dense"} | row], "left_out": []}
+    told = {table.title: table.rows for table in page.tables(results | {"machine": machine_row()})}
+    assert "-" in told["Training steps"][0]
+    assert len(told["What went wrong"]) == 1
+
+
+def machine_row():
+    (row,) = machine.found(smoke=True)
+    return row
 
 
 def test_minutes_that_are_none_are_refused(tmp_path):
@@ -215,7 +237,7 @@ def test_rungs_are_the_largest_that_fit(monkeypatch):
     assert small["rows"] == 1
     assert [*small["too_large"]] == ["moe_ec4", "mot_moe"]
     (first, _) = command.too_large({"rungs": [small], "memory": 16 * 10**9})
-    assert "one row takes about 20 GB of 16 GB" in first["failed"]
+    assert "one row takes about 20 GB, and 14 GB may be filled" in first["failed"]
 
 
 def test_published_figures_are_of_the_device():
