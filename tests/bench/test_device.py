@@ -16,6 +16,7 @@ from bench.device import kernels, machine, page, steps
 from bench.device.asked import Worker
 from mot.batches import visible
 from mot.errors import UserError
+from mot.model import attention
 from mot.plan import chips
 from tests.support.sources import ROOT
 
@@ -212,6 +213,12 @@ def test_masks_have_the_pairs_that_are_counted(mask):
     who = kernels.info(mask, 2, 192)
     assert kernels.pairs(who) == int(visible(who, who).sum()) > 0
     assert bool(who.private.any()) == (mask == "copies")
+
+
+def test_a_kernel_that_is_wrong_differs(monkeypatch):
+    monkeypatch.setitem(attention.BACKENDS, "chunked", lambda q, k, v, *_: 0.9 * v)
+    row = kernels._attended("chunked", "packed", kernels.SMALL_HEADS, smoke=True)
+    assert row["difference"] > 0.1
 
 
 def test_every_kernel_has_a_device():
