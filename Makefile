@@ -6,6 +6,7 @@ SEQIO := .venv-seqio
 TRACKERS := .venv-trackers
 PLAN := .venv-plan
 DOCS := .venv-docs
+MAXTEXT := .venv-maxtext
 
 # An environment is made anew where what decides it has changed, and not where a fresh checkout has changed the times of
 # files: a machine that keeps the folders by this hash installs nothing.
@@ -13,13 +14,17 @@ HASH := $(shell $(PYTHON) -c 'import hashlib, os, sys; \
   decides = [open(name, "rb").read() for name in ("pyproject.toml", "constraints.txt")]; \
   print(hashlib.sha256(b"".join([*decides, sys.version.encode(), os.getcwd().encode()])).hexdigest()[:16])')
 DONE := .done-$(HASH)
+# Of another trainer, for `make bench-maxtext` alone: it needs Python 3.12, and what it is tested with is its requirements'
+# lowest, which has our jax and libtpu. It is in no extra, as extras are resolved together.
+MAXTEXT_PYTHON ?= python3.12
+MAXTEXT_PIN := maxtext[tpu]==0.2.4
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
 # Tests that need more than $(VENV), and have a target of their own.
 APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers
 
 .PHONY: demo test test-slow test-parity test-seqio test-trackers test-plan test-plan-slow test-slurm mutations soak \
-  notebooks environments hash plan docs lint format bench constraints clean
+  notebooks environments hash plan docs lint format bench bench-maxtext constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
@@ -91,6 +96,10 @@ format: $(VENV)/$(DONE)
 bench: $(PARITY)/$(DONE)
 	$(PARITY)/bin/python -m bench.__main__
 
+# Our step beside MaxText's, compiled for TPUs that are not there, into docs/reference/maxtext.md.
+bench-maxtext: $(MAXTEXT)/$(DONE)
+	$(MAXTEXT)/bin/python -m bench.maxtext
+
 # After changing dependencies: one resolution for all extras and Pythons, without an index address.
 constraints: $(VENV)/$(DONE)
 	$(VENV)/bin/python -m pip install --quiet uv
@@ -130,6 +139,14 @@ $(PLAN)/$(DONE):
 	$(PLAN)/bin/python $(INSTALL) -e '.[dev,tpu]'
 	touch $@
 
+# One environment for both, and so one compiler.
+$(MAXTEXT)/$(DONE):
+	$(MAXTEXT_PYTHON) -m venv --clear $(MAXTEXT)
+	@echo 'uv installs into $(MAXTEXT), with TensorFlow: some minutes, 4 GB'
+	$(MAXTEXT)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(MAXTEXT)/bin/uv pip install --python $(MAXTEXT)/bin/python --resolution=lowest -e '.[tpu]' '$(MAXTEXT_PIN)'
+	touch $@
+
 # The builder of pages alone: neither mot nor JAX.
 $(DOCS)/$(DONE):
 	$(PYTHON) -m venv --clear $(DOCS)
@@ -138,4 +155,4 @@ $(DOCS)/$(DONE):
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(DOCS) build .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(DOCS) $(MAXTEXT) build .cache
