@@ -1,8 +1,8 @@
 """Our training step beside MaxText's: the same work, one compiler, one reader; no TPU is needed.
 
-`make bench-maxtext` makes an environment for both and writes docs/reference/maxtext.md and maxtext.json. Each program is
-compiled in a process of its own and left in a folder, as text. MaxText's is compiled again only where what is asked of
-it, or a version, has changed; ours always.
+`make bench-maxtext` makes an environment for both and writes docs/reference/maxtext.md and maxtext.json. Each program
+is compiled in a process of its own and left in a folder, as text. MaxText's is compiled again only where what is asked
+of it, or a version, has changed; ours always.
 """
 
 import argparse
@@ -29,8 +29,7 @@ from mot.files import write_atomically
 from mot.plan import chips
 from mot.plan.process import last_words, progress
 
-SLICES = ("v5p:4x4x4", "v6e:16x16")
-ALONG_FSDP = {"v5p:4x4x4": 16}  # devices; on other slices all
+SLICES = {"v5p:4x4x4": 16, "v6e:16x16": 256}  # devices along fsdp
 # Rungs of configs/ladder.py, and what makes MaxText's decoder the same.
 MODELS = {
     "dense": ("dense", {"decoder_block": "llama2"}),
@@ -44,6 +43,7 @@ BLOCKS |= {"kv_compute": 512, "kv_dkv_compute": 512}
 # MaxText asks nobody: no bucket, no hub, no metadata of a machine in the cloud.
 OFFLINE = {"DECOUPLE_GCLOUD": "TRUE", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONIOENCODING": "utf-8"}
 PACKAGES = ("mot", "maxtext", "jax", "libtpu", "tokamax")
+STEPS = "bench.steps"  # the module that compiles
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ class Work:
 
     @property
     def overrides(self) -> dict[str, str]:
-        devices = self.topology.chips * self.topology.chip.devices
-        along = ALONG_FSDP.get(self.slice, devices)
-        mesh = {"mesh.fsdp": along, "mesh.data": devices // along, "model.layers": self.layers}
+        along = SLICES[self.slice]
+        mesh = {"mesh.fsdp": along, "mesh.data": self.topology.chips // along, "model.layers": self.layers}
         return LLAMA | {key: str(value) for key, value in mesh.items()}
 
 
@@ -114,7 +113,7 @@ def compiled(wanted: dict, files: Path) -> tuple[str, dict]:
     files.parent.mkdir(parents=True, exist_ok=True)
     told = files.with_name(f"{files.name}.json")
     told.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "bench.steps", json.dumps(wanted), str(files)]
+    command = [sys.executable, "-m", STEPS, json.dumps(wanted), str(files)]
     env = os.environ | process.PLANNING | OFFLINE
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=False)
     files.with_name(f"{files.name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
@@ -135,11 +134,20 @@ def is_kept(wanted: dict, files: Path) -> bool:
         return False
 
 
+def _versions() -> dict[str, str]:
+    try:
+        return {name: metadata.version(name) for name in PACKAGES}
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"{error.name} is not installed here; `make bench-maxtext` makes an environment that has it"
+        ) from error
+
+
 def beside(work: Work, folder: Path) -> dict:
     """Both programs' figures, each compiled if it must be."""
     config = resolve(load.read(work.config, work.overrides), optim.uncovered)
     given = [f"{key}={value}" for key, value in settings(work, config).items()]
-    versions = {name: metadata.version(name) for name in PACKAGES}
+    versions = _versions()
     common = {"slice": work.slice, "quick": work.quick, "versions": versions}
     files = folder / work.name
     theirs = {"trainer": "MaxText", "arguments": {"settings": given}, **common}
@@ -196,19 +204,21 @@ def write(out: Path, rows: list[dict]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "maxtext.json"
     known = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    known = [row for row in known if row["figures"]["mot"].keys() == rows[0]["figures"]["mot"].keys()]  # no older ones
 
     def key(row):
         return row["model"], row["slice"], row["layers"], row["quick"]
 
-    merged = sorted(({key(row): row for row in (*known, *rows)}).values(), key=key)
-    write_atomically(file, json.dumps({"rows": merged}, indent=1) + "\n")
-    write_atomically(out / "maxtext.md", page(merged))
+    merged = {key(row): row for row in (*known, *rows)}
+    ordered = [merged[k] for k in sorted(merged)]
+    write_atomically(file, json.dumps({"rows": ordered}, indent=1) + "\n")
+    write_atomically(out / "maxtext.md", page(ordered))
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.maxtext", description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="again for several; default: all")
-    parser.add_argument("--slice", action="append", help=f"again for several; default: {', '.join(SLICES)}")
+    parser.add_argument("--slice", action="append", choices=SLICES, help="again for several; default: all")
     parser.add_argument("--layers", type=int, default=32, help="fewer for a quick table")
     parser.add_argument("--quick", action="store_true", help="the compiler's least effort, for both")
     parser.add_argument("--keep", type=Path, default=Path("build/maxtext"), help="a folder for the programs' texts")
