@@ -94,7 +94,7 @@ def test_attention_counts_by_the_formula_for_both(figures):
     compute = (figures["matmul_flops"] + attention * 7 / 6) / 459e12
     assert figures["overlapped"] == pytest.approx(max(compute, figures["bytes"] / 2765e9, figures["interconnect"]))
     assert figures["mfu"] == pytest.approx((formula + attention) / 459e12 / figures["step"])
-    other = TEXT.replace("splash_mha_fwd", "some_copy")
+    other = TEXT.replace("splash_mha_fwd", "other_mha_fwd")
     slice = chips.Topology("v5p:2x2x1", chips.CHIPS["v5p"], 4, (), {})
     assert compared.figures(other, MEMORY, 0, examples.make("mot"), slice)["attention_calls"] == 0
 
