@@ -92,17 +92,8 @@ def _computed(operation: hlo.Operation) -> float:
 
 
 def _grouped(operation: hlo.Operation) -> float:
-    return sum(grouped_flops(k) * k.at.times for k in operation.kernels if _is_grouped(k))
-
-
-def grouped_flops(kernel: hlo.Kernel) -> float:
-    """Of a matmul of rows that are sorted by their expert, from its operands' shapes, as not every author tells them.
-
-    Rows `[S, D]` by matrices `[E, D, F]`, or `[E, F, D]`; or `[D, S]` by `[S, F]`, of which each expert has its rows.
-    """
-    shapes = [sizes for shape in kernel.operands for dtype, sizes, _ in arrays(shape) if dtype in ("bf16", "f32")]
-    left, right = [sizes for sizes in shapes if len(sizes) > 1][:2]
-    return 2 * left[0] * left[1] * right[-1] if len(right) == 2 else 2 * left[0] * right[1] * right[2]
+    """Of experts' matmuls, as their authors estimate them: both count each row once."""
+    return sum(k.flops * k.at.times for k in operation.kernels if _is_grouped(k))
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -148,6 +139,10 @@ def total(figure: Figure) -> float:
     return sum(figure.values()) if isinstance(figure, Mapping) else figure
 
 
+def is_shown(figure: Figure, row: Row) -> bool:
+    return round(total(figure) / row.unit, row.digits) > 0
+
+
 def cell(figure: Figure, row: Row) -> str:
     if not isinstance(figure, Mapping):
         return f"{figure / row.unit:,.{row.digits}f}"
@@ -156,15 +151,12 @@ def cell(figure: Figure, row: Row) -> str:
     return " + ".join(told) or "0"
 
 
-def ratio(ours: Figure, theirs: Figure) -> str:
-    return f"{total(ours) / total(theirs):.2f}" if total(theirs) else ""
-
-
 def table(ours: Mapping[str, Figure], theirs: Mapping[str, Figure]) -> str:
     """In Markdown; figures that both have as 0 are left out."""
     lines = ["| a device, a step | mot | MaxText | mot / MaxText |", "|---|---|---|---|"]
     for row in ROWS:
         a, b = ours[row.key], theirs[row.key]
-        if total(a) or total(b):
-            lines.append(f"| {row.name} | {cell(a, row)} | {cell(b, row)} | {ratio(a, b)} |")
+        ratio = f"{total(a) / total(b):.2f}" if is_shown(b, row) else ""
+        if is_shown(a, row) or is_shown(b, row):
+            lines.append(f"| {row.name} | {cell(a, row)} | {cell(b, row)} | {ratio} |")
     return "\n".join(lines)

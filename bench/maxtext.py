@@ -98,6 +98,7 @@ def settings(work: Work, config: Config) -> dict[str, Any]:
         "attention": "flash",
         "use_tokamax_splash": True,
         "dq_reduction_steps": 3,
+        "use_iota_embed": True,
         **{f"sa_block_{name}": size for name, size in BLOCKS.items()},
         "dataset_type": "synthetic",
         "enable_checkpointing": False,
@@ -177,13 +178,12 @@ The work is `configs/ladder.py:rung=7b` without norms after blocks and of querie
 again on the way back, and have tokamax's splash attention in blocks of 1024.
 
 Ours: the step that `mot train` runs, its layout, its loss and the options that it gives the compiler. MaxText's: its
-`train_compile` with its defaults; experts by its `sparse_matmul` and `megablox`. Flags of its published recipes are in
-neither.
+`train_compile` with its defaults but for embeddings by a matmul (`use_iota_embed`), as its recipes for TPUs have them;
+experts by its `sparse_matmul` and `megablox`. The compiler's flags of its recipes are in neither.
 
-Figures are one device's. Attention's FLOPs are those of the blocks visited, the same for both; experts' are read off
-their kernels' operands. "Sum by operation" is each operation's most of matmuls, memory and links, one after another.
-Bytes are an upper bound for both. Of parts, `reduced` is gradients but for some scalars. A ratio below 1 is less of it
-in ours.
+Figures are one device's. Attention's FLOPs are those of the blocks visited, the same for both. "Sum by operation" is
+each operation's most of matmuls, memory and links, one after another (`mot/plan/bound.py`). Bytes accessed are an upper
+bound. "Reduced" is gradients, but for some scalars. A ratio below 1 says that ours has less of it.
 """
 
 
