@@ -49,8 +49,7 @@ def figures(text: str, memory: Mapping[str, int], cpu_seconds: float, config: Co
         "step": step,
         "overlapped": max(whole.values()),
         "mfu": (formula + of_pair * forecast.pairs(config)) / topology.flops / step,
-        "collectives": sum(c.at.times for c in program.collectives),
-        "hidden": sum(c.at.times for c in program.collectives if c.hidden),
+        "collectives": _collectives(program),
         "endless": len(program.endless),
         "cpu_seconds": cpu_seconds,
         "text": len(text),
@@ -68,6 +67,13 @@ def sent(program: hlo.Program, kinds: Iterable[str]) -> dict[str, float]:
             for dtype, part in parts.items():
                 total[f"{dtype} {collective.kind}"] += collective.wire * part / max(parts.total(), 1)
     return dict(total)
+
+
+def _collectives(program: hlo.Program) -> dict[str, float]:
+    counts: Counter[str] = Counter()
+    for collective in program.collectives:
+        counts["beside other work" if collective.hidden else "waited for"] += collective.at.times
+    return dict(counts)
 
 
 def _runs(kernels: Iterable[hlo.Kernel]) -> float:
@@ -121,7 +127,6 @@ ROWS = (
     Row("sent otherwise, GB", "sent_otherwise", 1e9, 1),
     Row("interconnect, ms", "interconnect", 1e-3, 1),
     Row("collectives", "collectives"),
-    Row("of them beside other work", "hidden"),
     Row("instructions", "instructions"),
     Row("calls of attention", "attention_calls"),
     Row("calls of experts' matmuls", "grouped_calls"),
