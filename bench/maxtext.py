@@ -13,6 +13,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,7 @@ BLOCKS |= {"kv_compute": 512, "kv_dkv_compute": 512}
 # MaxText asks nobody: no bucket, no hub, no metadata of a machine in the cloud.
 OFFLINE = {"DECOUPLE_GCLOUD": "TRUE", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONIOENCODING": "utf-8"}
 PACKAGES = ("mot", "maxtext", "jax", "libtpu", "tokamax")
+CHANGED = {"mot": "ours", "MaxText": "theirs"}  # fields of `Work`
 STEPS = "bench.steps"  # the module that compiles
 
 
@@ -52,6 +54,8 @@ class Work:
     slice: str
     layers: int
     quick: bool
+    ours: tuple[str, ...] = ()  # KEY=VALUE, of our configuration
+    theirs: tuple[str, ...] = ()  # of MaxText's
 
     @property
     def name(self) -> str:
@@ -71,7 +75,14 @@ class Work:
     def overrides(self) -> dict[str, str]:
         along = SLICES[self.slice]
         mesh = {"mesh.fsdp": along, "mesh.data": self.topology.chips // along, "model.layers": self.layers}
-        return LLAMA | {key: str(value) for key, value in mesh.items()}
+        return LLAMA | {key: str(value) for key, value in mesh.items()} | _pairs(self.ours)
+
+
+def _pairs(given: Iterable[str]) -> dict[str, str]:
+    for text in given:
+        if "=" not in text:
+            raise UserError(f"{text!r} changes nothing: write KEY=VALUE, as in optim.moments=bfloat16")
+    return dict(text.split("=", 1) for text in given)
 
 
 def settings(work: Work, config: Config) -> dict[str, Any]:
@@ -106,6 +117,7 @@ def settings(work: Work, config: Config) -> dict[str, Any]:
         "log_config": False,
         "run_name": work.name,
         **MODELS[work.model][1],
+        **_pairs(work.theirs),
     }
 
 
@@ -194,7 +206,8 @@ def page(rows: list[dict]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
         effort = "the compiler's least effort" if row["quick"] else "full effort"
         parts.append(f"## {row['model']}, {row['slice']}, {row['layers']} layers\n")
-        parts.append(f"Mesh: {mesh}; {effort}; {versions}; {row['day']}.\n")
+        changed = [f"{name} with {', '.join(row[key])}; " for name, key in CHANGED.items() if row[key]]
+        parts.append(f"Mesh: {mesh}; {effort}; {''.join(changed)}{versions}; {row['day']}.\n")
         parts.append(compared.table(row["figures"]["mot"], row["figures"]["MaxText"]) + "\n")
     return "\n".join(parts)
 
@@ -207,7 +220,7 @@ def write(out: Path, rows: list[dict]) -> None:
     known = [row for row in known if row["figures"]["mot"].keys() == rows[0]["figures"]["mot"].keys()]  # no older ones
 
     def key(row):
-        return row["model"], row["slice"], row["layers"], row["quick"]
+        return row["model"], row["slice"], row["layers"], row["quick"], tuple(row["ours"]), tuple(row["theirs"])
 
     merged = {key(row): row for row in (*known, *rows)}
     ordered = [merged[k] for k in sorted(merged)]
@@ -221,6 +234,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--slice", action="append", choices=SLICES, help="again for several; default: all")
     parser.add_argument("--layers", type=int, default=32, help="fewer for a quick table")
     parser.add_argument("--quick", action="store_true", help="the compiler's least effort, for both")
+    for name, whose in CHANGED.items():
+        help = f"another value of {name}'s configuration, again for several"
+        parser.add_argument(f"--{whose}", action="append", default=[], metavar="KEY=VALUE", help=help)
     parser.add_argument("--keep", type=Path, default=Path("build/maxtext"), help="a folder for the programs' texts")
     parser.add_argument("--out", type=Path, default=Path("docs/reference"), help="a folder for the page")
     return parser.parse_args(argv)
@@ -229,7 +245,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     given = arguments(argv)
     works = [
-        Work(model, slice, given.layers, given.quick)
+        Work(model, slice, given.layers, given.quick, tuple(given.ours), tuple(given.theirs))
         for model in given.model or MODELS
         for slice in given.slice or SLICES
     ]

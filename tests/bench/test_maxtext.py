@@ -174,6 +174,26 @@ def test_the_page_keeps_other_work(tmp_path, compiler, capsys):
     assert ran(tmp_path, "--slice=v6e:16x16", "--quick") == page
 
 
+def test_changes_of_either_reach_it_and_the_page(tmp_path, compiler, capsys):
+    ran(tmp_path, "--slice=v5p:4x4x4")
+    page = ran(tmp_path, "--slice=v5p:4x4x4", "--ours=optim.moments=bfloat16", "--theirs=use_iota_embed=False")
+    assert compiler == ["MaxText", "mot", "MaxText", "mot"]
+    wanted = {
+        name: maxtext.kept(tmp_path / "kept/dense-v5p-4x4x4-2" / name)[1]["wanted"] for name in ("mot", "maxtext")
+    }
+    assert wanted["mot"]["arguments"]["overrides"]["optim.moments"] == "bfloat16"
+    assert "use_iota_embed=False" in wanted["maxtext"]["arguments"]["settings"]
+    assert "full effort; mot with optim.moments=bfloat16; MaxText with use_iota_embed=False; mot 1" in page
+    assert page.count("## dense, v5p:4x4x4, 2 layers") == 2
+
+
+def test_a_change_without_a_value_is_refused(tmp_path, compiler, capsys):
+    argv = ["--model=dense", "--slice=v5p:4x4x4", f"--keep={tmp_path}", f"--out={tmp_path}", "--ours=optim.moments"]
+    assert guarded(maxtext.main, argv) == 2
+    assert "'optim.moments' changes nothing: write KEY=VALUE" in capsys.readouterr().err
+    assert compiler == []
+
+
 def test_without_maxtext_the_remedy_is_told(tmp_path, capsys):
     argv = ["--model=dense", "--slice=v5p:4x4x4", f"--keep={tmp_path / 'kept'}", f"--out={tmp_path / 'out'}"]
     assert guarded(maxtext.main, argv) == 2
