@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from bench import compared, maxtext
+from bench import compared, maxtext, steps
 from launch.process import guarded
 from mot import optim
 from mot.config import load, resolve
@@ -206,3 +208,29 @@ def test_a_step_that_does_not_compile_says_where_its_words_are(tmp_path, monkeyp
     with pytest.raises(UserError, match=r"mot of some did not compile: .*no_such_module.*\.log"):
         maxtext.compiled({"trainer": "mot"}, tmp_path / "some/mot")
     assert "no_such_module" in (tmp_path / "some/mot.log").read_text(encoding="utf-8")
+
+
+def test_a_step_is_handed_over_by_files(tmp_path, monkeypatch):
+    sizes = SimpleNamespace(**{f"{name}_size_in_bytes": n for name, n in MEMORY.items()})
+    monkeypatch.setattr(steps, "ours", lambda slice, config, overrides: (f"{slice} {config}", sizes, 2.5))
+    wanted = {"trainer": "mot", "arguments": {"config": "some.py", "overrides": {}}, "slice": "v5p:4x4x4"}
+    assert steps.main([json.dumps(wanted | {"quick": False}), str(tmp_path / "mot")]) == 0
+    text, told = maxtext.kept(tmp_path / "mot")
+    assert text == "v5p:4x4x4 some.py"
+    assert told == {"wanted": wanted | {"quick": False}, "memory": MEMORY, "cpu_seconds": 2.5}
+
+
+def test_both_take_the_same_sides_for_rings(monkeypatch):
+    def knows(wrap):
+        known = {"v5p-128": SimpleNamespace(topology_name="v5:4x4x4", wrap=wrap)}
+        table = SimpleNamespace(UserFacingNameToSystemCharacteristics=known)
+        monkeypatch.setitem(sys.modules, "maxtext", SimpleNamespace())
+        monkeypatch.setitem(sys.modules, "maxtext.utils", SimpleNamespace(accelerator_to_spec_map=table))
+
+    knows((True, True, True))
+    assert steps._name("v5p:4x4x4") == "v5p-128"
+    with pytest.raises(UserError, match="MaxText has no such slice"):
+        steps._name("v6e:16x16")
+    knows((True, True, False))
+    with pytest.raises(UserError, match="for different links cannot be compared"):
+        steps._name("v5p:4x4x4")
