@@ -190,8 +190,9 @@ The work is `configs/ladder.py:rung=7b` without norms after blocks and of querie
 again on the way back, and have tokamax's splash attention in blocks of 1024.
 
 Ours: the step that `mot train` runs, its layout, its loss and the options that it gives the compiler. MaxText's: its
-`train_compile` with its defaults but for embeddings by a matmul (`use_iota_embed`), as its recipes for TPUs have them;
-experts by its `sparse_matmul` and `megablox`. The compiler's flags of its recipes are in neither.
+`train_compile` with its defaults, experts by `sparse_matmul` and `megablox`, and embeddings by a matmul, as its recipes
+for TPUs have them (`use_iota_embed`: less memory for two more matmuls of the vocabulary). Flags for the compiler, as
+its recipes have them, too, are in a table that says so alone.
 
 Figures are one device's. Attention's FLOPs are those of the blocks visited, the same for both. "Sum by operation" is
 each operation's most of matmuls, memory and links, one after another (`mot/plan/bound.py`). Bytes accessed are an upper
