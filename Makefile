@@ -7,6 +7,7 @@ TRACKERS := .venv-trackers
 PLAN := .venv-plan
 CUDA := .venv-cuda
 DOCS := .venv-docs
+MAXTEXT := .venv-maxtext
 
 # An environment is made anew where what decides it has changed, and not where a fresh checkout has changed the times of
 # files: a machine that keeps the folders by this hash installs nothing.
@@ -14,6 +15,11 @@ HASH := $(shell $(PYTHON) -c 'import hashlib, os, sys; \
   decides = [open(name, "rb").read() for name in ("pyproject.toml", "constraints.txt")]; \
   print(hashlib.sha256(b"".join([*decides, sys.version.encode(), os.getcwd().encode()])).hexdigest()[:16])')
 DONE := .done-$(HASH)
+# Another trainer, for `make bench-maxtext` alone: in no extra, as extras are resolved together. Of what it needs the
+# lowest versions are taken, with which it is tested: among them our jax and libtpu.
+MAXTEXT_PYTHON ?= python3.12
+MAXTEXT_VERSION := 0.2.4
+MAXTEXT_DONE := $(DONE)-maxtext-$(MAXTEXT_VERSION)
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
 # An environment for what this machine has: NVIDIA's GPUs, TPUs (older or newer ones), or a CPU alone.
@@ -23,7 +29,7 @@ DEVICE := $(if $(wildcard /dev/nvidia[0-9]*),$(CUDA),$(if $(wildcard /dev/accel0
 APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers
 
 .PHONY: demo test test-slow test-parity test-seqio test-trackers test-plan test-plan-slow test-slurm mutations soak \
-  notebooks environments hash plan docs lint format bench bench-device constraints clean
+  notebooks environments hash plan docs lint format bench bench-device bench-maxtext constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
@@ -99,6 +105,10 @@ bench: $(PARITY)/$(DONE)
 bench-device: $(DEVICE)/$(DONE)
 	$(DEVICE)/bin/python -m bench.device
 
+# Our step beside MaxText's, compiled for TPUs that are not there with least effort, into docs/reference/maxtext.md.
+bench-maxtext: $(MAXTEXT)/$(MAXTEXT_DONE)
+	$(MAXTEXT)/bin/python -m bench.maxtext --quick
+
 # After changing dependencies: one resolution for all extras and Pythons, without an index address.
 constraints: $(VENV)/$(DONE)
 	$(VENV)/bin/python -m pip install --quiet uv
@@ -144,6 +154,17 @@ $(CUDA)/$(DONE):
 	$(CUDA)/bin/python $(INSTALL) -e '.[dev,cuda]'
 	touch $@
 
+# One environment for both trainers, and so one compiler.
+$(MAXTEXT)/$(MAXTEXT_DONE):
+	@$(MAXTEXT_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+	  { echo 'MaxText needs Python 3.12; MAXTEXT_PYTHON=... chooses one'; exit 1; }
+	$(MAXTEXT_PYTHON) -m venv --clear $(MAXTEXT)
+	@echo 'uv installs into $(MAXTEXT), with TensorFlow: some minutes, 4 GB'
+	$(MAXTEXT)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(MAXTEXT)/bin/uv pip install --quiet --python $(MAXTEXT)/bin/python --resolution=lowest -e '.[tpu]' \
+	  'maxtext[tpu]==$(MAXTEXT_VERSION)'
+	touch $@
+
 # The builder of pages alone: neither mot nor JAX.
 $(DOCS)/$(DONE):
 	$(PYTHON) -m venv --clear $(DOCS)
@@ -152,4 +173,4 @@ $(DOCS)/$(DONE):
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(CUDA) $(DOCS) build .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(CUDA) $(MAXTEXT) $(DOCS) build .cache

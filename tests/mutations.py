@@ -974,6 +974,13 @@ MUTATIONS = (
         "tests/scaling/test_equal.py",
     ),
     Mutation(
+        "beside MaxText: what a device gives counts as what it sends",
+        "bench/compared.py",
+        "collective.wire * part",
+        "collective.bytes * part",
+        "tests/bench/test_maxtext.py",
+    ),
+    Mutation(
         "plan: a loop counts once",
         "mot/plan/hlo.py",
         "run(chosen, times * turns, unknown or is_endless(i, module))",

@@ -104,6 +104,7 @@ class Operation:
     collectives: tuple[Collective, ...]
     kernels: tuple[Kernel, ...]
     bytes: float  # of all its runs
+    times: float = 1  # that it runs
 
 
 @dataclass(frozen=True)
@@ -461,7 +462,7 @@ def _operation(
             collectives.append(found)
         if found := _kernel(part, place, module):
             kernels.append(found)
-    return Operation(tuple(matmuls), tuple(collectives), tuple(kernels), n * _bytes(i, module))
+    return Operation(tuple(matmuls), tuple(collectives), tuple(kernels), n * _bytes(i, module), n)
 
 
 def _told(i: Instruction, caller: str) -> str:
