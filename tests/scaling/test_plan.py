@@ -74,7 +74,7 @@ def test_a_plan_by_hand():
 
 
 def of(matmuls=(), collectives=(), bytes=0.0, waits=()):
-    return hlo.Operation(tuple(matmuls), tuple(collectives), (), bytes, waits)
+    return hlo.Operation(tuple(matmuls), tuple(collectives), (), bytes, waits=waits)
 
 
 def multiplied(operation):
