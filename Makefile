@@ -5,6 +5,7 @@ PARITY := .venv-parity
 SEQIO := .venv-seqio
 TRACKERS := .venv-trackers
 PLAN := .venv-plan
+CUDA := .venv-cuda
 DOCS := .venv-docs
 MAXTEXT := .venv-maxtext
 
@@ -21,11 +22,14 @@ MAXTEXT_VERSION := 0.2.4
 MAXTEXT_DONE := $(DONE)-maxtext-$(MAXTEXT_VERSION)
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
 
+# An environment for what this machine has: NVIDIA's GPUs, TPUs (older or newer ones), or a CPU alone.
+DEVICE := $(if $(wildcard /dev/nvidia[0-9]*),$(CUDA),$(if $(wildcard /dev/accel0 /dev/vfio/0),$(PLAN),$(VENV)))
+
 # Tests that need more than $(VENV), and have a target of their own.
 APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers
 
 .PHONY: demo test test-slow test-parity test-seqio test-trackers test-plan test-plan-slow test-slurm mutations soak \
-  notebooks environments hash plan docs lint format bench bench-maxtext constraints clean
+  notebooks environments hash plan docs lint format bench bench-device bench-maxtext constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
@@ -97,6 +101,10 @@ format: $(VENV)/$(DONE)
 bench: $(PARITY)/$(DONE)
 	$(PARITY)/bin/python -m bench.__main__
 
+# What this machine's accelerators reach, in at most 10 minutes; installing apart.
+bench-device: $(DEVICE)/$(DONE)
+	$(DEVICE)/bin/python -m bench.device
+
 # Our step beside MaxText's, compiled for TPUs that are not there with least effort, into docs/reference/maxtext.md.
 bench-maxtext: $(MAXTEXT)/$(MAXTEXT_DONE)
 	$(MAXTEXT)/bin/python -m bench.maxtext --quick
@@ -140,6 +148,12 @@ $(PLAN)/$(DONE):
 	$(PLAN)/bin/python $(INSTALL) -e '.[dev,tpu]'
 	touch $@
 
+$(CUDA)/$(DONE):
+	$(PYTHON) -m venv --clear $(CUDA)
+	@echo 'pip installs into $(CUDA), with CUDA: some minutes, some GB'
+	$(CUDA)/bin/python $(INSTALL) -e '.[dev,cuda]'
+	touch $@
+
 # One environment for both trainers, and so one compiler.
 $(MAXTEXT)/$(MAXTEXT_DONE):
 	@$(MAXTEXT_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
@@ -159,4 +173,4 @@ $(DOCS)/$(DONE):
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(DOCS) $(MAXTEXT) build .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(CUDA) $(MAXTEXT) $(DOCS) build .cache
