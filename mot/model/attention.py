@@ -6,8 +6,6 @@ whole score matrix and is obvious; `chunked` visits only pairs of chunks that ca
 `kernels.py` has those of accelerators.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +27,7 @@ def attend(
     alone: bool = True,
     parts: bool = True,
     cap: float = 0.0,
+    calls: kernels.Calls | None = None,
 ) -> jax.Array:
     """Softmax attention of T queries over S keys; N query heads share K key/value heads, N a multiple of K.
 
@@ -39,10 +38,11 @@ def attend(
     Kernels want queries and keys sorted by position, and all keys of a row, of which queries are some. They do less
     where it is known that at most so many tokens of a row are `private`, that none lies amid a segment that it is not
     of, as a unit trained `alone` and padding in place of what is hidden do, or that no such segment has several
-    `parts`: runs of tokens.
+    `parts`: runs of tokens. `splash` also takes what follows from these and the tokens, where they attend in many
+    layers (`kernels.splash_calls`).
     """
-    if backend not in BACKENDS | KERNELS:
-        raise ValueError(f"attention '{backend}' is unknown; allowed: {', '.join(BACKENDS | KERNELS)}")
+    if backend not in (*BACKENDS, *KERNELS):
+        raise ValueError(f"attention '{backend}' is unknown; allowed: {', '.join((*BACKENDS, *KERNELS))}")
 
     # 0 * NaN is NaN: whatever lies in padded tokens stops here, and so does what lies in their cotangents.
     def clean(x_BTNH, info):
@@ -53,8 +53,12 @@ def attend(
         return clean(BACKENDS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, cap), q_info)
     if cap:
         raise ValueError(f"attention '{backend}' has no cap of scores; allowed: {', '.join(BACKENDS)}")
+    if backend == "splash":
+        bytes = q_BTNH.shape[-1] * q_BTNH.dtype.itemsize
+        calls = calls or kernels.splash_calls(q_info, k_info, private, parts, bytes)
+        return clean(kernels.splash(q_BTNH, k_BSKH, v_BSKH, calls), q_info)
     known = dict(private=private, alone=alone, parts=parts)
-    return clean(KERNELS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, **known), q_info)
+    return clean(kernels.gpu(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, **known, kernel=backend), q_info)
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, cap: float) -> jax.Array:
@@ -82,9 +86,4 @@ def attend_few(q_BTNH, k_BKSH, v_BKSH, q_info: Info, k_info: Info, cap: float = 
 BACKENDS = {"reference": _reference, "chunked": flash.attend}
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, alone: bool, parts: bool) -> jax.Array:
-    return kernels.splash(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, private, parts)  # whatever is alone
-
-
-KERNELS = {kernel: partial(kernels.gpu, kernel=kernel) for kernel in ("triton", "mosaic", "cudnn")}
-KERNELS |= {"splash": _splash}
+KERNELS = ("splash", "triton", "mosaic", "cudnn")

@@ -1,6 +1,6 @@
 """What every layer of a forward pass sees alike: the groups of streams, the row in which they meet, and the cache."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import jax
 from mot.batches import Info, Tokens
 from mot.config import Config, Experts
 from mot.model.caches import Cache, Crossed
+from mot.model.kernels import Calls
 
 
 class Group(NamedTuple):
@@ -34,6 +35,7 @@ class JointRow(NamedTuple):
     back: jax.Array | None
     k_order: jax.Array | None  # the same of whole rows, as they come from their devices
     k_back: jax.Array | None
+    calls: Sequence[Calls] = ()  # of `splash`: of all queries, or with walls of each group's
 
 
 class Seen(NamedTuple):

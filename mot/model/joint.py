@@ -13,7 +13,7 @@ from jax import lax
 
 from mot import batches, sharding
 from mot.config import Config
-from mot.model import attention, caches, ops
+from mot.model import attention, caches, kernels, ops
 from mot.model.attention import BACKENDS, FEW, attend_few
 from mot.model.caches import Cache
 from mot.model.context import Group, JointRow
@@ -46,6 +46,29 @@ def join(groups: list[Group], rules: dict[str, str], T: int | None) -> JointRow:
     return JointRow(q, k, order, back, *orders)
 
 
+def prepared(row: JointRow, groups: list[Group], config: Config) -> JointRow:
+    """The row with what its kernel is told of the tokens, which is the same in every layer."""
+    m = config.model
+    if m.attention != "splash":
+        return row
+    rules = config.mesh.rules
+    parts, whole = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
+    bytes = m.head_size * jnp.dtype(m.dtype).itemsize
+    private, _, has_parts = _known(config)
+    tell = partial(kernels.splash_calls, private=private, parts=has_parts, bytes=bytes)
+    on_each_device = sharding.shard_map(tell, (parts, whole), parts)
+    queries = [group.tokens.info for group in groups] if config.towers.stop_gradients else [row.q]
+    return row._replace(calls=[on_each_device(q, row.k) for q in queries])
+
+
+def _known(config: Config) -> tuple[int, bool, bool]:
+    """Of every row: how many private tokens it has at most, and are there units `alone` and segments of `parts`?"""
+    private = sum(s.budget // s.copies for s in config.streams.values() if s.copies > 1)
+    # What is hidden of a unit is padding amid its document.
+    alone = any(s.predicts or s.drop_rate > 0 for s in config.streams.values())
+    return private, alone, len(config.objective.contrastive.pools) > 1  # of several units each
+
+
 def attend(parts: list[QKV], row: JointRow, config: Config) -> list[jax.Array]:
     """Each group's part of the joint attention, `[B, C, N, H]`."""
     o_BTNH = _attend(*map(end_to_end, zip(*parts, strict=True)), row, config)
@@ -61,11 +84,11 @@ def attend_with_stopped_gradients(
     """
     towers = [tower_of[group.streams[0]] for group in groups]
     outputs = []
-    for group, tower, (q_BCNH, *_) in zip(groups, towers, parts, strict=True):
+    for i, (group, tower, (q_BCNH, *_)) in enumerate(zip(groups, towers, parts, strict=True)):
         stopped = _stopped_for(tower, tower_of, config)
         k_BTKH = end_to_end([_stop_if(t in stopped, k_BCKH) for t, (_, k_BCKH, _) in zip(towers, parts, strict=True)])
         v_BTKH = end_to_end([_stop_if(t in stopped, v_BCKH) for t, (*_, v_BCKH) in zip(towers, parts, strict=True)])
-        own_row = row._replace(q=group.tokens.info, order=None, back=None)
+        own_row = row._replace(q=group.tokens.info, order=None, back=None, calls=row.calls[i : i + 1])
         outputs.append(_attend(q_BCNH, k_BTKH, v_BTKH, own_row, config))
     return outputs
 
@@ -110,19 +133,15 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, row: JointRow, config: Config) -> jax.Array:
     parts = sharding.spec((sharding.ROWS,), rules)
     rows = sharding.spec(("batch",), rules)
     heads = sharding.spec((sharding.ROWS, None, "heads"), rules)
-    private = sum(s.budget // s.copies for s in config.streams.values() if s.copies > 1)
-    # What is hidden of a unit is padding amid its document.
-    alone = any(s.predicts or s.drop_rate > 0 for s in config.streams.values())
-    has_parts = len(config.objective.contrastive.pools) > 1  # of several units each
 
     def on_each_device(q_BTNH, k_BTKH, v_BTKH, row):
         q_BTNH = _permuted(q_BTNH, row.order, row.back)
         k_BSKH, v_BSKH = (_permuted(_gather_rows(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
-        how = (config.model.attention, private, alone, has_parts, config.model.attention_cap)
+        how = (config.model.attention, *_known(config), config.model.attention_cap, *row.calls)
         o_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, *how)
         return _permuted(o_BTNH, row.back, row.order)
 
-    inputs = (heads, heads, heads, JointRow(parts, rows, parts, parts, rows, rows))
+    inputs = (heads, heads, heads, JointRow(parts, rows, parts, parts, rows, rows, parts))
     return sharding.shard_map(on_each_device, inputs, heads)(q_BTNH, k_BTKH, v_BTKH, row)
 
 
