@@ -6,6 +6,8 @@ whole score matrix and is obvious; `chunked` visits only pairs of chunks that ca
 `kernels.py` has those of accelerators.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -41,8 +43,8 @@ def attend(
     `parts`: runs of tokens. `splash` also takes what follows from these and the tokens, where they attend in many
     layers (`kernels.splash_calls`).
     """
-    if backend not in (*BACKENDS, *KERNELS):
-        raise ValueError(f"attention '{backend}' is unknown; allowed: {', '.join((*BACKENDS, *KERNELS))}")
+    if backend not in BACKENDS | KERNELS:
+        raise ValueError(f"attention '{backend}' is unknown; allowed: {', '.join(BACKENDS | KERNELS)}")
 
     # 0 * NaN is NaN: whatever lies in padded tokens stops here, and so does what lies in their cotangents.
     def clean(x_BTNH, info):
@@ -53,12 +55,8 @@ def attend(
         return clean(BACKENDS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, cap), q_info)
     if cap:
         raise ValueError(f"attention '{backend}' has no cap of scores; allowed: {', '.join(BACKENDS)}")
-    if backend == "splash":
-        bytes = q_BTNH.shape[-1] * q_BTNH.dtype.itemsize
-        calls = calls or kernels.splash_calls(q_info, k_info, private, parts, bytes)
-        return clean(kernels.splash(q_BTNH, k_BSKH, v_BSKH, calls), q_info)
-    known = dict(private=private, alone=alone, parts=parts)
-    return clean(kernels.gpu(q_BTNH, k_BSKH, v_BSKH, q_info, k_info, **known, kernel=backend), q_info)
+    known = dict(private=private, alone=alone, parts=parts) | ({} if calls is None else {"calls": calls})
+    return clean(KERNELS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, **known), q_info)
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, cap: float) -> jax.Array:
@@ -86,4 +84,13 @@ def attend_few(q_BTNH, k_BKSH, v_BKSH, q_info: Info, k_info: Info, cap: float = 
 BACKENDS = {"reference": _reference, "chunked": flash.attend}
 
 
-KERNELS = ("splash", "triton", "mosaic", "cudnn")
+def _splash(
+    q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, alone: bool, parts: bool, calls=None
+) -> jax.Array:
+    if calls is None:  # whatever is alone
+        calls = kernels.splash_calls(q_info, k_info, private, parts, q_BTNH.shape[-1] * q_BTNH.dtype.itemsize)
+    return kernels.splash(q_BTNH, k_BSKH, v_BSKH, calls)
+
+
+KERNELS = {kernel: partial(kernels.gpu, kernel=kernel) for kernel in ("triton", "mosaic", "cudnn")}
+KERNELS |= {"splash": _splash}

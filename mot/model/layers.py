@@ -96,14 +96,15 @@ def attention(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.
     """
     qkv, routings, reports = _projected(xs, w, context)
     outputs, kv = _attend(qkv, context)
-    rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
+    rows = [o_BCNH.reshape(-1, *o_BCNH.shape[2:]) for o_BCNH in outputs]
     ys = {}
     for tower in towers("attn", context):
         own = [rows[i] for i in tower.groups]
         if tower.name in routings:
-            own = experts.project_out(w[tower.name], own, tower, routings[tower.name], context)
+            flat = [o_RNH.reshape(len(o_RNH), -1) for o_RNH in own]
+            own = experts.project_out(w[tower.name], flat, tower, routings[tower.name], context)
         else:
-            own = [ops.linear(o_RA, experts.flat_out(w[tower.name]["wo"])) for o_RA in own]
+            own = [ops.linear(o_RNH, w[tower.name]["wo"]) for o_RNH in own]
         ys |= dict(zip(tower.groups, own, strict=True))
     return [ys[i] for i in range(len(xs))], reports, kv
 
@@ -145,13 +146,13 @@ def _attend(qkv: list[joint.QKV], context: Context) -> tuple[list[jax.Array], KV
 
 
 def _project_in(tower: dict, x_RD, rules: dict[str, str]) -> list[jax.Array]:
-    """q, k and v with their heads laid flat, `[R, A]` each."""
-    flat = [ops.linear(x_RD, experts.flat_in(tower[name])) for name in ("wq", "wk", "wv")]
-    return [sharding.constrain(y_RA, (sharding.ROWS, "heads"), rules) for y_RA in flat]
+    """q, k and v, `[R, heads, H]` each."""
+    each = [ops.linear(x_RD, tower[name]) for name in ("wq", "wk", "wv")]
+    return [sharding.constrain(y_RNH, (sharding.ROWS, "heads", None), rules) for y_RNH in each]
 
 
 def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Flat q, k and v as heads `[B, C, heads, H]`, with their biases: q and k normed and rotated."""
+    """q, k and v, flat or not, as heads `[B, C, heads, H]`, with their biases: q and k normed and rotated."""
     B, C = tokens.token.shape
     heads = [x_RA.reshape(B * C, -1, m.head_size) for x_RA in parts]
     if m.qkv_bias:

@@ -15,23 +15,25 @@ from mot.config import RopeScaling
 def linear(x_RD, w_DF) -> jax.Array:
     """`x @ w` in the dtype of x: operands in that dtype, accumulation in float32, the weight's gradient in float32.
 
-    Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate.
+    Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate. In place of D and F
+    there may be several axes, as a head's number and its features.
     """
-    return _matmul(x_RD, w_DF.astype(x_RD.dtype)).astype(x_RD.dtype)
+    return _product(x_RD, w_DF.astype(x_RD.dtype), x_RD.ndim - 1).astype(x_RD.dtype)
 
 
 def _linear_forward(x_RD, w_DF):
     w_DF, dtype = w_DF.astype(x_RD.dtype), w_DF.dtype
-    return _matmul(x_RD, w_DF).astype(x_RD.dtype), (x_RD, w_DF, jnp.zeros((), dtype))
+    return _product(x_RD, w_DF, x_RD.ndim - 1).astype(x_RD.dtype), (x_RD, w_DF, jnp.zeros((), dtype))
 
 
 def _linear_backward(residuals, g_RF):
     x_RD, w_DF, like = residuals
     g_RF = g_RF.astype(x_RD.dtype)
-    return _matmul(g_RF, w_DF.T).astype(x_RD.dtype), _matmul(x_RD.T, g_RF).astype(like.dtype)
+    of_F = tuple(range(1, g_RF.ndim)), tuple(range(x_RD.ndim - 1, w_DF.ndim))
+    return _product(g_RF, w_DF, of_F).astype(x_RD.dtype), _product(x_RD, g_RF, ((0,), (0,))).astype(like.dtype)
 
 
-_matmul = partial(jnp.matmul, preferred_element_type=jnp.float32)
+_product = partial(jnp.tensordot, preferred_element_type=jnp.float32)
 linear.defvjp(_linear_forward, _linear_backward)
 
 
