@@ -50,13 +50,13 @@ def attend(
     def clean(x_BTNH, info):
         return jnp.where((info.segment != 0)[..., None, None], x_BTNH, 0)
 
-    q_BTNH, k_BSKH, v_BSKH = clean(q_BTNH, q_info), clean(k_BSKH, k_info), clean(v_BSKH, k_info)
     if backend in BACKENDS:
+        q_BTNH, k_BSKH, v_BSKH = clean(q_BTNH, q_info), clean(k_BSKH, k_info), clean(v_BSKH, k_info)
         return clean(BACKENDS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, cap), q_info)
     if cap:
         raise ValueError(f"attention '{backend}' has no cap of scores; allowed: {', '.join(BACKENDS)}")
     known = dict(private=private, alone=alone, parts=parts) | ({} if calls is None else {"calls": calls})
-    return clean(KERNELS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, **known), q_info)
+    return KERNELS[backend](q_BTNH, k_BSKH, v_BSKH, q_info, k_info, **known)
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, cap: float) -> jax.Array:

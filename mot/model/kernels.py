@@ -18,7 +18,7 @@ from mot.errors import UserError
 
 LANES = 128  # the width of a TPU's registers: block sizes are multiples of it
 FAR = jnp.iinfo(jnp.int32).max
-UNMASKED = -1e30  # a largest score above it saw a key; the kernels' own masked score is below -1e38
+LEAST = -1e30  # far below a score; the kernels' own masked score is below -1e38
 
 
 RUN_ON = {"splash": "tpu", "gmm": "tpu", "triton": "gpu", "mosaic": "gpu", "cudnn": "gpu"}
@@ -366,14 +366,11 @@ def _joint_softmax_forward(q_NBTH, k_KBSH, v_KBSH, calls: Calls):
         joint_NBPH += jnp.exp2(own_NBP - both_NBP)[..., None] * own_NBPH
         o_NBTH = _placed(o_NBTH, q_BP, joint_NBPH.astype(o_NBTH.dtype))
         log_NBT = _placed(log_NBT, q_BP, both_NBP)
-    # Of a query that sees nothing the kernel makes the mean of some values.
-    o_NBTH = jnp.where((log_NBT > UNMASKED)[..., None], o_NBTH, 0)
     return o_NBTH, (q_NBTH, k_KBSH, v_KBSH, calls, o_NBTH, log_NBT)
 
 
 def _joint_softmax_backward(residuals, g_NBTH):
     q_NBTH, k_KBSH, v_KBSH, calls, o_NBTH, log_NBT = residuals
-    g_NBTH = jnp.where((log_NBT > UNMASKED)[..., None], g_NBTH, 0)
     grads = _splash_backward(calls.everyone, q_NBTH, k_KBSH, v_KBSH, o_NBTH, log_NBT, g_NBTH)
     if calls.own is not None:
         q_BP, k_BP = calls.own
@@ -394,7 +391,9 @@ def _splash_forward(call: Call, q_NBTH, k_KBSH, v_KBSH) -> tuple[jax.Array, jax.
     blocks = _mask_info(splash, call.forward, call.last)
     ids = splash.SegmentIds(call.q_number, call.k_number)
     qkv = map(_end_to_end, (q_NBTH, k_KBSH, v_KBSH))
-    o, found = splash._splash_attention_forward(blocks, *qkv, ids, None, **options)
+    # As if each query saw one key more, of value 0: beside another it weighs 0, and who sees no other one gets 0.
+    sinks_N = jnp.full(len(q_NBTH), LEAST)
+    o, found = splash._splash_attention_forward(blocks, *qkv, ids, sinks_N, **options)
     return o.reshape(q_NBTH.shape), found["logsumexp"].reshape(q_NBTH.shape[:3])
 
 
