@@ -28,7 +28,7 @@ INFO = Info(*(jnp.ones((2, 128), dtype) for dtype in (int, int, int, bool)))
 @pytest.mark.parametrize("private", [0, 64])
 def test_splash_without_its_extra_tells_what_to_install(private):
     with pytest.raises(UserError, match=r"tokamax's, and tokamax.* is not installed.*extra 'tpu'.*chunked"):
-        kernels.splash(*qkv(128, 128), INFO, INFO, private, False)
+        kernels.splash(*qkv(128, 128), kernels.splash_calls(INFO, INFO, private, False, 32))
 
 
 @pytest.mark.parametrize("how", ["triton", "mosaic"])

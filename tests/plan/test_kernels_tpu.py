@@ -76,6 +76,11 @@ def compare(f, q, k, v, q_info, k_info):
     return got
 
 
+def splash(q, k, v, q_info, k_info, private):
+    calls = kernels.splash_calls(q_info, k_info, private, False, q.shape[-1] * q.dtype.itemsize)
+    return kernels.splash(q, k, v, calls)
+
+
 # --- TPU: attention ------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +98,7 @@ def test_splash_equals_the_reference(private, K):
     """Of two rows each has its own documents, spans and padding; the second form has private tokens, too."""
     info = two_rows(384, private)
     assert info.private.any() == private
-    compare(partial(kernels.splash, private=200 * private, parts=False), *qkv(384, 384, K=K), info, info)
+    compare(partial(splash, private=200 * private), *qkv(384, 384, K=K), info, info)
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
@@ -103,7 +108,7 @@ def test_splash_of_a_context_shard_whose_length_fits_no_block(private):
     inside = (info.span[0, 1:] == info.span[0, :-1]) & (info.span[0, 1:] != 0)
     start = 1 + int(jnp.argmax(inside & (jnp.arange(383) > 110)))  # a span reaches over the shard's edge
     part = Info(*(x[:, start : start + 200] for x in info))
-    compare(partial(kernels.splash, private=200 * private, parts=False), *qkv(200, 384), part, info)
+    compare(partial(splash, private=200 * private), *qkv(200, 384), part, info)
 
 
 @pytest.mark.usefixtures("interpreted", "small_blocks")
@@ -113,7 +118,7 @@ def test_splash_of_queries_that_see_nothing(private):
     k_info = two_rows(384, False)
     blind = (jnp.arange(384) == 70) | (jnp.arange(384) // 128 == 1)
     q_info = k_info._replace(segment=jnp.where(blind[None] & (k_info.segment != 0), 77, k_info.segment))
-    out, dq, _, _ = compare(partial(kernels.splash, private=200 * private, parts=False), *qkv(384, 384), q_info, k_info)
+    out, dq, _, _ = compare(partial(splash, private=200 * private), *qkv(384, 384), q_info, k_info)
     assert (out[:, np.asarray(blind)] == 0).all()
     assert (dq[:, np.asarray(blind)] == 0).all()
 
@@ -124,7 +129,7 @@ def test_splash_short_rows_a_unit_alone_and_the_rules_own_blocks():
     """Keys are padded to three blocks; a segment lies amid another."""
     info = two_rows(256, False)
     info = info._replace(segment=info.segment.at[:, 40:48].set(9), span=info.span.at[:, 40:48].set(99))
-    compare(partial(kernels.splash, private=0, parts=False), *qkv(256, 256), info, info)
+    compare(partial(splash, private=0), *qkv(256, 256), info, info)
 
 
 # --- TPU: compiled for a v5p that is not there -----------------------------------------------------------------------
@@ -160,7 +165,7 @@ def attention(v5p, T, private, N=16, K=16, H=128):
     info = Info(*(jax.ShapeDtypeStruct((1, T), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
 
     def f(q, k, v, info):
-        return kernels.splash(q, k, v, info, info, private * T // 4, False)
+        return splash(q, k, v, info, info, private * T // 4)
 
     return compiled(v5p, f, shape(N), shape(K), shape(K), info)
 
