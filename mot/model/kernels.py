@@ -331,6 +331,8 @@ def splash(q_BTNH, k_BSKH, v_BSKH, calls: Calls) -> jax.Array:
 @jax.custom_vjp
 def _joint_softmax(q_NBTH, k_KBSH, v_KBSH, calls: Calls) -> jax.Array:
     """Attention to everyone's keys, and of what is private to its own."""
+    if calls.own is None:
+        return _splash_forward(calls.everyone, q_NBTH, k_KBSH, v_KBSH, False)[0]
     return _joint_softmax_forward(q_NBTH, k_KBSH, v_KBSH, calls)[0]
 
 
@@ -381,10 +383,10 @@ def _joint_softmax_backward(residuals, g_NBTH):
     return *grads, None
 
 
-_joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward)
+_joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward, optimize_remat=True)
 
 
-def _splash_forward(call: Call, q_NBTH, k_KBSH, v_KBSH) -> tuple[jax.Array, jax.Array]:
+def _splash_forward(call: Call, q_NBTH, k_KBSH, v_KBSH, logs=True) -> tuple[jax.Array, jax.Array]:
     """The output, and the logarithm of each query's sum, base 2."""
     splash = _of_tokamax("tpu", _load_splash)
     options = _splash_options(splash, call, q_NBTH, k_KBSH)
@@ -393,6 +395,8 @@ def _splash_forward(call: Call, q_NBTH, k_KBSH, v_KBSH) -> tuple[jax.Array, jax.
     qkv = map(_end_to_end, (q_NBTH, k_KBSH, v_KBSH))
     # As if each query saw one key more, of value 0: beside another it weighs 0, and who sees no other one gets 0.
     sinks_N = jnp.full(len(q_NBTH), LEAST)
+    if not logs:
+        return splash._splash_attention_forward(blocks, *qkv, ids, sinks_N, **(options|dict(save_residuals=False))).reshape(q_NBTH.shape), None
     o, found = splash._splash_attention_forward(blocks, *qkv, ids, sinks_N, **options)
     return o.reshape(q_NBTH.shape), found["logsumexp"].reshape(q_NBTH.shape[:3])
 
