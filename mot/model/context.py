@@ -26,6 +26,13 @@ class Group(NamedTuple):
     back: jax.Array | None  # the inverse of `order`
 
 
+class Queries(NamedTuple):
+    """Tokens that attend to all keys in one call."""
+
+    info: Info
+    calls: Calls | None  # what `splash` is told of them
+
+
 class JointRow(NamedTuple):
     """The tokens of all groups where they meet. With `context` B counts parts of rows and T is a part's tokens."""
 
@@ -35,7 +42,7 @@ class JointRow(NamedTuple):
     back: jax.Array | None
     k_order: jax.Array | None  # the same of whole rows, as they come from their devices
     k_back: jax.Array | None
-    calls: Sequence[Calls] = ()  # of `splash`: of all queries, or with walls of each group's
+    queries: Sequence[Queries]  # `q`, or else each group's, which then stay as they come
 
 
 class Seen(NamedTuple):

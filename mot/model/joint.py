@@ -16,7 +16,7 @@ from mot.config import Config
 from mot.model import attention, caches, kernels, ops
 from mot.model.attention import BACKENDS, FEW, attend_few
 from mot.model.caches import Cache
-from mot.model.context import Group, JointRow
+from mot.model.context import Group, JointRow, Queries
 
 QKV = Sequence[jax.Array]  # q, k and v of one group, [B, C, heads, H]
 
@@ -31,7 +31,7 @@ def join(groups: list[Group], rules: dict[str, str], T: int | None) -> JointRow:
         back = info.position if sharding.shard_count(("length",), rules) == 1 else batches.inverse(order)
     q = info if order is None else batches.in_order(info, order)
     if sharding.shard_count(("length",), rules) == 1:
-        return JointRow(q, q, order, back, order, back)
+        return JointRow(q, q, order, back, order, back, [Queries(q, None)])
 
     def gather(info):
         info = _gather_rows(info, rules)
@@ -43,22 +43,26 @@ def join(groups: list[Group], rules: dict[str, str], T: int | None) -> JointRow:
     parts = sharding.spec((sharding.ROWS,), rules)
     rows = sharding.spec(("batch",), rules)
     k, *orders = sharding.shard_map(gather, (parts,), rows)(info)
-    return JointRow(q, k, order, back, *orders)
+    return JointRow(q, k, order, back, *orders, [Queries(q, None)])
 
 
 def prepared(row: JointRow, groups: list[Group], config: Config) -> JointRow:
-    """The row with what its kernel is told of the tokens, which is the same in every layer."""
+    """The row with what `splash` is told of each group's queries, if it attends: the same in every layer.
+
+    Only keys must be in document order for it; queries in another cost blocks at most, and their order a pass.
+    """
     m = config.model
     if m.attention != "splash":
         return row
     rules = config.mesh.rules
     parts, whole = (sharding.spec((axis,), rules) for axis in (sharding.ROWS, "batch"))
-    bytes = m.head_size * jnp.dtype(m.dtype).itemsize
     private, _, has_parts = _known(config)
+    bytes = m.head_size * jnp.dtype(m.dtype).itemsize
     tell = partial(kernels.splash_calls, private=private, parts=has_parts, bytes=bytes)
     on_each_device = sharding.shard_map(tell, (parts, whole), parts)
-    queries = [group.tokens.info for group in groups] if config.towers.stop_gradients else [row.q]
-    return row._replace(calls=[on_each_device(q, row.k) for q in queries])
+    infos = [group.tokens.info for group in groups]
+    queries = [Queries(info, on_each_device(info, row.k)) for info in infos]
+    return row._replace(order=None, back=None, queries=queries)
 
 
 def _known(config: Config) -> tuple[int, bool, bool]:
@@ -71,8 +75,12 @@ def _known(config: Config) -> tuple[int, bool, bool]:
 
 def attend(parts: list[QKV], row: JointRow, config: Config) -> list[jax.Array]:
     """Each group's part of the joint attention, `[B, C, N, H]`."""
-    o_BTNH = _attend(*map(end_to_end, zip(*parts, strict=True)), row, config)
-    return split(o_BTNH, [q_BCNH.shape[1] for q_BCNH, *_ in parts])
+    qs, ks, vs = zip(*parts, strict=True)
+    keys = end_to_end(ks), end_to_end(vs)
+    if len(row.queries) == len(parts):
+        return _attend(qs, *keys, row, config)
+    (o_BTNH,) = _attend([end_to_end(qs)], *keys, row, config)
+    return split(o_BTNH, [q_BCNH.shape[1] for q_BCNH in qs])
 
 
 def attend_with_stopped_gradients(
@@ -88,8 +96,9 @@ def attend_with_stopped_gradients(
         stopped = _stopped_for(tower, tower_of, config)
         k_BTKH = end_to_end([_stop_if(t in stopped, k_BCKH) for t, (_, k_BCKH, _) in zip(towers, parts, strict=True)])
         v_BTKH = end_to_end([_stop_if(t in stopped, v_BCKH) for t, (*_, v_BCKH) in zip(towers, parts, strict=True)])
-        own_row = row._replace(q=group.tokens.info, order=None, back=None, calls=row.calls[i : i + 1])
-        outputs.append(_attend(q_BCNH, k_BTKH, v_BTKH, own_row, config))
+        own = row.queries[i] if len(row.queries) == len(parts) else Queries(group.tokens.info, None)
+        own_row = row._replace(order=None, back=None, queries=[own])
+        outputs += _attend([q_BCNH], k_BTKH, v_BTKH, own_row, config)
     return outputs
 
 
@@ -127,22 +136,29 @@ def split(x_BTNH, sizes: Sequence[int]) -> list[jax.Array]:
     return lax.split(x_BTNH, sizes, axis=1) if len(sizes) > 1 else [x_BTNH]
 
 
-def _attend(q_BTNH, k_BTKH, v_BTKH, row: JointRow, config: Config) -> jax.Array:
-    """Attention of tokens as they come; each device permutes its own to document order, and the results back."""
+def _attend(qs: Sequence[jax.Array], k_BTKH, v_BTKH, row: JointRow, config: Config) -> list[jax.Array]:
+    """Attention of tokens as they come, for each of the row's `queries`.
+
+    Each device permutes its own to document order, and the results back.
+    """
     rules = config.mesh.rules
     parts = sharding.spec((sharding.ROWS,), rules)
     rows = sharding.spec(("batch",), rules)
     heads = sharding.spec((sharding.ROWS, None, "heads"), rules)
+    how = (config.model.attention, *_known(config), config.model.attention_cap)
 
-    def on_each_device(q_BTNH, k_BTKH, v_BTKH, row):
-        q_BTNH = _permuted(q_BTNH, row.order, row.back)
+    def on_each_device(qs, k_BTKH, v_BTKH, row):
         k_BSKH, v_BSKH = (_permuted(_gather_rows(x, rules), row.k_order, row.k_back) for x in (k_BTKH, v_BTKH))
-        how = (config.model.attention, *_known(config), config.model.attention_cap, *row.calls)
-        o_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, row.q, row.k, *how)
-        return _permuted(o_BTNH, row.back, row.order)
+
+        def attend(q_BTNH, queries):
+            q_BTNH = _permuted(q_BTNH, row.order, row.back)
+            o_BTNH = attention.attend(q_BTNH, k_BSKH, v_BSKH, queries.info, row.k, *how, queries.calls)
+            return _permuted(o_BTNH, row.back, row.order)
+
+        return [attend(q_BTNH, queries) for q_BTNH, queries in zip(qs, row.queries, strict=True)]
 
     inputs = (heads, heads, heads, JointRow(parts, rows, parts, parts, rows, rows, parts))
-    return sharding.shard_map(on_each_device, inputs, heads)(q_BTNH, k_BTKH, v_BTKH, row)
+    return sharding.shard_map(on_each_device, inputs, heads)(qs, k_BTKH, v_BTKH, row)
 
 
 def _gather_rows(tree, rules: dict[str, str]):

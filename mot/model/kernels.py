@@ -176,8 +176,8 @@ def _whole_blocks(T: int, S: int) -> tuple[int, int]:
 
 
 def _blocks(T: int, S: int, bytes: int) -> tuple[int, int]:
-    """Of queries and of keys."""
-    return _block(T, 1, bytes), _block(S, 3, bytes)
+    """Of queries and of keys. Of some of a row's tokens, as one group's, a block covers more of it: half as many."""
+    return _block(T, 1, bytes if T == S else 2 * bytes), _block(S, 3, bytes)
 
 
 def causal_work(T: int, parts: int, bytes: int) -> int:
