@@ -18,7 +18,7 @@ from mot.errors import UserError
 
 LANES = 128  # the width of a TPU's registers: block sizes are multiples of it
 FAR = jnp.iinfo(jnp.int32).max
-LEAST = -1e30  # far below a score; the kernels' own masked score is below -1e38
+LEAST = -1e30  # far below any score, and far above the kernels' own masked one, which is below -1e38
 
 
 RUN_ON = {"splash": "tpu", "gmm": "tpu", "triton": "gpu", "mosaic": "gpu", "cudnn": "gpu"}
@@ -167,10 +167,12 @@ def _block(T: int, blocks: int, bytes: int) -> int:
 
 
 def _whole_blocks(T: int, S: int) -> tuple[int, int]:
-    """How many tokens of padding queries and keys get.
+    """How many tokens of padding a row's queries and keys get.
 
     Gradients of keys and queries are added up in place over the grid: what was written must have left before it is read
-    again, which takes three steps, so three blocks of keys.
+    again, which takes three steps. A block of queries is read again with the third block of keys after this one, and
+    each between, of whatever row, is visited once at least. A block of keys is, of a group's next head, after as many
+    steps as there are blocks of keys: three of every row.
     """
     return -T % LANES, max(-S % LANES, 3 * LANES - S)
 
@@ -292,27 +294,24 @@ def _whole(q, k):
 
 
 def _call(told: Told) -> Call:
-    """One call for all rows, of which each field of `told` has one after another."""
-    last = told.last
-    if last is not None:
-        B, S = told.k_number.shape
-        last = (last + S * jnp.arange(B, dtype=jnp.int32)[:, None]).reshape(-1)
+    """One call for all rows, by which each field of `told` has a first axis."""
+    B, S = told.k_number.shape
+    first_B1 = S * jnp.arange(B, dtype=jnp.int32)[:, None]
+    last = None if told.last is None else (told.last + first_B1).reshape(-1)
     # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
     visits = _visits(told.states, idle=1), _visits(told.states.swapaxes(1, 2), idle=0)
     return Call(told.q_number.reshape(-1), told.k_number.reshape(-1), last, *visits)
 
 
 def _visits(states_BUW, idle: int) -> Visits:
-    """The pairs of blocks to visit, of one row of tokens each, by their first block: one that needs none as `idle`."""
+    """The visits of all rows of tokens, one after another: of each first block one at least, if need be as `idle`."""
     _, U, W = states_BUW.shape
-    states = states_BUW.reshape(-1, W)
     first = jnp.arange(W) == 0
-    visits = (states > 0) | (~(states > 0).any(1, keepdims=True) & first[None])
-    row, column = jnp.nonzero(visits, size=visits.size, fill_value=-1)
-    state = jnp.where(row < 0, 0, jnp.maximum(states[row, column], idle))
-    # Of the tokens' second row of blocks the first column comes after the W of their first.
-    column = jnp.where(row < 0, -1, column + row // U * W)
-    return Visits(row.astype(jnp.int32), column.astype(jnp.int32), state, visits.sum(dtype=jnp.int32)[None])
+    visits_BUW = (states_BUW > 0) | (~(states_BUW > 0).any(2, keepdims=True) & first[None, None])
+    b, u, w = jnp.nonzero(visits_BUW, size=visits_BUW.size, fill_value=-1)
+    state = jnp.where(b < 0, 0, jnp.maximum(states_BUW[b, u, w], idle))
+    row, column = (jnp.where(b < 0, -1, x).astype(jnp.int32) for x in (b * U + u, b * W + w))
+    return Visits(row, column, state, visits_BUW.sum(dtype=jnp.int32)[None])
 
 
 def splash(q_BTNH, k_BSKH, v_BSKH, calls: Calls) -> jax.Array:
@@ -331,8 +330,8 @@ def splash(q_BTNH, k_BSKH, v_BSKH, calls: Calls) -> jax.Array:
 @jax.custom_vjp
 def _joint_softmax(q_NBTH, k_KBSH, v_KBSH, calls: Calls) -> jax.Array:
     """Attention to everyone's keys, and of what is private to its own."""
-    if calls.own is None:
-        return _splash_forward(calls.everyone, q_NBTH, k_KBSH, v_KBSH, False)[0]
+    if calls.own is None:  # what the way back needs takes as much memory traffic as all else
+        return _splash_forward(calls.everyone, q_NBTH, k_KBSH, v_KBSH, save_residuals=False)[0]
     return _joint_softmax_forward(q_NBTH, k_KBSH, v_KBSH, calls)[0]
 
 
@@ -356,7 +355,7 @@ def _added(x_NT, index_P, some_NP) -> jax.Array:
 
 
 def _joint_softmax_forward(q_NBTH, k_KBSH, v_KBSH, calls: Calls):
-    """Two softmaxes become one by their logarithms of sums, base 2. Of a query that sees nothing both are masked."""
+    """Two softmaxes become one by their logarithms of sums, base 2."""
     o_NBTH, log_NBT = _splash_forward(calls.everyone, q_NBTH, k_KBSH, v_KBSH)
     if calls.own is not None:
         q_BP, k_BP = calls.own
@@ -383,22 +382,27 @@ def _joint_softmax_backward(residuals, g_NBTH):
     return *grads, None
 
 
+# Where the backward pass makes this again, the forward pass runs the function itself.
 _joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward, optimize_remat=True)
 
 
-def _splash_forward(call: Call, q_NBTH, k_KBSH, v_KBSH, logs=True) -> tuple[jax.Array, jax.Array]:
-    """The output, and the logarithm of each query's sum, base 2."""
+def _splash_forward(
+    call: Call, q_NBTH, k_KBSH, v_KBSH, save_residuals: bool = True
+) -> tuple[jax.Array, jax.Array | None]:
+    """The output, and with `save_residuals` the logarithm of each query's sum, base 2.
+
+    Every query sees one key more, of the least score and of value 0. Beside any other it weighs exactly 0. A query that
+    sees no other gets 0, and as its sum is that key's, all gradients by way of it are 0 too.
+    """
     splash = _of_tokamax("tpu", _load_splash)
-    options = _splash_options(splash, call, q_NBTH, k_KBSH)
+    options = _splash_options(splash, call, q_NBTH, k_KBSH) | dict(save_residuals=save_residuals)
     blocks = _mask_info(splash, call.forward, call.last)
     ids = splash.SegmentIds(call.q_number, call.k_number)
     qkv = map(_end_to_end, (q_NBTH, k_KBSH, v_KBSH))
-    # As if each query saw one key more, of value 0: beside another it weighs 0, and who sees no other one gets 0.
     sinks_N = jnp.full(len(q_NBTH), LEAST)
-    if not logs:
-        return splash._splash_attention_forward(blocks, *qkv, ids, sinks_N, **(options|dict(save_residuals=False))).reshape(q_NBTH.shape), None
-    o, found = splash._splash_attention_forward(blocks, *qkv, ids, sinks_N, **options)
-    return o.reshape(q_NBTH.shape), found["logsumexp"].reshape(q_NBTH.shape[:3])
+    found = splash._splash_attention_forward(blocks, *qkv, ids, sinks_N, **options)
+    o, log = (found[0], found[1]["logsumexp"].reshape(q_NBTH.shape[:3])) if save_residuals else (found, None)
+    return o.reshape(q_NBTH.shape), log
 
 
 def _splash_backward(call: Call, q_NBTH, k_KBSH, v_KBSH, o_NBTH, log_NBT, g_NBTH) -> list[jax.Array]:

@@ -162,7 +162,8 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
     q, k, v = (x_RNH.reshape(B, C, -1, m.head_size) for x_RNH in (q, k, heads[2]))
     axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved, m.rope_time_last)
     how = (m.rope_theta, axes, m.rope_pairs, m.rope_scaling)
-    q, k = (ops.rope(x_BCNH, tokens.rope_position, *how) for x_BCNH in (q, k))
+    q = ops.rope(q, jax.lax.optimization_barrier(tokens.rope_position), *how)
+    k = ops.rope(k, tokens.rope_position, *how)
     if m.query_size:  # who attends divides by the root of the head's size
         q = q * (m.head_size / m.query_size) ** 0.5
     return q, k, v
