@@ -12,25 +12,25 @@ from mot.config import RopeScaling
 
 
 @jax.custom_vjp
-def linear(x_RD, w_DF) -> jax.Array:
-    """`x @ w` in the dtype of x: operands in that dtype, accumulation in float32, the weight's gradient in float32.
+def linear(x, w) -> jax.Array:
+    """`x_RD @ w_DF` in the dtype of x: operands in that dtype, accumulation in float32, the weight's gradient in
+    float32. In place of D and F there may be several axes each, as a head and its features.
 
-    Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate. In place of D and F
-    there may be several axes, as a head's number and its features.
+    Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate.
     """
-    return _product(x_RD, w_DF.astype(x_RD.dtype), x_RD.ndim - 1).astype(x_RD.dtype)
+    return _product(x, w.astype(x.dtype), x.ndim - 1).astype(x.dtype)
 
 
-def _linear_forward(x_RD, w_DF):
-    w_DF, dtype = w_DF.astype(x_RD.dtype), w_DF.dtype
-    return _product(x_RD, w_DF, x_RD.ndim - 1).astype(x_RD.dtype), (x_RD, w_DF, jnp.zeros((), dtype))
+def _linear_forward(x, w):
+    w, dtype = w.astype(x.dtype), w.dtype
+    return _product(x, w, x.ndim - 1).astype(x.dtype), (x, w, jnp.zeros((), dtype))
 
 
-def _linear_backward(residuals, g_RF):
-    x_RD, w_DF, like = residuals
-    g_RF = g_RF.astype(x_RD.dtype)
-    of_F = tuple(range(1, g_RF.ndim)), tuple(range(x_RD.ndim - 1, w_DF.ndim))
-    return _product(g_RF, w_DF, of_F).astype(x_RD.dtype), _product(x_RD, g_RF, ((0,), (0,))).astype(like.dtype)
+def _linear_backward(residuals, g):
+    x, w, like = residuals
+    g = g.astype(x.dtype)
+    of_F = tuple(range(1, g.ndim)), tuple(range(x.ndim - 1, w.ndim))
+    return _product(g, w, of_F).astype(x.dtype), _product(x, g, ((0,), (0,))).astype(like.dtype)
 
 
 _product = partial(jnp.tensordot, preferred_element_type=jnp.float32)
