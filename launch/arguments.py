@@ -659,6 +659,14 @@ def sample() -> flags.Parser:
     return p
 
 
+def _add_reading(p: flags.Parser, content: str) -> None:
+    """How files are read as documents."""
+    p.add_argument(
+        "--format", choices=("auto", *FORMATS), default="auto", help="default %(default)s, by the files' names"
+    )
+    p.add_argument("--content", action="append", type=typed, default=[], help=content)
+
+
 def prepare() -> flags.Parser:
     p = flags.parser(
         "data prepare",
@@ -667,16 +675,7 @@ def prepare() -> flags.Parser:
     )
     p.add_argument("inputs", nargs="*", help="files or folders")
     p.add_argument("--out", type=flags.of_this_machine, required=True, help="the dataset's folder")
-    p.add_argument(
-        "--format", choices=("auto", *FORMATS), default="auto", help="default %(default)s, by the files' names"
-    )
-    p.add_argument(
-        "--content",
-        action="append",
-        type=typed,
-        default=[],
-        help='what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns',
-    )
+    _add_reading(p, 'what a row becomes, as "text:a drawing of {name}|image:image"; repeated, documents take turns')
     p.add_argument(
         "--join",
         default="",
@@ -875,15 +874,8 @@ def tokenizer() -> flags.Parser:
     kinds = "; ".join(f"{name}: {kind.about}" for name, kind in KINDS.items())
     p.add_argument("--kind", choices=KINDS, required=True, help=kinds)
     p.add_argument("--out", type=flags.of_this_machine, required=True, metavar="DIR", help="the new folder")
-    p.add_argument(
-        "--format", choices=("auto", *FORMATS), default="auto", help="default %(default)s, by the files' names"
-    )
-    p.add_argument(
-        "--content",
-        action="append",
-        type=typed,
-        default=[],
-        help='what a row holds, as "image:images"; with that of `mot data prepare` the same documents are held out',
+    _add_reading(
+        p, 'what a row holds, as "image:images"; with that of `mot data prepare` the same documents are held out'
     )
     _number(p, "--held-out", 0.05, "fraction of documents held out, one at least, where the files name no split")
     _number(p, "--sample", 50_000, "documents at most, the first")

@@ -14,8 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     for line in done.told:
         print(line)
     begun = f"configs/records.py:data={options.data},arch={done.arch},init={done.path}"
+    asked = ("--text", "Once upon a time") if done.writes else ()
     lines = [
-        ("what it writes", flags.command("sample", str(done.path), "--text", "Once upon a time")),
+        ("what it makes", flags.command("sample", str(done.path), *asked)),
         ("its held-out loss on these data", flags.command("evaluate", str(done.path))),
         (
             "another run begins from it",

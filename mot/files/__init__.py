@@ -29,6 +29,7 @@ from mot.files.writing import (
     read_appended,
     replacing,
     sync,
+    whole_folder,
     write_atomically,
 )
 
@@ -55,5 +56,6 @@ __all__ = [
     "size",
     "sync",
     "touch",
+    "whole_folder",
     "write_atomically",
 ]

@@ -115,6 +115,9 @@ def numbered(folder: Path, holding: str = "") -> list[int]:
 
     There are none where there is no such folder.
     """
-    paths = list(folder.iterdir()) if folder.is_dir() else []
+    try:
+        paths = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     paths = [path for path in paths if re.fullmatch(NUMBER, path.name) and path.is_dir()]
     return sorted(int(path.name) for path in paths if not holding or (path / holding).is_file())

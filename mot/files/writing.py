@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from mot.files.paths import is_bucket
+from mot.files.paths import is_bucket, make_folder, remove
 
 EVERY = 30.0  # seconds between two parts of a file in a bucket
 
@@ -33,6 +33,24 @@ def replacing(file: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             error.filename = str(file)
             error.filename2 = None
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` to write to, which becomes `out` at the end, in place of an empty one.
+
+    Nothing stays of what could not be written whole.
+    """
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    make_folder(partial)
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        os.rename(partial, out)
+    except BaseException:
+        remove(partial)
         raise
 
 

@@ -17,6 +17,7 @@ from mot.interop import families, shards
 from mot.interop.families import Said
 from mot.interop.shards import Header
 from mot.runs import rundir
+from mot.tokenizers import safetensors
 
 FOLDER = "aside"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -33,7 +34,7 @@ def write(run: Path, theirs: Path, about: Mapping, found: Mapping[str, Header]) 
             shutil.copyfile(theirs / name, folder / name)
     held = dict(shards.tensors(found, "keeping what is outside of the model"))
     # Also where there are none: a file that is lost is missed.
-    shards.write(folder, {shards.SINGLE: sorted(held)}, held.__getitem__, {n: x.shape for n, x in held.items()})
+    shards.write(folder, {safetensors.SINGLE: sorted(held)}, held.__getitem__, {n: x.shape for n, x in held.items()})
 
 
 def of_run(run: Path, family: str, is_needed: bool = True) -> Path | None:
@@ -59,7 +60,7 @@ def of_run(run: Path, family: str, is_needed: bool = True) -> Path | None:
 
 def about(folder: Path) -> dict:
     """The config.json that was kept."""
-    return shards.read_json(folder / "config.json")
+    return safetensors.read_json(folder / "config.json")
 
 
 def said(folder: Path, family: str) -> Said:

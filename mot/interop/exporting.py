@@ -15,6 +15,7 @@ from mot.checkpoint import Position, made_by
 from mot.config import Config
 from mot.console import phase
 from mot.errors import UserError
+from mot.files import whole_folder
 from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece
@@ -56,7 +57,7 @@ def run(path: Path, step: int | None, out: Path, most: int, dtype: str = "float3
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
     stored = prompt.read(path) if position.step == 0 else {}
     beyond = _beyond(path, stored, config)
-    with shards.whole(out) as partial:
+    with whole_folder(out) as partial:
         rows = families.rows_of(name, config)
         vocab = config.vocab + max(map(len, beyond.values()), default=0)
         pieces = families.pieces(rows, config, vocab)
@@ -187,7 +188,7 @@ def card(path: Path, name: str, config: Config, position: Position) -> str:
     begun = f"\nIt began with the weights of `{Path(config.init.run).name}`." if config.init.run else ""
     count = f"{params.count(params.table(config)):,}"
     lines = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [mot, " + name + "]\n---\n",
+        f"---\n{families.card(name)}tags: [mot, {name}]\n---\n",
         f"# {config.run.name}\n",
         f"A {name} of {count} parameters: step {position.step} of a run of mot{averaged}.{begun}",
         "\n| | |\n|---|---|",

@@ -24,7 +24,7 @@ from mot.data import sources
 from mot.data.manifest import read_json as read_dataset
 from mot.data.manifest import special_tokens
 from mot.errors import UserError, reason
-from mot.files import write_atomically
+from mot.files import whole_folder, write_atomically
 from mot.interop import aside as kept
 from mot.interop import families, prompt, shards
 from mot.interop.families import Piece, Row, Said
@@ -33,7 +33,7 @@ from mot.interop.transforms import TRANSFORMS
 from mot.model import flops, params
 from mot.prepare.dataset_tokenizers import is_ready
 from mot.runs import provenance, rundir, written
-from mot.tokenizers import text
+from mot.tokenizers import safetensors, text
 from mot.train import restore, upcycle
 from mot.train.state import state_of, trees
 
@@ -54,12 +54,13 @@ class Imported(NamedTuple):
     family: str
     arch: str
     parameters: int
+    writes: bool  # does it go on with text?
     told: list[str]
 
 
 def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     """Imports as `arch`, or as the family's own; raises `UserError`, with nothing written, where something is unfit."""
-    about = shards.read_json(folder / "config.json")
+    about = safetensors.read_json(folder / "config.json")
     name, said = families.of_theirs(about, str(folder / "config.json"))
     tokenizer, ids = _tokenizer(folder, data)
     found = shards.renamed(shards.headers(folder), families.aliases(name))
@@ -88,11 +89,15 @@ def run(folder: Path, data: str, out: Path, arch: str = "") -> Imported:
     if target != own:
         weights = params.paths(upcycle.weights(own, params.nest(weights), target))
         told += upcycle.told(own, target)
-    with shards.whole(out) as partial:
+    with whole_folder(out) as partial:
         if families.keeps_aside(name):
             kept.write(partial, folder, about, aside)
         told += _write(partial, target, weights, tokenizer, stored, beyond, folder)
-    return Imported(out, name, arch or said.arch, params.count(params.table(target)), told)
+    return Imported(out, name, arch or said.arch, params.count(params.table(target)), _writes(target), told)
+
+
+def _writes(config: Config) -> bool:
+    return config.streams["text"].objective == "next_token"
 
 
 def _tokenizer(folder: Path, data: str) -> tuple[Tokenizer, int]:

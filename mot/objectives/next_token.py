@@ -26,8 +26,7 @@ def loss(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config, s
 def of_tokens(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Config) -> tuple:
     """The loss, and of all tokens of ids: w * l `[B, T]` in nats, the tokens, and the modalities of their targets."""
     tokens = batches.concatenate([t for _, t in hidden])
-    B = tokens.token.shape[0]
-    h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
+    h_BTD = _states(hidden)
     m_BT = batches.modality_of_ids(tokens.target, config)
     weight_BT = masked.weights(tokens, config)
     scale_BT = weight_BT * scales(Z_M, config)[m_BT]
@@ -40,11 +39,16 @@ def of_tokens(hidden: list[tuple[jax.Array, Tokens]], head_DV, Z_M, config: Conf
 
 def likeliest(hidden: list[tuple[jax.Array, Tokens]], head_DV: jax.Array, config: Config) -> jax.Array:
     """The likeliest next id after each token of ids, int32 `[B, T]`; `objective.chunk` tokens' logits at a time."""
-    B = hidden[0][1].token.shape[0]
-    h_BTD = jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)
+    h_BTD = _states(hidden)
     h_RD = h_BTD.reshape(-1, h_BTD.shape[-1])
 
     def of_token(h_D: jax.Array) -> jax.Array:
         return jnp.argmax((h_D @ head_DV).astype(jnp.float32), -1)
 
-    return lax.map(of_token, h_RD, batch_size=config.objective.chunk).reshape(B, -1)
+    return lax.map(of_token, h_RD, batch_size=config.objective.chunk).reshape(h_BTD.shape[:2])
+
+
+def _states(hidden: list[tuple[jax.Array, Tokens]]) -> jax.Array:
+    """`[B, T, D]` of all groups, one after another."""
+    B = hidden[0][1].token.shape[0]
+    return jnp.concatenate([h_RD.reshape(B, -1, h_RD.shape[-1]) for h_RD, _ in hidden], axis=1)

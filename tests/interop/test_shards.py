@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from mot.errors import UserError
 from mot.interop import shards
+from mot.tokenizers import safetensors
 from tests.support import published
 
 INDEX = "model.safetensors.index.json"
@@ -97,7 +98,7 @@ def test_what_is_no_file_is_not_waited_for(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(UserError, match=f"{name} cannot be read .it is no file"):
-        shards.read_json(folder / name)
+        safetensors.read_json(folder / name)
 
 
 def test_a_new_folder_has_a_name(folder):

@@ -4,11 +4,11 @@ import io
 import random
 
 import pytest
+import sentencepiece
 
 from mot.tokenizers import pieces, text
 from tests.support.sources import ROOT
 
-sentencepiece = pytest.importorskip("sentencepiece")
 EXACT = dict(normalization_rule_name="identity", remove_extra_whitespaces=False)
 MODELS = {
     "t5": dict(model_type="unigram"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,6 @@ from tests.support.files import write_lines
 from tests.support.media import sound
 from tests.support.networks import shaken
 
-diffusers = pytest.importorskip("diffusers")
 RATE = 8000
 VQ = dict(latent_channels=32, base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1)
 EMU3 = dict(codebook_size=32, attn_resolutions=[1], hidden_size=32) | VQ | dict(latent_channels=4)
@@ -407,7 +407,7 @@ def test_files_that_are_no_weights_are_told(tmp_path):
     with pytest.raises(UserError, match="pickle can run code"):
         networks.opened(folder)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match="has no weights"):
+    with pytest.raises(UserError, match="has neither"):
         networks.opened(folder)
 
 

@@ -3,7 +3,9 @@
 import json
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mot.errors import UserError
 from mot.tokenizers import networks
@@ -33,16 +35,16 @@ def index(**listed):
         ({"auto_map": {"AutoModel": "own.Model"}}, {}, "has no model_type or _class_name"),
         ({"model_type": ["x"]}, {}, "has no model_type or _class_name"),
         ({"model_type": "chameleon"}, {}, "has no vq_config, which describes its chameleon_vqgan"),
-        ("[]", {}, "cannot be read .no object.; copy the folder again"),
+        ("[]", {}, "cannot be read .no object.; name a folder as save_pretrained"),
         ("{", {}, r"config\.json cannot be read"),
-        (VQ, {}, r"has no weights, model\.safetensors or diffusion_pytorch_model\.safetensors"),
-        (VQ, {"pytorch_model__bin": ""}, r"has pytorch_model\.bin and no safetensors: a pickle can run code"),
+        (VQ, {}, r"has neither model\.safetensors nor model\.safetensors\.index\.json"),
+        (VQ, {"pytorch_model__bin": ""}, r"has pytorch_model\.bin and no model\.safetensors: a pickle can run code"),
         (VQ, index(), "has no weight_map"),
         (VQ, index(a="model.bin"), r"a lies in 'model\.bin': a pickle can run code"),
         (
             VQ,
             index(a="../x.safetensors"),
-            r"a lies in '\.\./x\.safetensors'; must be a \.safetensors file of this folder",
+            r"a lies in '\.\./x\.safetensors'; must be the name of a \.safetensors file of this folder",
         ),
         (VQ | {"quantization_config": {}}, {}, "its weights are quantised"),
     ],
@@ -54,6 +56,8 @@ def test_folders_that_cannot_be_opened_are_told(tmp_path, about, files, why):
 
 @pytest.mark.parametrize("missing", ["safetensors", "torch"])
 def test_a_package_that_is_missing_is_told(tmp_path, monkeypatch, missing):
+    given = folder(tmp_path / "vq", VQ)
+    save_file({"quantize.embedding.weight": np.zeros(1, np.float32)}, given / "model.safetensors")
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=f"the package {missing} cannot be imported .*or mot's extra networks"):
-        networks.opened(folder(tmp_path / "vq", model__safetensors=""))
+        networks.opened(given)

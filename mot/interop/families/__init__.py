@@ -41,8 +41,8 @@ from mot.interop.families.rows import order_of_ids as order_of_ids
 from mot.interop.families.rows import parts as parts
 from mot.interop.families.rows import pieces as pieces
 from mot.interop.families.rows import shape_of as shape_of
-from mot.interop.shards import STEMS
 from mot.model import params
+from mot.tokenizers.safetensors import STEMS
 
 FAMILIES: dict[str, ModuleType] = dict.fromkeys(text.FAMILIES, text) | {"chameleon": chameleon, "pi0": pi0}
 FAMILIES |= {"ernie4_5_vl_moe": ernie, "bagel": bagel, "Cosmos3OmniTransformer": cosmos3}
@@ -122,8 +122,13 @@ def aliases(name: str) -> tuple[tuple[str, str], ...]:
     return getattr(FAMILIES[name], "ALIASES", ())
 
 
+def card(name: str) -> str:
+    """What a model card's head says of a family beside its tags: what loads it, and what a decoder of text is for."""
+    return "library_name: transformers\npipeline_tag: text-generation\n" if FAMILIES[name] is text else ""
+
+
 def stem(name: str) -> str:
-    """What the names of a family's files begin with: one of `shards.STEMS`."""
+    """What the names of a family's files begin with: one of `safetensors.STEMS`."""
     return getattr(FAMILIES[name], "STEM", STEMS[0])
 
 

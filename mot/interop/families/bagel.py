@@ -11,20 +11,11 @@ from typing import Any
 
 from mot.config import Config
 from mot.interop.families import mixtures
-from mot.interop.families.fields import Field, flat, refuse, typed, unsaid
+from mot.interop.families.fields import DECODER, Field, flat, of_ours, refuse, typed, unsaid
 from mot.interop.families.rows import Row, Said
 from mot.interop.families.text import OF_WINDOWS
 
 STEM = "ema"
-FIELDS = (  # of llm_config
-    Field("hidden_size", "streams.text.width", int),
-    Field("intermediate_size", "streams.text.ffn", int),
-    Field("num_hidden_layers", "model.layers", int),
-    Field("num_attention_heads", "model.heads", int),
-    Field("num_key_value_heads", "model.kv_heads", int),
-    Field("rms_norm_eps", "model.norm_eps", float),
-    Field("rope_theta", "model.rope_theta", float),
-)
 USUAL = dict(rms_norm_eps=1e-6, rope_theta=1e6)
 ONLY = {
     "attention_dropout": (0,),
@@ -82,9 +73,9 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     llm = {key: value for key, value in flat(llm).items() if value is not None}
     known = {field.theirs for field in SIDES} | ASIDE
     faults = unsaid(given, known, ONLY_OF_ALL)
-    faults += [f"llm_config.{fault}" for fault in unsaid(llm, {f.theirs for f in FIELDS} | OF_WINDOWS | TIED, ONLY)]
+    faults += [f"llm_config.{fault}" for fault in unsaid(llm, {f.theirs for f in DECODER} | OF_WINDOWS | TIED, ONLY)]
     refuse(faults, where)
-    values = {field.ours: typed(field, (USUAL | llm).get(field.theirs), where) for field in FIELDS}
+    values = {field.ours: typed(field, (USUAL | llm).get(field.theirs), where) for field in DECODER}
     table, side = (typed(field, (USUAL_SIDES | given).get(field.theirs), where) for field in SIDES)
     channels = typed(Field("z_channels", "", int), vae.get("z_channels", CHANNELS), where)
     head_size = values["streams.text.width"] // values["model.heads"]
@@ -126,8 +117,7 @@ def faults(name: str, config: Config) -> Iterator[str]:
 
 def about(name: str, config: Config) -> dict[str, Any]:
     stream = config.streams[mixtures.drawn(config)]
-    values = {"streams.text.width": stream.width, "streams.text.ffn": stream.ffn}
-    llm = {f.theirs: values.get(f.ours, getattr(config.model, f.ours.rpartition(".")[2], None)) for f in FIELDS}
+    llm = of_ours(DECODER, config)
     llm |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "layer_module": "Qwen2MoTDecoderLayer"}
     llm |= {"hidden_act": "silu", "qk_norm": True, "tie_word_embeddings": False}
     found = {"architectures": ["BagelForConditionalGeneration"], "llm_config": llm, "visual_gen": True}

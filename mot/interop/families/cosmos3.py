@@ -10,21 +10,12 @@ from typing import Any
 
 from mot.config import Config
 from mot.interop.families import mixtures
-from mot.interop.families.fields import LARGEST, Field, refuse, typed, unsaid
+from mot.interop.families.fields import DECODER, HEAD_DIM, LARGEST, Field, of_ours, refuse, typed, unsaid
 from mot.interop.families.rows import Row, Said
 
 STEM = "diffusion_pytorch_model"
-FIELDS = (
-    Field("hidden_size", "streams.text.width", int),
-    Field("intermediate_size", "streams.text.ffn", int),
-    Field("num_hidden_layers", "model.layers", int),
-    Field("num_attention_heads", "model.heads", int),
-    Field("num_key_value_heads", "model.kv_heads", int),
-    Field("head_dim", "model.head_size", int),
-    Field("rms_norm_eps", "model.norm_eps", float),
-    Field("rope_theta", "model.rope_theta", float),
-    Field("patch_latent_dim", "streams.{vectors}.latent", int),
-)
+FIELDS = (*DECODER, HEAD_DIM)
+FEATURES = Field("patch_latent_dim", "streams.{vectors}.latent", int)
 USUAL = dict(
     hidden_size=4096,
     intermediate_size=12288,
@@ -89,7 +80,7 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     sections = scaling.get("mrope_section", SECTIONS) if isinstance(scaling, Mapping) else SECTIONS
     sections = given.pop("rope_axes_dim", sections)
     reset, gap = given.pop(RESET, True), given.pop(GAP, 15_000)
-    faults = unsaid(given, {field.theirs for field in FIELDS} | ASIDE, ONLY)
+    faults = unsaid(given, {field.theirs for field in (*FIELDS, FEATURES)} | ASIDE, ONLY)
     if not _are_sections(sections):
         faults.append(f"rope_axes_dim: {sections!r:.80}; allowed: [a, b, b] with a no less than b")
     if type(reset) is not bool:
@@ -97,7 +88,7 @@ def said(name: str, about: Mapping[str, Any], where: str) -> Said:
     if type(gap) is not int or not 0 <= gap <= LARGEST:
         faults.append(f"{GAP}: {gap!r:.80}; allowed: whole numbers from 0 to {LARGEST}")
     refuse(faults, where)
-    values = {field.ours: typed(field, (USUAL | given).get(field.theirs), where) for field in FIELDS}
+    values = {field.ours: typed(field, (USUAL | given).get(field.theirs), where) for field in (*FIELDS, FEATURES)}
     values |= {"streams.{vectors}.width": values["streams.text.width"]}
     values |= {"streams.{vectors}.ffn": values["streams.text.ffn"]}
     values |= {"model.rope_sections": tuple(sections), "model.rope_reset": reset, "streams.{vectors}.rope_gap": gap}
@@ -131,9 +122,7 @@ def faults(name: str, config: Config) -> Iterator[str]:
 
 def about(name: str, config: Config) -> dict[str, Any]:
     stream = config.streams[mixtures.drawn(config)]
-    values = {"streams.text.width": stream.width, "streams.text.ffn": stream.ffn}
-    values |= {"streams.{vectors}.latent": stream.latent}
-    found = {f.theirs: values.get(f.ours, getattr(config.model, f.ours.rpartition(".")[2], None)) for f in FIELDS}
+    found = of_ours(FIELDS, config) | {FEATURES.theirs: stream.latent}
     found |= {"_class_name": name, "rope_axes_dim": list(config.model.rope_sections)}
     return found | {RESET: config.model.rope_reset, GAP: stream.rope_gap, "hidden_act": "silu", "timestep_scale": 0.001}
 

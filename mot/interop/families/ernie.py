@@ -83,7 +83,7 @@ def rows(name: str, config: Config) -> tuple[Row, ...]:
     for stack in dict.fromkeys(config.stacks):
         is_sparse = config.sparse[config.stacks.index(stack)]
         pairs = {"q_proj": "split_pairs", "k_proj": "split_pairs"}
-        for row in (*text.DECODER, *(() if is_sparse else text.FFN)):
+        for row in (*text.LAYER, *(() if is_sparse else text.FFN)):
             how = pairs.get(row.theirs.split(".")[-2], row.transform)
             found.append(Row(row.theirs, row.ours.format(stack=stack), how))
         found += _experts(f"blocks/{stack}/ffn", config) if is_sparse else []

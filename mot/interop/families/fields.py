@@ -4,6 +4,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mot.config import Config
 from mot.errors import UserError
 
 
@@ -16,6 +17,17 @@ class Field(NamedTuple):
 
 
 LARGEST = 2**20  # of widths, layers, heads and experts; no model that is known has so many
+# Of every decoder.
+DECODER = (
+    Field("hidden_size", "streams.text.width", int),
+    Field("intermediate_size", "streams.text.ffn", int),
+    Field("num_hidden_layers", "model.layers", int),
+    Field("num_attention_heads", "model.heads", int),
+    Field("num_key_value_heads", "model.kv_heads", int),
+    Field("rms_norm_eps", "model.norm_eps", float),
+    Field("rope_theta", "model.rope_theta", float),
+)
+HEAD_DIM = Field("head_dim", "model.head_size", int)
 # Of every family: what changes nothing of what the model computes of its tokens.
 IGNORED = {
     "architectures",
@@ -101,3 +113,16 @@ def typed(field: Field, value: Any, where: str) -> Any:
         allowed = {int: f"a whole number from 1 to {LARGEST}", float: "a number above 0", bool: "true or false"}
         raise UserError(f"{where}: {field.theirs} is {value!r:.80}; must be {allowed[field.kind]}; repair the file")
     return field.kind(value)
+
+
+def value_at(config: Config, key: str) -> Any:
+    """What a configuration has at a dotted key."""
+    found: Any = config
+    for part in key.split("."):
+        found = found[part] if isinstance(found, Mapping) else getattr(found, part)
+    return found
+
+
+def of_ours(fields: Sequence[Field], config: Config) -> dict[str, Any]:
+    """The fields of a configuration."""
+    return {field.theirs: value_at(config, field.ours) for field in fields}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mot.config import Config
+from mot.interop.families.fields import value_at
 from mot.interop.families.rows import Row
 from mot.model import params
 
@@ -59,8 +60,8 @@ def ends(stream: str, names: Mapping[str, str]) -> Iterator[Row]:
 
 def dotted(model: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of `model` and of the stream that is drawn, as `Said` has them."""
-    values = {f"model.{key}": value for key, value in model.items()}
-    return values | {f"streams.{{vectors}}.{key}": value for key, value in drawn.items()}
+    values = {f"model.{key}": x for key, x in model.items()}
+    return values | {f"streams.{{vectors}}.{key}": x for key, x in drawn.items()}
 
 
 def drawn(config: Config) -> str:
@@ -89,11 +90,8 @@ def faults(config: Config, values: Mapping[str, Any]) -> Iterator[str]:
     if (ffn := config.streams[name].ffn) != config.streams["text"].ffn:
         yield f"streams.{name}.ffn: {ffn}; must be that of text, {config.streams['text'].ffn}"
     for key, wanted in values.items():
-        value: Any = config
-        for part in key.format(vectors=name).split("."):
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
-        if value != wanted:
-            yield f"{key.format(vectors=name)}: {value!r}; must be {wanted!r}"
+        if (found := value_at(config, key.format(vectors=name))) != wanted:
+            yield f"{key.format(vectors=name)}: {found!r}; must be {wanted!r}"
     if config.data.blocks != "units":
         yield f"data.blocks: {config.data.blocks!r}; must be 'units'"
     if any(spec.multiplier != 1 for spec in params.table(config).values()):

@@ -13,7 +13,7 @@ from typing import Any
 
 from mot.config import Config
 from mot.interop.families import text
-from mot.interop.families.fields import flat, refuse, typed, unsaid
+from mot.interop.families.fields import flat, refuse, typed, unsaid, value_at
 from mot.interop.families.rows import Row, Said
 
 GEMMA = text.FAMILIES["gemma"]
@@ -57,7 +57,7 @@ OF_STREAMS = {
 
 def _tower(theirs: str, ours: str) -> tuple[Row, ...]:
     """The tensors of a Gemma whose names begin so, as those of one of our towers."""
-    inside = [row for row in (*text.ENDS, *text.DECODER, *text.FFN) if row.theirs.startswith("model.")]
+    inside = [row for row in (*text.ENDS, *text.LAYER, *text.FFN) if row.theirs.startswith("model.")]
     return tuple(
         Row(
             theirs + row.theirs.removeprefix("model."),
@@ -129,11 +129,8 @@ def faults(name: str, config: Config) -> Iterator[str]:
         return
     for stream, own in OF_STREAMS.items():
         for key, wanted in own.items():
-            section, _, last = key.rpartition(".")
-            of = config.streams[stream]
-            value = getattr(getattr(of, section) if section else of, last)
-            if value != wanted:
-                yield f"streams.{stream}.{key}: {value!r}; must be {wanted!r}"
+            if (found := value_at(config, f"streams.{stream}.{key}")) != wanted:
+                yield f"streams.{stream}.{key}: {found!r}; must be {wanted!r}"
     if config.data.blocks != "prefix":
         yield f"data.blocks: {config.data.blocks!r}; must be 'prefix'"
     yield from text.unlike(config, MODEL)

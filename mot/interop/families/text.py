@@ -6,7 +6,18 @@ from typing import Any, NamedTuple
 
 from mot.config import Config
 from mot.interop.families import moe, rope
-from mot.interop.families.fields import Field, flat, is_number, refuse, typed, unsaid
+from mot.interop.families.fields import (
+    DECODER,
+    HEAD_DIM,
+    Field,
+    flat,
+    is_number,
+    of_ours,
+    refuse,
+    typed,
+    unsaid,
+    value_at,
+)
 from mot.interop.families.moe import Moe
 from mot.interop.families.rows import Row, Said
 from mot.model import params
@@ -23,17 +34,7 @@ class Family(NamedTuple):
     own: Mapping[str, str] = MappingProxyType({})  # fields that are our key; null is 0, which is none
 
 
-FIELDS = (
-    Field("hidden_size", "streams.text.width", int),
-    Field("intermediate_size", "streams.text.ffn", int),
-    Field("num_hidden_layers", "model.layers", int),
-    Field("num_attention_heads", "model.heads", int),
-    Field("num_key_value_heads", "model.kv_heads", int),
-    Field("head_dim", "model.head_size", int),
-    Field("rms_norm_eps", "model.norm_eps", float),
-    Field("rope_theta", "model.rope_theta", float),
-    Field("tie_word_embeddings", "model.tied", bool),
-)
+FIELDS = (*DECODER, HEAD_DIM, Field("tie_word_embeddings", "model.tied", bool))
 # Fields that change the model, and the values that can be said.
 ONLY = {
     "attention_bias": (False,),
@@ -90,7 +91,7 @@ QK_NORMS, FLAT_QK_NORMS = (
     tuple(Row(f"model.layers.{{layer}}.self_attn.{x}_norm.weight", f"{BLOCK}/attn/text/{x}_norm", how) for x in "qk")
     for how in ("same", "split_bias")
 )
-DECODER = (*ATTENTION, *NORMS)
+LAYER = (*ATTENTION, *NORMS)
 PLAIN = dict(norm="pre", qk_norm="none", activation="swiglu", norm_offset=False, embed_scale=False, qkv_bias=False)
 LLAMA = PLAIN | dict(attention_cap=0.0, logits_cap=0.0, query_size=0)
 GEMMA = dict(activation="geglu", norm_offset=True, embed_scale=True)
@@ -100,26 +101,26 @@ OF_GEMMA = USUAL | dict(head_dim=256, tie_word_embeddings=True)
 OF_GEMMA2 = OF_GEMMA | dict(sliding_window=4096, query_pre_attn_scalar=256)
 OF_GEMMA2 |= dict(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", "silu", LLAMA, USUAL, DECODER),
-    "mistral": Family("MistralForCausalLM", "silu", LLAMA, USUAL | dict(sliding_window=4096), DECODER, windows="all"),
+    "llama": Family("LlamaForCausalLM", "silu", LLAMA, USUAL, LAYER),
+    "mistral": Family("MistralForCausalLM", "silu", LLAMA, USUAL | dict(sliding_window=4096), LAYER, windows="all"),
     "mixtral": Family(
         "MixtralForCausalLM",
         "silu",
         LLAMA,
         USUAL | dict(rms_norm_eps=1e-5, rope_theta=1e6),
-        DECODER,
+        LAYER,
         moe.MIXTRAL,
         windows="all",
     ),
-    "qwen2": Family("Qwen2ForCausalLM", "silu", LLAMA | dict(qkv_bias=True), USUAL, (*DECODER, *BIASES)),
+    "qwen2": Family("Qwen2ForCausalLM", "silu", LLAMA | dict(qkv_bias=True), USUAL, (*LAYER, *BIASES)),
     "qwen2_moe": Family(
-        "Qwen2MoeForCausalLM", "silu", LLAMA | dict(qkv_bias=True), USUAL, (*DECODER, *BIASES), moe.QWEN2
+        "Qwen2MoeForCausalLM", "silu", LLAMA | dict(qkv_bias=True), USUAL, (*LAYER, *BIASES), moe.QWEN2
     ),
     "qwen3": Family(
-        "Qwen3ForCausalLM", "silu", LLAMA | dict(qk_norm="rms"), USUAL | dict(head_dim=128), (*DECODER, *QK_NORMS)
+        "Qwen3ForCausalLM", "silu", LLAMA | dict(qk_norm="rms"), USUAL | dict(head_dim=128), (*LAYER, *QK_NORMS)
     ),
     "qwen3_moe": Family(
-        "Qwen3MoeForCausalLM", "silu", LLAMA | dict(qk_norm="rms"), USUAL, (*DECODER, *QK_NORMS), moe.QWEN3
+        "Qwen3MoeForCausalLM", "silu", LLAMA | dict(qk_norm="rms"), USUAL, (*LAYER, *QK_NORMS), moe.QWEN3
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
@@ -129,14 +130,14 @@ FAMILIES = {
         (*ATTENTION, *POST_NORMS, *FLAT_QK_NORMS),
     ),
     "olmoe": Family(
-        "OlmoeForCausalLM", "silu", LLAMA | dict(qk_norm="rms_flat"), OLMO, (*DECODER, *FLAT_QK_NORMS), moe.OLMOE
+        "OlmoeForCausalLM", "silu", LLAMA | dict(qk_norm="rms_flat"), OLMO, (*LAYER, *FLAT_QK_NORMS), moe.OLMOE
     ),
     "gemma": Family(
         "GemmaForCausalLM",
         "gelu_pytorch_tanh",
         LLAMA | GEMMA,
         OF_GEMMA,
-        DECODER,
+        LAYER,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
@@ -202,9 +203,9 @@ def _own(family: Family, given: Mapping[str, Any]) -> tuple[dict[str, Any], list
     """The values of the family's own fields by dotted key, and those that are no numbers."""
     found = {key: (dict(family.usual) | given).get(key) for key in family.own}
     faults = [
-        f"{key}: {value!r:.80}; must be a number above 0, or null"
-        for key, value in found.items()
-        if value is not None and not is_number(value)
+        f"{key}: {x!r:.80}; must be a number above 0, or null"
+        for key, x in found.items()
+        if x is not None and not is_number(x)
     ]
     return {ours: found[key] or 0 for key, ours in family.own.items()}, faults
 
@@ -240,8 +241,8 @@ def unlike(config: Config, model: Mapping[str, Any], without: Sequence[str] = ("
             if experts.experts:
                 yield f"{component}.{tower}.experts: it has experts; must be 0"
     for key, wanted in (dict(rope_sections=(), rope_features=0) | model).items():
-        if (value := getattr(config.model, key)) != wanted:
-            yield f"model.{key}: {value!r}; must be {wanted!r}"
+        if (found := getattr(config.model, key)) != wanted:
+            yield f"model.{key}: {found!r}; must be {wanted!r}"
     scaling = config.model.rope_scaling
     if scaling.amplitude != 1 and scaling.kind != "yarn":
         yield f"model.rope_scaling.amplitude: {scaling.amplitude}; of {scaling.kind!r} it must be 1.0"
@@ -254,7 +255,7 @@ def unlike(config: Config, model: Mapping[str, Any], without: Sequence[str] = ("
 def about(name: str, config: Config) -> dict[str, Any]:
     family = FAMILIES[name]
     found = fields_of(config) | {"architectures": [family.architecture], "hidden_act": family.activation}
-    found |= {key: getattr(config.model, ours.rpartition(".")[2]) or None for key, ours in family.own.items()}
+    found |= {key: value_at(config, ours) or None for key, ours in family.own.items()}
     if "query_pre_attn_scalar" in found and not config.model.query_size:
         found |= {"query_pre_attn_scalar": config.model.head_size}
     if family.windows == "all":
@@ -266,7 +267,6 @@ def about(name: str, config: Config) -> dict[str, Any]:
 
 def fields_of(config: Config) -> dict[str, Any]:
     """What FIELDS and RoPE are of a configuration."""
-    values = {"streams.text.width": config.streams["text"].width, "streams.text.ffn": config.streams["text"].ffn}
-    found = {f.theirs: values.get(f.ours, getattr(config.model, f.ours.rpartition(".")[2], None)) for f in FIELDS}
+    found = of_ours(FIELDS, config)
     found |= {"rope_parameters": rope.about(config.model.rope_theta, config.model.rope_scaling)}
     return found | {"attention_dropout": 0.0}

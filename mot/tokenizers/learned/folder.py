@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from flax import nnx
 
 from mot.config.tokenizer import KINDS, OF_MEDIUM, Settings, faults
 from mot.errors import UserError
-from mot.files import digest_of, make_folder, remove
+from mot.files import digest_of, whole_folder
 from mot.tokenizers import archive, audio, image, waveform
 from mot.tokenizers.learned import coding, training
 from mot.tokenizers.learned.nets import shape_of, shaped
@@ -44,16 +43,10 @@ def save(
         "weights": hashlib.sha256(weights).hexdigest(),
     }
     about["digest"] = digest_of(about)
-    half_written = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    make_folder(half_written)
-    try:
+    with whole_folder(folder) as half_written:
         (half_written / WEIGHTS).write_bytes(weights)
         (half_written / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         (half_written / PICTURE).write_bytes(drawn(open_(half_written)))
-        os.rename(half_written, folder)
-    except BaseException:
-        remove(half_written)
-        raise
     return open_(folder)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from mot.config.allowed import meant
 from mot.errors import UserError
 from mot.tokenizers.networks import Network
-from mot.tokenizers.published import pictures, sounds, weights
+from mot.tokenizers.published import pictures, sounds
 from mot.tokenizers.published.loaded import Part, Row, loaded
+from mot.tokenizers.safetensors import read_json
 
 # By `model_type` of transformers' config.json, or `_class_name` of diffusers'.
 ROWS = {
@@ -54,7 +55,7 @@ def open_(folder: Path, **options: int) -> Network:
 
 def _part(folder: Path) -> Part:
     """What config.json says of the network, in which row that is, and what else it says."""
-    whole = weights.read_json(folder / "config.json")
+    whole = read_json(folder / "config.json")
     kind = whole.get("model_type", whole.get("_class_name"))
     if not isinstance(kind, str):
         raise UserError(f"{folder / 'config.json'} has no model_type or _class_name; name a folder as it was saved")

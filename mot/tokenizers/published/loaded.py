@@ -10,6 +10,7 @@ from mot.errors import UserError, reason
 from mot.tokenizers.networks import Network
 from mot.tokenizers.published import weights
 from mot.tokenizers.published.weights import package
+from mot.tokenizers.safetensors import read_json
 
 # Keys of a config.json that would have other code loaded or chosen.
 UNREAD = (
@@ -144,7 +145,7 @@ def _quiet():
 def _processor(folder: Path) -> dict:
     for file, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
         if (folder / file).is_file():
-            found = weights.read_json(folder / file)
+            found = read_json(folder / file)
             found = found.get(key) if key else found
             return found if isinstance(found, dict) else {}
     return {}
