@@ -35,7 +35,7 @@ def attend(
 
     Scores are scaled by H ** -0.5 and, like the softmax and all accumulation, float32; the result `[B, T, N, H]` has
     the queries' dtype. A query that sees no key gives 0 and gradient 0. T and S may differ. With a `cap` scores are
-    capped (`ops.capped`), which no kernel does.
+    capped (`ops.capped`), which no kernel does. Padding may hold anything, for kernels anything finite.
 
     Kernels want queries and keys sorted by position, and all keys of a row, of which queries are some. They do less
     where it is known that at most so many tokens of a row are `private`, that none lies amid a segment that it is not
@@ -46,7 +46,8 @@ def attend(
     if backend not in BACKENDS | KERNELS:
         raise ValueError(f"attention '{backend}' is unknown; allowed: {', '.join(BACKENDS | KERNELS)}")
 
-    # 0 * NaN is NaN: whatever lies in padded tokens stops here, and so does what lies in their cotangents.
+    # 0 * NaN is NaN: whatever lies in padded tokens stops here, and so does what lies in their cotangents. For kernels
+    # that would be a pass over each array in every layer; padding enters the model as 0 (`embed`), and stays finite.
     def clean(x_BTNH, info):
         return jnp.where((info.segment != 0)[..., None, None], x_BTNH, 0)
 
