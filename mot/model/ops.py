@@ -15,49 +15,58 @@ from mot.config import RopeScaling
 
 
 @jax.custom_vjp
-def linear(x_RD, w_DF) -> jax.Array:
-    """`x @ w` in the dtype of x: operands in that dtype, accumulated in float32 and rounded once.
+def linear(x, w) -> jax.Array:
+    """`x_RD @ w_DF` in the dtype of x: operands in that dtype, accumulated in float32 and rounded once. In place of D
+    and F there may be several axes each, as a head and its features.
 
     What a product is rounded to is what devices add up that have parts of its sum, as along `tensor`. The weight's
     gradient is in the weight's dtype (`optim.reduce_dtype`).
     Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate.
     """
-    return _matmul(x_RD, w_DF.astype(x_RD.dtype), x_RD.dtype)
+    return _product(x, w.astype(x.dtype), x.ndim - 1, x.dtype)
 
 
-def _linear_forward(x_RD, w_DF):
-    w_DF, dtype = w_DF.astype(x_RD.dtype), w_DF.dtype
-    return _matmul(x_RD, w_DF, x_RD.dtype), (x_RD, w_DF, jnp.zeros((), dtype))
+def _linear_forward(x, w):
+    w, dtype = w.astype(x.dtype), w.dtype
+    return _product(x, w, x.ndim - 1, x.dtype), (x, w, jnp.zeros((), dtype))
 
 
-def _linear_backward(residuals, g_RF):
-    x_RD, w_DF, like = residuals
-    g_RF = g_RF.astype(x_RD.dtype)
-    return _matmul(g_RF, w_DF.T, x_RD.dtype), _matmul(x_RD.T, g_RF, like.dtype)
+def _linear_backward(residuals, g):
+    x, w, like = residuals
+    g = g.astype(x.dtype)
+    return _transposed(g, w, x.dtype), _product(x, g, ((0,), (0,)), like.dtype)
 
 
-def _matmul(a, b, dtype) -> jax.Array:
-    return jnp.matmul(a, b, preferred_element_type=dtype)
+def _transposed(g, w, dtype) -> jax.Array:
+    """`g_RF @ w_DF.T`."""
+    of_F = tuple(range(1, g.ndim)), tuple(range(w.ndim - g.ndim + 1, w.ndim))
+    return _product(g, w, of_F, dtype)
+
+
+def _product(a, b, axes, dtype) -> jax.Array:
+    return jnp.tensordot(a, b, axes, preferred_element_type=dtype)
 
 
 linear.defvjp(_linear_forward, _linear_backward)
 
 
 def linears(x_RD, ws: Sequence, axis: str, rules: dict[str, str]) -> list[jax.Array]:
-    """`linear` by several matrices, whose columns lie along a logical axis. Where a mesh splits it, devices add up the
-    gradient of x once for all of them (Megatron's f, 1909.08053, 3)."""
+    """`linear` by several matrices, whose columns, or heads, lie along a logical axis.
+
+    Where a mesh splits it, devices add up the gradient of x once for all of them (Megatron's f, 1909.08053, 3).
+    """
     if sharding.shard_count((axis,), rules) == 1:
-        return [linear(x_RD, w_DF) for w_DF in ws]
+        return [linear(x_RD, w) for w in ws]
     return _linears(x_RD, tuple(ws), *(sharding.axes_of(name, rules) for name in (sharding.ROWS, "embed", axis)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _linears(x_RD, ws: tuple, of_rows: tuple[str, ...], of_width: tuple[str, ...], of_columns: tuple[str, ...]) -> list:
-    return [linear(x_RD, w_DF) for w_DF in ws]
+    return [linear(x_RD, w) for w in ws]
 
 
 def _linears_forward(x_RD, ws, *axes):
-    ys, residuals = zip(*(_linear_forward(x_RD, w_DF) for w_DF in ws), strict=True)
+    ys, residuals = zip(*(_linear_forward(x_RD, w) for w in ws), strict=True)
     return list(ys), residuals
 
 
@@ -65,14 +74,14 @@ def _linears_backward(of_rows, of_width, of_columns, residuals, gs):
     x_RD = residuals[0][0]
 
     def sum_once(gs, ws):
-        ws = [sharding.all_gather(w_DF, of_width, 0, x_RD.dtype) for w_DF in ws]
-        dx_RD = sum(_matmul(g_RF.astype(x_RD.dtype), w_DF.T, jnp.float32) for g_RF, w_DF in zip(gs, ws, strict=True))
+        ws = [sharding.all_gather(w, of_width, 0, x_RD.dtype) for w in ws]
+        dx_RD = sum(_transposed(g.astype(x_RD.dtype), w, jnp.float32) for g, w in zip(gs, ws, strict=True))
         return lax.psum(dx_RD.astype(x_RD.dtype), of_columns)
 
-    ws = [w_DF for _, w_DF, _ in residuals]
+    ws = [w for _, w, _ in residuals]
     inputs = (P(of_rows, of_columns), P(of_width, of_columns))
     dx_RD = sharding.shard_map(sum_once, inputs, P(of_rows))(gs, ws)
-    return dx_RD, tuple(_linear_backward(of_w, g_RF)[1] for of_w, g_RF in zip(residuals, gs, strict=True))
+    return dx_RD, tuple(_linear_backward(of_w, g)[1] for of_w, g in zip(residuals, gs, strict=True))
 
 
 _linears.defvjp(_linears_forward, _linears_backward)
