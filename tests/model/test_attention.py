@@ -139,20 +139,20 @@ def test_nan_in_padding_changes_nothing(how):
 
 
 def test_chunk_pairs_cover_what_is_visible_and_little_else():
-    C = flash.CHUNK
+    C = flash.LONG
     info = random_info(4, 8 * C, scrambled=False)
     see = np.asarray(batches.visible(info, info))
     tiles = see.reshape(2, 8, C, 8, C).any((2, 4))
-    cut = flash.chunks(info)
+    cut = flash.chunks(info, C)
     pairs = np.asarray(flash.chunk_pairs(cut, cut))
     assert (pairs >= tiles).all()
     assert pairs.sum() <= 1.3 * tiles.sum()
 
 
 def test_padding_does_not_make_a_tail_chunk_visible():
-    C = flash.CHUNK
+    C = flash.LONG
     segment = jnp.array([[1] * C + [2] * 10 + [0] * (C - 10)])
-    info = flash.chunks(Info(jnp.arange(2 * C)[None], segment, 0 * segment, segment < 0))
+    info = flash.chunks(Info(jnp.arange(2 * C)[None], segment, 0 * segment, segment < 0), C)
     np.testing.assert_array_equal(flash.chunk_pairs(info, info)[0], [[True, False], [False, True]])
 
 
