@@ -14,8 +14,8 @@ from jax import lax
 from mot.batches import Info, visible
 from mot.model import ops
 
-# Tokens of a chunk. Short chunks visit fewer pairs that see nothing, and take more turns of a loop. On CPU they took 0.71
-# to 0.94 of the long ones' time up to 8 heads of 64; at 12 heads 0.86 with ten documents a row, but 1.17 with one.
+# Tokens of a chunk. Short chunks visit fewer pairs that see nothing, and take more turns of a loop. On CPU they took
+# 0.71 to 0.94 of the long ones' time up to 8 heads of 64; at 12 heads 0.86 with ten documents a row, but 1.17 with one.
 SHORT, LONG = 64, 128
 NARROW = 512  # features of all heads, up to which chunks are short
 FAR = jnp.iinfo(jnp.int32).max

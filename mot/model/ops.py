@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from mot.config import RopeScaling
 
@@ -38,7 +39,7 @@ linear.defvjp(_linear_forward, _linear_backward)
 def rms_norm(x_RD, scale_D, eps: float, offset: bool = False) -> jax.Array:
     """RMSNorm over the last axis (1910.07467); statistics in float32. `offset`: by 1 + scale (Gemma, 2403.08295)."""
     x = x_RD.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
     scale = _last_axes(scale_D, x)
     return (x * (1 + scale if offset else scale)).astype(x_RD.dtype)
 
@@ -53,7 +54,7 @@ def layer_norm(x_RNH, scale_NH, bias_NH, eps: float) -> jax.Array:
     """LayerNorm over the last axis, a scale and a bias for each head (Chameleon's q/k norm); statistics in float32."""
     x = x_RNH.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
     return (x * _last_axes(scale_NH, x) + _last_axes(bias_NH, x)).astype(x_RNH.dtype)
 
 
@@ -77,17 +78,26 @@ def _rotate(
     x_BCNH, position, theta: float, axes: tuple[int, ...], pairs: int, scaling: RopeScaling | None, direction: int = 1
 ) -> jax.Array:
     half = pairs or x_BCNH.shape[-1] // 2
-    frequency = direction * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    cos, sin = _turns(position, half, theta, axes, scaling)
+    sin = direction * sin
+    a, b, rest = jnp.split(x_BCNH.astype(jnp.float32), (half, 2 * half), axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x_BCNH.dtype)
+
+
+def _turns(position, half: int, theta: float, axes: tuple[int, ...], scaling: RopeScaling | None) -> jax.Array:
+    """Cosines and sines of each pair's angle, float32 `[2, B, C, 1, half]`.
+
+    One array, or XLA would compute each anew on CPU for every head, in every use.
+    """
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if scaling and scaling.kind:
         frequency = frequency * stretched(half, theta, scaling)
     position = position[..., np.array(axes)] if axes else position
     angle = (position.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    turns = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     if scaling and scaling.amplitude != 1:
-        cos, sin = cos * scaling.amplitude, sin * scaling.amplitude
-    a, b = (x_BCNH[..., first : first + half].astype(jnp.float32) for first in (0, half))
-    rest = [x_BCNH[..., 2 * half :].astype(jnp.float32)] if 2 * half < x_BCNH.shape[-1] else []
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1).astype(x_BCNH.dtype)
+        turns = turns * scaling.amplitude
+    return jnp.moveaxis(turns.reshape(*turns.shape[:-1], 2, half), -2, 0)
 
 
 # A rotation's transpose is the rotation back; derived from the code above it would be four padded arrays and their sum.
