@@ -5,7 +5,9 @@ PARITY := .venv-parity
 SEQIO := .venv-seqio
 TRACKERS := .venv-trackers
 PLAN := .venv-plan
+CUDA := .venv-cuda
 DOCS := .venv-docs
+MAXTEXT := .venv-maxtext
 
 # An environment is made anew where what decides it has changed, and not where a fresh checkout has changed the times of
 # files: a machine that keeps the folders by this hash installs nothing.
@@ -13,13 +15,21 @@ HASH := $(shell $(PYTHON) -c 'import hashlib, os, sys; \
   decides = [open(name, "rb").read() for name in ("pyproject.toml", "constraints.txt")]; \
   print(hashlib.sha256(b"".join([*decides, sys.version.encode(), os.getcwd().encode()])).hexdigest()[:16])')
 DONE := .done-$(HASH)
+# Another trainer, for `make bench-maxtext` alone: in no extra, as extras are resolved together. Of what it needs the
+# lowest versions are taken, with which it is tested: among them our jax and libtpu.
+MAXTEXT_PYTHON ?= python3.12
+MAXTEXT_VERSION := 0.2.4
+MAXTEXT_DONE := $(DONE)-maxtext-$(MAXTEXT_VERSION)
 INSTALL := -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt
+
+# An environment for what this machine has: NVIDIA's GPUs, TPUs (older or newer ones), or a CPU alone.
+DEVICE := $(if $(wildcard /dev/nvidia[0-9]*),$(CUDA),$(if $(wildcard /dev/accel0 /dev/vfio/0),$(PLAN),$(VENV)))
 
 # Tests that need more than $(VENV), and have a target of their own.
 APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers
 
 .PHONY: demo test test-slow test-parity test-seqio test-trackers test-plan test-plan-slow test-slurm mutations soak \
-  notebooks environments hash plan docs lint format bench constraints clean
+  notebooks environments hash plan docs lint format bench bench-device bench-maxtext constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
@@ -91,6 +101,14 @@ format: $(VENV)/$(DONE)
 bench: $(PARITY)/$(DONE)
 	$(PARITY)/bin/python -m bench.__main__
 
+# What this machine's accelerators reach, in at most 10 minutes; installing apart.
+bench-device: $(DEVICE)/$(DONE)
+	$(DEVICE)/bin/python -m bench.device
+
+# Our step beside MaxText's, compiled for TPUs that are not there with least effort, into docs/reference/maxtext.md.
+bench-maxtext: $(MAXTEXT)/$(MAXTEXT_DONE)
+	$(MAXTEXT)/bin/python -m bench.maxtext --quick
+
 # After changing dependencies: one resolution for all extras and Pythons, without an index address.
 constraints: $(VENV)/$(DONE)
 	$(VENV)/bin/python -m pip install --quiet uv
@@ -130,6 +148,23 @@ $(PLAN)/$(DONE):
 	$(PLAN)/bin/python $(INSTALL) -e '.[dev,tpu]'
 	touch $@
 
+$(CUDA)/$(DONE):
+	$(PYTHON) -m venv --clear $(CUDA)
+	@echo 'pip installs into $(CUDA), with CUDA: some minutes, some GB'
+	$(CUDA)/bin/python $(INSTALL) -e '.[dev,cuda]'
+	touch $@
+
+# One environment for both trainers, and so one compiler.
+$(MAXTEXT)/$(MAXTEXT_DONE):
+	@$(MAXTEXT_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+	  { echo 'MaxText needs Python 3.12; MAXTEXT_PYTHON=... chooses one'; exit 1; }
+	$(MAXTEXT_PYTHON) -m venv --clear $(MAXTEXT)
+	@echo 'uv installs into $(MAXTEXT), with TensorFlow: some minutes, 4 GB'
+	$(MAXTEXT)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(MAXTEXT)/bin/uv pip install --quiet --python $(MAXTEXT)/bin/python --resolution=lowest -e '.[tpu]' \
+	  'maxtext[tpu]==$(MAXTEXT_VERSION)'
+	touch $@
+
 # The builder of pages alone: neither mot nor JAX.
 $(DOCS)/$(DONE):
 	$(PYTHON) -m venv --clear $(DOCS)
@@ -138,4 +173,4 @@ $(DOCS)/$(DONE):
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(DOCS) build .cache
+	rm -rf $(VENV) $(PARITY) $(SEQIO) $(TRACKERS) $(PLAN) $(CUDA) $(MAXTEXT) $(DOCS) build .cache

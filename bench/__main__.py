@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from bench import data, demo, probes, processes, published, sampling, saves, search
+from bench import data, demo, growth, probes, processes, published, sampling, saves, search
+from bench.timing import in_turn, mesh_of, ratio, stepper
 from configs import archs, base, digits
 from launch import cores, process
 from mot import batches, optim, sharding
@@ -29,7 +30,7 @@ from mot.objectives import losses, next_token
 from mot.plan import hlo
 from mot.runs import peak, rundir
 from mot.train import ensemble, loop
-from mot.train.state import init_state, state_shardings
+from mot.train.state import init_state
 from mot.train.step import make_step
 
 STREAMS = ("text", "image")
@@ -40,7 +41,6 @@ LAYERS = 8
 HEADS = 8
 F = 1408
 V = 4096
-ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round begins
 
 
 def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256, latent=0, scan=False):
@@ -85,49 +85,6 @@ def _vectors(d, latent, rng):
     values = rng.standard_normal(((d.stream == 1).sum(), latent), dtype=np.float32)
     streams = configuration("dense", latent=latent).streams.values()
     return roles.assign(d._replace(token=d.token * (d.stream == 0), values={1: values}), [*streams], "units", 0)
-
-
-def mesh_of(c):
-    """As `mot train` makes it: rows are split over the cores."""
-    return sharding.make_mesh(c, jax.devices()[: cores.serving([c], len(jax.devices()))])
-
-
-def stepper(c, host, of=1, mesh=None):
-    """A function that takes one training step and waits for it."""
-    mesh = mesh or mesh_of(c)
-    place = state_shardings(c, mesh)
-    with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(c), out_shardings=place)()
-        step = jax.jit(make_step(c, of), donate_argnums=0, out_shardings=(place, None))
-        rows = jax.device_put(host, sharding.of_batch(c, mesh))
-
-    def once():
-        nonlocal state
-        with jax.set_mesh(mesh):
-            state, measured = step(state, rows)
-        jax.block_until_ready(measured)
-
-    return once
-
-
-def in_turn(*functions):
-    """Seconds of each function, `[rounds, functions]`, after a warm-up."""
-    begin = time.perf_counter()
-    rows = []
-    for f in functions:
-        f()
-    while len(rows) < ROUNDS and (not rows or time.perf_counter() - begin < BUDGET):
-        row = []
-        for f in functions:
-            start = time.perf_counter()
-            f()
-            row.append(time.perf_counter() - start)
-        rows.append(row)
-    return np.array(rows)
-
-
-def ratio(seconds, a=0, b=1):
-    return statistics.median(seconds[:, a] / seconds[:, b])
 
 
 class TorchModel(torch.nn.Module):
@@ -398,6 +355,8 @@ def main():
     for figure, (value, bar) in search.figures().items():
         add(figure, value, bar)
     for figure, (value, bar) in probes.figures().items():
+        add(figure, value, bar)
+    for figure, (value, bar) in growth.figures().items():
         add(figure, value, bar)
     share, equal = counted_flops()
     add("counted FLOPs / compiler's", f"{share:.4f}", "0.98 to 1.02")

@@ -5,20 +5,19 @@
 
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench import timing
 from configs import digits
 from launch import cores, process
-from mot import sharding
 from mot.config import Config, resolve
 from mot.data import budgets, embedded, pipeline, sources
 from mot.data.mixture import Sources
 from mot.model import flops
-from mot.train.state import init_state, state_shardings
-from mot.train.step import jitted
 
 ROUNDS = 20
 N = 2048  # rows and columns of the matrices that show the peak
@@ -30,32 +29,21 @@ def opened(arch: str) -> tuple[Config, Sources]:
     return budgets.resolve(config, training), training
 
 
-def stepper(arch: str):
+def step_and_work(arch: str) -> tuple[Callable[[], None], float]:
     """A function that takes one training step and waits for it; and the step's model FLOPs."""
     config, training = opened(arch)
-    mesh = sharding.make_mesh(config, jax.devices()[: cores.serving([config], len(jax.devices()))])
     host = pipeline.Batches(training, config, 0, 1)[0].batch
-    with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(config), out_shardings=state_shardings(config, mesh))()
-        batch = sharding.to_global(host, config, mesh)
-        step = jitted(config, len(training.names), mesh)
-
-    def once():
-        nonlocal state
-        with jax.set_mesh(mesh):
-            state, measured = step(state, batch)
-        jax.block_until_ready(measured)
-
     tokens = {name: int((x.segment != 0).sum()) for name, x in host.items()}
-    return once, flops.train_step(config, tokens, flops.visible_pairs(host))
+    work = flops.train_step(config, tokens, flops.visible_pairs(host))
+    return timing.stepper(config, host, len(training.names)), work
 
 
-def cpu_seconds(*functions, rounds: int = ROUNDS) -> np.ndarray:
+def cpu_seconds(*functions: Callable) -> np.ndarray:
     """CPU-seconds of each function, `[rounds, functions]`, in turn, after a warm-up."""
     for f in functions:
         f()
     rows = []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         row = []
         for f in functions:
             start = time.process_time()
@@ -67,12 +55,16 @@ def cpu_seconds(*functions, rounds: int = ROUNDS) -> np.ndarray:
 
 def figures() -> dict[str, tuple[str, str]]:
     """`{figure: (value, bar)}` of `make bench`."""
-    (mot, work), (dense, of_dense) = stepper("mot"), stepper("dense")
+    (mot, of_mot), (dense, of_dense) = step_and_work("mot"), step_and_work("dense")
     a = jnp.full((N, N), 0.5)
     multiply = jax.jit(jnp.matmul).lower(a, a).compile()
-    seconds = cpu_seconds(mot, dense, lambda: multiply(a, a).block_until_ready())
+
+    def product():
+        multiply(a, a).block_until_ready()
+
+    seconds = cpu_seconds(mot, dense, product)
     peak = 2 * N**3 / seconds[:, 2].min()
-    reached = [flops / seconds[:, i].min() / peak for i, flops in enumerate((work, of_dense))]
+    reached = [work / seconds[:, i].min() / peak for i, work in enumerate((of_mot, of_dense))]
     times = statistics.median(seconds[:, 0] / seconds[:, 1])
     told = "{:.0f}, {:.0f} ms".format(*1e3 * np.median(seconds[:, :2], axis=0))
     return {

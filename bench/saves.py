@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.rows import filled
 from configs import digits, ladder
 from launch import flags, process
 from mot import checkpoint, sharding
-from mot.batches import Batch
 from mot.checkpoint import digests
 from mot.config import Config
-from mot.data.packing import document, pack
 from mot.train import loop, saves
 from mot.train.state import State, abstract, init_state, state_shardings, trees
 from mot.train.step import make_step
@@ -63,21 +62,10 @@ def stalls() -> dict[str, list[float]]:
 
 
 def _stepper(config: Config, mesh: jax.sharding.Mesh) -> Callable[[State], State]:
-    batch = sharding.to_global(_batch(config), config, mesh)
+    batch = sharding.to_global(filled(config), config, mesh)
     outputs = (state_shardings(config, mesh), None)
     step = jax.jit(make_step(config, 1), donate_argnums=0, out_shardings=outputs)
     return lambda state: step(state, batch)[0]
-
-
-def _batch(config: Config) -> Batch:
-    """Rows of one document that fills them: random ids, stream after stream."""
-    rng = np.random.default_rng(0)
-    streams = list(config.streams.values())
-    budgets = [stream.budget for stream in streams]
-    of_token = np.repeat(np.arange(len(streams)), budgets)
-    ids = np.concatenate([rng.integers(s.first_id, s.first_id + s.ids, s.budget) for s in streams])
-    rows = [[document(0, row, ids, of_token)] for row in range(config.data.batch)]
-    return pack(rows, list(config.streams), budgets, [0] * len(streams))
 
 
 def _timed(f: Callable) -> tuple:

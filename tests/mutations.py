@@ -223,6 +223,34 @@ MUTATIONS = (
         "tests/model/test_ops.py",
     ),
     Mutation(
+        "measures: a part that fails ends all others",
+        "bench/device/worker.py",
+        "        except Exception as error:  # of this part alone\n",
+        "        except ZeroDivisionError as error:\n",
+        "tests/bench/test_device.py::test_a_process_that_ends_or_hangs_is_told_and_another_begins",
+    ),
+    Mutation(
+        "measures: what there is no time for begins all the same",
+        "bench/device/__main__.py",
+        "if deadline - start < took.get(",
+        "if deadline - start < 0 * took.get(",
+        "tests/bench/test_device.py::test_what_there_is_no_time_for_is_left_out_and_told",
+    ),
+    Mutation(
+        "plan: room of a GPU's matmul counts as written",
+        "mot/plan/hlo.py",
+        "    if _is_gemm(instruction):\n        dtype",
+        "    if False:\n        dtype",
+        "tests/scaling/test_hlo.py::test_a_gpus_matmuls_are_counted",
+    ),
+    Mutation(
+        "mixture: documents whose numbers are alike keep the order of places",
+        "mot/data/mixture.py",
+        "    order[unsure] = places[np.lexsort((places, values[places]))]\n",
+        "",
+        "tests/data/test_mixture.py::test_numbers_are_sorted_as_numpy_sorts_them",
+    ),
+    Mutation(
         "attention: the way back forgets the cap",
         "mot/model/flash.py",
         "            if cap:\n",
@@ -944,6 +972,13 @@ MUTATIONS = (
         "if not n[0] - fit.ALIKE <= np.log(size) <= n[-1] + fit.ALIKE:",
         "if size <= 0:",
         "tests/scaling/test_equal.py",
+    ),
+    Mutation(
+        "beside MaxText: what a device gives counts as what it sends",
+        "bench/compared.py",
+        "collective.wire * part",
+        "collective.bytes * part",
+        "tests/bench/test_maxtext.py",
     ),
     Mutation(
         "plan: a loop counts once",

@@ -1,6 +1,6 @@
 """What every layer of a forward pass sees alike: the groups of streams, the row in which they meet, and the cache."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import jax
 from mot.batches import Info, Tokens
 from mot.config import Config, Experts
 from mot.model.caches import Cache, Crossed
+from mot.model.kernels import Calls
 
 
 class Group(NamedTuple):
@@ -25,6 +26,13 @@ class Group(NamedTuple):
     back: jax.Array | None  # the inverse of `order`
 
 
+class Queries(NamedTuple):
+    """Tokens that attend to all keys in one call."""
+
+    info: Info
+    calls: Calls | None  # what `splash` is told of them
+
+
 class JointRow(NamedTuple):
     """The tokens of all groups where they meet. With `context` B counts parts of rows and T is a part's tokens."""
 
@@ -34,6 +42,7 @@ class JointRow(NamedTuple):
     back: jax.Array | None
     k_order: jax.Array | None  # the same of whole rows, as they come from their devices
     k_back: jax.Array | None
+    queries: Sequence[Queries]  # `q`, or else each group's, which then stay as they come
 
 
 class Seen(NamedTuple):

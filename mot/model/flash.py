@@ -99,11 +99,13 @@ def _info_of(info: Info, *index) -> Info:
 
 
 def _bias(q: Info, k: Info, groups: int) -> jax.Array:
-    """`[chunks, Q, J]`: 0 where visible, UNSEEN elsewhere, of one chunk to all chunks of the other side.
+    """`[Q, J]`: 0 where visible, UNSEEN elsewhere, of a chunk of queries to one of keys.
 
-    Made outside of the inner loop: in it XLA would fuse the mask into every use and evaluate it for every head.
+    Fenced, or XLA fuses it into every use and evaluates it for every head. Made where it is used: of all chunks it
+    would be a row's whole mask, which JAX keeps for a scan of layers, as it is the same in all of them.
     """
-    return jnp.concatenate([jnp.where(visible(q, k), 0.0, UNSEEN)] * groups, axis=-2)
+    bias_JJ = jnp.where(visible(q, k), 0.0, UNSEEN)
+    return lax.optimization_barrier(jnp.concatenate([bias_JJ] * groups, axis=-2))
 
 
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -124,13 +126,12 @@ def _flash_forward(q_BUKQH, k_BWKJH, v_BWKJH, q_info: Info, k_info: Info, cap: f
         o_BUKQH, lse_BUKQ = carry
         b, i = n // U, n % U
         q_KQH = _tile(q_BUKQH, b, i)
-        bias_WQJ = _bias(_info_of(q_info, b, i, None), _info_of(k_info, b), Q // J)
 
         def one_key_chunk(n, carry):
             m_KQ1, l_KQ1, acc_KQH = carry
             j = lists[b, i, n]
             score_KQJ = ops.capped(_dot("KQH,KJH->KQJ", q_KQH, _tile(k_BWKJH, b, j)) * H**-0.5, cap)
-            s_KQJ = score_KQJ + bias_WQJ[j, None]
+            s_KQJ = score_KQJ + _bias(_info_of(q_info, b, i), _info_of(k_info, b, j), Q // J)[None]
             new_m_KQ1 = jnp.maximum(m_KQ1, s_KQJ.max(-1, keepdims=True))
             p_KQJ = jnp.exp(s_KQJ - new_m_KQ1)
             shrink_KQ1 = jnp.exp(m_KQ1 - new_m_KQ1)
@@ -166,8 +167,6 @@ def _flash_backward(cap: float, residuals, g_BUKQH):
         k_KJH, v_KJH = _tile(k_BWKJH, b, j), _tile(v_BWKJH, b, j)
         # Unfenced, XLA may fold this into its product, and then the CPU refuses that product in bfloat16.
         k_KHJ = lax.optimization_barrier(k_KJH.swapaxes(1, 2))
-        bias_UQJ = _bias(_info_of(q_info, b), _info_of(k_info, b, j, None), Q // J)
-        bias_UJQ = bias_UQJ.swapaxes(1, 2)
 
         def one_query_chunk(n, carry):
             dq_BUKHQ, dk_KJH, dv_KJH = carry
@@ -175,7 +174,8 @@ def _flash_backward(cap: float, residuals, g_BUKQH):
             q_KQH, g_KQH = _tile(q_BUKQH, b, i), _tile(g_BUKQH, b, i)
             lse_K1Q, delta_K1Q = _tile(lse_BUKQ, b, i)[:, None], _tile(delta_BUKQ, b, i)[:, None]
             score_KJQ = ops.capped(_dot("KJH,KQH->KJQ", k_KJH, q_KQH) * H**-0.5, cap)
-            p_KJQ = jnp.exp(score_KJQ + bias_UJQ[i, None] - lse_K1Q)
+            bias_JQ = _bias(_info_of(q_info, b, i), _info_of(k_info, b, j), Q // J).T
+            p_KJQ = jnp.exp(score_KJQ + bias_JQ[None] - lse_K1Q)
             ds_KJQ = p_KJQ * (_dot("KJH,KQH->KJQ", v_KJH, g_KQH) - delta_K1Q)
             if cap:
                 ds_KJQ *= 1 - (score_KJQ / cap) ** 2

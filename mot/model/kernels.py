@@ -18,7 +18,7 @@ from mot.errors import UserError
 
 LANES = 128  # the width of a TPU's registers: block sizes are multiples of it
 FAR = jnp.iinfo(jnp.int32).max
-UNMASKED = -1e30  # a largest score above it saw a key; the kernels' own masked score is below -1e38
+LEAST = -1e30  # far below any score, and far above the kernels' own masked one, which is below -1e38
 
 
 RUN_ON = {"splash": "tpu", "gmm": "tpu", "triton": "gpu", "mosaic": "gpu", "cudnn": "gpu"}
@@ -167,17 +167,19 @@ def _block(T: int, blocks: int, bytes: int) -> int:
 
 
 def _whole_blocks(T: int, S: int) -> tuple[int, int]:
-    """How many tokens of padding queries and keys get.
+    """How many tokens of padding a row's queries and keys get.
 
     Gradients of keys and queries are added up in place over the grid: what was written must have left before it is read
-    again, which takes three steps, so three blocks of keys.
+    again, which takes three steps. A block of queries is read again with the third block of keys after this one, and
+    each between, of whatever row, is visited once at least. A block of keys is, of a group's next head, after as many
+    steps as there are blocks of keys: three of every row.
     """
     return -T % LANES, max(-S % LANES, 3 * LANES - S)
 
 
 def _blocks(T: int, S: int, bytes: int) -> tuple[int, int]:
-    """Of queries and of keys."""
-    return _block(T, 1, bytes), _block(S, 3, bytes)
+    """Of queries and of keys. Of some of a row's tokens, as one group's, a block covers more of it: half as many."""
+    return _block(T, 1, bytes if T == S else 2 * bytes), _block(S, 3, bytes)
 
 
 def causal_work(T: int, parts: int, bytes: int) -> int:
@@ -192,32 +194,6 @@ def causal_work(T: int, parts: int, bytes: int) -> int:
     return sum(-(-end // bk) for end in ends) * bq * bk
 
 
-def splash(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, private: int, parts: bool) -> jax.Array:
-    """Attention on TPU, in memory linear in T; at most `private` tokens of a row are private.
-
-    Rows one after another, each with its own list of blocks. T and S that are no multiples of 128 are padded.
-    The gradient of the queries is added up in their dtype, three sums of every third block of keys.
-    """
-    T = q_BTNH.shape[1]
-    S = k_BSKH.shape[1]
-    H = q_BTNH.shape[-1]
-    more_T, more_S = _whole_blocks(T, S)
-
-    def longer(x, more):
-        return jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)))
-
-    q_info = jax.tree.map(lambda x: longer(x, more_T), q_info)
-    k_info = jax.tree.map(lambda x: longer(x, more_S), k_info)
-    q_BTNH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype)
-
-    def heads_first(x, more):
-        return longer(x, more).swapaxes(1, 2)
-
-    rows = (heads_first(q_BTNH, more_T), heads_first(k_BSKH, more_S), heads_first(v_BSKH, more_S), q_info, k_info)
-    o_BNTH = lax.map(lambda row: _splash_row(*row, min(private, S), parts), rows)
-    return o_BNTH.swapaxes(1, 2)[:, :T]
-
-
 class Told(NamedTuple):
     """What a call of splash is told: a query sees keys of its number, up to the last."""
 
@@ -225,6 +201,33 @@ class Told(NamedTuple):
     k_number: jax.Array  # [S]
     last: jax.Array | None  # [T], an index; None: numbers say all
     states: jax.Array  # of blocks, as in `block_states`
+
+
+class Visits(NamedTuple):
+    """The pairs of blocks that a call of splash visits, one after another, `[n]` each; -1 past their number."""
+
+    row: jax.Array
+    column: jax.Array
+    state: jax.Array  # as in `block_states`
+    number: jax.Array  # [1]
+
+
+class Call(NamedTuple):
+    """What a call of splash takes beside q, k and v, of all rows end to end."""
+
+    q_number: jax.Array  # [B * T]
+    k_number: jax.Array  # [B * S]
+    last: jax.Array | None  # [B * T]
+    forward: Visits  # whose rows are blocks of queries
+    backward: Visits  # whose rows are blocks of keys
+
+
+class Calls(NamedTuple):
+    """What `splash` is told of the tokens: the same in every layer, and made once for all of them."""
+
+    everyone: Call
+    among_own: Call | None  # of what is private; None: nothing is
+    own: tuple[jax.Array, jax.Array] | None  # its indices among each row's queries and keys, [B, P]
 
 
 def _numbers(q_number, k_number) -> tuple[jax.Array, jax.Array]:
@@ -262,85 +265,161 @@ def told_of_private(q: Info, k: Info, own: tuple[jax.Array, jax.Array], bq: int,
     return Told(*numbers, None, block_states(numbers[0] > 0, first_P, last_P, numbers[1] > 0, bq, bk))
 
 
-def _splash_row(q_NTH, k_KSH, v_KSH, q_info: Info, k_info: Info, private: int, parts: bool) -> jax.Array:
-    """One row, its heads first.
+def splash_calls(q_info: Info, k_info: Info, private: int, parts: bool, bytes: int) -> Calls:
+    """Of rows `[B, T]` and `[B, S]`, of which at most `private` tokens are private; `bytes` are a head's vector's.
 
     The kernel compares one number of a query with one of a key, so what is private takes a call of its own.
     """
-    bytes = q_NTH.shape[-1] * q_NTH.dtype.itemsize
-    everyone = told(q_info, k_info, parts, *_blocks(q_NTH.shape[1], k_KSH.shape[1], bytes))
+    q_info, k_info = _whole(q_info, k_info)
+    bq, bk = _blocks(q_info.position.shape[1], k_info.position.shape[1], bytes)
+    everyone = _call(jax.vmap(partial(told, parts=parts, bq=bq, bk=bk))(q_info, k_info))
     if not private:
-        return _joint_softmax(q_NTH, k_KSH, v_KSH, everyone, None, None)
+        return Calls(everyone, None, None)
+    private = min(private, k_info.position.shape[1])
     most = private + _whole_blocks(private, private)[1]
-    own = tuple(private_tokens(x, most) for x in (q_info, k_info))
-    among_own = told_of_private(q_info, k_info, own, *_blocks(most, most, bytes))
-    return _joint_softmax(q_NTH, k_KSH, v_KSH, everyone, among_own, own)
+    own = tuple(jax.vmap(partial(private_tokens, most=most))(x) for x in (q_info, k_info))
+    bq, bk = _blocks(most, most, bytes)
+    return Calls(everyone, _call(jax.vmap(partial(told_of_private, bq=bq, bk=bk))(q_info, k_info, own)), own)
+
+
+def _whole(q, k):
+    """Arrays of queries `[B, T, ...]` and of keys `[B, S, ...]`, each row with padding up to whole blocks."""
+    T, S = (jax.tree.leaves(x)[0].shape[1] for x in (q, k))
+
+    def longer(tree, more):
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2))), tree)
+
+    more_T, more_S = _whole_blocks(T, S)
+    return longer(q, more_T), longer(k, more_S)
+
+
+def _call(told: Told) -> Call:
+    """One call for all rows, by which each field of `told` has a first axis."""
+    B, S = told.k_number.shape
+    first_B1 = S * jnp.arange(B, dtype=jnp.int32)[:, None]
+    last = None if told.last is None else (told.last + first_B1).reshape(-1)
+    # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
+    visits = _visits(told.states, idle=1), _visits(told.states.swapaxes(1, 2), idle=0)
+    return Call(told.q_number.reshape(-1), told.k_number.reshape(-1), last, *visits)
+
+
+def _visits(states_BUW, idle: int) -> Visits:
+    """The visits of all rows of tokens, one after another: of each first block one at least, if need be as `idle`."""
+    _, U, W = states_BUW.shape
+    first = jnp.arange(W) == 0
+    visits_BUW = (states_BUW > 0) | (~(states_BUW > 0).any(2, keepdims=True) & first[None, None])
+    b, u, w = jnp.nonzero(visits_BUW, size=visits_BUW.size, fill_value=-1)
+    state = jnp.where(b < 0, 0, jnp.maximum(states_BUW[b, u, w], idle))
+    row, column = (jnp.where(b < 0, -1, x).astype(jnp.int32) for x in (b * U + u, b * W + w))
+    return Visits(row, column, state, visits_BUW.sum(dtype=jnp.int32)[None])
+
+
+def splash(q_BTNH, k_BSKH, v_BSKH, calls: Calls) -> jax.Array:
+    """Attention on TPU, in memory linear in T. What lies in padding must be finite.
+
+    All rows lie end to end, as one for the kernel, which visits no blocks of two rows. T and S that are no multiples of
+    128 are padded. The gradient of the queries is added up in their dtype, three sums of every third block of keys.
+    """
+    T = q_BTNH.shape[1]
+    q_BTNH = (q_BTNH.astype(jnp.float32) * q_BTNH.shape[-1] ** -0.5).astype(q_BTNH.dtype)
+    q_BTNH, kv = _whole(q_BTNH, (k_BSKH, v_BSKH))
+    heads_first = [x.transpose(2, 0, 1, 3) for x in (q_BTNH, *kv)]
+    return _joint_softmax(*heads_first, calls).transpose(1, 2, 0, 3)[:, :T]
 
 
 @jax.custom_vjp
-def _joint_softmax(q_NTH, k_KSH, v_KSH, everyone: Told, among_own: Told | None, own) -> jax.Array:
-    """Attention to everyone's keys, and of what is private (its indices are `own`) to its own."""
-    return _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone, among_own, own)[0]
+def _joint_softmax(q_NBTH, k_KBSH, v_KBSH, calls: Calls) -> jax.Array:
+    """Attention to everyone's keys, and of what is private to its own."""
+    if calls.own is None:  # what the way back needs takes as much memory traffic as all else
+        return _splash_forward(calls.everyone, q_NBTH, k_KBSH, v_KBSH, save_residuals=False)[0]
+    return _joint_softmax_forward(q_NBTH, k_KBSH, v_KBSH, calls)[0]
 
 
-def _some(x, index_P) -> jax.Array:
-    """`[N, P, ...]` of `[N, T, ...]`; past the last index there is a token that nobody sees."""
-    return x.at[:, index_P].get(mode="clip", indices_are_sorted=True)
+@partial(jax.vmap, in_axes=(1, 0), out_axes=1)
+def _some(x_NT, index_P) -> jax.Array:
+    """`[N, B, P, ...]` of `[N, B, T, ...]`; past a row's last index there is a token that nobody sees."""
+    return x_NT.at[:, index_P].get(mode="clip", indices_are_sorted=True)
 
 
-_PLACED = dict(mode="drop", indices_are_sorted=True, unique_indices=True)
+_AT_SOME = dict(mode="drop", indices_are_sorted=True, unique_indices=True)
 
 
-def _joint_softmax_forward(q_NTH, k_KSH, v_KSH, everyone: Told, among_own: Told | None, own):
-    """Two softmaxes become one by their logarithms of sums, base 2. Of a query that sees nothing both are masked."""
-    o_NTH, log_NT = _splash_forward(everyone, q_NTH, k_KSH, v_KSH)
-    if own is not None:
-        q_P, k_P = own
-        own_NPH, own_NP = _splash_forward(among_own, _some(q_NTH, q_P), _some(k_KSH, k_P), _some(v_KSH, k_P))
-        log_NP = _some(log_NT, q_P)
-        both_NP = jnp.logaddexp2(log_NP, own_NP)
-        joint_NPH = jnp.exp2(log_NP - both_NP)[..., None] * _some(o_NTH, q_P)
-        joint_NPH += jnp.exp2(own_NP - both_NP)[..., None] * own_NPH
-        o_NTH = o_NTH.at[:, q_P].set(joint_NPH.astype(o_NTH.dtype), **_PLACED)
-        log_NT = log_NT.at[:, q_P].set(both_NP, **_PLACED)
-    # Of a query that sees nothing the kernel makes the mean of some values.
-    o_NTH = jnp.where((log_NT > UNMASKED)[..., None], o_NTH, 0)
-    return o_NTH, (q_NTH, k_KSH, v_KSH, everyone, among_own, own, o_NTH, log_NT)
+@partial(jax.vmap, in_axes=(1, 0, 1), out_axes=1)
+def _placed(x_NT, index_P, some_NP) -> jax.Array:
+    return x_NT.at[:, index_P].set(some_NP, **_AT_SOME)
 
 
-def _joint_softmax_backward(residuals, g_NTH):
-    q_NTH, k_KSH, v_KSH, everyone, among_own, own, o_NTH, log_NT = residuals
-    g_NTH = jnp.where((log_NT > UNMASKED)[..., None], g_NTH, 0)
-    grads = _splash_backward(everyone, q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH)
-    if own is not None:
-        q_P, k_P = own
-        places = (q_P, k_P, k_P, q_P, q_P, q_P)
-        of_own = map(_some, (q_NTH, k_KSH, v_KSH, o_NTH, log_NT, g_NTH), places)
-        own_grads = _splash_backward(among_own, *of_own)
-        grads = [x.at[:, index].add(more, **_PLACED) for x, more, index in zip(grads, own_grads, places, strict=False)]
-    return *grads, None, None, None
+@partial(jax.vmap, in_axes=(1, 0, 1), out_axes=1)
+def _added(x_NT, index_P, some_NP) -> jax.Array:
+    return x_NT.at[:, index_P].add(some_NP, **_AT_SOME)
 
 
-_joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward)
+def _joint_softmax_forward(q_NBTH, k_KBSH, v_KBSH, calls: Calls):
+    """Two softmaxes become one by their logarithms of sums, base 2."""
+    o_NBTH, log_NBT = _splash_forward(calls.everyone, q_NBTH, k_KBSH, v_KBSH)
+    if calls.own is not None:
+        q_BP, k_BP = calls.own
+        of_own = (_some(q_NBTH, q_BP), _some(k_KBSH, k_BP), _some(v_KBSH, k_BP))
+        own_NBPH, own_NBP = _splash_forward(calls.among_own, *of_own)
+        log_NBP = _some(log_NBT, q_BP)
+        both_NBP = jnp.logaddexp2(log_NBP, own_NBP)
+        joint_NBPH = jnp.exp2(log_NBP - both_NBP)[..., None] * _some(o_NBTH, q_BP)
+        joint_NBPH += jnp.exp2(own_NBP - both_NBP)[..., None] * own_NBPH
+        o_NBTH = _placed(o_NBTH, q_BP, joint_NBPH.astype(o_NBTH.dtype))
+        log_NBT = _placed(log_NBT, q_BP, both_NBP)
+    return o_NBTH, (q_NBTH, k_KBSH, v_KBSH, calls, o_NBTH, log_NBT)
 
 
-def _splash_forward(told: Told, q, k, v) -> tuple[jax.Array, jax.Array]:
-    """The output of some heads, and the logarithm of each query's sum, base 2."""
+def _joint_softmax_backward(residuals, g_NBTH):
+    q_NBTH, k_KBSH, v_KBSH, calls, o_NBTH, log_NBT = residuals
+    grads = _splash_backward(calls.everyone, q_NBTH, k_KBSH, v_KBSH, o_NBTH, log_NBT, g_NBTH)
+    if calls.own is not None:
+        q_BP, k_BP = calls.own
+        places = (q_BP, k_BP, k_BP, q_BP, q_BP, q_BP)
+        of_own = map(_some, (q_NBTH, k_KBSH, v_KBSH, o_NBTH, log_NBT, g_NBTH), places)
+        own_grads = _splash_backward(calls.among_own, *of_own)
+        grads = [_added(*x) for x in zip(grads, places, own_grads, strict=False)]
+    return *grads, None
+
+
+# Where the backward pass makes this again, the forward pass runs the function itself.
+_joint_softmax.defvjp(_joint_softmax_forward, _joint_softmax_backward, optimize_remat=True)
+
+
+def _splash_forward(
+    call: Call, q_NBTH, k_KBSH, v_KBSH, save_residuals: bool = True
+) -> tuple[jax.Array, jax.Array | None]:
+    """The output, and with `save_residuals` the logarithm of each query's sum, base 2.
+
+    Every query sees one key more, of the least score and of value 0. Beside any other it weighs exactly 0. A query that
+    sees no other gets 0, and as its sum is that key's, all gradients by way of it are 0 too.
+    """
     splash = _of_tokamax("tpu", _load_splash)
-    # A block of queries that sees nothing is visited all the same, or its output would stay uninitialised.
-    blocks = _schedule(splash.MaskInfo, told.states, told.last, idle=1)
-    ids = splash.SegmentIds(told.q_number, told.k_number)
-    o, found = splash._splash_attention_forward(blocks, q, k, v, ids, None, **_splash_options(splash, told))
-    return o, found["logsumexp"]
+    options = _splash_options(splash, call, q_NBTH, k_KBSH) | dict(save_residuals=save_residuals)
+    blocks = _mask_info(splash, call.forward, call.last)
+    ids = splash.SegmentIds(call.q_number, call.k_number)
+    qkv = map(_end_to_end, (q_NBTH, k_KBSH, v_KBSH))
+    sinks_N = jnp.full(len(q_NBTH), LEAST)
+    found = splash._splash_attention_forward(blocks, *qkv, ids, sinks_N, **options)
+    o, log = (found[0], found[1]["logsumexp"].reshape(q_NBTH.shape[:3])) if save_residuals else (found, None)
+    return o.reshape(q_NBTH.shape), log
 
 
-def _splash_backward(told: Told, q, k, v, o, log, g) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _splash_backward(call: Call, q_NBTH, k_KBSH, v_KBSH, o_NBTH, log_NBT, g_NBTH) -> list[jax.Array]:
     """The gradients of q, k and v. The logarithm may be of a sum over more keys than these."""
     splash = _of_tokamax("tpu", _load_splash)
-    blocks = _schedule(splash.MaskInfo, told.states.T, told.last, idle=0)
-    residuals = (q, k, v, splash.SegmentIds(told.q_number, told.k_number), None, o, log, blocks)
-    options = _splash_options(splash, told) | dict(dkv_mask_sparsity=1.0, res=residuals, grads=(g, None))
-    return splash._splash_attention_bwd(**options)[2:5]
+    options = _splash_options(splash, call, q_NBTH, k_KBSH)
+    blocks = _mask_info(splash, call.backward, call.last)
+    ids = splash.SegmentIds(call.q_number, call.k_number)
+    *qkv, o, log, g = map(_end_to_end, (q_NBTH, k_KBSH, v_KBSH, o_NBTH, log_NBT, g_NBTH))
+    options |= dict(dkv_mask_sparsity=1.0, res=(*qkv, ids, None, o, log, blocks), grads=(g, None))
+    grads = splash._splash_attention_bwd(**options)[2:5]
+    return [grad.reshape(x.shape) for grad, x in zip(grads, (q_NBTH, k_KBSH, v_KBSH), strict=True)]
+
+
+def _end_to_end(x_NBT) -> jax.Array:
+    """`[N, B * T, ...]` of `[N, B, T, ...]`."""
+    return x_NBT.reshape(len(x_NBT), -1, *x_NBT.shape[3:])
 
 
 def _load_splash():
@@ -352,10 +431,9 @@ def _load_splash():
     return splash_attention_kernel
 
 
-def _splash_options(splash, told: Told) -> dict:
-    bq, bk = (
-        n // blocks for n, blocks in zip((told.q_number.size, told.k_number.size), told.states.shape, strict=True)
-    )
+def _splash_options(splash, call: Call, q_NBTH, k_KBSH) -> dict:
+    T, H = q_NBTH.shape[2:]
+    bq, bk = _blocks(T, k_KBSH.shape[2], H * q_NBTH.dtype.itemsize)
     inner = next(b for b in (512, 384, 256, 128) if bk % b == 0)
     config = splash.SplashConfig(
         block_q=bq,
@@ -370,7 +448,7 @@ def _splash_options(splash, told: Told) -> dict:
         mask_value=splash.base.DEFAULT_MASK_VALUE,
         is_mqa=False,
         config=config,
-        mask_function=None if told.last is None else _up_to,
+        mask_function=None if call.last is None else _up_to,
         save_residuals=True,
         fwd_mask_sparsity=1.0,
     )
@@ -380,20 +458,15 @@ def _up_to(last, index) -> jax.Array:
     return index <= last
 
 
-def _schedule(MaskInfo, states, last_T, idle: int):
-    """The pairs of blocks to visit, row by row of `states`: every row is visited, one that needs none as `idle`."""
-    first = jnp.arange(states.shape[1]) == 0
-    visits = (states > 0) | (~(states > 0).any(1, keepdims=True) & first[None])
-    row, column = jnp.nonzero(visits, size=visits.size, fill_value=-1)
-    state = jnp.maximum(states[row, column], idle)
-    return MaskInfo(
+def _mask_info(splash, visits: Visits, last: jax.Array | None):
+    return splash.MaskInfo(
         mask_next=None,
-        active_rows=row.astype(jnp.int32),
-        active_cols=column.astype(jnp.int32),
-        block_mask=jnp.where(row < 0, 0, state),
-        num_active_blocks=visits.sum(dtype=jnp.int32)[None],
+        active_rows=visits.row,
+        active_cols=visits.column,
+        block_mask=visits.state,
+        num_active_blocks=visits.number,
         partial_mask_blocks=None,
-        q_sequence=last_T,
+        q_sequence=last,
     )
 
 

@@ -9,8 +9,9 @@ import jax
 
 from mot import sharding
 from mot.batches import Tokens
-from mot.config import Model
+from mot.config import Config, Model
 from mot.model import crossing, dropout, experts, joint, ops
+from mot.model.attention import KERNELS
 from mot.model.context import Context, towers
 
 Reports = dict[str, experts.Report]  # by `component/tower`
@@ -96,14 +97,14 @@ def attention(xs: list[jax.Array], w: dict, context: Context) -> tuple[list[jax.
     """
     qkv, routings, reports = _projected(xs, w, context)
     outputs, kv = _attend(qkv, context)
-    rows = [o_BCNH.reshape(o_BCNH.shape[0] * o_BCNH.shape[1], -1) for o_BCNH in outputs]
     ys = {}
     for tower in towers("attn", context):
-        own = [rows[i] for i in tower.groups]
+        own = [outputs[i].reshape(-1, *outputs[i].shape[2:]) for i in tower.groups]
         if tower.name in routings:
-            own = experts.project_out(w[tower.name], own, tower, routings[tower.name], context)
+            flat = [o_RNH.reshape(len(o_RNH), -1) for o_RNH in own]
+            own = experts.project_out(w[tower.name], flat, tower, routings[tower.name], context)
         else:
-            own = [ops.linear(o_RA, experts.flat_out(w[tower.name]["wo"])) for o_RA in own]
+            own = [_project_out(w[tower.name], o_RNH, context.config.model) for o_RNH in own]
         ys |= dict(zip(tower.groups, own, strict=True))
     return [ys[i] for i in range(len(xs))], reports, kv
 
@@ -123,10 +124,10 @@ def _projected(
     for tower in towers("attn", context):
         if _is_routed(w[tower.name]):
             routing = routings[tower.name] = experts.route(xs, w[tower.name], tower, "attn", context)
-            flat, reports[f"attn/{tower.name}"] = experts.project_in(w[tower.name], tower, routing, context)
+            each, reports[f"attn/{tower.name}"] = experts.project_in(w[tower.name], tower, routing, context)
         else:
-            flat = [_project_in(w[tower.name], xs[i], context.config.mesh.rules) for i in tower.groups]
-        for i, parts in zip(tower.groups, flat, strict=True):
+            each = [_project_in(w[tower.name], xs[i], context.config) for i in tower.groups]
+        for i, parts in zip(tower.groups, each, strict=True):
             q, k, v = _heads(w[tower.name], parts, context.groups[i].tokens, context.config.model)
             qkv[i] = (context.scaled(q, f"attn/{tower.name}/wq"), k, v)
     return [qkv[i] for i in range(len(xs))], routings, reports
@@ -144,16 +145,33 @@ def _attend(qkv: list[joint.QKV], context: Context) -> tuple[list[jax.Array], KV
     return joint.attend(qkv, context.row, config), None
 
 
-def _project_in(tower: dict, x_RD, rules: dict[str, str]) -> list[jax.Array]:
-    """q, k and v with their heads laid flat, `[R, A]` each."""
-    flat = [ops.linear(x_RD, experts.flat_in(tower[name])) for name in ("wq", "wk", "wv")]
-    return [sharding.constrain(y_RA, (sharding.ROWS, "heads"), rules) for y_RA in flat]
+def _is_by_head(m: Model) -> bool:
+    """Are heads an axis of attention's products? XLA then lays them first, as kernels of TPUs take them, by itself.
+
+    Of a flat product it must copy them. But CPUs are faster at it.
+    """
+    return m.attention in KERNELS
+
+
+def _project_in(tower: dict, x_RD, config: Config) -> list[jax.Array]:
+    """q, k and v, `[R, heads, H]` each, or with their heads laid flat, `[R, A]`."""
+    matrices = [tower[name] for name in ("wq", "wk", "wv")]
+    if not _is_by_head(config.model):
+        matrices = map(experts.flat_in, matrices)
+    return [sharding.constrain(ops.linear(x_RD, w), (sharding.ROWS, "heads"), config.mesh.rules) for w in matrices]
+
+
+def _project_out(tower: dict, o_RNH, m: Model) -> jax.Array:
+    """`[R, D]` of what attention gave."""
+    if _is_by_head(m):
+        return ops.linear(o_RNH, tower["wo"])
+    return ops.linear(o_RNH.reshape(len(o_RNH), -1), experts.flat_out(tower["wo"]))
 
 
 def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Flat q, k and v as heads `[B, C, heads, H]`, with their biases: q and k normed and rotated."""
+    """q, k and v, flat or not, as heads `[B, C, heads, H]`, with their biases: q and k normed and rotated."""
     B, C = tokens.token.shape
-    heads = [x_RA.reshape(B * C, -1, m.head_size) for x_RA in parts]
+    heads = [part.reshape(B * C, -1, m.head_size) for part in parts]
     if m.qkv_bias:
         biases = [tower[f"{name}_bias"][None].astype(m.dtype) for name in "qkv"]
         heads = [x_RNH + bias_1NH for x_RNH, bias_1NH in zip(heads, biases, strict=True)]
@@ -161,7 +179,9 @@ def _heads(tower: dict, parts: Sequence[jax.Array], tokens: Tokens, m: Model) ->
     q, k, v = (x_RNH.reshape(B, C, -1, m.head_size) for x_RNH in (q, k, heads[2]))
     axes = ops.axes_of_pairs(m.rope_sections, m.rope_interleaved, m.rope_time_last)
     how = (m.rope_theta, axes, m.rope_pairs, m.rope_scaling)
-    q, k = (ops.rope(x_BCNH, tokens.rope_position, *how) for x_BCNH in (q, k))
+    # Angles of its own: else XLA takes the layout of the keys, which are permuted, for that of the queries.
+    q = ops.rope(q, jax.lax.optimization_barrier(tokens.rope_position), *how)
+    k = ops.rope(k, tokens.rope_position, *how)
     if m.query_size:  # who attends divides by the root of the head's size
         q = q * (m.head_size / m.query_size) ** 0.5
     return q, k, v

@@ -63,7 +63,7 @@ def table(config: Config) -> Table:
     for name in config.crossed:
         rows |= {f"cross/{name}/{weight}": spec for weight, spec in _cross(name, config)}
     for tower in _towers(config.last_norms):
-        rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, "embed")
+        rows[f"final_norm/{tower}/scale"] = _scale(config, config.streams[tower].width, WHOLE)
     for name, stream in config.streams.items():
         rows |= {f"latent/{name}/{weight}": spec for weight, spec in _ends(stream, config)}
         if stream.predicts:
@@ -80,6 +80,7 @@ def scale(n: int) -> float:
     return max(n, 1) ** -0.5  # of fan-in n; sizes may not have been checked yet
 
 
+WHOLE = "scale"  # of norms: not split, as gathering so little in every layer would take longer than keeping it
 WIDE = {"embed", "narrow", "heads", "kv_heads", "mlp"}  # axes that grow with the width
 
 
@@ -245,7 +246,7 @@ def _predictor(config: Config, name: str) -> Iterator[tuple[str, Spec]]:
     yield "in", Spec((D, narrow), ("embed", "narrow"), scale(D))
     yield "hidden", Spec((1, narrow), ("token", "narrow"), 0.02)
     yield "out", Spec((narrow, D), ("narrow", "embed"), scale(narrow))
-    yield "final_norm", _scale(config, narrow, "narrow")
+    yield "final_norm", _scale(config, narrow, WHOLE)
     for path, spec in _layer(own, "main"):
         layers = dict(shape=(own.model.layers, *spec.shape), axes=("layer", *spec.axes))
         yield f"blocks/main/{path}", spec._replace(**layers)
@@ -256,18 +257,18 @@ def _resampler(stream: Stream, config: Config) -> Iterator[tuple[str, Spec]]:
     e, P, D = stream.entry, stream.latent, stream.width
     yield "in", Spec((P, D), ("latent", "embed"), scale(P))
     yield "queries", Spec((e.queries, D), ("query", "embed"), 0.02)
-    norms = ((f"{name}_norm", _scale(config, D, "embed")) for name in ("vectors", "queries", "ffn"))
+    norms = ((f"{name}_norm", _scale(config, D, WHOLE)) for name in ("vectors", "queries", "ffn"))
     matrices = ((name, spec) for name, spec in _attention(config, D) if name in QKVO)
     for weight, spec in (*norms, *matrices, *_swiglu(config, D, stream.ffn)):
         yield weight, spec._replace(shape=(e.layers, *spec.shape), axes=("layer", *spec.axes))
-    yield "out_norm", _scale(config, D, "embed")
+    yield "out_norm", _scale(config, D, WHOLE)
 
 
 def _cross(stream: str, config: Config) -> Iterator[tuple[str, Spec]]:
     """The cross-attentions by which others see a stream, `[L // n, ...]`, with their FFNs and both gates (Flamingo)."""
     s = config.streams[stream]
     D, layers = s.width, config.model.layers // max(s.cross_every, 1)
-    norms = ((f"{name}_norm", _scale(config, D, "embed")) for name in ("seen", "attn", "ffn"))
+    norms = ((f"{name}_norm", _scale(config, D, WHOLE)) for name in ("seen", "attn", "ffn"))
     gates = ((f"{name}_gate", Spec((1,), ("gate",), None, 0.0)) for name in ("attn", "ffn"))
     matrices = ((name, spec) for name, spec in _attention(config, D) if name in QKVO)
     for weight, spec in (*norms, *gates, *matrices, *_swiglu(config, D, s.ffn)):
@@ -319,9 +320,9 @@ def _layer(config: Config, stack: str) -> Iterator[tuple[str, Spec]]:
     for tower in _towers(maps["norm"]):
         D = config.streams[tower].width
         for branch in ("attn", "ffn"):
-            yield f"norm/{tower}/{branch}", _scale(config, D, "embed")
+            yield f"norm/{tower}/{branch}", _scale(config, D, WHOLE)
             if config.model.norm == "both":
-                yield f"norm/{tower}/{branch}_post", _scale(config, D, "embed")
+                yield f"norm/{tower}/{branch}_post", _scale(config, D, WHOLE)
             if any(t == tower and by_norm(config.streams[s]) for s, t in maps["norm"].items()):
                 yield f"norm/{tower}/{branch}_ada", Spec((ADA, 2 * D), ("ada", "embed"), None, 0.0)
 

@@ -36,7 +36,7 @@ def predict(params: dict, name: str, state_BCD, tokens: Tokens, is_target_BC, co
     x_RD = jnp.where(seen_BC1.reshape(-1, 1), ops.linear(state_RD, weights["in"]), hidden_1D)
     x_RD = jnp.where(group.tokens.segment.reshape(-1, 1) != 0, x_RD, 0)
     x_RD = sharding.constrain(x_RD, (sharding.ROWS, None), rules)
-    row = joint.join([group], rules, None)
+    row = joint.prepared(joint.join([group], rules, None), [group], own)
     context = Context(own, [group], [None], row, None, False, None, parameters.multipliers(own))
     (x_RD,), _, _ = transformer.stack(partial(layers.block, context=context), weights["blocks"], [x_RD], own, False)
     h_RD = ops.rms_norm(x_RD, weights["final_norm"], config.model.norm_eps, config.model.norm_offset)

@@ -110,7 +110,9 @@ def enter(
     crossed, kept = crossing.see(params, batch, apart, groups, config, cache)
     xs, conditions = zip(*(embed.embed(params, group, config) for group in groups), strict=True)
     row = joint.join(groups, config.mesh.rules, T)
-    if cache is not None:
+    if cache is None:
+        row = joint.prepared(row, groups, config)
+    else:
         cache = cache.replace(info=caches.place_info(cache, row.q), crossed=kept)
     keys = None
     if dropped is not None and config.model.dropout:

@@ -107,7 +107,7 @@ def _chunks(
             dlogits_RV *= 1 - (logits_RV / cap) ** 2
         dlogits_RV = dlogits_RV.astype(dtype)
         dh_RD = add(jnp.matmul(dlogits_RV, w_DV.T, preferred_element_type=jnp.float32)).astype(dtype)
-        dw_DV += jnp.matmul(ops.transposed(h_RD), dlogits_RV, preferred_element_type=jnp.float32)
+        dw_DV += ops.over_rows(h_RD, dlogits_RV)
         return (loss, dw_DV), (nats_R.reshape(B, chunk), dh_RD.reshape(B, chunk, D))
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(w_DV.shape if grad else (0, V), jnp.float32))

@@ -1,4 +1,4 @@
-"""Accelerators, and slices of TPUs by name: what they can do at most, and which devices the compiler sees in them."""
+"""Accelerators: what they can do at most; and slices of TPUs by name: which devices the compiler sees in them."""
 
 import math
 import re
@@ -52,7 +52,34 @@ CHIPS = {
     "v6e": Chip(918e12, int(31.25 * GIB), 1638e9, 800e9, 12.5e9, axes=2, most=256, closed=16),
     "tpu7x": Chip(2307e12, 2 * int(94.75 * GIB), 7380e9, 1200e9, 12.5e9, most=9216, devices=2, scatters=True),
 }
+# How JAX names their devices.
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+
+
+def _gpu(flops: float, memory: float, bandwidth: float, links: float, network: float) -> Chip:
+    return Chip(flops, int(memory), bandwidth, links, network, axes=0, scatters=True)
+
+
+# By the same names. Sources: NVIDIA's data sheets, of which FLOPs are those without sparsity. Links are NVLink's, both
+# ways; without it those of PCIe. The network is that of a DGX: 200 Gbit/s a GPU (A100), 400 (others).
+GPUS = {
+    "NVIDIA A100-SXM4-40GB": _gpu(312e12, 40e9, 1555e9, 600e9, 25e9),
+    "NVIDIA A100-SXM4-80GB": _gpu(312e12, 80e9, 2039e9, 600e9, 25e9),
+    "NVIDIA A100-PCIE-40GB": _gpu(312e12, 40e9, 1555e9, 64e9, 25e9),
+    "NVIDIA A100 80GB PCIe": _gpu(312e12, 80e9, 1935e9, 64e9, 25e9),
+    "NVIDIA H100 80GB HBM3": _gpu(989e12, 80e9, 3350e9, 900e9, 50e9),
+    "NVIDIA H100 PCIe": _gpu(756e12, 80e9, 2000e9, 128e9, 50e9),
+    "NVIDIA H100 NVL": _gpu(835e12, 94e9, 3900e9, 600e9, 50e9),
+    "NVIDIA H200": _gpu(989e12, 141e9, 4800e9, 900e9, 50e9),
+    "NVIDIA H200 NVL": _gpu(835e12, 141e9, 4800e9, 900e9, 50e9),
+    "NVIDIA B200": _gpu(2250e12, 180e9, 8000e9, 1800e9, 50e9),
+}
 EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4"
+
+
+def of_kind(kind: str) -> Chip | None:
+    """The chip of a device that JAX calls so; None where its figures are not here."""
+    return CHIPS[KINDS[kind]] if kind in KINDS else GPUS.get(kind)
 
 
 @dataclass(frozen=True)

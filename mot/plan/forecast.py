@@ -275,7 +275,7 @@ def places(config: Config) -> float:
 
 
 def _is_grouped(kernel: hlo.Kernel) -> bool:
-    return "gmm" in kernel.name or "ragged" in kernel.name
+    return "gmm" in kernel.name or "ragged" in kernel.name or kernel.at.within("dispatch.py")
 
 
 def _is_outside(matmul: hlo.Matmul) -> bool:

@@ -1,4 +1,4 @@
-"""What a compiled program does, read off its text (optimised HLO, of TPU and CPU).
+"""What a compiled program does, read off its text (optimised HLO, of TPU, GPU and CPU).
 
 A loop's body counts as often as the loop runs, a conditional as the costlier of its branches. `cost_analysis()` of the
 compiler counts a scanned layer once.
@@ -104,6 +104,7 @@ class Operation:
     collectives: tuple[Collective, ...]
     kernels: tuple[Kernel, ...]
     bytes: float  # of all its runs
+    times: float = 1  # that it runs
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,9 @@ def _times(module: Module) -> tuple[dict[str, float], set[str], dict[str, str]]:
 
 # --- matmuls ---------------------------------------------------------------------------------------------------------
 
+# Calls of a GPU's library for matmuls, which tell the dimensions as JSON. Their further result is room to work in.
+GEMMS = ("__cublas$gemm", "__cublas$lt$matmul", "__cublas$lt$matmul$f8")
+_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 _DIMS = {name: re.compile(name + r"=\{([\d,]*)\}") for name in ("lhs_contracting_dims", "lhs_batch_dims")}
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
@@ -211,12 +215,14 @@ _GROUPS = {name: re.compile(name + r"=(\d+)") for name in ("feature_group_count"
 
 def _flops(instruction: Instruction, module: Module) -> int:
     """Of a dot or a convolution, a multiply and an add being two; products with padding or holes do not count."""
-    if instruction.opcode not in ("dot", "convolution"):
+    is_gemm = _is_gemm(instruction)
+    if instruction.opcode not in ("dot", "convolution") and not is_gemm:
         return 0
     left, right = (next(arrays(module.shape(name)))[1] for name in instruction.operands[:2])
     out = next(arrays(instruction.shape))[1]
-    if instruction.opcode == "dot":
-        inner = [int(x) for x in group(_DIMS["lhs_contracting_dims"], instruction.rest).split(",") if x]
+    if instruction.opcode == "dot" or is_gemm:
+        pattern = _CONTRACTED if is_gemm else _DIMS["lhs_contracting_dims"]
+        inner = [int(x.strip('"')) for x in group(pattern, instruction.rest).split(",") if x]
         return 2 * math.prod(out) * math.prod(left[i] for i in inner)
     labels = _LABELS.search(instruction.rest)
     window = dict(part.split("=") for part in group(_WINDOW, instruction.rest).split())
@@ -235,6 +241,10 @@ def _flops(instruction: Instruction, module: Module) -> int:
     into = left[labels[1].index("f")]
     features = right[labels[2].index("o")]
     return 2 * products * (batch // splits) * (into // groups) * features
+
+
+def _is_gemm(instruction: Instruction) -> bool:
+    return instruction.opcode == "custom-call" and group(TARGET, instruction.rest) in GEMMS
 
 
 def _passes(rest: str) -> int:
@@ -321,7 +331,7 @@ _ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?([\d.e+]+)')
 
 def _kernel(instruction: Instruction, at: Callable[[], Address], module: Module) -> Kernel | None:
     target = group(TARGET, instruction.rest)
-    if instruction.opcode != "custom-call" or target in PLUMBING or "Async" in target:
+    if instruction.opcode != "custom-call" or target in (*PLUMBING, *GEMMS) or "Async" in target:
         return None
     name = _COUNT.sub("", instruction.name) if target == "tpu_custom_call" else target
     flops = float(group(_ESTIMATE, instruction.rest) or 0)
@@ -339,6 +349,9 @@ def _bytes(instruction: Instruction, module: Module) -> int:
 
     of = [main(module.shape(name)) for name in instruction.operands]
     out = main(instruction.shape)
+    if _is_gemm(instruction):
+        dtype, sizes, layout = next(arrays(instruction.shape))
+        return sum(of) + main(f"{dtype}[{','.join(map(str, sizes))}]{{{layout}}}")
     if opcode == "fusion":
         return _fusion_bytes(instruction, of, module)
     if opcode == "copy-start":
@@ -449,7 +462,7 @@ def _operation(
             collectives.append(found)
         if found := _kernel(part, place, module):
             kernels.append(found)
-    return Operation(tuple(matmuls), tuple(collectives), tuple(kernels), n * _bytes(i, module))
+    return Operation(tuple(matmuls), tuple(collectives), tuple(kernels), n * _bytes(i, module), n)
 
 
 def _told(i: Instruction, caller: str) -> str:

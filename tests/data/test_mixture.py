@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mot import batches
 from mot.config import Stage, resolve
-from mot.data.mixture import PERIOD, InMemory, Mixture, Sources
+from mot.data.mixture import PERIOD, InMemory, Mixture, Sources, argsort
 from mot.data.packing import document
 from mot.data.pipeline import Batches
 from tests.support import examples
@@ -159,3 +159,13 @@ def test_every_batch_keeps_the_invariants():
     made = Batches(sources(), data(), 0, 6)
     for n in range(6):
         batches.check(made[n].batch)
+
+
+@pytest.mark.parametrize("shift", [0, 50])  # numbers that differ in their low bits alone
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), max_size=300))
+@settings(max_examples=60, deadline=None)
+def test_numbers_are_sorted_as_numpy_sorts_them(shift, numbers):
+    values = np.array(numbers, np.uint64) >> np.uint64(shift)
+    order = argsort(values)
+    assert order.dtype == np.uint32
+    np.testing.assert_array_equal(order, values.argsort(kind="stable"))

@@ -154,8 +154,8 @@ def test_a_contrastive_term_is_left_out_and_attention_knows_of_its_parts(monkeyp
     told, attend = [], joint.attention.attend
 
     def listening(*arguments):
-        *_, alone, _cap = arguments
-        told.append(alone)
+        *_, parts, _cap, _calls = arguments
+        told.append(parts)
         return attend(*arguments)
 
     monkeypatch.setattr(joint.attention, "attend", listening)

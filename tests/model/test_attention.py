@@ -168,6 +168,25 @@ def test_memory_is_linear_in_length():
     assert temporaries(4096, "chunked") < temporaries(4096, "reference") / 4
 
 
+@pytest.mark.usefixtures("optimised")
+def test_memory_is_linear_in_length_where_layers_are_scanned():
+    """A row's mask is the same in all layers: JAX would make the whole of it before them, and keep it."""
+
+    def temporaries(T):
+        x_BTNH = jax.ShapeDtypeStruct((1, T, 2, 16), jnp.float32)
+        info = Info(*(jax.ShapeDtypeStruct((1, T), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, bool)))
+
+        def loss(x_BTNH, info):
+            def layer(x_BTNH, _):
+                return x_BTNH + attend(x_BTNH, x_BTNH, x_BTNH, info, info, "chunked"), None
+
+            return jax.lax.scan(layer, x_BTNH, length=2)[0].sum()
+
+        return jax.jit(jax.grad(loss)).lower(x_BTNH, info).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096) < 2.2 * temporaries(2048)
+
+
 def test_bfloat16_is_close_to_float32():
     info, (q, k, v) = random_info(2, 128), qkv(128, 128)
     half = [x.astype(jnp.bfloat16) for x in (q, k, v)]

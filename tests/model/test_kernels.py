@@ -28,7 +28,7 @@ INFO = Info(*(jnp.ones((2, 128), dtype) for dtype in (int, int, int, bool)))
 @pytest.mark.parametrize("private", [0, 64])
 def test_splash_without_its_extra_tells_what_to_install(private):
     with pytest.raises(UserError, match=r"tokamax's, and tokamax.* is not installed.*extra 'tpu'.*chunked"):
-        kernels.splash(*qkv(128, 128), INFO, INFO, private, False)
+        kernels.splash(*qkv(128, 128), kernels.splash_calls(INFO, INFO, private, False, 32))
 
 
 @pytest.mark.parametrize("how", ["triton", "mosaic"])
@@ -139,6 +139,35 @@ def test_splash_is_told_of_a_segment_of_several_parts():
     assert truth[last, first]
     np.testing.assert_array_equal(sees, truth)
     assert not truth.reshape(-1, BQ, S // BK, BK).any((1, 3))[states == 0].any()
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_splash_visits_each_row_by_itself_and_leaves_none_of_its_blocks_out(some, monkeypatch):
+    """The second row has no tokens. Queries may be some of a row's, as one tower's are."""
+    monkeypatch.setattr(kernels, "_blocks", lambda *_: (BQ, BK))
+    rows = [row_of_units(S, seed) for seed in range(3)]
+    k = Info(*(jnp.stack(x) for x in zip(*rows, strict=True)))
+    k = k._replace(segment=k.segment.at[1].set(0))
+    q = Info(*(x[:, ::3] for x in k)) if some else k
+    call = jax.jit(kernels.splash_calls, static_argnums=(2, 3, 4))(q, k, 0, False, 128).everyone
+    T = q.position.shape[1]
+    seen = np.zeros((3 * T, 3 * S), bool)
+    for b in range(3):
+        seen[b * T : (b + 1) * T, b * S : (b + 1) * S] = seen_by_rule(*(Info(*(x[b] for x in y)) for y in (q, k)))
+    same = np.asarray(call.q_number)[:, None] == np.asarray(call.k_number)[None]
+    visible = same & (np.arange(3 * S)[None] <= np.asarray(call.last)[:, None])
+    for visits, U, W, of_keys in ((call.forward, T // BQ, S // BK, False), (call.backward, S // BK, T // BQ, True)):
+        n = int(visits.number[0])
+        row, column, state = (np.asarray(x)[:n] for x in visits[:3])
+        assert (np.asarray(visits.row)[n:] == -1).all()
+        assert (row // U == column // W).all()
+        assert (np.diff(row) >= 0).all()
+        assert set(row.tolist()) == set(range(3 * U))
+        states = np.zeros((3 * U, 3 * W), int)
+        states[row, column] = state
+        states = np.kron(states.T if of_keys else states, np.ones((BQ, BK), int))
+        np.testing.assert_array_equal(visible & (states > 0), seen)
+        np.testing.assert_array_equal(same & (states == 2), seen & (states == 2))
 
 
 @pytest.mark.parametrize(("T", "parts"), [(4096, 1), (48, 1), (1000, 1), (4096, 4), (1536, 3)])

@@ -100,3 +100,9 @@ if __name__ == "__main__":
 
     told = {arch: figures(made(arch)) for arch in ("dense", "mot", "moe_ec4")}
     FIGURES.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_a_device_is_known_by_the_name_that_jax_gives_it(name):
+    topology = chips.topology(name)
+    assert chips.of_kind(topology.devices[0].device_kind) is topology.chip

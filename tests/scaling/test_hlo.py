@@ -123,6 +123,34 @@ def test_a_tpus_text():
     assert program.bytes == 4 * ((8 + 64) * 128 * 2 + (128 * 256 * 2 + 4 + 64 * 256 * 4) + 2 * 64 * 256 * 4)
 
 
+# As XLA writes a GPU's matmul: a call of cuBLAS, whose second result is room to work in, and one that Triton fuses.
+GPU = """HloModule m, is_scheduled=true
+
+%gemm_fusion (p.0: bf16[64,32], p.1: bf16[32,16]) -> bf16[64,16] {
+  %p.0 = bf16[64,32]{1,0} parameter(0)
+  %p.1 = bf16[32,16]{1,0} parameter(1)
+  ROOT %dot.1 = bf16[64,16]{1,0} dot(%p.0, %p.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (a: bf16[64,128], b: bf16[32,128], c: bf16[32,16]) -> bf16[64,16] {
+  %a = bf16[64,128]{1,0} parameter(0)
+  %b = bf16[32,128]{1,0} parameter(1)
+  %c = bf16[32,16]{1,0} parameter(2)
+  %cublas-gemm.1 = (bf16[64,32]{1,0}, s8[33554432]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"operation_queue_id":"0","gemm_backend_config":{"alpha_real":1,"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]},"epilogue":"DEFAULT"}}
+  %get-tuple-element.1 = bf16[64,32]{1,0} get-tuple-element(%cublas-gemm.1), index=0
+  ROOT %fusion.1 = bf16[64,16]{1,0} fusion(%get-tuple-element.1, %c), kind=kCustom, calls=%gemm_fusion, backend_config={"fusion_backend_config":{"kind":"__triton_gemm"}}
+}
+"""  # noqa: E501
+
+
+def test_a_gpus_matmuls_are_counted():
+    program = hlo.read(GPU)
+    assert [(m.flops, m.dtype) for m in program.matmuls] == [(2 * 64 * 128 * 32, "bf16"), (2 * 64 * 32 * 16, "bf16")]
+    assert not program.kernels
+    of_first = 2 * (64 * 128 + 32 * 128 + 64 * 32)
+    assert program.bytes == of_first + 2 * (64 * 32 + 32 * 16 + 64 * 16)
+
+
 # A gather that runs beside two matmuls stands in four fusions: it starts, goes on twice, and ends.
 BESIDE = """HloModule m, is_scheduled=true
 

@@ -1,0 +1,38 @@
+"""The process that has the devices: it is asked for parts, a line of JSON each, and answers with rows, a line each."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from bench.device import kernels, machine, steps
+
+PARTS: dict[str, Callable[..., Iterator[dict]]] = {
+    "machine": machine.found,
+    "peak": machine.peaks,
+    "step": steps.step,
+    "attention": kernels.attend,
+    "grouped": kernels.group,
+}
+END = {"end": True}  # of a part's rows
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def answer(row: dict) -> None:
+        print(json.dumps(row), file=answers, flush=True)
+
+    for line in sys.stdin:
+        part = json.loads(line)
+        try:
+            for row in PARTS[part.pop("part")](**part):
+                answer(row)
+        except Exception as error:  # of this part alone
+            answer({"failed": steps.told(error)})
+        answer(END)
+
+
+if __name__ == "__main__":
+    main()
