@@ -70,7 +70,7 @@ def _chunks(
     B, T, D = h_BTD.shape
     chunks = -(-T // chunk)
     # Alike, in eights as accelerators like them: else the last is padded to a whole `chunk`, which costs as much.
-    chunk = -(-T // chunks // 8) * 8
+    chunk = min(chunk, -(-T // chunks // 8) * 8)
 
     def pad(x):
         return jnp.pad(x, ((0, 0), (0, chunks * chunk - T), *((0, 0),) * (x.ndim - 2)))
