@@ -265,6 +265,13 @@ MUTATIONS = (
         "tests/objectives/test_losses.py::test_chunked_loss_equals_unchunked_also_with_a_tail",
     ),
     Mutation(
+        "splash: every row visits the first row's keys",
+        "mot/model/kernels.py",
+        "(b * U + u, b * W + w)",
+        "(b * U + u, w)",
+        "tests/model/test_kernels.py::test_splash_visits_each_row_by_itself_and_leaves_none_of_its_blocks_out",
+    ),
+    Mutation(
         "norms: what follows a branch has the scale of what goes before it",
         "mot/model/layers.py",
         """f"{name}_post", context""",
