@@ -69,8 +69,9 @@ def _chunks(
 ):
     """One device's loss, l and gradients, where `w_DV` is its part of the vocabulary, split over axes `of_vocab`."""
     B, T, D = h_BTD.shape
-    chunk = min(chunk, T)
     chunks = -(-T // chunk)
+    # Alike, in eights as accelerators like them: else the last is padded to a whole `chunk`, which costs as much.
+    chunk = min(chunk, -(-T // chunks // 8) * 8)
 
     def pad(x):
         return jnp.pad(x, ((0, 0), (0, chunks * chunk - T), *((0, 0),) * (x.ndim - 2)))
@@ -106,8 +107,8 @@ def _chunks(
         if cap:
             dlogits_RV *= 1 - (logits_RV / cap) ** 2
         dlogits_RV = dlogits_RV.astype(dtype)
-        dh_RD = add(jnp.matmul(dlogits_RV, w_DV.T, preferred_element_type=dtype))
-        dw_DV += jnp.matmul(h_RD.T, dlogits_RV, preferred_element_type=jnp.float32)
+        dh_RD = add(ops.product(dlogits_RV, w_DV.T, 1, dtype))
+        dw_DV += ops.over_rows(h_RD, dlogits_RV, jnp.float32)
         return (loss, dw_DV), (nats_R.reshape(B, chunk), dh_RD.reshape(B, chunk, D))
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(w_DV.shape if grad else (0, V), jnp.float32))
