@@ -80,7 +80,7 @@ class Work:
 
 def _pairs(given: Iterable[str]) -> dict[str, str]:
     for text in given:
-        if "=" not in text:
+        if not text.partition("=")[0] or "=" not in text:
             raise UserError(f"{text!r} changes nothing: write KEY=VALUE, as in optim.moments=bfloat16")
     return dict(text.split("=", 1) for text in given)
 
@@ -126,7 +126,7 @@ def compiled(wanted: dict, files: Path) -> tuple[str, dict]:
     files.parent.mkdir(parents=True, exist_ok=True)
     told = files.with_name(f"{files.name}.json")
     told.unlink(missing_ok=True)
-    command = [sys.executable, "-m", STEPS, json.dumps(wanted), str(files)]
+    command = [sys.executable, "-m", STEPS, json.dumps(wanted), str(files), str(os.getpid())]
     env = os.environ | process.PLANNING | OFFLINE
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=False)
     files.with_name(f"{files.name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
@@ -156,9 +156,15 @@ def _versions() -> dict[str, str]:
         ) from error
 
 
+def configured(work: Work) -> Config:
+    """Of our step. Raises UserError of what either's changes have wrong, as far as ours can tell."""
+    _pairs(work.theirs)
+    return resolve(load.read(work.config, work.overrides), optim.uncovered)
+
+
 def beside(work: Work, folder: Path) -> dict:
     """Both programs' figures, each compiled if it must be."""
-    config = resolve(load.read(work.config, work.overrides), optim.uncovered)
+    config = configured(work)
     given = [f"{key}={value}" for key, value in settings(work, config).items()]
     versions = _versions()
     common = {"slice": work.slice, "quick": work.quick, "versions": versions}
@@ -213,19 +219,28 @@ def page(rows: list[dict]) -> str:
     return "\n".join(parts)
 
 
+def written(out: Path) -> list[dict]:
+    """The rows that the folder has, also older ones. Raises UserError where its file cannot be read."""
+    file = out / "maxtext.json"
+    if not file.exists():
+        return []
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        return [row for row in rows if row["figures"]["mot"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is no table of this command's; move it away, or name another --out") from error
+
+
 def write(out: Path, rows: list[dict]) -> None:
     """The page and its figures: those of `rows`, and what the folder has of other work."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "maxtext.json"
-    known = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
-    known = [row for row in known if row["figures"]["mot"].keys() == rows[0]["figures"]["mot"].keys()]  # no older ones
+    known = [row for row in written(out) if row["figures"]["mot"].keys() == rows[0]["figures"]["mot"].keys()]
 
     def key(row):
         return row["model"], row["slice"], row["layers"], row["quick"], tuple(row["ours"]), tuple(row["theirs"])
 
     merged = {key(row): row for row in (*known, *rows)}
     ordered = [merged[k] for k in sorted(merged)]
-    write_atomically(file, json.dumps({"rows": ordered}, indent=1) + "\n")
+    write_atomically(out / "maxtext.json", json.dumps({"rows": ordered}, indent=1) + "\n")
     write_atomically(out / "maxtext.md", page(ordered))
 
 
@@ -247,9 +262,15 @@ def main(argv: list[str]) -> int:
     given = arguments(argv)
     works = [
         Work(model, slice, given.layers, given.quick, tuple(given.ours), tuple(given.theirs))
-        for model in given.model or MODELS
-        for slice in given.slice or SLICES
+        for model in dict.fromkeys(given.model or MODELS)
+        for slice in dict.fromkeys(given.slice or SLICES)
     ]
+    for work in works:  # compiling takes minutes: what can be refused is refused before
+        configured(work)
+    _versions()
+    written(given.out)
+    for folder in (given.keep, given.out):
+        folder.mkdir(parents=True, exist_ok=True)
     rows = []
     with progress(Console(stderr=True)) as bar:
         task = bar.add_task("", total=len(works))

@@ -1,7 +1,8 @@
 """One training step compiled for TPUs that are not there, in a process of its own: ours or MaxText's.
 
-`python -m bench.steps WANTED FILES` is run by `bench/maxtext.py`. WANTED is JSON. FILES is a path to which `.hlo.gz`,
-the program's text, and `.json`, what was wanted and what the compiler said, are added.
+`python -m bench.steps WANTED FILES PARENT` is run by `bench/maxtext.py`, and ends with the process PARENT. WANTED is
+JSON. FILES is a path to which `.hlo.gz`, the program's text, and `.json`, what was wanted and what the compiler said,
+are added.
 """
 
 import gzip
@@ -68,7 +69,8 @@ def _name(slice: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    wanted, files = json.loads(argv[0]), argv[1]
+    wanted, files, parent = json.loads(argv[0]), argv[1], int(argv[2])
+    process.end_with(parent)
     if wanted["quick"]:
         forecast.hurry()
     compile = {"mot": ours, "MaxText": theirs}[wanted["trainer"]]

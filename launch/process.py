@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -21,6 +23,7 @@ from mot.errors import HUNG, Hung, UserError, shortened
 from mot.files import cache_folder
 
 DEBUG = "MOT_DEBUG"
+WATCHED = 1.0  # seconds between looks at a parent
 
 # TPU's compiler asks a machine of the cloud about itself and waits; it is told instead, and that others may use it too.
 PLANNING = {
@@ -197,6 +200,17 @@ def leave_on_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process at once when `parent`, the process that began it, is gone, however that ended."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(WATCHED)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 # --- the screen ------------------------------------------------------------------------------------------------------

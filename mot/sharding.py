@@ -174,7 +174,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return {}
-    given = re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", ""))
+    given = re.findall(r"(?:^|\s)--?(\w+)", os.environ.get("LIBTPU_INIT_ARGS", ""))
     return {name: value for name, value in OPTIONS.get(device.device_kind, WHOLE).items() if name not in given}
 
 

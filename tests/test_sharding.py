@@ -289,6 +289,7 @@ def test_options_are_of_tpus_and_those_that_a_user_gives_win(monkeypatch):
     usual = sharding.compiler_options(mesh_of_kind("tpu", "TPU v6 lite"))
     assert usual == sharding.WHOLE | sharding.GATHERS | sharding.SUMS
     assert sharding.compiler_options(mesh_of_kind("tpu", "TPU v9")) == sharding.WHOLE
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=false --xla_of_another=1")
-    given = sharding.compiler_options(mesh_of_kind("tpu", "TPU v6 lite"))
-    assert given == {k: v for k, v in usual.items() if k != "xla_enable_async_all_gather"}
+    for dashes in ("--", "-"):  # libtpu takes both
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", f"--xla_of_another=1 {dashes}xla_enable_async_all_gather=false")
+        given = sharding.compiler_options(mesh_of_kind("tpu", "TPU v6 lite"))
+        assert given == {k: v for k, v in usual.items() if k != "xla_enable_async_all_gather"}

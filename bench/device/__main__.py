@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.device import page
-from bench.device.asked import Worker
+from bench.device.asked import LATE, Worker
 from bench.device.kernels import attention_backends, dispatch_kinds
 from bench.device.machine import ARCHS
 from launch.process import guarded
@@ -27,14 +27,16 @@ from mot.plan import process
 from mot.plan.search import ROOM
 from mot.runs import provenance
 
+MOST = 1440  # minutes
 CLOSING = 5.0  # seconds that are kept for the page and its picture
 FIRST = 5.0  # seconds that are left at least where a first part of its kind begins
 
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments().parse_args(argv)
-    if not 0 < options.minutes < float("inf"):
-        raise UserError(f"--minutes {options.minutes:g}: must be a number above 0; write as in --minutes 10")
+    if not 0 < options.minutes <= MOST:
+        allowed = f"must be above 0 and at most {MOST}"
+        raise UserError(f"--minutes {options.minutes:g}: {allowed}; write as in --minutes 10")
     options.out.mkdir(parents=True, exist_ok=True)
     out = Console(stderr=True)
     results = {"started": provenance.now(), "minutes": options.minutes, "rows": [], "left_out": []}
@@ -59,7 +61,10 @@ def measure(results: dict, smoke: bool, deadline: float, folder: Path, out: Cons
     worker = Worker()
     took: dict[str, float] = {}  # seconds of the longest part of a kind
     try:
+        out.print("looking at the devices")
         (machine,) = worker.rows({"part": "machine", "smoke": smoke}, deadline)
+        if machine.get("failed") == LATE:
+            raise UserError("the devices had not answered when the time was over; allow more --minutes, 10 by default")
         if "failed" in machine:
             raise UserError(f"the devices cannot be used: {machine['failed']}")
         results["machine"] = machine

@@ -15,6 +15,7 @@ from bench.device.worker import END
 from mot.plan import process
 
 GPU_MEMORY = "0.92"  # that JAX takes, where the user has not said it: its own choice is three quarters
+LATE = "stopped: the time is over"
 WAIT = 10  # seconds in which a process that is done may end
 
 
@@ -36,7 +37,7 @@ class Worker:
                 line = self.lines.get(timeout=max(deadline - time.monotonic(), 0))
             except queue.Empty:
                 self.end(kill=True)
-                yield {"failed": "stopped: the time is over"}
+                yield {"failed": LATE}
                 return
             if line is None:
                 yield {"failed": self._last_words()}
@@ -65,7 +66,7 @@ class Worker:
         self.said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115, until `end`
         env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # compiling is measured
         env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": GPU_MEMORY} | env
-        command = [sys.executable, "-m", "bench.device.worker"]
+        command = [sys.executable, "-m", "bench.device.worker", str(os.getpid())]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said)
         self.running = subprocess.Popen(command, env=env, encoding="utf-8", **pipes)
         self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()

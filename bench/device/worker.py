@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from bench.device import kernels, machine, steps
+from launch import process
 
 PARTS: dict[str, Callable[..., Iterator[dict]]] = {
     "machine": machine.found,
@@ -17,7 +18,8 @@ PARTS: dict[str, Callable[..., Iterator[dict]]] = {
 END = {"end": True}  # of a part's rows
 
 
-def main() -> None:
+def main(parent: int) -> None:
+    process.end_with(parent)  # also amid a kernel that hangs: the devices are needed
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -35,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from bench.device import __main__ as command
 from bench.device import kernels, machine, page, steps
-from bench.device.asked import Worker
+from bench.device.asked import LATE, Worker
 from mot.batches import visible
 from mot.errors import UserError
 from mot.model import attention
@@ -85,17 +87,20 @@ MACHINE |= {"counts_memory": False}
 
 
 class Answers:
-    """A worker that answers without a device."""
+    """A worker that answers without a device, and the clock by which a part takes so many seconds."""
 
     def __init__(self, seconds=0.0):
-        self.asked, self.seconds = [], seconds
+        self.asked, self.seconds, self.now = [], seconds, 0.0
+
+    def monotonic(self):
+        return self.now
 
     def rows(self, part, deadline):
         self.asked.append(part)
         if part["part"] == "machine":
             yield MACHINE
         else:
-            time.sleep(self.seconds)
+            self.now += self.seconds
             yield {"failed": "a kernel's own words"}
 
     def end(self, kill=False):
@@ -104,8 +109,9 @@ class Answers:
 
 def measure(monkeypatch, folder, answers, seconds):
     monkeypatch.setattr(command, "Worker", lambda: answers)
+    monkeypatch.setattr(command, "time", answers)
     results = {"rows": [], "left_out": []}
-    command.measure(results, False, time.monotonic() + seconds, folder, Console(quiet=True))
+    command.measure(results, False, seconds, folder, Console(quiet=True))
     return results
 
 
@@ -199,10 +205,48 @@ def machine_row():
     return row
 
 
-def test_minutes_that_are_none_are_refused(tmp_path):
-    with pytest.raises(UserError, match="--minutes -1"):
-        command.main(["--minutes=-1", f"--out={tmp_path / 'none'}"])
+@pytest.mark.parametrize("minutes", ["-1", "0", "nan", "inf", "1e+09"])
+def test_minutes_that_are_none_or_too_many_are_refused(minutes, tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"--minutes {minutes}: must be above 0 and at most")):
+        command.main([f"--minutes={minutes}", f"--out={tmp_path / 'none'}"])
     assert not (tmp_path / "none").exists()
+
+
+def test_too_few_minutes_are_told(monkeypatch, tmp_path):
+    class Late(Answers):
+        def rows(self, part, deadline):
+            yield {"failed": LATE}
+
+    with pytest.raises(UserError, match="allow more --minutes"):
+        measure(monkeypatch, tmp_path, Late(), 1)
+
+
+def test_a_worker_ends_with_its_parent_also_where_it_hangs(tmp_path):
+    """Whose standard input stays open here, as a kernel that hangs reads no more of it."""
+    child = "import os, sys, time; from launch import process; process.end_with(int(sys.argv[1])); time.sleep(300)"
+    parent = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())], stdout=subprocess.DEVNULL)\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    running = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    pid = int(running.stdout.readline())
+    running.kill()
+    running.wait()
+    running.stdout.close()
+    until = time.monotonic() + 60
+    while is_running(pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not is_running(pid)
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------

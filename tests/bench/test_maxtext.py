@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -196,6 +197,46 @@ def test_a_change_without_a_value_is_refused(tmp_path, compiler, capsys):
     assert compiler == []
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["--layers=0"], "model.layers: 0"),
+        (["--ours=optim.no_such=1"], "optim.no_such: unknown key"),
+        (["--theirs==3"], "'=3' changes nothing"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_compiled(changed, said, tmp_path, compiler, capsys):
+    argv = ["--model=dense", f"--keep={tmp_path / 'kept'}", f"--out={tmp_path / 'out'}", *changed]
+    assert guarded(maxtext.main, argv) == 2
+    assert said in capsys.readouterr().err
+    assert compiler == []
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": [{}]}', '{"rows": 3}'])
+def test_a_file_that_cannot_be_read_is_refused_before_anything_is_compiled(content, tmp_path, compiler, capsys):
+    file = tmp_path / "maxtext.json"
+    file.write_text(content, encoding="utf-8")
+    argv = ["--model=dense", "--slice=v5p:4x4x4", f"--keep={tmp_path / 'kept'}", f"--out={tmp_path}"]
+    assert guarded(maxtext.main, argv) == 2
+    assert f"{file} is no table of this command's" in capsys.readouterr().err
+    assert compiler == []
+    assert file.read_text(encoding="utf-8") == content
+
+
+def test_an_out_that_is_no_folder_is_refused_before_anything_is_compiled(tmp_path, compiler, capsys):
+    (tmp_path / "file").touch()
+    argv = ["--model=dense", f"--keep={tmp_path / 'kept'}", f"--out={tmp_path / 'file'}"]
+    assert guarded(maxtext.main, argv) == 2
+    assert "it is in the way" in capsys.readouterr().err
+    assert compiler == []
+
+
+def test_a_slice_that_is_given_twice_is_compiled_once(tmp_path, compiler, capsys):
+    ran(tmp_path, "--slice=v5p:4x4x4", "--slice=v5p:4x4x4")
+    assert compiler == ["MaxText", "mot"]
+
+
 def test_without_maxtext_the_remedy_is_told(tmp_path, capsys):
     argv = ["--model=dense", "--slice=v5p:4x4x4", f"--keep={tmp_path / 'kept'}", f"--out={tmp_path / 'out'}"]
     assert guarded(maxtext.main, argv) == 2
@@ -214,7 +255,7 @@ def test_a_step_is_handed_over_by_files(tmp_path, monkeypatch):
     sizes = SimpleNamespace(**{f"{name}_size_in_bytes": n for name, n in MEMORY.items()})
     monkeypatch.setattr(steps, "ours", lambda slice, config, overrides: (f"{slice} {config}", sizes, 2.5))
     wanted = {"trainer": "mot", "arguments": {"config": "some.py", "overrides": {}}, "slice": "v5p:4x4x4"}
-    assert steps.main([json.dumps(wanted | {"quick": False}), str(tmp_path / "mot")]) == 0
+    assert steps.main([json.dumps(wanted | {"quick": False}), str(tmp_path / "mot"), str(os.getppid())]) == 0
     text, told = maxtext.kept(tmp_path / "mot")
     assert text == "v5p:4x4x4 some.py"
     assert told == {"wanted": wanted | {"quick": False}, "memory": MEMORY, "cpu_seconds": 2.5}
