@@ -193,7 +193,10 @@ weights_of_places.defvjp(
 def grouped(x_ZD, w_EDF, layout: Layout, kernel: str) -> jax.Array:
     """`[Z, F]`: each place's row times its expert's matrix, operands in the dtype of x, accumulated in float32.
 
-    Empty places give 0 and take no part in any gradient, whatever they hold: kernels leave them uninitialised.
+    Empty places take no part in the result of others, nor in their gradients, nor in that of the matrices, whatever
+    they hold. What they give may be anything, as kernels leave them unwritten: NaN, too. No masks are needed, which
+    would be passes over the largest arrays of a layer: between `permute` and `combine` nothing mixes places, and
+    neither these two nor `weights_of_places` read an empty one, forward or backward.
     """
     return (BACKENDS | KERNELS)[kernel](x_ZD, w_EDF, layout)
 
@@ -305,8 +308,9 @@ def _kernel(x_ZD, w_EDF, layout: Layout, kernel: str) -> jax.Array:
     return kernels.grouped(x_ZD, w_EDF, layout.size_E, kernel)
 
 
+# XLA's products of all rows would read empty places: 0 * NaN is NaN. Kernels read a group's rows alone.
 BACKENDS = {"einsum": _masked(_einsum), "blocked": _blocked, "ragged": _masked(_ragged)}
-KERNELS = {name: _masked(partial(_kernel, kernel=name)) for name in ("gmm", "triton", "mosaic")}
+KERNELS = {name: partial(_kernel, kernel=name) for name in ("gmm", "triton", "mosaic")}
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------
