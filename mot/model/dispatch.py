@@ -137,15 +137,17 @@ def _take(x, index) -> jax.Array:
 
 @jax.custom_vjp
 def permute(x_RD, layout: Layout) -> jax.Array:
-    """`[Z, D]`: each place's row; an empty place's is 0. The transpose of `combine`."""
-    return _take(x_RD, layout.row_Z)
+    """`[Z, D]`: each place's row; an empty place holds anything that is finite. The transpose of `combine`."""
+    return jnp.take(x_RD, layout.row_Z, axis=0, mode="clip")  # to fill with 0 would be a pass of its own
 
 
 @jax.custom_vjp
 def combine(y_ZD, layout: Layout) -> jax.Array:
     """`[R, D]`: the sum of a token's rows over its choices, added up in float32. The transpose of `permute`."""
     (R, X), (Z, D) = layout.place_RX.shape, y_ZD.shape
-    slots = _used_slots(layout.place_RX < Z) if X > 1 else 1
+    if X == 1:
+        return _take(y_ZD, layout.place_RX[:, 0])
+    slots = _used_slots(layout.place_RX < Z)
 
     def add_slot(x, total_RD):
         place_R = lax.dynamic_index_in_dim(layout.place_RX, x, axis=1, keepdims=False)
