@@ -203,16 +203,22 @@ def grouped(x_ZD, w_EDF, layout: Layout, kernel: str) -> jax.Array:
     return (BACKENDS | KERNELS)[kernel](x_ZD, w_EDF, layout)
 
 
-def permuted(x_RD, w_EDF, layout: Layout, kernel: str) -> jax.Array:
-    """`[Z, F]`: `grouped` of the rows where they are placed.
+def permuted(x_RD, matrices: list[jax.Array], layout: Layout, kernel: str) -> list[jax.Array]:
+    """`[Z, F]` by each of the matrices `[E, D, F]`: `grouped` of the rows where they are placed.
 
-    They are placed again on the way back: kept, the placed rows would be the largest array of a layer.
+    Rows are placed again on the way back: kept, they would be the largest array of a layer. Kernels multiply by each
+    matrix alone: joined, the matrices and the gradients of what they give would be written once more in each layer.
+    The rest multiplies once by all of them, as experts may be narrow.
     """
 
-    def permute_and_multiply(w_EDF):
-        return grouped(permute(x_RD, layout), w_EDF, layout, kernel)
+    def permute_and_multiply(matrices):
+        x_ZD = permute(x_RD, layout)
+        if kernel in KERNELS:
+            return [grouped(x_ZD, w_EDF, layout, kernel) for w_EDF in matrices]
+        y_ZF = grouped(x_ZD, jnp.concatenate(matrices, axis=-1), layout, kernel)
+        return lax.split(y_ZF, [w_EDF.shape[-1] for w_EDF in matrices], axis=1)
 
-    return jax.checkpoint(permute_and_multiply)(w_EDF)
+    return jax.checkpoint(permute_and_multiply)(matrices)
 
 
 _dot = partial(jnp.matmul, preferred_element_type=jnp.float32)

@@ -116,20 +116,20 @@ def _apply(
 
 
 def ffn_of_experts(places: Places, w: dict, activation: str) -> jax.Array:
-    """The FFN by experts: gate and up in one product, as experts are narrow; weights where rows are narrowest."""
-    w1_w3 = jnp.concatenate([w["w1"], w["w3"]], axis=-1)
-    gate_up = dispatch.permuted(places.x_RD, w1_w3, places.layout, places.kernel)
-    hidden_ZF = _weighted(ops.gated(*jnp.split(gate_up, 2, axis=-1), activation), places.weight_Z1)
+    """The FFN by experts; weights where rows are narrowest."""
+    gate_ZF, up_ZF = dispatch.permuted(places.x_RD, [w["w1"], w["w3"]], places.layout, places.kernel)
+    hidden_ZF = _weighted(ops.gated(gate_ZF, up_ZF, activation), places.weight_Z1)
     return dispatch.grouped(hidden_ZF, w["w2"], places.layout, places.kernel)
 
 
 def _qkv_of_experts(places: Places, w: dict) -> jax.Array:
-    qkv_EDA = jnp.concatenate([w["wq"], w["wk"], w["wv"]], axis=-1)
-    return _weighted(dispatch.permuted(places.x_RD, qkv_EDA, places.layout, places.kernel), places.weight_Z1)
+    qkv = dispatch.permuted(places.x_RD, [w["wq"], w["wk"], w["wv"]], places.layout, places.kernel)
+    return _weighted(jnp.concatenate(qkv, axis=-1), places.weight_Z1)
 
 
 def _out_of_experts(places: Places, w: dict) -> jax.Array:
-    return _weighted(dispatch.permuted(places.x_RD, w["wo"], places.layout, places.kernel), places.weight_Z1)
+    (out_ZD,) = dispatch.permuted(places.x_RD, [w["wo"]], places.layout, places.kernel)
+    return _weighted(out_ZD, places.weight_Z1)
 
 
 def _weighted(x_ZF, weight_Z1) -> jax.Array:
