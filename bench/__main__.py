@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from bench import data, growth, probes, processes, sampling, saves, search
+from bench import data, demo, growth, probes, processes, published, sampling, saves, search
 from bench.timing import in_turn, mesh_of, ratio, stepper
 from configs import archs, base, digits
 from launch import cores, process
@@ -329,6 +329,12 @@ def main():
     small, large = attention_case("chunked", 4096)[1], attention_case("reference", 4096)[1]
     add("chunked / reference attention memory, T 4096", f"{small / large:.3f} ({small:.0f} MiB)", "below 0.25")
 
+    c = configuration("mot", layers=1)
+    c = dataclasses.replace(c, model=dataclasses.replace(c.model, norm="post"))
+    told = "{:.2f}, {:.2f}".format(*published.times(c, one, mesh))
+    add("published MoT block / ours, forward and back: CPU-seconds, wall time", told, "at least 1.5, aim 2")
+    for figure, (value, bar) in demo.figures().items():
+        add(figure, value, bar)
     for figure, (value, bar) in sampling.figures(configuration("dense")).items():
         add(figure, value, bar)
     of_two = statistics.median(processes.steps_of_two("10M", rounds=3, steps=20))

@@ -72,7 +72,7 @@ def sent(program: hlo.Program, kinds: Iterable[str]) -> dict[str, float]:
 def _collectives(program: hlo.Program) -> dict[str, float]:
     counts: Counter[str] = Counter()
     for collective in program.collectives:
-        counts["beside other work" if collective.hidden else "waited for"] += collective.at.times
+        counts["beside other work" if collective.awaited else "waited for"] += collective.at.times
     return dict(counts)
 
 

@@ -83,7 +83,8 @@ def _measured(plan, row) -> None:
         f"{_short(plan.recomputed_flops)} recomputed; without attention",
     )
     for kind, c in plan.collectives.items():
-        row(kind, f"{c['number']:.0f} a step, {c['wire'] / 1e9:.3f} GB sent")
+        meanwhile = f", {c['meanwhile'] / 1e9:.3f} of it beside other work" if c["meanwhile"] else ""
+        row(kind, f"{c['number']:.0f} a step, {c['wire'] / 1e9:.3f} GB sent{meanwhile}")
     wide = plan.float32_matmuls
     for found in wide[:MOST]:
         row("[yellow]float32 matmul[/yellow]", f"{found['shape']} {found['source']}, {_short(found['flops'])} FLOPs")
@@ -102,7 +103,8 @@ def _measured(plan, row) -> None:
     row("", f"MFU at most {plan.mfu_bound:.1%}, {_short(plan.tokens_per_day)} tokens a day")
     row("", f"{plan.roofline['overlapped'] * 1e3:.1f} if all of it overlapped")
     row("the run", f"{plan.days:.2f} days, {plan.chip_hours:,.0f} chip-hours at least")
-    row("compiled in", f"{plan.compile_seconds:.0f} s, traced in {plan.tracing_seconds:.0f} s")
+    least = ", with the least effort: then nothing is sent beside other work" if plan.effort < 0 else ""
+    row("compiled in", f"{plan.compile_seconds:.0f} s, traced in {plan.tracing_seconds:.0f} s{least}")
 
 
 def _short(n: float) -> str:

@@ -8,6 +8,7 @@ device must see its own share: attention, experts, the loss.
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -140,17 +141,41 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+# Options of TPU's compiler. Weights are gathered whole before their matmul: else XLA sends them in pieces between
+# partial matmuls, which makes the program longer and slower to compile.
+WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+# Gathers begin early and go on beside matmuls; so do all-reduces. MaxText's recipes for v5p and v6e have seven options
+# for this (CF_FOR_ALL_GATHER, CF_FOR_ALL_REDUCE in its benchmarks/xla_flags_library.py), of which libtpu 0.0.42 has
+# all but these four by default. Compiled at full effort, FFNs of four of 7B's layers; in turn what is waited for on the
+# links, temporaries and the compiler's CPU-seconds:
+#   v5p:4x4x4, data 4, fsdp 16    none 7.1 ms, 3.9 GB, 16; GATHERS 4.9 ms, 3.9 GB, 16, and SUMS change nothing more, as
+#                                 gradients are reduce-scattered
+#   v6e:16x16, fsdp 256           none 16.2 ms, 2.6 GB, 34; GATHERS 12.6 ms, 3.1 GB, 42; with SUMS 1.8 ms, 3.4 GB, 84
+# 16 of 24 gathers go on so, and on v6e all 12 all-reduces. Not taken: the recipes' DATA_PARALLEL_OVERLAP, which changed
+# nothing, and xla_tpu_scoped_vmem_limit_kib=98304: 0.1 ms of 150 on v5p for five times the compiler's time. v5e and
+# tpu7x were not compiled with any of these.
+_FUSE = "xla_tpu_enable_async_collective_fusion_fuse"
+GATHERS = {f"{_FUSE}_all_gather": "true", "xla_enable_async_all_gather": "true"}
+SUMS = {f"{_FUSE}_all_reduce": "true", "xla_enable_async_all_reduce": "true"}
+# libtpu 0.0.42 aborts where a gather runs along a part of the slice.
+_OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"
+NO_OFFLOAD = {f"{_OFFLOAD}_{kind}": "false" for kind in ("all_gather", "all_reduce", "reduce_scatter")}
+OPTIONS = {
+    "TPU v5": WHOLE | GATHERS,
+    "TPU v5p": WHOLE | GATHERS,
+    "TPU v6 lite": WHOLE | GATHERS | SUMS,
+    "TPU v6e": WHOLE | GATHERS | SUMS,
+    "TPU7x": WHOLE | NO_OFFLOAD,
+}  # by `jax.Device.device_kind`, which has two names for some
+
+
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """Options for the programs of this mesh. On TPU weights are gathered whole before their matmul. Else XLA sends them
-    in pieces between partial matmuls, which makes the program longer and slower to compile."""
+    """Options for the programs of this mesh: none but on TPU, and none that `LIBTPU_INIT_ARGS` names."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return {}
-    options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-    if device.device_kind == "TPU7x":  # libtpu 0.0.42 aborts where a gather runs along a part of the slice
-        offload = "xla_tpu_enable_sparse_core_collective_offload"
-        options |= {f"{offload}_{kind}": "false" for kind in ("all_gather", "all_reduce", "reduce_scatter")}
-    return options
+    given = re.findall(r"--(\w+)", os.environ.get("LIBTPU_INIT_ARGS", ""))
+    return {name: value for name, value in OPTIONS.get(device.device_kind, WHOLE).items() if name not in given}
 
 
 # --- logical axes ----------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 import socket
 import subprocess
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -272,3 +274,21 @@ def test_a_process_that_is_not_told_which_it_is(text):
     assert code == 2
     assert f"--distributed={text}: " in said
     assert "write HOST:PORT,I,N" in said
+
+
+# --- options of the compiler ---------------------------------------------------------------------------------------
+
+
+def mesh_of_kind(platform, kind):
+    device = SimpleNamespace(platform=platform, device_kind=kind)
+    return SimpleNamespace(devices=np.array([device], object))
+
+
+def test_options_are_of_tpus_and_those_that_a_user_gives_win(monkeypatch):
+    assert not sharding.compiler_options(mesh_of_kind("cpu", "cpu"))
+    usual = sharding.compiler_options(mesh_of_kind("tpu", "TPU v6 lite"))
+    assert usual == sharding.WHOLE | sharding.GATHERS | sharding.SUMS
+    assert sharding.compiler_options(mesh_of_kind("tpu", "TPU v9")) == sharding.WHOLE
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=false --xla_of_another=1")
+    given = sharding.compiler_options(mesh_of_kind("tpu", "TPU v6 lite"))
+    assert given == {k: v for k, v in usual.items() if k != "xla_enable_async_all_gather"}

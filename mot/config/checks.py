@@ -206,7 +206,8 @@ VALUES: dict[str, dict[str, Allowed]] = {
     | dict.fromkeys(("base_width", "base_head_size", "base_layers"), AT_LEAST_0)
     | dict.fromkeys(("beta1", "beta2", "ema", "momentum"), FRACTION)
     | {"name": ("adamw", "muon"), "transfer": ("", "mup"), "ema_end": Range(most=1)}
-    | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")},
+    | {"schedule": ("cosine", "linear", "constant", "wsd"), "moments": ("float32", "bfloat16")}
+    | {"reduce_dtype": ("float32", "bfloat16")},
     "Rule": dict.fromkeys(("lr", "decay"), AT_LEAST_0),
 }
 
@@ -1136,6 +1137,12 @@ def _optim(c: "Sections") -> Iterator[Fault]:
                 f"'bfloat16', but a step moves them by 1 - optim.{key} = {1 - getattr(o, key):.2g} of "
                 f"themselves, which 8 bits round away; write float32, or a {key} of at most {LONGEST_IN_BFLOAT16}",
             )
+    if o.reduce_dtype == "bfloat16" and c.model.dtype != "bfloat16":
+        yield Fault(
+            "optim.reduce_dtype",
+            f"'bfloat16', but model.dtype is {c.model.dtype!r}, and gradients are as precise as what they are made of; "
+            "write float32, or model.dtype='bfloat16'",
+        )
     if 0 < o.ema_end <= 1 and not 0 < o.ema <= o.ema_end:
         yield Fault("optim.ema_end", f"{o.ema_end}, and optim.ema is {o.ema}; it rises from above 0; write 0.0, or 1.0")
     if 0 < o.skip_above <= 1:

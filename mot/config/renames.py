@@ -69,6 +69,7 @@ ADDED = {
     },
     "objective.common_target": 0.0,
     "optim.ema_end": 0.0,
+    "optim.reduce_dtype": "float32",
     "streams.*.prediction": {
         "targets": "ema",
         "sigreg": 0.0,

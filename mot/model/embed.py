@@ -124,7 +124,8 @@ def _rows_backward(dtype, of_vocab, of_width, residuals, g_RD):
     local_R, like = residuals
     # The result is on every part of the vocabulary's devices, which each come back with a share of its gradient.
     g_RD = lax.psum(g_RD, of_vocab) if of_vocab else g_RD
-    d_VD = jnp.zeros((len(like), g_RD.shape[1]), like.dtype).at[local_R].add(g_RD.astype(like.dtype), mode="drop")
+    d_VD = jnp.zeros((len(like), g_RD.shape[1]), jnp.float32).at[local_R].add(g_RD.astype(jnp.float32), mode="drop")
+    d_VD = d_VD.astype(like.dtype)
     return lax.psum_scatter(d_VD, of_width, scatter_dimension=1, tiled=True) if of_width else d_VD, None
 
 

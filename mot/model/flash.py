@@ -14,7 +14,10 @@ from jax import lax
 from mot.batches import Info, visible
 from mot.model import ops
 
-CHUNK = 128  # 64 measured 1.1 to 1.2 times slower on CPU, at 12 heads of 64
+# Tokens of a chunk. Short chunks visit fewer pairs that see nothing, and take more turns of a loop. On CPU they took
+# 0.71 to 0.94 of the long ones' time up to 8 heads of 64; at 12 heads 0.86 with ten documents a row, but 1.17 with one.
+SHORT, LONG = 64, 128
+NARROW = 512  # features of all heads, up to which chunks are short
 FAR = jnp.iinfo(jnp.int32).max
 UNSEEN = -1e30  # added to a masked score; finite, so that no difference is NaN
 # Where running maxima start: far above UNSEEN, so that exp(UNSEEN - max) is 0 also in a row that sees nothing.
@@ -25,27 +28,29 @@ def attend(q_BTNH, k_BSKH, v_BSKH, q_info: Info, k_info: Info, cap: float = 0.0)
     """`attention.attend` of clean arrays, `[B, T, N, H]`."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BUKQH, k_BWKJH, v_BWKJH = (_tiles(x, K) for x in (q_BTNH, k_BSKH, v_BSKH))
-    o_BUKQH = _flash(q_BUKQH, k_BWKJH, v_BWKJH, chunks(q_info), chunks(k_info), cap)
+    size = SHORT if N * H <= NARROW else LONG
+    q_BUKQH, k_BWKJH, v_BWKJH = (_tiles(x, K, size) for x in (q_BTNH, k_BSKH, v_BSKH))
+    o_BUKQH = _flash(q_BUKQH, k_BWKJH, v_BWKJH, chunks(q_info, size), chunks(k_info, size), cap)
     o_BUKGJH = o_BUKQH.reshape(*o_BUKQH.shape[:3], N // K, -1, H)
     return o_BUKGJH.transpose(0, 1, 4, 2, 3, 5).reshape(B, -1, N, H)[:, :T]
 
 
-def chunks(arrays: Info | jax.Array) -> Info | jax.Array:
-    """Every `[B, T, ...]` array as `[B, U, J, ...]`; zeros at the end mean segment 0, which nobody sees."""
+def chunks(arrays: Info | jax.Array, size: int) -> Info | jax.Array:
+    """Every `[B, T, ...]` array as `[B, U, J, ...]`, J at most `size`; zeros at the end mean segment 0, which nobody
+    sees."""
 
     def cut(x):
-        size = min(CHUNK, x.shape[1])
-        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(x.shape[0], -1, size, *x.shape[2:])
+        J = min(size, x.shape[1])
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % J), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(x.shape[0], -1, J, *x.shape[2:])
 
     return jax.tree.map(cut, arrays)
 
 
-def _tiles(x_BTNH, K: int) -> jax.Array:
+def _tiles(x_BTNH, K: int, size: int) -> jax.Array:
     """Heads `[B, U, K, Q, H]` of a chunk by key head, each with the tokens of its G query heads one after another."""
     B, _, N, H = x_BTNH.shape
-    x_BUJNH = chunks(x_BTNH)
+    x_BUJNH = chunks(x_BTNH, size)
     U, J = x_BUJNH.shape[1:3]
     return x_BUJNH.reshape(B, U, J, K, N // K, H).transpose(0, 1, 3, 4, 2, 5).reshape(B, U, K, N // K * J, H)
 

@@ -157,8 +157,9 @@ def _project_in(tower: dict, x_RD, config: Config) -> list[jax.Array]:
     """q, k and v, `[R, heads, H]` each, or with their heads laid flat, `[R, A]`."""
     matrices = [tower[name] for name in ("wq", "wk", "wv")]
     if not _is_by_head(config.model):
-        matrices = map(experts.flat_in, matrices)
-    return [sharding.constrain(ops.linear(x_RD, w), (sharding.ROWS, "heads"), config.mesh.rules) for w in matrices]
+        matrices = [experts.flat_in(w) for w in matrices]
+    projected = ops.linears(x_RD, matrices, "heads", config.mesh.rules)
+    return [sharding.constrain(y, (sharding.ROWS, "heads"), config.mesh.rules) for y in projected]
 
 
 def _project_out(tower: dict, o_RNH, m: Model) -> jax.Array:

@@ -7,40 +7,122 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
+from mot import sharding
 from mot.config import RopeScaling
 
 
 @jax.custom_vjp
 def linear(x, w) -> jax.Array:
-    """`x_RD @ w_DF` in the dtype of x: operands in that dtype, accumulation in float32, the weight's gradient in
-    float32. In place of D and F there may be several axes each, as a head and its features.
+    """`x_RD @ w_DF` in the dtype of x: operands in that dtype, accumulated in float32 and rounded once. In place of D
+    and F there may be several axes each, as a head and its features.
 
+    What a product is rounded to is what devices add up that have parts of its sum, as along `tensor`. The weight's
+    gradient is in the weight's dtype (`optim.reduce_dtype`).
     Rows, not `[B, T, D]`: on CPU the backward pass of the batched form runs at about half the rate.
     """
-    return _product(x, w.astype(x.dtype), x.ndim - 1).astype(x.dtype)
+    return product(x, w.astype(x.dtype), x.ndim - 1, x.dtype)
 
 
 def _linear_forward(x, w):
     w, dtype = w.astype(x.dtype), w.dtype
-    return _product(x, w, x.ndim - 1).astype(x.dtype), (x, w, jnp.zeros((), dtype))
+    return product(x, w, x.ndim - 1, x.dtype), (x, w, jnp.zeros((), dtype))
 
 
 def _linear_backward(residuals, g):
     x, w, like = residuals
     g = g.astype(x.dtype)
-    of_F = tuple(range(1, g.ndim)), tuple(range(x.ndim - 1, w.ndim))
-    return _product(g, w, of_F).astype(x.dtype), _product(x, g, ((0,), (0,))).astype(like.dtype)
+    return _transposed(g, w, x.dtype), over_rows(x, g, like.dtype)
 
 
-_product = partial(jnp.tensordot, preferred_element_type=jnp.float32)
+def _transposed(g, w, dtype) -> jax.Array:
+    """`g_RF @ w_DF.T`."""
+    of_F = tuple(range(1, g.ndim)), tuple(range(w.ndim - g.ndim + 1, w.ndim))
+    return product(g, w, of_F, dtype)
+
+
+def over_rows(x, g, dtype) -> jax.Array:
+    """`x_RD.T @ g_RF`, a weight's gradient, accumulated in float32; of several axes each as in `linear`.
+
+    On CPU x is laid out anew: XLA would multiply it as it lies, 1.1 to 2 times slower.
+    """
+    ways = dict(cpu=_laid_out_anew, default=_as_it_lies)
+    return lax.platform_dependent(x, g, **{name: partial(way, dtype=dtype) for name, way in ways.items()})
+
+
+def _laid_out_anew(x, g, dtype) -> jax.Array:
+    return product(lax.optimization_barrier(jnp.moveaxis(x, 0, -1)), g, 1, dtype)
+
+
+def _as_it_lies(x, g, dtype) -> jax.Array:
+    return product(x, g, ((0,), (0,)), dtype)
+
+
+def product(a, b, axes, dtype) -> jax.Array:
+    """`jnp.tensordot`, accumulated in float32 and rounded once to `dtype`.
+
+    CPUs multiply bfloat16 into float32 at twice the rate of bfloat16 into bfloat16, for which XLA widens the operands.
+    """
+    if dtype == jnp.float32:
+        return _accumulated(a, b, axes, dtype)
+    ways = dict(cpu=_rounded_after, default=_accumulated)
+    return lax.platform_dependent(a, b, **{name: partial(way, axes=axes, dtype=dtype) for name, way in ways.items()})
+
+
+def _accumulated(a, b, axes, dtype) -> jax.Array:
+    return jnp.tensordot(a, b, axes, preferred_element_type=dtype)
+
+
+def _rounded_after(a, b, axes, dtype) -> jax.Array:
+    return _accumulated(a, b, axes, jnp.float32).astype(dtype)
+
+
 linear.defvjp(_linear_forward, _linear_backward)
+
+
+def linears(x_RD, ws: Sequence, axis: str, rules: dict[str, str]) -> list[jax.Array]:
+    """`linear` by several matrices, whose columns, or heads, lie along a logical axis.
+
+    Where a mesh splits it, devices add up the gradient of x once for all of them (Megatron's f, 1909.08053, 3).
+    """
+    if sharding.shard_count((axis,), rules) == 1:
+        return [linear(x_RD, w) for w in ws]
+    return _linears(x_RD, tuple(ws), *(sharding.axes_of(name, rules) for name in (sharding.ROWS, "embed", axis)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _linears(x_RD, ws: tuple, of_rows: tuple[str, ...], of_width: tuple[str, ...], of_columns: tuple[str, ...]) -> list:
+    return [linear(x_RD, w) for w in ws]
+
+
+def _linears_forward(x_RD, ws, *axes):
+    ys, residuals = zip(*(_linear_forward(x_RD, w) for w in ws), strict=True)
+    return list(ys), residuals
+
+
+def _linears_backward(of_rows, of_width, of_columns, residuals, gs):
+    x_RD = residuals[0][0]
+
+    def sum_once(gs, ws):
+        ws = [sharding.all_gather(w, of_width, 0, x_RD.dtype) for w in ws]
+        dx_RD = sum(_transposed(g.astype(x_RD.dtype), w, jnp.float32) for g, w in zip(gs, ws, strict=True))
+        return lax.psum(dx_RD.astype(x_RD.dtype), of_columns)
+
+    ws = [w for _, w, _ in residuals]
+    inputs = (P(of_rows, of_columns), P(of_width, of_columns))
+    dx_RD = sharding.shard_map(sum_once, inputs, P(of_rows))(gs, ws)
+    return dx_RD, tuple(_linear_backward(of_w, g)[1] for of_w, g in zip(residuals, gs, strict=True))
+
+
+_linears.defvjp(_linears_forward, _linears_backward)
 
 
 def rms_norm(x_RD, scale_D, eps: float, offset: bool = False) -> jax.Array:
     """RMSNorm over the last axis (1910.07467); statistics in float32. `offset`: by 1 + scale (Gemma, 2403.08295)."""
     x = x_RD.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
     scale = _last_axes(scale_D, x)
     return (x * (1 + scale if offset else scale)).astype(x_RD.dtype)
 
@@ -55,7 +137,7 @@ def layer_norm(x_RNH, scale_NH, bias_NH, eps: float) -> jax.Array:
     """LayerNorm over the last axis, a scale and a bias for each head (Chameleon's q/k norm); statistics in float32."""
     x = x_RNH.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    x = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
     return (x * _last_axes(scale_NH, x) + _last_axes(bias_NH, x)).astype(x_RNH.dtype)
 
 
@@ -79,17 +161,26 @@ def _rotate(
     x_BCNH, position, theta: float, axes: tuple[int, ...], pairs: int, scaling: RopeScaling | None, direction: int = 1
 ) -> jax.Array:
     half = pairs or x_BCNH.shape[-1] // 2
-    frequency = direction * theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    cos, sin = _turns(position, half, theta, axes, scaling)
+    sin = direction * sin
+    a, b, rest = jnp.split(x_BCNH.astype(jnp.float32), (half, 2 * half), axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x_BCNH.dtype)
+
+
+def _turns(position, half: int, theta: float, axes: tuple[int, ...], scaling: RopeScaling | None) -> jax.Array:
+    """Cosines and sines of each pair's angle, float32 `[2, B, C, 1, half]`.
+
+    One array, or XLA would compute each anew on CPU for every head, in every use.
+    """
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if scaling and scaling.kind:
         frequency = frequency * stretched(half, theta, scaling)
     position = position[..., np.array(axes)] if axes else position
     angle = (position.astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    turns = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     if scaling and scaling.amplitude != 1:
-        cos, sin = cos * scaling.amplitude, sin * scaling.amplitude
-    a, b = (x_BCNH[..., first : first + half].astype(jnp.float32) for first in (0, half))
-    rest = [x_BCNH[..., 2 * half :].astype(jnp.float32)] if 2 * half < x_BCNH.shape[-1] else []
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *rest], axis=-1).astype(x_BCNH.dtype)
+        turns = turns * scaling.amplitude
+    return jnp.moveaxis(turns.reshape(*turns.shape[:-1], 2, half), -2, 0)
 
 
 # A rotation's transpose is the rotation back; derived from the code above it would be four padded arrays and their sum.

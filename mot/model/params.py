@@ -401,6 +401,15 @@ def is_modulation(path: str) -> bool:
     return path.endswith("_ada")
 
 
+def is_reduced(path: str, spec: Spec) -> bool:
+    """Is its gradient added up among devices in `optim.reduce_dtype`? Embedding, head and matrices from width to width.
+
+    All that these multiply is in `model.dtype`. Others, as norms, routers and the layers of noise levels, are small.
+    """
+    in_float32 = parse(path).weight.startswith(("time_", CAUSAL))
+    return "vocab" in spec.axes or (is_hidden(spec) and not in_float32)
+
+
 def is_bias(path: str) -> bool:
     return parse(path).weight == ROUTER_BIAS
 

@@ -52,6 +52,7 @@ def _cross_entropy(
             return lax.psum(x, names) if names else x
 
         if grad:
+            dw_DV = dw_DV.astype(head_DV.dtype)  # in which devices add it up
             dw_DV = lax.psum_scatter(dw_DV, of_width, scatter_dimension=0, tiled=True) if of_width else dw_DV
             dw_DV = add(dw_DV, tuple(name for name in of_rows if name not in of_width))
         return add(loss, of_rows), nats_BT, dh_BTD, dw_DV
@@ -60,7 +61,7 @@ def _cross_entropy(
     loss, nats_BT, dh_BTD, dw_DV = sharding.shard_map(on_each_device, (rows, head, rows, rows), outputs)(
         h_BTD, head_DV, target_BT, scale_BT
     )
-    return (loss, nats_BT), (dh_BTD, dw_DV.astype(head_DV.dtype)) if grad else None
+    return (loss, nats_BT), (dh_BTD, dw_DV) if grad else None
 
 
 def _chunks(
@@ -68,8 +69,9 @@ def _chunks(
 ):
     """One device's loss, l and gradients, where `w_DV` is its part of the vocabulary, split over axes `of_vocab`."""
     B, T, D = h_BTD.shape
-    chunk = min(chunk, T)
     chunks = -(-T // chunk)
+    # Alike, in eights as accelerators like them: else the last is padded to a whole `chunk`, which costs as much.
+    chunk = min(chunk, -(-T // chunks // 8) * 8)
 
     def pad(x):
         return jnp.pad(x, ((0, 0), (0, chunks * chunk - T), *((0, 0),) * (x.ndim - 2)))
@@ -105,8 +107,8 @@ def _chunks(
         if cap:
             dlogits_RV *= 1 - (logits_RV / cap) ** 2
         dlogits_RV = dlogits_RV.astype(dtype)
-        dh_RD = add(jnp.matmul(dlogits_RV, w_DV.T, preferred_element_type=jnp.float32)).astype(dtype)
-        dw_DV += jnp.matmul(h_RD.T, dlogits_RV, preferred_element_type=jnp.float32)
+        dh_RD = add(ops.product(dlogits_RV, w_DV.T, 1, dtype))
+        dw_DV += ops.over_rows(h_RD, dlogits_RV, jnp.float32)
         return (loss, dw_DV), (nats_R.reshape(B, chunk), dh_RD.reshape(B, chunk, D))
 
     start = (jnp.zeros((), jnp.float32), jnp.zeros(w_DV.shape if grad else (0, V), jnp.float32))
@@ -123,8 +125,8 @@ def _cross_entropy_forward(h_BTD, head_DV, target_BT, scale_BT, *how):
 
 
 def _cross_entropy_backward(z_loss, chunk, rules, cap, residuals, cotangents):
-    dh_BTD, dw_DV = residuals
-    return (cotangents[0] * dh_BTD).astype(dh_BTD.dtype), cotangents[0] * dw_DV, None, None
+    dh_BTD, dw_DV = ((cotangents[0] * x).astype(x.dtype) for x in residuals)
+    return dh_BTD, dw_DV, None, None
 
 
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

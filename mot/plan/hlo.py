@@ -30,6 +30,7 @@ CONTROL = ("while", "conditional", "call", "opt-barrier", "domain")
 ASYNC = ("async-start", "async-update", "async-done", "copy-done")
 ASYNC_ENDS = tuple(f"{name}-done" for name in (*COLLECTIVES, "send", "recv", "slice"))
 MOVE_NOTHING = {*STRUCTURE, *CONTROL, *ASYNC, *ASYNC_ENDS}
+WHOLE = ("fusion", "async-start")  # one operation with all that they call
 LARGE = 2**20  # bytes: smaller results are not listed
 PLUMBING = {"AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked", "Sharding"}
 
@@ -73,7 +74,7 @@ class Collective:
     group: int  # devices, or slices, that take part
     shape: str
     between: bool  # slices, over the data centre's network
-    hidden: bool  # the program goes on meanwhile
+    awaited: str  # the name by which an `Operation` waits for it, where the program goes on meanwhile; "" where not
     at: Address
 
     @property
@@ -105,6 +106,8 @@ class Operation:
     kernels: tuple[Kernel, ...]
     bytes: float  # of all its runs
     times: float = 1  # that it runs
+    waits: tuple[str, ...] = ()  # for collectives that earlier ones of its computation began
+    computation: str = ""  # in which it stands; a computation's operations follow one another as they run
 
 
 @dataclass(frozen=True)
@@ -296,8 +299,26 @@ def _goes_on(instruction: Instruction, computation: str, module: Module) -> bool
     return bool(begun) and instruction.opcode in COLLECTIVES and computation not in begun
 
 
+def _begun(part: Instruction, whole: Instruction, computation: str, module: Module) -> str:
+    """The name by which the program later waits for a collective, a part of an operation; "" where it waits at once."""
+    if whole.opcode.endswith("-start"):
+        return whole.name
+    channel = group(CHANNEL, part.rest)
+    return channel if computation in module.begun.get(channel, ()) else ""
+
+
+def _ended(part: Instruction, whole: Instruction, computation: str, module: Module) -> str:
+    """The name of a collective that ends with this part of an operation, or ""."""
+    if whole.opcode == "async-done" or whole.opcode.removesuffix("-done") in COLLECTIVES:
+        return whole.operands[0] if whole.opcode.endswith("-done") else ""
+    ends = part.opcode in COLLECTIVES and any(
+        group(TARGET, i.rest) == ENDS for i in module.computations.get(computation, ())
+    )
+    return group(CHANNEL, part.rest) if ends else ""
+
+
 def _collective(
-    instruction: Instruction, at: Callable[[], Address], computation: str, module: Module
+    instruction: Instruction, at: Callable[[], Address], computation: str, awaited: str, module: Module
 ) -> Collective | None:
     if instruction.opcode == "send":
         return _between_slices(instruction, at, module)
@@ -305,12 +326,11 @@ def _collective(
     group = devices(instruction.rest)
     if kind not in COLLECTIVES or group == 1 or _goes_on(instruction, computation, module):
         return None
-    hidden = kind != instruction.opcode or computation in module.beside
     if kind == "all-reduce" and "reduce-scatter" in computation.replace("all-reduce-scatter", "reduce-scatter"):
         kind = "reduce-scatter"  # TPU writes one as an all-reduce and a slice of it in a fusion
     given = [module.shape(name) for name in instruction.operands]
     told = bare(f"({', '.join(given)})")
-    return Collective(kind, sum(map(size, given)), group, told, False, hidden, at())
+    return Collective(kind, sum(map(size, given)), group, told, False, awaited, at())
 
 
 def _between_slices(send: Instruction, at: Callable[[], Address], module: Module) -> Collective | None:
@@ -320,7 +340,7 @@ def _between_slices(send: Instruction, at: Callable[[], Address], module: Module
         return None  # a callback's
     kind = group(_TRANSFER, send.rest).lower().replace("_", "-")
     given = module.shape(send.operands[0])
-    return Collective(kind, size(given), slices.count(",") + 1, bare(given), True, False, at())
+    return Collective(kind, size(given), slices.count(",") + 1, bare(given), True, "", at())
 
 
 # --- custom calls, and bytes -----------------------------------------------------------------------------------------
@@ -341,6 +361,8 @@ def _kernel(instruction: Instruction, at: Callable[[], Address], module: Module)
 def _bytes(instruction: Instruction, module: Module) -> int:
     """Read and written in main memory by an instruction that stands in no fusion."""
     opcode = instruction.opcode
+    if opcode == "async-start":
+        return sum(_bytes(i, module) for i in module.computations.get(group(_CALLED, instruction.rest), ()))
     if opcode in MOVE_NOTHING or group(TARGET, instruction.rest) in PLUMBING:
         return 0
 
@@ -427,7 +449,7 @@ def read(text: str) -> Program:
     """`text` is `compiled.as_text()`."""
     module = Module(text)
     times, unknown, callers = _times(module)
-    fused = {group(_CALLED, i.rest) for i in module.by_name.values() if i.opcode == "fusion"}
+    fused = {group(_CALLED, i.rest) for i in module.by_name.values() if i.opcode in WHOLE}
     operations, endless, sizes = [], [], {}
     for computation, n in times.items():
         if computation in fused:
@@ -445,24 +467,27 @@ def read(text: str) -> Program:
             if listed and (held := size(i.shape, only_main=True)) >= LARGE:
                 sizes.setdefault(bare(i.shape), (held, at(_told(i, caller))))
     largest = sorted(((held, shape, at) for shape, (held, at) in sizes.items()), key=lambda x: x[:2], reverse=True)
-    did = tuple(o for o in operations if o.bytes or o.matmuls or o.collectives or o.kernels)
+    did = tuple(o for o in operations if o.bytes or o.matmuls or o.collectives or o.kernels or o.waits)
     return Program(did, tuple(endless), tuple(largest))
 
 
 def _operation(
     i: Instruction, computation: str, n: float, at: Callable[[str], Address], caller: str, module: Module
 ) -> Operation:
-    matmuls, collectives, kernels = [], [], []
+    matmuls, collectives, kernels, waits = [], [], [], []
     for part, where, calling in _parts(i, computation, caller, module):
         place = functools.partial(at, _told(part, calling))
         if flops := _flops(part, module):
             types = [next(arrays(module.shape(name)))[0] for name in part.operands[:2]]
             matmuls.append(Matmul(max(types, key=bits), _passes(part.rest), flops, bare(part.shape), place()))
-        if found := _collective(part, place, where, module):
+        if found := _collective(part, place, where, _begun(part, i, where, module), module):
             collectives.append(found)
+        if ended := _ended(part, i, where, module):
+            waits.append(ended)
         if found := _kernel(part, place, module):
             kernels.append(found)
-    return Operation(tuple(matmuls), tuple(collectives), tuple(kernels), n * _bytes(i, module), n)
+    moved = n * _bytes(i, module)
+    return Operation(tuple(matmuls), tuple(collectives), tuple(kernels), moved, n, tuple(waits), computation)
 
 
 def _told(i: Instruction, caller: str) -> str:
@@ -473,7 +498,7 @@ def _told(i: Instruction, caller: str) -> str:
 def _parts(i: Instruction, computation: str, caller: str, module: Module) -> Iterator[tuple[Instruction, str, str]]:
     """The instruction and all that is fused into it: each with its computation, and what calls that."""
     yield i, computation, caller
-    if i.opcode == "fusion":
+    if i.opcode in WHOLE:
         body = group(_CALLED, i.rest)
         for part in module.computations.get(body, ()):
             yield from _parts(part, body, i.rest, module)

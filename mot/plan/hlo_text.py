@@ -23,7 +23,6 @@ TARGET = re.compile(r'custom_call_target="([^"]*)"')
 CHANNEL = re.compile(r"channel_id=(\d+)")
 # Of the calls in the first and the last fusion of a collective that runs beside matmuls: it is written in every fusion.
 STARTS, ENDS = "AsyncCollectiveStart", "AsyncCollectiveDone"
-_CALLS = re.compile(r"calls=%?([\w.\-]+)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _ROW = re.compile(r"^(\d+) (.+)$")
@@ -79,12 +78,6 @@ class Module:
                     found[channel].add(name)
         found.pop("", None)
         return found
-
-    @functools.cached_property
-    def beside(self) -> set[str]:
-        """Computations that run while the program goes on."""
-        apart = {group(_CALLS, i.rest) for i in self.by_name.values() if i.opcode == "async-start"}
-        return apart.union(*self.begun.values())
 
     def shape(self, name: str) -> str:
         return self.by_name[name].shape if name in self.by_name else ""

@@ -126,8 +126,8 @@ Memory, matmuls and what is sent are the compiler's. The step's time is at peak 
 as the most of its matmuls, its memory traffic and what is waited for on the links, one operation after another.
 "Overlapped" is the least if all of these overlapped. {assumed}. "Matmuls" is what the program multiplies outside
 attention over the formula and the recomputation that the remat policy asks for. Rungs from 1 G parameters, and experts,
-are compiled with the least effort (`mot plan --quick`): it takes more memory. All figures are one device's; tpu7x has
-two devices a chip.
+are compiled with the least effort (`mot plan --quick`): it takes more memory, and sends nothing beside other work. All
+figures are one device's; tpu7x has two devices a chip.
 """
 
 

@@ -35,9 +35,6 @@ LIVE = 6.0  # of the projections of one layer, as its backward pass runs
 GRADIENTS = 1.4  # of all gradients, float32
 GATHERED = 1.75  # of one layer's weights, whole, float32
 KEPT = {"block": 1.4, "offload": 1.4, "dots": 2.4, "none": 4.2}  # of a layer's input, or of its projections
-# What is sent along `tensor`, to all-reduces of the residual in bfloat16: partial sums are float32, and apart for each
-# matrix. Compiled: 43.5 GB for 14.5 (443m MoT, v6e:8x8, tensor 2, libtpu 0.0.42).
-PARTIAL_SUMS = 3
 # Traffic of operations that wait for memory, to the bytes of all projections: norms, activations, layouts. Compiled:
 # 34 to 35 with `block` for MoT and 27 to 29 for dense (7B on v5p and v6e, 443m), 44 with `dots`, 48 with `none`.
 PASSES = {"block": 34, "offload": 34, "dots": 44, "none": 48}
@@ -162,14 +159,14 @@ def _sent(config: Config, topology: Topology) -> float:
     # Each microbatch gathers a layer's weights twice, forward and backward, and scatters their gradients. Where the
     # compiler does not, it reduces them whole, which sends twice as much.
     scattered = topology.chip.scatters_over(mesh.fsdp, len(topology.devices) // mesh.slices)
-    gradients = FLOAT32 * (1 if scattered else 2)
+    number = BFLOAT16 if config.optim.reduce_dtype == "bfloat16" else FLOAT32
+    gradients = number * (1 if scattered else 2)
     fsdp = (2 * BFLOAT16 + gradients) * weights * _others(mesh.fsdp) * microbatches
-    data = 2 * FLOAT32 * weights / mesh.fsdp * _others(mesh.data) * microbatches  # an all-reduce of gradients
-    # Two all-reduces of the residual a layer and direction, and again where the forward pass is made again.
+    data = 2 * number * weights / mesh.fsdp * _others(mesh.data) * microbatches  # an all-reduce of gradients
+    # Two all-reduces of the residual a layer and direction, and again where the forward pass is made again: as compiled
+    # (443m MoT on v6e:8x8, tensor 2), in bfloat16.
     crossings = 12 if c.remat in RECOMPUTING else 8
-    tensor = (
-        PARTIAL_SUMS * crossings * BFLOAT16 * _tokens(config) * _widths(config)[0] * c.layers * _others(mesh.tensor)
-    )
+    tensor = crossings * BFLOAT16 * _tokens(config) * _widths(config)[0] * c.layers * _others(mesh.tensor)
     keys_and_values = 2 * c.kv_heads * c.head_size / mesh.tensor
     # Each device's keys and values go to all others of a row: forward, again in the backward pass, and their gradients.
     context = 3 * BFLOAT16 * keys_and_values * _tokens(config) * c.layers * (mesh.context - 1)

@@ -80,7 +80,7 @@ def make_gradients(config: Config, sources: int) -> Callable:
     def loss(
         trained: dict, frozen: dict, microbatch: Batch, Z_M, routed: dict, key, state: State, slopes: Sides | None
     ) -> tuple:
-        weights = params.merge(trained, frozen)
+        weights = params.merge(_narrowed(trained, config), frozen)
         noised = losses.noised(microbatch, config, state.updates, weights, state.ema)
         output, again = _passes(weights, noised.batch, config, key, state)
         factor_M = balance.factors(state.balance, config)
@@ -128,6 +128,14 @@ def make_gradients(config: Config, sources: int) -> Callable:
         return (total + term, sums | {"contrastive": told}), grads
 
     return gradients
+
+
+def _narrowed(trained: dict, config: Config) -> dict:
+    """The weights, some in `optim.reduce_dtype`: their gradients then come in it, and devices add them up in it."""
+    table = params.table(config)
+    flat = params.paths(trained)
+    narrow = {p: x.astype(config.optim.reduce_dtype) for p, x in flat.items() if params.is_reduced(p, table[p])}
+    return params.nest(flat | narrow)
 
 
 def _passes(weights: dict, batch: Batch, config: Config, key, state: State) -> tuple[transformer.Output, ...]:

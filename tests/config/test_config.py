@@ -174,6 +174,12 @@ TABLE = [
     (set_("optim.lr", -1e-3), "optim.lr: -0.001", "above 0"),
     (set_("optim.end_lr", 1.0), "optim.end_lr: 1.0 is above optim.lr = 0.001", "lower end_lr"),
     (set_("optim.beta2", 1.0), "optim.beta2: 1.0", "below 1"),
+    (set_("optim.reduce_dtype", "float16"), "optim.reduce_dtype: 'float16'", "allowed: float32, bfloat16"),
+    (
+        set_("optim.reduce_dtype", "bfloat16"),
+        "optim.reduce_dtype: 'bfloat16', but model.dtype is 'float32'",
+        "write float32, or model.dtype='bfloat16'",
+    ),
     (set_("optim.moments", "float16"), "optim.moments: 'float16'", "allowed: float32, bfloat16"),
     (
         lambda t: (set_("optim.moments", "bfloat16")(t), set_("optim.beta2", 0.999)(t)),

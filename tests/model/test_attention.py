@@ -24,21 +24,25 @@ def oracle(q, k, v, info, cap=0.0):
 
 
 @pytest.mark.parametrize(
-    ("how", "T", "scrambled", "cap"),
+    ("how", "T", "scrambled", "cap", "narrow"),
     [
-        ("reference", 24, True, 0.0),
-        ("reference", 24, True, 0.8),
-        ("reference", 128, False, 0.0),
-        pytest.param("reference", 300, True, 0.0, marks=pytest.mark.slow),
-        ("reference", 512, True, 0.0),
-        ("chunked", 24, True, 0.0),
-        ("chunked", 128, False, 0.0),
-        ("chunked", 300, True, 0.0),
-        ("chunked", 300, True, 0.8),
-        ("chunked", 512, True, 0.0),
+        ("reference", 24, True, 0.0, True),
+        ("reference", 24, True, 0.8, True),
+        ("reference", 128, False, 0.0, True),
+        pytest.param("reference", 300, True, 0.0, True, marks=pytest.mark.slow),
+        ("reference", 512, True, 0.0, True),
+        ("chunked", 24, True, 0.0, True),
+        ("chunked", 128, False, 0.0, True),
+        ("chunked", 300, True, 0.0, True),
+        ("chunked", 300, True, 0.8, True),
+        ("chunked", 512, True, 0.0, True),
+        ("chunked", 512, True, 0.0, False),
     ],
 )
-def test_backends_equal_the_oracle_forward_and_gradient(how, T, scrambled, cap):
+def test_backends_equal_the_oracle_forward_and_gradient(how, T, scrambled, cap, narrow, monkeypatch):
+    """Also in the long chunks of wide heads."""
+    if not narrow:
+        monkeypatch.setattr(flash, "NARROW", 0)
     info, (q, k, v) = random_info(T, T, scrambled=scrambled), qkv(T, T)
     g = jax.random.normal(jax.random.key(9), q.shape)
 
@@ -139,20 +143,20 @@ def test_nan_in_padding_changes_nothing(how):
 
 
 def test_chunk_pairs_cover_what_is_visible_and_little_else():
-    C = flash.CHUNK
+    C = flash.LONG
     info = random_info(4, 8 * C, scrambled=False)
     see = np.asarray(batches.visible(info, info))
     tiles = see.reshape(2, 8, C, 8, C).any((2, 4))
-    cut = flash.chunks(info)
+    cut = flash.chunks(info, C)
     pairs = np.asarray(flash.chunk_pairs(cut, cut))
     assert (pairs >= tiles).all()
     assert pairs.sum() <= 1.3 * tiles.sum()
 
 
 def test_padding_does_not_make_a_tail_chunk_visible():
-    C = flash.CHUNK
+    C = flash.LONG
     segment = jnp.array([[1] * C + [2] * 10 + [0] * (C - 10)])
-    info = flash.chunks(Info(jnp.arange(2 * C)[None], segment, 0 * segment, segment < 0))
+    info = flash.chunks(Info(jnp.arange(2 * C)[None], segment, 0 * segment, segment < 0), C)
     np.testing.assert_array_equal(flash.chunk_pairs(info, info)[0], [[True, False], [False, True]])
 
 

@@ -49,6 +49,18 @@ def test_rope_is_a_rotation_by_position_and_its_gradient_the_rotation_back():
     np.testing.assert_allclose(scores(shifted), scores(y), atol=1e-4)
 
 
+def test_cosines_are_computed_once_whoever_turns():
+    """Not anew for each head of queries and keys, and on the way back."""
+
+    def f(q, k, position):
+        turned = [ops.rope(x, position, 1e4) for x in (q, k)]
+        return sum((x**2 * jnp.exp(x)).sum() for x in turned)
+
+    q = k = jnp.ones((2, 64, 4, 32))
+    text = jax.jit(jax.grad(f, (0, 1))).lower(q, k, jnp.zeros((2, 64, 1), int)).compile().as_text()
+    assert text.count(" cosine(") == 1
+
+
 @pytest.mark.parametrize(
     ("sections", "how"),
     [

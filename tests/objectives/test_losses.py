@@ -49,6 +49,14 @@ def test_logits_never_exist_at_once():
     assert f"f32[{B},{T},{V}]" not in text
 
 
+def test_chunks_are_alike_so_that_little_is_padded():
+    """Of 640 tokens three chunks of 216, and not of 256."""
+    h, head, target, scale = example(T=640)
+    text = jax.jit(lambda h: cross_entropy(h, head, target, scale, 0.0, 256, Rules())[0]).lower(h).as_text()
+    assert "tensor<432x19xf32>" in text
+    assert "tensor<512x19xf32>" not in text
+
+
 def test_nan_where_the_weight_is_zero_changes_nothing():
     h, head, target, scale = example()
     poisoned = jnp.where(scale[..., None] > 0, h, jnp.nan)

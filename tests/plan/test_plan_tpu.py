@@ -12,6 +12,7 @@ import pytest
 from mot import optim
 from mot.config import load, resolve
 from mot.errors import UserError
+from mot.model import params
 from mot.plan import chips, forecast
 
 FIGURES = Path(__file__).parent / "figures.json"
@@ -20,10 +21,13 @@ TOPOLOGY = "v5p:2x2x1"
 ROWS = {"data.batch": "32", "optim.accumulate": "1", "mesh.fsdp": "4"}
 
 
-def made(arch, rung="37m", topology=TOPOLOGY, **changes):
+def config(arch, rung="37m", **changes):
     overrides = ROWS | {key.replace("__", "."): str(value) for key, value in changes.items()}
-    tree = load.read(f"configs/ladder.py:rung={rung},arch={arch}", overrides)
-    return forecast.plan(resolve(tree, optim.uncovered), chips.topology(topology))
+    return resolve(load.read(f"configs/ladder.py:rung={rung},arch={arch}", overrides), optim.uncovered)
+
+
+def made(arch, rung="37m", topology=TOPOLOGY, **changes):
+    return forecast.plan(config(arch, rung, **changes), chips.topology(topology))
 
 
 def figures(found) -> dict:
@@ -65,6 +69,18 @@ def test_a_rung_keeps_its_figures(arch, most):
         assert found.matmul_flops / dense["numbers"]["matmul_flops"] == pytest.approx(1, abs=0.01)
         assert found.memory["temporaries"] <= 1.10 * dense["numbers"]["memory/temporaries"]
         assert set(now["sends"]) <= set(dense["sends"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["mot", "moe_ec4"])
+def test_gradients_in_bfloat16_are_what_a_hand_counts(arch):
+    """Two bytes of each but for a device's own quarter, and twice that where the compiler all-reduces them."""
+    found = made(arch, optim__reduce_dtype="bfloat16").collectives
+    table = params.table(config(arch))
+    reduced = params.count({path: spec for path, spec in table.items() if params.is_reduced(path, spec)})
+    gradients = found["reduce-scatter"]["wire"] + found["all-reduce"]["wire"] / 2
+    assert gradients == pytest.approx(2 * reduced * 3 / 4, rel=0.01)
+    assert found["all-gather"]["wire"] == pytest.approx(stored(arch)["numbers"]["sent/all-gather"], rel=0.01)
 
 
 @pytest.mark.slow

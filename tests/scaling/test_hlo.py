@@ -196,7 +196,8 @@ ENTRY %main (p.0: bf16[8,128], p.1: bf16[64,64]) -> bf16[32,128] {
 def test_a_gather_beside_matmuls_counts_once():
     program = hlo.read(BESIDE)
     (found,) = program.collectives
-    assert (found.kind, found.group, found.wire, found.hidden) == ("all-gather", 4, 3 * 8 * 128 * 2, True)
+    assert (found.kind, found.group, found.wire, found.awaited) == ("all-gather", 4, 3 * 8 * 128 * 2, "7")
+    assert [operation.waits for operation in program.operations] == [(), (), (), ("7",)]
     assert program.flops == 2 * 2 * 64**3
     gathered, multiplied = (8 + 32) * 128 * 2, 3 * 64 * 64 * 2
     assert program.bytes == gathered + 2 * multiplied

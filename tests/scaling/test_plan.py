@@ -58,11 +58,13 @@ def test_a_plan_by_hand():
     gathered, multiplied, kernel = (8 + 64) * 128 * 2, 128 * 256 * 2 + 4 + 64 * 256 * 4, 2 * 64 * 256 * 4
     assert seconds["memory"] == pytest.approx(4 * (gathered + multiplied + kernel) / 2765e9)
     assert seconds["interconnect"] == pytest.approx(4 * 7 * 8 * 128 * 2 / 600e9)
-    # One after another: the gather and the kernel wait for memory, the fusion for its matmul; the wire is hidden.
+    # One after another: the gather and the kernel wait for memory, the fusion for its matmul. The gather ends where it
+    # begins, so it is waited for.
     assert 6 * matmuls / 459e12 > 4 * multiplied / 2765e9
     assert found.spent["memory"] == pytest.approx(4 * (gathered + kernel) / 2765e9)
     assert found.spent["compute"] == pytest.approx((6 * matmuls + attention * 7 / 6) / 459e12)
-    assert found.spent["interconnect"] == found.spent["network"] == 0
+    assert found.spent["interconnect"] == pytest.approx(seconds["interconnect"] - 4 * gathered / 2765e9)
+    assert found.spent["network"] == 0
     assert seconds["step"] == pytest.approx(sum(found.spent.values()))
     assert seconds["overlapped"] == seconds["memory"]
     assert found.binding == "compute"
@@ -71,8 +73,12 @@ def test_a_plan_by_hand():
     assert found.chip_hours == pytest.approx(config.run.steps * seconds["step"] / 3600 * 4)
 
 
-def of(matmuls=(), collectives=(), bytes=0.0):
-    return hlo.Operation(tuple(matmuls), tuple(collectives), (), bytes)
+def of(matmuls=(), collectives=(), bytes=0.0, waits=()):
+    return hlo.Operation(tuple(matmuls), tuple(collectives), (), bytes, waits=waits)
+
+
+def multiplied(operation):
+    return sum(m.total for m in operation.matmuls)
 
 
 def test_operations_take_their_time_one_after_another():
@@ -82,15 +88,41 @@ def test_operations_take_their_time_one_after_another():
     operations = (
         of([hlo.Matmul("bf16", 1, int(v5p.flops), "", at)], bytes=0.5 * v5p.bandwidth),
         of(bytes=2 * v5p.bandwidth),
-        of(collectives=[hlo.Collective("all-reduce", int(3 * v5p.sends), 2, "", False, False, at)], bytes=8.0),
-        of(collectives=[hlo.Collective("all-reduce", int(4 * 6.25e9), 2, "", True, False, at)]),
-        of(collectives=[hlo.Collective("all-gather", int(5 * v5p.sends), 2, "", False, True, at)]),
+        of(collectives=[hlo.Collective("all-reduce", int(3 * v5p.sends), 2, "", False, "", at)], bytes=8.0),
+        of(collectives=[hlo.Collective("all-reduce", int(4 * 6.25e9), 2, "", True, "", at)]),
     )
-    whole, spent = bound.seconds(
-        hlo.Program(operations, (), ()), v5p, lambda o: sum(m.total for m in o.matmuls), lambda o: False, v5p.flops / 2
-    )
+    whole, spent = bound.seconds(hlo.Program(operations, (), ()), v5p, multiplied, lambda o: False, v5p.flops / 2)
     assert spent == pytest.approx({"compute": 1.5, "memory": 2, "interconnect": 3, "network": 4})
-    assert whole == pytest.approx({"compute": 1.5, "memory": 2.5, "interconnect": 8, "network": 4})
+    assert whole == pytest.approx({"compute": 1.5, "memory": 2.5, "interconnect": 3, "network": 4})
+
+
+def test_what_is_sent_meanwhile_is_waited_for_where_it_ends():
+    """Seconds: a gathers 5 and b 4, in turn, while a matmul takes 3 and a sum 1, for which both stand still.
+
+    So a is there after 6 and b after 10. The program waits 2 for a, and 3 for b after another second of matmul.
+    """
+    at = hlo.Address(1, False, "", ())
+    v5p = topology()
+
+    def sent(kind, seconds, awaited):
+        return [hlo.Collective(kind, int(seconds * v5p.sends), 2, "", False, awaited, at)]
+
+    def matmul(seconds):
+        return [hlo.Matmul("bf16", 1, int(seconds * v5p.flops), "", at)]
+
+    operations = (
+        of(collectives=sent("all-gather", 5, "a")),
+        of(collectives=sent("all-gather", 4, "b")),
+        of(matmul(3)),
+        of(collectives=sent("collective-permute", 1, "")),
+        of(waits=("a",)),
+        of(matmul(1), waits=("b",)),
+    )
+    whole, spent = bound.seconds(hlo.Program(operations, (), ()), v5p, multiplied, lambda o: False, 0)
+    assert spent == pytest.approx({"compute": 4, "memory": 0, "interconnect": 1 + 2 + 3, "network": 0})
+    assert whole == pytest.approx({"compute": 4, "memory": 0, "interconnect": 10, "network": 0})
+    never_ended = bound.seconds(hlo.Program(operations[:2], (), ()), v5p, multiplied, lambda o: False, 0)
+    assert never_ended[1]["interconnect"] == pytest.approx(9)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,24 @@ def test_two_groups_send_less_where_gradients_over_a_whole_slice_are_reduced_who
     assert sent("tpu7x:4x4x4", 128, 1) == pytest.approx((4 + 4) * parameters * 127 / 128, rel=1e-3)
 
 
+def test_what_is_sent_in_bfloat16():
+    """By hand: gradients of 2 bytes in place of 4, and along `tensor` six all-reduces of the residual a layer."""
+    config = rung("7b")
+    c, topology = config.model, slice_("v6e:8x8", 64)
+
+    def sent(dtype, tensor):
+        mesh = dataclasses.replace(config.mesh, data=1, fsdp=64 // tensor, tensor=tensor)
+        optim = dataclasses.replace(config.optim, accumulate=1, reduce_dtype=dtype)
+        return search._sent(dataclasses.replace(config, mesh=mesh, optim=optim), topology)
+
+    parameters = flops.total_parameters(config)
+    assert sent("float32", 1) - sent("bfloat16", 1) == pytest.approx((8 - 4) * parameters * 63 / 64, rel=1e-3)
+    of_parameters = (4 + 4) * parameters / 2 * 31 / 32
+    residual = 2 * config.data.batch * config.length // 32 * 4096
+    assert c.remat == "block"
+    assert sent("float32", 2) - of_parameters == pytest.approx(6 * c.layers * residual, rel=1e-3)
+
+
 def test_estimates_of_memory_are_near_the_compilers():
     """Of all rows of the table that is in the documentation."""
     rows = json.loads((ROOT / "docs" / "reference" / "plan.json").read_text(encoding="utf-8"))["plans"]
