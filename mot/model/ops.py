@@ -163,7 +163,8 @@ def _rotate(
     half = pairs or x_BCNH.shape[-1] // 2
     cos, sin = _turns(position, half, theta, axes, scaling)
     sin = direction * sin
-    a, b, rest = jnp.split(x_BCNH.astype(jnp.float32), (half, 2 * half), axis=-1)
+    # Each part is widened by itself: of the whole, XLA would write the wide array out.
+    a, b, rest = (part.astype(jnp.float32) for part in jnp.split(x_BCNH, (half, 2 * half), axis=-1))
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x_BCNH.dtype)
 
 
