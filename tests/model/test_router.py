@@ -164,10 +164,7 @@ def test_routing_equals_a_loop_over_tokens(name, how):
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", ["top2 normalised", "capacity, earliest", "experts choose"])
 def test_nan_in_padding_changes_nothing(name, how):
-    """FAULTS 11: what padding holds is stopped at the door (model.py).
-
-    What a kernel leaves past the last group is stopped in `grouped`.
-    """
+    """FAULTS 11: what padding holds is stopped at the door (model.py). What kernels leave unwritten nobody reads."""
     s = SPECS[name]
     x, real, position, modality, w = traffic("balanced")
 
