@@ -137,15 +137,17 @@ def _take(x, index) -> jax.Array:
 
 @jax.custom_vjp
 def permute(x_RD, layout: Layout) -> jax.Array:
-    """`[Z, D]`: each place's row; an empty place's is 0. The transpose of `combine`."""
-    return _take(x_RD, layout.row_Z)
+    """`[Z, D]`: each place's row; an empty place holds anything that is finite. The transpose of `combine`."""
+    return jnp.take(x_RD, layout.row_Z, axis=0, mode="clip")  # to fill with 0 would be a pass of its own
 
 
 @jax.custom_vjp
 def combine(y_ZD, layout: Layout) -> jax.Array:
     """`[R, D]`: the sum of a token's rows over its choices, added up in float32. The transpose of `permute`."""
     (R, X), (Z, D) = layout.place_RX.shape, y_ZD.shape
-    slots = _used_slots(layout.place_RX < Z) if X > 1 else 1
+    if X == 1:
+        return _take(y_ZD, layout.place_RX[:, 0])
+    slots = _used_slots(layout.place_RX < Z)
 
     def add_slot(x, total_RD):
         place_R = lax.dynamic_index_in_dim(layout.place_RX, x, axis=1, keepdims=False)
@@ -193,21 +195,30 @@ weights_of_places.defvjp(
 def grouped(x_ZD, w_EDF, layout: Layout, kernel: str) -> jax.Array:
     """`[Z, F]`: each place's row times its expert's matrix, operands in the dtype of x, accumulated in float32.
 
-    Empty places give 0 and take no part in any gradient, whatever they hold: kernels leave them uninitialised.
+    Empty places take no part in the result of others, nor in their gradients, nor in that of the matrices, whatever
+    they hold. What they give may be anything, as kernels leave them unwritten: NaN, too. No masks are needed, which
+    would be passes over the largest arrays of a layer: between `permute` and `combine` nothing mixes places, and
+    neither these two nor `weights_of_places` read an empty one, forward or backward.
     """
     return (BACKENDS | KERNELS)[kernel](x_ZD, w_EDF, layout)
 
 
-def permuted(x_RD, w_EDF, layout: Layout, kernel: str) -> jax.Array:
-    """`[Z, F]`: `grouped` of the rows where they are placed.
+def permuted(x_RD, matrices: list[jax.Array], layout: Layout, kernel: str) -> list[jax.Array]:
+    """`[Z, F]` by each of the matrices `[E, D, F]`: `grouped` of the rows where they are placed.
 
-    They are placed again on the way back: kept, the placed rows would be the largest array of a layer.
+    Rows are placed again on the way back: kept, they would be the largest array of a layer. Kernels multiply by each
+    matrix alone: joined, the matrices and the gradients of what they give would be written once more in each layer.
+    The rest multiplies once by all of them, as experts may be narrow.
     """
 
-    def permute_and_multiply(w_EDF):
-        return grouped(permute(x_RD, layout), w_EDF, layout, kernel)
+    def permute_and_multiply(matrices):
+        x_ZD = permute(x_RD, layout)
+        if kernel in KERNELS:
+            return [grouped(x_ZD, w_EDF, layout, kernel) for w_EDF in matrices]
+        y_ZF = grouped(x_ZD, jnp.concatenate(matrices, axis=-1), layout, kernel)
+        return lax.split(y_ZF, [w_EDF.shape[-1] for w_EDF in matrices], axis=1)
 
-    return jax.checkpoint(permute_and_multiply)(w_EDF)
+    return jax.checkpoint(permute_and_multiply)(matrices)
 
 
 _dot = partial(jnp.matmul, preferred_element_type=jnp.float32)
@@ -305,8 +316,9 @@ def _kernel(x_ZD, w_EDF, layout: Layout, kernel: str) -> jax.Array:
     return kernels.grouped(x_ZD, w_EDF, layout.size_E, kernel)
 
 
+# XLA's products of all rows would read empty places: 0 * NaN is NaN. Kernels read a group's rows alone.
 BACKENDS = {"einsum": _masked(_einsum), "blocked": _blocked, "ragged": _masked(_ragged)}
-KERNELS = {name: _masked(partial(_kernel, kernel=name)) for name in ("gmm", "triton", "mosaic")}
+KERNELS = {name: partial(_kernel, kernel=name) for name in ("gmm", "triton", "mosaic")}
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from mot.model.router import Choice, Report, Traffic
 class Routing(NamedTuple):
     """What a tower's router chose for the tokens of the groups that it serves, laid end to end."""
 
-    x_RD: jax.Array  # their rows; padding's are 0
+    x_RD: jax.Array  # their rows; padding's are finite
     real_R1: jax.Array  # bool: no padding
     choice: Choice
     report: Report
@@ -40,7 +40,7 @@ def route(xs: list[jax.Array], w: dict, tower: Tower, component: str, context: C
     B, C = tokens.token.shape
     real_BC = tokens.segment != 0
     x_BCD = _join([xs[i] for i in tower.groups], B)
-    x_BCD = jnp.where(real_BC[..., None], x_BCD, 0)  # whatever padding holds stops here
+    x_BCD = _clean(x_BCD, real_BC[..., None], config)
     whole = (tokens.token, real_BC, tokens.position, end_to_end([group.modality for group in groups]))
     noise_BCD = _jitter(x_BCD, f"{component}/{tower.name}", spec.jitter, context.key)
     traffic = Traffic(x_BCD, noise_BCD, *sharding.join_context(whole, config.mesh.rules), config.mesh.rules)
@@ -48,6 +48,11 @@ def route(xs: list[jax.Array], w: dict, tower: Tower, component: str, context: C
     row = C * sharding.shard_count(("length",), config.mesh.rules)  # of which a part may have all choices
     limit = min(router.most_choices(spec, row, context.causal), C * choice.expert_RX.shape[1])
     return Routing(x_BCD.reshape(B * C, -1), real_BC.reshape(-1, 1), choice, report, B, limit)
+
+
+def _clean(x, real, config: Config) -> jax.Array:
+    """x, where whatever padding holds stops. For kernels it is finite, as in `attention.attend`: no pass of its own."""
+    return x if config.model.dispatch in dispatch.KERNELS else jnp.where(real, x, 0)
 
 
 def _jitter(x_BCD, name: str, size: float, key: jax.Array | None) -> jax.Array | None:
@@ -93,7 +98,7 @@ def project_in(w: dict, tower: Tower, routing: Routing, context: Context) -> tup
 def project_out(w: dict, os: list[jax.Array], tower: Tower, routing: Routing, context: Context) -> list[jax.Array]:
     """Each group's `[R, D]` from its attention's `[R, A]`, by the choice made on the way in."""
     o_BCA = _join(os, routing.rows)
-    o_RA = jnp.where(routing.real_R1, o_BCA.reshape(-1, o_BCA.shape[-1]), 0)
+    o_RA = _clean(o_BCA.reshape(-1, o_BCA.shape[-1]), routing.real_R1, context.config)
     y_RD, _ = _apply(_out_of_experts, o_RA, {"wo": flat_out(w["wo"])}, routing.choice, routing, context)
     return _by_group(y_RD, tower, context)
 
@@ -111,20 +116,20 @@ def _apply(
 
 
 def ffn_of_experts(places: Places, w: dict, activation: str) -> jax.Array:
-    """The FFN by experts: gate and up in one product, as experts are narrow; weights where rows are narrowest."""
-    w1_w3 = jnp.concatenate([w["w1"], w["w3"]], axis=-1)
-    gate_up = dispatch.permuted(places.x_RD, w1_w3, places.layout, places.kernel)
-    hidden_ZF = _weighted(ops.gated(*jnp.split(gate_up, 2, axis=-1), activation), places.weight_Z1)
+    """The FFN by experts; weights where rows are narrowest."""
+    gate_ZF, up_ZF = dispatch.permuted(places.x_RD, [w["w1"], w["w3"]], places.layout, places.kernel)
+    hidden_ZF = _weighted(ops.gated(gate_ZF, up_ZF, activation), places.weight_Z1)
     return dispatch.grouped(hidden_ZF, w["w2"], places.layout, places.kernel)
 
 
 def _qkv_of_experts(places: Places, w: dict) -> jax.Array:
-    qkv_EDA = jnp.concatenate([w["wq"], w["wk"], w["wv"]], axis=-1)
-    return _weighted(dispatch.permuted(places.x_RD, qkv_EDA, places.layout, places.kernel), places.weight_Z1)
+    qkv = dispatch.permuted(places.x_RD, [w["wq"], w["wk"], w["wv"]], places.layout, places.kernel)
+    return _weighted(jnp.concatenate(qkv, axis=-1), places.weight_Z1)
 
 
 def _out_of_experts(places: Places, w: dict) -> jax.Array:
-    return _weighted(dispatch.permuted(places.x_RD, w["wo"], places.layout, places.kernel), places.weight_Z1)
+    (out_ZD,) = dispatch.permuted(places.x_RD, [w["wo"]], places.layout, places.kernel)
+    return _weighted(out_ZD, places.weight_Z1)
 
 
 def _weighted(x_ZF, weight_Z1) -> jax.Array:

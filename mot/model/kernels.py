@@ -543,8 +543,9 @@ _GPU = {"triton": partial(_tokamax_gpu, "triton"), "mosaic": partial(_tokamax_gp
 def grouped(x_SD, w_EDF, size_E, kernel: str) -> jax.Array:
     """`[S, F]`: rows by group times the group's matrix, as `lax.ragged_dot`, by `gmm` (TPU), `triton` or `mosaic`.
 
-    In the dtype of x, accumulated in float32; gradients come in the dtypes of x and w. Rows past the last group, of
-    the result and of the gradient of x, are uninitialised. On TPU D and F are at least 128.
+    In the dtype of x, accumulated in float32; gradients come in the dtypes of x and w. Rows past the last group may
+    hold anything: they take no part in other rows, nor in the gradient of w. Those of the result and of the gradient
+    of x are unwritten: they hold anything, too. On TPU D and F are at least 128.
     """
     return _GROUPED[kernel](x_SD, w_EDF.astype(x_SD.dtype), size_E, "plain", x_SD.dtype)
 
@@ -607,6 +608,9 @@ def _ragged_gpu(name: str, x, w, size_E, product: str, dtype) -> jax.Array:
         "transposed": base.TRANS_RHS_RAGGED_DOT_DIM_NUMS,
         "contracted": base.RAGGED_CONTRACTING_DOT_DIM_NUMS,
     }[product]
+    if product == "contracted" and name == "mosaic":  # it multiplies other groups' rows by 0, and 0 * NaN is NaN
+        held_S1 = (jnp.arange(x.shape[0]) < size_E.sum())[:, None]
+        x, w = jnp.where(held_S1, x, 0), jnp.where(held_S1, w, 0)
     y = Kernel()(x, w, group_sizes=size_E, ragged_dot_dimension_numbers=dimensions, preferred_element_type=dtype)
     # Triton's, of 0.0.12, takes the rows before an empty group for its own.
     return jnp.where((size_E > 0)[:, None, None], y, 0) if product == "contracted" else y

@@ -24,7 +24,7 @@ TINY = 1e-20  # scores that are all 0 to float32 share nothing, rather than 0 / 
 class Traffic(NamedTuple):
     """The tokens that a router sends. They are of whole rows; with `context`, x and its noise are of parts."""
 
-    x_BCD: jax.Array  # the device's parts of rows; padding's are 0
+    x_BCD: jax.Array  # the device's parts of rows; padding's are finite
     noise_BCD: jax.Array | None  # what a router multiplies x by; of the same parts
     token_BC: jax.Array  # ids
     real_BC: jax.Array  # bool: no padding

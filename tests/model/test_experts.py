@@ -13,7 +13,7 @@ from mot import checkpoint, optim, sharding
 from mot.config import Experts, resolve
 from mot.data.packing import pack
 from mot.errors import UserError
-from mot.model import flops, params, router, transformer
+from mot.model import flops, kernels, params, router, transformer
 from mot.objectives import losses
 from mot.runs import metrics, rundir
 from mot.train import loop, state, upcycle
@@ -24,6 +24,7 @@ from tests.support.arrays import copies, in_document_order, loss_of
 from tests.support.devices import devices
 from tests.support.training import one_step, restored, smoke
 from tests.support.training import rows as rows_of
+from tests.support.unwritten import leaves_nan
 
 ROUTED = ("moe_ec4", "moe_tc4", "mot_moe", "mot_moe_both", "learned_mot")
 
@@ -372,13 +373,15 @@ def test_a_run_begins_from_another_runs_weights(tmp_path, one_device, capsys):
     ("arch", "how", "meshes"),
     [
         ("moe_tc4", "blocked", ("4/4/gather", "8/8/all_to_all", "8/1/gather")),
+        ("learned_mot", "gmm", ("4/4/all_to_all",)),
         pytest.param("moe_tc4", "blocked", ("1/1/gather", "2/2/gather", "8/8/gather"), marks=pytest.mark.slow),
         pytest.param("moe_ec4", "ragged", ("8/2/gather", "4/4/all_to_all"), marks=pytest.mark.slow),
         pytest.param("learned_mot", "einsum", ("4/2/gather", "8/4/all_to_all"), marks=pytest.mark.slow),
     ],
 )
-def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(arch, how, meshes):
-    """Devices / of them along `expert` / how rows meet experts."""
+def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(arch, how, meshes, monkeypatch):
+    """Devices / of them along `expert` / how rows meet experts. What the kernel does not write is NaN here."""
+    monkeypatch.setitem(kernels._GROUPED, "gmm", leaves_nan)
     tree = examples.tree(arch)
     tree.data.batch = 8
     tree.model.dispatch = how
