@@ -63,7 +63,7 @@ def attends():
         return compiled(jax.value_and_grad(lambda q, k, v, x: (f(q, k, v, x) * g).sum(), (0, 1, 2)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flash, "CHUNK", 16)  # five chunks, so that pairs of them are left out
+        patch.setattr(flash, "SHORT", 16)  # five chunks, so that pairs of them are left out
         yield [partial(one(f), q, k, v) for f in (ours("reference"), ours("chunked"), oracle)]
 
 
