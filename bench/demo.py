@@ -3,7 +3,6 @@
 `python -m bench.demo`. In CPU-seconds of all threads, which other work on the machine changes little.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -38,21 +37,6 @@ def step_and_work(arch: str) -> tuple[Callable[[], None], float]:
     return timing.stepper(config, host, len(training.names)), work
 
 
-def cpu_seconds(*functions: Callable) -> np.ndarray:
-    """CPU-seconds of each function, `[rounds, functions]`, in turn, after a warm-up."""
-    for f in functions:
-        f()
-    rows = []
-    for _ in range(ROUNDS):
-        row = []
-        for f in functions:
-            start = time.process_time()
-            f()
-            row.append(time.process_time() - start)
-        rows.append(row)
-    return np.array(rows)
-
-
 def figures() -> dict[str, tuple[str, str]]:
     """`{figure: (value, bar)}` of `make bench`."""
     (mot, of_mot), (dense, of_dense) = step_and_work("mot"), step_and_work("dense")
@@ -62,17 +46,16 @@ def figures() -> dict[str, tuple[str, str]]:
     def product():
         multiply(a, a).block_until_ready()
 
-    seconds = cpu_seconds(mot, dense, product)
+    seconds = timing.in_turn(mot, dense, product, clock=time.process_time, rounds=ROUNDS)
     peak = 2 * N**3 / seconds[:, 2].min()
     reached = [work / seconds[:, i].min() / peak for i, work in enumerate((of_mot, of_dense))]
-    times = statistics.median(seconds[:, 0] / seconds[:, 1])
     told = "{:.0f}, {:.0f} ms".format(*1e3 * np.median(seconds[:, :2], axis=0))
     return {
         "demo's step, mot and dense: model FLOPs of matmul peak, CPU-seconds": (
             "{:.2f}, {:.2f}".format(*reached),
             "at least 0.50",
         ),
-        "  mot step / dense step, CPU-seconds": (f"{times:.3f}", "at most 1.03"),
+        "  mot step / dense step, CPU-seconds": (f"{timing.ratio(seconds):.3f}", "at most 1.03"),
         "  CPU-time of a step, mot and dense": (told, ""),
     }
 

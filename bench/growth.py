@@ -21,6 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 from rich.table import Table
 
+from bench import timing
 from bench.rows import filled
 from configs import ladder, records
 from launch import process
@@ -29,15 +30,14 @@ from mot.config import Config, resolve
 from mot.data import budgets, manifest, pipeline, sources
 from mot.data.mixture import InMemory, Sources
 from mot.data.packing import Document, document
-from mot.train.state import init_state, state_shardings
-from mot.train.step import jitted, make_step
+from mot.train.state import init_state
+from mot.train.step import make_step
 
 LAYERS = (2, 4, 8, 16)
 LENGTHS = (1024, 2048, 4096, 8192)  # tokens of a row
 DOCUMENT = 256  # tokens: so that visible pairs grow as tokens do
 DOCUMENTS = (4, 16, 64, 256)  # of a row
 DATASETS = (10**4, 10**5, 10**6, 10**7, 10**8)  # documents
-ROUNDS = 5
 LINEAR = 1.15  # exponents above it are called more than linear
 
 
@@ -110,12 +110,12 @@ def compiling(layers: Sequence[int] = LAYERS) -> Iterator[Growth]:
 def _compiled(config: Config) -> jax.stages.Compiled:
     state = jax.eval_shape(lambda: init_state(config))
     step = jax.jit(make_step(config, 1), donate_argnums=0).lower(state, batches.abstract(config))
-    with _without_cache():
+    with without_cache():
         return step.compile()
 
 
 @contextmanager
-def _without_cache() -> Iterator[None]:
+def without_cache() -> Iterator[None]:
     """Programs are compiled, and not read. JAX asks once alone whether it may read them, unless it is reset."""
     kept = jax.config.jax_enable_compilation_cache
     try:
@@ -136,26 +136,14 @@ def memory(lengths: Sequence[int] = LENGTHS) -> Iterator[Growth]:
     yield Growth("temporaries of a step", "tokens of a row", "MiB", lengths, held)
 
 
-def steps(lengths: Sequence[int] = LENGTHS, tokens: int = DOCUMENT, rounds: int = ROUNDS) -> Iterator[Growth]:
+def steps(lengths: Sequence[int] = LENGTHS, tokens: int = DOCUMENT, rounds: int = timing.ROUNDS) -> Iterator[Growth]:
     """A training step, in turn; and attention's share of it is linear, too, as documents stay as long as they are."""
-    taken = [_stepper(configuration(length, scan=True, remat="block"), length // tokens) for length in lengths]
-    spent = [[_spent(step) for step in taken] for _ in range(rounds + 1)][1:]  # the first compiles
+    configs = [configuration(length, scan=True, remat="block") for length in lengths]
+    mesh = sharding.one_device()
+    taken = [timing.stepper(c, filled(c, c.length // tokens), mesh=mesh) for c in configs]
+    spent = timing.in_turn(*taken, clock=time.process_time, rounds=rounds)
     what = f"a step, documents of {tokens} tokens"
     yield Growth(what, "tokens of a row", "s", lengths, np.median(spent, axis=0).tolist())
-
-
-def _stepper(config: Config, documents: int) -> Callable[[], None]:
-    mesh = sharding.one_device()
-    with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(config), out_shardings=state_shardings(config, mesh))()
-        step, rows = jitted(config, 1, mesh), jax.device_put(filled(config, documents))
-
-    def once():
-        nonlocal state
-        with jax.set_mesh(mesh):
-            state, _ = jax.block_until_ready(step(state, rows))
-
-    return once
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from bench import timing
 from mot import sharding
 from mot.batches import Batch
 from mot.config import Config
@@ -133,15 +134,11 @@ def ours(config: Config, host: Batch, mesh: jax.sharding.Mesh):
 
 def times(config: Config, host: Batch, mesh: jax.sharding.Mesh) -> tuple[float, float]:
     """How often as fast ours is, forward and back: by CPU-seconds, and by wall time; medians of rounds in turn."""
-    functions = theirs(config, host), ours(config, host, mesh)
-    rows = []
-    for _ in range(ROUNDS + 1):
-        row = []
-        for f in functions:
-            wall, cpu = time.perf_counter(), time.process_time()
-            f()
-            row.append((time.process_time() - cpu, time.perf_counter() - wall))
-        rows.append(row)
-    published, own = np.moveaxis(np.array(rows[1:]), 1, 0)
+    seconds = timing.in_turn(theirs(config, host), ours(config, host, mesh), clock=_clocks, rounds=ROUNDS)
+    published, own = np.moveaxis(seconds, 1, 0)
     cpu, wall = np.median(published / own, axis=0)
     return cpu, wall
+
+
+def _clocks() -> np.ndarray:
+    return np.array([time.process_time(), time.perf_counter()])

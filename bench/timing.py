@@ -41,18 +41,18 @@ def stepper(c: Config, host: Batch, of: int = 1, mesh: jax.sharding.Mesh | None 
     return once
 
 
-def in_turn(*functions: Callable) -> np.ndarray:
-    """Seconds of each function, `[rounds, functions]`, after a warm-up."""
+def in_turn(*functions: Callable, clock: Callable = time.perf_counter, rounds: int = ROUNDS) -> np.ndarray:
+    """Seconds of each function by a clock, `[rounds, functions]`, after a warm-up; a clock may tell several at once."""
     begin = time.perf_counter()
     rows = []
     for f in functions:
         f()
-    while len(rows) < ROUNDS and (not rows or time.perf_counter() - begin < BUDGET):
+    while len(rows) < rounds and (not rows or time.perf_counter() - begin < BUDGET):
         row = []
         for f in functions:
-            start = time.perf_counter()
+            start = clock()
             f()
-            row.append(time.perf_counter() - start)
+            row.append(clock() - start)
         rows.append(row)
     return np.array(rows)
 

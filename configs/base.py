@@ -276,6 +276,7 @@ def get_config() -> ConfigDict:
         beta1=0.9,
         beta2=0.95,
         eps=1e-8,
+        **dict.fromkeys(("moments", "reduce_dtype"), "float32"),  # bfloat16: half of what is kept, of what is sent
         clip=1.0,
         accumulate=1,
         ema=0.0,
@@ -287,5 +288,4 @@ def get_config() -> ConfigDict:
         # Weights decay; norms' scales and biases do not.
         base_rules=(dict(match="norm", lr=1.0, decay=0.0), dict(match=".*", lr=1.0, decay=0.1)),
     )
-    c.optim.update(moments="float32", reduce_dtype="float32")  # bfloat16: half of what is kept, of what is sent
     return c

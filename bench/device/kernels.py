@@ -53,6 +53,13 @@ def dispatch_kinds(platform: str) -> list[str]:
     return own + [name for name in dispatch.BACKENDS if name != "einsum"][::-1]
 
 
+def _tried(measure: Callable[..., dict], *args) -> dict:
+    try:
+        return measure(*args)
+    except Exception as error:  # a library's, of any kind: the next row may work
+        return {"failed": told(error)}
+
+
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
@@ -83,11 +90,7 @@ def attend(backend: str, smoke: bool) -> Iterator[dict]:
     """A row for each mask: seconds of the forward pass, and of it with the backward pass."""
     sizes = SMALL_HEADS if smoke else HEADS_OF_CPU if machine.platform() == "cpu" else HEADS
     for mask in FEW_MASKS if smoke else MASKS:
-        row = {"backend": backend, "mask": mask}
-        try:
-            yield row | _attended(backend, mask, sizes, smoke)
-        except Exception as error:  # a library's, of any kind: another mask may work
-            yield row | {"failed": told(error)}
+        yield {"backend": backend, "mask": mask} | _tried(_attended, backend, mask, sizes, smoke)
 
 
 def _attended(backend: str, mask: str, sizes: Heads, smoke: bool) -> dict:
@@ -137,11 +140,7 @@ def group(kind: str, smoke: bool) -> Iterator[dict]:
     """A row for each number of experts: seconds with the backward pass, of as many rows by a single matrix, too."""
     sizes = SMALL_EXPERTS if smoke else EXPERTS_OF_CPU if machine.platform() == "cpu" else EXPERTS
     for number in sizes.numbers:
-        row = {"kind": kind, "experts": number}
-        try:
-            yield row | _grouped(kind, number, sizes, smoke)
-        except Exception as error:  # a library's, of any kind: another number may work
-            yield row | {"failed": told(error)}
+        yield {"kind": kind, "experts": number} | _tried(_grouped, kind, number, sizes, smoke)
 
 
 def _grouped(kind: str, experts: int, sizes: Experts, smoke: bool) -> dict:

@@ -52,8 +52,9 @@ CHIPS = {
     "v6e": Chip(918e12, int(31.25 * GIB), 1638e9, 800e9, 12.5e9, axes=2, most=256, closed=16),
     "tpu7x": Chip(2307e12, 2 * int(94.75 * GIB), 7380e9, 1200e9, 12.5e9, most=9216, devices=2, scatters=True),
 }
-# How JAX names their devices.
-KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+# How JAX names their devices, some by two names.
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
+KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x"}
 
 
 def _gpu(flops: float, memory: float, bandwidth: float, links: float, network: float) -> Chip:
