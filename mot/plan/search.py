@@ -30,14 +30,14 @@ BYTES_OF_STATE = 12  # of a weight: itself and two moments, float32
 COPIES_OF_LOGITS = 3  # the logits, their softmax, its gradient
 # Memory that the compiler takes, to what is counted here. By least squares of the ratio to 64 compiled steps: all rungs
 # and architectures of docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`; they are 0.82 to 1.28 of the
-# estimate, and 10 % off in the mean square. `dots` and `none` are of 94m and 443m MoT on v5p.
+# estimate, and 10 % off in the mean square. `dots` and `none` are of 443m dense and MoT on v5p:2x2x4: within 8 %.
 LIVE = 6.0  # of the projections of one layer, as its backward pass runs
 GRADIENTS = 1.4  # of all gradients, float32
 GATHERED = 1.75  # of one layer's weights, whole, float32
-KEPT = {"block": 1.4, "offload": 1.4, "dots": 2.4, "none": 4.2}  # of a layer's input, or of its projections
+KEPT = {"block": 1.4, "offload": 1.4, "dots": 1.3, "none": 4.2}  # of a layer's input, or of its projections
 # Traffic of operations that wait for memory, to the bytes of all projections: norms, activations, layouts. Compiled:
-# 34 to 35 with `block` for MoT and 27 to 29 for dense (7B on v5p and v6e, 443m), 44 with `dots`, 48 with `none`.
-PASSES = {"block": 34, "offload": 34, "dots": 44, "none": 48}
+# 17 with `block` for MoT and 10 to 11 for dense (7B on v6e, 443m on v5p), 21 and 15 with `dots`, 24 and 21 with `none`.
+PASSES = {"block": 17, "offload": 17, "dots": 21, "none": 24}
 
 
 @dataclass(frozen=True)
