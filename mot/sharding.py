@@ -257,6 +257,22 @@ all_gather.defvjp(
 )
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gathered(w, axes: Sequence[str | None], rules: Mapping[str, str], dtype):
+    """`w` in `dtype`, on every device whole but along `axes`, as one array for all who read it.
+
+    XLA gathers an operand for each product by itself, and does not always see that two gathers are the same. The
+    gradient stays as it is split, in the dtype of w.
+    """
+    return constrain(w.astype(dtype), axes, rules)
+
+
+gathered.defvjp(
+    lambda w, axes, rules, dtype: (gathered(w, axes, rules, dtype), jnp.zeros((), w.dtype)),
+    lambda axes, rules, dtype, like, g: (g.astype(like.dtype),),
+)
+
+
 # --- parts of rows ---------------------------------------------------------------------------------------------------
 # With `context`, a part of a row is a row to all that looks at single tokens: [B, C] becomes [c * B, C / c], parts
 # first, so that each device's tokens stay its own when they are laid flat.

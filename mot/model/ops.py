@@ -89,11 +89,11 @@ def linears(x_RD, ws: Sequence, axis: str, rules: dict[str, str]) -> list[jax.Ar
     """
     if sharding.shard_count((axis,), rules) == 1:
         return [linear(x_RD, w) for w in ws]
-    return _linears(x_RD, tuple(ws), *(sharding.axes_of(name, rules) for name in (sharding.ROWS, "embed", axis)))
+    return _linears(x_RD, tuple(ws), *(sharding.axes_of(name, rules) for name in (sharding.ROWS, axis)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _linears(x_RD, ws: tuple, of_rows: tuple[str, ...], of_width: tuple[str, ...], of_columns: tuple[str, ...]) -> list:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _linears(x_RD, ws: tuple, of_rows: tuple[str, ...], of_columns: tuple[str, ...]) -> list:
     return [linear(x_RD, w) for w in ws]
 
 
@@ -102,16 +102,15 @@ def _linears_forward(x_RD, ws, *axes):
     return list(ys), residuals
 
 
-def _linears_backward(of_rows, of_width, of_columns, residuals, gs):
+def _linears_backward(of_rows, of_columns, residuals, gs):
     x_RD = residuals[0][0]
 
     def sum_once(gs, ws):
-        ws = [sharding.all_gather(w, of_width, 0, x_RD.dtype) for w in ws]
         dx_RD = sum(_transposed(g.astype(x_RD.dtype), w, jnp.float32) for g, w in zip(gs, ws, strict=True))
         return lax.psum(dx_RD.astype(x_RD.dtype), of_columns)
 
     ws = [w for _, w, _ in residuals]
-    inputs = (P(of_rows, of_columns), P(of_width, of_columns))
+    inputs = (P(of_rows, of_columns), P(None, of_columns))
     dx_RD = sharding.shard_map(sum_once, inputs, P(of_rows))(gs, ws)
     return dx_RD, tuple(_linear_backward(of_w, g)[1] for of_w, g in zip(residuals, gs, strict=True))
 
