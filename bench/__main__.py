@@ -43,7 +43,7 @@ F = 1408
 V = 4096
 
 
-def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=256, latent=0, scan=False):
+def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=4096, latent=0, scan=False):
     c = base.get_config()
     half = dict(budget=T // 2, max_tokens=T // 2)
     vectors = dict(latent=latent, objective="flow")
@@ -191,7 +191,7 @@ def compiling(c):
 
 def counted_flops():
     """Formula over compiler, on an unrolled model that computes every pair and all logits at once."""
-    c = configuration("mot", layers=2, how="reference", chunk=T)
+    c = configuration("mot", layers=2, how="reference", chunk=B * T)
     host = batch(4)
 
     def loss(weights):

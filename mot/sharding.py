@@ -259,12 +259,13 @@ all_gather.defvjp(
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def gathered(w, axes: Sequence[str | None], rules: Mapping[str, str], dtype):
-    """`w` in `dtype`, on every device whole but along `axes`, as one array for all who read it.
+    """`w`, split along `axes`, in `dtype` and whole along the first of them: one array for all who read it.
 
     XLA gathers an operand for each product by itself, and does not always see that two gathers are the same. The
     gradient stays as it is split, in the dtype of w.
     """
-    return constrain(w.astype(dtype), axes, rules)
+    split = constrain(w.astype(dtype), axes, rules)  # else XLA may gather w and cast then
+    return constrain(split, (None, *axes[1:]), rules)
 
 
 gathered.defvjp(

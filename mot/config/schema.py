@@ -355,7 +355,7 @@ class Objective:
 
     z_loss: float  # weight of the z-loss, log(sum exp)^2 of the logits
     per: str  # what a loss is divided by: the weight of all tokens (Chameleon), or of its modality's (Transfusion)
-    chunk: int  # tokens of a row whose logits exist at once
+    chunk: int  # tokens of a device whose logits exist at once
     contrastive: Contrastive  # a term beside that of the tokens
     common_target: float  # decay of the running means by which each modality's loss is scaled to that of all; 0 = not
     # at all (`objectives/balance.py`)

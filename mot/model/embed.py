@@ -19,14 +19,36 @@ PERIODS = (4e-3, 4.0)  # of the quickest and the slowest wave beside vectors, in
 SLOWEST = 1e-4  # and those that the slowest of `dit` would turn, were it one more (2212.09748)
 
 
-def embed(params: dict, group: Group, config: Config) -> tuple[jax.Array, jax.Array | None]:
-    """The residual `x_RD` of a group of streams, and its norms' condition `c_RY` or None.
+Streams = tuple[str, ...]
+
+
+def embed(params: dict, groups: list[Group], config: Config) -> list[tuple[jax.Array, jax.Array | None]]:
+    """Of each group of streams the residual `x_RD`, and its norms' condition `c_RY` or None.
 
     Padding enters as 0 whatever it holds: a NaN there would reach every weight's gradient as 0 * NaN.
     """
+    # All groups' at once: the gradient of each look-up is as large as the table.
+    ids = {streams: token_BC for group in groups for streams, token_BC in _ids(group, config).items()}
+    looked_up = _lookup(params, ids, config)
+    return [_enter(params, group, looked_up, config) for group in groups]
+
+
+def _ids(group: Group, config: Config) -> dict[Streams, jax.Array]:
+    """The ids `[B, C]` of a group's tokens, or of those of its streams that have ids."""
     if not any(config.streams[s].latent for s in group.streams):
-        return _without_padding(_lookup(params, group.tokens.token, config), group, config), None
-    embedded = [_stream(params, tokens, s, config) for s, tokens in group.by_stream.items()]
+        return {group.streams: group.tokens.token}
+    return {(s,): tokens.token for s, tokens in group.by_stream.items() if not config.streams[s].latent}
+
+
+def _enter(
+    params: dict, group: Group, looked_up: dict[Streams, jax.Array], config: Config
+) -> tuple[jax.Array, jax.Array | None]:
+    if not any(config.streams[s].latent for s in group.streams):
+        return _without_padding(looked_up[group.streams], group, config), None
+    embedded = []
+    for s, tokens in group.by_stream.items():
+        x_RD = _vectors(params, tokens, s, config) if config.streams[s].latent else looked_up[s,]
+        embedded.append(x_RD.reshape(*tokens.token.shape, -1).astype(jnp.float32))
     x_RD = _without_padding(_merge(embedded, group, config), group, config)
     if not by_norm(config.streams[group.streams[0]]):  # a group's streams are alike in this
         return x_RD, None
@@ -91,17 +113,23 @@ def _apart(h_RD, group: Group, config: Config) -> dict[str, jax.Array]:
     return {s: part.reshape(-1, part.shape[-1]) for s, part in zip(group.streams, rows, strict=True)}
 
 
-def _lookup(params: dict, token_BC, config: Config) -> jax.Array:
-    """`x_RD`, the embeddings of ids. Of several devices each looks up its own rows, where it has the id's part."""
+def _lookup(params: dict, ids: dict[Streams, jax.Array], config: Config) -> dict[Streams, jax.Array]:
+    """The embeddings `x_RD` of ids `[B, C]`. Of several devices each looks up its own, where it has the id's part."""
+    if not ids:
+        return {}
     rules = config.mesh.rules
     of_vocab, of_width = (sharding.axes_of(axis, rules) if sharding.is_sharded() else () for axis in ("vocab", "embed"))
 
-    def on_each_device(w_VD, token_R):
-        return _rows_of(w_VD, token_R, config.model.dtype, of_vocab, of_width)
+    def on_each_device(w_VD, *tokens):
+        token_R = jnp.concatenate([token_BC.reshape(-1) for token_BC in tokens])
+        x_RD = _rows_of(w_VD, token_R, config.model.dtype, of_vocab, of_width)
+        return lax.split(x_RD, [token_BC.size for token_BC in tokens])
 
     table, rows = (sharding.spec(axes, rules) for axes in (("vocab", "embed"), (sharding.ROWS,)))
-    x_RD = sharding.shard_map(on_each_device, (table, rows), rows)(params["embed"]["tokens"], token_BC.reshape(-1))
-    return x_RD * x_RD.shape[1] ** 0.5 if config.model.embed_scale else x_RD
+    inputs = (table, *[rows] * len(ids))
+    found = sharding.shard_map(on_each_device, inputs, rows)(params["embed"]["tokens"], *ids.values())
+    scale = found[0].shape[1] ** 0.5 if config.model.embed_scale else 1
+    return {streams: x_RD * scale for streams, x_RD in zip(ids, found, strict=True)}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -136,11 +164,9 @@ def _permuted(x_BCD, order_BC, back_BC) -> jax.Array:
     return ops.permute(x_BCD[:, :, None], order_BC, back_BC)[:, :, 0]
 
 
-def _stream(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Array:
-    """A stream's tokens as they enter the residual, `[B, C, D]` float32."""
+def _vectors(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Array:
+    """The vectors of a stream as they enter the residual, `[R, D]`."""
     stream = config.streams[name]
-    if not stream.latent:
-        return _lookup(params, tokens.token, config).reshape(*tokens.token.shape, -1)
     x_RD = entries.enter(entries.of(params, name), tokens, stream, config)
     if stream.place_table:
         x_RD += _placed(params["latent"][name], tokens.place, x_RD.dtype)
@@ -148,7 +174,7 @@ def _stream(params: dict, tokens: Tokens, name: str, config: Config) -> jax.Arra
         x_RD = _with_time(params["latent"][name], x_RD, tokens.noise, stream.diffusion, config)
     elif stream.diffuses and not by_norm(stream):
         x_RD += time_features(params["latent"][name], tokens.noise, stream.diffusion, config).astype(x_RD.dtype)
-    return x_RD.reshape(*tokens.token.shape, -1).astype(jnp.float32)
+    return x_RD
 
 
 def _placed(weights: dict, place, dtype) -> jax.Array:

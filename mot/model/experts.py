@@ -139,7 +139,7 @@ def _weighted(x_ZF, weight_Z1) -> jax.Array:
 def gated_ffn(tower: dict, x_RD, config: Config) -> jax.Array:
     """An FFN whose hidden units are gated (2002.05202)."""
     rules = config.mesh.rules
-    gate_up = ops.linears(x_RD, [tower["w1"], tower["w3"]], "mlp", rules)
+    gate_up = ops.linears(x_RD, [tower["w1"], tower["w3"]], "mlp", config)
     gate_RF, up_RF = (sharding.constrain(y_RF, (sharding.ROWS, "mlp"), rules) for y_RF in gate_up)
     return ops.linear(ops.gated(gate_RF, up_RF, config.model.activation), tower["w2"])
 

@@ -156,12 +156,9 @@ def _is_by_head(m: Model) -> bool:
 def _project_in(tower: dict, x_RD, config: Config) -> list[jax.Array]:
     """q, k and v, `[R, heads, H]` each, or with their heads laid flat, `[R, A]`."""
     matrices = [tower[name] for name in ("wq", "wk", "wv")]
-    if config.model.remat != "none":  # which would keep the whole matrices for the backward pass
-        of_heads = (None, "heads", None)
-        matrices = [sharding.gathered(w, of_heads, config.mesh.rules, x_RD.dtype) for w in matrices]
     if not _is_by_head(config.model):
         matrices = [experts.flat_in(w) for w in matrices]
-    projected = ops.linears(x_RD, matrices, "heads", config.mesh.rules)
+    projected = ops.linears(x_RD, matrices, "heads", config)
     return [sharding.constrain(y, (sharding.ROWS, "heads"), config.mesh.rules) for y in projected]
 
 

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from mot import sharding
-from mot.config import RopeScaling
+from mot.config import Config, RopeScaling
 
 
 @jax.custom_vjp
@@ -82,18 +82,24 @@ def _rounded_after(a, b, axes, dtype) -> jax.Array:
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def linears(x_RD, ws: Sequence, axis: str, rules: dict[str, str]) -> list[jax.Array]:
+def linears(x_RD, ws: Sequence, axis: str, config: Config) -> list[jax.Array]:
     """`linear` by several matrices, whose columns, or heads, lie along a logical axis.
 
-    Where a mesh splits it, devices add up the gradient of x once for all of them (Megatron's f, 1909.08053, 3).
+    Where a mesh splits it, devices add up the gradient of x once for all of them (Megatron's f, 1909.08053, 3). Where
+    the backward pass makes a layer again, it gathers each matrix once.
     """
+    rules = config.mesh.rules
+    once = config.model.remat != "none"  # which would keep what was gathered for the backward pass
+    if once:
+        ws = [sharding.gathered(w, ("embed", axis), rules, x_RD.dtype) for w in ws]
     if sharding.shard_count((axis,), rules) == 1:
         return [linear(x_RD, w) for w in ws]
-    return _linears(x_RD, tuple(ws), *(sharding.axes_of(name, rules) for name in (sharding.ROWS, axis)))
+    of_rows, of_width, of_columns = (sharding.axes_of(name, rules) for name in (sharding.ROWS, "embed", axis))
+    return _linears(x_RD, tuple(ws), of_rows, () if once else of_width, of_columns)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _linears(x_RD, ws: tuple, of_rows: tuple[str, ...], of_columns: tuple[str, ...]) -> list:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _linears(x_RD, ws: tuple, of_rows: tuple[str, ...], of_width: tuple[str, ...], of_columns: tuple[str, ...]) -> list:
     return [linear(x_RD, w) for w in ws]
 
 
@@ -102,15 +108,16 @@ def _linears_forward(x_RD, ws, *axes):
     return list(ys), residuals
 
 
-def _linears_backward(of_rows, of_columns, residuals, gs):
+def _linears_backward(of_rows, of_width, of_columns, residuals, gs):
     x_RD = residuals[0][0]
 
     def sum_once(gs, ws):
+        ws = [sharding.all_gather(w, of_width, 0, x_RD.dtype) for w in ws]
         dx_RD = sum(_transposed(g.astype(x_RD.dtype), w, jnp.float32) for g, w in zip(gs, ws, strict=True))
         return lax.psum(dx_RD.astype(x_RD.dtype), of_columns)
 
     ws = [w for _, w, _ in residuals]
-    inputs = (P(of_rows, of_columns), P(None, of_columns))
+    inputs = (P(of_rows, of_columns), P(of_width, of_columns))
     dx_RD = sharding.shard_map(sum_once, inputs, P(of_rows))(gs, ws)
     return dx_RD, tuple(_linear_backward(of_w, g)[1] for of_w, g in zip(residuals, gs, strict=True))
 
@@ -228,7 +235,7 @@ def axes_of_pairs(sections: Sequence[int], interleaved: bool, time_last: bool = 
 @jax.custom_vjp
 def permute(x_BTNH, order_BT, back_BT) -> jax.Array:
     """Each row's tokens in another order; `back` undoes it. Gathers both ways: the derived transpose would scatter."""
-    return jnp.take_along_axis(x_BTNH, order_BT[:, :, None, None], axis=1)
+    return jnp.take_along_axis(x_BTNH, order_BT[:, :, None, None], axis=1, mode="promise_in_bounds")
 
 
 permute.defvjp(

@@ -108,7 +108,7 @@ def enter(
     T = batches.length(apart.joint) if cache is None else None  # what follows a cache has positions of a longer row
     groups = [merge(apart.joint, streams, config, T) for streams in alike(config, apart.joint)]
     crossed, kept = crossing.see(params, batch, apart, groups, config, cache)
-    xs, conditions = zip(*(embed.embed(params, group, config) for group in groups), strict=True)
+    xs, conditions = zip(*embed.embed(params, groups, config), strict=True)
     row = joint.join(groups, config.mesh.rules, T)
     if cache is None:
         row = joint.prepared(row, groups, config)

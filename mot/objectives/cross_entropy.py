@@ -25,7 +25,7 @@ def cross_entropy(
     """sum(scale * (l + z_loss * lse^2)) and l `[B, T]`, the cross-entropy of `h @ head` with the targets, in float32.
 
     With a `cap` these logits are capped (`ops.capped`).
-    Logits exist for `chunk` tokens of each row at a time. The gradient is made in the forward pass, where the logits
+    A device has the logits of `chunk` tokens at a time. The gradient is made in the forward pass, where the logits
     are at hand, as a scalar loss allows: three matmuls in all instead of four. l carries no gradient, nor does scale.
     Of several devices each has its own rows and its own part of the vocabulary; the head's gradient is added up once.
     """
@@ -55,6 +55,8 @@ def _cross_entropy(
             dw_DV = dw_DV.astype(head_DV.dtype)  # in which devices add it up
             dw_DV = lax.psum_scatter(dw_DV, of_width, scatter_dimension=0, tiled=True) if of_width else dw_DV
             dw_DV = add(dw_DV, tuple(name for name in of_rows if name not in of_width))
+            # First this: else XLA keeps the whole sum, float32, until the stack's backward pass is over.
+            dh_BTD, dw_DV = lax.optimization_barrier((dh_BTD, dw_DV))
         return add(loss, of_rows), nats_BT, dh_BTD, dw_DV
 
     outputs = (P(), rows, rows, head)
@@ -69,6 +71,7 @@ def _chunks(
 ):
     """One device's loss, l and gradients, where `w_DV` is its part of the vocabulary, split over axes `of_vocab`."""
     B, T, D = h_BTD.shape
+    chunk = max(chunk // B, 1)  # of each row
     chunks = -(-T // chunk)
     # Alike, in eights as accelerators like them: else the last is padded to a whole `chunk`, which costs as much.
     chunk = min(chunk, -(-T // chunks // 8) * 8)

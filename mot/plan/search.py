@@ -114,9 +114,8 @@ def _memory(config: Config) -> float:
     of_device = weights / (mesh.fsdp * mesh.tensor * mesh.expert)
     state = (BYTES_OF_STATE + GRADIENTS * FLOAT32) * of_device
     layer = GATHERED * FLOAT32 * weights / config.model.layers / mesh.tensor
-    devices_along_rows = mesh.data * mesh.fsdp * mesh.expert
-    rows = max(config.data.batch / config.optim.accumulate / devices_along_rows, 1)
-    logits = COPIES_OF_LOGITS * FLOAT32 * rows * config.objective.chunk * config.vocab / mesh.tensor
+    tokens = min(config.objective.chunk, _tokens(config) / config.optim.accumulate)
+    logits = COPIES_OF_LOGITS * FLOAT32 * tokens * config.vocab / mesh.tensor
     c = config.model
     entering, projected = _activations(config)
     kept = KEPT[c.remat] * c.layers * (entering if c.remat in RECOMPUTING else projected)

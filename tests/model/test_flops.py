@@ -17,7 +17,7 @@ from tests.support import examples, vectors
 def test_counted_flops_equal_the_compilers(arch, choices):
     """An unrolled model whose attention makes the whole matrix and whose loss is one chunk: all pairs are computed."""
     c = examples.make(arch, **choices, attention="reference")
-    c = dataclasses.replace(c, objective=dataclasses.replace(c.objective, z_loss=1e-4, chunk=48))
+    c = dataclasses.replace(c, objective=dataclasses.replace(c.objective, z_loss=1e-4, chunk=4 * 48))
     batch = examples.batch()
 
     def loss(weights):
@@ -52,7 +52,7 @@ def compiled_and_counted(arch, width=16, **choices):
     beside vectors.
     """
     c = vectors.make(arch, width, attention="reference", layers=1, dispatch="einsum", **choices)
-    c = dataclasses.replace(c, objective=dataclasses.replace(c.objective, chunk=c.streams["text"].budget))
+    c = dataclasses.replace(c, objective=dataclasses.replace(c.objective, chunk=2 * c.streams["text"].budget))
     batch = vectors.batch(c)
 
     def loss(weights):

@@ -98,10 +98,12 @@ def test_slices_sum_gradients_over_their_network():
     assert found == pytest.approx(within | {"all-reduce between slices": SUMMED / 8}, rel=0.01)
 
 
-def test_partial_sums_along_tensor_are_bfloat16_and_one_for_matrices_of_one_input():
+@pytest.mark.parametrize("remat", ["none", "block"])
+def test_partial_sums_along_tensor_are_bfloat16_and_one_for_matrices_of_one_input(remat):
     """Megatron's two all-reduces of an FFN (1909.08053, 3): of its result, and of its input's gradient."""
     mesh = mesh_of("v6e:8x8", tensor=2, fsdp=32)
-    rules = examples.make("dense").mesh.rules
+    config = examples.make("dense", remat=remat)
+    rules = config.mesh.rules
     rows = 128
     x_RD = jax.ShapeDtypeStruct((rows * 32, D), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
     shapes = {
@@ -114,7 +116,7 @@ def test_partial_sums_along_tensor_are_bfloat16_and_one_for_matrices_of_one_inpu
     }
 
     def loss(w, x_RD):
-        gate_RF, up_RF = ops.linears(x_RD, [w["w1"], w["w3"]], "mlp", rules)
+        gate_RF, up_RF = ops.linears(x_RD, [w["w1"], w["w3"]], "mlp", config)
         y_RD = ops.linear(ops.gated(gate_RF, up_RF, "swiglu"), w["w2"])
         return jnp.sum(jnp.tanh(sharding.constrain(y_RD, (sharding.ROWS, None), rules)).astype(jnp.float32))
 

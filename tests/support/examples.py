@@ -33,7 +33,7 @@ def tree(arch="mot", budgets=(24, 24), **model):
     }
     c.model.update(dict(layers=2, heads=4, kv_heads=2, head_size=8) | model)
     archs.choose(c, arch)
-    c.objective.update(chunk=20, z_loss=1e-3)
+    c.objective.update(chunk=80, z_loss=1e-3)
     c.data.update(batch=4, sources={"a": "embedded"}, shares={"a": 1.0})
     return c
 

@@ -31,7 +31,7 @@ def tree(arch="mot", width=16, budgets=(36, 24, 9), walls=(), image=None, sound=
     c.model.update(dict(layers=2, heads=4, kv_heads=2, head_size=8) | model)
     archs.choose(c, arch)
     c.towers.stop_gradients = tuple(dict(queries=q, keys=k) for q, k in walls)
-    c.objective.update(chunk=20, z_loss=1e-3, per="modality")
+    c.objective.update(chunk=80, z_loss=1e-3, per="modality")
     c.data.update(batch=4, sources={"a": "embedded"}, shares={"a": 1.0})
     c.optim.warmup = 1
     return c
