@@ -37,6 +37,14 @@ def figures(found) -> dict:
     return {"numbers": kept, "sends": sends(found)}
 
 
+def gathered(arch) -> float:
+    """Bytes that a device is sent of the other three's quarters: each matrix once a pass, a layer's in two passes."""
+    table = params.table(config(arch))
+    matrices = {path: spec for path, spec in table.items() if params.is_reduced(path, spec)}
+    layers = params.count({path: spec for path, spec in matrices.items() if path.startswith("blocks/")})
+    return 2 * (params.count(matrices) + layers) * 3 / 4
+
+
 def sends(found) -> list[str]:
     """What sends something that counts: the kind of collective, and the function whose work it is."""
     total = sum(c["wire"] for c in found.collectives.values())
@@ -64,6 +72,7 @@ def test_a_rung_keeps_its_figures(arch, most):
     assert 0.97 < found.ratio <= most
     assert not found.float32_matmuls
     assert now["numbers"] == pytest.approx(stored(arch)["numbers"], rel=0.02)
+    assert found.collectives["all-gather"]["wire"] == pytest.approx(gathered(arch), rel=0.02)
     if arch == "mot":
         dense = stored("dense")
         assert found.matmul_flops / dense["numbers"]["matmul_flops"] == pytest.approx(1, abs=0.01)
