@@ -243,7 +243,7 @@ def get_config() -> ConfigDict:
     c.mesh = dict(data=0, fsdp=1, expert=1, context=1, tensor=1, slices=1, exchange="gather", buffer=1.5)
     c.mesh.rules = dict(batch="data,fsdp,expert", length="context", embed="fsdp", vocab="tensor", layer="")
     c.mesh.rules.update(heads="tensor", kv_heads="tensor", head="", mlp="tensor", expert="expert")
-    c.objective = dict(z_loss=1e-5, per="all", chunk=4096, contrastive=contrastive(), common_target=0.0)
+    c.objective = dict(z_loss=1e-5, per="all", chunk=2048, contrastive=contrastive(), common_target=0.0)
     c.data = dict(
         batch=8,
         seed=0,

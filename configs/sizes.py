@@ -95,3 +95,4 @@ def place(c, size: dict, device: str) -> None:
     """How a rung is computed on a device; a CPU runs unrolled layers faster, where they are few."""
     deep = device != "cpu" or size["length"] == LENGTH
     c.model.update(choose(DEVICES, device, "device"), scan=deep, remat="block" if deep else "none")
+    c.objective.chunk = 4096 if device == "tpu" else 2048  # with fewer rows v6e's matmuls wait for memory

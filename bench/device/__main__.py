@@ -4,7 +4,7 @@ Matmul peak and bandwidth; training steps of dense, MoT and experts at three run
 compiling and memory; attention by backend and mask; grouped matmuls by the number of experts. On a CPU: tiny rungs.
 
 Parts come in the order of what they are worth. Each begins only where time is left for it, and what was left out is
-told. OUT/device.json is written after each part, OUT/device.md and OUT/device.png at the end.
+told. OUT/device.json, OUT/device.md and OUT/device.png are written after each part.
 """
 
 import argparse
@@ -41,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     out = Console(stderr=True)
     results = {"started": provenance.now(), "minutes": options.minutes, "rows": [], "left_out": []}
     measure(results, options.smoke, time.monotonic() + 60 * options.minutes - CLOSING, options.out, out)
-    page.write(results, options.out)
     page.show(results)
     out.print(f"{options.out}: device.json, device.md, device.png")
     return int(not any("failed" not in row for row in results["rows"]))
@@ -56,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def measure(results: dict, smoke: bool, deadline: float, folder: Path, out: Console) -> None:
-    """Asks for part after part, and writes device.json after each."""
+    """Asks for part after part, and writes what is known after each."""
     began = time.monotonic()
     worker = Worker()
     took: dict[str, float] = {}  # seconds of the longest part of a kind
@@ -74,7 +73,10 @@ def measure(results: dict, smoke: bool, deadline: float, folder: Path, out: Cons
             task = progress.add_task("", total=len(todo))
             for part in todo:
                 name = page.told(part)
-                progress.update(task, description=f"{name}, {max(deadline - time.monotonic(), 0):.0f} s left")
+                left = f"{name}, {max(deadline - time.monotonic(), 0):.0f} s left"
+                progress.update(task, description=left)
+                if not out.is_terminal:  # which shows no bar until the end
+                    out.print(left, markup=False, highlight=False)
                 start = time.monotonic()
                 if deadline - start < took.get(part["part"], FIRST):
                     results["left_out"].append(name)
@@ -85,6 +87,7 @@ def measure(results: dict, smoke: bool, deadline: float, folder: Path, out: Cons
                     took[part["part"]] = max(took.get(part["part"], 0), time.monotonic() - start)
                 results["seconds"] = time.monotonic() - began
                 write_atomically(folder / "device.json", json.dumps(results, indent=1) + "\n")
+                page.write(results, folder)
                 progress.advance(task)
     finally:
         worker.end(kill=True)
