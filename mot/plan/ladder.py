@@ -14,7 +14,7 @@ from mot.config import load, resolve
 from mot.errors import UserError
 from mot.files import write_atomically
 from mot.plan import chips, process
-from mot.runs import rundir
+from mot.runs import provenance, rundir
 
 ARCHS = ("dense", "mot", "moe_ec4", "mot_moe")
 # Where each rung would be trained: a slice on which its run takes days.
@@ -111,7 +111,8 @@ def _known(path: Path) -> dict[Entry, dict]:
 
 
 def compiled(entry: Entry) -> dict:
-    return process.plan(entry.config, entry.topology, entry.overrides(), entry.quick)
+    plan = process.plan(entry.config, entry.topology, entry.overrides(), entry.quick)
+    return plan | {"commit": provenance.commit()[0]}
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -140,6 +141,9 @@ def write(folder: Path, rows: list[dict]) -> None:
 def page(rows: list[dict]) -> str:
     made = [row for row in rows if "versions" in row]
     versions = ", ".join(f"{k} {v}" for k, v in made[0]["versions"].items()) if made else ""
+    # A row is compiled anew where its configuration changes, and not with every change of the program.
+    commits = sorted({row["commit"][:7] for row in made if row.get("commit")})
+    versions += f", mot at {', '.join(commits)}" if commits else ""
     assumed = made[0]["assumed"].capitalize() if made else ""
     counts = {"made": len(made), "wanted": len(entries())}
     parts = [HEAD.format(versions=versions.capitalize(), assumed=assumed, **counts)]
