@@ -13,7 +13,7 @@ from mot import optim
 from mot.config import load, resolve
 from mot.errors import UserError
 from mot.files import write_atomically
-from mot.plan import chips, process
+from mot.plan import chips, process, search
 from mot.runs import provenance, rundir
 
 ARCHS = ("dense", "mot", "moe_ec4", "mot_moe")
@@ -52,14 +52,21 @@ class Entry:
         return self.rung not in THOROUGH or self.arch not in ("dense", "mot")
 
     def overrides(self) -> dict[str, str]:
-        """Devices along fsdp, in as few groups as send least, and microbatches of at most `ROWS` rows on each."""
+        """Devices along fsdp, and microbatches of at most `ROWS` rows on each.
+
+        In as few groups as send least, or where that takes too much memory all in one.
+        """
         chip, sides = chips.parse(self.topology)
         devices = math.prod(sides) * chip.devices
         rows = load.read(self.config, {}).data.batch // devices
         most = max(ROWS * chip.memory // chips.CHIPS["v5p"].memory, 1)
         parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= most)
         groups = next(n for n in range(1, devices) if devices % n == 0 and chip.scatters_over(devices // n, devices))
-        return {"mesh.fsdp": str(devices // groups), "mesh.data": str(groups), "optim.accumulate": str(parts)}
+        grouped, whole = (
+            {"mesh.fsdp": str(devices // n), "mesh.data": str(n), "optim.accumulate": str(parts)} for n in (groups, 1)
+        )
+        held = search.memory(resolve(load.read(self.config, grouped), optim.uncovered))
+        return grouped if held <= search.ROOM * chip.memory / chip.devices else whole
 
 
 def entries() -> list[Entry]:
@@ -122,7 +129,7 @@ HEAD = """# Plans
 Rungs of every architecture, compiled for TPUs that were not there: `make plan` (`mot plan --ladder`) writes this page
 and `plan.json`, which has every figure. {versions}. {made} of {wanted} are compiled; `make plan` goes on with the rest.
 
-Each step is the one that `mot train` runs, all devices along `fsdp`, or groups of up to 64 where that sends less.
+Each step is the one that `mot train` runs, all devices along `fsdp`, or groups of up to 64 where that sends less and fits.
 Memory, matmuls and what is sent are the compiler's. The step's time is at peak figures: each operation takes as long
 as the most of its matmuls, its memory traffic and what is waited for on the links, one operation after another.
 "Overlapped" is the least if all of these overlapped. {assumed}. "Matmuls" is what the program multiplies outside

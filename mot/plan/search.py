@@ -104,10 +104,10 @@ def _divides(config: Config) -> bool:
 
 def estimate(config: Config, topology: Topology) -> tuple[float, float]:
     """Bytes of a device and seconds of a step, roughly."""
-    return _memory(config), _seconds(config, topology)
+    return memory(config), _seconds(config, topology)
 
 
-def _memory(config: Config) -> float:
+def memory(config: Config) -> float:
     """Bytes of a device: state, gradients, a layer's weights whole, what layers keep of a microbatch, one at work."""
     mesh = config.mesh
     weights = params.count(params.table(config))
