@@ -129,13 +129,13 @@ HEAD = """# Plans
 Rungs of every architecture, compiled for TPUs that were not there: `make plan` (`mot plan --ladder`) writes this page
 and `plan.json`, which has every figure. {versions}. {made} of {wanted} are compiled; `make plan` goes on with the rest.
 
-Each step is the one that `mot train` runs, all devices along `fsdp`, or groups of up to 64 where that sends less and fits.
-Memory, matmuls and what is sent are the compiler's. The step's time is at peak figures: each operation takes as long
-as the most of its matmuls, its memory traffic and what is waited for on the links, one operation after another.
-"Overlapped" is the least if all of these overlapped. {assumed}. "Matmuls" is what the program multiplies outside
-attention over the formula and the recomputation that the remat policy asks for. Rungs from 1 G parameters, and experts,
-are compiled with the least effort (`mot plan --quick`): it takes more memory, and sends nothing beside other work. All
-figures are one device's; tpu7x has two devices a chip.
+Each step is the one that `mot train` runs, all devices along `fsdp`, or groups of up to 64 where that sends less and
+fits. Memory, matmuls and what is sent are the compiler's. The step's time is at peak figures: each operation takes as
+long as the most of its matmuls, its memory traffic and what is waited for on the links, one operation after another.
+"Overlapped" is the least if all of these overlapped. {assumed}.
+"Matmuls" is what the program multiplies outside attention over the formula and the recomputation that the remat policy
+asks for. Rungs from 1 G parameters, and experts, are compiled with the least effort (`mot plan --quick`): it takes more
+memory, and sends nothing beside other work. All figures are one device's; tpu7x has two devices a chip.
 """
 
 
