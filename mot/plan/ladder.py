@@ -127,7 +127,7 @@ def compiled(entry: Entry) -> dict:
 HEAD = """# Plans
 
 Rungs of every architecture, compiled for TPUs that were not there: `make plan` (`mot plan --ladder`) writes this page
-and `plan.json`, which has every figure. {versions}. {made} of {wanted} are compiled; `make plan` goes on with the rest.
+and `plan.json`, which has every figure. {versions}. {made} of {wanted} are compiled{rest}.
 
 Each step is the one that `mot train` runs, all devices along `fsdp`, or groups of up to 64 where that sends less and
 fits. Memory, matmuls and what is sent are the compiler's. The step's time is at peak figures: each operation takes as
@@ -153,6 +153,7 @@ def page(rows: list[dict]) -> str:
     versions += f", mot at {', '.join(commits)}" if commits else ""
     assumed = made[0]["assumed"].capitalize() if made else ""
     counts = {"made": len(made), "wanted": len(entries())}
+    counts["rest"] = "; `make plan` goes on with the rest" if counts["made"] < counts["wanted"] else ""
     parts = [HEAD.format(versions=versions.capitalize(), assumed=assumed, **counts)]
     for setting in RUNGS:
         parts += [f"\n## {setting}\n", *_table([row for row in rows if row["setting"] == setting])]
@@ -208,13 +209,14 @@ def _table(rows):
 
 
 def _ratios(rows):
-    yield "| setting | rung | slice | matmul FLOPs | temporaries | compiler's effort |"
-    yield "|---|---|---|---|---|---|"
+    yield "| setting | rung | slice | matmul FLOPs | step | temporaries | compiler's effort |"
+    yield "|---|---|---|---|---|---|---|"
     by = {(row["setting"], row["rung"], row["topology"], row["arch"]): row for row in rows if row["fits"]}
     for (setting, rung, topology, arch), dense in by.items():
         mot = by.get((setting, rung, topology, "mot"))
         if arch == "dense" and mot:
             computed = mot["matmul_flops"] / dense["matmul_flops"]
+            step = mot["roofline"]["step"] / dense["roofline"]["step"]
             held = mot["memory"]["temporaries"] / dense["memory"]["temporaries"]
             effort = "least" if dense["effort"] < 0 else "full"
-            yield f"| {setting} | {rung} | {topology} | {computed:.3f} | {held:.2f} | {effort} |"
+            yield f"| {setting} | {rung} | {topology} | {computed:.3f} | {step:.2f} | {held:.2f} | {effort} |"

@@ -164,7 +164,7 @@ def test_the_table_is_written_and_gone_on_with(two_entries, tmp_path):
     page = (tmp_path / "plan.md").read_text(encoding="utf-8")
     assert "Jax 0, mot at 0123456. 2 of 2 are compiled" in page
     assert "| 37m | dense | v5p:2x2x1 | 1.00 G | 53.7, 107 | 1.010 |" in page
-    assert "| chameleon | 37m | v5p:2x2x1 | 1.000 | 1.00 |" in page
+    assert "| chameleon | 37m | v5p:2x2x1 | 1.000 | 1.00 | 1.00 | full |" in page
     assert ladder.main(tmp_path) == 0
     assert len(two_entries) == 2  # nothing is compiled again
     kept = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["plans"]
