@@ -28,15 +28,17 @@ TRIED = 8  # candidates at most, where the first do not fit
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 BYTES_OF_STATE = 12  # of a weight: itself and two moments, float32
 COPIES_OF_LOGITS = 3  # the logits, their softmax, its gradient
-# Memory that the compiler takes, to what is counted here. By least squares of the ratio to 64 compiled steps: all rungs
-# and architectures of docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`; they are 0.82 to 1.28 of the
-# estimate, and 10 % off in the mean square. `dots` and `none` are of 443m dense and MoT on v5p:2x2x4: within 8 %.
+# Memory that the compiler takes, to what is counted here. Fitted to 64 compiled steps: all rungs and architectures of
+# docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`; these take 0.72 to 1.13 of the estimate, which so
+# is on the safe side. `dots` and `none` are of 443m dense and MoT on v5p:2x2x4: within 8 %.
 LIVE = 6.0  # of the projections of one layer, as its backward pass runs
 GRADIENTS = 1.4  # of all gradients, float32
 GATHERED = 1.75  # of one layer's weights, whole, float32
 KEPT = {"block": 1.4, "offload": 1.4, "dots": 1.3, "none": 4.2}  # of a layer's input, or of its projections
-# Traffic of operations that wait for memory, to the bytes of all projections: norms, activations, layouts. Compiled:
-# 17 with `block` for MoT and 10 to 11 for dense (7B on v6e, 443m on v5p), 21 and 15 with `dots`, 24 and 21 with `none`.
+# Traffic of operations that wait for memory, to the bytes of all projections: norms, activations, layouts. Compiled
+# with `block`: from 443m 8 to 16 for dense, 14 to 17 for MoT, 18 to 34 for experts, on tpu7x twice as much; the steps of
+# these 64 rows take 0.85 to 1.2 of the estimated time, those of 37m, where the loss is most, 1.6. 443m on v5p: dense 15
+# and MoT 21 with `dots`, 21 and 24 with `none`.
 PASSES = {"block": 17, "offload": 17, "dots": 21, "none": 24}
 
 
