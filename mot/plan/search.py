@@ -36,7 +36,7 @@ GRADIENTS = 1.4  # of all gradients, float32
 GATHERED = 1.75  # of one layer's weights, whole, float32
 KEPT = {"block": 1.4, "offload": 1.4, "dots": 1.3, "none": 4.2}  # of a layer's input, or of its projections
 # Traffic of operations that wait for memory, to the bytes of all projections: norms, activations, layouts. Compiled
-# with `block`: from 443m 8 to 16 for dense, 14 to 17 for MoT, 18 to 34 for experts, on tpu7x twice as much; the steps of
+# with `block`: from 443m 8 to 16 for dense, 14 to 17 for MoT, 18 to 34 for experts, on tpu7x twice as much; steps of
 # these 64 rows take 0.85 to 1.2 of the estimated time, those of 37m, where the loss is most, 1.6. 443m on v5p: dense 15
 # and MoT 21 with `dots`, 21 and 24 with `none`.
 PASSES = {"block": 17, "offload": 17, "dots": 21, "none": 24}
