@@ -47,7 +47,10 @@ def theirs(slice: str, settings: Sequence[str]) -> tuple[str, Any, float]:
         return compiled
 
     train_compile.jit_and_compile = keeping
-    train_compile.main(["train_compile", str(base), *settings, f"compile_topology={_name(slice)}"])
+    try:
+        train_compile.main(["train_compile", str(base), *settings, f"compile_topology={_name(slice)}"])
+    except ValueError as error:  # a key that it has not, or a value that it does not allow
+        raise UserError(f"MaxText refuses its settings: {error}; see --theirs") from error
     return kept[0]
 
 
