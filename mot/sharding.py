@@ -257,21 +257,14 @@ all_gather.defvjp(
 )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def gathered(w, axes: Sequence[str | None], rules: Mapping[str, str], dtype):
-    """`w`, split along `axes`, in `dtype` and whole along the first of them: one array for all who read it.
+def gathered(w, of_width: tuple[str, ...], of_columns: tuple[str, ...]):
+    """`w`, whose first axis and whose second lie along these mesh axes, whole along the first: one array for all who
+    read it.
 
-    XLA gathers an operand for each product by itself, and does not always see that two gathers are the same. The
-    gradient stays as it is split, in the dtype of w.
+    XLA gathers an operand for each product by itself, and does not always see that two gathers are the same.
     """
-    split = constrain(w.astype(dtype), axes, rules)  # else XLA may gather w and cast then
-    return constrain(split, (None, *axes[1:]), rules)
-
-
-gathered.defvjp(
-    lambda w, axes, rules, dtype: (gathered(w, axes, rules, dtype), jnp.zeros((), w.dtype)),
-    lambda axes, rules, dtype, like, g: (g.astype(like.dtype),),
-)
+    split = lax.with_sharding_constraint(w, P(of_width, of_columns))  # else XLA may gather what was cast to w
+    return lax.with_sharding_constraint(split, P(None, of_columns))
 
 
 # --- parts of rows ---------------------------------------------------------------------------------------------------

@@ -89,37 +89,43 @@ def linears(x_RD, ws: Sequence, axis: str, config: Config) -> list[jax.Array]:
     the backward pass makes a layer again, it gathers each matrix once.
     """
     rules = config.mesh.rules
-    once = config.model.remat != "none"  # which would keep what was gathered for the backward pass
-    if once:
-        ws = [sharding.gathered(w, ("embed", axis), rules, x_RD.dtype) for w in ws]
-    if sharding.shard_count((axis,), rules) == 1:
+    once = sharding.is_sharded() and config.model.remat != "none"  # which would keep whole matrices from forward on
+    is_split = sharding.shard_count((axis,), rules) > 1
+    if not once and not is_split:
         return [linear(x_RD, w) for w in ws]
     of_rows, of_width, of_columns = (sharding.axes_of(name, rules) for name in (sharding.ROWS, "embed", axis))
-    return _linears(x_RD, tuple(ws), of_rows, () if once else of_width, of_columns)
+    return _linears(x_RD, tuple(ws), of_rows, of_width, of_columns if is_split else (), once)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _linears(x_RD, ws: tuple, of_rows: tuple[str, ...], of_width: tuple[str, ...], of_columns: tuple[str, ...]) -> list:
-    return [linear(x_RD, w) for w in ws]
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _linears(x_RD, ws: tuple, of_rows, of_width, of_columns, once: bool) -> list[jax.Array]:
+    return _linears_forward(x_RD, ws, of_rows, of_width, of_columns, once)[0]
 
 
-def _linears_forward(x_RD, ws, *axes):
-    ys, residuals = zip(*(_linear_forward(x_RD, w) for w in ws), strict=True)
-    return list(ys), residuals
+def _linears_forward(x_RD, ws, of_rows, of_width, of_columns, once):
+    dtypes = [jnp.zeros((), w.dtype) for w in ws]
+    ws = [w.astype(x_RD.dtype) for w in ws]
+    if once:
+        ws = [sharding.gathered(w, of_width, of_columns) for w in ws]
+    return [product(x_RD, w, x_RD.ndim - 1, x_RD.dtype) for w in ws], (x_RD, ws, dtypes)
 
 
-def _linears_backward(of_rows, of_width, of_columns, residuals, gs):
-    x_RD = residuals[0][0]
+def _linears_backward(of_rows, of_width, of_columns, once, residuals, gs):
+    x_RD, ws, dtypes = residuals
+    gs = [g.astype(x_RD.dtype) for g in gs]
+    of_width = () if once else of_width
 
     def sum_once(gs, ws):
         ws = [sharding.all_gather(w, of_width, 0, x_RD.dtype) for w in ws]
-        dx_RD = sum(_transposed(g.astype(x_RD.dtype), w, jnp.float32) for g, w in zip(gs, ws, strict=True))
+        dx_RD = sum(_transposed(g, w, jnp.float32) for g, w in zip(gs, ws, strict=True))
         return lax.psum(dx_RD.astype(x_RD.dtype), of_columns)
 
-    ws = [w for _, w, _ in residuals]
-    inputs = (P(of_rows, of_columns), P(of_width, of_columns))
-    dx_RD = sharding.shard_map(sum_once, inputs, P(of_rows))(gs, ws)
-    return dx_RD, tuple(_linear_backward(of_w, g)[1] for of_w, g in zip(residuals, gs, strict=True))
+    if of_columns:
+        inputs = (P(of_rows, of_columns), P(of_width, of_columns))
+        dx_RD = sharding.shard_map(sum_once, inputs, P(of_rows))(gs, ws)
+    else:
+        dx_RD = sum(_transposed(g, w, x_RD.dtype) for g, w in zip(gs, ws, strict=True))
+    return dx_RD, tuple(over_rows(x_RD, g, like.dtype) for g, like in zip(gs, dtypes, strict=True))
 
 
 _linears.defvjp(_linears_forward, _linears_backward)

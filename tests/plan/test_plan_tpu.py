@@ -45,6 +45,17 @@ def gathered(arch) -> float:
     return 2 * (params.count(matrices) + layers) * 3 / 4
 
 
+def reduced(arch) -> int:
+    """Parameters of matrices, whose gradients devices add up in `optim.reduce_dtype`."""
+    table = params.table(config(arch))
+    return params.count({path: spec for path, spec in table.items() if params.is_reduced(path, spec)})
+
+
+def summed(found) -> float:
+    """Bytes of gradients that a device sends, where a reduction of the whole sends twice what a scattered one does."""
+    return found.collectives["reduce-scatter"]["wire"] + found.collectives["all-reduce"]["wire"] / 2
+
+
 def sends(found) -> list[str]:
     """What sends something that counts: the kind of collective, and the function whose work it is."""
     total = sum(c["wire"] for c in found.collectives.values())
@@ -73,6 +84,7 @@ def test_a_rung_keeps_its_figures(arch, most):
     assert not found.float32_matmuls
     assert now["numbers"] == pytest.approx(stored(arch)["numbers"], rel=0.02)
     assert found.collectives["all-gather"]["wire"] == pytest.approx(gathered(arch), rel=0.02)
+    assert summed(found) == pytest.approx(4 * reduced(arch) * 3 / 4, rel=0.02)  # float32
     if arch == "mot":
         dense = stored("dense")
         assert found.matmul_flops / dense["numbers"]["matmul_flops"] == pytest.approx(1, abs=0.01)
@@ -84,12 +96,11 @@ def test_a_rung_keeps_its_figures(arch, most):
 @pytest.mark.parametrize("arch", ["mot", "moe_ec4"])
 def test_gradients_in_bfloat16_are_what_a_hand_counts(arch):
     """Two bytes of each but for a device's own quarter, and twice that where the compiler all-reduces them."""
-    found = made(arch, optim__reduce_dtype="bfloat16").collectives
-    table = params.table(config(arch))
-    reduced = params.count({path: spec for path, spec in table.items() if params.is_reduced(path, spec)})
-    gradients = found["reduce-scatter"]["wire"] + found["all-reduce"]["wire"] / 2
-    assert gradients == pytest.approx(2 * reduced * 3 / 4, rel=0.01)
-    assert found["all-gather"]["wire"] == pytest.approx(stored(arch)["numbers"]["sent/all-gather"], rel=0.01)
+    found = made(arch, optim__reduce_dtype="bfloat16")
+    assert summed(found) == pytest.approx(2 * reduced(arch) * 3 / 4, rel=0.01)
+    assert found.collectives["all-gather"]["wire"] == pytest.approx(
+        stored(arch)["numbers"]["sent/all-gather"], rel=0.01
+    )
 
 
 @pytest.mark.slow
