@@ -72,6 +72,7 @@ def test_every_mesh_gives_one_devices_gradients_leaf_by_leaf(kind, arch, meshes)
         tree.streams.image.prediction.update(prediction)
     tree.data.batch = 8 if is_ids else 4
     tree.model.scan = True
+    tree.model.remat = "block" if kind == "ids" else "none"  # which gathers in another way
     # With others (0; on JAX 0.12 also 1 and 4) rounding on one mesh swaps two tokens whose scores are nearly equal.
     tree.model.seed = 3
     for experts in (*tree.attn.values(), *tree.ffn.values()):
