@@ -29,7 +29,7 @@ FLOAT32, BFLOAT16 = 4, 2  # bytes
 BYTES_OF_STATE = 12  # of a weight: itself and two moments, float32
 COPIES_OF_LOGITS = 3  # the logits, their softmax, its gradient
 # Memory that the compiler takes, to what is counted here. Fitted to 64 compiled steps: all rungs and architectures of
-# docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`; these take 0.72 to 1.13 of the estimate, which so
+# docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`; these take 0.70 to 1.17 of the estimate, which so
 # is on the safe side. `dots` and `none` are of 443m dense and MoT on v5p:2x2x4: within 8 %.
 LIVE = 6.0  # of the projections of one layer, as its backward pass runs
 GRADIENTS = 1.4  # of all gradients, float32
@@ -37,7 +37,7 @@ GATHERED = 1.75  # of one layer's weights, whole, float32
 KEPT = {"block": 1.4, "offload": 1.4, "dots": 1.3, "none": 4.2}  # of a layer's input, or of its projections
 # Traffic of operations that wait for memory, to the bytes of all projections: norms, activations, layouts. Compiled
 # with `block`: from 443m 8 to 16 for dense, 14 to 17 for MoT, 18 to 34 for experts, on tpu7x twice as much; steps of
-# these 64 rows take 0.85 to 1.2 of the estimated time, those of 37m, where the loss is most, 1.6. 443m on v5p: dense 15
+# these 64 rows take 0.87 to 1.2 of the estimated time, those of 37m, where the loss is most, 1.6. 443m on v5p: dense 15
 # and MoT 21 with `dots`, 21 and 24 with `none`.
 PASSES = {"block": 17, "offload": 17, "dots": 21, "none": 24}
 
