@@ -43,7 +43,7 @@ F = 1408
 V = 4096
 
 
-def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=4096, latent=0, scan=False):
+def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=0, latent=0, scan=False):
     c = base.get_config()
     half = dict(budget=T // 2, max_tokens=T // 2)
     vectors = dict(latent=latent, objective="flow")
@@ -52,7 +52,7 @@ def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=409
     c.model.update(layers=layers, heads=HEADS, kv_heads=HEADS, head_size=D // HEADS, dtype=dtype, attention=how)
     c.model.scan = scan
     archs.choose(c, arch)
-    c.objective.chunk = chunk
+    c.objective.chunk = chunk or c.objective.chunk
     c.data.update(batch=B, sources=dict(random="embedded"), shares=dict(random=1))
     return resolve(c, optim.uncovered)
 

@@ -43,7 +43,7 @@ def _ids(group: Group, config: Config) -> dict[Streams, jax.Array]:
 def _enter(
     params: dict, group: Group, looked_up: dict[Streams, jax.Array], config: Config
 ) -> tuple[jax.Array, jax.Array | None]:
-    if not any(config.streams[s].latent for s in group.streams):
+    if group.streams in looked_up:
         return _without_padding(looked_up[group.streams], group, config), None
     embedded = []
     for s, tokens in group.by_stream.items():

@@ -39,16 +39,13 @@ def figures(found) -> dict:
 
 def gathered(arch) -> float:
     """Bytes that a device is sent of the other three's quarters: each matrix once a pass, a layer's in two passes."""
-    table = params.table(config(arch))
-    matrices = {path: spec for path, spec in table.items() if params.is_reduced(path, spec)}
-    layers = params.count({path: spec for path, spec in matrices.items() if path.startswith("blocks/")})
-    return 2 * (params.count(matrices) + layers) * 3 / 4
+    return 2 * (reduced(arch) + reduced(arch, "blocks/")) * 3 / 4
 
 
-def reduced(arch) -> int:
-    """Parameters of matrices, whose gradients devices add up in `optim.reduce_dtype`."""
+def reduced(arch, part="") -> int:
+    """Parameters of matrices, whose gradients devices add up in `optim.reduce_dtype`; of a part of the model."""
     table = params.table(config(arch))
-    return params.count({path: spec for path, spec in table.items() if params.is_reduced(path, spec)})
+    return params.count({path: x for path, x in table.items() if params.is_reduced(path, x) and path.startswith(part)})
 
 
 def summed(found) -> float:

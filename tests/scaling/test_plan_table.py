@@ -91,6 +91,12 @@ def test_what_is_sent_in_bfloat16():
     assert sent("float32", 2) - of_parameters == pytest.approx(6 * c.layers * residual, rel=1e-3)
 
 
+def test_rows_lie_along_fsdp_alone_where_groups_do_not_fit():
+    """At 7B on v5e: MoT in four groups, and MoT with experts, whose state would take a third of 16 GB, in one."""
+    found = {arch: ladder.Entry("chameleon", "7b", arch, "v5e:16x16").overrides() for arch in ("mot", "mot_moe")}
+    assert [(x["mesh.fsdp"], x["mesh.data"]) for x in found.values()] == [("64", "4"), ("256", "1")]
+
+
 def test_estimates_of_memory_are_near_the_compilers():
     """Of all rows of the table that is in the documentation."""
     rows = json.loads((ROOT / "docs" / "reference" / "plan.json").read_text(encoding="utf-8"))["plans"]
