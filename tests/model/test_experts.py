@@ -207,7 +207,7 @@ def test_the_bias_rises_where_an_expert_has_less_than_the_mean(one_device):
 
 @pytest.mark.slow
 def test_the_imitators_leave_the_model_as_it_would_be(tmp_path):
-    """Trained with and without causal routers' gradients, everything else is equal to the bit."""
+    """Trained with and without causal routers' gradients, everything else is equal but for rounding."""
     c, batch = examples.make("moe_ec4"), examples.batch()
     frozen = examples.tree("moe_ec4")
     frozen.optim.rules = (dict(match="/causal_", lr=0.0, decay=0.0), *frozen.optim.rules)
@@ -218,7 +218,8 @@ def test_the_imitators_leave_the_model_as_it_would_be(tmp_path):
             state, _ = step(state, batch)
         ends.append(params.paths(state.params))
     for path in ends[0]:
-        assert np.array_equal(ends[0][path], ends[1][path]) == (not params.is_causal(path)), path
+        is_equal = np.allclose(ends[0][path], ends[1][path], rtol=0, atol=1e-7)  # steps are of 1e-5
+        assert is_equal == (not params.is_causal(path)), path
 
 
 def test_jitter_changes_training_by_step_and_not_evaluation():

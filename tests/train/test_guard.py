@@ -191,7 +191,7 @@ def first_token(name, t):
 FIRST_ROW = np.arange(4)[:, None] == 0
 
 
-@pytest.mark.parametrize("arch", ["mot", pytest.param("moe_tc4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", ["mot", pytest.param("mot_moe", marks=pytest.mark.slow)])
 def test_what_a_batch_lacks_gets_exactly_no_gradient(one_device, arch):
     """FAULTS 9: one modality is absent, the other one is, and one token is all there is."""
     c = make(arch)
