@@ -1274,6 +1274,63 @@ MUTATIONS = (
         "mine = (d.stream == stream) & (d.unit > 1)",
         "tests/objectives/test_contrastive.py",
     ),
+    # What makes steps fast.
+    Mutation(
+        "linears: gradients are rounded before devices add them up",
+        "mot/model/ops.py",
+        "over_rows(x_RD, g, like.dtype) for g, like",
+        "over_rows(x_RD, g, x_RD.dtype) for g, like",
+        "tests/model/test_ops.py::test_linears_equal_matmul_and_add_up_gradients_in_the_dtype_of_the_weights",
+    ),
+    Mutation(
+        "linears: parts of a sum along tensor stay parts",
+        "mot/model/ops.py",
+        "return lax.psum(dx_RD.astype(x_RD.dtype), of_columns)",
+        "return dx_RD.astype(x_RD.dtype)",
+        "tests/model/test_ops.py::test_linears_equal_matmul_and_add_up_gradients_in_the_dtype_of_the_weights",
+    ),
+    Mutation(
+        "permute: the way back is the way there",
+        "mot/model/ops.py",
+        "permute(g_BTNH, orders[1], orders[0])",
+        "permute(g_BTNH, orders[0], orders[1])",
+        "tests/model/test_transformer.py",
+    ),
+    Mutation(
+        "intervals: padding amid a span ends it",
+        "mot/model/kernels.py",
+        "begins_S = real_S & (",
+        "begins_S = ~real_S | (",
+        "tests/model/test_kernels.py",
+    ),
+    Mutation(
+        "intervals: a private key is seen past its span",
+        "mot/model/kernels.py",
+        "jnp.where(k.private, jnp.minimum(to_S, span_last_S), to_S)",
+        "to_S",
+        "tests/model/test_kernels.py",
+    ),
+    Mutation(
+        "embedding: a device's first id gets the gradients of other devices' ids",
+        "mot/model/embed.py",
+        "(jnp.where(here_R, local_R, V), jnp.zeros",
+        "(jnp.where(here_R, local_R, 0), jnp.zeros",
+        "tests/test_sharding.py::test_every_mesh_gives_one_devices_gradients_leaf_by_leaf",
+    ),
+    Mutation(
+        "plan: what is sent meanwhile is never waited for",
+        "mot/plan/bound.py",
+        "        now += late\n        waited += late\n",
+        "        now += late\n",
+        "tests/scaling/test_plan.py",
+    ),
+    Mutation(
+        "plan: a slice of no whole cubes has rings",
+        "mot/plan/chips.py",
+        "rings = [all(rings)] * 3",
+        "rings = [True] * 3",
+        "tests/scaling/test_plan.py",
+    ),
 )
 
 

@@ -1,12 +1,16 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.base import rope_scaling
-from mot.config import RopeScaling
+from mot import sharding
+from mot.config import RopeScaling, resolve
 from mot.model import ops
 from tests.oracles import reference
+from tests.support import examples
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
@@ -143,3 +147,36 @@ def test_linear_equals_matmul_and_keeps_the_weights_gradient_in_float32(dtype):
     np.testing.assert_allclose(exact(dx), exact(g) @ exact(w).T, **close)
     np.testing.assert_allclose(exact(dw), exact(x).T @ exact(g), **close)
     assert (y.dtype, dx.dtype, dw.dtype) == (dtype, dtype, "float32")
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+@pytest.mark.parametrize("mesh", [{}, dict(fsdp=4), dict(data=2, tensor=2), dict(fsdp=2, tensor=2)])
+def test_linears_equal_matmul_and_add_up_gradients_in_the_dtype_of_the_weights(mesh, remat):
+    tree = examples.tree("mot")
+    tree.model.remat = remat
+    tree.mesh.update(mesh)
+    c = resolve(tree)
+    x, *gs = (jax.random.normal(jax.random.key(i), (32, n)).astype("bfloat16") for i, n in enumerate((16, 24, 8)))
+    ws = [jax.random.normal(jax.random.key(i), (16, n)) for i, n in ((3, 24), (4, 8))]
+    active = sharding.make_mesh(c, jax.devices()[: math.prod(mesh.values())])
+    x, *gs = (jax.device_put(a, sharding.by_axes(active, (sharding.ROWS,), c.mesh.rules)) for a in (x, *gs))
+    ws = [jax.device_put(w, sharding.by_axes(active, ("embed", "mlp"), c.mesh.rules)) for w in ws]
+
+    def both_ways(x, ws, gs):
+        ys, back = jax.vjp(lambda x, ws: ops.linears(x, ws, "mlp", c), x, ws)
+        return ys, *back(gs)
+
+    with jax.set_mesh(active):
+        ys, dx, dws = jax.jit(both_ways)(x, ws, gs)
+
+    def exact(a):
+        return np.asarray(a, np.float64)
+
+    rounded = dict(rtol=0.03, atol=0.2)
+    for y, w, g, dw in zip(ys, ws, gs, dws, strict=True):
+        np.testing.assert_allclose(exact(y), exact(x) @ exact(w), **rounded)
+        np.testing.assert_allclose(exact(dw), exact(x).T @ exact(g), rtol=1e-5, atol=1e-5)
+        assert (y.dtype, dw.dtype) == ("bfloat16", "float32")
+    want = sum(exact(g) @ exact(w).T for g, w in zip(gs, ws, strict=True))
+    np.testing.assert_allclose(exact(dx), want, **rounded)
+    assert dx.dtype == "bfloat16"
