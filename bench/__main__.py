@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from bench import data, demo, growth, probes, processes, published, sampling, saves, search
+from bench import data, demo, growth, memory, probes, processes, published, sampling, saves, search
 from bench.timing import in_turn, mesh_of, ratio, stepper
 from configs import archs, base, digits
 from launch import cores, process
@@ -257,6 +257,7 @@ def main():
     def add(figure, value, bar):
         print(f"{figure}: {value}", flush=True)  # the table comes at the end, minutes later
         table.add_row(figure, value, bar, f"{matmul_peak():.0f}")
+        memory.give_back()
 
     several, one = batch(4), batch(1)
     dense, mot = (stepper(configuration(arch), several) for arch in ("dense", "mot"))
