@@ -43,7 +43,7 @@ F = 1408
 V = 4096
 
 
-def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=0, latent=0, scan=False):
+def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", latent=0, scan=False):
     c = base.get_config()
     half = dict(budget=T // 2, max_tokens=T // 2)
     vectors = dict(latent=latent, objective="flow")
@@ -52,7 +52,6 @@ def configuration(arch, layers=LAYERS, dtype="float32", how="chunked", chunk=0, 
     c.model.update(layers=layers, heads=HEADS, kv_heads=HEADS, head_size=D // HEADS, dtype=dtype, attention=how)
     c.model.scan = scan
     archs.choose(c, arch)
-    c.objective.chunk = chunk or c.objective.chunk
     c.data.update(batch=B, sources=dict(random="embedded"), shares=dict(random=1))
     return resolve(c, optim.uncovered)
 
@@ -191,7 +190,7 @@ def compiling(c):
 
 def counted_flops():
     """Formula over compiler, on an unrolled model that computes every pair and all logits at once."""
-    c = configuration("mot", layers=2, how="reference", chunk=B * T)
+    c = configuration("mot", layers=2, how="reference")
     host = batch(4)
 
     def loss(weights):

@@ -206,7 +206,7 @@ def test_the_bias_rises_where_an_expert_has_less_than_the_mean(one_device):
 
 
 @pytest.mark.slow
-def test_the_imitators_leave_the_model_as_it_would_be(tmp_path):
+def test_the_imitators_leave_the_model_as_it_would_be():
     """Trained with and without causal routers' gradients, everything else is equal but for rounding."""
     c, batch = examples.make("moe_ec4"), examples.batch()
     frozen = examples.tree("moe_ec4")

@@ -132,15 +132,16 @@ def test_pairs_are_dealt_out_as_published():
     assert ops.axes_of_pairs((), False) == ()
 
 
+def exact(a):
+    return np.asarray(a, np.float64)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_linear_equals_matmul_and_keeps_the_weights_gradient_in_float32(dtype):
     x = jax.random.normal(jax.random.key(0), (33, 16)).astype(dtype)
     w, g = jax.random.normal(jax.random.key(1), (16, 24)), jax.random.normal(jax.random.key(2), (33, 24)).astype(dtype)
     y, back = jax.vjp(ops.linear, x, w)
     dx, dw = back(g)
-
-    def exact(a):
-        return np.asarray(a, np.float64)
 
     close = dict(rtol=1e-5, atol=1e-5) if dtype == "float32" else dict(rtol=0.03, atol=0.2)
     np.testing.assert_allclose(exact(y), exact(x) @ exact(w), **close)
@@ -168,9 +169,6 @@ def test_linears_equal_matmul_and_add_up_gradients_in_the_dtype_of_the_weights(m
 
     with jax.set_mesh(active):
         ys, dx, dws = jax.jit(both_ways)(x, ws, gs)
-
-    def exact(a):
-        return np.asarray(a, np.float64)
 
     rounded = dict(rtol=0.03, atol=0.2)
     for y, w, g, dw in zip(ys, ws, gs, dws, strict=True):
