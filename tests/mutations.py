@@ -667,6 +667,13 @@ MUTATIONS = (
         "tests/data/test_sources.py::test_workers_make_the_same_batches",
     ),
     Mutation(
+        "data workers: one is known only where the next batch was waited for",
+        "mot/data/pipeline.py",
+        "        workers |= {child",
+        "            workers |= {child",
+        "tests/train/test_workers.py::test_a_death_amid_a_message_is_seen_though_nobody_looked_before_the_first_batch",
+    ),
+    Mutation(
         "data workers: they outlive a run that is killed",
         "mot/data/pipeline.py",
         "        parent.join()\n        os._exit(1)",

@@ -242,17 +242,24 @@ def _next(
     workers: dict[int | None, Any],
     others: set[int | None],
 ) -> tuple[Any, str]:
-    """The next item, or why none will come. `workers`, all children but `others`, are kept up to date."""
+    """The next item, or why none will come. `workers`, all children but `others`, are kept up to date.
+
+    grain notices no death amid a message: its reader waits for the rest. So we look ourselves, and know each worker
+    from its first batch on at the latest, as nobody lists one that is dead.
+    """
     end = time.monotonic() + timeout
-    while (left := end - time.monotonic()) > 0:
+    item = None
+    while item is None and (left := end - time.monotonic()) > 0:
         try:
-            return ready.get(timeout=min(left, OFTEN)), ""
+            item = ready.get(timeout=min(left, OFTEN))
         except queue.Empty:
             while_waiting()
-        if dead := [worker for worker in workers.values() if worker.exitcode]:
-            return None, f"a data worker died (exit code {dead[0].exitcode})"
+            if dead := [worker for worker in workers.values() if worker.exitcode]:
+                return None, f"a data worker died (exit code {dead[0].exitcode})"
         workers |= {child.pid: child for child in multiprocessing.active_children() if child.pid not in others}
-    return None, f"no batch came in {timeout:g} s (data.timeout)"
+    if item is None:
+        return None, f"no batch came in {timeout:g} s (data.timeout)"
+    return item, ""
 
 
 def _give_up(what: str, others: set[int | None]) -> NoReturn:

@@ -194,7 +194,7 @@ def test_nothing_waits_for_a_tracker_that_hangs_and_it_gets_all_rows_when_it_ans
 @pytest.mark.parametrize("where", ["log", "close"])
 def test_the_end_of_a_run_does_not_wait_for_trackers_that_hang(tmp_path, monkeypatch, where):
     """Two, of each of two runs of one program, take together no longer than one may."""
-    monkeypatch.setattr(trackers, "CLOSING", 1.0)
+    monkeypatch.setattr(trackers, "CLOSING", 2.0)
     fakes = installed(monkeypatch, "wandb", "trackio")
     hanging = Hanging()
     for fake in fakes:
@@ -209,7 +209,7 @@ def test_the_end_of_a_run_does_not_wait_for_trackers_that_hang(tmp_path, monkeyp
         writer.end()
     for writer in writers:
         writer.close()
-    assert 0.9 < time.monotonic() - began < 3
+    assert 1.9 < time.monotonic() - began < 7.5, "one after the other they take 8"
     assert len([line for line in said if "did not take the last rows" in line]) == 4
     hanging.let_go.set()
     for fake in fakes:

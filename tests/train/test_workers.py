@@ -1,16 +1,20 @@
 """FAULTS 14 and 17: a data worker that dies or hangs costs no step; of a run that is killed no worker stays."""
 
+import multiprocessing
 import os
 import signal
 import time
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
 from mot import checkpoint
-from mot.errors import HUNG
+from mot.data import pipeline
+from mot.errors import HUNG, Hung
 from tests.support import processes
 
 STEPS = 40
@@ -46,19 +50,17 @@ def assert_goes_on_to(root, whole):
 
 
 @pytest.mark.parametrize(
-    ("number", "told", "within"),
+    ("number", "told"),
     [
-        (signal.SIGKILL, "a data worker died", 15),
-        pytest.param(signal.SIGSTOP, "no batch came in 20 s (data.timeout)", 40, marks=pytest.mark.slow),
+        (signal.SIGKILL, "a data worker died"),
+        pytest.param(signal.SIGSTOP, "no batch came in 20 s (data.timeout)", marks=pytest.mark.slow),
     ],
 )
-def test_a_worker_that_dies_or_hangs_ends_the_run_saved(tmp_path, whole, number, told, within):
+def test_a_worker_that_dies_or_hangs_ends_the_run_saved(tmp_path, whole, number, told):
     process, worker = begun(tmp_path)
     os.kill(worker, number)
-    began = time.monotonic()
     (code,), (said,) = processes.ended([process])
     assert code == HUNG, said
-    assert time.monotonic() - began < within
     assert told in said
     assert "most recent call first" in said
     (saved,) = processes.saved(tmp_path)
@@ -73,6 +75,27 @@ def is_there(pid):
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_death_amid_a_message_is_seen_though_nobody_looked_before_the_first_batch(monkeypatch):
+    """grain's reader waits for the rest of the message; workers that start fast were once known to nobody."""
+    before = set(multiprocessing.active_children())
+    dataset = grain.MapDataset.range(100).map(larger_than_a_pipe).to_iter_dataset()
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=1, per_worker_buffer_size=2))
+    monkeypatch.setattr(pipeline, "OFTEN", 3.0)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    items = pipeline._watched(dataset, 30.0, pipeline.nothing)
+    next(items)
+    (worker,) = set(multiprocessing.active_children()) - before
+    time.sleep(0.5)  # until pipe and buffers are full, and it waits amid a message
+    worker.kill()
+    with pytest.raises(Hung, match=r"a data worker died \(exit code -9\)"):
+        list(items)
+
+
+def larger_than_a_pipe(i: int) -> bytes:
+    return bytes(1 << 20)
 
 
 def test_a_killed_runs_folder_is_free_and_its_worker_ends(tmp_path, whole):
