@@ -1,5 +1,6 @@
 """Batches of an endless stream. Batch n is a pure function of (sources, configuration, seed, n) on every host."""
 
+import copy
 import dataclasses
 import faulthandler
 import multiprocessing
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, NoReturn
 
 import grain
@@ -86,6 +88,14 @@ class Batches:
         return self.count
 
     def __getitem__(self, n: int) -> Packed:
+        try:
+            return self._made(n)
+        except Exception as error:
+            if multiprocessing.parent_process() is None or _is_sendable(error):
+                raise
+            raise RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__) from None
+
+    def _made(self, n: int) -> Packed:
         if n * self.rows < self.plan.number:
             self._begin()
         if n * self.rows < self.plan.number:
@@ -117,6 +127,16 @@ class Batches:
     def _left_out(self, g: int, why: str) -> LeftOut:
         source, i = self.mixture.place(g)
         return LeftOut(self.mixture.sources[source].name, self.mixture.sources[source].name_of(i), why)
+
+
+def _is_sendable(error: Exception) -> bool:
+    """Can a worker send it? One that cannot be written, or made again from its `args`, is lost, and waited for."""
+    try:
+        ForkingPickler.dumps(error)
+        copy.copy(error)
+        return True
+    except Exception:  # its class's own
+        return False
 
 
 def packing(config: Config) -> str:

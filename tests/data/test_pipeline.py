@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,7 @@ from configs import digits
 from mot import batches
 from mot.config import ConfigError, resolve
 from mot.data import embedded, mixture, pipeline
+from mot.errors import UserError
 from mot.tokenizers import text as texts
 from mot.tokenizers.text import BOI, BOS, EOI, EOS
 from tests.support.media import same
@@ -151,3 +154,28 @@ def test_long_text_is_split_at_a_boundary():
     assert [i for piece in pieces for i in piece] == tokenizer.encode(text).ids
     assert all(tokenizer.decode(piece).rstrip().endswith(".") for piece in pieces)
     assert texts.split(tokenizer, "x" * 200, 50)[0] == tokenizer.encode("x" * 200).ids[:50]
+
+
+class Odd(Exception):
+    """It is made of something else than it keeps, so that no other process can make it again."""
+
+    def __init__(self, file, line):
+        super().__init__(f"{file} is odd in line {line}")
+
+
+class OfOddDocuments(pipeline.Batches):
+    def _read(self, piece):
+        raise Odd("some.bin", 3)
+
+
+def test_an_odd_error_of_a_worker_is_told_and_not_waited_for(c, splits):
+    with pytest.raises(RuntimeError, match=r"^Odd: some.bin is odd in line 3"):
+        next(pipeline.iterate(OfOddDocuments(splits[0], c, 0, 3), 0, workers=1, timeout=120))
+    with pytest.raises(Odd):  # without workers it is itself
+        next(pipeline.iterate(OfOddDocuments(splits[0], c, 0, 3), 0))
+
+
+def test_what_a_worker_can_send():
+    assert pipeline._is_sendable(UserError("data.batch: 3; must be 4"))
+    assert not pipeline._is_sendable(Odd("some.bin", 3))
+    assert not pipeline._is_sendable(ValueError("a lock", threading.Lock()))
