@@ -125,10 +125,15 @@ def _of_attention(backend: str, mask: str, sizes: Heads) -> tuple[Callable, Call
 
 
 def difference(call: Callable, reference: Callable) -> float:
-    """The largest difference of any result, of the largest number of the reference's."""
+    """The largest difference of any result, of the largest number of the reference's.
+
+    Raises `ValueError` where a result is not finite.
+    """
     worst = 0.0
     for got, wanted in zip(call(), reference(), strict=True):
         got, wanted = (np.asarray(x, np.float32) for x in (got, wanted))
+        if not np.isfinite(got).all():
+            raise ValueError("a result or a gradient is not finite")
         worst = max(worst, float(np.abs(got - wanted).max() / np.abs(wanted).max()))
     return worst
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -264,6 +265,12 @@ def test_a_kernel_that_is_wrong_differs(monkeypatch):
     monkeypatch.setitem(attention.BACKENDS, "chunked", lambda q, k, v, *_: 0.9 * v)
     row = kernels._attended("chunked", "packed", kernels.SMALL_HEADS, smoke=True)
     assert row["difference"] > 0.1
+
+
+def test_a_kernel_that_gives_nan_fails(monkeypatch):
+    monkeypatch.setitem(attention.BACKENDS, "chunked", lambda q, k, v, *_: v * jnp.nan)
+    row = kernels._tried(kernels._attended, "chunked", "packed", kernels.SMALL_HEADS, True)
+    assert row == {"failed": "ValueError: a result or a gradient is not finite"}
 
 
 def test_every_kernel_has_a_device():
