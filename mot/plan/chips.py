@@ -121,7 +121,7 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
     if kind not in CHIPS:
         raise UserError(f"--topology {name}: no such chip as {kind!r}; allowed: {', '.join(CHIPS)}; write {EXAMPLES}")
     chip = CHIPS[kind]
-    sides = tuple(int(n) for n in shape.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) else ()
+    sides = tuple(int(n) for n in shape.split("x")) if re.fullmatch(r"[1-9]\d{0,99}(x[1-9]\d{0,99})*", shape) else ()
     if len(sides) != chip.axes:
         raise UserError(
             f"--topology {name}: {kind} is a torus of {chip.axes} axes, so its shape is {chip.axes} numbers above 0 "

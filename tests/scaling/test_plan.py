@@ -259,6 +259,7 @@ def told(capsys, *arguments):
         ("v5e:4x4x4", ["2 axes"]),
         ("v5e", ["2 axes"]),
         ("v6e:32x32", ["1024 chips", "256 at most", "mesh.slices"]),
+        pytest.param(f"v5p:{'9' * 5000}x1x1", ["3 axes"], id="more digits than int() takes"),
     ],
 )
 def test_an_unknown_topology_is_refused(name, words, capsys):
