@@ -63,8 +63,14 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
 
     `UserError` where none does.
     """
+    variants = list(_variants(config, topology))
+    if not variants:
+        raise UserError(
+            f"{topology.name}: no mesh divides data.batch = {config.data.batch} rows and every matrix among "
+            f"{len(topology.devices)} devices; take a slice of another shape, or a batch that is a multiple of them"
+        )
     found = []
-    for variant in _variants(config, topology):
+    for variant in variants:
         held, seconds = estimate(variant, topology)
         if held <= ROOM * topology.memory:
             found.append(Candidate(variant, seconds, held))

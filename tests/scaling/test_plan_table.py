@@ -47,6 +47,14 @@ def test_what_cannot_fit_is_said():
         search.candidates(rung("7b"), slice_("v5e:2x2", 4))
 
 
+def test_what_no_mesh_divides_is_said():
+    """It would fit."""
+    with pytest.raises(
+        UserError, match=r"no mesh divides data.batch = \d+ rows .* 105 devices; take a slice of another"
+    ):
+        search.candidates(rung("37m"), slice_("v5p:3x5x7", 105))
+
+
 def test_recomputing_costs_time_and_saves_memory():
     config, topology = rung("1.5b"), slice_("v5p:4x4x4", 64)
     of = {}
