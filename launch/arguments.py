@@ -961,7 +961,7 @@ def plan() -> flags.Parser:
     p.add_argument(
         "--quick",
         action="store_true",
-        help="half the time: the compiler's least effort, its worst figures; not for meshes of data alone",
+        help="half the time: the compiler's least effort, its worst figures; not where mesh.fsdp is 1",
     )
     p.add_argument("--ladder", action="store_true", help="every rung and architecture, into docs/reference/plan.*")
     return p

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mot import batches, sharding
 from mot.config import Config, checks
+from mot.errors import UserError
 from mot.model import flops, kernels, params
 from mot.plan import bound, hlo
 from mot.plan.chips import Topology
@@ -143,7 +144,7 @@ def hurry() -> None:
 
     Then it waits for every collective, whatever `sharding.OPTIONS` say.
     Measured on a 94M rung of MoT: 49 CPU-seconds for 133, the same matmuls and collectives, 10 % more temporaries, 9 %
-    more memory traffic. libtpu 0.0.42 aborts so on meshes of `data` alone, which compile with full effort.
+    more memory traffic. libtpu 0.0.42 aborts so where several devices have 1 along fsdp, which full effort compiles.
     """
     if hasattr(jax.config, EFFORT):
         jax.config.update(EFFORT, -1.0)
@@ -158,10 +159,20 @@ def _effort() -> float:
     return -1.0 if jax.config.jax_optimization_level == "O0" else 0.0
 
 
+def _refuse_hurried(mesh: jax.sharding.Mesh) -> None:
+    """Raises `UserError` for a mesh on which the compiler aborts after `hurry`."""
+    if _effort() < 0 and mesh.shape["fsdp"] == 1 < mesh.size:
+        raise UserError(
+            f"--quick: with the least effort the compiler aborts where mesh.fsdp is 1 of {mesh.size} devices; leave "
+            f"--quick out, or split state among them: --config.mesh.fsdp={mesh.size}"
+        )
+
+
 def compile_step(config: Config, topology: Topology) -> Compiled:
-    """The training step as `loop.run` has it, for these devices."""
+    """The training step as `loop.run` has it, for these devices. Raises `UserError` where the compiler would abort."""
     kernels.refuse_absent(config, "tpu")
     mesh = sharding.make_mesh(config, topology.devices)
+    _refuse_hurried(mesh)
     rows = sharding.of_batch(config, mesh)
     # Outside of `set_mesh`: what JAX computes at once would be sent to devices that are not there.
     placed = state_shardings(config, mesh)

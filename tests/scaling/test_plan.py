@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -301,6 +302,17 @@ def test_a_mesh_that_does_not_fill_the_slice_is_refused(absent, capsys):
     said = told(capsys, CONFIG, "--topology", "v5p:2x2x1", "--config.mesh.fsdp=3")
     assert "fsdp 3" in said
     assert "4 devices" in said
+
+
+def test_a_mesh_on_which_the_least_effort_aborts_is_refused(monkeypatch):
+    """Else the screen is full of the compiler's stacks: a ladder's mesh is one of data until another is chosen."""
+    monkeypatch.setattr(forecast, "_effort", lambda: -1.0)
+    with pytest.raises(UserError, match=r"--quick: .* mesh.fsdp is 1 of 4 devices; .*--config.mesh.fsdp=4"):
+        forecast.compile_step(examples.make("mot"), topology())
+    for mesh in (dict(data=1, fsdp=1), dict(data=2, fsdp=2), dict(data=1, fsdp=4)):
+        forecast._refuse_hurried(types.SimpleNamespace(size=math.prod(mesh.values()), shape=mesh))
+    monkeypatch.setattr(forecast, "_effort", lambda: 0.0)
+    forecast._refuse_hurried(types.SimpleNamespace(size=4, shape=dict(data=4, fsdp=1)))
 
 
 def test_no_figure_of_a_chip_is_missing():
