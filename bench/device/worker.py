@@ -32,7 +32,8 @@ def main(parent: int) -> None:
             for row in PARTS[part.pop("part")](**part):
                 answer(row)
         except Exception as error:  # of this part alone
-            answer({"failed": steps.told(error)})
+            meant = None if steps.is_out_of_memory(error) else process.meaning(error)
+            answer({"failed": meant or steps.told(error)})
         answer(END)
 
 

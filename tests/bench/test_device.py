@@ -158,6 +158,17 @@ def test_a_process_that_ends_or_hangs_is_told_and_another_begins():
         worker.end(kill=True)
 
 
+def test_devices_that_are_not_there_are_told_by_what_asks_for_them(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    worker = Worker()
+    try:
+        (row,) = worker.rows({"part": "machine", "smoke": True}, time.monotonic() + 300)
+    finally:
+        worker.end(kill=True)
+    assert "JAX has no device of JAX_PLATFORMS=cuda" in row["failed"]
+    assert "change or unset it" in row["failed"]
+
+
 def test_half_the_rows_are_tried_where_memory_does_not_do(monkeypatch):
     def measured(config, smoke, peak, failures):
         if config.data.batch > len(machine.devices()):
