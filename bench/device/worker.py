@@ -33,7 +33,7 @@ def main(parent: int) -> None:
                 answer(row)
         except Exception as error:  # of this part alone
             meant = None if steps.is_out_of_memory(error) else process.meaning(error)
-            answer({"failed": meant or steps.told(error)})
+            answer({"failed": " ".join((meant or steps.told(error)).split())})
         answer(END)
 
 

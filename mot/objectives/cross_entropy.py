@@ -52,6 +52,8 @@ def _cross_entropy(
             return lax.psum(x, names) if names else x
 
         if grad:
+            same_rows = tuple(name for name in of_width if name not in of_rows)
+            dw_DV = dw_DV / lax.psum(1, same_rows) if same_rows else dw_DV  # which is added up among these, too
             dw_DV = dw_DV.astype(head_DV.dtype)  # in which devices add it up
             dw_DV = lax.psum_scatter(dw_DV, of_width, scatter_dimension=0, tiled=True) if of_width else dw_DV
             dw_DV = add(dw_DV, tuple(name for name in of_rows if name not in of_width))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mot import batches
+from mot import sharding
 from mot.config import resolve
 from mot.model import transformer
 from mot.objectives import losses, next_token
@@ -35,6 +36,22 @@ def test_chunked_loss_equals_unchunked_also_with_a_tail(chunk, cap):
     np.testing.assert_allclose(got_nats, want_nats, atol=1e-5)
     np.testing.assert_allclose(ours(h, head)[0], want, rtol=1e-6)  # without a gradient it is another path
     assert examples.leaf_error(got_grads, want_grads) < 1e-5
+
+
+def test_devices_with_the_same_rows_do_not_multiply_the_heads_gradient():
+    """As where `mesh.rules` have its width along an axis that splits no rows."""
+    h, head, target, scale = example()
+    rules = Rules(batch="data", length="", embed="fsdp", vocab="")
+    tree = examples.tree("mot")
+    tree.mesh.fsdp = 2
+
+    def loss(h, head):
+        return cross_entropy(h, head, target, scale, 1e-2, 16, rules)[0]
+
+    want = jax.value_and_grad(loss, (0, 1))(h, head)
+    with jax.set_mesh(sharding.make_mesh(resolve(tree), jax.devices()[:2])):
+        got = jax.jit(jax.value_and_grad(loss, (0, 1)))(h, head)
+    assert examples.leaf_error(got, want) < 1e-6
 
 
 def test_logits_never_exist_at_once():
