@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot import batches
-from mot import sharding
+from mot import batches, sharding
 from mot.config import resolve
 from mot.model import transformer
 from mot.objectives import losses, next_token
