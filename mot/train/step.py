@@ -165,7 +165,7 @@ def _make_update(config: Config) -> Callable:
         return jax.tree.map(average, means, weights)
 
     def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict, grad_norm) -> State:
-        updates, opt = optimiser.update(grads, state.opt, trained)
+        updates, opt = optimiser.update(grads, state.opt, trained, norm=grad_norm)
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
         weights = contrastive.clamped(_balanced(weights, sums["routing"], config), config)
         ema = averages(state.ema, weights, state.updates) if o.ema else {}
