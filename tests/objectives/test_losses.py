@@ -37,6 +37,16 @@ def test_chunked_loss_equals_unchunked_also_with_a_tail(chunk, cap):
     assert examples.leaf_error(got_grads, want_grads) < 1e-5
 
 
+def test_the_likeliest_id_is_that_of_the_logits_in_bfloat16_too():
+    """What is scored as greedy is what generation would take: logits of a head in the model's dtype."""
+    c = examples.make("mot", dtype="bfloat16")
+    h_RD = jax.random.normal(jax.random.key(0), (4096, 64)).astype(jnp.bfloat16)
+    head_DV = jax.random.normal(jax.random.key(1), (64, 1024)) / 8
+    tokens = examples.batch()["text"].replace(token=jnp.zeros((4, 1024), jnp.int32))
+    found_BT = next_token.likeliest([(h_RD, tokens)], head_DV, c)
+    np.testing.assert_array_equal(found_BT.reshape(-1), jnp.argmax(transformer.logits(h_RD, head_DV, c), -1))
+
+
 def test_logits_never_exist_at_once():
     B, T, D, V = 2, 512, 16, 4096
     shapes = [
