@@ -64,9 +64,9 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
     """
     found = []
     for variant in _variants(config, topology):
-        held, seconds = estimate(variant, topology)
+        held = memory(variant)
         if held <= ROOM * topology.memory:
-            found.append(Candidate(variant, seconds, held))
+            found.append(Candidate(variant, _seconds(variant, topology), held))
     if not found:
         raise UserError(
             f"{topology.name}: no mesh, remat policy and number of microbatches was found with which "
@@ -112,13 +112,11 @@ def _weights(config: Config) -> tuple[int, int]:
     return of_device(table, rules, mesh), of_device(table, {**rules, "embed": ""}, mesh)
 
 
-def estimate(config: Config, topology: Topology) -> tuple[float, float]:
-    """Bytes of a device and seconds of a step, roughly."""
-    return memory(config), _seconds(config, topology)
-
-
 def memory(config: Config) -> float:
-    """Bytes of a device: state, gradients, a layer's weights whole, what layers keep of a microbatch, one at work."""
+    """Bytes of a device, an estimate.
+
+    State, gradients, a layer's weights whole, what layers keep of a microbatch, and what one at work takes.
+    """
     c = config.model
     own, whole = _weights(config)
     state = needed(config, _mesh(config))[0] + (GRADIENTS - 1) * FLOAT32 * own
