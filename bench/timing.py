@@ -12,7 +12,7 @@ from mot import sharding
 from mot.batches import Batch
 from mot.config import Config
 from mot.train.state import init_state, state_shardings
-from mot.train.step import make_step
+from mot.train.step import jitted
 
 ROUNDS, BUDGET = 5, 180  # of a figure; seconds after which no further round begins
 MOST_CALLS = 50  # that wait for one another: each has results
@@ -26,10 +26,9 @@ def mesh_of(c: Config) -> jax.sharding.Mesh:
 def stepper(c: Config, host: Batch, of: int = 1, mesh: jax.sharding.Mesh | None = None) -> Callable[[], None]:
     """A function that takes one training step and waits for it."""
     mesh = mesh or mesh_of(c)
-    place = state_shardings(c, mesh)
+    step = jitted(c, of, mesh)
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(c), out_shardings=place)()
-        step = jax.jit(make_step(c, of), donate_argnums=0, out_shardings=(place, None))
+        state = jax.jit(lambda: init_state(c), out_shardings=state_shardings(c, mesh))()
         rows = jax.device_put(host, sharding.of_batch(c, mesh))
 
     def once():

@@ -39,7 +39,7 @@ class Tokens:
 
     token: jax.Array  # id in the unified vocabulary
     position: jax.Array  # place in the row's document order; unique in the row, padding last
-    rope_position: jax.Array  # [B, C, A], for RoPE alone: one place, or time, row and column (`Model.rope_axes`)
+    rope_position: jax.Array  # [B, C, n], for RoPE alone: one place, or time, row and column (`Model.rope_axes`)
     segment: jax.Array  # document of the row, from 1; 0 = padding
     source: jax.Array  # where the document came from, for losses by source
     doc_id: jax.Array  # which document of that source

@@ -299,9 +299,23 @@ def _muon(config: Config) -> "optax.GradientTransformation":
     return optax.GradientTransformation(init, update)
 
 
-def make(config: Config) -> "optax.GradientTransformation":
+def _clipped(grads: dict, norm, most) -> dict:
+    """Gradients of this global norm, scaled down to `most` where it is longer (1211.5063).
+
+    By one factor, not as optax's `(g / norm) * most`: a division is never fused into its uses, so that XLA would write
+    all gradients once more.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    factor = most / jnp.maximum(norm, most)
+    return jax.tree.map(lambda g: g * factor, grads)
+
+
+def make(config: Config) -> "optax.GradientTransformationExtraArgs":
     """Clip by the global norm, Adam or Muon, decoupled decay (1711.05101), then the rate; decay and rate by path.
 
+    `update` is also given the `norm` of the model's gradients, which the step has at hand.
     With `optim.transfer` a parameter's own factor on the rate comes before its decay, which so is independent of it: in
     a step a weight loses schedule * rule.lr * decay of itself at every width (CompleteP's lambda * m_N, 2505.01618,
     table 1). Causal routers, which only imitate, are clipped by themselves: the model trains as it would without them.
@@ -318,12 +332,10 @@ def make(config: Config) -> "optax.GradientTransformation":
 
         return optax.stateless(update)
 
-    def clip(updates, _):
-        def clipped(tree):
-            return optax.clip_by_global_norm(o.clip).update(tree, optax.EmptyState())[0]
-
+    def clip(updates, state, weights, *, norm):
         imitators, model = params.split(updates, params.is_causal)
-        return params.merge(clipped(model), clipped(imitators) if imitators else {})
+        own = optax.tree.norm(imitators)
+        return params.merge(_clipped(model, norm, o.clip), _clipped(imitators, own, o.clip)), state
 
     def decayed(path, update, weight):
         lr, decay = table[path].lr, decided[path].decay
@@ -332,7 +344,7 @@ def make(config: Config) -> "optax.GradientTransformation":
         return update if _is_zero(decay) else update + decay * weight
 
     return optax.chain(
-        optax.stateless(clip),
+        optax.GradientTransformationExtraArgs(optax.init_empty_state, clip),
         _muon(config) if o.name == "muon" else _adam(o),
         by_path(decayed),
         by_path(lambda path, update, _: decided[path].lr * update),

@@ -543,8 +543,8 @@ MUTATIONS = (
     Mutation(
         "clipping: not at all",
         "mot/optim.py",
-        "return params.merge(clipped(model), clipped(imitators) if imitators else {})",
-        "return params.merge(model, imitators)",
+        "return jax.tree.map(lambda g: g * factor, grads)",
+        "return grads",
         "tests/test_optim.py::test_a_step_equals_adamw_written_out_with_rate_and_decay_by_path",
     ),
     Mutation(

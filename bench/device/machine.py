@@ -84,7 +84,7 @@ def rungs(smoke: bool) -> list[dict]:
     room = search.ROOM * memory()
     found = []
     for rung in names[:1] if smoke else names:
-        least = {arch: estimate(configuration(rung, arch, 1, smoke)) for arch in ARCHS}
+        least = {arch: search.memory(configuration(rung, arch, 1, smoke)) for arch in ARCHS}
         fitting = [arch for arch, held in least.items() if held <= room]
         if {*ARCHS[:2]} <= {*fitting}:
             large = {arch: held for arch, held in least.items() if arch not in fitting}
@@ -95,14 +95,9 @@ def rungs(smoke: bool) -> list[dict]:
 def _rows(rung: str, archs: Sequence[str], room: float, smoke: bool) -> int:
     """The most rows with which all architectures fit: a power of two."""
     rows = 1 if smoke else MOST_ROWS.get(platform(), MOST_ROWS_OF_OTHERS)
-    while rows > 1 and any(estimate(configuration(rung, arch, rows, smoke)) > room for arch in archs):
+    while rows > 1 and any(search.memory(configuration(rung, arch, rows, smoke)) > room for arch in archs):
         rows //= 2
     return rows
-
-
-def estimate(config: Config) -> float:
-    """Bytes of a device, as `mot plan --search` estimates them."""
-    return search.estimate(config, topology(1.0))[0]
 
 
 def configuration(rung: str, arch: str, rows: int, smoke: bool, **model: str) -> Config:

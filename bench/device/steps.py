@@ -15,7 +15,7 @@ from mot.batches import Batch
 from mot.config import Config
 from mot.errors import UserError, reason
 from mot.model import flops, kernels
-from mot.plan import forecast
+from mot.plan import forecast, search
 from mot.train.state import abstract, init_state, state_shardings
 from mot.train.step import jitted
 
@@ -78,7 +78,7 @@ def _measured(config: Config, smoke: bool, peak: float | None, failures: list[st
     row |= {"attention": config.model.attention, "dispatch": config.model.dispatch, "length": config.length}
     row |= {"parameters": flops.total_parameters(config), "remat": config.model.remat}
     row |= {"tracing": program.tracing, "compiling": program.compiling}
-    row |= {"estimated": machine.estimate(config), "used": machine.peak_memory()}
+    row |= {"estimated": search.memory(config), "used": machine.peak_memory()}
     row |= _shares(work, seconds, peak)
     try:
         row |= _planned(config, program, peak)

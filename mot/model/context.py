@@ -54,13 +54,13 @@ class Seen(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every layer sees alike, but for `towers`, `key`, `kv` and `dropout`, the layer's own inside it."""
+    """What every layer sees alike, but for `towers`, `jitter_key`, `kv` and `dropout`, the layer's own inside it."""
 
     config: Config
     groups: list[Group]
     conditions: list[jax.Array | None]  # by group: c_RY that its norms are modulated by
     row: JointRow
-    key: jax.Array | None  # of the routers' jitter; None: no jitter
+    jitter_key: jax.Array | None  # of the routers' inputs; None: no jitter
     causal: bool  # experts that choose are imitated by routers that see no later token
     cache: Cache | None  # whose info has these tokens
     multipliers: Mapping[str, float] = MappingProxyType({})  # by `component/tower/weight`, where they are not 1

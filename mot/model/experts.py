@@ -42,7 +42,7 @@ def route(xs: list[jax.Array], w: dict, tower: Tower, component: str, context: C
     x_BCD = _join([xs[i] for i in tower.groups], B)
     x_BCD = _clean(x_BCD, real_BC[..., None], config)
     whole = (tokens.token, real_BC, tokens.position, end_to_end([group.modality for group in groups]))
-    noise_BCD = _jitter(x_BCD, f"{component}/{tower.name}", spec.jitter, context.key)
+    noise_BCD = _jitter(x_BCD, f"{component}/{tower.name}", spec.jitter, context.jitter_key)
     traffic = Traffic(x_BCD, noise_BCD, *sharding.join_context(whole, config.mesh.rules), config.mesh.rules)
     choice, report = router.route(traffic, w, spec, len(config.modalities), context.causal)
     row = C * sharding.shard_count(("length",), config.mesh.rules)  # of which a part may have all choices

@@ -37,10 +37,10 @@ def block(
 
 def _inside(context: Context, number: jax.Array | int, stack: str) -> Context:
     """The context of layer `number`: its stack's towers, keys of its own, and its keys and values of the cache."""
-    key = None if context.key is None else jax.random.fold_in(context.key, number)
+    jitter_key = None if context.jitter_key is None else jax.random.fold_in(context.jitter_key, number)
     keys = None if context.dropout is None else [dropout.fold(keys_R, number) for keys_R in context.dropout]
     kv = None if context.cache is None else context.cache.kv[number]
-    return context._replace(towers=context.config.towers_in(stack), key=key, kv=kv, dropout=keys)
+    return context._replace(towers=context.config.towers_in(stack), jitter_key=jitter_key, kv=kv, dropout=keys)
 
 
 def _pre_norm(xs: list[jax.Array], w: dict, name: str, context: Context) -> list[jax.Array]:

@@ -163,7 +163,7 @@ def rope(
 ) -> jax.Array:
     """Rotary position embedding (2104.09864), halves of what turns paired as in Llama; angles in float32.
 
-    `position` is `[B, C, A]`. Pair i turns by the integer on the axis `axes[i]` (`axes_of_pairs`); (): A is 1. Of a
+    `position` is `[B, C, n]`. Pair i turns by the integer on the axis `axes[i]` (`axes_of_pairs`); (): n is 1. Of a
     head the first 2 * `pairs` features turn, and the others stay; 0: all turn.
     """
     return _rotate(x_BCNH, position, theta, axes, pairs, scaling)

@@ -66,20 +66,19 @@ def forward(
     params: dict,
     batch: Batch,
     config: Config,
-    key: jax.Array | None = None,
+    jitter_key: jax.Array | None = None,
     causal: bool = False,
     cache: Cache | None = None,
-    dropped: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
     asked: Collection[str] = (),
 ) -> Output:
     """The model's last hidden states, what it predicts of vectors, and what its routers did.
 
-    `key` is of the routers' jitter, `causal` as in `router.route`. With a cache the batch may lack streams, and its
-    tokens see those of the cache too. `dropped` is the key of `model.dropout`, without which nothing is dropped: with
-    another key the same documents lose other parts, as SimCSE wants (2104.08821). Of the streams `asked` for the last
-    states are told.
+    Without `jitter_key` routers have no jitter, without `dropout_key` nothing is dropped; with another one the same
+    documents lose other parts, as SimCSE wants (2104.08821). `causal` is as in `router.route`. With a cache the batch
+    may lack streams, and its tokens see those of the cache too. Of the streams `asked` for the last states are told.
     """
-    xs, context = enter(params, batch, config, key, causal, cache, dropped)
+    xs, context = enter(params, batch, config, jitter_key, causal, cache, dropout_key)
     block = partial(layers.block, context=context)
     xs, routing, kv = stack(block, params["blocks"], xs, config, cache is not None)
     hidden, latents, states = [], {}, {}
@@ -98,10 +97,10 @@ def enter(
     params: dict,
     batch: Batch,
     config: Config,
-    key: jax.Array | None,
+    jitter_key: jax.Array | None,
     causal: bool,
     cache: Cache | None,
-    dropped: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
 ) -> tuple[list[jax.Array], Context]:
     """What enters the first layer: the groups' residuals, and what every layer sees; arguments as in `forward`."""
     apart = crossing.apart(batch, config)
@@ -115,10 +114,10 @@ def enter(
     else:
         cache = cache.replace(info=caches.place_info(cache, row.q), crossed=kept)
     keys = None
-    if dropped is not None and config.model.dropout:
-        keys = dropout.keys(apart.joint, groups, dropped, config.mesh.rules)
+    if dropout_key is not None and config.model.dropout:
+        keys = dropout.keys(apart.joint, groups, dropout_key, config.mesh.rules)
     multipliers = parameters.multipliers(config)
-    context = Context(config, groups, list(conditions), row, key, causal, cache, multipliers)
+    context = Context(config, groups, list(conditions), row, jitter_key, causal, cache, multipliers)
     return list(xs), context._replace(crossed=crossed, dropout=keys)
 
 

@@ -7,6 +7,7 @@ from jax import lax
 from mot import batches
 from mot.batches import Tokens
 from mot.config import Config
+from mot.model import transformer
 from mot.objectives import masked
 from mot.objectives.cross_entropy import Rules, cross_entropy
 from mot.objectives.sums import Sums, scales, summed
@@ -43,7 +44,7 @@ def likeliest(hidden: list[tuple[jax.Array, Tokens]], head_DV: jax.Array, config
     h_RD = h_BTD.reshape(-1, h_BTD.shape[-1])
 
     def of_token(h_D: jax.Array) -> jax.Array:
-        return jnp.argmax((h_D @ head_DV).astype(jnp.float32), -1)
+        return jnp.argmax(transformer.logits(h_D[None], head_DV, config)[0], -1)
 
     return lax.map(of_token, h_RD, batch_size=config.objective.chunk).reshape(h_BTD.shape[:2])
 

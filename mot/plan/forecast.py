@@ -20,8 +20,8 @@ from mot.errors import UserError
 from mot.model import flops, kernels, params
 from mot.plan import bound, hlo
 from mot.plan.chips import Topology
-from mot.train.state import abstract, state_shardings
-from mot.train.step import make_step
+from mot.train.state import abstract
+from mot.train.step import jitted
 
 DAY = 86_400
 # Attention kernels have seven matmuls of queries by keys, of which the formula has six: backward needs scores again.
@@ -175,13 +175,11 @@ def compile_step(config: Config, topology: Topology) -> Compiled:
     _refuse_hurried(mesh)
     rows = sharding.of_batch(config, mesh)
     # Outside of `set_mesh`: what JAX computes at once would be sent to devices that are not there.
-    placed = state_shardings(config, mesh)
+    step = jitted(config, len(config.data.sources), mesh)
     state = abstract(config, mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batches.abstract(config))
     began = time.monotonic()
     with jax.set_mesh(mesh):
-        step = make_step(config, len(config.data.sources))
-        step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
         lowered = step.trace(state, batch).lower(lowering_platforms=("tpu",))
         traced = time.monotonic()
         try:

@@ -326,7 +326,7 @@ def _collective(
     group = devices(instruction.rest)
     if kind not in COLLECTIVES or group == 1 or _goes_on(instruction, computation, module):
         return None
-    if kind == "all-reduce" and "reduce-scatter" in computation.replace("all-reduce-scatter", "reduce-scatter"):
+    if kind == "all-reduce" and "reduce-scatter" in computation:
         kind = "reduce-scatter"  # TPU writes one as an all-reduce and a slice of it in a fusion
     given = [module.shape(name) for name in instruction.operands]
     told = bare(f"({', '.join(given)})")

@@ -18,6 +18,7 @@ from mot.errors import UserError
 from mot.model import flops, params
 from mot.plan.chips import Topology
 from mot.plan.forecast import ATTENTION, RECOMPUTED_ATTENTION, RECOMPUTING, attention_work, recomputed
+from mot.train.memory import BFLOAT16, FLOAT32, needed, of_device
 
 REMAT = ("none", "dots", "block")
 TENSOR, CONTEXT, PARTS = (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16)
@@ -25,8 +26,6 @@ ROOM = 0.9  # of memory that an estimate may fill
 FINISHED = 4  # candidates that fit, of which the fastest is taken
 TRIED = 8  # candidates at most, where the first do not fit
 
-FLOAT32, BFLOAT16 = 4, 2  # bytes
-BYTES_OF_STATE = 12  # of a weight: itself and two moments, float32
 COPIES_OF_LOGITS = 3  # the logits, their softmax, its gradient
 # Memory that the compiler takes, to what is counted here. Fitted to 64 compiled steps: all rungs and architectures of
 # docs/reference/plan.md, on v5p, v5e, v6e and tpu7x, remat `block`; these take 0.70 to 1.17 of the estimate, which so
@@ -71,9 +70,9 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
         )
     found = []
     for variant in variants:
-        held, seconds = estimate(variant, topology)
+        held = memory(variant)
         if held <= ROOM * topology.memory:
-            found.append(Candidate(variant, seconds, held))
+            found.append(Candidate(variant, _seconds(variant, topology), held))
     if not found:
         raise UserError(
             f"{topology.name}: no mesh, remat policy and number of microbatches was found with which "
@@ -104,27 +103,32 @@ def _variants(config: Config, topology: Topology) -> Iterator[Config]:
 
 def _divides(config: Config) -> bool:
     """Do rows, tokens and every parameter divide among the parts?"""
-    m = config.mesh
-    mesh = AbstractMesh(tuple(getattr(m, axis) for axis in MESH_AXES), MESH_AXES)
-    faults = itertools.chain(sharding.undivided(config, mesh), sharding.unsplit(params.table(config), m.rules, mesh))
+    mesh, rules = _mesh(config), config.mesh.rules
+    faults = itertools.chain(sharding.undivided(config, mesh), sharding.unsplit(params.table(config), rules, mesh))
     return next(faults, None) is None
 
 
-def estimate(config: Config, topology: Topology) -> tuple[float, float]:
-    """Bytes of a device and seconds of a step, roughly."""
-    return memory(config), _seconds(config, topology)
+def _mesh(config: Config) -> AbstractMesh:
+    return AbstractMesh(tuple(getattr(config.mesh, axis) for axis in MESH_AXES), MESH_AXES)
+
+
+def _weights(config: Config) -> tuple[int, int]:
+    """How many numbers of the parameters a device has, and has where all are gathered along their width."""
+    table, rules, mesh = params.table(config), config.mesh.rules, _mesh(config)
+    return of_device(table, rules, mesh), of_device(table, {**rules, "embed": ""}, mesh)
 
 
 def memory(config: Config) -> float:
-    """Bytes of a device: state, gradients, a layer's weights whole, what layers keep of a microbatch, one at work."""
-    mesh = config.mesh
-    weights = params.count(params.table(config))
-    of_device = weights / (mesh.fsdp * mesh.tensor * mesh.expert)
-    state = (BYTES_OF_STATE + GRADIENTS * FLOAT32) * of_device
-    layer = GATHERED * FLOAT32 * weights / config.model.layers / mesh.tensor
-    tokens = min(config.objective.chunk, _tokens(config) / config.optim.accumulate)
-    logits = COPIES_OF_LOGITS * FLOAT32 * tokens * config.vocab / mesh.tensor
+    """Bytes of a device, an estimate.
+
+    State, gradients, a layer's weights whole, what layers keep of a microbatch, and what one at work takes.
+    """
     c = config.model
+    own, whole = _weights(config)
+    state = needed(config, _mesh(config))[0] + (GRADIENTS - 1) * FLOAT32 * own
+    layer = GATHERED * FLOAT32 * whole / c.layers
+    tokens = min(config.objective.chunk, _tokens(config) / config.optim.accumulate)
+    logits = COPIES_OF_LOGITS * FLOAT32 * tokens * config.vocab / config.mesh.tensor
     entering, projected = _activations(config)
     kept = KEPT[c.remat] * c.layers * (entering if c.remat in RECOMPUTING else projected)
     # The loss is done with before the last layer's backward pass begins.
@@ -158,18 +162,21 @@ def _flops(config: Config) -> float:
 
 
 def _sent(config: Config, topology: Topology) -> float:
-    """Bytes that a device sends in a step, by the axis along which it sends them."""
+    """Bytes that a device sends in a step, by the axis along which it sends them.
+
+    But for what experts exchange: their axis is the same in all candidates.
+    """
     mesh = config.mesh
     c = config.model
-    weights = params.count(params.table(config)) / mesh.tensor
+    own, whole = _weights(config)
     microbatches = config.optim.accumulate
     # Each microbatch gathers a layer's weights twice, forward and backward, and scatters their gradients. Where the
     # compiler does not, it reduces them whole, which sends twice as much.
     scattered = topology.chip.scatters_over(mesh.fsdp, len(topology.devices) // mesh.slices)
     number = BFLOAT16 if config.optim.reduce_dtype == "bfloat16" else FLOAT32
     gradients = number * (1 if scattered else 2)
-    fsdp = (2 * BFLOAT16 + gradients) * weights * _others(mesh.fsdp) * microbatches
-    data = 2 * number * weights / mesh.fsdp * _others(mesh.data) * microbatches  # an all-reduce of gradients
+    fsdp = (2 * BFLOAT16 + gradients) * whole * _others(mesh.fsdp) * microbatches
+    data = 2 * number * own * _others(mesh.data) * microbatches  # an all-reduce of gradients
     # Two all-reduces of the residual a layer and direction, and again where the forward pass is made again: as compiled
     # (443m MoT on v6e:8x8, tensor 2), in bfloat16.
     crossings = 12 if c.remat in RECOMPUTING else 8

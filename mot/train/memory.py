@@ -1,5 +1,7 @@
 """Is there memory for a step? What it cannot do without, counted before anything is allocated."""
 
+from collections.abc import Mapping
+
 import jax
 
 from mot import optim, sharding
@@ -11,23 +13,27 @@ FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
 MOMENTS = {"float32": 2, "bfloat16": 1}  # both of Adam's moments of a parameter, in float32 numbers
 
 
-def needed(config: Config, mesh: jax.sharding.Mesh, runs: int = 1) -> tuple[int, int]:
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
+
+def of_device(table: params.Table, rules: Mapping[str, str], mesh: AnyMesh) -> int:
+    """How many numbers of these parameters one device has."""
+    return sum(params.count({p: s}) // sharding.shard_count(s.axes, rules, mesh) for p, s in table.items())
+
+
+def needed(config: Config, mesh: AnyMesh, runs: int = 1) -> tuple[int, int]:
     """Bytes that each device needs at the least, for `runs` runs at once: the state with its gradients, and the
     residual stream of every layer."""
     table = params.table(config)
     is_trained = optim.trainable(config)
     rules = config.mesh.rules
 
-    def count(specs: params.Table) -> int:
-        """Numbers of these parameters on one device."""
-        return sum(params.count({p: s}) // sharding.shard_count(s.axes, rules, mesh) for p, s in specs.items())
-
-    weights = count(table) * (2 if config.optim.ema else 1)
+    weights = of_device(table, rules, mesh) * (2 if config.optim.ema else 1)
     gradients_and_moments = 1 + MOMENTS[config.optim.moments]
     trained = {path: spec for path, spec in table.items() if is_trained(path)}
     of_one = {path: spec for path, spec in trained.items() if params.by_muon(path, spec, config)}
-    less = MOMENTS[config.optim.moments] / 2 * count(of_one)  # Muon keeps one moment
-    state = round(FLOAT32 * runs * (weights + gradients_and_moments * count(trained) - less))
+    less = MOMENTS[config.optim.moments] / 2 * of_device(of_one, rules, mesh)  # Muon keeps one moment
+    state = round(FLOAT32 * runs * (weights + gradients_and_moments * of_device(trained, rules, mesh) - less))
     rows = config.data.batch // config.optim.accumulate
     tokens = rows * config.length // sharding.shard_count((sharding.ROWS,), rules, mesh)
     width = max(stream.width for stream in config.streams.values())
@@ -40,9 +46,7 @@ def refuse_too_large(config: Config, mesh: jax.sharding.Mesh, runs: int = 1) -> 
         raise UserError(fault)
 
 
-def too_large(
-    config: Config, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, available: int, runs: int = 1
-) -> str:
+def too_large(config: Config, mesh: AnyMesh, available: int, runs: int = 1) -> str:
     """Why a step of `runs` runs needs more than the `available` bytes of each device; "" where it does not."""
     state, residual = needed(config, mesh, runs)
     if available >= state + residual:

@@ -168,7 +168,7 @@ def _make_parts(config: Config, sources: int) -> Callable[[State, Batch], tuple]
             microbatch, key = batch_and_key
             noised = losses.noised(microbatch, config, state.updates, state.params, state.ema)
             dropped = dropout_key(config, state)
-            output = transformer.forward(state.params, noised.batch, config, key, dropped=dropped)
+            output = transformer.forward(state.params, noised.batch, config, key, dropout_key=dropped)
             return losses.by_token(state.params, output, noised, Z_M, config)
 
         split = microbatches(batch, jitter_key(config, state), config.optim.accumulate)

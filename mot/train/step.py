@@ -142,11 +142,12 @@ def _passes(weights: dict, batch: Batch, config: Config, key, state: State) -> t
     """A pass of a batch; and where parts of one stream are their own partners, another with other dropout (2104.08821),
     else the same."""
     dropped = dropout_key(config, state)
-    output = transformer.forward(weights, batch, config, key, dropped=dropped)
+    output = transformer.forward(weights, batch, config, key, dropout_key=dropped)
     term = config.objective.contrastive
     if not term.weighs or len(term.pools) != 1:
         return output, output
-    return output, transformer.forward(weights, batch, config, key, dropped=jax.random.fold_in(dropped, AGAIN))
+    again = jax.random.fold_in(dropped, AGAIN)
+    return output, transformer.forward(weights, batch, config, key, dropout_key=again)
 
 
 def _make_update(config: Config) -> Callable:
@@ -165,7 +166,7 @@ def _make_update(config: Config) -> Callable:
         return jax.tree.map(average, means, weights)
 
     def update(state: State, trained: dict, frozen: dict, grads: dict, sums: dict, grad_norm) -> State:
-        updates, opt = optimiser.update(grads, state.opt, trained)
+        updates, opt = optimiser.update(grads, state.opt, trained, norm=grad_norm)
         weights = params.merge(optax.apply_updates(trained, updates), frozen)
         weights = contrastive.clamped(_balanced(weights, sums["routing"], config), config)
         ema = averages(state.ema, weights, state.updates) if o.ema else {}

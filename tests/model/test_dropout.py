@@ -24,7 +24,7 @@ KEY = jax.random.key(5)
 def loss_of(c, key=KEY):
     def loss(weights, batch):
         given = losses.noised(batch, c, 3)
-        output = transformer.forward(weights, given.batch, c, dropped=key)
+        output = transformer.forward(weights, given.batch, c, dropout_key=key)
         return losses.loss(weights, output, given, losses.totals(batch, c), c, 2)[0]
 
     return jax.jit(jax.value_and_grad(loss))
@@ -135,7 +135,7 @@ def test_the_model_drops_what_the_oracle_drops():
         return (reference.hidden(flat, row, towers, list(c.streams), o) * g).sum()
 
     def ours(weights):
-        hidden = transformer.forward(weights, batch, c, dropped=KEY).hidden
+        hidden = transformer.forward(weights, batch, c, dropout_key=KEY).hidden
         return (jnp.concatenate([h_RD for h_RD, _ in hidden]) * g).sum()
 
     want, want_grads = jax.jit(jax.value_and_grad(theirs))(flat)

@@ -53,6 +53,16 @@ def test_devices_with_the_same_rows_do_not_multiply_the_heads_gradient():
     assert examples.leaf_error(got, want) < 1e-6
 
 
+def test_the_likeliest_id_is_that_of_the_logits_in_bfloat16_too():
+    """What is scored as greedy is what generation would take: logits of a head in the model's dtype."""
+    c = examples.make("mot", dtype="bfloat16")
+    h_RD = jax.random.normal(jax.random.key(0), (4096, 64)).astype(jnp.bfloat16)
+    head_DV = jax.random.normal(jax.random.key(1), (64, 1024)) / 8
+    tokens = examples.batch()["text"].replace(token=jnp.zeros((4, 1024), jnp.int32))
+    found_BT = next_token.likeliest([(h_RD, tokens)], head_DV, c)
+    np.testing.assert_array_equal(found_BT.reshape(-1), jnp.argmax(transformer.logits(h_RD, head_DV, c), -1))
+
+
 def test_logits_never_exist_at_once():
     B, T, D, V = 2, 512, 16, 4096
     shapes = [

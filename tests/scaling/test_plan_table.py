@@ -11,7 +11,7 @@ from rich.console import Console
 from mot import optim
 from mot.config import load, resolve
 from mot.errors import UserError
-from mot.model import flops
+from mot.model import flops, params
 from mot.plan import best, chips, forecast, ladder, process, search
 from tests.conftest import ROOT
 
@@ -112,6 +112,24 @@ def test_estimates_of_memory_are_near_the_compilers():
         entry = ladder.Entry(*(row[x.name] for x in dataclasses.fields(ladder.Entry)))
         config = resolve(load.read(entry.config, entry.overrides()), optim.uncovered)
         assert 0.65 < row["memory"]["peak"] / search.memory(config) < 1.25, entry
+
+
+def test_estimates_of_memory_know_what_the_state_is_and_which_axes_split_it():
+    """By hand: an average is 4 bytes a parameter, bfloat16 halves 8 of moments; `expert` splits experts alone."""
+    config = rung("443m", "moe_fine")
+    table = params.table(config)
+    experts = sum(params.count({p: s}) for p, s in table.items() if "expert" in s.axes)
+    others = params.count(table) - experts
+
+    def held(expert=1, **optim):
+        mesh = dataclasses.replace(config.mesh, data=1, fsdp=16 // expert, expert=expert)
+        return search.memory(dataclasses.replace(config, mesh=mesh, optim=dataclasses.replace(config.optim, **optim)))
+
+    assert held(ema=0.999) - held() == pytest.approx(4 * (experts + others) / 16, rel=0.01)
+    assert held() - held(moments="bfloat16") == pytest.approx(4 * (experts + others) / 16, rel=0.01)
+    state = (12 + 4 * search.GRADIENTS) * others * (1 / 4 - 1 / 16)
+    layer = 4 * search.GATHERED * experts * (1 - 1 / 4) / config.model.layers
+    assert held(expert=4) - held() == pytest.approx(state - layer, rel=0.01)
 
 
 def _plan(config, fits=True, seconds=1.0):
