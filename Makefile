@@ -29,7 +29,7 @@ DEVICE := $(if $(wildcard /dev/nvidia[0-9]*),$(CUDA),$(if $(wildcard /dev/accel0
 APART := --ignore=tests/parity --ignore=tests/seqio --ignore=tests/plan --ignore=tests/slurm --ignore=tests/trackers
 
 .PHONY: demo test test-slow test-parity test-seqio test-trackers test-plan test-plan-slow test-slurm mutations soak \
-  notebooks environments hash plan docs lint format bench bench-device bench-maxtext constraints clean
+  notebooks environments plan-environment hash plan docs lint format bench bench-device bench-maxtext constraints clean
 
 demo: $(VENV)/$(DONE)
 	$(VENV)/bin/mot demo
@@ -84,6 +84,9 @@ notebooks: $(VENV)/$(DONE)
 hash:
 	@echo $(HASH)
 
+# To plan by hand, without the whole table.
+plan-environment: $(PLAN)/$(DONE)
+
 environments: $(PARITY)/$(DONE) $(SEQIO)/$(DONE) $(TRACKERS)/$(DONE) $(PLAN)/$(DONE)
 
 # The pages of docs/ into build/docs; a link that leads nowhere is an error.
@@ -117,8 +120,11 @@ constraints: $(VENV)/$(DONE)
 
 $(VENV)/$(DONE):
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "mot needs Python 3.11, 3.12 or 3.13; PYTHON=... chooses one")'
+	@if [ -e $(VENV) ] && ! ls $(VENV)/.made $(VENV)/.done-* >/dev/null 2>&1; then \
+	  echo '$(VENV) was not made by make, which would clear it: use its programs, or name another folder: make VENV=.venv-cpu'; exit 1; fi
 	$(PYTHON) -m venv --clear $(VENV)
-	@echo 'pip installs into $(VENV) what pyproject.toml names: 1 to 5 minutes, 1.3 GB'
+	touch $(VENV)/.made
+	@echo 'pip installs into $(VENV) what pyproject.toml names: 1 to 5 minutes, 1.5 GB'
 	$(VENV)/bin/python $(INSTALL) -e '.[dev]'
 	touch $@
 

@@ -51,9 +51,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def show(plan: forecast.Forecast, out: Console) -> None:
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items()) or "one device"
+    microbatches = f"{plan.accumulate} microbatch{'es' * (plan.accumulate > 1)}"
     out.print(
         f"[bold]{plan.name} on {plan.topology}[/bold]: {plan.chips} chips, {plan.devices} devices, mesh {mesh}; "
-        f"{plan.rows} rows of {plan.length} tokens, {plan.accumulate} microbatches, remat {plan.remat}"
+        f"{plan.rows} rows of {plan.length} tokens, {microbatches}, remat {plan.remat}"
     )
     table = Table(box=None, show_header=False, padding=(0, 2))
 

@@ -45,6 +45,7 @@ class Slope(NamedTuple):
     high: float = np.nan  # is above, and what it is below
     seeds: int = 1
     points: int = LEAST  # of the reference's curve that were matched, the fewest of all seeds
+    bounded: int = 0  # seeds of which a bound alone is known
 
 
 def smooth(curve: Curve, half_life: float) -> Curve:
@@ -106,13 +107,14 @@ def over_seeds(pairs: Sequence[tuple[Curve, Curve]], half_life: float = HALF_LIF
     n = len(each)
     points = min(s.points for s in each)
     bounds = {s.bound for s in each} - {""}
+    bounded = sum(bool(s.bound) for s in each)
     if len(bounds) > 1:
-        return Slope(np.nan, "?", seeds=n, points=points)
+        return Slope(np.nan, "?", seeds=n, points=points, bounded=bounded)
     center = float(np.log(values).mean())
     if bounds:
         least, greatest = float(values.min()), float(values.max())
         low, high = (least, np.inf) if bounds == {">"} else (0.0, greatest)
-        return Slope(float(np.exp(center)), bounds.pop(), low, high, n, points)
+        return Slope(float(np.exp(center)), bounds.pop(), low, high, n, points, bounded)
     if n == 1:
         return Slope(float(values[0]), points=points)
     drawn = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))

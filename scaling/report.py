@@ -370,10 +370,11 @@ def _answer(slopes, key: runs.SlopeKey) -> str:
     s = slopes[key]
     loss = f"dense's {key.modality} training loss"
     percent = f"{100 * s.value:.0f} %"
+    of = f" with {s.bounded} of {s.seeds} seeds" if 0 < s.bounded < s.seeds else ""
     what = {
         "": f"needed {percent} of dense's steps for {loss}",
-        ">": f"did not reach {loss} in the time given",
-        "<": f"was at {loss} when first measured, within {percent} of dense's steps",
+        ">": f"did not reach {loss} in the time given{of}",
+        "<": f"was at {loss} when first measured{of}, within {percent} of dense's steps",
         "?": f"did not reach {loss} with some seeds and was there from the start with others",
     }[s.bound]
     if s.seeds == 1:

@@ -285,6 +285,7 @@ def load(*patterns: str | Path) -> Tables:
     low, high                  the 95 % interval over pairs of equal seeds; NaN with one pair
     seeds                      pairs of runs
     points                     of dense's curve that were matched, the fewest of all pairs
+    bounded                    pairs of which a bound alone is known
     """
     runs = find(patterns)
     return tables(runs, slopes(sound(runs)))

@@ -231,7 +231,9 @@ class RopeScaling:
     length: int  # of llama3 and yarn: the tokens of a row in the first training; 0 for the others
     least_turns: float  # of llama3 and yarn: pairs that turn fewer times in such a row are stretched in full, ...
     most_turns: float  # ... those that turn more often not at all, and those between in part; 0 for the others
-    amplitude: float  # what turns of queries and keys is multiplied by it: YaRN's 0.1 log(factor) + 1; 1 = not at all
+    amplitude: (
+        float  # queries' and keys' rotated features are multiplied by it: YaRN's 0.1 log(factor) + 1; 1 = not at all
+    )
 
 
 @dataclass(frozen=True)

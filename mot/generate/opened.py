@@ -127,7 +127,9 @@ def rows(
     console = Console(stderr=True)
     generated = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    announce(f"{title}: {len(prompts)} rows in {batches} batches; the first compiles their programs")
+    announce(
+        f"{title}: {len(prompts)} rows in {batches} batch{'es' * (batches > 1)}; the first compiles their programs"
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=len(prompts))
         for first in range(0, len(prompts), size):

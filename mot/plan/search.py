@@ -49,12 +49,11 @@ class Candidate:
 
     @property
     def told(self) -> str:
-        m = self.config.mesh
         c = self.config
-        axes = " ".join(
-            f"{axis}={n}" for axis in ("data", "fsdp", "expert", "context", "tensor") if (n := getattr(m, axis)) > 1
-        )
-        return f"{axes or 'one device'}, remat {c.model.remat}, {c.optim.accumulate} microbatches"
+        sizes = {axis: getattr(c.mesh, axis) for axis in ("data", "fsdp", "expert", "context", "tensor")}
+        axes = " ".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1)
+        n = c.optim.accumulate
+        return f"{axes or 'one device'}, remat {c.model.remat}, {n} microbatch{'es' * (n > 1)}"
 
 
 def candidates(config: Config, topology: Topology) -> list[Candidate]:

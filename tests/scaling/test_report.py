@@ -1,6 +1,7 @@
 """The page about runs: what is shown, what is left out of means and said so, and that a browser can show it."""
 
 import base64
+import csv
 import dataclasses
 import html
 import json
@@ -35,8 +36,8 @@ def test_the_headline_says_what_was_planted(tmp_path):
     assert len(found) == 2
     assert all(44 <= x <= 52 for x in found), sentence  # 50, and what noise takes off a first crossing
     assert sentence in prose(text)
-    slopes = (tmp_path / "slopes.csv").read_text(encoding="utf-8").splitlines()
-    assert {row.rsplit(",", 2)[1] for row in slopes[1:]} == {"3"}  # seeds
+    with (tmp_path / "slopes.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["seeds"] for row in csv.DictReader(file)} == {"3"}
     for name in ("runs", "losses", "slopes"):
         assert (tmp_path / f"{name}.csv").stat().st_size > 100
     for name in ("headline", "curves_text", "curves_image"):
@@ -155,6 +156,16 @@ def test_a_run_that_never_gets_there_is_a_bound(tmp_path):
     planted(tmp_path, "mot", speed=0.5)
     sentence, _ = page(tmp_path)
     assert "mot did not reach dense's text training loss in the time given (one seed: no verdict)" in sentence
+
+
+def test_of_several_seeds_it_is_said_how_many_never_got_there(tmp_path):
+    for seed, speed in ((0, 0.5), (1, 1.2)):
+        planted(tmp_path, "dense", seed=seed)
+        planted(tmp_path, "mot", seed=seed, speed=speed)
+    sentence, _ = page(tmp_path)
+    assert (
+        "mot did not reach dense's text training loss in the time given with 1 of 2 seeds (2 pairs of runs)" in sentence
+    )
 
 
 def test_a_run_that_was_there_when_first_measured_is_a_bound_and_never_0(tmp_path):
