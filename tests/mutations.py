@@ -667,6 +667,27 @@ MUTATIONS = (
         "tests/data/test_sources.py::test_workers_make_the_same_batches",
     ),
     Mutation(
+        "head: devices with the same rows multiply its gradient",
+        "mot/objectives/cross_entropy.py",
+        "dw_DV / lax.psum(1, same_rows) if same_rows else dw_DV",
+        "dw_DV",
+        "tests/objectives/test_losses.py",
+    ),
+    Mutation(
+        "greedy: the likeliest id is of a head in float32",
+        "mot/objectives/next_token.py",
+        "jnp.argmax(transformer.logits(h_D[None], head_DV, config)[0], -1)",
+        "jnp.argmax((h_D @ head_DV).astype(jnp.float32), -1)",
+        "tests/objectives/test_losses.py",
+    ),
+    Mutation(
+        "data workers: an error that no other process can make again is sent as it is",
+        "mot/data/pipeline.py",
+        "if multiprocessing.parent_process() is None or _is_sendable(error):",
+        "if True:",
+        "tests/data/test_pipeline.py",
+    ),
+    Mutation(
         "data workers: one is known only where the next batch was waited for",
         "mot/data/pipeline.py",
         "        workers |= {child",
