@@ -692,7 +692,7 @@ MUTATIONS = (
         "mot/data/pipeline.py",
         "        workers |= {child",
         "            workers |= {child",
-        "tests/train/test_workers.py::test_a_death_amid_a_message_is_seen_though_nobody_looked_before_the_first_batch",
+        "tests/train/test_workers.py::test_a_worker_that_had_started_at_once_is_known_when_it_dies",
     ),
     Mutation(
         "data workers: they outlive a run that is killed",

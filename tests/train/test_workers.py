@@ -2,19 +2,18 @@
 
 import multiprocessing
 import os
+import queue
 import signal
 import time
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 import pytest
-from absl import flags
 
 from mot import checkpoint
 from mot.data import pipeline
-from mot.errors import HUNG, Hung
+from mot.errors import HUNG
 from tests.support import processes
 
 STEPS = 40
@@ -77,25 +76,18 @@ def is_there(pid):
         return False
 
 
-def test_a_death_amid_a_message_is_seen_though_nobody_looked_before_the_first_batch(monkeypatch):
-    """grain's reader waits for the rest of the message; workers that start fast were once known to nobody."""
-    before = set(multiprocessing.active_children())
-    dataset = grain.MapDataset.range(100).map(larger_than_a_pipe).to_iter_dataset()
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=1, per_worker_buffer_size=2))
-    monkeypatch.setattr(pipeline, "OFTEN", 3.0)
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    items = pipeline._watched(dataset, 30.0, pipeline.nothing)
-    next(items)
-    (worker,) = set(multiprocessing.active_children()) - before
-    time.sleep(0.5)  # until pipe and buffers are full, and it waits amid a message
+def test_a_worker_that_had_started_at_once_is_known_when_it_dies():
+    """Of a death amid a message grain says nothing: its reader waits for the rest."""
+    others = {child.pid for child in multiprocessing.active_children()}
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+    worker.start()
+    ready = queue.Queue()
+    ready.put("the first batch, for which nobody had to wait")
+    known = {}
+    assert pipeline._next(ready, 60.0, pipeline.nothing, known, others)[1] == ""
     worker.kill()
-    with pytest.raises(Hung, match=r"a data worker died \(exit code -9\)"):
-        list(items)
-
-
-def larger_than_a_pipe(i: int) -> bytes:
-    return bytes(1 << 20)
+    worker.join()
+    assert pipeline._next(ready, 5.0, pipeline.nothing, known, others) == (None, "a data worker died (exit code -9)")
 
 
 def test_a_killed_runs_folder_is_free_and_its_worker_ends(tmp_path, whole):
