@@ -1,7 +1,7 @@
 """`make bench`: speed and memory as ratios, each figure paired in turn with its reference in this one process.
 
-Shared machines are noisy: ratios are of the least seconds of rounds in turn, and the matmul peak is measured
-again beside each row.
+Shared machines are noisy: ratios of steps are of the least seconds of rounds in turn, others of medians, and the matmul
+peak is measured again beside each row.
 """
 
 import dataclasses
@@ -255,7 +255,7 @@ def main():
     table.caption = f"rows split over {mesh.size} devices, unless said"
 
     def add(figure, value, bar):
-        print(f"{figure}: {value}" + f" ({bar})" * bool(bar), flush=True)  # the table comes at the end, minutes later
+        print(f"{figure}: {value}" + (f" ({bar})" if bar else ""), flush=True)  # the table comes at the end
         table.add_row(figure, value, bar, f"{matmul_peak():.0f}")
         memory.give_back()
 

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,3 +258,15 @@ def test_the_objective_of_its_page_is_exact():
     got = module["clean_and_noise"](module["target"](x, e, t), alpha * x + sigma * e, t)
     np.testing.assert_allclose(got[0], x, atol=1e-5)
     np.testing.assert_allclose(got[1], e, atol=1e-5)
+
+
+def test_make_clears_no_environment_that_it_did_not_make(tmp_path):
+    """README has users of accelerators install into `.venv` by hand."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "kept").touch()
+    command = ["make", f"VENV={own}", f"PYTHON={sys.executable}", "lint"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode != 0
+    assert f"{own} was not made by make, which would clear it" in done.stdout
+    assert (own / "kept").exists()

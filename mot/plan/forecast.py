@@ -159,9 +159,14 @@ def _effort() -> float:
     return -1.0 if jax.config.jax_optimization_level == "O0" else 0.0
 
 
+def aborts(fsdp: int, devices: int) -> bool:
+    """Does the compiler abort on a mesh with so many parts along fsdp? After `hurry` it may."""
+    return _effort() < 0 and fsdp == 1 < devices
+
+
 def _refuse_hurried(mesh: jax.sharding.Mesh) -> None:
-    """Raises `UserError` for a mesh on which the compiler aborts after `hurry`."""
-    if _effort() < 0 and mesh.shape["fsdp"] == 1 < mesh.size:
+    """Raises `UserError` for a mesh on which the compiler aborts."""
+    if aborts(mesh.shape["fsdp"], mesh.size):
         raise UserError(
             f"--quick: with the least effort the compiler aborts where mesh.fsdp is 1 of {mesh.size} devices; leave "
             f"--quick out, or split state among them: --config.mesh.fsdp={mesh.size}"

@@ -17,7 +17,7 @@ from mot.config.axes import MESH_AXES
 from mot.errors import UserError
 from mot.model import flops, params
 from mot.plan.chips import Topology
-from mot.plan.forecast import ATTENTION, RECOMPUTED_ATTENTION, RECOMPUTING, attention_work, recomputed
+from mot.plan.forecast import ATTENTION, RECOMPUTED_ATTENTION, RECOMPUTING, aborts, attention_work, recomputed
 from mot.train.memory import BFLOAT16, FLOAT32, needed, of_device
 
 REMAT = ("none", "dots", "block")
@@ -96,7 +96,7 @@ def _variants(config: Config, topology: Topology) -> Iterator[Config]:
                 model=dataclasses.replace(config.model, remat=remat),
                 optim=dataclasses.replace(config.optim, accumulate=parts),
             )
-            if _divides(changed):
+            if _divides(changed) and not aborts(changed.mesh.fsdp, devices):
                 yield changed
 
 

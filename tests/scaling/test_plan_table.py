@@ -55,6 +55,13 @@ def test_what_no_mesh_divides_is_said():
         search.candidates(rung("37m"), slice_("v5p:3x5x7", 105))
 
 
+def test_no_mesh_is_tried_on_which_the_least_effort_aborts(monkeypatch):
+    config, topology = rung("94m"), slice_("v5p:2x2x1", 4)
+    assert any(found.config.mesh.fsdp == 1 for found in search.candidates(config, topology))
+    monkeypatch.setattr(forecast, "_effort", lambda: -1.0)
+    assert all(found.config.mesh.fsdp > 1 for found in search.candidates(config, topology))
+
+
 def test_recomputing_costs_time_and_saves_memory():
     config, topology = rung("1.5b"), slice_("v5p:4x4x4", 64)
     of = {}
